@@ -1,0 +1,138 @@
+"""A frame: one gzip member of an archive, complete in itself.
+
+The format is RFC 1952, the data in it RFC 1951. Every frame starts with the same ten bytes; only the first of an
+archive has a comment, and only the last an extra field. Frames one behind the other are a valid gzip file.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Final, cast
+
+from isal import isal_zlib
+
+from portal.ops.errors import NotIntactError
+
+Buffer = bytes | bytearray | memoryview
+
+DeflateError = cast("type[Exception]", isal_zlib.error)
+"""What inflating raises (the library's type stub has it as an instance, not a class)."""
+
+INPUT_BYTES: Final = 1 << 20
+"""How much of the tar a frame usually holds: small enough to read one file quickly, large enough to compress well."""
+
+_HEADER: Final = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
+_HEADER_WITH_EXTRA: Final = b"\x1f\x8b\x08\x04\x00\x00\x00\x00\x00\xff"
+_HEADER_WITH_COMMENT: Final = b"\x1f\x8b\x08\x10\x00\x00\x00\x00\x00\xff"
+_SUBFIELD: Final = Struct("<H2sH")
+_TAIL: Final = Struct("<II")
+_STORED: Final = Struct("<BHH")
+_STORED_MAX: Final = 0xFFFF
+_RAW: Final = -15
+_LEVEL: Final = 2
+_SAMPLE_BYTES: Final = 4096
+_INCOMPRESSIBLE: Final = 0.97
+
+
+def compress(data: Buffer) -> bytes:
+    """One frame of `data`: deflated, or stored where deflating would gain nothing."""
+    if not _worth_deflating(data):
+        return store(data)
+    deflated = isal_zlib.compress(data, _LEVEL, _RAW)
+    if len(deflated) >= len(data):
+        return store(data)
+    return b"".join((_HEADER, deflated, _tail(data)))
+
+
+def store(data: Buffer) -> bytes:
+    """One frame of `data`, not compressed: its length is `stored_bytes(len(data))`, whatever the data."""
+    view = memoryview(data)
+    parts: list[Buffer] = [_HEADER]
+    last = max(0, (len(view) - 1) // _STORED_MAX)
+    for number in range(last + 1):
+        chunk = view[number * _STORED_MAX : (number + 1) * _STORED_MAX]
+        parts += (_STORED.pack(number == last, len(chunk), len(chunk) ^ 0xFFFF), chunk)
+    parts.append(_tail(data))
+    return b"".join(parts)
+
+
+def stored_bytes(size: int) -> int:
+    """The length of a stored frame of `size` bytes."""
+    chunks = max(1, -(-size // _STORED_MAX))
+    return len(_HEADER) + chunks * _STORED.size + size + _TAIL.size
+
+
+def padded(data: bytes, length: int) -> bytes:
+    """A frame of `data` that is exactly `length` bytes long: spaces in the gzip header's comment fill it up.
+
+    (Frames of no content would do the same and be plainer, but busybox stops at one.)
+
+    Raises:
+        ValueError: the data does not fit; `padded_bytes(len(data))` always does.
+    """
+    body = compress(data)[len(_HEADER) :]
+    room = length - len(_HEADER) - len(body) - 1
+    if room < 0:
+        raise ValueError(f"{len(data)} bytes do not fit into a frame of {length}")
+    return b"".join((_HEADER_WITH_COMMENT, b" " * room, b"\x00", body))
+
+
+def padded_bytes(size: int) -> int:
+    """A length that a padded frame of `size` bytes fits into, whatever the data."""
+    return stored_bytes(size) + 1
+
+
+def with_extra(data: bytes, identifier: bytes, extra: bytes) -> bytes:
+    """A stored frame of `data` (64 KiB at most) whose gzip header carries `extra` as a subfield (RFC 1952, 2.3.1.1)."""
+    subfield = _SUBFIELD.pack(4 + len(extra), identifier, len(extra)) + extra
+    return b"".join((_HEADER_WITH_EXTRA, subfield, store(data)[len(_HEADER) :]))
+
+
+def extra_of(frame: bytes, identifier: bytes) -> bytes | None:
+    """What `with_extra` put into a frame's header, or nothing where it is another kind of frame."""
+    start = len(_HEADER_WITH_EXTRA)
+    if frame[:start] != _HEADER_WITH_EXTRA or len(frame) < start + _SUBFIELD.size:
+        return None
+    total, found, length = _SUBFIELD.unpack_from(frame, start)
+    if found != identifier or total != length + 4:
+        return None
+    return frame[start + _SUBFIELD.size : start + _SUBFIELD.size + length]
+
+
+def decompress(frame: Buffer, size: int) -> bytes:
+    """The `size` bytes that a frame holds.
+
+    Raises:
+        NotIntactError: the frame holds more or less than that, its checksum is wrong, or it is not one frame exactly.
+    """
+    inflate = isal_zlib.decompressobj(31)
+    try:
+        data: bytes = inflate.decompress(frame, size + 1)
+    except DeflateError as error:
+        raise NotIntactError(f"it does not decompress ({error})") from error
+    if len(data) != size or not inflate.eof or inflate.unused_data:
+        raise NotIntactError(f"it holds {len(data)} bytes instead of {size}, or is cut short")
+    return data
+
+
+def check_header(frame: Buffer) -> None:
+    """Hold the fixed first bytes of a frame against the format: deflate alone would not notice a change there.
+
+    Raises:
+        NotIntactError: they differ.
+    """
+    if bytes(frame[: len(_HEADER)]) not in (_HEADER, _HEADER_WITH_COMMENT, _HEADER_WITH_EXTRA):
+        raise NotIntactError("its gzip header is not the one that every frame has")
+
+
+def _tail(data: Buffer) -> bytes:
+    return _TAIL.pack(isal_zlib.crc32(data), len(data) & 0xFFFFFFFF)
+
+
+def _worth_deflating(data: Buffer) -> bool:
+    if len(data) < 16 * _SAMPLE_BYTES:
+        return True
+    view = memoryview(data)
+    step = len(view) // 4
+    sample = b"".join(view[at : at + _SAMPLE_BYTES] for at in range(0, 4 * step, step))
+    return len(isal_zlib.compress(sample, _LEVEL, _RAW)) < _INCOMPRESSIBLE * len(sample)

@@ -1,0 +1,215 @@
+"""The index of an archive: which members it has, and in which frame each of them starts.
+
+The index is the archive's last member, `index.jsonl`, one JSON object a line:
+
+1. ``{"index_version":1,"backup_id":…,"frames":F,"members":M}``
+2. F lines ``{"offset":…,"length":…,"tar_length":…}``: where a frame lies in the file, and how much of the tar it holds
+3. M lines, one for each member in the order of the tar: ``{"frame":…,"at":…,"path":…,"type":…,…}``. The header of the
+   member starts `at` bytes into that frame. A path is relative to the directory `<backup_id>/`; bytes of a name that
+   are not UTF-8 stand as the lone surrogates of PEP 383.
+
+The frames of the index itself, and the one that ends the archive, are not listed: the last frame's gzip header says
+where the index starts. Everything here is values in, values out.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from enum import StrEnum
+from json.encoder import encode_basestring_ascii as quote
+from os import fsencode
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from portal.ops.archive import tar
+from portal.ops.errors import NotIntactError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NAME: Final = "index.jsonl"
+VERSION: Final = 1
+LINE_BYTES: Final = 1 << 16
+"""No line is longer: a path and a link target of 4,096 bytes each, every byte escaped, are shorter."""
+
+
+FRAME_MAX: Final = 1 << 26
+"""No frame holds more of the tar than this (64 MiB), whatever an index claims: a reader keeps a few in memory."""
+
+
+class MemberType(StrEnum):
+    """What a member of an archive is."""
+
+    FILE = "file"
+    DIRECTORY = "directory"
+    SYMLINK = "symlink"
+    HARDLINK = "hardlink"
+
+
+_TYPEFLAG: Final = {
+    MemberType.FILE: tar.FILE,
+    MemberType.DIRECTORY: tar.DIRECTORY,
+    MemberType.SYMLINK: tar.SYMLINK,
+    MemberType.HARDLINK: tar.HARDLINK,
+}
+
+
+class Member(NamedTuple):
+    """One line of the index.
+
+    `mode` holds permission bits, `mtime_ns` and `ctime_ns` nanoseconds since 1970, `link` the target of a symlink or,
+    for a hard link, the path of the member that it is another name of; `sha256` is the digest of a file's content in
+    hexadecimal. `frame` and `at` say where the header starts.
+    """
+
+    path: str
+    type: MemberType
+    size: int = 0
+    mode: int = 0o600
+    uid: int = 0
+    gid: int = 0
+    mtime_ns: int = 0
+    ctime_ns: int = 0
+    inode: int = 0
+    link: str = ""
+    sha256: str = ""
+    frame: int = 0
+    at: int = 0
+
+
+def tar_header(member: Member, backup_id: str) -> bytes:
+    """The header that the member has in the tar: a function of its line, so a reader can hold one against the other."""
+    link = f"{backup_id}/{member.link}" if member.type is MemberType.HARDLINK else member.link
+    slash = "/" if member.type is MemberType.DIRECTORY else ""
+    return tar.encode(
+        fsencode(f"{backup_id}/{member.path}{slash}"),
+        typeflag=_TYPEFLAG[member.type],
+        size=member.size,
+        mode=member.mode,
+        uid=member.uid,
+        gid=member.gid,
+        mtime_ns=member.mtime_ns,
+        link=fsencode(link),
+    )
+
+
+def encode_member(member: Member) -> str:
+    """The member's line without the number of its frame, which `number` puts in front."""
+    path, kind, size, mode, uid, gid, mtime_ns, ctime_ns, inode, link, sha256, _, at = member
+    line = (
+        f'"at":{at},"path":{quote(path)},"type":"{kind.value}","mode":"{mode:04o}","uid":{uid},"gid":{gid},'
+        f'"mtime_ns":{mtime_ns},"ctime_ns":{ctime_ns},"inode":{inode}'
+    )
+    if kind is MemberType.FILE:
+        return f'{line},"size":{size},"sha256":"{sha256}"}}\n'
+    return f'{line},"link":{quote(link)}}}\n' if link else f"{line}}}\n"
+
+
+def number(lines: list[str], frame: int) -> str:
+    """Whole lines of members that all start in one frame."""
+    start = f'{{"frame":{frame},'
+    return start + start.join(lines) if lines else ""
+
+
+def decode_member(line: bytes) -> Member:
+    """A member from its line.
+
+    Raises:
+        NotIntactError: the line is not one that `encode_member` writes.
+    """
+    try:
+        found = json.loads(line)
+        return Member(
+            found["path"],
+            MemberType(found["type"]),
+            found.get("size", 0),
+            int(found["mode"], 8),
+            found["uid"],
+            found["gid"],
+            found["mtime_ns"],
+            found["ctime_ns"],
+            found["inode"],
+            found.get("link", ""),
+            found.get("sha256", ""),
+            found["frame"],
+            found["at"],
+        )
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise NotIntactError(f"the index has a line that makes no sense: {line[:200]!r}") from error
+
+
+class FrameTable:
+    """Where each frame lies in the file, and how much of the tar it holds: 24 bytes of memory a frame, nothing else."""
+
+    def __init__(self) -> None:
+        self.offsets = array("Q")
+        self.lengths = array("Q")
+        self.tar_lengths = array("Q")
+        self.end = 0
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def append(self, length: int, tar_length: int) -> int:
+        """Add the frame that follows the last one; its number."""
+        self.offsets.append(self.end)
+        self.lengths.append(length)
+        self.tar_lengths.append(tar_length)
+        self.end += length
+        return len(self.offsets) - 1
+
+    def truncate(self, count: int) -> None:
+        """Forget all frames from number `count` on."""
+        if count < len(self):
+            self.end = self.offsets[count]
+            del self.offsets[count:], self.lengths[count:], self.tar_lengths[count:]
+
+    def encode(self) -> Iterator[bytes]:
+        """The lines of the table."""
+        for offset, length, tar_length in zip(self.offsets, self.lengths, self.tar_lengths, strict=True):
+            yield b'{"offset":%d,"length":%d,"tar_length":%d}\n' % (offset, length, tar_length)
+
+    def encoded_bytes(self) -> int:
+        """How long the lines are together."""
+        return sum(map(len, self.encode()))
+
+    def decode_line(self, line: bytes) -> None:
+        """Append the frame of one line.
+
+        Raises:
+            NotIntactError: it makes no sense, or does not follow the one before.
+        """
+        try:
+            found = json.loads(line)
+            offset, length, tar_length = found["offset"], found["length"], found["tar_length"]
+            if offset != self.end or not (0 < length < FRAME_MAX and 0 < tar_length < FRAME_MAX):
+                raise ValueError("it does not follow the frame before, or its size cannot be")
+            self.append(length, tar_length)
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise NotIntactError(f"the index has a frame that makes no sense: {line[:200]!r}") from error
+
+
+def head_line(backup_id: str, *, frames: int, members: int) -> str:
+    """The first line of an index."""
+    head = {"index_version": VERSION, "backup_id": backup_id, "frames": frames, "members": members}
+    return json.dumps(head, separators=(",", ":")) + "\n"
+
+
+def decode_head(line: bytes) -> tuple[str, int, int]:
+    """The backup's id, the number of frames and the number of members, from the first line.
+
+    Raises:
+        NotIntactError: it makes no sense, or a later release wrote it.
+    """
+    try:
+        head: dict[str, Any] = json.loads(line)
+        version = head["index_version"]
+        found = str(head["backup_id"]), int(head["frames"]), int(head["members"])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise NotIntactError("the index does not start with a line that describes it") from error
+    if version != VERSION:
+        raise NotIntactError(
+            f"the index has version {version!r}; this release reads version {VERSION}",
+            hint="Use the release that wrote the archive, or a later one.",
+        )
+    return found

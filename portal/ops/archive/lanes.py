@@ -1,0 +1,109 @@
+"""Compression on all cores: threads for large blocks, helper processes for small files.
+
+Deflating and hashing a large block release Python's lock, so threads do it in parallel. Small files do not: see
+`packer.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import subprocess
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Self, cast
+
+from portal.ops.archive import frame, packer
+from portal.ops.errors import OpsError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+_ENTRY = "from portal.ops.archive.packer import main; main()"
+
+
+def available_cores() -> int:
+    """How many cores this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+class _Helper(NamedTuple):
+    process: subprocess.Popen[bytes]
+    requests: BinaryIO
+    answers: BinaryIO
+
+
+class Lanes:
+    """A pool of threads and, from the first pack on, as many helper processes.
+
+    Arguments:
+        backup_id: the archive's top directory, which every member's name starts with.
+        jobs: how many blocks are worked on at once.
+    """
+
+    def __init__(self, backup_id: str, jobs: int) -> None:
+        self.jobs = jobs
+        self._backup_id = backup_id
+        self._threads = ThreadPoolExecutor(jobs, thread_name_prefix="lane")
+        self._helpers: list[_Helper] = []
+        self._idle: queue.SimpleQueue[_Helper] = queue.SimpleQueue()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if kind is not None:
+            for helper in self._helpers:
+                helper.process.kill()
+        self._threads.shutdown(cancel_futures=True)
+        for helper in self._helpers:
+            _end(helper)
+
+    def compress(self, data: frame.Buffer) -> Future[bytes]:
+        """One frame of a block."""
+        return self._threads.submit(frame.compress, data)
+
+    def pack(self, items: Sequence[packer.Item]) -> Future[packer.Pack]:
+        """One frame of small files."""
+        if not self._helpers:
+            self.start_helpers()
+        return self._threads.submit(self._pack, items)
+
+    def start_helpers(self) -> None:
+        """Start the helper processes, so that they are ready when the first files have been found."""
+        for _ in range(self.jobs):
+            helper = _start_helper()
+            self._helpers.append(helper)
+            self._idle.put(helper)
+
+    def _pack(self, items: Sequence[packer.Item]) -> packer.Pack:
+        helper = self._idle.get()
+        try:
+            packer.send(helper.requests, (self._backup_id, items))
+            answer = packer.receive(helper.answers)
+        except (EOFError, OSError) as error:
+            raise OpsError(
+                "a helper process of the backup ended unexpectedly",
+                hint="Look for 'out of memory' in the system's log (dmesg), then start the backup again.",
+            ) from error
+        finally:
+            self._idle.put(helper)
+        return packer.Pack(**dict(zip(packer.Pack.__slots__, answer, strict=True)))
+
+
+def _start_helper() -> _Helper:
+    # -P keeps the current directory off the path; our own path is handed on, so the helper finds what we found.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", _ENTRY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    )
+    return _Helper(process, cast("BinaryIO", process.stdin), cast("BinaryIO", process.stdout))
+
+
+def _end(helper: _Helper) -> None:
+    with suppress(BrokenPipeError):
+        helper.requests.close()
+    helper.answers.close()
+    helper.process.wait()

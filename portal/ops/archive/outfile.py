@@ -1,0 +1,110 @@
+"""A file that is written once, front to back, and must be on the disk when that is done."""
+
+from __future__ import annotations
+
+import os
+import threading
+from hashlib import sha256
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from portal.ops.archive.frame import Buffer
+
+_WRITE_BEHIND_BYTES: Final = 32 << 20
+_READ_BYTES: Final = 1 << 20
+
+
+class OutFile:
+    """Append, patch what was reserved, sync.
+
+    While the next bytes are still being made, a thread pushes the ones before to the disk: the last sync then has
+    little left to do.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._behind = threading.Thread(target=self._write_behind, name="write-behind", daemon=True)
+        self._wake = threading.Semaphore(0)
+        self._closing = False
+        self._started = False
+        self._synced = 0
+        self._failure: OSError | None = None
+        self.position = 0
+
+    def write(self, data: Buffer) -> None:
+        """Append."""
+        self._write_at(self.position, data)
+        self.position += len(data)
+        if self.position - self._synced >= _WRITE_BEHIND_BYTES:
+            self._synced = self.position
+            if not self._started:
+                self._started = True
+                self._behind.start()
+            self._wake.release()
+
+    def skip(self, length: int) -> None:
+        """Leave room that `patch` fills later."""
+        self.position += length
+
+    def patch(self, offset: int, data: Buffer) -> None:
+        """Write what was left out before."""
+        self._write_at(offset, data)
+
+    def truncate(self, length: int) -> None:
+        """Take back everything from `length` on."""
+        os.ftruncate(self._descriptor, length)
+        self.position = self._synced = length
+
+    def finish(self) -> str:
+        """Wait until everything is on the disk; the SHA-256 of it, in hexadecimal."""
+        self._stop_write_behind()
+        sync = threading.Thread(target=self._sync, name="sync")
+        sync.start()
+        digest = self._digest()
+        sync.join()
+        if self._failure:
+            raise self._failure
+        return digest
+
+    def close(self) -> None:
+        """Give the file up, finished or not."""
+        self._stop_write_behind()
+        os.close(self._descriptor)
+
+    def _write_at(self, offset: int, data: Buffer) -> None:
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(self._descriptor, view, offset)
+            view, offset = view[written:], offset + written
+
+    def _digest(self) -> str:
+        digest, buffer, offset = sha256(), bytearray(_READ_BYTES), 0
+        view = memoryview(buffer)
+        while count := os.preadv(self._descriptor, [buffer], offset):
+            digest.update(view[:count])
+            offset += count
+        return digest.hexdigest()
+
+    def _sync(self) -> None:
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            self._failure = error
+
+    def _write_behind(self) -> None:
+        while True:
+            self._wake.acquire()
+            if self._closing:
+                return
+            try:
+                os.fdatasync(self._descriptor)
+            except OSError as error:
+                self._failure = error  # `finish` reports it: a later fsync would not
+                return
+
+    def _stop_write_behind(self) -> None:
+        if self._started:
+            self._closing = True
+            self._wake.release()
+            self._behind.join()
+            self._started = False

@@ -1,0 +1,219 @@
+"""A helper process: takes lists of small files, answers each with one finished frame.
+
+Many small files cost more Python than compression, and one process runs Python on one core only. So the archive's
+process hands lists of paths to a few of these, over pipes, and gets frames back: read, hashed, framed, compressed. It
+works under every kind of Celery pool, which multiprocessing does not, and ends when its standard input does.
+
+A message is its length (8 bytes) and a value in Python's own `marshal` format: both ends are the same interpreter.
+"""
+
+from __future__ import annotations
+
+import errno
+import marshal
+import os
+import signal
+import stat
+import sys
+from dataclasses import dataclass, field
+from hashlib import sha256
+from struct import Struct
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
+
+from portal.ops.archive import frame, tar
+from portal.ops.archive.index import Member, MemberType, encode_member, tar_header
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+LARGE_BYTES: Final = frame.INPUT_BYTES
+"""From this size on a file is not packed with others, but streamed into frames of its own."""
+
+HEADER_ROOM: Final = 1 << 15
+"""More than any header takes: one with the longest name and link target that Linux allows has 12 KiB."""
+
+ATTEMPTS: Final = 3
+"""How often a file is read that changes while it is read."""
+
+GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+"""What opening a file says when its name, or a directory above it, is not what it was a moment ago."""
+
+_BUFFER_BYTES: Final = 4 * frame.INPUT_BYTES
+_LENGTH: Final = Struct("<Q")
+_OPEN: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+Item = tuple[str, bytes, str, str]
+"""What to pack: the member's path, the path to read, its type and, for a file with several names, the member that holds
+the content (for that member itself: its own path)."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Pack:
+    """A finished frame, and what there is to say about it.
+
+    `lines` are the members' lines for the index, still without a number; `vanished`, `changed` and `special` name
+    members that were left out, kept although they changed, or left out for what they are; `large` are items that have
+    grown too large to be packed. `failure` is the path and error number of what could not be read.
+    """
+
+    frame: bytes = b""
+    tar_length: int = 0
+    content_bytes: int = 0
+    files: int = 0
+    lines: list[str] = field(default_factory=list)
+    vanished: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    special: list[str] = field(default_factory=list)
+    large: list[Item] = field(default_factory=list)
+    failure: tuple[bytes, int] | None = None
+
+
+class Packer:
+    """Packs item after item into one buffer, which is used again for every frame."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray(_BUFFER_BYTES)
+        self._view = memoryview(self._buffer)
+        self._end = 0
+
+    def pack(self, backup_id: str, items: Sequence[Item]) -> Pack:
+        """Read the items and put them into one frame."""
+        done = Pack()
+        self._end = 0
+        for item in items:
+            try:
+                self._add(done, backup_id, item)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # a socket has taken the file's name
+                    done.special.append(item[0])
+                elif error.errno in GONE:
+                    done.vanished.append(item[0])
+                else:
+                    return Pack(failure=(item[1], error.errno or 0))
+        if done.lines:
+            done.frame = frame.compress(self._view[: self._end])
+            done.tar_length = self._end
+        return done
+
+    def _add(self, done: Pack, backup_id: str, item: Item) -> None:
+        path, source, kind, link = item
+        if self._end > _BUFFER_BYTES - LARGE_BYTES - HEADER_ROOM:
+            done.large.append(item)
+        elif kind == "file":
+            self._add_file(done, backup_id, item)
+        else:
+            found = os.lstat(source)
+            if kind == "symlink":
+                link = os.fsdecode(os.readlink(source))
+            member = member_of(path, MemberType(kind), found, link=link, at=self._end)
+            self._put_header(tar_header(member, backup_id))
+            done.lines.append(encode_member(member))
+
+    def _add_file(self, done: Pack, backup_id: str, item: Item) -> None:
+        path, source, _, _ = item
+        for attempt in range(1, ATTEMPTS + 1):
+            descriptor = open_file(source)
+            try:
+                before = os.fstat(descriptor)
+                if not stat.S_ISREG(before.st_mode):
+                    done.special.append(path)
+                    return
+                if before.st_size >= LARGE_BYTES:
+                    done.large.append(item)
+                    return
+                member = member_of(path, MemberType.FILE, before, at=self._end)
+                header = tar_header(member, backup_id)
+                start = self._end + len(header)
+                size = self._read(descriptor, start, before.st_size)
+                if size == before.st_size and same_content(before, os.fstat(descriptor)):
+                    break
+            finally:
+                os.close(descriptor)
+            if attempt == ATTEMPTS:
+                done.changed.append(path)
+                member = member._replace(size=size)
+                header = tar_header(member, backup_id)
+        self._put_header(header)
+        self._end = start + member.size
+        self._put_zeros(tar.padding(member.size))
+        done.files += 1
+        done.content_bytes += member.size
+        digest = sha256(self._view[start : start + member.size]).hexdigest()
+        done.lines.append(encode_member(member._replace(sha256=digest)))
+
+    def _read(self, descriptor: int, start: int, size: int) -> int:
+        """Read `size` bytes to `start`; how many there were."""
+        count = 0
+        while count < size and (more := os.readv(descriptor, [self._view[start + count : start + size]])):
+            count += more
+        return count
+
+    def _put_header(self, header: bytes) -> None:
+        self._view[self._end : self._end + len(header)] = header
+        self._end += len(header)
+
+    def _put_zeros(self, count: int) -> None:
+        self._view[self._end : self._end + count] = bytes(count)
+        self._end += count
+
+
+def same_content(before: os.stat_result, after: os.stat_result) -> bool:
+    """Whether a file can be taken as unchanged between two looks at it."""
+    return (
+        before.st_mtime_ns == after.st_mtime_ns
+        and before.st_ctime_ns == after.st_ctime_ns
+        and before.st_size == after.st_size
+    )
+
+
+def open_file(source: bytes) -> int:
+    """A descriptor to read `source` by; never follows a symlink, never waits for the other end of a FIFO."""
+    return os.open(source, _OPEN)
+
+
+def member_of(path: str, kind: MemberType, found: os.stat_result, *, link: str = "", at: int = 0) -> Member:
+    """A member with what `stat` says; a file still lacks its digest."""
+    return Member(
+        path,
+        kind,
+        found.st_size if kind is MemberType.FILE else 0,
+        stat.S_IMODE(found.st_mode),
+        found.st_uid,
+        found.st_gid,
+        found.st_mtime_ns,
+        found.st_ctime_ns,
+        found.st_ino,
+        link,
+        at=at,
+    )
+
+
+def send(stream: BinaryIO, value: Any) -> None:
+    """Write one message."""
+    data = marshal.dumps(value)
+    stream.write(_LENGTH.pack(len(data)))
+    stream.write(data)
+    stream.flush()
+
+
+def receive(stream: BinaryIO) -> Any:
+    """Read one message; EOFError where there is none."""
+    head = stream.read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        raise EOFError
+    (length,) = _LENGTH.unpack(head)
+    return marshal.loads(stream.read(length))  # noqa: S302  (from the process that started this one)
+
+
+def main() -> None:
+    """Answer requests until standard input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one decides
+    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    packer = Packer()
+    while True:
+        try:
+            backup_id, items = receive(requests)
+        except EOFError:
+            return
+        done = packer.pack(backup_id, items)
+        send(answers, tuple(getattr(done, name) for name in Pack.__slots__))

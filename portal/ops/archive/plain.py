@@ -1,0 +1,163 @@
+"""Opens an archive that tar and gzip wrote, as earlier scripts of the portal did: no index, perhaps no manifest.
+
+Such an archive is a directory `<backup_id>/` with `database.sql`, `media/`, `audit/` and mostly `manifest.json`. It can
+only be read from front to back.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from typing import TYPE_CHECKING, Final
+
+from isal import igzip
+
+from portal.ops.archive.frame import DeflateError
+from portal.ops.archive.index import Member, MemberType
+from portal.ops.archive.reader import HINT, Damage, DamagedError, checked
+from portal.ops.archive.writer import MANIFEST
+from portal.ops.errors import NotIntactError
+from portal.ops.manifest import Manifest
+from portal.ops.model import Component
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_READ_BYTES: Final = 1 << 20
+_MANIFEST_MAX: Final = 1 << 26
+_TYPES: Final = {
+    tarfile.REGTYPE: MemberType.FILE,
+    tarfile.AREGTYPE: MemberType.FILE,
+    tarfile.CONTTYPE: MemberType.FILE,
+    tarfile.GNUTYPE_SPARSE: MemberType.FILE,
+    tarfile.DIRTYPE: MemberType.DIRECTORY,
+    tarfile.SYMTYPE: MemberType.SYMLINK,
+    tarfile.LNKTYPE: MemberType.HARDLINK,
+}
+_BROKEN: Final = (tarfile.TarError, DeflateError, EOFError, OSError, UnicodeError, ValueError, OverflowError)
+
+
+class PlainArchive:
+    """An archive without an index, opened for reading; the same face as `ArchiveReader` where both can do a thing.
+
+    Arguments:
+        path: the archive's file.
+
+    Raises:
+        NotIntactError: it is not a tar archive compressed by gzip, or has no directory at its top.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.backup_id = ""
+        self.member_count: int | None = None
+        first = next(self._members(), None)
+        if first is None:
+            raise DamagedError(Damage(what="there is nothing in the archive"))
+        self.backup_id = first[0].name.split("/")[0]
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+    def manifest(self) -> Manifest:
+        """The manifest that is in the archive, or one made from what is.
+
+        Raises:
+            NotIntactError: the archive or the manifest is damaged.
+        """
+        tops: set[str] = set()
+        for member, content in self.contents(1):
+            if member.path == MANIFEST and member.size <= _MANIFEST_MAX:
+                return Manifest.decode(b"".join(content))
+            tops.add(member.path.split("/")[0])
+        return Manifest(
+            backup_id=self.backup_id,
+            type=self.backup_id.split("_")[0],
+            timestamp="",
+            components=tuple(component for component in Component if component.member in tops),
+            hostname="",
+            db_name="",
+            writer="",
+        )
+
+    def contents(self, jobs: int) -> Iterator[tuple[Member, Iterator[memoryview]]]:  # noqa: ARG002
+        """Every member with its content, in the order of the tar.
+
+        Raises:
+            NotIntactError: the archive is damaged from here on, or holds what no archive of a portal holds.
+        """
+        for found, tar in self._members():
+            member = self._member(found)
+            if member is not None:
+                yield member, _pieces(tar, found, member)
+
+    def _open(self) -> igzip.IGzipFile:
+        return igzip.IGzipFile(self.path, "rb")  # type: ignore[no-untyped-call]
+
+    def _members(self) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
+        try:
+            with self._open() as data, tarfile.open(fileobj=data, mode="r|", errorlevel=2) as tar:
+                while (found := tar.next()) is not None:
+                    tar.members = []  # type: ignore[attr-defined]  # it would keep every header otherwise
+                    yield found, tar
+                while data.read(_READ_BYTES):  # the end has a checksum too
+                    pass
+        except _BROKEN as error:
+            raise _damaged(error) from error
+
+    def _member(self, found: tarfile.TarInfo) -> Member | None:
+        top, _, path = found.name.removeprefix("./").partition("/")
+        if top != self.backup_id:
+            raise DamagedError(Damage(what=f"it is not in the directory {self.backup_id}/", path=found.name))
+        if not path:
+            return None
+        kind = _TYPES.get(found.type)
+        if kind is None:
+            raise DamagedError(Damage(what="it is neither a file, a directory nor a link", path=found.name))
+        link = found.linkname
+        if kind is MemberType.HARDLINK:
+            link = link.removeprefix("./").removeprefix(f"{self.backup_id}/")
+        return checked(
+            Member(
+                path,
+                kind,
+                found.size if kind is MemberType.FILE else 0,
+                found.mode & 0o7777,
+                found.uid,
+                found.gid,
+                _nanoseconds(found),
+                link=link if kind in (MemberType.SYMLINK, MemberType.HARDLINK) else "",
+            )
+        )
+
+
+def _pieces(tar: tarfile.TarFile, found: tarfile.TarInfo, member: Member) -> Iterator[memoryview]:
+    if member.type is not MemberType.FILE:
+        return
+    try:
+        file = tar.extractfile(found)
+        rest = member.size
+        while rest and file is not None:
+            data = file.read(min(rest, _READ_BYTES))
+            if not data:
+                raise EOFError("the archive ends before the file does")
+            rest -= len(data)
+            yield memoryview(data)
+    except _BROKEN as error:
+        raise _damaged(error, member.path) from error
+
+
+def _nanoseconds(found: tarfile.TarInfo) -> int:
+    exact = found.pax_headers.get("mtime")
+    if exact is None:
+        return int(found.mtime) * 1_000_000_000
+    whole, _, fraction = exact.partition(".")
+    nanoseconds = int(fraction[:9].ljust(9, "0"))
+    return int(whole) * 1_000_000_000 + (-nanoseconds if whole.startswith("-") else nanoseconds)
+
+
+def _damaged(error: BaseException, path: str | None = None) -> NotIntactError:
+    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, EOFError):
+        return NotIntactError(f"the archive cannot be read: {os.strerror(error.errno)}", hint=HINT)
+    return DamagedError(Damage(what=f"the archive is damaged from here on ({error})", path=path))

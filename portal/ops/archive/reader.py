@@ -1,0 +1,379 @@
+"""Opens an archive by its index: single members without reading the rest, or everything, checked on the way.
+
+Nothing in an archive is believed before it has been held against something else: the table of frames must cover the
+file without a gap, every header must be the one that its line in the index makes, every frame must decompress to the
+size that the table says. What comes out of `contents` and `extract` is what the index describes, or an error.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import chain, islice
+from json.encoder import encode_basestring_ascii as quote
+from typing import TYPE_CHECKING, Final
+
+from isal import isal_zlib
+
+from portal.ops.archive import frame, index, tar
+from portal.ops.archive.index import Member, MemberType
+from portal.ops.archive.writer import MANIFEST, TRAILER, TRAILER_ID
+from portal.ops.errors import NotIntactError
+from portal.ops.manifest import Manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+HINT: Final = "Take another archive: './tools/backup.sh list' shows them."
+
+_TRAILER_BYTES: Final = len(frame.with_extra(tar.END_OF_ARCHIVE, TRAILER_ID, bytes(TRAILER.size)))
+_MANIFEST_MAX: Final = 1 << 26
+_READ_BYTES: Final = 1 << 18
+_MAX_INFLATED: Final = 1 << 20
+_AHEAD: Final = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damage:
+    """A place where the archive is not what it should be.
+
+    Arguments:
+        what: what is wrong, in words.
+        frame: the frame it is in, where there is one.
+        path: the member that it hits, where it can be told.
+    """
+
+    what: str
+    frame: int | None = None
+    path: str | None = None
+
+    def __str__(self) -> str:
+        where = [f"frame {self.frame}"] if self.frame is not None else []
+        if self.path is not None:
+            where.insert(0, self.path)
+        return f"{', '.join(where)}: {self.what}" if where else self.what
+
+
+class DamagedError(NotIntactError):
+    """A damage met on the way."""
+
+    def __init__(self, damage: Damage) -> None:
+        super().__init__(str(damage), hint=HINT)
+        self.damage = damage
+
+
+def is_indexed(path: Path) -> bool:
+    """Whether an archive has an index; one that tar and gzip wrote has none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-_TRAILER_BYTES, os.SEEK_END)
+            return frame.extra_of(file.read(), TRAILER_ID) is not None
+    except OSError:
+        return False
+
+
+class ArchiveReader:
+    """An archive with an index, opened for reading.
+
+    Arguments:
+        path: the archive's file.
+
+    Raises:
+        NotIntactError: the index cannot be read, or does not fit the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("rb", buffering=0)
+        try:
+            self._size = os.fstat(self._file.fileno()).st_size
+            self._index_at = self._read_trailer()
+            self.frames = index.FrameTable()
+            lines = self._lines()
+            self.backup_id, frame_count, self.member_count = index.decode_head(next(lines, b""))
+            for line in islice(lines, frame_count):
+                self.frames.decode_line(line)
+            if len(self.frames) != frame_count or self.frames.end != self._index_at:
+                raise DamagedError(Damage(what="the index does not describe the frames that are there"))
+        except BaseException:
+            self._file.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def manifest(self) -> Manifest:
+        """The manifest; reads the first frame only.
+
+        Raises:
+            NotIntactError: it is damaged, or is not the manifest of this archive.
+        """
+        member = next(self.members(), None)
+        if member is None or member.path != MANIFEST or member.size > _MANIFEST_MAX:
+            raise DamagedError(Damage(what="the archive does not start with a manifest"))
+        manifest = Manifest.decode(b"".join(self.extract(member)))
+        if manifest.backup_id != self.backup_id:
+            raise DamagedError(Damage(what="the manifest is another archive's", path=MANIFEST))
+        return manifest
+
+    def members(self) -> Iterator[Member]:
+        """All members in the order of the tar.
+
+        Raises:
+            NotIntactError: a line of the index makes no sense, or there are more or fewer than it says.
+        """
+        count = 0
+        for line in islice(self._lines(), 1 + len(self.frames), None):
+            count += 1
+            yield checked(index.decode_member(line))
+        if count != self.member_count:
+            raise DamagedError(Damage(what=f"the index has {count} members instead of {self.member_count}"))
+
+    def find(self, path: str) -> Member | None:
+        """The member of that path; the index is searched as text, only the line that fits is decoded."""
+        needle = f'"path":{quote(path)},'.encode("ascii")
+        for line in islice(self._lines(), 1 + len(self.frames), None):
+            if needle in line:
+                member = checked(index.decode_member(line))
+                if member.path == path:
+                    return member
+        return None
+
+    def extract(self, member: Member) -> Iterator[memoryview]:
+        """The content of one file, piece by piece; reads the frames that hold it and no others.
+
+        Raises:
+            NotIntactError: at the end, where the content is not what the index says; before, where a frame is damaged.
+        """
+        if not 0 <= member.frame < len(self.frames):
+            raise DamagedError(Damage(what="the index names a frame that is not there", path=member.path))
+        frames = ((number, self.read_frame(number)) for number in range(member.frame, len(self.frames)))
+        cursor = _Cursor(self, frames, start=(member.frame, member.at))
+        yield from cursor.content(member)
+
+    def contents(self, jobs: int) -> Iterator[tuple[Member, Iterator[memoryview]]]:
+        """Every member with its content, in the order of the tar; frames are decompressed ahead, on `jobs` threads.
+
+        The content must be read to its end, or until it raises, before the next member is asked for. After a damage
+        the next member can be asked for all the same.
+
+        Raises:
+            NotIntactError: the index and the tar are not of the same shape; damage in a member's frames or digest is
+                raised by its content.
+        """
+        with self._frames_ahead(jobs) as frames:
+            cursor = _Cursor(self, frames)
+            for member in self.members():
+                cursor.expect(member)
+                yield member, cursor.content(member)
+                cursor.skip_to_end()
+            cursor.expect_end()
+
+    def read_frame(self, number: int) -> bytes | NotIntactError:
+        """What one frame holds, or what is wrong with it."""
+        length = self.frames.lengths[number]
+        data = os.pread(self._file.fileno(), length, self.frames.offsets[number])
+        try:
+            frame.check_header(data)
+            return frame.decompress(data, self.frames.tar_lengths[number])
+        except NotIntactError as error:
+            return error
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _read_trailer(self) -> int:
+        data = os.pread(self._file.fileno(), _TRAILER_BYTES, max(0, self._size - _TRAILER_BYTES))
+        extra = frame.extra_of(data, TRAILER_ID)
+        if extra is None or len(extra) != TRAILER.size:
+            raise DamagedError(Damage(what="the archive does not end as it should: it is cut short, or not finished"))
+        (index_at,) = TRAILER.unpack(extra)
+        if data != frame.with_extra(tar.END_OF_ARCHIVE, TRAILER_ID, extra):
+            raise DamagedError(Damage(what="the last frame of the archive is damaged"))
+        if not 0 < index_at < self._size - _TRAILER_BYTES:
+            raise DamagedError(Damage(what="the end of the archive says that the index lies outside of it"))
+        return int(index_at)
+
+    def _lines(self) -> Iterator[bytes]:
+        """The lines of the index, from the first; checks the tar around them."""
+        chunks = self._inflate_index()
+        header = _take(chunks, tar.BLOCK)
+        size = _index_size(header[0])
+        rest = size
+        tail = b""
+        for chunk in chain([header[1]], chunks):
+            piece = chunk[:rest]
+            rest -= len(piece)
+            lines = (tail + piece).split(b"\n")
+            tail = lines.pop()
+            if len(tail) > index.LINE_BYTES:
+                break
+            yield from lines
+            if not rest and chunk[len(piece) :].strip(b"\x00"):
+                tail = b"x"
+        if rest or tail:
+            raise DamagedError(Damage(what="the index does not end as it should"))
+
+    def _inflate_index(self) -> Iterator[bytes]:
+        at, end = self._index_at, self._size - _TRAILER_BYTES
+        inflate = isal_zlib.decompressobj(31)
+        try:
+            while at < end:
+                data = os.pread(self._file.fileno(), min(_READ_BYTES, end - at), at)
+                at += len(data)
+                if not data:
+                    break
+                while data:
+                    if inflate.eof:
+                        inflate = isal_zlib.decompressobj(31)
+                    yield inflate.decompress(data, _MAX_INFLATED)
+                    data = inflate.unused_data if inflate.eof else inflate.unconsumed_tail
+        except frame.DeflateError as error:
+            raise DamagedError(Damage(what=f"the index does not decompress ({error})")) from error
+        if not inflate.eof:
+            raise DamagedError(Damage(what="the index is cut short"))
+
+    @contextmanager
+    def _frames_ahead(self, jobs: int) -> Iterator[Iterator[tuple[int, bytes | NotIntactError]]]:
+        threads = ThreadPoolExecutor(jobs, thread_name_prefix="inflate")
+
+        def ahead() -> Iterator[tuple[int, bytes | NotIntactError]]:
+            pending: deque[Future[bytes | NotIntactError]] = deque()
+            numbers = iter(range(len(self.frames)))
+            for number in range(len(self.frames)):
+                while len(pending) < jobs + _AHEAD and (following := next(numbers, None)) is not None:
+                    pending.append(threads.submit(self.read_frame, following))
+                yield number, pending.popleft().result()
+
+        try:
+            yield ahead()
+        finally:
+            threads.shutdown(cancel_futures=True)
+
+
+def checked(member: Member) -> Member:
+    """The member, if its path stays inside the archive's directory.
+
+    Raises:
+        NotIntactError: it does not, or holds something that no path has.
+    """
+    for path in (member.path, member.link) if member.type is MemberType.HARDLINK else (member.path,):
+        parts = path.split("/")
+        if "\x00" in path or any(part in ("", ".", "..") for part in parts):
+            raise DamagedError(Damage(what="the archive has a path that leads out of it, or none at all", path=path))
+    if member.size < 0 or member.at < 0 or "\x00" in member.link:
+        raise DamagedError(Damage(what="the index says something impossible of it", path=member.path))
+    return member
+
+
+class _Cursor:
+    """Goes through the tar once, frame by frame, and checks what it passes."""
+
+    def __init__(
+        self,
+        archive: ArchiveReader,
+        frames: Iterator[tuple[int, bytes | NotIntactError]],
+        start: tuple[int, int] = (0, 0),
+    ) -> None:
+        self._backup_id = archive.backup_id
+        self._tar_lengths = archive.frames.tar_lengths
+        self._frames = frames
+        self._number, self._at = start
+        self._loaded = -1
+        self._data: memoryview | NotIntactError = memoryview(b"")
+        self._left = 0
+
+    def expect(self, member: Member) -> None:
+        """Hold the place where the index has a member against the place where the last one ended."""
+        self._normalise()
+        if (member.frame, member.at) != (self._number, self._at):
+            raise DamagedError(
+                Damage(
+                    what=f"it starts {member.at} bytes into frame {member.frame} by the index, but "
+                    f"{self._at} bytes into frame {self._number} by what comes before",
+                    path=member.path,
+                )
+            )
+
+    def expect_end(self) -> None:
+        """Make sure that nothing follows the last member."""
+        self._normalise()
+        if self._number != len(self._tar_lengths):
+            raise DamagedError(Damage(what="the archive holds something that its index does not list"))
+
+    def content(self, member: Member) -> Iterator[memoryview]:
+        """The member's content; checks header, padding and digest."""
+        header = index.tar_header(member, self._backup_id)
+        fill = tar.padding(member.size)
+        self._left = len(header) + member.size + fill
+        if b"".join(self._pieces(len(header), member)) != header:
+            raise self._damage("its tar header is not what the index makes of it", member)
+        if member.type is not MemberType.FILE:
+            return
+        digest = sha256()
+        for piece in self._pieces(member.size, member):
+            digest.update(piece)
+            yield piece
+        if b"".join(self._pieces(fill, member)).strip(b"\x00"):
+            raise self._damage("it is not followed by zeros", member)
+        if digest.hexdigest() != member.sha256:
+            raise self._damage("its content has another SHA-256 than the index says", member)
+
+    def skip_to_end(self) -> None:
+        """Pass over what is left of the current member."""
+        while self._left:
+            self._normalise()
+            if self._number >= len(self._tar_lengths):
+                raise DamagedError(Damage(what="the index lists more than the archive holds"))
+            step = min(self._left, self._tar_lengths[self._number] - self._at)
+            self._at += step
+            self._left -= step
+
+    def _damage(self, what: str, member: Member) -> DamagedError:
+        return DamagedError(Damage(what=what, frame=member.frame, path=member.path))
+
+    def _normalise(self) -> None:
+        while self._number < len(self._tar_lengths) and self._at == self._tar_lengths[self._number]:
+            self._number, self._at = self._number + 1, 0
+
+    def _pieces(self, length: int, member: Member) -> Iterator[memoryview]:
+        while length:
+            self._normalise()
+            if self._number >= len(self._tar_lengths):
+                raise self._damage("the archive ends before it does", member)
+            while self._loaded < self._number:
+                self._loaded, found = next(self._frames)
+                self._data = found if isinstance(found, NotIntactError) else memoryview(found)
+            if isinstance(self._data, NotIntactError):
+                damage = Damage(what=self._data.message, frame=self._number, path=member.path)
+                raise DamagedError(damage) from self._data
+            piece = self._data[self._at : self._at + length]
+            self._at += len(piece)
+            self._left -= len(piece)
+            length -= len(piece)
+            yield piece
+
+
+def _take(chunks: Iterator[bytes], count: int) -> tuple[bytes, bytes]:
+    """The first `count` bytes, and what came with them."""
+    data = b""
+    while len(data) < count and (chunk := next(chunks, None)) is not None:
+        data += chunk
+    return data[:count], data[count:]
+
+
+def _index_size(header: bytes) -> int:
+    """The size of the index, from its tar header."""
+    start = b"/" + index.NAME.encode("ascii") + b"\x00"
+    try:
+        size = int(header[124:135], 8) if header[124:125] != b"\x80" else int.from_bytes(header[125:136], "big")
+    except ValueError:
+        size = -1
+    if len(header) < tar.BLOCK or size < 0 or start not in header[:100]:
+        raise DamagedError(Damage(what="there is no index where the end of the archive says"))
+    return size

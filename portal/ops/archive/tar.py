@@ -1,0 +1,117 @@
+"""Tar headers as bytes: values in, bytes out; no file is read here.
+
+POSIX.1-1988 ("ustar") headers with three additions, each understood by GNU tar, bsdtar, busybox and Python alike:
+
+- a name or link target over 100 bytes goes ahead in a GNU ``L`` or ``K`` record (busybox ignores the pax ``path``);
+- a number too large for its octal field is written in base 256;
+- a time with a fraction of a second goes ahead in a pax ``mtime`` record. A reader that ignores pax loses the
+  fraction and nothing else.
+
+Names stay the bytes they were. Owners are numbers: the names of users differ from machine to machine.
+
+Sources: POSIX.1-2017, pax, "ustar Interchange Format" and "pax Extended Header"; GNU tar manual, "Basic Tar Format".
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Final
+from zlib import adler32
+
+BLOCK: Final = 512
+END_OF_ARCHIVE: Final = bytes(2 * BLOCK)
+
+FILE: Final = b"0"
+HARDLINK: Final = b"1"
+SYMLINK: Final = b"2"
+DIRECTORY: Final = b"5"
+
+_NAME_BYTES: Final = 100
+_SECOND: Final = 1_000_000_000
+_LATEST: Final = 8**11
+_USTAR: Final = Struct("100s8s8s8s12s12s8s1s100s8s80x167x")
+_CHECKSUM_AT: Final = 148
+
+
+def padding(size: int) -> int:
+    """How many zero bytes follow `size` bytes of data."""
+    return -size % BLOCK
+
+
+def encode(
+    name: bytes,
+    *,
+    typeflag: bytes = FILE,
+    size: int = 0,
+    mode: int = 0o600,
+    uid: int = 0,
+    gid: int = 0,
+    mtime_ns: int = 0,
+    link: bytes = b"",
+) -> bytes:
+    """The header of one member, whole blocks, with what has to go ahead of it.
+
+    Arguments:
+        name: the path inside the archive; a directory's ends in a slash.
+        typeflag: FILE, HARDLINK, SYMLINK or DIRECTORY.
+        size: bytes of data that follow, before padding.
+        mode: permission bits.
+        mtime_ns: nanoseconds since 1970, also before it.
+        link: the target of a link.
+    """
+    seconds, fraction = divmod(mtime_ns, _SECOND)
+    ahead = b""
+    if fraction or not 0 <= seconds < _LATEST:
+        ahead = _pax_mtime(mtime_ns)
+    if len(name) > _NAME_BYTES:
+        ahead += _long(b"L", name)
+    if len(link) > _NAME_BYTES:
+        ahead += _long(b"K", link)
+    if not 0 <= seconds < _LATEST:
+        seconds = 0
+    return ahead + _block(name, mode, uid, gid, size, seconds, typeflag, link)
+
+
+def _block(name: bytes, mode: int, uid: int, gid: int, size: int, seconds: int, typeflag: bytes, link: bytes) -> bytes:
+    block = _USTAR.pack(
+        name,
+        b"%07o" % (mode & 0o7777),
+        _number(uid, 8),
+        _number(gid, 8),
+        _number(size, 12),
+        b"%011o" % seconds,
+        b"        ",
+        typeflag,
+        link,
+        b"ustar\x0000",
+    )
+    return block[:_CHECKSUM_AT] + b"%06o\x00 " % _sum(block) + block[_CHECKSUM_AT + 8 :]
+
+
+def _sum(block: bytes) -> int:
+    # The low half of Adler-32 is one plus the sum of the bytes modulo 65521; half a block cannot exceed that.
+    half = BLOCK // 2
+    return (adler32(block[:half]) & 0xFFFF) + (adler32(block[half:]) & 0xFFFF) - 2
+
+
+def _number(value: int, width: int) -> bytes:
+    if value < 8 ** (width - 1):
+        return b"%0*o" % (width - 1, value)
+    return b"\x80" + value.to_bytes(width - 1, "big")
+
+
+def _long(typeflag: bytes, text: bytes) -> bytes:
+    data = text + b"\x00"
+    header = _block(b"././@LongLink", 0o644, 0, 0, len(data), 0, typeflag, b"")
+    return header + data + bytes(padding(len(data)))
+
+
+def _pax_mtime(mtime_ns: int) -> bytes:
+    sign = b"-" if mtime_ns < 0 else b""
+    record = b"mtime=%s%d.%09d\n" % (sign, *divmod(abs(mtime_ns), _SECOND))
+    length = len(record) + 3  # two digits and a space: a record is never as short as 7 or as long as 97 bytes
+    data = b"%d %s" % (length, record)
+    return _PAX_HEADERS[length] + data + bytes(padding(length))
+
+
+_PAX_HEADERS: Final = {length: _block(b"././@PaxHeader", 0o644, 0, 0, length, 0, b"x", b"") for length in range(20, 41)}

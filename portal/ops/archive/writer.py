@@ -1,0 +1,382 @@
+"""Puts an archive together: one pass over the data, frames compressed on all cores and written in order.
+
+The first frame (the manifest) and the header of a stream of unknown length are left out at first and written last,
+into room of a fixed size; everything else is appended.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from hashlib import sha256
+from itertools import chain
+from queue import SimpleQueue
+from struct import Struct
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from portal.ops.archive import frame, index, packer, tar
+from portal.ops.archive.index import Member, MemberType
+from portal.ops.errors import SourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+    from portal.ops.archive.lanes import Lanes
+    from portal.ops.archive.outfile import OutFile
+    from portal.ops.archive.packer import Item
+
+MANIFEST: Final = "manifest.json"
+TRAILER_ID: Final = b"KI"
+TRAILER: Final = Struct("<Q")
+"""What the last frame's gzip header carries: where in the file the index starts."""
+
+_DONE: Final[Future[None]] = Future()
+_DONE.set_result(None)
+_SPOOL_MEMORY: Final = 8 << 20
+_AHEAD: Final = 3
+
+
+class Readable(Protocol):
+    """A file or a pipe, unbuffered."""
+
+    def readinto(self, buffer: memoryview, /) -> int | None:
+        """Fill the buffer, or a part of it; how far. Nothing at the end."""
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """What has been written so far, by number and by name."""
+
+    files: int = 0
+    content_bytes: int = 0
+    vanished: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    special: list[str] = field(default_factory=list)
+
+
+class _Block:
+    """Memory for the input of one frame of a stream, with room for a header ahead; used again and again."""
+
+    def __init__(self) -> None:
+        self.data = memoryview(bytearray(frame.INPUT_BYTES + packer.HEADER_ROOM + tar.BLOCK))
+
+    def put(self, data: bytes) -> int:
+        self.data[: len(data)] = data
+        return len(data)
+
+    def zero(self, start: int, count: int) -> int:
+        self.data[start : start + count] = bytes(count)
+        return count
+
+
+class ArchiveWriter:
+    """Writes one archive; call `reserve`, then any of the `add` methods, then `finish`.
+
+    Arguments:
+        out: the file, still empty.
+        backup_id: the directory that all members are in.
+        lanes: who compresses.
+        spool_directory: where the index waits, unnamed, if it outgrows memory.
+        advance: called with every number of bytes of content read.
+    """
+
+    def __init__(
+        self,
+        out: OutFile,
+        backup_id: str,
+        lanes: Lanes,
+        *,
+        spool_directory: Path,
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self._out = out
+        self._backup_id = backup_id
+        self._lanes = lanes
+        self._advance = advance
+        self._frames = index.FrameTable()
+        self._pending: deque[tuple[Future[Any], Callable[[Any], None]]] = deque()
+        self._blocks: SimpleQueue[_Block] = SimpleQueue()
+        for _ in range(lanes.jobs + _AHEAD + 2):
+            self._blocks.put(_Block())
+        self._spool = tempfile.SpooledTemporaryFile(_SPOOL_MEMORY, dir=str(spool_directory))  # noqa: SIM115  (`close` closes it)
+        self._lines: list[str] = []
+        self._line_bytes = 0
+        self._spooled_bytes = 0
+        self._members = 0
+        self._manifest_room = 0
+        self.reserved = False
+        self._unsettled: set[str] = set()
+        self.tally = Tally()
+
+    def reserve(self, manifest_bytes: int) -> None:
+        """Leave room at the front for a manifest of this size at the most."""
+        self.reserved = True
+        self._manifest_room = frame.padded_bytes(2 * tar.BLOCK + manifest_bytes)
+        self._frames.append(self._manifest_room, 0)
+        self._out.skip(self._manifest_room)
+        self._members += 1
+
+    def add_stream(self, path: str, stream: Readable, *, mtime_ns: int) -> Member:
+        """Append a member whose size is known only when its stream has ended."""
+        self._drain()
+        member = Member(path, MemberType.FILE, mtime_ns=mtime_ns, frame=len(self._frames))
+        room = frame.stored_bytes(tar.BLOCK)
+        header_at = self._out.position
+        self._frames.append(room, tar.BLOCK)
+        self._out.skip(room)
+        digest, size, more = sha256(), 0, True
+        while more:
+            block = self._blocks.get()
+            length = _fill(stream, block.data[: frame.INPUT_BYTES])
+            digest.update(block.data[:length])
+            size += length
+            self._advance(length)
+            more = length == frame.INPUT_BYTES
+            self._submit_block(block, length + block.zero(length, tar.padding(length)))
+        self._drain()
+        member = member._replace(size=size, sha256=digest.hexdigest())
+        self._out.patch(header_at, frame.store(index.tar_header(member, self._backup_id)))
+        self._add_lines([index.encode_member(member)], member.frame)
+        return member
+
+    def add_items(self, items: Iterable[tuple[Item, int]]) -> None:
+        """Append files, directories and links.
+
+        Arguments:
+            items: what to add, each with the size it had a moment ago.
+
+        Raises:
+            SourceError: one of them cannot be read.
+        """
+        self._lanes.start_helpers()
+        batch: list[Item] = []
+        weight = 0
+        for item, size in items:
+            if size >= packer.LARGE_BYTES and item[2] == "file":
+                self._submit_pack(batch)  # first: the directory it lies in may be among them
+                batch, weight = [], 0
+                self._add_large(item)
+                continue
+            if item[2] == "hardlink" and item[3] in self._unsettled:
+                self._submit_pack(batch)
+                self._drain()
+                batch, weight = [], 0
+            batch.append(self._settled(item))
+            weight += (size if item[2] == "file" else 0) + 2 * tar.BLOCK
+            if weight >= frame.INPUT_BYTES:
+                self._submit_pack(batch)
+                batch, weight = [], 0
+        self._submit_pack(batch)
+        self._drain()
+
+    def _settled(self, item: Item) -> Item:
+        """The item; a hard link to something that vanished before it was read becomes a file of its own."""
+        path, source, kind, link = item
+        if kind == "hardlink" and link in self.tally.vanished:
+            return path, source, "file", ""
+        if kind == "file" and link:
+            self._unsettled.add(link)
+        return item
+
+    def finish(self, manifest: bytes, *, mtime_ns: int) -> str:
+        """Write manifest, index and end; the SHA-256 of the whole file."""
+        self._drain()
+        member = Member(
+            MANIFEST, MemberType.FILE, len(manifest), mtime_ns=mtime_ns, sha256=sha256(manifest).hexdigest()
+        )
+        front = index.tar_header(member, self._backup_id) + manifest + bytes(tar.padding(len(manifest)))
+        self._frames.tar_lengths[0] = len(front)
+        self._out.patch(0, frame.padded(front, self._manifest_room))
+        self._write_index(member, mtime_ns)
+        return self._out.finish()
+
+    def manifest_fits(self, manifest: bytes) -> bool:
+        """Whether a manifest fits into the room that was reserved."""
+        return frame.padded_bytes(2 * tar.BLOCK + len(manifest)) <= self._manifest_room
+
+    def close(self) -> None:
+        """Give up the index's spool; the file itself is the caller's."""
+        self._spool.close()
+
+    # -- large files ------------------------------------------------------------------------------------------------
+
+    def _add_large(self, item: Item) -> None:
+        path, source, _, _ = item
+        for attempt in range(1, packer.ATTEMPTS + 1):
+            try:
+                descriptor = packer.open_file(source)
+            except OSError as error:
+                self._note_unreadable(path, source, error)
+                return
+            with os.fdopen(descriptor, "rb", buffering=0) as file:
+                if self._stream_file(path, file, keep=attempt == packer.ATTEMPTS):
+                    return
+
+    def _stream_file(self, path: str, file: Any, *, keep: bool) -> bool:
+        """Append the file; if it changed meanwhile and need not be kept, take it back and say no."""
+        before = os.fstat(file.fileno())
+        if not stat.S_ISREG(before.st_mode):
+            self.tally.special.append(path)
+            return True
+        member = packer.member_of(path, MemberType.FILE, before)
+        numbers: list[int] = []
+        digest, whole = sha256(), True
+        ahead, rest = index.tar_header(member, self._backup_id), member.size
+        while rest or ahead:
+            block = self._blocks.get()
+            start = block.put(ahead)
+            wanted = min(rest, frame.INPUT_BYTES)
+            length = _fill(file, block.data[start : start + wanted])
+            whole = whole and length == wanted
+            block.zero(start + length, wanted - length)
+            digest.update(block.data[start : start + wanted])
+            self._advance(wanted)
+            rest -= wanted
+            end = start + wanted
+            self._submit_block(block, end if rest else end + block.zero(end, tar.padding(member.size)), numbers)
+            ahead = b""
+        unchanged = whole and packer.same_content(before, os.fstat(file.fileno()))
+        if not (unchanged or keep):
+            self._drain()
+            self._frames.truncate(numbers[0])
+            self._out.truncate(self._frames.end)
+            return False
+        if not unchanged:
+            self.tally.changed.append(path)
+        self._submit(_DONE, lambda _: self._take_large(member, numbers[0], digest.hexdigest()))
+        return True
+
+    def _take_large(self, member: Member, number: int, digest: str) -> None:
+        self._count(1, member.size)
+        self._add_lines([index.encode_member(member._replace(sha256=digest))], number)
+
+    def _note_unreadable(self, path: str, source: bytes, error: OSError) -> None:
+        if error.errno in packer.GONE:
+            self.tally.vanished.append(path)
+        else:
+            raise unreadable(source, error.errno or 0) from error
+
+    # -- the pipeline -----------------------------------------------------------------------------------------------
+
+    def _submit_block(self, block: _Block, length: int, numbers: list[int] | None = None) -> None:
+        """Compress the start of a block; the number of its frame goes to `numbers` if it is the first there."""
+        if not length:
+            self._blocks.put(block)
+            return
+
+        def take(done: bytes) -> None:
+            self._blocks.put(block)
+            number = self._write_frame(done, length)
+            if numbers is not None and not numbers:
+                numbers.append(number)
+
+        self._submit(self._lanes.compress(block.data[:length]), take)
+
+    def _submit_pack(self, items: list[Item]) -> None:
+        if items:
+            self._submit(self._lanes.pack(items), self._take_pack)
+
+    def _submit(self, future: Future[Any], take: Callable[[Any], None]) -> None:
+        self._pending.append((future, take))
+        self._drain_to(self._lanes.jobs + _AHEAD)
+
+    def _drain(self) -> None:
+        self._drain_to(0)
+        self._unsettled.clear()
+
+    def _drain_to(self, left: int) -> None:
+        while len(self._pending) > left:
+            future, take = self._pending.popleft()
+            take(future.result())
+
+    def _write_frame(self, data: bytes, tar_length: int) -> int:
+        self._out.write(data)
+        return self._frames.append(len(data), tar_length)
+
+    def _take_pack(self, pack: packer.Pack) -> None:
+        if pack.failure:
+            raise unreadable(*pack.failure)
+        if pack.lines:
+            number = self._write_frame(pack.frame, pack.tar_length)
+            self._add_lines(pack.lines, number)
+        self._count(pack.files, pack.content_bytes)
+        self._advance(pack.content_bytes)
+        self.tally.vanished += pack.vanished
+        self.tally.changed += pack.changed
+        self.tally.special += pack.special
+        for item in pack.large:
+            self._add_large(item)
+
+    def _count(self, files: int, content_bytes: int) -> None:
+        self.tally.files += files
+        self.tally.content_bytes += content_bytes
+
+    # -- the index --------------------------------------------------------------------------------------------------
+
+    def _add_lines(self, lines: list[str], number: int) -> None:
+        self._members += len(lines)
+        text = index.number(lines, number)
+        self._lines.append(text)
+        self._line_bytes += len(text)
+        if self._line_bytes >= frame.INPUT_BYTES:
+            self._flush_lines()
+
+    def _flush_lines(self, ending: bytes = b"") -> None:
+        text = "".join(self._lines).encode("ascii") + ending
+        if text:
+            self._spool.write(frame.compress(text))
+        self._spooled_bytes += self._line_bytes
+        self._lines, self._line_bytes = [], 0
+
+    def _write_index(self, manifest: Member, mtime_ns: int) -> None:
+        front = [
+            index.head_line(self._backup_id, frames=len(self._frames), members=self._members),
+            index.number([index.encode_member(manifest)], 0),
+        ]
+        size = sum(map(len, front)) + self._frames.encoded_bytes() + self._spooled_bytes + self._line_bytes
+        self._flush_lines(bytes(tar.padding(size)))
+        header = index.tar_header(Member(index.NAME, MemberType.FILE, size, mtime_ns=mtime_ns), self._backup_id)
+        starts_at = self._out.position
+        head, first = (text.encode("ascii") for text in front)
+        for block in _batches(chain((header, head), self._frames.encode(), (first,))):
+            self._out.write(frame.compress(block))
+        self._spool.seek(0)
+        while data := self._spool.read(frame.INPUT_BYTES):
+            self._out.write(data)
+        self._out.write(frame.with_extra(tar.END_OF_ARCHIVE, TRAILER_ID, TRAILER.pack(starts_at)))
+
+
+def unreadable(source: bytes, number: int) -> SourceError:
+    """The error for a file that is there and cannot be read."""
+    return SourceError(
+        f"cannot read {os.fsdecode(source)}: {os.strerror(number)}",
+        hint="Run the backup as the portal's user or as root, or give this user the right to read the file; "
+        "then start it again.",
+    )
+
+
+def _fill(stream: Readable, room: memoryview) -> int:
+    """Read until the room is full or the stream has ended; how much there was."""
+    length = 0
+    while length < len(room) and (more := stream.readinto(room[length:])):
+        length += more
+    return length
+
+
+def _batches(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """The parts, joined to about the frames' input size."""
+    batch: list[bytes] = []
+    weight = 0
+    for part in parts:
+        batch.append(part)
+        weight += len(part)
+        if weight >= frame.INPUT_BYTES:
+            yield b"".join(batch)
+            batch, weight = [], 0
+    if batch:
+        yield b"".join(batch)

@@ -1,0 +1,120 @@
+"""Every error the engine raises on purpose.
+
+    OpsError                       exit 1   something did not work
+    ├── ConfigurationError         exit 2   a setting or an argument makes no sense
+    │   └── UnsupportedError       exit 2   it makes sense, but this release cannot do it
+    ├── NotConfirmedError          exit 3   nobody said yes
+    ├── NotIntactError             exit 4   an archive is damaged, incomplete or hostile
+    ├── BusyError                  exit 5   somebody else holds the lock            (retry)
+    ├── SourceError                exit 1   what should be backed up cannot be read
+    │   ├── ClientToolError        exit 1   pg_dump or pg_restore is missing, or too old for the server
+    │   ├── ConnectionFailedError  exit 1   the server cannot be reached            (retry)
+    │   ├── AccessDeniedError      exit 1   the server refused the user, or the user may not read something
+    │   ├── DatabaseAbsentError    exit 1   the server has no such database
+    │   └── DumpFailedError        exit 1   pg_dump started and did not finish      (retry)
+    ├── RepositoryError            exit 1   the directory of archives cannot be read or written
+    │   ├── DiskFullError          exit 1   no space left
+    │   └── ArchiveAbsentError     exit 2   no archive of that name
+    └── RestoreError               exit 1   a restore stopped; the live data is as it was
+
+A message says what happened, a hint what to do next. Only entry points turn an error into an exit.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class OpsError(Exception):
+    """The root of the tree.
+
+    Arguments:
+        message: what happened, in one sentence without a full stop.
+        hint: what the person can do about it; every error that reaches a person has one.
+    """
+
+    exit_code: ClassVar[int] = 1
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message
+
+
+class ConfigurationError(OpsError):
+    """A setting or an argument makes no sense."""
+
+    exit_code = 2
+
+
+class UnsupportedError(ConfigurationError):
+    """What was asked for makes sense, but this release cannot do it."""
+
+
+class NotConfirmedError(OpsError):
+    """A step that changes live data was not confirmed; nothing was changed."""
+
+    exit_code = 3
+
+
+class NotIntactError(OpsError):
+    """An archive is damaged, incomplete, or not what it claims to be."""
+
+    exit_code = 4
+
+
+class BusyError(OpsError):
+    """Another process holds what this one needs."""
+
+    exit_code = 5
+    retryable = True
+
+
+class SourceError(OpsError):
+    """Something that should be backed up cannot be read."""
+
+
+class ClientToolError(SourceError):
+    """A PostgreSQL client program is missing, or too old for the server."""
+
+
+class ConnectionFailedError(SourceError):
+    """The database server cannot be reached."""
+
+    retryable = True
+
+
+class AccessDeniedError(SourceError):
+    """The server refused the user or the password, or the user may not read a table."""
+
+
+class DatabaseAbsentError(SourceError):
+    """The server is there; the database is not."""
+
+
+class DumpFailedError(SourceError):
+    """pg_dump started and did not finish."""
+
+    retryable = True
+
+
+class RepositoryError(OpsError):
+    """The directory of archives cannot be read or written."""
+
+
+class DiskFullError(RepositoryError):
+    """There is no space left where it is needed."""
+
+
+class ArchiveAbsentError(RepositoryError):
+    """The repository has no archive of that name."""
+
+    exit_code = 2
+
+
+class RestoreError(OpsError):
+    """A restore stopped; what was live before is live now."""

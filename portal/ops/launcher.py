@@ -1,0 +1,49 @@
+"""Run one program that ends when the process that started it ends, even by SIGKILL.
+
+    python -I -S launcher.py <parent pid> <signal> <uid:gid or -> <program> [argument ...]
+
+This file is run, never imported: it uses the standard library alone and replaces itself with the program. Doing this
+between fork and exec in Python (``preexec_fn``) is not safe in a process that has threads.
+
+The kernel sends the signal when the *thread* that started the child ends, so a child must be started by a thread that
+outlives it.
+"""
+
+import ctypes
+import os
+import sys
+
+PR_SET_PDEATHSIG = 1
+CANNOT_RUN = 127
+
+
+def become(uid: int, gid: int) -> None:
+    """Give up root for this user and group, with no other groups."""
+    os.setgroups([])
+    os.setgid(gid)
+    os.setuid(uid)
+
+
+def tie_to(parent: int, death_signal: int) -> None:
+    """Have the kernel send `death_signal` when the parent ends; leave at once if it already has."""
+    # A change of user clears the request, so this comes after it; a parent may have ended before, so it is looked at.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, death_signal, 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit(CANNOT_RUN)
+
+
+def main() -> None:
+    """Prepare this process as the arguments say, and become the program."""
+    parent, death_signal, owner, *argv = sys.argv[1:]
+    if owner != "-":
+        become(*map(int, owner.split(":")))
+    tie_to(int(parent), int(death_signal))
+    try:
+        os.execv(argv[0], argv)  # noqa: S606
+    except OSError as error:
+        print(f"cannot run {argv[0]}: {error.strerror}", file=sys.stderr)  # noqa: T201
+        sys.exit(CANNOT_RUN)
+
+
+if __name__ == "__main__":
+    main()

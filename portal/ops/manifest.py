@@ -1,0 +1,119 @@
+"""The manifest: what an archive says of itself, in the JSON that a person can read.
+
+Seven keys are the portal's own (`backup_id` to `db_name`); the others are this engine's. An archive that was made with
+tar and gzip alone may have the seven only, or no manifest at all. No secret is ever in it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from portal.ops.errors import NotIntactError
+from portal.ops.model import FORMAT_VERSION, Component
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+WRITER: Final = "kekkai-backup 0.1.0"
+WARNING_BYTES: Final = 16 << 10
+"""About how much room a manifest gives its warnings; what does not fit is counted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What the archive holds, where it comes from, and what there is to know of it.
+
+    Arguments:
+        backup_id: also the archive's top directory.
+        type: what was asked for; see `BackupType`.
+        timestamp: when the backup was started, in UTC.
+        components: what the archive holds.
+        hostname: the machine that made it.
+        db_name: the database's name; empty where there is none.
+        details: for each component its bytes, its number of files, and for a database the versions and row counts.
+        warnings: what a restore from it will lack or may find inconsistent.
+        warnings_total: how many there were, also those there was no room for.
+        parent: the archive that an incremental follows.
+        base: the first archive of its chain.
+        writer: the program that made it.
+    """
+
+    backup_id: str
+    type: str
+    timestamp: str
+    components: tuple[Component, ...]
+    hostname: str
+    db_name: str
+    format_version: int = FORMAT_VERSION
+    details: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    warnings_total: int = 0
+    parent: str | None = None
+    base: str | None = None
+    writer: str = WRITER
+
+    def encode(self) -> bytes:
+        """The bytes of `manifest.json`."""
+        document = {
+            "backup_id": self.backup_id,
+            "type": self.type,
+            "timestamp": self.timestamp,
+            "format_version": self.format_version,
+            "components": [component.value for component in self.components],
+            "hostname": self.hostname,
+            "db_name": self.db_name,
+            "details": {name: dict(detail) for name, detail in self.details.items()},
+            "warnings": list(self.warnings),
+            "warnings_total": self.warnings_total,
+            "parent": self.parent,
+            "base": self.base,
+            "writer": self.writer,
+        }
+        return json.dumps(document, indent=4).encode("ascii") + b"\n"
+
+    @classmethod
+    def decode(cls, data: bytes) -> Manifest:
+        """A manifest from its bytes, of any release.
+
+        Raises:
+            NotIntactError: it is not a manifest, or one of a later format.
+        """
+        try:
+            found = json.loads(data)
+            version = found["format_version"]
+            if version != FORMAT_VERSION:
+                raise NotIntactError(
+                    f"the archive has format version {version!r}; this release reads version {FORMAT_VERSION}",
+                    hint="Use the release that wrote the archive, or a later one.",
+                )
+            return cls(
+                backup_id=_text(found["backup_id"]),
+                type=_text(found["type"]),
+                timestamp=_text(found["timestamp"]),
+                components=tuple(Component(name) for name in found["components"]),
+                hostname=_text(found.get("hostname", "")),
+                db_name=_text(found.get("db_name") or ""),
+                details={str(name): dict(detail) for name, detail in found.get("details", {}).items()},
+                warnings=tuple(map(str, found.get("warnings", ()))),
+                warnings_total=int(found.get("warnings_total", 0)),
+                parent=found.get("parent"),
+                base=found.get("base"),
+                writer=_text(found.get("writer", "")),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise NotIntactError("manifest.json makes no sense", hint="Take another archive.") from error
+
+
+def room_for(table_names: tuple[str, ...]) -> int:
+    """How many bytes a manifest can take at the most, by the tables that it will count the rows of."""
+    number_and_layout = 40
+    tables = sum(len(json.dumps(name)) + number_and_layout for name in table_names)
+    return (8 << 10) + WARNING_BYTES + tables
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"text expected, not {type(value).__name__}")
+    return value

@@ -1,0 +1,97 @@
+"""The nouns that everything else speaks of: types and components of backups, and their names."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from hashlib import sha256
+from typing import Final
+
+FORMAT_VERSION: Final = 1
+SUFFIX: Final = ".tar.gz"
+SIDECAR_SUFFIX: Final = ".sha256"
+
+
+class BackupType(StrEnum):
+    """What a backup was asked to hold."""
+
+    FULL = "full"
+    DATABASE = "database"
+    MEDIA = "media"
+    AUDIT_LOGS = "audit_logs"
+
+
+class Component(StrEnum):
+    """A part of the portal, as the manifest names it."""
+
+    DATABASE = "database"
+    MEDIA = "media"
+    AUDIT_LOGS = "audit_logs"
+
+    @property
+    def member(self) -> str:
+        """Where it lies in an archive, relative to the top directory."""
+        return _MEMBERS[self]
+
+
+_MEMBERS: Final = {
+    Component.DATABASE: "database.sql",
+    Component.MEDIA: "media",
+    Component.AUDIT_LOGS: "audit",
+}
+
+
+class VerifyLevel(StrEnum):
+    """How closely an archive is looked at; each level includes the ones before."""
+
+    CHECKSUM = "checksum"
+    CONTENTS = "contents"
+    DUMP = "dump"
+
+
+_ID: Final = re.compile(r"(full|database|media|audit_logs)_(\d{8})_(\d{6})_([0-9a-f]{6,64})")
+_STAMP: Final = "%Y%m%d_%H%M%S"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackupId:
+    """The name of a backup, such as ``full_20240115_120000_abc123``: a function of the request that made it.
+
+    Arguments:
+        type: what was asked for.
+        moment: the slot or the submission, to the second, in UTC.
+        digest: the start of the SHA-256 of the request's own id, in hexadecimal.
+    """
+
+    type: BackupType
+    moment: datetime
+    digest: str
+
+    @classmethod
+    def of(cls, kind: BackupType, moment: datetime, request_id: str) -> BackupId:
+        """The id of a request."""
+        digest = sha256(request_id.encode()).hexdigest()[:6]
+        return cls(type=kind, moment=moment.astimezone(UTC).replace(microsecond=0), digest=digest)
+
+    @classmethod
+    def parse(cls, text: str) -> BackupId | None:
+        """The id that a text is, or nothing."""
+        found = _ID.fullmatch(text)
+        if not found:
+            return None
+        kind, day, time, digest = found.groups()
+        try:
+            moment = datetime.strptime(f"{day}_{time}", _STAMP).replace(tzinfo=UTC)
+        except ValueError:
+            return None
+        return cls(type=BackupType(kind), moment=moment, digest=digest)
+
+    def __str__(self) -> str:
+        return f"{self.type.value}_{self.moment.strftime(_STAMP)}_{self.digest}"
+
+
+def timestamp(moment: datetime) -> str:
+    """A moment as the manifest writes it: ``2024-01-15T12:00:00Z``."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

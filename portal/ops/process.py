@@ -1,0 +1,248 @@
+"""The seam through which the engine runs other programs (pg_dump, pg_restore), and its real implementation.
+
+A `ProcessRunner` has one method, so that a test can put a fake in its place. Whatever a runner starts has a session of
+its own, can be killed as a group, and ends with the process that started it. Secrets travel in the environment only:
+the arguments of a process are there for everybody to read.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+PIPE = subprocess.PIPE
+DEVNULL = subprocess.DEVNULL
+
+Stream = int | IO[bytes]
+"""An open file, a file descriptor, `PIPE` or `DEVNULL`."""
+
+_LAUNCHER = Path(__file__).with_name("launcher.py")
+_STDERR_TAIL_BYTES = 64 * 1024
+_PIPE_BYTES = 1024 * 1024
+_POLL_SECONDS = 0.01
+_DRAIN_SECONDS = 2.0
+
+
+class RunningProcess(Protocol):
+    """A program that was started: its streams, its end, and what it complained about.
+
+    `stdin` and `stdout` are empty files where no `PIPE` was asked for.
+    """
+
+    stdin: IO[bytes]
+    stdout: IO[bytes]
+
+    @property
+    def pid(self) -> int:
+        """Number of the process, and of its group."""
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit code, negative for a signal; None until `wait` or `kill` has seen the end."""
+
+    def wait(self, timeout_seconds: float | None = None) -> int:
+        """Wait for the end and return the exit code; `TimeoutError` if it runs for longer than that."""
+
+    def kill(self, grace_seconds: float = 5.0) -> None:
+        """End the whole group: ask with SIGTERM, insist with SIGKILL after the grace; harmless after the end."""
+
+    def stderr_tail(self) -> str:
+        """Return the last 64 KiB of what it wrote to stderr."""
+
+
+class ProcessRunner(Protocol):
+    """Starts programs."""
+
+    def start(
+        self,
+        argv: Sequence[str | Path],
+        *,
+        environment: Mapping[str, str],
+        stdin: Stream = DEVNULL,
+        stdout: Stream = PIPE,
+    ) -> RunningProcess:
+        """Start a program.
+
+        Arguments:
+            argv: the program, by path or looked up in the environment's PATH, and its arguments. No secrets.
+            environment: the whole environment of the program; nothing is inherited.
+            stdin: where it reads from.
+            stdout: where it writes to. Whoever asks for a `PIPE` has to read it.
+
+        Raises:
+            FileNotFoundError: there is no such program.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """What a short program left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(
+    runner: ProcessRunner, argv: Sequence[str | Path], *, environment: Mapping[str, str], timeout_seconds: float
+) -> Finished:
+    """Run a program that says little, to its end.
+
+    Raises:
+        FileNotFoundError: there is no such program.
+        TimeoutError: it was killed because it took longer than `timeout_seconds`.
+    """
+    process = runner.start(argv, environment=environment)
+    expired = threading.Event()
+
+    def expire() -> None:
+        expired.set()
+        process.kill()
+
+    timer = threading.Timer(timeout_seconds, expire)
+    timer.start()
+    try:
+        with process.stdout as stream:
+            output = stream.read()
+        returncode = process.wait()
+    finally:
+        timer.cancel()
+        process.kill()
+    if expired.is_set():
+        raise TimeoutError(f"{argv[0]} did not end within {timeout_seconds:g} s")
+    return Finished(returncode=returncode, stdout=output.decode(errors="replace"), stderr=process.stderr_tail())
+
+
+def launch_command(
+    argv: Sequence[str | Path],
+    *,
+    death_signal: signal.Signals = signal.SIGTERM,
+    owner: tuple[int, int] | None = None,
+) -> list[str]:
+    """Wrap a command so that it ends with this process, or rather with the thread that starts it.
+
+    SIGTERM lets pg_dump and pg_restore cancel their work in the server; SIGKILL would leave that running.
+
+    Arguments:
+        argv: absolute path of the program, and its arguments.
+        death_signal: what the program gets when the thread that started it has ended.
+        owner: user and group number to run it as, for root only.
+    """
+    who = "-" if owner is None else f"{owner[0]}:{owner[1]}"
+    launcher = [sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()), str(int(death_signal)), who]
+    return [*launcher, *map(str, argv)]
+
+
+class SystemRunner:
+    """Starts real processes. Each ends when the thread that started it ends, so start them from one that stays."""
+
+    def start(
+        self,
+        argv: Sequence[str | Path],
+        *,
+        environment: Mapping[str, str],
+        stdin: Stream = DEVNULL,
+        stdout: Stream = PIPE,
+    ) -> RunningProcess:
+        """Start a program; see `ProcessRunner.start`."""
+        program = shutil.which(argv[0], path=environment.get("PATH", os.defpath))
+        if program is None:
+            raise FileNotFoundError(errno.ENOENT, "no such program", str(argv[0]))
+        return SystemProcess(
+            subprocess.Popen(
+                launch_command([program, *argv[1:]]),
+                env=dict(environment),
+                stdin=stdin,
+                stdout=stdout,
+                stderr=PIPE,
+                pipesize=_PIPE_BYTES,
+                start_new_session=True,
+            )
+        )
+
+
+class SystemProcess:
+    """A real process that leads its own session and group; see `RunningProcess`."""
+
+    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+        self._popen = popen
+        self.stdin: IO[bytes] = popen.stdin or io.BytesIO()
+        self.stdout: IO[bytes] = popen.stdout or io.BytesIO()
+        self._collecting = threading.Lock()
+        self._tail = bytearray()
+        self._drain = threading.Thread(target=self._drain_stderr, name=f"stderr-{popen.pid}", daemon=True)
+        self._drain.start()
+
+    @property
+    def pid(self) -> int:
+        """Number of the process, and of its group."""
+        return self._popen.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit code, negative for a signal; None until `wait` or `kill` has seen the end."""
+        return self._popen.returncode
+
+    def wait(self, timeout_seconds: float | None = None) -> int:
+        """Wait for the end and return the exit code; see `RunningProcess.wait`."""
+        if not self._ended_within(timeout_seconds):
+            raise TimeoutError(f"process {self.pid} did not end within {timeout_seconds:g} s")
+        return self._collect()
+
+    def kill(self, grace_seconds: float = 5.0) -> None:
+        """End the whole group; see `RunningProcess.kill`."""
+        self._signal_group(signal.SIGTERM)
+        if not self._ended_within(grace_seconds):
+            self._signal_group(signal.SIGKILL)
+        self._ended_within(None)
+        self._collect()
+
+    def stderr_tail(self) -> str:
+        """Return the last 64 KiB of what it wrote to stderr; complete once the process was waited for."""
+        if self.returncode is not None:
+            self._drain.join(_DRAIN_SECONDS)
+        return bytes(self._tail).decode(errors="replace")
+
+    def _ended_within(self, timeout_seconds: float | None) -> bool:
+        """Wait for the end without collecting it: until then nobody else can get the number of its group."""
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        options = os.WEXITED | os.WNOWAIT | (0 if deadline is None else os.WNOHANG)
+        try:
+            while os.waitid(os.P_PID, self.pid, options) is None:
+                if deadline is not None and time.monotonic() >= deadline:
+                    return False
+                time.sleep(_POLL_SECONDS)
+        except ChildProcessError:
+            pass
+        return True
+
+    def _collect(self) -> int:
+        """Kill what is left of the group, and take the exit code of its leader."""
+        self._signal_group(signal.SIGKILL)
+        with self._collecting:
+            return self._popen.wait()
+
+    def _signal_group(self, number: signal.Signals) -> None:
+        with self._collecting:
+            if self._popen.returncode is None:
+                os.killpg(self.pid, number)
+
+    def _drain_stderr(self) -> None:
+        assert self._popen.stderr is not None
+        with self._popen.stderr as stream:
+            while block := os.read(stream.fileno(), 8192):
+                self._tail += block
+                del self._tail[:-_STDERR_TAIL_BYTES]

@@ -1,0 +1,352 @@
+"""The repository: a directory of archives, and the only record of what has been backed up.
+
+An archive exists if and only if its final name does. It is written under a hidden name, put on the disk, hashed; then
+its sidecar is put in place; then the rename makes it an archive. Who writes one holds a lock on its hidden file, so
+that the remains of a crash can be told from work in progress: nobody holds theirs.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from portal.ops.archive.outfile import OutFile
+from portal.ops.errors import ArchiveAbsentError, BusyError, DiskFullError, NotIntactError, RepositoryError
+from portal.ops.model import SIDECAR_SUFFIX, SUFFIX, BackupId
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PARTIAL_SUFFIX: Final = ".partial"
+LOCK_NAME: Final = ".lock"
+
+_SIDECAR: Final = re.compile(r"([0-9a-f]{64})[ \t]+\*?([^\n]+)\n?")
+_POLL_SECONDS: Final = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchiveFile:
+    """An archive in the repository, by what its name and its directory entry say.
+
+    Arguments:
+        path: the file.
+        size: bytes.
+        modified: when it was written.
+        backup_id: its id; nothing where the name is not one of ours.
+    """
+
+    path: Path
+    size: int
+    modified: datetime
+    backup_id: BackupId | None
+
+    @property
+    def name(self) -> str:
+        """The name without the suffix, which is the id."""
+        return self.path.name.removesuffix(SUFFIX)
+
+    @property
+    def moment(self) -> datetime:
+        """When the backup was made, by its id; by its file where it has none."""
+        return self.backup_id.moment if self.backup_id else self.modified
+
+
+class Repository:
+    """The directory of archives.
+
+    Arguments:
+        path: the directory; it need not exist yet.
+        lock_timeout: seconds to wait for a lock before giving up.
+    """
+
+    def __init__(self, path: Path, *, lock_timeout: float = 60) -> None:
+        self.path = path
+        self._lock_timeout = lock_timeout
+
+    def prepare(self) -> None:
+        """Make sure that the directory exists and can be written.
+
+        Raises:
+            RepositoryError: it cannot.
+        """
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise _trouble(error, "cannot create", self.path) from error
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise RepositoryError(f"cannot write to {self.path}", hint=_OWNER_HINT.format(path=self.path))
+
+    def archive_path(self, backup_id: BackupId) -> Path:
+        """Where the archive of a backup is, or will be."""
+        return self.path / f"{backup_id}{SUFFIX}"
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    def archives(self) -> list[ArchiveFile]:
+        """All archives, newest first.
+
+        Raises:
+            RepositoryError: the directory cannot be read.
+        """
+        try:
+            with os.scandir(self.path) as entries:
+                found = [
+                    _archive_file(Path(entry.path), entry.stat())
+                    for entry in entries
+                    if entry.name.endswith(SUFFIX) and not entry.name.startswith(".") and entry.is_file()
+                ]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise _trouble(error, "cannot read", self.path) from error
+        return sorted(found, key=lambda archive: (archive.moment, archive.modified, archive.name), reverse=True)
+
+    def find(self, name: str | os.PathLike[str]) -> ArchiveFile:
+        """The archive of that path, file name, id or unambiguous start of an id; ``latest`` is the newest.
+
+        Raises:
+            ArchiveAbsentError: there is none, or more than one.
+        """
+        text = os.fspath(name)
+        if text == "latest":
+            hits = self.archives()[:1]
+        else:
+            for candidate in (Path(text), self.path / text, self.path / f"{text}{SUFFIX}"):
+                if candidate.is_file():
+                    return _archive_file(candidate, candidate.stat())
+            hits = [archive for archive in self.archives() if text and archive.name.startswith(text)]
+        if len(hits) == 1:
+            return hits[0]
+        raise _absent(text, hits, self.path)
+
+    # -- writing ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Hold off a prune; any number of backups and verifications can do so at once.
+
+        Raises:
+            BusyError: a prune did not end in time.
+        """
+        with self._locked(fcntl.LOCK_SH):
+            yield
+
+    def begin(self, backup_id: BackupId) -> Draft | None:
+        """Start the archive of a backup; nothing where it exists already.
+
+        Waits for another process that is writing the same one.
+
+        Raises:
+            BusyError: the other process did not end in time.
+            RepositoryError: the directory cannot be written.
+        """
+        final = self.archive_path(backup_id)
+        partial = _partial(final)
+        deadline = time.monotonic() + self._lock_timeout
+        while not final.exists():
+            try:
+                descriptor = _open_locked(partial)
+            except OSError as error:
+                raise _trouble(error, "cannot write to", self.path) from error
+            if descriptor is not None:
+                if final.exists():  # its writer finished between our two looks
+                    partial.unlink()
+                    os.close(descriptor)
+                    return None
+                os.ftruncate(descriptor, 0)
+                return Draft(final, descriptor)
+            if time.monotonic() >= deadline:
+                raise BusyError(f"{backup_id} is being written by another process", hint="Wait for it, then try again.")
+            time.sleep(_POLL_SECONDS)
+        return None
+
+    def sweep(self) -> list[str]:
+        """Remove what backups that were killed have left; the names of what was removed."""
+        swept = []
+        for partial in sorted(self.path.glob(f".*{SUFFIX}{PARTIAL_SUFFIX}")):
+            with suppress(FileNotFoundError):
+                descriptor = _open_locked(partial, create=False)
+                if descriptor is None:
+                    continue
+                _remove_remains(partial)
+                os.close(descriptor)
+                swept.append(partial.name)
+        return swept
+
+    @contextmanager
+    def _locked(self, kind: int) -> Iterator[None]:
+        try:
+            descriptor = os.open(self.path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _trouble(error, "cannot write to", self.path) from error
+        try:
+            deadline = time.monotonic() + self._lock_timeout
+            while not _try_lock(descriptor, kind):
+                if time.monotonic() >= deadline:
+                    raise BusyError(
+                        f"the repository {self.path} is locked by another process",
+                        hint="Wait for it to end, then try again; BACKUP_LOCK_TIMEOUT sets how long to wait.",
+                    )
+                time.sleep(_POLL_SECONDS)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+class Draft:
+    """An archive that is being written: `commit` makes it one, `discard` leaves nothing of it."""
+
+    def __init__(self, final: Path, descriptor: int) -> None:
+        self.final = final
+        self.partial = _partial(final)
+        self.out = OutFile(descriptor)
+
+    def commit(self, digest: str) -> Path:
+        """Publish the archive; everything in it must be on the disk, and `digest` be its SHA-256."""
+        sidecar = sidecar_of(self.final)
+        write_durably(sidecar, f"{digest}  {self.final.name}\n".encode())
+        self.partial.rename(self.final)  # the commit
+        sync_directory(self.final.parent)
+        self.out.close()
+        return self.final
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        with suppress(FileNotFoundError):
+            _remove_remains(self.partial)
+        self.out.close()
+
+
+def sidecar_of(archive: Path) -> Path:
+    """Where the digest of an archive is kept."""
+    return archive.with_name(archive.name + SIDECAR_SUFFIX)
+
+
+def read_sidecar(archive: Path) -> str | None:
+    """The SHA-256 that an archive should have, in hexadecimal; nothing where it has no sidecar.
+
+    Raises:
+        NotIntactError: the sidecar is not what `sha256sum` writes, or is another file's.
+    """
+    try:
+        text = sidecar_of(archive).read_text("utf-8", "replace")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _trouble(error, "cannot read", sidecar_of(archive)) from error
+    found = _SIDECAR.fullmatch(text)
+    if not found or Path(found[2]).name != archive.name:
+        raise NotIntactError(
+            f"the checksum file {sidecar_of(archive).name} is damaged, or another archive's",
+            hint="Transfer the archive and its .sha256 file again from where they were made.",
+        )
+    return found[1]
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a small file so that it is there whole or not at all, whatever happens."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def sync_directory(path: Path) -> None:
+    """Put the names in a directory on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_OWNER_HINT: Final = "Make {path} belong to the user that runs the backup: chown kekkai:kekkai {path}"
+
+
+def _trouble(error: OSError, doing: str, path: Path) -> RepositoryError:
+    reason = os.strerror(error.errno or 0).lower()
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return disk_full(path)
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return RepositoryError(f"{doing} {path}: {reason}", hint=_OWNER_HINT.format(path=path))
+    return RepositoryError(
+        f"{doing} {path}: {reason}", hint="Look at the disk and its mount; BACKUP_LOCAL_PATH names it."
+    )
+
+
+def disk_full(path: Path) -> DiskFullError:
+    """The error for a repository that has no room left."""
+    return DiskFullError(
+        f"no space left for the archive in {path}",
+        hint="Remove old archives, or move BACKUP_LOCAL_PATH to a larger disk; what was written of this one is gone.",
+    )
+
+
+def _archive_file(path: Path, found: os.stat_result) -> ArchiveFile:
+    return ArchiveFile(
+        path=path,
+        size=found.st_size,
+        modified=datetime.fromtimestamp(found.st_mtime, UTC),
+        backup_id=BackupId.parse(path.name.removesuffix(SUFFIX)),
+    )
+
+
+def _absent(text: str, hits: list[ArchiveFile], path: Path) -> ArchiveAbsentError:
+    hint = "'./tools/backup.sh list' shows what there is; BACKUP_LOCAL_PATH says where it is looked for."
+    if hits:
+        return ArchiveAbsentError(f"{text!r} could be any of {', '.join(hit.name for hit in hits[:5])}", hint=hint)
+    if text == "latest":
+        return ArchiveAbsentError(
+            f"there is no archive in {path}", hint="'./tools/backup.sh full' makes the first one."
+        )
+    return ArchiveAbsentError(f"there is no archive {text!r}, neither as a path nor in {path}", hint=hint)
+
+
+def _partial(final: Path) -> Path:
+    return final.with_name(f".{final.name}{PARTIAL_SUFFIX}")
+
+
+def _remove_remains(partial: Path) -> None:
+    """Remove a hidden file that we hold the lock of, and the sidecar of an archive that never came to be."""
+    final = partial.with_name(partial.name.removeprefix(".").removesuffix(PARTIAL_SUFFIX))
+    if not final.exists():
+        sidecar_of(final).unlink(missing_ok=True)
+    for temporary in final.parent.glob(f".{sidecar_of(final).name}.*.tmp"):
+        temporary.unlink(missing_ok=True)
+    partial.unlink()
+
+
+def _open_locked(partial: Path, *, create: bool = True) -> int | None:
+    """Open and lock a hidden file; nothing where somebody else holds the lock, or took the name away meanwhile."""
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
+    descriptor = os.open(partial, flags, 0o600)
+    try:
+        if _try_lock(descriptor, fcntl.LOCK_EX) and os.path.samestat(os.fstat(descriptor), partial.stat()):
+            return descriptor
+    except FileNotFoundError:
+        pass
+    os.close(descriptor)
+    return None
+
+
+def _try_lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,44 @@
+"""The first bytes of a dump in PostgreSQL's custom format: enough to know which pg_restore can read it.
+
+Source: PostgreSQL, src/bin/pg_dump/pg_backup_archiver.c, `WriteHead` and `WriteInt` (formats 1.12 to 1.16).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+HEAD_BYTES: Final = 4096
+"""So much of a dump is enough for `dump_major`."""
+
+_MAGIC: Final = b"PGDMP"
+_COMPRESSION_IS_A_BYTE: Final = (1, 15)
+_TIME_FIELDS: Final = 7
+
+
+def dump_major(head: bytes) -> int | None:
+    """The major version of the pg_dump that wrote a dump; nothing where it is not a dump in the custom format."""
+    try:
+        return int(_dump_version(head).split(b".")[0])
+    except (IndexError, ValueError):
+        return None
+
+
+def _dump_version(head: bytes) -> bytes:
+    if not head.startswith(_MAGIC):
+        raise ValueError("not a custom-format dump")
+    version = head[5], head[6]
+    integer = head[8]
+    at = len(_MAGIC) + 6  # three bytes of version, the sizes of integers and offsets, the format
+    at += 1 if version >= _COMPRESSION_IS_A_BYTE else 1 + integer
+    at += _TIME_FIELDS * (1 + integer)
+    for _ in ("the database", "the server's version"):
+        at += 1 + integer + _integer(head, at, integer)
+    length = _integer(head, at, integer)
+    return head[at + 1 + integer : at + 1 + integer + length].split(b" ")[0]
+
+
+def _integer(head: bytes, at: int, size: int) -> int:
+    value = int.from_bytes(head[at + 1 : at + 1 + size], "little")
+    if len(head) < at + 1 + size or value > HEAD_BYTES:
+        raise ValueError("cut short")
+    return -value if head[at] else value

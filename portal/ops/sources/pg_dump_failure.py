@@ -1,0 +1,82 @@
+"""What the last words of a pg_dump that failed mean, and what helps."""
+
+from __future__ import annotations
+
+import re
+import signal
+from dataclasses import dataclass
+
+from portal.ops.errors import AccessDeniedError, ClientToolError, DumpFailedError, SourceError
+
+_LAST_LINES = 3
+_LAST_CHARACTERS = 600
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cause:
+    """A phrase among the last words, and what it means."""
+
+    phrase: re.Pattern[str]
+    error: type[SourceError]
+    hint: str
+
+
+def _cause(phrase: str, error: type[SourceError], hint: str) -> _Cause:
+    return _Cause(phrase=re.compile(phrase), error=error, hint=hint)
+
+
+_CAUSES = (
+    _cause(
+        "permission denied for large object",
+        AccessDeniedError,
+        "large objects have owners of their own: dump as their owner, or GRANT SELECT ON LARGE OBJECT",
+    ),
+    _cause("permission denied", AccessDeniedError, "as an administrator: GRANT pg_read_all_data TO the backup's user"),
+    _cause(
+        "row-level security", AccessDeniedError, "as an administrator: ALTER ROLE … BYPASSRLS for the backup's user"
+    ),
+    _cause("server version mismatch", ClientToolError, "install the client programs of the server's major version"),
+    _cause(
+        "LOCK TABLE|lock timeout",
+        DumpFailedError,
+        "another session holds a lock, perhaps a migration: see pg_stat_activity, and try again when it is done",
+    ),
+    _cause(
+        "out of shared memory|max_locks_per_transaction",
+        DumpFailedError,
+        "raise max_locks_per_transaction in the server's configuration",
+    ),
+    _cause(
+        "could not read block|invalid page|missing chunk|unexpected chunk|checksum",
+        DumpFailedError,
+        "the server's own files are damaged: see its log, run pg_amcheck, and keep every older backup",
+    ),
+    _cause(
+        "terminating connection|server closed the connection|connection to server|SSL SYSCALL|could not receive data",
+        DumpFailedError,
+        "the server went away: see its log, and try again when it is up",
+    ),
+    _cause("does not exist", DumpFailedError, "the schema changed while it was read: try again"),
+    _cause("", DumpFailedError, "the reason is in pg_dump's own words; the server's log may say more"),
+)
+
+
+def explain_dump_failure(returncode: int, stderr: str) -> SourceError:
+    """Return the error for a pg_dump that ended with something other than 0.
+
+    Arguments:
+        returncode: its exit code, negative for a signal.
+        stderr: the end of what it wrote there.
+    """
+    if returncode < 0:
+        return DumpFailedError(
+            f"pg_dump was ended by {signal.Signals(-returncode).name}",
+            hint="somebody ended it, or the kernel did because memory was short: see dmesg",
+        )
+    cause = next(cause for cause in _CAUSES if cause.phrase.search(stderr))
+    return cause.error(f"pg_dump failed: {_last_words(stderr) or f'exit code {returncode}'}", hint=cause.hint)
+
+
+def _last_words(stderr: str) -> str:
+    lines = [line.removeprefix("pg_dump: ").strip() for line in stderr.splitlines()]
+    return "; ".join(line for line in lines[-_LAST_LINES:] if line)[-_LAST_CHARACTERS:]

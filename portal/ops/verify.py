@@ -1,0 +1,324 @@
+"""Looks at an archive as closely as asked, and says what is wrong with it and where.
+
+    checksum   the file has the SHA-256 that its sidecar says
+    contents   every frame decompresses, every file has its digest, index and tar and manifest agree
+    dump       pg_restore decodes the database's dump to its end
+
+Each level includes the ones before. Where the checksum is wrong or missing, the contents are always looked at: they
+tell which file is hit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from hashlib import sha256
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final
+
+from portal.ops.archive.index import Member, MemberType
+from portal.ops.archive.lanes import available_cores
+from portal.ops.archive.plain import PlainArchive
+from portal.ops.archive.reader import ArchiveReader, Damage, DamagedError, is_indexed
+from portal.ops.archive.writer import MANIFEST
+from portal.ops.errors import NotIntactError, RepositoryError
+from portal.ops.model import FORMAT_VERSION, SUFFIX, Component, VerifyLevel
+from portal.ops.process import DEVNULL, PIPE, ProcessRunner, RunningProcess, SystemRunner
+from portal.ops.repository import read_sidecar
+from portal.ops.sources.dump_header import HEAD_BYTES, dump_major
+from portal.ops.sources.pg_client import client_environment, find_client
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from portal.ops.manifest import Manifest
+
+MOST_DAMAGES: Final = 100
+_READ_BYTES: Final = 1 << 20
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What a look at an archive has found.
+
+    Arguments:
+        level: how closely it was looked at in the end; higher than asked for where the checksum left a doubt.
+        checksum: the SHA-256 that the file has.
+        damages: what is wrong, at most `MOST_DAMAGES` of it.
+        notes: what is not wrong, but should be known.
+        manifest: what the archive says of itself, where that could be read.
+        files: how many files it holds, where they were looked at.
+        content_bytes: and how many bytes they have.
+    """
+
+    path: Path
+    level: VerifyLevel
+    checksum: str
+    damages: tuple[Damage, ...] = ()
+    notes: tuple[str, ...] = ()
+    manifest: Manifest | None = None
+    files: int = 0
+    content_bytes: int = 0
+    duration_seconds: float = 0.0
+
+    @property
+    def intact(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.damages
+
+    @property
+    def message(self) -> str:
+        """The finding in one sentence, or a few where there is damage."""
+        name = self.path.name.removesuffix(SUFFIX)
+        if self.damages:
+            more = f"; and {len(self.damages) - 3} more" if len(self.damages) > 3 else ""
+            return f"{name} is not intact: " + "; ".join(map(str, self.damages[:3])) + more
+        if self.level is VerifyLevel.CHECKSUM:
+            return f"{name} is intact: its SHA-256 is {self.checksum}"
+        dump = ", the dump decodes to its end" if self.level is VerifyLevel.DUMP else ""
+        return f"{name} is intact: {self.files} files, {self.content_bytes} bytes, every digest is right{dump}"
+
+    def raise_damage(self) -> None:
+        """Raise what is wrong as an error.
+
+        Raises:
+            NotIntactError: something is.
+        """
+        if self.damages:
+            raise NotIntactError(self.message, hint="Take another archive: './tools/backup.sh list' shows them.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The finding in the types of JSON."""
+        return {
+            "success": self.intact,
+            "path": str(self.path),
+            "backup_id": self.path.name.removesuffix(SUFFIX),
+            "level": self.level.value,
+            "message": self.message,
+            "checksum": self.checksum,
+            "damages": [str(damage) for damage in self.damages],
+            "notes": list(self.notes),
+            "files": self.files,
+            "content_bytes": self.content_bytes,
+            "duration_seconds": round(self.duration_seconds, 3),
+            "format_version": FORMAT_VERSION,
+        }
+
+
+@dataclass(kw_only=True)
+class Verifier:
+    """Looks at archives.
+
+    Arguments:
+        runner: what runs pg_restore.
+        pg_bin_dir: the only directory to look for it in, or nothing.
+        jobs: how many threads decompress.
+        advance: called with every number of bytes of content that was looked at.
+    """
+
+    runner: ProcessRunner = field(default_factory=SystemRunner)
+    pg_bin_dir: Path | None = None
+    jobs: int = field(default_factory=available_cores)
+    advance: Advance = lambda _: None
+
+    def verify(self, path: Path, level: VerifyLevel = VerifyLevel.CONTENTS) -> Verification:
+        """Look at one archive.
+
+        Raises:
+            RepositoryError: the file cannot be read at all.
+            ClientToolError: the dump was to be decoded, and there is no pg_restore that can.
+        """
+        started = time.monotonic()
+        with ThreadPoolExecutor(1, thread_name_prefix="checksum") as thread:
+            hashing = thread.submit(_digest, path)
+            damages: list[Damage] = []
+            notes: list[str] = []
+            expected = _expected(path, damages, notes)
+            if level is VerifyLevel.CHECKSUM and expected is not None and hashing.result() == expected:
+                return Verification(
+                    path=path, level=level, checksum=expected, duration_seconds=time.monotonic() - started
+                )
+            level = VerifyLevel.DUMP if level is VerifyLevel.DUMP else VerifyLevel.CONTENTS
+            look = _Look(self, level)
+            look.run(path)
+            checksum = hashing.result()
+        if expected is not None and checksum != expected:
+            damages.append(Damage(what=f"its SHA-256 is {checksum}, and should be {expected}"))
+        return Verification(
+            path=path,
+            level=level,
+            checksum=checksum,
+            damages=(*damages, *look.damages),
+            notes=tuple(notes),
+            manifest=look.manifest,
+            files=look.files,
+            content_bytes=look.content_bytes,
+            duration_seconds=time.monotonic() - started,
+        )
+
+
+class _Look:
+    """One pass over the contents of an archive, which goes on after a damage as long as it can."""
+
+    def __init__(self, verifier: Verifier, level: VerifyLevel) -> None:
+        self._verifier = verifier
+        self._level = level
+        self.damages: list[Damage] = []
+        self.manifest: Manifest | None = None
+        self.files = 0
+        self.content_bytes = 0
+        self._held = {component: [0, 0] for component in Component}
+
+    def run(self, path: Path) -> None:
+        """Look at everything; what is wrong is in `damages` afterwards."""
+        try:
+            with closing(open_archive(path)) as archive:
+                self.manifest = archive.manifest()
+                for member, content in archive.contents(self._verifier.jobs):
+                    self._member(member, content)
+                    if len(self.damages) >= MOST_DAMAGES:
+                        return
+            self._hold_against_manifest(self.manifest, archive.backup_id)
+        except DamagedError as error:
+            self._note(error.damage)
+        except NotIntactError as error:
+            self._note(Damage(what=error.message))
+
+    def _member(self, member: Member, content: Iterator[memoryview]) -> None:
+        component = _component(member.path)
+        if component is not None:
+            self._held[component][0 if member.type is MemberType.FILE else 1] += 1
+        elif member.path != MANIFEST:
+            self._note(Damage(what="it belongs to no component of a portal", path=member.path))
+        try:
+            if component is Component.DATABASE and self._level is VerifyLevel.DUMP:
+                self._dump(member, content)
+            else:
+                self._pass(content)
+        except DamagedError as error:
+            self._note(error.damage)
+            return
+        if member.type is MemberType.FILE and member.path != MANIFEST:
+            self.files += 1
+            self.content_bytes += member.size
+
+    def _pass(self, content: Iterable[memoryview]) -> None:
+        for piece in content:
+            self._verifier.advance(len(piece))
+
+    def _dump(self, member: Member, content: Iterator[memoryview]) -> None:
+        first = next(content, memoryview(b""))
+        major = dump_major(bytes(first[:HEAD_BYTES]))
+        if major is None:
+            self._note(Damage(what="it is not a dump in PostgreSQL's custom format", path=member.path))
+            self._pass(content)
+            return
+        process = start_pg_restore(self._verifier.runner, self._verifier.pg_bin_dir, major)
+        try:
+            self._feed(process, chain([first], content))
+            if process.wait() != 0:
+                last = (process.stderr_tail().strip().splitlines() or ["it says nothing"])[-1]
+                self._note(Damage(what=f"pg_restore cannot decode it ({last})", path=member.path))
+        finally:
+            process.kill()
+
+    def _feed(self, process: RunningProcess, content: Iterable[memoryview]) -> None:
+        listening = True
+        for piece in content:
+            self._verifier.advance(len(piece))
+            try:
+                if listening:
+                    process.stdin.write(piece)
+            except BrokenPipeError:
+                listening = False  # its exit code says why; the digest is still to be seen to the end
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+
+    def _hold_against_manifest(self, manifest: Manifest, backup_id: str) -> None:
+        if manifest.backup_id != backup_id:
+            self._note(Damage(what="the manifest is another archive's", path=MANIFEST))
+        for component in Component:
+            files, others = self._held[component]
+            listed = component in manifest.components
+            if listed and not files + others:
+                self._note(Damage(what=f"the manifest lists {component.value}, but the archive holds none"))
+            if not listed and files + others:
+                self._note(Damage(what=f"the archive holds {component.value}, but the manifest does not list it"))
+            expected = manifest.details.get(component.value, {}).get("files", files)
+            if expected != files:
+                self._note(Damage(what=f"{component.value} has {files} files, and the manifest says {expected}"))
+
+    def _note(self, damage: Damage) -> None:
+        self.damages.append(damage)
+
+
+def open_archive(path: Path) -> ArchiveReader | PlainArchive:
+    """Open an archive of either kind.
+
+    Raises:
+        NotIntactError: it is damaged where it has to be read first, or no archive at all.
+        RepositoryError: it cannot be read.
+    """
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return ArchiveReader(path) if is_indexed(path) else PlainArchive(path)
+
+
+def start_pg_restore(runner: ProcessRunner, bin_dir: Path | None, major: int) -> RunningProcess:
+    """Start a pg_restore that decodes the dump on its standard input and throws the result away.
+
+    Raises:
+        ClientToolError: there is none that can read a dump of this major version.
+    """
+    tool = find_client("pg_restore", major, runner=runner, bin_dir=bin_dir)
+    return runner.start(
+        [str(tool.path), "--format=custom", "--file=/dev/null"],
+        environment=client_environment(),
+        stdin=PIPE,
+        stdout=DEVNULL,
+    )
+
+
+def _component(path: str) -> Component | None:
+    top, _, below = path.partition("/")
+    for component in Component:
+        if top == component.member and not (component is Component.DATABASE and below):
+            return component
+    return None
+
+
+def _expected(path: Path, damages: list[Damage], notes: list[str]) -> str | None:
+    try:
+        expected = read_sidecar(path)
+    except NotIntactError as error:
+        damages.append(Damage(what=error.message))
+        return None
+    if expected is None:
+        notes.append(f"there is no {path.name}.sha256: the archive was checked by its contents alone")
+    return expected
+
+
+def _digest(path: Path) -> str:
+    digest, buffer = sha256(), bytearray(_READ_BYTES)
+    view = memoryview(buffer)
+    try:
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                digest.update(view[:count])
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return digest.hexdigest()
+
+
+def _unreadable(path: Path, error: OSError) -> RepositoryError:
+    return RepositoryError(
+        f"cannot read {path}: {error.strerror}", hint="Look at its name, its permissions and the disk it is on."
+    )

@@ -1,0 +1,1 @@
+"""The tests of the project: one behaviour each, said as a sentence."""

@@ -1,0 +1,47 @@
+"""What the tests share: a real PostgreSQL server, and a fresh portal database for each test that asks for one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+
+from portal.ops.process import SystemRunner
+from portal.ops.settings import DatabaseTarget, Secret
+from tools.demo.portal import fill
+from tools.demo.postgres import EmbeddedPostgres
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_TEMPLATE = "portal_template"
+_FINDINGS = 400
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[EmbeddedPostgres]:
+    """One server for all tests of a process, with a filled portal database to copy."""
+    with EmbeddedPostgres(unsafe_speed=True) as server:
+        server.create_database(_TEMPLATE)
+        with server.connect(_TEMPLATE) as connection:
+            fill(connection, findings=_FINDINGS)
+        yield server
+
+
+@pytest.fixture
+def portal_database(postgres: EmbeddedPostgres) -> Iterator[DatabaseTarget]:
+    """A filled portal database of the test's own, as the superuser sees it."""
+    name = f"portal_{uuid4().hex[:12]}"
+    postgres.create_database(name, template=_TEMPLATE)
+    address = postgres.superuser(name)
+    yield DatabaseTarget(
+        host=address.host, port=address.port, name=name, user=address.user, password=Secret(address.password)
+    )
+    postgres.drop_database(name)
+
+
+@pytest.fixture
+def runner() -> SystemRunner:
+    """What starts real programs."""
+    return SystemRunner()

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Checks everything and stops at the first failure; arguments go to pytest.
+set -euo pipefail
+
+self=$(readlink -f -- "${BASH_SOURCE[0]}")
+# shellcheck source-path=SCRIPTDIR source=setup.sh
+source "${self%/*}/setup.sh"
+prepare_environment demo dev
+
+# check <what it is called> <command> [argument...]: runs one check of the environment under a header of its own.
+check() {
+    local name=$1 status=0
+    shift
+    printf '\n== %s\n' "$name"
+    "$venv/bin/$1" "${@:2}" || status=$?
+    ((status == 0)) || printf '\n%s failed (exit code %d)\n' "$name" "$status" >&2
+    return "$status"
+}
+
+cd -- "$root"
+check 'format' ruff format --check
+check 'lint' ruff check
+check 'types' mypy
+check 'imports' lint-imports --no-cache
+check 'shell' shellcheck tools/*.sh .ci/run
+check 'tests' pytest "$@"
