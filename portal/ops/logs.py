@@ -1,0 +1,63 @@
+"""How log lines look: JSON for programs, a short line for a person at a terminal. Only entry points call this."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+import structlog
+
+from portal.ops.settings import LogFormat
+
+if TYPE_CHECKING:
+    from structlog.typing import EventDict, WrappedLogger
+
+_LABEL_WIDTH: Final = 21
+_UNITS: Final = ("B", "kB", "MB", "GB", "TB")
+_UNSAID: Final = ("timestamp", "level", "event", "backup_id", "restore_id")
+
+
+def configure_logging(style: LogFormat, stream: TextIO) -> None:
+    """Send every event to `stream`, one line each.
+
+    Arguments:
+        style: JSON, console, or by whether the stream is a terminal.
+    """
+    person = style is LogFormat.CONSOLE or (style is LogFormat.AUTO and stream.isatty())
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="%H:%M:%S" if person else "iso", utc=not person),
+            render_for_a_person if person else structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.WriteLoggerFactory(stream),
+        cache_logger_on_first_use=False,
+    )
+
+
+def render_for_a_person(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
+    """One event as a line: the time, what happened, and its facts in the units that people use."""
+    mark = {"warning": "! ", "error": "! "}.get(event["level"], "  ")
+    label = f"{event['event']}".replace("_", " ")
+    facts = "  ".join(_fact(name, value) for name, value in event.items() if name not in _UNSAID)
+    return f"{event['timestamp']} {mark}{label:<{_LABEL_WIDTH}} {facts}".rstrip()
+
+
+def _fact(name: str, value: Any) -> str:
+    if name == "bytes":
+        return f"{human_bytes(value):>8}"
+    if name == "seconds":
+        return f"{value:6.2f} s"
+    if name in ("component", "detail", "path", "error", "name"):
+        return f"{value:<10}"
+    return f"{name} {value}"
+
+
+def human_bytes(count: float) -> str:
+    """A number of bytes as people say it, such as ``210 MB``."""
+    size = float(count)
+    for unit in _UNITS:
+        if size < 1000 or unit == _UNITS[-1]:
+            break
+        size /= 1000
+    return f"{size:.0f} {unit}" if size >= 100 or unit == "B" else f"{size:.1f} {unit}"

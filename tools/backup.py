@@ -1,0 +1,148 @@
+"""The command behind `backup.sh`: parses, calls the engine, prints one JSON object."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from tools.terminal import EXIT_CODES, Bar, BarAwareStream, print_result, run_command, say, say_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from portal.ops.backup import BackupJob
+
+_EXAMPLES: Final = f"""examples:
+  backup.sh                         a full backup: database, media and audit log
+  backup.sh database                the database only
+  backup.sh list                    what there is, newest first
+  backup.sh verify latest           is the newest archive intact?
+  backup.sh verify full_2024 --level dump
+  backup.sh extract latest media/tenant-a/scan.sarif --output scan.sarif
+
+Where from and where to is read from the environment: docs/settings.md has every variable.
+Standard output is one JSON object; everything for people goes to standard error.
+
+{EXIT_CODES}"""
+
+
+def main() -> int:
+    """Run one command; the exit code."""
+    arguments = _parser().parse_args(["full", *sys.argv[1:]] if not _names_command(sys.argv) else sys.argv[1:])
+    command: Callable[[argparse.Namespace], int] = arguments.run
+    return command(arguments)
+
+
+def _names_command(argv: list[str]) -> bool:
+    return any(not word.startswith("-") or word in ("-h", "--help") for word in argv[1:])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="backup.sh",
+        description="Back up Kekkai Portal, and look after the archives.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", title="commands")
+    for name, meaning in (
+        ("full", "back up database, media and audit log (the default)"),
+        ("database", "back up the database only"),
+        ("media", "back up the uploads only"),
+    ):
+        commands.add_parser(name, help=meaning).set_defaults(run=_back_up, type=name)
+    commands.add_parser("list", help="list the archives, newest first").set_defaults(run=_list)
+    verify = commands.add_parser("verify", help="check that an archive is intact")
+    verify.add_argument("archive", help="a path, an id or the start of one, or 'latest'")
+    verify.add_argument("--level", choices=("checksum", "contents", "dump"), default="contents", help=_LEVELS)
+    verify.set_defaults(run=_verify)
+    extract = commands.add_parser("extract", help="take one file out of an archive")
+    extract.add_argument("archive", help="a path, an id or the start of one, or 'latest'")
+    extract.add_argument("member", help="the file's path in the archive, such as media/tenant-a/scan.sarif")
+    extract.add_argument("--output", metavar="FILE", help="where to put it (default: its name, in this directory)")
+    extract.set_defaults(run=_extract)
+    return parser
+
+
+_LEVELS: Final = (
+    "checksum: the file as a whole; contents (default): every file in it; dump: the database's dump as well"
+)
+
+
+def _back_up(arguments: argparse.Namespace) -> int:
+    job = _job()
+    result = {"full": job.backup_full, "database": job.backup_database, "media": job.backup_media}[arguments.type]()
+    if result.success:
+        from portal.ops.logs import human_bytes
+
+        say(f"backup {result.backup_id} is whole: {human_bytes(result.size_bytes)} in {result.destination_path}")
+    else:
+        say_error(result.error or "the backup failed")
+    print_result(result.to_dict())
+    return result.exit_code
+
+
+def _list(_: argparse.Namespace) -> int:
+    from portal.ops.logs import human_bytes
+
+    job = _job()
+    backups = job.list_backups()
+    for backup in backups:
+        size = human_bytes(backup["size_bytes"])
+        say(f"{backup['timestamp']}  {backup['type'] or '?':<10}  {size:>8}  {backup['backup_id']}")
+    if not backups:
+        say(f"there is no archive in {job.repository.path}; 'backup.sh full' makes the first one")
+    print_result({"success": True, "repository": str(job.repository.path), "backups": backups})
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from portal.ops.model import VerifyLevel
+
+    found = _job().verify(arguments.archive, VerifyLevel(arguments.level))
+    for line in (found.message, *(f"damage: {damage}" for damage in found.damages), *found.notes):
+        say(line)
+    print_result(found.to_dict())
+    return 0 if found.intact else 4
+
+
+def _extract(arguments: argparse.Namespace) -> int:
+    from tools.extract import extract
+
+    print_result(extract(_archive_path(arguments.archive), arguments.member, arguments.output))
+    return 0
+
+
+def _archive_path(archive: str) -> Path:
+    """The archive's file; settings are read only where it is not given by its path, which keeps the command quick."""
+    path = Path(archive)
+    return path if archive != "latest" and path.is_file() else _job().repository.find(archive).path
+
+
+def _job() -> BackupJob:
+    """A job as the environment describes it, which shows people how far it is."""
+    import structlog
+
+    from portal.ops.backup import BackupConfig, BackupJob, Step, read_text
+    from portal.ops.logs import configure_logging
+    from portal.ops.settings import load_settings, unknown_settings
+
+    settings = load_settings(os.environ, read_text)
+    log = structlog.get_logger("tools.backup")
+    bar = Bar(log.info)
+    stream: Any = BarAwareStream(bar)
+    configure_logging(settings.log_format, stream)
+    for warning in unknown_settings(os.environ):
+        log.warning("setting_unknown", detail=warning)
+
+    def show(step: Step) -> None:
+        bar(step.phase, step.done, step.total)
+
+    return BackupJob(BackupConfig.from_settings(settings), progress=show)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,134 @@
+"""What every command does the same way: results, errors, signals, and a bar that shows how far it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NoReturn
+
+from portal.ops.errors import OpsError
+
+EXIT_CODES: Final = """exit codes:
+  0 done          1 failed        2 wrong usage or configuration
+  3 not confirmed 4 not intact    5 busy"""
+
+_REDRAW_SECONDS: Final = 0.1
+_LINE_SECONDS: Final = 10.0
+
+
+class Bar:
+    """How far a job is: a bar with rate and time left on a terminal, a log line now and then elsewhere.
+
+    Arguments:
+        announce: what writes the line where there is no terminal.
+    """
+
+    def __init__(self, announce: Callable[..., object]) -> None:
+        self._announce = announce
+        self._terminal = sys.stderr.isatty()
+        self._interval = _REDRAW_SECONDS if self._terminal else _LINE_SECONDS
+        self._started = self._last = time.monotonic()
+
+    def __call__(self, phase: str, done: int, total: int | None) -> None:
+        """Show the state; cheap enough to be called for every block."""
+        now = time.monotonic()
+        if now - self._last < self._interval:
+            return
+        self._last = now
+        rate = done / max(now - self._started, 0.001)
+        if self._terminal:
+            self._draw(phase, done, total, rate)
+        else:
+            self._announce("job_progressed", phase=phase, bytes=done, total=total, bytes_per_second=int(rate))
+
+    def clear(self) -> None:
+        """Take the bar off the screen."""
+        if self._terminal:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+    def _draw(self, phase: str, done: int, total: int | None, rate: float) -> None:
+        from portal.ops.logs import human_bytes
+
+        text = f"{phase:<10} {human_bytes(done):>8}  {human_bytes(rate)}/s"
+        if total and done <= total:
+            width = max(10, min(40, shutil.get_terminal_size().columns - 60))
+            full = width * done // total
+            text += f"  [{'#' * full}{'.' * (width - full)}] {100 * done // total:3d} %"
+            text += f"  {_duration((total - done) / max(rate, 1))} left"
+        sys.stderr.write(f"\r\x1b[K{text}")
+        sys.stderr.flush()
+
+
+class BarAwareStream:
+    """Standard error, with the bar taken away before a line is written."""
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
+
+    def write(self, text: str) -> int:
+        """Write over the bar."""
+        self._bar.clear()
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        """Flush standard error."""
+        sys.stderr.flush()
+
+    def isatty(self) -> bool:
+        """Whether a person is there."""
+        return sys.stderr.isatty()
+
+
+def print_result(result: Mapping[str, Any]) -> None:
+    """Write the one JSON object of standard output: on one line, unless a person is looking."""
+    json.dump(result, sys.stdout, indent=2 if sys.stdout.isatty() else None)
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+
+
+def say(text: str = "") -> None:
+    """Tell a person something, on standard error."""
+    sys.stderr.write(text + "\n")
+
+
+def say_error(error: OpsError | str) -> None:
+    """Tell a person what went wrong, and what to do about it."""
+    say(f"error: {error}")
+
+
+def run_command(main: Callable[[], int]) -> NoReturn:
+    """Run a command to its exit: errors become messages and codes, signals end it in good order."""
+    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGHUP, _leave)
+    try:
+        code = main()
+    except OpsError as error:
+        say_error(error)
+        print_result({"success": False, "error": str(error)})
+        code = error.exit_code
+    except KeyboardInterrupt:
+        say("\ninterrupted: what was begun has been taken back")
+        code = 128 + signal.SIGINT
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
+    sys.exit(code)
+
+
+def _leave(number: int, _frame: object) -> NoReturn:
+    # An exception, so that every `with` on the way out takes back what it began.
+    sys.exit(128 + number)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02d} h"
+    return f"{minutes}:{rest:02d} min" if minutes else f"{rest} s"
