@@ -6,9 +6,9 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from tools.terminal import EXIT_CODES, Bar, BarAwareStream, print_result, run_command, say, say_error
+from tools.terminal import EXIT_CODES, print_result, run_command, say, say_error, watched_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -124,24 +124,11 @@ def _archive_path(archive: str) -> Path:
 
 def _job() -> BackupJob:
     """A job as the environment describes it, which shows people how far it is."""
-    import structlog
-
-    from portal.ops.backup import BackupConfig, BackupJob, Step, read_text
-    from portal.ops.logs import configure_logging
-    from portal.ops.settings import load_settings, unknown_settings
+    from portal.ops.backup import BackupConfig, BackupJob, read_text
+    from portal.ops.settings import load_settings
 
     settings = load_settings(os.environ, read_text)
-    log = structlog.get_logger("tools.backup")
-    bar = Bar(log.info)
-    stream: Any = BarAwareStream(bar)
-    configure_logging(settings.log_format, stream)
-    for warning in unknown_settings(os.environ):
-        log.warning("setting_unknown", detail=warning)
-
-    def show(step: Step) -> None:
-        bar(step.phase, step.done, step.total)
-
-    return BackupJob(BackupConfig.from_settings(settings), progress=show)
+    return BackupJob(BackupConfig.from_settings(settings), progress=watched_log(settings.log_format))
 
 
 if __name__ == "__main__":

@@ -8,10 +8,15 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO, cast
 
 from portal.ops.errors import OpsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from portal.ops.backup import Step
+    from portal.ops.settings import LogFormat
 
 EXIT_CODES: Final = """exit codes:
   0 done          1 failed        2 wrong usage or configuration
@@ -83,6 +88,25 @@ class BarAwareStream:
     def isatty(self) -> bool:
         """Whether a person is there."""
         return sys.stderr.isatty()
+
+
+def watched_log(style: LogFormat) -> Callable[[Step], None]:
+    """Set up logging to standard error; what shows how far a job is, without the two getting mixed up."""
+    import structlog
+
+    from portal.ops.logs import configure_logging
+    from portal.ops.settings import unknown_settings
+
+    log = structlog.get_logger("tools")
+    bar = Bar(log.info)
+    configure_logging(style, cast("TextIO", BarAwareStream(bar)))
+    for warning in unknown_settings(os.environ):
+        log.warning("setting_unknown", detail=warning)
+
+    def show(step: Step) -> None:
+        bar(step.phase, step.done, step.total)
+
+    return show
 
 
 def print_result(result: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ from typing import Any, Final, cast
 import structlog
 
 from portal.ops.archive.lanes import Lanes, available_cores
-from portal.ops.archive.writer import ArchiveWriter, Readable, Tally
+from portal.ops.archive.writer import ArchiveWriter, Readable, Tally, unreadable
 from portal.ops.errors import ConfigurationError, OpsError, RepositoryError, SourceError, UnsupportedError
 from portal.ops.manifest import Manifest, room_for
 from portal.ops.model import FORMAT_VERSION, BackupId, BackupType, Component, VerifyLevel, timestamp
@@ -45,6 +45,7 @@ Clock = Callable[[], datetime]
 Progress = Callable[["Step"], None]
 
 _DISK_RESERVE: Final = 64 << 20
+_SECRET_OPTIONS: Final = frozenset({"password", "sslpassword"})
 
 
 def utc_now() -> datetime:
@@ -135,6 +136,10 @@ class BackupConfig:
             faults.append("retention_days and retention_count cannot be negative")
         if self.jobs is not None and self.jobs < 1:
             faults.append("jobs is less than 1")
+        if self.dump_timeout <= 0 or self.lock_timeout < 0:
+            faults.append("dump_timeout and lock_timeout are seconds, the first of them more than 0")
+        if secret := self.db_options.keys() & _SECRET_OPTIONS:
+            faults.append(f"db_options has {' and '.join(sorted(secret))}, which is no place for a secret")
         if faults:
             raise ConfigurationError("; ".join(faults), hint="Correct the arguments of BackupConfig.")
 
@@ -316,7 +321,7 @@ class BackupJob:
             jobs=self.config.jobs or available_cores(),
             advance=meter.advance,
         )
-        found = verifier.verify(archive.path, level)
+        found = verifier.verify(archive.path, VerifyLevel(level))
         event = "archive_verified" if found.intact else "archive_damaged"
         log.info(
             event,
@@ -384,12 +389,16 @@ class BackupJob:
             if source is None:
                 continue
             name = _VARIABLES[component]
-            if not source.exists():
+            try:
+                place = Path(os.path.realpath(source, strict=True))
+            except (FileNotFoundError, NotADirectoryError) as error:
                 raise SourceError(
                     f"{source} does not exist, so the {component.value} cannot be backed up",
                     hint=f"Mount or create it, or correct {name}; set {name} to nothing to leave it out on purpose.",
-                )
-            if any(parent.exists() and identity(parent) == repository for parent in (source, *source.parents)):
+                ) from error
+            except OSError as error:
+                raise unreadable(os.fsencode(source), error.errno or 0) from error
+            if any(identity(parent) == repository for parent in (place, *place.parents)):
                 raise ConfigurationError(
                     f"{source} lies inside the repository {self.repository.path}",
                     hint=f"Move BACKUP_LOCAL_PATH out of it, or correct {name}.",
@@ -404,7 +413,7 @@ class BackupJob:
         if free < needed:
             error = disk_full(self.repository.path)
             error.message = (
-                f"{self.repository.path} has {free >> 20} MiB free, and this backup needs about {needed >> 20}"
+                f"{self.repository.path} has {free >> 20} MiB free, and this backup needs about {needed >> 20} MiB"
             )
             raise error
 

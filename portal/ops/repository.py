@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import re
+import stat
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -82,7 +83,8 @@ class Repository:
         except OSError as error:
             raise _trouble(error, "cannot create", self.path) from error
         if not os.access(self.path, os.W_OK | os.X_OK):
-            raise RepositoryError(f"cannot write to {self.path}", hint=_OWNER_HINT.format(path=self.path))
+            reason = errno.EROFS if os.statvfs(self.path).f_flag & os.ST_RDONLY else errno.EACCES
+            raise _trouble(OSError(reason, ""), "cannot write to", self.path)
 
     def archive_path(self, backup_id: BackupId) -> Path:
         """Where the archive of a backup is, or will be."""
@@ -98,15 +100,13 @@ class Repository:
         """
         try:
             with os.scandir(self.path) as entries:
-                found = [
-                    _archive_file(Path(entry.path), entry.stat())
-                    for entry in entries
-                    if entry.name.endswith(SUFFIX) and not entry.name.startswith(".") and entry.is_file()
-                ]
+                names = [entry.name for entry in entries]
         except FileNotFoundError:
             return []
         except OSError as error:
             raise _trouble(error, "cannot read", self.path) from error
+        paths = [self.path / name for name in names if name.endswith(SUFFIX) and not name.startswith(".")]
+        found = [archive for path in paths if (archive := _look_at(path))]
         return sorted(found, key=lambda archive: (archive.moment, archive.modified, archive.name), reverse=True)
 
     def find(self, name: str | os.PathLike[str]) -> ArchiveFile:
@@ -114,14 +114,15 @@ class Repository:
 
         Raises:
             ArchiveAbsentError: there is none, or more than one.
+            RepositoryError: it may not be looked at.
         """
-        text = os.fspath(name)
+        text = os.fspath(name).removesuffix(SIDECAR_SUFFIX)
         if text == "latest":
             hits = self.archives()[:1]
         else:
             for candidate in (Path(text), self.path / text, self.path / f"{text}{SUFFIX}"):
-                if candidate.is_file():
-                    return _archive_file(candidate, candidate.stat())
+                if archive := _look_at(candidate):
+                    return archive
             hits = [archive for archive in self.archives() if text and archive.name.startswith(text)]
         if len(hits) == 1:
             return hits[0]
@@ -137,6 +138,16 @@ class Repository:
             BusyError: a prune did not end in time.
         """
         with self._locked(fcntl.LOCK_SH):
+            yield
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Hold off everybody else.
+
+        Raises:
+            BusyError: somebody holds the lock, shared or not, and did not end in time.
+        """
+        with self._locked(fcntl.LOCK_EX):
             yield
 
     def begin(self, backup_id: BackupId) -> Draft | None:
@@ -169,10 +180,13 @@ class Repository:
         return None
 
     def sweep(self) -> list[str]:
-        """Remove what backups that were killed have left; the names of what was removed."""
+        """Remove what backups that were killed have left; the names of what was removed.
+
+        What this user may not open is left for the one who may.
+        """
         swept = []
         for partial in sorted(self.path.glob(f".*{SUFFIX}{PARTIAL_SUFFIX}")):
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError, PermissionError):
                 descriptor = _open_locked(partial, create=False)
                 if descriptor is None:
                     continue
@@ -183,10 +197,11 @@ class Repository:
 
     @contextmanager
     def _locked(self, kind: int) -> Iterator[None]:
+        lock = self.path / LOCK_NAME
         try:
-            descriptor = os.open(self.path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise _trouble(error, "cannot write to", self.path) from error
+            raise _trouble(error, "cannot open", lock, owned=self.path) from error
         try:
             deadline = time.monotonic() + self._lock_timeout
             while not _try_lock(descriptor, kind):
@@ -275,15 +290,19 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-_OWNER_HINT: Final = "Make {path} belong to the user that runs the backup: chown kekkai:kekkai {path}"
+_OWNER_HINT: Final = (
+    "Run this as the user that the backups belong to, or give them to the user that runs it: "
+    "chown -R kekkai:kekkai {path}"
+)
+_NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 
 
-def _trouble(error: OSError, doing: str, path: Path) -> RepositoryError:
+def _trouble(error: OSError, doing: str, path: Path, *, owned: Path | None = None) -> RepositoryError:
     reason = os.strerror(error.errno or 0).lower()
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return disk_full(path)
     if error.errno in (errno.EACCES, errno.EPERM):
-        return RepositoryError(f"{doing} {path}: {reason}", hint=_OWNER_HINT.format(path=path))
+        return RepositoryError(f"{doing} {path}: {reason}", hint=_OWNER_HINT.format(path=owned or path))
     return RepositoryError(
         f"{doing} {path}: {reason}", hint="Look at the disk and its mount; BACKUP_LOCAL_PATH names it."
     )
@@ -297,7 +316,18 @@ def disk_full(path: Path) -> DiskFullError:
     )
 
 
-def _archive_file(path: Path, found: os.stat_result) -> ArchiveFile:
+def _look_at(path: Path) -> ArchiveFile | None:
+    """The archive at a path; nothing where no file is, or can be."""
+    try:
+        found = path.stat()
+    except ValueError:  # a NUL in it
+        return None
+    except OSError as error:
+        if error.errno in _NOT_THERE:
+            return None
+        raise _trouble(error, "cannot read", path) from error
+    if not stat.S_ISREG(found.st_mode):
+        return None
     return ArchiveFile(
         path=path,
         size=found.st_size,

@@ -18,6 +18,7 @@ from tools.benchmark.rounds import Workshop, play
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+DESCRIPTION = "Measures this project beside the programs that people use instead: tar, restic, borg, pg_dump."
 EPILOG = """
 Programs are run whole, one after the other and round by round, with the data in the page cache; the tables show medians
 and, in parentheses, the ends. What is not installed is named with the package that has it. The exit code is 1 if any
@@ -31,7 +32,9 @@ def main() -> int:
     directory = _own_directory(arguments.work_dir)
     with _alone_in(directory):
         workshop = Workshop(directory=directory, rounds=arguments.rounds, tell=_tell)
-        _print(f"{machine_line()}\n{versions_line()}\nmedians of {workshop.rounds} rounds\n")
+        _print(
+            f"{machine_line()}\n{versions_line()}\nmedians of {workshop.rounds} rounds, {arguments.scale:g} times the data\n"
+        )
         cases = [case for case in all_cases(arguments.scale) if case.name in arguments.only]
         played = [_play(case, workshop, arguments) for case in cases]
     _show(targets_table(played), arguments)
@@ -40,17 +43,17 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     names = [case.name for case in all_cases()]
-    parser = argparse.ArgumentParser(prog="tools/benchmark.sh", description=__doc__, epilog=EPILOG)
-    parser.add_argument("--rounds", type=_positive_int, default=5, help="how often each program runs (default: 5)")
+    parser = argparse.ArgumentParser(prog="tools/benchmark.sh", description=DESCRIPTION, epilog=EPILOG)
+    parser.add_argument("--rounds", type=_count, default=5, help="how often each program runs (default: 5)")
     parser.add_argument(
         "--only", type=_case_names, default=names, metavar="NAME,...", help=f"some of the cases: {', '.join(names)}"
     )
-    parser.add_argument("--scale", type=_positive_float, default=1.0, help="how much of the data (default: 1.0)")
+    parser.add_argument("--scale", type=_factor, default=1.0, help="how much of the data (default: 1.0)")
     parser.add_argument(
         "--work-dir",
         type=Path,
         default=_default_directory(),
-        help="where data and archives go; needs about 16 GB at full scale (default: %(default)s)",
+        help="where data and archives go; needs about 12 GB at full scale (default: %(default)s)",
     )
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
     return parser
@@ -91,15 +94,16 @@ def _case_names(text: str) -> list[str]:
     return names
 
 
-def _positive_int(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise ValueError(text)
+def _count(text: str) -> int:
+    if not text.isdecimal() or (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 1")
     return value
 
 
-def _positive_float(text: str) -> float:
-    if not 0 < (value := float(text)) < float("inf"):
-        raise ValueError(text)
+def _factor(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return value
 
 

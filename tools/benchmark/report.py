@@ -62,7 +62,7 @@ def results_table(case: Case, outcomes: Outcomes) -> Table:
 def targets_table(played: Iterable[tuple[Case, Outcomes]]) -> Table:
     """Return what was wanted of each case, what was measured, and whether that is reached."""
     return Table(
-        title="Targets",
+        title="targets, for the whole of the data",
         header=("", "wanted", "measured", "reached"),
         rows=tuple(_target_row(case, target, outcomes) for case, outcomes in played for target in case.targets),
     )

@@ -129,7 +129,7 @@ def _set_up(entry: Entry) -> None:
     for command in entry.contender.setup:
         run(command.filled(entry.words))
     for archive in kept.glob("*.tar.gz"):
-        entry.words |= {"archive": str(archive), "backup_id": archive.name.removesuffix(".tar.gz")}
+        entry.words["archive"] = str(archive)
     read_everything(kept)
 
 

@@ -87,5 +87,5 @@ def _result(rng: Random) -> dict[str, object]:
 def _write_private(path: Path, text: str) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123  (a descriptor has no path)
+    with open(descriptor, "w", encoding="utf-8") as file:
         file.write(text)

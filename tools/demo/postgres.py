@@ -234,7 +234,7 @@ class EmbeddedPostgres:
 
     def _becomes_ready(self) -> bool:
         """Wait for the server's own word in its pid file, as pg_ctl does."""
-        assert self._process is not None  # noqa: S101
+        assert self._process is not None
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline and self._process.poll() is None:
             try:

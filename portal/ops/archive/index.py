@@ -77,6 +77,9 @@ class Member(NamedTuple):
     at: int = 0
 
 
+_TYPES: Final = (str, MemberType, *[int] * 7, str, str, int, int)
+
+
 def tar_header(member: Member, backup_id: str) -> bytes:
     """The header that the member has in the tar: a function of its line, so a reader can hold one against the other."""
     link = f"{backup_id}/{member.link}" if member.type is MemberType.HARDLINK else member.link
@@ -119,7 +122,7 @@ def decode_member(line: bytes) -> Member:
     """
     try:
         found = json.loads(line)
-        return Member(
+        member = Member(
             found["path"],
             MemberType(found["type"]),
             found.get("size", 0),
@@ -134,6 +137,9 @@ def decode_member(line: bytes) -> Member:
             found["frame"],
             found["at"],
         )
+        if tuple(map(type, member)) != _TYPES:
+            raise TypeError("a value of another type")
+        return member
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise NotIntactError(f"the index has a line that makes no sense: {line[:200]!r}") from error
 

@@ -6,6 +6,7 @@ Deflating and hashing a large block release Python's lock, so threads do it in p
 
 from __future__ import annotations
 
+import fcntl
 import os
 import queue
 import subprocess
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
+_PIPE_BYTES = 1 << 20
 _ENTRY = "from portal.ops.archive.packer import main; main()"
 
 
@@ -82,7 +84,7 @@ class Lanes:
         helper = self._idle.get()
         try:
             packer.send(helper.requests, (self._backup_id, items))
-            answer = packer.receive(helper.answers)
+            return packer.receive_pack(helper.answers)
         except (EOFError, OSError) as error:
             raise OpsError(
                 "a helper process of the backup ended unexpectedly",
@@ -90,7 +92,6 @@ class Lanes:
             ) from error
         finally:
             self._idle.put(helper)
-        return packer.Pack(**dict(zip(packer.Pack.__slots__, answer, strict=True)))
 
 
 def _start_helper() -> _Helper:
@@ -99,6 +100,8 @@ def _start_helper() -> _Helper:
     process = subprocess.Popen(
         [sys.executable, "-P", "-c", _ENTRY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
     )
+    with suppress(PermissionError):  # the kernel limits what one user may have in pipes
+        fcntl.fcntl(cast("BinaryIO", process.stdout), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
     return _Helper(process, cast("BinaryIO", process.stdin), cast("BinaryIO", process.stdout))
 
 

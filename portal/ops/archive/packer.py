@@ -68,6 +68,9 @@ class Pack:
     failure: tuple[bytes, int] | None = None
 
 
+_PACK_FIELDS: Final = Pack.__slots__[1:]  # all but the frame
+
+
 class Packer:
     """Packs item after item into one buffer, which is used again for every frame."""
 
@@ -205,6 +208,22 @@ def receive(stream: BinaryIO) -> Any:
     return marshal.loads(stream.read(length))  # noqa: S302  (from the process that started this one)
 
 
+def send_pack(stream: BinaryIO, done: Pack) -> None:
+    """Write a pack: everything but its frame as a message, with the frame's length, then the frame."""
+    send(stream, (len(done.frame), [getattr(done, name) for name in _PACK_FIELDS]))
+    stream.write(done.frame)
+    stream.flush()
+
+
+def receive_pack(stream: BinaryIO) -> Pack:
+    """Read what `send_pack` wrote; EOFError where it is not all there."""
+    length, values = receive(stream)
+    data = stream.read(length)
+    if len(data) < length:
+        raise EOFError
+    return Pack(frame=data, **dict(zip(_PACK_FIELDS, values, strict=True)))
+
+
 def main() -> None:
     """Answer requests until standard input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one decides
@@ -215,5 +234,4 @@ def main() -> None:
             backup_id, items = receive(requests)
         except EOFError:
             return
-        done = packer.pack(backup_id, items)
-        send(answers, tuple(getattr(done, name) for name in Pack.__slots__))
+        send_pack(answers, packer.pack(backup_id, items))

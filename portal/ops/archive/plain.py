@@ -14,7 +14,7 @@ from isal import igzip
 
 from portal.ops.archive.frame import DeflateError
 from portal.ops.archive.index import Member, MemberType
-from portal.ops.archive.reader import HINT, Damage, DamagedError, checked
+from portal.ops.archive.reader import HINT, Damage, DamagedError, checked, is_below
 from portal.ops.archive.writer import MANIFEST
 from portal.ops.errors import NotIntactError
 from portal.ops.manifest import Manifest
@@ -81,15 +81,19 @@ class PlainArchive:
             writer="",
         )
 
-    def contents(self, jobs: int) -> Iterator[tuple[Member, Iterator[memoryview]]]:  # noqa: ARG002
+    def contents(self, jobs: int, *, below: str | None = None) -> Iterator[tuple[Member, Iterator[memoryview]]]:  # noqa: ARG002
         """Every member with its content, in the order of the tar.
+
+        Arguments:
+            jobs: not used: a single gzip member has to be read from front to back.
+            below: only the member of this path and those below it.
 
         Raises:
             NotIntactError: the archive is damaged from here on, or holds what no archive of a portal holds.
         """
         for found, tar in self._members():
             member = self._member(found)
-            if member is not None:
+            if member is not None and (below is None or is_below(member.path, below)):
                 yield member, _pieces(tar, found, member)
 
     def _open(self) -> igzip.IGzipFile:

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import chain, islice
+from itertools import chain, dropwhile, islice
 from json.encoder import encode_basestring_ascii as quote
 from typing import TYPE_CHECKING, Final
 
@@ -157,19 +157,31 @@ class ArchiveReader:
         cursor = _Cursor(self, frames, start=(member.frame, member.at))
         yield from cursor.content(member)
 
-    def contents(self, jobs: int) -> Iterator[tuple[Member, Iterator[memoryview]]]:
+    def contents(self, jobs: int, *, below: str | None = None) -> Iterator[tuple[Member, Iterator[memoryview]]]:
         """Every member with its content, in the order of the tar; frames are decompressed ahead, on `jobs` threads.
 
         The content must be read to its end, or until it raises, before the next member is asked for. After a damage
         the next member can be asked for all the same.
 
+        Arguments:
+            below: only the member of this path and those below it; no frame is read but theirs.
+
         Raises:
             NotIntactError: the index and the tar are not of the same shape; damage in a member's frames or digest is
                 raised by its content.
         """
-        with self._frames_ahead(jobs) as frames:
-            cursor = _Cursor(self, frames)
-            for member in self.members():
+        members = self.members()
+        if below is not None:
+            members = dropwhile(lambda member: not is_below(member.path, below), members)
+        first = next(members, None)
+        if first is None:
+            return
+        start = (0, 0) if below is None else (first.frame, first.at)
+        with self._frames_ahead(jobs, start[0]) as frames:
+            cursor = _Cursor(self, frames, start)
+            for member in chain([first], members):
+                if below is not None and not is_below(member.path, below):
+                    return
                 cursor.expect(member)
                 yield member, cursor.content(member)
                 cursor.skip_to_end()
@@ -239,13 +251,13 @@ class ArchiveReader:
             raise DamagedError(Damage(what="the index is cut short"))
 
     @contextmanager
-    def _frames_ahead(self, jobs: int) -> Iterator[Iterator[tuple[int, bytes | NotIntactError]]]:
+    def _frames_ahead(self, jobs: int, first: int) -> Iterator[Iterator[tuple[int, bytes | NotIntactError]]]:
         threads = ThreadPoolExecutor(jobs, thread_name_prefix="inflate")
 
         def ahead() -> Iterator[tuple[int, bytes | NotIntactError]]:
             pending: deque[Future[bytes | NotIntactError]] = deque()
-            numbers = iter(range(len(self.frames)))
-            for number in range(len(self.frames)):
+            numbers = iter(range(first, len(self.frames)))
+            for number in range(first, len(self.frames)):
                 while len(pending) < jobs + _AHEAD and (following := next(numbers, None)) is not None:
                     pending.append(threads.submit(self.read_frame, following))
                 yield number, pending.popleft().result()
@@ -254,6 +266,11 @@ class ArchiveReader:
             yield ahead()
         finally:
             threads.shutdown(cancel_futures=True)
+
+
+def is_below(path: str, top: str) -> bool:
+    """Whether a member's path is `top` or lies below it."""
+    return path == top or path.startswith(f"{top}/")
 
 
 def checked(member: Member) -> Member:
@@ -266,7 +283,7 @@ def checked(member: Member) -> Member:
         parts = path.split("/")
         if "\x00" in path or any(part in ("", ".", "..") for part in parts):
             raise DamagedError(Damage(what="the archive has a path that leads out of it, or none at all", path=path))
-    if member.size < 0 or member.at < 0 or "\x00" in member.link:
+    if member.size < 0 or member.at < 0 or member.frame < 0 or "\x00" in member.link:
         raise DamagedError(Damage(what="the index says something impossible of it", path=member.path))
     return member
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _CANCEL_SECONDS = 3.0
 
 _TABLES: LiteralString = """
-    SELECT n.nspname, c.relname, format('%I.%I', n.nspname, c.relname), c.oid::bigint, coalesce(pg_table_size(c.oid), 0)
+    SELECT n.nspname, c.relname, format('%I.%I', n.nspname, c.relname), c.oid::bigint
     FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
     WHERE c.relkind = 'r' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
       AND (c.relpersistence = 'p' OR c.relpersistence = 'u' AND NOT pg_is_in_recovery())
@@ -42,21 +42,30 @@ class Table:
 
     Arguments:
         name: schema and table, each quoted where SQL needs it.
-        size_bytes: size on the server's disk with out-of-line values, without indexes.
     """
 
     name: str
     identifier: Identifier
     oid: int
-    size_bytes: int
 
 
 def list_tables(connection: Connection) -> list[Table]:
-    """Return the tables whose rows pg_dump would write, in the order of their names."""
+    """Return the tables whose rows pg_dump would write, in the order of their names; waits for no lock."""
     return [
-        Table(name=name, identifier=Identifier(schema, relation), oid=oid, size_bytes=size)
-        for schema, relation, name, oid, size in connection.execute(_TABLES)
+        Table(name=name, identifier=Identifier(schema, relation), oid=oid)
+        for schema, relation, name, oid in connection.execute(_TABLES)
     ]
+
+
+def total_size(connection: Connection, tables: Sequence[Table]) -> int:
+    """Return the bytes of the tables on the server's disk, with out-of-line values, without indexes.
+
+    The server locks each table to measure it, and waits for whoever has locked it.
+    """
+    query = "SELECT coalesce(sum(pg_table_size(oid::oid)), 0)::bigint FROM unnest(%s::bigint[]) AS wanted (oid)"
+    row = connection.execute(query, [[table.oid for table in tables]]).fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def count_rows(connection: Connection, tables: Sequence[Table]) -> dict[str, int]:

@@ -23,7 +23,7 @@ from portal.ops.sources.pg_client import find_client
 from portal.ops.sources.pg_connection import connect, conninfo, explained_errors, libpq_environment
 from portal.ops.sources.pg_dump_failure import explain_dump_failure
 from portal.ops.sources.pg_inspection import check_readable, read_facts
-from portal.ops.sources.pg_rows import SnapshotCount, list_tables
+from portal.ops.sources.pg_rows import SnapshotCount, list_tables, total_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,19 +81,21 @@ def open_dump(
     """
     with ExitStack() as opened, explained_errors(target):
         connection = opened.enter_context(closing(connect(target)))
-        snapshot = _export_snapshot(connection)
+        lock_seconds = min(lock_timeout_seconds, timeout_seconds)
+        snapshot = _export_snapshot(connection, lock_seconds)
         check_readable(connection)
         server = read_facts(connection)
         tool = find_client("pg_dump", server.major, runner=runner, bin_dir=bin_dir)
         tables = list_tables(connection)
-        _lock(connection, tables, min(lock_timeout_seconds, timeout_seconds))
-        command = _command(tool, target, snapshot, lock_timeout_seconds)
+        _lock(connection, tables, lock_seconds)
+        size = total_size(connection, tables)
+        command = _command(tool, target, snapshot, lock_seconds)
         process = runner.start(command, environment=libpq_environment(target))
         opened.callback(process.stdout.close)
         opened.callback(process.kill)
         count = SnapshotCount(connect(target), snapshot, tables)
         opened.callback(count.cancel)
-        parts = _Parts(server=server, tool=tool, tables=tables, process=process, count=count, target=target)
+        parts = _Parts(target=target, server=server, tool=tool, tables=tables, size=size, process=process, count=count)
         return DatabaseDump(parts, timeout_seconds, opened.pop_all())
 
 
@@ -105,6 +107,7 @@ class _Parts:
     server: ServerFacts
     tool: ClientTool
     tables: Sequence[Table]
+    size: int
     process: RunningProcess
     count: SnapshotCount
 
@@ -127,7 +130,7 @@ class DatabaseDump:
         self.server = parts.server
         self.expected_tables = len(parts.tables)
         self.table_names = tuple(table.name for table in parts.tables)
-        self.estimated_bytes = sum(table.size_bytes for table in parts.tables)
+        self.estimated_bytes = parts.size
         timer = threading.Timer(timeout_seconds, self._expire)
         timer.daemon = True
         timer.start()
@@ -183,8 +186,9 @@ class DatabaseDump:
         )
 
 
-def _export_snapshot(connection: Connection) -> str:
+def _export_snapshot(connection: Connection, lock_seconds: float) -> str:
     connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    connection.execute("SELECT set_config('lock_timeout', %s, true)", [f"{_milliseconds(lock_seconds)}ms"])
     row = connection.execute("SELECT pg_export_snapshot()").fetchone()
     assert row is not None
     return str(row[0])
@@ -195,7 +199,6 @@ def _lock(connection: Connection, tables: Sequence[Table], timeout_seconds: floa
     if not tables:
         return
     names = SQL(", ").join(SQL("ONLY {}").format(table.identifier) for table in tables)
-    connection.execute("SELECT set_config('lock_timeout', %s, true)", [f"{_milliseconds(timeout_seconds)}ms"])
     try:
         connection.execute(SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(names))
     except psycopg.errors.LockNotAvailable as error:
@@ -214,14 +217,14 @@ def _locked(connection: Connection, tables: Sequence[Table], timeout_seconds: fl
     )
 
 
-def _command(tool: ClientTool, target: DatabaseTarget, snapshot: str, lock_timeout_seconds: float) -> list[str]:
+def _command(tool: ClientTool, target: DatabaseTarget, snapshot: str, lock_seconds: float) -> list[str]:
     return [
         str(tool.path),
         "--format=custom",
         "--compress=0",
         "--no-password",
         f"--snapshot={snapshot}",
-        f"--lock-wait-timeout={_milliseconds(lock_timeout_seconds)}",
+        f"--lock-wait-timeout={_milliseconds(lock_seconds)}",
         f"--dbname={conninfo(target)}",
     ]
 
