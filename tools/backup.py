@@ -72,6 +72,12 @@ _LEVELS: Final = (
 )
 
 
+_DAMAGED_HINT: Final = (
+    "If it was copied here, copy it and its .sha256 file again; if not, look at the disk, and take another archive: "
+    "'backup.sh list' shows them."
+)
+
+
 def _back_up(arguments: argparse.Namespace) -> int:
     job = _job()
     result = {"full": job.backup_full, "database": job.backup_database, "media": job.backup_media}[arguments.type]()
@@ -103,8 +109,15 @@ def _verify(arguments: argparse.Namespace) -> int:
     from portal.ops.model import VerifyLevel
 
     found = _job().verify(arguments.archive, VerifyLevel(arguments.level))
-    for line in (found.message, *(f"damage: {damage}" for damage in found.damages), *found.notes):
-        say(line)
+    if found.intact:
+        say(found.message)
+    else:
+        say_error(f"{found.path.name} is not intact")
+        for damage in found.damages:
+            say(f"  damage: {damage}")
+        say(f"  hint: {_DAMAGED_HINT}")
+    for note in found.notes:
+        say(f"note: {note}")
     print_result(found.to_dict())
     return 0 if found.intact else 4
 
@@ -118,8 +131,8 @@ def _extract(arguments: argparse.Namespace) -> int:
 
 def _archive_path(archive: str) -> Path:
     """The archive's file; settings are read only where it is not given by its path, which keeps the command quick."""
-    path = Path(archive)
-    return path if archive != "latest" and path.is_file() else _job().repository.find(archive).path
+    given = archive != "latest" and os.path.isfile(archive)
+    return Path(archive) if given else _job().repository.find(archive).path
 
 
 def _job() -> BackupJob:

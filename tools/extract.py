@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from portal.ops.archive.index import MemberType
 from portal.ops.archive.reader import ArchiveReader, is_indexed
-from portal.ops.errors import ArchiveAbsentError, ConfigurationError, NotIntactError, UnsupportedError
+from portal.ops.errors import (
+    ArchiveAbsentError,
+    ConfigurationError,
+    NotIntactError,
+    RepositoryError,
+    UnsupportedError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,13 +29,16 @@ def extract(archive: Path, path: str, output: str | None) -> dict[str, Any]:
         NotIntactError: the file is damaged in the archive; nothing was written.
         OpsError: the archive or the file is not there, or cannot be written.
     """
+    _check_readable(archive)
     if not is_indexed(archive):
         raise UnsupportedError(
-            f"{archive.name} has no index, so one file cannot be taken out of it alone",
-            hint=f"Use tar: tar xzf {archive} <backup_id>/{path}",
+            f"{archive.name} has no index at its end, so one file cannot be taken out of it alone",
+            hint=f"If tar and gzip made it, use tar: tar xzf {archive} <backup_id>/{path}. If not, it is cut short.",
         )
     reader = ArchiveReader(archive)
     member = reader.find(path)
+    if member is not None and member.type is MemberType.HARDLINK:
+        member = reader.find(member.link)
     if member is None or member.type is not MemberType.FILE:
         raise ArchiveAbsentError(
             f"there is no file {path!r} in {archive.name}",
@@ -44,6 +53,16 @@ def extract(archive: Path, path: str, output: str | None) -> dict[str, Any]:
         "size_bytes": member.size,
         "checksum": member.sha256,
     }
+
+
+def _check_readable(archive: Path) -> None:
+    try:
+        with archive.open("rb"):
+            pass
+    except OSError as error:
+        raise RepositoryError(
+            f"cannot read {archive}: {error.strerror}", hint="Look at its name, its permissions and the disk it is on."
+        ) from error
 
 
 def _write(content: Iterator[memoryview], member: Member, target: str) -> None:

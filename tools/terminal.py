@@ -24,6 +24,15 @@ EXIT_CODES: Final = """exit codes:
 
 _REDRAW_SECONDS: Final = 0.1
 _LINE_SECONDS: Final = 10.0
+_CLEAR_LINE: Final = "\r\x1b[K"
+_STOPPING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class _Stopped(BaseException):
+    """A signal asked this process to end; as an exception, so that every `with` on the way out takes back its part."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
 
 
 class Bar:
@@ -54,8 +63,7 @@ class Bar:
     def clear(self) -> None:
         """Take the bar off the screen."""
         if self._terminal:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+            _tell(_CLEAR_LINE)
 
     def _draw(self, phase: str, done: int, total: int | None, rate: float) -> None:
         from portal.ops.logs import human_bytes
@@ -66,8 +74,7 @@ class Bar:
             full = width * done // total
             text += f"  [{'#' * full}{'.' * (width - full)}] {100 * done // total:3d} %"
             text += f"  {_duration((total - done) / max(rate, 1))} left"
-        sys.stderr.write(f"\r\x1b[K{text}")
-        sys.stderr.flush()
+        _tell(_CLEAR_LINE + text)
 
 
 class BarAwareStream:
@@ -79,11 +86,11 @@ class BarAwareStream:
     def write(self, text: str) -> int:
         """Write over the bar."""
         self._bar.clear()
-        return sys.stderr.write(text)
+        _tell(text)
+        return len(text)
 
     def flush(self) -> None:
-        """Flush standard error."""
-        sys.stderr.flush()
+        """Nothing is held back."""
 
     def isatty(self) -> bool:
         """Whether a person is there."""
@@ -117,8 +124,9 @@ def print_result(result: Mapping[str, Any]) -> None:
 
 
 def say(text: str = "") -> None:
-    """Tell a person something, on standard error."""
-    sys.stderr.write(text + "\n")
+    """Tell a person something, on standard error; over the bar, if one is there."""
+    start = _CLEAR_LINE if sys.stderr.isatty() else ""
+    _tell(f"{start}{text}\n")
 
 
 def say_error(error: OpsError | str) -> None:
@@ -128,26 +136,58 @@ def say_error(error: OpsError | str) -> None:
 
 def run_command(main: Callable[[], int]) -> NoReturn:
     """Run a command to its exit: errors become messages and codes, signals end it in good order."""
-    signal.signal(signal.SIGTERM, _leave)
-    signal.signal(signal.SIGHUP, _leave)
+    _open_standard_streams()
+    for number in _STOPPING:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+            signal.signal(number, _stop)
     try:
         code = main()
     except OpsError as error:
-        say_error(error)
-        print_result({"success": False, "error": str(error)})
+        _fail(str(error))
         code = error.exit_code
-    except KeyboardInterrupt:
-        say("\ninterrupted: what was begun has been taken back")
-        code = 128 + signal.SIGINT
+    except _Stopped as stopped:
+        _fail(f"stopped by {signal.Signals(stopped.number).name}: what was not finished has been taken back")
+        code = 128 + stopped.number
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _hush(sys.stdout)
         code = 128 + signal.SIGPIPE
+    except OSError as error:
+        _hush(sys.stdout)
+        say_error(f"the result cannot be written to standard output: {error.strerror}")
+        code = OpsError.exit_code
     sys.exit(code)
 
 
-def _leave(number: int, _frame: object) -> NoReturn:
-    # An exception, so that every `with` on the way out takes back what it began.
-    sys.exit(128 + number)
+def _open_standard_streams() -> None:
+    """Fill the places of streams that are closed: the next file opened would be taken for one, and be written to."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            setattr(sys, name, open(number, "r" if number == 0 else "w"))  # noqa: SIM115  (as long as the process)
+
+
+def _tell(text: str) -> None:
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:  # the work goes on, even if nobody listens any more or the log's disk is full
+        _hush(sys.stderr)
+
+
+def _hush(stream: TextIO) -> None:
+    """Let whatever is still to be said go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _fail(error: str) -> None:
+    say_error(error)
+    print_result({"success": False, "error": error})
+
+
+def _stop(number: int, _frame: object) -> NoReturn:
+    for other in _STOPPING:  # taking back is not to be interrupted by somebody's impatience
+        signal.signal(other, lambda *_: None)
+    raise _Stopped(number)
 
 
 def _duration(seconds: float) -> str:

@@ -27,7 +27,15 @@ import structlog
 
 from portal.ops.archive.lanes import Lanes, available_cores
 from portal.ops.archive.writer import ArchiveWriter, Readable, Tally, unreadable
-from portal.ops.errors import ConfigurationError, OpsError, RepositoryError, SourceError, UnsupportedError
+from portal.ops.errors import (
+    ConfigurationError,
+    DiskFullError,
+    OpsError,
+    RepositoryError,
+    SourceError,
+    UnsupportedError,
+)
+from portal.ops.logs import engine_log
 from portal.ops.manifest import Manifest, room_for
 from portal.ops.model import FORMAT_VERSION, BackupId, BackupType, Component, VerifyLevel, timestamp
 from portal.ops.process import ProcessRunner, SystemRunner
@@ -38,7 +46,7 @@ from portal.ops.verify import Verification, Verifier, open_archive
 
 __all__ = ["BackupConfig", "BackupJob", "BackupResult", "BackupType", "create_backup_job"]
 
-log = structlog.get_logger("portal.ops.backup")
+log = engine_log("portal.ops.backup")
 
 PathLike = str | os.PathLike[str]
 Clock = Callable[[], datetime]
@@ -322,8 +330,8 @@ class BackupJob:
             advance=meter.advance,
         )
         found = verifier.verify(archive.path, VerifyLevel(level))
-        event = "archive_verified" if found.intact else "archive_damaged"
-        log.info(
+        tell, event = (log.info, "archive_verified") if found.intact else (log.error, "archive_damaged")
+        tell(
             event,
             backup_id=archive.name,
             verify_level=found.level.value,
@@ -359,10 +367,9 @@ class BackupJob:
         with self.repository.shared():
             for name in self.repository.sweep():
                 log.warning("remains_swept", name=name)
-            draft = self.repository.begin(backup_id)
-            if draft is None:
-                return self._existing(self.repository.archive_path(backup_id), result)
-            with _discarding(draft):
+            with self.repository.draft(backup_id) as draft:
+                if draft is None:
+                    return self._existing(self.repository.archive_path(backup_id), result)
                 self._check_space(backup_id.type)
                 job = _Collection(self, draft, backup_id, components)
                 manifest, digest = job.run(result.timestamp)
@@ -411,11 +418,10 @@ class BackupJob:
         disk = os.statvfs(self.repository.path)
         free = disk.f_bavail * disk.f_frsize
         if free < needed:
-            error = disk_full(self.repository.path)
-            error.message = (
-                f"{self.repository.path} has {free >> 20} MiB free, and this backup needs about {needed >> 20} MiB"
+            raise DiskFullError(
+                f"{self.repository.path} has {free >> 20} MiB free, and this backup needs about {needed >> 20} MiB",
+                hint="Remove old archives, or move BACKUP_LOCAL_PATH to a larger disk; nothing was written yet.",
             )
-            raise error
 
     def _existing(self, path: Path, result: BackupResult) -> BackupResult:
         """The result of a request that was fulfilled before."""
@@ -603,15 +609,6 @@ def read_text(path: str) -> str:
 
 
 @contextmanager
-def _discarding(draft: Draft) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        draft.discard()
-        raise
-
-
-@contextmanager
 def _phase(event: str, component: Component | None = None) -> Iterator[dict[str, Any]]:
     """Log the end of a phase with its duration and what the caller puts into the dictionary."""
     started = time.monotonic()
@@ -625,7 +622,7 @@ def _log_result(result: BackupResult) -> None:
     if result.success:
         log.info("archive_published", path=result.destination_path, bytes=result.size_bytes, seconds=seconds)
     else:
-        log.error("backup_failed", error=result.error, seconds=seconds)
+        log.error("backup_failed", seconds=seconds, error=result.error)
 
 
 def _warnings(tally: Tally) -> list[str]:

@@ -1,4 +1,4 @@
-"""How log lines look: JSON for programs, a short line for a person at a terminal. Only entry points call this."""
+"""How log lines look: JSON for programs, a short line for a person at a terminal. Only entry points choose."""
 
 from __future__ import annotations
 
@@ -16,6 +16,25 @@ _UNITS: Final = ("B", "kB", "MB", "GB", "TB")
 _UNSAID: Final = ("timestamp", "level", "event", "backup_id", "restore_id")
 
 
+def engine_log(name: str) -> Any:
+    """A logger of the engine's.
+
+    Until an entry point calls `configure_logging`, or the program that uses the engine has configured structlog, events
+    go to Python's own logging: structlog by itself would print them on standard output, which is the program's.
+    """
+    if not structlog.is_configured():
+        structlog.configure(
+            processors=[
+                structlog.stdlib.filter_by_level,
+                structlog.contextvars.merge_contextvars,
+                structlog.processors.KeyValueRenderer(key_order=["event"]),
+            ],
+            logger_factory=structlog.stdlib.LoggerFactory(),
+            wrapper_class=structlog.stdlib.BoundLogger,
+        )
+    return structlog.get_logger(name)
+
+
 def configure_logging(style: LogFormat, stream: TextIO) -> None:
     """Send every event to `stream`, one line each.
 
@@ -30,6 +49,7 @@ def configure_logging(style: LogFormat, stream: TextIO) -> None:
             structlog.processors.TimeStamper(fmt="%H:%M:%S" if person else "iso", utc=not person),
             render_for_a_person if person else structlog.processors.JSONRenderer(),
         ],
+        wrapper_class=structlog.make_filtering_bound_logger(0),
         logger_factory=structlog.WriteLoggerFactory(stream),
         cache_logger_on_first_use=False,
     )
@@ -48,7 +68,9 @@ def _fact(name: str, value: Any) -> str:
         return f"{human_bytes(value):>8}"
     if name == "seconds":
         return f"{value:6.2f} s"
-    if name in ("component", "detail", "path", "error", "name"):
+    if name == "error":
+        return f"{value}".partition("\n")[0]  # the command tells the hint, once it has ended
+    if name in ("component", "detail", "path", "name"):
         return f"{value:<10}"
     return f"{name} {value}"
 

@@ -12,6 +12,8 @@ from typing import Final
 FORMAT_VERSION: Final = 1
 SUFFIX: Final = ".tar.gz"
 SIDECAR_SUFFIX: Final = ".sha256"
+RESTORE_DIRECTORY: Final = ".kekkai-restore"
+"""Where a restore keeps what it needs, at the top of the tree that it restores; no backup holds it."""
 
 
 class BackupType(StrEnum):

@@ -11,6 +11,8 @@ import errno
 import fcntl
 import os
 import re
+import shlex
+import signal
 import stat
 import time
 from contextlib import contextmanager, suppress
@@ -81,7 +83,7 @@ class Repository:
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise _trouble(error, "cannot create", self.path) from error
+            raise _trouble(error, "cannot create", self.path, denied=_hint(_MAKE_HINT, self.path)) from error
         if not os.access(self.path, os.W_OK | os.X_OK):
             reason = errno.EROFS if os.statvfs(self.path).f_flag & os.ST_RDONLY else errno.EACCES
             raise _trouble(OSError(reason, ""), "cannot write to", self.path)
@@ -150,34 +152,53 @@ class Repository:
         with self._locked(fcntl.LOCK_EX):
             yield
 
-    def begin(self, backup_id: BackupId) -> Draft | None:
-        """Start the archive of a backup; nothing where it exists already.
+    @contextmanager
+    def draft(self, backup_id: BackupId) -> Iterator[Draft | None]:
+        """The archive of a backup, to be written and committed; nothing where it exists already.
 
-        Waits for another process that is writing the same one.
+        Waits for another process that is writing the same one. Where what follows fails, nothing is left of the draft.
 
         Raises:
             BusyError: the other process did not end in time.
             RepositoryError: the directory cannot be written.
         """
         final = self.archive_path(backup_id)
-        partial = _partial(final)
         deadline = time.monotonic() + self._lock_timeout
-        while not final.exists():
-            try:
-                descriptor = _open_locked(partial)
-            except OSError as error:
-                raise _trouble(error, "cannot write to", self.path) from error
-            if descriptor is not None:
-                if final.exists():  # its writer finished between our two looks
-                    partial.unlink()
-                    os.close(descriptor)
-                    return None
-                os.ftruncate(descriptor, 0)
-                return Draft(final, descriptor)
-            if time.monotonic() >= deadline:
-                raise BusyError(f"{backup_id} is being written by another process", hint="Wait for it, then try again.")
-            time.sleep(_POLL_SECONDS)
-        return None
+        draft = None
+        try:
+            while draft is None and not final.exists():
+                with _signals_held_back():
+                    draft = self._begin(final)
+                if draft is None and time.monotonic() >= deadline:
+                    raise BusyError(
+                        f"{backup_id} is being written by another process", hint="Wait for it, then try again."
+                    )
+                if draft is None:
+                    time.sleep(_POLL_SECONDS)
+            yield draft
+        except BaseException:
+            if draft is not None:
+                draft.discard()
+            raise
+        finally:
+            if draft is not None:
+                draft.out.close()
+
+    def _begin(self, final: Path) -> Draft | None:
+        """A draft; nothing where another process has one, or has just finished."""
+        partial = _partial(final)
+        try:
+            descriptor = _open_locked(partial)
+        except OSError as error:
+            raise _trouble(error, "cannot write to", self.path) from error
+        if descriptor is None:
+            return None
+        if final.exists():  # its writer finished between our two looks
+            partial.unlink()
+            os.close(descriptor)
+            return None
+        os.ftruncate(descriptor, 0)
+        return Draft(final, descriptor)
 
     def sweep(self) -> list[str]:
         """Remove what backups that were killed have left; the names of what was removed.
@@ -186,6 +207,8 @@ class Repository:
         """
         swept = []
         for partial in sorted(self.path.glob(f".*{SUFFIX}{PARTIAL_SUFFIX}")):
+            if BackupId.parse(_final(partial).name.removesuffix(SUFFIX)) is None:
+                continue
             with suppress(FileNotFoundError, PermissionError):
                 descriptor = _open_locked(partial, create=False)
                 if descriptor is None:
@@ -201,7 +224,7 @@ class Repository:
         try:
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise _trouble(error, "cannot open", lock, owned=self.path) from error
+            raise _trouble(error, "cannot open", lock, denied=_hint(_OWNER_HINT, self.path)) from error
         try:
             deadline = time.monotonic() + self._lock_timeout
             while not _try_lock(descriptor, kind):
@@ -230,14 +253,12 @@ class Draft:
         write_durably(sidecar, f"{digest}  {self.final.name}\n".encode())
         self.partial.rename(self.final)  # the commit
         sync_directory(self.final.parent)
-        self.out.close()
         return self.final
 
     def discard(self) -> None:
-        """Remove what was written."""
+        """Remove what was written; an archive that was committed stays."""
         with suppress(FileNotFoundError):
             _remove_remains(self.partial)
-        self.out.close()
 
 
 def sidecar_of(archive: Path) -> Path:
@@ -294,18 +315,23 @@ _OWNER_HINT: Final = (
     "Run this as the user that the backups belong to, or give them to the user that runs it: "
     "chown -R kekkai:kekkai {path}"
 )
+_MAKE_HINT: Final = "Make it once, as root: install -d -m 700 -o kekkai -g kekkai {path}"
 _NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 
 
-def _trouble(error: OSError, doing: str, path: Path, *, owned: Path | None = None) -> RepositoryError:
+def _trouble(error: OSError, doing: str, path: Path, *, denied: str = "") -> RepositoryError:
     reason = os.strerror(error.errno or 0).lower()
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return disk_full(path)
     if error.errno in (errno.EACCES, errno.EPERM):
-        return RepositoryError(f"{doing} {path}: {reason}", hint=_OWNER_HINT.format(path=owned or path))
+        return RepositoryError(f"{doing} {path}: {reason}", hint=denied or _hint(_OWNER_HINT, path))
     return RepositoryError(
         f"{doing} {path}: {reason}", hint="Look at the disk and its mount; BACKUP_LOCAL_PATH names it."
     )
+
+
+def _hint(text: str, path: Path) -> str:
+    return text.format(path=shlex.quote(str(path)))
 
 
 def disk_full(path: Path) -> DiskFullError:
@@ -351,9 +377,13 @@ def _partial(final: Path) -> Path:
     return final.with_name(f".{final.name}{PARTIAL_SUFFIX}")
 
 
+def _final(partial: Path) -> Path:
+    return partial.with_name(partial.name.removeprefix(".").removesuffix(PARTIAL_SUFFIX))
+
+
 def _remove_remains(partial: Path) -> None:
     """Remove a hidden file that we hold the lock of, and the sidecar of an archive that never came to be."""
-    final = partial.with_name(partial.name.removeprefix(".").removesuffix(PARTIAL_SUFFIX))
+    final = _final(partial)
     if not final.exists():
         sidecar_of(final).unlink(missing_ok=True)
     for temporary in final.parent.glob(f".{sidecar_of(final).name}.*.tmp"):
@@ -372,6 +402,16 @@ def _open_locked(partial: Path, *, create: bool = True) -> int | None:
         pass
     os.close(descriptor)
     return None
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Let no signal's handler raise anything between the making of a file and the note that it is ours to remove."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _try_lock(descriptor: int, kind: int) -> bool:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from portal.ops.errors import ConfigurationError, OpsError
 from portal.ops.model import FORMAT_VERSION, Component, timestamp
 from portal.ops.settings import DatabaseTarget, Secret, Settings
-from portal.ops.targets.database import DatabasePlan, RestoreMode
-from portal.ops.targets.files import FilesPlan
+from portal.ops.targets.database import RestoreMode
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
 
 
 class RestoreScope(StrEnum):
@@ -35,7 +36,7 @@ class RestoreConfig:
         media_path: where the uploads go; nothing leaves them out.
         audit_log_path: the live audit log; what is restored is put beside it. Nothing leaves it out.
         dry_run: verify and plan, and change nothing.
-        verify_before_restore: look at the whole archive first. What is restored is always checked before it is put in place.
+        verify_before_restore: look at the whole archive first. What is restored is checked while it is staged anyway.
         mode: how the database is replaced.
         exact: what is in the uploads but not in the backup is moved aside.
         patterns: restore only files that one of these fits, such as ``tenant-a/*.sarif``.
@@ -117,6 +118,21 @@ class RestoreConfig:
         )
 
 
+class PartPlan(Protocol):
+    """What will be done with one component."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What should be known."""
+
+    @property
+    def blockers(self) -> tuple[OpsError, ...]:
+        """What makes it impossible."""
+
+    def lines(self) -> list[str]:
+        """The plan in plain words."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RestorePlan:
     """What a restore will do, before it does it.
@@ -125,28 +141,29 @@ class RestorePlan:
         backup_id: what is restored.
         timestamp: when that was made.
         components: what of it.
-        database: the database's part.
-        files: the part of each tree of files.
+        parts: what will be done with each component.
         warnings: what should be known.
         blockers: what makes it impossible; empty where it can be started.
+        takes_back: the restore that this one takes back, where that is what it does.
     """
 
     backup_id: str
     backup_file: Path
     timestamp: str
     components: tuple[Component, ...]
-    database: DatabasePlan | None = None
-    files: Mapping[Component, FilesPlan] = field(default_factory=dict)
+    parts: Mapping[Component, PartPlan] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     blockers: tuple[OpsError, ...] = ()
+    takes_back: str = ""
 
     def lines(self) -> list[str]:
         """The plan in plain words."""
+        what = ", ".join(self.components)
+        if self.takes_back:
+            return [f"Take back {self.takes_back}: {what} will be as before {self.backup_id} was restored."]
         made = f", made {self.timestamp}" if self.timestamp else ""
-        lines = [f"Restore {', '.join(self.components)} from {self.backup_id}{made}."]
-        if self.database is not None:
-            lines += ["", "Database", *(f"  {line}" for line in self.database.lines())]
-        for component, plan in self.files.items():
+        lines = [f"Restore {what} from {self.backup_id}{made}."]
+        for component, plan in self.parts.items():
             lines += ["", component.value.replace("_", " ").capitalize(), *(f"  {line}" for line in plan.lines())]
         if self.warnings:
             lines += ["", *(f"Warning: {warning}" for warning in self.warnings)]

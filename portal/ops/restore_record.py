@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import NotIntactError
 from portal.ops.repository import Repository, write_durably
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
 DIRECTORY: Final = ".restores"
 
@@ -41,9 +43,7 @@ class RestoreRecord:
         backup_file: from where.
         started: when, as the manifest writes it.
         state: how far it is.
-        database: what the database's part needs to go on or back; nothing where it is not restored.
-        media: the directory that the uploads go to, or nothing.
-        audit: where the audit log goes to, or nothing.
+        parts: for each component what its part needs to be finished or taken back.
     """
 
     restore_id: str
@@ -51,9 +51,7 @@ class RestoreRecord:
     backup_file: str
     started: str
     state: RestoreState = RestoreState.STAGING
-    database: dict[str, Any] | None = None
-    media: str | None = None
-    audit: str | None = None
+    parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class RestoreRecords:

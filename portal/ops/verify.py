@@ -19,11 +19,10 @@ from hashlib import sha256
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
-from portal.ops.archive.index import Member, MemberType
+from portal.ops.archive.index import MANIFEST, Member, MemberType
 from portal.ops.archive.lanes import available_cores
 from portal.ops.archive.plain import PlainArchive
 from portal.ops.archive.reader import ArchiveReader, Damage, DamagedError, is_indexed
-from portal.ops.archive.writer import MANIFEST
 from portal.ops.errors import NotIntactError, RepositoryError
 from portal.ops.model import FORMAT_VERSION, SUFFIX, Component, VerifyLevel
 from portal.ops.process import DEVNULL, PIPE, ProcessRunner, RunningProcess, SystemRunner

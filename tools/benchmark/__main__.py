@@ -32,9 +32,8 @@ def main() -> int:
     directory = _own_directory(arguments.work_dir)
     with _alone_in(directory):
         workshop = Workshop(directory=directory, rounds=arguments.rounds, tell=_tell)
-        _print(
-            f"{machine_line()}\n{versions_line()}\nmedians of {workshop.rounds} rounds, {arguments.scale:g} times the data\n"
-        )
+        scale = f"{arguments.scale:g} times the data"
+        _print(f"{machine_line()}\n{versions_line()}\nmedians of {workshop.rounds} rounds, {scale}\n")
         cases = [case for case in all_cases(arguments.scale) if case.name in arguments.only]
         played = [_play(case, workshop, arguments) for case in cases]
     _show(targets_table(played), arguments)

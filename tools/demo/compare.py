@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from psycopg.sql import SQL, Identifier
 
+from portal.ops.model import RESTORE_DIRECTORY
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -35,6 +37,7 @@ def tree_contents(root: Path) -> dict[str, tuple[int, int, str]]:
     """For each name below a directory its mode, its time of change in nanoseconds, and a digest of what it holds."""
     contents = {}
     for directory, names, files in os.walk(root):
+        names[:] = [name for name in names if name != RESTORE_DIRECTORY]  # what takes the restore back
         for name in (*names, *files):
             path = os.path.join(directory, name)
             found = os.lstat(path)

@@ -45,8 +45,8 @@ def main() -> int:
         result, restoring = show.restore()
         show.compare(result)
     _tell(
-        f"\nEverything that was restored equals the original. Backup {seconds[0]:.1f} s, verification {seconds[1]:.1f} s, "
-        f"restore {restoring:.1f} s, from command to prompt.\n\n"
+        "\nEverything that was restored equals the original.\n"
+        f"From Enter to prompt: backup {seconds[0]:.1f} s, verification {seconds[1]:.1f} s, restore {restoring:.1f} s.\n\n"
         "Next: set BACKUP_LOCAL_PATH, DD_DATABASE_* and PORTAL_UPLOAD_DIR for your own portal (docs/settings.md),\n"
         "then run tools/backup.sh full."
     )
@@ -131,7 +131,8 @@ class _Show:
         output = process.stdout.read()
         if process.wait() != 0:
             raise RestoreError(
-                f"{shown} ended with exit code {process.returncode}", hint="What it said stands above; please report it."
+                f"{shown} ended with exit code {process.returncode}",
+                hint="What it said stands above; please report it.",
             )
         return json.loads(output), time.monotonic() - started
 

@@ -24,6 +24,9 @@ INPUT_BYTES: Final = 1 << 20
 _HEADER: Final = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 _HEADER_WITH_EXTRA: Final = b"\x1f\x8b\x08\x04\x00\x00\x00\x00\x00\xff"
 _HEADER_WITH_COMMENT: Final = b"\x1f\x8b\x08\x10\x00\x00\x00\x00\x00\xff"
+HEADER_BYTES: Final = len(_HEADER)
+"""How long a frame's gzip header is, without comment or extra field."""
+
 _SUBFIELD: Final = Struct("<H2sH")
 _TAIL: Final = Struct("<II")
 _STORED: Final = Struct("<BHH")
@@ -116,12 +119,15 @@ def decompress(frame: Buffer, size: int) -> bytes:
 
 
 def check_header(frame: Buffer) -> None:
-    """Hold the fixed first bytes of a frame against the format: deflate alone would not notice a change there.
+    """Hold the gzip header of a frame against the format: inflating alone would not notice a change there.
 
     Raises:
-        NotIntactError: they differ.
+        NotIntactError: it is not the header that every frame has, or its comment is not the spaces that pad it.
     """
-    if bytes(frame[: len(_HEADER)]) not in (_HEADER, _HEADER_WITH_COMMENT, _HEADER_WITH_EXTRA):
+    start = len(_HEADER)
+    if frame[:start] == _HEADER:
+        return
+    if frame[:start] != _HEADER_WITH_COMMENT or bytes(frame[start:]).partition(b"\x00")[0].strip(b" "):
         raise NotIntactError("its gzip header is not the one that every frame has")
 
 

@@ -18,7 +18,7 @@ import json
 from array import array
 from enum import StrEnum
 from json.encoder import encode_basestring_ascii as quote
-from os import fsencode
+from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from portal.ops.archive import tar
@@ -28,10 +28,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NAME: Final = "index.jsonl"
+MANIFEST: Final = "manifest.json"
+TRAILER_ID: Final = b"KI"
+TRAILER: Final = Struct("<Q")
+"""What the last frame's gzip header carries: where in the file the index starts."""
+
 VERSION: Final = 1
 LINE_BYTES: Final = 1 << 16
 """No line is longer: a path and a link target of 4,096 bytes each, every byte escaped, are shorter."""
 
+
+_MOST: Final = 1 << 63
+_MOST_OWNER: Final = 1 << 32
 
 FRAME_MAX: Final = 1 << 26
 """No frame holds more of the tar than this (64 MiB), whatever an index claims: a reader keeps a few in memory."""
@@ -80,19 +88,29 @@ class Member(NamedTuple):
 _TYPES: Final = (str, MemberType, *[int] * 7, str, str, int, int)
 
 
+def decode_name(name: bytes) -> str:
+    """A name as the index writes it, whatever the locale of the process."""
+    return name.decode("utf-8", "surrogateescape")
+
+
+def encode_name(name: str) -> bytes:
+    """The bytes of a name on the disk and in the tar."""
+    return name.encode("utf-8", "surrogateescape")
+
+
 def tar_header(member: Member, backup_id: str) -> bytes:
     """The header that the member has in the tar: a function of its line, so a reader can hold one against the other."""
     link = f"{backup_id}/{member.link}" if member.type is MemberType.HARDLINK else member.link
     slash = "/" if member.type is MemberType.DIRECTORY else ""
     return tar.encode(
-        fsencode(f"{backup_id}/{member.path}{slash}"),
+        encode_name(f"{backup_id}/{member.path}{slash}"),
         typeflag=_TYPEFLAG[member.type],
         size=member.size,
         mode=member.mode,
         uid=member.uid,
         gid=member.gid,
         mtime_ns=member.mtime_ns,
-        link=fsencode(link),
+        link=encode_name(link),
     )
 
 
@@ -139,9 +157,22 @@ def decode_member(line: bytes) -> Member:
         )
         if tuple(map(type, member)) != _TYPES:
             raise TypeError("a value of another type")
+        if not _is_possible(member):
+            raise ValueError("no header can say that")
         return member
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise NotIntactError(f"the index has a line that makes no sense: {line[:200]!r}") from error
+
+
+def _is_possible(member: Member) -> bool:
+    """Whether a tar header could be made of this; raises ValueError where a name has no bytes."""
+    path, _, size, mode, uid, gid, mtime_ns, _, _, link, _, frame, at = member
+    return (
+        min(size, mode, uid, gid, frame, at) >= 0
+        and max(size, abs(mtime_ns) >> 30) < _MOST
+        and max(mode, uid, gid) < _MOST_OWNER
+        and len(encode_name(path)) + len(encode_name(link)) < LINE_BYTES
+    )
 
 
 class FrameTable:
@@ -210,7 +241,9 @@ def decode_head(line: bytes) -> tuple[str, int, int]:
     try:
         head: dict[str, Any] = json.loads(line)
         version = head["index_version"]
-        found = str(head["backup_id"]), int(head["frames"]), int(head["members"])
+        found = str(head["backup_id"]), head["frames"], head["members"]
+        if not all(type(number) is int and 0 <= number < _MOST for number in found[1:]):
+            raise ValueError("it counts what cannot be")
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise NotIntactError("the index does not start with a line that describes it") from error
     if version != VERSION:

@@ -69,13 +69,12 @@ class Lanes:
 
     def pack(self, items: Sequence[packer.Item]) -> Future[packer.Pack]:
         """One frame of small files."""
-        if not self._helpers:
-            self.start_helpers()
+        self.start_helpers()
         return self._threads.submit(self._pack, items)
 
     def start_helpers(self) -> None:
-        """Start the helper processes, so that they are ready when the first files have been found."""
-        for _ in range(self.jobs):
+        """Start the helper processes that do not run yet: they are ready when the first files have been found."""
+        for _ in range(self.jobs - len(self._helpers)):
             helper = _start_helper()
             self._helpers.append(helper)
             self._idle.put(helper)

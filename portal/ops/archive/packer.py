@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import marshal
+import mmap
 import os
 import signal
 import stat
@@ -21,7 +22,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from portal.ops.archive import frame, tar
-from portal.ops.archive.index import Member, MemberType, encode_member, tar_header
+from portal.ops.archive.index import Member, MemberType, decode_name, encode_member, tar_header
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,8 +30,11 @@ if TYPE_CHECKING:
 LARGE_BYTES: Final = frame.INPUT_BYTES
 """From this size on a file is not packed with others, but streamed into frames of its own."""
 
-HEADER_ROOM: Final = 1 << 15
+HEADER_ROOM: Final = 1 << 14
 """More than any header takes: one with the longest name and link target that Linux allows has 12 KiB."""
+
+ITEM_BYTES: Final = 2 * tar.BLOCK
+"""What an item counts for, at the least, when those of a frame are counted."""
 
 ATTEMPTS: Final = 3
 """How often a file is read that changes while it is read."""
@@ -38,9 +42,12 @@ ATTEMPTS: Final = 3
 GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 """What opening a file says when its name, or a directory above it, is not what it was a moment ago."""
 
-_BUFFER_BYTES: Final = 4 * frame.INPUT_BYTES
+_FILES_BYTES: Final = 4 * frame.INPUT_BYTES
+_BUFFER_BYTES: Final = _FILES_BYTES + frame.INPUT_BYTES // ITEM_BYTES * HEADER_ROOM
 _LENGTH: Final = Struct("<Q")
 _OPEN: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+_FORMS: Final = {"directory": stat.S_ISDIR, "symlink": stat.S_ISLNK, "hardlink": stat.S_ISREG}
 
 Item = tuple[str, bytes, str, str]
 """What to pack: the member's path, the path to read, its type and, for a file with several names, the member that holds
@@ -52,7 +59,7 @@ class Pack:
     """A finished frame, and what there is to say about it.
 
     `lines` are the members' lines for the index, still without a number; `vanished`, `changed` and `special` name
-    members that were left out, kept although they changed, or left out for what they are; `large` are items that have
+    members that were left out, kept although they changed, or left out for what they are; `large` are files that have
     grown too large to be packed. `failure` is the path and error number of what could not be read.
     """
 
@@ -72,11 +79,14 @@ _PACK_FIELDS: Final = Pack.__slots__[1:]  # all but the frame
 
 
 class Packer:
-    """Packs item after item into one buffer, which is used again for every frame."""
+    """Packs item after item into one buffer, which is used again for every frame.
+
+    There is always room for directories and links; files stop being added at `_FILES_BYTES`. What is never touched of
+    the buffer costs no memory.
+    """
 
     def __init__(self) -> None:
-        self._buffer = bytearray(_BUFFER_BYTES)
-        self._view = memoryview(self._buffer)
+        self._view = memoryview(mmap.mmap(-1, _BUFFER_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         self._end = 0
 
     def pack(self, backup_id: str, items: Sequence[Item]) -> Pack:
@@ -100,14 +110,18 @@ class Packer:
 
     def _add(self, done: Pack, backup_id: str, item: Item) -> None:
         path, source, kind, link = item
-        if self._end > _BUFFER_BYTES - LARGE_BYTES - HEADER_ROOM:
-            done.large.append(item)
-        elif kind == "file":
-            self._add_file(done, backup_id, item)
+        if kind == "file":
+            if self._end > _FILES_BYTES - LARGE_BYTES - HEADER_ROOM:
+                done.large.append(item)
+            else:
+                self._add_file(done, backup_id, item)
         else:
             found = os.lstat(source)
+            if not _FORMS[kind](found.st_mode):  # something else has taken its name
+                done.vanished.append(path)
+                return
             if kind == "symlink":
-                link = os.fsdecode(os.readlink(source))
+                link = decode_name(os.readlink(source))
             member = member_of(path, MemberType(kind), found, link=link, at=self._end)
             self._put_header(tar_header(member, backup_id))
             done.lines.append(encode_member(member))

@@ -7,15 +7,16 @@ only be read from front to back.
 from __future__ import annotations
 
 import os
+import re
 import tarfile
-from typing import TYPE_CHECKING, Final
+from tarfile import HeaderError, ReadError
+from typing import TYPE_CHECKING, Final, Self
 
 from isal import igzip
 
 from portal.ops.archive.frame import DeflateError
-from portal.ops.archive.index import Member, MemberType
+from portal.ops.archive.index import MANIFEST, NAME, Member, MemberType
 from portal.ops.archive.reader import HINT, Damage, DamagedError, checked, is_below
-from portal.ops.archive.writer import MANIFEST
 from portal.ops.errors import NotIntactError
 from portal.ops.manifest import Manifest
 from portal.ops.model import Component
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+_DECIMAL: Final = re.compile(r"(-?)([0-9]{1,20})(?:\.([0-9]*))?")
 _READ_BYTES: Final = 1 << 20
 _MANIFEST_MAX: Final = 1 << 26
 _TYPES: Final = {
@@ -35,7 +37,45 @@ _TYPES: Final = {
     tarfile.SYMTYPE: MemberType.SYMLINK,
     tarfile.LNKTYPE: MemberType.HARDLINK,
 }
-_BROKEN: Final = (tarfile.TarError, DeflateError, EOFError, OSError, UnicodeError, ValueError, OverflowError)
+_BROKEN: Final = (
+    tarfile.TarError,
+    DeflateError,
+    EOFError,
+    OSError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    RecursionError,
+)
+_End: Final[type[HeaderError]] = tarfile.EOFHeaderError  # type: ignore[attr-defined]
+_EXTENSIONS: Final = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+_EXTENSION_MAX: Final = 1 << 20
+
+
+class _Header(tarfile.TarInfo):
+    """A header that is whole: what makes no sense is damage, where tarfile would take it for the archive's end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        found = super().frombuf(buf, encoding, errors)
+        if found.type in _EXTENSIONS and found.size > _EXTENSION_MAX:
+            raise tarfile.ReadError("a name in it is longer than any name can be")
+        return found
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tarfile)
+        except _End:
+            raise
+        except HeaderError as error:
+            raise ReadError(str(error)) from error
 
 
 class PlainArchive:
@@ -52,10 +92,12 @@ class PlainArchive:
         self.path = path
         self.backup_id = ""
         self.member_count: int | None = None
-        first = next(self._members(), None)
+        first = next(filter(None, (_relative(found.name) for found, _ in self._members())), None)
         if first is None:
             raise DamagedError(Damage(what="there is nothing in the archive"))
-        self.backup_id = first[0].name.split("/")[0]
+        self.backup_id = first.split("/")[0]
+        if self.backup_id in ("", ".."):
+            raise DamagedError(Damage(what="the archive has a path that leads out of it", path=first))
 
     def close(self) -> None:
         """Nothing is kept open."""
@@ -101,27 +143,35 @@ class PlainArchive:
 
     def _members(self) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
         try:
-            with self._open() as data, tarfile.open(fileobj=data, mode="r|", errorlevel=2) as tar:
+            with self._open() as data, tarfile.open(fileobj=data, mode="r|", errorlevel=2, tarinfo=_Header) as tar:
                 while (found := tar.next()) is not None:
                     tar.members = []  # type: ignore[attr-defined]  # it would keep every header otherwise
                     yield found, tar
-                while data.read(_READ_BYTES):  # the end has a checksum too
-                    pass
+                while rest := tar.fileobj.read(_READ_BYTES):  # the end has a checksum too
+                    if rest.strip(b"\x00"):
+                        raise DamagedError(Damage(what="something follows the end of the archive"))
         except _BROKEN as error:
             raise _damaged(error) from error
 
     def _member(self, found: tarfile.TarInfo) -> Member | None:
-        top, _, path = found.name.removeprefix("./").partition("/")
-        if top != self.backup_id:
+        name = _relative(found.name)
+        top, _, path = name.partition("/")
+        if name and top != self.backup_id:
             raise DamagedError(Damage(what=f"it is not in the directory {self.backup_id}/", path=found.name))
         if not path:
             return None
+        if path == NAME:
+            raise DamagedError(
+                Damage(what="the archive has an index, but its end, which says where, is damaged or cut off")
+            )
         kind = _TYPES.get(found.type)
         if kind is None:
             raise DamagedError(Damage(what="it is neither a file, a directory nor a link", path=found.name))
         link = found.linkname
         if kind is MemberType.HARDLINK:
-            link = link.removeprefix("./").removeprefix(f"{self.backup_id}/")
+            top, _, link = _relative(link).partition("/")
+            if top != self.backup_id:
+                raise DamagedError(Damage(what="it is a link to what is not in the archive", path=path))
         return checked(
             Member(
                 path,
@@ -152,13 +202,20 @@ def _pieces(tar: tarfile.TarFile, found: tarfile.TarInfo, member: Member) -> Ite
         raise _damaged(error, member.path) from error
 
 
+def _relative(name: str) -> str:
+    """A name without the `./` that tar puts in front when it was told to."""
+    while name.startswith("./"):
+        name = name.removeprefix("./")
+    return "" if name == "." else name
+
+
 def _nanoseconds(found: tarfile.TarInfo) -> int:
-    exact = found.pax_headers.get("mtime")
+    exact = _DECIMAL.fullmatch(found.pax_headers.get("mtime", str(found.mtime)))
     if exact is None:
-        return int(found.mtime) * 1_000_000_000
-    whole, _, fraction = exact.partition(".")
-    nanoseconds = int(fraction[:9].ljust(9, "0"))
-    return int(whole) * 1_000_000_000 + (-nanoseconds if whole.startswith("-") else nanoseconds)
+        raise DamagedError(Damage(what="its time is not a number", path=found.name))
+    sign, whole, fraction = exact.groups()
+    nanoseconds = int(whole) * 1_000_000_000 + int((fraction or "")[:9].ljust(9, "0"))
+    return -nanoseconds if sign else nanoseconds
 
 
 def _damaged(error: BaseException, path: str | None = None) -> NotIntactError:

@@ -9,25 +9,24 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from hashlib import sha256
 from itertools import chain, dropwhile, islice
 from json.encoder import encode_basestring_ascii as quote
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from isal import isal_zlib
 
 from portal.ops.archive import frame, index, tar
-from portal.ops.archive.index import Member, MemberType
-from portal.ops.archive.writer import MANIFEST, TRAILER, TRAILER_ID
+from portal.ops.archive.index import MANIFEST, TRAILER, TRAILER_ID, Member, MemberType
 from portal.ops.errors import NotIntactError
-from portal.ops.manifest import Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from concurrent.futures import Future
     from pathlib import Path
+
+    from portal.ops.manifest import Manifest
 
 HINT: Final = "Take another archive: './tools/backup.sh list' shows them."
 
@@ -38,8 +37,7 @@ _MAX_INFLATED: Final = 1 << 20
 _AHEAD: Final = 2
 
 
-@dataclass(frozen=True, kw_only=True)
-class Damage:
+class Damage(NamedTuple):
     """A place where the archive is not what it should be.
 
     Arguments:
@@ -114,6 +112,8 @@ class ArchiveReader:
         Raises:
             NotIntactError: it is damaged, or is not the manifest of this archive.
         """
+        from portal.ops.manifest import Manifest
+
         member = next(self.members(), None)
         if member is None or member.path != MANIFEST or member.size > _MANIFEST_MAX:
             raise DamagedError(Damage(what="the archive does not start with a manifest"))
@@ -190,10 +190,12 @@ class ArchiveReader:
     def read_frame(self, number: int) -> bytes | NotIntactError:
         """What one frame holds, or what is wrong with it."""
         length = self.frames.lengths[number]
-        data = os.pread(self._file.fileno(), length, self.frames.offsets[number])
         try:
+            data = os.pread(self._file.fileno(), length, self.frames.offsets[number])
             frame.check_header(data)
             return frame.decompress(data, self.frames.tar_lengths[number])
+        except OSError as error:
+            return NotIntactError(f"it cannot be read ({error.strerror})")
         except NotIntactError as error:
             return error
 
@@ -233,8 +235,8 @@ class ArchiveReader:
 
     def _inflate_index(self) -> Iterator[bytes]:
         at, end = self._index_at, self._size - _TRAILER_BYTES
-        inflate = isal_zlib.decompressobj(31)
         try:
+            inflate = self._start_frame(at)
             while at < end:
                 data = os.pread(self._file.fileno(), min(_READ_BYTES, end - at), at)
                 at += len(data)
@@ -242,16 +244,25 @@ class ArchiveReader:
                     break
                 while data:
                     if inflate.eof:
-                        inflate = isal_zlib.decompressobj(31)
+                        inflate = self._start_frame(at - len(data))
                     yield inflate.decompress(data, _MAX_INFLATED)
                     data = inflate.unused_data if inflate.eof else inflate.unconsumed_tail
-        except frame.DeflateError as error:
+        except (frame.DeflateError, OSError) as error:
             raise DamagedError(Damage(what=f"the index does not decompress ({error})")) from error
         if not inflate.eof:
             raise DamagedError(Damage(what="the index is cut short"))
 
+    def _start_frame(self, offset: int) -> Any:
+        try:
+            frame.check_header(os.pread(self._file.fileno(), frame.HEADER_BYTES, offset))
+        except NotIntactError as error:
+            raise DamagedError(Damage(what=f"the index has a damaged frame: {error.message}")) from error
+        return isal_zlib.decompressobj(31)
+
     @contextmanager
     def _frames_ahead(self, jobs: int, first: int) -> Iterator[Iterator[tuple[int, bytes | NotIntactError]]]:
+        from concurrent.futures import ThreadPoolExecutor
+
         threads = ThreadPoolExecutor(jobs, thread_name_prefix="inflate")
 
         def ahead() -> Iterator[tuple[int, bytes | NotIntactError]]:

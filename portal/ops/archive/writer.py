@@ -6,6 +6,7 @@ into room of a fixed size; everything else is appended.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tempfile
@@ -13,9 +14,9 @@ from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from hashlib import sha256
+from io import FileIO
 from itertools import chain
 from queue import SimpleQueue
-from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from portal.ops.archive import frame, index, packer, tar
@@ -29,11 +30,6 @@ if TYPE_CHECKING:
     from portal.ops.archive.lanes import Lanes
     from portal.ops.archive.outfile import OutFile
     from portal.ops.archive.packer import Item
-
-MANIFEST: Final = "manifest.json"
-TRAILER_ID: Final = b"KI"
-TRAILER: Final = Struct("<Q")
-"""What the last frame's gzip header carries: where in the file the index starts."""
 
 _DONE: Final[Future[None]] = Future()
 _DONE.set_result(None)
@@ -110,7 +106,8 @@ class ArchiveWriter:
         self._members = 0
         self._manifest_room = 0
         self.reserved = False
-        self._unsettled: set[str] = set()
+        self._unsettled: dict[str, bytes] = {}
+        self._grown: list[Item] = []
         self.tally = Tally()
 
     def reserve(self, manifest_bytes: int) -> None:
@@ -157,6 +154,7 @@ class ArchiveWriter:
         batch: list[Item] = []
         weight = 0
         for item, size in items:
+            self._add_grown()
             if size >= packer.LARGE_BYTES and item[2] == "file":
                 self._submit_pack(batch)  # first: the directory it lies in may be among them
                 batch, weight = [], 0
@@ -164,30 +162,45 @@ class ArchiveWriter:
                 continue
             if item[2] == "hardlink" and item[3] in self._unsettled:
                 self._submit_pack(batch)
-                self._drain()
                 batch, weight = [], 0
-            batch.append(self._settled(item))
-            weight += (size if item[2] == "file" else 0) + 2 * tar.BLOCK
+                item = self._settled(item)
+            elif item[2] == "file" and item[3]:
+                self._unsettled[item[3]] = item[1]
+            batch.append(item)
+            weight += (size if item[2] == "file" else 0) + packer.ITEM_BYTES
             if weight >= frame.INPUT_BYTES:
                 self._submit_pack(batch)
                 batch, weight = [], 0
         self._submit_pack(batch)
-        self._drain()
+        self._settle()
 
     def _settled(self, item: Item) -> Item:
-        """The item; a hard link to something that vanished before it was read becomes a file of its own."""
-        path, source, kind, link = item
-        if kind == "hardlink" and link in self.tally.vanished:
+        """A hard link; if what it links to was no longer the same file when it was read, a file of its own."""
+        path, source, _, link = item
+        first = self._unsettled[link]
+        self._settle()
+        if link in self.tally.vanished or not _is_same(first, source):
             return path, source, "file", ""
-        if kind == "file" and link:
-            self._unsettled.add(link)
         return item
+
+    def _settle(self) -> None:
+        """Have everything written that was submitted, also what has grown meanwhile."""
+        self._drain()
+        while self._grown:
+            self._add_grown()
+            self._drain()
+        self._unsettled.clear()
+
+    def _add_grown(self) -> None:
+        """Add the files that have outgrown a shared frame: never while another one is being streamed."""
+        while self._grown:
+            self._add_large(self._grown.pop(0))
 
     def finish(self, manifest: bytes, *, mtime_ns: int) -> str:
         """Write manifest, index and end; the SHA-256 of the whole file."""
         self._drain()
         member = Member(
-            MANIFEST, MemberType.FILE, len(manifest), mtime_ns=mtime_ns, sha256=sha256(manifest).hexdigest()
+            index.MANIFEST, MemberType.FILE, len(manifest), mtime_ns=mtime_ns, sha256=sha256(manifest).hexdigest()
         )
         front = index.tar_header(member, self._backup_id) + manifest + bytes(tar.padding(len(manifest)))
         self._frames.tar_lengths[0] = len(front)
@@ -213,16 +226,19 @@ class ArchiveWriter:
             except OSError as error:
                 self._note_unreadable(path, source, error)
                 return
-            with os.fdopen(descriptor, "rb", buffering=0) as file:
-                if self._stream_file(path, file, keep=attempt == packer.ATTEMPTS):
+            try:
+                if self._stream_file(path, descriptor, keep=attempt == packer.ATTEMPTS):
                     return
+            finally:
+                os.close(descriptor)
 
-    def _stream_file(self, path: str, file: Any, *, keep: bool) -> bool:
+    def _stream_file(self, path: str, descriptor: int, *, keep: bool) -> bool:
         """Append the file; if it changed meanwhile and need not be kept, take it back and say no."""
-        before = os.fstat(file.fileno())
+        before = os.fstat(descriptor)
         if not stat.S_ISREG(before.st_mode):
             self.tally.special.append(path)
             return True
+        file = FileIO(descriptor, closefd=False)
         member = packer.member_of(path, MemberType.FILE, before)
         numbers: list[int] = []
         digest, whole = sha256(), True
@@ -240,7 +256,7 @@ class ArchiveWriter:
             end = start + wanted
             self._submit_block(block, end if rest else end + block.zero(end, tar.padding(member.size)), numbers)
             ahead = b""
-        unchanged = whole and packer.same_content(before, os.fstat(file.fileno()))
+        unchanged = whole and packer.same_content(before, os.fstat(descriptor))
         if not (unchanged or keep):
             self._drain()
             self._frames.truncate(numbers[0])
@@ -256,7 +272,9 @@ class ArchiveWriter:
         self._add_lines([index.encode_member(member._replace(sha256=digest))], number)
 
     def _note_unreadable(self, path: str, source: bytes, error: OSError) -> None:
-        if error.errno in packer.GONE:
+        if error.errno == errno.ENXIO:  # a socket has taken the file's name
+            self.tally.special.append(path)
+        elif error.errno in packer.GONE:
             self.tally.vanished.append(path)
         else:
             raise unreadable(source, error.errno or 0) from error
@@ -287,7 +305,6 @@ class ArchiveWriter:
 
     def _drain(self) -> None:
         self._drain_to(0)
-        self._unsettled.clear()
 
     def _drain_to(self, left: int) -> None:
         while len(self._pending) > left:
@@ -309,8 +326,7 @@ class ArchiveWriter:
         self.tally.vanished += pack.vanished
         self.tally.changed += pack.changed
         self.tally.special += pack.special
-        for item in pack.large:
-            self._add_large(item)
+        self._grown += pack.large
 
     def _count(self, files: int, content_bytes: int) -> None:
         self.tally.files += files
@@ -348,7 +364,7 @@ class ArchiveWriter:
         self._spool.seek(0)
         while data := self._spool.read(frame.INPUT_BYTES):
             self._out.write(data)
-        self._out.write(frame.with_extra(tar.END_OF_ARCHIVE, TRAILER_ID, TRAILER.pack(starts_at)))
+        self._out.write(frame.with_extra(tar.END_OF_ARCHIVE, index.TRAILER_ID, index.TRAILER.pack(starts_at)))
 
 
 def unreadable(source: bytes, number: int) -> SourceError:
@@ -358,6 +374,14 @@ def unreadable(source: bytes, number: int) -> SourceError:
         hint="Run the backup as the portal's user or as root, or give this user the right to read the file; "
         "then start it again.",
     )
+
+
+def _is_same(first: bytes, second: bytes) -> bool:
+    """Whether two names are names of one file."""
+    try:
+        return os.path.samestat(os.lstat(first), os.lstat(second))
+    except OSError:
+        return False
 
 
 def _fill(stream: Readable, room: memoryview) -> int:

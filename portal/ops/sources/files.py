@@ -2,7 +2,8 @@
 
 Symlinks are recorded, never followed. Sockets, FIFOs and devices have no content and are left out with a warning. A
 directory is followed by all that is in it, and by nothing else before that: tar sets a directory's time when it leaves
-it. A file with several names (hard links) has its content under the first one met.
+it. A file with several names (hard links) has its content under the first one met. What a restore keeps at the top of
+the tree, to take itself back, is passed over.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import os
 import stat
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from portal.ops.archive.index import decode_name
 from portal.ops.archive.packer import GONE, Item
 from portal.ops.archive.writer import Tally, unreadable
+from portal.ops.errors import SourceError
+from portal.ops.model import RESTORE_DIRECTORY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
 
 Identity = tuple[int, int]
 """Device and inode: what a directory is, whichever name or mount it is reached by."""
+
+_RESTORES: Final = os.fsencode(RESTORE_DIRECTORY)
 
 
 def identity(path: Path) -> Identity:
@@ -51,12 +57,17 @@ class FileTree:
         """Everything there is, each with its size in bytes at this moment.
 
         Raises:
-            SourceError: a directory cannot be read.
+            SourceError: a directory cannot be read, or the root is neither directory nor file.
         """
         top = os.path.realpath(os.fsencode(self.root))
-        if not stat.S_ISDIR(os.stat(top).st_mode):
-            name = os.fsdecode(os.path.basename(top))
-            yield (f"{self.prefix}/{name}", top, "file", ""), os.stat(top).st_size
+        found = os.stat(top)
+        if not stat.S_ISDIR(found.st_mode):
+            if not stat.S_ISREG(found.st_mode):
+                raise SourceError(
+                    f"{self.root} is neither a directory nor a file",
+                    hint="Correct the variable that names it, PORTAL_UPLOAD_DIR or PORTAL_AUDIT_DIR.",
+                )
+            yield (f"{self.prefix}/{decode_name(os.path.basename(top))}", top, "file", ""), found.st_size
             return
         yield from self._below(top, self.prefix)
 
@@ -67,7 +78,7 @@ class FileTree:
             yield (path, directory, "directory", ""), 0
             deeper = []
             for entry in self._entries(directory):
-                name = f"{path}/{os.fsdecode(entry.name)}"
+                name = f"{path}/{decode_name(entry.name)}"
                 try:
                     found = entry.stat(follow_symlinks=False)
                 except OSError as error:
@@ -78,7 +89,8 @@ class FileTree:
                     item = (name, entry.path, "file", "")
                     yield (item if found.st_nlink == 1 else self._linked(item, found)), found.st_size
                 elif stat.S_ISDIR(mode):
-                    if (found.st_dev, found.st_ino) not in self.excluded:
+                    excluded = (found.st_dev, found.st_ino) in self.excluded
+                    if not excluded and (directory != top or entry.name != _RESTORES):
                         deeper.append((entry.path, name))
                 elif stat.S_ISLNK(mode):
                     yield (name, entry.path, "symlink", ""), 0
@@ -116,12 +128,15 @@ def tree_bytes(root: Path) -> int:
     if not root.is_dir():
         return root.stat().st_size
     total = 0
-    todo = [os.fsencode(root)]
+    top = os.fsencode(root)
+    todo = [top]
     while todo:
-        with suppress(OSError), os.scandir(todo.pop()) as entries:
+        directory = todo.pop()
+        with suppress(OSError), os.scandir(directory) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
-                    todo.append(entry.path)
+                    if directory != top or entry.name != _RESTORES:
+                        todo.append(entry.path)
                 elif entry.is_file(follow_symlinks=False):
                     total += entry.stat(follow_symlinks=False).st_size
     return total

@@ -1,0 +1,186 @@
+"""The hash chain of an audit log: whether a restored log is unbroken, and whether the live one goes on from it.
+
+An audit log is JSON lines, each with the hash of the one before. The portal does not promise what that key is called,
+nor what is hashed: the key is one of `LINK_KEYS`, and its value either the SHA-256 of the line before (its bytes,
+without the end of the line) or that line's own `hash`. What the first line says is not looked at: logs are rotated.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+LINK_KEYS: Final = ("prev_hash", "previous_hash", "prev", "previous")
+OWN_KEYS: Final = ("hash", "entry_hash")
+LINE_BYTES: Final = 1 << 20
+"""A longer line is taken for something else than an entry."""
+
+
+class Chain(StrEnum):
+    """What is to be said of the chain in a file."""
+
+    UNBROKEN = "unbroken"
+    BROKEN = "broken"
+    ABSENT = "absent"
+
+
+class Continuation(StrEnum):
+    """How the live log stands to the restored one."""
+
+    SAME = "same"
+    CONTINUED = "continued"
+    FOLLOWS = "follows"
+    OLDER = "older"
+    DIFFERENT = "different"
+    NO_LIVE_LOG = "no_live_log"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainReport:
+    """What was found in one restored log.
+
+    Arguments:
+        name: the file's name.
+        chain: whether each line has the hash of the one before.
+        entries: how many lines there are.
+        broken_at: the first line, from 1, that does not follow the one before it.
+        continuation: how the live log stands to it.
+    """
+
+    name: str
+    chain: Chain
+    entries: int
+    broken_at: int | None
+    continuation: Continuation
+
+    def lines(self) -> list[str]:
+        """The report in plain words."""
+        said = {
+            Chain.UNBROKEN: f"its hash chain is unbroken over {self.entries:,} entries",
+            Chain.BROKEN: f"its hash chain is broken at line {self.broken_at}",
+            Chain.ABSENT: "its entries carry no hash of the one before, so nothing can be said of a chain",
+        }[self.chain]
+        return [f"{self.name}: {said}; {_CONTINUATIONS[self.continuation]}."]
+
+
+_CONTINUATIONS: Final = {
+    Continuation.SAME: "the live log is the same",
+    Continuation.CONTINUED: "the live log starts with it and goes on",
+    Continuation.FOLLOWS: "the live log starts with the entry that follows its last",
+    Continuation.OLDER: "it starts with the live log and goes on: the live log lacks its last entries",
+    Continuation.DIFFERENT: "the live log does not continue it",
+    Continuation.NO_LIVE_LOG: "there is no live log of that name",
+}
+
+
+def check_logs(restored: Path, live: Path) -> list[ChainReport]:
+    """Look at a restored log, or at each file of a directory of logs.
+
+    Arguments:
+        restored: the file or directory that was restored.
+        live: the file or directory in whose place it belongs.
+
+    Raises:
+        OSError: one of them cannot be read.
+    """
+    if not restored.is_dir():
+        return [check_log(restored, live, name=live.name)]
+    files = sorted(path for path in restored.rglob("*") if path.is_file() and not path.is_symlink())
+    names = [path.relative_to(restored) for path in files]
+    return [check_log(path, live / name, name=str(name)) for path, name in zip(files, names, strict=True)]
+
+
+def check_log(restored: Path, live: Path, *, name: str) -> ChainReport:
+    """Look at one restored log and the live one; both are read line by line."""
+    links = _Links()
+    last = b""
+    for line in _lines(restored):
+        links.add(line)
+        last = line
+    return ChainReport(
+        name=name,
+        chain=links.chain(),
+        entries=links.entries,
+        broken_at=links.broken_at,
+        continuation=_continuation(restored, live, last),
+    )
+
+
+class _Links:
+    """Goes along a chain."""
+
+    def __init__(self) -> None:
+        self.entries = 0
+        self.broken_at: int | None = None
+        self._linked = 0
+        self._before: frozenset[str] = frozenset()
+
+    def add(self, line: bytes) -> None:
+        """Look at the next line."""
+        self.entries += 1
+        entry = _entry(line)
+        link = _link(entry)
+        self._linked += link is not None
+        follows = link in self._before if self.entries > 1 else entry is not None
+        if not follows and self.broken_at is None:
+            self.broken_at = self.entries
+        self._before = _hashes(line, entry)
+
+    def chain(self) -> Chain:
+        """What is to be said of it."""
+        if not self._linked:
+            return Chain.ABSENT
+        return Chain.UNBROKEN if self.broken_at is None else Chain.BROKEN
+
+
+def _continuation(restored: Path, live: Path, last: bytes) -> Continuation:
+    if not live.is_file():
+        return Continuation.NO_LIVE_LOG
+    ours, theirs = _lines(restored), _lines(live)
+    first = next(theirs, None)
+    if first is not None and _link(_entry(first)) in _hashes(last, _entry(last)):
+        return Continuation.FOLLOWS
+    theirs = _lines(live)
+    for line in ours:
+        other = next(theirs, None)
+        if other is None:
+            return Continuation.OLDER
+        if other != line:
+            return Continuation.DIFFERENT
+    return Continuation.SAME if next(theirs, None) is None else Continuation.CONTINUED
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """The lines without their ends; what is longer than a line can be comes in pieces."""
+    with path.open("rb") as file:
+        while line := file.readline(LINE_BYTES):
+            yield line.rstrip(b"\r\n")
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _link(entry: dict[str, Any] | None) -> str | None:
+    """What an entry says of the one before; nothing where it has no such key."""
+    for key in LINK_KEYS:
+        if entry and key in entry:
+            return str(entry[key] or "").removeprefix("sha256:").lower()
+    return None
+
+
+def _hashes(line: bytes, entry: dict[str, Any] | None) -> frozenset[str]:
+    """What the next entry may say of this one."""
+    own = {str(entry[key]).removeprefix("sha256:").lower() for key in OWN_KEYS if entry and entry.get(key)}
+    return frozenset({sha256(line).hexdigest(), *own})

@@ -1,0 +1,113 @@
+"""The names that a restore gives to databases: they are its only record on the server.
+
+    <name>_restoring_<stamp>  being filled; worthless until it is whole
+    <name>_staged_<stamp>     whole and checked, closed to everybody, waiting to become the live one
+    <name>_before_<stamp>     what was live before the restore, kept for the rollback
+    <name>_undone_<stamp>     what the restore had made live, kept when it was rolled back
+
+The stamp is that of the restore's id, ``20260102_030405_ab12cd``. PostgreSQL cuts an identifier off at 63 bytes without
+a word, so a name that leaves no room for the rest is shortened here, and gets a digest that tells it from its like.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from hashlib import sha256
+from typing import Final
+
+from portal.ops.errors import ConfigurationError
+
+LONGEST_NAME: Final = 63
+"""Bytes of an identifier that PostgreSQL keeps."""
+
+_RESTORE_ID: Final = re.compile(r"restore_(\d{8}_\d{6}_[0-9a-f]{6,12})")
+_MARKED: Final = re.compile(r".*_(restoring|staged|before|undone)_(\d{8}_\d{6})(_[0-9a-f]{6,12})", re.DOTALL)
+_STAMP: Final = "%Y%m%d_%H%M%S"
+_DIGEST_LENGTH: Final = 6
+
+
+class Role(StrEnum):
+    """What a database is to a restore."""
+
+    RESTORING = "restoring"
+    STAGED = "staged"
+    BEFORE = "before"
+    UNDONE = "undone"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Names:
+    """The names that one restore uses.
+
+    Arguments:
+        live: the database that the portal uses.
+        stamp: the restore's id without ``restore_``.
+    """
+
+    live: str
+    stamp: str
+
+    @classmethod
+    def of(cls, live: str, restore_id: str) -> Names:
+        """The names for a restore.
+
+        Raises:
+            ConfigurationError: the id is not one of a restore, or the database's name is too long to be one.
+        """
+        found = _RESTORE_ID.fullmatch(restore_id)
+        if found is None:
+            raise ConfigurationError(
+                f"{restore_id!r} is not the id of a restore", hint="it looks like restore_20260102_030405_ab12cd"
+            )
+        if not 0 < len(live.encode()) <= LONGEST_NAME:
+            raise ConfigurationError(
+                f"{live!r} cannot be the name of a database: it takes 1 to {LONGEST_NAME} bytes",
+                hint="check DD_DATABASE_NAME",
+            )
+        return cls(live=live, stamp=found[1])
+
+    def name(self, role: Role) -> str:
+        """The name of the database that plays a role."""
+        suffix = f"_{role.value}_{self.stamp}"
+        return _shorten(self.live, LONGEST_NAME - len(suffix)) + suffix
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marked:
+    """A database that belongs to a restore, as its name says.
+
+    Arguments:
+        moment: when the restore was started, in UTC.
+    """
+
+    name: str
+    role: Role
+    restore_id: str
+    moment: datetime
+
+    @classmethod
+    def parse(cls, name: str, live: str) -> Marked | None:
+        """What a database is to the restores of a live one; nothing if it is a stranger."""
+        found = _MARKED.fullmatch(name)
+        if found is None:
+            return None
+        role, restore_id = Role(found[1]), f"restore_{found[2]}{found[3]}"
+        if Names.of(live, restore_id).name(role) != name:
+            return None
+        try:
+            moment = datetime.strptime(found[2], _STAMP).replace(tzinfo=UTC)
+        except ValueError:
+            return None
+        return cls(name=name, role=role, restore_id=restore_id, moment=moment)
+
+
+def _shorten(name: str, room: int) -> str:
+    """Cut a name to so many bytes, between two characters."""
+    if len(name.encode()) <= room:
+        return name
+    digest = sha256(name.encode()).hexdigest()[:_DIGEST_LENGTH]
+    head = name.encode()[: room - len(digest) - 1].decode(errors="ignore")
+    return f"{head}_{digest}"

@@ -1,0 +1,240 @@
+"""Running pg_restore: the version that fits, the documented options, and what its last words mean.
+
+The SQL in a dump runs with all the rights of the role that restores it. A dump is to be trusted as far as the archive
+that it came in: nothing here looks at what it does.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import tempfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from portal.ops.errors import (
+    AccessDeniedError,
+    BusyError,
+    ClientToolError,
+    ConnectionFailedError,
+    DiskFullError,
+    NotIntactError,
+    OpsError,
+    RestoreError,
+)
+from portal.ops.process import DEVNULL, run
+from portal.ops.sources.dump_header import HEAD_BYTES, dump_major
+from portal.ops.sources.pg_client import client_environment, find_client
+from portal.ops.sources.pg_connection import conninfo, libpq_environment
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from portal.ops.process import ProcessRunner
+    from portal.ops.sources.pg_client import ClientTool
+    from portal.ops.target import DatabaseTarget
+
+OPTIONS: Final = ("--clean", "--if-exists", "--no-owner", "--exit-on-error")
+"""What the guide promises of every restore."""
+
+# A stage that a crash loses is done again, so it need not wait for the disk; the commit of the swap waits for it all.
+_STAGE_SETTINGS: Final = "-c synchronous_commit=off -c maintenance_work_mem=256MB"
+_LIST_SECONDS: Final = 600.0
+_LAST_CHARACTERS: Final = 600
+_OLDER_SERVER_NEEDS: Final = 17
+_UNKNOWN_SETTING: Final = 'unrecognized configuration parameter "transaction_timeout"'
+_ERROR: Final = re.compile(r"^pg_restore: error: (.*)", re.MULTILINE)
+_IGNORED: Final = re.compile(r"errors ignored on restore: (\d+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cause:
+    phrase: re.Pattern[str]
+    error: type[OpsError]
+    hint: str
+
+
+def _cause(phrase: str, error: type[OpsError], hint: str) -> _Cause:
+    return _Cause(phrase=re.compile(phrase), error=error, hint=hint)
+
+
+_CAUSES: Final = (
+    _cause("unsupported version", ClientToolError, "install the client programs of the version that made the dump"),
+    _cause(
+        "valid archive|magic string|corrupt|end of file|could not read from input|could not uncompress|out of range|"
+        "unexpected (block|section|data)|invalid (dumpId|compression)|toc\\.",
+        NotIntactError,
+        "take another archive: './tools/backup.sh list' shows them",
+    ),
+    _cause("No space left on device|could not extend", DiskFullError, "free space on the server's disk, and try again"),
+    _cause(
+        "permission denied|must be (owner|superuser|able)",
+        AccessDeniedError,
+        "restore as a user that may do this, such as the server's administrator, or have an administrator install the "
+        "extension that is named",
+    ),
+    _cause(
+        "terminating connection|server closed the connection|connection to server|SSL SYSCALL|could not receive data",
+        ConnectionFailedError,
+        "the server went away: see its log, and try again when it is up",
+    ),
+    _cause("deadlock|lock timeout", BusyError, "stop what uses the database, and try again"),
+    _cause(
+        "other objects depend on it",
+        RestoreError,
+        "newer objects use what the backup replaces: restore with --mode swap, or drop them first",
+    ),
+    _cause("is not available|could not open extension control file", RestoreError, "install the extension's package"),
+    _cause("", RestoreError, "the reason is in pg_restore's own words; the server's log may say more"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restorer:
+    """A pg_restore that fits a dump and a server.
+
+    Arguments:
+        server_major: major version of the server that it is for.
+    """
+
+    tool: ClientTool
+    server_major: int
+    runner: ProcessRunner
+
+    @property
+    def trips_over_server(self) -> bool:
+        """Whether it starts with a setting that the older server does not know, and counts that as an error."""
+        return self.tool.major >= _OLDER_SERVER_NEEDS > self.server_major
+
+    def list(self, dump: Path) -> list[str]:
+        """The lines of the dump's table of contents.
+
+        Raises:
+            NotIntactError: it has none.
+        """
+        argv = [str(self.tool.path), "--list", str(dump)]
+        done = run(self.runner, argv, environment=client_environment(), timeout_seconds=_LIST_SECONDS)
+        if done.returncode != 0:
+            raise explain_failure(done.returncode, done.stderr)
+        return done.stdout.splitlines()
+
+    def fill(self, dump: Path, target: DatabaseTarget, *, jobs: int, role: str | None) -> None:
+        """Restore into a database that nobody uses yet, with several connections at once.
+
+        Arguments:
+            jobs: number of connections.
+            role: who is to own everything; nothing means the user of the connection.
+
+        Raises:
+            OpsError: pg_restore failed, and the database is worth nothing.
+        """
+        options = [f"--jobs={jobs}", *([f"--role={role}"] if role else [])]
+        base = [option for option in OPTIONS if option != "--exit-on-error" or not self.trips_over_server]
+        environment = libpq_environment(target)
+        environment["PGOPTIONS"] = f"{environment.get('PGOPTIONS', '')} {_STAGE_SETTINGS}".strip()
+        self._run([*base, *options], dump, target, environment)
+
+    def replace(self, dump: Path, target: DatabaseTarget, *, role: str | None, contents: Sequence[str]) -> None:
+        """Restore over what a database holds, in one transaction: all of it, or nothing.
+
+        Arguments:
+            contents: the lines of the table of contents that are wanted.
+
+        Raises:
+            OpsError: pg_restore failed, and the database is as it was.
+        """
+        with tempfile.NamedTemporaryFile("w", suffix=".list") as chosen:
+            chosen.write("\n".join(contents) + "\n")
+            chosen.flush()
+            options = [*OPTIONS, "--single-transaction", f"--use-list={chosen.name}"]
+            options += [f"--role={role}"] if role else []
+            self._run(options, dump, target, libpq_environment(target))
+
+    def _run(self, options: Sequence[str], dump: Path, target: DatabaseTarget, environment: dict[str, str]) -> None:
+        command = [str(self.tool.path), "--format=custom", "--no-password", *options]
+        command += [f"--dbname={conninfo(target)}", str(dump)]
+        process = self.runner.start(command, environment=environment, stdout=DEVNULL)
+        try:
+            returncode = process.wait()
+        finally:
+            process.kill()
+        words = process.stderr_tail()
+        if returncode != 0 and not (self.trips_over_server and _only_unknown_setting(returncode, words)):
+            raise explain_failure(returncode, words)
+
+
+def find_restorer(server_major: int, major: int | None, *, runner: ProcessRunner, bin_dir: Path | None) -> Restorer:
+    """Find the pg_restore that reads the dump and suits the server.
+
+    Arguments:
+        major: version of the pg_dump that wrote the dump; nothing where it is no dump.
+
+    Raises:
+        NotIntactError: it is no dump.
+        ClientToolError: there is no pg_restore that can read it.
+    """
+    if major is None:
+        raise not_a_dump()
+    wanted = max(server_major, major)
+    try:
+        tool = find_client("pg_restore", wanted, runner=runner, bin_dir=bin_dir)
+    except ClientToolError:
+        if wanted == major:
+            raise
+        tool = find_client("pg_restore", major, runner=runner, bin_dir=bin_dir)
+    return Restorer(tool=tool, server_major=server_major, runner=runner)
+
+
+def read_dump_major(dump: Path) -> int | None:
+    """The version of the pg_dump that wrote a file; nothing where it is no dump in the custom format.
+
+    Raises:
+        RestoreError: the file cannot be read.
+    """
+    try:
+        with dump.open("rb") as file:
+            return dump_major(file.read(HEAD_BYTES))
+    except OSError as error:
+        raise RestoreError(
+            f"cannot read the dump {dump}: {error.strerror}", hint="start the restore again from the archive"
+        ) from error
+
+
+def not_a_dump() -> NotIntactError:
+    """The error for a dump that is not one."""
+    return NotIntactError(
+        "the database's part of the archive is not a dump in PostgreSQL's custom format",
+        hint="take another archive: './tools/backup.sh list' shows them",
+    )
+
+
+def explain_failure(returncode: int, stderr: str) -> OpsError:
+    """Return the error for a pg_restore that ended with something other than 0.
+
+    Arguments:
+        returncode: its exit code, negative for a signal.
+        stderr: the end of what it wrote there.
+    """
+    if returncode < 0:
+        return RestoreError(
+            f"pg_restore was ended by {signal.Signals(-returncode).name}",
+            hint="somebody ended it, or the kernel did because memory was short: see dmesg",
+        )
+    cause = next(cause for cause in _CAUSES if cause.phrase.search(stderr))
+    return cause.error(f"pg_restore failed: {_reason(stderr) or f'exit code {returncode}'}", hint=cause.hint)
+
+
+def _only_unknown_setting(returncode: int, stderr: str) -> bool:
+    """Whether an older server's refusal of one setting is all that went wrong."""
+    errors, ignored = _ERROR.findall(stderr), _IGNORED.search(stderr)
+    expected = all(_UNKNOWN_SETTING in error for error in errors)
+    # Those of its further connections are reported, but not counted.
+    return returncode == 1 and expected and ignored is not None and int(ignored[1]) <= len(errors)
+
+
+def _reason(stderr: str) -> str:
+    """The first error: what follows comes of it."""
+    errors = _ERROR.findall(stderr)
+    text: str = errors[0] if errors else stderr.strip()[-_LAST_CHARACTERS:]
+    return text.removeprefix("could not execute query: ").removeprefix("ERROR:").strip()[:_LAST_CHARACTERS]
