@@ -42,7 +42,7 @@ from portal.ops.process import ProcessRunner, SystemRunner
 from portal.ops.repository import ArchiveFile, Draft, Repository, disk_full, read_sidecar
 from portal.ops.settings import DatabaseTarget, Secret, Settings, load_settings
 from portal.ops.sources.files import FileTree, identity, tree_bytes
-from portal.ops.verify import Verification, Verifier, open_archive
+from portal.ops.verify import Verification, Verifier, file_digest, open_archive
 
 __all__ = ["BackupConfig", "BackupJob", "BackupResult", "BackupType", "create_backup_job"]
 
@@ -329,7 +329,8 @@ class BackupJob:
             jobs=self.config.jobs or available_cores(),
             advance=meter.advance,
         )
-        found = verifier.verify(archive.path, VerifyLevel(level))
+        with self._held(archive):
+            found = verifier.verify(archive.path, VerifyLevel(level))
         tell, event = (log.info, "archive_verified") if found.intact else (log.error, "archive_damaged")
         tell(
             event,
@@ -339,6 +340,15 @@ class BackupJob:
             seconds=round(found.duration_seconds, 3),
         )
         return found
+
+    @contextmanager
+    def _held(self, archive: ArchiveFile) -> Iterator[None]:
+        """Keep a prune away from an archive of the repository; who may only read there, reads without."""
+        if archive.path.parent == self.repository.path and os.access(self.repository.path, os.W_OK):
+            with self.repository.shared():
+                yield
+        else:
+            yield
 
     # -- one backup -------------------------------------------------------------------------------------------------
 
@@ -431,7 +441,7 @@ class BackupJob:
             manifest = reader.manifest()
         finally:
             reader.close()
-        return self._finished(path, read_sidecar(path) or "", manifest, result)
+        return self._finished(path, read_sidecar(path) or file_digest(path), manifest, result)
 
     def _finished(self, path: Path, digest: str, manifest: Manifest, result: BackupResult) -> BackupResult:
         return replace(
@@ -484,7 +494,8 @@ class _Collection:
         self._meter = _Meter(job._progress)  # noqa: SLF001
         if job._progress:  # noqa: SLF001
             sources = (self._config.source(component) for component in components)
-            self._meter.total = sum(tree_bytes(source) for source in sources if source)
+            excluded = frozenset([identity(job.repository.path)])
+            self._meter.total = sum(tree_bytes(source, excluded) for source in sources if source)
         self._details: dict[str, dict[str, Any]] = {}
         self._warnings: list[str] = []
 

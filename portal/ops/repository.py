@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Final
 
 from portal.ops.archive.outfile import OutFile
 from portal.ops.errors import ArchiveAbsentError, BusyError, DiskFullError, NotIntactError, RepositoryError
-from portal.ops.model import SIDECAR_SUFFIX, SUFFIX, BackupId
+from portal.ops.model import SIDECAR_SUFFIX, SUFFIX, BackupId, BackupType
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
 PARTIAL_SUFFIX: Final = ".partial"
 LOCK_NAME: Final = ".lock"
@@ -111,8 +111,13 @@ class Repository:
         found = [archive for path in paths if (archive := _look_at(path))]
         return sorted(found, key=lambda archive: (archive.moment, archive.modified, archive.name), reverse=True)
 
-    def find(self, name: str | os.PathLike[str]) -> ArchiveFile:
+    def find(
+        self, name: str | os.PathLike[str], *, latest_of: Collection[BackupType] = tuple(BackupType)
+    ) -> ArchiveFile:
         """The archive of that path, file name, id or unambiguous start of an id; ``latest`` is the newest.
+
+        Arguments:
+            latest_of: the types that ``latest`` is chosen from; files whose names are no ids only where there is none.
 
         Raises:
             ArchiveAbsentError: there is none, or more than one.
@@ -120,7 +125,9 @@ class Repository:
         """
         text = os.fspath(name).removesuffix(SIDECAR_SUFFIX)
         if text == "latest":
-            hits = self.archives()[:1]
+            archives = self.archives()
+            wanted = [archive for archive in archives if archive.backup_id and archive.backup_id.type in latest_of]
+            hits = (wanted or archives)[:1]
         else:
             for candidate in (Path(text), self.path / text, self.path / f"{text}{SUFFIX}"):
                 if archive := _look_at(candidate):

@@ -44,6 +44,10 @@ class RestoreConfig:
         create_database: make the database, where there is none.
         allow_unverified: take an archive that has no sidecar.
         allow_outside_links: restore symlinks that lead out of the uploads.
+        rollback_days: what an older restore needs to be taken back is removed when a later one has succeeded.
+
+    Raises:
+        ConfigurationError: a value makes no sense.
     """
 
     local_path: str | Path = Path("/var/lib/kekkai-portal/backups")
@@ -67,6 +71,7 @@ class RestoreConfig:
     pg_bin_dir: str | Path | None = None
     lock_timeout: float = 60
     jobs: int | None = None
+    rollback_days: int = 7
 
     def __post_init__(self) -> None:
         for name in ("local_path", "media_path", "audit_log_path", "pg_bin_dir"):
@@ -74,6 +79,10 @@ class RestoreConfig:
             object.__setattr__(self, name, Path(value) if value else None)
         if self.local_path is None:
             raise ConfigurationError("local_path is empty", hint="Name the directory of the archives.")
+        if self.jobs is not None and self.jobs < 1:
+            raise ConfigurationError(f"{self.jobs} processes cannot do anything", hint="Give 1 or more as jobs.")
+        if self.rollback_days < 0:
+            raise ConfigurationError("rollback_days is negative", hint="Give 0 or more days.")
         if isinstance(self.db_password, str):
             object.__setattr__(self, "db_password", Secret(self.db_password) if self.db_password else None)
         try:
@@ -100,6 +109,7 @@ class RestoreConfig:
                 "pg_bin_dir": settings.pg_bin_dir,
                 "lock_timeout": settings.lock_timeout,
                 "jobs": settings.jobs,
+                "rollback_days": settings.rollback_days,
                 **others,
             }
         )

@@ -2,25 +2,36 @@
 
 One JSON file for each restore, in the repository's `.restores/`. It is replaced as a whole at each step; the step it
 names is what decides, after a crash, between undoing (nothing live was touched) and finishing (something was).
+
+    staging       nothing live was touched: to be undone, without a trace
+    applying      one part after the other is put in place: to be finished, or undone where nothing was
+    applied       done; it can be taken back
+    undoing       it could not be applied, and what was put in place goes back: to be gone on with
+    rolling_back  it is being taken back: to be gone on with
+    rolled_back   taken back; what it had made live is kept
 """
 
 from __future__ import annotations
 
 import json
 import os
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from portal.ops.errors import NotIntactError
-from portal.ops.repository import Repository, write_durably
+from portal.ops.errors import BusyError, OpsError, RepositoryError, RestoreError
+from portal.ops.model import Component
+from portal.ops.repository import LOCK_NAME, Repository, sync_directory, write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
 DIRECTORY: Final = ".restores"
+
+_SUFFIX: Final = ".json"
+_PREFIX: Final = "restore_"
 
 
 class RestoreState(StrEnum):
@@ -29,8 +40,14 @@ class RestoreState(StrEnum):
     STAGING = "staging"
     APPLYING = "applying"
     APPLIED = "applied"
+    UNDOING = "undoing"
     ROLLING_BACK = "rolling_back"
     ROLLED_BACK = "rolled_back"
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is left to be done; otherwise it was cut off, or is at work."""
+        return self in (RestoreState.APPLIED, RestoreState.ROLLED_BACK)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,19 +56,33 @@ class RestoreRecord:
 
     Arguments:
         restore_id: such as ``restore_20240115_120000_abc123``.
+        number: restores of a repository are counted, so that their order does not hang on a clock.
         backup_id: what is restored.
         backup_file: from where.
-        started: when, as the manifest writes it.
+        started: when, as the manifest writes it; `changed` is when the state was reached.
         state: how far it is.
         parts: for each component what its part needs to be finished or taken back.
     """
 
     restore_id: str
+    number: int
     backup_id: str
     backup_file: str
     started: str
+    changed: str
     state: RestoreState = RestoreState.STAGING
     parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def overlaps(self, parts: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Whether these parts go where a part of this restore has gone; audit logs are never in each other's way."""
+        database, media = Component.DATABASE.value, Component.MEDIA.value
+        ours, theirs = self.parts.get(database), parts.get(database)
+        if ours and theirs and all(ours[name] == theirs[name] for name in ("host", "port", "database")):
+            return True
+        if media not in self.parts or media not in parts:
+            return False
+        one, other = Path(self.parts[media]["path"]), Path(parts[media]["path"])
+        return one.is_relative_to(other) or other.is_relative_to(one)
 
 
 class RestoreRecords:
@@ -61,28 +92,38 @@ class RestoreRecords:
         self.directory = repository.path / DIRECTORY
         self._repository = repository
 
-    def stage(self, record: RestoreRecord) -> Path:
-        """The directory for what has to lie on a disk before it can go to its place, such as the dump."""
-        return self.directory / record.restore_id
+    def directory_of(self, restore_id: str) -> Path:
+        """What has to lie on a disk for a restore: the dump on its way, and what takes a restore in place back."""
+        return self.directory / restore_id
 
     def save(self, record: RestoreRecord, **changes: Any) -> RestoreRecord:
         """Write a record with changes, durably; the record as it is now."""
         changed = replace(record, **changes)
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.directory.mkdir(mode=0o700, exist_ok=True)
         write_durably(self._path(changed.restore_id), json.dumps(asdict(changed), indent=2).encode() + b"\n")
+        sync_directory(self.directory)
         return changed
 
     def forget(self, record: RestoreRecord) -> None:
         """Remove a record."""
         self._path(record.restore_id).unlink(missing_ok=True)
+        sync_directory(self.directory)
 
     def all(self) -> list[RestoreRecord]:
         """All records, newest first.
 
         Raises:
-            NotIntactError: one of them cannot be read.
+            RestoreError: one of them makes no sense.
+            RepositoryError: they cannot be read.
         """
-        return [_load(path) for path in sorted(self.directory.glob("restore_*.json"), reverse=True)]
+        try:
+            names = os.listdir(self.directory)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise _unreadable(self.directory, error) from error
+        paths = [self.directory / name for name in names if name.startswith(_PREFIX) and name.endswith(_SUFFIX)]
+        return sorted((_load(path) for path in paths), key=lambda record: record.number, reverse=True)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -90,21 +131,45 @@ class RestoreRecords:
 
         Raises:
             BusyError: one is running.
+            RepositoryError: the repository cannot be written.
         """
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with Repository(self.directory, lock_timeout=0).exclusive():
+        self._repository.prepare()
+        self.directory.mkdir(mode=0o700, exist_ok=True)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(Repository(self.directory, lock_timeout=0).exclusive())
+            except BusyError as error:
+                raise BusyError(
+                    "another restore is running", hint="Wait for it to end, then look again with --rollback --list."
+                ) from error
             yield
 
+    def are_locked(self) -> bool:
+        """Whether a restore is running; touches nothing."""
+        if not (self.directory / LOCK_NAME).exists():
+            return False
+        with suppress(OpsError), Repository(self.directory, lock_timeout=0).shared():
+            return False
+        return True
+
     def _path(self, restore_id: str) -> Path:
-        return self.directory / f"{restore_id}.json"
+        return self.directory / f"{restore_id}{_SUFFIX}"
 
 
 def _load(path: Path) -> RestoreRecord:
     try:
         found = json.loads(path.read_bytes())
         return RestoreRecord(**{**found, "state": RestoreState(found["state"])})
+    except OSError as error:
+        raise _unreadable(path, error) from error
     except (TypeError, ValueError, KeyError) as error:
-        raise NotIntactError(
-            f"the record of a restore, {os.fspath(path)}, makes no sense",
+        raise RestoreError(
+            f"the record of a restore, {path}, makes no sense",
             hint="Restore it from a copy, or move it away: that restore can then no longer be taken back by itself.",
         ) from error
+
+
+def _unreadable(path: Path, error: OSError) -> RepositoryError:
+    return RepositoryError(
+        f"cannot read {path}: {error.strerror}", hint="Run this as the user that the backups belong to."
+    )

@@ -56,6 +56,7 @@ class Settings:
         audit_dir: the directory of the audit log, or the log itself; ``None`` leaves it out.
         retention_days: days that an archive is kept.
         retention_count: archives that are kept whatever their age.
+        rollback_days: days that what takes a restore back is kept.
         pg_bin_dir: where the PostgreSQL client programs are; ``None`` chooses by the server's version.
         dump_timeout: seconds that pg_dump may take.
         lock_timeout: seconds to wait for a lock.
@@ -68,6 +69,7 @@ class Settings:
     audit_dir: Path | None
     retention_days: int
     retention_count: int
+    rollback_days: int
     pg_bin_dir: Path | None
     dump_timeout: int
     lock_timeout: int
@@ -196,6 +198,12 @@ RETENTION_DAYS: Final = Setting(
 RETENTION_COUNT: Final = Setting(
     name="BACKUP_RETENTION_COUNT", meaning="Minimum backups to keep", default="10", parse=_whole_number(0)
 )
+ROLLBACK_DAYS: Final = Setting(
+    name="BACKUP_ROLLBACK_DAYS",
+    meaning="Days to keep what takes a restore back, once a later one has succeeded",
+    default="7",
+    parse=_whole_number(0, _HUNDRED_YEARS),
+)
 PG_BIN_DIR: Final = Setting(
     name="BACKUP_PG_BIN_DIR",
     meaning="Where the PostgreSQL client programs are",
@@ -239,6 +247,7 @@ SETTINGS: Final[tuple[Setting[object], ...]] = (
     AUDIT_DIR,
     RETENTION_DAYS,
     RETENTION_COUNT,
+    ROLLBACK_DAYS,
     PG_BIN_DIR,
     DUMP_TIMEOUT,
     LOCK_TIMEOUT,
@@ -313,6 +322,7 @@ def load_settings(environ: Mapping[str, str], read_text: Callable[[str], str]) -
         audit_dir=read(AUDIT_DIR),
         retention_days=read(RETENTION_DAYS),
         retention_count=read(RETENTION_COUNT),
+        rollback_days=read(ROLLBACK_DAYS),
         pg_bin_dir=read(PG_BIN_DIR),
         dump_timeout=read(DUMP_TIMEOUT),
         lock_timeout=read(LOCK_TIMEOUT),

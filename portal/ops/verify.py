@@ -79,8 +79,10 @@ class Verification:
             return f"{name} is not intact: " + "; ".join(map(str, self.damages[:3])) + more
         if self.level is VerifyLevel.CHECKSUM:
             return f"{name} is intact: its SHA-256 is {self.checksum}"
-        dump = ", the dump decodes to its end" if self.level is VerifyLevel.DUMP else ""
-        return f"{name} is intact: {self.files} files, {self.content_bytes} bytes, every digest is right{dump}"
+        decoded = self.level is VerifyLevel.DUMP and self.manifest and Component.DATABASE in self.manifest.components
+        dump = ", the dump decodes to its end" if decoded else ""
+        files = "1 file" if self.files == 1 else f"{self.files:,} files"
+        return f"{name} is intact: {files}, {self.content_bytes:,} bytes, every digest is right{dump}"
 
     def raise_damage(self) -> None:
         """Raise what is wrong as an error.
@@ -134,7 +136,7 @@ class Verifier:
         """
         started = time.monotonic()
         with ThreadPoolExecutor(1, thread_name_prefix="checksum") as thread:
-            hashing = thread.submit(_digest, path)
+            hashing = thread.submit(file_digest, path)
             damages: list[Damage] = []
             notes: list[str] = []
             expected = _expected(path, damages, notes)
@@ -305,7 +307,12 @@ def _expected(path: Path, damages: list[Damage], notes: list[str]) -> str | None
     return expected
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        RepositoryError: it cannot be read.
+    """
     digest, buffer = sha256(), bytearray(_READ_BYTES)
     view = memoryview(buffer)
     try:

@@ -46,7 +46,8 @@ def main() -> int:
         show.compare(result)
     _tell(
         "\nEverything that was restored equals the original.\n"
-        f"From Enter to prompt: backup {seconds[0]:.1f} s, verification {seconds[1]:.1f} s, restore {restoring:.1f} s.\n\n"
+        f"Enter to prompt: backup {seconds[0]:.1f} s, verification {seconds[1]:.1f} s, restore {restoring:.1f} s.\n"
+        "\n"
         "Next: set BACKUP_LOCAL_PATH, DD_DATABASE_* and PORTAL_UPLOAD_DIR for your own portal (docs/settings.md),\n"
         "then run tools/backup.sh full."
     )

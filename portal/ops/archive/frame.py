@@ -80,6 +80,11 @@ def padded(data: bytes, length: int) -> bytes:
     return b"".join((_HEADER_WITH_COMMENT, b" " * room, b"\x00", body))
 
 
+def is_padded(frame: Buffer) -> bool:
+    """Whether a frame is one of those that `padded` makes; no other program starts a gzip file like that."""
+    return bytes(frame[:HEADER_BYTES]) == _HEADER_WITH_COMMENT
+
+
 def padded_bytes(size: int) -> int:
     """A length that a padded frame of `size` bytes fits into, whatever the data."""
     return stored_bytes(size) + 1

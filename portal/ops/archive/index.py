@@ -244,6 +244,8 @@ def decode_head(line: bytes) -> tuple[str, int, int]:
         found = str(head["backup_id"]), head["frames"], head["members"]
         if not all(type(number) is int and 0 <= number < _MOST for number in found[1:]):
             raise ValueError("it counts what cannot be")
+        if encode_name(found[0]) in (b"", b".", b"..") or {"/", "\x00"} & set(found[0]):
+            raise ValueError("no directory has that name")
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise NotIntactError("the index does not start with a line that describes it") from error
     if version != VERSION:

@@ -66,9 +66,11 @@ class DamagedError(NotIntactError):
 
 
 def is_indexed(path: Path) -> bool:
-    """Whether an archive has an index; one that tar and gzip wrote has none."""
+    """Whether an archive has an index, or had one before its end was damaged; one that tar and gzip wrote has none."""
     try:
         with path.open("rb") as file:
+            if frame.is_padded(file.read(frame.HEADER_BYTES)):
+                return True
             file.seek(-_TRAILER_BYTES, os.SEEK_END)
             return frame.extra_of(file.read(), TRAILER_ID) is not None
     except OSError:

@@ -154,7 +154,8 @@ class ArchiveWriter:
         batch: list[Item] = []
         weight = 0
         for item, size in items:
-            self._add_grown()
+            if self._grown:
+                self._add_grown()
             if size >= packer.LARGE_BYTES and item[2] == "file":
                 self._submit_pack(batch)  # first: the directory it lies in may be among them
                 batch, weight = [], 0

@@ -123,7 +123,7 @@ class FileTree:
         return self._names[file]
 
 
-def tree_bytes(root: Path) -> int:
+def tree_bytes(root: Path, excluded: frozenset[Identity] = frozenset()) -> int:
     """About how many bytes the files of a tree have: for a progress bar, so what cannot be looked at is left out."""
     if not root.is_dir():
         return root.stat().st_size
@@ -135,7 +135,9 @@ def tree_bytes(root: Path) -> int:
         with suppress(OSError), os.scandir(directory) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
-                    if directory != top or entry.name != _RESTORES:
+                    found = entry.stat(follow_symlinks=False)
+                    is_passed_over = directory == top and entry.name == _RESTORES
+                    if not is_passed_over and (found.st_dev, found.st_ino) not in excluded:
                         todo.append(entry.path)
                 elif entry.is_file(follow_symlinks=False):
                     total += entry.stat(follow_symlinks=False).st_size

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from portal.ops.errors import AccessDeniedError, ClientToolError, DumpFailedError, SourceError
 
-_LAST_LINES = 3
-_LAST_CHARACTERS = 600
+_LINES = 3
+_CHARACTERS = 600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,5 +78,8 @@ def explain_dump_failure(returncode: int, stderr: str) -> SourceError:
 
 
 def _last_words(stderr: str) -> str:
-    lines = [line.removeprefix("pg_dump: ").strip() for line in stderr.splitlines()]
-    return "; ".join(line for line in lines[-_LAST_LINES:] if line)[-_LAST_CHARACTERS:]
+    """The first error with the lines that belong to it; without one, what was said last."""
+    lines = [line.removeprefix("pg_dump: ").strip() for line in stderr.splitlines() if line.strip()]
+    errors = [number for number, line in enumerate(lines) if line.startswith("error:")]
+    said = lines[errors[0] :][:_LINES] if errors else lines[-_LINES:]
+    return "; ".join(said)[:_CHARACTERS]

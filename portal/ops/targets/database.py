@@ -16,12 +16,13 @@ The SQL in a dump runs with the rights of the user that restores it.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from psycopg.sql import SQL, Identifier
 
-from portal.ops.errors import ConfigurationError, RestoreError
+from portal.ops.errors import ConfigurationError, OpsError, RestoreError
 from portal.ops.targets.database_in_place import Before, no_safety_dump, replace_contents, roll_back
 from portal.ops.targets.database_model import DatabasePlan, DatabaseReport, DatabaseState, RestoreMode
 from portal.ops.targets.database_names import LONGEST_NAME, Marked, Names, Role
@@ -266,7 +267,7 @@ class DatabaseRestore:
         if self._safety_dump is None:
             raise ConfigurationError("a restore in place needs a path for its safety dump", hint="give safety_dump")
         self._create_where_absent()
-        Before.save(
+        before = Before.save(
             self.target,
             self._safety_dump,
             self._rows,
@@ -275,9 +276,20 @@ class DatabaseRestore:
             bin_dir=self._bin_dir,
         )
         started = time.monotonic()
-        replace_contents(self.target, dump, restorer=self._restorer(dump), restore_id=self.restore_id)
+        try:
+            replace_contents(self.target, dump, restorer=self._restorer(dump), restore_id=self.restore_id)
+        except OpsError:
+            if not self._came_through(before):
+                raise
         downtime = time.monotonic() - started
         return self._report(RestoreMode.IN_PLACE, downtime, warnings=self._differences(settle(self.target, self._jobs)))
+
+    def _came_through(self, before: Before) -> bool:
+        """Whether the server has committed although its client failed: it can be lost between the two."""
+        with suppress(OpsError):
+            end_orphans(self.target, self.restore_id)
+            return before.is_replaced(self.target)
+        return False
 
     def _replace_back(self) -> DatabaseReport:
         before = self._before()

@@ -95,12 +95,12 @@ class RestoreDirectory:
 
     Arguments:
         root: the top of the tree that is restored.
-        restore_id: the restore.
+        name: the restore, as its directory is called.
     """
 
-    def __init__(self, root: str, restore_id: str) -> None:
+    def __init__(self, root: str, name: str) -> None:
         self.root = root
-        self.path = Path(root) / RESTORE_DIRECTORY / restore_id
+        self.path = Path(root) / RESTORE_DIRECTORY / name
         self.journal = self.path / "journal.jsonl"
 
     def exists(self) -> bool:
@@ -172,10 +172,15 @@ class RestoreDirectory:
         before = os.stat(self.root)
         for part in _PARTS:
             shutil.rmtree(self.path / part, ignore_errors=True)
+        self.journal.unlink(missing_ok=True)
         shutil.rmtree(self.path)
+        self.remove_parent()
+        os.utime(self.root, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    def remove_parent(self) -> None:
+        """Remove the directory of all restores of this tree, where nothing is in it."""
         with suppress(OSError):
             self.path.parent.rmdir()
-        os.utime(self.root, ns=(before.st_atime_ns, before.st_mtime_ns))
 
     def held_bytes(self) -> int:
         """How many bytes of content it keeps from being freed."""

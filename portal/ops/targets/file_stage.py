@@ -73,7 +73,7 @@ class Stage:
     allow_outside_links: bool = False
     attributes: dict[str, Attributes] = field(default_factory=dict)
     _links: list[tuple[str, Member]] = field(default_factory=list)
-    _folded: tuple[str, set[str]] = ("", set())
+    _folded: tuple[str, set[str]] = field(default_factory=lambda: ("", set()))
     _warnings: list[str] = field(default_factory=list)
     _warned: int = 0
     _files: int = 0
@@ -150,12 +150,11 @@ class Stage:
         for piece in content:
             if size + len(piece) > member.size:
                 raise NotIntactError(f"{member.path} is longer than the archive says", hint=_HINT)
-            self._take_room(len(piece))
             for part in _parts(piece, size):
                 if part == _ZEROS:
                     os.lseek(descriptor, len(part), os.SEEK_CUR)
-                    self._room += len(part)
                 else:
+                    self._take_room(len(part))
                     _write_all(descriptor, part)
             size += len(piece)
         if size != member.size:

@@ -193,6 +193,8 @@ class FileRestore:
             OpsError: it could not be done; it can be tried again.
         """
         directory = self._directory()
+        if not os.path.isdir(directory.root):  # made for this restore, and removed by a rollback before
+            return FilesReport(place=self.target, restore_id=self.restore_id, state=FilesState.ROLLED_BACK)
         record = directory.read()
         with directory.locked():
             record, tally = _take_back(directory, record)
@@ -211,6 +213,7 @@ class FileRestore:
         """Leave no trace of the restore: what was applied of it is taken back, the stage is removed."""
         directory = self._directory()
         if not directory.path.exists():
+            directory.remove_parent()
             return
         if directory.exists():
             with directory.locked():
@@ -227,7 +230,9 @@ class FileRestore:
         return real, ""
 
     def _directory(self) -> RestoreDirectory:
-        return RestoreDirectory(self._root()[0], self.restore_id)
+        """An audit log may lie in the uploads, so that both have their directories in one place."""
+        suffix = "" if self.component is Component.MEDIA else f".{self.component.value}"
+        return RestoreDirectory(self._root()[0], f"{self.restore_id}{suffix}")
 
     def _is_partial(self) -> bool:
         return bool(self.patterns) or self.component is not Component.MEDIA
@@ -243,7 +248,7 @@ class FileRestore:
             created=tuple(created),
             root=Attributes.of(os.stat(root)),
         )
-        directory = RestoreDirectory(root, self.restore_id)
+        directory = self._directory()
         directory.make()
         return directory.write(record)
 
@@ -328,11 +333,15 @@ def list_restores(target: Path) -> list[FilesRestore]:
     Raises:
         RestoreError: the record of one is damaged.
     """
-    found = []
-    for root in _roots(target):
-        with suppress(FileNotFoundError), os.scandir(os.path.join(root, RESTORE_DIRECTORY)) as entries:
-            directories = [RestoreDirectory(root, entry.name) for entry in entries if entry.is_dir()]
-            found += [_remembered(directory) for directory in directories if directory.exists()]
+    found = [
+        FilesRestore(
+            restore_id=record.restore_id,
+            started=record.started,
+            state=record.state,
+            held_bytes=directory.held_bytes(),
+        )
+        for directory, record in _remembered(target)
+    ]
     return sorted(found, key=lambda one: (one.started, one.restore_id), reverse=True)
 
 
@@ -342,10 +351,10 @@ def forget(target: Path, restore_id: str) -> int:
     Raises:
         RestoreError: there is no such restore, or it is in the middle of something.
     """
-    for directory in (RestoreDirectory(root, restore_id) for root in _roots(target)):
-        if not directory.exists():
+    for directory, record in _remembered(target):
+        if record.restore_id != restore_id:
             continue
-        if directory.read().state in (FilesState.APPLYING, FilesState.UNDOING):
+        if record.state in (FilesState.APPLYING, FilesState.UNDOING):
             raise RestoreError(
                 f"the restore {restore_id} was cut off", hint="Finish it or take it back first: './tools/restore.sh'."
             )
@@ -359,19 +368,15 @@ def forget(target: Path, restore_id: str) -> int:
     )
 
 
-def _remembered(directory: RestoreDirectory) -> FilesRestore:
-    record = directory.read()
-    return FilesRestore(
-        restore_id=record.restore_id,
-        started=record.started,
-        state=record.state,
-        held_bytes=directory.held_bytes(),
-    )
-
-
-def _roots(target: Path) -> tuple[str, str]:
+def _remembered(target: Path) -> Iterator[tuple[RestoreDirectory, FilesRecord]]:
+    """The restores of a target: the uploads' are in it, the audit log's beside it."""
     real = os.path.realpath(target)
-    return real, os.path.dirname(real)
+    for root in (real, os.path.dirname(real)):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            names = sorted(os.listdir(os.path.join(root, RESTORE_DIRECTORY)))
+            for directory in (RestoreDirectory(root, name) for name in names):
+                if directory.exists() and os.path.realpath((record := directory.read()).target) == real:
+                    yield directory, record
 
 
 def _take_back(directory: RestoreDirectory, record: FilesRecord) -> tuple[FilesRecord, Tally]:

@@ -1,0 +1,136 @@
+"""Tar headers, held against Python's own reader of them."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from portal.ops.archive import tar
+
+GIB = 1 << 30
+SECOND = 1_000_000_000
+
+
+def parsed(*headers: bytes) -> list[tarfile.TarInfo]:
+    """What Python's tarfile makes of headers without content."""
+    with tarfile.open(fileobj=io.BytesIO(b"".join(headers) + tar.END_OF_ARCHIVE)) as archive:
+        return archive.getmembers()
+
+
+def header(header: bytes) -> tarfile.TarInfo:
+    """What tarfile makes of a single header, which may announce content that is not there."""
+    with tarfile.open(fileobj=io.BytesIO(header + tar.END_OF_ARCHIVE), mode="r|") as archive:
+        found = archive.next()
+    assert found is not None
+    return found
+
+
+def nanoseconds(found: tarfile.TarInfo) -> int:
+    """The time of a member, with all the digits that it has."""
+    return int(Decimal(found.pax_headers.get("mtime", found.mtime)) * SECOND)
+
+
+def raw(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+part = st.binary(min_size=1, max_size=255).filter(lambda name: not set(name) & {0, ord("/")})
+names = st.lists(part, min_size=1, max_size=16).map(b"/".join)
+numbers = st.one_of(st.integers(0, 2**21 + 1), st.integers(0, 2**32 - 1))
+times = st.integers(-(2**63), 2**63).flatmap(lambda s: st.sampled_from([s, s // SECOND * SECOND]))
+
+
+@given(name=names)
+def test_any_name_is_read_back(name: bytes) -> None:
+    """A name of any bytes and length is read back byte by byte."""
+    assert raw(header(tar.encode(name)).name) == name
+
+
+@pytest.mark.parametrize("length", [1, 99, 100, 101, 255, 256, 300, 511, 512, 513, 4095])
+def test_name_of_each_length_is_read_back(length: int) -> None:
+    """Names around each limit of the format are read back whole."""
+    name = b"d/" * ((length - 1) // 2) + b"n" * (1 + (length - 1) % 2)
+    assert len(name) == length
+    assert raw(header(tar.encode(name)).name) == name
+
+
+@pytest.mark.parametrize("name", [b"new\nline", b"\xff\xfe\x80", "für".encode(), b" leading", b"trailing ", b"a\\b"])
+def test_unusual_name_is_read_back(name: bytes) -> None:
+    """Newlines, blanks and bytes that are no text survive."""
+    assert raw(header(tar.encode(name)).name) == name
+
+
+@given(name=names, target=names)
+def test_any_link_target_is_read_back(name: bytes, target: bytes) -> None:
+    """Name and target of a symlink are read back, whatever their length."""
+    found = header(tar.encode(name, typeflag=tar.SYMLINK, link=target))
+    assert (raw(found.name), raw(found.linkname)) == (name, target)
+
+
+@pytest.mark.parametrize(
+    ("typeflag", "kind"),
+    [(tar.FILE, "isreg"), (tar.DIRECTORY, "isdir"), (tar.SYMLINK, "issym"), (tar.HARDLINK, "islnk")],
+)
+def test_type_is_read_back(typeflag: bytes, kind: str) -> None:
+    """Each type of member is what tarfile takes it for."""
+    assert getattr(header(tar.encode(b"x", typeflag=typeflag)), kind)()
+
+
+@pytest.mark.parametrize("size", [0, 1, 511, 512, 8 * GIB - 1, 8 * GIB, 8 * GIB + 1, 2**62])
+def test_size_is_read_back(size: int) -> None:
+    """Sizes on both sides of the octal field's limit are exact."""
+    assert header(tar.encode(b"x", size=size)).size == size
+
+
+@given(uid=numbers, gid=numbers, mode=st.integers(0, 0o7777))
+def test_owner_and_mode_are_read_back(uid: int, gid: int, mode: int) -> None:
+    """Owners up to the kernel's largest and every permission bit are exact, and no user is named."""
+    found = header(tar.encode(b"x", uid=uid, gid=gid, mode=mode))
+    assert (found.uid, found.gid, found.mode) == (uid, gid, mode)
+    assert (found.uname, found.gname) == ("", "")
+
+
+@given(mtime_ns=times)
+def test_time_is_read_back_to_the_nanosecond(mtime_ns: int) -> None:
+    """Times before 1970, after 2242 and between two seconds are exact."""
+    assert nanoseconds(header(tar.encode(b"x", mtime_ns=mtime_ns))) == mtime_ns
+
+
+def test_whole_second_needs_no_pax_record() -> None:
+    """A time without a fraction fits the plain header, which keeps the archive small."""
+    assert len(tar.encode(b"x", mtime_ns=1_700_000_000 * SECOND)) == tar.BLOCK
+
+
+def test_checksum_is_right_for_each_byte() -> None:
+    """The checksum is the plain sum of the header's bytes, also where all of them are large."""
+    for value in range(1, 256):
+        text = bytes([value]) * 100
+        block = tar.encode(text, typeflag=tar.SYMLINK, link=text)
+        assert int(block[148:154], 8) == sum(block[:148]) + 8 * ord(" ") + sum(block[156:])
+
+
+@given(first=names, second=names, mtime_ns=times)
+def test_headers_follow_each_other(first: bytes, second: bytes, mtime_ns: int) -> None:
+    """What goes ahead of one member is not taken for the next one's."""
+    found = parsed(
+        tar.encode(first, typeflag=tar.SYMLINK, link=second, mtime_ns=mtime_ns), tar.encode(second, mtime_ns=0)
+    )
+    assert [raw(member.name) for member in found] == [first, second]
+    assert [nanoseconds(member) for member in found] == [mtime_ns, 0]
+
+
+@given(name=names, target=names, mtime_ns=times)
+def test_header_is_whole_blocks(name: bytes, target: bytes, mtime_ns: int) -> None:
+    """Whatever goes ahead, a header ends where a block does."""
+    assert len(tar.encode(name, typeflag=tar.SYMLINK, link=target, mtime_ns=mtime_ns)) % tar.BLOCK == 0
+
+
+@pytest.mark.parametrize(("size", "fill"), [(0, 0), (1, 511), (511, 1), (512, 0), (513, 511)])
+def test_padding_fills_the_block(size: int, fill: int) -> None:
+    """Content and padding are whole blocks."""
+    assert tar.padding(size) == fill
