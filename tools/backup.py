@@ -93,6 +93,8 @@ def _back_up(arguments: argparse.Namespace) -> int:
 
 def _list(_: argparse.Namespace) -> int:
     from portal.ops.logs import human_bytes
+    from portal.ops.restore import create_restore_job
+    from tools.restore import restore_lines
 
     job = _job()
     backups = job.list_backups()
@@ -101,7 +103,10 @@ def _list(_: argparse.Namespace) -> int:
         say(f"{backup['timestamp']}  {backup['type'] or '?':<10}  {size:>8}  {backup['backup_id']}")
     if not backups:
         say(f"there is no archive in {job.repository.path}; 'backup.sh full' makes the first one")
-    print_result({"success": True, "repository": str(job.repository.path), "backups": backups})
+    restores = create_restore_job(backup_job=job).list_restores()
+    for line in ["", "Restores that were made:", *restore_lines(restores)] if restores else []:
+        say(line)
+    print_result({"success": True, "repository": str(job.repository.path), "backups": backups, "restores": restores})
     return 0
 
 

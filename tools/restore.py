@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 from tools.terminal import EXIT_CODES, print_result, run_command, say, say_error, watched_log
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from portal.ops.restore import RestoreJob, RestoreResult
     from portal.ops.restore_model import RestorePlan
 
@@ -22,7 +24,9 @@ _EXAMPLES: Final = f"""examples:
   restore.sh latest --target-database try --media-dir /tmp/try --force
                                          beside what is live, to have a look
   restore.sh --rollback                  takes the last restore back
-  restore.sh --rollback --list           shows what can be taken back
+  restore.sh --rollback --list           shows what can be taken back, and what is kept for that
+  restore.sh --rollback --forget restore_20240115_120000_abc123
+                                         removes what is kept of that one, to make room
 
 A restore can be started without fear: it changes nothing until the archive has been checked and everything lies ready,
 and it can be taken back. The SQL in a dump runs as the user of the restore: restore only archives that you trust.
@@ -33,14 +37,17 @@ Standard output is one JSON object; everything for people goes to standard error
 
 def main() -> int:
     """Run the command; the exit code."""
-    arguments = _parser().parse_args()
+    parser = _parser()
+    arguments = parser.parse_args()
     if arguments.rollback:
-        return _list_restores() if arguments.list else _roll_back(arguments.archive, force=arguments.force)
+        return _go_back(parser, arguments)
+    if arguments.list or arguments.forget:
+        parser.error("--list and --forget go with --rollback")
     if not arguments.archive:
-        _parser().error("which archive? a path, an id, or 'latest'")
-    job = _job(arguments)
-    result = _restore(job, arguments)
-    _report(result)
+        parser.error("which archive? a path, an id, or 'latest'")
+    person = _Person(asks=not (arguments.force or arguments.dry_run))
+    result = _restore(_job(person, **_given(arguments)), arguments)
+    person.report(result)
     return result.exit_code
 
 
@@ -70,91 +77,126 @@ def _parser() -> argparse.ArgumentParser:
     add("--allow-outside-links", action="store_true", help="restore symlinks that lead out of the uploads")
     add("--rollback", action="store_true", help="take the last restore back, or the one named")
     add("--list", action="store_true", help="with --rollback: show what can be taken back")
+    add("--forget", metavar="RESTORE_ID", help="with --rollback: remove what takes that restore back")
     return parser
 
 
 _MODES: Final = "swap (beside the live one, then exchanged), in-place (one transaction), auto (swap where it can be)"
 
 
+def _given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `RestoreConfig` that the command line has, beside those that the environment has."""
+    names = ("dry_run", "mode", "exact", "target_database", "create_database", "allow_unverified")
+    given = {name: getattr(arguments, name) for name in (*names, "allow_outside_links")}
+    given["patterns"] = tuple(arguments.path)
+    given["verify_before_restore"] = not arguments.force
+    given |= {"jobs": arguments.jobs} if arguments.jobs is not None else {}
+    given |= {"media_path": os.path.abspath(arguments.media_dir)} if arguments.media_dir else {}
+    return given
+
+
 def _restore(job: RestoreJob, arguments: argparse.Namespace) -> RestoreResult:
-    scope = "media" if arguments.path and not arguments.scope else arguments.scope
-    if scope == "database":
-        return job.restore_database(arguments.archive)
-    if scope == "media":
-        return job.restore_media(arguments.archive)
-    if scope == "audit_logs":
-        return job.restore_audit_logs(arguments.archive)
-    return job.restore_full(arguments.archive)
+    restore = {
+        None: job.restore_full,
+        "database": job.restore_database,
+        "media": job.restore_media,
+        "audit_logs": job.restore_audit_logs,
+    }[arguments.scope]
+    return restore(arguments.archive)
 
 
-def _report(result: RestoreResult) -> None:
-    for warning in result.warnings:
-        say(f"warning: {warning}")
-    if not result.success:
-        say_error(result.error or "the restore failed")
-    elif result.dry_run:
-        say("\nThis was a dry run: nothing was changed.")
-    else:
-        say(f"\nrestored: {', '.join(result.components_restored)} from {result.backup_id}")
-        say(f"to take it back: ./tools/restore.sh --rollback {result.restore_id}")
-    print_result(result.to_dict())
+class _Person:
+    """Who is told, and asked.
+
+    Arguments:
+        asks: whether a plan needs a yes; otherwise it is only shown.
+    """
+
+    def __init__(self, *, asks: bool) -> None:
+        self._asks = asks
+        self._shown: tuple[str, ...] = ()
+
+    def confirm(self, plan: RestorePlan) -> bool:
+        """Show a plan, and ask; without a terminal nobody can answer."""
+        self._show(plan.lines())
+        if not self._asks:
+            return True
+        if not sys.stdin.isatty():
+            say("\nThere is no terminal to ask on; --force does it without asking.")
+            return False
+        sys.stderr.write("\nDo this? Type yes to go on: ")
+        sys.stderr.flush()
+        return sys.stdin.readline().strip().lower() == "yes"
+
+    def report(self, result: RestoreResult) -> None:
+        """Say how it ended."""
+        if result.plan and not self._shown:
+            self._show(result.plan)
+        for warning in result.warnings:
+            if f"Warning: {warning}" not in self._shown:
+                say(f"warning: {warning}")
+        if not result.success:
+            say_error(result.error or "it failed")
+        elif result.dry_run:
+            say("\nThis was a dry run: nothing was changed.")
+        elif not result.is_rollback:
+            say(f"\nrestored: {', '.join(result.components_restored)} from {result.backup_id}")
+            say(f"to take it back: ./tools/restore.sh --rollback {result.restore_id}")
+        elif result.components_restored:
+            say(f"taken back: {', '.join(result.components_restored)}, as before {result.restore_id}")
+        else:
+            say(f"forgotten: {result.restore_id}")
+        print_result(result.to_dict())
+
+    def _show(self, lines: Sequence[str]) -> None:
+        self._shown = tuple(lines)
+        for line in lines:
+            say(line)
 
 
-def _roll_back(restore_id: str | None, *, force: bool) -> int:
-    job = _job(None, confirm=None if force else _ask)
-    result = job.rollback(restore_id)
-    if result.success:
-        say(f"taken back: {', '.join(result.components_restored)} are as they were before {result.restore_id}")
-    else:
-        say_error(result.error or "the rollback failed")
-    print_result(result.to_dict())
+def _go_back(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    if arguments.dry_run:
+        parser.error("a rollback has no dry run; without --force it asks, and --list shows what there is")
+    if arguments.list:
+        return _list_restores()
+    person = _Person(asks=not arguments.force)
+    job = _job(person)
+    result = job.forget(arguments.forget) if arguments.forget else job.rollback(arguments.archive)
+    person.report(result)
     return result.exit_code
 
 
 def _list_restores() -> int:
-    restores = _job(None).list_restores()
-    for restore in restores:
-        say(f"{restore['started']}  {restore['state']:<12}  {restore['restore_id']}  from {restore['backup_id']}")
+    restores = _job(_Person(asks=False)).list_restores()
+    for line in restore_lines(restores):
+        say(line)
     if not restores:
         say("there is no restore that could be taken back")
     print_result({"success": True, "restores": restores})
     return 0
 
 
-def _ask(plan: RestorePlan) -> bool:
-    """Show the plan and ask; without a terminal nobody can answer."""
-    for line in plan.lines():
-        say(line)
-    if not sys.stdin.isatty():
-        say("\nThere is no terminal to ask on; --force does it without asking.")
-        return False
-    sys.stderr.write("\nDo this? Type yes to go on: ")
-    sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() == "yes"
+def restore_lines(restores: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The restores that were made, for people; the last one first."""
+    lines = []
+    for restore in restores:
+        state = _STATES.get(restore["state"], "was cut off: the next restore or rollback finishes or undoes it")
+        lines.append(f"{restore['started']}  {restore['restore_id']}  of {restore['backup_id']}: {state}")
+        lines += [f"    keeps {kept}" for kept in restore["kept"]]
+    return lines
 
 
-def _show(plan: RestorePlan) -> bool:
-    for line in plan.lines():
-        say(line)
-    return True
+_STATES: Final = {"applied": "can be taken back", "rolled_back": "was taken back"}
 
 
-def _job(arguments: argparse.Namespace | None, **others: Any) -> RestoreJob:
+def _job(person: _Person, **given: Any) -> RestoreJob:
     from portal.ops.backup import read_text
     from portal.ops.restore import RestoreConfig, RestoreJob
     from portal.ops.settings import load_settings
 
     settings = load_settings(os.environ, read_text)
     show_step = watched_log(settings.log_format)
-    given: dict[str, Any] = {}
-    if arguments is not None:
-        others = {"confirm": _show if arguments.force or arguments.dry_run else _ask}
-        names = ("dry_run", "mode", "exact", "target_database", "create_database", "allow_unverified")
-        given = {name: getattr(arguments, name) for name in (*names, "allow_outside_links")}
-        given["patterns"] = tuple(arguments.path)
-        given |= {"jobs": arguments.jobs} if arguments.jobs else {}
-        given |= {"media_path": os.path.abspath(arguments.media_dir)} if arguments.media_dir else {}
-    return RestoreJob(RestoreConfig.from_settings(settings, **given), progress=show_step, **others)
+    return RestoreJob(RestoreConfig.from_settings(settings, **given), confirm=person.confirm, progress=show_step)
 
 
 if __name__ == "__main__":

@@ -39,26 +39,27 @@ class Bar:
     """How far a job is: a bar with rate and time left on a terminal, a log line now and then elsewhere.
 
     Arguments:
-        announce: what writes the line where there is no terminal.
+        log: what writes the line where there is no terminal. It is asked for its method each time: it is set up later.
     """
 
-    def __init__(self, announce: Callable[..., object]) -> None:
-        self._announce = announce
+    def __init__(self, log: Any, *, line_seconds: float = _LINE_SECONDS) -> None:
+        self._log = log
         self._terminal = sys.stderr.isatty()
-        self._interval = _REDRAW_SECONDS if self._terminal else _LINE_SECONDS
+        self._interval = _REDRAW_SECONDS if self._terminal else line_seconds
         self._started = self._last = time.monotonic()
 
-    def __call__(self, phase: str, done: int, total: int | None) -> None:
+    def __call__(self, step: Step) -> None:
         """Show the state; cheap enough to be called for every block."""
         now = time.monotonic()
         if now - self._last < self._interval:
             return
         self._last = now
+        phase, done, total = step.phase, step.done, step.expect()
         rate = done / max(now - self._started, 0.001)
         if self._terminal:
             self._draw(phase, done, total, rate)
         else:
-            self._announce("job_progressed", phase=phase, bytes=done, total=total, bytes_per_second=int(rate))
+            self._log.info("job_progressed", phase=phase, bytes=done, total=total, bytes_per_second=int(rate))
 
     def clear(self) -> None:
         """Take the bar off the screen."""
@@ -97,7 +98,7 @@ class BarAwareStream:
         return sys.stderr.isatty()
 
 
-def watched_log(style: LogFormat) -> Callable[[Step], None]:
+def watched_log(style: LogFormat, *, line_seconds: float = _LINE_SECONDS) -> Callable[[Step], None]:
     """Set up logging to standard error; what shows how far a job is, without the two getting mixed up."""
     import structlog
 
@@ -105,15 +106,12 @@ def watched_log(style: LogFormat) -> Callable[[Step], None]:
     from portal.ops.settings import unknown_settings
 
     log = structlog.get_logger("tools")
-    bar = Bar(log.info)
+    bar = Bar(log, line_seconds=line_seconds)
     configure_logging(style, cast("TextIO", BarAwareStream(bar)))
     for warning in unknown_settings(os.environ):
         log.warning("setting_unknown", detail=warning)
 
-    def show(step: Step) -> None:
-        bar(step.phase, step.done, step.total)
-
-    return show
+    return bar
 
 
 def print_result(result: Mapping[str, Any]) -> None:

@@ -68,12 +68,12 @@ class Step:
     Arguments:
         phase: what it works on, such as a component's name.
         done: bytes of content so far, over all components.
-        total: about how many there will be; nothing where that is not known yet.
+        expect: how many there will be, about; asked only by who wants to know, since finding out takes a moment.
     """
 
     phase: str
     done: int
-    total: int | None = None
+    expect: Callable[[], int | None] = field(default=lambda: None, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -473,13 +473,13 @@ class _Meter:
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
         self._done = 0
-        self.total = 0
         self.phase = ""
+        self.expect: Callable[[], int | None] = lambda: None
 
     def advance(self, count: int) -> None:
         self._done += count
         if self._progress:
-            self._progress(Step(phase=self.phase, done=self._done, total=self.total or None))
+            self._progress(Step(phase=self.phase, done=self._done, expect=self.expect))
 
 
 class _Collection:
@@ -492,10 +492,9 @@ class _Collection:
         self._backup_id = backup_id
         self._components = components
         self._meter = _Meter(job._progress)  # noqa: SLF001
-        if job._progress:  # noqa: SLF001
-            sources = (self._config.source(component) for component in components)
-            excluded = frozenset([identity(job.repository.path)])
-            self._meter.total = sum(tree_bytes(source, excluded) for source in sources if source)
+        self._meter.expect = self._expected_bytes
+        self._dump_bytes = 0
+        self._file_bytes: int | None = None
         self._details: dict[str, dict[str, Any]] = {}
         self._warnings: list[str] = []
 
@@ -524,6 +523,14 @@ class _Collection:
             finally:
                 writer.close()
 
+    def _expected_bytes(self) -> int:
+        """About how much there is to read; the files are counted once, and only if somebody asks."""
+        if self._file_bytes is None:
+            excluded = frozenset([identity(self._job.repository.path)])
+            sources = (self._config.source(component) for component in self._components)
+            self._file_bytes = sum(tree_bytes(source, excluded) for source in sources if source)
+        return self._dump_bytes + self._file_bytes
+
     def _collect(self, component: Component, writer: ArchiveWriter) -> dict[str, Any]:
         if component is Component.DATABASE:
             self._details[component.value] = self._dump(writer)
@@ -547,7 +554,7 @@ class _Collection:
             bin_dir=bin_dir,
             lock_timeout_seconds=self._config.lock_timeout,
         ) as dump:
-            self._meter.total += dump.estimated_bytes
+            self._dump_bytes = dump.estimated_bytes
             writer.reserve(room_for(dump.table_names))
             member = writer.add_stream(Component.DATABASE.member, cast("Readable", dump.stdout), mtime_ns=started)
             facts = dump.finish()

@@ -98,11 +98,11 @@ class Manifest:
                 details={str(name): dict(detail) for name, detail in found.get("details", {}).items()},
                 warnings=tuple(map(str, found.get("warnings", ()))),
                 warnings_total=int(found.get("warnings_total", 0)),
-                parent=found.get("parent"),
-                base=found.get("base"),
+                parent=_optional_text(found.get("parent")),
+                base=_optional_text(found.get("base")),
                 writer=_text(found.get("writer", "")),
             )
-        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise NotIntactError("manifest.json makes no sense", hint="Take another archive.") from error
 
 
@@ -111,6 +111,10 @@ def room_for(table_names: tuple[str, ...]) -> int:
     number_and_layout = 40
     tables = sum(len(json.dumps(name)) + number_and_layout for name in table_names)
     return (8 << 10) + WARNING_BYTES + tables
+
+
+def _optional_text(value: object) -> str | None:
+    return None if value is None else _text(value)
 
 
 def _text(value: object) -> str:

@@ -53,7 +53,7 @@ class VerifyLevel(StrEnum):
     DUMP = "dump"
 
 
-_ID: Final = re.compile(r"(full|database|media|audit_logs)_(\d{8})_(\d{6})_([0-9a-f]{6,64})")
+_ID: Final = re.compile(r"(full|database|media|audit_logs)_(\d{8})_(\d{6})_([0-9a-f]{6,40})")
 _STAMP: Final = "%Y%m%d_%H%M%S"
 
 

@@ -13,28 +13,42 @@ Until `apply` nothing live is touched, and a crash is undone by the next restore
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from portal.ops.archive.lanes import available_cores
 from portal.ops.backup import BackupJob, Clock, PathLike, Progress, Step, read_text, utc_now
-from portal.ops.errors import ConfigurationError, NotConfirmedError, NotIntactError, OpsError, RestoreError
-from portal.ops.model import Component, VerifyLevel, timestamp
+from portal.ops.errors import (
+    ConfigurationError,
+    DiskFullError,
+    NotConfirmedError,
+    NotIntactError,
+    OpsError,
+    RestoreError,
+)
+from portal.ops.logs import engine_log
+from portal.ops.model import BackupType, Component, VerifyLevel
 from portal.ops.process import ProcessRunner, SystemRunner
 from portal.ops.repository import ArchiveFile, Repository, read_sidecar
+from portal.ops.restore_checksum import Checksum
+from portal.ops.restore_history import RestoreHistory, Stuck
 from portal.ops.restore_model import RestoreConfig, RestorePlan, RestoreResult, RestoreScope
-from portal.ops.restore_parts import Archive, Part, PartMaker
-from portal.ops.restore_record import RestoreRecord, RestoreRecords, RestoreState
+from portal.ops.restore_parts import Archive, Part, PartMaker, short_of_room
+from portal.ops.restore_record import RestoreRecord, RestoreRecords
 from portal.ops.settings import load_settings
 from portal.ops.targets.database import RestoreMode
+from portal.ops.targets.file_selection import selected
 from portal.ops.verify import Verifier, open_archive
 
 if TYPE_CHECKING:
@@ -50,11 +64,38 @@ __all__ = [
     "create_restore_job",
 ]
 
-log = structlog.get_logger("portal.ops.restore")
+log = engine_log("portal.ops.restore")
 
 Confirm = Callable[[RestorePlan], bool]
 
-_CAN_BE_TAKEN_BACK: Final = (RestoreState.APPLIED, RestoreState.ROLLING_BACK)
+_LATEST: Final = {
+    RestoreScope.FULL: (BackupType.FULL,),
+    RestoreScope.DATABASE: (BackupType.FULL, BackupType.DATABASE),
+    RestoreScope.MEDIA: (BackupType.FULL, BackupType.MEDIA),
+    RestoreScope.AUDIT_LOGS: (BackupType.FULL, BackupType.AUDIT_LOGS),
+}
+_SAY_YES: Final = "Start it again and answer yes, or use --force."
+_SET_PLACE: Final = {
+    Component.MEDIA: "Set PORTAL_UPLOAD_DIR or give --media-dir.",
+    Component.AUDIT_LOGS: "Set PORTAL_AUDIT_DIR to the live audit log: what is restored is put beside it.",
+}
+
+
+@dataclass(kw_only=True)
+class _Draft:
+    """A result on its way: what is known so far counts, whatever happens next."""
+
+    result: RestoreResult
+
+    def note(self, **facts: Any) -> None:
+        self.result = replace(self.result, **facts)
+
+    def warn(self, warnings: Sequence[str]) -> None:
+        self.note(warnings=(*self.result.warnings, *warnings))
+
+    def fail(self, error: OpsError) -> None:
+        log.error("restore_failed", error=str(error))
+        self.note(success=False, error=str(error), exit_code=error.exit_code)
 
 
 class RestoreJob:
@@ -83,6 +124,7 @@ class RestoreJob:
         path = Path(config.local_path) if backup_job is None else backup_job.repository.path
         self.repository = Repository(path, lock_timeout=config.lock_timeout)
         self._records = RestoreRecords(self.repository)
+        self._history = RestoreHistory(self._records, parts_of=self._parts_of, clock=clock, days=config.rollback_days)
         self._confirm = confirm
         self._runner = runner or SystemRunner()
         self._clock = clock
@@ -109,14 +151,19 @@ class RestoreJob:
         return self._run(RestoreScope.AUDIT_LOGS, path)
 
     def validate_backup(self, path: PathLike) -> tuple[bool, dict[str, Any]]:
-        """Whether an archive could be restored as far as it goes by itself, and what was found in it."""
+        """Whether an archive could be restored as far as it goes by itself, and what was found in it.
+
+        Returns:
+            the manifest's keys beside those of a verification; an ``error`` where it is not intact.
+        """
         try:
             archive = self.repository.find(path)
             found = self._verifier().verify(archive.path, VerifyLevel.CONTENTS)
         except OpsError as error:
             return False, {"error": str(error), "components": []}
-        components = [component.value for component in found.manifest.components] if found.manifest else []
-        return found.intact, {**found.to_dict(), "components": components}
+        manifest = json.loads(found.manifest.encode()) if found.manifest else {"components": []}
+        fault = {} if found.intact else {"error": found.message}
+        return found.intact, {**manifest, **found.to_dict(), **fault}
 
     def rollback(self, restore_id: str | None = None) -> RestoreResult:
         """Take a restore back.
@@ -124,176 +171,196 @@ class RestoreJob:
         Arguments:
             restore_id: which one; the last one by default.
         """
-        started, moment = time.monotonic(), self._clock()
-        result = RestoreResult(success=False, backup_id="", scope=RestoreScope.FULL, timestamp=moment)
-        try:
-            with self._records.locked():
-                warnings = self._recover()
-                record = self._record_to_take_back(restore_id)
-                result = replace(result, backup_id=record.backup_id, backup_file=record.backup_file, warnings=warnings)
-                if self._confirm and not self._confirm(self._rollback_plan(record)):
-                    raise NotConfirmedError("nobody said yes, so nothing was changed", hint=_SAY_YES)
-                facts = self._roll_back(record)
-            result = replace(
-                result,
-                success=True,
-                restore_id=record.restore_id,
-                components_restored=tuple(record.parts),
-                facts=facts,
-            )
-        except OpsError as error:
-            result = replace(result, error=str(error), exit_code=error.exit_code)
-        return replace(result, duration_seconds=time.monotonic() - started)
+        draft = self._draft(RestoreScope.FULL, is_rollback=True)
+        with _reported(draft), self._records.locked():
+            said, stuck = self._history.recover()
+            draft.warn(said)
+            for one in stuck:
+                if one.record.restore_id == restore_id:
+                    raise one.error()
+            record = self._history.find(restore_id)
+            draft.note(**_named(record))
+            self._history.check(record)
+            self._ask(replace(_plan_for(record), takes_back=record.restore_id))
+            draft.note(facts=self._history.roll_back(record))
+            draft.note(success=True, components_restored=tuple(record.parts))
+        return draft.result
+
+    def forget(self, restore_id: str) -> RestoreResult:
+        """Remove what takes a restore back: the old database, the old files, and the record of it.
+
+        A restore that was cut off, and cannot be finished, is given up: what can be undone of it is undone.
+        """
+        draft = self._draft(RestoreScope.FULL, is_rollback=True)
+        with _reported(draft), self._records.locked():
+            record = self._history.record(restore_id)
+            draft.note(**_named(record))
+            self._ask(replace(_plan_for(record), forgets=record.restore_id, kept=self._history.kept(record)))
+            draft.warn(self._history.forget(record))
+            draft.note(success=True)
+        return draft.result
 
     def list_restores(self) -> list[dict[str, Any]]:
-        """The restores that can be taken back, newest first."""
-        return [
-            {
-                "restore_id": record.restore_id,
-                "backup_id": record.backup_id,
-                "started": record.started,
-                "state": record.state.value,
-                "components": list(record.parts),
-            }
-            for record in self._records.all()
-            if record.state in _CAN_BE_TAKEN_BACK
-        ]
+        """Every restore that something is kept of, also one that was cut off, newest first; no server is asked.
+
+        Raises:
+            RestoreError: the record of one makes no sense.
+            RepositoryError: they cannot be read.
+        """
+        return self._history.listed()
 
     # -- one restore ------------------------------------------------------------------------------------------------
 
     def _run(self, scope: RestoreScope, path: PathLike) -> RestoreResult:
         """One restore from recover to report; every fault becomes a result."""
-        started, moment = time.monotonic(), self._clock()
-        result = RestoreResult(
-            success=False,
-            backup_id="",
-            scope=scope,
-            timestamp=moment,
-            backup_file=os.fspath(path),
-            dry_run=self.config.dry_run,
-        )
-        try:
-            archive = self.repository.find(path)
-            result = replace(result, backup_id=archive.name, backup_file=str(archive.path))
-            if self.config.dry_run:
-                result = self._dry_run(archive, scope, result)
-            else:
-                with self._records.locked(), self.repository.shared():
-                    result = self._restore(archive, scope, result)
-        except OpsError as error:
-            log.error("restore_failed", error=str(error))
-            result = replace(result, error=str(error), exit_code=error.exit_code)
-        except OSError as error:
-            explained = _explain(error)
-            result = replace(result, error=str(explained), exit_code=explained.exit_code)
-        return replace(result, duration_seconds=time.monotonic() - started)
+        if scope is RestoreScope.FULL and self.config.patterns:
+            scope = RestoreScope.MEDIA
+        draft = self._draft(scope, backup_file=os.fspath(path), dry_run=self.config.dry_run)
+        if self.config.dry_run:
+            with _reported(draft):
+                self._dry_run(draft, path)
+        else:
+            with _reported(draft), self._records.locked():
+                self._restore(draft, path)
+        return draft.result
 
-    def _dry_run(self, archive: ArchiveFile, scope: RestoreScope, result: RestoreResult) -> RestoreResult:
-        self._verify(archive, scope, thorough=True)
+    def _dry_run(self, draft: _Draft, path: PathLike) -> None:
+        """All of it up to the question; nothing is touched."""
+        draft.warn(self._history.to_recover())
+        archive = self._find(draft, path)
+        self._verify(archive, draft.result.scope, thorough=True)
         with closing(open_archive(archive.path)) as opened:
-            plan, _ = self._plan(archive, opened, scope, _new_restore_id(result.timestamp))
+            if self.config.patterns:
+                self._read_selected(opened, draft.result.scope)
+            plan, _ = self._plan(archive, opened, draft, self._maker(_new_restore_id(draft.result.timestamp)))
         if self._confirm:
             self._confirm(plan)
-        result = replace(result, plan=tuple(plan.lines()), warnings=plan.warnings)
         if plan.blockers:
             raise plan.blockers[0]
-        return replace(result, success=True, components_restored=())
+        draft.note(success=True)
 
-    def _restore(self, archive: ArchiveFile, scope: RestoreScope, result: RestoreResult) -> RestoreResult:
-        warnings = self._recover()
-        self._verify(archive, scope, thorough=self.config.verify_before_restore)
-        restore_id = _new_restore_id(result.timestamp)
-        with closing(open_archive(archive.path)) as opened:
-            plan, parts = self._plan(archive, opened, scope, restore_id)
-            if plan.blockers:
-                raise plan.blockers[0]
-            if self._confirm and not self._confirm(plan):
-                raise NotConfirmedError("nobody said yes, so nothing was changed", hint=_SAY_YES)
-            record = self._records.save(
-                RestoreRecord(
-                    restore_id=restore_id,
-                    backup_id=archive.name,
-                    backup_file=str(archive.path),
-                    started=timestamp(result.timestamp),
-                    parts={part.component.value: part.record() for part in parts},
-                )
-            )
-            self._stage(record, parts, opened)
-        facts = self._apply(record, parts)
-        return replace(
-            result,
+    def _restore(self, draft: _Draft, path: PathLike) -> None:
+        said, stuck = self._history.recover()
+        draft.warn(said)
+        archive = self._find(draft, path)
+        restore_id = _new_restore_id(draft.result.timestamp)
+        with self.repository.shared(), structlog.contextvars.bound_contextvars(restore_id=restore_id):
+            self._verify(archive, draft.result.scope, thorough=self.config.verify_before_restore)
+            with closing(open_archive(archive.path)) as opened, self._checksum(archive) as checksum:
+                plan, parts = self._plan(archive, opened, draft, self._maker(restore_id), stuck)
+                if plan.blockers:
+                    raise plan.blockers[0]
+                self._ask(plan)
+                record = self._history.begin(restore_id, archive.name, str(archive.path), parts)
+                self._stage(record, parts, opened, checksum)
+                facts = self._history.apply(record, parts)
+        draft.note(
             success=True,
             components_restored=tuple(part.component.value for part in parts),
-            warnings=(*warnings, *plan.warnings, *_warnings(facts)),
             restore_id=restore_id,
-            plan=tuple(plan.lines()),
             facts=facts,
         )
+        draft.warn(_warnings(facts))
+        draft.warn(self._history.prune(record))
+        log.info("restore_finished", restore_id=restore_id, backup_id=archive.name)
+
+    def _find(self, draft: _Draft, path: PathLike) -> ArchiveFile:
+        """The archive; the newest one is the newest that holds what is asked for."""
+        scope = draft.result.scope
+        archive = self.repository.find(path, latest_of=_LATEST[scope])
+        draft.note(backup_id=archive.name, backup_file=str(archive.path))
+        if os.fspath(path) == "latest" and scope is RestoreScope.FULL:
+            newest = self.repository.find("latest", latest_of=_LATEST[RestoreScope.DATABASE])
+            if newest.moment > archive.moment:
+                draft.warn(
+                    [f"{newest.name} is newer and holds the database alone; --database-only would restore that one"]
+                )
+        return archive
 
     def _verify(self, archive: ArchiveFile, scope: RestoreScope, *, thorough: bool) -> None:
-        """Look at the archive: all of it, or its checksum alone where everything is checked while it is staged."""
+        """Look at the whole archive; not where single files are asked for, which are checked when they are read."""
         if read_sidecar(archive.path) is None and not self.config.allow_unverified:
             raise NotIntactError(
                 f"{archive.path.name} has no .sha256 file beside it, so it may be anything",
                 hint="Copy the .sha256 file from where the archive was made; --allow-unverified does without.",
             )
-        if self.config.patterns and not thorough:
+        if self.config.patterns or not thorough:
             return
-        level = VerifyLevel.CHECKSUM
-        if thorough:
-            with_dump = scope in (RestoreScope.FULL, RestoreScope.DATABASE)
-            level = VerifyLevel.DUMP if with_dump else VerifyLevel.CONTENTS
-        found = self._verifier().verify(archive.path, level)
+        with_dump = scope in (RestoreScope.FULL, RestoreScope.DATABASE)
+        found = self._verifier().verify(archive.path, VerifyLevel.DUMP if with_dump else VerifyLevel.CONTENTS)
         found.raise_damage()
         log.info("archive_verified", verify_level=found.level.value, seconds=round(found.duration_seconds, 3))
 
+    def _checksum(self, archive: ArchiveFile) -> Checksum:
+        """What was not looked at before is hashed while it is staged; single files are not a reason to read it all."""
+        needless = self.config.verify_before_restore or self.config.patterns
+        return Checksum(archive.path, None if needless else read_sidecar(archive.path))
+
+    def _read_selected(self, opened: Archive, scope: RestoreScope) -> None:
+        prefix = Component(scope.value).member
+        for _, content in selected(opened, prefix, self.config.patterns, self.config.jobs or available_cores()):
+            for _ in content:
+                pass
+
     def _plan(
-        self, archive: ArchiveFile, opened: Archive, scope: RestoreScope, restore_id: str
+        self, archive: ArchiveFile, opened: Archive, draft: _Draft, maker: PartMaker, stuck: Sequence[Stuck] = ()
     ) -> tuple[RestorePlan, list[Part]]:
         manifest = opened.manifest()
-        components, left_out = self._components(scope, manifest)
-        parts = self._maker(restore_id).parts(components)
+        components, left_out = self._components(draft.result.scope, manifest)
+        parts = maker.parts(components)
         plans = {part.component: part.plan(opened, manifest) for part in parts}
+        records = {part.component.value: part.record() for part in parts}
+        in_the_way = [one.error() for one in stuck if one.record.overlaps(records)]
         notes = [f"the backup itself says: {warning}" for warning in manifest.warnings]
-        return RestorePlan(
+        plan = RestorePlan(
             backup_id=archive.name,
             backup_file=archive.path,
             timestamp=manifest.timestamp,
             components=components,
             parts=plans,
-            warnings=(*left_out, *notes, *(warning for plan in plans.values() for warning in plan.warnings)),
-            blockers=tuple(blocker for plan in plans.values() for blocker in plan.blockers),
-        ), parts
+            warnings=(
+                *draft.result.warnings,
+                *left_out,
+                *notes,
+                *(warning for plan in plans.values() for warning in plan.warnings),
+            ),
+            blockers=(
+                *in_the_way,
+                *(blocker for plan in plans.values() for blocker in plan.blockers),
+                *short_of_room(parts),
+            ),
+        )
+        draft.note(plan=tuple(plan.lines()), warnings=plan.warnings)
+        return plan, parts
 
     def _components(self, scope: RestoreScope, manifest: Manifest) -> tuple[tuple[Component, ...], list[str]]:
-        """What is restored, and what is not although it is there."""
+        """What is restored, the database first, and what is not although it is there."""
         places = {
             Component.DATABASE: True,
             Component.MEDIA: self.config.media_path is not None,
             Component.AUDIT_LOGS: self.config.audit_log_path is not None,
         }
-        if scope is RestoreScope.FULL:
-            left_out = [
-                f"the backup holds {component.value}, but no place for them is configured; they are left out"
-                for component in manifest.components
-                if not places[component]
-            ]
-            return tuple(component for component in manifest.components if places[component]), left_out
-        component = Component(scope.value)
-        if component not in manifest.components:
-            held = ", ".join(manifest.components) or "nothing"
+        held = [component for component in Component if component in manifest.components]
+        wanted = held if scope is RestoreScope.FULL else [Component(scope.value)]
+        if not set(wanted) & set(held):
             raise ConfigurationError(
-                f"{manifest.backup_id} holds {held}, and no {component.value}",
+                f"{manifest.backup_id} holds {', '.join(held) or 'nothing'}, and no {scope.value}",
                 hint="Take another archive: './tools/backup.sh list' shows them.",
             )
-        if not places[component]:
+        if self.config.patterns and Component.DATABASE in wanted:
+            raise ConfigurationError("no part of a database can be restored by a pattern", hint="Leave --path out.")
+        homeless = [component for component in wanted if not places[component]]
+        if len(homeless) == len(wanted):
             raise ConfigurationError(
-                f"there is no place configured for {component.value}",
-                hint="Set PORTAL_UPLOAD_DIR or give --media-dir." if component is Component.MEDIA else _SET_AUDIT,
+                f"there is no place configured for {' and '.join(homeless)}", hint=_SET_PLACE[homeless[0]]
             )
-        return (component,), []
+        left_out = [
+            f"the backup holds {component.value}, which is left out: no place for it is configured"
+            for component in homeless
+        ]
+        return tuple(component for component in wanted if places[component]), left_out
 
-    def _stage(self, record: RestoreRecord, parts: Sequence[Part], opened: Archive) -> None:
+    def _stage(self, record: RestoreRecord, parts: Sequence[Part], opened: Archive, checksum: Checksum) -> None:
         """Put every part beside what is live, or none of them."""
         try:
             manifest = opened.manifest()
@@ -302,107 +369,29 @@ class RestoreJob:
                 self._tell(part.component.value)
                 part.stage(opened, manifest)
                 log.info("component_staged", component=part.component.value, seconds=_since(started))
-        except BaseException:
-            self._undo(record, parts)
+            checksum.check()
+        except BaseException as error:
+            self._history.give_up(record, parts, error)
             raise
 
-    def _apply(self, record: RestoreRecord, parts: Sequence[Part]) -> dict[str, Any]:
-        """Put every part in its place; what fails here before anything was put there is undone."""
-        record = self._records.save(record, state=RestoreState.APPLYING)
-        facts: dict[str, Any] = {}
-        for part in parts:
-            started = time.monotonic()
-            try:
-                facts[part.component.value] = part.apply()
-            except OpsError:
-                self._take_back(record, parts, applied=list(facts))
-                raise
-            log.info("component_applied", component=part.component.value, seconds=_since(started))
-        self._records.save(record, state=RestoreState.APPLIED)
-        log.info("restore_finished", restore_id=record.restore_id, backup_id=record.backup_id)
-        return facts
+    def _ask(self, plan: RestorePlan) -> None:
+        if self._confirm and not self._confirm(plan):
+            raise NotConfirmedError("nobody said yes, so nothing was changed", hint=_SAY_YES)
 
-    def _take_back(self, record: RestoreRecord, parts: Sequence[Part], applied: Sequence[str]) -> None:
-        """One part could not be applied: the ones before it go back, and the others are undone."""
-        for part in reversed(parts):
-            if part.component.value in applied:
-                part.roll_back()
-            else:
-                part.undo()
-        self._records.forget(record)
+    # -- small things -----------------------------------------------------------------------------------------------
 
-    def _undo(self, record: RestoreRecord, parts: Sequence[Part]) -> None:
-        for part in parts:
-            part.undo()
-        self._records.forget(record)
-
-    # -- going on, and going back -----------------------------------------------------------------------------------
-
-    def _recover(self) -> tuple[str, ...]:
-        """Undo or finish what a killed restore has left; what was done, in words."""
-        said = []
-        for record in self._records.all():
-            if record.state is RestoreState.STAGING:
-                self._undo(record, self._parts_of(record))
-                said.append(f"{record.restore_id} had been cut off before it changed anything; its remains are removed")
-            elif record.state is RestoreState.APPLYING:
-                said.append(self._finish_or_undo(record))
-            elif record.state is RestoreState.ROLLING_BACK:
-                self._roll_back(record)
-                said.append(f"taking back {record.restore_id} had been cut off; it is done now")
-        for sentence in said:
-            log.warning("remains_recovered", detail=sentence)
-        return tuple(said)
-
-    def _finish_or_undo(self, record: RestoreRecord) -> str:
-        parts = self._parts_of(record)
-        if not any(part.is_begun() for part in parts):
-            self._undo(record, parts)
-            return f"{record.restore_id} had been cut off before it changed anything; its remains are removed"
-        for part in parts:
-            part.apply()
-        self._records.save(record, state=RestoreState.APPLIED)
-        return f"{record.restore_id} had been cut off half way; it is finished now"
-
-    def _roll_back(self, record: RestoreRecord) -> dict[str, Any]:
-        record = self._records.save(record, state=RestoreState.ROLLING_BACK)
-        facts = {part.component.value: part.roll_back() for part in reversed(self._parts_of(record))}
-        self._records.save(record, state=RestoreState.ROLLED_BACK)
-        log.info("restore_taken_back", restore_id=record.restore_id)
-        return facts
-
-    def _record_to_take_back(self, restore_id: str | None) -> RestoreRecord:
-        able = [record for record in self._records.all() if record.state in _CAN_BE_TAKEN_BACK]
-        if restore_id is None and able:
-            return able[0]
-        for record in able:
-            if record.restore_id == restore_id:
-                return record
-        what = f"there is no restore {restore_id!r}" if restore_id else "there is no restore"
-        raise RestoreError(
-            f"{what} that could be taken back", hint="'./tools/restore.sh --rollback --list' shows them."
-        )
-
-    def _rollback_plan(self, record: RestoreRecord) -> RestorePlan:
-        return RestorePlan(
-            backup_id=record.backup_id,
-            backup_file=Path(record.backup_file),
-            timestamp="",
-            components=tuple(Component(name) for name in record.parts),
-            takes_back=record.restore_id,
-        )
+    def _draft(self, scope: RestoreScope, **facts: Any) -> _Draft:
+        return _Draft(result=RestoreResult(success=False, backup_id="", scope=scope, timestamp=self._clock(), **facts))
 
     def _parts_of(self, record: RestoreRecord) -> list[Part]:
         return self._maker(record.restore_id).from_record(record.parts)
-
-    # -- small things -----------------------------------------------------------------------------------------------
 
     def _maker(self, restore_id: str) -> PartMaker:
         return PartMaker(
             config=self.config,
             runner=self._runner,
             restore_id=restore_id,
-            directory=self._records.directory / restore_id,
+            directory=self._records.directory_of(restore_id),
             repository=self.repository.path,
         )
 
@@ -415,18 +404,17 @@ class RestoreJob:
             if self._progress:
                 self._progress(Step(phase="verify", done=done))
 
-        verifier = Verifier(
-            runner=self._runner, pg_bin_dir=Path(self.config.pg_bin_dir) if self.config.pg_bin_dir else None
+        bin_dir = self.config.pg_bin_dir
+        return Verifier(
+            runner=self._runner,
+            pg_bin_dir=Path(bin_dir) if bin_dir else None,
+            jobs=self.config.jobs or available_cores(),
+            advance=advance,
         )
-        return replace(verifier, jobs=self.config.jobs or verifier.jobs, advance=advance)
 
     def _tell(self, phase: str) -> None:
         if self._progress:
             self._progress(Step(phase=phase, done=0))
-
-
-_SAY_YES: Final = "Start it again and answer yes, or use --force."
-_SET_AUDIT: Final = "Set PORTAL_AUDIT_DIR to the live audit log: what is restored is put beside it."
 
 
 def create_restore_job(
@@ -454,6 +442,33 @@ def create_restore_job(
     return RestoreJob(replace(config, dry_run=dry_run, **chosen), backup_job)
 
 
+@contextmanager
+def _reported(draft: _Draft) -> Iterator[None]:
+    """Every fault becomes part of the result, and so does the time that it took."""
+    started = time.monotonic()
+    try:
+        yield
+    except OpsError as error:
+        draft.fail(error)
+    except OSError as error:
+        draft.fail(_explain(error))
+    draft.note(duration_seconds=time.monotonic() - started)
+
+
+def _named(record: RestoreRecord) -> dict[str, Any]:
+    return {"restore_id": record.restore_id, "backup_id": record.backup_id, "backup_file": record.backup_file}
+
+
+def _plan_for(record: RestoreRecord) -> RestorePlan:
+    """What is to be done with a restore that was made."""
+    return RestorePlan(
+        backup_id=record.backup_id,
+        backup_file=Path(record.backup_file),
+        timestamp="",
+        components=tuple(Component(name) for name in record.parts),
+    )
+
+
 def _new_restore_id(moment: datetime) -> str:
     return f"restore_{moment.astimezone(UTC):%Y%m%d_%H%M%S}_{uuid.uuid4().hex[:6]}"
 
@@ -468,7 +483,8 @@ def _since(started: float) -> float:
 
 def _explain(error: OSError) -> OpsError:
     place = f" ({error.filename})" if error.filename else ""
-    return RestoreError(
+    kind = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else RestoreError
+    return kind(
         f"the operating system refused: {error.strerror}{place}",
         hint="Look at the disk and the permissions there, then start it again: it goes on, or undoes what was begun.",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from portal.ops.errors import ConfigurationError, OpsError
 from portal.ops.model import FORMAT_VERSION, Component, timestamp
@@ -154,7 +154,8 @@ class RestorePlan:
         parts: what will be done with each component.
         warnings: what should be known.
         blockers: what makes it impossible; empty where it can be started.
-        takes_back: the restore that this one takes back, where that is what it does.
+        takes_back: the restore that is taken back, where that is what is planned.
+        forgets: the restore that is forgotten, where that is what is planned; `kept` is what goes with it.
     """
 
     backup_id: str
@@ -165,12 +166,19 @@ class RestorePlan:
     warnings: tuple[str, ...] = ()
     blockers: tuple[OpsError, ...] = ()
     takes_back: str = ""
+    forgets: str = ""
+    kept: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """The plan in plain words."""
         what = ", ".join(self.components)
         if self.takes_back:
             return [f"Take back {self.takes_back}: {what} will be as before {self.backup_id} was restored."]
+        if self.forgets:
+            return [
+                f"Forget {self.forgets}, of {self.backup_id}: it can then not be taken back. Removed for ever:",
+                *(f"  {kept}" for kept in self.kept),
+            ]
         made = f", made {self.timestamp}" if self.timestamp else ""
         lines = [f"Restore {what} from {self.backup_id}{made}."]
         for component, plan in self.parts.items():
@@ -194,6 +202,7 @@ class RestoreResult:
         plan: what it did, or would do, in plain words.
         facts: figures of the restore, such as the downtime of the database.
         exit_code: the code that a program should end with.
+        is_rollback: a restore was taken back or forgotten, so that there is nothing to take back.
     """
 
     success: bool
@@ -210,6 +219,7 @@ class RestoreResult:
     plan: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     exit_code: int = 0
+    is_rollback: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The result in the types of JSON."""
@@ -225,8 +235,11 @@ class RestoreResult:
             "error": self.error,
             "duration_seconds": round(self.duration_seconds, 3),
             "restore_id": self.restore_id,
-            "rollback": f"./tools/restore.sh --rollback {self.restore_id}" if self.restore_id else None,
+            "rollback": None if self.is_rollback or not self.restore_id else f"{_ROLLBACK} {self.restore_id}",
             "facts": dict(self.facts),
             "plan": list(self.plan),
             "format_version": FORMAT_VERSION,
         }
+
+
+_ROLLBACK: Final = "./tools/restore.sh --rollback"

@@ -8,19 +8,29 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from portal.ops.archive.index import MemberType
 from portal.ops.archive.lanes import available_cores
 from portal.ops.archive.plain import PlainArchive
-from portal.ops.archive.reader import ArchiveReader
-from portal.ops.errors import NotIntactError
-from portal.ops.model import Component
+from portal.ops.archive.reader import ArchiveReader, is_below
+from portal.ops.errors import DiskFullError, NotIntactError
+from portal.ops.model import RESTORE_DIRECTORY, Component
 from portal.ops.sources.dump_header import HEAD_BYTES, dump_major
-from portal.ops.targets.database import DatabaseRestore, DatabaseState, RestoreMode
-from portal.ops.targets.files import FileRestore
+from portal.ops.targets.database import (
+    DatabaseRestore,
+    DatabaseState,
+    RestoreMode,
+    Role,
+    drop_old,
+    list_old_databases,
+)
+from portal.ops.targets.database_names import Names
+from portal.ops.targets.file_stage import room
+from portal.ops.targets.files import FileRestore, forget, list_restores
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -29,9 +39,12 @@ if TYPE_CHECKING:
     from portal.ops.manifest import Manifest
     from portal.ops.process import ProcessRunner
     from portal.ops.restore_model import PartPlan, RestoreConfig
+    from portal.ops.target import DatabaseTarget
     from portal.ops.targets.database import DatabaseReport
 
 Archive = ArchiveReader | PlainArchive
+
+_ANOTHER: Final = "Take another archive: './tools/backup.sh list' shows them."
 
 
 class Part(Protocol):
@@ -42,23 +55,35 @@ class Part(Protocol):
     def plan(self, archive: Archive, manifest: Manifest) -> PartPlan:
         """Look at everything, touch nothing."""
 
+    def stage_room(self) -> tuple[Path, int]:
+        """Where the stage will lie, and how many bytes it takes; known once there is a plan."""
+
     def stage(self, archive: Archive, manifest: Manifest) -> None:
         """Put the component beside what is live."""
 
     def apply(self) -> dict[str, Any]:
-        """Let it take the place of what is live; figures and names for the report. Goes on where it was cut off."""
+        """Let it take the place of what is live; figures and names for the report."""
+
+    def finish(self) -> dict[str, Any]:
+        """Apply what another process has staged, or go on with what it has begun; harmless where that is done."""
 
     def is_begun(self) -> bool:
-        """Whether `apply` has touched anything live."""
+        """Whether anything live was touched, and not yet taken back."""
 
     def undo(self) -> None:
-        """Remove what was staged; harmless where there is nothing."""
+        """Take back what was applied, remove what was staged; harmless where there is nothing."""
 
     def roll_back(self) -> dict[str, Any]:
-        """Put back what was live before; can be cut off and called again."""
+        """Put back what was live before; can be cut off and called again as long as `is_begun`."""
 
     def record(self) -> dict[str, Any]:
         """What `PartMaker.from_record` needs."""
+
+    def kept(self, *, rolled_back: bool) -> str:
+        """In words, what is kept of the restore, if anything; says it without looking."""
+
+    def forget(self) -> None:
+        """Remove what is kept; harmless where there is nothing."""
 
 
 class DatabasePart:
@@ -67,53 +92,99 @@ class DatabasePart:
     Arguments:
         restore: what knows the server.
         directory: for the dump, and what a restore in place needs to be taken back.
+        mode: how the database is replaced; a plan settles what ``auto`` means.
+        create_database: make it where there is none.
         jobs: how many threads decompress.
     """
 
     component = Component.DATABASE
 
-    def __init__(self, restore: DatabaseRestore, directory: Path, jobs: int) -> None:
+    def __init__(
+        self, restore: DatabaseRestore, directory: Path, *, mode: RestoreMode, create_database: bool, jobs: int
+    ) -> None:
         self._restore = restore
+        self._directory = directory
         self._dump = directory / "database.dump"
+        self._mode = mode
+        self._create_database = create_database
         self._jobs = jobs
+        self._dump_bytes = 0
 
     def plan(self, archive: Archive, manifest: Manifest) -> PartPlan:
         """What would become of the database."""
         with _dump_of(archive, 1) as (member, content):
             head = bytes(next(content, memoryview(b""))[:HEAD_BYTES])
-        return self._restore.plan(dump_major=dump_major(head), dump_bytes=member.size, row_counts=_rows_of(manifest))
+        plan = self._restore.plan(dump_major=dump_major(head), dump_bytes=member.size, row_counts=_rows_of(manifest))
+        self._mode, self._dump_bytes = plan.mode, member.size
+        return plan
+
+    def stage_room(self) -> tuple[Path, int]:
+        """The dump lies in the repository for a while; in place, a dump of the live database, about as large, stays."""
+        return self._directory, self._dump_bytes * (2 if self._mode is RestoreMode.IN_PLACE else 1)
 
     def stage(self, archive: Archive, manifest: Manifest) -> None:
         """Fill and check a database beside the live one, where the mode is swap."""
-        self._dump.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(self._dump, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with _dump_of(archive, self._jobs) as (_, content), open(descriptor, "wb", buffering=0) as file:
+        with open(descriptor, "wb") as file, _dump_of(archive, self._jobs) as (_, content):
             for piece in content:
                 file.write(piece)
         self._restore.stage(self._dump, _rows_of(manifest))
 
     def apply(self) -> dict[str, Any]:
         """Swap, or replace in one transaction."""
-        report = self._restore.apply()
-        self._dump.unlink(missing_ok=True)
-        return _facts(report)
+        return self._applied(self._restore.apply())
+
+    def finish(self) -> dict[str, Any]:
+        """Swap, or find that it was done."""
+        return self._applied(self._restore.finish())
 
     def is_begun(self) -> bool:
         """Whether the live name means the restored database."""
         return self._restore.state() is DatabaseState.APPLIED
 
     def undo(self) -> None:
-        """Drop the database that was being filled."""
+        """Drop the database that was being filled, or let it change places again with what was live before."""
         self._restore.undo()
-        shutil.rmtree(self._dump.parent, ignore_errors=True)
+        shutil.rmtree(self._directory, ignore_errors=True)
 
     def roll_back(self) -> dict[str, Any]:
         """Make live again what was live before."""
         return _facts(self._restore.rollback())
 
     def record(self) -> dict[str, Any]:
-        """The name of the database, and how it is replaced."""
-        return {"database": self._restore.target.name}
+        """Which database on which server, and how it is replaced."""
+        target = self._restore.target
+        return {
+            "database": target.name,
+            "host": target.host,
+            "port": target.port,
+            "mode": self._mode.value,
+            "create_database": self._create_database,
+        }
+
+    def kept(self, *, rolled_back: bool) -> str:
+        """The name of a database, or a directory."""
+        if self._mode is RestoreMode.IN_PLACE:
+            return "" if rolled_back else f"the safety dump in {self._directory}"
+        role = Role.UNDONE if rolled_back else Role.BEFORE
+        target = self._restore.target
+        name = Names.of(target.name, self._restore.restore_id).name(role)
+        return f"database {name} on {target.host}:{target.port}"
+
+    def forget(self) -> None:
+        """Drop the database that is kept, and remove the safety dump."""
+        if self._mode is not RestoreMode.IN_PLACE:
+            for old in list_old_databases(self._restore.target):
+                if old.marked.restore_id == self._restore.restore_id:
+                    drop_old(self._restore.target, old.marked.name)
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _applied(self, report: DatabaseReport) -> dict[str, Any]:
+        self._dump.unlink(missing_ok=True)
+        with suppress(OSError):  # the safety dump of a restore in place stays in it
+            self._directory.rmdir()
+        return _facts(report)
 
 
 class FilesPart:
@@ -128,12 +199,25 @@ class FilesPart:
         self.component = restore.component
         self._restore = restore
         self._jobs = jobs
+        self._stage_bytes = 0
 
-    def plan(self, archive: Archive, manifest: Manifest) -> PartPlan:  # noqa: ARG002 - the index says it all
-        """Which files would be new, replaced, left."""
-        return self._restore.plan(_members(archive))
+    def plan(self, archive: Archive, manifest: Manifest) -> PartPlan:
+        """Which files would be new, replaced, left.
 
-    def stage(self, archive: Archive, manifest: Manifest) -> None:  # noqa: ARG002
+        Raises:
+            NotIntactError: the archive does not hold what its manifest says.
+        """
+        count = _Count(self.component, manifest)
+        plan = self._restore.plan(count.pass_on(_members(archive)))
+        count.check()
+        self._stage_bytes = plan.stage_bytes
+        return plan
+
+    def stage_room(self) -> tuple[Path, int]:
+        """The stage lies in the tree itself."""
+        return self._restore.target, self._stage_bytes
+
+    def stage(self, archive: Archive, manifest: Manifest) -> None:  # noqa: ARG002 - the index says it all
         """Put the files into the stage."""
         self._restore.stage_from(archive, self._jobs)
 
@@ -141,12 +225,16 @@ class FilesPart:
         """Exchange by renames."""
         return self._restore.apply().to_dict()
 
+    def finish(self) -> dict[str, Any]:
+        """Go on with the renames."""
+        return self.apply()
+
     def is_begun(self) -> bool:
         """Whether a file has been renamed."""
         return self._restore.is_begun()
 
     def undo(self) -> None:
-        """Remove the stage."""
+        """Rename everything back, and remove the stage."""
         self._restore.undo()
 
     def roll_back(self) -> dict[str, Any]:
@@ -154,8 +242,25 @@ class FilesPart:
         return self._restore.rollback().to_dict()
 
     def record(self) -> dict[str, Any]:
-        """The place."""
-        return {"path": str(self._restore.target)}
+        """The place, and what was asked for."""
+        return {
+            "path": os.path.realpath(self._restore.target),
+            "exact": self._restore.exact,
+            "patterns": list(self._restore.patterns),
+        }
+
+    def kept(self, *, rolled_back: bool) -> str:
+        """A directory in the tree."""
+        target = Path(os.path.realpath(self._restore.target))
+        root = target.parent if self.component is Component.AUDIT_LOGS else target
+        what = "what was restored" if rolled_back else "what was replaced"
+        return f"{what} of {target}, in {root / RESTORE_DIRECTORY}"
+
+    def forget(self) -> None:
+        """Remove the restore's directory in the tree."""
+        target = self._restore.target
+        if any(one.restore_id == self._restore.restore_id for one in list_restores(target)):
+            forget(target, self._restore.restore_id)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,55 +280,103 @@ class PartMaker:
     repository: Path
 
     def parts(self, components: Iterable[Component]) -> list[Part]:
-        """The parts of a new restore; the database first: it alone cannot be put in place bit by bit."""
-        places = {Component.MEDIA: self.config.media_path, Component.AUDIT_LOGS: self.config.audit_log_path}
-        return [self._part(component, places.get(component)) for component in components]
+        """The parts of a new restore."""
+        config = self.config
+        places = {Component.MEDIA: config.media_path, Component.AUDIT_LOGS: config.audit_log_path}
+        made: list[Part] = []
+        for component in components:
+            if component is Component.DATABASE:
+                made.append(
+                    self._database(
+                        replace(config.database, name=config.target_database or config.db_name),
+                        RestoreMode(config.mode),
+                        create_database=config.create_database,
+                    )
+                )
+            else:
+                place = places[component]
+                assert place is not None
+                made.append(self._files(component, Path(place), exact=config.exact, patterns=config.patterns))
+        return made
 
     def from_record(self, parts: Mapping[str, Mapping[str, Any]]) -> list[Part]:
-        """The parts of a restore that was recorded, with what `Part.record` said of each."""
+        """The parts of a restore that was recorded, with what `Part.record` said of each.
+
+        User and password are those of today; they are in no record.
+        """
         made: list[Part] = []
         for name, facts in parts.items():
             component = Component(name)
             if component is Component.DATABASE:
-                made.append(self._database(str(facts["database"])))
+                place = {"name": facts["database"], "host": facts["host"], "port": facts["port"]}
+                target = replace(self.config.database, **place)
+                made.append(
+                    self._database(target, RestoreMode(facts["mode"]), create_database=facts["create_database"])
+                )
             else:
-                made.append(self._part(component, str(facts["path"])))
+                patterns = tuple(facts["patterns"])
+                made.append(self._files(component, Path(facts["path"]), exact=facts["exact"], patterns=patterns))
         return made
 
-    def _part(self, component: Component, place: str | Path | None) -> Part:
-        if component is Component.DATABASE:
-            return self._database(self.config.target_database)
-        assert place is not None
-        return FilesPart(
-            FileRestore(
-                Path(place),
-                restore_id=self.restore_id,
-                component=component,
-                exact=self.config.exact,
-                patterns=self.config.patterns,
-                protected=[self.repository],
-                allow_outside_links=self.config.allow_outside_links,
-            ),
-            self._jobs,
+    def _files(self, component: Component, place: Path, *, exact: bool, patterns: tuple[str, ...]) -> FilesPart:
+        restore = FileRestore(
+            place,
+            restore_id=self.restore_id,
+            component=component,
+            exact=exact,
+            patterns=patterns,
+            protected=[self.repository],
+            allow_outside_links=self.config.allow_outside_links,
         )
+        return FilesPart(restore, self._jobs)
 
-    def _database(self, name: str | None) -> DatabasePart:
+    def _database(self, target: DatabaseTarget, mode: RestoreMode, *, create_database: bool) -> DatabasePart:
         restore = DatabaseRestore(
-            self.config.database,
+            target,
             runner=self.runner,
             bin_dir=Path(self.config.pg_bin_dir) if self.config.pg_bin_dir else None,
             jobs=self._jobs,
             restore_id=self.restore_id,
-            mode=RestoreMode(self.config.mode),
-            target_database=name,
-            create_database=self.config.create_database,
+            mode=mode,
+            create_database=create_database,
             safety_dump=self.directory / "before.dump",
         )
-        return DatabasePart(restore, self.directory, self._jobs)
+        return DatabasePart(restore, self.directory, mode=mode, create_database=create_database, jobs=self._jobs)
 
     @property
     def _jobs(self) -> int:
         return self.config.jobs or available_cores()
+
+
+def short_of_room(parts: Iterable[Part]) -> list[DiskFullError]:
+    """The disks that have no room for all that the stages put on them; of files alone their plan says it."""
+    needed: dict[int, int] = {}
+    places: dict[int, list[Path]] = {}
+    with_dump: set[int] = set()
+    for part in parts:
+        place, count = part.stage_room()
+        above = _existing(place)
+        device = os.stat(above).st_dev
+        needed[device] = needed.get(device, 0) + count
+        places.setdefault(device, []).append(above)
+        with_dump |= {device} if part.component is Component.DATABASE else set()
+    return [
+        _short(places[device], room(str(places[device][0])), needed[device])
+        for device in sorted(with_dump)
+        if needed[device] > room(str(places[device][0]))
+    ]
+
+
+def _short(places: list[Path], free: int, needed: int) -> DiskFullError:
+    return DiskFullError(
+        f"the restore needs about {needed >> 20} MiB for a while in {' and '.join(map(str, places))}, and "
+        f"{free >> 20} are free there",
+        hint="Make room; or set BACKUP_LOCAL_PATH to a directory on a larger disk, and give the archive by its path.",
+    )
+
+
+def _existing(path: Path) -> Path:
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.is_dir())
 
 
 @contextmanager
@@ -239,7 +392,7 @@ def _dump_of(archive: Archive, jobs: int) -> Iterator[tuple[Member, Iterator[mem
         if found is None:
             raise NotIntactError(
                 f"the archive holds no {Component.DATABASE.member}, although its manifest says so",
-                hint="Take another archive.",
+                hint=_ANOTHER,
             )
         yield found
 
@@ -265,6 +418,40 @@ def _members(archive: Archive) -> Iterator[Member]:
             yield member
 
 
+class _Count:
+    """Counts the members of a component on the way, and holds them against the manifest."""
+
+    def __init__(self, component: Component, manifest: Manifest) -> None:
+        self._component = component
+        self._expected = manifest.details.get(component.value, {}).get("files")
+        self._files = 0
+        self._members = 0
+
+    def pass_on(self, members: Iterable[Member]) -> Iterator[Member]:
+        for member in members:
+            if is_below(member.path, self._component.member):
+                self._members += 1
+                self._files += member.type is MemberType.FILE
+            yield member
+
+    def check(self) -> None:
+        """Compare.
+
+        Raises:
+            NotIntactError: they are not what the manifest says.
+        """
+        what = self._component.value
+        if not self._members:
+            raise NotIntactError(f"the manifest lists {what}, but the archive holds none", hint=_ANOTHER)
+        if self._expected not in (None, self._files):
+            raise NotIntactError(
+                f"{what} has {self._files} files, and the manifest says {self._expected}", hint=_ANOTHER
+            )
+
+
 def _rows_of(manifest: Manifest) -> dict[str, int]:
     rows = manifest.details.get(Component.DATABASE.value, {}).get("rows", {})
-    return {str(table): int(count) for table, count in rows.items()}
+    try:
+        return {str(table): int(count) for table, count in rows.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise NotIntactError("the manifest's numbers of rows make no sense", hint=_ANOTHER) from error

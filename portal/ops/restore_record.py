@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from portal.ops.errors import BusyError, OpsError, RepositoryError, RestoreError
+from portal.ops.errors import BusyError, RepositoryError, RestoreError
 from portal.ops.model import Component
 from portal.ops.repository import LOCK_NAME, Repository, sync_directory, write_durably
 
@@ -148,9 +148,11 @@ class RestoreRecords:
         """Whether a restore is running; touches nothing."""
         if not (self.directory / LOCK_NAME).exists():
             return False
-        with suppress(OpsError), Repository(self.directory, lock_timeout=0).shared():
-            return False
-        return True
+        try:
+            with Repository(self.directory, lock_timeout=0).shared():
+                return False
+        except BusyError:
+            return True
 
     def _path(self, restore_id: str) -> Path:
         return self.directory / f"{restore_id}{_SUFFIX}"

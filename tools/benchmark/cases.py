@@ -36,6 +36,7 @@ RANDOM = DataSet(content=Content.RANDOM, files=100, size=500_000_000)
 DATABASE = Database(megabytes=700)
 MEMORY_INPUTS = tuple(CopiedSet(sources=(SARIF, RANDOM), size=size * 1_000_000) for size in (100, 1_000, 5_000))
 MEMORY_LIMIT = 250_000_000
+_RESTORE_JOBS = "2"
 MEMORY_GROWTH = 1.1
 
 Data = DataSet | CopiedSet | Database
@@ -99,6 +100,8 @@ def all_cases(scale: float = 1.0) -> tuple[Case, ...]:
         _database(DATABASE.scaled(scale)),
         _verify(sarif),
         _extract(sarif),
+        _restore_files(sarif),
+        _restore_database(DATABASE.scaled(scale)),
         _memory([data.scaled(scale) for data in MEMORY_INPUTS]),
     )
 
@@ -182,8 +185,8 @@ def _borg() -> Contender:
     )
 
 
-def _database(data: Database) -> Case:
-    ours = Command(
+def _our_dump() -> Command:
+    return Command(
         argv=("{tools}/backup.sh", "database"),
         env={
             "BACKUP_LOCAL_PATH": "{out}",
@@ -195,12 +198,15 @@ def _database(data: Database) -> Case:
             "DD_DATABASE_PASSWORD": "{password}",
         },
     )
+
+
+def _database(data: Database) -> Case:
     return Case(
         name="database",
         title=f"dump of a findings database of {data.description()}",
         data=data,
         contenders=(
-            Contender(name=OURS, run=ours, says_success=True, output="*.tar.gz"),
+            Contender(name=OURS, run=_our_dump(), says_success=True, output="*.tar.gz"),
             Contender(name=PG_DUMP, run=_pg_dump("--file", "{out}/dump"), output="dump"),
             Contender(name=PG_DUMP_RAW, run=replace(_pg_dump("--compress", "0"), discards_output=True)),
         ),
@@ -276,6 +282,90 @@ def _extract(data: DataSet) -> Case:
             ),
         ),
         targets=(_faster(whole, 50),),
+    )
+
+
+def _restore_files(data: DataSet) -> Case:
+    tar, restic = "tar xzf", "restic restore"
+    same = (Command(argv=("diff", "--recursive", "--exclude=.kekkai-restore", "{data}", "{out}/files")),)
+    return Case(
+        name="restore",
+        title=f"all files of the SARIF backup restored, {data.description()}",
+        data=data,
+        contenders=(
+            Contender(
+                name=OURS,
+                setup=(_media_into("{kept}"),),
+                run=Command(
+                    argv=("{tools}/restore.sh", "{archive}", "--force", "--media-dir", "{out}/files"),
+                    env={"BACKUP_LOCAL_PATH": "{kept}"},
+                ),
+                check=same,
+                says_success=True,
+            ),
+            Contender(
+                name=tar,
+                setup=(_tar_into("{kept}"),),
+                prepare=(Command(argv=("mkdir", "{out}/files")),),
+                run=Command(argv=("tar", "xzf", "{kept}/archive.tar.gz", "-C", "{out}/files")),
+                check=same,
+                needs=("tar", "gzip"),
+            ),
+            Contender(
+                name=restic,
+                setup=(_restic_command("{kept}", "init"), _restic_command("{kept}", "backup", "{data}")),
+                run=_restic_command("{kept}", "restore", "latest", "--target", "{out}/files"),
+                needs=("restic",),
+            ),
+        ),
+        targets=(_faster(tar, 2.5), _faster(restic, 1.3)),
+        watches_memory=True,
+    )
+
+
+def _restore_database(data: Database) -> Case:
+    plain = f"pg_restore --jobs {_RESTORE_JOBS}"
+    connection = ("--host", "{host}", "--port", "{port}", "--username", "{user}")
+    password = {"PGPASSWORD": "{password}"}
+    scratch = "restored_by_pg_restore"
+    return Case(
+        name="restore-database",
+        title=f"a findings database of {data.description()} restored beside the live one, and put in its place",
+        data=data,
+        contenders=(
+            Contender(
+                name=OURS,
+                setup=(replace(_our_dump(), env={**_our_dump().env, "BACKUP_LOCAL_PATH": "{kept}"}),),
+                run=Command(
+                    argv=("{tools}/restore.sh", "{archive}", "--force", "--database-only", "--jobs", _RESTORE_JOBS),
+                    env={**_our_dump().env, "BACKUP_LOCAL_PATH": "{kept}"},
+                ),
+                says_success=True,
+            ),
+            Contender(
+                name=plain,
+                setup=(replace(_pg_dump("--compress", "0", "--file", "{kept}/dump")),),
+                prepare=(
+                    Command(argv=("{pg_bin}/dropdb", *connection, "--if-exists", scratch), env=password),
+                    Command(argv=("{pg_bin}/createdb", *connection, scratch), env=password),
+                ),
+                run=Command(
+                    argv=(
+                        "{pg_bin}/pg_restore",
+                        *connection,
+                        "--dbname",
+                        scratch,
+                        "--no-owner",
+                        "--jobs",
+                        _RESTORE_JOBS,
+                        "{kept}/dump",
+                    ),
+                    env=password,
+                ),
+            ),
+        ),
+        targets=(Target(measure=Measure.TIME, subject=OURS, reference=plain, bound=Bound.AT_MOST, wanted=1.25),),
+        watches_memory=True,
     )
 
 

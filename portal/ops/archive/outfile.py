@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from hashlib import sha256
-from queue import Queue
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -13,20 +12,17 @@ if TYPE_CHECKING:
 
 _WRITE_BEHIND_BYTES: Final = 32 << 20
 _READ_BYTES: Final = 1 << 20
-_WAITING: Final = 4
 
 
 class OutFile:
     """Append, patch what was reserved, sync.
 
-    Two threads work behind the caller: one writes what it was handed, one pushes to the disk what was written, so that
-    the last sync has little left to do. What fails there is raised by the next call here.
+    While the next bytes are still being made, a thread pushes the ones before to the disk: the last sync then has
+    little left to do.
     """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._queue: Queue[tuple[int, Buffer] | None] = Queue(_WAITING)
-        self._writing = threading.Thread(target=self._write_queued, name="write", daemon=True)
         self._behind = threading.Thread(target=self._write_behind, name="write-behind", daemon=True)
         self._wake = threading.Semaphore(0)
         self._closing = False
@@ -36,18 +32,15 @@ class OutFile:
         self.position = 0
 
     def write(self, data: Buffer) -> None:
-        """Append; the data must not change afterwards.
-
-        Raises:
-            OSError: this, or a write before, could not be done.
-        """
-        if not self._started:
-            self._started = True
-            self._writing.start()
-            self._behind.start()
-        self._raise_failure()
-        self._queue.put((self.position, data))
+        """Append."""
+        self._write_at(self.position, data)
         self.position += len(data)
+        if self.position - self._synced >= _WRITE_BEHIND_BYTES:
+            self._synced = self.position
+            if not self._started:
+                self._started = True
+                self._behind.start()
+            self._wake.release()
 
     def skip(self, length: int) -> None:
         """Leave room that `patch` fills later."""
@@ -59,28 +52,24 @@ class OutFile:
 
     def truncate(self, length: int) -> None:
         """Take back everything from `length` on."""
-        self._queue.join()
         os.ftruncate(self._descriptor, length)
         self.position = self._synced = length
 
     def finish(self) -> str:
         """Wait until everything is on the disk; the SHA-256 of it, in hexadecimal."""
-        self._stop_threads()
+        self._stop_write_behind()
         sync = threading.Thread(target=self._sync, name="sync")
         sync.start()
         digest = self._digest()
         sync.join()
-        self._raise_failure()
+        if self._failure:
+            raise self._failure
         return digest
 
     def close(self) -> None:
         """Give the file up, finished or not."""
-        self._stop_threads()
+        self._stop_write_behind()
         os.close(self._descriptor)
-
-    def _raise_failure(self) -> None:
-        if self._failure:
-            raise self._failure
 
     def _write_at(self, offset: int, data: Buffer) -> None:
         view = memoryview(data)
@@ -102,19 +91,6 @@ class OutFile:
         except OSError as error:
             self._failure = error
 
-    def _write_queued(self) -> None:
-        while (item := self._queue.get()) is not None:
-            try:
-                if self._failure is None:
-                    self._write_at(*item)
-            except OSError as error:
-                self._failure = error
-            finally:
-                self._queue.task_done()
-            if item[0] - self._synced >= _WRITE_BEHIND_BYTES:
-                self._synced = item[0]
-                self._wake.release()
-
     def _write_behind(self) -> None:
         while True:
             self._wake.acquire()
@@ -126,10 +102,8 @@ class OutFile:
                 self._failure = error  # `finish` reports it: a later fsync would not
                 return
 
-    def _stop_threads(self) -> None:
+    def _stop_write_behind(self) -> None:
         if self._started:
-            self._queue.put(None)
-            self._writing.join()
             self._closing = True
             self._wake.release()
             self._behind.join()
