@@ -1,0 +1,259 @@
+"""Archives that lie are refused with exit code 4; nothing outside of the stage is written, and nothing is left."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import tarfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from portal.ops.errors import DiskFullError, NotIntactError
+from portal.ops.model import RESTORE_DIRECTORY, Component
+from portal.ops.targets.file_stage import leads_out
+from portal.ops.targets.files import FileRestore
+from portal.ops.verify import open_archive
+from tests.archives import MTIME_NS, program, tree_on_disk
+from tests.hostile import CONTENT, Piece, directory, file, hardlink, symlink, write_indexed, write_plain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    """Uploads with one file, beside something that must not be reached."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret").write_text("untouched")
+    root = tmp_path / "uploads"
+    root.mkdir()
+    (root / "old.json").write_text("live")
+    os.utime(root, ns=(MTIME_NS, MTIME_NS))
+    return root
+
+
+def restore(target: Path, *, allow_outside_links: bool = False) -> FileRestore:
+    return FileRestore(
+        target, restore_id="restore_1", component=Component.MEDIA, allow_outside_links=allow_outside_links
+    )
+
+
+def assert_refused(archive: Path, target: Path) -> NotIntactError:
+    """Staging ends with exit code 4, and everything beside the archive is as it was."""
+    before = tree_on_disk(target.parent)
+    with pytest.raises(NotIntactError) as caught:
+        restore(target).stage_from(open_archive(archive), 2)
+    assert tree_on_disk(target.parent) == before, caught.value
+    assert caught.value.exit_code == 4
+    return caught.value
+
+
+MEDIA = directory("media")
+LONG = "a" * 300
+INDEXED: dict[str, list[Piece]] = {
+    "an absolute name": [file("/etc/cron.d/evil")],
+    "a name that climbs": [MEDIA, file("media/../../outside/evil")],
+    "a name that climbs at once": [file("../evil")],
+    "an empty name": [MEDIA, file("media//evil")],
+    "a name with a zero byte": [MEDIA, file("media/a\0b")],
+    "a name too long for a file system": [MEDIA, file(f"media/{LONG}")],
+    "a symlink to an absolute place": [MEDIA, symlink("media/a", "/etc/passwd")],
+    "a symlink that climbs out": [MEDIA, directory("media/d"), symlink("media/d/a", "../../outside")],
+    "symlinks that climb out together": [
+        MEDIA,
+        directory("media/d"),
+        symlink("media/d/up", ".."),
+        symlink("media/a", "d/up/../outside"),
+    ],
+    "a symlink that is written through": [MEDIA, symlink("media/a", "../outside"), file("media/a/evil")],
+    "a symlink inside that is written through": [MEDIA, symlink("media/a", "b"), file("media/a/evil")],
+    "a file in the place of a symlink": [MEDIA, symlink("media/a", "b"), file("media/a")],
+    "a hard link that climbs": [MEDIA, hardlink("media/a", "../../etc/passwd")],
+    "a hard link to another component": [file("audit/log"), MEDIA, hardlink("media/a", "audit/log")],
+    "a hard link to nothing": [MEDIA, hardlink("media/a", "media/b")],
+    "a hard link to a symlink": [MEDIA, symlink("media/b", "c"), hardlink("media/a", "media/b")],
+    "a hard link to a directory": [MEDIA, directory("media/d"), hardlink("media/a", "media/d")],
+    "a file that comes twice": [MEDIA, file("media/a"), file("media/a", b"other")],
+    "a directory that comes twice": [MEDIA, directory("media/d"), directory("media/d")],
+    "a file in a file": [MEDIA, file("media/a"), file("media/a/b")],
+    "a file that is a directory too": [MEDIA, directory("media/a"), file("media/a")],
+    "a directory that is a file too": [MEDIA, file("media/a"), directory("media/a")],
+    "a symlink that is a file too": [MEDIA, file("media/a"), symlink("media/a", "b")],
+    "uploads that are a symlink": [symlink("media", "/etc")],
+    "uploads that are a file": [file("media")],
+    "what belongs to restores": [MEDIA, directory(f"media/{RESTORE_DIRECTORY}")],
+    "a digest that is wrong": [MEDIA, file("media/a", sha256="0" * 64)],
+    "more content than it says": [MEDIA, file("media/a", size=4)],
+    "less content than it says": [MEDIA, file("media/a", size=4 * MIB)],
+    "a size beyond all disks": [MEDIA, file("media/a", size=1 << 62)],
+    "a time beyond all clocks": [MEDIA, file("media/a", mtime_ns=1 << 80)],
+    "an owner that cannot be": [MEDIA, file("media/a", uid=(1 << 32) - 1)],
+    "a frame that holds more than it says": [
+        MEDIA,
+        Piece(member=file("media/a").member, content=CONTENT, tar_length=9),
+    ],
+    "a frame that is a bomb": [MEDIA, Piece(member=file("media/a").member, content=bytes(64 * MIB), tar_length=1024)],
+    "a frame larger than memory": [MEDIA, Piece(member=file("media/a").member, content=CONTENT, tar_length=1 << 40)],
+}
+
+
+@pytest.mark.parametrize("lie", INDEXED)
+def test_archive_with_an_index_is_refused(lie: str, target: Path, tmp_path: Path) -> None:
+    """What a hostile archive with an index holds does not get out of the stage."""
+    place = tmp_path / "repository"
+    place.mkdir()
+    assert_refused(write_indexed(place, INDEXED[lie]), target)
+
+
+def device(info: tarfile.TarInfo) -> None:
+    info.type, info.devmajor, info.devminor = tarfile.CHRTYPE, 1, 3
+
+
+def pipe(info: tarfile.TarInfo) -> None:
+    info.type = tarfile.FIFOTYPE
+
+
+def absolute(info: tarfile.TarInfo) -> None:
+    info.name = "/etc/cron.d/evil"
+
+
+def climbing(info: tarfile.TarInfo) -> None:
+    info.name = info.name.replace("media/a", "media/../../evil")
+
+
+def padded(info: tarfile.TarInfo) -> None:
+    info.pax_headers = {"comment": "x" * (32 * MIB), "path": "../evil"}
+
+
+PLAIN: dict[str, tuple[list[Piece], Callable[[tarfile.TarInfo], None]]] = {
+    "a device": ([Piece(member=file("media/a").member)], device),
+    "a pipe": ([Piece(member=file("media/a").member)], pipe),
+    "an absolute name": ([file("media/a")], absolute),
+    "a name that climbs": ([file("media/a")], climbing),
+    "a huge header that climbs": ([file("media/a")], padded),
+    "a symlink that leads out": ([symlink("media/a", "/etc/passwd")], lambda _: None),
+    "a symlink that is written through": ([symlink("media/a", "b"), file("media/a/evil")], lambda _: None),
+    "a hard link that leads out": ([hardlink("media/a", "../../etc/passwd")], lambda _: None),
+    "a file that comes twice": ([file("media/a"), file("media/a")], lambda _: None),
+}
+
+
+@pytest.mark.parametrize("lie", PLAIN)
+def test_archive_of_tar_and_gzip_is_refused(lie: str, target: Path, tmp_path: Path) -> None:
+    """What a hostile archive that tar wrote holds does not get out of the stage."""
+    assert_refused(write_plain(tmp_path, *PLAIN[lie]), target)
+
+
+def test_archive_of_tar_that_is_cut_short_is_refused(target: Path, tmp_path: Path) -> None:
+    """Half an archive leaves nothing behind."""
+    archive = write_plain(tmp_path, [file("media/a", os.urandom(4 * MIB))], lambda _: None)
+    os.truncate(archive, archive.stat().st_size // 2)
+    assert_refused(archive, target)
+
+
+def test_link_that_leads_out_is_restored_where_it_is_allowed(target: Path, tmp_path: Path) -> None:
+    """A backup of ours with such a link can be restored by who knows it, and the refusal says how."""
+    archive = write_indexed(tmp_path, [MEDIA, symlink("media/a", "/var/lib/reports")])
+    assert "--allow-outside-links" in assert_refused(archive, target).hint
+    allowed = restore(target, allow_outside_links=True)
+    allowed.stage_from(open_archive(archive), 2)
+    allowed.apply()
+    assert (target / "a").readlink() == Path("/var/lib/reports")
+
+
+@pytest.mark.parametrize(
+    ("path", "link", "out"),
+    [
+        ("a", "b", False),
+        ("a", "d/b", False),
+        ("d/a", "../b", False),
+        ("d/e/a", "../../b/c", False),
+        ("a", "./d//b", False),
+        ("a", "..", True),
+        ("d/a", "../..", True),
+        ("a", "/b", True),
+        ("d/a", "e/../../b", True),
+    ],
+)
+def test_links_are_told_apart_by_where_they_lead(path: str, link: str, out: bool) -> None:
+    """A link stays inside as long as no `..` can be taken from anywhere but the link's own directory."""
+    assert leads_out(path, link) is out
+
+
+def test_setuid_bit_is_dropped_with_a_warning(target: Path, tmp_path: Path) -> None:
+    """A file that would run as somebody else loses that bit."""
+    archive = write_indexed(tmp_path, [MEDIA, file("media/a", mode=0o4755)])
+    report = restore(target).stage_from(open_archive(archive), 2)
+    restore(target).apply()
+    assert (target / "a").stat().st_mode & 0o7777 == 0o755
+    assert "setuid" in report.warnings[0]
+
+
+@pytest.mark.parametrize(("one", "other"), [("Report", "report"), ("caf\u00e9", "cafe\u0301")])
+def test_names_that_differ_in_case_or_form_are_a_warning(target: Path, tmp_path: Path, one: str, other: str) -> None:
+    """Where the file system tells two names apart both are restored, and the report says so."""
+    archive = write_indexed(tmp_path, [MEDIA, file(f"media/{one}", b"1"), file(f"media/{other}", b"2")])
+    report = restore(target).stage_from(open_archive(archive), 2)
+    restore(target).apply()
+    assert ((target / one).read_bytes(), (target / other).read_bytes()) == (b"1", b"2")
+    assert "differs" in report.warnings[0]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of two megabytes."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = [program("mount"), "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    yield place
+    subprocess.run([program("umount"), str(place)], check=True)
+
+
+def test_full_disk_is_refused_before_it_is_full(small_disk: Path, tmp_path: Path) -> None:
+    """What does not fit is an error of its own, and what was written of it is gone; the target is a mount point."""
+    archive = write_indexed(tmp_path, [MEDIA, file("media/a", os.urandom(4 * MIB))])
+    free = os.statvfs(small_disk).f_bavail
+    with pytest.raises(DiskFullError):
+        restore(small_disk).stage_from(open_archive(archive), 2)
+    assert list(small_disk.iterdir()) == []
+    assert os.statvfs(small_disk).f_bavail == free
+
+
+def test_mount_point_can_be_restored_to(small_disk: Path, tmp_path: Path) -> None:
+    """Stage and rollback lie inside of a volume, so its root need not be renamed."""
+    (small_disk / "a").write_text("old")
+    archive = write_indexed(tmp_path, [MEDIA, file("media/a")])
+    restore(small_disk).stage_from(open_archive(archive), 2)
+    restore(small_disk).apply()
+    assert (small_disk / "a").read_bytes() == CONTENT
+    restore(small_disk).rollback()
+    assert (small_disk / "a").read_text() == "old"
+
+
+def test_limit_on_file_sizes_leaves_nothing_behind(target: Path, tmp_path: Path) -> None:
+    """A write that the operating system refuses in the middle of a file is an error of this engine, without remains."""
+    archive = write_indexed(tmp_path, [MEDIA, file("media/a", os.urandom(4 * MIB))])
+    before = tree_on_disk(target)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, limits[1]))
+    try:
+        with pytest.raises(DiskFullError):
+            restore(target).stage_from(open_archive(archive), 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert tree_on_disk(target) == before
+
+
+def test_sparse_file_takes_no_room_for_its_holes(small_disk: Path, tmp_path: Path) -> None:
+    """A file of zeros is restored to a disk that could not hold it in full."""
+    archive = write_indexed(tmp_path, [MEDIA, file("media/a", bytes(8 * MIB) + b"end")])
+    restore(small_disk).stage_from(open_archive(archive), 2)
+    restore(small_disk).apply()
+    assert (small_disk / "a").read_bytes() == bytes(8 * MIB) + b"end"
