@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from portal.ops.job import Step
+from portal.ops.settings import LogFormat
 from tests.test_backup_job import Portal, portal_in
+from tools.terminal import watched_log
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -501,3 +504,12 @@ def install_for_everybody(root: Path, python: Path) -> None:
     (root / ".venv" / "pyvenv.cfg").write_text(f"home = {python.parent}\n")
     pins = "".join((root / file).read_text() for file in ("pyproject.toml", "tools/constraints.txt"))
     (root / ".venv" / "stamp").write_text(f"{root}\n{python}\n\n{pins}")
+
+
+def test_progress_goes_where_the_log_goes(capsys: pytest.CaptureFixture[str]) -> None:
+    """A long job that no terminal watches tells how far it is on standard error, and nothing on standard output."""
+    show = watched_log(LogFormat.JSON, line_seconds=0)
+    show(Step(phase="media", done=1))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert json.loads(err)["event"] == "job_progressed"

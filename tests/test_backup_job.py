@@ -24,8 +24,9 @@ import pytest
 import structlog
 
 from portal.ops.archive.reader import ArchiveReader
-from portal.ops.backup import BackupConfig, BackupJob, BackupResult, BackupType, Step, create_backup_job
+from portal.ops.backup import BackupConfig, BackupJob, BackupResult, BackupType, create_backup_job
 from portal.ops.errors import RepositoryError
+from portal.ops.job import Step
 from portal.ops.logs import configure_logging
 from portal.ops.repository import LOCK_NAME, Repository, sidecar_of
 from portal.ops.settings import DatabaseTarget, LogFormat

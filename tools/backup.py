@@ -142,7 +142,8 @@ def _archive_path(archive: str) -> Path:
 
 def _job() -> BackupJob:
     """A job as the environment describes it, which shows people how far it is."""
-    from portal.ops.backup import BackupConfig, BackupJob, read_text
+    from portal.ops.backup import BackupConfig, BackupJob
+    from portal.ops.job import read_text
     from portal.ops.settings import load_settings
 
     settings = load_settings(os.environ, read_text)

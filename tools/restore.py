@@ -190,7 +190,7 @@ _STATES: Final = {"applied": "can be taken back", "rolled_back": "was taken back
 
 
 def _job(person: _Person, **given: Any) -> RestoreJob:
-    from portal.ops.backup import read_text
+    from portal.ops.job import read_text
     from portal.ops.restore import RestoreConfig, RestoreJob
     from portal.ops.settings import load_settings
 

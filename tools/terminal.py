@@ -15,7 +15,7 @@ from portal.ops.errors import OpsError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from portal.ops.backup import Step
+    from portal.ops.job import Step
     from portal.ops.settings import LogFormat
 
 EXIT_CODES: Final = """exit codes:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from portal.ops.archive.lanes import available_cores
-from portal.ops.backup import BackupJob, Clock, PathLike, Progress, Step, read_text, utc_now
+from portal.ops.backup import BackupJob
 from portal.ops.errors import (
     ConfigurationError,
     DiskFullError,
@@ -37,6 +37,7 @@ from portal.ops.errors import (
     OpsError,
     RestoreError,
 )
+from portal.ops.job import Clock, PathLike, Progress, Step, read_text, utc_now
 from portal.ops.logs import engine_log
 from portal.ops.model import BackupType, Component, VerifyLevel
 from portal.ops.process import ProcessRunner, SystemRunner
