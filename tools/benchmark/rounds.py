@@ -148,6 +148,9 @@ def _play_round(case: Case, entry: Entry, number: int, workshop: Workshop) -> No
 def _run_once(contender: Contender, words: dict[str, str], *, watches_memory: bool) -> Result:
     for command in contender.prepare:
         run(command.filled(words))
+    for place in ("data", "kept"):  # again for each run: borg drops what it has read from the page cache
+        if place in words:
+            read_everything(Path(words[place]))
     os.sync()
     command = contender.run.filled(words)
     measured = run(command, watches_memory=watches_memory)
