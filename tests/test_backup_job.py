@@ -26,7 +26,6 @@ import structlog
 from portal.ops.archive.reader import ArchiveReader
 from portal.ops.backup import BackupConfig, BackupJob, BackupResult, BackupType, create_backup_job
 from portal.ops.errors import RepositoryError
-from portal.ops.job import Step
 from portal.ops.logs import configure_logging
 from portal.ops.repository import LOCK_NAME, Repository, sidecar_of
 from portal.ops.settings import DatabaseTarget, LogFormat
@@ -38,6 +37,7 @@ from tools.demo.portal_files import write_audit_log, write_uploads
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from portal.ops.job import Step
     from tools.demo.postgres import EmbeddedPostgres
 
 __all__ = ["server"]
