@@ -187,23 +187,16 @@ def every_death(work: Callable[[Bench], object], directory: Path) -> list[Bench]
             path = directory / f"{number}-{before}"
             path.mkdir()
             bench = Bench(path=path)
-            work_bench = bench
-            bench.disk.deadly, bench.disk.before = -1, before
-            record_first(bench, work)
-            bench.disk.deadly = bench.disk.steps + number
+            if work is roll_back:
+                bench.apply()
+            bench.disk.before, bench.disk.deadly = before, bench.disk.steps + number
             try:
-                work(work_bench)
+                work(bench)
             except Killed:
                 found.append(bench)
             else:
                 return found
     raise AssertionError("it never ends")
-
-
-def record_first(bench: Bench, work: Callable[[Bench], object]) -> None:
-    """What has to have happened before the work."""
-    if work is roll_back:
-        bench.apply()
 
 
 def apply(bench: Bench) -> object:

@@ -1,0 +1,141 @@
+"""The command `restore.sh` as an operator, a script and a hurried person use it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.test_backup_job import Portal, portal, succeeded
+from tools.demo.compare import table_contents, tree_contents
+
+if TYPE_CHECKING:
+    from tools.demo.postgres import EmbeddedPostgres
+
+__all__ = ["portal"]
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(portal: Portal, *arguments: str, code: int = 0, **more: str) -> dict[str, Any]:
+    """Run the command without a terminal; its result."""
+    ended = subprocess.run(
+        [ROOT / "scripts" / "restore.sh", *arguments],
+        env=portal.environ(**more),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == code, ended.stderr
+    result: dict[str, Any] = json.loads(ended.stdout)
+    assert portal.password not in ended.stdout + ended.stderr
+    return result
+
+
+@pytest.fixture
+def changed(portal: Portal, postgres: EmbeddedPostgres) -> Portal:
+    """A portal that was backed up, and has lost rows and files since."""
+    succeeded(portal.job().backup_full())
+    with postgres.connect(portal.database.name) as connection:
+        connection.execute("DELETE FROM dojo_note" if _has(connection, "dojo_note") else "CREATE TABLE later (n int)")
+    for path in list(portal.uploads.rglob("*.*"))[:2]:
+        path.unlink()
+    return portal
+
+
+def _has(connection: Any, table: str) -> bool:
+    return connection.execute("SELECT to_regclass(%s)", [table]).fetchone()[0] is not None
+
+
+def state(portal: Portal, postgres: EmbeddedPostgres) -> object:
+    """Every row and every file."""
+    with postgres.connect(portal.database.name) as connection:
+        return table_contents(connection), tree_contents(portal.uploads)
+
+
+def test_a_restore_and_its_rollback(changed: Portal, postgres: EmbeddedPostgres) -> None:
+    """With --force everything is restored, the result says how to take it back, and that takes it back."""
+    before = state(changed, postgres)
+    result = run(changed, "latest", "--force")
+    assert result["success"]
+    assert result["components_restored"] == ["database", "media", "audit_logs"]
+    assert state(changed, postgres) != before
+    assert result["rollback"].split() == ["./tools/restore.sh", "--rollback", result["restore_id"]]
+    assert run(changed, "--rollback", "--force")["restore_id"] == result["restore_id"]
+    assert state(changed, postgres) == before
+
+
+def test_without_a_terminal_nobody_says_yes(changed: Portal, postgres: EmbeddedPostgres) -> None:
+    """Without --force and without a terminal nothing is changed, with exit code 3."""
+    before = state(changed, postgres)
+    assert not run(changed, "latest", code=3)["success"]
+    assert state(changed, postgres) == before
+
+
+@pytest.mark.parametrize(("answer", "code"), [("yes", 0), ("y", 3), ("", 3)])
+def test_the_answer_decides(changed: Portal, answer: str, code: int) -> None:
+    """On a terminal the plan is shown and only the word yes goes on."""
+    parent, child = pty.openpty()
+    process = subprocess.Popen(
+        [ROOT / "tools" / "restore.sh", "latest", "--media-only"],
+        env=changed.environ(TERM="xterm"),
+        stdin=child,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    os.write(parent, f"{answer}\n".encode())
+    _, said = process.communicate(timeout=120)
+    os.close(parent)
+    os.close(child)
+    assert process.returncode == code, said.decode()
+    assert b"Restore media from full_" in said
+
+
+def test_a_dry_run_changes_nothing(changed: Portal, postgres: EmbeddedPostgres) -> None:
+    """A dry run tells the plan, and neither the server nor a directory is another afterwards."""
+    before = state(changed, postgres), tree_contents(changed.archives)
+    result = run(changed, "latest", "--dry-run")
+    assert result["dry_run"]
+    assert result["components_restored"] == []
+    assert any(re.search(r"\d+ rows", line) for line in result["plan"])
+    assert (state(changed, postgres), tree_contents(changed.archives)) == before
+
+
+def test_one_file(changed: Portal) -> None:
+    """With --path only what fits is restored."""
+    lost = run(changed, "latest", "--dry-run", "--media-only")["plan"]
+    assert any("2 files would be new" in line for line in lost)
+    result = run(changed, "latest", "--path", "*.sarif", "--path", "*.json", "--force")
+    assert result["components_restored"] == ["media"]
+    assert result["facts"]["media"]["new"] == 2
+
+
+def test_no_such_archive(portal: Portal) -> None:
+    """An archive that is not there is wrong usage, and the hint says where it was looked for."""
+    portal.archives.mkdir()
+    assert "there is no archive 'full_2001'" in run(portal, "full_2001", "--force", code=2)["error"]
+
+
+def test_a_damaged_archive_is_refused(changed: Portal, postgres: EmbeddedPostgres) -> None:
+    """A flipped byte in the archive means exit code 4, and nothing is changed."""
+    before = state(changed, postgres)
+    archive = next(changed.archives.glob("*.tar.gz"))
+    content = bytearray(archive.read_bytes())
+    content[len(content) // 2] ^= 1
+    archive.write_bytes(content)
+    assert not run(changed, "latest", "--force", code=4)["success"]
+    assert state(changed, postgres) == before
+
+
+def test_nothing_to_take_back(portal: Portal) -> None:
+    """Without a restore there is nothing to take back, and it is said so."""
+    portal.archives.mkdir()
+    assert "there is no restore" in run(portal, "--rollback", "--force", code=1)["error"]
+    assert run(portal, "--rollback", "--list")["restores"] == []
