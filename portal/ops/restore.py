@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from portal.ops.archive.lanes import available_cores
-from portal.ops.backup import BackupJob
 from portal.ops.errors import (
     ConfigurationError,
     DiskFullError,
@@ -53,6 +52,7 @@ from portal.ops.targets.file_selection import selected
 from portal.ops.verify import Verifier, open_archive
 
 if TYPE_CHECKING:
+    from portal.ops.backup import BackupJob
     from portal.ops.manifest import Manifest
 
 __all__ = [
