@@ -319,7 +319,6 @@ def _restore_files(data: DataSet) -> Case:
             ),
         ),
         targets=(_faster(tar, 2.5), _faster(restic, 1.3)),
-        watches_memory=True,
     )
 
 
@@ -365,7 +364,6 @@ def _restore_database(data: Database) -> Case:
             ),
         ),
         targets=(Target(measure=Measure.TIME, subject=OURS, reference=plain, bound=Bound.AT_MOST, wanted=1.25),),
-        watches_memory=True,
     )
 
 
