@@ -74,6 +74,44 @@ def test_the_runbook_brings_the_portal_back(portal: Portal, postgres: EmbeddedPo
                 follow(command, variables)
 
 
+def test_the_steps_of_the_guide(portal: Portal, tmp_path: Path) -> None:
+    """Database first, then media, as in the guide; where there is no database, the message has the command for it."""
+    succeeded(portal.job().backup_full())
+    new = tmp_path / "new machine"
+    shutil.copytree(portal.archives, new / "archives")
+    archive = next((new / "archives").glob("*.tar.gz"))
+    with EmbeddedPostgres(unsafe_speed=True) as server:
+        variables = environment(server, new)
+        refused = restore(variables, archive, "--database-only", "--force")
+        assert refused.returncode == 1
+        assert "refused the password of user defectdojo" in refused.stderr
+        server.create_role("defectdojo", password=PASSWORD)
+        refused = restore(variables, archive, "--database-only", "--force")
+        assert refused.returncode == 1
+        where = f"--host=127.0.0.1 --port={server.port}"
+        assert f"createdb {where} --owner=defectdojo defectdojo" in refused.stderr
+        server.create_database("defectdojo", owner="defectdojo")
+        for option in ("--database-only", "--media-only"):
+            ended = restore(variables, archive, option, "--force")
+            assert ended.returncode == 0, ended.stderr
+    assert tree_contents(new / "uploads") == tree_contents(portal.uploads)
+
+
+def restore(variables: dict[str, str], *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The guide's command."""
+    command = ["./scripts/restore.sh", *arguments]
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+    )
+
+
 def test_the_runbook_says_something() -> None:
     """There are commands in the runbook, and each is one of ours."""
     found = list(commands())

@@ -44,14 +44,10 @@ def changed(portal: Portal, postgres: EmbeddedPostgres) -> Portal:
     """A portal that was backed up, and has lost rows and files since."""
     succeeded(portal.job().backup_full())
     with postgres.connect(portal.database.name) as connection:
-        connection.execute("DELETE FROM dojo_note" if _has(connection, "dojo_note") else "CREATE TABLE later (n int)")
+        connection.execute("TRUNCATE note")
     for path in list(portal.uploads.rglob("*.*"))[:2]:
         path.unlink()
     return portal
-
-
-def _has(connection: Any, table: str) -> bool:
-    return connection.execute("SELECT to_regclass(%s)", [table]).fetchone()[0] is not None
 
 
 def state(portal: Portal, postgres: EmbeddedPostgres) -> object:
@@ -139,3 +135,43 @@ def test_nothing_to_take_back(portal: Portal) -> None:
     portal.archives.mkdir()
     assert "there is no restore" in run(portal, "--rollback", "--force", code=1)["error"]
     assert run(portal, "--rollback", "--list")["restores"] == []
+
+
+def test_what_is_kept_is_shown_and_forgotten(changed: Portal) -> None:
+    """Both lists show a restore and what is kept of it; --forget asks, and with --force removes it."""
+    restore_id = run(changed, "latest", "--force")["restore_id"]
+    (listed,) = run(changed, "--rollback", "--list")["restores"]
+    assert (listed["restore_id"], listed["can_be_taken_back"]) == (restore_id, True)
+    command = [str(ROOT / "tools" / "backup.sh"), "list"]
+    ended = subprocess.run(command, env=changed.environ(), capture_output=True, text=True, check=True, timeout=60)
+    assert json.loads(ended.stdout)["restores"] == [listed]
+    assert restore_id in ended.stderr
+    assert f"keeps {listed['kept'][0]}" in ended.stderr
+    run(changed, "--rollback", "--forget", restore_id, code=3)
+    run(changed, "--rollback", "--forget", restore_id, "--force")
+    assert run(changed, "--rollback", "--list")["restores"] == []
+
+
+def test_all_that_is_in_the_way_is_shown(changed: Portal) -> None:
+    """A restore that cannot be started tells the plan with everything in the way, and is not asked about."""
+    result = run(changed, "latest", "--database-only", "--target-database", "absent", code=1)
+    assert "has no database absent" in result["error"]
+    assert [line for line in result["plan"] if line.startswith("In the way: ")]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("--list",),
+        ("--forget", "restore_1"),
+        ("--rollback", "--dry-run"),
+        ("latest", "--database-only", "--media-only"),
+        ("latest", "--mode", "sideways"),
+    ],
+)
+def test_wrong_usage(arguments: tuple[str, ...]) -> None:
+    """What makes no sense together ends with 2, before anything is looked at."""
+    command = [str(ROOT / "tools" / "restore.sh"), *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL)
+    assert (ended.returncode, ended.stdout) == (2, "")

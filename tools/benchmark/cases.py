@@ -327,6 +327,7 @@ def _restore_database(data: Database) -> Case:
     connection = ("--host", "{host}", "--port", "{port}", "--username", "{user}")
     password = {"PGPASSWORD": "{password}"}
     scratch = "restored_by_pg_restore"
+    settled = Command(argv=("{pg_bin}/psql", *connection, "--quiet", "--command", "CHECKPOINT"), env=password)
     return Case(
         name="restore-database",
         title=f"a findings database of {data.description()} restored beside the live one, and put in its place",
@@ -335,6 +336,7 @@ def _restore_database(data: Database) -> Case:
             Contender(
                 name=OURS,
                 setup=(replace(_our_dump(), env={**_our_dump().env, "BACKUP_LOCAL_PATH": "{kept}"}),),
+                prepare=(settled,),
                 run=Command(
                     argv=("{tools}/restore.sh", "{archive}", "--force", "--database-only", "--jobs", _RESTORE_JOBS),
                     env={**_our_dump().env, "BACKUP_LOCAL_PATH": "{kept}"},
@@ -347,6 +349,7 @@ def _restore_database(data: Database) -> Case:
                 prepare=(
                     Command(argv=("{pg_bin}/dropdb", *connection, "--if-exists", scratch), env=password),
                     Command(argv=("{pg_bin}/createdb", *connection, scratch), env=password),
+                    settled,
                 ),
                 run=Command(
                     argv=(
