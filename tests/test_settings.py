@@ -59,20 +59,22 @@ def faults(environ: dict[str, str], files: dict[str, str] | None = None) -> list
 class TestDefaults:
     def test_an_empty_environment_gives_what_the_guide_says(self) -> None:
         """With nothing set, every setting has the default of the guide."""
-        assert load() == Settings(
-            database=DatabaseTarget(host="localhost", port=5432, name="defectdojo", user="defectdojo"),
-            local_path=Path("/var/lib/kekkai-portal/backups"),
-            upload_dir=Path("/var/lib/kekkai-portal/uploads"),
-            audit_dir=None,
-            retention_days=30,
-            retention_count=10,
-            rollback_days=7,
-            pg_bin_dir=None,
-            dump_timeout=21600,
-            lock_timeout=60,
-            jobs=None,
-            log_format=LogFormat.AUTO,
-        )
+        loaded = load()
+        assert loaded.database == DatabaseTarget(host="localhost", port=5432, name="defectdojo", user="defectdojo")
+        assert loaded.local_path == Path("/var/lib/kekkai-portal/backups")
+        assert loaded.upload_dir == Path("/var/lib/kekkai-portal/uploads")
+        assert loaded.audit_dir is None
+        assert (loaded.retention.days, loaded.retention.count) == (30, 10)
+
+    def test_an_empty_environment_needs_no_broker(self) -> None:
+        """With nothing set, commands do the work themselves, and nobody is told."""
+        loaded = load()
+        assert (loaded.worker.broker_url, loaded.worker.result_backend) == (None, None)
+        assert (loaded.targets.notify_urls, loaded.targets.ping_url) == (None, None)
+
+    def test_an_empty_environment_has_the_guides_schedules(self) -> None:
+        """With nothing set, a full backup is made at two, and one of the database every hour."""
+        assert (load().schedules.full, load().schedules.database) == ("0 2 * * *", "0 * * * *")
 
     def test_what_is_set_to_nothing_is_not_set(self) -> None:
         """An empty variable counts as one that is not there."""
@@ -102,12 +104,47 @@ class TestValues:
             }
         )
         assert (loaded.local_path, loaded.audit_dir) == (Path("/backups"), Path("/audit/audit.jsonl"))
-        assert (loaded.retention_days, loaded.jobs) == (7, 3)
+        assert (loaded.retention.days, loaded.jobs) == (7, 3)
         assert loaded.log_format is LogFormat.JSON
 
     def test_blanks_around_a_number_are_forgiven(self) -> None:
         """An environment file with Windows line ends leaves a carriage return behind a number."""
-        assert load({"BACKUP_RETENTION_DAYS": " 7\r"}).retention_days == 7
+        assert load({"BACKUP_RETENTION_DAYS": " 7\r"}).retention.days == 7
+
+    @pytest.mark.parametrize(
+        ("text", "seconds"), [("90s", 90), ("15m", 900), (" 2H ", 7200), ("8d", 691_200), ("36500d", 3_153_600_000)]
+    )
+    def test_a_time_has_a_unit(self, text: str, seconds: int) -> None:
+        """A time is a whole number of seconds, minutes, hours or days."""
+        assert load({"BACKUP_RPO_DATABASE": text}).targets.rpo_database.total_seconds() == seconds
+
+    @pytest.mark.parametrize("text", ["90", "h", "1.5h", "-1h", "36501d", "999999999d", "1 week"])
+    def test_what_is_no_time_is_a_fault(self, text: str) -> None:
+        """A number without a unit could be anything."""
+        assert faults({"BACKUP_RPO_DATABASE": text}) == [
+            f"  BACKUP_RPO_DATABASE: {text!r} is not a time such as 90s, 15m, 2h or 8d"
+        ]
+
+    def test_a_schedule_can_be_switched_off(self) -> None:
+        """``off`` is never."""
+        assert load({"BACKUP_SCHEDULE_DRILL": "Off"}).schedules.drill is None
+
+    @pytest.mark.parametrize("text", ["daily", "0 25 * * *", "0 2 * *", "x"])
+    def test_what_is_no_schedule_is_a_fault(self, text: str) -> None:
+        """A cron expression has five fields that make sense."""
+        (fault,) = faults({"BACKUP_SCHEDULE_FULL": text})
+        assert fault.startswith(f"  BACKUP_SCHEDULE_FULL: {text!r} is neither a cron expression")
+
+    def test_a_time_zone_has_a_name(self) -> None:
+        """Schedules follow the clock of a place."""
+        assert load({"BACKUP_TIMEZONE": "Europe/Berlin"}).schedules.time_zone.key == "Europe/Berlin"
+        assert faults({"BACKUP_TIMEZONE": "../etc/passwd"}) != []
+        assert faults({"BACKUP_TIMEZONE": "Mars/Base"}) != []
+
+    def test_several_directories_have_colons_between_them(self) -> None:
+        """As PATH has them, each absolute."""
+        assert load({"BACKUP_ALLOWED_PATHS": "/a:/b"}).worker.allowed_paths == (Path("/a"), Path("/b"))
+        assert faults({"BACKUP_ALLOWED_PATHS": "/a:b"}) != []
 
     def test_a_host_that_is_a_directory_is_kept(self) -> None:
         """A host that starts with a slash is the directory of a socket."""

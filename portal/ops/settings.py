@@ -7,15 +7,19 @@ function. A value that is empty counts as not set, but for one: an empty ``PORTA
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from enum import StrEnum
-from pathlib import Path
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
+from portal.ops import variables
 from portal.ops.errors import ConfigurationError
-from portal.ops.target import DatabaseTarget, DatabaseUrlError, Secret, UrlParts, parse_database_url
+from portal.ops.setting import Setting, UnusableError
+from portal.ops.target import DatabaseTarget, Secret
+from portal.ops.variables import SETTINGS, LogFormat, WatchMode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from datetime import timedelta
+    from pathlib import Path
+    from zoneinfo import ZoneInfo
 
 __all__ = [
     "SETTINGS",
@@ -24,26 +28,107 @@ __all__ = [
     "Secret",
     "Setting",
     "Settings",
+    "WatchMode",
     "load_settings",
     "unknown_settings",
 ]
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
-
-_MOST: Final = 999_999_999
-_HUNDRED_YEARS: Final = 36_500
 
 _FAMILIES: Final = ("BACKUP_", "DD_DATABASE_", "PORTAL_")
 _TYPO_LIKENESS: Final = 0.9
 
 
-class LogFormat(StrEnum):
-    """How log lines look."""
+@dataclass(frozen=True, kw_only=True)
+class RetentionSettings:
+    """How long archives are kept.
 
-    AUTO = "auto"
-    JSON = "json"
-    CONSOLE = "console"
+    Arguments:
+        days: an archive is kept so long.
+        count: so many are kept whatever their age.
+        hourly: the last one of each of so many hours is kept, and likewise for the longer periods.
+    """
+
+    days: int
+    count: int
+    hourly: int
+    daily: int
+    weekly: int
+    monthly: int
+    yearly: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    """How work is handed to workers, and how they behave.
+
+    Arguments:
+        broker_url: where tasks are queued; nothing where commands do the work themselves.
+        result_backend: where results are kept; nothing means the broker.
+        allowed_paths: directories beside the repository that a task may name.
+        task_timeout: seconds that a task may take.
+        attempts: how often a task is started at the most.
+        shutdown_grace: seconds that a task has to end when its worker has to.
+    """
+
+    broker_url: Secret | None
+    result_backend: Secret | None
+    allowed_paths: tuple[Path, ...]
+    task_timeout: int
+    attempts: int
+    shutdown_grace: int
+    flower_password: Secret | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSettings:
+    """When what starts by itself: cron expressions in one time zone; nothing is never."""
+
+    full: str | None
+    database: str | None
+    verify: str | None
+    prune: str | None
+    drill: str | None
+    time_zone: ZoneInfo
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchSettings:
+    """How the uploads are watched.
+
+    Arguments:
+        quiet: how long nothing may have changed before a backup.
+        latest: how long a change waits at the most.
+        scan: how often the whole tree is looked at.
+    """
+
+    quiet: timedelta
+    latest: timedelta
+    scan: timedelta
+    mode: WatchMode
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetSettings:
+    """What is expected of the backups, and who is told.
+
+    Arguments:
+        rpo_database: the age that the newest backup may have; likewise for the other components.
+        verified_age: the age that the newest one known to be intact may have.
+        drill_age: the age that the last successful drill may have.
+        notify_urls: URLs of Apprise, separated by spaces.
+        ping_url: called after a full backup.
+    """
+
+    rpo_database: timedelta
+    rpo_media: timedelta
+    rpo_audit_logs: timedelta
+    verified_age: timedelta
+    drill_age: timedelta
+    metrics_file: Path | None
+    metrics_port: int | None
+    notify_urls: Secret | None
+    ping_url: Secret | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +139,9 @@ class Settings:
         local_path: the repository.
         upload_dir: the media; ``None`` leaves them out.
         audit_dir: the directory of the audit log, or the log itself; ``None`` leaves it out.
-        retention_days: days that an archive is kept.
-        retention_count: archives that are kept whatever their age.
+        retention: how long archives are kept.
+        chain_length: incrementals that a chain has at the most.
+        chain_percent: their size together, in percent of the base, at the most.
         rollback_days: days that what takes a restore back is kept.
         pg_bin_dir: where the PostgreSQL client programs are; ``None`` chooses by the server's version.
         dump_timeout: seconds that pg_dump may take.
@@ -67,193 +153,19 @@ class Settings:
     local_path: Path
     upload_dir: Path | None
     audit_dir: Path | None
-    retention_days: int
-    retention_count: int
+    retention: RetentionSettings
+    chain_length: int
+    chain_percent: int
     rollback_days: int
     pg_bin_dir: Path | None
     dump_timeout: int
     lock_timeout: int
     jobs: int | None
     log_format: LogFormat
-
-
-class _UnusableError(ValueError):
-    """A value cannot be used. The message goes on after "the value" and holds nothing of a secret one."""
-
-
-def _text(text: str) -> str:
-    return text
-
-
-def _secret(text: str) -> Secret | None:
-    return Secret(text) if text else None
-
-
-def _whole_number(low: int, high: int = _MOST) -> Callable[[str], int]:
-    """Make a parser of whole numbers from `low` to `high`."""
-
-    def parse(text: str) -> int:
-        digits = text.strip()
-        if not (digits.isascii() and digits.isdigit() and len(digits) <= 9 and low <= int(digits) <= high):
-            limits = f"from {low} to {high}" if high < _MOST else f"of {low} or more"
-            raise _UnusableError(f"is not a whole number {limits}")
-        return int(digits)
-
-    return parse
-
-
-def _jobs(text: str) -> int | None:
-    return _whole_number(1, 1024)(text) if text else None
-
-
-def _directory(text: str) -> Path:
-    """Take an absolute path: a relative one would be another place for cron than for a person."""
-    if not text.startswith("/"):
-        raise _UnusableError("is not an absolute path")
-    return Path(text)
-
-
-def _optional_directory(text: str) -> Path | None:
-    return _directory(text) if text else None
-
-
-def _log_format(text: str) -> LogFormat:
-    try:
-        return LogFormat(text.strip().lower())
-    except ValueError:
-        raise _UnusableError(f"is none of {', '.join(LogFormat)}") from None
-
-
-def _database_url(text: str) -> UrlParts:
-    try:
-        return parse_database_url(text) if text else {}
-    except DatabaseUrlError as error:
-        raise _UnusableError(str(error)) from None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting(Generic[T_co]):
-    """One variable of the environment.
-
-    Arguments:
-        meaning: what the table of the documentation says.
-        parse: turns the text into a value, or raises `_UnusableError`.
-        default: the text that counts where none is set.
-        without: what the table says where there is no default.
-        secret: its value is never shown, and can be given as a file by the variable with ``_FILE`` behind its name.
-        empty_counts: an empty text is a value, not a variable that is not set.
-    """
-
-    name: str
-    meaning: str
-    parse: Callable[[str], T_co]
-    default: str = ""
-    without: str = "(optional)"
-    secret: bool = False
-    empty_counts: bool = False
-
-
-DATABASE_HOST: Final = Setting(
-    name="DD_DATABASE_HOST",
-    meaning="PostgreSQL host, or the directory of its socket",
-    default="localhost",
-    parse=_text,
-)
-DATABASE_PORT: Final = Setting(
-    name="DD_DATABASE_PORT", meaning="PostgreSQL port", default="5432", parse=_whole_number(1, 65535)
-)
-DATABASE_NAME: Final = Setting(name="DD_DATABASE_NAME", meaning="Database name", default="defectdojo", parse=_text)
-DATABASE_USER: Final = Setting(name="DD_DATABASE_USER", meaning="Database user", default="defectdojo", parse=_text)
-DATABASE_PASSWORD: Final = Setting(
-    name="DD_DATABASE_PASSWORD", meaning="Database password", without="(required)", parse=_secret, secret=True
-)
-DATABASE_URL: Final = Setting(
-    name="DD_DATABASE_URL",
-    meaning="All of these as `postgres://user:password@host:port/name?sslmode=require`",
-    parse=_database_url,
-    secret=True,
-)
-LOCAL_PATH: Final = Setting(
-    name="BACKUP_LOCAL_PATH",
-    meaning="Backup storage directory",
-    default="/var/lib/kekkai-portal/backups",
-    parse=_directory,
-)
-UPLOAD_DIR: Final = Setting(
-    name="PORTAL_UPLOAD_DIR",
-    meaning="Media uploads directory; set to nothing, it leaves the media out",
-    default="/var/lib/kekkai-portal/uploads",
-    parse=_optional_directory,
-    empty_counts=True,
-)
-AUDIT_DIR: Final = Setting(
-    name="PORTAL_AUDIT_DIR", meaning="Audit logs directory, or the log file itself", parse=_optional_directory
-)
-RETENTION_DAYS: Final = Setting(
-    name="BACKUP_RETENTION_DAYS",
-    meaning="Days to keep backups",
-    default="30",
-    parse=_whole_number(0, _HUNDRED_YEARS),
-)
-RETENTION_COUNT: Final = Setting(
-    name="BACKUP_RETENTION_COUNT", meaning="Minimum backups to keep", default="10", parse=_whole_number(0)
-)
-ROLLBACK_DAYS: Final = Setting(
-    name="BACKUP_ROLLBACK_DAYS",
-    meaning="Days to keep what takes a restore back, once a later one has succeeded",
-    default="7",
-    parse=_whole_number(0, _HUNDRED_YEARS),
-)
-PG_BIN_DIR: Final = Setting(
-    name="BACKUP_PG_BIN_DIR",
-    meaning="Where the PostgreSQL client programs are",
-    without="(chosen by the server's version)",
-    parse=_optional_directory,
-)
-DUMP_TIMEOUT: Final = Setting(
-    name="BACKUP_DUMP_TIMEOUT",
-    meaning="Seconds that `pg_dump` may take",
-    default="21600",
-    parse=_whole_number(1),
-)
-LOCK_TIMEOUT: Final = Setting(
-    name="BACKUP_LOCK_TIMEOUT",
-    meaning="Seconds to wait for a lock before giving up as busy",
-    default="60",
-    parse=_whole_number(0),
-)
-JOBS: Final = Setting(
-    name="BACKUP_JOBS",
-    meaning="Processes and threads that work at once",
-    without="(the cores this process may use)",
-    parse=_jobs,
-)
-LOG_FORMAT: Final = Setting(
-    name="BACKUP_LOG_FORMAT",
-    meaning="`json`, `console`, or `auto`: JSON unless standard error is a terminal",
-    default="auto",
-    parse=_log_format,
-)
-
-SETTINGS: Final[tuple[Setting[object], ...]] = (
-    DATABASE_HOST,
-    DATABASE_PORT,
-    DATABASE_NAME,
-    DATABASE_USER,
-    DATABASE_PASSWORD,
-    DATABASE_URL,
-    LOCAL_PATH,
-    UPLOAD_DIR,
-    AUDIT_DIR,
-    RETENTION_DAYS,
-    RETENTION_COUNT,
-    ROLLBACK_DAYS,
-    PG_BIN_DIR,
-    DUMP_TIMEOUT,
-    LOCK_TIMEOUT,
-    JOBS,
-    LOG_FORMAT,
-)
+    worker: WorkerSettings
+    schedules: ScheduleSettings
+    watch: WatchSettings
+    targets: TargetSettings
 
 
 class _Reader:
@@ -274,9 +186,9 @@ class _Reader:
         name, text = self._find(setting)
         try:
             if "\0" in text:
-                raise _UnusableError("has a NUL character in it")
+                raise UnusableError("has a NUL character in it")
             return setting.parse(text)
-        except _UnusableError as error:
+        except UnusableError as error:
             self.faults.append(f"{name}: {'the value' if setting.secret else repr(text)} {error}")
             return setting.parse(setting.default)
 
@@ -317,17 +229,22 @@ def load_settings(environ: Mapping[str, str], read_text: Callable[[str], str]) -
     read = _Reader(environ, read_text)
     settings = Settings(
         database=_read_database(read),
-        local_path=read(LOCAL_PATH),
-        upload_dir=read(UPLOAD_DIR),
-        audit_dir=read(AUDIT_DIR),
-        retention_days=read(RETENTION_DAYS),
-        retention_count=read(RETENTION_COUNT),
-        rollback_days=read(ROLLBACK_DAYS),
-        pg_bin_dir=read(PG_BIN_DIR),
-        dump_timeout=read(DUMP_TIMEOUT),
-        lock_timeout=read(LOCK_TIMEOUT),
-        jobs=read(JOBS),
-        log_format=read(LOG_FORMAT),
+        local_path=read(variables.LOCAL_PATH),
+        upload_dir=read(variables.UPLOAD_DIR),
+        audit_dir=read(variables.AUDIT_DIR),
+        retention=_read_retention(read),
+        chain_length=read(variables.CHAIN_LENGTH),
+        chain_percent=read(variables.CHAIN_PERCENT),
+        rollback_days=read(variables.ROLLBACK_DAYS),
+        pg_bin_dir=read(variables.PG_BIN_DIR),
+        dump_timeout=read(variables.DUMP_TIMEOUT),
+        lock_timeout=read(variables.LOCK_TIMEOUT),
+        jobs=read(variables.JOBS),
+        log_format=read(variables.LOG_FORMAT),
+        worker=_read_worker(read),
+        schedules=_read_schedules(read),
+        watch=_read_watch(read),
+        targets=_read_targets(read),
     )
     if read.faults:
         raise ConfigurationError(
@@ -340,13 +257,71 @@ def load_settings(environ: Mapping[str, str], read_text: Callable[[str], str]) -
 def _read_database(read: _Reader) -> DatabaseTarget:
     """Read the single variables, and put the parts of the URL over them."""
     single = DatabaseTarget(
-        host=read(DATABASE_HOST),
-        port=read(DATABASE_PORT),
-        name=read(DATABASE_NAME),
-        user=read(DATABASE_USER),
-        password=read(DATABASE_PASSWORD),
+        host=read(variables.DATABASE_HOST),
+        port=read(variables.DATABASE_PORT),
+        name=read(variables.DATABASE_NAME),
+        user=read(variables.DATABASE_USER),
+        password=read(variables.DATABASE_PASSWORD),
     )
-    return replace(single, **read(DATABASE_URL))
+    return replace(single, **read(variables.DATABASE_URL))
+
+
+def _read_retention(read: _Reader) -> RetentionSettings:
+    return RetentionSettings(
+        days=read(variables.RETENTION_DAYS),
+        count=read(variables.RETENTION_COUNT),
+        hourly=read(variables.KEEP_HOURLY),
+        daily=read(variables.KEEP_DAILY),
+        weekly=read(variables.KEEP_WEEKLY),
+        monthly=read(variables.KEEP_MONTHLY),
+        yearly=read(variables.KEEP_YEARLY),
+    )
+
+
+def _read_worker(read: _Reader) -> WorkerSettings:
+    return WorkerSettings(
+        broker_url=read(variables.BROKER_URL),
+        result_backend=read(variables.RESULT_BACKEND),
+        allowed_paths=read(variables.ALLOWED_PATHS),
+        task_timeout=read(variables.TASK_TIMEOUT),
+        attempts=read(variables.TASK_ATTEMPTS),
+        shutdown_grace=read(variables.SHUTDOWN_GRACE),
+        flower_password=read(variables.FLOWER_PASSWORD),
+    )
+
+
+def _read_schedules(read: _Reader) -> ScheduleSettings:
+    return ScheduleSettings(
+        full=read(variables.SCHEDULE_FULL),
+        database=read(variables.SCHEDULE_DATABASE),
+        verify=read(variables.SCHEDULE_VERIFY),
+        prune=read(variables.SCHEDULE_PRUNE),
+        drill=read(variables.SCHEDULE_DRILL),
+        time_zone=read(variables.TIME_ZONE),
+    )
+
+
+def _read_watch(read: _Reader) -> WatchSettings:
+    return WatchSettings(
+        quiet=read(variables.WATCH_QUIET),
+        latest=read(variables.WATCH_LATEST),
+        scan=read(variables.WATCH_SCAN),
+        mode=read(variables.WATCH_MODE),
+    )
+
+
+def _read_targets(read: _Reader) -> TargetSettings:
+    return TargetSettings(
+        rpo_database=read(variables.RPO_DATABASE),
+        rpo_media=read(variables.RPO_MEDIA),
+        rpo_audit_logs=read(variables.RPO_AUDIT_LOGS),
+        verified_age=read(variables.VERIFIED_AGE),
+        drill_age=read(variables.DRILL_AGE),
+        metrics_file=read(variables.METRICS_FILE),
+        metrics_port=read(variables.METRICS_PORT),
+        notify_urls=read(variables.NOTIFY_URLS),
+        ping_url=read(variables.PING_URL),
+    )
 
 
 def unknown_settings(environ: Mapping[str, str]) -> list[str]:
