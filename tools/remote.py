@@ -30,6 +30,9 @@ NOT_YET: Final = 6
 _SLOWEST_LOOK_SECONDS: Final = 0.25
 _QUICKEST_LOOK_SECONDS: Final = 0.02
 _UNATTENDED_SECONDS: Final = 3.0
+_RETURN_SECONDS: Final = 30.0
+"""What workers have to find a broker again that was away."""
+
 _AWAY_SECONDS: Final = 60.0
 _LONGER_EACH_TIME: Final = 1.1
 
@@ -141,6 +144,8 @@ class Errand:
     permits: Any
     _is_attended: bool = False
     _away_since: float | None = None
+    _patient_until: float = 0.0
+    _is_begun: bool = False
 
     def submit(self) -> None:
         """Hand it over; with its permit, where it needs one."""
@@ -166,6 +171,7 @@ class Errand:
         """
         started = time.monotonic()
         pause = _QUICKEST_LOOK_SECONDS
+        self._patient_until = started + _UNATTENDED_SECONDS
         try:
             while not (state := self._look(started)).is_ended:
                 time.sleep(pause)
@@ -177,20 +183,22 @@ class Errand:
 
     def _look(self, started: float) -> TaskState:
         from worker.client import TaskState
-        from worker.errors import BrokerAwayError, StillAtWorkError
+        from worker.errors import BrokerAwayError
 
         waited = time.monotonic() - started
         if self.remote.timeout is not None and waited > self.remote.timeout:
-            raise StillAtWorkError(f"{self.task_id} is not done after {waited:.0f} s; it goes on", hint=self._later())
+            self._give_up(waited)
         try:
             state = self.client.look(self.task_id)
+            self._is_begun = self._is_begun or state.is_begun
             if self._away_since is not None:
                 say("the broker is back")
                 self._away_since = None
+                self._patient_until = time.monotonic() + _RETURN_SECONDS
             if state.is_lost and self.arguments is not None:
                 say("the broker has lost the task; handing it over again, which does no harm")
                 self.client.submit(self.task, self.arguments, self.task_id)
-            elif not state.is_begun and not state.is_ended and waited > _UNATTENDED_SECONDS:
+            elif not state.is_begun and not state.is_ended and time.monotonic() > self._patient_until:
                 self._make_sure_of_a_worker()
         except BrokerAwayError as error:
             self._be_patient(error)
@@ -200,6 +208,17 @@ class Errand:
             step = Step(phase=state.progress["phase"], done=state.progress["done"], expect=lambda: total)
             self.remote.show(step)
         return state
+
+    def _give_up(self, waited: float) -> None:
+        from worker.errors import StillAtWorkError
+
+        if self.permits and not self._is_begun:
+            self.withdraw()
+            raise StillAtWorkError(
+                f"{self.task_id} was not begun within {waited:.0f} s, and is withdrawn",
+                hint="Start it again when the workers have less to do, or use --local.",
+            )
+        raise StillAtWorkError(f"{self.task_id} is not done after {waited:.0f} s; it goes on", hint=self._later())
 
     def _be_patient(self, error: Exception) -> None:
         """Wait a while for a broker that is away: the work goes on meanwhile, if it was begun."""
