@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tools import remote
+from tools.keeping import add_commands, drill, tell_of_drill
 from tools.terminal import (
     EXIT_CODES,
     Lines,
@@ -34,6 +36,10 @@ _EXAMPLES: Final = f"""examples:
   backup.sh verify latest           is the newest archive intact?
   backup.sh verify full_2024 --level dump
   backup.sh extract latest media/tenant-a/scan.sarif --output scan.sarif
+  backup.sh prune --dry-run         what would be removed, and why is the rest kept?
+  backup.sh pin full_2024 --reason 'before the migration'
+  backup.sh drill                   restore the newest full backup for a try, compare, and throw it away
+  backup.sh audit --verify          who did what with the backups?
 
 Where from and where to is read from the environment: docs/settings.md has every variable.
 Standard output is one JSON object; everything for people goes to standard error.
@@ -66,12 +72,12 @@ def _parser() -> argparse.ArgumentParser:
         ("media", "back up the uploads only"),
     ):
         command = commands.add_parser(name, help=meaning)
-        remote.add_options(command)
+        remote.add_options(command, with_wait=True)
         command.set_defaults(run=_back_up, type=name)
     commands.add_parser("list", help="list the archives, newest first").set_defaults(run=_list)
     verify = commands.add_parser("verify", help="check that an archive is intact")
     verify.add_argument("archive", help="a path, an id or the start of one, or 'latest'")
-    verify.add_argument("--level", choices=("checksum", "contents", "dump"), default="contents", help=_LEVELS)
+    verify.add_argument("--level", choices=("checksum", "contents", "dump", "drill"), default="contents", help=_LEVELS)
     remote.add_options(verify)
     verify.set_defaults(run=_verify)
     extract = commands.add_parser("extract", help="take one file out of an archive")
@@ -79,11 +85,13 @@ def _parser() -> argparse.ArgumentParser:
     extract.add_argument("member", help="the file's path in the archive, such as media/tenant-a/scan.sarif")
     extract.add_argument("--output", metavar="FILE", help="where to put it (default: its name, in this directory)")
     extract.set_defaults(run=_extract)
+    add_commands(commands)
     return parser
 
 
 _LEVELS: Final = (
-    "checksum: the file as a whole; contents (default): every file in it; dump: the database's dump as well"
+    "checksum: the file as a whole; contents (default): every file in it; dump: the database's dump as well; "
+    "drill: restored for a try, and compared"
 )
 
 
@@ -96,39 +104,12 @@ _DAMAGED_HINT: Final = (
 def _back_up(arguments: argparse.Namespace) -> int:
     settings, show = watched_settings()
     if remote.is_remote(settings, arguments):
-        return _hand_over(
-            settings, show, arguments, f"backup.{arguments.type}", {"moment": remote.now()}, _tell_of_backup
-        )
+        given = {"moment": remote.now()}
+        return remote.do_remotely(settings, show, arguments, f"backup.{arguments.type}", given, _TELLERS)
     job = _job(settings, show)
     result = {"full": job.backup_full, "database": job.backup_database, "media": job.backup_media}[arguments.type]()
     _tell_of_backup(result.to_dict())
     return result.exit_code
-
-
-def _hand_over(
-    settings: Settings,
-    show: Callable[[Step], None],
-    arguments: argparse.Namespace,
-    task: str,
-    given: Mapping[str, Any],
-    tell: Callable[[Mapping[str, Any]], None],
-) -> int:
-    """Have a worker do it, and tell of the result, whichever command it is of; the exit code."""
-    from worker.names import TaskName
-
-    there = remote.Remote(settings=settings, show=show, command="./tools/backup.sh", timeout=arguments.timeout)
-    if arguments.wait:
-        errand = there.pick_up(arguments.wait)
-        tell = _TELLERS.get(errand.task.value.partition(".")[0], print_result)
-    else:
-        errand = there.hand_over(TaskName(task), {"actor": remote.person(), **given})
-    if arguments.no_wait:
-        say(f"handed over; './tools/backup.sh --wait {errand.task_id}' waits for it")
-        print_result({"success": True, "task_id": errand.task_id})
-        return 0
-    result, exit_code = errand.result()
-    tell(result)
-    return exit_code
 
 
 def _tell_of_backup(result: Mapping[str, Any]) -> None:
@@ -145,6 +126,7 @@ def _list(_: argparse.Namespace) -> int:
     from portal.ops.restore import create_restore_job
     from tools.restore import restore_lines
 
+    gc.disable()  # there may be very many archives, and none of what is made for them is garbage
     job = _job(*watched_settings())
     restores = create_restore_job(backup_job=job).list_restores()
     with Lines() as lines:
@@ -175,13 +157,14 @@ def _backup_line(backup: dict[str, Any]) -> str:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    settings, show = watched_settings()
-    if remote.is_remote(settings, arguments):
-        archive = os.path.abspath(arguments.archive) if "/" in arguments.archive else arguments.archive
-        given = {"archive": archive, "level": arguments.level}
-        return _hand_over(settings, show, arguments, "verify.archive", given, _tell_of_verification)
     from portal.ops.model import VerifyLevel
 
+    if arguments.level == VerifyLevel.DRILL:
+        return drill(arguments)
+    settings, show = watched_settings()
+    if remote.is_remote(settings, arguments):
+        given = {"archive": remote.absolute(arguments.archive), "level": arguments.level}
+        return remote.do_remotely(settings, show, arguments, "verify.archive", given, _TELLERS)
     found = _job(settings, show).verify(arguments.archive, VerifyLevel(arguments.level))
     _tell_of_verification(found.to_dict())
     return 0 if found.intact else 4
@@ -202,7 +185,7 @@ def _tell_of_verification(found: Mapping[str, Any]) -> None:
     print_result(found)
 
 
-_TELLERS: Final = {"backup": _tell_of_backup, "verify": _tell_of_verification}
+_TELLERS: Final = {"backup": _tell_of_backup, "verify": _tell_of_verification, "drill": tell_of_drill}
 
 
 def _extract(arguments: argparse.Namespace) -> int:
@@ -219,9 +202,10 @@ def _archive_path(archive: str) -> Path:
 
 
 def _job(settings: Settings, show: Callable[[Step], None]) -> BackupJob:
+    from portal.ops.access_log import sudo_user
     from portal.ops.backup import BackupConfig, BackupJob
 
-    return BackupJob(BackupConfig.from_settings(settings), progress=show, actor=remote.person())
+    return BackupJob(BackupConfig.from_settings(settings), progress=show, actor=sudo_user())
 
 
 if __name__ == "__main__":

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import pwd
 import signal
 import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from portal.ops.access_log import process_user, sudo_user
 from portal.ops.errors import ConfigurationError
 from portal.ops.job import Step
-from tools.terminal import StoppedError, say
+from tools.terminal import StoppedError, print_result, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -37,12 +37,19 @@ _AWAY_SECONDS: Final = 60.0
 _LONGER_EACH_TIME: Final = 1.1
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say who does the work, and how long to wait for it."""
+def add_options(parser: argparse.ArgumentParser, *, with_wait: bool = False) -> None:
+    """Add the options that say who does the work, and how long to wait for it.
+
+    Arguments:
+        with_wait: a task that was handed over before can be waited for.
+    """
     group = parser.add_argument_group("where CELERY_BROKER_URL names a broker, a worker does the work")
     group.add_argument("--local", action="store_true", help="do it here, without a worker")
     group.add_argument("--no-wait", action="store_true", help="hand it over, print the task's id, and end")
-    group.add_argument("--wait", metavar="TASK_ID", help="wait for a task that was handed over before")
+    if with_wait:
+        group.add_argument("--wait", metavar="TASK_ID", help="wait for a task that was handed over before")
+    else:
+        parser.set_defaults(wait=None)
     group.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="stop waiting after so long; it goes on")
 
 
@@ -70,10 +77,43 @@ def is_remote(settings: Settings, arguments: argparse.Namespace) -> bool:
 
 def person() -> str:
     """Who started this command, for the access log."""
-    try:
-        return os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())
+    return sudo_user() or process_user()
+
+
+def absolute(archive: str) -> str:
+    """An archive as a worker understands it, which works in another directory."""
+    return os.path.abspath(archive) if "/" in archive else archive
+
+
+def do_remotely(
+    settings: Settings,
+    show: Callable[[Step], None],
+    arguments: argparse.Namespace,
+    task: str,
+    given: Mapping[str, Any],
+    tellers: Mapping[str, Callable[[Mapping[str, Any]], None]],
+) -> int:
+    """Have a worker do a task of `backup.sh`, or wait for one that was handed over; the exit code.
+
+    Arguments:
+        task: which task; nothing is handed over where another one is waited for.
+        given: its arguments.
+        tellers: tell people and programs of a result, by the first word of the task's name.
+    """
+    from worker.names import TaskName
+
+    there = Remote(settings=settings, show=show, command="./tools/backup.sh", timeout=arguments.timeout)
+    if arguments.wait:
+        errand = there.pick_up(arguments.wait)
+    else:
+        errand = there.hand_over(TaskName(task), {"actor": person(), **given})
+    if arguments.no_wait:
+        say(f"handed over; './tools/backup.sh --wait {errand.task_id}' waits for it")
+        print_result({"success": True, "task_id": errand.task_id})
+        return 0
+    result, exit_code = errand.result()
+    tellers.get(errand.task.value.partition(".")[0], print_result)(result)
+    return exit_code
 
 
 @dataclass(kw_only=True)

@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rollback", action="store_true", help="take the last restore back, or the one named")
     add("--list", action="store_true", help="with --rollback: show what can be taken back")
     add("--forget", metavar="RESTORE_ID", help="with --rollback: remove what takes that restore back")
-    remote.add_options(parser)
+    remote.add_options(parser, with_wait=True)
     return parser
 
 
@@ -235,8 +235,12 @@ def _given_remotely(arguments: argparse.Namespace) -> dict[str, Any]:
     given["patterns"] = list(given["patterns"])
     if "media_path" in given:
         given["media_dir"] = given.pop("media_path")
-    archive = os.path.abspath(arguments.archive) if "/" in arguments.archive else arguments.archive
-    return {**given, "archive": archive, "scope": arguments.scope or "full", "moment": remote.now()}
+    return {
+        **given,
+        "archive": remote.absolute(arguments.archive),
+        "scope": arguments.scope or "full",
+        "moment": remote.now(),
+    }
 
 
 def _wait(arguments: argparse.Namespace) -> int:
@@ -289,10 +293,11 @@ _STATES: Final = {"applied": "can be taken back", "rolled_back": "was taken back
 
 
 def _job(settings: Settings, show: Callable[[Step], None], person: _Person, **given: Any) -> RestoreJob:
+    from portal.ops.access_log import sudo_user
     from portal.ops.restore import RestoreConfig, RestoreJob
 
     config = RestoreConfig.from_settings(settings, **given)
-    return RestoreJob(config, confirm=person.confirm, progress=show, actor=remote.person())
+    return RestoreJob(config, confirm=person.confirm, progress=show, actor=sudo_user())
 
 
 if __name__ == "__main__":

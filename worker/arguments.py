@@ -137,9 +137,9 @@ class PruneArguments(Arguments):
 
 @dataclass(frozen=True, kw_only=True)
 class DrillArguments(Arguments):
-    """What a drill is told: which archive, or nothing for the newest full one."""
+    """What a drill is told: which archive; ``latest`` is the newest full one."""
 
-    archive: str | None = None
+    archive: str = "latest"
 
 
 def check_archive(archive: str, repository: Path, allowed: Iterable[Path]) -> None:

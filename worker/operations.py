@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from portal.ops.backup import BackupJob
 from portal.ops.backup_model import BackupConfig
+from portal.ops.drill import DrillJob
 from portal.ops.errors import ConfigurationError, OpsError
 from portal.ops.model import VerifyLevel
+from portal.ops.prune import PruneJob
+from portal.ops.repository import Repository
 from portal.ops.restore import RestoreJob
 from portal.ops.restore_model import RestoreConfig, RestoreResult, RestoreScope
 from worker.arguments import (
     Arguments,
     BackupArguments,
+    DrillArguments,
+    PruneArguments,
     RestoreArguments,
     RollbackArguments,
     VerifyArguments,
@@ -34,6 +39,9 @@ if TYPE_CHECKING:
     from portal.ops.job import Progress
     from portal.ops.settings import Settings
 
+
+_MOST_NAMES: Final = 1000
+"""So many names of archives that were removed are in a result at the most; the access log has all."""
 
 Word = TypeVar("Word", bound="StrEnum")
 
@@ -186,6 +194,32 @@ def _permitted(order: Order) -> Iterator[None]:
     permits.revoke(order.task_id)
 
 
+def _prune(order: Order) -> Outcome:
+    arguments = PruneArguments.of(order.given)
+    repository = Repository(order.repository, lock_timeout=order.settings.lock_timeout)
+    policy = BackupConfig.from_settings(order.settings).retention
+    result = PruneJob(repository, policy, actor=arguments.actor).run(dry_run=arguments.dry_run)
+    facts = result.to_dict() | {"removed": [decision.entry.name for decision in result.removed[:_MOST_NAMES]]}
+    if result.success and not arguments.dry_run:
+        job = RestoreJob(RestoreConfig.from_settings(order.settings), actor=arguments.actor)
+        facts["restores_forgotten"] = list(job.forget_old())
+    return Outcome(
+        result=facts | {"exit_code": result.exit_code}, success=result.success, retryable=_may_pass(result.fault)
+    )
+
+
+def _drill(order: Order) -> Outcome:
+    arguments = DrillArguments.of(order.given)
+    check_archive(arguments.archive, order.repository, order.settings.worker.allowed_paths)
+    config = RestoreConfig.from_settings(order.settings)
+    report = DrillJob(config, progress=order.progress, actor=arguments.actor).run(arguments.archive)
+    return Outcome(result=report.to_dict(), success=report.success)
+
+
+def _may_pass(fault: OpsError | None) -> bool:
+    return fault is not None and fault.retryable
+
+
 def _ping(order: Order) -> Outcome:
     Arguments.of(order.given)
     return Outcome(result={"success": True, "pid": os.getpid()}, success=True)
@@ -207,5 +241,7 @@ _OPERATIONS: Final[Mapping[TaskName, Callable[[Order], Outcome]]] = {
     TaskName.VERIFY_ARCHIVE: _verify,
     TaskName.RESTORE_ARCHIVE: _restore,
     TaskName.RESTORE_ROLLBACK: _roll_back,
+    TaskName.PRUNE_REPOSITORY: _prune,
+    TaskName.DRILL_RESTORE: _drill,
     TaskName.PING: _ping,
 }

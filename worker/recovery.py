@@ -14,6 +14,7 @@ from celery import states
 from kombu.exceptions import OperationalError
 from redis import RedisError
 
+from portal.ops.drill import DrillJob
 from portal.ops.errors import OpsError
 from portal.ops.logs import engine_log
 from portal.ops.repository import Repository
@@ -36,9 +37,9 @@ _EVERY_SECONDS: Final = 5.0
 
 
 def tidy(settings: Settings, lane: Lane) -> None:
-    """Sweep what killed backups left, or finish or undo restores that were cut off; says what it found.
+    """Sweep what killed backups left, finish or undo restores that were cut off, throw remains of drills away.
 
-    Whatever is wrong here is said, and keeps no worker from starting.
+    It says what it found. Whatever is wrong here is said, and keeps no worker from starting.
     """
     try:
         if lane is Lane.RESTORE:
@@ -47,6 +48,7 @@ def tidy(settings: Settings, lane: Lane) -> None:
             _sweep(Repository(settings.local_path, lock_timeout=settings.lock_timeout))
         else:
             forget_old(settings.local_path, RESULT_SECONDS)
+            DrillJob(RestoreConfig.from_settings(settings)).recover()
     except (OpsError, OSError) as error:
         log.error("recovery_failed", error=str(error))
 

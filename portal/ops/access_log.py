@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 from portal.ops.errors import OpsError, RepositoryError
 from portal.ops.job import utc_now
 from portal.ops.logs import engine_log
-from portal.ops.repository import write_durably
+from portal.ops.repository import try_lock, write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -239,7 +239,7 @@ class AccessLog:
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             deadline = time.monotonic() + _LOCK_SECONDS
-            while not _try_lock(descriptor):
+            while not try_lock(descriptor, fcntl.LOCK_EX):
                 if time.monotonic() >= deadline:
                     raise RepositoryError(f"{self.path} is locked by another process", hint="Look at that process.")
                 time.sleep(_POLL_SECONDS)
@@ -397,6 +397,11 @@ def process_user() -> str:
         return str(os.getuid())
 
 
+def sudo_user(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Who is at the keyboard, where sudo made another user of that person; for entry points to pass on."""
+    return environ.get("SUDO_USER") or None
+
+
 class _Check:
     """Goes through the lines, and says which do not follow from the one before."""
 
@@ -431,7 +436,7 @@ class _Check:
             if number > 1:
                 self.fault(f"{name} is missing, so that a cut at the end cannot be noticed")
         elif head[0] > number:
-            self.fault(f"the end is cut off: entries {number + 1} to {head[0]} are missing")
+            self.fault(f"the end is cut off: {_missing(number + 1, head[0])}")
         elif head[0] == number and head[1] != own:
             self.fault(f"line {self._line}: entry {number} is not the one that was written, by {name}")
         elif head[0] < number:
@@ -453,7 +458,7 @@ class _Check:
         if entry.number == number + 1 and entry.previous != previous:
             self.fault(f"line {self._line}: entry {entry.number} does not follow the one before: one was exchanged")
         elif entry.number > number + 1:
-            self.fault(f"line {self._line}: entries {number + 1} to {entry.number - 1} before it are missing")
+            self.fault(f"line {self._line}: {_missing(number + 1, entry.number - 1)} before it")
         elif entry.number <= number:
             self.fault(f"line {self._line}: entry {entry.number} after {number} was put in, or moved")
 
@@ -476,6 +481,10 @@ class _Check:
             self._notes.append(f"line {self._odd[0]}, the last one, was torn by a crash")
             self._odd = None
         self._settle_odd("")
+
+
+def _missing(first: int, last: int) -> str:
+    return f"entry {first} is missing" if first == last else f"entries {first} to {last} are missing"
 
 
 def _sealed(entry: AccessEntry) -> AccessEntry:
@@ -511,11 +520,3 @@ def _last(descriptor: int) -> tuple[int, str, bytes]:
         if start == 0:
             return 0, START, torn
         window *= 8
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
