@@ -108,7 +108,7 @@ def main() -> int:
         logging.getLogger("tornado.access").setLevel(logging.WARNING)
         run(settings)
     except OpsError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     except OSError as error:
         sys.stderr.write(f"Flower cannot listen at {options.address}:{options.port}: {error.strerror}\n")

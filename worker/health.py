@@ -124,7 +124,7 @@ def main() -> int:
     try:
         found = check_lanes(Client(load_settings(os.environ, read_text).worker), lanes)
     except OpsError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"error: {error}\n")
         return 1
     for one in found:
         (sys.stdout if one.is_healthy else sys.stderr).write(f"{one}\n")
