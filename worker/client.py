@@ -1,0 +1,149 @@
+"""For those who want work done: hands a task to the workers, and says how far it is.
+
+A task is named by whoever wants it, and the same name is the same task: to send it twice does no harm. So a broker that
+has lost its memory is given the task again by whoever waits for it; a mark beside the task tells that it did.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from celery import states
+from kombu.exceptions import OperationalError
+from redis import RedisError
+
+from worker.app import make_app
+from worker.configuration import RESULT_SECONDS
+from worker.errors import BrokerAwayError, OperationFailedError
+from worker.progress import STATE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from portal.ops.settings import WorkerSettings
+    from worker.names import Lane, TaskName
+
+_MARK: Final = "kekkai-backup-task-"
+_SEND: Final = {"max_retries": 2, "interval_start": 0.2, "interval_step": 0.4, "interval_max": 1.0}
+_LOOK_SECONDS: Final = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskState:
+    """How far a task is.
+
+    Arguments:
+        is_begun: a worker has it.
+        is_ended: there is a result.
+        is_lost: the broker has forgotten that it was ever given it.
+        progress: phase, bytes done, bytes in total, as the worker said last.
+        result: what the engine's `to_dict` gave, once it has ended.
+        exit_code: what a command should end with then.
+    """
+
+    is_begun: bool = False
+    is_ended: bool = False
+    is_lost: bool = False
+    progress: Mapping[str, Any] = field(default_factory=dict)
+    result: Mapping[str, Any] = field(default_factory=dict)
+    exit_code: int = 0
+
+
+def new_task_id(task: TaskName) -> str:
+    """A name for a task that nobody has asked for yet, which a person can tell from others."""
+    return f"{task.value}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
+
+
+class Client:
+    """A way to the workers.
+
+    Arguments:
+        settings: where the broker is.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._app = make_app(settings)
+        short = {"socket_timeout": _LOOK_SECONDS, "socket_connect_timeout": _LOOK_SECONDS}
+        self._app.conf.broker_transport_options = {**self._app.conf.broker_transport_options, **short}
+        self._app.conf.update(redis_socket_timeout=_LOOK_SECONDS, redis_socket_connect_timeout=_LOOK_SECONDS)
+
+    def submit(self, task: TaskName, arguments: Mapping[str, Any], task_id: str) -> None:
+        """Put a task on the queue of its lane.
+
+        Raises:
+            BrokerAwayError: the broker does not take it.
+        """
+        with _broker():
+            self._app.backend.client.set(f"{_MARK}{task_id}", time.time(), ex=RESULT_SECONDS)
+            self._app.send_task(task.value, kwargs=dict(arguments), task_id=task_id, retry=True, retry_policy=_SEND)
+
+    def look(self, task_id: str) -> TaskState:
+        """How far a task is.
+
+        Raises:
+            BrokerAwayError: the broker does not answer.
+        """
+        backend = self._app.backend
+        with _broker():
+            found, mark = backend.client.mget([backend.get_key_for_task(task_id), f"{_MARK}{task_id}"])
+        if found is None:
+            return TaskState(is_lost=mark is None)
+        meta = backend.meta_from_decoded(backend.decode(found))
+        status, result = meta["status"], meta["result"]
+        if status == STATE:
+            return TaskState(is_begun=True, progress=result)
+        if status not in states.READY_STATES:
+            return TaskState(is_begun=status == states.STARTED)
+        return _ended(status, result)
+
+    def is_attended(self, lane: Lane, seconds: float = 2.0) -> bool:
+        """Whether a worker listens to a lane.
+
+        Raises:
+            BrokerAwayError: the broker does not answer.
+        """
+        with _broker():
+            answers = self._app.control.broadcast(
+                "ping", reply=True, timeout=seconds, limit=1, pattern=f"{lane.value}@*", matcher="glob"
+            )
+        return bool(answers)
+
+    def stop(self, task_id: str) -> None:
+        """Have a task ended, or never begun.
+
+        Raises:
+            BrokerAwayError: the broker does not answer.
+        """
+        with _broker():
+            self._app.control.revoke(task_id, terminate=True, signal="SIGTERM")
+
+
+def _ended(status: str, result: Any) -> TaskState:
+    if status == states.SUCCESS:
+        said = dict(result)
+    elif isinstance(result, OperationFailedError):
+        said = dict(result.result)
+    elif status == states.REVOKED:
+        said = {"success": False, "error": "the task was stopped; what it had begun was taken back", "exit_code": 1}
+    else:
+        hint = "The worker's log says more; start it again."
+        said = {"success": False, "error": f"the worker could not do it: {result}\n  hint: {hint}", "exit_code": 1}
+    return TaskState(is_begun=True, is_ended=True, exit_code=said.pop("exit_code", 0), result=said)
+
+
+@contextmanager
+def _broker() -> Iterator[None]:
+    try:
+        yield
+    except (RedisError, OperationalError, OSError) as error:
+        raise BrokerAwayError(
+            "the broker does not answer", hint="Look at CELERY_BROKER_URL and at Redis; --local does it without them."
+        ) from error
