@@ -6,14 +6,17 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from tools.terminal import EXIT_CODES, print_result, run_command, say, say_error, watched_log
+from tools import remote
+from tools.terminal import EXIT_CODES, print_result, run_command, say, say_error, watched_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from portal.ops.backup import BackupJob
+    from portal.ops.job import Step
+    from portal.ops.settings import Settings
 
 _EXAMPLES: Final = f"""examples:
   backup.sh                         a full backup: database, media and audit log
@@ -37,7 +40,7 @@ def main() -> int:
 
 
 def _names_command(argv: list[str]) -> bool:
-    return any(not word.startswith("-") or word in ("-h", "--help") for word in argv[1:])
+    return len(argv) > 1 and (not argv[1].startswith("-") or argv[1] in ("-h", "--help"))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,11 +56,14 @@ def _parser() -> argparse.ArgumentParser:
         ("database", "back up the database only"),
         ("media", "back up the uploads only"),
     ):
-        commands.add_parser(name, help=meaning).set_defaults(run=_back_up, type=name)
+        command = commands.add_parser(name, help=meaning)
+        remote.add_options(command)
+        command.set_defaults(run=_back_up, type=name)
     commands.add_parser("list", help="list the archives, newest first").set_defaults(run=_list)
     verify = commands.add_parser("verify", help="check that an archive is intact")
     verify.add_argument("archive", help="a path, an id or the start of one, or 'latest'")
     verify.add_argument("--level", choices=("checksum", "contents", "dump"), default="contents", help=_LEVELS)
+    remote.add_options(verify)
     verify.set_defaults(run=_verify)
     extract = commands.add_parser("extract", help="take one file out of an archive")
     extract.add_argument("archive", help="a path, an id or the start of one, or 'latest'")
@@ -79,16 +85,51 @@ _DAMAGED_HINT: Final = (
 
 
 def _back_up(arguments: argparse.Namespace) -> int:
-    job = _job()
+    settings, show = watched_settings()
+    if remote.is_remote(settings, arguments):
+        return _hand_over(
+            settings, show, arguments, f"backup.{arguments.type}", {"moment": remote.now()}, _tell_of_backup
+        )
+    job = _job(settings, show)
     result = {"full": job.backup_full, "database": job.backup_database, "media": job.backup_media}[arguments.type]()
-    if result.success:
+    _tell_of_backup(result.to_dict())
+    return result.exit_code
+
+
+def _hand_over(
+    settings: Settings,
+    show: Callable[[Step], None],
+    arguments: argparse.Namespace,
+    task: str,
+    given: Mapping[str, Any],
+    tell: Callable[[Mapping[str, Any]], None],
+) -> int:
+    """Have a worker do it, and tell of the result, whichever command it is of; the exit code."""
+    from worker.names import TaskName
+
+    there = remote.Remote(settings=settings, show=show, command="./tools/backup.sh", timeout=arguments.timeout)
+    if arguments.wait:
+        errand = there.pick_up(arguments.wait)
+        tell = _TELLERS.get(errand.task.value.partition(".")[0], print_result)
+    else:
+        errand = there.hand_over(TaskName(task), {"actor": remote.person(), **given})
+    if arguments.no_wait:
+        say(f"handed over; './tools/backup.sh --wait {errand.task_id}' waits for it")
+        print_result({"success": True, "task_id": errand.task_id})
+        return 0
+    result, exit_code = errand.result()
+    tell(result)
+    return exit_code
+
+
+def _tell_of_backup(result: Mapping[str, Any]) -> None:
+    if result["success"]:
         from portal.ops.logs import human_bytes
 
-        say(f"backup {result.backup_id} is whole: {human_bytes(result.size_bytes)} in {result.destination_path}")
+        say(f"backup {result['backup_id']} is whole: {human_bytes(result['size_bytes'])} in {result['path']}")
     else:
-        say_error(result.error or "the backup failed")
-    print_result(result.to_dict())
-    return result.exit_code
+        say_error(result["error"] or "the backup failed")
+    print_result(result)
 
 
 def _list(_: argparse.Namespace) -> int:
@@ -96,7 +137,7 @@ def _list(_: argparse.Namespace) -> int:
     from portal.ops.restore import create_restore_job
     from tools.restore import restore_lines
 
-    job = _job()
+    job = _job(*watched_settings())
     backups = job.list_backups()
     for backup in backups:
         size = human_bytes(backup["size_bytes"])
@@ -111,20 +152,34 @@ def _list(_: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    settings, show = watched_settings()
+    if remote.is_remote(settings, arguments):
+        archive = os.path.abspath(arguments.archive) if "/" in arguments.archive else arguments.archive
+        given = {"archive": archive, "level": arguments.level}
+        return _hand_over(settings, show, arguments, "verify.archive", given, _tell_of_verification)
     from portal.ops.model import VerifyLevel
 
-    found = _job().verify(arguments.archive, VerifyLevel(arguments.level))
-    if found.intact:
-        say(found.message)
+    found = _job(settings, show).verify(arguments.archive, VerifyLevel(arguments.level))
+    _tell_of_verification(found.to_dict())
+    return 0 if found.intact else 4
+
+
+def _tell_of_verification(found: Mapping[str, Any]) -> None:
+    if found["success"]:
+        say(found["message"])
+    elif "damages" not in found:
+        say_error(found["error"])
     else:
-        say_error(f"{found.path.name} is not intact")
-        for damage in found.damages:
+        say_error(f"{os.path.basename(found['path'])} is not intact")
+        for damage in found["damages"]:
             say(f"  damage: {damage}")
         say(f"  hint: {_DAMAGED_HINT}")
-    for note in found.notes:
+    for note in found.get("notes", ()):
         say(f"note: {note}")
-    print_result(found.to_dict())
-    return 0 if found.intact else 4
+    print_result(found)
+
+
+_TELLERS: Final = {"backup": _tell_of_backup, "verify": _tell_of_verification}
 
 
 def _extract(arguments: argparse.Namespace) -> int:
@@ -137,17 +192,13 @@ def _extract(arguments: argparse.Namespace) -> int:
 def _archive_path(archive: str) -> Path:
     """The archive's file; settings are read only where it is not given by its path, which keeps the command quick."""
     given = archive != "latest" and os.path.isfile(archive)
-    return Path(archive) if given else _job().repository.find(archive).path
+    return Path(archive) if given else _job(*watched_settings()).repository.find(archive).path
 
 
-def _job() -> BackupJob:
-    """A job as the environment describes it, which shows people how far it is."""
+def _job(settings: Settings, show: Callable[[Step], None]) -> BackupJob:
     from portal.ops.backup import BackupConfig, BackupJob
-    from portal.ops.job import read_text
-    from portal.ops.settings import load_settings
 
-    settings = load_settings(os.environ, read_text)
-    return BackupJob(BackupConfig.from_settings(settings), progress=watched_log(settings.log_format))
+    return BackupJob(BackupConfig.from_settings(settings), progress=show)
 
 
 if __name__ == "__main__":
