@@ -91,4 +91,6 @@ class Heartbeat:
             return Health(is_well=False, message=f"there is no sign of life of the {name} in {self.path}", facts={})
         if not -_AHEAD <= age <= _STALE:
             return Health(is_well=False, message=f"the last sign of life of the {name} is of {moment}", facts=facts)
+        if facts.get("ready") is False:
+            return Health(is_well=False, message=f"the {name} waits: {facts.get('waits_for')}", facts=facts)
         return Health(is_well=True, message=f"the {name} lives (process {facts.get('pid')})", facts=facts)

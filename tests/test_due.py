@@ -255,7 +255,8 @@ def test_the_memory_survives_a_restart_and_garbage_is_no_memory() -> None:
     memory.note("full", NOW)
     memory.note("full", NOW)
     assert Memory.from_dict(memory.to_dict()).times() == {"full": 2}
-    assert all(Memory.from_dict(bad).times() == {} for bad in (None, 3, [], {"full": 1}, {"full": {"times": "x"}}))
+    garbage: list[object] = [None, 3, [], {"full": 1}, {"full": {"times": "x"}}]
+    assert all(Memory.from_dict(bad).times() == {} for bad in garbage)
 
 
 def test_an_outage_is_said_once_and_tried_again_after_ten_seconds_then_twenty() -> None:
