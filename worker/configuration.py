@@ -56,7 +56,7 @@ def _deliveries(settings: WorkerSettings, keepalive: bool) -> dict[str, Any]:
         "worker_prefetch_multiplier": 1,
         # What is not acknowledged by then comes back; it must not while the work is still going on.
         "task_time_limit": settings.task_timeout,
-        "task_soft_time_limit": max(1, settings.task_timeout - SOFT_SECONDS),
+        "task_soft_time_limit": max(settings.task_timeout - SOFT_SECONDS, settings.task_timeout // 2),
         "broker_transport_options": {
             "visibility_timeout": settings.task_timeout + _LATE_SECONDS,
             "socket_connect_timeout": _ANSWER_SECONDS,

@@ -10,6 +10,7 @@ import json
 import threading
 from typing import TYPE_CHECKING, Final
 
+from celery import states
 from kombu.exceptions import OperationalError
 from redis import RedisError
 
@@ -58,7 +59,10 @@ def _sweep(repository: Repository) -> None:
 
 
 def requeue(app: Celery, settings: Settings, lane: Lane, *, at_start: bool) -> int:
-    """Put messages back that were taken by processes which are gone; how many.
+    """Put messages back that nobody works on any more; how many.
+
+    Whose process is gone, and whose task has its result although the message is still there: it was done while the
+    broker was away. That one is answered with the result when it is delivered again.
 
     Arguments:
         at_start: also those that nobody has begun to work on: who had taken them is most likely the worker before this
@@ -71,12 +75,17 @@ def requeue(app: Celery, settings: Settings, lane: Lane, *, at_start: bool) -> i
             task_id, queue = _task_of(text)
             if queue != lane.value or not task_id:
                 continue
-            gone = is_abandoned(settings.local_path, task_id)
-            if gone or (at_start and not is_begun(settings.local_path, task_id)):
+            idle = not is_begun(settings.local_path, task_id) and (at_start or _has_result(app, task_id))
+            if idle or is_abandoned(settings.local_path, task_id):
                 channel.qos.restore_by_tag(tag, leftmost=True)
                 log.warning("message_requeued", task_id=task_id)
                 count += 1
     return count
+
+
+def _has_result(app: Celery, task_id: str) -> bool:
+    found = app.backend.client.get(app.backend.get_key_for_task(task_id))
+    return found is not None and app.backend.decode(found)["status"] in states.READY_STATES
 
 
 def watch(app: Celery, settings: Settings, lane: Lane) -> Callable[[], None]:

@@ -191,7 +191,8 @@ class RestoreJob:
         record = next((one for one in self._records.all() if one.restore_id == restore_id), None)
         if record is None or not record.state.is_settled:
             return None
-        draft = self._draft(RestoreScope.FULL, **_named(record))
+        draft = self._draft(RestoreScope.FULL)
+        draft.note(**_named(record))
         if record.state is RestoreState.APPLIED:
             draft.note(success=True, components_restored=tuple(record.parts))
         else:
