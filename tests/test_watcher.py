@@ -152,6 +152,20 @@ def test_a_directory_that_is_renamed_or_removed_is_named(
     wait_until(lambda: "tenant-z/deep/later.json" in changed(redis))
 
 
+def test_directories_that_are_made_filled_and_renamed_at_once_are_watched(
+    watcher: ServiceProcess, uploads: Path, redis: EmbeddedRedis
+) -> None:
+    """As a program does that shows an upload when it is whole: what is written there later is seen by its new name."""
+    for number in range(BURST_DIRECTORIES):
+        write(uploads / f"making-{number}" / "deep" / "deeper" / "file.json")
+        (uploads / f"making-{number}").rename(uploads / f"made-{number}")
+    wait_until(lambda: changed(redis) >= {f"made-{number}" for number in range(BURST_DIRECTORIES)})
+    for number in range(BURST_DIRECTORIES):
+        write(uploads / f"made-{number}" / "deep" / "deeper" / "later.json")
+    later = {f"made-{number}/deep/deeper/later.json" for number in range(BURST_DIRECTORIES)}
+    wait_until(lambda: changed(redis) >= later)
+
+
 def test_no_file_of_a_burst_in_new_directories_is_missed(
     watcher: ServiceProcess, uploads: Path, redis: EmbeddedRedis
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import warnings
 from typing import TYPE_CHECKING, NoReturn
 
 from beat.heartbeat import WATCHER_NAME
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 def serve(settings: Settings) -> NoReturn:
     """Go on until the process ends."""
     logging.getLogger("watchdog").setLevel(logging.ERROR)  # an overflow is told of by the watcher
-    warnings.filterwarnings("ignore", module=r"watchdog\.")  # a directory that is met twice is no trouble
     Watcher(settings, QueuedWorkers(settings.worker)).run()
 
 

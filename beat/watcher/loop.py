@@ -216,6 +216,8 @@ class Watcher:
         with self._woken:
             due_at = self._gathering.due_at()
             paths, is_all = self._gathering.take(now) if due_at is not None and due_at <= now else (frozenset(), False)
+        if self._sight:  # before the task is sent: what changes while it looks is seen then
+            self._sight.renew([""] if is_all else paths)
         self._outbox.put(without_repository(paths, self._place, self._repository.path))
         if is_all:
             self._outbox.want_scan()

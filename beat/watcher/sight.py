@@ -1,9 +1,10 @@
 """What the kernel tells of changes below the uploads, by watchdog; and when it may not have told everything.
 
-Of watchdog's Linux part three things are changed. The kernel is asked only for what matters here: by default it would
+Of watchdog's Linux part four things are changed. The kernel is asked only for what matters here: by default it would
 report every file that a backup opens, and the queue would overflow. It is told on when the queue has overflowed, after
-watchdog has begun to watch everything anew. And it is told on when a directory cannot be watched since the kernel's
-limit is reached, which watchdog passes over.
+watchdog has begun to watch everything anew, and when a directory cannot be watched since the kernel's limit is reached,
+which watchdog passes over. And what is below a directory can be watched again: where one is made, filled and renamed at
+once, watchdog loses sight of some that are in it, or takes them for what they were called before.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ from watchdog.events import (
     FileSystemEventHandler,
 )
 from watchdog.observers.api import BaseObserver
-from watchdog.observers.inotify import InotifyFullEmitter
+from watchdog.observers.inotify import InotifyFullEmitter, InotifyWatchGroup
 from watchdog.observers.inotify_c import InotifyConstants, InotifyFD, Mask
 
 from beat.watcher.own import is_staged
-from portal.ops.archive.index import decode_name
+from portal.ops.archive.index import decode_name, encode_name
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Protocol
 
     from watchdog.observers.inotify_c import CallbackId, InotifyEvent, WatchCallback, WatchDescriptor
@@ -96,6 +98,17 @@ class Sight:
             self.stop()
             raise
 
+    def renew(self, paths: Iterable[str]) -> None:
+        """Make sure that directories, and all that are below them, are watched by the names that they have now.
+
+        Arguments:
+            paths: relative to the root, which has an empty one; what is no directory is passed over.
+        """
+        for emitter in self._observer.emitters:
+            if isinstance(emitter, _Emitter):
+                for path in paths:
+                    emitter.renew(path)
+
     def is_alive(self) -> bool:
         """Whether everything that this needs still works."""
         threads = (self._descriptor, self._observer, *self._observer.emitters)
@@ -131,16 +144,40 @@ class _Descriptor(InotifyFD):
                 self._listener.limited(error)
             raise
 
+    def _add_callback(self, path: bytes, mask: Mask, callback: WatchCallback, id_: CallbackId) -> WatchDescriptor:
+        """Watch a directory, or go on watching it: watchdog warns of the latter, with all that it knows in the text."""
+        watch = self._get_or_create_watch(path, mask)
+        watch.callbacks[id_] = callback
+        return watch.wd
+
 
 class _Emitter(InotifyFullEmitter):
     """Asks for what is wanted, and no more."""
 
-    def get_event_mask_from_filter(self) -> Mask:
-        return _WANTED
+    def on_thread_start(self) -> None:
+        self._group = _Group(self._inotify_fd, os.fsencode(self.watch.path), is_recursive=True, event_mask=_WANTED)
+        self._inotify = self._group
 
     def queue_event(self, event: FileSystemEvent) -> None:
         if not event.is_synthetic:  # below a directory that is told of by itself
             super().queue_event(event)
+
+    def renew(self, path: str) -> None:
+        """Watch a directory, and all below it, by the names that they have now."""
+        self._group.renew(os.path.join(os.fsencode(self.watch.path), encode_name(path)) if path else self._group.path)
+
+
+class _Group(InotifyWatchGroup):
+    """The directories that are watched."""
+
+    def renew(self, top: bytes) -> None:
+        """Watch a directory and all below it; the kernel knows those that it watches already, whatever their names."""
+        if os.path.islink(top) or not os.path.isdir(top):
+            return
+        for directory, _, _ in os.walk(top):
+            with self._lock:
+                if self.is_active:
+                    self._add_callback(directory)
 
 
 class _Translator(FileSystemEventHandler):
