@@ -291,7 +291,8 @@ _STATES: Final = {"applied": "can be taken back", "rolled_back": "was taken back
 def _job(settings: Settings, show: Callable[[Step], None], person: _Person, **given: Any) -> RestoreJob:
     from portal.ops.restore import RestoreConfig, RestoreJob
 
-    return RestoreJob(RestoreConfig.from_settings(settings, **given), confirm=person.confirm, progress=show)
+    config = RestoreConfig.from_settings(settings, **given)
+    return RestoreJob(config, confirm=person.confirm, progress=show, actor=remote.person())
 
 
 if __name__ == "__main__":

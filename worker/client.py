@@ -123,7 +123,8 @@ class Client:
             BrokerAwayError: the broker does not answer.
         """
         with _broker():
-            self._app.control.revoke(task_id, terminate=True, signal="SIGTERM")
+            # Where SIGTERM of a worker means SIGQUIT (see `__main__`), its processes listen to that alone.
+            self._app.control.revoke(task_id, terminate=True, signal="SIGQUIT")
 
 
 def _ended(status: str, result: Any) -> TaskState:

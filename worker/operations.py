@@ -102,7 +102,7 @@ def carry_out(order: Order) -> Outcome:
 
 def _back_up(order: Order) -> Outcome:
     arguments = BackupArguments.of(order.given)
-    job = BackupJob(BackupConfig.from_settings(order.settings), progress=order.progress)
+    job = BackupJob(BackupConfig.from_settings(order.settings), progress=order.progress, actor=arguments.actor)
     back_up = {
         TaskName.BACKUP_FULL: job.backup_full,
         TaskName.BACKUP_DATABASE: job.backup_database,
@@ -114,7 +114,7 @@ def _back_up(order: Order) -> Outcome:
 def _verify(order: Order) -> Outcome:
     arguments = VerifyArguments.of(order.given)
     check_archive(arguments.archive, order.repository, order.settings.worker.allowed_paths)
-    job = BackupJob(BackupConfig.from_settings(order.settings), progress=order.progress)
+    job = BackupJob(BackupConfig.from_settings(order.settings), progress=order.progress, actor=arguments.actor)
     found = job.verify(arguments.archive, _word(VerifyLevel, arguments.level))
     return Outcome(result=found.to_dict() | {"exit_code": 0 if found.intact else 4}, success=found.intact)
 
@@ -126,7 +126,9 @@ def _restore(order: Order) -> Outcome:
     if arguments.media_dir is not None:
         uploads = (settings.upload_dir,) if settings.upload_dir else ()
         check_place(arguments.media_dir, (*uploads, *allowed))
-    job = RestoreJob(RestoreConfig.from_settings(settings, **_options(arguments)), progress=order.progress)
+    job = RestoreJob(
+        RestoreConfig.from_settings(settings, **_options(arguments)), progress=order.progress, actor=arguments.actor
+    )
     if arguments.dry_run:
         return Outcome.of(_restore_scope(job, order, arguments))
     if done := job.earlier(moment=arguments.when(), request_id=order.task_id):
@@ -164,7 +166,7 @@ def _options(arguments: RestoreArguments) -> dict[str, Any]:
 
 def _roll_back(order: Order) -> Outcome:
     arguments = RollbackArguments.of(order.given)
-    job = RestoreJob(RestoreConfig.from_settings(order.settings), progress=order.progress)
+    job = RestoreJob(RestoreConfig.from_settings(order.settings), progress=order.progress, actor=arguments.actor)
     with _permitted(order):
         return Outcome.of(job.rollback(arguments.restore_id, is_repeated=order.attempt > 1))
 
