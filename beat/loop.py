@@ -126,9 +126,11 @@ class Beat:
             log.info("broker_back", seconds=round(seconds, 1))
 
     def _is_to_be_sent(self, errand: Errand, now: datetime) -> bool:
+        """Whether its pause is over, and nobody is at work on it; one that takes too long is no longer believed in."""
         if not self._memory.may_ask(errand.task_id, now):
             return False
-        return not (self._memory.is_known(errand.task_id) and self._workers.is_at_work(errand.task_id))
+        believed = now - timedelta(seconds=self._settings.worker.task_timeout)
+        return not (self._memory.was_asked_since(errand.task_id, believed) and self._workers.is_at_work(errand.task_id))
 
     def _next(self, now: datetime) -> list[Slot]:
         return next_slots(self._settings.schedules, now)

@@ -41,9 +41,9 @@ class Memory:
         """How often each task was sent."""
         return {task_id: asked.times for task_id, asked in self._asked.items()}
 
-    def is_known(self, task_id: str) -> bool:
-        """Whether the task was sent before."""
-        return task_id in self._asked
+    def was_asked_since(self, task_id: str, moment: datetime) -> bool:
+        """Whether the task was sent at that moment or later."""
+        return task_id in self._asked and self._asked[task_id].moment >= moment
 
     def may_ask(self, task_id: str, now: datetime) -> bool:
         """Whether it is time to send the task, or to send it again."""

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Final
 
 from beat.due import Held, Kind, Standing
 from portal.ops.access_log import AccessLog, Action, Outcome
-from portal.ops.verifications import Verifications
+from portal.ops.catalogue import Catalogue
 
 if TYPE_CHECKING:
     from collections.abc import Collection
-    from datetime import datetime
 
+    from portal.ops.access_log import AccessEntry
     from portal.ops.repository import Repository
 
 _ENDED: Final = {
@@ -19,6 +19,9 @@ _ENDED: Final = {
     Action.DRILL: (Kind.DRILL, frozenset({Outcome.DONE, Outcome.FAILED})),
 }
 """What the access log calls it, and the outcomes that end it: a drill that failed has told what it was to tell."""
+
+_PART: Final = "archives"
+"""A detail of the lines that a prune writes on its way; the one at its end has none."""
 
 
 def read_standing(repository: Repository, kinds: Collection[Kind]) -> Standing:
@@ -30,23 +33,33 @@ def read_standing(repository: Repository, kinds: Collection[Kind]) -> Standing:
     Raises:
         RepositoryError: the repository cannot be read.
     """
-    archives = repository.archives()
+    ended = {kind: entry.moment for kind, entry in last_ends(repository).items()} if _LOGGED & set(kinds) else {}
+    if Kind.VERIFY not in kinds:
+        found = repository.archives()
+        types = [archive.backup_id.type if archive.backup_id else None for archive in found]
+        held = (Held(name=one.name, type=kind, moment=one.moment) for one, kind in zip(found, types, strict=True))
+        return Standing(archives=tuple(held), ended=ended)
+    entries = Catalogue(repository).entries()
     return Standing(
-        archives=tuple(
-            Held(name=archive.name, type=archive.backup_id.type if archive.backup_id else None, moment=archive.moment)
-            for archive in archives
-        ),
-        verified=Verifications(repository).all() if Kind.VERIFY in kinds else {},
-        ended=_ended(repository) if {Kind.PRUNE, Kind.DRILL} & set(kinds) else {},
+        archives=tuple(Held(name=entry.name, type=entry.type, moment=entry.moment) for entry in entries),
+        verified={entry.name: entry.finding for entry in entries if entry.finding},
+        ended=ended,
     )
 
 
-def _ended(repository: Repository) -> dict[Kind, datetime]:
-    """When a prune and a drill ended last."""
-    found: dict[Kind, datetime] = {}
+_LOGGED: Final = frozenset(kind for kind, _ in _ENDED.values())
+
+
+def last_ends(repository: Repository) -> dict[Kind, AccessEntry]:
+    """The last prune that was done, and the last drill that came to an end, by the access log.
+
+    Raises:
+        RepositoryError: the log cannot be read.
+    """
+    found: dict[Kind, AccessEntry] = {}
     for entry in AccessLog(repository).entries():
-        if entry.action in _ENDED:
+        if entry.action in _ENDED and _PART not in entry.details:
             kind, outcomes = _ENDED[entry.action]
             if entry.outcome in outcomes:
-                found[kind] = entry.moment
+                found[kind] = entry
     return found
