@@ -13,7 +13,10 @@ import sys
 import time
 from typing import Final
 
+from portal.ops.errors import OpsError
+from portal.ops.job import read_text
 from portal.ops.process import launch_command
+from portal.ops.settings import load_settings
 from worker.names import Lane
 
 _POLL_SECONDS: Final = 0.2
@@ -23,6 +26,11 @@ _STOPPING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 def main() -> int:
     """Run the lanes until somebody asks this process to end; the exit code."""
     arguments = _parser().parse_args()
+    try:
+        load_settings(os.environ, read_text)
+    except OpsError as error:  # said once, not by each lane
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
     lanes = [Lane(name) for name in arguments.lanes] or list(Lane)
     stopped: list[int] = []
     for number in _STOPPING:

@@ -20,13 +20,14 @@ from redis import RedisError
 from worker.app import make_app
 from worker.configuration import RESULT_SECONDS
 from worker.errors import BrokerAwayError, OperationFailedError
+from worker.names import TaskName
 from worker.progress import STATE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from portal.ops.settings import WorkerSettings
-    from worker.names import Lane, TaskName
+    from worker.names import Lane
 
 _MARK: Final = "kekkai-backup-task-"
 _SEND: Final = {"max_retries": 2, "interval_start": 0.2, "interval_step": 0.4, "interval_max": 1.0}
@@ -52,6 +53,21 @@ class TaskState:
     progress: Mapping[str, Any] = field(default_factory=dict)
     result: Mapping[str, Any] = field(default_factory=dict)
     exit_code: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaneLoad:
+    """What one worker of a lane is at.
+
+    Arguments:
+        worker: its name.
+        processes: how many tasks it can work on at once.
+        busy: how many it works on, pings not counted.
+    """
+
+    worker: str
+    processes: int
+    busy: int
 
 
 def new_task_id(task: TaskName) -> str:
@@ -115,6 +131,65 @@ class Client:
                 "ping", reply=True, timeout=seconds, limit=1, pattern=f"{lane.value}@*", matcher="glob"
             )
         return bool(answers)
+
+    def send_ping(self, lane: Lane, seconds: float) -> str:
+        """Ask a lane for a sign of life; the id of the task, which nobody begins once the seconds are over.
+
+        Raises:
+            BrokerAwayError: the broker does not take it.
+        """
+        task_id = new_task_id(TaskName.PING)
+        with _broker():
+            self._app.backend.client.ping()  # says at once that nobody is there; to send a task would try for long
+            self._app.send_task(
+                TaskName.PING.value,
+                kwargs={},
+                task_id=task_id,
+                queue=lane.value,
+                expires=seconds,
+                sent_event=False,
+                retry=True,
+                retry_policy=_SEND,
+            )
+        return task_id
+
+    def clear_away(self, lane: Lane, task_id: str) -> None:
+        """Leave nothing of a ping behind: neither its message, where nobody took it, nor its result.
+
+        Raises:
+            BrokerAwayError: the broker does not answer.
+        """
+        backend = self._app.backend
+        with _broker(), self._app.connection_for_write() as connection:
+            redis = connection.default_channel.client
+            for message in redis.lrange(lane.value, 0, -1):
+                if task_id.encode() in message:
+                    redis.lrem(lane.value, 1, message)
+            backend.client.delete(backend.get_key_for_task(task_id))
+
+    def loads(self, lane: Lane, seconds: float = 1.0) -> list[LaneLoad]:
+        """What the workers of a lane are at, as their main processes say it; those that do not answer are not in it.
+
+        Raises:
+            BrokerAwayError: the broker does not answer.
+        """
+        sizes = {name: one["pool"]["max-concurrency"] for name, one in self._ask("stats", lane, seconds).items()}
+        tasks = self._ask("active", lane, seconds)
+        return [
+            LaneLoad(
+                worker=name,
+                processes=size,
+                busy=sum(task["name"] != TaskName.PING.value for task in tasks.get(name, ())),
+            )
+            for name, size in sorted(sizes.items())
+        ]
+
+    def _ask(self, question: str, lane: Lane, seconds: float) -> dict[str, Any]:
+        with _broker():
+            answers = self._app.control.broadcast(
+                question, reply=True, timeout=seconds, pattern=f"{lane.value}@*", matcher="glob"
+            )
+        return {name: answer for one in answers or () for name, answer in one.items() if "error" not in answer}
 
     def stop(self, task_id: str) -> None:
         """Have a task ended, or never begun.

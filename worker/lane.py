@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from celery.signals import worker_ready, worker_shutting_down
 
+from portal.ops.errors import OpsError
 from portal.ops.job import read_text
 from portal.ops.logs import engine_log
 from portal.ops.settings import load_settings
@@ -79,5 +80,14 @@ def _warn_of_strangers(app: Celery) -> None:
         )
 
 
+def main() -> int:
+    """Run the lane that the arguments name; the exit code."""
+    try:
+        return run_lane(Lane(sys.argv[1]), int(sys.argv[2]))
+    except OpsError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+
+
 if __name__ == "__main__":
-    sys.exit(run_lane(Lane(sys.argv[1]), int(sys.argv[2])))
+    sys.exit(main())

@@ -47,12 +47,18 @@ def _perform(task: Task, name: TaskName, given: Mapping[str, Any]) -> dict[str, 
     if outcome is None:
         started = time.monotonic()
         outcome = _deliver(task, name, given)
-        tell = log.info if outcome.success else log.error
-        error = {} if outcome.success else {"error": outcome.result.get("error")}
-        tell("task_ended", success=outcome.success, seconds=round(time.monotonic() - started, 3), **error)
+        _tell_end(name, outcome, time.monotonic() - started)
     if not outcome.success:
         raise OperationFailedError(outcome.result)
     return outcome.result
+
+
+def _tell_end(name: TaskName, outcome: Outcome, seconds: float) -> None:
+    """Say how a task ended; a ping that went well would only fill the log."""
+    if outcome.success and name is not TaskName.PING:
+        log.info("task_ended", success=True, seconds=round(seconds, 3))
+    elif not outcome.success:
+        log.error("task_ended", success=False, seconds=round(seconds, 3), error=outcome.result.get("error"))
 
 
 def _is_redelivered(task: Task) -> bool:
@@ -80,7 +86,8 @@ def _deliver(task: Task, name: TaskName, given: Mapping[str, Any]) -> Outcome:
         settings = load_settings(os.environ, read_text)
         with sole_delivery(settings.local_path, task.request.id) as attempt:
             structlog.contextvars.bind_contextvars(attempt=attempt)
-            log.info("task_begun", is_redelivered=_is_redelivered(task))
+            if name is not TaskName.PING:
+                log.info("task_begun", is_redelivered=_is_redelivered(task))
             if attempt > settings.worker.attempts:
                 return Outcome.of_error(_given_up(name, settings.worker.attempts))
             return _try(task, name, given, settings, attempt)
@@ -136,7 +143,11 @@ def _make(name: TaskName) -> Task:
     run.__doc__ = _MEANINGS[name]
     run.__name__ = name.value.replace(".", "_")
     decorate: Callable[..., Task] = shared_task(
-        bind=True, name=name.value, typing=False, throws=(OperationFailedError,)
+        bind=True,
+        name=name.value,
+        typing=False,
+        throws=(OperationFailedError,),
+        send_events=name is not TaskName.PING,  # Flower shows what people want to see
     )
     return decorate(run)
 
