@@ -95,12 +95,12 @@ class PruneResult:
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """The result in the types of JSON; what is kept is only counted, since it may be very many."""
+        """The result in the types of JSON, without the reasons: there may be very many."""
         kept = sum(decision.keep for decision in self.plan.decisions) if self.plan else 0
         return {
             "success": self.success,
             "dry_run": self.dry_run,
-            "removed": [decision.to_dict() for decision in self.removed],
+            "removed": [decision.entry.name for decision in self.removed],
             "freed_bytes": self.freed_bytes,
             "kept": kept + len(self.spared),
             "spared": list(self.spared),
