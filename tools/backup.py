@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from tools.insight import add_commands as add_insight_commands
 from tools.terminal import EXIT_CODES, print_result, run_command, say, say_error, watched_log
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     extract.add_argument("member", help="the file's path in the archive, such as media/tenant-a/scan.sarif")
     extract.add_argument("--output", metavar="FILE", help="where to put it (default: its name, in this directory)")
     extract.set_defaults(run=_extract)
+    add_insight_commands(commands)
     return parser
 
 

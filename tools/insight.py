@@ -1,0 +1,74 @@
+"""The commands that say how it stands: doctor, status, report."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from tools.terminal import print_result, say
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from portal.ops.doctor import Finding
+    from portal.ops.settings import Settings
+
+
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add them to the commands of `backup.sh`."""
+    commands.add_parser("doctor", help="check everything that a backup and a restore need").set_defaults(run=_doctor)
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    """Exit code 0 where no check found a fault."""
+    from portal.ops.doctor import State
+
+    findings = []
+    for finding in _findings():
+        findings.append(finding)
+        _say_finding(finding)
+    counts = {state.value: sum(finding.state is state for finding in findings) for state in State}
+    faults = counts[State.FAULT.value]
+    say(f"\n{_number(faults, 'fault')}, {_number(counts[State.WARNING.value], 'warning')}" + _MEANING[faults > 0])
+    print_result({"success": not faults, "counts": counts, "findings": [finding.to_dict() for finding in findings]})
+    return 1 if faults else 0
+
+
+_MEANING = {True: ": mend what is at FAULT, then run this again", False: ": backups and restores have what they need"}
+
+
+def _findings() -> Iterator[Finding]:
+    """Settings first: without them nothing else can be looked at."""
+    from portal.ops.doctor import Check, engine_checks, examine
+
+    settings: list[Settings] = []
+    yield from examine([Check(name="settings", look=lambda: _look_at_settings(settings))])
+    if settings:
+        with engine_checks(settings[0], environ=os.environ) as checks:
+            yield from examine(checks)
+
+
+def _look_at_settings(read: list[Settings]) -> Finding:
+    from portal.ops.doctor import ok, warning
+    from portal.ops.job import read_text
+    from portal.ops.settings import load_settings, unknown_settings
+
+    read.append(load_settings(os.environ, read_text))
+    strangers = unknown_settings(os.environ)
+    if strangers:
+        return warning("; ".join(strangers), "Correct the name where it is set; docs/settings.md has every name.")
+    return ok("every variable that is set can be used")
+
+
+def _say_finding(finding: Finding) -> None:
+    say(f"{_MARKS[finding.state.value]:<8} {finding.name:<16} {finding.what}")
+    if finding.mend and finding.state.value != "ok":
+        say(f"{'':<25} mend: {finding.mend}")
+
+
+_MARKS: dict[str, Any] = {"ok": "ok", "warning": "warning", "fault": "FAULT"}
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count or 'no'} {what}{'' if count == 1 else 's'}"
