@@ -51,6 +51,12 @@ class VerifyLevel(StrEnum):
     CHECKSUM = "checksum"
     CONTENTS = "contents"
     DUMP = "dump"
+    DRILL = "drill"
+
+    def covers(self, other: VerifyLevel) -> bool:
+        """Whether this level sees all that the other one sees."""
+        levels = list(VerifyLevel)
+        return levels.index(self) >= levels.index(other)
 
 
 _ID: Final = re.compile(r"(full|database|media|audit_logs)_(\d{8})_(\d{6})_([0-9a-f]{6,40})")
