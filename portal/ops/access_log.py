@@ -320,31 +320,73 @@ class AccessLog:
         return number, own
 
 
+@dataclass(kw_only=True)
+class Seen:
+    """What a witness will say of something that is being done.
+
+    Arguments:
+        subject: what it is done to, as far as that is known.
+        outcome: how it ended; where nothing else is noted, and nothing raised, it is done.
+    """
+
+    subject: str
+    outcome: Outcome = Outcome.DONE
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def note(self, outcome: Outcome, **details: Any) -> None:
+        """Say how it ended."""
+        self.outcome = outcome
+        self.details |= details
+
+
 @dataclass(frozen=True, kw_only=True)
 class Witness:
     """Writes down what one person or program does with a repository.
 
     Arguments:
-        log: where.
+        repository: the log is there.
         who: who it is; the user of this process by default.
         clock: what time it is.
     """
 
-    log: AccessLog
+    repository: Repository
     who: str | None = None
     clock: Clock = utc_now
 
     def saw(self, action: Action, subject: str, outcome: Outcome, **details: Any) -> None:
         """Write down what was done, to what, and how it ended; what is unknown of the details is left out."""
-        self.log.append(
+        AccessLog(self.repository).append(
             action,
             subject,
             outcome,
-            who=self.who or process_user(),
+            who=self.name,
             host=socket.gethostname(),
             moment=self.clock(),
-            **{name: value for name, value in details.items() if value not in (None, "", [], ())},
+            **{name: value for name, value in details.items() if value not in (None, "")},
         )
+
+    @contextmanager
+    def watching(self, action: Action, subject: str, **details: Any) -> Iterator[Seen]:
+        """Write down what is done in this context, whether it ends well or not."""
+        seen = Seen(subject=subject, details=details)
+        try:
+            yield seen
+        except BaseException as error:
+            code = error.exit_code if isinstance(error, OpsError) else 1
+            seen.note(Outcome.of(code), error=brief(str(error) or type(error).__name__))
+            raise
+        finally:
+            self.saw(action, seen.subject, seen.outcome, **seen.details)
+
+    @property
+    def name(self) -> str:
+        """Who it is."""
+        return self.who or process_user()
+
+
+def brief(error: str | None) -> str:
+    """An error without its hint."""
+    return (error or "").partition("\n  hint:")[0]
 
 
 def process_user() -> str:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from portal.ops.access_log import Action, Outcome, Witness, brief
 from portal.ops.archive.lanes import available_cores
 from portal.ops.archive.writer import unreadable
 from portal.ops.backup_model import BackupConfig, BackupResult
@@ -39,6 +40,7 @@ from portal.ops.process import ProcessRunner, SystemRunner
 from portal.ops.repository import ArchiveFile, Repository, disk_full, read_sidecar
 from portal.ops.settings import load_settings
 from portal.ops.sources.files import identity
+from portal.ops.verifications import Verifications
 from portal.ops.verify import Verification, Verifier, file_digest, open_archive
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ class BackupJob:
         runner: what starts pg_dump.
         clock: what time it is.
         progress: told how far a backup is, several times a second.
+        actor: who asked for it, for the access log; the user of this process by default.
     """
 
     def __init__(
@@ -71,9 +74,11 @@ class BackupJob:
         runner: ProcessRunner | None = None,
         clock: Clock = utc_now,
         progress: Progress | None = None,
+        actor: str | None = None,
     ) -> None:
         self.config = config
         self.repository = Repository(Path(config.local_path), lock_timeout=config.lock_timeout)
+        self._witness = Witness(repository=self.repository, who=actor, clock=clock)
         self._runner = runner or SystemRunner()
         self._clock = clock
         self._progress = progress
@@ -117,7 +122,15 @@ class BackupJob:
         Raises:
             OpsError: it cannot be looked at; damage is no error, but in what is returned.
         """
-        archive = self.repository.find(path)
+        with self._witness.watching(Action.VERIFY, os.fspath(path), level=str(level)) as seen:
+            archive = self.repository.find(path)
+            seen.subject = archive.name
+            found = self._look_at(archive, VerifyLevel(level))
+            seen.note(Outcome.DONE if found.intact else Outcome.FAILED, damages=len(found.damages))
+        return found
+
+    def _look_at(self, archive: ArchiveFile, level: VerifyLevel) -> Verification:
+        """Verify an archive, and keep what was found."""
         meter = Meter(self._progress)
         meter.phase = "verify"
         verifier = Verifier(
@@ -127,7 +140,7 @@ class BackupJob:
             advance=meter.advance,
         )
         with self._held(archive):
-            found = verifier.verify(archive.path, VerifyLevel(level))
+            found = verifier.verify(archive.path, level)
         tell, event = (log.info, "archive_verified") if found.intact else (log.error, "archive_damaged")
         tell(
             event,
@@ -136,6 +149,7 @@ class BackupJob:
             damages=len(found.damages),
             seconds=round(found.duration_seconds, 3),
         )
+        Verifications(self.repository).note(found, self._clock())
         return found
 
     @contextmanager
@@ -155,7 +169,10 @@ class BackupJob:
         submitted = moment or self._clock()
         backup_id = BackupId.of(kind, submitted, request_id or uuid.uuid4().hex)
         result = BackupResult(success=False, backup_id=str(backup_id), backup_type=kind, timestamp=submitted)
-        with structlog.contextvars.bound_contextvars(backup_id=str(backup_id)):
+        with (
+            structlog.contextvars.bound_contextvars(backup_id=str(backup_id)),
+            self._witness.watching(Action.BACKUP, str(backup_id)) as seen,
+        ):
             try:
                 result = self._back_up(backup_id, result)
             except OpsError as error:
@@ -165,6 +182,7 @@ class BackupJob:
                 result = replace(result, error=str(explained), exit_code=explained.exit_code)
             result = replace(result, duration_seconds=time.monotonic() - started)
             _log_result(result)
+            seen.note(Outcome.of(result.exit_code), error=brief(result.error))
         return result
 
     def _back_up(self, backup_id: BackupId, result: BackupResult) -> BackupResult:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from portal.ops.access_log import Action, Outcome, Witness, brief
 from portal.ops.archive.lanes import available_cores
 from portal.ops.errors import (
     ConfigurationError,
@@ -49,7 +50,8 @@ from portal.ops.restore_record import RestoreRecord, RestoreRecords
 from portal.ops.settings import load_settings
 from portal.ops.targets.database import RestoreMode
 from portal.ops.targets.file_selection import selected
-from portal.ops.verify import Verifier, open_archive
+from portal.ops.verifications import Verifications
+from portal.ops.verify import Verification, Verifier, open_archive
 
 if TYPE_CHECKING:
     from portal.ops.backup import BackupJob
@@ -109,6 +111,7 @@ class RestoreJob:
         runner: what starts pg_restore.
         clock: what time it is.
         progress: told how far a restore is.
+        actor: who asked for it, for the access log; the user of this process by default.
     """
 
     def __init__(
@@ -120,12 +123,14 @@ class RestoreJob:
         runner: ProcessRunner | None = None,
         clock: Clock = utc_now,
         progress: Progress | None = None,
+        actor: str | None = None,
     ) -> None:
         self.config = config
         path = Path(config.local_path) if backup_job is None else backup_job.repository.path
         self.repository = Repository(path, lock_timeout=config.lock_timeout)
         self._records = RestoreRecords(self.repository)
         self._history = RestoreHistory(self._records, parts_of=self._parts_of, clock=clock, days=config.rollback_days)
+        self._witness = Witness(repository=self.repository, who=actor, clock=clock)
         self._confirm = confirm
         self._runner = runner or SystemRunner()
         self._clock = clock
@@ -159,7 +164,7 @@ class RestoreJob:
         """
         try:
             archive = self.repository.find(path)
-            found = self._verifier().verify(archive.path, VerifyLevel.CONTENTS)
+            found = self._look_at(archive, VerifyLevel.CONTENTS)
         except OpsError as error:
             return False, {"error": str(error), "components": []}
         manifest = json.loads(found.manifest.encode()) if found.manifest else {"components": []}
@@ -173,7 +178,8 @@ class RestoreJob:
             restore_id: which one; the last one by default.
         """
         draft = self._draft(RestoreScope.FULL, is_rollback=True)
-        with _reported(draft), self._records.locked():
+        seen = self._witnessed(Action.ROLLBACK, draft, restore_id or "the last restore")
+        with seen, _reported(draft), self._records.locked():
             said, stuck = self._history.recover()
             draft.warn(said)
             for one in stuck:
@@ -193,7 +199,8 @@ class RestoreJob:
         A restore that was cut off, and cannot be finished, is given up: what can be undone of it is undone.
         """
         draft = self._draft(RestoreScope.FULL, is_rollback=True)
-        with _reported(draft), self._records.locked():
+        seen = self._witnessed(Action.FORGET, draft, restore_id)
+        with seen, _reported(draft), self._records.locked():
             record = self._history.record(restore_id)
             draft.note(**_named(record))
             self._ask(replace(_plan_for(record), forgets=record.restore_id, kept=self._history.kept(record)))
@@ -221,7 +228,8 @@ class RestoreJob:
             with _reported(draft):
                 self._dry_run(draft, path)
         else:
-            with _reported(draft), self._records.locked():
+            seen = self._witnessed(Action.RESTORE, draft, os.fspath(path))
+            with seen, _reported(draft), self._records.locked():
                 self._restore(draft, path)
         return draft.result
 
@@ -288,7 +296,7 @@ class RestoreJob:
         if self.config.patterns or not thorough:
             return
         with_dump = scope in (RestoreScope.FULL, RestoreScope.DATABASE)
-        found = self._verifier().verify(archive.path, VerifyLevel.DUMP if with_dump else VerifyLevel.CONTENTS)
+        found = self._look_at(archive, VerifyLevel.DUMP if with_dump else VerifyLevel.CONTENTS)
         found.raise_damage()
         log.info("archive_verified", verify_level=found.level.value, seconds=round(found.duration_seconds, 3))
 
@@ -395,6 +403,28 @@ class RestoreJob:
             directory=self._records.directory_of(restore_id),
             repository=self.repository.path,
         )
+
+    def _look_at(self, archive: ArchiveFile, level: VerifyLevel) -> Verification:
+        """Verify an archive, and keep what was found, unless nothing is to be changed."""
+        found = self._verifier().verify(archive.path, level)
+        if not self.config.dry_run:
+            Verifications(self.repository).note(found, self._clock())
+        return found
+
+    @contextmanager
+    def _witnessed(self, action: Action, draft: _Draft, subject: str) -> Iterator[None]:
+        """Write down in the access log how it ends, whatever happens."""
+        with self._witness.watching(action, subject) as seen:
+            yield
+            result = draft.result
+            named = result.backup_id if action is Action.RESTORE else result.restore_id
+            seen.subject = named or subject
+            seen.note(
+                Outcome.of(result.exit_code),
+                scope=result.scope.value if action is Action.RESTORE else None,
+                restore_id=result.restore_id if action is Action.RESTORE else None,
+                error=brief(result.error),
+            )
 
     def _verifier(self) -> Verifier:
         done = 0
