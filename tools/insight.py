@@ -17,7 +17,25 @@ if TYPE_CHECKING:
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add them to the commands of `backup.sh`."""
+    status = commands.add_parser("status", help="how it stands with the backups; exit code 1 where a target is missed")
+    status.add_argument("--json", action="store_true", help="say nothing to people: only the JSON of standard output")
+    status.set_defaults(run=_status)
     commands.add_parser("doctor", help="check everything that a backup and a restore need").set_defaults(run=_doctor)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    """Exit code 1 where a target is missed, so that any monitor can use it."""
+    from portal.ops.job import read_text, utc_now
+    from portal.ops.settings import load_settings
+    from portal.ops.status_facts import read_status
+    from portal.ops.status_text import status_lines
+
+    status = read_status(load_settings(os.environ, read_text), utc_now())
+    if not arguments.json:
+        for line in status_lines(status):
+            say(line)
+    print_result(status.to_dict())
+    return 0 if status.ok else 1
 
 
 def _doctor(_: argparse.Namespace) -> int:

@@ -1,0 +1,93 @@
+"""Repositories with a history: archives that are only names and sizes, and what was noted of them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from portal.ops.access_log import AccessLog, Action, Outcome
+from portal.ops.model import BackupId, BackupType, VerifyLevel
+from portal.ops.pins import Pins
+from portal.ops.record_store import RecordStore
+from portal.ops.repository import Repository, sidecar_of
+from portal.ops.settings import Settings, load_settings
+from portal.ops.verifications import DIRECTORY, VerificationRecord
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NOW: Final = datetime(2026, 11, 22, 12, 30, tzinfo=UTC)
+CHECKSUM: Final = "0" * 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """A repository that things have happened to.
+
+    Arguments:
+        path: the repository.
+    """
+
+    path: Path
+
+    @property
+    def repository(self) -> Repository:
+        """The repository."""
+        return Repository(self.path)
+
+    def settings(self, **variables: str) -> Settings:
+        """Settings for it: database and uploads, unless variables say otherwise."""
+        environ = {"BACKUP_LOCAL_PATH": str(self.path), "PORTAL_UPLOAD_DIR": "/srv/uploads"}
+        return load_settings(environ | variables, lambda _: "")
+
+    def archive(self, kind: BackupType, age: timedelta, *, size: int = 1000, seconds: float | None = None) -> str:
+        """An archive of that age, with its sidecar; its id. With `seconds` the access log has it too."""
+        backup_id = BackupId.of(kind, NOW - age, f"{kind}{age}")
+        self.path.mkdir(mode=0o700, exist_ok=True)
+        path = self.repository.archive_path(backup_id)
+        with path.open("wb") as file:
+            os.truncate(file.fileno(), size)
+        sidecar_of(path).write_text(f"{CHECKSUM}  {path.name}\n")
+        if seconds is not None:
+            self.entry(Action.BACKUP, str(backup_id), age=age, seconds=seconds)
+        return str(backup_id)
+
+    def verified(
+        self,
+        backup_id: str,
+        *,
+        intact: bool = True,
+        level: VerifyLevel = VerifyLevel.DUMP,
+        age: timedelta | None = None,
+    ) -> None:
+        """A verification of an archive."""
+        record = VerificationRecord(
+            backup_id=backup_id,
+            level=level,
+            moment=NOW - (age or timedelta()),
+            intact=intact,
+            checksum=CHECKSUM,
+            message="looked at",
+        )
+        RecordStore(self.path / DIRECTORY).write(backup_id, record.to_dict())
+
+    def pin(self, backup_id: str, reason: str) -> None:
+        """A pin."""
+        Pins(self.repository).pin(backup_id, reason=reason, who="anna", moment=NOW)
+
+    def entry(
+        self,
+        action: Action,
+        subject: str,
+        outcome: Outcome = Outcome.DONE,
+        *,
+        age: timedelta = timedelta(),
+        **details: Any,
+    ) -> None:
+        """A line of the access log."""
+        self.path.mkdir(mode=0o700, exist_ok=True)
+        AccessLog(self.repository).append(
+            action, subject, outcome, who="kekkai", host="portal-server", moment=NOW - age, **details
+        )
