@@ -144,12 +144,14 @@ def _archive_path(archive: str) -> Path:
 
 def _job() -> BackupJob:
     """A job as the environment describes it, which shows people how far it is."""
+    from portal.ops.aftermath import Aftermath
     from portal.ops.backup import BackupConfig, BackupJob
     from portal.ops.job import read_text
     from portal.ops.settings import load_settings
 
     settings = load_settings(os.environ, read_text)
-    return BackupJob(BackupConfig.from_settings(settings), progress=watched_log(settings.log_format))
+    show_step = watched_log(settings.log_format)
+    return BackupJob(BackupConfig.from_settings(settings), progress=show_step, observer=Aftermath(settings))
 
 
 if __name__ == "__main__":

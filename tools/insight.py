@@ -25,12 +25,17 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _status(arguments: argparse.Namespace) -> int:
     """Exit code 1 where a target is missed, so that any monitor can use it."""
+    from portal.ops.aftermath import Aftermath
     from portal.ops.job import read_text, utc_now
     from portal.ops.settings import load_settings
     from portal.ops.status_facts import read_status
     from portal.ops.status_text import status_lines
+    from tools.terminal import watched_log
 
-    status = read_status(load_settings(os.environ, read_text), utc_now())
+    settings = load_settings(os.environ, read_text)
+    watched_log(settings.log_format)
+    status = read_status(settings, utc_now())
+    Aftermath(settings).refresh(status)
     if not arguments.json:
         for line in status_lines(status):
             say(line)

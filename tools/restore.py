@@ -190,13 +190,19 @@ _STATES: Final = {"applied": "can be taken back", "rolled_back": "was taken back
 
 
 def _job(person: _Person, **given: Any) -> RestoreJob:
+    from portal.ops.aftermath import Aftermath
     from portal.ops.job import read_text
     from portal.ops.restore import RestoreConfig, RestoreJob
     from portal.ops.settings import load_settings
 
     settings = load_settings(os.environ, read_text)
     show_step = watched_log(settings.log_format)
-    return RestoreJob(RestoreConfig.from_settings(settings, **given), confirm=person.confirm, progress=show_step)
+    return RestoreJob(
+        RestoreConfig.from_settings(settings, **given),
+        confirm=person.confirm,
+        progress=show_step,
+        observer=Aftermath(settings),
+    )
 
 
 if __name__ == "__main__":
