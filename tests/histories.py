@@ -1,14 +1,16 @@
-"""Repositories with a history: archives that are only names and sizes, and what was noted of them."""
+"""Repositories with a history: archives that hold nothing but a manifest, and what was noted of them."""
 
 from __future__ import annotations
 
-import os
+import gzip
+import tarfile
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.access_log import AccessLog, Action, Outcome
-from portal.ops.model import BackupId, BackupType, VerifyLevel
+from portal.ops.manifest import Manifest
+from portal.ops.model import BackupId, BackupType, Component, VerifyLevel
 from portal.ops.pins import Pins
 from portal.ops.record_store import RecordStore
 from portal.ops.repository import Repository, sidecar_of
@@ -48,7 +50,8 @@ class History:
         self.path.mkdir(mode=0o700, exist_ok=True)
         path = self.repository.archive_path(backup_id)
         with path.open("wb") as file:
-            os.truncate(file.fileno(), size)
+            file.write(manifest_alone(str(backup_id), kind))
+            file.truncate(max(size, file.tell()))
         sidecar_of(path).write_text(f"{CHECKSUM}  {path.name}\n")
         if seconds is not None:
             self.entry(Action.BACKUP, str(backup_id), age=age, seconds=seconds)
@@ -91,3 +94,19 @@ class History:
         AccessLog(self.repository).append(
             action, subject, outcome, who="kekkai", host="portal-server", moment=NOW - age, **details
         )
+
+
+def manifest_alone(backup_id: str, kind: BackupType) -> bytes:
+    """The start of an archive: what a catalogue reads of it."""
+    components = (Component.DATABASE, Component.MEDIA) if kind is BackupType.FULL else (Component(kind.value),)
+    manifest = Manifest(
+        backup_id=backup_id,
+        type=kind.value,
+        timestamp=backup_id,
+        components=components,
+        hostname="portal-server",
+        db_name="defectdojo",
+    ).encode()
+    header = tarfile.TarInfo(f"{backup_id}/manifest.json")
+    header.size = len(manifest)
+    return gzip.compress(header.tobuf() + manifest, mtime=0)

@@ -6,10 +6,19 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tools.insight import add_commands as add_insight_commands
-from tools.terminal import EXIT_CODES, print_result, run_command, say, say_error, watched_log
+from tools.terminal import (
+    EXIT_CODES,
+    Lines,
+    print_listing,
+    print_result,
+    run_command,
+    say,
+    say_error,
+    watched_log,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,22 +103,36 @@ def _back_up(arguments: argparse.Namespace) -> int:
 
 
 def _list(_: argparse.Namespace) -> int:
-    from portal.ops.logs import human_bytes
     from portal.ops.restore import create_restore_job
     from tools.restore import restore_lines
 
     job = _job()
-    backups = job.list_backups()
-    for backup in backups:
-        size = human_bytes(backup["size_bytes"])
-        say(f"{backup['timestamp']}  {backup['type'] or '?':<10}  {size:>8}  {backup['backup_id']}")
-    if not backups:
-        say(f"there is no archive in {job.repository.path}; 'backup.sh full' makes the first one")
     restores = create_restore_job(backup_job=job).list_restores()
+    with Lines() as lines:
+        backups = (lines.passed(_backup_line(backup), backup) for backup in job.iterate_backups())
+        others = {"success": True, "repository": str(job.repository.path), "restores": restores}
+        if not print_listing("backups", backups, **others):
+            say(f"there is no archive in {job.repository.path}; 'backup.sh full' makes the first one")
     for line in ["", "Restores that were made:", *restore_lines(restores)] if restores else []:
         say(line)
-    print_result({"success": True, "repository": str(job.repository.path), "backups": backups, "restores": restores})
     return 0
+
+
+def _backup_line(backup: dict[str, Any]) -> str:
+    from portal.ops.logs import human_bytes
+
+    verified = backup["verified"]
+    known = f"verified: {verified['level']}" if verified and verified["intact"] else ""
+    marks = (
+        "DAMAGED" if verified and not verified["intact"] else known,
+        "pinned" if backup["pinned"] else "",
+        f"NOT WHOLE: {backup['fault']}" if backup["fault"] else "",
+        f"after {backup['parent']}" if backup["parent"] else "",
+    )
+    size = human_bytes(backup["size_bytes"])
+    said = "  ".join(mark for mark in marks if mark)
+    line = f"{backup['timestamp']}  {backup['type'] or '?':<10}  {size:>8}  {backup['backup_id']}  {said}"
+    return line.rstrip()
 
 
 def _verify(arguments: argparse.Namespace) -> int:

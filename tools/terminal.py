@@ -8,12 +8,12 @@ import shutil
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TextIO, TypeVar, cast
 
 from portal.ops.errors import OpsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from portal.ops.job import Step
     from portal.ops.settings import LogFormat
@@ -22,6 +22,9 @@ EXIT_CODES: Final = """exit codes:
   0 done          1 failed        2 wrong usage or configuration
   3 not confirmed 4 not intact    5 busy"""
 
+T = TypeVar("T")
+
+_LINES_AT_ONCE: Final = 1000
 _REDRAW_SECONDS: Final = 0.1
 _LINE_SECONDS: Final = 10.0
 _CLEAR_LINE: Final = "\r\x1b[K"
@@ -119,6 +122,46 @@ def print_result(result: Mapping[str, Any]) -> None:
     json.dump(result, sys.stdout, indent=2 if sys.stdout.isatty() else None)
     sys.stdout.write("\n")
     sys.stdout.flush()
+
+
+def print_listing(name: str, items: Iterable[Mapping[str, Any]], **others: Any) -> int:
+    """Write a result that holds a list of any length, without holding it in memory; how many items there were."""
+    person = sys.stdout.isatty()
+    start, separator, end = ("{\n  ", ",\n  ", "\n}\n") if person else ("{", ", ", "}\n")
+    fields = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in others.items()]
+    sys.stdout.write(start + "".join(field + separator for field in fields) + f"{json.dumps(name)}: [")
+    encode = json.JSONEncoder().encode
+    count = 0
+    for count, item in enumerate(items, 1):
+        sys.stdout.write((", " if count > 1 else "") + ("\n    " if person else "") + encode(item))
+    sys.stdout.write("]" + end)
+    sys.stdout.flush()
+    return count
+
+
+class Lines:
+    """Many lines for a person, on standard error, written many at a time."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._write()
+
+    def passed(self, line: str, item: T) -> T:
+        """Say a line about an item on its way; the item."""
+        self._lines.append(line)
+        if len(self._lines) >= _LINES_AT_ONCE:
+            self._write()
+        return item
+
+    def _write(self) -> None:
+        if self._lines:
+            say("\n".join(self._lines))
+        self._lines.clear()
 
 
 def say(text: str = "") -> None:

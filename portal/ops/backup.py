@@ -25,6 +25,7 @@ from portal.ops.access_log import Action, Observer, Outcome, Witness
 from portal.ops.archive.lanes import available_cores
 from portal.ops.archive.writer import unreadable
 from portal.ops.backup_model import BackupConfig, BackupResult
+from portal.ops.catalogue import Catalogue
 from portal.ops.collection import Collection
 from portal.ops.errors import (
     ConfigurationError,
@@ -35,7 +36,7 @@ from portal.ops.errors import (
 )
 from portal.ops.job import Clock, Meter, PathLike, Progress, read_text, utc_now
 from portal.ops.logs import engine_log
-from portal.ops.model import BackupId, BackupType, Component, VerifyLevel, timestamp
+from portal.ops.model import SUFFIX, BackupId, BackupType, Component, VerifyLevel, timestamp
 from portal.ops.process import ProcessRunner, SystemRunner
 from portal.ops.repository import ArchiveFile, Repository, disk_full, read_sidecar
 from portal.ops.settings import load_settings
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from datetime import datetime
 
+    from portal.ops.entry import Entry
     from portal.ops.manifest import Manifest
 
 __all__ = ["BackupConfig", "BackupJob", "BackupResult", "BackupType", "create_backup_job"]
@@ -103,12 +105,21 @@ class BackupJob:
         return self._run(BackupType.MEDIA, moment, request_id)
 
     def list_backups(self) -> list[dict[str, Any]]:
-        """The archives of the repository, newest first, by names and sidecars alone.
+        """The archives of the repository, newest first, with what is known of each.
 
         Raises:
             RepositoryError: the repository cannot be read.
         """
-        return [_listed(archive) for archive in self.repository.archives()]
+        return list(self.iterate_backups())
+
+    def iterate_backups(self) -> Iterator[dict[str, Any]]:
+        """As `list_backups`, one after the other: a repository may hold very many.
+
+        Raises:
+            RepositoryError: the repository cannot be read.
+        """
+        directory = str(self.repository.path)
+        return (_listed(entry, directory) for entry in Catalogue(self.repository).entries())
 
     def verify_backup(self, path: PathLike, level: VerifyLevel = VerifyLevel.CONTENTS) -> tuple[bool, str]:
         """Whether an archive is intact, and what was found."""
@@ -322,18 +333,24 @@ def _log_result(result: BackupResult) -> None:
         log.error("backup_failed", seconds=seconds, error=result.error)
 
 
-def _listed(archive: ArchiveFile) -> dict[str, Any]:
-    try:
-        checksum = read_sidecar(archive.path)
-    except OpsError:
-        checksum = None
+def _listed(entry: Entry, directory: str) -> dict[str, Any]:
+    name = entry.name + SUFFIX
+    finding = entry.finding
     return {
-        "path": str(archive.path),
-        "name": archive.path.name,
-        "backup_id": archive.name,
-        "type": archive.backup_id.type.value if archive.backup_id else None,
-        "timestamp": timestamp(archive.moment),
-        "size_bytes": archive.size,
-        "modified": timestamp(archive.modified),
-        "checksum": checksum,
+        "path": f"{directory}/{name}",
+        "name": name,
+        "backup_id": entry.name,
+        "type": entry.type.value if entry.type else None,
+        "timestamp": timestamp(entry.moment),
+        "size_bytes": entry.size,
+        "modified": timestamp(entry.modified),
+        "checksum": entry.checksum,
+        "components": list(entry.components),
+        "parent": entry.parent,
+        "base": entry.base,
+        "pinned": entry.pinned,
+        "fault": entry.fault or None,
+        "verified": {"level": finding.level.value, "moment": timestamp(finding.moment), "intact": finding.intact}
+        if finding
+        else None,
     }

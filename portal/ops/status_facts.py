@@ -1,4 +1,4 @@
-"""Gathers what a status is made of: from the repository alone, and without looking into archives."""
+"""Gathers what a status is made of: from the repository alone, by its catalogue and its records."""
 
 from __future__ import annotations
 
@@ -8,22 +8,20 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.access_log import AccessLog, Action
+from portal.ops.catalogue import Catalogue
 from portal.ops.failures import last_outcomes, unanswered
-from portal.ops.model import BackupType, Component
+from portal.ops.model import Component
 from portal.ops.pins import Pins
-from portal.ops.record_store import DamagedRecordError, RecordStore
 from portal.ops.repository import Repository
 from portal.ops.restore_record import RestoreRecords, RestoreState
 from portal.ops.status import evaluate
 from portal.ops.status_model import Archive, Drill, Facts, Status
-from portal.ops.verifications import DIRECTORY as VERIFICATIONS
-from portal.ops.verifications import VerificationRecord, Verifications
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
     from datetime import date, datetime
 
-    from portal.ops.repository import ArchiveFile
+    from portal.ops.entry import Entry
     from portal.ops.settings import Settings
 
 _HISTORY_DAYS: Final = 400
@@ -47,8 +45,8 @@ def read_facts(settings: Settings, now: datetime) -> Facts:
     """
     repository = Repository(settings.local_path)
     components = _components(settings)
-    archives = repository.archives()
-    found = _Newest(repository, components)
+    archives = Catalogue(repository).entries()
+    found = _Newest(components)
     found.look_at(archives)
     entries = AccessLog(repository).recent()
     names = {archive.name for archive in archives}
@@ -84,7 +82,7 @@ def read_facts(settings: Settings, now: datetime) -> Facts:
     )
 
 
-def daily_bytes(archives: Iterable[ArchiveFile], now: datetime) -> tuple[int, ...]:
+def daily_bytes(archives: Iterable[Entry], now: datetime) -> tuple[int, ...]:
     """Bytes of the archives of each day since the first one, the oldest day first, without today."""
     today = now.date()
     sizes: Counter[date] = Counter()
@@ -97,52 +95,35 @@ def daily_bytes(archives: Iterable[ArchiveFile], now: datetime) -> tuple[int, ..
 class _Newest:
     """Looks for the newest archives of each component, from the newest one backwards."""
 
-    def __init__(self, repository: Repository, components: tuple[Component, ...]) -> None:
-        self._components = components
-        self._verifications = Verifications(repository)
-        self._known = frozenset(RecordStore(repository.path / VERIFICATIONS).names())
+    def __init__(self, components: tuple[Component, ...]) -> None:
+        self._components = frozenset(components)
         self.newest: dict[Component, Archive] = {}
         self.verified: dict[Component, Archive] = {}
         self.first: dict[Component, datetime] = {}
         self.damaged: list[str] = []
 
-    def look_at(self, archives: Sequence[ArchiveFile]) -> None:
-        """Go through the archives, the newest first."""
-        for archive in archives:
-            components = self._of(archive)
-            for component in components:
-                self.first[component] = archive.moment
-            if any(component not in self.verified for component in components):
-                self._note(archive, components)
+    def look_at(self, entries: Iterable[Entry]) -> None:
+        """Go through the archives, the newest first. One that is not whole counts for nothing."""
+        for entry in entries:
+            finding = entry.finding
+            if finding is not None and not finding.intact:
+                self.damaged.append(entry.name)
+            elif not entry.fault:
+                self._note(entry)
 
-    def _note(self, archive: ArchiveFile, components: Sequence[Component]) -> None:
-        record = self._record(archive.name)
-        if record is not None and not record.intact:
-            self.damaged.append(archive.name)
-            return
-        level = record.level.value if record else None
-        seen = Archive(backup_id=archive.name, moment=archive.moment, size=archive.size, level=level)
-        for component in components:
-            self.newest.setdefault(component, seen)
-            if record is not None:
-                self.verified.setdefault(component, seen)
+    def _note(self, entry: Entry) -> None:
+        for component in entry.components:
+            if component in self._components:
+                self.first[component] = entry.moment
+                if component not in self.newest:
+                    self.newest[component] = _archive(entry)
+                if component not in self.verified and entry.finding is not None:
+                    self.verified[component] = _archive(entry)
 
-    def _record(self, name: str) -> VerificationRecord | None:
-        if name not in self._known:
-            return None
-        try:
-            return self._verifications.of(name)
-        except DamagedRecordError:
-            return None
 
-    def _of(self, archive: ArchiveFile) -> tuple[Component, ...]:
-        if archive.backup_id is None:
-            return ()
-        kind = archive.backup_id.type
-        if kind is BackupType.FULL:
-            return self._components
-        component = Component(kind.value)
-        return (component,) if component in self._components else ()
+def _archive(entry: Entry) -> Archive:
+    level = entry.finding.level.value if entry.finding else None
+    return Archive(backup_id=entry.name, moment=entry.moment, size=entry.size, level=level)
 
 
 def _components(settings: Settings) -> tuple[Component, ...]:
