@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from pathlib import Path
@@ -106,6 +107,7 @@ def _list(_: argparse.Namespace) -> int:
     from portal.ops.restore import create_restore_job
     from tools.restore import restore_lines
 
+    gc.disable()  # there may be very many archives, and none of what is made for them is garbage
     job = _job()
     restores = create_restore_job(backup_job=job).list_restores()
     with Lines() as lines:

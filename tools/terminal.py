@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import time
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TextIO, TypeVar, cast
 
 from portal.ops.errors import OpsError
@@ -126,15 +127,14 @@ def print_result(result: Mapping[str, Any]) -> None:
 
 def print_listing(name: str, items: Iterable[Mapping[str, Any]], **others: Any) -> int:
     """Write a result that holds a list of any length, without holding it in memory; how many items there were."""
-    person = sys.stdout.isatty()
-    start, separator, end = ("{\n  ", ",\n  ", "\n}\n") if person else ("{", ", ", "}\n")
-    fields = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in others.items()]
-    sys.stdout.write(start + "".join(field + separator for field in fields) + f"{json.dumps(name)}: [")
-    encode = json.JSONEncoder().encode
-    count = 0
-    for count, item in enumerate(items, 1):
-        sys.stdout.write((", " if count > 1 else "") + ("\n    " if person else "") + encode(item))
-    sys.stdout.write("]" + end)
+    newline = "\n  " if sys.stdout.isatty() else " "
+    fields = "".join(f"{json.dumps(key)}: {json.dumps(value)},{newline}" for key, value in others.items())
+    sys.stdout.write("{" + newline.rstrip(" ") + fields + f"{json.dumps(name)}: [")
+    count, rest = 0, iter(items)
+    while some := list(islice(rest, _LINES_AT_ONCE)):
+        sys.stdout.write((f",{newline}" if count else "") + json.dumps(some)[1:-1])
+        count += len(some)
+    sys.stdout.write("]}\n")
     sys.stdout.flush()
     return count
 

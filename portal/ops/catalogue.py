@@ -13,10 +13,12 @@ import stat
 import time
 from contextlib import closing
 from datetime import UTC, datetime
+from operator import attrgetter
+from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.archive.peek import peek_manifest
-from portal.ops.catalogue_cache import FACTS, STAMPS, CatalogueCache
+from portal.ops.catalogue_cache import CatalogueCache
 from portal.ops.entry import Entry, Finding
 from portal.ops.errors import OpsError, RepositoryError
 from portal.ops.logs import engine_log
@@ -44,6 +46,9 @@ _SIDECAR: Final = SIDECAR_SUFFIX.encode()
 _FINDINGS: Final = VERIFICATIONS.encode() + b"/"
 _FINDING: Final = b".json"
 _ABSENT: Final = (0, 0, 0)
+_STAMP: Final = Struct("9Q")
+"""Size, time of change and inode of an archive, its sidecar and its finding: a row holds as long as they do."""
+
 _SETTLED_NS: Final = 2_000_000_000
 """A file that has changed more recently could change again without looking different."""
 
@@ -83,7 +88,7 @@ class Catalogue:
                 found = _Look(self._repository, directory, pinned).run(self._cache)
         finally:
             os.close(directory)
-        return sorted(found, key=lambda entry: (entry.moment, entry.modified, entry.name), reverse=True)
+        return sorted(found, key=attrgetter("moment", "modified", "name"), reverse=True)
 
 
 class _Look:
@@ -100,45 +105,44 @@ class _Look:
     def run(self, cache: CatalogueCache) -> list[Entry]:
         """Every archive, in the order of the names; the memory is brought up to date."""
         rows = _Memory(cache.rows())
-        names = sorted(name for name in _names(self._directory, _SUFFIX) if not name.startswith(b"."))
-        verified = set(self._verified())
+        names = sorted(name for name in self._names("", _SUFFIX) if not name.startswith(b"."))
+        verified = {name.removesuffix(_FINDING) for name in self._names(VERIFICATIONS, _FINDING)}
         entries = []
         for name in names:
             if (status := self._stat(name)) and stat.S_ISREG(status.st_mode):
                 stem = name.removesuffix(_SUFFIX)
                 finding = self._stat(_FINDINGS + stem + _FINDING) if stem in verified else None
-                stamps = (*_stamp(status), *_stamp(self._stat(name + _SIDECAR)), *_stamp(finding))
+                stamp = _STAMP.pack(*_stamp(status), *_stamp(self._stat(name + _SIDECAR)), *_stamp(finding))
                 row = rows.find(stem)
-                if row is None or row[STAMPS] != stamps:
-                    row = self._read(stem, stamps, status)
+                if row is None or row[1] != stamp:
+                    row = self._read(stem, stamp)
                 entries.append(self._entry(row, status))
         rows.finish()
         cache.save(self._changed, rows.gone)
         return entries
 
     def _entry(self, row: Row, status: os.stat_result) -> Entry:
-        kind, taken, parent, base, components, fault, checksum, level, found_at, intact = row[FACTS]
+        stem, _, kind, taken, parent, base, components, fault, checksum, level, found_at, intact = row
         modified = datetime.fromtimestamp(status.st_mtime, UTC)
-        name = os.fsdecode(row[0])
+        name = os.fsdecode(stem)
         return Entry(
-            name=name,
-            type=_TYPES[kind],
-            moment=modified if taken is None else datetime.fromtimestamp(taken, UTC),
-            modified=modified,
-            size=status.st_size,
-            checksum=checksum,
-            parent=parent,
-            base=base,
-            components=_components(components),
-            fault=fault,
-            finding=level
-            and Finding(level=_LEVELS[level], moment=datetime.fromtimestamp(found_at, UTC), intact=bool(intact)),
-            pinned=name in self._pinned,
+            name,
+            _TYPES[kind],
+            modified if taken is None else datetime.fromtimestamp(taken, UTC),
+            modified,
+            status.st_size,
+            checksum,
+            parent,
+            base,
+            _KNOWN_COMPONENTS.get(components) or _components(components),
+            fault,
+            Finding(_LEVELS[level], datetime.fromtimestamp(found_at, UTC), bool(intact)) if level else None,
+            name in self._pinned,
         )
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
-    def _read(self, stem: bytes, stamps: tuple[int, ...], status: os.stat_result) -> Row:
+    def _read(self, stem: bytes, stamp: bytes) -> Row:
         """What the files of an archive say.
 
         It is remembered, unless they are so new that they may change unnoticed, or unreadable, which may pass.
@@ -151,7 +155,7 @@ class _Look:
         finding = self._finding(name)
         row = (
             stem,
-            *stamps,
+            stamp,
             backup_id.type.value if backup_id else None,
             int(backup_id.moment.timestamp()) if backup_id else None,
             manifest.parent if manifest else None,
@@ -161,7 +165,7 @@ class _Look:
             checksum,
             *finding,
         )
-        if not unreadable and max(status.st_ctime_ns, *stamps[1::3]) < self._settled:
+        if not unreadable and max(_STAMP.unpack(stamp)[1::3]) < self._settled:
             self._changed.append(row)
         return row
 
@@ -173,19 +177,14 @@ class _Look:
             found = None
         return (found.level.value, found.moment.timestamp(), found.intact) if found else (None, 0.0, 0)
 
-    def _verified(self) -> Iterator[bytes]:
-        """The archives that there is a finding of; their names alone."""
+    def _names(self, directory: str, ending: bytes) -> list[bytes]:
+        path = self._repository.path / directory
         try:
-            directory = os.open(VERIFICATIONS, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._directory)
+            return [name for name in os.listdir(os.fsencode(path)) if name.endswith(ending)]
         except FileNotFoundError:
-            return
+            return []
         except OSError as error:
-            raise _unreadable(self._repository.path / VERIFICATIONS, error) from error
-        try:
-            for name in _names(directory, _FINDING):
-                yield name.removesuffix(_FINDING)
-        finally:
-            os.close(directory)
+            raise _unreadable(path, error) from error
 
     def _stat(self, name: bytes) -> os.stat_result | None:
         try:
@@ -219,19 +218,13 @@ class _Memory:
             self._row = next(self._rows, None)
 
 
-def _names(directory: int, ending: bytes) -> list[bytes]:
-    return [encoded for name in os.listdir(directory) if (encoded := os.fsencode(name)).endswith(ending)]
-
-
 def _stamp(status: os.stat_result | None) -> tuple[int, int, int]:
     return (status.st_size, status.st_ctime_ns, status.st_ino) if status else _ABSENT
 
 
 def _components(names: str) -> tuple[Component, ...]:
     """The components of a row; the same few tuples for all of them."""
-    if names not in _KNOWN_COMPONENTS:
-        _KNOWN_COMPONENTS[names] = tuple(Component(name) for name in names.split(",") if name)
-    return _KNOWN_COMPONENTS[names]
+    return _KNOWN_COMPONENTS.setdefault(names, tuple(Component(name) for name in names.split(",") if name))
 
 
 _KNOWN_COMPONENTS: Final[dict[str, tuple[Component, ...]]] = {}

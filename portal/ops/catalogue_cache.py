@@ -20,20 +20,13 @@ log = engine_log("portal.ops.catalogue")
 
 Row = tuple[Any, ...]
 
-STAMPS: Final = slice(1, 10)
-"""Size, time and inode of the archive, its sidecar and its verification: they decide whether a row still holds."""
-FACTS: Final = slice(10, 20)
-
-_COLUMNS: Final = (
-    "name, size, changed, inode, sidecar_size, sidecar_changed, sidecar_inode, found_size, found_changed, found_inode, "
-    "kind, taken, parent, base, components, fault, checksum, level, found_at, intact"
-)
+_COLUMNS: Final = "name, stamp, kind, taken, parent, base, components, fault, checksum, level, found_at, intact"
 _VERSION: Final = 1
 _WAIT_SECONDS: Final = 2.0
 
 
 class CatalogueCache:
-    """What is remembered of each archive.
+    """What is remembered of each archive: its name, the stamp of its files, and what these say.
 
     Arguments:
         path: the database's file; its directory is made where that can be done.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -11,8 +10,7 @@ if TYPE_CHECKING:
     from portal.ops.model import BackupType, Component, VerifyLevel
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class Finding(NamedTuple):
     """What the last verification that counts has found.
 
     Arguments:
@@ -26,8 +24,7 @@ class Finding:
     intact: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class Entry(NamedTuple):
     """One archive of a repository.
 
     Arguments:

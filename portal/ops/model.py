@@ -105,4 +105,4 @@ class BackupId:
 
 def timestamp(moment: datetime) -> str:
     """A moment as the manifest writes it: ``2024-01-15T12:00:00Z``."""
-    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="seconds") + "Z"
+    return (moment if moment.tzinfo is UTC else moment.astimezone(UTC)).isoformat()[:19] + "Z"
