@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
 
+from portal.ops.errors import ConfigurationError
 from tools.terminal import print_result, say
 
 if TYPE_CHECKING:
@@ -15,11 +17,17 @@ if TYPE_CHECKING:
     from portal.ops.settings import Settings
 
 
+_REPORT: Final = "kekkai-backup-report.html"
+
+
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add them to the commands of `backup.sh`."""
     status = commands.add_parser("status", help="how it stands with the backups; exit code 1 where a target is missed")
     status.add_argument("--json", action="store_true", help="say nothing to people: only the JSON of standard output")
     status.set_defaults(run=_status)
+    report = commands.add_parser("report", help="write a page that shows what became of the backups")
+    report.add_argument("--output", metavar="FILE", default=_REPORT, help="where to (default: %(default)s)")
+    report.set_defaults(run=_report)
     commands.add_parser("doctor", help="check everything that a backup and a restore need").set_defaults(run=_doctor)
 
 
@@ -41,6 +49,36 @@ def _status(arguments: argparse.Namespace) -> int:
             say(line)
     print_result(status.to_dict())
     return 0 if status.ok else 1
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    """Write the report, whole or not at all."""
+    from portal.ops.job import read_text, utc_now
+    from portal.ops.settings import load_settings
+    from tools.report.page import page
+    from tools.report.story import read_story
+
+    text = page(read_story(load_settings(os.environ, read_text), utc_now()))
+    path = os.path.abspath(arguments.output)
+    _write(path, text.encode("utf-8", "replace"))
+    say(f"the report is {path}; it needs nothing else, and any browser shows it")
+    print_result({"success": True, "path": path, "size_bytes": os.path.getsize(path)})
+    return 0
+
+
+def _write(path: str, data: bytes) -> None:
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "xb") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise ConfigurationError(
+            f"cannot write {path}: {error.strerror}", hint="Give another place with --output FILE."
+        ) from error
 
 
 def _doctor(_: argparse.Namespace) -> int:

@@ -139,9 +139,18 @@ def spoken(component: Component) -> str:
 
 
 def span(time: timedelta) -> str:
-    """A time as people say it: ``90 s``, ``45 min``, ``26 h``, ``3 days``."""
+    """An age as people say it: ``90 s``, ``45 min``, ``26 h``, ``3 days``."""
     seconds = max(0, round(time.total_seconds()))
-    for size, most, unit in ((1, 100, "s"), (60, 100, "min"), (3600, 48, "h")):
+    for size, most, unit in ((1, 120, "s"), (60, 120, "min"), (3600, 48, "h")):
         if seconds < most * size:
             return f"{seconds // size} {unit}"
     return f"{seconds // 86400} days"
+
+
+def duration(seconds: float) -> str:
+    """How long something took, to the second: ``45 s``, ``2:09 min``, ``1:02:09 h``."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02d}:{rest:02d} h"
+    return f"{minutes}:{rest:02d} min" if minutes else f"{rest} s"

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.logs import human_bytes
-from portal.ops.status import span, spoken
+from portal.ops.status import duration, span, spoken
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +45,7 @@ def _table(status: Status) -> Iterator[str]:
     how = span(status.moment - drill.moment) if drill else "never"
     missed = any(miss.target == "drill" for miss in status.misses)
     state = "MISSED" if missed else "ok" if drill else "not due"
-    rto = f"restored in {span(timedelta(seconds=status.drilled.seconds))}" if status.drilled else ""
+    rto = f"restored in {duration(status.drilled.seconds)}" if status.drilled else ""
     if drill and not drill.success:
         rto = "failed"
     yield f"{'drill':<{_LABEL}}{how:<11}{span(status.drill_age):<10}{rto:<32}{state}"
