@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.access_log import AccessLog, Action, Outcome
+from portal.ops.drill_report import DrillReport, DrillReports
 from portal.ops.manifest import Manifest
 from portal.ops.model import BackupId, BackupType, Component, VerifyLevel
 from portal.ops.pins import Pins
@@ -79,6 +80,18 @@ class History:
     def pin(self, backup_id: str, reason: str) -> None:
         """A pin."""
         Pins(self.repository).pin(backup_id, reason=reason, who="anna", moment=NOW)
+
+    def drill(self, backup_id: str, age: timedelta, *, seconds: float = 100, error: str | None = None) -> None:
+        """A drill of that age."""
+        report = DrillReport(
+            drill_id=f"drill_{NOW - age:%Y%m%d_%H%M%S}_aaaaaa",
+            backup_id=backup_id,
+            started=NOW - age,
+            success=error is None,
+            seconds=seconds,
+            error=error,
+        )
+        DrillReports(self.repository).save(report)
 
     def entry(
         self,

@@ -81,7 +81,8 @@ def history(tmp_path: Path) -> History:
             found.verified(backup_id, intact=day != 5)
     found.archive(BackupType.DATABASE, HOUR / 2, seconds=2.0)
     found.pin(backup_id, HOSTILE)
-    found.entry(Action.PRUNE, "the repository", removed="full_20240115_120000_abc123", why=HOSTILE)
+    found.entry(Action.PRUNE, "the repository", archives=["full_20240115_120000_abc123"], reasons=[HOSTILE])
+    found.drill(backup_id, 2 * DAY, seconds=129)
     found.entry(Action.DRILL, HOSTILE, Outcome.FAILED, error=HOSTILE, hint=HOSTILE)
     return found
 
@@ -134,6 +135,7 @@ class TestPage:
         words = " ".join(parsed(text_of(history)).words)
         assert "Pinned: kept until somebody lets them go" in words
         assert "full_20240115_120000_abc123" in words
+        assert "restored in 2:09 min" in words
         assert "Failures" in words
 
     def test_an_empty_repository_has_a_page_too(self, tmp_path: Path) -> None:

@@ -88,6 +88,22 @@ class TestTargets:
         history.archive(BackupType.FULL, 9 * DAY)
         assert missed(status_of(history)) == {"verified_database", "verified_media", "drill"}
 
+    def test_a_drill_that_failed_misses_the_target(self, history: History) -> None:
+        """However young it is; the RTO is that of the last one that succeeded."""
+        backup_id = history.archive(BackupType.FULL, HOUR)
+        history.drill(backup_id, 2 * DAY, seconds=129)
+        assert status_of(history).ok
+        history.drill(backup_id, DAY, error="no room\n  hint: Make some.")
+        status = status_of(history)
+        assert status.misses[0].what == f"the last drill, of {backup_id}, failed: no room"
+        assert status.drilled is not None
+        assert status.drilled.seconds == 129
+
+    def test_an_old_drill_misses_the_target(self, history: History) -> None:
+        """What could be restored ten days ago may not be so any more."""
+        history.drill(history.archive(BackupType.FULL, HOUR), 10 * DAY)
+        assert missed(status_of(history)) == {"drill"}
+
     def test_components_that_are_left_out_have_no_target(self, history: History) -> None:
         """Who has no uploads is not asked for a backup of them."""
         history.archive(BackupType.DATABASE, HOUR)

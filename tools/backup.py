@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tools.insight import add_commands as add_insight_commands
+from tools.keeping import add_commands, drill, person
 from tools.terminal import (
     EXIT_CODES,
     Lines,
@@ -33,6 +34,10 @@ _EXAMPLES: Final = f"""examples:
   backup.sh verify latest           is the newest archive intact?
   backup.sh verify full_2024 --level dump
   backup.sh extract latest media/tenant-a/scan.sarif --output scan.sarif
+  backup.sh prune --dry-run         what would be removed, and why is the rest kept?
+  backup.sh pin full_2024 --reason 'before the migration'
+  backup.sh drill                   restore the newest full backup for a try, compare, and throw it away
+  backup.sh audit --verify          who did what with the backups?
 
 Where from and where to is read from the environment: docs/settings.md has every variable.
 Standard output is one JSON object; everything for people goes to standard error.
@@ -68,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("list", help="list the archives, newest first").set_defaults(run=_list)
     verify = commands.add_parser("verify", help="check that an archive is intact")
     verify.add_argument("archive", help="a path, an id or the start of one, or 'latest'")
-    verify.add_argument("--level", choices=("checksum", "contents", "dump"), default="contents", help=_LEVELS)
+    verify.add_argument("--level", choices=("checksum", "contents", "dump", "drill"), default="contents", help=_LEVELS)
     verify.set_defaults(run=_verify)
     extract = commands.add_parser("extract", help="take one file out of an archive")
     extract.add_argument("archive", help="a path, an id or the start of one, or 'latest'")
@@ -76,11 +81,13 @@ def _parser() -> argparse.ArgumentParser:
     extract.add_argument("--output", metavar="FILE", help="where to put it (default: its name, in this directory)")
     extract.set_defaults(run=_extract)
     add_insight_commands(commands)
+    add_commands(commands)
     return parser
 
 
 _LEVELS: Final = (
-    "checksum: the file as a whole; contents (default): every file in it; dump: the database's dump as well"
+    "checksum: the file as a whole; contents (default): every file in it; dump: the database's dump as well; "
+    "drill: restored for a try, and compared"
 )
 
 
@@ -140,6 +147,8 @@ def _backup_line(backup: dict[str, Any]) -> str:
 def _verify(arguments: argparse.Namespace) -> int:
     from portal.ops.model import VerifyLevel
 
+    if arguments.level == VerifyLevel.DRILL:
+        return drill(arguments)
     found = _job().verify(arguments.archive, VerifyLevel(arguments.level))
     if found.intact:
         say(found.message)
@@ -175,8 +184,8 @@ def _job() -> BackupJob:
     from portal.ops.settings import load_settings
 
     settings = load_settings(os.environ, read_text)
-    show_step = watched_log(settings.log_format)
-    return BackupJob(BackupConfig.from_settings(settings), progress=show_step, observer=Aftermath(settings))
+    show_step, config = watched_log(settings.log_format), BackupConfig.from_settings(settings)
+    return BackupJob(config, progress=show_step, actor=person(), observer=Aftermath(settings))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
@@ -40,6 +41,7 @@ def _status(arguments: argparse.Namespace) -> int:
     from portal.ops.status_text import status_lines
     from tools.terminal import watched_log
 
+    gc.disable()  # there may be very many archives, and none of what is made for them is garbage
     settings = load_settings(os.environ, read_text)
     watched_log(settings.log_format)
     status = read_status(settings, utc_now())

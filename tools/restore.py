@@ -190,6 +190,7 @@ _STATES: Final = {"applied": "can be taken back", "rolled_back": "was taken back
 
 
 def _job(person: _Person, **given: Any) -> RestoreJob:
+    from portal.ops.access_log import sudo_user as actor
     from portal.ops.aftermath import Aftermath
     from portal.ops.job import read_text
     from portal.ops.restore import RestoreConfig, RestoreJob
@@ -201,6 +202,7 @@ def _job(person: _Person, **given: Any) -> RestoreJob:
         RestoreConfig.from_settings(settings, **given),
         confirm=person.confirm,
         progress=show_step,
+        actor=actor(),
         observer=Aftermath(settings),
     )
 

@@ -151,11 +151,15 @@ class Lines:
     def __exit__(self, *_: object) -> None:
         self._write()
 
-    def passed(self, line: str, item: T) -> T:
-        """Say a line about an item on its way; the item."""
+    def say(self, line: str) -> None:
+        """Say a line, soon."""
         self._lines.append(line)
         if len(self._lines) >= _LINES_AT_ONCE:
             self._write()
+
+    def passed(self, line: str, item: T) -> T:
+        """Say a line about an item on its way; the item."""
+        self.say(line)
         return item
 
     def _write(self) -> None:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 from portal.ops.errors import OpsError, RepositoryError
 from portal.ops.job import utc_now
 from portal.ops.logs import engine_log
-from portal.ops.repository import write_durably
+from portal.ops.repository import try_lock, write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -262,7 +262,7 @@ class AccessLog:
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             deadline = time.monotonic() + _LOCK_SECONDS
-            while not _try_lock(descriptor):
+            while not try_lock(descriptor, fcntl.LOCK_EX):
                 if time.monotonic() >= deadline:
                     raise RepositoryError(f"{self.path} is locked by another process", hint="Look at that process.")
                 time.sleep(_POLL_SECONDS)
@@ -435,6 +435,11 @@ def process_user() -> str:
         return str(os.getuid())
 
 
+def sudo_user(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Who is at the keyboard, where sudo made another user of that person; for entry points to pass on."""
+    return environ.get("SUDO_USER") or None
+
+
 class _Check:
     """Goes through the lines, and says which do not follow from the one before."""
 
@@ -549,11 +554,3 @@ def _last(descriptor: int) -> tuple[int, str, bytes]:
         if start == 0:
             return 0, START, torn
         window *= 8
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

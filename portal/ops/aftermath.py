@@ -56,8 +56,8 @@ class Aftermath:
         self._refreshed = -_AT_MOST_EVERY
 
     def __call__(self, entry: AccessEntry) -> None:
-        """Something was done. Of many verifications in a row, the status is not read after each."""
-        quiet = entry.action is Action.VERIFY and entry.outcome is Outcome.DONE
+        """Something was done. Of many in a row (verifications, removals) the status is not read after each."""
+        quiet = entry.outcome is Outcome.DONE and (entry.action is Action.VERIFY or "archives" in entry.details)
         try:
             self._ping(entry)
             status = None

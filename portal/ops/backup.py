@@ -34,10 +34,12 @@ from portal.ops.errors import (
     RepositoryError,
     SourceError,
 )
+from portal.ops.hold import hold
 from portal.ops.job import Clock, Meter, PathLike, Progress, read_text, utc_now
 from portal.ops.logs import engine_log
 from portal.ops.model import SUFFIX, BackupId, BackupType, Component, VerifyLevel, timestamp
 from portal.ops.process import ProcessRunner, SystemRunner
+from portal.ops.prune import PruneJob
 from portal.ops.repository import ArchiveFile, Repository, disk_full, read_sidecar
 from portal.ops.settings import load_settings
 from portal.ops.sources.files import identity
@@ -121,6 +123,16 @@ class BackupJob:
         directory = str(self.repository.path)
         return (_listed(entry, directory) for entry in Catalogue(self.repository).entries())
 
+    def cleanup_old_backups(self) -> int:
+        """Remove what the policy of retention does not keep; how many archives were removed.
+
+        Raises:
+            OpsError: it could not be done, or not to its end.
+        """
+        who, observer = self._witness.who, self._witness.observer
+        job = PruneJob(self.repository, self.config.retention, clock=self._clock, actor=who, observer=observer)
+        return len(job.run().raise_error().removed)
+
     def verify_backup(self, path: PathLike, level: VerifyLevel = VerifyLevel.CONTENTS) -> tuple[bool, str]:
         """Whether an archive is intact, and what was found."""
         try:
@@ -152,7 +164,7 @@ class BackupJob:
             jobs=self.config.jobs or available_cores(),
             advance=meter.advance,
         )
-        with self._held(archive):
+        with self._held(archive), hold(archive.path, self.config.lock_timeout):
             found = verifier.verify(archive.path, level)
         tell, event = (log.info, "archive_verified") if found.intact else (log.error, "archive_damaged")
         tell(

@@ -252,6 +252,12 @@ def _manifest(path: Path, backup_id: BackupId | None) -> tuple[Manifest | None, 
     return manifest, ""
 
 
+def parent_of(path: Path) -> str | None:
+    """The archive that another one follows, by its manifest; nothing where it follows none, or cannot be read."""
+    manifest, _ = _manifest(path, None)
+    return manifest.parent if manifest else None
+
+
 def _unreadable(path: Path, error: OSError) -> RepositoryError:
     return RepositoryError(
         f"cannot read {path}: {(error.strerror or '').lower()}",

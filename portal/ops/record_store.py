@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import OpsError, RepositoryError
@@ -42,19 +43,20 @@ class RecordStore:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
-    def write(self, name: str, facts: Mapping[str, Any]) -> None:
-        """Write a record durably, in place of an older one.
+    def write(self, name: str, facts: Mapping[str, Any]) -> str:
+        """Write a record durably, in place of an older one; the SHA-256 of its file.
 
         Raises:
             RepositoryError: it cannot be written.
         """
-        text = json.dumps({"version": VERSION, **facts}, indent=2)
+        data = json.dumps({"version": VERSION, **facts}, indent=2).encode("ascii") + b"\n"
         try:
             self.directory.mkdir(mode=0o700, exist_ok=True)
-            write_durably(self._path(name), text.encode("ascii") + b"\n")
+            write_durably(self._path(name), data)
             sync_directory(self.directory)
         except OSError as error:
             raise self._trouble("cannot write", self._path(name), error) from error
+        return sha256(data).hexdigest()
 
     def read(self, name: str) -> dict[str, Any] | None:
         """A record; nothing where there is none.

@@ -37,6 +37,7 @@ from portal.ops.errors import (
     OpsError,
     RestoreError,
 )
+from portal.ops.hold import hold
 from portal.ops.job import Clock, PathLike, Progress, Step, read_text, utc_now
 from portal.ops.logs import engine_log
 from portal.ops.model import BackupType, Component, VerifyLevel
@@ -210,6 +211,17 @@ class RestoreJob:
             draft.note(success=True)
         return draft.result
 
+    def forget_old(self) -> tuple[str, ...]:
+        """Remove what takes restores back that are older than `rollback_days`; what was done, in words.
+
+        Raises:
+            OpsError: a restore is running, or the records cannot be read.
+        """
+        if not self._records.all():
+            return ()
+        with self._records.locked():
+            return self._history.prune()
+
     def list_restores(self) -> list[dict[str, Any]]:
         """Every restore that something is kept of, also one that was cut off, newest first; no server is asked.
 
@@ -255,7 +267,8 @@ class RestoreJob:
         draft.warn(said)
         archive = self._find(draft, path)
         restore_id = _new_restore_id(draft.result.timestamp)
-        with self.repository.shared(), structlog.contextvars.bound_contextvars(restore_id=restore_id):
+        held = hold(archive.path, self.config.lock_timeout)
+        with self.repository.shared(), held, structlog.contextvars.bound_contextvars(restore_id=restore_id):
             self._verify(archive, draft.result.scope, thorough=self.config.verify_before_restore)
             with closing(open_archive(archive.path)) as opened, self._checksum(archive) as checksum:
                 plan, parts = self._plan(archive, opened, draft, self._maker(restore_id), stuck)

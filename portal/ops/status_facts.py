@@ -7,8 +7,9 @@ from collections import Counter
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from portal.ops.access_log import AccessLog, Action
+from portal.ops.access_log import AccessLog, Action, brief
 from portal.ops.catalogue import Catalogue
+from portal.ops.drill_report import DrillReports
 from portal.ops.failures import last_outcomes, unanswered
 from portal.ops.model import Component
 from portal.ops.pins import Pins
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import date, datetime
 
+    from portal.ops.drill_report import DrillReport
     from portal.ops.entry import Entry
     from portal.ops.settings import Settings
 
 _HISTORY_DAYS: Final = 400
+_NAMED: Final = 3
 
 
 def read_status(settings: Settings, now: datetime) -> Status:
@@ -66,7 +69,7 @@ def read_facts(settings: Settings, now: datetime) -> Facts:
         daily=daily_bytes(archives, now),
         free=disk.free if disk else 0,
         total=disk.total if disk else 0,
-        drills=_drills(repository),
+        drills=tuple(map(_drill, DrillReports(repository).all())),
         failures=tuple(failures),
         last=last_outcomes(entries),
         damaged=tuple(dict.fromkeys([*found.damaged, *damaged])),
@@ -132,5 +135,11 @@ def _components(settings: Settings) -> tuple[Component, ...]:
     return (Component.DATABASE, *(component for component, path in given.items() if path))
 
 
-def _drills(_: Repository) -> tuple[Drill, ...]:
-    return ()
+def _drill(report: DrillReport) -> Drill:
+    return Drill(
+        backup_id=report.backup_id,
+        moment=report.started,
+        success=report.success,
+        seconds=report.seconds,
+        error=brief(report.error) or "; ".join(report.damages[:_NAMED]),
+    )

@@ -147,6 +147,14 @@ class Verifications:
         found = self._store.each(VerificationRecord.from_dict)
         return {name: record for name, record in found if record and record.is_of(self._checksum(name))}
 
+    def names(self) -> list[str]:
+        """What there are records of.
+
+        Raises:
+            RepositoryError: the directory of records cannot be read.
+        """
+        return self._store.names()
+
     def forget(self, backup_id: str) -> None:
         """Remove what is known of an archive.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from datetime import timedelta
 from html import escape
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -153,8 +154,8 @@ def _tables(story: Story) -> Iterator[str]:
     )
     yield from _table(
         "Removed, and why",
-        ("When", "What", "By"),
-        [(_when(entry.moment), _removed(entry), escape(entry.who)) for entry in story.removals],
+        ("Archive", "Why"),
+        list(islice(_removals(story.removals), MOST_ARCHIVES)),
         "Nothing was removed yet.",
     )
     yield from _table(
@@ -246,9 +247,18 @@ def _why(entry: AccessEntry) -> str:
     return f'{error or "no reason was noted"}<div class="soft">{hint}</div>'
 
 
-def _removed(entry: AccessEntry) -> str:
-    details = "; ".join(f"{name}: {value}" for name, value in entry.details.items())
-    return f'{escape(entry.subject)}<div class="soft">{escape(details)}</div>'
+def _removals(entries: Iterable[AccessEntry]) -> Iterator[tuple[str, str]]:
+    """A row for each archive that a prune has removed."""
+    for entry in entries:
+        names, reasons = (entry.details.get(name) for name in ("archives", "reasons"))
+        if isinstance(names, list):
+            whys = reasons if isinstance(reasons, list) else []
+            for name, why in zip_longest(names, whys[: len(names)], fillvalue="no reason was noted"):
+                yield _code(str(name)), f'{escape(str(why))}<div class="soft">{_by(entry)}</div>'
+
+
+def _by(entry: AccessEntry) -> str:
+    return escape(f"{entry.who}, {_when(entry.moment)}")
 
 
 def _reason(pin: Pin) -> str:

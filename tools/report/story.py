@@ -53,7 +53,7 @@ class Story:
     Arguments:
         archives: the newest first.
         runs: the oldest first.
-        removals: what was pruned, the newest first.
+        removals: what prunes have removed, the newest first.
         failures: the newest first.
         drilled: the archives that a drill has restored.
     """
@@ -98,7 +98,7 @@ def read_story(settings: Settings, now: datetime) -> Story:
         drills=drills,
         drilled=frozenset(drill.backup_id for drill in drills if drill.success),
         pins=pins,
-        removals=[entry for entry in reversed(entries) if entry.action is Action.PRUNE][:_MOST_LISTED],
+        removals=[entry for entry in reversed(entries) if "archives" in entry.details],
         failures=[entry for entry in reversed(entries) if is_failure(entry)][:_MOST_LISTED],
     )
 
