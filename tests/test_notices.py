@@ -16,10 +16,13 @@ from hypothesis import strategies as st
 from portal.ops.access_log import START, AccessEntry, Action, Observer, Outcome, Witness
 from portal.ops.aftermath import Aftermath
 from portal.ops.backup import BackupConfig, BackupJob
+from portal.ops.drill import DrillJob
 from portal.ops.messenger import notify, ping_url
 from portal.ops.model import BackupType
 from portal.ops.notices import NAME, Notices
+from portal.ops.prune import PruneJob
 from portal.ops.repository import Repository
+from portal.ops.restore_model import RestoreConfig
 from portal.ops.status_model import Miss
 from portal.ops.target import Secret
 from tests.histories import NOW, History
@@ -310,6 +313,16 @@ class TestObserver:
         assert told[0].details["hint"] == "Make some."
         assert told[0].details["seconds"] >= 0
         assert told[0].number == 1
+
+    def test_a_prune_and_a_drill_tell_too(self, history: History) -> None:
+        """Every kind of job has the same observer."""
+        told: list[AccessEntry] = []
+        settings = history.settings(DD_DATABASE_PORT="1")
+        policy = BackupConfig.from_settings(settings).retention
+        PruneJob(history.repository, policy, observer=told.append).run()
+        DrillJob(RestoreConfig.from_settings(settings), observer=told.append).run()
+        assert [entry.action for entry in told] == [Action.PRUNE, Action.DRILL]
+        assert told[1].details["error"]
 
     def test_nothing_it_meets_is_raised(self, tmp_path: Path) -> None:
         """Not even a status that cannot be made."""

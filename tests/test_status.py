@@ -159,6 +159,15 @@ class TestFailures:
         assert len(unanswered(AccessLog(history.repository).recent())) == 1
         assert status_of(history).facts.failures == ()
 
+    def test_a_damaged_record_of_a_restore_is_a_failure_among_others(self, history: History) -> None:
+        """The rest of the status is there all the same."""
+        history.archive(BackupType.FULL, HOUR)
+        (history.path / ".restores").mkdir()
+        (history.path / ".restores" / "restore_20261122_110000_aaaaaa.json").write_text("[]")
+        status = status_of(history)
+        assert "makes no sense" in status.facts.failures[0].error
+        assert status.ok
+
     def test_only_the_end_of_a_long_log_is_read(self, history: History) -> None:
         """A line that is cut by the limit is passed over."""
         for number in range(5):

@@ -62,7 +62,7 @@ def _component(component: Component, facts: Facts, targets: TargetSettings, now:
         misses.append(
             Miss(
                 target=f"rpo_{component.value}",
-                what=f"the newest backup of the {spoken(component)} is {late}" if newest else _none(component),
+                what=f"the newest backup of the {spoken(component)} is {late}" if newest else _none(component, facts),
                 mend=f"{_COMMANDS[component]} makes one now; then see why none was made by itself.",
             )
         )
@@ -124,8 +124,8 @@ def _late(archive: Archive | None, allowed: timedelta, now: datetime) -> str:
     return f"{span(age)} old, and {span(allowed)} are allowed" if age > allowed else ""
 
 
-def _none(component: Component) -> str:
-    return f"there is no backup of the {spoken(component)}"
+def _none(component: Component, facts: Facts) -> str:
+    return f"there is no {'whole ' if facts.archives else ''}backup of the {spoken(component)}"
 
 
 def _is_overdue(first: datetime | None, allowed: timedelta, now: datetime) -> bool:

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Final
 from portal.ops.access_log import AccessLog, Action, brief
 from portal.ops.catalogue import Catalogue
 from portal.ops.drill_report import DrillReports
+from portal.ops.errors import OpsError
 from portal.ops.failures import last_outcomes, unanswered
 from portal.ops.model import Component
 from portal.ops.pins import Pins
 from portal.ops.repository import Repository
-from portal.ops.restore_record import RestoreRecords, RestoreState
+from portal.ops.restore_record import DIRECTORY as RESTORES
+from portal.ops.restore_record import RestoreRecord, RestoreRecords, RestoreState
 from portal.ops.status import evaluate
-from portal.ops.status_model import Archive, Drill, Facts, Status
+from portal.ops.status_model import Archive, Drill, Facts, Failure, Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -55,8 +57,7 @@ def read_facts(settings: Settings, now: datetime) -> Facts:
     names = {archive.name for archive in archives}
     failures = [one for one in unanswered(entries) if one.action != Action.VERIFY or one.subject in names]
     damaged = [one.subject for one in failures if one.action == Action.VERIFY]
-    records = RestoreRecords(repository)
-    restores = records.all()
+    restores, unreadable = _restores(repository, now)
     disk = shutil.disk_usage(repository.path) if repository.path.is_dir() else None
     return Facts(
         repository=str(repository.path),
@@ -70,7 +71,7 @@ def read_facts(settings: Settings, now: datetime) -> Facts:
         free=disk.free if disk else 0,
         total=disk.total if disk else 0,
         drills=tuple(map(_drill, DrillReports(repository).all())),
-        failures=tuple(failures),
+        failures=(*unreadable, *failures),
         last=last_outcomes(entries),
         damaged=tuple(dict.fromkeys([*found.damaged, *damaged])),
         pins={name: pin.reason for name, pin in Pins(repository).all().items()},
@@ -79,10 +80,23 @@ def read_facts(settings: Settings, now: datetime) -> Facts:
             for record in restores
             if record.state is RestoreState.APPLIED
         ),
-        cut_off=()
-        if records.are_locked()
-        else tuple(record.restore_id for record in restores if not record.state.is_settled),
+        cut_off=_cut_off(repository, restores),
     )
+
+
+def _restores(repository: Repository, now: datetime) -> tuple[list[RestoreRecord], tuple[Failure, ...]]:
+    """The restores that something is kept of; where their records make no sense, that is a failure like others."""
+    try:
+        return RestoreRecords(repository).all(), ()
+    except OpsError as error:
+        kind = "reading what is known of restores"
+        failure = Failure(kind=kind, action=kind, subject=RESTORES, moment=now, error=error.message, hint=error.hint)
+        return [], (failure,)
+
+
+def _cut_off(repository: Repository, restores: Iterable[RestoreRecord]) -> tuple[str, ...]:
+    unsettled = tuple(record.restore_id for record in restores if not record.state.is_settled)
+    return () if unsettled and RestoreRecords(repository).are_locked() else unsettled
 
 
 def daily_bytes(archives: Iterable[Entry], now: datetime) -> tuple[int, ...]:
