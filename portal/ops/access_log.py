@@ -474,7 +474,7 @@ class _Check:
             if number > 1:
                 self.fault(f"{name} is missing, so that a cut at the end cannot be noticed")
         elif head[0] > number:
-            self.fault(f"the end is cut off: entries {number + 1} to {head[0]} are missing")
+            self.fault(f"the end is cut off: {_missing(number + 1, head[0])}")
         elif head[0] == number and head[1] != own:
             self.fault(f"line {self._line}: entry {number} is not the one that was written, by {name}")
         elif head[0] < number:
@@ -496,7 +496,7 @@ class _Check:
         if entry.number == number + 1 and entry.previous != previous:
             self.fault(f"line {self._line}: entry {entry.number} does not follow the one before: one was exchanged")
         elif entry.number > number + 1:
-            self.fault(f"line {self._line}: entries {number + 1} to {entry.number - 1} before it are missing")
+            self.fault(f"line {self._line}: {_missing(number + 1, entry.number - 1)} before it")
         elif entry.number <= number:
             self.fault(f"line {self._line}: entry {entry.number} after {number} was put in, or moved")
 
@@ -519,6 +519,10 @@ class _Check:
             self._notes.append(f"line {self._odd[0]}, the last one, was torn by a crash")
             self._odd = None
         self._settle_odd("")
+
+
+def _missing(first: int, last: int) -> str:
+    return f"entry {first} is missing" if first == last else f"entries {first} to {last} are missing"
 
 
 def _sealed(entry: AccessEntry) -> AccessEntry:

@@ -245,16 +245,14 @@ class DrillJob:
         self._tell(component.value)
         started = time.monotonic()
         target = scratch.directory / component.value / component.member
-        target.parent.mkdir(mode=0o700)
-        restore = FileRestore(
-            target, restore_id=scratch.drill_id, component=component, allow_outside_links=True, protected=[]
-        )
+        is_audit = component is Component.AUDIT_LOGS  # which goes beside a live one: here an empty directory
+        (target if is_audit else target.parent).mkdir(mode=0o700, parents=True)
+        restore = FileRestore(target, restore_id=scratch.drill_id, component=component, allow_outside_links=True)
         restore.stage_from(opened, self.config.jobs or available_cores())
         restore.apply()
         draft.note(files_seconds=draft.report.files_seconds + time.monotonic() - started)
         self._tell("compare")
-        beside = target.with_name(f"{target.name}.restored-{scratch.drill_id}")
-        place = beside if component is Component.AUDIT_LOGS else target
+        place = target.with_name(f"{target.name}.restored-{scratch.drill_id}") if is_audit else target
         draft.found.files_of(opened, component.member, place)
 
     # -- what came of it --------------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ class DrillReport:
     def lines(self) -> list[str]:
         """The report in plain words."""
         name = self.backup_id or "the archive"
-        lines = [f"damage: {damage}" for damage in self.damages]
+        lines = [f"damage: {damage}" for damage in self.damages if damage not in (self.error or "")]
         lines += [f"warning: {warning}" for warning in self.warnings]
         if self.success:
             lines += [

@@ -256,10 +256,8 @@ def _keep_of_type(
     """
     kind = whole[0].type
     keep(whole[0].name, f"it is the newest {kind} backup")
-    for level in VerifyLevel:
-        verified = (entry for entry in whole if entry.finding and entry.finding.level.covers(level))
-        if newest := next(verified, None):
-            keep(newest.name, f"it is the newest {kind} backup that is verified: {level}")
+    for name, level in _newest_verified(whole).items():
+        keep(name, f"it is the newest {kind} backup that is verified as closely as that: {level}")
     young = f"it is not older than {rule.days} days"
     for entry in whole:
         if now - entry.moment > timedelta(days=rule.days):
@@ -270,6 +268,16 @@ def _keep_of_type(
     for name, count in rule.periods():
         for entry in _last_of_each(whole, _PERIOD_OF[name], zone, count):
             keep(entry.name, f"it is the last of its {_NAMES[name]}")
+
+
+def _newest_verified(whole: Sequence[Entry]) -> dict[str, VerifyLevel]:
+    """For each level the newest archive that was looked at as closely; the closest level of each of these."""
+    newest: dict[str, VerifyLevel] = {}
+    for level in VerifyLevel:
+        verified = (entry.name for entry in whole if entry.finding and entry.finding.level.covers(level))
+        if name := next(verified, None):
+            newest[name] = level
+    return newest
 
 
 def _last_of_each(
