@@ -155,6 +155,15 @@ class TestPage:
         assert "1000 older archives, by day" in text
 
 
+@pytest.mark.parametrize("top", [0, 1, 7, 60, 3600, 10**6, 10**12])
+def test_guides_are_few_and_reach_the_top(top: float) -> None:
+    """From nothing to the first even number that nothing is above."""
+    found = charts.heights(top, [1, 2, 5, 10, 60, 3600])
+    assert found[0] == 0
+    assert found[-1] >= top
+    assert 2 <= len(found) <= 5
+
+
 class TestAges:
     """What could have been lost."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from math import ceil
 from typing import TYPE_CHECKING, Any, Final
 from xml.etree import ElementTree as ET
 
@@ -37,7 +38,12 @@ _BARS: Final = {"wide": 60, "narrow": 24}
 _DOTS: Final = {"wide": 3, "narrow": 3}
 _FONT: Final = 14
 _LONG_NUMBER: Final = re.compile(r"(\d+\.\d)\d+")
-_HOUR: Final = 3600.0
+_SIZES: Final = tuple(number * 10**zeros for zeros in range(18) for number in (1, 2, 5))
+_TIMES: Final = (
+    *(1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800),
+    *(3600 * hours for hours in (1, 2, 3, 6, 12, 24, 48, 120, 240, 720, 2400, 8760)),
+)
+_GUIDES: Final = 4
 
 Point = tuple[datetime, float, str]
 """Where it is on the axis of time, how high, and what is said of it."""
@@ -108,15 +114,14 @@ def ages(story: Story) -> list[Drawing]:
         found = longest_ages(story, one.component)
         if not found:
             continue
-        reached = [(moment, age.total_seconds() / _HOUR, f"{_day(moment)}: {span(age)}") for moment, age in found]
-        allowed = one.rpo.total_seconds() / _HOUR
-        line = [(moment, allowed, f"allowed: {span(one.rpo)}") for moment in (story.start, story.now)]
+        reached = [(moment, age.total_seconds(), f"{_day(moment)}: {span(age)}") for moment, age in found]
+        line = [(moment, one.rpo.total_seconds(), f"allowed: {span(one.rpo)}") for moment in (story.start, story.now)]
         drawings.append(
             _draw(
                 f"Greatest age of the newest backup: {spoken(one.component)}",
                 story,
                 [(number, "reached on that day", reached), (5, "allowed", line)],
-                formatter=lambda hours: span(timedelta(hours=hours)),
+                formatter=lambda seconds: span(timedelta(seconds=seconds)),
                 zero=True,
             )
         )
@@ -132,7 +137,7 @@ def restore_times(story: Story) -> Drawing | None:
         series.append((number, title, _points(points, duration)))
     if not drills:
         return None
-    return _draw("Time that a restore took, by drills", story, series, formatter=duration, zero=True)
+    return _draw("Restores, by drills", story, series, formatter=duration, zero=True, dots={"wide": 4, "narrow": 4})
 
 
 def space(story: Story) -> Drawing | None:
@@ -166,6 +171,9 @@ def _bars(story: Story, width: str) -> str:
     step = max(1, count // _LABELS[width])
     chart.x_labels_major = chart.x_labels[::step]
     chart.show_minor_x_labels = False
+    top = max(map(sum, zip(*totals.values(), strict=True)))
+    chart.y_labels = heights(top, _SIZES)
+    chart.range = (0, max(top, chart.y_labels[-1]))
     for kind in KINDS:
         values = [
             {"value": total, "label": f"{label}: {human_bytes(total)} of {kind.value}"} if total else None
@@ -230,7 +238,8 @@ def _draw(
             chart.range = (0.5, len(rows) + 0.5)
         elif zero:
             top = max((value for _, _, points in series for _, value, _ in points), default=0)
-            chart.range = (0, top * 1.05 or 1)
+            chart.y_labels = heights(top, _SIZES if formatter is human_bytes else _TIMES)
+            chart.range = (0, max(top * 1.05, chart.y_labels[-1]))
         colours = {number for number, _, _ in series}
         for colour in range(max(colours, default=0) + 1):
             points = next((points for number, _, points in series if number == colour), ())
@@ -254,8 +263,6 @@ def _options(width: str, height: int, formatter: Callable[[float], str] | None) 
         "truncate_label": -1,
         "x_value_formatter": _day,
         "no_data_text": "nothing yet",
-        "y_labels_major_count": 4,
-        "show_minor_y_labels": False,
     }
     return options | ({"value_formatter": formatter} if formatter else {})
 
@@ -263,6 +270,12 @@ def _options(width: str, height: int, formatter: Callable[[float], str] | None) 
 def _ticks(story: Story, count: int) -> list[datetime]:
     step = (story.now - story.start) / count
     return [(story.start + step * number).replace(tzinfo=None) for number in range(count + 1)]
+
+
+def heights(top: float, steps: Sequence[int]) -> list[float]:
+    """Where the guides are: a few at even numbers, up to the first one that nothing is above."""
+    step = next((step for step in steps if step * _GUIDES >= top), top / _GUIDES)
+    return [step * number for number in range(max(1, ceil(top / step)) + 1)]
 
 
 def timestamp_of(moment: datetime) -> float:

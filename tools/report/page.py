@@ -62,7 +62,9 @@ def _sections(story: Story) -> Iterator[str]:
     yield '<p class="soft">How old the newest backup was at the most, day by day, before the next one came.</p>'
     yield from _pair(charts.ages(story))
     yield "<h2>How long it takes</h2>"
-    yield from _pair([*charts.durations(story), *filter(None, [charts.restore_times(story)])])
+    if drawing := charts.restore_times(story):
+        yield from _figure(drawing)
+    yield from _pair(charts.durations(story))
     yield "<h2>Space</h2>"
     yield f'<p class="soft">{escape(_space(story))}</p>'
     if drawing := charts.space(story):
@@ -89,10 +91,10 @@ def _tiles(story: Story) -> Iterator[str]:
         yield _component(one, story.now)
     drilled = status.drilled
     if drilled:
-        lines = [f"of {drilled.backup_id}", f"tried {span(story.now - drilled.moment)} ago"]
-        yield _tile("Restore, by the last drill", duration(drilled.seconds), lines)
+        lines = [f"tried {span(story.now - drilled.moment)} ago", f"allowed: {span(status.drill_age)}"]
+        yield _tile("A restore takes", duration(drilled.seconds), lines)
     else:
-        yield _tile("Restore", "never tried", ["'backup.sh drill' does"])
+        yield _tile("A restore", "never tried", ["'./tools/backup.sh drill' does"])
     facts = status.facts
     free = human_bytes(facts.free) if facts.total else "unknown"
     yield _tile("Space free", free, [f"{facts.archives} archives, {human_bytes(facts.bytes)}"])
