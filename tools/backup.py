@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tools import remote
+from tools.insight import add_commands as add_insight_commands
 from tools.keeping import add_commands, drill, tell_of_drill
 from tools.terminal import (
     EXIT_CODES,
@@ -85,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     extract.add_argument("member", help="the file's path in the archive, such as media/tenant-a/scan.sarif")
     extract.add_argument("--output", metavar="FILE", help="where to put it (default: its name, in this directory)")
     extract.set_defaults(run=_extract)
+    add_insight_commands(commands)
     add_commands(commands)
     return parser
 
@@ -203,9 +205,11 @@ def _archive_path(archive: str) -> Path:
 
 def _job(settings: Settings, show: Callable[[Step], None]) -> BackupJob:
     from portal.ops.access_log import sudo_user
+    from portal.ops.aftermath import Aftermath
     from portal.ops.backup import BackupConfig, BackupJob
 
-    return BackupJob(BackupConfig.from_settings(settings), progress=show, actor=sudo_user())
+    config, observer = BackupConfig.from_settings(settings), Aftermath(settings)
+    return BackupJob(config, progress=show, actor=sudo_user(), observer=observer)
 
 
 if __name__ == "__main__":
