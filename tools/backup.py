@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tools import remote
+from tools import remote, schedule
 from tools.terminal import (
     EXIT_CODES,
     Lines,
@@ -33,6 +33,7 @@ _EXAMPLES: Final = f"""examples:
   backup.sh list                    what there is, newest first
   backup.sh verify latest           is the newest archive intact?
   backup.sh verify full_2024 --level dump
+  backup.sh schedule                when does what start by itself, and how did it end last?
   backup.sh extract latest media/tenant-a/scan.sarif --output scan.sarif
 
 Where from and where to is read from the environment: docs/settings.md has every variable.
@@ -79,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     extract.add_argument("member", help="the file's path in the archive, such as media/tenant-a/scan.sarif")
     extract.add_argument("--output", metavar="FILE", help="where to put it (default: its name, in this directory)")
     extract.set_defaults(run=_extract)
+    schedule.add_commands(commands)
     return parser
 
 
