@@ -7,18 +7,21 @@ from typing import TYPE_CHECKING, Final
 from beat.due import Held, Kind, Standing
 from portal.ops.access_log import AccessLog, Action, Outcome
 from portal.ops.catalogue import Catalogue
+from portal.ops.model import BackupId
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
+    from datetime import datetime
 
     from portal.ops.access_log import AccessEntry
     from portal.ops.repository import Repository
 
-_ENDED: Final = {
-    Action.PRUNE: (Kind.PRUNE, frozenset({Outcome.DONE})),
-    Action.DRILL: (Kind.DRILL, frozenset({Outcome.DONE, Outcome.FAILED})),
+_KINDS: Final = {Action.VERIFY: Kind.VERIFY, Action.PRUNE: Kind.PRUNE, Action.DRILL: Kind.DRILL}
+_ENDING: Final = {
+    Kind.PRUNE: frozenset({Outcome.DONE}),
+    Kind.DRILL: frozenset({Outcome.DONE, Outcome.FAILED}),
 }
-"""What the access log calls it, and the outcomes that end it: a drill that failed has told what it was to tell."""
+"""The outcomes that end a slot: a drill that failed has told what it was to tell."""
 
 _PART: Final = "archives"
 """A detail of the lines that a prune writes on its way; the one at its end has none."""
@@ -33,7 +36,7 @@ def read_standing(repository: Repository, kinds: Collection[Kind]) -> Standing:
     Raises:
         RepositoryError: the repository cannot be read.
     """
-    ended = {kind: entry.moment for kind, entry in last_ends(repository).items()} if _LOGGED & set(kinds) else {}
+    ended = _last_ends(repository) if _ENDING.keys() & set(kinds) else {}
     if Kind.VERIFY not in kinds:
         found = repository.archives()
         types = [archive.backup_id.type if archive.backup_id else None for archive in found]
@@ -47,19 +50,21 @@ def read_standing(repository: Repository, kinds: Collection[Kind]) -> Standing:
     )
 
 
-_LOGGED: Final = frozenset(kind for kind, _ in _ENDED.values())
+def _last_ends(repository: Repository) -> dict[Kind, datetime]:
+    found = ((kind, entry) for kind, entry in logged(repository) if entry.outcome in _ENDING.get(kind, ()))
+    return {kind: entry.moment for kind, entry in found}
 
 
-def last_ends(repository: Repository) -> dict[Kind, AccessEntry]:
-    """The last prune that was done, and the last drill that came to an end, by the access log.
+def logged(repository: Repository) -> Iterator[tuple[Kind, AccessEntry]]:
+    """What the access log says of work that has a schedule, the oldest first, whoever started it.
 
     Raises:
         RepositoryError: the log cannot be read.
     """
-    found: dict[Kind, AccessEntry] = {}
     for entry in AccessLog(repository).entries():
-        if entry.action in _ENDED and _PART not in entry.details:
-            kind, outcomes = _ENDED[entry.action]
-            if entry.outcome in outcomes:
-                found[kind] = entry
-    return found
+        if entry.action is Action.BACKUP:
+            backup_id = BackupId.parse(entry.subject)
+            if backup_id and backup_id.type.value in set(Kind):
+                yield Kind(backup_id.type.value), entry
+        elif entry.action in _KINDS and _PART not in entry.details:
+            yield _KINDS[entry.action], entry

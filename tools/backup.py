@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tools import remote
-from tools.keeping import add_commands, drill, tell_of_drill
+from tools import insight, keeping, remote, schedule
+from tools.keeping import drill, tell_of_drill
 from tools.terminal import (
     EXIT_CODES,
     Lines,
@@ -35,6 +35,7 @@ _EXAMPLES: Final = f"""examples:
   backup.sh list                    what there is, newest first
   backup.sh verify latest           is the newest archive intact?
   backup.sh verify full_2024 --level dump
+  backup.sh schedule                when does what start by itself, and how did it end last?
   backup.sh extract latest media/tenant-a/scan.sarif --output scan.sarif
   backup.sh prune --dry-run         what would be removed, and why is the rest kept?
   backup.sh pin full_2024 --reason 'before the migration'
@@ -85,7 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     extract.add_argument("member", help="the file's path in the archive, such as media/tenant-a/scan.sarif")
     extract.add_argument("--output", metavar="FILE", help="where to put it (default: its name, in this directory)")
     extract.set_defaults(run=_extract)
-    add_commands(commands)
+    for others in (keeping, insight, schedule):
+        others.add_commands(commands)
     return parser
 
 
@@ -203,9 +205,11 @@ def _archive_path(archive: str) -> Path:
 
 def _job(settings: Settings, show: Callable[[Step], None]) -> BackupJob:
     from portal.ops.access_log import sudo_user
+    from portal.ops.aftermath import Aftermath
     from portal.ops.backup import BackupConfig, BackupJob
 
-    return BackupJob(BackupConfig.from_settings(settings), progress=show, actor=sudo_user())
+    config, observer = BackupConfig.from_settings(settings), Aftermath(settings)
+    return BackupJob(config, progress=show, actor=sudo_user(), observer=observer)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,7 @@ def _repository(settings: Settings) -> Repository:
 
 
 def _prune(arguments: argparse.Namespace) -> int:
+    from portal.ops.aftermath import Aftermath
     from portal.ops.backup import BackupConfig
     from portal.ops.prune import PruneJob
 
@@ -73,7 +74,8 @@ def _prune(arguments: argparse.Namespace) -> int:
     settings = _settings()
     watched_log(settings.log_format)
     config = BackupConfig.from_settings(settings)
-    job = PruneJob(_repository(settings), config.retention, actor=person())
+    observer = Aftermath(settings)
+    job = PruneJob(_repository(settings), config.retention, actor=person(), observer=observer)
     result = job.run(dry_run=arguments.dry_run)
     forgotten = [] if arguments.dry_run or not result.success else _forget_restores(settings)
     _tell_prune(job, result)
@@ -147,6 +149,7 @@ def _unpin(arguments: argparse.Namespace) -> int:
 
 def drill(arguments: argparse.Namespace) -> int:
     """Run a drill, and tell what came of it."""
+    from portal.ops.aftermath import Aftermath
     from portal.ops.drill import DrillJob
     from portal.ops.restore_model import RestoreConfig
 
@@ -154,7 +157,8 @@ def drill(arguments: argparse.Namespace) -> int:
     if remote.is_remote(settings, arguments):
         given = {"archive": remote.absolute(arguments.archive)}
         return remote.do_remotely(settings, show, arguments, "drill.restore", given, {"drill": tell_of_drill})
-    report = DrillJob(RestoreConfig.from_settings(settings), progress=show, actor=person()).run(arguments.archive)
+    config, observer = RestoreConfig.from_settings(settings), Aftermath(settings)
+    report = DrillJob(config, progress=show, actor=person(), observer=observer).run(arguments.archive)
     tell_of_drill(report.to_dict())
     return report.exit_code
 

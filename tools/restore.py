@@ -294,10 +294,16 @@ _STATES: Final = {"applied": "can be taken back", "rolled_back": "was taken back
 
 def _job(settings: Settings, show: Callable[[Step], None], person: _Person, **given: Any) -> RestoreJob:
     from portal.ops.access_log import sudo_user
+    from portal.ops.aftermath import Aftermath
     from portal.ops.restore import RestoreConfig, RestoreJob
 
-    config = RestoreConfig.from_settings(settings, **given)
-    return RestoreJob(config, confirm=person.confirm, progress=show, actor=sudo_user())
+    return RestoreJob(
+        RestoreConfig.from_settings(settings, **given),
+        confirm=person.confirm,
+        progress=show,
+        actor=sudo_user(),
+        observer=Aftermath(settings),
+    )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from portal.ops.aftermath import Aftermath
 from portal.ops.backup import BackupJob
 from portal.ops.backup_model import BackupConfig
 from portal.ops.drill import DrillJob
@@ -71,6 +72,10 @@ class Order:
         """The directory of the archives."""
         return self.settings.local_path
 
+    def watched(self, arguments: Arguments) -> dict[str, Any]:
+        """What every job is given: who asked for it, and whom it tells how far it is and how it ends."""
+        return {"progress": self.progress, "actor": arguments.actor, "observer": Aftermath(self.settings)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -110,7 +115,7 @@ def carry_out(order: Order) -> Outcome:
 
 def _back_up(order: Order) -> Outcome:
     arguments = BackupArguments.of(order.given)
-    job = BackupJob(BackupConfig.from_settings(order.settings), progress=order.progress, actor=arguments.actor)
+    job = BackupJob(BackupConfig.from_settings(order.settings), **order.watched(arguments))
     back_up = {
         TaskName.BACKUP_FULL: job.backup_full,
         TaskName.BACKUP_DATABASE: job.backup_database,
@@ -122,7 +127,7 @@ def _back_up(order: Order) -> Outcome:
 def _verify(order: Order) -> Outcome:
     arguments = VerifyArguments.of(order.given)
     check_archive(arguments.archive, order.repository, order.settings.worker.allowed_paths)
-    job = BackupJob(BackupConfig.from_settings(order.settings), progress=order.progress, actor=arguments.actor)
+    job = BackupJob(BackupConfig.from_settings(order.settings), **order.watched(arguments))
     found = job.verify(arguments.archive, _word(VerifyLevel, arguments.level))
     return Outcome(result=found.to_dict() | {"exit_code": 0 if found.intact else 4}, success=found.intact)
 
@@ -134,9 +139,7 @@ def _restore(order: Order) -> Outcome:
     if arguments.media_dir is not None:
         uploads = (settings.upload_dir,) if settings.upload_dir else ()
         check_place(arguments.media_dir, (*uploads, *allowed))
-    job = RestoreJob(
-        RestoreConfig.from_settings(settings, **_options(arguments)), progress=order.progress, actor=arguments.actor
-    )
+    job = RestoreJob(RestoreConfig.from_settings(settings, **_options(arguments)), **order.watched(arguments))
     if arguments.dry_run:
         return Outcome.of(_restore_scope(job, order, arguments))
     if done := job.earlier(moment=arguments.when(), request_id=order.task_id):
@@ -174,7 +177,7 @@ def _options(arguments: RestoreArguments) -> dict[str, Any]:
 
 def _roll_back(order: Order) -> Outcome:
     arguments = RollbackArguments.of(order.given)
-    job = RestoreJob(RestoreConfig.from_settings(order.settings), progress=order.progress, actor=arguments.actor)
+    job = RestoreJob(RestoreConfig.from_settings(order.settings), **order.watched(arguments))
     with _permitted(order):
         return Outcome.of(job.rollback(arguments.restore_id, is_repeated=order.attempt > 1))
 
@@ -198,11 +201,13 @@ def _prune(order: Order) -> Outcome:
     arguments = PruneArguments.of(order.given)
     repository = Repository(order.repository, lock_timeout=order.settings.lock_timeout)
     policy = BackupConfig.from_settings(order.settings).retention
-    result = PruneJob(repository, policy, actor=arguments.actor).run(dry_run=arguments.dry_run)
+    result = PruneJob(repository, policy, actor=arguments.actor, observer=Aftermath(order.settings)).run(
+        dry_run=arguments.dry_run
+    )
     facts = result.to_dict() | {"removed": [decision.entry.name for decision in result.removed[:_MOST_NAMES]]}
     if result.success and not arguments.dry_run:
-        job = RestoreJob(RestoreConfig.from_settings(order.settings), actor=arguments.actor)
-        facts["restores_forgotten"] = list(job.forget_old())
+        restores = RestoreJob(RestoreConfig.from_settings(order.settings), actor=arguments.actor)
+        facts["restores_forgotten"] = list(restores.forget_old())
     return Outcome(
         result=facts | {"exit_code": result.exit_code}, success=result.success, retryable=_may_pass(result.fault)
     )
@@ -212,7 +217,7 @@ def _drill(order: Order) -> Outcome:
     arguments = DrillArguments.of(order.given)
     check_archive(arguments.archive, order.repository, order.settings.worker.allowed_paths)
     config = RestoreConfig.from_settings(order.settings)
-    report = DrillJob(config, progress=order.progress, actor=arguments.actor).run(arguments.archive)
+    report = DrillJob(config, **order.watched(arguments)).run(arguments.archive)
     return Outcome(result=report.to_dict(), success=report.success)
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from portal.ops.access_log import Action, Outcome, Witness, brief
+from portal.ops.access_log import Action, Observer, Outcome, Witness
 from portal.ops.archive.lanes import available_cores
 from portal.ops.archive.writer import unreadable
 from portal.ops.backup_model import BackupConfig, BackupResult
@@ -69,6 +69,7 @@ class BackupJob:
         clock: what time it is.
         progress: told how far a backup is, several times a second.
         actor: who asked for it, for the access log; the user of this process by default.
+        observer: told of everything that was done, once it has ended.
     """
 
     def __init__(
@@ -79,10 +80,11 @@ class BackupJob:
         clock: Clock = utc_now,
         progress: Progress | None = None,
         actor: str | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self.config = config
         self.repository = Repository(Path(config.local_path), lock_timeout=config.lock_timeout)
-        self._witness = Witness(repository=self.repository, who=actor, clock=clock)
+        self._witness = Witness(repository=self.repository, who=actor, clock=clock, observer=observer)
         self._runner = runner or SystemRunner()
         self._clock = clock
         self._progress = progress
@@ -127,7 +129,8 @@ class BackupJob:
         Raises:
             OpsError: it could not be done, or not to its end.
         """
-        job = PruneJob(self.repository, self.config.retention, clock=self._clock, actor=self._witness.who)
+        who, observer = self._witness.who, self._witness.observer
+        job = PruneJob(self.repository, self.config.retention, clock=self._clock, actor=who, observer=observer)
         return len(job.run().raise_error().removed)
 
     def verify_backup(self, path: PathLike, level: VerifyLevel = VerifyLevel.CONTENTS) -> tuple[bool, str]:
@@ -203,7 +206,7 @@ class BackupJob:
                 result = _failed(result, self._explain(error))
             result = replace(result, duration_seconds=time.monotonic() - started)
             _log_result(result)
-            seen.note(Outcome.of(result.exit_code), error=brief(result.error))
+            seen.note(Outcome.of(result.exit_code), error=result.error)
         return result
 
     def _back_up(self, backup_id: BackupId, result: BackupResult) -> BackupResult:

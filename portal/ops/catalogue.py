@@ -101,6 +101,7 @@ class _Look:
         self._verifications = Verifications(repository)
         self._settled = time.time_ns() - _SETTLED_NS
         self._changed: list[Row] = []
+        self._once: dict[str, str] = {}  # names are there once, also as the parents of others
 
     def run(self, cache: CatalogueCache) -> list[Entry]:
         """Every archive, in the order of the names; the memory is brought up to date."""
@@ -124,7 +125,7 @@ class _Look:
     def _entry(self, row: Row, status: os.stat_result) -> Entry:
         stem, _, kind, taken, parent, base, components, fault, checksum, level, found_at, intact = row
         modified = datetime.fromtimestamp(status.st_mtime, UTC)
-        name = os.fsdecode(stem)
+        name = self._once.setdefault(name := os.fsdecode(stem), name)
         return Entry(
             name,
             _TYPES[kind],
@@ -132,8 +133,8 @@ class _Look:
             modified,
             status.st_size,
             checksum,
-            parent,
-            base,
+            parent and self._once.setdefault(parent, parent),
+            base and self._once.setdefault(base, base),
             _KNOWN_COMPONENTS.get(components) or _components(components),
             fault,
             Finding(_LEVELS[level], datetime.fromtimestamp(found_at, UTC), bool(intact)) if level else None,
@@ -180,7 +181,8 @@ class _Look:
     def _names(self, directory: str, ending: bytes) -> list[bytes]:
         path = self._repository.path / directory
         try:
-            return [name for name in os.listdir(os.fsencode(path)) if name.endswith(ending)]
+            with os.scandir(os.fsencode(path)) as found:
+                return [one.name for one in found if one.name.endswith(ending)]
         except FileNotFoundError:
             return []
         except OSError as error:

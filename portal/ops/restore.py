@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from portal.ops.access_log import Action, Outcome, Witness, brief
+from portal.ops.access_log import Action, Observer, Outcome, Witness
 from portal.ops.archive.lanes import available_cores
 from portal.ops.errors import (
     ConfigurationError,
@@ -116,6 +116,7 @@ class RestoreJob:
         clock: what time it is.
         progress: told how far a restore is.
         actor: who asked for it, for the access log; the user of this process by default.
+        observer: told of everything that was done, once it has ended.
     """
 
     def __init__(
@@ -128,13 +129,14 @@ class RestoreJob:
         clock: Clock = utc_now,
         progress: Progress | None = None,
         actor: str | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self.config = config
         path = Path(config.local_path) if backup_job is None else backup_job.repository.path
         self.repository = Repository(path, lock_timeout=config.lock_timeout)
         self._records = RestoreRecords(self.repository)
         self._history = RestoreHistory(self._records, parts_of=self._parts_of, clock=clock, days=config.rollback_days)
-        self._witness = Witness(repository=self.repository, who=actor, clock=clock)
+        self._witness = Witness(repository=self.repository, who=actor, clock=clock, observer=observer)
         self._confirm = confirm
         self._runner = runner or SystemRunner()
         self._clock = clock
@@ -506,7 +508,7 @@ class RestoreJob:
                 Outcome.of(result.exit_code),
                 scope=result.scope.value if action is Action.RESTORE else None,
                 restore_id=result.restore_id if action is Action.RESTORE else None,
-                error=brief(result.error),
+                error=result.error,
             )
 
     def _verifier(self) -> Verifier:

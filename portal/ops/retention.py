@@ -11,16 +11,15 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from portal.ops.errors import ConfigurationError
-from portal.ops.model import VerifyLevel
+from portal.ops.model import BackupType, VerifyLevel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from portal.ops.entry import Entry
-    from portal.ops.model import BackupType
     from portal.ops.settings import RetentionSettings
 
 CLOCK_TOLERANCE: Final = timedelta(minutes=10)
@@ -99,8 +98,7 @@ class RetentionPolicy:
         return self.rules.get(kind, self.rule)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
+class Decision(NamedTuple):
     """What becomes of an archive, and why.
 
     Arguments:
@@ -155,15 +153,16 @@ def plan(archives: Sequence[Entry], policy: RetentionPolicy, now: datetime) -> R
         now: ages are counted from here.
     """
     family = _Family(archives)
-    reasons: dict[str, list[str]] = defaultdict(list)
+    reasons = _Reasons()
     for entry in archives:
         for reason in _own_reasons(entry, family):
-            reasons[entry.name].append(reason)
+            reasons.add(entry.name, reason)
     for kind, whole in _by_type(archives, family).items():
-        _keep_of_type(whole, policy.of(kind), policy.zone, now, lambda name, reason: reasons[name].append(reason))
+        _keep_of_type(whole, policy.of(kind), policy.zone, now, reasons.add)
     warnings = _keep_all_if_the_clock_is_wrong(archives, now, reasons)
     _keep_what_is_needed(archives, family, reasons)
-    decisions = tuple(_decision(entry, policy, reasons.get(entry.name)) for entry in archives)
+    gone = {kind: (_gone(kind, policy.of(kind)),) for kind in BackupType}
+    decisions = tuple(_decision(entry, reasons.of(entry.name), gone) for entry in archives)
     removals = sorted(
         (decision for decision in decisions if not decision.keep),
         key=lambda decision: (-family.depth(decision.entry.name), decision.entry.moment, decision.entry.name),
@@ -171,49 +170,69 @@ def plan(archives: Sequence[Entry], policy: RetentionPolicy, now: datetime) -> R
     return RetentionPlan(decisions=decisions, removals=tuple(removals), warnings=warnings)
 
 
+class _Reasons:
+    """Why which archive is kept; the few combinations that there are, are each there once."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, tuple[str, ...]] = {}
+        self._once: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+    def add(self, name: str, reason: str) -> None:
+        """One more reason to keep an archive."""
+        reasons = (*self._of.get(name, ()), reason)
+        self._of[name] = self._once.setdefault(reasons, reasons)
+
+    def of(self, name: str) -> tuple[str, ...]:
+        """All that there are."""
+        return self._of.get(name, ())
+
+
 class _Family:
     """Who hangs on whom, and whether everything that an archive needs is there and whole."""
 
     def __init__(self, archives: Sequence[Entry]) -> None:
         self._entries = {entry.name: entry for entry in archives}
-        self._known: dict[str, tuple[int, str]] = {}
+        self._depths: dict[str, int] = {}
+        self._faults: dict[str, str] = {}
+        for entry in archives:
+            self._settle(entry.name)
 
     def depth(self, name: str) -> int:
         """How many archives it needs."""
-        return self._look(name)[0]
+        return self._depths[name]
 
     def fault(self, name: str) -> str:
         """Why it could not be restored, as far as that is known; empty where nothing is wrong."""
-        return self._look(name)[1]
+        return self._faults.get(name, "")
 
     def parent(self, entry: Entry) -> Entry | None:
         """The archive that it follows, where that is there."""
         return self._entries.get(entry.parent) if entry.parent else None
 
-    def _look(self, name: str) -> tuple[int, str]:
-        """Depth and fault of an archive; those of all that it needs are settled on the way, the first one first."""
-        path: list[str] = []
-        on_path: set[str] = set()
+    def _settle(self, name: str) -> None:
+        """Find out about an archive, and all that it needs on the way, the first one of its chain first."""
+        path: dict[str, None] = {}
         at: str | None = name
-        while at is not None and at in self._entries and at not in self._known and at not in on_path:
-            path.append(at)
-            on_path.add(at)
+        while at is not None and at in self._entries and at not in self._depths and at not in path:
+            path[at] = None
             at = self._entries[at].parent
-        if at is None:
-            depth, fault = -1, ""
-        elif at in self._known:
-            depth, fault = self._known[at]
-            fault = fault and f"it needs {at}, which is not whole"
-        else:
-            depth, fault = (
-                -1,
-                f"its chain goes round in a circle at {at}" if at in on_path else f"it needs {at}, which is gone",
-            )
+        depth, fault = -1, ""
+        if at is not None and at in path:
+            fault = f"its chain goes round in a circle at {at}"
+        elif at is not None and at not in self._entries:
+            fault = f"it needs {at}, which is gone"
+        elif at is not None:
+            depth, fault = self._depths[at], _inherited(at, self.fault(at))
         for one in reversed(path):
-            depth, fault = depth + 1, _own_fault(self._entries[one]) or fault
-            self._known[one] = depth, fault
-            fault = fault and f"it needs {one}, which is not whole"
-        return self._known[name]
+            depth += 1
+            self._depths[one] = depth
+            if fault := _own_fault(self._entries[one]) or fault:
+                self._faults[one] = fault
+            fault = _inherited(one, fault)
+
+
+def _inherited(name: str, fault: str) -> str:
+    return f"it needs {name}, which is not whole" if fault else ""
 
 
 def _own_fault(entry: Entry) -> str:
@@ -304,40 +323,37 @@ _PERIOD_OF: Final[Mapping[str, Callable[[datetime], tuple[Any, ...]]]] = {
 }
 
 
-def _keep_all_if_the_clock_is_wrong(
-    archives: Sequence[Entry], now: datetime, reasons: dict[str, list[str]]
-) -> tuple[str, ...]:
+def _keep_all_if_the_clock_is_wrong(archives: Sequence[Entry], now: datetime, reasons: _Reasons) -> tuple[str, ...]:
     """Where archives come from the future, ages mean nothing; a warning for each of the first few."""
     ahead = [entry for entry in archives if entry.moment - now > CLOCK_TOLERANCE]
     if not ahead:
         return ()
     newest = max(ahead, key=lambda entry: entry.moment)
+    doubt = f"the clock is in doubt: {newest.name} is from the future"
     for entry in archives:
-        reasons[entry.name].append(f"the clock is in doubt: {newest.name} is from the future")
+        reasons.add(entry.name, doubt)
     return (
         f"{newest.name} is from the future, so either the clock is wrong now or it was then; nothing is removed. "
         "Set the clock, or move what is from the future away",
     )
 
 
-def _keep_what_is_needed(archives: Sequence[Entry], family: _Family, reasons: dict[str, list[str]]) -> None:
+def _keep_what_is_needed(archives: Sequence[Entry], family: _Family, reasons: _Reasons) -> None:
     """Keep everything that something kept needs: parents, and theirs."""
     needed: set[str] = set()
     for entry in archives:
         child = entry
-        while (child.name in reasons or child.name in needed) and (parent := family.parent(child)):
-            if parent.name in needed:
-                break
+        while reasons.of(child.name) and (parent := family.parent(child)) and parent.name not in needed:
             needed.add(parent.name)
-            reasons[parent.name].append(f"{child.name} needs it")
+            reasons.add(parent.name, "a later backup of its chain needs it")
             child = parent
 
 
-def _decision(entry: Entry, policy: RetentionPolicy, reasons: list[str] | None) -> Decision:
+def _decision(entry: Entry, reasons: tuple[str, ...], gone: Mapping[BackupType, tuple[str, ...]]) -> Decision:
     if reasons:
-        return Decision(entry=entry, keep=True, reasons=tuple(reasons))
+        return Decision(entry, True, reasons)
     assert entry.type is not None
-    return Decision(entry=entry, keep=False, reasons=(_gone(entry.type, policy.of(entry.type)),))
+    return Decision(entry, False, gone[entry.type])
 
 
 def _gone(kind: BackupType, rule: RetentionRule) -> str:
