@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from tools import remote
 from tools.insight import add_commands as add_insight_commands
-from tools.keeping import add_commands, drill, person
+from tools.keeping import add_commands, drill, tell_of_drill
 from tools.terminal import (
     EXIT_CODES,
     Lines,
@@ -19,13 +20,15 @@ from tools.terminal import (
     run_command,
     say,
     say_error,
-    watched_log,
+    watched_settings,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from portal.ops.backup import BackupJob
+    from portal.ops.job import Step
+    from portal.ops.settings import Settings
 
 _EXAMPLES: Final = f"""examples:
   backup.sh                         a full backup: database, media and audit log
@@ -53,7 +56,7 @@ def main() -> int:
 
 
 def _names_command(argv: list[str]) -> bool:
-    return any(not word.startswith("-") or word in ("-h", "--help") for word in argv[1:])
+    return len(argv) > 1 and (not argv[1].startswith("-") or argv[1] in ("-h", "--help"))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,11 +72,14 @@ def _parser() -> argparse.ArgumentParser:
         ("database", "back up the database only"),
         ("media", "back up the uploads only"),
     ):
-        commands.add_parser(name, help=meaning).set_defaults(run=_back_up, type=name)
+        command = commands.add_parser(name, help=meaning)
+        remote.add_options(command, with_wait=True)
+        command.set_defaults(run=_back_up, type=name)
     commands.add_parser("list", help="list the archives, newest first").set_defaults(run=_list)
     verify = commands.add_parser("verify", help="check that an archive is intact")
     verify.add_argument("archive", help="a path, an id or the start of one, or 'latest'")
     verify.add_argument("--level", choices=("checksum", "contents", "dump", "drill"), default="contents", help=_LEVELS)
+    remote.add_options(verify)
     verify.set_defaults(run=_verify)
     extract = commands.add_parser("extract", help="take one file out of an archive")
     extract.add_argument("archive", help="a path, an id or the start of one, or 'latest'")
@@ -98,16 +104,24 @@ _DAMAGED_HINT: Final = (
 
 
 def _back_up(arguments: argparse.Namespace) -> int:
-    job = _job()
+    settings, show = watched_settings()
+    if remote.is_remote(settings, arguments):
+        given = {"moment": remote.now()}
+        return remote.do_remotely(settings, show, arguments, f"backup.{arguments.type}", given, _TELLERS)
+    job = _job(settings, show)
     result = {"full": job.backup_full, "database": job.backup_database, "media": job.backup_media}[arguments.type]()
-    if result.success:
+    _tell_of_backup(result.to_dict())
+    return result.exit_code
+
+
+def _tell_of_backup(result: Mapping[str, Any]) -> None:
+    if result["success"]:
         from portal.ops.logs import human_bytes
 
-        say(f"backup {result.backup_id} is whole: {human_bytes(result.size_bytes)} in {result.destination_path}")
+        say(f"backup {result['backup_id']} is whole: {human_bytes(result['size_bytes'])} in {result['path']}")
     else:
-        say_error(result.error or "the backup failed")
-    print_result(result.to_dict())
-    return result.exit_code
+        say_error(result["error"] or "the backup failed")
+    print_result(result)
 
 
 def _list(_: argparse.Namespace) -> int:
@@ -115,7 +129,7 @@ def _list(_: argparse.Namespace) -> int:
     from tools.restore import restore_lines
 
     gc.disable()  # there may be very many archives, and none of what is made for them is garbage
-    job = _job()
+    job = _job(*watched_settings())
     restores = create_restore_job(backup_job=job).list_restores()
     with Lines() as lines:
         backups = (lines.passed(_backup_line(backup), backup) for backup in job.iterate_backups())
@@ -149,18 +163,31 @@ def _verify(arguments: argparse.Namespace) -> int:
 
     if arguments.level == VerifyLevel.DRILL:
         return drill(arguments)
-    found = _job().verify(arguments.archive, VerifyLevel(arguments.level))
-    if found.intact:
-        say(found.message)
+    settings, show = watched_settings()
+    if remote.is_remote(settings, arguments):
+        given = {"archive": remote.absolute(arguments.archive), "level": arguments.level}
+        return remote.do_remotely(settings, show, arguments, "verify.archive", given, _TELLERS)
+    found = _job(settings, show).verify(arguments.archive, VerifyLevel(arguments.level))
+    _tell_of_verification(found.to_dict())
+    return 0 if found.intact else 4
+
+
+def _tell_of_verification(found: Mapping[str, Any]) -> None:
+    if found["success"]:
+        say(found["message"])
+    elif "damages" not in found:
+        say_error(found["error"])
     else:
-        say_error(f"{found.path.name} is not intact")
-        for damage in found.damages:
+        say_error(f"{os.path.basename(found['path'])} is not intact")
+        for damage in found["damages"]:
             say(f"  damage: {damage}")
         say(f"  hint: {_DAMAGED_HINT}")
-    for note in found.notes:
+    for note in found.get("notes", ()):
         say(f"note: {note}")
-    print_result(found.to_dict())
-    return 0 if found.intact else 4
+    print_result(found)
+
+
+_TELLERS: Final = {"backup": _tell_of_backup, "verify": _tell_of_verification, "drill": tell_of_drill}
 
 
 def _extract(arguments: argparse.Namespace) -> int:
@@ -173,19 +200,16 @@ def _extract(arguments: argparse.Namespace) -> int:
 def _archive_path(archive: str) -> Path:
     """The archive's file; settings are read only where it is not given by its path, which keeps the command quick."""
     given = archive != "latest" and os.path.isfile(archive)
-    return Path(archive) if given else _job().repository.find(archive).path
+    return Path(archive) if given else _job(*watched_settings()).repository.find(archive).path
 
 
-def _job() -> BackupJob:
-    """A job as the environment describes it, which shows people how far it is."""
+def _job(settings: Settings, show: Callable[[Step], None]) -> BackupJob:
+    from portal.ops.access_log import sudo_user
     from portal.ops.aftermath import Aftermath
     from portal.ops.backup import BackupConfig, BackupJob
-    from portal.ops.job import read_text
-    from portal.ops.settings import load_settings
 
-    settings = load_settings(os.environ, read_text)
-    show_step, config = watched_log(settings.log_format), BackupConfig.from_settings(settings)
-    return BackupJob(config, progress=show_step, actor=person(), observer=Aftermath(settings))
+    config = BackupConfig.from_settings(settings)
+    return BackupJob(config, progress=show, actor=sudo_user(), observer=Aftermath(settings))
 
 
 if __name__ == "__main__":

@@ -201,10 +201,9 @@ class BackupJob:
             try:
                 result = self._back_up(backup_id, result)
             except OpsError as error:
-                result = replace(result, error=str(error), exit_code=error.exit_code)
+                result = _failed(result, error)
             except OSError as error:
-                explained = self._explain(error)
-                result = replace(result, error=str(explained), exit_code=explained.exit_code)
+                result = _failed(result, self._explain(error))
             result = replace(result, duration_seconds=time.monotonic() - started)
             _log_result(result)
             seen.note(Outcome.of(result.exit_code), error=result.error)
@@ -335,6 +334,10 @@ def create_backup_job(
     config = BackupConfig.from_settings(load_settings(os.environ if environ is None else environ, read_text))
     given = {"local_path": local_path, "db_host": db_host, "db_name": db_name, "media_path": media_path, **others}
     return BackupJob(replace(config, **{name: value for name, value in given.items() if value is not None}))
+
+
+def _failed(result: BackupResult, error: OpsError) -> BackupResult:
+    return replace(result, error=str(error), exit_code=error.exit_code, retryable=error.retryable)
 
 
 def _log_result(result: BackupResult) -> None:

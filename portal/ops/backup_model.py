@@ -198,6 +198,7 @@ class BackupResult:
         components: what the archive holds.
         warnings: what is not quite as it should be, although the archive is whole.
         exit_code: the code that a program should end with: 0, or that of the error.
+        retryable: the same may succeed if it is tried again.
     """
 
     success: bool
@@ -213,6 +214,7 @@ class BackupResult:
     components: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     exit_code: int = 0
+    retryable: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The result in the types of JSON."""
