@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from portal.ops.aftermath import Aftermath
 from portal.ops.backup import BackupJob
 from portal.ops.backup_model import BackupConfig
 from portal.ops.drill import DrillJob
@@ -110,7 +111,7 @@ def carry_out(order: Order) -> Outcome:
 
 def _back_up(order: Order) -> Outcome:
     arguments = BackupArguments.of(order.given)
-    job = BackupJob(BackupConfig.from_settings(order.settings), progress=order.progress, actor=arguments.actor)
+    job = BackupJob(BackupConfig.from_settings(order.settings), progress=order.progress, **_known(order, arguments))
     back_up = {
         TaskName.BACKUP_FULL: job.backup_full,
         TaskName.BACKUP_DATABASE: job.backup_database,
@@ -122,7 +123,7 @@ def _back_up(order: Order) -> Outcome:
 def _verify(order: Order) -> Outcome:
     arguments = VerifyArguments.of(order.given)
     check_archive(arguments.archive, order.repository, order.settings.worker.allowed_paths)
-    job = BackupJob(BackupConfig.from_settings(order.settings), progress=order.progress, actor=arguments.actor)
+    job = BackupJob(BackupConfig.from_settings(order.settings), progress=order.progress, **_known(order, arguments))
     found = job.verify(arguments.archive, _word(VerifyLevel, arguments.level))
     return Outcome(result=found.to_dict() | {"exit_code": 0 if found.intact else 4}, success=found.intact)
 
@@ -135,7 +136,9 @@ def _restore(order: Order) -> Outcome:
         uploads = (settings.upload_dir,) if settings.upload_dir else ()
         check_place(arguments.media_dir, (*uploads, *allowed))
     job = RestoreJob(
-        RestoreConfig.from_settings(settings, **_options(arguments)), progress=order.progress, actor=arguments.actor
+        RestoreConfig.from_settings(settings, **_options(arguments)),
+        progress=order.progress,
+        **_known(order, arguments),
     )
     if arguments.dry_run:
         return Outcome.of(_restore_scope(job, order, arguments))
@@ -174,7 +177,7 @@ def _options(arguments: RestoreArguments) -> dict[str, Any]:
 
 def _roll_back(order: Order) -> Outcome:
     arguments = RollbackArguments.of(order.given)
-    job = RestoreJob(RestoreConfig.from_settings(order.settings), progress=order.progress, actor=arguments.actor)
+    job = RestoreJob(RestoreConfig.from_settings(order.settings), progress=order.progress, **_known(order, arguments))
     with _permitted(order):
         return Outcome.of(job.rollback(arguments.restore_id, is_repeated=order.attempt > 1))
 
@@ -198,10 +201,10 @@ def _prune(order: Order) -> Outcome:
     arguments = PruneArguments.of(order.given)
     repository = Repository(order.repository, lock_timeout=order.settings.lock_timeout)
     policy = BackupConfig.from_settings(order.settings).retention
-    result = PruneJob(repository, policy, actor=arguments.actor).run(dry_run=arguments.dry_run)
+    result = PruneJob(repository, policy, **_known(order, arguments)).run(dry_run=arguments.dry_run)
     facts = result.to_dict() | {"removed": [decision.entry.name for decision in result.removed[:_MOST_NAMES]]}
     if result.success and not arguments.dry_run:
-        job = RestoreJob(RestoreConfig.from_settings(order.settings), actor=arguments.actor)
+        job = RestoreJob(RestoreConfig.from_settings(order.settings), **_known(order, arguments))
         facts["restores_forgotten"] = list(job.forget_old())
     return Outcome(
         result=facts | {"exit_code": result.exit_code}, success=result.success, retryable=_may_pass(result.fault)
@@ -212,8 +215,13 @@ def _drill(order: Order) -> Outcome:
     arguments = DrillArguments.of(order.given)
     check_archive(arguments.archive, order.repository, order.settings.worker.allowed_paths)
     config = RestoreConfig.from_settings(order.settings)
-    report = DrillJob(config, progress=order.progress, actor=arguments.actor).run(arguments.archive)
+    report = DrillJob(config, progress=order.progress, **_known(order, arguments)).run(arguments.archive)
     return Outcome(result=report.to_dict(), success=report.success)
+
+
+def _known(order: Order, arguments: Arguments) -> dict[str, Any]:
+    """Who asked for it, and who is told of the end."""
+    return {"actor": arguments.actor, "observer": Aftermath(order.settings)}
 
 
 def _may_pass(fault: OpsError | None) -> bool:
