@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _EXAMPLES: Final = f"""examples:
   backup.sh                         a full backup: database, media and audit log
   backup.sh database                the database only
+  backup.sh media --incremental     the uploads that have changed, on top of the newest archive that holds them
   backup.sh list                    what there is, newest first
   backup.sh verify latest           is the newest archive intact?
   backup.sh verify full_2024 --level dump
@@ -51,9 +52,13 @@ def _parser() -> argparse.ArgumentParser:
     for name, meaning in (
         ("full", "back up database, media and audit log (the default)"),
         ("database", "back up the database only"),
-        ("media", "back up the uploads only"),
     ):
         commands.add_parser(name, help=meaning).set_defaults(run=_back_up, type=name)
+    media = commands.add_parser("media", help="back up the uploads only")
+    media.add_argument(
+        "--incremental", action="store_true", help="only what differs from the newest archive that holds the uploads"
+    )
+    media.set_defaults(run=_back_up, type="media")
     commands.add_parser("list", help="list the archives, newest first").set_defaults(run=_list)
     verify = commands.add_parser("verify", help="check that an archive is intact")
     verify.add_argument("archive", help="a path, an id or the start of one, or 'latest'")
@@ -80,8 +85,13 @@ _DAMAGED_HINT: Final = (
 
 def _back_up(arguments: argparse.Namespace) -> int:
     job = _job()
-    result = {"full": job.backup_full, "database": job.backup_database, "media": job.backup_media}[arguments.type]()
-    if result.success:
+    if arguments.type == "media":
+        result = job.backup_media(incremental=arguments.incremental)
+    else:
+        result = {"full": job.backup_full, "database": job.backup_database}[arguments.type]()
+    if result.unchanged:
+        say(f"nothing has changed since {result.destination_path}")
+    elif result.success:
         from portal.ops.logs import human_bytes
 
         say(f"backup {result.backup_id} is whole: {human_bytes(result.size_bytes)} in {result.destination_path}")
@@ -100,7 +110,9 @@ def _list(_: argparse.Namespace) -> int:
     backups = job.list_backups()
     for backup in backups:
         size = human_bytes(backup["size_bytes"])
-        say(f"{backup['timestamp']}  {backup['type'] or '?':<10}  {size:>8}  {backup['backup_id']}")
+        kind, parent = backup["type"] or "?", backup["parent"]
+        line = f"{backup['timestamp']}  {f'+ {kind}' if parent else kind:<10}  {size:>8}  {backup['backup_id']}"
+        say(f"{line}  on {parent}" if parent else line)
     if not backups:
         say(f"there is no archive in {job.repository.path}; 'backup.sh full' makes the first one")
     restores = create_restore_job(backup_job=job).list_restores()
