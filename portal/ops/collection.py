@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 log = engine_log("portal.ops.collection")
 
 _SECOND: Final = 1_000_000_000
+_FEW: Final = 200
+"""So many files are packed before a helper process is ready."""
 
 
 @dataclass(kw_only=True)
@@ -63,7 +65,8 @@ class Collection:
         """Collect, describe, and put everything on the disk; the manifest and the archive's SHA-256."""
         self.meter.expect = self._expected_bytes
         jobs = self.config.jobs or available_cores()
-        with Lanes(str(self.backup_id), jobs) as lanes:
+        helpers = self.increment is None or len(self.increment.delta.taken) > _FEW
+        with Lanes(str(self.backup_id), jobs, helpers=helpers) as lanes:
             writer = ArchiveWriter(
                 self.draft.out,
                 str(self.backup_id),
