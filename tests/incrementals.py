@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
+from portal.ops.archive.reader import ArchiveReader
 from portal.ops.backup import BackupConfig, BackupJob, BackupResult
 from portal.ops.chain_reader import open_tree
 from portal.ops.incremental import CACHE
@@ -106,19 +107,12 @@ def without_ours(tree: Tree) -> Tree:
 
 def members_of(path: Path) -> dict[str, MemberType]:
     """What an archive itself holds of the uploads: paths relative to them."""
-    with closing(open_tree_alone(path)) as archive:
+    with closing(ArchiveReader(path)) as archive:
         return {
             member.path.removeprefix("media").removeprefix("/"): member.type
             for member in archive.members()
             if member.path.split("/")[0] == "media"
         }
-
-
-def open_tree_alone(path: Path) -> Any:
-    """One archive, without those that it stands on."""
-    from portal.ops.archive.reader import ArchiveReader
-
-    return ArchiveReader(path)
 
 
 def tree_of_chain(path: Path) -> Tree:
