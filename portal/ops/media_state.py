@@ -168,9 +168,9 @@ class MediaState:
         found = self._sql.execute("SELECT * FROM entry WHERE parent = ? AND name = ?", [parent, name])
         return next(map(Known._make, found), None)
 
-    def children(self, path: bytes) -> dict[bytes, Known]:
-        """What is known to be in a directory, by name."""
-        return {known.name: known for known in map(Known._make, self._sql.execute(_IN, [path]))}
+    def children(self, path: bytes) -> dict[bytes, tuple[Any, ...]]:
+        """What is known to be in a directory, by name: what `Known._make` takes, since there may be very many."""
+        return {row[1]: row for row in self._sql.execute(_IN, [path])}
 
     def below(self, path: bytes) -> Iterator[Known]:
         """What is known of the path itself, and of all that lies below it."""
