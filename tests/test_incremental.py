@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tarfile
@@ -395,15 +396,13 @@ def test_the_same_request_gives_the_same_archive(uploads: Uploads) -> None:
 # -- the cache ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("harm", ["gone", "empty", "garbage", "a directory", "of another release"])
+@pytest.mark.parametrize("harm", ["gone", "empty", "garbage", "a directory", "no place", "of another release"])
 def test_a_cache_that_is_of_no_use_changes_nothing(uploads: Uploads, harm: str) -> None:
     """It is made again from the archives, and the archive is the same as with it."""
     uploads.base()
     uploads.write("one.json")
     uploads.incremental()
     if harm == "of another release":
-        import sqlite3
-
         with sqlite3.connect(uploads.cache) as connection:
             connection.execute("UPDATE head SET version = 99")
     else:
@@ -414,6 +413,9 @@ def test_a_cache_that_is_of_no_use_changes_nothing(uploads: Uploads, harm: str) 
         uploads.cache.write_bytes(b"garbage" * 5000)
     elif harm == "a directory":
         uploads.cache.mkdir()
+    elif harm == "no place":
+        uploads.cache.parent.rmdir()
+        uploads.cache.parent.touch()
     uploads.write("two.json")
     assert set(held(uploads.incremental(["two.json"]))) == {"", "two.json"}
 
@@ -428,6 +430,18 @@ def test_a_cache_that_is_behind_is_brought_up_to_date(uploads: Uploads) -> None:
     uploads.incremental()
     uploads.cache.write_bytes(behind)
     assert uploads.incremental().unchanged
+
+
+def test_a_new_base_is_in_the_cache_at_once(uploads: Uploads) -> None:
+    """Where incrementals are made, the next one finds the state of a new base ready."""
+    uploads.base()
+    assert not uploads.cache.exists()
+    uploads.incremental()
+    newest = uploads.base()
+    with closing(sqlite3.connect(uploads.cache)) as connection:
+        assert connection.execute("SELECT backup_id, sha256 FROM head").fetchall() == [
+            (newest.backup_id, newest.checksum)
+        ]
 
 
 def test_a_killed_backup_leaves_nothing_or_all(uploads: Uploads) -> None:

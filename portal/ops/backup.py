@@ -28,13 +28,14 @@ from portal.ops.archive.writer import unreadable
 from portal.ops.backup_model import BackupConfig, BackupResult
 from portal.ops.collection import Collection
 from portal.ops.errors import (
+    BusyError,
     ConfigurationError,
     DiskFullError,
     OpsError,
     RepositoryError,
     SourceError,
 )
-from portal.ops.incremental import BaseNeededError, Increment, plan_increment
+from portal.ops.incremental import CACHE, BaseNeededError, Increment, plan_increment, remember
 from portal.ops.job import Clock, Meter, PathLike, Progress, read_text, utc_now
 from portal.ops.logs import engine_log
 from portal.ops.model import BackupId, BackupType, Component, VerifyLevel, timestamp
@@ -215,7 +216,13 @@ class BackupJob:
                     except BaseNeededError as reason:
                         log.info("base_needed", reason=str(reason))
                 self._check_space(self._last_size(backup_id.type))
-                return self._write(self._collection(components, draft, backup_id), result)
+                done = self._write(self._collection(components, draft, backup_id), result)
+            if request.incremental:
+                remember(self.repository, Path(done.destination_path))
+            elif Component.MEDIA in components and (self.repository.path / CACHE).exists():
+                with suppress(BusyError), self.repository.chain():
+                    remember(self.repository, Path(done.destination_path))
+            return done
 
     def _back_up_changes(self, request: _Request, draft: Draft, result: BackupResult) -> BackupResult:
         """An incremental; without an archive where nothing has changed."""

@@ -137,6 +137,15 @@ def plan_increment(
     raise OpsError("the state of the uploads cannot be kept, not even in memory", hint="Look at the machine's memory.")
 
 
+def remember(repository: Repository, base: Path) -> None:
+    """Fill the cache with a base that was just made, so that the next incremental need not; other incrementals wait."""
+    with _forgiven():
+        state = _opened(repository.path / CACHE)
+        if state is not None:
+            with closing(state):
+                state.follow(line_of(base))
+
+
 def _line(repository: Repository, config: BackupConfig, begun: float) -> tuple[Ancestor, ...]:
     """The chain of the newest base that holds the media.
 
