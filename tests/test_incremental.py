@@ -25,7 +25,7 @@ from portal.ops.errors import ConfigurationError
 from portal.ops.incremental import SMALL_CHAIN
 from portal.ops.media_state import Known, MediaState, is_unsure, looked_at
 from portal.ops.repository import Repository
-from portal.ops.sources.delta import TOP, Search, parts_of
+from portal.ops.sources.delta import TOP, Search, TooMuchError, parts_of
 from portal.ops.verify import Verifier
 from tests.archives import program, tree_on_disk
 from tests.incrementals import Uploads, members_of, succeeded, tree_of_chain
@@ -185,6 +185,12 @@ def test_what_was_read_too_soon_is_read_again(tmp_path: Path, unsure: int) -> No
         state.confirm([Known._make((TOP, b"file", *stat, 0, unsure, b"the digest of something else"))])
         delta = Search(root=tmp_path, state=state).of([parts_of("file")])
     assert (TOP + b"/file" in delta.taken) == bool(unsure)
+
+
+def test_too_many_changes_are_not_kept_in_memory(uploads: Uploads) -> None:
+    """The search gives up, and the backup takes everything."""
+    with closing(MediaState(None)) as state, pytest.raises(TooMuchError):
+        Search(root=uploads.root, state=state, most=3).everything()
 
 
 def test_a_file_is_unsure_until_the_clock_has_moved_on() -> None:

@@ -111,7 +111,7 @@ class ChangingUploads(RuleBasedStateMachine):
         old = self.uploads.root / source
         if old.is_file() and not old.is_symlink() and not os.path.lexists(self.uploads.root / onto):
             self.make_way(onto)
-            if os.path.lexists(old):
+            if old.is_file():
                 os.link(old, self.uploads.root / onto)
                 self.touched.add(onto)
 

@@ -23,7 +23,7 @@ from portal.ops.errors import OpsError
 from portal.ops.logs import engine_log
 from portal.ops.media_state import MediaState, Totals
 from portal.ops.model import SUFFIX, BackupType, Component
-from portal.ops.sources.delta import Delta, Search, parts_of
+from portal.ops.sources.delta import Delta, Search, TooMuchError, parts_of
 from portal.ops.sources.files import identity
 
 if TYPE_CHECKING:
@@ -131,6 +131,9 @@ def plan_increment(
         except sqlite3.Error as error:
             state.close()
             _drop(place, error)
+        except TooMuchError as error:
+            state.close()
+            raise BaseNeededError(str(error)) from error
         except BaseException:
             state.close()
             raise

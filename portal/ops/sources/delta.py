@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 TOP: Final = encode_name(Component.MEDIA.member)
 _RESTORES: Final = TOP + b"/" + encode_name(RESTORE_DIRECTORY)
 _READ_BYTES: Final = 1 << 20
+_MANY_CONFIRMED: Final = 10_000
 _KINDS: Final = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink"}
 _NOTHING: Final = Totals(0, 0)
 
@@ -47,6 +48,10 @@ class Found(NamedTuple):
     def identity(self) -> Identity:
         """Which file it is, whatever its name."""
         return self.now.st_dev, self.now.st_ino
+
+
+class TooMuchError(Exception):
+    """So much differs that everything can as well be taken."""
 
 
 @dataclass(kw_only=True)
@@ -120,10 +125,12 @@ class Search:
         state: what is known.
         excluded: directories that are passed over, wherever below the root they turn up.
         advance: called with every number of bytes that were read to compare them.
+        most: so many files and directories can differ, since what differs is kept in memory.
     """
 
     root: Path
     state: MediaState
+    most: int = 100_000
     excluded: frozenset[Identity] = frozenset()
     advance: Callable[[int], None] = lambda _: None
     _top: bytes = b""
@@ -141,6 +148,7 @@ class Search:
 
         Raises:
             SourceError: a part of it cannot be read.
+            TooMuchError: too much differs.
         """
         self._whole()
         self._settle_doubts()
@@ -155,6 +163,7 @@ class Search:
 
         Raises:
             SourceError: one of them cannot be read.
+            TooMuchError: too much differs.
         """
         for parts in changed:
             self._look(parts)
@@ -248,6 +257,9 @@ class Search:
                 known.pop(entry.name, None)
                 self._entry(name, Found(entry.path, found, before))
             self._delta.gone.update(path + b"/" + name for name in known)
+            self._settle_doubts()
+            if len(self._delta.taken) > self.most:
+                raise TooMuchError(f"more than {self.most:,} files and directories differ")
 
     def _entry(self, path: bytes, found: Found) -> None:
         """Hold one entry of the tree against what is known of it."""
@@ -313,6 +325,9 @@ class Search:
             unsure = int(is_unsure(ctime_ns, started))
             if (ctime_ns, inode, unsure) != (known.ctime_ns, known.inode, known.unsure):
                 self._delta.confirmed.append(known._replace(ctime_ns=ctime_ns, inode=inode, unsure=unsure))
+        if len(self._delta.confirmed) > _MANY_CONFIRMED:
+            self.state.confirm(self._delta.confirmed)
+            self._delta.confirmed = []
 
     def _digest(self, found: Found) -> bytes | None:
         """The digest of a file; nothing where it changes or goes meanwhile."""
