@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from portal.ops.aftermath import Aftermath
@@ -112,11 +113,10 @@ def carry_out(order: Order) -> Outcome:
 def _back_up(order: Order) -> Outcome:
     arguments = BackupArguments.of(order.given)
     job = BackupJob(BackupConfig.from_settings(order.settings), progress=order.progress, **_known(order, arguments))
-    back_up = {
-        TaskName.BACKUP_FULL: job.backup_full,
-        TaskName.BACKUP_DATABASE: job.backup_database,
-        TaskName.BACKUP_MEDIA: job.backup_media,
-    }[order.task]
+    if order.task is TaskName.BACKUP_MEDIA:
+        back_up = partial(job.backup_media, incremental=arguments.incremental, changed=arguments.changed)
+    else:
+        back_up = partial(job.backup_full if order.task is TaskName.BACKUP_FULL else job.backup_database)
     return Outcome.of(back_up(moment=arguments.when(), request_id=order.task_id))
 
 
