@@ -23,6 +23,7 @@ from uuid import uuid4
 import pytest
 import structlog
 
+from portal.ops import access_log
 from portal.ops.archive.reader import ArchiveReader
 from portal.ops.backup import BackupConfig, BackupJob, BackupResult, BackupType, create_backup_job
 from portal.ops.errors import RepositoryError
@@ -115,8 +116,9 @@ class Portal:
         } | changes
 
     def left(self) -> set[str]:
-        """Everything in the repository but the lock."""
-        return {path.name for path in self.archives.iterdir()} - {LOCK_NAME} if self.archives.exists() else set()
+        """Everything in the repository but the lock and the access log."""
+        found = {path.name for path in self.archives.iterdir()} if self.archives.exists() else set()
+        return found - {LOCK_NAME, access_log.NAME, access_log.HEAD_NAME}
 
 
 def portal_in(directory: Path, database: DatabaseTarget, postgres: EmbeddedPostgres) -> Portal:

@@ -155,8 +155,7 @@ def test_the_list_shows_what_an_archive_stands_on(chain: Chain) -> None:
         text=True,
         check=True,
     )
-    assert done.stderr.count("+ media") == 3
-    assert f"on {chain.ids[0]}" in done.stderr
+    assert [f"after {one}" in done.stderr for one in chain.ids] == [True, True, True, False]
 
 
 def test_the_command_makes_incrementals(uploads: Uploads) -> None:
@@ -184,7 +183,7 @@ def test_a_missing_archive_is_named_before_anything_is_touched(chain: Chain) -> 
         assert result.exit_code == NotIntactError.exit_code
         assert f"{chain.ids[2]} needs {chain.ids[1]}, which is not there" in (result.error or "")
         assert not target.exists()
-    for level in VerifyLevel:
+    for level in (VerifyLevel.CHECKSUM, VerifyLevel.CONTENTS, VerifyLevel.DUMP):
         found = Verifier().verify(chain.path(3), level)
         assert not found.intact
         assert chain.ids[1] in found.message

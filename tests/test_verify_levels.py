@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tools.demo.postgres import EmbeddedPostgres
 
 ID = "full_20240115_120000_abc123"
-LEVELS = list(VerifyLevel)
+LEVELS = [VerifyLevel.CHECKSUM, VerifyLevel.CONTENTS, VerifyLevel.DUMP]
 CHECKSUM, CONTENTS, DUMP = LEVELS
 
 

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from tools.terminal import EXIT_CODES, print_result, run_command, say, say_error, watched_log
+from tools.keeping import add_commands, drill, person
+from tools.terminal import (
+    EXIT_CODES,
+    Lines,
+    print_listing,
+    print_result,
+    run_command,
+    say,
+    say_error,
+    watched_log,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +34,10 @@ _EXAMPLES: Final = f"""examples:
   backup.sh verify latest           is the newest archive intact?
   backup.sh verify full_2024 --level dump
   backup.sh extract latest media/tenant-a/scan.sarif --output scan.sarif
+  backup.sh prune --dry-run         what would be removed, and why is the rest kept?
+  backup.sh pin full_2024 --reason 'before the migration'
+  backup.sh drill                   restore the newest full backup for a try, compare, and throw it away
+  backup.sh audit --verify          who did what with the backups?
 
 Where from and where to is read from the environment: docs/settings.md has every variable.
 Standard output is one JSON object; everything for people goes to standard error.
@@ -62,18 +77,20 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("list", help="list the archives, newest first").set_defaults(run=_list)
     verify = commands.add_parser("verify", help="check that an archive is intact")
     verify.add_argument("archive", help="a path, an id or the start of one, or 'latest'")
-    verify.add_argument("--level", choices=("checksum", "contents", "dump"), default="contents", help=_LEVELS)
+    verify.add_argument("--level", choices=("checksum", "contents", "dump", "drill"), default="contents", help=_LEVELS)
     verify.set_defaults(run=_verify)
     extract = commands.add_parser("extract", help="take one file out of an archive")
     extract.add_argument("archive", help="a path, an id or the start of one, or 'latest'")
     extract.add_argument("member", help="the file's path in the archive, such as media/tenant-a/scan.sarif")
     extract.add_argument("--output", metavar="FILE", help="where to put it (default: its name, in this directory)")
     extract.set_defaults(run=_extract)
+    add_commands(commands)
     return parser
 
 
 _LEVELS: Final = (
-    "checksum: the file as a whole; contents (default): every file in it; dump: the database's dump as well"
+    "checksum: the file as a whole; contents (default): every file in it; dump: the database's dump as well; "
+    "drill: restored for a try, and compared"
 )
 
 
@@ -102,29 +119,44 @@ def _back_up(arguments: argparse.Namespace) -> int:
 
 
 def _list(_: argparse.Namespace) -> int:
-    from portal.ops.logs import human_bytes
     from portal.ops.restore import create_restore_job
     from tools.restore import restore_lines
 
+    gc.disable()  # there may be very many archives, and none of what is made for them is garbage
     job = _job()
-    backups = job.list_backups()
-    for backup in backups:
-        size = human_bytes(backup["size_bytes"])
-        kind, parent = backup["type"] or "?", backup["parent"]
-        line = f"{backup['timestamp']}  {f'+ {kind}' if parent else kind:<10}  {size:>8}  {backup['backup_id']}"
-        say(f"{line}  on {parent}" if parent else line)
-    if not backups:
-        say(f"there is no archive in {job.repository.path}; 'backup.sh full' makes the first one")
     restores = create_restore_job(backup_job=job).list_restores()
+    with Lines() as lines:
+        backups = (lines.passed(_backup_line(backup), backup) for backup in job.iterate_backups())
+        others = {"success": True, "repository": str(job.repository.path), "restores": restores}
+        if not print_listing("backups", backups, **others):
+            say(f"there is no archive in {job.repository.path}; 'backup.sh full' makes the first one")
     for line in ["", "Restores that were made:", *restore_lines(restores)] if restores else []:
         say(line)
-    print_result({"success": True, "repository": str(job.repository.path), "backups": backups, "restores": restores})
     return 0
+
+
+def _backup_line(backup: dict[str, Any]) -> str:
+    from portal.ops.logs import human_bytes
+
+    verified = backup["verified"]
+    known = f"verified: {verified['level']}" if verified and verified["intact"] else ""
+    marks = (
+        "DAMAGED" if verified and not verified["intact"] else known,
+        "pinned" if backup["pinned"] else "",
+        f"NOT WHOLE: {backup['fault']}" if backup["fault"] else "",
+        f"after {backup['parent']}" if backup["parent"] else "",
+    )
+    size = human_bytes(backup["size_bytes"])
+    said = "  ".join(mark for mark in marks if mark)
+    line = f"{backup['timestamp']}  {backup['type'] or '?':<10}  {size:>8}  {backup['backup_id']}  {said}"
+    return line.rstrip()
 
 
 def _verify(arguments: argparse.Namespace) -> int:
     from portal.ops.model import VerifyLevel
 
+    if arguments.level == VerifyLevel.DRILL:
+        return drill(arguments)
     found = _job().verify(arguments.archive, VerifyLevel(arguments.level))
     if found.intact:
         say(found.message)
@@ -159,7 +191,7 @@ def _job() -> BackupJob:
     from portal.ops.settings import load_settings
 
     settings = load_settings(os.environ, read_text)
-    return BackupJob(BackupConfig.from_settings(settings), progress=watched_log(settings.log_format))
+    return BackupJob(BackupConfig.from_settings(settings), progress=watched_log(settings.log_format), actor=person())
 
 
 if __name__ == "__main__":

@@ -190,13 +190,15 @@ _STATES: Final = {"applied": "can be taken back", "rolled_back": "was taken back
 
 
 def _job(person: _Person, **given: Any) -> RestoreJob:
+    from portal.ops.access_log import sudo_user as actor
     from portal.ops.job import read_text
     from portal.ops.restore import RestoreConfig, RestoreJob
     from portal.ops.settings import load_settings
 
     settings = load_settings(os.environ, read_text)
     show_step = watched_log(settings.log_format)
-    return RestoreJob(RestoreConfig.from_settings(settings, **given), confirm=person.confirm, progress=show_step)
+    config = RestoreConfig.from_settings(settings, **given)
+    return RestoreJob(config, confirm=person.confirm, progress=show_step, actor=actor())
 
 
 if __name__ == "__main__":

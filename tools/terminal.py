@@ -8,12 +8,13 @@ import shutil
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO, cast
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TextIO, TypeVar, cast
 
 from portal.ops.errors import OpsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from portal.ops.job import Step
     from portal.ops.settings import LogFormat
@@ -22,6 +23,9 @@ EXIT_CODES: Final = """exit codes:
   0 done          1 failed        2 wrong usage or configuration
   3 not confirmed 4 not intact    5 busy"""
 
+T = TypeVar("T")
+
+_LINES_AT_ONCE: Final = 1000
 _REDRAW_SECONDS: Final = 0.1
 _LINE_SECONDS: Final = 10.0
 _CLEAR_LINE: Final = "\r\x1b[K"
@@ -119,6 +123,49 @@ def print_result(result: Mapping[str, Any]) -> None:
     json.dump(result, sys.stdout, indent=2 if sys.stdout.isatty() else None)
     sys.stdout.write("\n")
     sys.stdout.flush()
+
+
+def print_listing(name: str, items: Iterable[Mapping[str, Any]], **others: Any) -> int:
+    """Write a result that holds a list of any length, without holding it in memory; how many items there were."""
+    newline = "\n  " if sys.stdout.isatty() else " "
+    fields = "".join(f"{json.dumps(key)}: {json.dumps(value)},{newline}" for key, value in others.items())
+    sys.stdout.write("{" + newline.rstrip(" ") + fields + f"{json.dumps(name)}: [")
+    count, rest = 0, iter(items)
+    while some := list(islice(rest, _LINES_AT_ONCE)):
+        sys.stdout.write((f",{newline}" if count else "") + json.dumps(some)[1:-1])
+        count += len(some)
+    sys.stdout.write("]}\n")
+    sys.stdout.flush()
+    return count
+
+
+class Lines:
+    """Many lines for a person, on standard error, written many at a time."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._write()
+
+    def say(self, line: str) -> None:
+        """Say a line, soon."""
+        self._lines.append(line)
+        if len(self._lines) >= _LINES_AT_ONCE:
+            self._write()
+
+    def passed(self, line: str, item: T) -> T:
+        """Say a line about an item on its way; the item."""
+        self.say(line)
+        return item
+
+    def _write(self) -> None:
+        if self._lines:
+            say("\n".join(self._lines))
+        self._lines.clear()
 
 
 def say(text: str = "") -> None:

@@ -22,10 +22,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from portal.ops.ancestry import is_incremental, read_manifest
+from portal.ops.access_log import Action, Outcome, Witness, brief
+from portal.ops.ancestry import is_incremental
 from portal.ops.archive.lanes import available_cores
 from portal.ops.archive.writer import unreadable
 from portal.ops.backup_model import BackupConfig, BackupResult
+from portal.ops.catalogue import Catalogue
 from portal.ops.collection import Collection
 from portal.ops.errors import (
     BusyError,
@@ -35,20 +37,24 @@ from portal.ops.errors import (
     RepositoryError,
     SourceError,
 )
-from portal.ops.incremental import CACHE, BaseNeededError, Increment, plan_increment, remember
+from portal.ops.hold import hold
+from portal.ops.incremental import CACHE, BaseNeededError, Increment, held, plan_increment, remember
 from portal.ops.job import Clock, Meter, PathLike, Progress, read_text, utc_now
 from portal.ops.logs import engine_log
-from portal.ops.model import BackupId, BackupType, Component, VerifyLevel, timestamp
+from portal.ops.model import SUFFIX, BackupId, BackupType, Component, VerifyLevel, timestamp
 from portal.ops.process import ProcessRunner, SystemRunner
+from portal.ops.prune import PruneJob
 from portal.ops.repository import ArchiveFile, Draft, Repository, disk_full, file_digest, read_sidecar
 from portal.ops.settings import load_settings
 from portal.ops.sources.files import identity
+from portal.ops.verifications import Verifications
 from portal.ops.verify import Verification, Verifier, open_archive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime
 
+    from portal.ops.entry import Entry
     from portal.ops.manifest import Manifest
 
 __all__ = ["BackupConfig", "BackupJob", "BackupResult", "BackupType", "create_backup_job"]
@@ -75,6 +81,7 @@ class BackupJob:
         runner: what starts pg_dump.
         clock: what time it is.
         progress: told how far a backup is, several times a second.
+        actor: who asked for it, for the access log; the user of this process by default.
     """
 
     def __init__(
@@ -84,9 +91,11 @@ class BackupJob:
         runner: ProcessRunner | None = None,
         clock: Clock = utc_now,
         progress: Progress | None = None,
+        actor: str | None = None,
     ) -> None:
         self.config = config
         self.repository = Repository(Path(config.local_path), lock_timeout=config.lock_timeout)
+        self._witness = Witness(repository=self.repository, who=actor, clock=clock)
         self._runner = runner or SystemRunner()
         self._clock = clock
         self._progress = progress
@@ -123,12 +132,30 @@ class BackupJob:
         return self._run(BackupType.MEDIA, moment, request_id, incremental=incremental, changed=changed)
 
     def list_backups(self) -> list[dict[str, Any]]:
-        """The archives of the repository, newest first, by names and sidecars, and of those of media the manifests.
+        """The archives of the repository, newest first, with what is known of each.
 
         Raises:
             RepositoryError: the repository cannot be read.
         """
-        return [_listed(archive) for archive in self.repository.archives()]
+        return list(self.iterate_backups())
+
+    def iterate_backups(self) -> Iterator[dict[str, Any]]:
+        """As `list_backups`, one after the other: a repository may hold very many.
+
+        Raises:
+            RepositoryError: the repository cannot be read.
+        """
+        directory = str(self.repository.path)
+        return (_listed(entry, directory) for entry in Catalogue(self.repository).entries())
+
+    def cleanup_old_backups(self) -> int:
+        """Remove what the policy of retention does not keep; how many archives were removed.
+
+        Raises:
+            OpsError: it could not be done, or not to its end.
+        """
+        job = PruneJob(self.repository, self.config.retention, clock=self._clock, actor=self._witness.who)
+        return len(job.run().raise_error().removed)
 
     def verify_backup(self, path: PathLike, level: VerifyLevel = VerifyLevel.CONTENTS) -> tuple[bool, str]:
         """Whether an archive is intact, and what was found."""
@@ -144,7 +171,15 @@ class BackupJob:
         Raises:
             OpsError: it cannot be looked at; damage is no error, but in what is returned.
         """
-        archive = self.repository.find(path)
+        with self._witness.watching(Action.VERIFY, os.fspath(path), level=str(level)) as seen:
+            archive = self.repository.find(path)
+            seen.subject = archive.name
+            found = self._look_at(archive, VerifyLevel(level))
+            seen.note(Outcome.DONE if found.intact else Outcome.FAILED, damages=len(found.damages))
+        return found
+
+    def _look_at(self, archive: ArchiveFile, level: VerifyLevel) -> Verification:
+        """Verify an archive, and keep what was found."""
         meter = Meter(self._progress)
         meter.phase = "verify"
         verifier = Verifier(
@@ -153,8 +188,8 @@ class BackupJob:
             jobs=self.config.jobs or available_cores(),
             advance=meter.advance,
         )
-        with self._held(archive):
-            found = verifier.verify(archive.path, VerifyLevel(level))
+        with self._held(archive), hold(archive.path, self.config.lock_timeout):
+            found = verifier.verify(archive.path, level)
         tell, event = (log.info, "archive_verified") if found.intact else (log.error, "archive_damaged")
         tell(
             event,
@@ -163,6 +198,7 @@ class BackupJob:
             damages=len(found.damages),
             seconds=round(found.duration_seconds, 3),
         )
+        Verifications(self.repository).note(found, self._clock())
         return found
 
     @contextmanager
@@ -182,7 +218,10 @@ class BackupJob:
         submitted = moment or self._clock()
         backup_id = BackupId.of(kind, submitted, request_id or uuid.uuid4().hex)
         result = BackupResult(success=False, backup_id=str(backup_id), backup_type=kind, timestamp=submitted)
-        with structlog.contextvars.bound_contextvars(backup_id=str(backup_id)):
+        with (
+            structlog.contextvars.bound_contextvars(backup_id=str(backup_id)),
+            self._witness.watching(Action.BACKUP, str(backup_id)) as seen,
+        ):
             try:
                 result = self._back_up(_Request(backup_id=backup_id, **asked), result)
             except OpsError as error:
@@ -192,6 +231,7 @@ class BackupJob:
                 result = replace(result, error=str(explained), exit_code=explained.exit_code)
             result = replace(result, duration_seconds=time.monotonic() - started)
             _log_result(result)
+            seen.note(Outcome.of(result.exit_code), error=brief(result.error))
         return result
 
     def _back_up(self, request: _Request, result: BackupResult) -> BackupResult:
@@ -235,7 +275,7 @@ class BackupJob:
             begun=draft.partial.stat().st_mtime,
             advance=meter.advance,
         )
-        with closing(planned) as increment:
+        with closing(planned) as increment, held(increment, self.config.lock_timeout):
             if increment.delta.is_empty:
                 draft.discard()
                 increment.settle()
@@ -394,28 +434,24 @@ def _log_result(result: BackupResult) -> None:
         log.error("backup_failed", seconds=seconds, error=result.error)
 
 
-def _listed(archive: ArchiveFile) -> dict[str, Any]:
-    try:
-        checksum = read_sidecar(archive.path)
-    except OpsError:
-        checksum = None
+def _listed(entry: Entry, directory: str) -> dict[str, Any]:
+    name = entry.name + SUFFIX
+    finding = entry.finding
     return {
-        "path": str(archive.path),
-        "name": archive.path.name,
-        "backup_id": archive.name,
-        "type": archive.backup_id.type.value if archive.backup_id else None,
-        "timestamp": timestamp(archive.moment),
-        "size_bytes": archive.size,
-        "modified": timestamp(archive.modified),
-        "checksum": checksum,
-        **_place_of(archive),
+        "path": f"{directory}/{name}",
+        "name": name,
+        "backup_id": entry.name,
+        "type": entry.type.value if entry.type else None,
+        "timestamp": timestamp(entry.moment),
+        "size_bytes": entry.size,
+        "modified": timestamp(entry.modified),
+        "checksum": entry.checksum,
+        "components": list(entry.components),
+        "parent": entry.parent,
+        "base": entry.base,
+        "pinned": entry.pinned,
+        "fault": entry.fault or None,
+        "verified": {"level": finding.level.value, "moment": timestamp(finding.moment), "intact": finding.intact}
+        if finding
+        else None,
     }
-
-
-def _place_of(archive: ArchiveFile) -> dict[str, str | None]:
-    """What an incremental stands on; only archives of media can be incrementals."""
-    if archive.backup_id and archive.backup_id.type is BackupType.MEDIA:
-        with suppress(OpsError):
-            if manifest := read_manifest(archive.path):
-                return {"parent": manifest.parent, "base": manifest.base}
-    return {"parent": None, "base": None}

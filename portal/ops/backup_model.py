@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, tzinfo
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import ConfigurationError, UnsupportedError
 from portal.ops.model import FORMAT_VERSION, INCREMENTAL_VERSION, BackupType, Component, timestamp
+from portal.ops.retention import RetentionPolicy, RetentionRule
 from portal.ops.settings import DatabaseTarget, Secret, Settings
 
 if TYPE_CHECKING:
@@ -35,7 +37,9 @@ class BackupConfig:
         audit_log_path: the audit log's directory, or the file itself; nothing leaves it out.
         encryption_enabled: not in this release.
         retention_days: days to keep archives.
-        retention_count: how many archives to keep whatever their age.
+        retention_count: how many archives of each type to keep whatever their age.
+        keep_hourly: keep the last archive of each type of so many hours; likewise for the longer periods.
+        time_zone: whose hours and days are meant.
         compress: archives are always compressed; switching it off is refused.
         pg_bin_dir: where pg_dump is; by default chosen by the server's version.
         dump_timeout: seconds that pg_dump may take.
@@ -65,6 +69,12 @@ class BackupConfig:
     encryption_enabled: bool = False
     retention_days: int = 30
     retention_count: int = 10
+    keep_hourly: int = 0
+    keep_daily: int = 0
+    keep_weekly: int = 0
+    keep_monthly: int = 0
+    keep_yearly: int = 0
+    time_zone: tzinfo = UTC
     compress: bool = True
     pg_bin_dir: PathLike | None = None
     dump_timeout: float = 21600
@@ -131,6 +141,12 @@ class BackupConfig:
             audit_log_path=settings.audit_dir,
             retention_days=settings.retention.days,
             retention_count=settings.retention.count,
+            keep_hourly=settings.retention.hourly,
+            keep_daily=settings.retention.daily,
+            keep_weekly=settings.retention.weekly,
+            keep_monthly=settings.retention.monthly,
+            keep_yearly=settings.retention.yearly,
+            time_zone=settings.schedules.time_zone,
             pg_bin_dir=settings.pg_bin_dir,
             dump_timeout=settings.dump_timeout,
             lock_timeout=settings.lock_timeout,
@@ -151,6 +167,24 @@ class BackupConfig:
             password=Secret(password) if isinstance(password, str) else password,
             options=self.db_options,
         )
+
+    @property
+    def retention(self) -> RetentionPolicy:
+        """How long archives are kept.
+
+        Raises:
+            ConfigurationError: the rule keeps nothing.
+        """
+        rule = RetentionRule(
+            days=self.retention_days,
+            count=self.retention_count,
+            hourly=self.keep_hourly,
+            daily=self.keep_daily,
+            weekly=self.keep_weekly,
+            monthly=self.keep_monthly,
+            yearly=self.keep_yearly,
+        )
+        return RetentionPolicy(rule=rule, zone=self.time_zone)
 
     def source(self, component: Component) -> Path | None:
         """The directory or file of a component; nothing for the database, and where it is left out."""

@@ -56,9 +56,17 @@ class VerifyLevel(StrEnum):
     CHECKSUM = "checksum"
     CONTENTS = "contents"
     DUMP = "dump"
+    DRILL = "drill"
+
+    def covers(self, other: VerifyLevel) -> bool:
+        """Whether this level sees all that the other one sees."""
+        levels = list(VerifyLevel)
+        return levels.index(self) >= levels.index(other)
 
 
-_ID: Final = re.compile(r"(full|database|media|audit_logs)_(\d{8})_(\d{6})_([0-9a-f]{6,40})")
+_ID: Final = re.compile(
+    r"(full|database|media|audit_logs)_(\d{4})(\d\d)(\d\d)_(\d\d)(\d\d)(\d\d)_([0-9a-f]{6,40})", re.ASCII
+)
 _STAMP: Final = "%Y%m%d_%H%M%S"
 
 
@@ -88,9 +96,10 @@ class BackupId:
         found = _ID.fullmatch(text)
         if not found:
             return None
-        kind, day, time, digest = found.groups()
+        kind, *numbers, digest = found.groups()
+        year, month, day, hour, minute, second = map(int, numbers)
         try:
-            moment = datetime.strptime(f"{day}_{time}", _STAMP).replace(tzinfo=UTC)
+            moment = datetime(year, month, day, hour, minute, second, tzinfo=UTC)
         except ValueError:
             return None
         return cls(type=BackupType(kind), moment=moment, digest=digest)
@@ -101,4 +110,4 @@ class BackupId:
 
 def timestamp(moment: datetime) -> str:
     """A moment as the manifest writes it: ``2024-01-15T12:00:00Z``."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return (moment if moment.tzinfo is UTC else moment.astimezone(UTC)).isoformat()[:19] + "Z"

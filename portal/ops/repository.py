@@ -247,7 +247,7 @@ class Repository:
             raise _trouble(error, "cannot open", lock, denied=_hint(_OWNER_HINT, self.path)) from error
         try:
             deadline = time.monotonic() + self._lock_timeout
-            while not _try_lock(descriptor, kind):
+            while not try_lock(descriptor, kind):
                 if time.monotonic() >= deadline:
                     raise BusyError(
                         f"the repository {self.path} is locked by another process",
@@ -433,7 +433,7 @@ def _open_locked(partial: Path, *, create: bool = True) -> int | None:
     flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
     descriptor = os.open(partial, flags, 0o600)
     try:
-        if _try_lock(descriptor, fcntl.LOCK_EX) and os.path.samestat(os.fstat(descriptor), partial.stat()):
+        if try_lock(descriptor, fcntl.LOCK_EX) and os.path.samestat(os.fstat(descriptor), partial.stat()):
             return descriptor
     except FileNotFoundError:
         pass
@@ -451,7 +451,12 @@ def _signals_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _try_lock(descriptor: int, kind: int) -> bool:
+def try_lock(descriptor: int, kind: int) -> bool:
+    """Lock an open file, without waiting; whether that was possible.
+
+    Arguments:
+        kind: `fcntl.LOCK_SH` or `fcntl.LOCK_EX`.
+    """
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from portal.ops.access_log import Action, Outcome, Witness, brief
 from portal.ops.ancestry import is_incremental, line_of
 from portal.ops.archive.lanes import available_cores
 from portal.ops.chain_reader import open_tree
@@ -38,6 +39,7 @@ from portal.ops.errors import (
     OpsError,
     RestoreError,
 )
+from portal.ops.hold import hold
 from portal.ops.job import Clock, PathLike, Progress, Step, read_text, utc_now
 from portal.ops.logs import engine_log
 from portal.ops.model import BackupType, Component, VerifyLevel
@@ -51,7 +53,8 @@ from portal.ops.restore_record import RestoreRecord, RestoreRecords
 from portal.ops.settings import load_settings
 from portal.ops.targets.database import RestoreMode
 from portal.ops.targets.file_selection import selected
-from portal.ops.verify import Verifier
+from portal.ops.verifications import Verifications
+from portal.ops.verify import Verification, Verifier
 
 if TYPE_CHECKING:
     from portal.ops.backup import BackupJob
@@ -111,6 +114,7 @@ class RestoreJob:
         runner: what starts pg_restore.
         clock: what time it is.
         progress: told how far a restore is.
+        actor: who asked for it, for the access log; the user of this process by default.
     """
 
     def __init__(
@@ -122,12 +126,14 @@ class RestoreJob:
         runner: ProcessRunner | None = None,
         clock: Clock = utc_now,
         progress: Progress | None = None,
+        actor: str | None = None,
     ) -> None:
         self.config = config
         path = Path(config.local_path) if backup_job is None else backup_job.repository.path
         self.repository = Repository(path, lock_timeout=config.lock_timeout)
         self._records = RestoreRecords(self.repository)
         self._history = RestoreHistory(self._records, parts_of=self._parts_of, clock=clock, days=config.rollback_days)
+        self._witness = Witness(repository=self.repository, who=actor, clock=clock)
         self._confirm = confirm
         self._runner = runner or SystemRunner()
         self._clock = clock
@@ -161,7 +167,7 @@ class RestoreJob:
         """
         try:
             archive = self.repository.find(path)
-            found = self._verifier().verify(archive.path, VerifyLevel.CONTENTS)
+            found = self._noted(self._verifier().verify(archive.path, VerifyLevel.CONTENTS))
         except OpsError as error:
             return False, {"error": str(error), "components": []}
         manifest = json.loads(found.manifest.encode()) if found.manifest else {"components": []}
@@ -175,7 +181,8 @@ class RestoreJob:
             restore_id: which one; the last one by default.
         """
         draft = self._draft(RestoreScope.FULL, is_rollback=True)
-        with _reported(draft), self._records.locked():
+        seen = self._witnessed(Action.ROLLBACK, draft, restore_id or "the last restore")
+        with seen, _reported(draft), self._records.locked():
             said, stuck = self._history.recover()
             draft.warn(said)
             for one in stuck:
@@ -195,13 +202,25 @@ class RestoreJob:
         A restore that was cut off, and cannot be finished, is given up: what can be undone of it is undone.
         """
         draft = self._draft(RestoreScope.FULL, is_rollback=True)
-        with _reported(draft), self._records.locked():
+        seen = self._witnessed(Action.FORGET, draft, restore_id)
+        with seen, _reported(draft), self._records.locked():
             record = self._history.record(restore_id)
             draft.note(**_named(record))
             self._ask(replace(_plan_for(record), forgets=record.restore_id, kept=self._history.kept(record)))
             draft.warn(self._history.forget(record))
             draft.note(success=True)
         return draft.result
+
+    def forget_old(self) -> tuple[str, ...]:
+        """Remove what takes restores back that are older than `rollback_days`; what was done, in words.
+
+        Raises:
+            OpsError: a restore is running, or the records cannot be read.
+        """
+        if not self._records.all():
+            return ()
+        with self._records.locked():
+            return self._history.prune()
 
     def list_restores(self) -> list[dict[str, Any]]:
         """Every restore that something is kept of, also one that was cut off, newest first; no server is asked.
@@ -223,7 +242,8 @@ class RestoreJob:
             with _reported(draft):
                 self._dry_run(draft, path)
         else:
-            with _reported(draft), self._records.locked():
+            seen = self._witnessed(Action.RESTORE, draft, os.fspath(path))
+            with seen, _reported(draft), self._records.locked():
                 self._restore(draft, path)
         return draft.result
 
@@ -247,7 +267,8 @@ class RestoreJob:
         draft.warn(said)
         archive = self._find(draft, path)
         restore_id = _new_restore_id(draft.result.timestamp)
-        with self.repository.shared(), structlog.contextvars.bound_contextvars(restore_id=restore_id):
+        held = hold(archive.path, self.config.lock_timeout)
+        with self.repository.shared(), held, structlog.contextvars.bound_contextvars(restore_id=restore_id):
             self._verify(archive, draft.result.scope, thorough=self.config.verify_before_restore)
             with closing(open_tree(archive.path)) as opened, self._checksum(archive) as checksum:
                 plan, parts = self._plan(archive, opened, draft, self._maker(restore_id), stuck)
@@ -294,7 +315,7 @@ class RestoreJob:
         level = VerifyLevel.DUMP if with_dump else VerifyLevel.CONTENTS
         started, verifier = time.monotonic(), self._verifier()
         for path in self._needed(archive):
-            verifier.verify_alone(path, level).raise_damage()
+            self._noted(verifier.verify_alone(path, level)).raise_damage()
         log.info("archive_verified", verify_level=level.value, seconds=_since(started))
 
     def _needed(self, archive: ArchiveFile) -> dict[Path, str | None]:
@@ -407,6 +428,27 @@ class RestoreJob:
             directory=self._records.directory_of(restore_id),
             repository=self.repository.path,
         )
+
+    def _noted(self, found: Verification) -> Verification:
+        """Keep what a verification has found, unless nothing is to be changed."""
+        if not self.config.dry_run:
+            Verifications(self.repository).note(found, self._clock())
+        return found
+
+    @contextmanager
+    def _witnessed(self, action: Action, draft: _Draft, subject: str) -> Iterator[None]:
+        """Write down in the access log how it ends, whatever happens."""
+        with self._witness.watching(action, subject) as seen:
+            yield
+            result = draft.result
+            named = result.backup_id if action is Action.RESTORE else result.restore_id
+            seen.subject = named or subject
+            seen.note(
+                Outcome.of(result.exit_code),
+                scope=result.scope.value if action is Action.RESTORE else None,
+                restore_id=result.restore_id if action is Action.RESTORE else None,
+                error=brief(result.error),
+            )
 
     def _verifier(self) -> Verifier:
         done = 0

@@ -293,12 +293,20 @@ class RestoreHistory:
         log.info("restore_forgotten", restore_id=record.restore_id)
         return tuple(left)
 
-    def prune(self, newest: RestoreRecord) -> tuple[str, ...]:
-        """Forget old restores after a new one has succeeded; what was removed and what could not be, in words."""
+    def prune(self, newest: RestoreRecord | None = None) -> tuple[str, ...]:
+        """Forget old restores; what was removed and what could not be, in words.
+
+        Arguments:
+            newest: the one that has just succeeded, and is not old whatever its clock said.
+        """
         said = []
         limit = self._clock() - timedelta(days=self._days)
         for record in self._records.all():
-            if record.restore_id == newest.restore_id or not record.state.is_settled or _moment(record) > limit:
+            if (
+                (newest and record.restore_id == newest.restore_id)
+                or not record.state.is_settled
+                or _moment(record) > limit
+            ):
                 continue
             try:
                 for part in self._parts_of(record):

@@ -3,6 +3,7 @@
     checksum   the file has the SHA-256 that its sidecar says
     contents   every frame decompresses, every file has its digest, index and tar and manifest agree
     dump       pg_restore decodes the database's dump to its end
+    drill      it was really restored, and compared: that is no look, and done by `portal.ops.drill`
 
 Each level includes the ones before. Where the checksum is wrong or missing, the contents are always looked at: they
 tell which file is hit. Of what an incremental stands on, every level looks at whether it is there and is what the
@@ -25,7 +26,7 @@ from portal.ops.archive.lanes import available_cores
 from portal.ops.archive.plain import PlainArchive
 from portal.ops.archive.reader import ArchiveReader, Damage, DamagedError, is_indexed
 from portal.ops.deletions import deletions
-from portal.ops.errors import NotIntactError, RepositoryError
+from portal.ops.errors import ConfigurationError, NotIntactError, RepositoryError
 from portal.ops.model import DELETED, FORMAT_VERSION, SUFFIX, Component, VerifyLevel
 from portal.ops.process import DEVNULL, PIPE, ProcessRunner, RunningProcess, SystemRunner
 from portal.ops.repository import file_digest, read_sidecar
@@ -83,6 +84,8 @@ class Verification:
         decoded = self.level is VerifyLevel.DUMP and self.manifest and Component.DATABASE in self.manifest.components
         dump = ", the dump decodes to its end" if decoded else ""
         files = "1 file" if self.files == 1 else f"{self.files:,} files"
+        if self.level is VerifyLevel.DRILL:
+            return f"{name} is intact: it was restored, and every table and every file ({files}) is as in the backup"
         return f"{name} is intact: {files}, {self.content_bytes:,} bytes, every digest is right{dump}"
 
     def raise_damage(self) -> None:
@@ -134,6 +137,7 @@ class Verifier:
         Raises:
             RepositoryError: a file cannot be read at all.
             ClientToolError: the dump was to be decoded, and there is no pg_restore that can.
+            ConfigurationError: the level is a drill, which takes more than looking.
         """
         found = self.verify_alone(path, level)
         if is_incremental(path):
@@ -145,6 +149,10 @@ class Verifier:
 
     def verify_alone(self, path: Path, level: VerifyLevel = VerifyLevel.CONTENTS) -> Verification:
         """Look at one archive and at nothing else; errors as `verify`."""
+        if level is VerifyLevel.DRILL:
+            raise ConfigurationError(
+                "a drill takes more than looking at an archive", hint="Run './tools/backup.sh drill', or a DrillJob."
+            )
         started = time.monotonic()
         with ThreadPoolExecutor(1, thread_name_prefix="checksum") as thread:
             hashing = thread.submit(file_digest, path)

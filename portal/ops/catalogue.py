@@ -1,0 +1,267 @@
+"""The catalogue: every archive of a repository with what is known of it, quickly even where there are very many.
+
+It is no record of its own. What has to be read out of a file (manifest, sidecar, finding) is remembered together with
+the size, time and inode that the file had; each look compares these, and reads again what has changed. A memory that is
+deleted, damaged, old or cannot be written makes a look slower, and changes nothing that it says.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import time
+from contextlib import closing
+from datetime import UTC, datetime
+from operator import attrgetter
+from struct import Struct
+from typing import TYPE_CHECKING, Final
+
+from portal.ops.archive.peek import peek_manifest
+from portal.ops.catalogue_cache import CatalogueCache
+from portal.ops.entry import Entry, Finding
+from portal.ops.errors import OpsError, RepositoryError
+from portal.ops.logs import engine_log
+from portal.ops.model import SIDECAR_SUFFIX, SUFFIX, BackupId, BackupType, Component, VerifyLevel
+from portal.ops.pins import Pins
+from portal.ops.repository import read_sidecar
+from portal.ops.verifications import DIRECTORY as VERIFICATIONS
+from portal.ops.verifications import Verifications
+from portal.ops.verify import open_archive
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from portal.ops.catalogue_cache import Row
+    from portal.ops.manifest import Manifest
+    from portal.ops.repository import Repository
+
+log = engine_log("portal.ops.catalogue")
+
+CACHE: Final = ".cache"
+
+_SUFFIX: Final = SUFFIX.encode()
+_SIDECAR: Final = SIDECAR_SUFFIX.encode()
+_FINDINGS: Final = VERIFICATIONS.encode() + b"/"
+_FINDING: Final = b".json"
+_ABSENT: Final = (0, 0, 0)
+_STAMP: Final = Struct("9Q")
+"""Size, time of change and inode of an archive, its sidecar and its finding: a row holds as long as they do."""
+
+_SETTLED_NS: Final = 2_000_000_000
+"""A file that has changed more recently could change again without looking different."""
+
+_UNUSABLE: Final = (sqlite3.Error, ArithmeticError, LookupError, TypeError, ValueError)
+"""What a memory that is damaged, or was tampered with, leads to."""
+
+_TYPES: Final[dict[str | None, BackupType | None]] = {None: None, **{kind.value: kind for kind in BackupType}}
+_LEVELS: Final = {level.value: level for level in VerifyLevel}
+
+
+class Catalogue:
+    """The archives of a repository, and what is known of them."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+        self._cache = CatalogueCache(repository.path / CACHE / "catalogue.sqlite")
+
+    def entries(self) -> list[Entry]:
+        """Every archive, newest first.
+
+        Raises:
+            RepositoryError: the repository cannot be read.
+        """
+        try:
+            directory = os.open(self._repository.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise _unreadable(self._repository.path, error) from error
+        try:
+            pinned = Pins(self._repository).names()
+            try:
+                found = _Look(self._repository, directory, pinned).run(self._cache)
+            except _UNUSABLE as error:
+                log.debug("catalogue_discarded", detail=str(error))
+                self._cache.discard()
+                found = _Look(self._repository, directory, pinned).run(self._cache)
+        finally:
+            os.close(directory)
+        return sorted(found, key=attrgetter("moment", "modified", "name"), reverse=True)
+
+
+class _Look:
+    """One look at the repository."""
+
+    def __init__(self, repository: Repository, directory: int, pinned: frozenset[str]) -> None:
+        self._repository = repository
+        self._directory = directory
+        self._pinned = pinned
+        self._verifications = Verifications(repository)
+        self._settled = time.time_ns() - _SETTLED_NS
+        self._changed: list[Row] = []
+        self._once: dict[str, str] = {}  # names are there once, also as the parents of others
+
+    def run(self, cache: CatalogueCache) -> list[Entry]:
+        """Every archive, in the order of the names; the memory is brought up to date."""
+        rows = _Memory(cache.rows())
+        names = sorted(name for name in self._names("", _SUFFIX) if not name.startswith(b"."))
+        verified = {name.removesuffix(_FINDING) for name in self._names(VERIFICATIONS, _FINDING)}
+        entries = []
+        for name in names:
+            if (status := self._stat(name)) and stat.S_ISREG(status.st_mode):
+                stem = name.removesuffix(_SUFFIX)
+                finding = self._stat(_FINDINGS + stem + _FINDING) if stem in verified else None
+                stamp = _STAMP.pack(*_stamp(status), *_stamp(self._stat(name + _SIDECAR)), *_stamp(finding))
+                row = rows.find(stem)
+                if row is None or row[1] != stamp:
+                    row = self._read(stem, stamp)
+                entries.append(self._entry(row, status))
+        rows.finish()
+        cache.save(self._changed, rows.gone)
+        return entries
+
+    def _entry(self, row: Row, status: os.stat_result) -> Entry:
+        stem, _, kind, taken, parent, base, components, fault, checksum, level, found_at, intact = row
+        modified = datetime.fromtimestamp(status.st_mtime, UTC)
+        name = self._once.setdefault(name := os.fsdecode(stem), name)
+        return Entry(
+            name,
+            _TYPES[kind],
+            modified if taken is None else datetime.fromtimestamp(taken, UTC),
+            modified,
+            status.st_size,
+            checksum,
+            parent and self._once.setdefault(parent, parent),
+            base and self._once.setdefault(base, base),
+            _KNOWN_COMPONENTS.get(components) or _components(components),
+            fault,
+            Finding(_LEVELS[level], datetime.fromtimestamp(found_at, UTC), bool(intact)) if level else None,
+            name in self._pinned,
+        )
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    def _read(self, stem: bytes, stamp: bytes) -> Row:
+        """What the files of an archive say.
+
+        It is remembered, unless they are so new that they may change unnoticed, or unreadable, which may pass.
+        """
+        name = os.fsdecode(stem)
+        path = self._repository.path / f"{name}{SUFFIX}"
+        backup_id = BackupId.parse(name)
+        checksum, fault = _sidecar(path)
+        manifest, unreadable = _manifest(path, backup_id)
+        finding = self._finding(name)
+        row = (
+            stem,
+            stamp,
+            backup_id.type.value if backup_id else None,
+            int(backup_id.moment.timestamp()) if backup_id else None,
+            manifest.parent if manifest else None,
+            manifest.base if manifest else None,
+            ",".join(manifest.components) if manifest else "",
+            fault or unreadable,
+            checksum,
+            *finding,
+        )
+        if not unreadable and max(_STAMP.unpack(stamp)[1::3]) < self._settled:
+            self._changed.append(row)
+        return row
+
+    def _finding(self, name: str) -> tuple[str | None, float, int]:
+        try:
+            found = self._verifications.of(name)
+        except OpsError as error:
+            log.warning("record_unreadable", error=str(error))
+            found = None
+        return (found.level.value, found.moment.timestamp(), found.intact) if found else (None, 0.0, 0)
+
+    def _names(self, directory: str, ending: bytes) -> list[bytes]:
+        path = self._repository.path / directory
+        try:
+            with os.scandir(os.fsencode(path)) as found:
+                return [one.name for one in found if one.name.endswith(ending)]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise _unreadable(path, error) from error
+
+    def _stat(self, name: bytes) -> os.stat_result | None:
+        try:
+            return os.stat(name, dir_fd=self._directory)
+        except OSError:
+            return None
+
+
+class _Memory:
+    """The rows of the cache beside the names of the files, both in order."""
+
+    def __init__(self, rows: Iterator[Row]) -> None:
+        self._rows = rows
+        self._row: Row | None = next(rows, None)
+        self.gone: list[bytes] = []
+
+    def find(self, name: bytes) -> Row | None:
+        """The row of a name that comes after all that were asked for before."""
+        while self._row is not None and self._row[0] < name:
+            self.gone.append(self._row[0])
+            self._row = next(self._rows, None)
+        if self._row is None or self._row[0] != name:
+            return None
+        found, self._row = self._row, next(self._rows, None)
+        return found
+
+    def finish(self) -> None:
+        """What is left is gone."""
+        while self._row is not None:
+            self.gone.append(self._row[0])
+            self._row = next(self._rows, None)
+
+
+def _stamp(status: os.stat_result | None) -> tuple[int, int, int]:
+    return (status.st_size, status.st_ctime_ns, status.st_ino) if status else _ABSENT
+
+
+def _components(names: str) -> tuple[Component, ...]:
+    """The components of a row; the same few tuples for all of them."""
+    return _KNOWN_COMPONENTS.setdefault(names, tuple(Component(name) for name in names.split(",") if name))
+
+
+_KNOWN_COMPONENTS: Final[dict[str, tuple[Component, ...]]] = {}
+
+
+def _sidecar(path: Path) -> tuple[str | None, str]:
+    """The checksum, and what is wrong with it."""
+    try:
+        checksum = read_sidecar(path)
+    except OpsError as error:
+        return None, error.message
+    return checksum, "" if checksum else f"there is no {path.name}{SIDECAR_SUFFIX} beside it"
+
+
+def _manifest(path: Path, backup_id: BackupId | None) -> tuple[Manifest | None, str]:
+    """The manifest, and why it cannot be read or is another's."""
+    try:
+        if (manifest := peek_manifest(path)) is None:
+            with closing(open_archive(path)) as archive:
+                manifest = archive.manifest()
+    except (OpsError, OSError) as error:
+        return None, f"its manifest cannot be read: {error.message if isinstance(error, OpsError) else error.strerror}"
+    if backup_id and manifest.backup_id != str(backup_id):
+        return None, "its manifest is another archive's"
+    return manifest, ""
+
+
+def parent_of(path: Path) -> str | None:
+    """The archive that another one follows, by its manifest; nothing where it follows none, or cannot be read."""
+    manifest, _ = _manifest(path, None)
+    return manifest.parent if manifest else None
+
+
+def _unreadable(path: Path, error: OSError) -> RepositoryError:
+    return RepositoryError(
+        f"cannot read {path}: {(error.strerror or '').lower()}",
+        hint="Run this as the user that the backups belong to; BACKUP_LOCAL_PATH names the directory.",
+    )

@@ -1,0 +1,76 @@
+"""Pinning an archive, and letting it go: what a person asks for, found by name and written into the access log."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from portal.ops.access_log import Action, Witness
+from portal.ops.errors import ArchiveAbsentError, ConfigurationError
+from portal.ops.hold import hold
+from portal.ops.job import PathLike, utc_now
+from portal.ops.logs import engine_log
+from portal.ops.pins import Pin, Pins
+
+if TYPE_CHECKING:
+    from portal.ops.job import Clock
+    from portal.ops.repository import ArchiveFile, Repository
+
+log = engine_log("portal.ops.keep")
+
+_HOLD_SECONDS = 10.0
+
+
+def pin(
+    repository: Repository, archive: PathLike, *, reason: str = "", actor: str | None = None, clock: Clock = utc_now
+) -> Pin:
+    """Keep an archive until it is unpinned.
+
+    Arguments:
+        archive: its path, its id or the start of one, or ``latest``.
+        reason: why, for those who come later.
+        actor: who asks for it; the user of this process by default.
+
+    Raises:
+        ArchiveAbsentError: there is no such archive.
+        ConfigurationError: it is not in this repository.
+        RepositoryError: the pin cannot be written.
+    """
+    witness = Witness(repository=repository, who=actor, clock=clock)
+    with witness.watching(Action.PIN, os.fspath(archive), reason=reason) as seen:
+        found = repository.find(archive)
+        _refuse_outside(repository, found)
+        seen.subject = found.name
+        with hold(found.path, _HOLD_SECONDS):  # a prune that is about to remove it looks at the pins after this
+            pinned = Pins(repository).pin(found.name, reason=reason, who=witness.name, moment=clock())
+    log.info("archive_pinned", backup_id=found.name)
+    return pinned
+
+
+def unpin(
+    repository: Repository, archive: PathLike, *, actor: str | None = None, clock: Clock = utc_now
+) -> tuple[str, bool]:
+    """Let an archive go when it is old; its name, and whether it was pinned. It need not be there any more.
+
+    Raises:
+        ArchiveAbsentError: there is neither such an archive nor such a pin.
+        RepositoryError: the pin cannot be removed.
+    """
+    pins = Pins(repository)
+    with Witness(repository=repository, who=actor, clock=clock).watching(Action.UNPIN, os.fspath(archive)) as seen:
+        try:
+            seen.subject = name = repository.find(archive).name
+        except ArchiveAbsentError:
+            seen.subject = name = os.fspath(archive)
+            if name not in pins.names():
+                raise
+        was_pinned = pins.unpin(name)
+    log.info("archive_unpinned", backup_id=name)
+    return name, was_pinned
+
+
+def _refuse_outside(repository: Repository, found: ArchiveFile) -> None:
+    if os.path.realpath(found.path.parent) != os.path.realpath(repository.path):
+        raise ConfigurationError(
+            f"{found.path} is not in the repository {repository.path}", hint="Only what is in it can be pruned."
+        )

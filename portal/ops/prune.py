@@ -1,0 +1,328 @@
+"""Removes what the policy of retention does not keep.
+
+    plan       every archive, with a reason for keeping or removing it
+    claim      some of those that go: what somebody holds is passed over
+    look       what has come since the plan, and what was pinned, keeps what it needs
+    remove     names of archives, children before parents; then sidecars, then what is recorded of them
+    sweep      what a prune or a backup that was killed has left
+
+It can be killed at any instant: an archive that is there has its sidecar, and all that it needs. It runs beside
+backups, restores and other readers, and writes nothing that it needs, so a full disk does not stop it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections import defaultdict
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from portal.ops.access_log import Action, Outcome, Witness, brief
+from portal.ops.catalogue import Catalogue, parent_of
+from portal.ops.errors import BusyError, OpsError, RepositoryError
+from portal.ops.hold import claim
+from portal.ops.job import utc_now
+from portal.ops.logs import engine_log
+from portal.ops.model import FORMAT_VERSION, SIDECAR_SUFFIX, SUFFIX, BackupId
+from portal.ops.pins import Pins
+from portal.ops.repository import Repository, sidecar_of, sync_directory
+from portal.ops.retention import Decision, RetentionPlan, RetentionPolicy, plan
+from portal.ops.verifications import Verifications
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from portal.ops.job import Clock
+
+log = engine_log("portal.ops.prune")
+
+_GROUP: Final = 50
+"""So many archives are claimed at once: a reader of one of them waits for the others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneResult:
+    """How a prune ended.
+
+    Arguments:
+        success: everything that the plan removes is gone, but for what somebody needs or holds at the moment.
+        plan: what was decided; nothing where it did not come to that.
+        removed: what is gone; for a dry run what would be.
+        spared: what the plan removes, but is held, or is needed by then.
+        swept: remains of backups and prunes that were killed.
+        warnings: what should be known.
+        fault: what went wrong; what is in `removed` is gone all the same.
+    """
+
+    success: bool = False
+    dry_run: bool = False
+    plan: RetentionPlan | None = None
+    removed: tuple[Decision, ...] = ()
+    spared: tuple[str, ...] = ()
+    swept: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    fault: OpsError | None = None
+    duration_seconds: float = 0.0
+
+    @property
+    def error(self) -> str | None:
+        """What went wrong, and what to do."""
+        return str(self.fault) if self.fault else None
+
+    @property
+    def exit_code(self) -> int:
+        """The code that a program should end with."""
+        return self.fault.exit_code if self.fault else 0
+
+    @property
+    def freed_bytes(self) -> int:
+        """The room that was made, or would be."""
+        return sum(decision.entry.size for decision in self.removed)
+
+    def raise_error(self) -> Self:
+        """The result, if it is a success.
+
+        Raises:
+            OpsError: it is none.
+        """
+        if self.fault:
+            raise self.fault
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result in the types of JSON, without the reasons: there may be very many."""
+        kept = sum(decision.keep for decision in self.plan.decisions) if self.plan else 0
+        return {
+            "success": self.success,
+            "dry_run": self.dry_run,
+            "removed": [decision.entry.name for decision in self.removed],
+            "freed_bytes": self.freed_bytes,
+            "kept": kept + len(self.spared),
+            "spared": list(self.spared),
+            "swept": list(self.swept),
+            "warnings": list(self.warnings),
+            "error": self.error,
+            "duration_seconds": round(self.duration_seconds, 3),
+            "format_version": FORMAT_VERSION,
+        }
+
+
+class PruneJob:
+    """Prunes a repository.
+
+    Arguments:
+        policy: what is kept.
+        clock: what time it is.
+        actor: who asked for it, for the access log; the user of this process by default.
+    """
+
+    def __init__(
+        self, repository: Repository, policy: RetentionPolicy, *, clock: Clock = utc_now, actor: str | None = None
+    ) -> None:
+        self.repository = repository
+        self._policy = policy
+        self._clock = clock
+        self._witness = Witness(repository=repository, who=actor, clock=clock)
+        self._pins = Pins(repository)
+        self._verifications = Verifications(repository)
+
+    def plan(self) -> RetentionPlan:
+        """What a prune would do at this moment; touches nothing.
+
+        Raises:
+            RepositoryError: the repository cannot be read.
+        """
+        return plan(Catalogue(self.repository).entries(), self._policy, self._clock())
+
+    def run(self, *, dry_run: bool = False) -> PruneResult:
+        """One prune from plan to sweep; every fault becomes a result.
+
+        Arguments:
+            dry_run: decide only.
+        """
+        draft = _Draft(dry_run=dry_run)
+        fault: OpsError | None = None
+        try:
+            if dry_run or not self.repository.path.exists():
+                draft.removed += self._decide(draft).removals
+            else:
+                self._prune(draft)
+        except OpsError as error:
+            fault = error
+        except OSError as error:
+            fault = _explained(error)
+        if fault:
+            log.error("prune_failed", error=str(fault))
+        return draft.result(fault)
+
+    def _decide(self, draft: _Draft) -> RetentionPlan:
+        draft.plan = decided = self.plan()
+        there = {decision.entry.name for decision in decided.decisions}
+        draft.warnings += decided.warnings
+        draft.warnings += [f"{name} is pinned, but it is not there" for name in sorted(self._pins.names() - there)]
+        for warning in draft.warnings:
+            log.warning("prune_doubtful", detail=warning)
+        return decided
+
+    def _prune(self, draft: _Draft) -> None:
+        with self._witness.watching(Action.PRUNE, str(self.repository.path)) as seen, self._alone():
+            try:
+                decided = self._decide(draft)
+                crowd = _Crowd(decided)
+                rest = iter(decided.removals)
+                while group := list(islice(rest, _GROUP)):
+                    self._remove(group, crowd, draft)
+                draft.swept += (*self.repository.sweep(), *self._sweep())
+            finally:
+                seen.details |= {"removed": len(draft.removed), "bytes": draft.freed_bytes}
+        log.info("prune_finished", removed=len(draft.removed), bytes=draft.freed_bytes)
+
+    def _remove(self, group: Sequence[Decision], crowd: _Crowd, draft: _Draft) -> None:
+        """Remove some archives, as far as nobody holds or needs them by now."""
+        with ExitStack() as claims:
+            free = {one.entry.name for one in group if claims.enter_context(claim(self._path(one.entry.name)))}
+            crowd.welcome(self.repository.path)
+            pinned = self._pins.names()
+            gone = []
+            for decision in group:
+                name = decision.entry.name
+                if name not in free or name in pinned or crowd.needs(name):
+                    draft.spared.append(name)
+                    continue
+                self._path(name).unlink(missing_ok=True)  # this is its end: what comes after is tidying up
+                crowd.leave(name)
+                gone.append(decision)
+                draft.removed.append(decision)
+            if gone:
+                self._tidy(gone)
+
+    def _tidy(self, gone: Sequence[Decision]) -> None:
+        """Remove what belonged to archives that are gone, and say that they are."""
+        sync_directory(self.repository.path)
+        for decision in gone:
+            name, size = decision.entry.name, decision.entry.size
+            sidecar_of(self._path(name)).unlink(missing_ok=True)
+            self._verifications.forget(name)
+            log.info("archive_removed", backup_id=name, bytes=size, reason=decision.reasons[0])
+        names = [decision.entry.name for decision in gone]
+        self._witness.saw(Action.PRUNE, str(self.repository.path), Outcome.DONE, archives=names)
+
+    def _sweep(self) -> list[str]:
+        """Remove sidecars and findings whose archives are gone; their names.
+
+        A sidecar is there a moment before its archive: so no backup may be running, or this is left for the next time.
+        """
+        swept = []
+        try:
+            with Repository(self.repository.path, lock_timeout=0).exclusive():
+                names = set(os.listdir(self.repository.path))
+                for name in sorted(names):
+                    archive = name.removesuffix(SIDECAR_SUFFIX)
+                    stem = archive.removesuffix(SUFFIX)
+                    if name != archive and archive not in names and BackupId.parse(stem):
+                        self.repository.path.joinpath(name).unlink(missing_ok=True)
+                        swept.append(name)
+                for stem in self._verifications.names():
+                    if stem + SUFFIX not in names:
+                        self._verifications.forget(stem)
+        except (BusyError, RepositoryError) as error:
+            log.debug("sweep_postponed", detail=brief(str(error)))
+        return swept
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold off another prune, without writing anything: the directory itself is locked.
+
+        Raises:
+            BusyError: one is running.
+            RepositoryError: there is no such directory, or it may not be read.
+        """
+        descriptor = os.open(self.repository.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError as error:
+            raise BusyError(
+                f"another prune of {self.repository.path} is running", hint="Wait for it to end."
+            ) from error
+        finally:
+            os.close(descriptor)
+
+    def _path(self, name: str) -> Path:
+        return self.repository.path / f"{name}{SUFFIX}"
+
+
+@dataclass(kw_only=True)
+class _Draft:
+    """A result on its way: what is known so far counts, whatever happens next."""
+
+    dry_run: bool
+    plan: RetentionPlan | None = None
+    removed: list[Decision] = field(default_factory=list)
+    spared: list[str] = field(default_factory=list)
+    swept: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def freed_bytes(self) -> int:
+        return sum(decision.entry.size for decision in self.removed)
+
+    def result(self, fault: OpsError | None) -> PruneResult:
+        return PruneResult(
+            success=fault is None,
+            dry_run=self.dry_run,
+            plan=self.plan,
+            removed=tuple(self.removed),
+            spared=tuple(self.spared),
+            swept=tuple(self.swept),
+            warnings=tuple(self.warnings),
+            fault=fault,
+            duration_seconds=time.monotonic() - self.started,
+        )
+
+
+class _Crowd:
+    """Who needs whom at this moment: what the plan knew, what has come since, and without what is gone."""
+
+    def __init__(self, decided: RetentionPlan) -> None:
+        self._known: set[str] = set()
+        self._parents: dict[str, str] = {}
+        self._children: dict[str, set[str]] = defaultdict(set)
+        for decision in decided.decisions:
+            self._add(decision.entry.name, decision.entry.parent)
+
+    def welcome(self, directory: Path) -> None:
+        """Take in archives that have come since the last look."""
+        for name in os.listdir(directory):
+            stem = name.removesuffix(SUFFIX)
+            if stem != name and stem not in self._known and not name.startswith("."):
+                self._add(stem, parent_of(directory / name))
+
+    def needs(self, name: str) -> bool:
+        """Whether an archive that is there follows this one."""
+        return bool(self._children.get(name))
+
+    def leave(self, name: str) -> None:
+        """An archive is gone."""
+        if name in self._parents:
+            self._children[self._parents[name]].discard(name)
+
+    def _add(self, name: str, parent: str | None) -> None:
+        self._known.add(name)
+        if parent is not None:
+            self._parents[name] = parent
+            self._children[parent].add(name)
+
+
+def _explained(error: OSError) -> RepositoryError:
+    place = f" ({error.filename})" if error.filename else ""
+    return RepositoryError(
+        f"the operating system refused: {error.strerror}{place}",
+        hint="Look at the disk and the permissions of the repository; what is still there is whole.",
+    )

@@ -1,0 +1,201 @@
+"""The commands of `backup.sh` that look after archives: prune, pin, unpin, drill, audit."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from tools.terminal import Lines, print_listing, print_result, say, say_error, watched_log
+
+if TYPE_CHECKING:
+    import argparse
+
+    from portal.ops.access_log import AccessEntry
+    from portal.ops.drill_report import DrillReport
+    from portal.ops.prune import PruneJob, PruneResult
+    from portal.ops.repository import Repository
+    from portal.ops.settings import Settings
+
+
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the commands to the parser of `backup.sh`."""
+    prune = commands.add_parser("prune", help="remove old archives as the policy of retention says")
+    prune.add_argument("--dry-run", action="store_true", help="show the plan with its reasons, and remove nothing")
+    prune.set_defaults(run=_prune)
+    pin = commands.add_parser("pin", help="keep an archive until it is unpinned")
+    pin.add_argument("archive", help="a path, an id or the start of one, or 'latest'")
+    pin.add_argument("--reason", metavar="TEXT", default="", help="why, for those who come later")
+    pin.set_defaults(run=_pin)
+    unpin = commands.add_parser("unpin", help="let an archive go when it is old")
+    unpin.add_argument("archive", help="an id or the start of one, or 'latest'")
+    unpin.set_defaults(run=_unpin)
+    drill_command = commands.add_parser("drill", help="restore an archive for a try, compare everything, throw it away")
+    drill_command.add_argument("archive", nargs="?", default="latest", help="which one (default: the newest full one)")
+    drill_command.set_defaults(run=drill)
+    audit = commands.add_parser("audit", help="who did what with the backups")
+    audit.add_argument("--verify", action="store_true", help="check that no line was changed, removed or put in")
+    audit.add_argument("--last", metavar="N", type=int, default=50, help="so many entries (default: 50; 0: all)")
+    audit.set_defaults(run=_audit)
+
+
+def person() -> str | None:
+    """Who is at the keyboard, where that is another one than the user of this process."""
+    from portal.ops.access_log import sudo_user
+
+    return sudo_user()
+
+
+def _settings() -> Settings:
+    from portal.ops.job import read_text
+    from portal.ops.settings import load_settings
+
+    return load_settings(os.environ, read_text)
+
+
+def _repository(settings: Settings) -> Repository:
+    from portal.ops.repository import Repository
+
+    return Repository(settings.local_path, lock_timeout=settings.lock_timeout)
+
+
+# -- prune ----------------------------------------------------------------------------------------------------------
+
+
+def _prune(arguments: argparse.Namespace) -> int:
+    from portal.ops.backup import BackupConfig
+    from portal.ops.prune import PruneJob
+
+    gc.disable()  # there may be very many archives, and none of what is made for them is garbage
+    settings = _settings()
+    watched_log(settings.log_format)
+    config = BackupConfig.from_settings(settings)
+    job = PruneJob(_repository(settings), config.retention, actor=person())
+    result = job.run(dry_run=arguments.dry_run)
+    forgotten = [] if arguments.dry_run or not result.success else _forget_restores(settings)
+    _tell_prune(job, result)
+    for line in forgotten:
+        say(line)
+    facts = {**result.to_dict(), "restores_forgotten": forgotten}
+    plan = result.plan.decisions if result.plan else ()
+    print_listing("plan", (decision.to_dict() for decision in plan), **facts)
+    return result.exit_code
+
+
+def _forget_restores(settings: Settings) -> list[str]:
+    """Remove what takes old restores back; a failure of that is only told."""
+    from portal.ops.errors import OpsError
+    from portal.ops.restore import RestoreConfig, RestoreJob
+
+    try:
+        return list(RestoreJob(RestoreConfig.from_settings(settings), actor=person()).forget_old())
+    except OpsError as error:
+        return [f"what takes old restores back was not looked at: {error}"]
+
+
+def _tell_prune(job: PruneJob, result: PruneResult) -> None:
+    from portal.ops.logs import human_bytes
+
+    if result.plan:
+        with Lines() as lines:
+            for decision in result.plan.decisions:
+                lines.say(decision.line())
+    for name in result.spared:
+        say(f"spared: {name} is in use, or needed by now; the next prune looks again")
+    for name in result.swept:
+        say(f"swept: {name}")
+    for warning in result.warnings:
+        say(f"warning: {warning}")
+    if result.error:
+        say_error(result.error)
+    count = len(result.removed)
+    what = f"{count:,} archive{'' if count == 1 else 's'}, {human_bytes(result.freed_bytes)}"
+    if result.dry_run:
+        say(f"would be removed: {what} in {job.repository.path}; nothing was")
+    else:
+        say(f"removed: {what} in {job.repository.path}")
+
+
+# -- pins -----------------------------------------------------------------------------------------------------------
+
+
+def _pin(arguments: argparse.Namespace) -> int:
+    from portal.ops.keep import pin
+
+    settings = _settings()
+    found = pin(_repository(settings), arguments.archive, reason=arguments.reason, actor=person())
+    say(f"pinned: {found.backup_id}; no prune removes it")
+    print_result({"success": True, **found.to_dict()})
+    return 0
+
+
+def _unpin(arguments: argparse.Namespace) -> int:
+    from portal.ops.keep import unpin
+
+    settings = _settings()
+    name, was_pinned = unpin(_repository(settings), arguments.archive, actor=person())
+    say(f"unpinned: {name}" if was_pinned else f"{name} was not pinned")
+    print_result({"success": True, "backup_id": name, "was_pinned": was_pinned})
+    return 0
+
+
+# -- drill ----------------------------------------------------------------------------------------------------------
+
+
+def drill(arguments: argparse.Namespace) -> int:
+    """Run a drill, and tell what came of it."""
+    from portal.ops.drill import DrillJob
+    from portal.ops.restore_model import RestoreConfig
+
+    settings = _settings()
+    job = DrillJob(RestoreConfig.from_settings(settings), progress=watched_log(settings.log_format), actor=person())
+    report = job.run(arguments.archive)
+    _tell_drill(report)
+    print_result(report.to_dict())
+    return report.exit_code
+
+
+def _tell_drill(report: DrillReport) -> None:
+    for line in report.lines():
+        say(line)
+    if report.error:
+        say_error(report.error)
+
+
+# -- the access log -------------------------------------------------------------------------------------------------
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    from portal.ops.access_log import AccessLog
+
+    log = AccessLog(_repository(_settings()))
+    entries = deque(log.entries(), maxlen=arguments.last if arguments.last > 0 else None)
+    with Lines() as lines:
+        for entry in entries:
+            lines.say(_entry_line(entry))
+    if not entries:
+        say(f"nothing is written in {log.path} yet")
+    facts: dict[str, Any] = {"success": True}
+    if arguments.verify:
+        report = log.verify()
+        facts = {"success": report.intact, "verification": report.to_dict()}
+        for fault in report.faults:
+            say(f"fault: {fault}")
+        for note in report.notes:
+            say(f"note: {note}")
+        number, last = report.last
+        state = "is unbroken" if report.intact else "is BROKEN"
+        say(f"the log {state}: {report.entries:,} entries, the last one is number {number} with the hash {last}")
+    print_listing("entries", (entry.to_dict() for entry in entries), **facts)
+    return 0 if facts["success"] else 4
+
+
+def _entry_line(entry: AccessEntry) -> str:
+    from portal.ops.model import timestamp
+
+    facts = "  ".join(f"{name} {value}" for name, value in entry.details.items() if not isinstance(value, list))
+    line = (
+        f"{timestamp(entry.moment)}  {entry.who}@{entry.host}  {entry.action:<8}  {entry.outcome:<7}  {entry.subject}"
+    )
+    return f"{line}  {facts}".rstrip()
