@@ -53,7 +53,7 @@ class Outbox:
         self._outage = Outage()
         self._changes: Batch | None = None
         self._scan: Batch | None = None
-        self._is_kept = False
+        self._kept: Batch | None = None
         self._told = ""
         self._last_scan: Batch | None = None
 
@@ -126,7 +126,7 @@ class Outbox:
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             log.warning("dirty_unreadable", path=str(self._path), error=str(error))
             return
-        self._is_kept = True
+        self._kept = batch
         self._changes = batch if batch.paths else None
         self._scan = replace(batch, paths=frozenset()) if batch.is_scan else None
         if self._changes:
@@ -145,18 +145,20 @@ class Outbox:
         if since is None:
             return
         paths = self._changes.paths if self._changes else frozenset()
-        document = Batch(moment=since, paths=paths, is_scan=self._scan is not None).to_dict()
+        dirty = Batch(moment=since, paths=paths, is_scan=self._scan is not None)
+        if dirty == self._kept:
+            return
         try:
             self._path.parent.mkdir(mode=0o700, exist_ok=True)
-            write_durably(self._path, json.dumps(document).encode("ascii") + b"\n")
-            self._is_kept = True
+            write_durably(self._path, json.dumps(dirty.to_dict()).encode("ascii") + b"\n")
+            self._kept = dirty
         except OSError as error:
             if self._told != str(error):
                 self._told = str(error)
                 log.error("dirty_unkept", path=str(self._path), error=str(error))
 
     def _forget(self) -> None:
-        if self._is_kept:
+        if self._kept:
             with suppress(OSError):  # sent once more after the next start, it does no harm
                 self._path.unlink(missing_ok=True)
-            self._is_kept = False
+            self._kept = None
