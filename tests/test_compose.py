@@ -302,6 +302,16 @@ def test_flower_answers(stack: Stack, redis: Service) -> None:
     assert any((stack.directory / "flower").iterdir())
 
 
+@pytest.mark.parametrize("name", ["beat", "watcher"])
+def test_what_starts_work_is_healthy(stack: Stack, redis: Service, name: str) -> None:
+    """Beat and watcher become healthy beside Redis alone, and end when they are asked to."""
+    with stack.service(name) as service:
+        assert not service.is_healthy()
+        wait_until(service.is_healthy)
+        assert service.stop() == 0
+    assert all(json.loads(line)["event"] for line in service.text.splitlines())
+
+
 def test_secrets_are_made_once(tmp_path: Path) -> None:
     """The script that makes secrets leaves alone what is there, and lets nobody else read it."""
     script = [ROOT / "tools" / "secrets.sh", tmp_path / "secrets"]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["portal"]
 
+UNSHARE = ("/usr/bin/unshare", "--mount")
 Ended = subprocess.CompletedProcess[str]
 
 SHUT = """
@@ -41,12 +42,12 @@ exec "$@"
 class Container:
     """A portal, and a way to run things that can write to its volumes and nowhere else."""
 
-    def __init__(self, portal: Portal, redis: EmbeddedRedis) -> None:
+    def __init__(self, portal: Portal, redis: EmbeddedRedis, *volumes: str) -> None:
         self.directory = portal.directory
-        volumes = [portal.archives, portal.uploads, self.directory / "flower", self.directory / "tmp"]
-        for volume in volumes:
+        writable = [self.directory / name for name in (*volumes, "tmp")]
+        for volume in writable:
             volume.mkdir(exist_ok=True)
-        self._prefix = ["unshare", "--mount", "sh", "-ec", SHUT, "sh", str(ROOT), *map(str, volumes), "--"]
+        self._prefix = [*UNSHARE, "sh", "-ec", SHUT, "sh", str(ROOT), *map(str, writable), "--"]
         self._environment = portal.environ(
             **image_environment(),
             HOME="/nonexistent",
@@ -64,9 +65,9 @@ class Container:
             [*self._prefix, *command], env=self._environment, capture_output=True, text=True, check=False
         )
 
-    def python(self, *arguments: str) -> Ended:
-        """Run a module, which has to succeed."""
-        ended = self.run(sys.executable, "-m", *arguments)
+    def done(self, *command: str) -> Ended:
+        """Run something that has to succeed."""
+        ended = self.run(*command)
         assert ended.returncode == 0, ended.stderr
         return ended
 
@@ -87,28 +88,44 @@ class Container:
 
 
 @pytest.fixture
-def container(portal: Portal) -> Iterator[Container]:
-    """Volumes that can be written, and nothing else."""
-    with EmbeddedRedis() as redis:
-        found = Container(portal, redis)
-        if (tried := found.run("true")).returncode:
-            pytest.skip(f"this user may not mount: {tried.stderr.strip()}")
-        yield found
+def redis() -> Iterator[EmbeddedRedis]:
+    """A broker of the test's own, where mounts can be made."""
+    tried = subprocess.run([*UNSHARE, "true"], capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"this user may not mount: {tried.stderr.strip()}")
+    with EmbeddedRedis() as server:
+        yield server
 
 
-def test_it_is_read_only(container: Container) -> None:
-    """Code and directories above the volumes cannot be written: the other test means something."""
+def test_it_is_read_only(portal: Portal, redis: EmbeddedRedis) -> None:
+    """Code and directories above the volumes cannot be written: the other tests mean something."""
+    container = Container(portal, redis)
     for place in (ROOT / "worker", ROOT / ".venv", container.directory, "/var/tmp"):
         assert "Read-only file system" in container.run("touch", f"{place}/file").stderr
 
 
-def test_everything_works_on_it(container: Container) -> None:
+def test_everything_works_on_it(portal: Portal, redis: EmbeddedRedis) -> None:
     """Worker, Flower, a backup, a restore of the uploads and the health check need no place but their volumes."""
+    container = Container(portal, redis, "archives", "uploads", "flower")
     with container.running("worker") as log, container.running("worker.flower") as web:
         wait_until(lambda: log.read_text().count('"worker_ready"') == 3 and "flower_ready" in web.read_text())
-        archive = json.loads(container.python("tools.backup", "full").stdout)["backup_id"]
-        container.python("tools.restore", archive, "--force", "--media-only")
-        container.python("worker.health")
+        made = container.done(str(ROOT / "scripts" / "backup.sh"), "full")
+        archive = json.loads(made.stdout)["backup_id"]
+        container.done(str(ROOT / "scripts" / "restore.sh"), archive, "--force", "--media-only")
+        container.done(sys.executable, "-m", "worker.health")
     assert any((container.directory / "flower").iterdir())
     assert not any((container.directory / "tmp").iterdir())
     assert "Read-only" not in log.read_text() + web.read_text()
+
+
+def test_uploads_are_watched_without_writing_to_them(portal: Portal, redis: EmbeddedRedis) -> None:
+    """Beat and watcher write to the repository alone."""
+    container = Container(portal, redis, "archives")
+    with container.running("beat") as log, container.running("beat.watcher") as seen:
+        wait_until(lambda: _is_well(container, "beat"))
+        wait_until(lambda: _is_well(container, "beat.watcher"))
+    assert "Read-only" not in log.read_text() + seen.read_text()
+
+
+def _is_well(container: Container, module: str) -> bool:
+    return container.run(sys.executable, "-m", module, "--health").returncode == 0

@@ -42,13 +42,13 @@ from portal.ops.job import Clock, PathLike, Progress, Step, utc_now
 from portal.ops.logs import engine_log
 from portal.ops.model import BackupType, Component, VerifyLevel
 from portal.ops.process import ProcessRunner, SystemRunner
-from portal.ops.repository import ArchiveFile, Repository, read_sidecar
+from portal.ops.repository import ArchiveFile, Repository, file_digest, read_sidecar
 from portal.ops.targets.database_server import maintenance
 from portal.ops.targets.database_stage import settle
 from portal.ops.targets.files import FileRestore
 from portal.ops.targets.pg_restore import find_restorer, read_dump_major
 from portal.ops.verifications import Verifications
-from portal.ops.verify import Verification, file_digest, open_archive
+from portal.ops.verify import Verification, open_archive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
