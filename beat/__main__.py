@@ -9,6 +9,7 @@ from beat.heartbeat import BEAT_NAME
 from beat.loop import Beat
 from beat.service import run_service
 from beat.workers import QueuedWorkers
+from portal.ops.aftermath import Aftermath
 
 if TYPE_CHECKING:
     from portal.ops.settings import Settings
@@ -16,7 +17,11 @@ if TYPE_CHECKING:
 
 def serve(settings: Settings) -> NoReturn:
     """Go on until the process ends."""
-    Beat(settings, QueuedWorkers(settings.worker)).run()
+    if settings.targets.metrics_port:
+        from portal.ops.metrics import serve as serve_metrics
+
+        serve_metrics(settings, port=settings.targets.metrics_port)
+    Beat(settings, QueuedWorkers(settings.worker), after_look=Aftermath(settings).refresh).run()
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ class Beat:
         clock: what time it is.
         steady: a reading in seconds of a clock that nobody can set.
         sleep: waits so many seconds.
+        after_look: done after each look, once everything is sent.
     """
 
     def __init__(
@@ -59,12 +60,14 @@ class Beat:
         clock: Clock = utc_now,
         steady: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        after_look: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._workers = workers
         self._clock = clock
         self._steady = steady
         self._sleep = sleep
+        self._after_look = after_look
         self._repository = Repository(settings.local_path, lock_timeout=settings.lock_timeout)
         self._heartbeat = Heartbeat(settings.local_path / BEAT_NAME)
         self._memory = Memory.from_dict(self._heartbeat.read().get("asked"))
@@ -78,6 +81,7 @@ class Beat:
         while True:
             looked = self._clock()
             again = self.look()
+            self._after_look()
             while looked <= (now := self._clock()) < again:
                 self._sleep(min((again - now).total_seconds(), INTERVAL_SECONDS) + _NO_PAUSE_SECONDS)
                 self._show_life()

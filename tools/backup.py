@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _EXAMPLES: Final = f"""examples:
   backup.sh                         a full backup: database, media and audit log
   backup.sh database                the database only
+  backup.sh media --incremental     the uploads that have changed, on top of the newest archive that holds them
   backup.sh list                    what there is, newest first
   backup.sh verify latest           is the newest archive intact?
   backup.sh verify full_2024 --level dump
@@ -70,11 +71,16 @@ def _parser() -> argparse.ArgumentParser:
     for name, meaning in (
         ("full", "back up database, media and audit log (the default)"),
         ("database", "back up the database only"),
-        ("media", "back up the uploads only"),
     ):
         command = commands.add_parser(name, help=meaning)
         remote.add_options(command, with_wait=True)
         command.set_defaults(run=_back_up, type=name)
+    media = commands.add_parser("media", help="back up the uploads only")
+    media.add_argument(
+        "--incremental", action="store_true", help="only what differs from the newest archive that holds the uploads"
+    )
+    remote.add_options(media, with_wait=True)
+    media.set_defaults(run=_back_up, type="media")
     commands.add_parser("list", help="list the archives, newest first").set_defaults(run=_list)
     verify = commands.add_parser("verify", help="check that an archive is intact")
     verify.add_argument("archive", help="a path, an id or the start of one, or 'latest'")
@@ -105,17 +111,23 @@ _DAMAGED_HINT: Final = (
 
 def _back_up(arguments: argparse.Namespace) -> int:
     settings, show = watched_settings()
+    incremental = arguments.type == "media" and arguments.incremental
     if remote.is_remote(settings, arguments):
-        given = {"moment": remote.now()}
+        given = {"moment": remote.now(), **({"incremental": True} if incremental else {})}
         return remote.do_remotely(settings, show, arguments, f"backup.{arguments.type}", given, _TELLERS)
     job = _job(settings, show)
-    result = {"full": job.backup_full, "database": job.backup_database, "media": job.backup_media}[arguments.type]()
+    if incremental:
+        result = job.backup_media(incremental=True)
+    else:
+        result = {"full": job.backup_full, "database": job.backup_database, "media": job.backup_media}[arguments.type]()
     _tell_of_backup(result.to_dict())
     return result.exit_code
 
 
 def _tell_of_backup(result: Mapping[str, Any]) -> None:
-    if result["success"]:
+    if result.get("unchanged"):
+        say(f"nothing has changed since {result['path']}")
+    elif result["success"]:
         from portal.ops.logs import human_bytes
 
         say(f"backup {result['backup_id']} is whole: {human_bytes(result['size_bytes'])} in {result['path']}")
@@ -152,10 +164,10 @@ def _backup_line(backup: dict[str, Any]) -> str:
         f"NOT WHOLE: {backup['fault']}" if backup["fault"] else "",
         f"after {backup['parent']}" if backup["parent"] else "",
     )
-    size = human_bytes(backup["size_bytes"])
+    size, kind = human_bytes(backup["size_bytes"]), backup["type"] or "?"
     said = "  ".join(mark for mark in marks if mark)
-    line = f"{backup['timestamp']}  {backup['type'] or '?':<10}  {size:>8}  {backup['backup_id']}  {said}"
-    return line.rstrip()
+    shown = f"+ {kind}" if backup["parent"] else kind
+    return f"{backup['timestamp']}  {shown:<10}  {size:>8}  {backup['backup_id']}  {said}".rstrip()
 
 
 def _verify(arguments: argparse.Namespace) -> int:

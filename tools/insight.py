@@ -104,12 +104,13 @@ _MEANING = {True: ": mend what is at FAULT, then run this again", False: ": back
 def _findings() -> Iterator[Finding]:
     """Settings first: without them nothing else can be looked at."""
     from portal.ops.doctor import Check, engine_checks, examine
+    from tools.services import service_checks
 
     settings: list[Settings] = []
     yield from examine([Check(name="settings", look=lambda: _look_at_settings(settings))])
     if settings:
         with engine_checks(settings[0], environ=os.environ) as checks:
-            yield from examine(checks)
+            yield from examine([*checks, *service_checks(settings[0])])
 
 
 def _look_at_settings(read: list[Settings]) -> Finding:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from portal.ops.aftermath import Aftermath
@@ -72,10 +73,6 @@ class Order:
         """The directory of the archives."""
         return self.settings.local_path
 
-    def watched(self, arguments: Arguments) -> dict[str, Any]:
-        """What every job is given: who asked for it, and whom it tells how far it is and how it ends."""
-        return {"progress": self.progress, "actor": arguments.actor, "observer": Aftermath(self.settings)}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -115,19 +112,18 @@ def carry_out(order: Order) -> Outcome:
 
 def _back_up(order: Order) -> Outcome:
     arguments = BackupArguments.of(order.given)
-    job = BackupJob(BackupConfig.from_settings(order.settings), **order.watched(arguments))
-    back_up = {
-        TaskName.BACKUP_FULL: job.backup_full,
-        TaskName.BACKUP_DATABASE: job.backup_database,
-        TaskName.BACKUP_MEDIA: job.backup_media,
-    }[order.task]
+    job = BackupJob(BackupConfig.from_settings(order.settings), progress=order.progress, **_known(order, arguments))
+    if order.task is TaskName.BACKUP_MEDIA:
+        back_up = partial(job.backup_media, incremental=arguments.incremental, changed=arguments.changed)
+    else:
+        back_up = partial(job.backup_full if order.task is TaskName.BACKUP_FULL else job.backup_database)
     return Outcome.of(back_up(moment=arguments.when(), request_id=order.task_id))
 
 
 def _verify(order: Order) -> Outcome:
     arguments = VerifyArguments.of(order.given)
     check_archive(arguments.archive, order.repository, order.settings.worker.allowed_paths)
-    job = BackupJob(BackupConfig.from_settings(order.settings), **order.watched(arguments))
+    job = BackupJob(BackupConfig.from_settings(order.settings), progress=order.progress, **_known(order, arguments))
     found = job.verify(arguments.archive, _word(VerifyLevel, arguments.level))
     return Outcome(result=found.to_dict() | {"exit_code": 0 if found.intact else 4}, success=found.intact)
 
@@ -139,7 +135,11 @@ def _restore(order: Order) -> Outcome:
     if arguments.media_dir is not None:
         uploads = (settings.upload_dir,) if settings.upload_dir else ()
         check_place(arguments.media_dir, (*uploads, *allowed))
-    job = RestoreJob(RestoreConfig.from_settings(settings, **_options(arguments)), **order.watched(arguments))
+    job = RestoreJob(
+        RestoreConfig.from_settings(settings, **_options(arguments)),
+        progress=order.progress,
+        **_known(order, arguments),
+    )
     if arguments.dry_run:
         return Outcome.of(_restore_scope(job, order, arguments))
     if done := job.earlier(moment=arguments.when(), request_id=order.task_id):
@@ -177,7 +177,7 @@ def _options(arguments: RestoreArguments) -> dict[str, Any]:
 
 def _roll_back(order: Order) -> Outcome:
     arguments = RollbackArguments.of(order.given)
-    job = RestoreJob(RestoreConfig.from_settings(order.settings), **order.watched(arguments))
+    job = RestoreJob(RestoreConfig.from_settings(order.settings), progress=order.progress, **_known(order, arguments))
     with _permitted(order):
         return Outcome.of(job.rollback(arguments.restore_id, is_repeated=order.attempt > 1))
 
@@ -201,13 +201,11 @@ def _prune(order: Order) -> Outcome:
     arguments = PruneArguments.of(order.given)
     repository = Repository(order.repository, lock_timeout=order.settings.lock_timeout)
     policy = BackupConfig.from_settings(order.settings).retention
-    result = PruneJob(repository, policy, actor=arguments.actor, observer=Aftermath(order.settings)).run(
-        dry_run=arguments.dry_run
-    )
+    result = PruneJob(repository, policy, **_known(order, arguments)).run(dry_run=arguments.dry_run)
     facts = result.to_dict() | {"removed": [decision.entry.name for decision in result.removed[:_MOST_NAMES]]}
     if result.success and not arguments.dry_run:
-        restores = RestoreJob(RestoreConfig.from_settings(order.settings), actor=arguments.actor)
-        facts["restores_forgotten"] = list(restores.forget_old())
+        job = RestoreJob(RestoreConfig.from_settings(order.settings), **_known(order, arguments))
+        facts["restores_forgotten"] = list(job.forget_old())
     return Outcome(
         result=facts | {"exit_code": result.exit_code}, success=result.success, retryable=_may_pass(result.fault)
     )
@@ -217,8 +215,13 @@ def _drill(order: Order) -> Outcome:
     arguments = DrillArguments.of(order.given)
     check_archive(arguments.archive, order.repository, order.settings.worker.allowed_paths)
     config = RestoreConfig.from_settings(order.settings)
-    report = DrillJob(config, **order.watched(arguments)).run(arguments.archive)
+    report = DrillJob(config, progress=order.progress, **_known(order, arguments)).run(arguments.archive)
     return Outcome(result=report.to_dict(), success=report.success)
+
+
+def _known(order: Order, arguments: Arguments) -> dict[str, Any]:
+    """Who asked for it, and who is told of the end."""
+    return {"actor": arguments.actor, "observer": Aftermath(order.settings)}
 
 
 def _may_pass(fault: OpsError | None) -> bool:

@@ -14,6 +14,7 @@ import os
 import stat
 import threading
 import time
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from beat.heartbeat import INTERVAL_SECONDS, WATCHER_NAME, Heartbeat
@@ -73,6 +74,7 @@ class Watcher:
             )
         self._uploads = settings.upload_dir
         self._watch = settings.watch
+        self._longest_task = timedelta(seconds=settings.worker.task_timeout)
         self._repository = Repository(settings.local_path)
         self._clock = clock
         self._steady = steady
@@ -223,7 +225,7 @@ class Watcher:
             self._outbox.want_scan()
         if self._mode and self._scan_at <= now:
             self._scan_at = now + self._scan_seconds()
-            if not self._outbox.is_scan_on_its_way():
+            if not self._outbox.is_scan_on_its_way(self._longest_task):
                 self._outbox.want_scan()
 
     def _scan_seconds(self) -> float:

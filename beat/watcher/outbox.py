@@ -7,6 +7,7 @@ one. What was handed over is forgotten: should the broker lose it, the next scan
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -20,7 +21,7 @@ from worker.names import TaskName
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import datetime
+    from datetime import datetime, timedelta
     from pathlib import Path
 
     from beat.workers import Workers
@@ -52,9 +53,9 @@ class Outbox:
         self._outage = Outage()
         self._changes: Batch | None = None
         self._scan: Batch | None = None
-        self._is_kept = False
+        self._kept: Batch | None = None
         self._told = ""
-        self.last_scan: Batch | None = None
+        self._last_scan: Batch | None = None
 
     @property
     def again_at(self) -> float | None:
@@ -82,10 +83,16 @@ class Outbox:
         """Have the whole tree looked at."""
         self._scan = self._scan or Batch(moment=self._clock(), is_scan=True)
 
-    def is_scan_on_its_way(self) -> bool:
-        """Whether the last scan has not ended yet, so that another one is not needed."""
+    def is_scan_on_its_way(self, longest: timedelta) -> bool:
+        """Whether the last scan has not ended yet, so that another one is not needed.
+
+        Arguments:
+            longest: one that was sent longer ago is no longer believed in.
+        """
+        if self._last_scan is None or self._clock() - self._last_scan.moment > longest:
+            return False
         try:
-            return self.last_scan is not None and self._workers.is_at_work(self.last_scan.task_id)
+            return self._workers.is_at_work(self._last_scan.task_id)
         except OpsError:
             return False
 
@@ -119,7 +126,7 @@ class Outbox:
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             log.warning("dirty_unreadable", path=str(self._path), error=str(error))
             return
-        self._is_kept = True
+        self._kept = batch
         self._changes = batch if batch.paths else None
         self._scan = replace(batch, paths=frozenset()) if batch.is_scan else None
         if self._changes:
@@ -128,7 +135,7 @@ class Outbox:
 
     def _drop(self, batch: Batch) -> None:
         if batch.is_scan:
-            self._scan, self.last_scan = None, batch
+            self._scan, self._last_scan = None, batch
         else:
             self._changes = None
 
@@ -138,17 +145,20 @@ class Outbox:
         if since is None:
             return
         paths = self._changes.paths if self._changes else frozenset()
-        document = Batch(moment=since, paths=paths, is_scan=self._scan is not None).to_dict()
+        dirty = Batch(moment=since, paths=paths, is_scan=self._scan is not None)
+        if dirty == self._kept:
+            return
         try:
             self._path.parent.mkdir(mode=0o700, exist_ok=True)
-            write_durably(self._path, json.dumps(document).encode("ascii") + b"\n")
-            self._is_kept = True
+            write_durably(self._path, json.dumps(dirty.to_dict()).encode("ascii") + b"\n")
+            self._kept = dirty
         except OSError as error:
             if self._told != str(error):
                 self._told = str(error)
                 log.error("dirty_unkept", path=str(self._path), error=str(error))
 
     def _forget(self) -> None:
-        if self._is_kept:
-            self._path.unlink(missing_ok=True)
-            self._is_kept = False
+        if self._kept:
+            with suppress(OSError):  # sent once more after the next start, it does no harm
+                self._path.unlink(missing_ok=True)
+            self._kept = None

@@ -61,22 +61,27 @@ class Aftermath:
         try:
             self._ping(entry)
             status = None
-            if not quiet or time.monotonic() - self._refreshed >= _AT_MOST_EVERY:
+            if not quiet or self._is_due:
                 status = self._read()
             self._follow(entry, status)
         except Exception as error:
             log.warning("aftermath_failed", reason=type(error).__name__)
 
     def refresh(self, status: Status | None = None) -> None:
-        """Time has passed: targets may be missed by now.
+        """Time has passed: targets may be missed by now. Asked for too often, it does nothing.
 
         Arguments:
             status: how it stands, where that is known already.
         """
         try:
-            self._follow(None, status or self._read())
+            if status or self._is_due:
+                self._follow(None, status or self._read())
         except Exception as error:
             log.warning("aftermath_failed", reason=type(error).__name__)
+
+    @property
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._refreshed >= _AT_MOST_EVERY
 
     def _follow(self, entry: AccessEntry | None, status: Status | None) -> None:
         targets = self._settings.targets

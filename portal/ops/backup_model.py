@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, tzinfo
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from zoneinfo import ZoneInfo
 
 from portal.ops.errors import ConfigurationError, UnsupportedError
-from portal.ops.model import FORMAT_VERSION, BackupType, Component, timestamp
+from portal.ops.model import FORMAT_VERSION, INCREMENTAL_VERSION, BackupType, Component, timestamp
 from portal.ops.retention import RetentionPolicy, RetentionRule
 from portal.ops.settings import DatabaseTarget, Secret, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import datetime
+    from datetime import datetime, tzinfo
 
     from portal.ops.job import PathLike
 
+_UTC: Final = ZoneInfo("UTC")
 _SECRET_OPTIONS: Final = frozenset({"password", "sslpassword"})
 
 
@@ -45,6 +46,8 @@ class BackupConfig:
         dump_timeout: seconds that pg_dump may take.
         lock_timeout: seconds to wait for a lock.
         jobs: processes and threads that work at once; by default the cores there are.
+        chain_length: incrementals that a chain has at the most.
+        chain_percent: their size together, in percent of the base, at the most.
 
     Raises:
         ConfigurationError: a value makes no sense.
@@ -72,12 +75,14 @@ class BackupConfig:
     keep_weekly: int = 0
     keep_monthly: int = 0
     keep_yearly: int = 0
-    time_zone: tzinfo = UTC
+    time_zone: tzinfo = _UTC
     compress: bool = True
     pg_bin_dir: PathLike | None = None
     dump_timeout: float = 21600
     lock_timeout: float = 60
     jobs: int | None = None
+    chain_length: int = 500
+    chain_percent: int = 100
 
     def __post_init__(self) -> None:
         for name in ("local_path", "media_path", "audit_log_path", "pg_bin_dir"):
@@ -98,6 +103,8 @@ class BackupConfig:
             faults.append("retention_days and retention_count cannot be negative")
         if self.jobs is not None and self.jobs < 1:
             faults.append("jobs is less than 1")
+        if self.chain_length < 1 or self.chain_percent < 1:
+            faults.append("chain_length and chain_percent are 1 or more")
         if self.dump_timeout <= 0 or self.lock_timeout < 0:
             faults.append("dump_timeout and lock_timeout are seconds, the first of them more than 0")
         if secret := self.db_options.keys() & _SECRET_OPTIONS:
@@ -145,6 +152,8 @@ class BackupConfig:
             dump_timeout=settings.dump_timeout,
             lock_timeout=settings.lock_timeout,
             jobs=settings.jobs,
+            chain_length=settings.chain_length,
+            chain_percent=settings.chain_percent,
         )
 
     @property
@@ -199,6 +208,9 @@ class BackupResult:
         warnings: what is not quite as it should be, although the archive is whole.
         exit_code: the code that a program should end with: 0, or that of the error.
         retryable: the same may succeed if it is tried again.
+        parent: the archive that an incremental follows.
+        base: the first archive of its chain.
+        unchanged: nothing had changed since the archive that is named here, so no other was made.
     """
 
     success: bool
@@ -215,6 +227,9 @@ class BackupResult:
     warnings: tuple[str, ...] = ()
     exit_code: int = 0
     retryable: bool = False
+    parent: str | None = None
+    base: str | None = None
+    unchanged: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The result in the types of JSON."""
@@ -233,5 +248,8 @@ class BackupResult:
             "error": self.error,
             "duration_seconds": round(self.duration_seconds, 3),
             "encrypted": self.encrypted,
-            "format_version": FORMAT_VERSION,
+            "format_version": INCREMENTAL_VERSION if self.parent else FORMAT_VERSION,
+            "parent": self.parent,
+            "base": self.base,
+            "unchanged": self.unchanged,
         }

@@ -29,7 +29,9 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from portal.ops.access_log import Action, Observer, Outcome, Witness
+from portal.ops.ancestry import is_incremental, line_of
 from portal.ops.archive.lanes import available_cores
+from portal.ops.chain_reader import open_tree
 from portal.ops.errors import (
     ConfigurationError,
     DiskFullError,
@@ -53,7 +55,7 @@ from portal.ops.settings import load_settings
 from portal.ops.targets.database import RestoreMode
 from portal.ops.targets.file_selection import selected
 from portal.ops.verifications import Verifications
-from portal.ops.verify import Verification, Verifier, open_archive
+from portal.ops.verify import Verification, Verifier
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -180,7 +182,7 @@ class RestoreJob:
         """
         try:
             archive = self.repository.find(path)
-            found = self._look_at(archive, VerifyLevel.CONTENTS)
+            found = self._look_at(archive.path, VerifyLevel.CONTENTS)
         except OpsError as error:
             return False, {"error": str(error), "components": []}
         manifest = json.loads(found.manifest.encode()) if found.manifest else {"components": []}
@@ -319,7 +321,7 @@ class RestoreJob:
         draft.warn(self._history.to_recover())
         archive = self._find(draft, path)
         self._verify(archive, draft.result.scope, thorough=True)
-        with closing(open_archive(archive.path)) as opened:
+        with closing(open_tree(archive.path)) as opened:
             if self.config.patterns:
                 self._read_selected(opened, draft.result.scope)
             plan, _ = self._plan(archive, opened, draft, self._maker(_restore_id(draft.result.timestamp, "")))
@@ -340,7 +342,7 @@ class RestoreJob:
         held = hold(archive.path, self.config.lock_timeout)
         with self.repository.shared(), held, structlog.contextvars.bound_contextvars(restore_id=restore_id):
             self._verify(archive, draft.result.scope, thorough=self.config.verify_before_restore)
-            with closing(open_archive(archive.path)) as opened, self._checksum(archive) as checksum:
+            with closing(open_tree(archive.path)) as opened, self._checksum(archive) as checksum:
                 plan, parts = self._plan(archive, opened, draft, self._maker(restore_id), stuck)
                 if plan.blockers:
                     raise plan.blockers[0]
@@ -364,11 +366,12 @@ class RestoreJob:
         archive = self.repository.find(path, latest_of=_LATEST[scope])
         draft.note(backup_id=archive.name, backup_file=str(archive.path))
         if os.fspath(path) == "latest" and scope is RestoreScope.FULL:
-            newest = self.repository.find("latest", latest_of=_LATEST[RestoreScope.DATABASE])
-            if newest.moment > archive.moment:
-                draft.warn(
-                    [f"{newest.name} is newer and holds the database alone; --database-only would restore that one"]
-                )
+            for part, what in ((RestoreScope.DATABASE, "database"), (RestoreScope.MEDIA, "media")):
+                newest = self.repository.find("latest", latest_of=_LATEST[part])
+                if newest.moment > archive.moment:
+                    draft.warn(
+                        [f"{newest.name} is newer and holds the {what} alone; --{what}-only would restore that one"]
+                    )
         return archive
 
     def _verify(self, archive: ArchiveFile, scope: RestoreScope, *, thorough: bool) -> None:
@@ -381,14 +384,23 @@ class RestoreJob:
         if self.config.patterns or not thorough:
             return
         with_dump = scope in (RestoreScope.FULL, RestoreScope.DATABASE)
-        found = self._look_at(archive, VerifyLevel.DUMP if with_dump else VerifyLevel.CONTENTS)
-        found.raise_damage()
-        log.info("archive_verified", verify_level=found.level.value, seconds=round(found.duration_seconds, 3))
+        level = VerifyLevel.DUMP if with_dump else VerifyLevel.CONTENTS
+        started = time.monotonic()
+        for path in self._needed(archive):
+            self._look_at(path, level, alone=True).raise_damage()
+        log.info("archive_verified", verify_level=level.value, seconds=_since(started))
+
+    def _needed(self, archive: ArchiveFile) -> dict[Path, str | None]:
+        """The archives that a restore reads, the oldest first, and the SHA-256 that each should have."""
+        if is_incremental(archive.path):
+            return {ancestor.path: ancestor.sha256 for ancestor in line_of(archive.path)}
+        return {archive.path: read_sidecar(archive.path)}
 
     def _checksum(self, archive: ArchiveFile) -> Checksum:
         """What was not looked at before is hashed while it is staged; single files are not a reason to read it all."""
         needless = self.config.verify_before_restore or self.config.patterns
-        return Checksum(archive.path, None if needless else read_sidecar(archive.path))
+        expected = {} if needless else self._needed(archive)
+        return Checksum({path: sha256 for path, sha256 in expected.items() if sha256 is not None})
 
     def _read_selected(self, opened: Archive, scope: RestoreScope) -> None:
         prefix = Component(scope.value).member
@@ -489,9 +501,14 @@ class RestoreJob:
             repository=self.repository.path,
         )
 
-    def _look_at(self, archive: ArchiveFile, level: VerifyLevel) -> Verification:
-        """Verify an archive, and keep what was found, unless nothing is to be changed."""
-        found = self._verifier().verify(archive.path, level)
+    def _look_at(self, path: Path, level: VerifyLevel, *, alone: bool = False) -> Verification:
+        """Verify an archive, and keep what was found, unless nothing is to be changed.
+
+        Arguments:
+            alone: what it stands on is looked at by itself.
+        """
+        verifier = self._verifier()
+        found = verifier.verify_alone(path, level) if alone else verifier.verify(path, level)
         if not self.config.dry_run:
             Verifications(self.repository).note(found, self._clock())
         return found

@@ -276,8 +276,8 @@ def _keep_of_type(
     kind = whole[0].type
     keep(whole[0].name, f"it is the newest {kind} backup")
     for name, level in _newest_verified(whole).items():
-        keep(name, f"it is the newest {kind} backup that is verified as closely as that: {level}")
-    young = f"it is not older than {rule.days} days"
+        keep(name, f"it is the newest {kind} backup that has passed a verification ({level})")
+    young = f"it is not older than {_days(rule.days)}"
     for entry in whole:
         if now - entry.moment > timedelta(days=rule.days):
             break
@@ -357,4 +357,10 @@ def _decision(entry: Entry, reasons: tuple[str, ...], gone: Mapping[BackupType, 
 
 
 def _gone(kind: BackupType, rule: RetentionRule) -> str:
-    return f"it is older than {rule.days} days, and not among the newest {rule.count} {kind} backups"
+    periods = ", ".join(_NAMES[name] for name, _ in rule.periods())
+    last = f", and not the last of a kept {periods}" if periods else ""
+    return f"it is older than {_days(rule.days)}, not among the newest {rule.count} {kind} backups{last}"
+
+
+def _days(count: int) -> str:
+    return "1 day" if count == 1 else f"{count} days"
