@@ -263,6 +263,7 @@ class Oracle:
         self.policy = policy
 
     def kept(self) -> set[str]:
+        """All names."""
         found = {one.name for one in self.archives if self.stays(one)}
         while True:
             parents = {self.by_name[name].parent for name in found}
@@ -272,11 +273,13 @@ class Oracle:
             found |= {one for one in more if one}
 
     def is_whole(self, one: Entry) -> bool:
+        """Whether it could be restored."""
         if one.type is None or one.fault or (one.finding and not one.finding.intact):
             return False
         return one.parent is None or (one.parent in self.by_name and self.is_whole(self.by_name[one.parent]))
 
     def stays(self, one: Entry) -> bool:
+        """Whether something speaks for it beside its children."""
         if one.pinned or not self.is_whole(one):
             return True
         assert one.type is not None
@@ -288,6 +291,7 @@ class Oracle:
         return is_young or is_newest or self.is_best_verified(one, newer) or self.is_last(one, newer, numbers)
 
     def is_best_verified(self, one: Entry, newer: list[Entry]) -> bool:
+        """Whether no newer one was looked at as closely."""
         mine = [level for level in VerifyLevel if one.finding and one.finding.level.covers(level)]
         theirs = {
             level for level in VerifyLevel for other in newer if other.finding and other.finding.level.covers(level)
@@ -295,6 +299,7 @@ class Oracle:
         return bool(set(mine) - theirs)
 
     def is_last(self, one: Entry, newer: list[Entry], numbers: RetentionRule) -> bool:
+        """Whether it is the last of a period that is kept."""
         for name, shape in PERIODS.items():
             later = {other.moment.strftime(shape) for other in newer}
             if one.moment.strftime(shape) not in later and len(later) < getattr(numbers, name):

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from portal.ops.access_log import Action, Outcome, Witness, brief
+from portal.ops.access_log import Action, Observer, Outcome, Witness
 from portal.ops.ancestry import is_incremental
 from portal.ops.archive.lanes import available_cores
 from portal.ops.archive.writer import unreadable
@@ -82,6 +82,7 @@ class BackupJob:
         clock: what time it is.
         progress: told how far a backup is, several times a second.
         actor: who asked for it, for the access log; the user of this process by default.
+        observer: told of everything that was done, once it has ended.
     """
 
     def __init__(
@@ -92,10 +93,11 @@ class BackupJob:
         clock: Clock = utc_now,
         progress: Progress | None = None,
         actor: str | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self.config = config
         self.repository = Repository(Path(config.local_path), lock_timeout=config.lock_timeout)
-        self._witness = Witness(repository=self.repository, who=actor, clock=clock)
+        self._witness = Witness(repository=self.repository, who=actor, clock=clock, observer=observer)
         self._runner = runner or SystemRunner()
         self._clock = clock
         self._progress = progress
@@ -154,7 +156,8 @@ class BackupJob:
         Raises:
             OpsError: it could not be done, or not to its end.
         """
-        job = PruneJob(self.repository, self.config.retention, clock=self._clock, actor=self._witness.who)
+        who, observer = self._witness.who, self._witness.observer
+        job = PruneJob(self.repository, self.config.retention, clock=self._clock, actor=who, observer=observer)
         return len(job.run().raise_error().removed)
 
     def verify_backup(self, path: PathLike, level: VerifyLevel = VerifyLevel.CONTENTS) -> tuple[bool, str]:
@@ -225,13 +228,12 @@ class BackupJob:
             try:
                 result = self._back_up(_Request(backup_id=backup_id, **asked), result)
             except OpsError as error:
-                result = replace(result, error=str(error), exit_code=error.exit_code)
+                result = _failed(result, error)
             except OSError as error:
-                explained = self._explain(error)
-                result = replace(result, error=str(explained), exit_code=explained.exit_code)
+                result = _failed(result, self._explain(error))
             result = replace(result, duration_seconds=time.monotonic() - started)
             _log_result(result)
-            seen.note(Outcome.of(result.exit_code), error=brief(result.error))
+            seen.note(Outcome.of(result.exit_code), error=result.error)
         return result
 
     def _back_up(self, request: _Request, result: BackupResult) -> BackupResult:
@@ -422,6 +424,10 @@ def create_backup_job(
     config = BackupConfig.from_settings(load_settings(os.environ if environ is None else environ, read_text))
     given = {"local_path": local_path, "db_host": db_host, "db_name": db_name, "media_path": media_path, **others}
     return BackupJob(replace(config, **{name: value for name, value in given.items() if value is not None}))
+
+
+def _failed(result: BackupResult, error: OpsError) -> BackupResult:
+    return replace(result, error=str(error), exit_code=error.exit_code, retryable=error.retryable)
 
 
 def _log_result(result: BackupResult) -> None:

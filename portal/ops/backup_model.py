@@ -206,6 +206,7 @@ class BackupResult:
         components: what the archive holds.
         warnings: what is not quite as it should be, although the archive is whole.
         exit_code: the code that a program should end with: 0, or that of the error.
+        retryable: the same may succeed if it is tried again.
         parent: the archive that an incremental follows.
         base: the first archive of its chain.
         unchanged: nothing had changed since the archive that is named here, so no other was made.
@@ -224,6 +225,7 @@ class BackupResult:
     components: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     exit_code: int = 0
+    retryable: bool = False
     parent: str | None = None
     base: str | None = None
     unchanged: bool = False

@@ -52,7 +52,7 @@ _STAMP: Final = Struct("9Q")
 _SETTLED_NS: Final = 2_000_000_000
 """A file that has changed more recently could change again without looking different."""
 
-_UNUSABLE: Final = (sqlite3.Error, ArithmeticError, LookupError, TypeError, ValueError)
+_UNUSABLE: Final = (sqlite3.Error, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What a memory that is damaged, or was tampered with, leads to."""
 
 _TYPES: Final[dict[str | None, BackupType | None]] = {None: None, **{kind.value: kind for kind in BackupType}}
@@ -80,12 +80,15 @@ class Catalogue:
             raise _unreadable(self._repository.path, error) from error
         try:
             pinned = Pins(self._repository).names()
+            look = _Look(self._repository, directory, pinned)
             try:
-                found = _Look(self._repository, directory, pinned).run(self._cache)
+                found = look.run(self._cache.rows())
             except _UNUSABLE as error:
                 log.debug("catalogue_discarded", detail=str(error))
                 self._cache.discard()
-                found = _Look(self._repository, directory, pinned).run(self._cache)
+                look = _Look(self._repository, directory, pinned)
+                found = look.run(iter(()))
+            self._cache.save(look.changed, look.gone)
         finally:
             os.close(directory)
         return sorted(found, key=attrgetter("moment", "modified", "name"), reverse=True)
@@ -100,12 +103,13 @@ class _Look:
         self._pinned = pinned
         self._verifications = Verifications(repository)
         self._settled = time.time_ns() - _SETTLED_NS
-        self._changed: list[Row] = []
+        self.changed: list[Row] = []
+        self.gone: list[bytes] = []
         self._once: dict[str, str] = {}  # names are there once, also as the parents of others
 
-    def run(self, cache: CatalogueCache) -> list[Entry]:
-        """Every archive, in the order of the names; the memory is brought up to date."""
-        rows = _Memory(cache.rows())
+    def run(self, remembered: Iterator[Row]) -> list[Entry]:
+        """Every archive, in the order of the names; `changed` and `gone` say what the memory does not know."""
+        rows = _Memory(remembered)
         names = sorted(name for name in self._names("", _SUFFIX) if not name.startswith(b"."))
         verified = {name.removesuffix(_FINDING) for name in self._names(VERIFICATIONS, _FINDING)}
         entries = []
@@ -119,7 +123,7 @@ class _Look:
                     row = self._read(stem, stamp)
                 entries.append(self._entry(row, status))
         rows.finish()
-        cache.save(self._changed, rows.gone)
+        self.gone = rows.gone
         return entries
 
     def _entry(self, row: Row, status: os.stat_result) -> Entry:
@@ -167,7 +171,7 @@ class _Look:
             *finding,
         )
         if not unreadable and max(_STAMP.unpack(stamp)[1::3]) < self._settled:
-            self._changed.append(row)
+            self.changed.append(row)
         return row
 
     def _finding(self, name: str) -> tuple[str | None, float, int]:

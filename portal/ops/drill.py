@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from portal.ops.access_log import Action, Outcome, Witness, brief
+from portal.ops.access_log import Action, Observer, Outcome, Witness
 from portal.ops.archive.lanes import available_cores
 from portal.ops.archive.reader import Damage
 from portal.ops.chain_reader import open_tree
@@ -86,6 +86,7 @@ class DrillJob:
         clock: what time it is.
         progress: told what a drill is at.
         actor: who asked for it, for report and access log; the user of this process by default.
+        observer: told of it, once it has ended.
     """
 
     def __init__(
@@ -96,13 +97,14 @@ class DrillJob:
         clock: Clock = utc_now,
         progress: Progress | None = None,
         actor: str | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self.config = config
         self.repository = Repository(Path(config.local_path), lock_timeout=config.lock_timeout)
         self._runner = runner or SystemRunner()
         self._clock = clock
         self._progress = progress
-        self._witness = Witness(repository=self.repository, who=actor, clock=clock)
+        self._witness = Witness(repository=self.repository, who=actor, clock=clock, observer=observer)
 
     def run(self, archive: PathLike = _LATEST) -> DrillReport:
         """One drill from recover to report; every fault becomes part of the report.
@@ -123,7 +125,11 @@ class DrillJob:
             draft.note(**_figures(draft), total_seconds=time.monotonic() - started)
             seen.subject = draft.report.backup_id or seen.subject
             report = draft.report
-            seen.note(Outcome.of(report.exit_code), report=self._keep(draft), error=brief(report.error))
+            seen.note(
+                Outcome.of(report.exit_code),
+                report=self._keep(draft),
+                error=report.error or "; ".join(report.damages[:3]),
+            )
         if report.success:
             log.info("drill_finished", backup_id=report.backup_id, seconds=round(report.seconds, 3))
         return report

@@ -1,0 +1,193 @@
+"""A catalogue says what the files say: its memory can be absent, old, damaged or closed, and nothing is different."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from portal.ops.archive.peek import peek_manifest
+from portal.ops.backup import BackupConfig, BackupJob
+from portal.ops.catalogue import Catalogue
+from portal.ops.errors import RepositoryError
+from portal.ops.model import BackupType, Component, VerifyLevel
+from portal.ops.pins import Pins
+from portal.ops.repository import Repository
+from portal.ops.verifications import Verifications
+from portal.ops.verify import open_archive
+from tests.archives import NAME, Recipe, lanes, write_archive
+from tests.kept import finding, packed, put_archive, put_sidecar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from portal.ops.entry import Entry
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+def entries(directory: Path) -> list[Entry]:
+    return Catalogue(Repository(directory)).entries()
+
+
+def one(directory: Path, name: str) -> Entry:
+    return next(entry for entry in entries(directory) if entry.name == name)
+
+
+def age(directory: Path) -> None:
+    """Let time pass: only what has settled is remembered, and nobody can set the time of a change."""
+    time.sleep(2.1)
+    entries(directory)
+
+
+@pytest.fixture
+def names(tmp_path: Path) -> list[str]:
+    """Three archives, the last one an incremental, newest first."""
+    full = put_archive(tmp_path, BackupType.FULL, NOW - timedelta(3))
+    base = put_archive(tmp_path, BackupType.MEDIA, NOW - timedelta(2))
+    tip = put_archive(tmp_path, BackupType.MEDIA, NOW - timedelta(1), parent=base)
+    return [tip, base, full]
+
+
+class TestEntries:
+    def test_what_is_known(self, tmp_path: Path, names: list[str]) -> None:
+        """An entry has what name, manifest, sidecar, finding and pin say."""
+        _, base, full = names
+        repository = Repository(tmp_path)
+        Verifications(repository).record(finding(tmp_path, full, VerifyLevel.DUMP), NOW)
+        Pins(repository).pin(base, reason="", who="ada", moment=NOW)
+        found = entries(tmp_path)
+        assert [entry.name for entry in found] == names
+        assert [entry.parent for entry in found] == [base, None, None]
+        assert [entry.pinned for entry in found] == [False, True, False]
+        assert found[0].components == (Component.MEDIA,)
+        assert found[2].finding is not None
+        assert (found[2].finding.level, found[2].finding.intact) == (VerifyLevel.DUMP, True)
+        assert found[2].checksum == (tmp_path / f"{full}.tar.gz.sha256").read_text()[:64]
+        assert found[0].moment == NOW - timedelta(1)
+
+    def test_the_listing_keeps_its_keys(self, tmp_path: Path, names: list[str]) -> None:
+        """What a program reads of a list is still there, and what is new beside it."""
+        listed = BackupJob(BackupConfig(local_path=tmp_path)).list_backups()
+        old = {"path", "name", "backup_id", "type", "timestamp", "size_bytes", "modified", "checksum"}
+        assert old | {"parent", "base", "pinned", "verified", "fault", "components"} == listed[0].keys()
+        assert listed[0]["timestamp"] == "2026-02-28T12:00:00Z"
+
+    @pytest.mark.parametrize(
+        ("spoil", "fault"),
+        [
+            (lambda path: path.with_name(path.name + ".sha256").unlink(), "beside it"),
+            (lambda path: path.with_name(path.name + ".sha256").write_text("short"), "damaged"),
+            (lambda path: path.write_bytes(b"garbage"), "manifest"),
+            (lambda path: path.write_bytes(b""), "manifest"),
+            (lambda path: path.write_bytes(packed(path.name.removesuffix(".tar.gz"), b"[]")), "manifest"),
+        ],
+    )
+    def test_what_is_not_whole_has_a_fault(
+        self, tmp_path: Path, names: list[str], spoil: Callable[[Path], object], fault: str
+    ) -> None:
+        """Sidecars and manifests that are missing or make no sense are told, and the rest is listed."""
+        spoil(tmp_path / f"{names[0]}.tar.gz")
+        assert fault in one(tmp_path, names[0]).fault
+        assert one(tmp_path, names[1]).fault == ""
+
+    def test_a_manifest_of_another_archive(self, tmp_path: Path, names: list[str]) -> None:
+        """A file that was given the name of another backup is not that backup."""
+        (tmp_path / f"{names[1]}.tar.gz").replace(tmp_path / f"{names[0]}.tar.gz")
+        put_sidecar(tmp_path / f"{names[0]}.tar.gz")
+        assert one(tmp_path, names[0]).fault == "its manifest is another archive's"
+
+    def test_strange_names(self, tmp_path: Path) -> None:
+        """Any file that ends like an archive is listed, also one whose name is no text."""
+        (tmp_path / "mine.tar.gz").write_bytes(packed("mine", b"{}"))
+        (tmp_path / os.fsdecode(b"\xff.tar.gz")).write_bytes(b"x")
+        (tmp_path / "directory.tar.gz").mkdir()
+        assert {entry.name for entry in entries(tmp_path)} == {"mine", os.fsdecode(b"\xff")}
+        assert {entry.type for entry in entries(tmp_path)} == {None}
+
+    def test_no_repository(self, tmp_path: Path) -> None:
+        """Where there is none, there is nothing; where it is none, that is an error."""
+        assert entries(tmp_path / "absent") == []
+        (tmp_path / "file").write_text("x")
+        with pytest.raises(RepositoryError):
+            entries(tmp_path / "file")
+
+    def test_a_manifest_is_peeked_at_as_it_is_read(self, tmp_path: Path) -> None:
+        """The start of an archive of ours gives the manifest that the whole archive gives."""
+        (tmp_path / "tree").mkdir()
+        (tmp_path / "tree" / "file").write_text("content")
+        with lanes() as two:
+            path = write_archive(tmp_path / NAME, two, Recipe(media=tmp_path / "tree"))
+        archive = open_archive(path)
+        assert peek_manifest(path) == archive.manifest()
+        archive.close()
+
+
+class TestMemory:
+    @pytest.fixture
+    def cache(self, tmp_path: Path, names: list[str]) -> Path:
+        """The memory of a repository that was looked at."""
+        age(tmp_path)
+        found = tmp_path / ".cache" / "catalogue.sqlite"
+        assert sqlite3.connect(found).execute("SELECT count(*) FROM archive").fetchone() == (3,)
+        return found
+
+    def test_it_is_used(self, tmp_path: Path, names: list[str], cache: Path) -> None:
+        """What has not changed is not read again."""
+        with sqlite3.connect(cache) as database:
+            database.execute("UPDATE archive SET parent = 'remembered'")
+        assert {entry.parent for entry in entries(tmp_path)} == {"remembered"}
+
+    def test_it_is_for_its_owner_alone(self, cache: Path) -> None:
+        """Nobody else reads it."""
+        assert (cache.stat().st_mode & 0o777, cache.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+
+    def test_whatever_becomes_of_it(self, tmp_path: Path, names: list[str], cache: Path) -> None:
+        """Absent, cut, garbage, of another version, or with rows that make no sense: the entries are the same."""
+        wanted, whole = entries(tmp_path), cache.read_bytes()
+        for spoilt in (b"", b"garbage" * 1000, whole[:5000], whole[:4096] + bytes(len(whole) - 4096)):
+            cache.write_bytes(spoilt)
+            assert entries(tmp_path) == wanted
+        for change in (
+            "PRAGMA user_version = 99",
+            "UPDATE archive SET kind = 'nonsense'",
+            "UPDATE archive SET taken = 'x', components = 'y'",
+            "UPDATE archive SET components = 5",
+            "UPDATE archive SET level = 'deep', found_at = 1e300",
+            "UPDATE archive SET name = CAST(name AS TEXT)",
+            "DELETE FROM archive",
+            "DROP TABLE archive",
+        ):
+            cache.write_bytes(whole)
+            with sqlite3.connect(cache) as database:
+                database.execute(change)
+            database.close()
+            assert entries(tmp_path) == wanted, change
+        cache.unlink()
+        cache.mkdir()
+        assert entries(tmp_path) == wanted
+
+    def test_what_changes_is_seen(self, tmp_path: Path, names: list[str], cache: Path) -> None:
+        """New, removed and changed archives, sidecars, findings and pins are all noticed."""
+        tip, base, full = names
+        Verifications(Repository(tmp_path)).record(finding(tmp_path, base, VerifyLevel.DUMP), NOW)
+        assert one(tmp_path, base).finding is not None
+        Verifications(Repository(tmp_path)).forget(base)
+        assert one(tmp_path, base).finding is None
+        (tmp_path / f"{base}.tar.gz.sha256").unlink()
+        assert one(tmp_path, base).fault
+        (tmp_path / f"{full}.tar.gz").unlink()
+        new = put_archive(tmp_path, BackupType.FULL, NOW)
+        assert [entry.name for entry in entries(tmp_path)] == [new, tip, base]
+        Pins(Repository(tmp_path)).pin(tip, reason="", who="", moment=NOW)
+        assert one(tmp_path, tip).pinned
+
+    def test_a_repository_that_cannot_be_written(self, tmp_path: Path, names: list[str]) -> None:
+        """Who may only read still gets everything."""
+        (tmp_path / ".cache").write_text("in the way")
+        assert [entry.name for entry in entries(tmp_path)] == names
