@@ -157,7 +157,8 @@ def test_the_list_shows_what_an_archive_stands_on(chain: Chain) -> None:
         text=True,
         check=True,
     )
-    assert [f"after {one}" in done.stderr for one in chain.ids] == [True, True, True, False]
+    assert done.stderr.count("+ media") == 3
+    assert [f"on {one}" in done.stderr for one in chain.ids] == [True, True, True, False]
 
 
 def test_the_command_makes_incrementals(uploads: Uploads) -> None:
