@@ -18,7 +18,7 @@ from portal.ops.verify import Verifier
 from tests.conftest import portal_database_in
 from tests.test_backup_crash import endless_dump
 from tests.test_backup_job import Portal, portal, portal_in
-from tests.workers import WorkerProcess, client_of, queued, result_of, wait_until
+from tests.workers import WorkerProcess, client_of, queued, result_of, unacknowledged, wait_until
 from tools.demo.compare import tree_contents
 from tools.demo.redis import EmbeddedRedis
 from worker.names import Lane
@@ -213,7 +213,7 @@ class TestNobodyDoesIt:
         assert "It was withdrawn." in unattended["error"]
         with WorkerProcess(portal, redis, "restore") as worker:
             wait_until(lambda: worker.events("task_ended"))
-        assert queued(redis, Lane.RESTORE) == 0
+            wait_until(lambda: queued(redis, Lane.RESTORE) + unacknowledged(redis) == 0)
         assert upload.read_text() == "changed"
 
     def test_the_broker_is_away(self, portal: Portal) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from portal.ops.access_log import AccessLog, Action, Outcome
 from portal.ops.verify import Verifier
 from tests.test_backup_crash import LONG, SEED, lock_is_free
 from tests.test_backup_job import BIG_TABLE, Portal, execute, portal_in
@@ -170,6 +171,9 @@ def test_a_crash_loop_ends(portal: Portal) -> None:
         given_up = result_of(redis, task_id)
     assert not given_up.result["success"]
     assert "was begun 2 times" in given_up.result["error"]
+    entry = list(AccessLog(portal.job().repository).entries())[-1]
+    assert (entry.action, entry.outcome) == (Action.BACKUP, Outcome.FAILED)
+    assert entry.subject.startswith("full_20261122_020000_")
     assert not list(portal.archives.glob("*.tar.gz"))
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from portal.ops.access_log import Action, Witness
+from portal.ops.access_log import Outcome as AccessOutcome
+from portal.ops.aftermath import Aftermath
 from portal.ops.backup import BackupJob
 from portal.ops.backup_model import BackupConfig
 from portal.ops.drill import DrillJob
 from portal.ops.errors import ConfigurationError, OpsError
-from portal.ops.model import VerifyLevel
+from portal.ops.model import BackupId, BackupType, VerifyLevel
 from portal.ops.prune import PruneJob
 from portal.ops.repository import Repository
 from portal.ops.restore import RestoreJob
@@ -28,6 +31,7 @@ from worker.arguments import (
     check_archive,
     check_place,
 )
+from worker.errors import RefusedError
 from worker.names import TaskName
 from worker.permit import Permits
 
@@ -102,6 +106,22 @@ class Outcome:
         """The outcome where there was no job, or none that gave a result."""
         result = {"success": False, "error": str(error), "exit_code": error.exit_code}
         return cls(result=result, success=False, retryable=error.retryable)
+
+
+def write_down(settings: Settings, task: TaskName, task_id: str, given: Mapping[str, Any], error: OpsError) -> None:
+    """Put a task that was never ended into the access log, which nobody else has done, and tell those who are told."""
+    action = _ACTIONS.get(task)
+    if action is None:
+        return
+    actor, subject = given.get("actor"), given.get("archive", given.get("restore_id", task_id))
+    if task in _TYPES:
+        with suppress(RefusedError):
+            subject = str(BackupId.of(_TYPES[task], BackupArguments.of(given).when(), task_id))
+    repository = Repository(settings.local_path, lock_timeout=settings.lock_timeout)
+    witness = Witness(
+        repository=repository, who=actor if isinstance(actor, str) else None, observer=Aftermath(settings)
+    )
+    witness.saw(action, str(subject), AccessOutcome.FAILED, error=str(error))
 
 
 def carry_out(order: Order) -> Outcome:
@@ -244,6 +264,21 @@ def _word(kind: type[Word], text: str) -> Word:
         ) from None
 
 
+_ACTIONS: Final = {
+    TaskName.BACKUP_FULL: Action.BACKUP,
+    TaskName.BACKUP_DATABASE: Action.BACKUP,
+    TaskName.BACKUP_MEDIA: Action.BACKUP,
+    TaskName.VERIFY_ARCHIVE: Action.VERIFY,
+    TaskName.RESTORE_ARCHIVE: Action.RESTORE,
+    TaskName.RESTORE_ROLLBACK: Action.ROLLBACK,
+    TaskName.PRUNE_REPOSITORY: Action.PRUNE,
+    TaskName.DRILL_RESTORE: Action.DRILL,
+}
+_TYPES: Final = {
+    TaskName.BACKUP_FULL: BackupType.FULL,
+    TaskName.BACKUP_DATABASE: BackupType.DATABASE,
+    TaskName.BACKUP_MEDIA: BackupType.MEDIA,
+}
 _OPERATIONS: Final[Mapping[TaskName, Callable[[Order], Outcome]]] = {
     TaskName.BACKUP_FULL: _back_up,
     TaskName.BACKUP_DATABASE: _back_up,

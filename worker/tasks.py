@@ -23,7 +23,7 @@ from portal.ops.settings import load_settings
 from worker.delivery import sole_delivery
 from worker.errors import OperationFailedError
 from worker.names import TaskName
-from worker.operations import Order, Outcome, carry_out
+from worker.operations import Order, Outcome, carry_out, write_down
 from worker.progress import Reporter
 
 if TYPE_CHECKING:
@@ -92,7 +92,9 @@ def _deliver(task: Task, name: TaskName, given: Mapping[str, Any]) -> Outcome:
             if name is not TaskName.PING:
                 log.info("task_begun", is_redelivered=_is_redelivered(task))
             if attempt > settings.worker.attempts:
-                return Outcome.of_error(_given_up(name, settings.worker.attempts))
+                given_up = _given_up(name, settings.worker.attempts)
+                write_down(settings, name, task.request.id, given, given_up)
+                return Outcome.of_error(given_up)
             return _try(task, name, given, settings, attempt)
     except SoftTimeLimitExceeded:
         return Outcome.of_error(_too_slow(name))
