@@ -108,6 +108,7 @@ class WrittenFile:
         self._block: memoryview | None = None
         self._filled = 0
         self._offset = 0
+        self._has_holes = False
         self._is_whole = False
         self._on_the_way = 0
         self._counting = threading.Lock()
@@ -138,6 +139,7 @@ class WrittenFile:
         if self._filled:
             self._submit()
         self._offset += count
+        self._has_holes = True
 
     def finish(self) -> None:
         """Have the rest written; the file then gets its attributes and is closed."""
@@ -179,7 +181,8 @@ class WrittenFile:
     def end(self) -> None:
         """Give the file its length and attributes, and close it."""
         try:
-            os.ftruncate(self._descriptor, self._offset)  # it may end in a hole
+            if self._has_holes:
+                os.ftruncate(self._descriptor, self._offset)  # it may end in one
             self._attributes.give_to(self._descriptor)
         finally:
             os.close(self._descriptor)
