@@ -18,7 +18,7 @@ from portal.ops.process import PIPE, SystemRunner, run
 from tests.fake_runner import FakeRunner, Script
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from portal.ops.process import ProcessRunner
 
@@ -230,3 +230,51 @@ def ends_soon(pid: int) -> bool:
             return True
         time.sleep(0.02)
     return False
+
+
+class _SignalledError(Exception):
+    """The handler ran."""
+
+
+@pytest.fixture
+def unnoticed_signal() -> Iterator[None]:
+    """A signal that does not interrupt what the main thread waits for: another thread takes it in its stead.
+
+    This is how a signal goes by that arrives an instant before the main thread begins to wait.
+    """
+
+    def handle(*_: object) -> None:
+        raise _SignalledError
+
+    def raise_elsewhere() -> None:
+        time.sleep(0.2)
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    thread = threading.Thread(target=raise_elsewhere)
+    thread.start()
+    yield
+    thread.join()
+    signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.usefixtures("unnoticed_signal")
+def test_a_signal_ends_the_reading_of_a_silent_program(runner: SystemRunner) -> None:
+    """Whoever reads from a program that says nothing notices a signal, also one that did not interrupt the reading."""
+    process = runner.start(["sleep", "20"], environment=ENVIRONMENT)
+    with pytest.raises(_SignalledError):
+        process.stdout.readinto(bytearray(1 << 20))  # type: ignore[attr-defined]  # it is a buffered reader
+    with pytest.raises(TimeoutError):  # it is still there
+        process.wait(0)
+    process.kill()
+
+
+@pytest.mark.usefixtures("unnoticed_signal")
+def test_a_signal_ends_the_waiting_for_a_program(runner: SystemRunner) -> None:
+    """Whoever waits for the end of a program notices a signal, also one that did not interrupt the waiting."""
+    process = runner.start(["sleep", "20"], environment=ENVIRONMENT)
+    with pytest.raises(_SignalledError):
+        process.wait()
+    with pytest.raises(TimeoutError):  # it is still there
+        process.wait(0)
+    process.kill()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Protocol
+from typing import IO, TYPE_CHECKING, Protocol, cast
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,6 +34,7 @@ _LAUNCHER = Path(__file__).with_name("launcher.py")
 _STDERR_TAIL_BYTES = 64 * 1024
 _PIPE_BYTES = 1024 * 1024
 _POLL_SECONDS = 0.01
+_PATIENCE_SECONDS = 1.0
 _DRAIN_SECONDS = 2.0
 
 
@@ -174,13 +176,48 @@ class SystemRunner:
         )
 
 
+class _WakefulReader(io.RawIOBase):
+    """One end of a pipe, for a thread that must notice a signal soon, whatever becomes of the other end.
+
+    Python runs a signal's handler between two steps of the main thread. A signal that arrives after the last step and
+    before the kernel is asked to wait is noticed only when that wait is over: so none is long.
+
+    Arguments:
+        pipe: what it reads from, and closes.
+    """
+
+    def __init__(self, pipe: io.RawIOBase) -> None:
+        self._pipe = pipe
+        self._poll = select.poll()
+        self._poll.register(pipe, select.POLLIN)
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def fileno(self) -> int:
+        """Number of the descriptor."""
+        return self._pipe.fileno()
+
+    def readinto(self, buffer: memoryview, /) -> int | None:  # type: ignore[override]  # what BufferedReader passes
+        """Read what there is; wait for something."""
+        while not self._poll.poll(_PATIENCE_SECONDS * 1000):
+            pass
+        return self._pipe.readinto(buffer)
+
+    def close(self) -> None:
+        """Close the pipe."""
+        self._pipe.close()
+        super().close()
+
+
 class SystemProcess:
     """A real process that leads its own session and group; see `RunningProcess`."""
 
     def __init__(self, popen: subprocess.Popen[bytes]) -> None:
         self._popen = popen
         self.stdin: IO[bytes] = popen.stdin or io.BytesIO()
-        self.stdout: IO[bytes] = popen.stdout or io.BytesIO()
+        self.stdout: IO[bytes] = _wakeful(popen.stdout) if popen.stdout else io.BytesIO()
         self._collecting = threading.Lock()
         self._tail = bytearray()
         self._drain = threading.Thread(target=self._drain_stderr, name=f"stderr-{popen.pid}", daemon=True)
@@ -219,12 +256,13 @@ class SystemProcess:
     def _ended_within(self, timeout_seconds: float | None) -> bool:
         """Wait for the end without collecting it: until then nobody else can get the number of its group."""
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-        options = os.WEXITED | os.WNOWAIT | (0 if deadline is None else os.WNOHANG)
+        pause = _POLL_SECONDS / 10
         try:
-            while os.waitid(os.P_PID, self.pid, options) is None:
+            while os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
                 if deadline is not None and time.monotonic() >= deadline:
                     return False
-                time.sleep(_POLL_SECONDS)
+                time.sleep(pause)  # and not in the kernel until the end: see `_WakefulReader`
+                pause = min(2 * pause, _POLL_SECONDS)
         except ChildProcessError:
             pass
         return True
@@ -246,3 +284,9 @@ class SystemProcess:
             while block := os.read(stream.fileno(), 8192):
                 self._tail += block
                 del self._tail[:-_STDERR_TAIL_BYTES]
+
+
+def _wakeful(stream: IO[bytes]) -> IO[bytes]:
+    """The same stream for somebody who must notice signals."""
+    pipe = cast("io.BufferedReader", stream).detach()
+    return io.BufferedReader(_WakefulReader(pipe))

@@ -52,7 +52,7 @@ from portal.ops.restore_model import RestoreConfig, RestorePlan, RestoreResult, 
 from portal.ops.restore_parts import Archive, Part, PartMaker, short_of_room
 from portal.ops.restore_record import RestoreRecord, RestoreRecords, RestoreState
 from portal.ops.settings import load_settings
-from portal.ops.targets.database import RestoreMode
+from portal.ops.targets.database_model import RestoreMode
 from portal.ops.targets.file_selection import selected
 from portal.ops.verifications import Verifications
 from portal.ops.verify import Verification, Verifier

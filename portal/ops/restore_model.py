@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from portal.ops.errors import ConfigurationError, OpsError
 from portal.ops.model import FORMAT_VERSION, Component, timestamp
 from portal.ops.settings import DatabaseTarget, Secret, Settings
-from portal.ops.targets.database import RestoreMode
+from portal.ops.targets.database_model import RestoreMode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

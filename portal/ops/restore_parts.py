@@ -21,15 +21,9 @@ from portal.ops.chain_reader import ChainReader
 from portal.ops.errors import DiskFullError, NotIntactError
 from portal.ops.model import RESTORE_DIRECTORY, Component
 from portal.ops.sources.dump_header import HEAD_BYTES, dump_major
-from portal.ops.targets.database import (
-    DatabaseRestore,
-    DatabaseState,
-    RestoreMode,
-    Role,
-    drop_old,
-    list_old_databases,
-)
-from portal.ops.targets.database_names import Names
+from portal.ops.targets.database_model import DatabaseState, RestoreMode
+from portal.ops.targets.database_names import Names, Role
+from portal.ops.targets.dump_file import write_dump
 from portal.ops.targets.file_stage import room
 from portal.ops.targets.files import FileRestore, forget, list_restores
 
@@ -41,7 +35,8 @@ if TYPE_CHECKING:
     from portal.ops.process import ProcessRunner
     from portal.ops.restore_model import PartPlan, RestoreConfig
     from portal.ops.target import DatabaseTarget
-    from portal.ops.targets.database import DatabaseReport
+    from portal.ops.targets.database import DatabaseRestore
+    from portal.ops.targets.database_model import DatabaseReport
 
 Archive = ArchiveReader | PlainArchive | ChainReader
 
@@ -126,10 +121,8 @@ class DatabasePart:
     def stage(self, archive: Archive, manifest: Manifest) -> None:
         """Fill and check a database beside the live one, where the mode is swap."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(self._dump, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with open(descriptor, "wb") as file, _dump_of(archive, self._jobs) as (_, content):
-            for piece in content:
-                file.write(piece)
+        with _dump_of(archive, self._jobs) as (_, content):
+            write_dump(self._dump, content)
         self._restore.stage(self._dump, _rows_of(manifest))
 
     def apply(self) -> dict[str, Any]:
@@ -175,6 +168,8 @@ class DatabasePart:
 
     def forget(self) -> None:
         """Drop the database that is kept, and remove the safety dump."""
+        from portal.ops.targets.database import drop_old, list_old_databases
+
         if self._mode is not RestoreMode.IN_PLACE:
             for old in list_old_databases(self._restore.target):
                 if old.marked.restore_id == self._restore.restore_id:
@@ -332,6 +327,8 @@ class PartMaker:
         return FilesPart(restore, self._jobs)
 
     def _database(self, target: DatabaseTarget, mode: RestoreMode, *, create_database: bool) -> DatabasePart:
+        from portal.ops.targets.database import DatabaseRestore  # late: it brings the database driver
+
         restore = DatabaseRestore(
             target,
             runner=self.runner,

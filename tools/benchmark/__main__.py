@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         "--work-dir",
         type=Path,
         default=_default_directory(),
-        help="where data and archives go; needs about 12 GB at full scale (default: %(default)s)",
+        help="where data and archives go; needs about 18 GB at full scale (default: %(default)s)",
     )
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
     return parser

@@ -82,6 +82,7 @@ class Case:
         contenders: the first is the one that the others are compared with.
         targets: what is wanted.
         watches_memory: sample the memory of each run; times are then a little longer than they are otherwise.
+        keeps_outputs: what was written is removed when the case has ended, and not after each run.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Case:
     contenders: tuple[Contender, ...]
     targets: tuple[Target, ...] = ()
     watches_memory: bool = False
+    keeps_outputs: bool = False
 
 
 def all_cases(scale: float = 1.0) -> tuple[Case, ...]:
@@ -323,6 +325,7 @@ def _restore_files(data: DataSet) -> Case:
             ),
         ),
         targets=(_faster(tar, 2.5), _faster(restic, 1.3)),
+        keeps_outputs=True,
     )
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from portal.ops.sources.pg_connection import Connection
 
 _CANCEL_SECONDS = 3.0
+_PATIENCE_SECONDS = 1.0
 
 _TABLES: LiteralString = """
     SELECT n.nspname, c.relname, format('%I.%I', n.nspname, c.relname), c.oid::bigint
@@ -103,7 +104,8 @@ class SnapshotCount:
 
     def result(self) -> dict[str, int]:
         """Wait for the end and return the number of rows by table; `psycopg.Error` if the count failed."""
-        self._thread.join()
+        while self._thread.is_alive():  # a signal is noticed between two waits
+            self._thread.join(_PATIENCE_SECONDS)
         if self._error is not None:
             raise self._error
         return self._counts

@@ -14,6 +14,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from psycopg.sql import SQL, Identifier
@@ -32,7 +33,7 @@ from portal.ops.targets.database_server import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from portal.ops.sources.pg_connection import Connection
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from portal.ops.target import DatabaseTarget
     from portal.ops.targets.database_names import Names
     from portal.ops.targets.pg_restore import Restorer
+
+    _Task = Callable[[Connection], dict[str, int]]
 
 _NAMED_IN_MESSAGE: Final = 5
 
@@ -112,7 +115,10 @@ def objects_owner(target: DatabaseTarget) -> str | None:
 def settle(target: DatabaseTarget, jobs: int) -> dict[str, int]:
     """Count the rows of every table, and gather the statistics without which the first queries would be slow."""
     with connect(target) as connection, restoring_errors(target):
-        waiting = deque(_largest_first(connection, list_tables(connection)))
+        tables = _largest_first(connection, list_tables(connection))
+    waiting: deque[_Task] = deque(
+        task for table in tables for task in (partial(_analyze, table), partial(_count, table))
+    )
     with ThreadPoolExecutor(max(1, jobs), thread_name_prefix="settle") as pool:
         shares = [pool.submit(_settle_share, target, waiting) for _ in range(max(1, jobs))]
     return {table: rows for share in shares for table, rows in share.result().items()}
@@ -139,17 +145,25 @@ def check_rows(found: Mapping[str, int], expected: Mapping[str, int]) -> None:
         )
 
 
-def _settle_share(target: DatabaseTarget, waiting: deque[Table]) -> dict[str, int]:
-    """Take one table after another, as long as there are any."""
+def _settle_share(target: DatabaseTarget, waiting: deque[_Task]) -> dict[str, int]:
+    """Take one task after another, as long as there are any."""
     counts: dict[str, int] = {}
     with connect(target) as connection, restoring_errors(target):
         while True:
             try:
-                table = waiting.popleft()
+                task = waiting.popleft()
             except IndexError:
                 return counts
-            connection.execute(SQL("ANALYZE {}").format(table.identifier))
-            counts |= count_rows(connection, [table])
+            counts |= task(connection)
+
+
+def _analyze(table: Table, connection: Connection) -> dict[str, int]:
+    connection.execute(SQL("ANALYZE {}").format(table.identifier))
+    return {}
+
+
+def _count(table: Table, connection: Connection) -> dict[str, int]:
+    return count_rows(connection, [table])
 
 
 def _largest_first(connection: Connection, tables: Sequence[Table]) -> list[Table]:

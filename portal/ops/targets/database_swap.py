@@ -37,6 +37,10 @@ _PATIENCE_SECONDS: Final = 0.45
 _PAUSES_SECONDS: Final = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 _EVICT_EVERY_SECONDS: Final = 0.01
 
+# The stage did not wait for the disk; this commit does, and with it goes all that the server's log has before it.
+_WAIT_FOR_DISK: Final = """
+    SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'
+"""
 # By number and not by name: after the commit the name is that of the new database, whose sessions are to live.
 _EVICT: Final[LiteralString] = f"""
     SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity AS a WHERE a.datid = %s::bigint::oid AND {MAY_END}
@@ -136,6 +140,7 @@ class _Attempt:
         wanted = self._wanted
         milliseconds = str(round(_PATIENCE_SECONDS * 1000))
         self._connection.execute("SELECT set_config('lock_timeout', %s, true)", [milliseconds])
+        self._connection.execute(_WAIT_FOR_DISK)
         if self._outgoing is not None and wanted.inherits:
             self.warnings = carry_over(self._connection, self._outgoing.name, wanted.incoming)
         allow = SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")

@@ -19,9 +19,12 @@ from portal.ops.archive.reader import is_below
 from portal.ops.errors import DiskFullError, NotIntactError
 from portal.ops.model import RESTORE_DIRECTORY
 from portal.ops.targets.file_tree import IS_ROOT, Attributes, Tree
+from portal.ops.targets.file_writers import Writers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from portal.ops.targets.file_writers import WrittenFile
 
 MOST_WARNINGS: Final = 50
 HOLE_BYTES: Final = 1 << 16
@@ -89,11 +92,12 @@ class Stage:
             OSError: the operating system refused.
         """
         self._room = room(self.tree.top)
-        for member, content in contents:
-            if is_below(member.path, self.prefix):
-                self._add(member, content)
-            else:
-                _drain(content)
+        with Writers() as writers:
+            for member, content in contents:
+                if is_below(member.path, self.prefix):
+                    self._add(member, content, writers)
+                else:
+                    _drain(content)
         for path, member in self._links:
             self._symlink(path, member)
         self.tree.sync()
@@ -106,7 +110,7 @@ class Stage:
             warnings=tuple(self._warnings),
         )
 
-    def _add(self, member: Member, content: Iterator[memoryview]) -> None:
+    def _add(self, member: Member, content: Iterator[memoryview], writers: Writers) -> None:
         path = staged_path(member.path, self.prefix, self.top)
         check_member(member, path, self.top)
         if member.type is MemberType.DIRECTORY:
@@ -116,7 +120,7 @@ class Stage:
         self._files += 1
         self._watch_name(path)
         if member.type is MemberType.FILE:
-            self._file(path, member, content)
+            self._file(path, member, content, writers)
             return
         _drain(content)
         if member.type is MemberType.HARDLINK:
@@ -133,35 +137,51 @@ class Stage:
             raise _twice(member) from error
         self.attributes[path] = Attributes(member.mode, member.uid, member.gid, member.mtime_ns)
 
-    def _file(self, path: str, member: Member, content: Iterator[memoryview]) -> None:
+    def _file(self, path: str, member: Member, content: Iterator[memoryview], writers: Writers) -> None:
         try:
             name, above = self.tree.place(path, make=True)
             descriptor = os.open(name, _CREATE, 0o600, dir_fd=above)
         except (FileExistsError, NotADirectoryError) as error:
             raise _twice(member) from error
+        attributes = self._file_attributes(member)
+        pieces = self._exactly(member, content)
+        if member.size < HOLE_BYTES:
+            self._write(descriptor, attributes, pieces)
+        else:
+            self._write_large(writers.file(descriptor, attributes), pieces)
+        self._content_bytes += member.size
+
+    def _write(self, descriptor: int, attributes: Attributes, pieces: Iterator[memoryview]) -> None:
         try:
-            self._write(descriptor, member, content)
-            self._file_attributes(member).give_to(descriptor)
+            for piece in pieces:
+                self._take_room(len(piece))
+                _write_all(descriptor, piece)
+            attributes.give_to(descriptor)
         finally:
             os.close(descriptor)
 
-    def _write(self, descriptor: int, member: Member, content: Iterator[memoryview]) -> None:
+    def _write_large(self, file: WrittenFile, pieces: Iterator[memoryview]) -> None:
         size = 0
-        for piece in content:
-            if size + len(piece) > member.size:
-                raise NotIntactError(f"{member.path} is longer than the archive says", hint=_HINT)
+        for piece in pieces:
             for part in _parts(piece, size):
                 if part == _ZEROS:
-                    os.lseek(descriptor, len(part), os.SEEK_CUR)
+                    file.skip(len(part))
                 else:
                     self._take_room(len(part))
-                    _write_all(descriptor, part)
+                    file.write(part)
             size += len(piece)
+        file.finish()
+
+    def _exactly(self, member: Member, content: Iterator[memoryview]) -> Iterator[memoryview]:
+        """The content, which must be neither longer nor shorter than the archive says."""
+        size = 0
+        for piece in content:
+            size += len(piece)
+            if size > member.size:
+                raise NotIntactError(f"{member.path} is longer than the archive says", hint=_HINT)
+            yield piece
         if size != member.size:
             raise NotIntactError(f"{member.path} is shorter than the archive says", hint=_HINT)
-        if size >= HOLE_BYTES:
-            os.ftruncate(descriptor, size)  # it may end in a hole
-        self._content_bytes += size
 
     def _take_room(self, count: int) -> None:
         self._room -= count
