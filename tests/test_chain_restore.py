@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from portal.ops.archive import index
 from portal.ops.archive.reader import ArchiveReader
+from portal.ops.backup import BackupConfig, BackupJob
 from portal.ops.chain_reader import ChainReader, open_tree
 from portal.ops.errors import NotIntactError
 from portal.ops.manifest import Manifest
@@ -156,7 +158,7 @@ def test_the_list_shows_what_an_archive_stands_on(chain: Chain) -> None:
         check=True,
     )
     assert done.stderr.count("+ media") == 3
-    assert f"on {chain.ids[0]}" in done.stderr
+    assert [f"on {one}" in done.stderr for one in chain.ids] == [True, True, True, False]
 
 
 def test_the_command_makes_incrementals(uploads: Uploads) -> None:
@@ -169,6 +171,22 @@ def test_the_command_makes_incrementals(uploads: Uploads) -> None:
     )
     assert (base["parent"], base["unchanged"]) == (None, False)
     assert (same["unchanged"], same["backup_id"]) == (True, base["backup_id"])
+
+
+def test_a_prune_never_breaks_a_chain(chain: Chain) -> None:
+    """Where only the newest is to be kept, all that it stands on is; what nothing stands on goes."""
+    base = chain.uploads.base().backup_id
+    chain.uploads.write("tenant-4/only.json")
+    newest = chain.uploads.incremental().backup_id
+    later = datetime.now(UTC) + timedelta(days=400)
+    config = BackupConfig(
+        local_path=chain.uploads.archives, media_path=chain.uploads.root, retention_days=1, retention_count=1
+    )
+    result = BackupJob(config, clock=lambda: later).cleanup_old_backups()
+    assert result, "nothing was removed"
+    left = {backup["backup_id"] for backup in chain.uploads.job().list_backups()}
+    assert left == {base, newest}
+    assert chain.uploads.restored(newest) == chain.uploads.tree()
 
 
 # -- broken ---------------------------------------------------------------------------------------------------------
@@ -184,7 +202,7 @@ def test_a_missing_archive_is_named_before_anything_is_touched(chain: Chain) -> 
         assert result.exit_code == NotIntactError.exit_code
         assert f"{chain.ids[2]} needs {chain.ids[1]}, which is not there" in (result.error or "")
         assert not target.exists()
-    for level in VerifyLevel:
+    for level in (VerifyLevel.CHECKSUM, VerifyLevel.CONTENTS, VerifyLevel.DUMP):
         found = Verifier().verify(chain.path(3), level)
         assert not found.intact
         assert chain.ids[1] in found.message

@@ -100,6 +100,10 @@ class FlowerProcess:
         status, body = self.ask(f"/api/task/info/{task_id}")
         return dict(json.loads(body)) if status == 200 else {}
 
+    def listen(self) -> None:
+        """Wait until it hears what workers say: it serves before it does."""
+        wait_until(lambda: "flower_worker_online{" in self.ask("/metrics")[1])
+
     def wait_for(self, task_id: str, state: str) -> dict[str, Any]:
         """A task, once it is in a state."""
         wait_until(lambda: self.task(task_id).get("state") == state)
@@ -159,6 +163,7 @@ def test_a_backup_is_shown_from_its_start_to_its_result(portal: Portal, redis: E
     """Name, arguments, how far it is, and the result of a real backup are in the API, and stay there over a restart."""
     portal.archives.mkdir()
     with WorkerProcess(portal, redis, "backup"), FlowerProcess(portal, redis) as flower:
+        flower.listen()
         with (portal.archives / LOCK_NAME).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             task_id = submit(redis, TaskName.BACKUP_FULL, moment=MOMENT)
@@ -178,6 +183,7 @@ def test_history_outlives_a_kill(portal: Portal, redis: EmbeddedRedis) -> None:
         WorkerProcess(portal, redis, "maintenance"),
         FlowerProcess(portal, redis, FLOWER_STATE_SAVE_INTERVAL="100") as flower,
     ):
+        flower.listen()
         task_id = submit(redis, TaskName.VERIFY_ARCHIVE, archive="none_of_that_name")
         flower.wait_for(task_id, "FAILURE")
         time.sleep(1)
@@ -190,6 +196,7 @@ def test_an_end_that_flower_missed_is_found_out(portal: Portal, redis: EmbeddedR
     """A task that ended while Flower did not run is not shown as at work for ever."""
     portal.archives.mkdir()
     with WorkerProcess(portal, redis, "backup"), FlowerProcess(portal, redis) as flower:
+        flower.listen()
         with (portal.archives / LOCK_NAME).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             task_id = submit(redis, TaskName.BACKUP_MEDIA, moment=MOMENT)
@@ -203,6 +210,7 @@ def test_an_end_that_flower_missed_is_found_out(portal: Portal, redis: EmbeddedR
 def test_a_restore_from_there_is_refused(portal: Portal, redis: EmbeddedRedis, postgres: EmbeddedPostgres) -> None:
     """A restore that is put on the queue by Flower's API ends as refused, and neither database nor uploads change."""
     with WorkerProcess(portal, redis), FlowerProcess(portal, redis, FLOWER_READ_ONLY="false") as flower:
+        flower.listen()
         archive = run_task(redis, TaskName.BACKUP_FULL, moment=MOMENT).result["backup_id"]
         (portal.uploads / "later.sarif").write_text("{}")
         with postgres.connect(portal.database.name) as connection:

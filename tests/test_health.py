@@ -82,7 +82,7 @@ def test_a_broker_that_is_away_is_said(portal: Portal, redis: EmbeddedRedis) -> 
     redis.stop()
     ended = check(portal, redis)
     assert ended.returncode == 1
-    assert ended.stderr.startswith("the broker does not answer\n  hint: ")
+    assert ended.stderr.startswith("error: the broker does not answer\n  hint: ")
 
 
 def test_a_repository_that_cannot_be_written_is_said(portal: Portal, redis: EmbeddedRedis) -> None:
@@ -119,3 +119,12 @@ def test_an_idle_lane_that_does_not_answer_is_not_healthy(portal: Portal, redis:
             os.kill(pid, signal.SIGCONT)
     assert not found.is_healthy
     assert found.detail == f"maintenance@{os.uname().nodename} has nothing to do, and did not answer within 1 s"
+
+
+def test_a_long_queue_of_short_tasks_is_healthy(portal: Portal, redis: EmbeddedRedis) -> None:
+    """A lane that has no time for a ping since much was queued before it is healthy, whenever it is looked at."""
+    for _ in range(400):
+        submit(redis, TaskName.VERIFY_ARCHIVE, archive="none_of_that_name")
+    with WorkerProcess(portal, redis, "maintenance", "--processes", "1"):
+        (found,) = check_lanes(client_of(redis), [Lane.MAINTENANCE], seconds=0.1)
+    assert found.is_healthy, found.detail

@@ -345,7 +345,7 @@ def test_a_chain_that_grows_large_is_closed(uploads: Uploads) -> None:
     assert uploads.incremental(chain_percent=100).parent is None
 
 
-@pytest.mark.parametrize("harm", ["gone", "replaced", "unreadable", "no sidecar"])
+@pytest.mark.parametrize("harm", ["gone", "replaced", "unreadable", "no sidecar", "found damaged"])
 def test_a_chain_that_is_damaged_is_closed(uploads: Uploads, harm: str) -> None:
     """What stands in the middle is gone, or another's: the next backup is a base, and an intact one."""
     uploads.base()
@@ -358,6 +358,10 @@ def test_a_chain_that_is_damaged_is_closed(uploads: Uploads, harm: str) -> None:
         middle.unlink()
     elif harm == "replaced":
         shutil.copy(results[0].destination_path, middle)
+    elif harm == "found damaged":
+        data = middle.read_bytes()
+        middle.write_bytes(data[:-1500] + b"\0" + data[-1499:])
+        assert not uploads.job().verify(middle).intact
     elif harm == "unreadable":
         middle.write_bytes(b"\0" * 1000)
     else:

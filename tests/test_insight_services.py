@@ -6,7 +6,9 @@ import json
 import socket
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Self
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -14,7 +16,7 @@ from tests.test_backup_command import answer, run
 from tests.test_backup_job import portal
 from tests.test_health import redis
 from tests.test_notices import Server, server
-from tests.workers import MOMENT, WorkerProcess, client_of, submit, wait_until
+from tests.workers import MOMENT, WorkerProcess, client_of, result_of, submit, wait_until
 from worker.names import TaskName
 
 if TYPE_CHECKING:
@@ -70,6 +72,56 @@ def test_what_fails_in_a_worker_reaches_people_and_the_dead_mans_url(
     assert "/ping/fail" in [path for path, _ in server.asked]
     notes = [json.loads(body) for path, body in server.asked if path.startswith("/note")]
     assert any("backup full failed" in note["title"] for note in notes)
+
+
+class Detour:
+    """A way to the database's server that can be opened late; until then nobody answers there."""
+
+    def __init__(self, port: int) -> None:
+        self._behind = port
+        self._socket = socket.socket()
+        self._socket.bind(("127.0.0.1", 0))
+        self.port: int = self._socket.getsockname()[1]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def open(self) -> None:
+        """Let everybody through."""
+        self._socket.listen()
+        threading.Thread(target=self._let_through, daemon=True).start()
+
+    def _let_through(self) -> None:
+        with suppress(OSError):
+            while True:
+                front, _ = self._socket.accept()
+                behind = socket.create_connection(("127.0.0.1", self._behind))
+                for one, other in ((front, behind), (behind, front)):
+                    threading.Thread(target=_pass_on, args=(one, other), daemon=True).start()
+
+
+def _pass_on(one: socket.socket, other: socket.socket) -> None:
+    with suppress(OSError):
+        while data := one.recv(1 << 16):
+            other.sendall(data)
+        other.shutdown(socket.SHUT_WR)
+
+
+def test_a_failure_that_passes_by_itself_is_not_told(portal: Portal, redis: EmbeddedRedis, server: Server) -> None:
+    """A server that is back at the next try has disturbed nobody: what is told is that the backup was made."""
+    variables = {"BACKUP_NOTIFY_URLS": f"json://{server.place}/note", "BACKUP_PING_URL": f"http://{server.place}/ping"}
+    with Detour(portal.database.port) as detour:
+        variables["DD_DATABASE_PORT"] = str(detour.port)
+        with WorkerProcess(portal, redis, "backup", **variables) as worker:
+            task_id = submit(redis, TaskName.BACKUP_FULL, moment=MOMENT)
+            wait_until(lambda: worker.events("task_put_off"))
+            detour.open()
+            assert result_of(redis, task_id).result["success"]
+    assert [path for path, _ in server.asked if path.startswith("/ping")] == ["/ping"]
+    assert not any("failed" in json.loads(body)["title"] for path, body in server.asked if path == "/note/")
 
 
 def test_beat_serves_metrics_and_tells_of_missed_targets(portal: Portal, redis: EmbeddedRedis, server: Server) -> None:

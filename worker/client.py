@@ -63,11 +63,13 @@ class LaneLoad:
         worker: its name.
         processes: how many tasks it can work on at once.
         busy: how many it works on, pings not counted.
+        begun: how many it has begun since it was started.
     """
 
     worker: str
     processes: int
     busy: int
+    begun: int
 
 
 def new_task_id(task: TaskName) -> str:
@@ -173,15 +175,17 @@ class Client:
         Raises:
             BrokerAwayError: the broker does not answer.
         """
-        sizes = {name: one["pool"]["max-concurrency"] for name, one in self._ask("stats", lane, seconds).items()}
+        ping = TaskName.PING.value
+        stats = self._ask("stats", lane, seconds)
         tasks = self._ask("active", lane, seconds)
         return [
             LaneLoad(
                 worker=name,
-                processes=size,
-                busy=sum(task["name"] != TaskName.PING.value for task in tasks.get(name, ())),
+                processes=one["pool"]["max-concurrency"],
+                busy=sum(task["name"] != ping for task in tasks.get(name, ())),
+                begun=sum(count for task, count in one["total"].items() if task != ping),
             )
-            for name, size in sorted(sizes.items())
+            for name, one in sorted(stats.items())
         ]
 
     def _ask(self, question: str, lane: Lane, seconds: float) -> dict[str, Any]:

@@ -47,6 +47,7 @@ def run(settings: Settings) -> None:
 
     Raises:
         ConfigurationError: there is no password, no broker, or an option that makes no sense.
+        OpsError: the port is taken.
     """
     if settings.worker.flower_password is None:
         raise ConfigurationError(
@@ -61,7 +62,7 @@ def run(settings: Settings) -> None:
     flower = Flower(capp=app, options=options, **web_settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: flower.io_loop.add_callback_from_signal(flower.io_loop.stop))
-    port = flower.start_http_server()
+    port = _listen(flower)
     log.info("flower_ready", address=options.address, port=port, user=USER, read_only=options.read_only)
     following = follow(flower)
     try:
@@ -70,6 +71,17 @@ def run(settings: Settings) -> None:
         following.stop()
         flower.stop()
         log.info("flower_leaving")
+
+
+def _listen(flower: Flower) -> int | None:
+    try:
+        port: int | None = flower.start_http_server()
+    except OSError as error:
+        raise OpsError(
+            f"Flower cannot listen at {options.address}:{options.port}: {error.strerror}",
+            hint="Set FLOWER_ADDRESS and FLOWER_PORT to where nobody else listens.",
+        ) from error
+    return port
 
 
 def _choose_options(repository: Path) -> None:
@@ -110,10 +122,6 @@ def main() -> int:
     except OpsError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
-    except OSError as error:
-        sys.stderr.write(f"Flower cannot listen at {options.address}:{options.port}: {error.strerror}\n")
-        sys.stderr.write("  hint: Set FLOWER_ADDRESS and FLOWER_PORT to where nobody else listens.\n")
-        return 1
     return 0
 
 

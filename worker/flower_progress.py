@@ -39,7 +39,8 @@ def follow(flower: Flower) -> PeriodicCallback:
         except (RedisError, OSError):  # Flower itself says that the broker is away
             return
         for task_id, meta in found.items():
-            _tell(flower, open_tasks[task_id], meta)
+            if not open_tasks[task_id].ready:  # it has been told of the end meanwhile
+                _tell(flower, open_tasks[task_id], meta)
 
     callback = PeriodicCallback(look, _EVERY_MILLISECONDS)
     callback.start()

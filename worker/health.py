@@ -99,19 +99,21 @@ def _silent(client: Client, lane: Lane, task_id: str, seconds: float) -> LaneHea
             detail=f"no worker listens for {lane} tasks",
             hint="Start one ('python -m worker', or docker compose up -d worker); its log says why it ended.",
         )
-    return _busy_or_stuck(lane, loads, seconds)
-
-
-def _busy_or_stuck(lane: Lane, loads: list[LaneLoad], seconds: float) -> LaneHealth:
     idle = [load.worker for load in loads if load.busy < load.processes]
     if not idle:
         return LaneHealth(lane=lane, is_healthy=True, detail="every process is at work on something")
+    if _begun(client.loads(lane)) > _begun(loads):  # it was looked at between one short task and the next
+        return LaneHealth(lane=lane, is_healthy=True, detail="it works through what was queued before")
     return LaneHealth(
         lane=lane,
         is_healthy=False,
         detail=f"{', '.join(idle)} has nothing to do, and did not answer within {seconds:.0f} s",
         hint="Restart it: what it had taken goes back to the queue. Its log says what it did last.",
     )
+
+
+def _begun(loads: list[LaneLoad]) -> int:
+    return sum(load.begun for load in loads)
 
 
 def main() -> int:

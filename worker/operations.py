@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from portal.ops.aftermath import Aftermath
 from portal.ops.backup import BackupJob
 from portal.ops.backup_model import BackupConfig
 from portal.ops.drill import DrillJob
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from enum import StrEnum
     from pathlib import Path
 
+    from portal.ops.access_log import Observer
     from portal.ops.backup_model import BackupResult
     from portal.ops.job import Progress
     from portal.ops.settings import Settings
@@ -59,6 +59,7 @@ class Order:
         attempt: how often it was begun, this time included.
         settings: of this process.
         progress: told how far it is.
+        observer: told how what it does has ended.
     """
 
     task: TaskName
@@ -67,6 +68,7 @@ class Order:
     attempt: int
     settings: Settings
     progress: Progress
+    observer: Observer
 
     @property
     def repository(self) -> Path:
@@ -221,7 +223,7 @@ def _drill(order: Order) -> Outcome:
 
 def _known(order: Order, arguments: Arguments) -> dict[str, Any]:
     """Who asked for it, and who is told of the end."""
-    return {"actor": arguments.actor, "observer": Aftermath(order.settings)}
+    return {"actor": arguments.actor, "observer": order.observer}
 
 
 def _may_pass(fault: OpsError | None) -> bool:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import shared_task, states
 
+from portal.ops.aftermath import Aftermath
 from portal.ops.errors import OpsError, RepositoryError
 from portal.ops.job import read_text
 from portal.ops.logs import engine_log
@@ -25,10 +27,11 @@ from worker.operations import Order, Outcome, carry_out
 from worker.progress import Reporter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from celery import Task
 
+    from portal.ops.access_log import AccessEntry
     from portal.ops.settings import Settings
 
 log = engine_log("worker.tasks")
@@ -105,13 +108,20 @@ def _deliver(task: Task, name: TaskName, given: Mapping[str, Any]) -> Outcome:
 
 
 def _try(task: Task, name: TaskName, given: Mapping[str, Any], settings: Settings, attempt: int) -> Outcome:
-    """Do it, and again after a pause where it may succeed then."""
+    """Do it, and again after a pause where it may succeed then. Only what the last try came to is told to people."""
     pause = _FIRST_PAUSE_SECONDS
-    with Reporter(task) as progress:
+    with Reporter(task) as progress, _told_at_the_end(settings) as heard:
         order = Order(
-            task=name, task_id=task.request.id, given=given, attempt=attempt, settings=settings, progress=progress
+            task=name,
+            task_id=task.request.id,
+            given=given,
+            attempt=attempt,
+            settings=settings,
+            progress=progress,
+            observer=heard.append,
         )
         for left in reversed(range(settings.worker.attempts)):
+            heard.clear()
             outcome = carry_out(order)
             if outcome.success or not outcome.retryable or not left:
                 break
@@ -120,6 +130,21 @@ def _try(task: Task, name: TaskName, given: Mapping[str, Any], settings: Setting
             time.sleep(pause)
             pause *= _PAUSE_GROWTH
     return outcome
+
+
+@contextmanager
+def _told_at_the_end(settings: Settings) -> Iterator[list[AccessEntry]]:
+    """Tell people what is in the list in the end; not where the process has to end and the task is begun again."""
+    heard: list[AccessEntry] = []
+    try:
+        yield heard
+    except (SystemExit, KeyboardInterrupt):
+        heard.clear()
+        raise
+    finally:
+        tell = Aftermath(settings)
+        for entry in heard:
+            tell(entry)
 
 
 def _given_up(name: TaskName, attempts: int) -> OpsError:

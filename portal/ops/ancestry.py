@@ -7,24 +7,18 @@ parent's place. Sidecars are believed here; whether an archive has the SHA-256 o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from isal import isal_zlib
-
-from portal.ops.archive import frame, tar
-from portal.ops.archive.index import MANIFEST
+from portal.ops.archive.peek import peek_manifest
 from portal.ops.chain import HINT, absent, circle
 from portal.ops.errors import NotIntactError, RepositoryError
-from portal.ops.manifest import Manifest
 from portal.ops.model import SUFFIX, Component
 from portal.ops.repository import file_digest, read_sidecar
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_FIRST_BYTES: Final = 1 << 16
-_MOST_BYTES: Final = 1 << 26
-_READ_BYTES: Final = 1 << 20
+    from portal.ops.manifest import Manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,29 +42,18 @@ class Ancestor:
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """The manifest at the front of an archive, without a look at the rest; nothing where the archive has no index.
+    """The manifest at the front of an archive, without a look at the rest; nothing where it is not there.
 
     Raises:
         NotIntactError: it makes no sense.
         RepositoryError: the file cannot be read.
     """
-    inflate = isal_zlib.decompressobj(31)
-    data = b""
     try:
-        with path.open("rb", buffering=0) as file:
-            first = file.read(_FIRST_BYTES)
-            if not frame.is_padded(first):
-                return None
-            data = inflate.decompress(first, _MOST_BYTES)
-            while not inflate.eof and len(data) < _MOST_BYTES and (more := file.read(_READ_BYTES)):
-                data += inflate.decompress(more, _MOST_BYTES)
-    except frame.DeflateError as error:
-        raise _unreadable(path) from error
+        return peek_manifest(path)
     except OSError as error:
         raise RepositoryError(
             f"cannot read {path}: {error.strerror}", hint="Look at the disk and its rights."
         ) from error
-    return Manifest.decode(_content(data, path))
 
 
 def line_of(path: Path) -> tuple[Ancestor, ...]:
@@ -114,7 +97,7 @@ def is_incremental(path: Path) -> bool:
 def _manifest_of(path: Path) -> Manifest:
     manifest = read_manifest(path)
     if manifest is None:
-        raise NotIntactError(f"{path.name} has no index, so nothing can be made on it", hint=HINT)
+        raise NotIntactError(f"the manifest of {path.name} cannot be read", hint=HINT)
     return manifest
 
 
@@ -129,19 +112,3 @@ def _check_place(path: Path, manifest: Manifest, line: list[Ancestor]) -> None:
         raise NotIntactError(f"{path.name} holds no media, although {child.backup_id} was made on it", hint=HINT)
     if child.base != (manifest.backup_id if manifest.parent is None else manifest.base):
         raise NotIntactError(f"{child.backup_id} and {manifest.backup_id} name different bases", hint=HINT)
-
-
-def _content(data: bytes, path: Path) -> bytes:
-    """The content of the manifest's member, at the front of the tar."""
-    name = data[:100].rstrip(b"\x00")
-    try:
-        size = int(data[124:135], 8)
-    except ValueError:
-        size = -1
-    if size < 0 or len(data) < tar.BLOCK + size or not name.endswith(b"/" + MANIFEST.encode("ascii")):
-        raise _unreadable(path)
-    return data[tar.BLOCK : tar.BLOCK + size]
-
-
-def _unreadable(path: Path) -> NotIntactError:
-    return NotIntactError(f"the manifest of {path.name} cannot be read", hint=HINT)

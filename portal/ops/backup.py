@@ -38,7 +38,7 @@ from portal.ops.errors import (
     SourceError,
 )
 from portal.ops.hold import hold
-from portal.ops.incremental import CACHE, BaseNeededError, Increment, plan_increment, remember
+from portal.ops.incremental import CACHE, BaseNeededError, Increment, held, plan_increment, remember
 from portal.ops.job import Clock, Meter, PathLike, Progress, read_text, utc_now
 from portal.ops.logs import engine_log
 from portal.ops.model import SUFFIX, BackupId, BackupType, Component, VerifyLevel, timestamp
@@ -277,7 +277,7 @@ class BackupJob:
             begun=draft.partial.stat().st_mtime,
             advance=meter.advance,
         )
-        with closing(planned) as increment:
+        with closing(planned) as increment, held(increment, self.config.lock_timeout):
             if increment.delta.is_empty:
                 draft.discard()
                 increment.settle()

@@ -26,6 +26,7 @@ import structlog
 from portal.ops.access_log import Action, Observer, Outcome, Witness
 from portal.ops.archive.lanes import available_cores
 from portal.ops.archive.reader import Damage
+from portal.ops.chain_reader import open_tree
 from portal.ops.drill_compare import Comparison
 from portal.ops.drill_report import DIRECTORY, DrillReport, DrillReports
 from portal.ops.drill_scratch import Scratch, drills_locked, throw_remains_away
@@ -48,15 +49,14 @@ from portal.ops.targets.database_stage import settle
 from portal.ops.targets.files import FileRestore
 from portal.ops.targets.pg_restore import find_restorer, read_dump_major
 from portal.ops.verifications import Verifications
-from portal.ops.verify import Verification, open_archive
+from portal.ops.verify import Verification
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from portal.ops.archive.plain import PlainArchive
-    from portal.ops.archive.reader import ArchiveReader
     from portal.ops.manifest import Manifest
     from portal.ops.restore_model import RestoreConfig
+    from portal.ops.restore_parts import Archive
 
 log = engine_log("portal.ops.drill")
 
@@ -158,7 +158,7 @@ class DrillJob:
             draft.found.warnings += throw_remains_away(self.repository, self.config.database)
             with (
                 ThreadPoolExecutor(1, thread_name_prefix="checksum") as thread,
-                closing(open_archive(found.path)) as opened,
+                closing(open_tree(found.path)) as opened,
             ):
                 hashing = thread.submit(file_digest, found.path)
                 self._try_out(draft, opened)
@@ -183,7 +183,7 @@ class DrillJob:
             )
         return found
 
-    def _try_out(self, draft: _Draft, opened: ArchiveReader | PlainArchive) -> None:
+    def _try_out(self, draft: _Draft, opened: Archive) -> None:
         """Restore, compare, and throw away whatever happens."""
         draft.manifest = manifest = opened.manifest()
         if manifest.parent:
@@ -215,7 +215,7 @@ class DrillJob:
         except OpsError as error:
             draft.found.warnings.append(f"what was restored is left for the next drill to throw away: {error.message}")
 
-    def _database(self, draft: _Draft, opened: ArchiveReader | PlainArchive, scratch: Scratch) -> None:
+    def _database(self, draft: _Draft, opened: Archive, scratch: Scratch) -> None:
         self._tell(Component.DATABASE.value)
         jobs = self.config.jobs or available_cores()
         target = scratch.create_database(self.config.database)
@@ -239,9 +239,7 @@ class DrillJob:
         draft.found.rows_of_tables(rows, _rows_of(draft.manifest))
         draft.found.keys_of_tables(target)
 
-    def _files(
-        self, draft: _Draft, opened: ArchiveReader | PlainArchive, component: Component, scratch: Scratch
-    ) -> None:
+    def _files(self, draft: _Draft, opened: Archive, component: Component, scratch: Scratch) -> None:
         self._tell(component.value)
         started = time.monotonic()
         target = scratch.directory / component.value / component.member
@@ -313,7 +311,7 @@ def _figures(draft: _Draft) -> dict[str, Any]:
     }
 
 
-def _extract(opened: ArchiveReader | PlainArchive, member: str, path: Path, jobs: int) -> None:
+def _extract(opened: Archive, member: str, path: Path, jobs: int) -> None:
     """Write one member into a file.
 
     Raises:

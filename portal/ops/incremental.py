@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Final
 from portal.ops.ancestry import Ancestor, line_of, read_manifest
 from portal.ops.archive.reader import ArchiveReader
 from portal.ops.chain import Chains, Link
-from portal.ops.errors import OpsError
+from portal.ops.errors import ArchiveAbsentError, OpsError
+from portal.ops.hold import hold
 from portal.ops.logs import engine_log
 from portal.ops.media_state import MediaState, Totals
 from portal.ops.model import SUFFIX, BackupType, Component
 from portal.ops.sources.delta import Delta, Search, TooMuchError, parts_of
 from portal.ops.sources.files import identity
+from portal.ops.verifications import Verifications
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -140,6 +142,24 @@ def plan_increment(
     raise OpsError("the state of the uploads cannot be kept, not even in memory", hint="Look at the machine's memory.")
 
 
+@contextmanager
+def held(increment: Increment, timeout: float) -> Iterator[None]:
+    """Keep a prune away from the parent, and so from all that this needs.
+
+    Arguments:
+        timeout: seconds to wait for a prune that is just looking at it.
+
+    Raises:
+        BaseNeededError: it was removed while this was planned.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hold(increment.parent.path, timeout))
+        except ArchiveAbsentError as error:
+            raise BaseNeededError(f"{increment.parent.name} has just been removed") from error
+        yield
+
+
 def remember(repository: Repository, base: Path) -> None:
     """Fill the cache with a base that was just made, so that the next incremental need not; other incrementals wait."""
     with _forgiven():
@@ -176,6 +196,8 @@ def _checked(repository: Repository, config: BackupConfig, base: str, later: lis
         line = line_of(repository.path / f"{chains.head(base)}{SUFFIX}")
     except OpsError as error:
         raise BaseNeededError(f"the chain of {base} is damaged: {error.message}") from error
+    if bad := next((one.name for one in line if _is_known_damaged(repository, one.name)), None):
+        raise BaseNeededError(f"the chain of {base} is damaged: a verification has found it in {bad}")
     size, *others = (ancestor.path.stat().st_size for ancestor in line)
     if len(others) >= config.chain_length:
         raise BaseNeededError(f"the chain of {base} has {len(others)} incrementals")
@@ -200,6 +222,14 @@ def _manifest(archive: ArchiveFile) -> Manifest | None:
     except OpsError as error:
         log.warning("archive_passed_over", name=archive.name, error=error.message)
         return None
+
+
+def _is_known_damaged(repository: Repository, backup_id: str) -> bool:
+    try:
+        found = Verifications(repository).of(backup_id)
+    except OpsError:
+        return False
+    return found is not None and not found.intact
 
 
 def _follow(state: MediaState, line: Sequence[Ancestor]) -> None:

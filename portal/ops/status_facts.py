@@ -21,7 +21,7 @@ from portal.ops.status import evaluate
 from portal.ops.status_model import Archive, Drill, Facts, Failure, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from datetime import date, datetime
 
     from portal.ops.drill_report import DrillReport
@@ -32,17 +32,22 @@ _HISTORY_DAYS: Final = 400
 _NAMED: Final = 3
 
 
-def read_status(settings: Settings, now: datetime) -> Status:
+def read_status(settings: Settings, now: datetime, *, archives: Sequence[Entry] | None = None) -> Status:
     """How it stands.
+
+    Arguments:
+        archives: those of the catalogue, where somebody has read it already.
 
     Raises:
         RepositoryError: the repository cannot be read.
     """
     kept_days = settings.retention.days if settings.schedules.prune else None
-    return evaluate(read_facts(settings, now), settings.targets, now, kept_days=kept_days)
+    if archives is None:
+        archives = Catalogue(Repository(settings.local_path)).entries()
+    return evaluate(read_facts(settings, now, archives), settings.targets, now, kept_days=kept_days)
 
 
-def read_facts(settings: Settings, now: datetime) -> Facts:
+def read_facts(settings: Settings, now: datetime, archives: Sequence[Entry]) -> Facts:
     """Everything that is known.
 
     Raises:
@@ -50,7 +55,6 @@ def read_facts(settings: Settings, now: datetime) -> Facts:
     """
     repository = Repository(settings.local_path)
     components = _components(settings)
-    archives = Catalogue(repository).entries()
     found = _Newest(components)
     found.look_at(archives)
     entries = AccessLog(repository).recent()

@@ -87,7 +87,7 @@ RETENTION_COUNT: Final = Setting(
 )
 ROLLBACK_DAYS: Final = Setting(
     name="BACKUP_ROLLBACK_DAYS",
-    meaning="Days to keep what takes a restore back, once a later one has succeeded",
+    meaning="Days to keep what takes a restore back; the next prune or restore removes it then",
     default="7",
     parse=whole_number(0, HUNDRED_YEARS),
 )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from xml.etree import ElementTree as ET
 
 import pygal
+from pygal.etree import etree
 from pygal.style import Style
 
 from portal.ops.logs import human_bytes
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     from portal.ops.entry import Entry
     from tools.report.story import Story
+
+etree.to_etree()  # the library's own choice would be lxml, where somebody has installed it
 
 MOST_POINTS: Final = 400
 """Beyond that many in a row, days are shown instead."""
@@ -91,7 +94,7 @@ def sizes(story: Story) -> list[Drawing]:
         if archives:
             points = _points([(one.moment, float(one.size), one.name) for one in archives], human_bytes)
             series = [(number, kind.value.replace("_", " "), points)]
-            drawings.append(_draw(f"Size of {_named(kind)}", story, series, formatter=human_bytes, zero=True))
+            drawings.append(_draw(f"Size of {_named(kind)}", story, series, formatter=human_bytes))
     return drawings
 
 
@@ -103,7 +106,7 @@ def durations(story: Story) -> list[Drawing]:
         if runs:
             points = _points([(run.moment, run.seconds or 0.0, "") for run in runs], duration)
             series = [(number, kind.value.replace("_", " "), points)]
-            drawings.append(_draw(f"Duration of {_named(kind)}", story, series, formatter=duration, zero=True))
+            drawings.append(_draw(f"Duration of {_named(kind)}", story, series, formatter=duration))
     return drawings
 
 
@@ -122,7 +125,6 @@ def ages(story: Story) -> list[Drawing]:
                 story,
                 [(number, "reached on that day", reached), (5, "allowed", line)],
                 formatter=lambda seconds: span(timedelta(seconds=seconds)),
-                zero=True,
             )
         )
     return drawings
@@ -137,7 +139,7 @@ def restore_times(story: Story) -> Drawing | None:
         series.append((number, title, _points(points, duration)))
     if not drills:
         return None
-    return _draw("Restores, by drills", story, series, formatter=duration, zero=True, dots={"wide": 4, "narrow": 4})
+    return _draw("Restores, by drills", story, series, formatter=duration, dots={"wide": 4, "narrow": 4})
 
 
 def space(story: Story) -> Drawing | None:
@@ -224,7 +226,6 @@ def _draw(
     height: int = 260,
     rows: dict[int, str] | None = None,
     formatter: Callable[[float], str] | None = None,
-    zero: bool = False,
     stroke: bool = True,
     dots: Mapping[str, int] = _DOTS,
 ) -> Drawing:
@@ -232,11 +233,11 @@ def _draw(
     for width in _WIDTHS:
         chart = pygal.DateTimeLine(**_options(width, height, formatter), stroke=stroke, dots_size=dots[width])
         chart.x_labels = _ticks(story, _LABELS[width])
-        chart.xrange = (timestamp_of(story.start), timestamp_of(story.now))
+        chart.xrange = (story.start.timestamp(), story.now.timestamp())
         if rows:
             chart.y_labels = [{"label": label, "value": row} for row, label in rows.items()]
             chart.range = (0.5, len(rows) + 0.5)
-        elif zero:
+        else:
             top = max((value for _, _, points in series for _, value, _ in points), default=0)
             chart.y_labels = heights(top, _SIZES if formatter is human_bytes else _TIMES)
             chart.range = (0, max(top * 1.05, chart.y_labels[-1]))
@@ -276,11 +277,6 @@ def heights(top: float, steps: Sequence[int]) -> list[float]:
     """Where the guides are: a few at even numbers, up to the first one that nothing is above."""
     step = next((step for step in steps if step * _GUIDES >= top), top / _GUIDES)
     return [step * number for number in range(max(1, ceil(top / step)) + 1)]
-
-
-def timestamp_of(moment: datetime) -> float:
-    """A moment as the axis of time has it."""
-    return moment.timestamp()
 
 
 def _svg(chart: Any, width: str, title: str) -> str:

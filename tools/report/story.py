@@ -87,13 +87,14 @@ def read_story(settings: Settings, now: datetime) -> Story:
         RepositoryError: the repository cannot be read.
     """
     repository = Repository(settings.local_path)
-    status = read_status(settings, now)
+    archives = Catalogue(repository).entries()
+    status = read_status(settings, now, archives=archives)
     entries = AccessLog(repository).recent(_LOG_BYTES)
     pins = sorted(Pins(repository).all().values(), key=lambda pin: pin.moment, reverse=True)
     drills = status.facts.drills
     return Story(
         status=status,
-        archives=Catalogue(repository).entries(),
+        archives=archives,
         runs=sorted(_runs(entries), key=lambda run: run.moment),
         drills=drills,
         drilled=frozenset(drill.backup_id for drill in drills if drill.success),
