@@ -72,6 +72,13 @@ def changed(redis: EmbeddedRedis) -> set[str]:
     return {path for one in batches(redis) for path in one.arguments["changed"]}
 
 
+def settle(redis: EmbeddedRedis) -> None:
+    """Wait until nothing of what has happened is still to be sent."""
+    before = -1
+    while before != (before := len(sent_tasks(redis))):
+        threading.Event().wait(2)
+
+
 def test_it_begins_with_a_scan_of_the_whole_tree(watcher: ServiceProcess, redis: EmbeddedRedis) -> None:
     """What changed while nobody watched is found by it."""
     (scan,) = sent_tasks(redis)
@@ -160,6 +167,7 @@ def test_directories_that_are_made_filled_and_renamed_at_once_are_watched(
         write(uploads / f"making-{number}" / "deep" / "deeper" / "file.json")
         (uploads / f"making-{number}").rename(uploads / f"made-{number}")
     wait_until(lambda: changed(redis) >= {f"made-{number}" for number in range(BURST_DIRECTORIES)})
+    settle(redis)
     for number in range(BURST_DIRECTORIES):
         write(uploads / f"made-{number}" / "deep" / "deeper" / "later.json")
     later = {f"made-{number}/deep/deeper/later.json" for number in range(BURST_DIRECTORIES)}
@@ -177,6 +185,7 @@ def test_no_file_of_a_burst_in_new_directories_is_missed(
         for number in range(BURST_FILES):
             write(directory / f"{number}.json")
     wait_until(lambda: _covers(redis, [f"{d.relative_to(uploads)}/x" for d in directories], before))
+    settle(redis)
     for directory in directories:
         write(directory / "later.json")
     later = {f"{directory.relative_to(uploads)}/later.json" for directory in directories}
