@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, tzinfo
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from zoneinfo import ZoneInfo
 
 from portal.ops.errors import ConfigurationError, UnsupportedError
 from portal.ops.model import FORMAT_VERSION, BackupType, Component, timestamp
@@ -15,10 +15,11 @@ from portal.ops.settings import DatabaseTarget, Secret, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import datetime
+    from datetime import datetime, tzinfo
 
     from portal.ops.job import PathLike
 
+_UTC: Final = ZoneInfo("UTC")
 _SECRET_OPTIONS: Final = frozenset({"password", "sslpassword"})
 
 
@@ -72,7 +73,7 @@ class BackupConfig:
     keep_weekly: int = 0
     keep_monthly: int = 0
     keep_yearly: int = 0
-    time_zone: tzinfo = UTC
+    time_zone: tzinfo = _UTC
     compress: bool = True
     pg_bin_dir: PathLike | None = None
     dump_timeout: float = 21600
