@@ -1,5 +1,4 @@
-"""What will start work by itself. It is not built yet.
+"""What starts work by itself: schedules that catch up, and the watcher of the uploads.
 
-What will live here: the schedules, the catch-up that enqueues every slot without an archive, and the watcher of the
-uploads. All of them send tasks of `worker` by name; none of them does the work.
+Both send tasks of `worker` by name; neither does the work. The repository says what is done: they keep no record of it.
 """

@@ -215,7 +215,7 @@ def tree_in_archive(path: Path, prefix: str = Component.MEDIA.member) -> Tree:
     archive = open_archive(path)
     try:
         for member, content in archive.contents(2):
-            entry = _entry_in_archive(member, content, tree, prefix)
+            entry = entry_in_archive(member, content, tree, prefix)
             if member.path == prefix or member.path.startswith(f"{prefix}/"):
                 tree[_below(member.path, prefix)] = entry
     finally:
@@ -223,7 +223,7 @@ def tree_in_archive(path: Path, prefix: str = Component.MEDIA.member) -> Tree:
     return tree
 
 
-def _entry_in_archive(member: Member, content: Iterator[memoryview], tree: Tree, prefix: str) -> Entry:
+def entry_in_archive(member: Member, content: Iterator[memoryview], tree: Tree, prefix: str) -> Entry:
     digest, size = sha256(), 0
     for piece in content:
         digest.update(piece)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -29,9 +30,9 @@ def postgres() -> Iterator[EmbeddedPostgres]:
         yield server
 
 
-@pytest.fixture
-def portal_database(postgres: EmbeddedPostgres) -> Iterator[DatabaseTarget]:
-    """A filled portal database of the test's own, as the superuser sees it."""
+@contextmanager
+def portal_database_in(postgres: EmbeddedPostgres) -> Iterator[DatabaseTarget]:
+    """A filled portal database, as the superuser sees it."""
     name = f"portal_{uuid4().hex[:12]}"
     postgres.create_database(name, template=_TEMPLATE)
     address = postgres.superuser(name)
@@ -39,6 +40,13 @@ def portal_database(postgres: EmbeddedPostgres) -> Iterator[DatabaseTarget]:
         host=address.host, port=address.port, name=name, user=address.user, password=Secret(address.password)
     )
     postgres.drop_database(name)
+
+
+@pytest.fixture
+def portal_database(postgres: EmbeddedPostgres) -> Iterator[DatabaseTarget]:
+    """A filled portal database of the test's own."""
+    with portal_database_in(postgres) as database:
+        yield database
 
 
 @pytest.fixture

@@ -5,12 +5,21 @@ from __future__ import annotations
 import io
 import tarfile
 from hashlib import sha256
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from isal import igzip
 
 from portal.ops.manifest import Manifest
-from portal.ops.model import SIDECAR_SUFFIX, SUFFIX, BackupId, BackupType, Component, VerifyLevel, timestamp
+from portal.ops.model import (
+    INCREMENTAL_VERSION,
+    SIDECAR_SUFFIX,
+    SUFFIX,
+    BackupId,
+    BackupType,
+    Component,
+    VerifyLevel,
+    timestamp,
+)
 from portal.ops.verify import Verification
 
 if TYPE_CHECKING:
@@ -37,13 +46,17 @@ def put_archive(
         components=COMPONENTS[kind],
         hostname="portal-server",
         db_name="defectdojo",
-        parent=parent,
-        base=parent,
+        **(_following(parent) if parent else {}),
     )
     data = packed(name, manifest.encode())
     (directory / f"{name}{SUFFIX}").write_bytes(data)
     put_sidecar(directory / f"{name}{SUFFIX}")
     return name
+
+
+def _following(parent: str) -> dict[str, Any]:
+    """What the manifest of an incremental has; the digest is not looked at here."""
+    return {"format_version": INCREMENTAL_VERSION, "parent": parent, "base": parent, "parent_sha256": "0" * 64}
 
 
 def put_sidecar(archive: Path) -> None:

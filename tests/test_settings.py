@@ -129,7 +129,7 @@ class TestValues:
         """``off`` is never."""
         assert load({"BACKUP_SCHEDULE_DRILL": "Off"}).schedules.drill is None
 
-    @pytest.mark.parametrize("text", ["daily", "0 25 * * *", "0 2 * *", "x"])
+    @pytest.mark.parametrize("text", ["daily", "0 25 * * *", "0 2 * *", "x", "0 0 2 * * *"])
     def test_what_is_no_schedule_is_a_fault(self, text: str) -> None:
         """A cron expression has five fields that make sense."""
         (fault,) = faults({"BACKUP_SCHEDULE_FULL": text})

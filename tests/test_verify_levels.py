@@ -344,7 +344,7 @@ class TestCommand:
     """`backup.sh verify`, by its module."""
 
     @pytest.mark.parametrize(
-        ("level", "code"), [("checksum", 0), ("contents", 0), ("dump", 0), ("drill", 2), ("Dump", 2)]
+        ("level", "code"), [("checksum", 0), ("contents", 0), ("dump", 0), ("glance", 2), ("Dump", 2)]
     )
     def test_levels(self, archive: Path, postgres: EmbeddedPostgres, level: str, code: int) -> None:
         """Every level that there is can be asked for; others are wrong usage."""

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tools.keeping import add_commands, drill, person
+from tools import insight, keeping, remote, schedule
+from tools.keeping import drill, tell_of_drill
 from tools.terminal import (
     EXIT_CODES,
     Lines,
@@ -18,20 +19,24 @@ from tools.terminal import (
     run_command,
     say,
     say_error,
-    watched_log,
+    watched_settings,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from portal.ops.backup import BackupJob
+    from portal.ops.job import Step
+    from portal.ops.settings import Settings
 
 _EXAMPLES: Final = f"""examples:
   backup.sh                         a full backup: database, media and audit log
   backup.sh database                the database only
+  backup.sh media --incremental     the uploads that have changed, on top of the newest archive that holds them
   backup.sh list                    what there is, newest first
   backup.sh verify latest           is the newest archive intact?
   backup.sh verify full_2024 --level dump
+  backup.sh schedule                when does what start by itself, and how did it end last?
   backup.sh extract latest media/tenant-a/scan.sarif --output scan.sarif
   backup.sh prune --dry-run         what would be removed, and why is the rest kept?
   backup.sh pin full_2024 --reason 'before the migration'
@@ -52,7 +57,7 @@ def main() -> int:
 
 
 def _names_command(argv: list[str]) -> bool:
-    return any(not word.startswith("-") or word in ("-h", "--help") for word in argv[1:])
+    return len(argv) > 1 and (not argv[1].startswith("-") or argv[1] in ("-h", "--help"))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,20 +71,29 @@ def _parser() -> argparse.ArgumentParser:
     for name, meaning in (
         ("full", "back up database, media and audit log (the default)"),
         ("database", "back up the database only"),
-        ("media", "back up the uploads only"),
     ):
-        commands.add_parser(name, help=meaning).set_defaults(run=_back_up, type=name)
+        command = commands.add_parser(name, help=meaning)
+        remote.add_options(command, with_wait=True)
+        command.set_defaults(run=_back_up, type=name)
+    media = commands.add_parser("media", help="back up the uploads only")
+    media.add_argument(
+        "--incremental", action="store_true", help="only what differs from the newest archive that holds the uploads"
+    )
+    remote.add_options(media, with_wait=True)
+    media.set_defaults(run=_back_up, type="media")
     commands.add_parser("list", help="list the archives, newest first").set_defaults(run=_list)
     verify = commands.add_parser("verify", help="check that an archive is intact")
     verify.add_argument("archive", help="a path, an id or the start of one, or 'latest'")
     verify.add_argument("--level", choices=("checksum", "contents", "dump", "drill"), default="contents", help=_LEVELS)
+    remote.add_options(verify)
     verify.set_defaults(run=_verify)
     extract = commands.add_parser("extract", help="take one file out of an archive")
     extract.add_argument("archive", help="a path, an id or the start of one, or 'latest'")
     extract.add_argument("member", help="the file's path in the archive, such as media/tenant-a/scan.sarif")
     extract.add_argument("--output", metavar="FILE", help="where to put it (default: its name, in this directory)")
     extract.set_defaults(run=_extract)
-    add_commands(commands)
+    for others in (keeping, insight, schedule):
+        others.add_commands(commands)
     return parser
 
 
@@ -96,16 +110,30 @@ _DAMAGED_HINT: Final = (
 
 
 def _back_up(arguments: argparse.Namespace) -> int:
-    job = _job()
-    result = {"full": job.backup_full, "database": job.backup_database, "media": job.backup_media}[arguments.type]()
-    if result.success:
+    settings, show = watched_settings()
+    incremental = arguments.type == "media" and arguments.incremental
+    if remote.is_remote(settings, arguments):
+        given = {"moment": remote.now(), **({"incremental": True} if incremental else {})}
+        return remote.do_remotely(settings, show, arguments, f"backup.{arguments.type}", given, _TELLERS)
+    job = _job(settings, show)
+    if incremental:
+        result = job.backup_media(incremental=True)
+    else:
+        result = {"full": job.backup_full, "database": job.backup_database, "media": job.backup_media}[arguments.type]()
+    _tell_of_backup(result.to_dict())
+    return result.exit_code
+
+
+def _tell_of_backup(result: Mapping[str, Any]) -> None:
+    if result.get("unchanged"):
+        say(f"nothing has changed since {result['path']}")
+    elif result["success"]:
         from portal.ops.logs import human_bytes
 
-        say(f"backup {result.backup_id} is whole: {human_bytes(result.size_bytes)} in {result.destination_path}")
+        say(f"backup {result['backup_id']} is whole: {human_bytes(result['size_bytes'])} in {result['path']}")
     else:
-        say_error(result.error or "the backup failed")
-    print_result(result.to_dict())
-    return result.exit_code
+        say_error(result["error"] or "the backup failed")
+    print_result(result)
 
 
 def _list(_: argparse.Namespace) -> int:
@@ -113,7 +141,7 @@ def _list(_: argparse.Namespace) -> int:
     from tools.restore import restore_lines
 
     gc.disable()  # there may be very many archives, and none of what is made for them is garbage
-    job = _job()
+    job = _job(*watched_settings())
     found = job.iterate_backups()
     restores = create_restore_job(backup_job=job).list_restores()
     with Lines() as lines:
@@ -137,10 +165,10 @@ def _backup_line(backup: dict[str, Any]) -> str:
         f"NOT WHOLE: {backup['fault']}" if backup["fault"] else "",
         f"after {backup['parent']}" if backup["parent"] else "",
     )
-    size = human_bytes(backup["size_bytes"])
+    size, kind = human_bytes(backup["size_bytes"]), backup["type"] or "?"
     said = "  ".join(mark for mark in marks if mark)
-    line = f"{backup['timestamp']}  {backup['type'] or '?':<10}  {size:>8}  {backup['backup_id']}  {said}"
-    return line.rstrip()
+    shown = f"+ {kind}" if backup["parent"] else kind
+    return f"{backup['timestamp']}  {shown:<10}  {size:>8}  {backup['backup_id']}  {said}".rstrip()
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -148,18 +176,31 @@ def _verify(arguments: argparse.Namespace) -> int:
 
     if arguments.level == VerifyLevel.DRILL:
         return drill(arguments)
-    found = _job().verify(arguments.archive, VerifyLevel(arguments.level))
-    if found.intact:
-        say(found.message)
+    settings, show = watched_settings()
+    if remote.is_remote(settings, arguments):
+        given = {"archive": remote.absolute(arguments.archive), "level": arguments.level}
+        return remote.do_remotely(settings, show, arguments, "verify.archive", given, _TELLERS)
+    found = _job(settings, show).verify(arguments.archive, VerifyLevel(arguments.level))
+    _tell_of_verification(found.to_dict())
+    return 0 if found.intact else 4
+
+
+def _tell_of_verification(found: Mapping[str, Any]) -> None:
+    if found["success"]:
+        say(found["message"])
+    elif "damages" not in found:
+        say_error(found["error"])
     else:
-        say_error(f"{found.path.name} is not intact")
-        for damage in found.damages:
+        say_error(f"{os.path.basename(found['path'])} is not intact")
+        for damage in found["damages"]:
             say(f"  damage: {damage}")
         say(f"  hint: {_DAMAGED_HINT}")
-    for note in found.notes:
+    for note in found.get("notes", ()):
         say(f"note: {note}")
-    print_result(found.to_dict())
-    return 0 if found.intact else 4
+    print_result(found)
+
+
+_TELLERS: Final = {"backup": _tell_of_backup, "verify": _tell_of_verification, "drill": tell_of_drill}
 
 
 def _extract(arguments: argparse.Namespace) -> int:
@@ -172,17 +213,16 @@ def _extract(arguments: argparse.Namespace) -> int:
 def _archive_path(archive: str) -> Path:
     """The archive's file; settings are read only where it is not given by its path, which keeps the command quick."""
     given = archive != "latest" and os.path.isfile(archive)
-    return Path(archive) if given else _job().repository.find(archive).path
+    return Path(archive) if given else _job(*watched_settings()).repository.find(archive).path
 
 
-def _job() -> BackupJob:
-    """A job as the environment describes it, which shows people how far it is."""
+def _job(settings: Settings, show: Callable[[Step], None]) -> BackupJob:
+    from portal.ops.access_log import sudo_user
+    from portal.ops.aftermath import Aftermath
     from portal.ops.backup import BackupConfig, BackupJob
-    from portal.ops.job import read_text
-    from portal.ops.settings import load_settings
 
-    settings = load_settings(os.environ, read_text)
-    return BackupJob(BackupConfig.from_settings(settings), progress=watched_log(settings.log_format), actor=person())
+    config, observer = BackupConfig.from_settings(settings), Aftermath(settings)
+    return BackupJob(config, progress=show, actor=sudo_user(), observer=observer)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from portal.ops.archive.index import MemberType
-from portal.ops.archive.reader import ArchiveReader, is_indexed
+from portal.ops.archive.plain import PlainArchive
+from portal.ops.archive.reader import is_indexed
+from portal.ops.chain_reader import open_tree
 from portal.ops.errors import (
     ArchiveAbsentError,
     ConfigurationError,
@@ -35,7 +37,8 @@ def extract(archive: Path, path: str, output: str | None) -> dict[str, Any]:
             f"{archive.name} has no index at its end, so one file cannot be taken out of it alone",
             hint=f"If tar and gzip made it, use tar: tar xzf {archive} <backup_id>/{path}. If not, it is cut short.",
         )
-    reader = ArchiveReader(archive)
+    reader = open_tree(archive)
+    assert not isinstance(reader, PlainArchive)
     member = reader.find(path)
     if member is not None and member.type is MemberType.HARDLINK:
         member = reader.find(member.link)

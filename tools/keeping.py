@@ -7,13 +7,14 @@ import os
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from tools.terminal import Lines, print_listing, print_result, say, say_error, watched_log
+from tools import remote
+from tools.terminal import Lines, print_listing, print_result, say, say_error, watched_log, watched_settings
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Mapping
 
     from portal.ops.access_log import AccessEntry
-    from portal.ops.drill_report import DrillReport
     from portal.ops.prune import PruneJob, PruneResult
     from portal.ops.repository import Repository
     from portal.ops.settings import Settings
@@ -33,6 +34,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     unpin.set_defaults(run=_unpin)
     drill_command = commands.add_parser("drill", help="restore an archive for a try, compare everything, throw it away")
     drill_command.add_argument("archive", nargs="?", default="latest", help="which one (default: the newest full one)")
+    remote.add_options(drill_command)
     drill_command.set_defaults(run=drill)
     audit = commands.add_parser("audit", help="who did what with the backups")
     audit.add_argument("--verify", action="store_true", help="check that no line was changed, removed or put in")
@@ -64,6 +66,7 @@ def _repository(settings: Settings) -> Repository:
 
 
 def _prune(arguments: argparse.Namespace) -> int:
+    from portal.ops.aftermath import Aftermath
     from portal.ops.backup import BackupConfig
     from portal.ops.prune import PruneJob
 
@@ -71,7 +74,8 @@ def _prune(arguments: argparse.Namespace) -> int:
     settings = _settings()
     watched_log(settings.log_format)
     config = BackupConfig.from_settings(settings)
-    job = PruneJob(_repository(settings), config.retention, actor=person())
+    observer = Aftermath(settings)
+    job = PruneJob(_repository(settings), config.retention, actor=person(), observer=observer)
     result = job.run(dry_run=arguments.dry_run)
     forgotten = [] if arguments.dry_run or not result.success else _forget_restores(settings)
     _tell_prune(job, result)
@@ -145,22 +149,30 @@ def _unpin(arguments: argparse.Namespace) -> int:
 
 def drill(arguments: argparse.Namespace) -> int:
     """Run a drill, and tell what came of it."""
+    from portal.ops.aftermath import Aftermath
     from portal.ops.drill import DrillJob
     from portal.ops.restore_model import RestoreConfig
 
-    settings = _settings()
-    job = DrillJob(RestoreConfig.from_settings(settings), progress=watched_log(settings.log_format), actor=person())
-    report = job.run(arguments.archive)
-    _tell_drill(report)
-    print_result(report.to_dict())
+    settings, show = watched_settings()
+    if remote.is_remote(settings, arguments):
+        given = {"archive": remote.absolute(arguments.archive)}
+        return remote.do_remotely(settings, show, arguments, "drill.restore", given, {"drill": tell_of_drill})
+    config, observer = RestoreConfig.from_settings(settings), Aftermath(settings)
+    report = DrillJob(config, progress=show, actor=person(), observer=observer).run(arguments.archive)
+    tell_of_drill(report.to_dict())
     return report.exit_code
 
 
-def _tell_drill(report: DrillReport) -> None:
-    for line in report.lines():
-        say(line)
-    if report.error:
-        say_error(report.error)
+def tell_of_drill(result: Mapping[str, Any]) -> None:
+    """Tell how a drill ended, for people and programs."""
+    from portal.ops.drill_report import DrillReport
+
+    if "drill_id" in result:
+        for line in DrillReport.from_dict(result).lines():
+            say(line)
+    if result["error"]:
+        say_error(result["error"])
+    print_result(result)
 
 
 # -- the access log -------------------------------------------------------------------------------------------------

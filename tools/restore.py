@@ -5,15 +5,22 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from tools.terminal import EXIT_CODES, print_result, run_command, say, say_error, watched_log
+from portal.ops.errors import NotConfirmedError
+from tools import remote
+from tools.remote import Remote
+from tools.terminal import EXIT_CODES, print_result, run_command, say, watched_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from portal.ops.job import Step
     from portal.ops.restore import RestoreJob, RestoreResult
     from portal.ops.restore_model import RestorePlan
+    from portal.ops.settings import Settings
+    from tools.remote import Errand
 
 _EXAMPLES: Final = f"""examples:
   restore.sh latest --dry-run            what would be done? changes nothing
@@ -41,13 +48,18 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.rollback:
         return _go_back(parser, arguments)
+    if arguments.wait:
+        return _wait(arguments)
     if arguments.list or arguments.forget:
         parser.error("--list and --forget go with --rollback")
     if not arguments.archive:
         parser.error("which archive? a path, an id, or 'latest'")
+    settings, show = watched_settings()
     person = _Person(asks=not (arguments.force or arguments.dry_run))
-    result = _restore(_job(person, **_given(arguments)), arguments)
-    person.report(result)
+    if remote.is_remote(settings, arguments):
+        return _restore_remotely(_Workers(settings, show, arguments), person)
+    result = _restore(_job(settings, show, person, **_given(arguments)), arguments)
+    person.report(result.to_dict())
     return result.exit_code
 
 
@@ -78,9 +90,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--rollback", action="store_true", help="take the last restore back, or the one named")
     add("--list", action="store_true", help="with --rollback: show what can be taken back")
     add("--forget", metavar="RESTORE_ID", help="with --rollback: remove what takes that restore back")
+    remote.add_options(parser, with_wait=True)
     return parser
 
 
+_SAY_YES: Final = "Start it again and answer yes, or use --force."
 _MODES: Final = "swap (beside the live one, then exchanged), in-place (one transaction), auto (swap where it can be)"
 
 
@@ -117,8 +131,12 @@ class _Person:
         self._shown: tuple[str, ...] = ()
 
     def confirm(self, plan: RestorePlan) -> bool:
+        """Show a plan, and ask."""
+        return self.agrees(plan.lines())
+
+    def agrees(self, lines: Sequence[str]) -> bool:
         """Show a plan, and ask; without a terminal nobody can answer."""
-        self._show(plan.lines())
+        self._show(lines)
         if not self._asks:
             return True
         if not sys.stdin.isatty():
@@ -128,25 +146,17 @@ class _Person:
         sys.stderr.flush()
         return sys.stdin.readline().strip().lower() == "yes"
 
-    def report(self, result: RestoreResult) -> None:
+    def report(self, result: Mapping[str, Any], *, is_rollback: bool = False) -> None:
         """Say how it ended."""
-        if result.plan and not self._shown:
-            self._show(result.plan)
-        for warning in result.warnings:
+        plan = result.get("plan", ())
+        if plan and not self._shown:
+            self._show(plan)
+        for warning in result.get("warnings", ()):
             if f"Warning: {warning}" not in self._shown:
                 say(f"warning: {warning}")
-        if not result.success:
-            say_error(result.error or "it failed")
-        elif result.dry_run:
-            say("\nThis was a dry run: nothing was changed.")
-        elif not result.is_rollback:
-            say(f"\nrestored: {', '.join(result.components_restored)} from {result.backup_id}")
-            say(f"to take it back: ./tools/restore.sh --rollback {result.restore_id}")
-        elif result.components_restored:
-            say(f"taken back: {', '.join(result.components_restored)}, as before {result.restore_id}")
-        else:
-            say(f"forgotten: {result.restore_id}")
-        print_result(result.to_dict())
+        for line in _ending(result, is_rollback=is_rollback):
+            say(line)
+        print_result(result)
 
     def _show(self, lines: Sequence[str]) -> None:
         self._shown = tuple(lines)
@@ -154,20 +164,113 @@ class _Person:
             say(line)
 
 
+def _ending(result: Mapping[str, Any], *, is_rollback: bool) -> list[str]:
+    """How it ended, for people."""
+    if not result["success"]:
+        return [f"error: {result['error'] or 'it failed'}"]
+    if result["dry_run"]:
+        return ["\nThis was a dry run: nothing was changed."]
+    components = ", ".join(result["components_restored"])
+    if not is_rollback:
+        take_back = f"to take it back: ./tools/restore.sh --rollback {result['restore_id']}"
+        return [f"\nrestored: {components} from {result['backup_id']}", take_back]
+    if components:
+        return [f"taken back: {components}, as before {result['restore_id']}"]
+    return [f"forgotten: {result['restore_id']}"]
+
+
+@dataclass(frozen=True)
+class _Workers:
+    """Who restores, where there is a broker."""
+
+    settings: Settings
+    show: Callable[[Step], None]
+    arguments: argparse.Namespace
+
+    def hand_over(self, task: str, given: Mapping[str, Any], *, needs_permit: bool = True) -> Errand:
+        """Give a worker a task, with the permit that a person gives by starting this command."""
+        from worker.names import TaskName
+
+        return self._there().hand_over(TaskName(task), {"actor": remote.person(), **given}, needs_permit=needs_permit)
+
+    def pick_up(self, task_id: str) -> Errand:
+        """A task that was handed over before."""
+        return self._there().pick_up(task_id)
+
+    def _there(self) -> Remote:
+        return Remote(
+            settings=self.settings, show=self.show, command="./tools/restore.sh", timeout=self.arguments.timeout
+        )
+
+
+def _restore_remotely(workers: _Workers, person: _Person) -> int:
+    """Have a worker plan, ask, and have it restore; the exit code."""
+    arguments = workers.arguments
+    given = _given_remotely(arguments)
+    if arguments.dry_run or not arguments.force:
+        plan, exit_code = workers.hand_over("restore.archive", {**given, "dry_run": True}, needs_permit=False).result()
+        if arguments.dry_run or exit_code:
+            person.report(plan)
+            return exit_code
+        if not person.agrees(plan["plan"]):
+            raise NotConfirmedError("nobody said yes, so nothing was changed", hint=_SAY_YES)
+        given = {**given, "archive": plan["backup_file"], "verify": False, "moment": remote.now()}
+    return _finish(workers.hand_over("restore.archive", given), person, arguments, is_rollback=False)
+
+
+def _finish(errand: Errand, person: _Person, arguments: argparse.Namespace, *, is_rollback: bool) -> int:
+    if arguments.no_wait:
+        say(f"handed over; './tools/restore.sh --wait {errand.task_id}' waits for it")
+        print_result({"success": True, "task_id": errand.task_id})
+        return 0
+    result, exit_code = errand.result()
+    person.report(result, is_rollback=is_rollback)
+    return exit_code
+
+
+def _given_remotely(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The task's arguments that the command line has."""
+    given = _given(arguments)
+    given["verify"] = given.pop("verify_before_restore")
+    given["patterns"] = list(given["patterns"])
+    if "media_path" in given:
+        given["media_dir"] = given.pop("media_path")
+    return {
+        **given,
+        "archive": remote.absolute(arguments.archive),
+        "scope": arguments.scope or "full",
+        "moment": remote.now(),
+    }
+
+
+def _wait(arguments: argparse.Namespace) -> int:
+    settings, show = watched_settings()
+    remote.is_remote(settings, arguments)
+    errand = _Workers(settings, show, arguments).pick_up(arguments.wait)
+    return _finish(errand, _Person(asks=False), arguments, is_rollback=errand.task.value == "restore.rollback")
+
+
 def _go_back(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         parser.error("a rollback has no dry run; without --force it asks, and --list shows what there is")
-    if arguments.list:
-        return _list_restores()
+    settings, show = watched_settings()
     person = _Person(asks=not arguments.force)
-    job = _job(person)
+    job = _job(settings, show, person)
+    if arguments.list:
+        return _list_restores(job)
+    if not arguments.forget and remote.is_remote(settings, arguments):
+        restore_id, plan = job.plan_rollback(arguments.archive)
+        if not person.confirm(plan):
+            raise NotConfirmedError("nobody said yes, so nothing was changed", hint=_SAY_YES)
+        errand = _Workers(settings, show, arguments).hand_over("restore.rollback", {"restore_id": restore_id})
+        return _finish(errand, person, arguments, is_rollback=True)
     result = job.forget(arguments.forget) if arguments.forget else job.rollback(arguments.archive)
-    person.report(result)
+    person.report(result.to_dict(), is_rollback=True)
     return result.exit_code
 
 
-def _list_restores() -> int:
-    restores = _job(_Person(asks=False)).list_restores()
+def _list_restores(job: RestoreJob) -> int:
+    restores = job.list_restores()
     for line in restore_lines(restores):
         say(line)
     if not restores:
@@ -189,16 +292,18 @@ def restore_lines(restores: Sequence[Mapping[str, Any]]) -> list[str]:
 _STATES: Final = {"applied": "can be taken back", "rolled_back": "was taken back"}
 
 
-def _job(person: _Person, **given: Any) -> RestoreJob:
-    from portal.ops.access_log import sudo_user as actor
-    from portal.ops.job import read_text
+def _job(settings: Settings, show: Callable[[Step], None], person: _Person, **given: Any) -> RestoreJob:
+    from portal.ops.access_log import sudo_user
+    from portal.ops.aftermath import Aftermath
     from portal.ops.restore import RestoreConfig, RestoreJob
-    from portal.ops.settings import load_settings
 
-    settings = load_settings(os.environ, read_text)
-    show_step = watched_log(settings.log_format)
-    config = RestoreConfig.from_settings(settings, **given)
-    return RestoreJob(config, confirm=person.confirm, progress=show_step, actor=actor())
+    return RestoreJob(
+        RestoreConfig.from_settings(settings, **given),
+        confirm=person.confirm,
+        progress=show,
+        actor=sudo_user(),
+        observer=Aftermath(settings),
+    )
 
 
 if __name__ == "__main__":

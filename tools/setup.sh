@@ -125,7 +125,7 @@ install_with_pip() {
     local pip project=$root
     ((${#extras[@]} == 0)) || project+="[$(IFS=, && echo "${extras[*]}")]"
     make_venv_for_pip &&
-        PIP_USER=0 "${pip[@]}" install --quiet --no-input --disable-pip-version-check --compile \
+        PIP_USER=0 "${pip[@]}" install --quiet --quiet --no-input --disable-pip-version-check --compile \
             --constraint "$root/tools/constraints.txt" --editable "$project"
 }
 

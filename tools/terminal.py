@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from portal.ops.job import Step
-    from portal.ops.settings import LogFormat
+    from portal.ops.settings import LogFormat, Settings
 
 EXIT_CODES: Final = """exit codes:
   0 done          1 failed        2 wrong usage or configuration
-  3 not confirmed 4 not intact    5 busy"""
+  3 not confirmed 4 not intact    5 busy
+  6 not done yet: no worker, no broker, or not in time"""
 
 T = TypeVar("T")
 
@@ -32,11 +33,16 @@ _CLEAR_LINE: Final = "\r\x1b[K"
 _STOPPING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class _Stopped(BaseException):
-    """A signal asked this process to end; as an exception, so that every `with` on the way out takes back its part."""
+class StoppedError(BaseException):
+    """A signal asked this process to end; as an exception, so that every `with` on the way out takes back its part.
+
+    Arguments:
+        number: which signal.
+    """
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self.outcome = "what was not finished has been taken back"
 
 
 class Bar:
@@ -118,6 +124,19 @@ def watched_log(style: LogFormat, *, line_seconds: float = _LINE_SECONDS) -> Cal
     return bar
 
 
+def watched_settings() -> tuple[Settings, Callable[[Step], None]]:
+    """The settings that the environment has; logging is set up as they say. And what shows people how far a job is.
+
+    Raises:
+        ConfigurationError: a setting cannot be used.
+    """
+    from portal.ops.job import read_text
+    from portal.ops.settings import load_settings
+
+    settings = load_settings(os.environ, read_text)
+    return settings, watched_log(settings.log_format)
+
+
 def print_result(result: Mapping[str, Any]) -> None:
     """Write the one JSON object of standard output: on one line, unless a person is looking."""
     json.dump(result, sys.stdout, indent=2 if sys.stdout.isatty() else None)
@@ -190,8 +209,8 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     except OpsError as error:
         _fail(str(error))
         code = error.exit_code
-    except _Stopped as stopped:
-        _fail(f"stopped by {signal.Signals(stopped.number).name}: what was not finished has been taken back")
+    except StoppedError as stopped:
+        _fail(f"stopped by {signal.Signals(stopped.number).name}: {stopped.outcome}")
         code = 128 + stopped.number
     except BrokenPipeError:
         _hush(sys.stdout)
@@ -232,7 +251,7 @@ def _fail(error: str) -> None:
 def _stop(number: int, _frame: object) -> NoReturn:
     for other in _STOPPING:  # taking back is not to be interrupted by somebody's impatience
         signal.signal(other, lambda *_: None)
-    raise _Stopped(number)
+    raise StoppedError(number)
 
 
 def _duration(seconds: float) -> str:

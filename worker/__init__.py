@@ -1,5 +1,5 @@
-"""The Celery application that will run backups and restores as tasks. It is not built yet.
+"""The Celery application: what takes work off a queue, and how work is put there.
 
-What will live here: the application and its configuration, tasks as thin as their names, JSON logging, and the locks
-that a task takes on its way in. The work itself is done by `portal.ops`, which never imports this package.
+`names` is all that others have to know to name a task; `client` hands one over and says how far it is. A worker is
+`python -m worker`: one process tree for each lane. The work itself is done by `portal.ops`, which never imports this.
 """

@@ -17,6 +17,7 @@ import os
 import pwd
 import socket
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -43,6 +44,7 @@ START: Final = "0" * 64
 """What the first line has as the hash of the one before."""
 
 _VERSION: Final = 1
+_HINT: Final = "\n  hint: "
 _LOCK_SECONDS: Final = 10.0
 _POLL_SECONDS: Final = 0.02
 _TAIL_BYTES: Final = 64 << 10
@@ -143,6 +145,10 @@ class AccessEntry:
         )
 
 
+Observer = Callable[[AccessEntry], None]
+"""Is told of everything that is done, once it has ended."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AccessReport:
     """What a look at the whole log has found.
@@ -213,6 +219,23 @@ class AccessLog:
         for line in self._lines():
             if entry := _decode(line):
                 yield entry
+
+    def recent(self, most_bytes: int = 4 << 20) -> list[AccessEntry]:
+        """The last lines that make sense, the oldest first: so many bytes of them.
+
+        Raises:
+            RepositoryError: the log cannot be read.
+        """
+        try:
+            with self.path.open("rb") as file:
+                start = max(0, os.fstat(file.fileno()).st_size - most_bytes)
+                file.seek(start)
+                lines = file.read().split(b"\n")
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise self._unreadable(error) from error
+        return [entry for line in lines[1 if start else 0 :] if (entry := _decode(line))]
 
     def verify(self) -> AccessReport:
         """Whether every line is as it was written, and none is missing.
@@ -303,10 +326,12 @@ class AccessLog:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise RepositoryError(
-                f"cannot read {self.path}: {error.strerror}",
-                hint="Run this as the user that the backups belong to.",
-            ) from error
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: OSError) -> RepositoryError:
+        return RepositoryError(
+            f"cannot read {self.path}: {error.strerror}", hint="Run this as the user that the backups belong to."
+        )
 
     def _head(self) -> tuple[int, str] | None:
         """Number and hash of the last line, as they were written down; ValueError where that makes no sense."""
@@ -347,35 +372,48 @@ class Witness:
         repository: the log is there.
         who: who it is; the user of this process by default.
         clock: what time it is.
+        observer: is told too, also where nothing could be written down; raises nothing.
     """
 
     repository: Repository
     who: str | None = None
     clock: Clock = utc_now
+    observer: Observer | None = None
 
     def saw(self, action: Action, subject: str, outcome: Outcome, **details: Any) -> None:
         """Write down what was done, to what, and how it ended; what is unknown of the details is left out."""
-        AccessLog(self.repository).append(
-            action,
-            subject,
-            outcome,
-            who=self.name,
-            host=socket.gethostname(),
-            moment=self.clock(),
-            **{name: value for name, value in details.items() if value not in (None, "")},
-        )
+        error, _, hint = (details.pop("error", None) or "").partition(_HINT)
+        details |= {"error": error, "hint": hint}
+        known = {name: value for name, value in details.items() if value not in (None, "")}
+        who, host, moment = self.name, socket.gethostname(), self.clock()
+        logged = AccessLog(self.repository).append(action, subject, outcome, who=who, host=host, moment=moment, **known)
+        if self.observer is not None:
+            unlogged = AccessEntry(
+                number=0,
+                moment=moment,
+                who=who,
+                host=host,
+                action=action,
+                subject=subject,
+                outcome=outcome,
+                details=known,
+                previous=START,
+            )
+            self.observer(logged or unlogged)
 
     @contextmanager
     def watching(self, action: Action, subject: str, **details: Any) -> Iterator[Seen]:
         """Write down what is done in this context, whether it ends well or not."""
         seen = Seen(subject=subject, details=details)
+        started = time.monotonic()
         try:
             yield seen
         except BaseException as error:
             code = error.exit_code if isinstance(error, OpsError) else 1
-            seen.note(Outcome.of(code), error=brief(str(error) or type(error).__name__))
+            seen.note(Outcome.of(code), error=str(error) or type(error).__name__)
             raise
         finally:
+            seen.details["seconds"] = round(time.monotonic() - started, 3)
             self.saw(action, seen.subject, seen.outcome, **seen.details)
 
     @property
@@ -386,7 +424,7 @@ class Witness:
 
 def brief(error: str | None) -> str:
     """An error without its hint."""
-    return (error or "").partition("\n  hint:")[0]
+    return (error or "").partition(_HINT)[0]
 
 
 def process_user() -> str:

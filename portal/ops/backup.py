@@ -1,6 +1,7 @@
 """Backing the portal up: the guide's Python API, and the job behind it.
 
     check      the repository can be written, the sources are there
+    compare    an incremental only: what differs from the archive that it follows
     collect    database, then media, then audit log, each into frames of one archive
     describe   the manifest: what is in it, and what there is to know of it
     publish    on the disk, hashed, sidecar in place, renamed
@@ -14,20 +15,22 @@ import errno
 import os
 import time
 import uuid
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import closing, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from portal.ops.access_log import Action, Outcome, Witness, brief
+from portal.ops.access_log import Action, Observer, Outcome, Witness
+from portal.ops.ancestry import is_incremental
 from portal.ops.archive.lanes import available_cores
 from portal.ops.archive.writer import unreadable
 from portal.ops.backup_model import BackupConfig, BackupResult
 from portal.ops.catalogue import Catalogue
 from portal.ops.collection import Collection
 from portal.ops.errors import (
+    BusyError,
     ConfigurationError,
     DiskFullError,
     OpsError,
@@ -35,19 +38,20 @@ from portal.ops.errors import (
     SourceError,
 )
 from portal.ops.hold import hold
+from portal.ops.incremental import CACHE, BaseNeededError, Increment, held, plan_increment, remember
 from portal.ops.job import Clock, Meter, PathLike, Progress, read_text, utc_now
 from portal.ops.logs import engine_log
 from portal.ops.model import SUFFIX, BackupId, BackupType, Component, VerifyLevel, timestamp
 from portal.ops.process import ProcessRunner, SystemRunner
 from portal.ops.prune import PruneJob
-from portal.ops.repository import ArchiveFile, Repository, disk_full, read_sidecar
+from portal.ops.repository import ArchiveFile, Draft, Repository, disk_full, file_digest, read_sidecar
 from portal.ops.settings import load_settings
 from portal.ops.sources.files import identity
 from portal.ops.verifications import Verifications
-from portal.ops.verify import Verification, Verifier, file_digest, open_archive
+from portal.ops.verify import Verification, Verifier, open_archive
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime
 
     from portal.ops.entry import Entry
@@ -60,6 +64,15 @@ log = engine_log("portal.ops.backup")
 _DISK_RESERVE: Final = 64 << 20
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """What was asked for: the id of the backup, and for an incremental one the paths that may have changed."""
+
+    backup_id: BackupId
+    incremental: bool = False
+    changed: Sequence[str] | None = None
+
+
 class BackupJob:
     """Makes, lists and verifies backups.
 
@@ -69,6 +82,7 @@ class BackupJob:
         clock: what time it is.
         progress: told how far a backup is, several times a second.
         actor: who asked for it, for the access log; the user of this process by default.
+        observer: told of everything that was done, once it has ended.
     """
 
     def __init__(
@@ -79,10 +93,11 @@ class BackupJob:
         clock: Clock = utc_now,
         progress: Progress | None = None,
         actor: str | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self.config = config
         self.repository = Repository(Path(config.local_path), lock_timeout=config.lock_timeout)
-        self._witness = Witness(repository=self.repository, who=actor, clock=clock)
+        self._witness = Witness(repository=self.repository, who=actor, clock=clock, observer=observer)
         self._runner = runner or SystemRunner()
         self._clock = clock
         self._progress = progress
@@ -100,9 +115,23 @@ class BackupJob:
         """Back up the database; arguments as for `backup_full`."""
         return self._run(BackupType.DATABASE, moment, request_id)
 
-    def backup_media(self, *, moment: datetime | None = None, request_id: str | None = None) -> BackupResult:
-        """Back up the uploads; arguments as for `backup_full`."""
-        return self._run(BackupType.MEDIA, moment, request_id)
+    def backup_media(
+        self,
+        *,
+        incremental: bool = False,
+        changed: Sequence[str] | None = None,
+        moment: datetime | None = None,
+        request_id: str | None = None,
+    ) -> BackupResult:
+        """Back up the uploads; moment and request as for `backup_full`.
+
+        Arguments:
+            incremental: take only what differs from the newest archive that holds the uploads. Where nothing does, none
+                is made, and the result names that one; where there is none to follow, everything is taken.
+            changed: for an incremental one, the only paths to look at, relative to the uploads: files or directories,
+                there or gone. Without them the whole tree is compared, by metadata.
+        """
+        return self._run(BackupType.MEDIA, moment, request_id, incremental=incremental, changed=changed)
 
     def list_backups(self) -> list[dict[str, Any]]:
         """The archives of the repository, newest first, with what is known of each.
@@ -127,7 +156,8 @@ class BackupJob:
         Raises:
             OpsError: it could not be done, or not to its end.
         """
-        job = PruneJob(self.repository, self.config.retention, clock=self._clock, actor=self._witness.who)
+        who, observer = self._witness.who, self._witness.observer
+        job = PruneJob(self.repository, self.config.retention, clock=self._clock, actor=who, observer=observer)
         return len(job.run().raise_error().removed)
 
     def verify_backup(self, path: PathLike, level: VerifyLevel = VerifyLevel.CONTENTS) -> tuple[bool, str]:
@@ -185,7 +215,7 @@ class BackupJob:
 
     # -- one backup -------------------------------------------------------------------------------------------------
 
-    def _run(self, kind: BackupType, moment: datetime | None, request_id: str | None) -> BackupResult:
+    def _run(self, kind: BackupType, moment: datetime | None, request_id: str | None, **asked: Any) -> BackupResult:
         """One backup from check to publish; every fault becomes a result."""
         started = time.monotonic()
         submitted = moment or self._clock()
@@ -196,39 +226,95 @@ class BackupJob:
             self._witness.watching(Action.BACKUP, str(backup_id)) as seen,
         ):
             try:
-                result = self._back_up(backup_id, result)
+                result = self._back_up(_Request(backup_id=backup_id, **asked), result)
             except OpsError as error:
-                result = replace(result, error=str(error), exit_code=error.exit_code)
+                result = _failed(result, error)
             except OSError as error:
-                explained = self._explain(error)
-                result = replace(result, error=str(explained), exit_code=explained.exit_code)
+                result = _failed(result, self._explain(error))
             result = replace(result, duration_seconds=time.monotonic() - started)
             _log_result(result)
-            seen.note(Outcome.of(result.exit_code), error=brief(result.error))
+            seen.note(Outcome.of(result.exit_code), error=result.error)
         return result
 
-    def _back_up(self, backup_id: BackupId, result: BackupResult) -> BackupResult:
+    def _back_up(self, request: _Request, result: BackupResult) -> BackupResult:
+        backup_id = request.backup_id
         components = self._components(backup_id.type)
+        if request.changed is not None and not request.incremental:
+            raise ConfigurationError(
+                "paths that have changed were named for a backup of everything", hint="Ask for an incremental one."
+            )
         self.repository.prepare()
         self._check_sources(components)
-        with self.repository.shared():
+        chain = self.repository.chain() if request.incremental else nullcontext()
+        with self.repository.shared(), chain:
             for name in self.repository.sweep():
                 log.warning("remains_swept", name=name)
             with self.repository.draft(backup_id) as draft:
                 if draft is None:
                     return self._existing(self.repository.archive_path(backup_id), result)
-                self._check_space(backup_id.type)
-                job = Collection(
-                    config=self.config,
-                    draft=draft,
-                    backup_id=backup_id,
-                    components=components,
-                    runner=self._runner,
-                    meter=Meter(self._progress),
-                )
-                manifest, digest = job.run(result.timestamp)
-                path = draft.commit(digest)
-            return self._finished(path, digest, manifest, result)
+                if request.incremental:
+                    try:
+                        return self._back_up_changes(request, draft, result)
+                    except BaseNeededError as reason:
+                        log.info("base_needed", reason=str(reason))
+                self._check_space(self._last_size(backup_id.type))
+                done = self._write(self._collection(components, draft, backup_id), result)
+            if request.incremental:
+                remember(self.repository, Path(done.destination_path))
+            elif Component.MEDIA in components and (self.repository.path / CACHE).exists():
+                with suppress(BusyError), self.repository.chain():
+                    remember(self.repository, Path(done.destination_path))
+            return done
+
+    def _back_up_changes(self, request: _Request, draft: Draft, result: BackupResult) -> BackupResult:
+        """An incremental; without an archive where nothing has changed."""
+        meter = Meter(self._progress)
+        meter.phase = "compare"
+        planned = plan_increment(
+            self.repository,
+            self.config,
+            changed=request.changed,
+            begun=draft.partial.stat().st_mtime,
+            advance=meter.advance,
+        )
+        with closing(planned) as increment, held(increment, self.config.lock_timeout):
+            if increment.delta.is_empty:
+                draft.discard()
+                increment.settle()
+                return self._unchanged(increment, result)
+            self._check_space(increment.delta.content_bytes)
+            collection = self._collection((Component.MEDIA,), draft, request.backup_id, increment)
+            done = self._write(collection, result)
+            increment.publish(Path(done.destination_path), done.checksum)
+            return done
+
+    def _collection(
+        self,
+        components: tuple[Component, ...],
+        draft: Draft,
+        backup_id: BackupId,
+        increment: Increment | None = None,
+    ) -> Collection:
+        return Collection(
+            config=self.config,
+            draft=draft,
+            backup_id=backup_id,
+            components=components,
+            runner=self._runner,
+            meter=Meter(self._progress),
+            increment=increment,
+        )
+
+    def _write(self, collection: Collection, result: BackupResult) -> BackupResult:
+        manifest, digest = collection.run(result.timestamp)
+        path = collection.draft.commit(digest)
+        return self._finished(path, digest, manifest, result)
+
+    def _unchanged(self, increment: Increment, result: BackupResult) -> BackupResult:
+        """The archive that has everything already."""
+        newest = increment.parent
+        done = self._finished(newest.path, newest.sha256, newest.manifest, result)
+        return replace(done, backup_id=newest.name, unchanged=True, warnings=())
 
     def _components(self, kind: BackupType) -> tuple[Component, ...]:
         """What the backup has to hold."""
@@ -265,10 +351,14 @@ class BackupJob:
                     hint=f"Move BACKUP_LOCAL_PATH out of it, or correct {name}.",
                 )
 
-    def _check_space(self, kind: BackupType) -> None:
-        """Refuse to start what the last backup of the same type says cannot fit."""
-        last = next((one for one in self.repository.archives() if one.backup_id and one.backup_id.type is kind), None)
-        needed = _DISK_RESERVE + (last.size if last else 0)
+    def _last_size(self, kind: BackupType) -> int:
+        """How large the last backup of the same type was that took everything."""
+        alike = [one for one in self.repository.archives() if one.backup_id and one.backup_id.type is kind]
+        return next((one.size for one in alike if not is_incremental(one.path)), 0)
+
+    def _check_space(self, expected: int) -> None:
+        """Refuse to start what cannot fit, by the bytes that it will take."""
+        needed = _DISK_RESERVE + expected
         disk = os.statvfs(self.repository.path)
         free = disk.f_bavail * disk.f_frsize
         if free < needed:
@@ -296,6 +386,8 @@ class BackupJob:
             destination_path=str(path),
             components=tuple(component.value for component in manifest.components),
             warnings=manifest.warnings,
+            parent=manifest.parent,
+            base=manifest.base,
         )
 
     def _explain(self, error: OSError) -> OpsError:
@@ -334,9 +426,15 @@ def create_backup_job(
     return BackupJob(replace(config, **{name: value for name, value in given.items() if value is not None}))
 
 
+def _failed(result: BackupResult, error: OpsError) -> BackupResult:
+    return replace(result, error=str(error), exit_code=error.exit_code, retryable=error.retryable)
+
+
 def _log_result(result: BackupResult) -> None:
     seconds = round(result.duration_seconds, 3)
-    if result.success:
+    if result.unchanged:
+        log.info("nothing_changed", path=result.destination_path, seconds=seconds)
+    elif result.success:
         log.info("archive_published", path=result.destination_path, bytes=result.size_bytes, seconds=seconds)
     else:
         log.error("backup_failed", seconds=seconds, error=result.error)

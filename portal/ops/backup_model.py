@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from zoneinfo import ZoneInfo
 
 from portal.ops.errors import ConfigurationError, UnsupportedError
-from portal.ops.model import FORMAT_VERSION, BackupType, Component, timestamp
+from portal.ops.model import FORMAT_VERSION, INCREMENTAL_VERSION, BackupType, Component, timestamp
 from portal.ops.retention import RetentionPolicy, RetentionRule
 from portal.ops.settings import DatabaseTarget, Secret, Settings
 
@@ -46,6 +46,8 @@ class BackupConfig:
         dump_timeout: seconds that pg_dump may take.
         lock_timeout: seconds to wait for a lock.
         jobs: processes and threads that work at once; by default the cores there are.
+        chain_length: incrementals that a chain has at the most.
+        chain_percent: their size together, in percent of the base, at the most.
 
     Raises:
         ConfigurationError: a value makes no sense.
@@ -79,6 +81,8 @@ class BackupConfig:
     dump_timeout: float = 21600
     lock_timeout: float = 60
     jobs: int | None = None
+    chain_length: int = 500
+    chain_percent: int = 100
 
     def __post_init__(self) -> None:
         for name in ("local_path", "media_path", "audit_log_path", "pg_bin_dir"):
@@ -99,6 +103,8 @@ class BackupConfig:
             faults.append("retention_days and retention_count cannot be negative")
         if self.jobs is not None and self.jobs < 1:
             faults.append("jobs is less than 1")
+        if self.chain_length < 1 or self.chain_percent < 1:
+            faults.append("chain_length and chain_percent are 1 or more")
         if self.dump_timeout <= 0 or self.lock_timeout < 0:
             faults.append("dump_timeout and lock_timeout are seconds, the first of them more than 0")
         if secret := self.db_options.keys() & _SECRET_OPTIONS:
@@ -146,6 +152,8 @@ class BackupConfig:
             dump_timeout=settings.dump_timeout,
             lock_timeout=settings.lock_timeout,
             jobs=settings.jobs,
+            chain_length=settings.chain_length,
+            chain_percent=settings.chain_percent,
         )
 
     @property
@@ -199,6 +207,10 @@ class BackupResult:
         components: what the archive holds.
         warnings: what is not quite as it should be, although the archive is whole.
         exit_code: the code that a program should end with: 0, or that of the error.
+        retryable: the same may succeed if it is tried again.
+        parent: the archive that an incremental follows.
+        base: the first archive of its chain.
+        unchanged: nothing had changed since the archive that is named here, so no other was made.
     """
 
     success: bool
@@ -214,6 +226,10 @@ class BackupResult:
     components: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     exit_code: int = 0
+    retryable: bool = False
+    parent: str | None = None
+    base: str | None = None
+    unchanged: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The result in the types of JSON."""
@@ -232,5 +248,8 @@ class BackupResult:
             "error": self.error,
             "duration_seconds": round(self.duration_seconds, 3),
             "encrypted": self.encrypted,
-            "format_version": FORMAT_VERSION,
+            "format_version": INCREMENTAL_VERSION if self.parent else FORMAT_VERSION,
+            "parent": self.parent,
+            "base": self.base,
+            "unchanged": self.unchanged,
         }

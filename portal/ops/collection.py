@@ -7,13 +7,15 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from portal.ops.archive.lanes import Lanes, available_cores
 from portal.ops.archive.writer import ArchiveWriter, Readable, Tally
+from portal.ops.deletions import encode_deletions
 from portal.ops.logs import engine_log
 from portal.ops.manifest import Manifest, room_for
-from portal.ops.model import Component, timestamp
+from portal.ops.media_state import Totals
+from portal.ops.model import DELETED, INCREMENTAL_VERSION, Component, timestamp
 from portal.ops.sources.files import FileTree, identity, tree_bytes
 
 if TYPE_CHECKING:
@@ -21,12 +23,17 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from portal.ops.backup_model import BackupConfig
+    from portal.ops.incremental import Increment
     from portal.ops.job import Meter
     from portal.ops.model import BackupId
     from portal.ops.process import ProcessRunner
     from portal.ops.repository import Draft
 
 log = engine_log("portal.ops.collection")
+
+_SECOND: Final = 1_000_000_000
+_FEW: Final = 200
+"""So many files are packed before a helper process is ready."""
 
 
 @dataclass(kw_only=True)
@@ -39,6 +46,7 @@ class Collection:
         components: what goes into it, in this order.
         runner: what starts pg_dump.
         meter: told how much was read.
+        increment: what an incremental follows and takes; nothing for a backup that stands by itself.
     """
 
     config: BackupConfig
@@ -47,6 +55,7 @@ class Collection:
     components: tuple[Component, ...]
     runner: ProcessRunner
     meter: Meter
+    increment: Increment | None = None
     _dump_bytes: int = 0
     _file_bytes: int | None = None
     _details: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -56,7 +65,8 @@ class Collection:
         """Collect, describe, and put everything on the disk; the manifest and the archive's SHA-256."""
         self.meter.expect = self._expected_bytes
         jobs = self.config.jobs or available_cores()
-        with Lanes(str(self.backup_id), jobs) as lanes:
+        helpers = self.increment is None or len(self.increment.delta.taken) > _FEW
+        with Lanes(str(self.backup_id), jobs, helpers=helpers) as lanes:
             writer = ArchiveWriter(
                 self.draft.out,
                 str(self.backup_id),
@@ -80,6 +90,8 @@ class Collection:
 
     def _expected_bytes(self) -> int:
         """About how much there is to read; the files are counted once, and only if somebody asks."""
+        if self._file_bytes is None and self.increment:
+            self._file_bytes = self.increment.delta.content_bytes
         if self._file_bytes is None:
             excluded = frozenset([identity(self.draft.final.parent)])
             sources = (self.config.source(component) for component in self.components)
@@ -94,7 +106,10 @@ class Collection:
                 writer.reserve(room_for(()))
             source = self.config.source(component)
             assert source is not None
-            self._details[component.value] = self._copy(component, source, writer)
+            if self.increment:
+                self._details[component.value] = self._copy_changes(self.increment, writer)
+            else:
+                self._details[component.value] = self._copy(component, source, writer)
         return {"bytes": self._details[component.value]["bytes"]}
 
     def _dump(self, writer: ArchiveWriter) -> dict[str, Any]:
@@ -125,6 +140,7 @@ class Collection:
     def _copy(self, component: Component, source: Path, writer: ArchiveWriter) -> dict[str, Any]:
         writer.tally = tally = Tally()
         excluded = frozenset([identity(self.draft.final.parent)])
+        read_from = time.time_ns()
         tree = FileTree(root=source, prefix=component.member, excluded=excluded, tally=tally)
         writer.add_items(tree.items())
         self._warnings += _warnings(tally)
@@ -132,6 +148,27 @@ class Collection:
             "bytes": tally.content_bytes,
             "files": tally.files,
             "root": "directory" if source.is_dir() else "file",
+            "read_from_ns": read_from,
+        }
+
+    def _copy_changes(self, increment: Increment, writer: ArchiveWriter) -> dict[str, Any]:
+        """What differs from the parent, then the list of what is gone: also what vanishes before it can be read."""
+        writer.tally = tally = Tally(special=[*increment.delta.special])
+        read_from = time.time_ns()
+        writer.add_items(increment.delta.items())
+        increment.delta.lose(tally)
+        deleted = increment.delta.deleted()
+        if deleted:
+            writer.add_stream(DELETED, encode_deletions(deleted), mtime_ns=read_from // _SECOND * _SECOND)
+        self._warnings += _warnings(tally)
+        files, content_bytes = increment.tree_after(Totals(tally.files, tally.content_bytes))
+        return {
+            "bytes": tally.content_bytes,
+            "files": tally.files,
+            "root": "directory",
+            "read_from_ns": read_from,
+            "deleted": len(deleted),
+            "tree": {"bytes": content_bytes, "files": files},
         }
 
     def _describe(self, moment: datetime, writer: ArchiveWriter) -> Manifest:
@@ -145,12 +182,25 @@ class Collection:
             details=self._details,
             warnings=tuple(self._warnings),
             warnings_total=len(self._warnings),
+            **self._chain(),
         )
         for warning in self._warnings:
             log.warning("source_unsteady", detail=warning)
         while not writer.manifest_fits(manifest.encode()):
             manifest = replace(manifest, warnings=manifest.warnings[: len(manifest.warnings) // 2])
         return manifest
+
+    def _chain(self) -> dict[str, Any]:
+        """The manifest's keys of an incremental."""
+        if self.increment is None:
+            return {}
+        base, parent = self.increment.line[0], self.increment.parent
+        return {
+            "format_version": INCREMENTAL_VERSION,
+            "parent": parent.name,
+            "parent_sha256": parent.sha256,
+            "base": base.name,
+        }
 
 
 @contextmanager

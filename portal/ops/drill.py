@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from portal.ops.access_log import Action, Outcome, Witness, brief
+from portal.ops.access_log import Action, Observer, Outcome, Witness
 from portal.ops.archive.lanes import available_cores
 from portal.ops.archive.reader import Damage
+from portal.ops.chain_reader import open_tree
 from portal.ops.drill_compare import Comparison
 from portal.ops.drill_report import DIRECTORY, DrillReport, DrillReports
 from portal.ops.drill_scratch import Scratch, drills_locked, throw_remains_away
@@ -42,21 +43,20 @@ from portal.ops.job import Clock, PathLike, Progress, Step, utc_now
 from portal.ops.logs import engine_log
 from portal.ops.model import BackupType, Component, VerifyLevel
 from portal.ops.process import ProcessRunner, SystemRunner
-from portal.ops.repository import ArchiveFile, Repository, read_sidecar
+from portal.ops.repository import ArchiveFile, Repository, file_digest, read_sidecar
 from portal.ops.targets.database_server import maintenance
 from portal.ops.targets.database_stage import settle
 from portal.ops.targets.files import FileRestore
 from portal.ops.targets.pg_restore import find_restorer, read_dump_major
 from portal.ops.verifications import Verifications
-from portal.ops.verify import Verification, file_digest, open_archive
+from portal.ops.verify import Verification
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from portal.ops.archive.plain import PlainArchive
-    from portal.ops.archive.reader import ArchiveReader
     from portal.ops.manifest import Manifest
     from portal.ops.restore_model import RestoreConfig
+    from portal.ops.restore_parts import Archive
 
 log = engine_log("portal.ops.drill")
 
@@ -86,6 +86,7 @@ class DrillJob:
         clock: what time it is.
         progress: told what a drill is at.
         actor: who asked for it, for report and access log; the user of this process by default.
+        observer: told of it, once it has ended.
     """
 
     def __init__(
@@ -96,13 +97,14 @@ class DrillJob:
         clock: Clock = utc_now,
         progress: Progress | None = None,
         actor: str | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self.config = config
         self.repository = Repository(Path(config.local_path), lock_timeout=config.lock_timeout)
         self._runner = runner or SystemRunner()
         self._clock = clock
         self._progress = progress
-        self._witness = Witness(repository=self.repository, who=actor, clock=clock)
+        self._witness = Witness(repository=self.repository, who=actor, clock=clock, observer=observer)
 
     def run(self, archive: PathLike = _LATEST) -> DrillReport:
         """One drill from recover to report; every fault becomes part of the report.
@@ -123,7 +125,11 @@ class DrillJob:
             draft.note(**_figures(draft), total_seconds=time.monotonic() - started)
             seen.subject = draft.report.backup_id or seen.subject
             report = draft.report
-            seen.note(Outcome.of(report.exit_code), report=self._keep(draft), error=brief(report.error))
+            seen.note(
+                Outcome.of(report.exit_code),
+                report=self._keep(draft),
+                error=report.error or "; ".join(report.damages[:3]),
+            )
         if report.success:
             log.info("drill_finished", backup_id=report.backup_id, seconds=round(report.seconds, 3))
         return report
@@ -152,7 +158,7 @@ class DrillJob:
             draft.found.warnings += throw_remains_away(self.repository, self.config.database)
             with (
                 ThreadPoolExecutor(1, thread_name_prefix="checksum") as thread,
-                closing(open_archive(found.path)) as opened,
+                closing(open_tree(found.path)) as opened,
             ):
                 hashing = thread.submit(file_digest, found.path)
                 self._try_out(draft, opened)
@@ -177,7 +183,7 @@ class DrillJob:
             )
         return found
 
-    def _try_out(self, draft: _Draft, opened: ArchiveReader | PlainArchive) -> None:
+    def _try_out(self, draft: _Draft, opened: Archive) -> None:
         """Restore, compare, and throw away whatever happens."""
         draft.manifest = manifest = opened.manifest()
         if manifest.parent:
@@ -209,7 +215,7 @@ class DrillJob:
         except OpsError as error:
             draft.found.warnings.append(f"what was restored is left for the next drill to throw away: {error.message}")
 
-    def _database(self, draft: _Draft, opened: ArchiveReader | PlainArchive, scratch: Scratch) -> None:
+    def _database(self, draft: _Draft, opened: Archive, scratch: Scratch) -> None:
         self._tell(Component.DATABASE.value)
         jobs = self.config.jobs or available_cores()
         target = scratch.create_database(self.config.database)
@@ -233,9 +239,7 @@ class DrillJob:
         draft.found.rows_of_tables(rows, _rows_of(draft.manifest))
         draft.found.keys_of_tables(target)
 
-    def _files(
-        self, draft: _Draft, opened: ArchiveReader | PlainArchive, component: Component, scratch: Scratch
-    ) -> None:
+    def _files(self, draft: _Draft, opened: Archive, component: Component, scratch: Scratch) -> None:
         self._tell(component.value)
         started = time.monotonic()
         target = scratch.directory / component.value / component.member
@@ -307,7 +311,7 @@ def _figures(draft: _Draft) -> dict[str, Any]:
     }
 
 
-def _extract(opened: ArchiveReader | PlainArchive, member: str, path: Path, jobs: int) -> None:
+def _extract(opened: Archive, member: str, path: Path, jobs: int) -> None:
     """Write one member into a file.
 
     Raises:

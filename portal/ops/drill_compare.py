@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.archive.index import Member, MemberType
-from portal.ops.archive.reader import ArchiveReader, Damage, is_below
+from portal.ops.archive.plain import PlainArchive
+from portal.ops.archive.reader import Damage, is_below
 from portal.ops.model import RESTORE_DIRECTORY
 from portal.ops.sources.pg_connection import connect
 from portal.ops.targets.database_server import restoring_errors
@@ -18,7 +19,7 @@ from portal.ops.targets.database_server import restoring_errors
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from portal.ops.archive.plain import PlainArchive
+    from portal.ops.restore_parts import Archive
     from portal.ops.target import DatabaseTarget
 
 MOST_DAMAGES: Final = 100
@@ -81,7 +82,7 @@ class Comparison:
             self.warnings.append(f"constraints that were never validated: {', '.join(unvalidated[:8])}")
         self.checks.append(f"{len(indexes):,} indexes and {len(constraints):,} constraints")
 
-    def files_of(self, archive: ArchiveReader | PlainArchive, prefix: str, place: Path) -> None:
+    def files_of(self, archive: Archive, prefix: str, place: Path) -> None:
         """Hold every file that was restored against the archive: content, mode and time, and that there is no other.
 
         Arguments:
@@ -111,9 +112,9 @@ class Comparison:
             self.damages.append(Damage(what=what, path=path))
 
 
-def _members(archive: ArchiveReader | PlainArchive, prefix: str) -> Iterator[Member]:
+def _members(archive: Archive, prefix: str) -> Iterator[Member]:
     """The members of a component with their digests; an archive without an index has to be read for them."""
-    if isinstance(archive, ArchiveReader):
+    if not isinstance(archive, PlainArchive):
         yield from (member for member in archive.members() if is_below(member.path, prefix))
         return
     for member, content in archive.contents(1, below=prefix):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import socket
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import structlog
@@ -11,6 +13,7 @@ from portal.ops.settings import LogFormat
 if TYPE_CHECKING:
     from structlog.typing import EventDict, WrappedLogger
 
+_HOST: Final = socket.gethostname()
 _LABEL_WIDTH: Final = 21
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB")
 _UNSAID: Final = ("timestamp", "level", "event", "backup_id", "restore_id")
@@ -41,18 +44,49 @@ def configure_logging(style: LogFormat, stream: TextIO) -> None:
     Arguments:
         style: JSON, console, or by whether the stream is a terminal.
     """
-    person = style is LogFormat.CONSOLE or (style is LogFormat.AUTO and stream.isatty())
+    person = _is_for_a_person(style, stream)
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="%H:%M:%S" if person else "iso", utc=not person),
-            render_for_a_person if person else structlog.processors.JSONRenderer(),
-        ],
+        processors=[*_facts(person), render_for_a_person if person else structlog.processors.JSONRenderer()],
         wrapper_class=structlog.make_filtering_bound_logger(0),
         logger_factory=structlog.WriteLoggerFactory(stream),
         cache_logger_on_first_use=False,
     )
+
+
+def foreign_handler(style: LogFormat, stream: TextIO) -> logging.Handler:
+    """A handler for what libraries say through Python's own logging, so that it looks like our events."""
+    person = _is_for_a_person(style, stream)
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*_facts(person), structlog.stdlib.add_logger_name],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                render_for_a_person if person else structlog.processors.JSONRenderer(),
+            ],
+        )
+    )
+    return handler
+
+
+def _is_for_a_person(style: LogFormat, stream: TextIO) -> bool:
+    return style is LogFormat.CONSOLE or (style is LogFormat.AUTO and stream.isatty())
+
+
+def _facts(person: bool) -> list[structlog.typing.Processor]:
+    """What adds to an event the facts that every event has; a person knows which machine it is."""
+    facts: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="%H:%M:%S" if person else "iso", utc=not person),
+    ]
+    return facts if person else [*facts, _add_host]
+
+
+def _add_host(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    event["host"] = _HOST
+    return event
 
 
 def render_for_a_person(_logger: WrappedLogger, _method: str, event: EventDict) -> str:

@@ -7,11 +7,12 @@ tar and gzip alone may have the seven only, or no manifest at all. No secret is 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import NotIntactError
-from portal.ops.model import FORMAT_VERSION, Component
+from portal.ops.model import FORMAT_VERSION, INCREMENTAL_VERSION, BackupId, Component
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 WRITER: Final = "kekkai-backup 0.1.0"
 WARNING_BYTES: Final = 16 << 10
 """About how much room a manifest gives its warnings; what does not fit is counted."""
+
+_VERSIONS: Final = (FORMAT_VERSION, INCREMENTAL_VERSION)
+_SHA256: Final = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +40,7 @@ class Manifest:
         warnings: what a restore from it will lack or may find inconsistent.
         warnings_total: how many there were, also those there was no room for.
         parent: the archive that an incremental follows.
+        parent_sha256: the SHA-256 of that archive's file, which binds a chain together.
         base: the first archive of its chain.
         writer: the program that made it.
     """
@@ -51,6 +56,7 @@ class Manifest:
     warnings: tuple[str, ...] = ()
     warnings_total: int = 0
     parent: str | None = None
+    parent_sha256: str | None = None
     base: str | None = None
     writer: str = WRITER
 
@@ -68,6 +74,7 @@ class Manifest:
             "warnings": list(self.warnings),
             "warnings_total": self.warnings_total,
             "parent": self.parent,
+            **({"parent_sha256": self.parent_sha256} if self.parent_sha256 else {}),
             "base": self.base,
             "writer": self.writer,
         }
@@ -83,12 +90,14 @@ class Manifest:
         try:
             found = json.loads(data)
             version = found["format_version"]
-            if version != FORMAT_VERSION:
+            if version not in _VERSIONS:
+                known = " and ".join(map(str, _VERSIONS))
                 raise NotIntactError(
-                    f"the archive has format version {version!r}; this release reads version {FORMAT_VERSION}",
+                    f"the archive has format version {version!r}; this release reads {known}",
                     hint="Use the release that wrote the archive, or a later one.",
                 )
             return cls(
+                format_version=version,
                 backup_id=_text(found["backup_id"]),
                 type=_text(found["type"]),
                 timestamp=_text(found["timestamp"]),
@@ -98,8 +107,7 @@ class Manifest:
                 details={str(name): dict(detail) for name, detail in found.get("details", {}).items()},
                 warnings=tuple(map(str, found.get("warnings", ()))),
                 warnings_total=int(found.get("warnings_total", 0)),
-                parent=_optional_text(found.get("parent")),
-                base=_optional_text(found.get("base")),
+                **_chain(found),
                 writer=_text(found.get("writer", "")),
             )
         except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
@@ -113,8 +121,18 @@ def room_for(table_names: tuple[str, ...]) -> int:
     return (8 << 10) + WARNING_BYTES + tables
 
 
-def _optional_text(value: object) -> str | None:
-    return None if value is None else _text(value)
+def _chain(found: Mapping[str, Any]) -> dict[str, str | None]:
+    """What an incremental follows; names of archives, since files are opened by them."""
+    names = {name: found.get(name) for name in ("parent", "base", "parent_sha256")}
+    if found["format_version"] == FORMAT_VERSION:
+        if any(names.values()):
+            raise ValueError("an archive that follows another has a format of its own")
+        return dict.fromkeys(names)
+    if not all(BackupId.parse(_text(names[name])) for name in ("parent", "base")):
+        raise ValueError("it follows what is no archive")
+    if not _SHA256.fullmatch(_text(names["parent_sha256"])):
+        raise ValueError("it does not say which archive it follows")
+    return names
 
 
 def _text(value: object) -> str:

@@ -10,10 +10,15 @@ from hashlib import sha256
 from typing import Final
 
 FORMAT_VERSION: Final = 1
+INCREMENTAL_VERSION: Final = 2
+"""The format of an archive that is nothing without others: a release that does not know that must not restore it."""
+
 SUFFIX: Final = ".tar.gz"
 SIDECAR_SUFFIX: Final = ".sha256"
 RESTORE_DIRECTORY: Final = ".kekkai-restore"
 """Where a restore keeps what it needs, at the top of the tree that it restores; no backup holds it."""
+DELETED: Final = "deleted.jsonl"
+"""The member of an incremental that lists what is gone, relative to the archive's top directory."""
 
 
 class BackupType(StrEnum):

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from portal.ops.access_log import Action, Outcome, Witness, brief
+from portal.ops.access_log import Action, Observer, Outcome, Witness, brief
 from portal.ops.catalogue import Catalogue, parent_of
 from portal.ops.errors import BusyError, OpsError, RepositoryError
 from portal.ops.hold import claim
@@ -119,15 +119,22 @@ class PruneJob:
         policy: what is kept.
         clock: what time it is.
         actor: who asked for it, for the access log; the user of this process by default.
+        observer: told of what was removed, and of the end.
     """
 
     def __init__(
-        self, repository: Repository, policy: RetentionPolicy, *, clock: Clock = utc_now, actor: str | None = None
+        self,
+        repository: Repository,
+        policy: RetentionPolicy,
+        *,
+        clock: Clock = utc_now,
+        actor: str | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self.repository = repository
         self._policy = policy
         self._clock = clock
-        self._witness = Witness(repository=repository, who=actor, clock=clock)
+        self._witness = Witness(repository=repository, who=actor, clock=clock, observer=observer)
         self._pins = Pins(repository)
         self._verifications = Verifications(repository)
 
@@ -209,8 +216,8 @@ class PruneJob:
             sidecar_of(self._path(name)).unlink(missing_ok=True)
             self._verifications.forget(name)
             log.info("archive_removed", backup_id=name, bytes=size, reason=decision.reasons[0])
-        names = [decision.entry.name for decision in gone]
-        self._witness.saw(Action.PRUNE, str(self.repository.path), Outcome.DONE, archives=names)
+        names, reasons = [one.entry.name for one in gone], [one.reasons[0] for one in gone]
+        self._witness.saw(Action.PRUNE, str(self.repository.path), Outcome.DONE, archives=names, reasons=reasons)
 
     def _sweep(self) -> list[str]:
         """Remove sidecars and findings whose archives are gone; their names.

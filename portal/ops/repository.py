@@ -18,6 +18,7 @@ import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -30,9 +31,11 @@ if TYPE_CHECKING:
 
 PARTIAL_SUFFIX: Final = ".partial"
 LOCK_NAME: Final = ".lock"
+CHAIN_LOCK_NAME: Final = ".chain.lock"
 
 _SIDECAR: Final = re.compile(r"([0-9a-f]{64})[ \t]+\*?([^\n]+)\n?")
 _POLL_SECONDS: Final = 0.05
+_READ_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +163,16 @@ class Repository:
             yield
 
     @contextmanager
+    def chain(self) -> Iterator[None]:
+        """Hold off other incremental backups, so that two never follow the same archive.
+
+        Raises:
+            BusyError: another one did not end in time.
+        """
+        with self._locked(fcntl.LOCK_EX, CHAIN_LOCK_NAME):
+            yield
+
+    @contextmanager
     def draft(self, backup_id: BackupId) -> Iterator[Draft | None]:
         """The archive of a backup, to be written and committed; nothing where it exists already.
 
@@ -226,8 +239,8 @@ class Repository:
         return swept
 
     @contextmanager
-    def _locked(self, kind: int) -> Iterator[None]:
-        lock = self.path / LOCK_NAME
+    def _locked(self, kind: int, name: str = LOCK_NAME) -> Iterator[None]:
+        lock = self.path / name
         try:
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -292,6 +305,23 @@ def read_sidecar(archive: Path) -> str | None:
             hint="Transfer the archive and its .sha256 file again from where they were made.",
         )
     return found[1]
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        RepositoryError: it cannot be read.
+    """
+    digest, buffer = sha256(), bytearray(_READ_BYTES)
+    view = memoryview(buffer)
+    try:
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                digest.update(view[:count])
+    except OSError as error:
+        raise _trouble(error, "cannot read", path) from error
+    return digest.hexdigest()
 
 
 def write_durably(path: Path, data: bytes) -> None:

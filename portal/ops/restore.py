@@ -21,14 +21,17 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from portal.ops.access_log import Action, Outcome, Witness, brief
+from portal.ops.access_log import Action, Observer, Outcome, Witness
+from portal.ops.ancestry import is_incremental, line_of
 from portal.ops.archive.lanes import available_cores
+from portal.ops.chain_reader import open_tree
 from portal.ops.errors import (
     ConfigurationError,
     DiskFullError,
@@ -47,14 +50,16 @@ from portal.ops.restore_checksum import Checksum
 from portal.ops.restore_history import RestoreHistory, Stuck
 from portal.ops.restore_model import RestoreConfig, RestorePlan, RestoreResult, RestoreScope
 from portal.ops.restore_parts import Archive, Part, PartMaker, short_of_room
-from portal.ops.restore_record import RestoreRecord, RestoreRecords
+from portal.ops.restore_record import RestoreRecord, RestoreRecords, RestoreState
 from portal.ops.settings import load_settings
 from portal.ops.targets.database import RestoreMode
 from portal.ops.targets.file_selection import selected
 from portal.ops.verifications import Verifications
-from portal.ops.verify import Verification, Verifier, open_archive
+from portal.ops.verify import Verification, Verifier
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from portal.ops.backup import BackupJob
     from portal.ops.manifest import Manifest
 
@@ -113,6 +118,7 @@ class RestoreJob:
         clock: what time it is.
         progress: told how far a restore is.
         actor: who asked for it, for the access log; the user of this process by default.
+        observer: told of everything that was done, once it has ended.
     """
 
     def __init__(
@@ -125,37 +131,48 @@ class RestoreJob:
         clock: Clock = utc_now,
         progress: Progress | None = None,
         actor: str | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self.config = config
         path = Path(config.local_path) if backup_job is None else backup_job.repository.path
         self.repository = Repository(path, lock_timeout=config.lock_timeout)
         self._records = RestoreRecords(self.repository)
         self._history = RestoreHistory(self._records, parts_of=self._parts_of, clock=clock, days=config.rollback_days)
-        self._witness = Witness(repository=self.repository, who=actor, clock=clock)
+        self._witness = Witness(repository=self.repository, who=actor, clock=clock, observer=observer)
         self._confirm = confirm
         self._runner = runner or SystemRunner()
         self._clock = clock
         self._progress = progress
 
-    def restore_full(self, path: PathLike) -> RestoreResult:
+    def restore_full(
+        self, path: PathLike, *, moment: datetime | None = None, request_id: str | None = None
+    ) -> RestoreResult:
         """Restore everything that an archive holds and this configuration has a place for.
 
         Arguments:
             path: the archive's path, its id or the start of one, or ``latest``.
+            moment: when it was asked for; now by default.
+            request_id: what asked for it; the restore's id is made of this and the moment.
         """
-        return self._run(RestoreScope.FULL, path)
+        return self._run(RestoreScope.FULL, path, moment, request_id)
 
-    def restore_database(self, path: PathLike) -> RestoreResult:
+    def restore_database(
+        self, path: PathLike, *, moment: datetime | None = None, request_id: str | None = None
+    ) -> RestoreResult:
         """Restore the database alone; see `restore_full`."""
-        return self._run(RestoreScope.DATABASE, path)
+        return self._run(RestoreScope.DATABASE, path, moment, request_id)
 
-    def restore_media(self, path: PathLike) -> RestoreResult:
+    def restore_media(
+        self, path: PathLike, *, moment: datetime | None = None, request_id: str | None = None
+    ) -> RestoreResult:
         """Restore the uploads alone; see `restore_full`."""
-        return self._run(RestoreScope.MEDIA, path)
+        return self._run(RestoreScope.MEDIA, path, moment, request_id)
 
-    def restore_audit_logs(self, path: PathLike) -> RestoreResult:
+    def restore_audit_logs(
+        self, path: PathLike, *, moment: datetime | None = None, request_id: str | None = None
+    ) -> RestoreResult:
         """Restore the audit log alone, beside the live one; see `restore_full`."""
-        return self._run(RestoreScope.AUDIT_LOGS, path)
+        return self._run(RestoreScope.AUDIT_LOGS, path, moment, request_id)
 
     def validate_backup(self, path: PathLike) -> tuple[bool, dict[str, Any]]:
         """Whether an archive could be restored as far as it goes by itself, and what was found in it.
@@ -165,18 +182,60 @@ class RestoreJob:
         """
         try:
             archive = self.repository.find(path)
-            found = self._look_at(archive, VerifyLevel.CONTENTS)
+            found = self._look_at(archive.path, VerifyLevel.CONTENTS)
         except OpsError as error:
             return False, {"error": str(error), "components": []}
         manifest = json.loads(found.manifest.encode()) if found.manifest else {"components": []}
         fault = {} if found.intact else {"error": found.message}
         return found.intact, {**manifest, **found.to_dict(), **fault}
 
-    def rollback(self, restore_id: str | None = None) -> RestoreResult:
+    def earlier(self, *, moment: datetime, request_id: str) -> RestoreResult | None:
+        """What became of a request that was made before: the result of its restore, if that was finished.
+
+        Raises:
+            OpsError: the records of restores cannot be read.
+        """
+        return self._settled(_restore_id(moment, request_id))
+
+    def _settled(self, restore_id: str) -> RestoreResult | None:
+        record = next((one for one in self._records.all() if one.restore_id == restore_id), None)
+        if record is None or not record.state.is_settled:
+            return None
+        draft = self._draft(RestoreScope.FULL)
+        draft.note(**_named(record))
+        if record.state is RestoreState.APPLIED:
+            draft.note(success=True, components_restored=tuple(record.parts))
+        else:
+            draft.fail(RestoreError(f"{restore_id} was taken back already", hint="Start a new restore."))
+        return draft.result
+
+    def recover(self) -> tuple[str, ...]:
+        """Finish or undo the restores that were cut off; what was done, in words.
+
+        Raises:
+            BusyError: a restore is running.
+            OpsError: the records of restores cannot be read.
+        """
+        if not self._history.to_recover():
+            return ()
+        with self._records.locked():
+            return self._history.recover()[0]
+
+    def plan_rollback(self, restore_id: str | None = None) -> tuple[str, RestorePlan]:
+        """Which restore would be taken back, by default the last one, and the plan for a person; touches nothing.
+
+        Raises:
+            RestoreError: there is none, or it cannot be taken back.
+        """
+        record = self._history.find(restore_id)
+        return record.restore_id, replace(_plan_for(record), takes_back=record.restore_id)
+
+    def rollback(self, restore_id: str | None = None, *, is_repeated: bool = False) -> RestoreResult:
         """Take a restore back.
 
         Arguments:
             restore_id: which one; the last one by default.
+            is_repeated: the same was asked for before and was cut off, so it may have been done.
         """
         draft = self._draft(RestoreScope.FULL, is_rollback=True)
         seen = self._witnessed(Action.ROLLBACK, draft, restore_id or "the last restore")
@@ -186,6 +245,8 @@ class RestoreJob:
             for one in stuck:
                 if one.record.restore_id == restore_id:
                     raise one.error()
+            if is_repeated and restore_id is not None and self._is_taken_back(restore_id, draft):
+                return draft.result
             record = self._history.find(restore_id)
             draft.note(**_named(record))
             self._history.check(record)
@@ -193,6 +254,13 @@ class RestoreJob:
             draft.note(facts=self._history.roll_back(record))
             draft.note(success=True, components_restored=tuple(record.parts))
         return draft.result
+
+    def _is_taken_back(self, restore_id: str, draft: _Draft) -> bool:
+        record = self._history.record(restore_id)
+        if record.state is not RestoreState.ROLLED_BACK:
+            return False
+        draft.note(success=True, components_restored=tuple(record.parts), **_named(record))
+        return True
 
     def forget(self, restore_id: str) -> RestoreResult:
         """Remove what takes a restore back: the old database, the old files, and the record of it.
@@ -231,7 +299,9 @@ class RestoreJob:
 
     # -- one restore ------------------------------------------------------------------------------------------------
 
-    def _run(self, scope: RestoreScope, path: PathLike) -> RestoreResult:
+    def _run(
+        self, scope: RestoreScope, path: PathLike, moment: datetime | None, request_id: str | None
+    ) -> RestoreResult:
         """One restore from recover to report; every fault becomes a result."""
         if scope is RestoreScope.FULL and self.config.patterns:
             scope = RestoreScope.MEDIA
@@ -240,9 +310,10 @@ class RestoreJob:
             with _reported(draft):
                 self._dry_run(draft, path)
         else:
+            restore_id = _restore_id(moment or draft.result.timestamp, request_id or uuid.uuid4().hex)
             seen = self._witnessed(Action.RESTORE, draft, os.fspath(path))
             with seen, _reported(draft), self._records.locked():
-                self._restore(draft, path)
+                self._restore(draft, path, restore_id)
         return draft.result
 
     def _dry_run(self, draft: _Draft, path: PathLike) -> None:
@@ -250,25 +321,28 @@ class RestoreJob:
         draft.warn(self._history.to_recover())
         archive = self._find(draft, path)
         self._verify(archive, draft.result.scope, thorough=True)
-        with closing(open_archive(archive.path)) as opened:
+        with closing(open_tree(archive.path)) as opened:
             if self.config.patterns:
                 self._read_selected(opened, draft.result.scope)
-            plan, _ = self._plan(archive, opened, draft, self._maker(_new_restore_id(draft.result.timestamp)))
+            plan, _ = self._plan(archive, opened, draft, self._maker(_restore_id(draft.result.timestamp, "")))
         if self._confirm:
             self._confirm(plan)
         if plan.blockers:
             raise plan.blockers[0]
         draft.note(success=True)
 
-    def _restore(self, draft: _Draft, path: PathLike) -> None:
+    def _restore(self, draft: _Draft, path: PathLike, restore_id: str) -> None:
         said, stuck = self._history.recover()
+        if done := self._settled(restore_id):  # the same request, cut off before it could say so
+            draft.result = done
         draft.warn(said)
+        if done:
+            return
         archive = self._find(draft, path)
-        restore_id = _new_restore_id(draft.result.timestamp)
         held = hold(archive.path, self.config.lock_timeout)
         with self.repository.shared(), held, structlog.contextvars.bound_contextvars(restore_id=restore_id):
             self._verify(archive, draft.result.scope, thorough=self.config.verify_before_restore)
-            with closing(open_archive(archive.path)) as opened, self._checksum(archive) as checksum:
+            with closing(open_tree(archive.path)) as opened, self._checksum(archive) as checksum:
                 plan, parts = self._plan(archive, opened, draft, self._maker(restore_id), stuck)
                 if plan.blockers:
                     raise plan.blockers[0]
@@ -292,11 +366,12 @@ class RestoreJob:
         archive = self.repository.find(path, latest_of=_LATEST[scope])
         draft.note(backup_id=archive.name, backup_file=str(archive.path))
         if os.fspath(path) == "latest" and scope is RestoreScope.FULL:
-            newest = self.repository.find("latest", latest_of=_LATEST[RestoreScope.DATABASE])
-            if newest.moment > archive.moment:
-                draft.warn(
-                    [f"{newest.name} is newer and holds the database alone; --database-only would restore that one"]
-                )
+            for part, what in ((RestoreScope.DATABASE, "database"), (RestoreScope.MEDIA, "media")):
+                newest = self.repository.find("latest", latest_of=_LATEST[part])
+                if newest.moment > archive.moment:
+                    draft.warn(
+                        [f"{newest.name} is newer and holds the {what} alone; --{what}-only would restore that one"]
+                    )
         return archive
 
     def _verify(self, archive: ArchiveFile, scope: RestoreScope, *, thorough: bool) -> None:
@@ -309,14 +384,23 @@ class RestoreJob:
         if self.config.patterns or not thorough:
             return
         with_dump = scope in (RestoreScope.FULL, RestoreScope.DATABASE)
-        found = self._look_at(archive, VerifyLevel.DUMP if with_dump else VerifyLevel.CONTENTS)
-        found.raise_damage()
-        log.info("archive_verified", verify_level=found.level.value, seconds=round(found.duration_seconds, 3))
+        level = VerifyLevel.DUMP if with_dump else VerifyLevel.CONTENTS
+        started = time.monotonic()
+        for path in self._needed(archive):
+            self._look_at(path, level, alone=True).raise_damage()
+        log.info("archive_verified", verify_level=level.value, seconds=_since(started))
+
+    def _needed(self, archive: ArchiveFile) -> dict[Path, str | None]:
+        """The archives that a restore reads, the oldest first, and the SHA-256 that each should have."""
+        if is_incremental(archive.path):
+            return {ancestor.path: ancestor.sha256 for ancestor in line_of(archive.path)}
+        return {archive.path: read_sidecar(archive.path)}
 
     def _checksum(self, archive: ArchiveFile) -> Checksum:
         """What was not looked at before is hashed while it is staged; single files are not a reason to read it all."""
         needless = self.config.verify_before_restore or self.config.patterns
-        return Checksum(archive.path, None if needless else read_sidecar(archive.path))
+        expected = {} if needless else self._needed(archive)
+        return Checksum({path: sha256 for path, sha256 in expected.items() if sha256 is not None})
 
     def _read_selected(self, opened: Archive, scope: RestoreScope) -> None:
         prefix = Component(scope.value).member
@@ -417,9 +501,14 @@ class RestoreJob:
             repository=self.repository.path,
         )
 
-    def _look_at(self, archive: ArchiveFile, level: VerifyLevel) -> Verification:
-        """Verify an archive, and keep what was found, unless nothing is to be changed."""
-        found = self._verifier().verify(archive.path, level)
+    def _look_at(self, path: Path, level: VerifyLevel, *, alone: bool = False) -> Verification:
+        """Verify an archive, and keep what was found, unless nothing is to be changed.
+
+        Arguments:
+            alone: what it stands on is looked at by itself.
+        """
+        verifier = self._verifier()
+        found = verifier.verify_alone(path, level) if alone else verifier.verify(path, level)
         if not self.config.dry_run:
             Verifications(self.repository).note(found, self._clock())
         return found
@@ -436,7 +525,7 @@ class RestoreJob:
                 Outcome.of(result.exit_code),
                 scope=result.scope.value if action is Action.RESTORE else None,
                 restore_id=result.restore_id if action is Action.RESTORE else None,
-                error=brief(result.error),
+                error=result.error,
             )
 
     def _verifier(self) -> Verifier:
@@ -513,8 +602,9 @@ def _plan_for(record: RestoreRecord) -> RestorePlan:
     )
 
 
-def _new_restore_id(moment: datetime) -> str:
-    return f"restore_{moment.astimezone(UTC):%Y%m%d_%H%M%S}_{uuid.uuid4().hex[:6]}"
+def _restore_id(moment: datetime, request_id: str) -> str:
+    """The id of a restore: a function of the request, as a backup's is."""
+    return f"restore_{moment.astimezone(UTC):%Y%m%d_%H%M%S}_{sha256(request_id.encode()).hexdigest()[:6]}"
 
 
 def _warnings(facts: Mapping[str, Any]) -> list[str]:

@@ -17,6 +17,7 @@ from portal.ops.archive.index import MemberType
 from portal.ops.archive.lanes import available_cores
 from portal.ops.archive.plain import PlainArchive
 from portal.ops.archive.reader import ArchiveReader, is_below
+from portal.ops.chain_reader import ChainReader
 from portal.ops.errors import DiskFullError, NotIntactError
 from portal.ops.model import RESTORE_DIRECTORY, Component
 from portal.ops.sources.dump_header import HEAD_BYTES, dump_major
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from portal.ops.target import DatabaseTarget
     from portal.ops.targets.database import DatabaseReport
 
-Archive = ArchiveReader | PlainArchive
+Archive = ArchiveReader | PlainArchive | ChainReader
 
 _ANOTHER: Final = "Take another archive: './tools/backup.sh list' shows them."
 
@@ -411,11 +412,11 @@ def _facts(report: DatabaseReport) -> dict[str, Any]:
 
 def _members(archive: Archive) -> Iterator[Member]:
     """The members of an archive; one without an index has to be read for them."""
-    if isinstance(archive, ArchiveReader):
-        yield from archive.members()
-    else:
+    if isinstance(archive, PlainArchive):
         for member, _ in archive.contents(1):
             yield member
+    else:
+        yield from archive.members()
 
 
 class _Count:

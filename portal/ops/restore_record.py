@@ -118,7 +118,7 @@ class RestoreRecords:
         """
         try:
             names = os.listdir(self.directory)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # what the repository is, whoever reads it finds out
             return []
         except OSError as error:
             raise _unreadable(self.directory, error) from error

@@ -27,6 +27,7 @@ OFF: Final = "off"
 
 _DURATION: Final = re.compile(r"([0-9]{1,9})\s*([smhd])")
 _ANY_MOMENT: Final = datetime(2024, 1, 1, tzinfo=UTC)
+_CRON_FIELDS: Final = 5
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -111,6 +112,8 @@ def cron(text: str) -> str | None:
     from cronsim import CronSim, CronSimError
 
     try:
+        if len(text.split()) != _CRON_FIELDS:  # a sixth one would count seconds
+            raise CronSimError("Wrong number of fields")
         CronSim(text, _ANY_MOMENT)
     except CronSimError as error:
         raise UnusableError(f"is neither a cron expression such as '0 2 * * *' nor {OFF} ({error})") from None

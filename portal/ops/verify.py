@@ -6,7 +6,8 @@
     drill      it was really restored, and compared: that is no look, and done by `portal.ops.drill`
 
 Each level includes the ones before. Where the checksum is wrong or missing, the contents are always looked at: they
-tell which file is hit.
+tell which file is hit. Of what an incremental stands on, every level looks at whether it is there and is what the
+incremental was made on, and no level at more: each archive is verified for itself, and all of them before a restore.
 """
 
 from __future__ import annotations
@@ -15,19 +16,20 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
-from hashlib import sha256
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
+from portal.ops.ancestry import is_incremental, line_of
 from portal.ops.archive.index import MANIFEST, Member, MemberType
 from portal.ops.archive.lanes import available_cores
 from portal.ops.archive.plain import PlainArchive
 from portal.ops.archive.reader import ArchiveReader, Damage, DamagedError, is_indexed
+from portal.ops.deletions import deletions
 from portal.ops.errors import ConfigurationError, NotIntactError, RepositoryError
-from portal.ops.model import FORMAT_VERSION, SUFFIX, Component, VerifyLevel
+from portal.ops.model import DELETED, FORMAT_VERSION, SUFFIX, Component, VerifyLevel
 from portal.ops.process import DEVNULL, PIPE, ProcessRunner, RunningProcess, SystemRunner
-from portal.ops.repository import read_sidecar
+from portal.ops.repository import file_digest, read_sidecar
 from portal.ops.sources.dump_header import HEAD_BYTES, dump_major
 from portal.ops.sources.pg_client import client_environment, find_client
 
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
     from portal.ops.manifest import Manifest
 
 MOST_DAMAGES: Final = 100
-_READ_BYTES: Final = 1 << 20
 
 Advance = Callable[[int], None]
 
@@ -131,13 +132,23 @@ class Verifier:
     advance: Advance = lambda _: None
 
     def verify(self, path: Path, level: VerifyLevel = VerifyLevel.CONTENTS) -> Verification:
-        """Look at one archive.
+        """Look at one archive, and at whether what it stands on is there.
 
         Raises:
-            RepositoryError: the file cannot be read at all.
+            RepositoryError: a file cannot be read at all.
             ClientToolError: the dump was to be decoded, and there is no pg_restore that can.
             ConfigurationError: the level is a drill, which takes more than looking.
         """
+        found = self.verify_alone(path, level)
+        if is_incremental(path):
+            try:
+                line_of(path)
+            except NotIntactError as error:
+                found = replace(found, damages=(*found.damages, Damage(what=error.message)))
+        return found
+
+    def verify_alone(self, path: Path, level: VerifyLevel = VerifyLevel.CONTENTS) -> Verification:
+        """Look at one archive and at nothing else; errors as `verify`."""
         if level is VerifyLevel.DRILL:
             raise ConfigurationError(
                 "a drill takes more than looking at an archive", hint="Run './tools/backup.sh drill', or a DrillJob."
@@ -192,7 +203,7 @@ class _Look:
                     self._member(member, content)
                     if len(self.damages) >= MOST_DAMAGES:
                         return
-            self._hold_against_manifest(self.manifest, archive.backup_id)
+                self._hold_against_manifest(self.manifest, archive)
         except DamagedError as error:
             self._note(error.damage)
         except NotIntactError as error:
@@ -202,7 +213,7 @@ class _Look:
         component = _component(member.path)
         if component is not None:
             self._held[component][0 if member.type is MemberType.FILE else 1] += 1
-        elif member.path != MANIFEST:
+        elif member.path != MANIFEST and not self._is_list_of_deleted(member):
             self._note(Damage(what="it belongs to no component of a portal", path=member.path))
         try:
             if component is Component.DATABASE and self._level is VerifyLevel.DUMP:
@@ -212,7 +223,7 @@ class _Look:
         except DamagedError as error:
             self._note(error.damage)
             return
-        if member.type is MemberType.FILE and member.path != MANIFEST:
+        if component is not None and member.type is MemberType.FILE:
             self.files += 1
             self.content_bytes += member.size
 
@@ -248,19 +259,33 @@ class _Look:
         with suppress(BrokenPipeError):
             process.stdin.close()
 
-    def _hold_against_manifest(self, manifest: Manifest, backup_id: str) -> None:
-        if manifest.backup_id != backup_id:
+    def _is_list_of_deleted(self, member: Member) -> bool:
+        return member.path == DELETED and self.manifest is not None and self.manifest.parent is not None
+
+    def _hold_against_manifest(self, manifest: Manifest, archive: ArchiveReader | PlainArchive) -> None:
+        if manifest.backup_id != archive.backup_id:
             self._note(Damage(what="the manifest is another archive's", path=MANIFEST))
+        if manifest.parent is not None:
+            self._hold_deletions(manifest, archive)
         for component in Component:
             files, others = self._held[component]
             listed = component in manifest.components
-            if listed and not files + others:
+            if listed and not files + others and manifest.parent is None:
                 self._note(Damage(what=f"the manifest lists {component.value}, but the archive holds none"))
             if not listed and files + others:
                 self._note(Damage(what=f"the archive holds {component.value}, but the manifest does not list it"))
             expected = manifest.details.get(component.value, {}).get("files", files)
             if expected != files:
                 self._note(Damage(what=f"{component.value} has {files} files, and the manifest says {expected}"))
+
+    def _hold_deletions(self, manifest: Manifest, archive: ArchiveReader | PlainArchive) -> None:
+        if isinstance(archive, PlainArchive):
+            self._note(Damage(what="it follows another archive, and has no index"))
+            return
+        count = sum(1 for _ in deletions(archive))
+        expected = manifest.details.get(Component.MEDIA.value, {}).get("deleted", count)
+        if expected != count:
+            self._note(Damage(what=f"it has {count} lines, and the manifest says {expected}", path=DELETED))
 
     def _note(self, damage: Damage) -> None:
         self.damages.append(damage)
@@ -313,23 +338,6 @@ def _expected(path: Path, damages: list[Damage], notes: list[str]) -> str | None
     if expected is None:
         notes.append(f"there is no {path.name}.sha256: the archive was checked by its contents alone")
     return expected
-
-
-def file_digest(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal.
-
-    Raises:
-        RepositoryError: it cannot be read.
-    """
-    digest, buffer = sha256(), bytearray(_READ_BYTES)
-    view = memoryview(buffer)
-    try:
-        with path.open("rb", buffering=0) as file:
-            while count := file.readinto(buffer):
-                digest.update(view[:count])
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    return digest.hexdigest()
 
 
 def _unreadable(path: Path, error: OSError) -> RepositoryError:

@@ -1,14 +1,17 @@
-"""Makes the golden archives; run once for each format, never again for an old one: `python -m tests.golden.make`.
+"""Makes the golden archives; run once for each format, never again for an old one.
 
+`python -m tests.golden.make 1` made those of format 1, `python -m tests.golden.make 2` the chain of format 2.
 The dump is a real one, of a database with two tables, by the pg_dump of the embedded server.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import sys
 import tempfile
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -31,6 +34,63 @@ _TABLES: Final = """
 
 
 def main() -> None:
+    """Make the archives of one format."""
+    {"1": make_whole, "2": make_chain}[sys.argv[1]]()
+
+
+def make_chain() -> None:
+    """Make a base and two incrementals, and a damaged copy of the first of these."""
+    place = HERE / "chain"
+    place.mkdir()
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory)
+        make_files(root)
+        job = BackupJob(BackupConfig(local_path=place, media_path=root / "uploads"))
+        tenant = root / "uploads" / "tenant-1"
+        made = []
+        for number, change in enumerate((None, _change_first, _change_second)):
+            if change:
+                change(tenant)
+            for path in (tenant, tenant / "empty"):
+                os.utime(path, ns=(0, _TIME_NS))
+            moment = MOMENT + timedelta(hours=number)
+            result = job.backup_media(incremental=True, moment=moment, request_id="golden")
+            assert result.success, result.error
+            made.append(Path(result.destination_path))
+    _flip(made[1], "media/tenant-1/scan.json", HERE / "flipped-incremental.tar.gz", further=0)
+    shutil.rmtree(place / ".cache")
+    for lock in place.glob(".*lock"):
+        lock.unlink()
+
+
+def _change_first(tenant: Path) -> None:
+    """A file that is changed under two names, one that is new, one that is gone."""
+    (tenant / "scan.json").write_bytes(b'{"finding": "XSS", "severity": "Medium"}\n' * 20)
+    (tenant / "new.json").write_bytes(b"new")
+    (tenant / ("long-" * 40)).unlink()
+    for name in ("scan.json", "new.json"):
+        (tenant / name).chmod(0o600)
+        os.utime(tenant / name, ns=(0, _TIME_NS + 1_000_000_000))
+
+
+def _change_second(tenant: Path) -> None:
+    """A directory that becomes a file, a file that becomes a directory, a name that goes, a symlink that changes."""
+    (tenant / "empty").rmdir()
+    (tenant / "empty").write_bytes(b"a file now")
+    (tenant / "new.json").unlink()
+    (tenant / "new.json").mkdir()
+    (tenant / "empty").rename(tenant / "new.json" / "moved")
+    (tenant / "empty").mkdir()
+    (tenant / "second-name.json").unlink()
+    (tenant / "latest").unlink()
+    (tenant / "latest").symlink_to("new.json")
+    for path in (tenant / "new.json" / "moved", tenant / "new.json", tenant / "empty", tenant / "latest"):
+        if not path.is_symlink():
+            path.chmod(0o700 if path.is_dir() else 0o600)
+        os.utime(path, ns=(0, _TIME_NS), follow_symlinks=False)
+
+
+def make_whole() -> None:
     """Make the portal, its archives, and the damaged copies."""
     with tempfile.TemporaryDirectory() as directory, EmbeddedPostgres(unsafe_speed=True) as server:
         root = Path(directory)
@@ -102,17 +162,21 @@ def make_plain(indexed: Path, root: Path) -> None:
 def damage(indexed: Path) -> None:
     """Make the damaged copies: a byte of the large file, one of the dump, and a lost end."""
     data = indexed.read_bytes()
-    archive = ArchiveReader(indexed)
-    for name, path, further in (
-        ("flipped-media", "media/tenant-1/large.sarif", 1),
-        ("flipped-dump", "database.sql", 1),
-    ):
-        member = archive.find(path)
-        assert member is not None
-        at = archive.frames.offsets[member.frame + further] + archive.frames.lengths[member.frame + further] // 2
-        (HERE / f"{name}.tar.gz").write_bytes(data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :])
-    archive.close()
+    _flip(indexed, "media/tenant-1/large.sarif", HERE / "flipped-media.tar.gz", further=1)
+    _flip(indexed, "database.sql", HERE / "flipped-dump.tar.gz", further=1)
     (HERE / "cut.tar.gz").write_bytes(data[: len(data) * 2 // 3])
+
+
+def _flip(archive: Path, path: str, target: Path, *, further: int) -> None:
+    """Change a byte in the frame of a file, or in one behind it."""
+    data = archive.read_bytes()
+    reader = ArchiveReader(archive)
+    member = reader.find(path)
+    assert member is not None
+    number = member.frame + further
+    at = reader.frames.offsets[number] + reader.frames.lengths[number] // 2
+    reader.close()
+    target.write_bytes(data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :])
 
 
 if __name__ == "__main__":

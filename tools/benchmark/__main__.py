@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from tools.benchmark.cases import Case, all_cases
 from tools.benchmark.machine import machine_line, versions_line
+from tools.benchmark.queue import NAME, play_queue
 from tools.benchmark.report import Outcomes, Table, results_table, targets_table
 from tools.benchmark.rounds import Workshop, play
 
@@ -36,12 +37,15 @@ def main() -> int:
         _print(f"{machine_line()}\n{versions_line()}\nmedians of {workshop.rounds} rounds, {scale}\n")
         cases = [case for case in all_cases(arguments.scale) if case.name in arguments.only]
         played = [_play(case, workshop, arguments) for case in cases]
-    _show(targets_table(played), arguments)
+        if NAME in arguments.only:
+            _show(play_queue(workshop), arguments)
+    if played:
+        _show(targets_table(played), arguments)
     return int(any(outcome.failed for _, outcomes in played for outcome in outcomes.values()))
 
 
 def _parser() -> argparse.ArgumentParser:
-    names = [case.name for case in all_cases()]
+    names = _all_names()
     parser = argparse.ArgumentParser(prog="tools/benchmark.sh", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("--rounds", type=_count, default=5, help="how often each program runs (default: 5)")
     parser.add_argument(
@@ -56,6 +60,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
     return parser
+
+
+def _all_names() -> list[str]:
+    return [*(case.name for case in all_cases()), NAME]
 
 
 def _default_directory() -> Path:
@@ -86,7 +94,7 @@ def _alone_in(directory: Path) -> Iterator[None]:
 
 
 def _case_names(text: str) -> list[str]:
-    known = [case.name for case in all_cases()]
+    known = _all_names()
     names = text.split(",")
     if unknown := [name for name in names if name not in known]:
         raise argparse.ArgumentTypeError(f"no such case: {', '.join(unknown)}; there are {', '.join(known)}")

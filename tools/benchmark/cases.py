@@ -10,6 +10,7 @@ To add a case, a restore for example, write one more function that returns it an
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ RANDOM = DataSet(content=Content.RANDOM, files=100, size=500_000_000)
 DATABASE = Database(megabytes=700)
 MEMORY_INPUTS = tuple(CopiedSet(sources=(SARIF, RANDOM), size=size * 1_000_000) for size in (100, 1_000, 5_000))
 MEMORY_LIMIT = 250_000_000
+CHAIN_LENGTH = 500
 _RESTORE_JOBS = "2"
 MEMORY_GROWTH = 1.1
 
@@ -101,6 +103,8 @@ def all_cases(scale: float = 1.0) -> tuple[Case, ...]:
         _verify(sarif),
         _extract(sarif),
         _restore_files(sarif),
+        _unchanged(SMALL.scaled(scale)),
+        _restore_chain(SMALL.scaled(scale), max(1, round(CHAIN_LENGTH * scale))),
         _restore_database(DATABASE.scaled(scale)),
         _memory([data.scaled(scale) for data in MEMORY_INPUTS]),
     )
@@ -319,6 +323,62 @@ def _restore_files(data: DataSet) -> Case:
             ),
         ),
         targets=(_faster(tar, 2.5), _faster(restic, 1.3)),
+    )
+
+
+def _unchanged(data: DataSet) -> Case:
+    """Everybody has backed the files up once before; ours twice, since the first incremental fills the cache."""
+    ours = _media_into("{kept}")
+    again = replace(ours, argv=(*ours.argv, "--incremental"))
+    borg_env = {"BORG_BASE_DIR": "{kept}/base", "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes"}
+    borg = Command(argv=("borg", "create", "--compression", "lz4"), env=borg_env)
+    name = "{kept}/repository::{{now:%s.%f}}"
+    return Case(
+        name="unchanged",
+        title=f"nothing has changed since the last backup of {data.description()}",
+        data=data,
+        contenders=(
+            Contender(name=OURS, setup=(ours, again), run=again, says_success=True),
+            Contender(
+                name=RESTIC,
+                setup=(_restic_command("{kept}", "init"), _restic_command("{kept}", "backup", "{data}")),
+                run=_restic_command("{kept}", "backup", "{data}"),
+                needs=("restic",),
+            ),
+            Contender(
+                name=BORG,
+                setup=(
+                    Command(argv=("borg", "init", "--encryption", "none", "{kept}/repository"), env=borg_env),
+                    replace(borg, argv=(*borg.argv, name, "{data}")),
+                ),
+                run=replace(borg, argv=(*borg.argv, name, "{data}")),
+                needs=("borg",),
+            ),
+        ),
+        targets=(_faster(RESTIC, 4), _faster(BORG, 4)),
+    )
+
+
+def _restore_chain(data: DataSet, incrementals: int) -> Case:
+    chain, base = f"ours, from a chain of {incrementals:,}", "ours, from one base"
+    return Case(
+        name="restore-chain",
+        title=f"{data.description()} restored from the last of {incrementals:,} incrementals, and from a base",
+        data=data,
+        contenders=tuple(
+            Contender(
+                name=name,
+                setup=(Command(argv=(sys.executable, "-m", "tools.benchmark.chain", "{data}", "{kept}", str(length))),),
+                run=Command(
+                    argv=("{tools}/restore.sh", "latest", "--media-only", "--force", "--media-dir", "{out}/files"),
+                    env={"BACKUP_LOCAL_PATH": "{kept}/archives"},
+                ),
+                check=(Command(argv=("diff", "--recursive", "--exclude=.kekkai-restore", "{data}", "{out}/files")),),
+                says_success=True,
+            )
+            for name, length in ((chain, incrementals), (base, 0))
+        ),
+        targets=(Target(measure=Measure.TIME, subject=chain, reference=base, bound=Bound.AT_MOST, wanted=1.5),),
     )
 
 

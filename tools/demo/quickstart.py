@@ -1,28 +1,32 @@
-"""The quick start: a portal made up for the purpose, backed up, checked, restored somewhere else, and compared.
+"""The quick start: a portal made up for the purpose, and everything that is there to protect it.
 
-Everything is real: a PostgreSQL server, files, the commands that an operator uses. All of it lives in a temporary
-directory and is gone afterwards.
+Everything is real: a PostgreSQL server, a Redis, workers, files, the commands that an operator uses. All of it lives in
+a temporary directory and is gone afterwards; with ``--keep`` it stays up until somebody ends it.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import os
+import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from portal.ops.errors import RestoreError
+from portal.ops.errors import OpsError, RestoreError
 from portal.ops.logs import human_bytes
 from tools.demo.compare import file_digest, table_contents, tree_contents
 from tools.demo.portal import fill
 from tools.demo.portal_files import write_audit_log, write_uploads
 from tools.demo.postgres import EmbeddedPostgres
-from tools.terminal import run_command
+from tools.demo.service import Service, own_environment
+from tools.terminal import StoppedError, run_command
 
 _TOOLS: Final = Path(__file__).resolve().parents[1]
 _FINDINGS: Final = 20_000
@@ -33,25 +37,46 @@ _DATABASE: Final = "defectdojo"
 _RESTORED: Final = "defectdojo_restored"
 _USER: Final = "defectdojo"
 _PASSWORD: Final = "quick-start"  # noqa: S105  (of a server that lives for seconds)
+_UPLOAD_SECONDS: Final = 60.0
 
 
 def main() -> int:
     """Run the quick start; the exit code."""
+    arguments = _parser().parse_args()
     _tell("Kekkai Portal backup: the quick start")
-    with tempfile.TemporaryDirectory(prefix="kekkai-quickstart-") as directory, EmbeddedPostgres() as server:
-        show = _Show(server=server, home=Path(directory))
+    with ExitStack() as stack:
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kekkai-quickstart-")))
+        server = stack.enter_context(EmbeddedPostgres())
+        service = stack.enter_context(Service(environ=_environment(server, home), directory=home))
+        show = _Show(server=server, service=service, home=home)
         show.make_portal()
+        show.start_service()
         seconds = [show.back_up(), show.verify()]
         result, restoring = show.restore()
         show.compare(result)
+        protected = show.upload()
+        show.drill()
+        show.status()
+        _tell(
+            "\nEverything that was restored equals the original.\n"
+            f"Enter to prompt: backup {seconds[0]:.1f} s, verification {seconds[1]:.1f} s, restore {restoring:.1f} s; "
+            f"an upload was safe after {protected:.1f} s.\n"
+        )
+        if arguments.keep:
+            show.keep()
     _tell(
-        "\nEverything that was restored equals the original.\n"
-        f"Enter to prompt: backup {seconds[0]:.1f} s, verification {seconds[1]:.1f} s, restore {restoring:.1f} s.\n"
-        "\n"
         "Next: set BACKUP_LOCAL_PATH, DD_DATABASE_* and PORTAL_UPLOAD_DIR for your own portal (docs/settings.md),\n"
         "then run tools/backup.sh full."
     )
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="quickstart.sh", description="Show all of it on a portal that is made up, in a temporary directory."
+    )
+    parser.add_argument("--keep", action="store_true", help="leave it up to try things, until Ctrl-C")
+    return parser
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +84,7 @@ class _Show:
     """The steps, on a server and in a directory."""
 
     server: EmbeddedPostgres
+    service: Service
     home: Path
 
     @property
@@ -93,21 +119,26 @@ class _Show:
         _tell(f"   {len(files)} uploads of {_TENANTS} tenants, {human_bytes(sum(one.stat().st_size for one in files))}")
         _tell(f"   an audit log of {_AUDIT_ENTRIES:,} entries, each with the hash of the one before")
 
+    def start_service(self) -> None:
+        _step(2, "The service: a real Redis, and a worker that takes tasks off its queues")
+        seconds = self.service.start_worker()
+        _tell(f"   python -m worker: lanes for backups, restores and maintenance, ready after {seconds:.1f} s")
+
     def back_up(self) -> float:
-        _step(2, "Back it up")
+        _step(3, "Back it up: the command hands the work to the worker, and waits")
         return self._run("backup.sh", "full")[1]
 
     def verify(self) -> float:
-        _step(3, "Is the archive whole? Every file, and the dump to its end")
+        _step(4, "Is the archive whole? Every file, and the dump to its end")
         return self._run("backup.sh", "verify", "latest", "--level", "dump")[1]
 
     def restore(self) -> tuple[dict[str, Any], float]:
-        _step(4, "Restore it somewhere else")
+        _step(5, "Restore it somewhere else")
         options = ("--create-database", "--target-database", _RESTORED, "--media-dir", str(self.restored_uploads))
         return self._run("restore.sh", "latest", "--force", *options)
 
     def compare(self, result: dict[str, Any]) -> None:
-        _step(5, "Compare what was restored with the original")
+        _step(6, "Compare what was restored with the original")
         with self.server.connect(_DATABASE) as live, self.server.connect(_RESTORED) as restored:
             ours, theirs = table_contents(live), table_contents(restored)
         rows = sum(count for count, _ in ours.values())
@@ -116,6 +147,62 @@ class _Show:
         _expect(f"uploads    {len(before)} names: every byte, mode and time", before == after)
         beside = Path(result["facts"]["audit_logs"]["path"])
         _expect("audit log  every byte", file_digest(self.audit_log) == file_digest(beside))
+        beside.unlink()
+
+    def upload(self) -> float:
+        """Have a file uploaded, and wait until an archive holds it; seconds from the one to the other."""
+        _step(7, "Somebody uploads a file: the watcher has it backed up by itself")
+        self.service.start_watcher()
+        upload = self.uploads / "tenant-001" / "just-now.sarif"
+        shutil.copy(min(self.uploads.rglob("*.sarif")), upload)
+        started = time.monotonic()
+        archive = self._archive_with(f"media/tenant-001/{upload.name}", started + _UPLOAD_SECONDS)
+        seconds = time.monotonic() - started
+        _tell(f"   {seconds:.1f} s later it is in {archive.name}, {human_bytes(archive.stat().st_size)}")
+        return seconds
+
+    def drill(self) -> None:
+        _step(8, "A drill: would a restore work? It is tried for real, and thrown away")
+        self._run("backup.sh", "drill")
+
+    def status(self) -> None:
+        _step(9, "How does it stand?")
+        self._run("backup.sh", "status")
+
+    def keep(self) -> None:
+        """Leave everything up until somebody ends it."""
+        self.service.start_beat()
+        address = self.service.start_flower()
+        file = self.home / "environment"
+        settings = self.service.client_environ()
+        wanted = (name for name in sorted(settings) if name.startswith(("DD_", "BACKUP_", "PORTAL_", "CELERY_")))
+        file.write_text("".join(f"export {name}={shlex.quote(settings[name])}\n" for name in wanted))
+        file.chmod(0o600)
+        _tell(
+            f"Flower shows the tasks: {address}   user kekkai, password {self.service.flower_password}\n"
+            "In another terminal, in this directory:\n"
+            f"   source {file}\n"
+            "   tools/backup.sh list\n"
+            "Ctrl-C ends it all, and removes it."
+        )
+        try:
+            while True:
+                time.sleep(3600)
+        except StoppedError:
+            _tell("")
+
+    def _archive_with(self, member: str, deadline: float) -> Path:
+        """The archive that holds a file, once there is one."""
+        from portal.ops.archive.reader import ArchiveReader
+
+        looked: set[Path] = set()
+        while time.monotonic() < deadline:
+            for path in set((self.home / "backups").glob("media_*.tar.gz")) - looked:
+                looked.add(path)
+                if ArchiveReader(path).find(member):
+                    return path
+            time.sleep(0.05)
+        raise OpsError(f"nothing was backed up within {_UPLOAD_SECONDS:.0f} s", hint="This is a fault of ours.")
 
     def _run(self, command: str, *arguments: str) -> tuple[dict[str, Any], float]:
         """Run a command as an operator does, show what it says, and give back its result and seconds."""
@@ -123,7 +210,10 @@ class _Show:
         _tell(f"   $ {shown}")
         started = time.monotonic()
         process = subprocess.Popen(
-            [_TOOLS / command, *arguments], env=self._environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [_TOOLS / command, *arguments],
+            env={**self.service.client_environ(), "BACKUP_LOG_FORMAT": "console"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         assert process.stderr is not None
         assert process.stdout is not None
@@ -137,21 +227,22 @@ class _Show:
             )
         return json.loads(output), time.monotonic() - started
 
-    def _environment(self) -> dict[str, str]:
-        address = self.server.superuser(_DATABASE)
-        return {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("DD_", "BACKUP_", "PORTAL_"))},
-            "DD_DATABASE_HOST": address.host,
-            "DD_DATABASE_PORT": str(address.port),
-            "DD_DATABASE_NAME": _DATABASE,
-            "DD_DATABASE_USER": _USER,
-            "DD_DATABASE_PASSWORD": _PASSWORD,
-            "BACKUP_LOCAL_PATH": str(self.home / "backups"),
-            "BACKUP_PG_BIN_DIR": str(self.server.bin_dir),
-            "BACKUP_LOG_FORMAT": "console",
-            "PORTAL_UPLOAD_DIR": str(self.uploads),
-            "PORTAL_AUDIT_DIR": str(self.audit_log),
-        }
+
+def _environment(server: EmbeddedPostgres, home: Path) -> dict[str, str]:
+    address = server.superuser(_DATABASE)
+    return {
+        **own_environment(),
+        "DD_DATABASE_HOST": address.host,
+        "DD_DATABASE_PORT": str(address.port),
+        "DD_DATABASE_NAME": _DATABASE,
+        "DD_DATABASE_USER": _USER,
+        "DD_DATABASE_PASSWORD": _PASSWORD,
+        "BACKUP_LOCAL_PATH": str(home / "backups"),
+        "BACKUP_ALLOWED_PATHS": str(home / "elsewhere"),
+        "BACKUP_PG_BIN_DIR": str(server.bin_dir),
+        "PORTAL_UPLOAD_DIR": str(home / "uploads"),
+        "PORTAL_AUDIT_DIR": str(home / "audit" / "audit.jsonl"),
+    }
 
 
 def _step(number: int, what: str) -> None:

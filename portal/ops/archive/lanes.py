@@ -11,6 +11,7 @@ import os
 import queue
 import subprocess
 import sys
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Self, cast
@@ -43,14 +44,18 @@ class Lanes:
     Arguments:
         backup_id: the archive's top directory, which every member's name starts with.
         jobs: how many blocks are worked on at once.
+        helpers: do without helper processes where there is little to pack: starting one takes longer than a few files.
     """
 
-    def __init__(self, backup_id: str, jobs: int) -> None:
+    def __init__(self, backup_id: str, jobs: int, *, helpers: bool = True) -> None:
         self.jobs = jobs
         self._backup_id = backup_id
         self._threads = ThreadPoolExecutor(jobs, thread_name_prefix="lane")
         self._helpers: list[_Helper] = []
         self._idle: queue.SimpleQueue[_Helper] = queue.SimpleQueue()
+        self._wanted = jobs if helpers else 0
+        self._own = packer.Packer()
+        self._turn = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -74,12 +79,15 @@ class Lanes:
 
     def start_helpers(self) -> None:
         """Start the helper processes that do not run yet: they are ready when the first files have been found."""
-        for _ in range(self.jobs - len(self._helpers)):
+        for _ in range(self._wanted - len(self._helpers)):
             helper = _start_helper()
             self._helpers.append(helper)
             self._idle.put(helper)
 
     def _pack(self, items: Sequence[packer.Item]) -> packer.Pack:
+        if not self._wanted:
+            with self._turn:
+                return self._own.pack(self._backup_id, items)
         helper = self._idle.get()
         try:
             packer.send(helper.requests, (self._backup_id, items))

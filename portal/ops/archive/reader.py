@@ -263,12 +263,12 @@ class ArchiveReader:
 
     @contextmanager
     def _frames_ahead(self, jobs: int, first: int) -> Iterator[Iterator[tuple[int, bytes | NotIntactError]]]:
-        from concurrent.futures import ThreadPoolExecutor
+        from concurrent.futures import ThreadPoolExecutor, wait
 
         threads = ThreadPoolExecutor(jobs, thread_name_prefix="inflate")
+        pending: deque[Future[bytes | NotIntactError]] = deque()
 
         def ahead() -> Iterator[tuple[int, bytes | NotIntactError]]:
-            pending: deque[Future[bytes | NotIntactError]] = deque()
             numbers = iter(range(first, len(self.frames)))
             for number in range(first, len(self.frames)):
                 while len(pending) < jobs + _AHEAD and (following := next(numbers, None)) is not None:
@@ -278,7 +278,10 @@ class ArchiveReader:
         try:
             yield ahead()
         finally:
-            threads.shutdown(cancel_futures=True)
+            # Threads are not joined: this also runs where Python collects garbage, which may be in the middle of the
+            # start of another thread, with a lock held that joining needs. What still reads the file is waited for.
+            threads.shutdown(wait=False, cancel_futures=True)
+            wait([future for future in pending if not future.cancelled()])
 
 
 def is_below(path: str, top: str) -> bool:

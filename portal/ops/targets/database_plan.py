@@ -142,9 +142,14 @@ _MEANING: Final = {
 }
 
 
+def is_local(target: DatabaseTarget) -> bool:
+    """Whether the server runs on this machine, by its name."""
+    return target.host.startswith("/") or target.host in _LOCAL_HOSTS
+
+
 def free_bytes(connection: Connection, target: DatabaseTarget) -> int | None:
     """The room on the disk of the server; nothing unless it is certain that this disk can be seen from here."""
-    if not (target.host.startswith("/") or target.host in _LOCAL_HOSTS):
+    if not is_local(target):
         return None
     row = connection.execute("SELECT setting FROM pg_settings WHERE name = 'data_directory'").fetchone()
     try:

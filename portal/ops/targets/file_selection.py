@@ -6,13 +6,15 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from portal.ops.archive.index import Member, MemberType
-from portal.ops.archive.reader import ArchiveReader, is_below
+from portal.ops.archive.plain import PlainArchive
+from portal.ops.archive.reader import is_below
 from portal.ops.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from portal.ops.archive.plain import PlainArchive
+    from portal.ops.archive.reader import ArchiveReader
+    from portal.ops.chain_reader import ChainReader
 
     Contents = Iterator[tuple[Member, Iterator[memoryview]]]
 
@@ -26,7 +28,9 @@ def matches(path: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(path, pattern) or fnmatchcase(path, f"{pattern.rstrip('/')}/*") for pattern in patterns)
 
 
-def selected(archive: ArchiveReader | PlainArchive, prefix: str, patterns: Sequence[str], jobs: int) -> Contents:
+def selected(
+    archive: ArchiveReader | PlainArchive | ChainReader, prefix: str, patterns: Sequence[str], jobs: int
+) -> Contents:
     """The members of a component with their content; with patterns, what they fit, and the directories above that.
 
     A hard link that is taken without the file that it is another name of becomes that file.
@@ -48,7 +52,9 @@ def selected(archive: ArchiveReader | PlainArchive, prefix: str, patterns: Seque
 class _Selection:
     """Two passes: the first finds what belongs to what is asked for, the second reads it."""
 
-    def __init__(self, archive: ArchiveReader | PlainArchive, prefix: str, patterns: Sequence[str]) -> None:
+    def __init__(
+        self, archive: ArchiveReader | PlainArchive | ChainReader, prefix: str, patterns: Sequence[str]
+    ) -> None:
         self._archive = archive
         self._prefix = prefix
         self._patterns = patterns
@@ -95,8 +101,8 @@ class _Selection:
 
     def _all(self) -> Contents:
         """Every member; where there is an index, content is read only of those whose content is asked for."""
-        if isinstance(self._archive, ArchiveReader):
+        if isinstance(self._archive, PlainArchive):
+            yield from self._archive.contents(1)
+        else:
             for member in self._archive.members():
                 yield member, self._archive.extract(member)
-        else:
-            yield from self._archive.contents(1)

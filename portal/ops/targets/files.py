@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from portal.ops.archive.index import Member
     from portal.ops.archive.plain import PlainArchive
     from portal.ops.archive.reader import ArchiveReader
+    from portal.ops.chain_reader import ChainReader
 
 __all__ = [
     "FileRestore",
@@ -120,7 +121,7 @@ class FileRestore:
             wanted = (member for member in wanted if matches(member.path[len(prefix) + 1 :], self.patterns))
         return comparison.plan(wanted, Path(root, top) if top else self.target)
 
-    def stage_from(self, archive: ArchiveReader | PlainArchive, jobs: int) -> StageReport:
+    def stage_from(self, archive: ArchiveReader | PlainArchive | ChainReader, jobs: int) -> StageReport:
         """Stage what is asked for; with patterns, an archive with an index is read where that lies, and nowhere else.
 
         Arguments:

@@ -1,0 +1,28 @@
+"""`python -m beat`: sends what the schedules say, and catches up on what was missed."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+from beat.heartbeat import BEAT_NAME
+from beat.loop import Beat
+from beat.service import run_service
+from beat.workers import QueuedWorkers
+from portal.ops.aftermath import Aftermath
+
+if TYPE_CHECKING:
+    from portal.ops.settings import Settings
+
+
+def serve(settings: Settings) -> NoReturn:
+    """Go on until the process ends."""
+    if settings.targets.metrics_port:
+        from portal.ops.metrics import serve as serve_metrics
+
+        serve_metrics(settings, port=settings.targets.metrics_port)
+    Beat(settings, QueuedWorkers(settings.worker), after_look=Aftermath(settings).refresh).run()
+
+
+if __name__ == "__main__":
+    sys.exit(run_service("beat", "Send backups, verifications, prunes and drills when they are due.", BEAT_NAME, serve))

@@ -1,0 +1,96 @@
+"""A sign of life: a small file in the repository that a process replaces again and again, for doctor and health checks.
+
+It is not meant to outlast a crash of the machine, so it is not forced onto the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from portal.ops.model import timestamp
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+BEAT_NAME: Final = ".beat.json"
+WATCHER_NAME: Final = ".watcher.json"
+INTERVAL_SECONDS: Final = 20.0
+
+_STALE: Final = timedelta(seconds=5 * INTERVAL_SECONDS)
+_AHEAD: Final = timedelta(minutes=5)
+_MOST_BYTES: Final = 16 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Health:
+    """Whether a process does what it is there for.
+
+    Arguments:
+        is_well: whether it does.
+        message: in what way, in one sentence.
+        facts: what it said last.
+    """
+
+    is_well: bool
+    message: str
+    facts: dict[str, Any]
+
+
+class Heartbeat:
+    """The sign of life of one process.
+
+    Arguments:
+        path: its file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def beat(self, moment: datetime, **facts: Any) -> None:
+        """Say that this process lives, and how it is.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        text = json.dumps(
+            {"pid": os.getpid(), "host": socket.gethostname(), "moment": timestamp(moment), **facts}, indent=2
+        )
+        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(text + "\n", "ascii")
+            temporary.rename(self.path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def read(self) -> dict[str, Any]:
+        """What was said last; nothing where there is no sense in it."""
+        try:
+            with self.path.open("rb") as file:
+                found = json.loads(file.read(_MOST_BYTES))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def health(self, name: str, now: datetime) -> Health:
+        """Whether the process lives.
+
+        Arguments:
+            name: what it is called in the message.
+        """
+        facts = self.read()
+        try:
+            moment = datetime.fromisoformat(facts["moment"])
+            age = now - moment
+        except (KeyError, TypeError, ValueError):
+            return Health(is_well=False, message=f"there is no sign of life of the {name} in {self.path}", facts={})
+        if not -_AHEAD <= age <= _STALE:
+            return Health(is_well=False, message=f"the last sign of life of the {name} is of {moment}", facts=facts)
+        if facts.get("ready") is False:
+            return Health(is_well=False, message=f"the {name} waits: {facts.get('waits_for')}", facts=facts)
+        return Health(is_well=True, message=f"the {name} lives (process {facts.get('pid')})", facts=facts)

@@ -1,0 +1,160 @@
+"""Beat: looks at the repository at each slot, every five minutes and at its start, and sends what is due.
+
+    look     the newest slot of each kind, without those that are known to be done
+    read     what the repository has to say about them
+    send     what is due, unless it was sent a moment ago or is being worked on
+    wait     until the next slot, the next look, or the next try where the broker is away
+
+It keeps no schedule: what was missed, whether by this process, the broker or the machine, is found by the next look.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from beat.due import Errand, Kind, Slot, due, last_slots, next_slots
+from beat.heartbeat import BEAT_NAME, INTERVAL_SECONDS, Heartbeat
+from beat.pauses import Memory, Outage
+from beat.standing import read_standing
+from portal.ops.errors import OpsError
+from portal.ops.job import Clock, utc_now
+from portal.ops.logs import engine_log
+from portal.ops.model import timestamp
+from portal.ops.repository import Repository
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import NoReturn
+
+    from beat.workers import Workers
+    from portal.ops.settings import Settings
+
+log = engine_log("beat")
+
+_LOOK_EVERY: Final = timedelta(minutes=5)
+_MOST_AT_ONCE: Final = 100
+_NO_PAUSE_SECONDS: Final = 0.05
+_COSTLY: Final = frozenset({Kind.VERIFY, Kind.PRUNE, Kind.DRILL})
+"""Once a slot of these is done it is not asked about again: all that was ever found or logged would be read for it."""
+
+
+class Beat:
+    """What sends scheduled tasks.
+
+    Arguments:
+        settings: schedules and repository.
+        workers: who does the work.
+        clock: what time it is.
+        steady: a reading in seconds of a clock that nobody can set.
+        sleep: waits so many seconds.
+        after_look: done after each look, once everything is sent.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        workers: Workers,
+        *,
+        clock: Clock = utc_now,
+        steady: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        after_look: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._settings = settings
+        self._workers = workers
+        self._clock = clock
+        self._steady = steady
+        self._sleep = sleep
+        self._after_look = after_look
+        self._repository = Repository(settings.local_path, lock_timeout=settings.lock_timeout)
+        self._heartbeat = Heartbeat(settings.local_path / BEAT_NAME)
+        self._memory = Memory.from_dict(self._heartbeat.read().get("asked"))
+        self._outage = Outage()
+        self._settled: set[Slot] = set()
+        self._told: dict[str, str] = {}
+
+    def run(self) -> NoReturn:
+        """Go on until the process ends."""
+        log.info("beat_started", next={slot.kind.value: timestamp(slot.moment) for slot in self._next(self._clock())})
+        while True:
+            looked = self._clock()
+            again = self.look()
+            self._after_look()
+            while looked <= (now := self._clock()) < again:
+                self._sleep(min((again - now).total_seconds(), INTERVAL_SECONDS) + _NO_PAUSE_SECONDS)
+                self._show_life()
+
+    def look(self) -> datetime:
+        """Send what is due now; when to look again."""
+        now = self._clock()
+        try:
+            self._send_due(now)
+            self._told.pop("repository_unreadable", None)
+        except OpsError as error:
+            self._say_once("repository_unreadable", error)
+        self._show_life()
+        if self._outage.lasts:
+            return now + timedelta(seconds=max(self._outage.again - self._steady(), 0))
+        return min([now + _LOOK_EVERY, *(slot.moment for slot in self._next(now))])
+
+    def _send_due(self, now: datetime) -> None:
+        slots = last_slots(self._settings.schedules, now)
+        self._settled &= set(slots)
+        in_question = [slot for slot in slots if slot not in self._settled]
+        if not in_question:
+            return
+        standing = read_standing(self._repository, {slot.kind for slot in in_question})
+        errands = due(in_question, standing, now, self._memory.times())
+        self._memory.keep_only({errand.task_id for errand in errands})
+        if standing.archives:
+            undone = {errand.slot for errand in errands}
+            self._settled |= {slot for slot in in_question if slot.kind in _COSTLY and slot not in undone}
+        self._send(errands, now)
+
+    def _send(self, errands: Iterable[Errand], now: datetime) -> None:
+        sent = 0
+        try:
+            for errand in errands:
+                if sent < _MOST_AT_ONCE and self._is_to_be_sent(errand, now):
+                    self._workers.submit(errand.slot.kind.task, errand.arguments, errand.task_id)
+                    self._memory.note(errand.task_id, now)
+                    log.info("task_sent", task=errand.slot.kind.task.value, task_id=errand.task_id)
+                    sent += 1
+        except OpsError as error:
+            if self._outage.fail(self._steady()):
+                log.warning("broker_away", error=str(error))
+            return
+        if (seconds := self._outage.end(self._steady())) is not None:
+            log.info("broker_back", seconds=round(seconds, 1))
+
+    def _is_to_be_sent(self, errand: Errand, now: datetime) -> bool:
+        """Whether its pause is over, and nobody is at work on it; one that takes too long is no longer believed in."""
+        if not self._memory.may_ask(errand.task_id, now):
+            return False
+        believed = now - timedelta(seconds=self._settings.worker.task_timeout)
+        return not (self._memory.was_asked_since(errand.task_id, believed) and self._workers.is_at_work(errand.task_id))
+
+    def _next(self, now: datetime) -> list[Slot]:
+        return next_slots(self._settings.schedules, now)
+
+    def _show_life(self) -> None:
+        now = self._clock()
+        facts: dict[str, Any] = {
+            "next": {slot.kind.value: timestamp(slot.moment) for slot in self._next(now)},
+            "broker_away": self._outage.lasts,
+            "asked": self._memory.to_dict(),
+        }
+        try:
+            self._repository.prepare()
+            self._heartbeat.beat(now, **facts)
+            self._told.pop("heartbeat_unwritten", None)
+        except (OpsError, OSError) as error:
+            self._say_once("heartbeat_unwritten", error)
+
+    def _say_once(self, event: str, error: Exception) -> None:
+        """Log a trouble, but not the same one again at each look."""
+        if self._told.get(event) != str(error):
+            self._told[event] = str(error)
+            log.error(event, error=str(error))

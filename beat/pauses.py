@@ -1,0 +1,116 @@
+"""How long to wait before something is sent again: a task that failed, or anything where the broker is away."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+_FIRST: Final = timedelta(minutes=5)
+_LONGEST: Final = timedelta(hours=1)
+_FIRST_OUTAGE_SECONDS: Final = 10.0
+_LONGEST_OUTAGE_SECONDS: Final = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """How often a task was sent, and when last."""
+
+    times: int
+    moment: datetime
+
+    def may_be_repeated(self, now: datetime) -> bool:
+        """Whether the pause is over: 5 minutes, 10, 20, 40, then an hour; at once if the clock was put back."""
+        pause = min(_FIRST * 2 ** min(self.times - 1, 10), _LONGEST)
+        return not self.moment <= now < self.moment + pause
+
+
+class Memory:
+    """What was sent, for as long as it is due.
+
+    It may be lost: then a task that failed is sent again sooner.
+    """
+
+    def __init__(self, asked: Mapping[str, Asked] | None = None) -> None:
+        self._asked = dict(asked or {})
+
+    def times(self) -> dict[str, int]:
+        """How often each task was sent."""
+        return {task_id: asked.times for task_id, asked in self._asked.items()}
+
+    def was_asked_since(self, task_id: str, moment: datetime) -> bool:
+        """Whether the task was sent at that moment or later."""
+        return task_id in self._asked and self._asked[task_id].moment >= moment
+
+    def may_ask(self, task_id: str, now: datetime) -> bool:
+        """Whether it is time to send the task, or to send it again."""
+        asked = self._asked.get(task_id)
+        return asked is None or asked.may_be_repeated(now)
+
+    def note(self, task_id: str, now: datetime) -> None:
+        """Remember that the task was sent."""
+        before = self._asked.get(task_id)
+        self._asked[task_id] = Asked(times=before.times + 1 if before else 1, moment=now)
+
+    def keep_only(self, task_ids: Iterable[str]) -> None:
+        """Forget the tasks that are no longer due."""
+        self._asked = {task_id: self._asked[task_id] for task_id in task_ids if task_id in self._asked}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The memory in the types of JSON: what was sent only once is left out, it may be a lot."""
+        return {
+            task_id: {"times": asked.times, "moment": asked.moment.isoformat()}
+            for task_id, asked in self._asked.items()
+            if asked.times > 1
+        }
+
+    @classmethod
+    def from_dict(cls, facts: object) -> Memory:
+        """The memory that `to_dict` made; an empty one where it makes no sense."""
+        try:
+            return cls(
+                {
+                    str(task_id): Asked(times=int(one["times"]), moment=datetime.fromisoformat(one["moment"]))
+                    for task_id, one in dict(facts).items()  # type: ignore[call-overload]
+                }
+            )
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
+            return cls()
+
+
+@dataclass(kw_only=True)
+class Outage:
+    """A time in which nothing can be sent: tried again after 10 s, 20 s, 40 s, then every minute.
+
+    Arguments:
+        failures: how often it was tried in vain.
+        began: the reading of a steady clock at the first time.
+        again: the reading at which to try again.
+    """
+
+    failures: int = 0
+    began: float = field(default=0.0)
+    again: float = field(default=0.0)
+
+    @property
+    def lasts(self) -> bool:
+        """Whether the last try was in vain."""
+        return self.failures > 0
+
+    def fail(self, reading: float) -> bool:
+        """Note a try that was in vain; whether it is the first one."""
+        if not self.failures:
+            self.began = reading
+        pause = min(_FIRST_OUTAGE_SECONDS * 2 ** min(self.failures, 10), _LONGEST_OUTAGE_SECONDS)
+        self.failures += 1
+        self.again = reading + pause
+        return self.failures == 1
+
+    def end(self, reading: float) -> float | None:
+        """Note a try that succeeded; the seconds that the outage had lasted, nothing where there was none."""
+        seconds = reading - self.began if self.failures else None
+        self.failures = 0
+        return seconds

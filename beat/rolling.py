@@ -1,0 +1,81 @@
+"""Which archives a slot of the verification looks at, so that within a week each one was looked at closely.
+
+    new        never verified at the level of its contents
+    its turn   a seventh of all others: each archive has its day of the week, by its name
+    overdue    not verified for six days, such as where the machine was off on its day
+
+It is a function of the slot and of what verifications have found: what was verified since the slot drops out, and
+nothing else moves in, however often it is asked.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from hashlib import sha256
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+
+from portal.ops.model import VerifyLevel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+_DAYS: Final = 7
+_OVERDUE: Final = timedelta(days=_DAYS - 1)
+_RECENT: Final = timedelta(days=1)
+
+
+class Verified(Protocol):
+    """What is known of a verification."""
+
+    @property
+    def level(self) -> VerifyLevel:
+        """How closely the archive was looked at."""
+
+    @property
+    def moment(self) -> datetime:
+        """When."""
+
+
+class Named(Protocol):
+    """An archive."""
+
+    @property
+    def name(self) -> str:
+        """Its id."""
+
+    @property
+    def moment(self) -> datetime:
+        """When it was made."""
+
+
+Archive = TypeVar("Archive", bound=Named)
+
+
+def to_verify(
+    slot: datetime, archives: Iterable[Archive], verified: Mapping[str, Verified], now: datetime
+) -> list[Archive]:
+    """The archives to verify for a slot: new ones first, then those that wait for the longest time.
+
+    Arguments:
+        archives: all of them; those that were made after the slot wait for the next one.
+        verified: the newest result of each that has one.
+    """
+    there = [archive for archive in archives if not slot < archive.moment <= now]
+    new = [archive for archive in there if archive.name not in verified]
+    known = [archive for archive in there if archive.name in verified and _is_due(archive, verified, slot, now)]
+    return new + sorted(known, key=lambda archive: (verified[archive.name].moment, archive.name))
+
+
+def day_of(name: str) -> int:
+    """The day of the week that is an archive's own."""
+    return int.from_bytes(sha256(name.encode("utf-8", "surrogateescape")).digest()[:8], "big") % _DAYS
+
+
+def _is_due(archive: Named, verified: Mapping[str, Verified], slot: datetime, now: datetime) -> bool:
+    found = verified[archive.name]
+    if slot <= found.moment <= now:
+        return False
+    if not found.level.covers(VerifyLevel.CONTENTS) or found.moment > now:
+        return True
+    age = slot - found.moment
+    return age >= _OVERDUE or (day_of(archive.name) == slot.toordinal() % _DAYS and age >= _RECENT)

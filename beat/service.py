@@ -1,0 +1,60 @@
+"""What `python -m beat` and `python -m beat.watcher` do the same way: options, logging, signals, exit codes.
+
+Both end at once when they are asked to. Whatever they were doing is found by the next start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+from beat.heartbeat import Heartbeat
+from portal.ops.errors import OpsError
+from portal.ops.job import read_text, utc_now
+from portal.ops.settings import load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from portal.ops.settings import Settings
+
+
+def run_service(name: str, meaning: str, heartbeat_name: str, serve: Callable[[Settings], NoReturn]) -> int:
+    """Serve, or tell whether the one that serves is well; the exit code.
+
+    Arguments:
+        name: what it is called.
+        heartbeat_name: the file of its sign of life, in the repository.
+        serve: goes on until the process ends.
+    """
+    parser = argparse.ArgumentParser(description=meaning, epilog="Settings are read from the environment.")
+    parser.add_argument("--health", action="store_true", help="say whether it is well: exit code 0, or 1 if not")
+    is_health_asked = parser.parse_args().health
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, _end)
+    try:
+        settings = load_settings(os.environ, read_text)
+        if is_health_asked:
+            return _tell_health(name, Heartbeat(settings.local_path / heartbeat_name))
+        from worker.logs import log_to_standard_error
+
+        log_to_standard_error(settings.log_format)
+        serve(settings)
+    except OpsError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+
+
+def _tell_health(name: str, heartbeat: Heartbeat) -> int:
+    health = heartbeat.health(name, utc_now())
+    sys.stderr.write(f"{health.message}\n")
+    sys.stdout.write(f"{json.dumps({'healthy': health.is_well, 'message': health.message, **health.facts})}\n")
+    return 0 if health.is_well else 1
+
+
+def _end(number: int, _frame: object) -> NoReturn:
+    sys.exit(0 if number == signal.SIGTERM else 128 + number)

@@ -1,0 +1,35 @@
+"""`python -m beat.watcher`: sends what changes below the uploads."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from typing import TYPE_CHECKING, NoReturn
+
+from beat.heartbeat import WATCHER_NAME
+from beat.service import run_service
+from beat.watcher.loop import Watcher
+from beat.workers import QueuedWorkers
+from portal.ops.logs import engine_log
+
+if TYPE_CHECKING:
+    from portal.ops.settings import Settings
+
+log = engine_log("beat.watcher")
+
+
+def serve(settings: Settings) -> NoReturn:
+    """Go on until the process ends."""
+    logging.getLogger("watchdog").setLevel(logging.ERROR)  # an overflow is told of by the watcher
+    threading.excepthook = _tell
+    Watcher(settings, QueuedWorkers(settings.worker)).run()
+
+
+def _tell(failure: threading.ExceptHookArgs) -> None:
+    """Say what has ended a thread of watchdog's; the watcher notices, and begins anew."""
+    log.error("watching_failed", error=repr(failure.exc_value))
+
+
+if __name__ == "__main__":
+    sys.exit(run_service("watcher", "Have uploads backed up as they come.", WATCHER_NAME, serve))

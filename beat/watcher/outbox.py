@@ -1,0 +1,164 @@
+"""What is to be sent: first what is known to have changed, then a scan. What nobody takes stays, on the disk as well.
+
+A batch that is tried again has the name it had; changes that come meanwhile are merged into it, which makes it another
+one. What was handed over is forgotten: should the broker lose it, the next scan finds the changes.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from beat.pauses import Outage
+from beat.watcher.batch import Batch
+from beat.watcher.gathering import MOST_PATHS
+from portal.ops.errors import OpsError
+from portal.ops.logs import engine_log
+from portal.ops.repository import write_durably
+from worker.names import TaskName
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime, timedelta
+    from pathlib import Path
+
+    from beat.workers import Workers
+    from portal.ops.job import Clock
+
+log = engine_log("beat.watcher")
+
+DIRECTORY: Final = ".watch"
+NAME: Final = "dirty.json"
+
+_MOST_BYTES: Final = 64 << 20
+
+
+class Outbox:
+    """Batches on their way to the workers.
+
+    Arguments:
+        repository: the directory in which what could not be sent is kept.
+        workers: who takes them.
+        clock: what time it is.
+        steady: a reading in seconds of a clock that nobody can set.
+    """
+
+    def __init__(self, repository: Path, workers: Workers, clock: Clock, steady: Callable[[], float]) -> None:
+        self._path = repository / DIRECTORY / NAME
+        self._workers = workers
+        self._clock = clock
+        self._steady = steady
+        self._outage = Outage()
+        self._changes: Batch | None = None
+        self._scan: Batch | None = None
+        self._kept: Batch | None = None
+        self._told = ""
+        self._last_scan: Batch | None = None
+
+    @property
+    def again_at(self) -> float | None:
+        """The reading of the steady clock at which to post again; nothing where nothing is left."""
+        return self._outage.again if self._outage.lasts else None
+
+    @property
+    def dirty_since(self) -> datetime | None:
+        """Since when something waits to be sent."""
+        return min((batch.moment for batch in (self._changes, self._scan) if batch), default=None)
+
+    def put(self, paths: frozenset[str]) -> None:
+        """Have changes sent."""
+        if not paths:
+            return
+        if self._changes:
+            paths |= self._changes.paths
+        if len(paths) > MOST_PATHS:
+            self._changes = None
+            self.want_scan()
+            return
+        self._changes = replace(self._changes or Batch(moment=self._clock()), paths=paths)
+
+    def want_scan(self) -> None:
+        """Have the whole tree looked at."""
+        self._scan = self._scan or Batch(moment=self._clock(), is_scan=True)
+
+    def is_scan_on_its_way(self, longest: timedelta) -> bool:
+        """Whether the last scan has not ended yet, so that another one is not needed.
+
+        Arguments:
+            longest: one that was sent longer ago is no longer believed in.
+        """
+        if self._last_scan is None or self._clock() - self._last_scan.moment > longest:
+            return False
+        try:
+            return self._workers.is_at_work(self._last_scan.task_id)
+        except OpsError:
+            return False
+
+    def post(self) -> None:
+        """Send what there is, unless it was tried in vain a moment ago; what cannot be sent is kept."""
+        if self._outage.lasts and self._steady() < self._outage.again:
+            self._keep()
+            return
+        try:
+            while batch := self._changes or self._scan:
+                self._workers.submit(TaskName.BACKUP_MEDIA, batch.arguments, batch.task_id)
+                log.info("changes_sent", task_id=batch.task_id, paths=len(batch.paths), scan=batch.is_scan)
+                self._drop(batch)
+        except OpsError as error:
+            if self._outage.fail(self._steady()):
+                log.warning("broker_away", error=str(error))
+            self._keep()
+            return
+        if (seconds := self._outage.end(self._steady())) is not None:
+            log.info("broker_back", seconds=round(seconds, 1))
+        self._forget()
+
+    def recover(self) -> None:
+        """Take up what an earlier process could not send."""
+        try:
+            with self._path.open("rb") as file:
+                facts = json.loads(file.read(_MOST_BYTES))
+            batch = Batch.from_dict(facts)
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            log.warning("dirty_unreadable", path=str(self._path), error=str(error))
+            return
+        self._kept = batch
+        self._changes = batch if batch.paths else None
+        self._scan = replace(batch, paths=frozenset()) if batch.is_scan else None
+        if self._changes:
+            self._changes = replace(self._changes, is_scan=False)
+        log.info("dirty_recovered", paths=len(batch.paths), scan=batch.is_scan)
+
+    def _drop(self, batch: Batch) -> None:
+        if batch.is_scan:
+            self._scan, self._last_scan = None, batch
+        else:
+            self._changes = None
+
+    def _keep(self) -> None:
+        """Put what is left on the disk; where that cannot be, the scan at the next start makes up for it."""
+        since = self.dirty_since
+        if since is None:
+            return
+        paths = self._changes.paths if self._changes else frozenset()
+        dirty = Batch(moment=since, paths=paths, is_scan=self._scan is not None)
+        if dirty == self._kept:
+            return
+        try:
+            self._path.parent.mkdir(mode=0o700, exist_ok=True)
+            write_durably(self._path, json.dumps(dirty.to_dict()).encode("ascii") + b"\n")
+            self._kept = dirty
+        except OSError as error:
+            if self._told != str(error):
+                self._told = str(error)
+                log.error("dirty_unkept", path=str(self._path), error=str(error))
+
+    def _forget(self) -> None:
+        if self._kept:
+            with suppress(OSError):  # sent once more after the next start, it does no harm
+                self._path.unlink(missing_ok=True)
+            self._kept = None

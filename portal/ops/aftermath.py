@@ -1,0 +1,150 @@
+"""What follows once something was done: metrics are written, people are told, the dead-man's URL is called.
+
+It is the observer of the jobs: it never raises, and takes a bounded time. Who starts jobs passes it in; the engine's
+jobs know nothing of it.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote, urlsplit
+
+from portal.ops import messenger
+from portal.ops.access_log import Action, Outcome
+from portal.ops.errors import OpsError
+from portal.ops.failures import is_failure
+from portal.ops.job import Clock, utc_now
+from portal.ops.logs import engine_log
+from portal.ops.model import BackupId, BackupType
+from portal.ops.notices import Notices
+from portal.ops.status_facts import read_status
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from portal.ops.access_log import AccessEntry
+    from portal.ops.settings import Settings
+    from portal.ops.status_model import Status
+    from portal.ops.target import Secret
+
+log = engine_log("portal.ops.aftermath")
+
+_HIDDEN: Final = "********"
+_USER_INFO: Final = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+_SHORTEST_SECRET: Final = 4
+"""A shorter one would turn plain words into asterisks."""
+
+_AT_MOST_EVERY: Final = 60.0
+
+
+class Aftermath:
+    """Does what follows.
+
+    Arguments:
+        settings: where metrics go, who is told, what is called, and what may not be told.
+        clock: what time it is.
+    """
+
+    def __init__(self, settings: Settings, *, clock: Clock = utc_now) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._secrets = sorted(secret_words(settings), key=len, reverse=True)
+        self._notices = Notices(settings.local_path, host=socket.gethostname(), tell=self._tell, clock=clock)
+        self._refreshed = -_AT_MOST_EVERY
+
+    def __call__(self, entry: AccessEntry) -> None:
+        """Something was done. Of many in a row (verifications, removals) the status is not read after each."""
+        quiet = entry.outcome is Outcome.DONE and (entry.action is Action.VERIFY or "archives" in entry.details)
+        try:
+            self._ping(entry)
+            status = None
+            if not quiet or self._is_due:
+                status = self._read()
+            self._follow(entry, status)
+        except Exception as error:
+            log.warning("aftermath_failed", reason=type(error).__name__)
+
+    def refresh(self, status: Status | None = None) -> None:
+        """Time has passed: targets may be missed by now. Asked for too often, it does nothing.
+
+        Arguments:
+            status: how it stands, where that is known already.
+        """
+        try:
+            if status or self._is_due:
+                self._follow(None, status or self._read())
+        except Exception as error:
+            log.warning("aftermath_failed", reason=type(error).__name__)
+
+    @property
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._refreshed >= _AT_MOST_EVERY
+
+    def _follow(self, entry: AccessEntry | None, status: Status | None) -> None:
+        targets = self._settings.targets
+        if status and targets.metrics_file:
+            from portal.ops.metrics import write_metrics
+
+            try:
+                write_metrics(status, targets.metrics_file)
+            except OpsError as error:
+                log.warning("metrics_unwritten", error=str(error))
+        if targets.notify_urls:
+            self._notices.after(entry, status.misses if status else None)
+
+    def _read(self) -> Status | None:
+        """How it stands, where anybody wants to know and it can be read."""
+        targets = self._settings.targets
+        if not (targets.metrics_file or targets.notify_urls):
+            return None
+        self._refreshed = time.monotonic()
+        try:
+            return read_status(self._settings, self._clock())
+        except OpsError as error:
+            log.warning("status_unreadable", error=str(error))
+            return None
+
+    def _ping(self, entry: AccessEntry) -> None:
+        url, backup_id = self._settings.targets.ping_url, BackupId.parse(entry.subject)
+        if url and entry.action is Action.BACKUP and backup_id and backup_id.type is BackupType.FULL:
+            messenger.ping(url, failed=is_failure(entry))
+
+    def _tell(self, title: str, text: str) -> bool:
+        urls = self._settings.targets.notify_urls
+        return urls is not None and messenger.notify(urls, self._scrubbed(title), self._scrubbed(text))
+
+    def _scrubbed(self, text: str) -> str:
+        """The text without any secret, should one have come into an error of another program."""
+        for word in self._secrets:
+            text = text.replace(word, _HIDDEN)
+        return _USER_INFO.sub(_HIDDEN, text)
+
+
+def secret_words(settings: Settings) -> set[str]:
+    """Everything that may not be told: the secrets, and of URLs the password too."""
+    worker, targets = settings.worker, settings.targets
+    given: list[Secret | None] = [
+        settings.database.password,
+        worker.broker_url,
+        worker.result_backend,
+        worker.flower_password,
+        targets.notify_urls,
+        targets.ping_url,
+    ]
+    found = {word for secret in given if secret for word in _words(secret.reveal())}
+    return {word for word in found if len(word) >= _SHORTEST_SECRET}
+
+
+def _words(secret: str) -> Iterator[str]:
+    yield secret
+    for url in secret.split():
+        yield url
+        try:
+            password = urlsplit(url).password
+        except ValueError:
+            continue
+        if password:
+            yield from (password, unquote(password))

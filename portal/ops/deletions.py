@@ -1,0 +1,62 @@
+"""The member of an incremental that says what is gone: `deleted.jsonl`, one path a line.
+
+    {"path":"media/tenant-a/old.json"}
+
+The path is relative to the archive's top directory, as in the index; with it everything below it is gone. To put an
+incremental onto the tree that it follows: remove what is listed here, then unpack it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from json.encoder import encode_basestring_ascii as quote
+from typing import TYPE_CHECKING, Final
+
+from portal.ops.archive import index
+from portal.ops.archive.index import Member, MemberType
+from portal.ops.archive.reader import HINT, checked, is_below
+from portal.ops.errors import NotIntactError
+from portal.ops.model import DELETED, Component
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from portal.ops.archive.reader import ArchiveReader
+
+_PREFIX: Final = Component.MEDIA.member
+
+
+def encode_deletions(paths: Iterable[str]) -> io.BytesIO:
+    """The member's content."""
+    return io.BytesIO("".join(f'{{"path":{quote(path)}}}\n' for path in paths).encode("ascii"))
+
+
+def deletions(reader: ArchiveReader) -> Iterator[str]:
+    """What an archive says is gone; nothing where it does not follow another.
+
+    Raises:
+        NotIntactError: the list is damaged, or names what cannot be in the media.
+    """
+    member = reader.find(DELETED)
+    if member is None:
+        return
+    rest = b""
+    for piece in reader.extract(member):
+        *lines, rest = (rest + bytes(piece)).split(b"\n")
+        yield from map(_decoded, lines)
+        if len(rest) > index.LINE_BYTES:
+            break
+    if rest:
+        raise NotIntactError(f"{DELETED} does not end as it should", hint=HINT)
+
+
+def _decoded(line: bytes) -> str:
+    try:
+        path = json.loads(line)["path"]
+        if not isinstance(path, str) or not is_below(path, _PREFIX):
+            raise ValueError("it is no path in the media")
+        index.encode_name(path)
+        return checked(Member(path, MemberType.FILE)).path
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise NotIntactError(f"{DELETED} has a line that makes no sense: {line[:200]!r}", hint=HINT) from error

@@ -1,0 +1,163 @@
+"""Gathers what a status is made of: from the repository alone, by its catalogue and its records."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+from portal.ops.access_log import AccessLog, Action, brief
+from portal.ops.catalogue import Catalogue
+from portal.ops.drill_report import DrillReports
+from portal.ops.errors import OpsError
+from portal.ops.failures import last_outcomes, unanswered
+from portal.ops.model import Component
+from portal.ops.pins import Pins
+from portal.ops.repository import Repository
+from portal.ops.restore_record import DIRECTORY as RESTORES
+from portal.ops.restore_record import RestoreRecord, RestoreRecords, RestoreState
+from portal.ops.status import evaluate
+from portal.ops.status_model import Archive, Drill, Facts, Failure, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from datetime import date, datetime
+
+    from portal.ops.drill_report import DrillReport
+    from portal.ops.entry import Entry
+    from portal.ops.settings import Settings
+
+_HISTORY_DAYS: Final = 400
+_NAMED: Final = 3
+
+
+def read_status(settings: Settings, now: datetime, *, archives: Sequence[Entry] | None = None) -> Status:
+    """How it stands.
+
+    Arguments:
+        archives: those of the catalogue, where somebody has read it already.
+
+    Raises:
+        RepositoryError: the repository cannot be read.
+    """
+    kept_days = settings.retention.days if settings.schedules.prune else None
+    if archives is None:
+        archives = Catalogue(Repository(settings.local_path)).entries()
+    return evaluate(read_facts(settings, now, archives), settings.targets, now, kept_days=kept_days)
+
+
+def read_facts(settings: Settings, now: datetime, archives: Sequence[Entry]) -> Facts:
+    """Everything that is known.
+
+    Raises:
+        RepositoryError: the repository cannot be read.
+    """
+    repository = Repository(settings.local_path)
+    components = _components(settings)
+    found = _Newest(components)
+    found.look_at(archives)
+    entries = AccessLog(repository).recent()
+    names = {archive.name for archive in archives}
+    failures = [one for one in unanswered(entries) if one.action != Action.VERIFY or one.subject in names]
+    damaged = [one.subject for one in failures if one.action == Action.VERIFY]
+    restores, unreadable = _restores(repository, now)
+    disk = shutil.disk_usage(repository.path) if repository.path.is_dir() else None
+    return Facts(
+        repository=str(repository.path),
+        components=components,
+        newest=found.newest,
+        verified=found.verified,
+        first=found.first,
+        archives=len(archives),
+        bytes=sum(archive.size for archive in archives),
+        daily=daily_bytes(archives, now),
+        free=disk.free if disk else 0,
+        total=disk.total if disk else 0,
+        drills=tuple(map(_drill, DrillReports(repository).all())),
+        failures=(*unreadable, *failures),
+        last=last_outcomes(entries),
+        damaged=tuple(dict.fromkeys([*found.damaged, *damaged])),
+        pins={name: pin.reason for name, pin in Pins(repository).all().items()},
+        restores=tuple(
+            (record.restore_id, record.backup_id, record.started)
+            for record in restores
+            if record.state is RestoreState.APPLIED
+        ),
+        cut_off=_cut_off(repository, restores),
+    )
+
+
+def _restores(repository: Repository, now: datetime) -> tuple[list[RestoreRecord], tuple[Failure, ...]]:
+    """The restores that something is kept of; where their records make no sense, that is a failure like others."""
+    try:
+        return RestoreRecords(repository).all(), ()
+    except OpsError as error:
+        kind = "reading what is known of restores"
+        failure = Failure(kind=kind, action=kind, subject=RESTORES, moment=now, error=error.message, hint=error.hint)
+        return [], (failure,)
+
+
+def _cut_off(repository: Repository, restores: Iterable[RestoreRecord]) -> tuple[str, ...]:
+    unsettled = tuple(record.restore_id for record in restores if not record.state.is_settled)
+    return () if unsettled and RestoreRecords(repository).are_locked() else unsettled
+
+
+def daily_bytes(archives: Iterable[Entry], now: datetime) -> tuple[int, ...]:
+    """Bytes of the archives of each day since the first one, the oldest day first, without today."""
+    today = now.date()
+    sizes: Counter[date] = Counter()
+    for archive in archives:
+        sizes[archive.moment.date()] += archive.size
+    first = max(min(sizes, default=today), today - timedelta(days=_HISTORY_DAYS))
+    return tuple(sizes[first + timedelta(days=day)] for day in range((today - first).days))
+
+
+class _Newest:
+    """Looks for the newest archives of each component, from the newest one backwards."""
+
+    def __init__(self, components: tuple[Component, ...]) -> None:
+        self._components = frozenset(components)
+        self.newest: dict[Component, Archive] = {}
+        self.verified: dict[Component, Archive] = {}
+        self.first: dict[Component, datetime] = {}
+        self.damaged: list[str] = []
+
+    def look_at(self, entries: Iterable[Entry]) -> None:
+        """Go through the archives, the newest first. One that is not whole counts for nothing."""
+        for entry in entries:
+            finding = entry.finding
+            if finding is not None and not finding.intact:
+                self.damaged.append(entry.name)
+            elif not entry.fault:
+                self._note(entry)
+
+    def _note(self, entry: Entry) -> None:
+        for component in entry.components:
+            if component in self._components:
+                self.first[component] = entry.moment
+                if component not in self.newest:
+                    self.newest[component] = _archive(entry)
+                if component not in self.verified and entry.finding is not None:
+                    self.verified[component] = _archive(entry)
+
+
+def _archive(entry: Entry) -> Archive:
+    level = entry.finding.level.value if entry.finding else None
+    return Archive(backup_id=entry.name, moment=entry.moment, size=entry.size, level=level)
+
+
+def _components(settings: Settings) -> tuple[Component, ...]:
+    """What is to be backed up."""
+    given = {Component.MEDIA: settings.upload_dir, Component.AUDIT_LOGS: settings.audit_dir}
+    return (Component.DATABASE, *(component for component, path in given.items() if path))
+
+
+def _drill(report: DrillReport) -> Drill:
+    return Drill(
+        backup_id=report.backup_id,
+        moment=report.started,
+        success=report.success,
+        seconds=report.seconds,
+        error=brief(report.error) or "; ".join(report.damages[:_NAMED]),
+    )

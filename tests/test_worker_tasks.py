@@ -1,0 +1,220 @@
+"""Tasks as the queue delivers them: once, twice, fifty times; with arguments that make sense, and with others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from portal.ops.verify import Verifier
+from tests.test_backup_job import portal
+from tests.workers import MOMENT, WorkerProcess, client_of, result_of, run_task, submit, unacknowledged, wait_until
+from tools.demo.redis import EmbeddedRedis
+from worker.names import Lane, TaskName
+from worker.permit import Permits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.test_backup_job import Portal
+
+__all__ = ["portal"]
+
+
+@pytest.fixture
+def redis() -> Iterator[EmbeddedRedis]:
+    """A broker of the test's own."""
+    with EmbeddedRedis() as server:
+        yield server
+
+
+def test_a_backup_through_the_queue_is_the_engines(portal: Portal, redis: EmbeddedRedis) -> None:
+    """A task's result has what the same backup's result has in this process, and the archive is whole."""
+    with WorkerProcess(portal, redis, "backup"):
+        done = run_task(redis, TaskName.BACKUP_FULL, moment=MOMENT)
+    assert (done.exit_code, done.result["success"]) == (0, True)
+    assert done.result.keys() == portal.job().backup_full().to_dict().keys()
+    assert done.result["backup_id"].startswith("full_20261122_020000_")
+    assert Verifier().verify(Path(done.result["path"])).intact
+
+
+def test_the_same_task_twice_is_one_archive(portal: Portal, redis: EmbeddedRedis) -> None:
+    """A task that is sent again after it was done gives the first result, and makes nothing."""
+    with WorkerProcess(portal, redis, "backup"):
+        first = result_of(redis, submit(redis, TaskName.BACKUP_DATABASE, "slot-1", moment=MOMENT))
+        before = portal.left()
+        submit(redis, TaskName.BACKUP_DATABASE, "slot-1", moment=MOMENT)
+        wait_until(lambda: unacknowledged(redis) == 0)
+        again = result_of(redis, "slot-1")
+    assert again == first
+    assert {name for name in portal.left() if name.endswith((".gz", ".sha256"))} <= before
+
+
+def test_fifty_deliveries_are_one_archive(portal: Portal, redis: EmbeddedRedis) -> None:
+    """Fifty messages of one request, to four processes at once, make one archive, and nothing is left of the others."""
+    for _ in range(50):
+        submit(redis, TaskName.BACKUP_FULL, "slot-2", moment=MOMENT)
+    with WorkerProcess(portal, redis, "backup"), WorkerProcess(portal, redis, "backup") as second:
+        done = result_of(redis, "slot-2")
+        wait_until(lambda: _is_drained(redis, Lane.BACKUP))
+        assert result_of(redis, "slot-2").result["backup_id"] == done.result["backup_id"]
+        assert second.events("task_ended") == [] or all(event["success"] for event in second.events("task_ended"))
+    archives = list(portal.archives.glob("*.tar.gz"))
+    assert [path.name for path in archives] == [f"{done.result['backup_id']}.tar.gz"]
+    assert Verifier().verify(archives[0]).intact
+    assert not list((portal.archives / ".deliveries").iterdir())
+
+
+def _is_drained(redis: EmbeddedRedis, lane: Lane) -> bool:
+    from tests.workers import queued
+
+    return queued(redis, lane) == 0 and unacknowledged(redis) == 0
+
+
+def test_a_failure_is_a_failed_task_with_the_engines_result(portal: Portal, redis: EmbeddedRedis) -> None:
+    """A backup that cannot be made ends as a failure that carries error, hint and exit code."""
+    with WorkerProcess(portal, redis, "backup", DD_DATABASE_NAME="nowhere") as worker:
+        failed = run_task(redis, TaskName.BACKUP_DATABASE, moment=MOMENT)
+        assert "Traceback" not in worker.text()
+    assert (failed.exit_code, failed.result["success"]) == (1, False)
+    assert "nowhere" in failed.result["error"]
+    assert "\n  hint: " in failed.result["error"]
+
+
+def test_a_failed_task_that_is_sent_again_is_tried_again(portal: Portal, redis: EmbeddedRedis) -> None:
+    """What failed for a reason that is gone succeeds under the same id."""
+    portal.uploads.rename(portal.uploads.with_name("away"))
+    with WorkerProcess(portal, redis, "backup"):
+        failed = result_of(redis, submit(redis, TaskName.BACKUP_MEDIA, "slot-3", moment=MOMENT))
+        portal.uploads.with_name("away").rename(portal.uploads)
+        submit(redis, TaskName.BACKUP_MEDIA, "slot-3", moment=MOMENT)
+        wait_until(lambda: client_of(redis).look("slot-3").result.get("success"))
+    assert not failed.result["success"]
+
+
+@pytest.mark.parametrize(
+    ("task", "arguments"),
+    [
+        (TaskName.BACKUP_FULL, {}),
+        (TaskName.BACKUP_FULL, {"moment": "yesterday"}),
+        (TaskName.BACKUP_FULL, {"moment": MOMENT, "local_path": "/etc"}),
+        (TaskName.BACKUP_FULL, {"moment": 7}),
+        (TaskName.BACKUP_MEDIA, {"moment": MOMENT, "incremental": 1}),
+        (TaskName.BACKUP_MEDIA, {"moment": MOMENT, "incremental": True, "changed": "a"}),
+        (TaskName.BACKUP_MEDIA, {"moment": MOMENT, "incremental": True, "changed": ["a\0b"]}),
+        (TaskName.VERIFY_ARCHIVE, {"archive": "/etc/passwd"}),
+        (TaskName.VERIFY_ARCHIVE, {"archive": "../outside.tar.gz"}),
+        (TaskName.VERIFY_ARCHIVE, {"archive": "latest", "level": "glance"}),
+        (TaskName.VERIFY_ARCHIVE, {"archive": ["latest"]}),
+        (TaskName.RESTORE_ARCHIVE, {"archive": "latest", "moment": MOMENT}),
+        (TaskName.RESTORE_ARCHIVE, {"archive": "latest", "moment": MOMENT, "patterns": "a"}),
+        (TaskName.RESTORE_ARCHIVE, {"archive": "latest", "moment": MOMENT, "dry_run": True, "media_dir": "/etc"}),
+        (TaskName.RESTORE_ROLLBACK, {"restore_id": "restore_20240115_120000_abc123"}),
+    ],
+)
+def test_what_no_task_may_be_told_is_refused(
+    service: tuple[Portal, EmbeddedRedis, WorkerProcess], task: TaskName, arguments: dict[str, Any]
+) -> None:
+    """Arguments that nobody of ours would send end the task with exit code 2 and a hint, before anything is done."""
+    portal, redis, _ = service
+    before = portal.left()
+    refused = run_task(redis, task, **arguments)
+    assert (refused.exit_code, refused.result["success"]) == (2, False)
+    assert "\n  hint: " in refused.result["error"]
+    assert {name for name in portal.left() if not name.startswith(".")} == {
+        name for name in before if not name.startswith(".")
+    }
+
+
+@pytest.fixture(scope="module")
+def service(
+    tmp_path_factory: pytest.TempPathFactory, postgres: Any
+) -> Iterator[tuple[Portal, EmbeddedRedis, WorkerProcess]]:
+    """A worker for many tests, with one archive."""
+    from tests.conftest import portal_database_in
+    from tests.test_backup_job import portal_in
+
+    with portal_database_in(postgres) as database, EmbeddedRedis() as broker:
+        found = portal_in(tmp_path_factory.mktemp("service"), database, postgres)
+        assert found.job().backup_full().success
+        with WorkerProcess(found, broker) as worker:
+            yield found, broker, worker
+
+
+def restore(portal: Portal, redis: EmbeddedRedis, task_id: str, **arguments: Any) -> str:
+    """Ask for a restore as the command does."""
+    given = {"archive": "latest", "moment": MOMENT, "scope": "media", **arguments}
+    Permits(portal.archives).grant(TaskName.RESTORE_ARCHIVE, task_id, given)
+    return submit(redis, TaskName.RESTORE_ARCHIVE, task_id, **given)
+
+
+def damage(portal: Portal) -> Path:
+    """Change an upload, so that a restore has something to do."""
+    upload = next(path for path in sorted(portal.uploads.rglob("*.sarif")) if ".kekkai-restore" not in path.parts)
+    upload.write_text("changed")
+    return upload
+
+
+class TestRestores:
+    """What changes live data is done for the person who asked, and once."""
+
+    def test_a_permit_is_for_one_restore(self, service: tuple[Portal, EmbeddedRedis, WorkerProcess]) -> None:
+        """A restore with its permit is done; the permit is used up, and another task has none."""
+        portal, redis, _ = service
+        upload = damage(portal)
+        done = result_of(redis, restore(portal, redis, "restore-1"))
+        assert done.result["success"]
+        assert upload.read_text() != "changed"
+        damage(portal)
+        given = {"archive": "latest", "moment": MOMENT, "scope": "media"}
+        refused = result_of(redis, submit(redis, TaskName.RESTORE_ARCHIVE, "restore-2", **given))
+        assert "nobody who may read the backups has asked" in refused.result["error"]
+        assert upload.read_text() == "changed"
+        assert not list((portal.archives / ".permits").iterdir())
+
+    def test_a_permit_is_for_the_arguments_that_were_asked_for(
+        self, service: tuple[Portal, EmbeddedRedis, WorkerProcess]
+    ) -> None:
+        """A task that says something else than its permit is refused."""
+        portal, redis, _ = service
+        asked = {"archive": "latest", "moment": MOMENT, "scope": "media"}
+        Permits(portal.archives).grant(TaskName.RESTORE_ARCHIVE, "restore-3", asked)
+        refused = result_of(redis, submit(redis, TaskName.RESTORE_ARCHIVE, "restore-3", **{**asked, "scope": "full"}))
+        assert "for other arguments" in refused.result["error"]
+
+    def test_a_restore_that_was_done_is_not_done_again(
+        self, service: tuple[Portal, EmbeddedRedis, WorkerProcess]
+    ) -> None:
+        """A second delivery after the result is lost finds the restore in the repository, and changes nothing."""
+        from redis import Redis
+
+        portal, redis, _ = service
+        damage(portal)
+        first = result_of(redis, restore(portal, redis, "restore-4"))
+        upload = damage(portal)
+        with Redis(unix_socket_path=str(redis.socket)) as connection:
+            connection.flushdb()
+        given = {"archive": "latest", "moment": MOMENT, "scope": "media"}
+        again = result_of(redis, submit(redis, TaskName.RESTORE_ARCHIVE, "restore-4", **given))
+        assert again.result["restore_id"] == first.result["restore_id"]
+        assert again.result["success"]
+        assert upload.read_text() == "changed"
+
+    def test_a_rollback_needs_a_permit_too(self, service: tuple[Portal, EmbeddedRedis, WorkerProcess]) -> None:
+        """Taking back is a change of live data as well; with its permit it is done."""
+        portal, redis, _ = service
+        upload = damage(portal)
+        restored = result_of(redis, restore(portal, redis, "restore-5", moment="2026-11-22T03:00:00+00:00"))
+        given = {"restore_id": restored.result["restore_id"]}
+        assert "nobody" in result_of(redis, submit(redis, TaskName.RESTORE_ROLLBACK, "back-1", **given)).result["error"]
+        Permits(portal.archives).grant(TaskName.RESTORE_ROLLBACK, "back-2", given)
+        assert result_of(redis, submit(redis, TaskName.RESTORE_ROLLBACK, "back-2", **given)).result["success"]
+        assert upload.read_text() == "changed"
+
+    def test_a_dry_run_needs_none(self, service: tuple[Portal, EmbeddedRedis, WorkerProcess]) -> None:
+        """What changes nothing may be asked for by anybody; the plan comes back."""
+        _, redis, _ = service
+        planned = run_task(redis, TaskName.RESTORE_ARCHIVE, archive="latest", moment=MOMENT, dry_run=True)
+        assert planned.result["success"]
+        assert any("Database" in line for line in planned.result["plan"])

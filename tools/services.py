@@ -1,0 +1,62 @@
+"""What the doctor looks at beside the engine: broker, workers, beat and watcher, where there are any."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Final
+
+from portal.ops.doctor import Check, Finding, fault, ok, warning
+
+if TYPE_CHECKING:
+    from portal.ops.settings import Settings
+
+_SECONDS: Final = 15
+
+
+def service_checks(settings: Settings) -> list[Check]:
+    """The checks of what runs all the time; where no broker is set, there is nothing of the kind."""
+    if settings.worker.broker_url is None:
+        what = "no CELERY_BROKER_URL: commands do the work themselves, and cron or systemd starts them"
+        return [Check(name="workers", look=lambda: ok(what))]
+    checks = [
+        Check(name="workers", look=lambda: _workers(settings)),
+        Check(name="beat", look=lambda: _service("beat", "docker compose up -d beat")),
+    ]
+    if settings.upload_dir is not None:
+        checks.append(Check(name="watcher", look=lambda: _service("beat.watcher", "docker compose up -d watcher")))
+    return checks
+
+
+def _workers(settings: Settings) -> Finding:
+    """A broker that does not answer is an error of its own."""
+    from worker.client import Client
+    from worker.health import check_lanes
+    from worker.names import Lane
+
+    found = check_lanes(Client(settings.worker), Lane)
+    ill = [lane for lane in found if not lane.is_healthy]
+    if ill:
+        said = "; ".join(f"{lane.lane}: {lane.detail}" for lane in ill)
+        return fault(said, ill[0].hint or "The log of the worker says more.")
+    return ok("; ".join(f"{lane.lane}: {lane.detail}" for lane in found))
+
+
+def _service(module: str, start: str) -> Finding:
+    """Ask a service as its own health check does."""
+    ended = subprocess.run(
+        [sys.executable, "-I", "-m", module, "--health"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        timeout=_SECONDS,
+        check=False,
+    )
+    try:
+        message = str(json.loads(ended.stdout)["message"])
+    except (ValueError, KeyError):
+        message = f"its health check ended with {ended.returncode}"
+    if ended.returncode == 0:
+        return ok(message)
+    return warning(message, f"Start it ('python -m {module}', or {start}); without it nothing starts by itself.")

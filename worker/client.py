@@ -1,0 +1,229 @@
+"""For those who want work done: hands a task to the workers, and says how far it is.
+
+A task is named by whoever wants it, and the same name is the same task: to send it twice does no harm. So a broker that
+has lost its memory is given the task again by whoever waits for it; a mark beside the task tells that it did.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from celery import states
+from kombu.exceptions import OperationalError
+from redis import RedisError
+
+from worker.app import make_app
+from worker.configuration import RESULT_SECONDS
+from worker.errors import BrokerAwayError, OperationFailedError
+from worker.names import TaskName
+from worker.progress import STATE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from portal.ops.settings import WorkerSettings
+    from worker.names import Lane
+
+_MARK: Final = "kekkai-backup-task-"
+_SEND: Final = {"max_retries": 2, "interval_start": 0.2, "interval_step": 0.4, "interval_max": 1.0}
+_LOOK_SECONDS: Final = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskState:
+    """How far a task is.
+
+    Arguments:
+        is_begun: a worker has it.
+        is_ended: there is a result.
+        is_lost: the broker has forgotten that it was ever given it.
+        progress: phase, bytes done, bytes in total, as the worker said last.
+        result: what the engine's `to_dict` gave, once it has ended.
+        exit_code: what a command should end with then.
+    """
+
+    is_begun: bool = False
+    is_ended: bool = False
+    is_lost: bool = False
+    progress: Mapping[str, Any] = field(default_factory=dict)
+    result: Mapping[str, Any] = field(default_factory=dict)
+    exit_code: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaneLoad:
+    """What one worker of a lane is at.
+
+    Arguments:
+        worker: its name.
+        processes: how many tasks it can work on at once.
+        busy: how many it works on, pings not counted.
+        begun: how many it has begun since it was started.
+    """
+
+    worker: str
+    processes: int
+    busy: int
+    begun: int
+
+
+def new_task_id(task: TaskName) -> str:
+    """A name for a task that nobody has asked for yet, which a person can tell from others."""
+    return f"{task.value}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
+
+
+class Client:
+    """A way to the workers.
+
+    Arguments:
+        settings: where the broker is.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._app = make_app(settings)
+        short = {"socket_timeout": _LOOK_SECONDS, "socket_connect_timeout": _LOOK_SECONDS}
+        self._app.conf.broker_transport_options = {**self._app.conf.broker_transport_options, **short}
+        self._app.conf.update(redis_socket_timeout=_LOOK_SECONDS, redis_socket_connect_timeout=_LOOK_SECONDS)
+
+    def submit(self, task: TaskName, arguments: Mapping[str, Any], task_id: str) -> None:
+        """Put a task on the queue of its lane.
+
+        Raises:
+            BrokerAwayError: the broker does not take it.
+        """
+        with _broker():
+            self._app.backend.client.set(f"{_MARK}{task_id}", time.time(), ex=RESULT_SECONDS)
+            self._app.send_task(task.value, kwargs=dict(arguments), task_id=task_id, retry=True, retry_policy=_SEND)
+
+    def look(self, task_id: str) -> TaskState:
+        """How far a task is.
+
+        Raises:
+            BrokerAwayError: the broker does not answer.
+        """
+        backend = self._app.backend
+        with _broker():
+            found, mark = backend.client.mget([backend.get_key_for_task(task_id), f"{_MARK}{task_id}"])
+        if found is None:
+            return TaskState(is_lost=mark is None)
+        meta = backend.meta_from_decoded(backend.decode(found))
+        status, result = meta["status"], meta["result"]
+        if status == STATE:
+            return TaskState(is_begun=True, progress=result)
+        if status not in states.READY_STATES:
+            return TaskState(is_begun=status == states.STARTED)
+        return _ended(status, result)
+
+    def is_attended(self, lane: Lane, seconds: float = 2.0) -> bool:
+        """Whether a worker listens to a lane.
+
+        Raises:
+            BrokerAwayError: the broker does not answer.
+        """
+        with _broker():
+            answers = self._app.control.broadcast(
+                "ping", reply=True, timeout=seconds, limit=1, pattern=f"{lane.value}@*", matcher="glob"
+            )
+        return bool(answers)
+
+    def send_ping(self, lane: Lane, seconds: float) -> str:
+        """Ask a lane for a sign of life; the id of the task, which nobody begins once the seconds are over.
+
+        Raises:
+            BrokerAwayError: the broker does not take it.
+        """
+        task_id = new_task_id(TaskName.PING)
+        with _broker():
+            self._app.backend.client.ping()  # says at once that nobody is there; to send a task would try for long
+            self._app.send_task(
+                TaskName.PING.value,
+                kwargs={},
+                task_id=task_id,
+                queue=lane.value,
+                expires=seconds,
+                sent_event=False,
+                retry=True,
+                retry_policy=_SEND,
+            )
+        return task_id
+
+    def clear_away(self, lane: Lane, task_id: str) -> None:
+        """Leave nothing of a ping behind: neither its message, where nobody took it, nor its result.
+
+        Raises:
+            BrokerAwayError: the broker does not answer.
+        """
+        backend = self._app.backend
+        with _broker(), self._app.connection_for_write() as connection:
+            redis = connection.default_channel.client
+            for message in redis.lrange(lane.value, 0, -1):
+                if task_id.encode() in message:
+                    redis.lrem(lane.value, 1, message)
+            backend.client.delete(backend.get_key_for_task(task_id))
+
+    def loads(self, lane: Lane, seconds: float = 1.0) -> list[LaneLoad]:
+        """What the workers of a lane are at, as their main processes say it; those that do not answer are not in it.
+
+        Raises:
+            BrokerAwayError: the broker does not answer.
+        """
+        ping = TaskName.PING.value
+        stats = self._ask("stats", lane, seconds)
+        tasks = self._ask("active", lane, seconds)
+        return [
+            LaneLoad(
+                worker=name,
+                processes=one["pool"]["max-concurrency"],
+                busy=sum(task["name"] != ping for task in tasks.get(name, ())),
+                begun=sum(count for task, count in one["total"].items() if task != ping),
+            )
+            for name, one in sorted(stats.items())
+        ]
+
+    def _ask(self, question: str, lane: Lane, seconds: float) -> dict[str, Any]:
+        with _broker():
+            answers = self._app.control.broadcast(
+                question, reply=True, timeout=seconds, pattern=f"{lane.value}@*", matcher="glob"
+            )
+        return {name: answer for one in answers or () for name, answer in one.items() if "error" not in answer}
+
+    def stop(self, task_id: str) -> None:
+        """Have a task ended, or never begun.
+
+        Raises:
+            BrokerAwayError: the broker does not answer.
+        """
+        with _broker():
+            # Where SIGTERM of a worker means SIGQUIT (see `__main__`), its processes listen to that alone.
+            self._app.control.revoke(task_id, terminate=True, signal="SIGQUIT")
+
+
+def _ended(status: str, result: Any) -> TaskState:
+    if status == states.SUCCESS:
+        said = dict(result)
+    elif isinstance(result, OperationFailedError):
+        said = dict(result.result)
+    elif status == states.REVOKED:
+        said = {"success": False, "error": "the task was stopped; what it had begun was taken back", "exit_code": 1}
+    else:
+        hint = "The worker's log says more; start it again."
+        said = {"success": False, "error": f"the worker could not do it: {result}\n  hint: {hint}", "exit_code": 1}
+    return TaskState(is_begun=True, is_ended=True, exit_code=said.pop("exit_code", 0), result=said)
+
+
+@contextmanager
+def _broker() -> Iterator[None]:
+    try:
+        yield
+    except (RedisError, OperationalError, OSError) as error:
+        raise BrokerAwayError(
+            "the broker does not answer", hint="Look at CELERY_BROKER_URL and at Redis; --local does it without them."
+        ) from error

@@ -1,0 +1,114 @@
+"""How Celery is set up: every setting that differs from its default, with the reason."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from worker.names import Lane, TaskName
+
+if TYPE_CHECKING:
+    from portal.ops.settings import WorkerSettings
+
+RESULT_SECONDS: Final = 7 * 24 * 3600
+SOFT_SECONDS: Final = 30
+"""What a task has to take back its work after its time is up, before it is killed."""
+
+_LATE_SECONDS: Final = 600
+_ANSWER_SECONDS: Final = 5
+
+
+def configuration(settings: WorkerSettings) -> dict[str, Any]:
+    """The configuration of the Celery application, for workers and for those who give them work."""
+    broker = settings.broker_url.reveal() if settings.broker_url else ""
+    results = settings.result_backend.reveal() if settings.result_backend else broker
+    return {
+        "broker_url": broker,
+        "result_backend": results,
+        **_messages(),
+        **_deliveries(settings, _keepalive(broker)),
+        **_results(_keepalive(results)),
+        **_queues(),
+        **_worker(settings),
+    }
+
+
+def _messages() -> dict[str, Any]:
+    return {
+        # A message is data, never code.
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "accept_content": ["json"],
+        "result_accept_content": ["json"],
+    }
+
+
+def _keepalive(url: str) -> bool:
+    """Whether a connection has to be asked whether it is still there; one by a Unix socket does not know how."""
+    return not url.startswith(("redis+socket:", "socket:"))
+
+
+def _deliveries(settings: WorkerSettings, keepalive: bool) -> dict[str, Any]:
+    return {
+        # A message is taken off the queue when its work is done, and put back when the process that did it is gone.
+        "task_acks_late": True,
+        "task_reject_on_worker_lost": True,
+        # Nobody takes a message that somebody else could work on now.
+        "worker_prefetch_multiplier": 1,
+        # What is not acknowledged by then comes back; it must not while the work is still going on.
+        "task_time_limit": settings.task_timeout,
+        "task_soft_time_limit": max(settings.task_timeout - SOFT_SECONDS, settings.task_timeout // 2),
+        "broker_transport_options": {
+            "visibility_timeout": settings.task_timeout + _LATE_SECONDS,
+            "socket_connect_timeout": _ANSWER_SECONDS,
+            "socket_timeout": 30,
+            "health_check_interval": 20,
+            **({"socket_keepalive": True} if keepalive else {}),
+        },
+        # A broker that is away comes back some time.
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        # With broker and results on one Redis, True lost the task: it goes on, and is acknowledged after the reconnect.
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+    }
+
+
+def _results(keepalive: bool) -> dict[str, Any]:
+    return {
+        "result_expires": RESULT_SECONDS,
+        # Names and arguments are kept with a result, so that a person can tell what it is the result of.
+        "result_extended": True,
+        "task_track_started": True,
+        # A result that cannot be stored at once is stored as soon as there is somebody to store it.
+        "result_backend_always_retry": True,
+        "result_backend_max_retries": 120,
+        "redis_socket_connect_timeout": _ANSWER_SECONDS,
+        "redis_socket_timeout": 30,
+        "redis_socket_keepalive": keepalive,
+        "redis_backend_health_check_interval": 20,
+        # Flower lives on these.
+        "worker_send_task_events": True,
+        "task_send_sent_event": True,
+    }
+
+
+def _queues() -> dict[str, Any]:
+    return {
+        "task_routes": {name.value: {"queue": name.lane.value} for name in TaskName},
+        "task_default_queue": Lane.MAINTENANCE.value,
+        "task_create_missing_queues": True,
+    }
+
+
+def _worker(settings: WorkerSettings) -> dict[str, Any]:
+    return {
+        "imports": ["worker.tasks"],
+        # SIGTERM (as SIGQUIT: see `__main__`) gives a task this long, then it goes back to the queue.
+        "worker_soft_shutdown_timeout": settings.shutdown_grace,
+        # Our own logging, JSON throughout.
+        "worker_hijack_root_logger": False,
+        "worker_redirect_stdouts": False,
+        # What leaks a little is gone after a while.
+        "worker_max_tasks_per_child": 200,
+        "timezone": "UTC",
+        "enable_utc": True,
+    }

@@ -1,0 +1,104 @@
+"""One delivery of a task at a time, and a count of how often it was begun and not ended.
+
+A message can come twice, at once or an hour later, and a process can be killed at any instant. So who works on a task
+holds a lock on a file of the task's name, `.deliveries/<task_id>` in the repository. The file gets a byte at each start
+and goes away when the work ends in good order: its length is how often the work was begun since. A lock that is free
+means that the process which held it is gone, since the kernel lets go of it then.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Final
+
+from worker.errors import RefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+DIRECTORY: Final = ".deliveries"
+
+_TASK_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+-]{0,199}")
+_POLL_SECONDS: Final = 0.1
+
+
+@contextmanager
+def sole_delivery(repository: Path, task_id: str) -> Iterator[int]:
+    """Wait until nobody else works on the task, then hold others off; gives how often it was begun, this time included.
+
+    Arguments:
+        repository: the directory of the archives.
+        task_id: the task's id.
+
+    Raises:
+        RefusedError: no file can have the task's id for its name.
+        OSError: the repository cannot be written.
+    """
+    path = _path(repository, task_id)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = _lock(path)
+    try:
+        os.write(descriptor, b".")
+        yield os.fstat(descriptor).st_size
+    finally:  # reached however the work ends, but for a process that is killed
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def is_abandoned(repository: Path, task_id: str) -> bool:
+    """Whether a process began to work on the task, and is gone."""
+    try:
+        descriptor = os.open(_path(repository, task_id), os.O_RDWR | os.O_CLOEXEC)
+    except (OSError, RefusedError):
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def is_begun(repository: Path, task_id: str) -> bool:
+    """Whether a process works on the task, or did so when it was killed."""
+    try:
+        return _path(repository, task_id).exists()
+    except (OSError, RefusedError):
+        return False
+
+
+def forget_old(repository: Path, seconds: float) -> None:
+    """Remove what was left by tasks that nobody has begun again for so long."""
+    limit = time.time() - seconds
+    with suppress(OSError), os.scandir(repository / DIRECTORY) as entries:
+        for entry in entries:
+            if entry.stat().st_mtime < limit and is_abandoned(repository, entry.name):
+                os.unlink(entry.path)
+
+
+def _path(repository: Path, task_id: str) -> Path:
+    if not _TASK_ID.fullmatch(task_id):
+        raise RefusedError(
+            "the task's id is none that a command, beat or the watcher gives", hint="Start the work with backup.sh."
+        )
+    return repository / DIRECTORY / task_id
+
+
+def _lock(path: Path) -> int:
+    """A locked descriptor of the file that has the name now: the one before may have gone with its name meanwhile."""
+    while True:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        os.close(descriptor)
+        time.sleep(_POLL_SECONDS)

@@ -1,0 +1,52 @@
+"""What can go wrong between who wants work done and who does it; a branch of the engine's tree of errors.
+
+OpsError
+├── UnattendedError        exit 6   nobody takes the work on, or not in time       (retry)
+│   ├── BrokerAwayError    exit 6   the broker does not answer                     (retry)
+│   └── StillAtWorkError   exit 6   it takes longer than somebody wants to wait    (retry)
+└── RefusedError           exit 2   a task asks for what no task may ask for
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from portal.ops.errors import ConfigurationError, OpsError
+
+
+class UnattendedError(OpsError):
+    """Nobody takes the work on."""
+
+    exit_code = 6
+    retryable = True
+
+
+class BrokerAwayError(UnattendedError):
+    """The broker does not answer."""
+
+
+class StillAtWorkError(UnattendedError):
+    """The work goes on for longer than somebody wants to wait."""
+
+
+class RefusedError(ConfigurationError):
+    """A task asks for what no task may ask for."""
+
+
+class OperationFailedError(Exception):
+    """How a task ends that did not succeed: carries the engine's result, and shows itself as its error.
+
+    Celery keeps an exception as its class and its arguments, so the result comes through as it is.
+
+    Arguments:
+        result: what the engine's `to_dict` gave, and the ``exit_code`` beside it.
+    """
+
+    def __init__(self, result: dict[str, Any]) -> None:
+        super().__init__(result)
+        self.result = result
+
+    def __str__(self) -> str:
+        return str(self.result.get("error") or "it failed")
+
+    __repr__ = __str__

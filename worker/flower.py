@@ -1,0 +1,129 @@
+"""`python -m worker.flower`: Flower on this application, for people to look at tasks and workers.
+
+It does not start without a password. Its API can put any task on the queue and stop any worker, so it only shows things
+unless ``FLOWER_READ_ONLY=false``; a restore is refused in either case (see `permit`). Its own options are the variables
+``FLOWER_*``; what stands here are our defaults. Its history is kept in a file, since it would have none otherwise.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Final
+
+from flower.app import Flower
+from flower.command import apply_env_options
+from flower.options import options
+from flower.urls import settings as web_settings
+
+from portal.ops.errors import ConfigurationError, OpsError
+from portal.ops.job import read_text
+from portal.ops.logs import engine_log
+from portal.ops.settings import load_settings
+from worker.app import make_app
+from worker.flower_progress import follow
+from worker.logs import log_to_standard_error
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from portal.ops.settings import Settings
+
+log = engine_log("worker.flower")
+
+USER: Final = "kekkai"
+DIRECTORY: Final = ".flower"
+
+_COLUMNS: Final = "name,uuid,state,args,kwargs,result,received,started,runtime,worker"
+_SAVE_MILLISECONDS: Final = 10_000
+_MOST_TASKS: Final = 10_000
+_FORGET_WORKER_SECONDS: Final = 3600
+
+
+def run(settings: Settings) -> None:
+    """Serve until somebody asks this process to end.
+
+    Raises:
+        ConfigurationError: there is no password, no broker, or an option that makes no sense.
+        OpsError: the port is taken.
+    """
+    if settings.worker.flower_password is None:
+        raise ConfigurationError(
+            "Flower has no password, and would let anybody start tasks",
+            hint="Set BACKUP_FLOWER_PASSWORD_FILE to a file that holds one, or BACKUP_FLOWER_PASSWORD.",
+        )
+    app = make_app(settings.worker)
+    app.conf.timezone = str(settings.schedules.time_zone)
+    app.set_default()
+    _choose_options(settings.local_path)
+    options.basic_auth = [f"{USER}:{settings.worker.flower_password.reveal()}"]
+    flower = Flower(capp=app, options=options, **web_settings)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: flower.io_loop.add_callback_from_signal(flower.io_loop.stop))
+    port = _listen(flower)
+    log.info("flower_ready", address=options.address, port=port, user=USER, read_only=options.read_only)
+    following = follow(flower)
+    try:
+        flower.start()
+    finally:
+        following.stop()
+        flower.stop()
+        log.info("flower_leaving")
+
+
+def _listen(flower: Flower) -> int | None:
+    try:
+        port: int | None = flower.start_http_server()
+    except OSError as error:
+        raise OpsError(
+            f"Flower cannot listen at {options.address}:{options.port}: {error.strerror}",
+            hint="Set FLOWER_ADDRESS and FLOWER_PORT to where nobody else listens.",
+        ) from error
+    return port
+
+
+def _choose_options(repository: Path) -> None:
+    """Set our defaults, and over them what the environment says.
+
+    Raises:
+        ConfigurationError: a variable has a value that Flower cannot use.
+    """
+    options.address = "127.0.0.1"
+    options.read_only = True
+    options.persistent = True
+    options.db = str(repository / DIRECTORY / "history")
+    options.state_save_interval = _SAVE_MILLISECONDS
+    options.max_tasks = _MOST_TASKS
+    options.purge_offline_workers = _FORGET_WORKER_SECONDS
+    options.tasks_columns = _COLUMNS
+    try:
+        apply_env_options()
+        os.makedirs(os.path.dirname(os.path.abspath(options.db)), mode=0o700, exist_ok=True)
+    except (ValueError, KeyError) as error:
+        raise ConfigurationError(
+            f"Flower cannot use one of its variables: {error}", hint="Look at those that begin with FLOWER_."
+        ) from error
+    except OSError as error:
+        raise ConfigurationError(
+            f"the directory of Flower's history cannot be made: {error.strerror} ({error.filename})",
+            hint="Set FLOWER_DB to a file in a directory that this user may write to.",
+        ) from error
+
+
+def main() -> int:
+    """Run Flower; the exit code."""
+    try:
+        settings = load_settings(os.environ, read_text)
+        log_to_standard_error(settings.log_format)
+        logging.getLogger("tornado.access").setLevel(logging.WARNING)
+        run(settings)
+    except OpsError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

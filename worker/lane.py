@@ -1,0 +1,93 @@
+"""One lane of a worker: the processes that take their work from one queue."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from celery.signals import worker_ready, worker_shutting_down
+
+from portal.ops.errors import OpsError
+from portal.ops.job import read_text
+from portal.ops.logs import engine_log
+from portal.ops.settings import load_settings
+from worker.app import make_app
+from worker.logs import log_to_standard_error
+from worker.names import Lane
+from worker.recovery import tidy, watch
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from portal.ops.settings import Settings
+
+log = engine_log("worker.lane")
+
+
+_OURS: Final = (b"celeryev", b"celery.pidbox", b"reply.celery.pidbox", *(lane.value.encode() for lane in Lane))
+_BINDING: Final = b"_kombu.binding."
+
+
+def run_lane(lane: Lane, processes: int) -> int:
+    """Work until somebody asks this process to end; its exit code."""
+    settings = load_settings(os.environ, read_text)
+    log_to_standard_error(settings.log_format)
+    app = make_app(settings.worker)
+    tidy(settings, lane)
+    _follow(app, settings, lane)
+    worker = app.Worker(
+        hostname=f"{lane.value}@{os.uname().nodename}",
+        queues=[lane.value],
+        concurrency=processes,
+        loglevel="INFO",
+        quiet=True,
+        without_gossip=True,
+        without_mingle=True,
+    )
+    worker.start()
+    return int(worker.exitcode or 0)
+
+
+def _follow(app: Celery, settings: Settings, lane: Lane) -> None:
+    """Have it said when the lane takes work and when it stops, and look after abandoned messages in between."""
+    ends: list[Any] = []
+
+    def ready(**_: Any) -> None:
+        _warn_of_strangers(app)
+        ends.append(watch(app, settings, lane))
+        log.info("worker_ready", lane=lane.value, pid=os.getpid())
+
+    def leaving(**_: Any) -> None:
+        for end in ends:
+            end()
+        log.info("worker_leaving", lane=lane.value)
+
+    worker_ready.connect(ready, weak=False)
+    worker_shutting_down.connect(leaving, weak=False)
+
+
+def _warn_of_strangers(app: Celery) -> None:
+    """Say so where another application uses the same Redis database: its visibility timeout would count for us too."""
+    with app.connection_for_write() as connection:
+        names = [key.removeprefix(_BINDING) for key in connection.default_channel.client.scan_iter(_BINDING + b"*")]
+    strangers = sorted(name.decode(errors="replace") for name in names if name not in _OURS and b"pidbox" not in name)
+    if strangers:
+        log.warning(
+            "broker_shared",
+            queues=strangers,
+            hint="Give the backup workers a Redis database of their own: the number at the end of CELERY_BROKER_URL.",
+        )
+
+
+def main() -> int:
+    """Run the lane that the arguments name; the exit code."""
+    try:
+        return run_lane(Lane(sys.argv[1]), int(sys.argv[2]))
+    except OpsError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""JSON lines from everything that runs in a worker: the engine's events, the tasks', and what Celery itself says."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
+from celery.signals import setup_logging, task_prerun
+
+from portal.ops.logs import configure_logging, foreign_handler
+
+if TYPE_CHECKING:
+    from celery import Task
+
+    from portal.ops.variables import LogFormat
+
+_TALKATIVE = ("celery.worker.strategy", "celery.app.trace")
+"""They repeat what the tasks' own events say, with less to go by."""
+
+
+def log_to_standard_error(style: LogFormat) -> None:
+    """Send everything to standard error, one line an event, and keep Celery from setting up anything else."""
+    configure_logging(style, sys.stderr)
+    root = logging.getLogger()
+    root.handlers[:] = [foreign_handler(style, sys.stderr)]
+    root.setLevel(logging.INFO)
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Root matters to Celery where messages can hold code, and ours are JSON; the other is about a default that is set.
+    for category in (SecurityWarning, CPendingDeprecationWarning):
+        warnings.filterwarnings("ignore", category=category)
+    logging.captureWarnings(True)
+    setup_logging.connect(_leave_alone, weak=False)
+    task_prerun.connect(_bind, weak=False)
+
+
+def _leave_alone(**_: Any) -> None:
+    """Be there: Celery sets up no logging of its own then."""
+
+
+def _bind(task_id: str, task: Task, **_: Any) -> None:
+    """Begin a task with nothing of the one before it: what is bound goes into every event from here on."""
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(task_id=task_id, task_name=task.name)

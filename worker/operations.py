@@ -1,0 +1,257 @@
+"""What the tasks do: one engine call each, with what it needs made from settings and arguments."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from portal.ops.backup import BackupJob
+from portal.ops.backup_model import BackupConfig
+from portal.ops.drill import DrillJob
+from portal.ops.errors import ConfigurationError, OpsError
+from portal.ops.model import VerifyLevel
+from portal.ops.prune import PruneJob
+from portal.ops.repository import Repository
+from portal.ops.restore import RestoreJob
+from portal.ops.restore_model import RestoreConfig, RestoreResult, RestoreScope
+from worker.arguments import (
+    Arguments,
+    BackupArguments,
+    DrillArguments,
+    PruneArguments,
+    RestoreArguments,
+    RollbackArguments,
+    VerifyArguments,
+    check_archive,
+    check_place,
+)
+from worker.names import TaskName
+from worker.permit import Permits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from enum import StrEnum
+    from pathlib import Path
+
+    from portal.ops.access_log import Observer
+    from portal.ops.backup_model import BackupResult
+    from portal.ops.job import Progress
+    from portal.ops.settings import Settings
+
+
+_MOST_NAMES: Final = 1000
+"""So many names of archives that were removed are in a result at the most; the access log has all."""
+
+Word = TypeVar("Word", bound="StrEnum")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """One delivery of a task.
+
+    Arguments:
+        task: which task.
+        task_id: of the request; the same for every delivery of it.
+        given: the arguments as they came.
+        attempt: how often it was begun, this time included.
+        settings: of this process.
+        progress: told how far it is.
+        observer: told how what it does has ended.
+    """
+
+    task: TaskName
+    task_id: str
+    given: Mapping[str, Any]
+    attempt: int
+    settings: Settings
+    progress: Progress
+    observer: Observer
+
+    @property
+    def repository(self) -> Path:
+        """The directory of the archives."""
+        return self.settings.local_path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a task ended.
+
+    Arguments:
+        result: what the engine's `to_dict` gave, and the exit code that a command should end with.
+        success: whether it did what was asked.
+        retryable: whether it may succeed if it is begun again.
+    """
+
+    result: dict[str, Any]
+    success: bool
+    retryable: bool = False
+
+    @classmethod
+    def of(cls, result: BackupResult | RestoreResult) -> Outcome:
+        """The outcome of a job."""
+        retryable = not result.success and getattr(result, "retryable", False)
+        exit_code = {"exit_code": result.exit_code}
+        return cls(result=result.to_dict() | exit_code, success=result.success, retryable=retryable)
+
+    @classmethod
+    def of_error(cls, error: OpsError) -> Outcome:
+        """The outcome where there was no job, or none that gave a result."""
+        result = {"success": False, "error": str(error), "exit_code": error.exit_code}
+        return cls(result=result, success=False, retryable=error.retryable)
+
+
+def carry_out(order: Order) -> Outcome:
+    """Do what a task is there for; every fault that was foreseen becomes an outcome."""
+    try:
+        return _OPERATIONS[order.task](order)
+    except OpsError as error:
+        return Outcome.of_error(error)
+
+
+def _back_up(order: Order) -> Outcome:
+    arguments = BackupArguments.of(order.given)
+    job = BackupJob(BackupConfig.from_settings(order.settings), progress=order.progress, **_known(order, arguments))
+    if order.task is TaskName.BACKUP_MEDIA:
+        back_up = partial(job.backup_media, incremental=arguments.incremental, changed=arguments.changed)
+    else:
+        back_up = partial(job.backup_full if order.task is TaskName.BACKUP_FULL else job.backup_database)
+    return Outcome.of(back_up(moment=arguments.when(), request_id=order.task_id))
+
+
+def _verify(order: Order) -> Outcome:
+    arguments = VerifyArguments.of(order.given)
+    check_archive(arguments.archive, order.repository, order.settings.worker.allowed_paths)
+    job = BackupJob(BackupConfig.from_settings(order.settings), progress=order.progress, **_known(order, arguments))
+    found = job.verify(arguments.archive, _word(VerifyLevel, arguments.level))
+    return Outcome(result=found.to_dict() | {"exit_code": 0 if found.intact else 4}, success=found.intact)
+
+
+def _restore(order: Order) -> Outcome:
+    arguments = RestoreArguments.of(order.given)
+    settings, allowed = order.settings, order.settings.worker.allowed_paths
+    check_archive(arguments.archive, order.repository, allowed)
+    if arguments.media_dir is not None:
+        uploads = (settings.upload_dir,) if settings.upload_dir else ()
+        check_place(arguments.media_dir, (*uploads, *allowed))
+    job = RestoreJob(
+        RestoreConfig.from_settings(settings, **_options(arguments)),
+        progress=order.progress,
+        **_known(order, arguments),
+    )
+    if arguments.dry_run:
+        return Outcome.of(_restore_scope(job, order, arguments))
+    if done := job.earlier(moment=arguments.when(), request_id=order.task_id):
+        return Outcome.of(done)
+    with _permitted(order):
+        return Outcome.of(_restore_scope(job, order, arguments))
+
+
+def _restore_scope(job: RestoreJob, order: Order, arguments: RestoreArguments) -> RestoreResult:
+    restore = {
+        RestoreScope.FULL: job.restore_full,
+        RestoreScope.DATABASE: job.restore_database,
+        RestoreScope.MEDIA: job.restore_media,
+        RestoreScope.AUDIT_LOGS: job.restore_audit_logs,
+    }[_word(RestoreScope, arguments.scope)]
+    return restore(arguments.archive, moment=arguments.when(), request_id=order.task_id)
+
+
+def _options(arguments: RestoreArguments) -> dict[str, Any]:
+    """The arguments of `RestoreConfig` that a task has, beside those that the environment has."""
+    given: dict[str, Any] = {
+        "dry_run": arguments.dry_run,
+        "mode": arguments.mode,
+        "exact": arguments.exact,
+        "patterns": arguments.patterns,
+        "target_database": arguments.target_database,
+        "create_database": arguments.create_database,
+        "allow_unverified": arguments.allow_unverified,
+        "allow_outside_links": arguments.allow_outside_links,
+        "verify_before_restore": arguments.verify,
+    }
+    given |= {"media_path": arguments.media_dir} if arguments.media_dir is not None else {}
+    return given | ({"jobs": arguments.jobs} if arguments.jobs is not None else {})
+
+
+def _roll_back(order: Order) -> Outcome:
+    arguments = RollbackArguments.of(order.given)
+    job = RestoreJob(RestoreConfig.from_settings(order.settings), progress=order.progress, **_known(order, arguments))
+    with _permitted(order):
+        return Outcome.of(job.rollback(arguments.restore_id, is_repeated=order.attempt > 1))
+
+
+@contextmanager
+def _permitted(order: Order) -> Iterator[None]:
+    """Only with a permit, which is used up by any end but that of the process."""
+    permits = Permits(order.repository)
+    permits.check(order.task, order.task_id, order.given)
+    try:
+        yield
+    except (SystemExit, KeyboardInterrupt):  # it goes back to the queue, and is begun again with the same permit
+        raise
+    except BaseException:
+        permits.revoke(order.task_id)
+        raise
+    permits.revoke(order.task_id)
+
+
+def _prune(order: Order) -> Outcome:
+    arguments = PruneArguments.of(order.given)
+    repository = Repository(order.repository, lock_timeout=order.settings.lock_timeout)
+    policy = BackupConfig.from_settings(order.settings).retention
+    result = PruneJob(repository, policy, **_known(order, arguments)).run(dry_run=arguments.dry_run)
+    facts = result.to_dict() | {"removed": [decision.entry.name for decision in result.removed[:_MOST_NAMES]]}
+    if result.success and not arguments.dry_run:
+        job = RestoreJob(RestoreConfig.from_settings(order.settings), **_known(order, arguments))
+        facts["restores_forgotten"] = list(job.forget_old())
+    return Outcome(
+        result=facts | {"exit_code": result.exit_code}, success=result.success, retryable=_may_pass(result.fault)
+    )
+
+
+def _drill(order: Order) -> Outcome:
+    arguments = DrillArguments.of(order.given)
+    check_archive(arguments.archive, order.repository, order.settings.worker.allowed_paths)
+    config = RestoreConfig.from_settings(order.settings)
+    report = DrillJob(config, progress=order.progress, **_known(order, arguments)).run(arguments.archive)
+    return Outcome(result=report.to_dict(), success=report.success)
+
+
+def _known(order: Order, arguments: Arguments) -> dict[str, Any]:
+    """Who asked for it, and who is told of the end."""
+    return {"actor": arguments.actor, "observer": order.observer}
+
+
+def _may_pass(fault: OpsError | None) -> bool:
+    return fault is not None and fault.retryable
+
+
+def _ping(order: Order) -> Outcome:
+    Arguments.of(order.given)
+    return Outcome(result={"success": True, "pid": os.getpid()}, success=True)
+
+
+def _word(kind: type[Word], text: str) -> Word:
+    try:
+        return kind(text)
+    except ValueError:
+        raise ConfigurationError(
+            f"{text!r} is none of {', '.join(kind)}", hint="Correct the task's argument."
+        ) from None
+
+
+_OPERATIONS: Final[Mapping[TaskName, Callable[[Order], Outcome]]] = {
+    TaskName.BACKUP_FULL: _back_up,
+    TaskName.BACKUP_DATABASE: _back_up,
+    TaskName.BACKUP_MEDIA: _back_up,
+    TaskName.VERIFY_ARCHIVE: _verify,
+    TaskName.RESTORE_ARCHIVE: _restore,
+    TaskName.RESTORE_ROLLBACK: _roll_back,
+    TaskName.PRUNE_REPOSITORY: _prune,
+    TaskName.DRILL_RESTORE: _drill,
+    TaskName.PING: _ping,
+}

@@ -1,0 +1,87 @@
+"""How far a task is, as the state of the task: the commands draw it, Flower shows it.
+
+A thread of its own tells it: a broker that is away holds up that thread, never the work. It ends before the task does,
+so that nothing it says can come after the result.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from redis import ConnectionPool, Redis, RedisError
+
+from worker.configuration import RESULT_SECONDS
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from celery import Task
+
+    from portal.ops.job import Step
+
+STATE: Final = "PROGRESS"
+
+_EVERY_SECONDS: Final = 0.5
+_ANSWER_SECONDS: Final = 2
+
+
+class Reporter:
+    """Is called with each step of a job, and tells the latest one twice a second.
+
+    Arguments:
+        task: whose state it is.
+    """
+
+    def __init__(self, task: Task) -> None:
+        backend = task.app.backend
+        short = {"socket_timeout": _ANSWER_SECONDS, "socket_connect_timeout": _ANSWER_SECONDS}
+        self._redis = Redis(connection_pool=ConnectionPool(**{**backend.connparams, **short}))
+        self._encode = backend.encode
+        self._key = backend.get_key_for_task(task.request.id)
+        self._meta = {"task_id": task.request.id, "name": task.name, "status": STATE, "children": [], "traceback": None}
+        self._latest: Step | None = None
+        self._waiting = ""
+        self._started = time.monotonic()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._redis.close()
+
+    def __call__(self, step: Step) -> None:
+        """Take note of a step; cheap enough to be called for every block."""
+        self._latest = step
+        self._waiting = ""
+
+    def wait(self, reason: str) -> None:
+        """Say that the task does nothing for a moment, and why."""
+        self._waiting = reason
+
+    def _run(self) -> None:
+        told: dict[str, Any] = {}
+        while not self._ended.wait(_EVERY_SECONDS):
+            state = self._state()
+            if state != told:
+                self._tell(state)
+                told = state
+
+    def _state(self) -> dict[str, Any]:
+        step = self._latest
+        if self._waiting or step is None:
+            return {"phase": self._waiting or "starting", "done": 0, "total": None}
+        seconds = max(time.monotonic() - self._started, 0.001)
+        return {"phase": step.phase, "done": step.done, "total": step.expect(), "rate": int(step.done / seconds)}
+
+    def _tell(self, state: dict[str, Any]) -> None:
+        try:
+            self._redis.set(self._key, self._encode({**self._meta, "result": state}), ex=RESULT_SECONDS)
+        except RedisError:  # nobody sees how far it is for a while: no reason to stop
+            self._ended.wait(_ANSWER_SECONDS)

@@ -1,0 +1,192 @@
+"""The tasks: each takes JSON arguments, does one thing of the engine's, and gives back the engine's result.
+
+Every delivery goes the same way: is there a result already? does nobody else work on it? was it not begun too often?
+Then it is done, again where it may succeed later, and what did not succeed ends as a failure of the task.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+from billiard.exceptions import SoftTimeLimitExceeded
+from celery import shared_task, states
+
+from portal.ops.aftermath import Aftermath
+from portal.ops.errors import OpsError, RepositoryError
+from portal.ops.job import read_text
+from portal.ops.logs import engine_log
+from portal.ops.settings import load_settings
+from worker.delivery import sole_delivery
+from worker.errors import OperationFailedError
+from worker.names import TaskName
+from worker.operations import Order, Outcome, carry_out
+from worker.progress import Reporter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from celery import Task
+
+    from portal.ops.access_log import AccessEntry
+    from portal.ops.settings import Settings
+
+log = engine_log("worker.tasks")
+
+_FIRST_PAUSE_SECONDS: Final = 2.0
+_PAUSE_GROWTH: Final = 4.0
+
+
+def _perform(task: Task, name: TaskName, given: Mapping[str, Any]) -> dict[str, Any]:
+    """One delivery of a task, from the queue to its result.
+
+    Raises:
+        OperationFailedError: it did not succeed.
+    """
+    outcome = _earlier(task)
+    if outcome is None:
+        started = time.monotonic()
+        outcome = _deliver(task, name, given)
+        _tell_end(name, outcome, time.monotonic() - started)
+    if not outcome.success:
+        raise OperationFailedError(outcome.result)
+    return outcome.result
+
+
+def _tell_end(name: TaskName, outcome: Outcome, seconds: float) -> None:
+    """Say how a task ended; a ping that went well would only fill the log."""
+    if outcome.success and name is not TaskName.PING:
+        log.info("task_ended", success=True, seconds=round(seconds, 3))
+    elif not outcome.success:
+        log.error("task_ended", success=False, seconds=round(seconds, 3), error=outcome.result.get("error"))
+
+
+def _is_redelivered(task: Task) -> bool:
+    return bool((task.request.delivery_info or {}).get("redelivered"))
+
+
+def _earlier(task: Task) -> Outcome | None:
+    """The result of a delivery before this one, which was cut off before it could take its message off the queue.
+
+    A failure counts for a redelivery only: who sends a task a second time wants it tried a second time.
+    """
+    meta = task.backend.get_task_meta(task.request.id)
+    if meta["status"] == states.SUCCESS:
+        log.info("result_found")
+        return Outcome(result=meta["result"], success=True)
+    if meta["status"] == states.FAILURE and _is_redelivered(task) and isinstance(meta["result"], OperationFailedError):
+        log.info("result_found")
+        return Outcome(result=meta["result"].result, success=False)
+    return None
+
+
+def _deliver(task: Task, name: TaskName, given: Mapping[str, Any]) -> Outcome:
+    """Do the work with nobody else at it; whatever goes wrong becomes an outcome."""
+    try:
+        settings = load_settings(os.environ, read_text)
+        with sole_delivery(settings.local_path, task.request.id) as attempt:
+            structlog.contextvars.bind_contextvars(attempt=attempt)
+            if name is not TaskName.PING:
+                log.info("task_begun", is_redelivered=_is_redelivered(task))
+            if attempt > settings.worker.attempts:
+                return Outcome.of_error(_given_up(name, settings.worker.attempts))
+            return _try(task, name, given, settings, attempt)
+    except SoftTimeLimitExceeded:
+        return Outcome.of_error(_too_slow(name))
+    except OpsError as error:
+        return Outcome.of_error(error)
+    except OSError as error:
+        return Outcome.of_error(
+            RepositoryError(
+                f"the repository cannot be used: {error.strerror} ({error.filename})",
+                hint="Look at BACKUP_LOCAL_PATH, its disk and its owner, as the worker sees them.",
+            )
+        )
+
+
+def _try(task: Task, name: TaskName, given: Mapping[str, Any], settings: Settings, attempt: int) -> Outcome:
+    """Do it, and again after a pause where it may succeed then. Only what the last try came to is told to people."""
+    pause = _FIRST_PAUSE_SECONDS
+    with Reporter(task) as progress, _told_at_the_end(settings) as heard:
+        order = Order(
+            task=name,
+            task_id=task.request.id,
+            given=given,
+            attempt=attempt,
+            settings=settings,
+            progress=progress,
+            observer=heard.append,
+        )
+        for left in reversed(range(settings.worker.attempts)):
+            heard.clear()
+            outcome = carry_out(order)
+            if outcome.success or not outcome.retryable or not left:
+                break
+            log.warning("task_put_off", seconds=pause, error=outcome.result.get("error"))
+            progress.wait(f"waiting {pause:.0f} s to try again")
+            time.sleep(pause)
+            pause *= _PAUSE_GROWTH
+    return outcome
+
+
+@contextmanager
+def _told_at_the_end(settings: Settings) -> Iterator[list[AccessEntry]]:
+    """Tell people what is in the list in the end; not where the process has to end and the task is begun again."""
+    heard: list[AccessEntry] = []
+    try:
+        yield heard
+    except (SystemExit, KeyboardInterrupt):
+        heard.clear()
+        raise
+    finally:
+        tell = Aftermath(settings)
+        for entry in heard:
+            tell(entry)
+
+
+def _given_up(name: TaskName, attempts: int) -> OpsError:
+    return OpsError(
+        f"{name} was begun {attempts} times, and each time the process that did it was killed",
+        hint="Look for 'out of memory' in the system's log (dmesg) and at the worker's log; then start it again.",
+    )
+
+
+def _too_slow(name: TaskName) -> OpsError:
+    return OpsError(
+        f"{name} took longer than a task may, and was ended; nothing of it is left",
+        hint="Find out what it waited for (the worker's log), or give it more time with BACKUP_TASK_TIMEOUT.",
+    )
+
+
+def _make(name: TaskName) -> Task:
+    def run(self: Task, **given: Any) -> dict[str, Any]:
+        return _perform(self, name, given)
+
+    run.__doc__ = _MEANINGS[name]
+    run.__name__ = name.value.replace(".", "_")
+    decorate: Callable[..., Task] = shared_task(
+        bind=True,
+        name=name.value,
+        typing=False,
+        throws=(OperationFailedError,),
+        send_events=name is not TaskName.PING,  # Flower shows what people want to see
+    )
+    return decorate(run)
+
+
+_MEANINGS: Final = {
+    TaskName.BACKUP_FULL: "Back up database, media and audit log.",
+    TaskName.BACKUP_DATABASE: "Back up the database.",
+    TaskName.BACKUP_MEDIA: "Back up the uploads, or what has changed of them.",
+    TaskName.VERIFY_ARCHIVE: "Look at an archive as closely as asked.",
+    TaskName.RESTORE_ARCHIVE: "Restore an archive, or a part of it, or say what that would do.",
+    TaskName.RESTORE_ROLLBACK: "Take a restore back.",
+    TaskName.PRUNE_REPOSITORY: "Remove what the retention policy does not keep.",
+    TaskName.DRILL_RESTORE: "Restore an archive for a try, compare, and throw it away.",
+    TaskName.PING: "Answer.",
+}
+
+TASKS: Final = {name: _make(name) for name in TaskName}
