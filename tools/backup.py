@@ -142,9 +142,10 @@ def _list(_: argparse.Namespace) -> int:
 
     gc.disable()  # there may be very many archives, and none of what is made for them is garbage
     job = _job(*watched_settings())
+    found = job.iterate_backups()
     restores = create_restore_job(backup_job=job).list_restores()
     with Lines() as lines:
-        backups = (lines.passed(_backup_line(backup), backup) for backup in job.iterate_backups())
+        backups = (lines.passed(_backup_line(backup), backup) for backup in found)
         others = {"success": True, "repository": str(job.repository.path), "restores": restores}
         if not print_listing("backups", backups, **others):
             say(f"there is no archive in {job.repository.path}; 'backup.sh full' makes the first one")

@@ -56,8 +56,9 @@ def main() -> int:
         for command in COMMANDS:
             shutil.rmtree(directory / ".cache", ignore_errors=True)
             for what in ("first", "again", "again", "again"):
-                seconds, megabytes = measure(directory, command)
-                line = f"{' '.join(command):<16} {what:<6} {seconds:6.2f} s {megabytes:6.0f} MB"
+                seconds, cpu_seconds, megabytes = measure(directory, command)
+                spent = f"{seconds:6.2f} s ({cpu_seconds:.2f} s of a processor) {megabytes:6.0f} MB"
+                line = f"{' '.join(command):<16} {what:<6} {spent}"
                 sys.stdout.write(line + "\n")
                 sys.stdout.flush()
     finally:
@@ -112,8 +113,8 @@ def manifests(count: int) -> Iterator[Manifest]:
             parent, base, media = backup_id, base or backup_id, media + 1
 
 
-def measure(directory: Path, command: Sequence[str]) -> tuple[float, float]:
-    """Seconds and megabytes that `backup.sh` takes for a command, as a process of its own."""
+def measure(directory: Path, command: Sequence[str]) -> tuple[float, float, float]:
+    """Seconds, seconds of a processor, and megabytes that a command takes, as a process of its own."""
     environment = {"PATH": os.environ["PATH"], "BACKUP_LOCAL_PATH": str(directory), "PORTAL_UPLOAD_DIR": ""}
     started = time.perf_counter()
     process = os.posix_spawn(
@@ -126,7 +127,7 @@ def measure(directory: Path, command: Sequence[str]) -> tuple[float, float]:
     seconds = time.perf_counter() - started
     if code := os.waitstatus_to_exitcode(status):
         raise SystemExit(f"{' '.join(command)} ended with {code}")
-    return seconds, usage.ru_maxrss / 1000
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1000
 
 
 def _archive(manifest: Manifest) -> bytes:
