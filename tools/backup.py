@@ -163,7 +163,7 @@ def _backup_line(backup: dict[str, Any]) -> str:
         "DAMAGED" if verified and not verified["intact"] else known,
         "pinned" if backup["pinned"] else "",
         f"NOT WHOLE: {backup['fault']}" if backup["fault"] else "",
-        f"after {backup['parent']}" if backup["parent"] else "",
+        f"on {backup['parent']}" if backup["parent"] else "",
     )
     size, kind = human_bytes(backup["size_bytes"]), backup["type"] or "?"
     said = "  ".join(mark for mark in marks if mark)
