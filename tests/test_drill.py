@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +21,11 @@ from portal.ops.drill_compare import Comparison
 from portal.ops.drill_report import DIRECTORY, DrillReport, DrillReports
 from portal.ops.drill_scratch import Scratch, drills_locked
 from portal.ops.errors import RestoreError
-from portal.ops.model import BackupType, VerifyLevel
+from portal.ops.model import VerifyLevel
 from portal.ops.repository import Repository
 from portal.ops.targets.database_server import drop_forced, find_database, maintenance
 from portal.ops.verifications import Verifications
 from portal.ops.verify import open_archive
-from tests.kept import put_archive
 from tests.killing import killed_at
 from tests.test_backup_job import Portal, execute, portal, small_disk, succeeded
 from tests.test_restore_job import World, config_of, world
@@ -136,10 +134,12 @@ class TestWhichOne:
         assert drill(world.portal).exit_code == 4
 
     def test_an_incremental(self, world: World) -> None:
-        """One archive of a chain is not a portal."""
-        name = put_archive(world.portal.archives, BackupType.MEDIA, datetime(2026, 1, 1, tzinfo=UTC), parent="x")
-        report = drill(world.portal, name)
-        assert (report.exit_code, "incremental" in (report.error or "")) == (2, True)
+        """One archive of a chain is not a portal: it is refused."""
+        succeeded(world.portal.job().backup_media(incremental=True))
+        (world.portal.uploads / "more.sarif").write_text("more")
+        tip = succeeded(world.portal.job().backup_media(incremental=True))
+        report = drill(world.portal, tip)
+        assert (report.exit_code, "incremental" in (report.error or ""), left_behind(world)) == (2, True, [])
 
 
 class TestInTheWay:
