@@ -51,6 +51,15 @@ def test_the_same_task_twice_is_one_archive(portal: Portal, redis: EmbeddedRedis
     assert {name for name in portal.left() if name.endswith((".gz", ".sha256"))} <= before
 
 
+def test_a_task_whose_archive_was_removed_is_done_again(portal: Portal, redis: EmbeddedRedis) -> None:
+    """A result is worth nothing without the archive that it names."""
+    with WorkerProcess(portal, redis, "backup"):
+        first = result_of(redis, submit(redis, TaskName.BACKUP_DATABASE, "slot-4", moment=MOMENT))
+        Path(first.result["path"]).unlink()
+        submit(redis, TaskName.BACKUP_DATABASE, "slot-4", moment=MOMENT)
+        wait_until(lambda: Path(first.result["path"]).exists())
+
+
 def test_fifty_deliveries_are_one_archive(portal: Portal, redis: EmbeddedRedis) -> None:
     """Fifty messages of one request, to four processes at once, make one archive, and nothing is left of the others."""
     for _ in range(50):

@@ -74,13 +74,18 @@ def _earlier(task: Task) -> Outcome | None:
     A failure counts for a redelivery only: who sends a task a second time wants it tried a second time.
     """
     meta = task.backend.get_task_meta(task.request.id)
-    if meta["status"] == states.SUCCESS:
+    if meta["status"] == states.SUCCESS and _still_holds(meta["result"]):
         log.info("result_found")
         return Outcome(result=meta["result"], success=True)
     if meta["status"] == states.FAILURE and _is_redelivered(task) and isinstance(meta["result"], OperationFailedError):
         log.info("result_found")
         return Outcome(result=meta["result"].result, success=False)
     return None
+
+
+def _still_holds(result: Mapping[str, Any]) -> bool:
+    """Whether the archive that a result names is there: somebody may have removed it, and want another."""
+    return not result.get("path") or os.path.exists(result["path"])
 
 
 def _deliver(task: Task, name: TaskName, given: Mapping[str, Any]) -> Outcome:
