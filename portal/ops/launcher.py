@@ -11,6 +11,7 @@ outlives it.
 
 import ctypes
 import os
+import signal
 import sys
 
 PR_SET_PDEATHSIG = 1
@@ -35,6 +36,7 @@ def tie_to(parent: int, death_signal: int) -> None:
 def main() -> None:
     """Prepare this process as the arguments say, and become the program."""
     parent, death_signal, owner, *argv = sys.argv[1:]
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a worker's process ignores it, and a program would inherit that
     if owner != "-":
         become(*map(int, owner.split(":")))
     tie_to(int(parent), int(death_signal))
