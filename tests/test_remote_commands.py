@@ -183,6 +183,14 @@ class TestHandingOver:
         unknown, _ = run(portal, redis.url, "backup.sh", "--wait", "backup.full-1", code=2)
         assert "the broker knows no task backup.full-1" in unknown["error"]
 
+    def test_each_command_waits_for_its_own_tasks(self, service: tuple[Portal, EmbeddedRedis, WorkerProcess]) -> None:
+        """A backup's task is told of by backup.sh, and refused by restore.sh, which would not know what to say."""
+        portal, redis, _ = service
+        handed, _ = run(portal, redis.url, "backup.sh", "media", "--no-wait")
+        run(portal, redis.url, "backup.sh", "--wait", handed["task_id"])
+        refused, _ = run(portal, redis.url, "restore.sh", "--wait", handed["task_id"], code=2)
+        assert "is no restore" in refused["error"]
+
     def test_without_a_broker_there_is_nothing_to_wait_for(self, portal: Portal) -> None:
         """Options about a worker are refused where none is asked, and no backup is made instead."""
         for option in (["--no-wait"], ["--wait", "backup.full-1"], ["--timeout", "5"]):
@@ -215,6 +223,24 @@ class TestNobodyDoesIt:
             wait_until(lambda: worker.events("task_ended"))
             wait_until(lambda: queued(redis, Lane.RESTORE) + unacknowledged(redis) == 0)
         assert upload.read_text() == "changed"
+
+    def test_a_restore_whose_terminal_is_closed_is_not_done_later(self, portal: Portal, redis: EmbeddedRedis) -> None:
+        """Whoever asked has gone before a worker had begun: it is withdrawn."""
+        assert portal.job().backup_media().success
+        process = subprocess.Popen(
+            [TOOLS / "restore.sh", "latest", "--media-only", "--force"],
+            env=portal.environ(CELERY_BROKER_URL=redis.url),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        wait_until(lambda: queued(redis, Lane.RESTORE) == 1)
+        process.send_signal(signal.SIGHUP)
+        output, _ = process.communicate(timeout=TIMEOUT)
+        assert process.returncode == 128 + signal.SIGHUP
+        assert "it was withdrawn" in json.loads(output)["error"]
+        assert not list((portal.archives / ".permits").iterdir())
 
     def test_the_broker_is_away(self, portal: Portal) -> None:
         """It is said at once, with exit code 6 and the way on; and with --local it is done."""

@@ -109,6 +109,7 @@ def test_a_failed_task_that_is_sent_again_is_tried_again(portal: Portal, redis: 
         (TaskName.BACKUP_FULL, {"moment": "yesterday"}),
         (TaskName.BACKUP_FULL, {"moment": MOMENT, "local_path": "/etc"}),
         (TaskName.BACKUP_FULL, {"moment": 7}),
+        (TaskName.BACKUP_FULL, {"moment": "2131-01-01T00:00:00+00:00"}),
         (TaskName.BACKUP_MEDIA, {"moment": MOMENT, "incremental": 1}),
         (TaskName.BACKUP_MEDIA, {"moment": MOMENT, "incremental": True, "changed": "a"}),
         (TaskName.BACKUP_MEDIA, {"moment": MOMENT, "incremental": True, "changed": ["a\0b"]}),
@@ -220,6 +221,23 @@ class TestRestores:
         Permits(portal.archives).grant(TaskName.RESTORE_ROLLBACK, "back-2", given)
         assert result_of(redis, submit(redis, TaskName.RESTORE_ROLLBACK, "back-2", **given)).result["success"]
         assert upload.read_text() == "changed"
+
+    def test_a_rollback_that_was_done_is_not_refused_later(
+        self, service: tuple[Portal, EmbeddedRedis, WorkerProcess]
+    ) -> None:
+        """A second delivery after the result is lost finds that it was taken back, and says so."""
+        from redis import Redis
+
+        portal, redis, _ = service
+        damage(portal)
+        restored = result_of(redis, restore(portal, redis, "restore-6", moment="2026-11-22T04:00:00+00:00"))
+        given = {"restore_id": restored.result["restore_id"]}
+        Permits(portal.archives).grant(TaskName.RESTORE_ROLLBACK, "back-3", given)
+        assert result_of(redis, submit(redis, TaskName.RESTORE_ROLLBACK, "back-3", **given)).result["success"]
+        with Redis(unix_socket_path=str(redis.socket)) as connection:
+            connection.flushdb()
+        again = result_of(redis, submit(redis, TaskName.RESTORE_ROLLBACK, "back-3", **given))
+        assert again.result["components_restored"] == ["media"]
 
     def test_a_dry_run_needs_none(self, service: tuple[Portal, EmbeddedRedis, WorkerProcess]) -> None:
         """What changes nothing may be asked for by anybody; the plan comes back."""

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from portal.ops.errors import OpsError
 from tools import insight, keeping, remote, schedule
 from tools.keeping import drill, tell_of_drill
 from tools.terminal import (
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from portal.ops.backup import BackupJob
     from portal.ops.job import Step
+    from portal.ops.restore import RestoreJob
     from portal.ops.settings import Settings
 
 _EXAMPLES: Final = f"""examples:
@@ -143,7 +145,7 @@ def _list(_: argparse.Namespace) -> int:
     gc.disable()  # there may be very many archives, and none of what is made for them is garbage
     job = _job(*watched_settings())
     found = job.iterate_backups()
-    restores = create_restore_job(backup_job=job).list_restores()
+    restores, trouble = _restores(create_restore_job(backup_job=job))
     with Lines() as lines:
         backups = (lines.passed(_backup_line(backup), backup) for backup in found)
         others = {"success": True, "repository": str(job.repository.path), "restores": restores}
@@ -151,7 +153,17 @@ def _list(_: argparse.Namespace) -> int:
             say(f"there is no archive in {job.repository.path}; 'backup.sh full' makes the first one")
     for line in ["", "Restores that were made:", *restore_lines(restores)] if restores else []:
         say(line)
+    if trouble:
+        say(f"warning: {trouble}")
     return 0
+
+
+def _restores(job: RestoreJob) -> tuple[list[dict[str, Any]], str]:
+    """The restores that were made; where they cannot be read that is told, and hides no archive."""
+    try:
+        return job.list_restores(), ""
+    except OpsError as error:
+        return [], str(error)
 
 
 def _backup_line(backup: dict[str, Any]) -> str:

@@ -35,6 +35,17 @@ _RETURN_SECONDS: Final = 30.0
 
 _AWAY_SECONDS: Final = 60.0
 _LONGER_EACH_TIME: Final = 1.1
+_SAFE: Final = "Start it again when the broker is back, or use --local."
+_KINDS: Final = {
+    "full": "backup.full",
+    "database": "backup.database",
+    "media": "backup.media",
+    "scan": "backup.media",
+    "verify": "verify.archive",
+    "prune": "prune.repository",
+    "drill": "drill.restore",
+}
+"""The first words of the tasks' ids that beat and the watcher give."""
 
 
 def add_options(parser: argparse.ArgumentParser, *, with_wait: bool = False) -> None:
@@ -82,7 +93,7 @@ def person() -> str:
 
 def absolute(archive: str) -> str:
     """An archive as a worker understands it, which works in another directory."""
-    return os.path.abspath(archive) if "/" in archive else archive
+    return os.path.abspath(archive) if "/" in archive or os.path.isfile(archive) else archive
 
 
 def do_remotely(
@@ -163,12 +174,11 @@ class Remote:
         from worker.names import TaskName
 
         client = Client(self.settings.worker)
-        if client.look(task_id).is_lost:
-            raise ConfigurationError(
-                f"the broker knows no task {task_id}",
-                hint="Results are kept for 7 days. './tools/backup.sh list' shows whether there is an archive of it.",
-            )
-        task = TaskName(task_id.partition("-")[0]) if task_id.partition("-")[0] in list(TaskName) else TaskName.PING
+        state = client.look(task_id)
+        if state.is_lost:
+            raise _unknown(task_id)
+        word = state.name or task_id.partition("-")[0]
+        task = TaskName(_KINDS.get(word, word)) if word in {*_KINDS, *TaskName} else TaskName.PING
         return Errand(remote=self, client=client, task=task, arguments=None, task_id=task_id, permits=None)
 
 
@@ -185,7 +195,6 @@ class Errand:
     _is_attended: bool = False
     _away_since: float | None = None
     _patient_until: float = 0.0
-    _is_begun: bool = False
 
     def submit(self) -> None:
         """Hand it over; with its permit, where it needs one."""
@@ -198,10 +207,9 @@ class Errand:
             self.withdraw()
             raise
 
-    def withdraw(self) -> None:
-        """Let a restore that nobody waits for any more not be done at some later time."""
-        if self.permits:
-            self.permits.revoke(self.task_id)
+    def withdraw(self) -> bool:
+        """Let a restore that nobody waits for any more not be done at some later time; whether it will not be."""
+        return self.permits is not None and self.permits.withdraw(self.task_id)
 
     def result(self) -> tuple[dict[str, Any], int]:
         """Wait for the result; it, and the exit code.
@@ -230,11 +238,12 @@ class Errand:
             self._give_up(waited)
         try:
             state = self.client.look(self.task_id)
-            self._is_begun = self._is_begun or state.is_begun
             if self._away_since is not None:
                 say("the broker is back")
                 self._away_since = None
                 self._patient_until = time.monotonic() + _RETURN_SECONDS
+            if state.is_lost and self.arguments is None:
+                raise _unknown(self.task_id)
             if state.is_lost and self.arguments is not None:
                 say("the broker has lost the task; handing it over again, which does no harm")
                 self.client.submit(self.task, self.arguments, self.task_id)
@@ -252,8 +261,7 @@ class Errand:
     def _give_up(self, waited: float) -> None:
         from worker.errors import StillAtWorkError
 
-        if self.permits and not self._is_begun:
-            self.withdraw()
+        if self.withdraw():
             raise StillAtWorkError(
                 f"{self.task_id} was not begun within {waited:.0f} s, and is withdrawn",
                 hint="Start it again when the workers have less to do, or use --local.",
@@ -268,9 +276,8 @@ class Errand:
         if time.monotonic() - self._away_since > _AWAY_SECONDS:
             from worker.errors import BrokerAwayError
 
-            raise BrokerAwayError(
-                f"the broker has not answered for {_AWAY_SECONDS:.0f} s", hint=self._later()
-            ) from error
+            hint = f"Nobody has begun it, and it was withdrawn. {_SAFE}" if self.withdraw() else self._later()
+            raise BrokerAwayError(f"the broker has not answered for {_AWAY_SECONDS:.0f} s", hint=hint) from error
 
     def _make_sure_of_a_worker(self) -> None:
         from worker.errors import UnattendedError
@@ -278,23 +285,36 @@ class Errand:
         if self._is_attended:
             return
         if not self.client.is_attended(self.task.lane):
-            self.withdraw()
-            stays = "It was withdrawn." if self.permits else f"It stays queued. {self._later()}"
+            stays = "It was withdrawn." if self.withdraw() else f"It stays queued. {self._later()}"
             raise UnattendedError(
                 f"no worker listens for {self.task.lane} tasks",
-                hint=f"Start one ('python -m worker', or docker compose up), or use --local. {stays}",
+                hint=f"Start one ('tools/service.sh worker', or docker compose up), or use --local. {stays}",
             )
         say(f"every worker for {self.task.lane} tasks is busy; waiting for one")
         self._is_attended = True
 
     def _leave(self, stopped: StoppedError) -> None:
         """Somebody has had enough: ask whether the task is to go on; without a person to ask, it does."""
-        if stopped.number == signal.SIGINT and sys.stdin.isatty() and not self._is_left_running():
-            self.client.stop(self.task_id)
-            self.withdraw()
-            stopped.outcome = "the worker was told to stop, and takes back what it had begun"
+        is_asked = stopped.number == signal.SIGINT and sys.stdin.isatty()
+        goes_on = f"the worker goes on\n  hint: {self._later()}"
+        if is_asked and self._is_left_running():
+            stopped.outcome = goes_on
+        elif self.withdraw():
+            stopped.outcome = "nobody had begun it, and it was withdrawn"
+        elif is_asked:
+            stopped.outcome = self._stop()
         else:
-            stopped.outcome = f"the worker goes on\n  hint: {self._later()}"
+            stopped.outcome = goes_on
+
+    def _stop(self) -> str:
+        """Tell the worker to stop; what came of that."""
+        from worker.errors import BrokerAwayError
+
+        try:
+            self.client.stop(self.task_id)
+        except BrokerAwayError as error:
+            return f"the worker could not be told to stop: {error}"
+        return "the worker was told to stop, and takes back what it had begun"
 
     def _is_left_running(self) -> bool:
         say("\nLeave the task running? Type no to stop it, anything else to leave it: ")
@@ -302,6 +322,13 @@ class Errand:
 
     def _later(self) -> str:
         return f"'{self.remote.command} --wait {self.task_id}' waits for it again."
+
+
+def _unknown(task_id: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"the broker knows no task {task_id}",
+        hint="Results are kept for 7 days. './tools/backup.sh list' shows whether there is an archive of it.",
+    )
 
 
 def now() -> str:

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from portal.ops.errors import NotConfirmedError
+from portal.ops.errors import ConfigurationError, NotConfirmedError
 from tools import remote
 from tools.remote import Remote
 from tools.terminal import EXIT_CODES, print_result, run_command, say, watched_settings
@@ -46,14 +46,18 @@ def main() -> int:
     """Run the command; the exit code."""
     parser = _parser()
     arguments = parser.parse_args()
+    if arguments.wait:
+        if arguments.archive or arguments.rollback or arguments.no_wait:
+            parser.error("--wait goes with nothing but the task's id")
+        return _wait(arguments)
     if arguments.rollback:
         return _go_back(parser, arguments)
-    if arguments.wait:
-        return _wait(arguments)
     if arguments.list or arguments.forget:
         parser.error("--list and --forget go with --rollback")
     if not arguments.archive:
         parser.error("which archive? a path, an id, or 'latest'")
+    if arguments.dry_run and arguments.no_wait:
+        parser.error("a dry run is for somebody who waits for it")
     settings, show = watched_settings()
     person = _Person(asks=not (arguments.force or arguments.dry_run))
     if remote.is_remote(settings, arguments):
@@ -94,6 +98,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+_ONLY_RESTORE: Final = (
+    "scope",
+    "mode",
+    "exact",
+    "target_database",
+    "create_database",
+    "media_dir",
+    "path",
+    "jobs",
+    "allow_unverified",
+    "allow_outside_links",
+)
 _SAY_YES: Final = "Start it again and answer yes, or use --force."
 _MODES: Final = "swap (beside the live one, then exchanged), in-place (one transaction), auto (swap where it can be)"
 
@@ -168,7 +184,7 @@ def _ending(result: Mapping[str, Any], *, is_rollback: bool) -> list[str]:
     """How it ended, for people."""
     if not result["success"]:
         return [f"error: {result['error'] or 'it failed'}"]
-    if result["dry_run"]:
+    if result.get("dry_run"):
         return ["\nThis was a dry run: nothing was changed."]
     components = ", ".join(result["components_restored"])
     if not is_rollback:
@@ -247,12 +263,18 @@ def _wait(arguments: argparse.Namespace) -> int:
     settings, show = watched_settings()
     remote.is_remote(settings, arguments)
     errand = _Workers(settings, show, arguments).pick_up(arguments.wait)
+    if not errand.task.value.startswith("restore."):
+        raise ConfigurationError(
+            f"{arguments.wait} is no restore", hint=f"'./tools/backup.sh --wait {arguments.wait}' waits for it."
+        )
     return _finish(errand, _Person(asks=False), arguments, is_rollback=errand.task.value == "restore.rollback")
 
 
 def _go_back(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         parser.error("a rollback has no dry run; without --force it asks, and --list shows what there is")
+    if given := [name for name in _ONLY_RESTORE if getattr(arguments, name) not in (None, False, [], "auto")]:
+        parser.error(f"a rollback takes all of a restore back; --{given[0].replace('_', '-')} makes no sense with it")
     settings, show = watched_settings()
     person = _Person(asks=not arguments.force)
     job = _job(settings, show, person)

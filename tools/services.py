@@ -22,10 +22,10 @@ def service_checks(settings: Settings) -> list[Check]:
         return [Check(name="workers", look=lambda: ok(what))]
     checks = [
         Check(name="workers", look=lambda: _workers(settings)),
-        Check(name="beat", look=lambda: _service("beat", "docker compose up -d beat")),
+        Check(name="beat", look=lambda: _service("beat", "beat")),
     ]
     if settings.upload_dir is not None:
-        checks.append(Check(name="watcher", look=lambda: _service("beat.watcher", "docker compose up -d watcher")))
+        checks.append(Check(name="watcher", look=lambda: _service("beat.watcher", "watcher")))
     return checks
 
 
@@ -59,4 +59,5 @@ def _service(module: str, start: str) -> Finding:
         message = f"its health check ended with {ended.returncode}"
     if ended.returncode == 0:
         return ok(message)
-    return warning(message, f"Start it ('python -m {module}', or {start}); without it nothing starts by itself.")
+    mend = f"Start it ('tools/service.sh {start}', or docker compose up) if it does not run; its log says more."
+    return warning(message, mend)

@@ -216,9 +216,12 @@ def run_command(main: Callable[[], int]) -> NoReturn:
         _hush(sys.stdout)
         code = 128 + signal.SIGPIPE
     except OSError as error:
-        _hush(sys.stdout)
-        say_error(f"the result cannot be written to standard output: {error.strerror}")
         code = OpsError.exit_code
+        if error.filename is None:
+            _hush(sys.stdout)
+            say_error(f"the result cannot be written to standard output: {error.strerror}")
+        else:
+            _fail(f"the operating system refused: {error.strerror} ({error.filename})")
     sys.exit(code)
 
 

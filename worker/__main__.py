@@ -60,7 +60,8 @@ def _start(lane: Lane, processes: int | None) -> subprocess.Popen[bytes]:
     count = processes or _PROCESSES[lane]
     command = [sys.executable, "-m", "worker.lane", lane.value, str(count)]
     environment = {**os.environ, "REMAP_SIGTERM": "SIGQUIT"}
-    return subprocess.Popen(launch_command(command), env=environment, stdout=subprocess.DEVNULL)
+    # In `/`, where no file is taken for an archive that is named without its path.
+    return subprocess.Popen(launch_command(command), env=environment, stdout=subprocess.DEVNULL, cwd="/")
 
 
 _PROCESSES: Final = {Lane.BACKUP: 2, Lane.RESTORE: 1, Lane.MAINTENANCE: 2}

@@ -12,7 +12,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, Final, Self, get_args, get_origin, get_type_hints
 
 from portal.ops.archive.index import encode_name
-from portal.ops.model import SUFFIX, VerifyLevel
+from portal.ops.model import VerifyLevel
 from portal.ops.restore_model import RestoreScope
 from worker.errors import RefusedError
 
@@ -148,8 +148,8 @@ def check_archive(archive: str, repository: Path, allowed: Iterable[Path]) -> No
     Raises:
         RefusedError: it does.
     """
-    if "/" in archive or (repository / archive).is_symlink() or (repository / f"{archive}{SUFFIX}").is_symlink():
-        check_place(archive if "/" in archive else str(repository / archive), (repository, *allowed))
+    if "/" in archive:
+        check_place(archive, (repository, *allowed))
 
 
 def check_place(path: str, allowed: Iterable[Path]) -> None:

@@ -19,7 +19,7 @@ from redis import RedisError
 
 from worker.app import make_app
 from worker.configuration import RESULT_SECONDS
-from worker.errors import BrokerAwayError, OperationFailedError
+from worker.errors import EXIT_CODE, BrokerAwayError, OperationFailedError
 from worker.names import TaskName
 from worker.progress import STATE
 
@@ -42,6 +42,8 @@ class TaskState:
         is_begun: a worker has it.
         is_ended: there is a result.
         is_lost: the broker has forgotten that it was ever given it.
+        is_stopped: it ended because somebody stopped it, or because it was not begun before it expired.
+        name: which task it is, where the broker knows.
         progress: phase, bytes done, bytes in total, as the worker said last.
         result: what the engine's `to_dict` gave, once it has ended.
         exit_code: what a command should end with then.
@@ -50,6 +52,8 @@ class TaskState:
     is_begun: bool = False
     is_ended: bool = False
     is_lost: bool = False
+    is_stopped: bool = False
+    name: str = ""
     progress: Mapping[str, Any] = field(default_factory=dict)
     result: Mapping[str, Any] = field(default_factory=dict)
     exit_code: int = 0
@@ -100,8 +104,17 @@ class Client:
             BrokerAwayError: the broker does not take it.
         """
         with _broker():
+            self._forget_failure(task_id)
             self._app.backend.client.set(f"{_MARK}{task_id}", time.time(), ex=RESULT_SECONDS)
             self._app.send_task(task.value, kwargs=dict(arguments), task_id=task_id, retry=True, retry_policy=_SEND)
+
+    def _forget_failure(self, task_id: str) -> None:
+        """Let a task that is sent again not look as if it had ended, for the failure of the time before."""
+        backend = self._app.backend
+        key = backend.get_key_for_task(task_id)
+        found = backend.client.get(key)
+        if found is not None and backend.decode(found)["status"] in (states.FAILURE, states.REVOKED):
+            backend.client.delete(key)
 
     def look(self, task_id: str) -> TaskState:
         """How far a task is.
@@ -117,10 +130,10 @@ class Client:
         meta = backend.meta_from_decoded(backend.decode(found))
         status, result = meta["status"], meta["result"]
         if status == STATE:
-            return TaskState(is_begun=True, progress=result)
+            return TaskState(is_begun=True, progress=result, name=meta.get("name") or "")
         if status not in states.READY_STATES:
-            return TaskState(is_begun=status == states.STARTED)
-        return _ended(status, result)
+            return TaskState(is_begun=status == states.STARTED, name=meta.get("name") or "")
+        return _ended(status, result, meta.get("name") or "")
 
     def is_attended(self, lane: Lane, seconds: float = 2.0) -> bool:
         """Whether a worker listens to a lane.
@@ -206,17 +219,24 @@ class Client:
             self._app.control.revoke(task_id, terminate=True, signal="SIGQUIT")
 
 
-def _ended(status: str, result: Any) -> TaskState:
+def _ended(status: str, result: Any, name: str) -> TaskState:
     if status == states.SUCCESS:
         said = dict(result)
     elif isinstance(result, OperationFailedError):
         said = dict(result.result)
     elif status == states.REVOKED:
-        said = {"success": False, "error": "the task was stopped; what it had begun was taken back", "exit_code": 1}
+        said = {"success": False, "error": "the task was stopped; what it had begun was taken back", EXIT_CODE: 1}
     else:
         hint = "The worker's log says more; start it again."
-        said = {"success": False, "error": f"the worker could not do it: {result}\n  hint: {hint}", "exit_code": 1}
-    return TaskState(is_begun=True, is_ended=True, exit_code=said.pop("exit_code", 0), result=said)
+        said = {"success": False, "error": f"the worker could not do it: {result}\n  hint: {hint}", EXIT_CODE: 1}
+    return TaskState(
+        is_begun=True,
+        is_ended=True,
+        is_stopped=status == states.REVOKED,
+        name=name,
+        exit_code=said.pop(EXIT_CODE, 0),
+        result=said,
+    )
 
 
 @contextmanager

@@ -108,7 +108,7 @@ def _worker(settings: WorkerSettings) -> dict[str, Any]:
         "worker_hijack_root_logger": False,
         "worker_redirect_stdouts": False,
         # What leaks a little is gone after a while.
-        "worker_max_tasks_per_child": 200,
+        "worker_max_tasks_per_child": 1000,
         "timezone": "UTC",
         "enable_utc": True,
     }

@@ -8,6 +8,7 @@ means that the process which held it is gone, since the kernel lets go of it the
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -43,11 +44,20 @@ def sole_delivery(repository: Path, task_id: str) -> Iterator[int]:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = _lock(path)
     try:
-        os.write(descriptor, b".")
-        yield os.fstat(descriptor).st_size
+        _count(descriptor)
+        yield max(1, os.fstat(descriptor).st_size)
     finally:  # reached however the work ends, but for a process that is killed
         path.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def _count(descriptor: int) -> None:
+    """Add a byte; where there is no room for one a prune has to be possible all the same, so nothing is counted."""
+    try:
+        os.write(descriptor, b".")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
 
 
 def is_abandoned(repository: Path, task_id: str) -> bool:

@@ -9,9 +9,12 @@ OpsError
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from portal.ops.errors import ConfigurationError, OpsError
+
+EXIT_CODE: Final = "_exit_code"
+"""What a task's result has beside the engine's: the code that a command should end with."""
 
 
 class UnattendedError(OpsError):
@@ -39,7 +42,7 @@ class OperationFailedError(Exception):
     Celery keeps an exception as its class and its arguments, so the result comes through as it is.
 
     Arguments:
-        result: what the engine's `to_dict` gave, and the ``exit_code`` beside it.
+        result: what the engine's `to_dict` gave, and `EXIT_CODE` beside it.
     """
 
     def __init__(self, result: dict[str, Any]) -> None:

@@ -74,7 +74,7 @@ def _collect(client: Client, pings: Mapping[Lane, str], started: float, seconds:
     found: dict[Lane, LaneHealth] = {}
     while len(found) < len(pings) and time.monotonic() - started < seconds:
         for lane in pings.keys() - found.keys():
-            if (state := client.look(pings[lane])).is_ended:
+            if (state := client.look(pings[lane])).is_ended and not state.is_stopped:
                 found[lane] = _answered(lane, state, time.monotonic() - started)
         time.sleep(_POLL_SECONDS)
     return found
@@ -90,14 +90,14 @@ def _answered(lane: Lane, state: TaskState, seconds: float) -> LaneHealth:
 def _silent(client: Client, lane: Lane, task_id: str, seconds: float) -> LaneHealth:
     """A lane that did not answer: is nobody there, or has nobody time? Who had time meanwhile has answered by now."""
     loads = client.loads(lane)
-    if (state := client.look(task_id)).is_ended:
+    if (state := client.look(task_id)).is_ended and not state.is_stopped:
         return _answered(lane, state, seconds)
     if not loads:
         return LaneHealth(
             lane=lane,
             is_healthy=False,
             detail=f"no worker listens for {lane} tasks",
-            hint="Start one ('python -m worker', or docker compose up -d worker); its log says why it ended.",
+            hint="Start one ('tools/service.sh worker', or docker compose up -d worker); its log says why it ended.",
         )
     idle = [load.worker for load in loads if load.busy < load.processes]
     if not idle:

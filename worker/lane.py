@@ -54,8 +54,8 @@ def _follow(app: Celery, settings: Settings, lane: Lane) -> None:
     ends: list[Any] = []
 
     def ready(**_: Any) -> None:
-        _warn_of_strangers(app)
         ends.append(watch(app, settings, lane))
+        _warn_of_strangers(app)
         log.info("worker_ready", lane=lane.value, pid=os.getpid())
 
     def leaving(**_: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -15,7 +16,8 @@ from portal.ops.backup import BackupJob
 from portal.ops.backup_model import BackupConfig
 from portal.ops.drill import DrillJob
 from portal.ops.errors import ConfigurationError, OpsError
-from portal.ops.model import BackupId, BackupType, VerifyLevel
+from portal.ops.job import utc_now
+from portal.ops.model import BackupId, BackupType, VerifyLevel, timestamp
 from portal.ops.prune import PruneJob
 from portal.ops.repository import Repository
 from portal.ops.restore import RestoreJob
@@ -31,7 +33,7 @@ from worker.arguments import (
     check_archive,
     check_place,
 )
-from worker.errors import RefusedError
+from worker.errors import EXIT_CODE, RefusedError
 from worker.names import TaskName
 from worker.permit import Permits
 
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from portal.ops.settings import Settings
 
 
+_CLOCKS_DIFFER: Final = timedelta(minutes=5)
 _MOST_NAMES: Final = 1000
 """So many names of archives that were removed are in a result at the most; the access log has all."""
 
@@ -98,13 +101,13 @@ class Outcome:
     def of(cls, result: BackupResult | RestoreResult) -> Outcome:
         """The outcome of a job."""
         retryable = not result.success and getattr(result, "retryable", False)
-        exit_code = {"exit_code": result.exit_code}
+        exit_code = {EXIT_CODE: result.exit_code}
         return cls(result=result.to_dict() | exit_code, success=result.success, retryable=retryable)
 
     @classmethod
     def of_error(cls, error: OpsError) -> Outcome:
         """The outcome where there was no job, or none that gave a result."""
-        result = {"success": False, "error": str(error), "exit_code": error.exit_code}
+        result = {"success": False, "error": str(error), EXIT_CODE: error.exit_code}
         return cls(result=result, success=False, retryable=error.retryable)
 
 
@@ -113,6 +116,7 @@ def write_down(settings: Settings, task: TaskName, task_id: str, given: Mapping[
     action = _ACTIONS.get(task)
     if action is None:
         return
+    Permits(settings.local_path).use_up(task_id)
     actor, subject = given.get("actor"), given.get("archive", given.get("restore_id", task_id))
     if task in _TYPES:
         with suppress(RefusedError):
@@ -139,7 +143,13 @@ def _back_up(order: Order) -> Outcome:
         back_up = partial(job.backup_media, incremental=arguments.incremental, changed=arguments.changed)
     else:
         back_up = partial(job.backup_full if order.task is TaskName.BACKUP_FULL else job.backup_database)
-    return Outcome.of(back_up(moment=arguments.when(), request_id=order.task_id))
+    moment = arguments.when()
+    if moment > utc_now() + _CLOCKS_DIFFER:
+        raise RefusedError(
+            f"a backup for {timestamp(moment)}, which is to come, would be the newest until then",
+            hint="Look at the clock of the machine that asked for it.",
+        )
+    return Outcome.of(back_up(moment=moment, request_id=order.task_id))
 
 
 def _verify(order: Order) -> Outcome:
@@ -147,7 +157,7 @@ def _verify(order: Order) -> Outcome:
     check_archive(arguments.archive, order.repository, order.settings.worker.allowed_paths)
     job = BackupJob(BackupConfig.from_settings(order.settings), progress=order.progress, **_known(order, arguments))
     found = job.verify(arguments.archive, _word(VerifyLevel, arguments.level))
-    return Outcome(result=found.to_dict() | {"exit_code": 0 if found.intact else 4}, success=found.intact)
+    return Outcome(result=found.to_dict() | {EXIT_CODE: 0 if found.intact else 4}, success=found.intact)
 
 
 def _restore(order: Order) -> Outcome:
@@ -200,23 +210,25 @@ def _options(arguments: RestoreArguments) -> dict[str, Any]:
 def _roll_back(order: Order) -> Outcome:
     arguments = RollbackArguments.of(order.given)
     job = RestoreJob(RestoreConfig.from_settings(order.settings), progress=order.progress, **_known(order, arguments))
+    if done := job.earlier_rollback(arguments.restore_id):
+        return Outcome.of(done)
     with _permitted(order):
-        return Outcome.of(job.rollback(arguments.restore_id, is_repeated=order.attempt > 1))
+        return Outcome.of(job.rollback(arguments.restore_id, is_repeated=True))
 
 
 @contextmanager
 def _permitted(order: Order) -> Iterator[None]:
     """Only with a permit, which is used up by any end but that of the process."""
     permits = Permits(order.repository)
-    permits.check(order.task, order.task_id, order.given)
+    permits.take(order.task, order.task_id, order.given)
     try:
         yield
     except (SystemExit, KeyboardInterrupt):  # it goes back to the queue, and is begun again with the same permit
         raise
     except BaseException:
-        permits.revoke(order.task_id)
+        permits.use_up(order.task_id)
         raise
-    permits.revoke(order.task_id)
+    permits.use_up(order.task_id)
 
 
 def _prune(order: Order) -> Outcome:
@@ -229,7 +241,7 @@ def _prune(order: Order) -> Outcome:
         job = RestoreJob(RestoreConfig.from_settings(order.settings), **_known(order, arguments))
         facts["restores_forgotten"] = list(job.forget_old())
     return Outcome(
-        result=facts | {"exit_code": result.exit_code}, success=result.success, retryable=_may_pass(result.fault)
+        result=facts | {EXIT_CODE: result.exit_code}, success=result.success, retryable=_may_pass(result.fault)
     )
 
 
@@ -238,7 +250,7 @@ def _drill(order: Order) -> Outcome:
     check_archive(arguments.archive, order.repository, order.settings.worker.allowed_paths)
     config = RestoreConfig.from_settings(order.settings)
     report = DrillJob(config, progress=order.progress, **_known(order, arguments)).run(arguments.archive)
-    return Outcome(result=report.to_dict(), success=report.success)
+    return Outcome(result=report.to_dict() | {EXIT_CODE: report.exit_code}, success=report.success)
 
 
 def _known(order: Order, arguments: Arguments) -> dict[str, Any]:

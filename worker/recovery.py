@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from celery import states
@@ -97,6 +98,8 @@ def watch(app: Celery, settings: Settings, lane: Lane) -> Callable[[], None]:
     def run() -> None:
         at_start = True
         while not ended.is_set():
+            if lane is Lane.RESTORE and not at_start:
+                _finish_restores(settings)
             try:
                 requeue(app, settings, lane, at_start=at_start)
                 at_start = False
@@ -106,6 +109,12 @@ def watch(app: Celery, settings: Settings, lane: Lane) -> Callable[[], None]:
 
     threading.Thread(target=run, name="recovery", daemon=True).start()
     return ended.set
+
+
+def _finish_restores(settings: Settings) -> None:
+    """See to restores whose process was killed while they were at it, as a time limit does in the end."""
+    with suppress(OpsError, OSError):  # one is running; or it cannot be done now, which the next restore says
+        RestoreJob(RestoreConfig.from_settings(settings)).recover()
 
 
 def _task_of(text: bytes | str) -> tuple[str, str]:

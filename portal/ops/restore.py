@@ -209,6 +209,16 @@ class RestoreJob:
             draft.fail(RestoreError(f"{restore_id} was taken back already", hint="Start a new restore."))
         return draft.result
 
+    def earlier_rollback(self, restore_id: str) -> RestoreResult | None:
+        """The result of a rollback that was made before, if that restore was taken back.
+
+        Raises:
+            OpsError: the records of restores cannot be read.
+        """
+        draft = self._draft(RestoreScope.FULL, is_rollback=True)
+        known = {record.restore_id for record in self._records.all()}
+        return draft.result if restore_id in known and self._is_taken_back(restore_id, draft) else None
+
     def recover(self) -> tuple[str, ...]:
         """Finish or undo the restores that were cut off; what was done, in words.
 

@@ -179,7 +179,7 @@ TASK_TIMEOUT: Final = Setting(
 )
 TASK_ATTEMPTS: Final = Setting(
     name="BACKUP_TASK_ATTEMPTS",
-    meaning="How often a task is started again after its worker died, and a failed one that may succeed later",
+    meaning="How often a task is begun at the most: when its worker died, and when it failed but may succeed later",
     default="3",
     parse=whole_number(1, 100),
 )

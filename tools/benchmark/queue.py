@@ -36,7 +36,7 @@ NAME: Final = "queue"
 _TOOLS: Final = Path(__file__).resolve().parents[1]
 _TASKS: Final = 200
 _PROCESSES: Final = 2
-_POLL_SECONDS: Final = 0.002
+_POLL_SECONDS: Final = 0.1
 
 
 def play_queue(workshop: Workshop) -> Table:

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from portal.ops.errors import OpsError, RestoreError
 from portal.ops.logs import human_bytes
+from portal.ops.settings import SETTINGS
 from tools.demo.compare import file_digest, table_contents, tree_contents
 from tools.demo.portal import fill
 from tools.demo.portal_files import write_audit_log, write_uploads
@@ -122,7 +123,7 @@ class _Show:
     def start_service(self) -> None:
         _step(2, "The service: a real Redis, and a worker that takes tasks off its queues")
         seconds = self.service.start_worker()
-        _tell(f"   python -m worker: lanes for backups, restores and maintenance, ready after {seconds:.1f} s")
+        _tell(f"   three lanes, for backups, restores and maintenance, ready after {seconds:.1f} s")
 
     def back_up(self) -> float:
         _step(3, "Back it up: the command hands the work to the worker, and waits")
@@ -175,8 +176,10 @@ class _Show:
         address = self.service.start_flower()
         file = self.home / "environment"
         settings = self.service.client_environ()
-        wanted = (name for name in sorted(settings) if name.startswith(("DD_", "BACKUP_", "PORTAL_", "CELERY_")))
-        file.write_text("".join(f"export {name}={shlex.quote(settings[name])}\n" for name in wanted))
+        wanted = [name for name in sorted(settings) if name.startswith(("DD_", "BACKUP_", "PORTAL_", "CELERY_"))]
+        known = [f"{one.name}{suffix}" for one in SETTINGS for suffix in ("", "_FILE")]
+        lines = [f"unset {' '.join(known)}", *(f"export {name}={shlex.quote(settings[name])}" for name in wanted)]
+        file.write_text("\n".join(lines) + "\n")
         file.chmod(0o600)
         _tell(
             f"Flower shows the tasks: {address}   user kekkai, password {self.service.flower_password}\n"
