@@ -154,12 +154,15 @@ class _Show:
         """Have a file uploaded, and wait until an archive holds it; seconds from the one to the other."""
         _step(7, "Somebody uploads a file: the watcher has it backed up by itself")
         self.service.start_watcher()
+        self.service.wait_for_scan()
         upload = self.uploads / "tenant-001" / "just-now.sarif"
         shutil.copy(min(self.uploads.rglob("*.sarif")), upload)
         started = time.monotonic()
         archive = self._archive_with(f"media/tenant-001/{upload.name}", started + _UPLOAD_SECONDS)
         seconds = time.monotonic() - started
-        _tell(f"   {seconds:.1f} s later it is in {archive.name}, {human_bytes(archive.stat().st_size)}")
+        _tell(
+            f"   {seconds:.1f} s later it is in {archive.name}, an incremental of {human_bytes(archive.stat().st_size)}"
+        )
         return seconds
 
     def drill(self) -> None:

@@ -65,6 +65,15 @@ class Service:
         """Start what watches the uploads; seconds that took."""
         return self._start("beat.watcher", lambda said: "watcher_ready" in said)
 
+    def wait_for_scan(self) -> None:
+        """Wait until the look at the whole tree that the watcher asks for at its start has been taken."""
+        deadline = time.monotonic() + _READY_SECONDS
+        log = self.directory / "worker.log"
+        while not any('"task_id": "scan-' in line and '"task_ended"' in line for line in log.read_text().splitlines()):
+            if time.monotonic() > deadline:
+                raise OpsError("the first scan was not done", hint="This is a fault of ours; please report it.")
+            time.sleep(_POLL_SECONDS)
+
     def start_beat(self) -> float:
         """Start what holds the schedules; seconds that took."""
         return self._start("beat", lambda said: "beat_started" in said)
