@@ -18,10 +18,11 @@ import pytest
 
 from portal.ops.repository import LOCK_NAME
 from tests.test_backup_job import portal
-from tests.workers import MOMENT, WorkerProcess, result_of, run_task, submit, wait_until
+from tests.workers import MOMENT, WorkerProcess, client_of, result_of, run_task, submit, wait_until
 from tools.demo.compare import table_contents, tree_contents
 from tools.demo.redis import EmbeddedRedis
-from worker.names import TaskName
+from worker.health import check_lanes
+from worker.names import Lane, TaskName
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -175,6 +176,20 @@ def test_a_backup_is_shown_from_its_start_to_its_result(portal: Portal, redis: E
         assert flower.end(signal.SIGTERM) == 0
         flower.start()
         assert flower.task(task_id) == done
+
+
+def test_pings_are_not_shown(portal: Portal, redis: EmbeddedRedis) -> None:
+    """Health checks come all the time, and would soon be all that there is to see."""
+    with WorkerProcess(portal, redis, "maintenance"), FlowerProcess(portal, redis) as flower:
+        flower.listen()
+        for health in check_lanes(client_of(redis), [Lane.MAINTENANCE]):
+            assert health.is_healthy
+        run_task(redis, TaskName.VERIFY_ARCHIVE, archive="nothing")
+
+        def shown() -> set[str]:
+            return {str(task["name"]) for task in json.loads(flower.ask("/api/tasks")[1]).values()}
+
+        wait_until(lambda: shown() == {TaskName.VERIFY_ARCHIVE.value})
 
 
 def test_history_outlives_a_kill(portal: Portal, redis: EmbeddedRedis) -> None:

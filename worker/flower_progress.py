@@ -14,6 +14,7 @@ from redis import RedisError
 from tornado.ioloop import PeriodicCallback
 
 from portal.ops.logs import human_bytes
+from worker.names import TaskName
 from worker.progress import STATE
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from flower.app import Flower
 
 _EVERY_MILLISECONDS: Final = 1000
+_PING_SECONDS: Final = 30.0
 _ENDS: Final = {states.SUCCESS: "succeeded", states.FAILURE: "failed", states.REVOKED: "revoked"}
 
 
@@ -31,6 +33,7 @@ def follow(flower: Flower) -> PeriodicCallback:
     states.PRECEDENCE_LOOKUP[STATE] = (states.precedence(states.REVOKED) + states.precedence(states.STARTED)) / 2
 
     async def look() -> None:
+        _forget_pings(flower)
         open_tasks = {task.uuid: task for task in list(flower.events.state.tasks.values()) if not task.ready}
         if not open_tasks:
             return
@@ -45,6 +48,18 @@ def follow(flower: Flower) -> PeriodicCallback:
     callback = PeriodicCallback(look, _EVERY_MILLISECONDS)
     callback.start()
     return callback
+
+
+def _forget_pings(flower: Flower) -> None:
+    """Leave the pings of health checks out, which would soon be all that there is to see."""
+    tasks = flower.events.state.tasks
+    for task in [task for task in list(tasks.values()) if task.name == TaskName.PING.value and _is_over(task)]:
+        tasks.pop(task.uuid, None)
+
+
+def _is_over(task: Any) -> bool:
+    """Whether no event of it is still to come, which would bring it back without its name."""
+    return task.ready or time.time() - (task.timestamp or 0) > _PING_SECONDS
 
 
 def _read(backend: Any, task_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
