@@ -237,6 +237,29 @@ def test_a_file_that_vanishes_on_the_way_is_gone(uploads: Uploads, monkeypatch: 
     assert b"tenant-1/scan.json" not in tree_of_chain(Path(result.destination_path))
 
 
+def test_a_directory_that_vanishes_on_the_way_is_gone_with_all_in_it(
+    uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with what is as it was and was not to be read: this archive and the next one count it out, and restore."""
+    uploads.base()
+    uploads.write("tenant-1/old/new.json", b"makes the directory another")
+    job = uploads.job()
+    check = job._check_space
+
+    def vanish(expected: int) -> None:
+        shutil.rmtree(uploads.root / "tenant-1" / "old")
+        check(expected)
+
+    monkeypatch.setattr(job, "_check_space", vanish)
+    first = succeeded(job.backup_media(incremental=True))
+    assert deleted(first) == ["media/tenant-1/old"]
+    assert manifest_of(first).details["media"]["tree"]["files"] == 2
+    left = {b"", b"tenant-1", b"tenant-1/scan.json", b"tenant-2", b"tenant-2/scan.json"}
+    assert set(uploads.restored(first.backup_id)) == left
+    uploads.write("tenant-2/new.json", b"new")
+    assert uploads.restored(uploads.incremental().backup_id) == uploads.tree()
+
+
 # -- the paths that are named ---------------------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from portal.ops.ancestry import Ancestor, line_of, read_manifest
 from portal.ops.archive.reader import ArchiveReader
 from portal.ops.chain import Chains, Link
-from portal.ops.errors import ArchiveAbsentError, OpsError
+from portal.ops.errors import ArchiveAbsentError, OpsError, RepositoryError
 from portal.ops.hold import hold
 from portal.ops.logs import engine_log
 from portal.ops.media_state import MediaState, Totals
@@ -31,6 +31,7 @@ from portal.ops.verifications import Verifications
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from portal.ops.archive.writer import Tally
     from portal.ops.backup_model import BackupConfig
     from portal.ops.manifest import Manifest
     from portal.ops.repository import ArchiveFile, Repository
@@ -59,17 +60,34 @@ class Increment:
         state: what they have.
         delta: what differs from that.
         before: how much the tree had then.
+        place: the state's file; nothing where it is in memory.
     """
 
     line: tuple[Ancestor, ...]
     state: MediaState
     delta: Delta
     before: Totals
+    place: Path | None
 
     @property
     def parent(self) -> Ancestor:
         """The archive that it follows."""
         return self.line[-1]
+
+    def lose(self, tally: Tally) -> None:
+        """Note what was found, and could not be read any more.
+
+        Raises:
+            RepositoryError: the state is damaged.
+        """
+        try:
+            self.delta.lose(tally, self.state)
+        except sqlite3.Error as error:
+            _drop(self.place, error)
+            raise RepositoryError(
+                f"the state of the uploads is damaged: {error}",
+                hint="Start the backup again: the state is made anew from the archives.",
+            ) from error
 
     def tree_after(self, taken: Totals) -> Totals:
         """How much the tree has, once the archive holds so much."""
@@ -129,7 +147,7 @@ def plan_increment(
                 advance=advance,
             )
             delta = search.everything() if named is None or len(line) == 1 else search.of(named)
-            return Increment(line=line, state=state, delta=delta, before=before)
+            return Increment(line=line, state=state, delta=delta, before=before, place=place)
         except sqlite3.Error as error:
             state.close()
             _drop(place, error)

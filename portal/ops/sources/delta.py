@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass, field
 from functools import reduce
 from hashlib import sha256
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from portal.ops.archive.index import decode_name, encode_name
@@ -95,12 +96,27 @@ class Delta:
             first = firsts.setdefault(found.identity, name)
             yield (name, found.source, "file" if first == name else "hardlink", first), size
 
-    def lose(self, tally: Tally) -> None:
-        """Note what was found, and could not be read any more: what is known of it is not so any longer."""
-        for name in (*tally.vanished, *tally.special):
-            path = encode_name(name)
-            if path in self.taken and self.taken.pop(path).known is not None:
-                self.gone.add(path)
+    def lose(self, tally: Tally, state: MediaState) -> None:
+        """Note what was found, and could not be read any more: what is known of it is not so any longer.
+
+        Arguments:
+            state: what is known: with a directory goes all that was below it, also what nobody wanted to read.
+        """
+        paths = map(encode_name, (*tally.vanished, *tally.special))
+        lost = {path for path in paths if path in self.taken}
+        self.gone.update(path for path in lost if self.taken.pop(path).known is not None)
+        if lost:
+            self.count(state)
+
+    def count(self, state: MediaState) -> None:
+        """Count what of the known files is gone, or taken anew."""
+        gone = (state.below(path) for path in self.gone if not self.is_lost(path))
+        replaced = (
+            found.known
+            for path, found in self.taken.items()
+            if found.known and path not in self.gone and not self.is_lost(path)
+        )
+        self.leaving = sum_of(chain(chain.from_iterable(gone), replaced))
 
     def deleted(self) -> list[str]:
         """The paths that are gone, without those below one that is."""
@@ -173,13 +189,8 @@ class Search:
         return self._counted()
 
     def _counted(self) -> Delta:
-        delta = self._delta
-        for path in delta.gone:
-            if not delta.is_lost(path):
-                delta.leaving = sum_of(self.state.below(path)).plus(delta.leaving)
-        replaced = (found.known for path, found in delta.taken.items() if found.known and not delta.is_lost(path))
-        delta.leaving = sum_of(replaced).plus(delta.leaving)
-        return delta
+        self._delta.count(self.state)
+        return self._delta
 
     # -- looking ----------------------------------------------------------------------------------------------------
 
