@@ -21,7 +21,7 @@ import pytest
 
 from portal.ops.ancestry import read_manifest
 from portal.ops.archive.index import MemberType
-from portal.ops.errors import ConfigurationError
+from portal.ops.errors import ConfigurationError, DiskFullError
 from portal.ops.incremental import SMALL_CHAIN
 from portal.ops.media_state import Known, MediaState, is_unsure, looked_at
 from portal.ops.repository import Repository
@@ -424,6 +424,79 @@ def test_the_same_request_gives_the_same_archive(uploads: Uploads) -> None:
     second = succeeded(uploads.job().backup_media(incremental=True, moment=moment, request_id="one"))
     assert (first.backup_id, first.checksum, first.parent) == (second.backup_id, second.checksum, second.parent)
     assert second.parent is not None
+
+
+def two_lines(uploads: Uploads) -> tuple[BackupResult, BackupResult]:
+    """Two bases with an incremental each, of which the second has what the first line lacks; the second line."""
+    uploads.base()
+    uploads.write("first.json")
+    uploads.incremental()
+    base = uploads.base()
+    uploads.write("second.json")
+    second = uploads.incremental(["second.json"])
+    assert second.parent == base.backup_id
+    return base, second
+
+
+@pytest.mark.parametrize("harm", ["base gone", "base ahead", "base unreadable", "head gone", "head unreadable"])
+@pytest.mark.parametrize("is_cached", [True, False])
+def test_named_paths_are_not_enough_on_another_line(uploads: Uploads, harm: str, is_cached: bool) -> None:
+    """Where the last archive is not in the line that is followed, or cannot be read, the whole tree is looked at."""
+    base, head = two_lines(uploads)
+    if harm.startswith("head"):
+        uploads.write("third.json")
+        head = uploads.incremental(["third.json"])
+    path = Path((base if harm.startswith("base") else head).destination_path)
+    if harm.endswith("gone"):
+        path.unlink()
+    elif harm.endswith("unreadable"):
+        path.write_bytes(b"\0" * 1000)
+    else:
+        os.utime(path, (time.time() + 3600, time.time() + 3600))
+    if not is_cached:
+        uploads.cache.unlink()
+    uploads.write("last.json")
+    result = uploads.incremental(["last.json"])
+    assert result.parent is not None
+    assert tree_of_chain(Path(result.destination_path)) == uploads.tree()
+
+
+def test_a_line_that_was_taken_up_in_vain_is_still_another(uploads: Uploads, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backup that changed over to it failed, so the next one looks at the whole tree as well."""
+    base, _ = two_lines(uploads)
+    Path(base.destination_path).unlink()
+    uploads.write("last.json")
+    job = uploads.job()
+
+    def refuse(_: int) -> None:
+        raise DiskFullError("no room")
+
+    monkeypatch.setattr(job, "_check_space", refuse)
+    assert not job.backup_media(incremental=True, changed=["last.json"]).success
+    result = uploads.incremental(["last.json"])
+    assert tree_of_chain(Path(result.destination_path)) == uploads.tree()
+
+
+def test_an_archive_that_the_cache_could_not_learn_of_is_missed(uploads: Uploads) -> None:
+    """Where it is removed afterwards, the next incremental looks at the whole tree."""
+    two_lines(uploads)
+    uploads.write("third.json")
+    with sqlite3.connect(uploads.cache) as connection:
+        connection.execute("CREATE TRIGGER full BEFORE INSERT ON entry BEGIN SELECT RAISE(ABORT, 'no room'); END")
+    third = uploads.incremental(["third.json"])
+    Path(third.destination_path).unlink()
+    uploads.write("last.json")
+    result = uploads.incremental(["last.json"])
+    assert result.parent is not None
+    assert tree_of_chain(Path(result.destination_path)) == uploads.tree()
+
+
+def test_on_one_line_named_paths_are_enough(uploads: Uploads) -> None:
+    """What nobody names is not looked at: that is what they are named for."""
+    two_lines(uploads)
+    uploads.write("unnamed.json")
+    uploads.write("last.json")
+    assert set(held(uploads.incremental(["last.json"]))) == {"", "last.json"}
 
 
 # -- the cache ------------------------------------------------------------------------------------------------------

@@ -97,12 +97,16 @@ class Increment:
         """Note that nothing has changed."""
         with _forgiven():
             self.state.confirm(self.delta.confirmed)
+            self.state.settle()
 
     def publish(self, path: Path, sha256: str) -> None:
-        """Note that the archive is there."""
-        with _forgiven(), closing(ArchiveReader(path)) as reader:
-            self.state.confirm(self.delta.confirmed)
-            self.state.take(reader, sha256)
+        """Note that the archive is there; a cache that cannot learn of it is of no use: it would not miss it either."""
+        try:
+            with closing(ArchiveReader(path)) as reader:
+                self.state.confirm(self.delta.confirmed)
+                self.state.take(reader, sha256)
+        except (sqlite3.Error, OSError, OpsError) as error:
+            _drop(self.place, error)
 
     def close(self) -> None:
         """Close the state."""
@@ -120,8 +124,9 @@ def plan_increment(
     """Find out what an incremental has to hold.
 
     Arguments:
-        changed: the paths, relative to the uploads, that may differ; nothing looks at the whole tree. The first
-            incremental on a base always does: what was named before may have gone to an incremental of another chain.
+        changed: the paths, relative to the uploads, that may differ; nothing looks at the whole tree. Where the last
+            backup followed another line, or that is not known, the whole tree is looked at all the same: what was
+            named until then may have gone to an archive of that line only.
         begun: when this backup was begun, by the clock of the repository's file system.
         advance: called with every number of bytes that were read to compare them.
 
@@ -131,7 +136,7 @@ def plan_increment(
         SourceError: the uploads cannot be read.
     """
     named = None if changed is None else [parts_of(path) for path in changed]
-    line = _line(repository, config, begun)
+    line, is_all_read = _line(repository, config, begun)
     before = _tree(line[-1])
     assert config.media_path is not None
     for place in (repository.path / CACHE, repository.path / CACHE, None):
@@ -139,14 +144,15 @@ def plan_increment(
         if state is None:
             continue
         try:
-            _follow(state, line)
+            was_compared = _follow(state, line)
             search = Search(
                 root=Path(config.media_path),
                 state=state,
                 excluded=frozenset([identity(repository.path)]),
                 advance=advance,
             )
-            delta = search.everything() if named is None or len(line) == 1 else search.of(named)
+            is_enough = was_compared and is_all_read and len(line) > 1
+            delta = search.of(named) if named is not None and is_enough else search.everything()
             return Increment(line=line, state=state, delta=delta, before=before, place=place)
         except sqlite3.Error as error:
             state.close()
@@ -187,8 +193,8 @@ def remember(repository: Repository, base: Path) -> None:
                 state.follow(line_of(base))
 
 
-def _line(repository: Repository, config: BackupConfig, begun: float) -> tuple[Ancestor, ...]:
-    """The chain of the newest base that holds the media.
+def _line(repository: Repository, config: BackupConfig, begun: float) -> tuple[tuple[Ancestor, ...], bool]:
+    """The chain of the newest base that holds the media, and whether all that is newer could be read.
 
     Raises:
         BaseNeededError: there is none, or it is not to be followed.
@@ -196,12 +202,15 @@ def _line(repository: Repository, config: BackupConfig, begun: float) -> tuple[A
     archives = [one for one in repository.archives() if one.backup_id and one.backup_id.type in _HOLDING]
     archives.sort(key=lambda one: (one.modified, one.moment, one.name), reverse=True)
     later: list[Manifest] = []
+    is_all_read = True
     for archive in archives:
         manifest = _manifest(archive)
-        if manifest is not None and manifest.parent is not None:
+        if manifest is None:
+            is_all_read = False
+        elif manifest.parent is not None:
             later.append(manifest)
-        elif manifest is not None and Component.MEDIA in manifest.components and archive.modified.timestamp() <= begun:
-            return _checked(repository, config, manifest.backup_id, later)
+        elif Component.MEDIA in manifest.components and archive.modified.timestamp() <= begun:
+            return _checked(repository, config, manifest.backup_id, later), is_all_read
     raise BaseNeededError("no archive holds the uploads yet, or its base is gone")
 
 
@@ -250,9 +259,9 @@ def _is_known_damaged(repository: Repository, backup_id: str) -> bool:
     return found is not None and not found.intact
 
 
-def _follow(state: MediaState, line: Sequence[Ancestor]) -> None:
+def _follow(state: MediaState, line: Sequence[Ancestor]) -> bool:
     try:
-        state.follow(line)
+        return state.follow(line)
     except OpsError as error:
         raise BaseNeededError(f"the chain of {line[0].name} is damaged: {error.message}") from error
 
