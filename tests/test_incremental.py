@@ -187,6 +187,16 @@ def test_what_was_read_too_soon_is_read_again(tmp_path: Path, unsure: int) -> No
     assert (TOP + b"/file" in delta.taken) == bool(unsure)
 
 
+def test_a_directory_is_always_looked_into() -> None:
+    """Also where directories have one name and no size, as those of /proc/sys, and this one is as it was."""
+    root = Path("/proc/sys/fs")
+    places = [(b"", TOP, root), (TOP, b"inotify", root / "inotify")]
+    with closing(MediaState(None)) as state:
+        state.confirm(Known._make((*names, *looked_at(place.stat()), 0, 0, b"")) for *names, place in places)
+        delta = Search(root=root, state=state).everything()
+    assert TOP + b"/inotify/max_user_watches" in delta.taken
+
+
 def test_too_many_changes_are_not_kept_in_memory(uploads: Uploads) -> None:
     """The search gives up, and the backup takes everything."""
     with closing(MediaState(None)) as state, pytest.raises(TooMuchError):

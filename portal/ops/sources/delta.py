@@ -410,7 +410,10 @@ def parts_of(path: str) -> tuple[bytes, ...]:
 
 
 def _is_as_before(row: tuple[Any, ...], found: os.stat_result) -> bool:
-    """Whether a file is beyond doubt the known one: the quick answer for nearly all of them."""
+    """Whether a file is beyond doubt the known one: the quick answer for nearly all of them.
+
+    A directory never is, since what is in it is not: on some mounts it has one name and no size, as a file may.
+    """
     _, _, mode, size, uid, gid, mtime_ns, ctime_ns, inode, _, unsure, _ = row
     return (
         ctime_ns == found.st_ctime_ns
@@ -422,6 +425,7 @@ def _is_as_before(row: tuple[Any, ...], found: os.stat_result) -> bool:
         and gid == found.st_gid
         and found.st_nlink == 1
         and not unsure
+        and not stat.S_ISDIR(mode)
     )
 
 
