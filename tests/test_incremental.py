@@ -560,6 +560,16 @@ def test_a_new_base_is_in_the_cache_at_once(uploads: Uploads) -> None:
         ]
 
 
+def test_a_base_is_made_also_where_incrementals_cannot_be_locked(uploads: Uploads) -> None:
+    """As after an incremental of root: the archive is there, so the backup has succeeded."""
+    uploads.base()
+    uploads.incremental()
+    lock = uploads.archives / ".chain.lock"
+    lock.unlink()
+    lock.mkdir()
+    assert Path(uploads.base().destination_path).is_file()
+
+
 def test_a_killed_backup_leaves_nothing_or_all(uploads: Uploads) -> None:
     """After SIGKILL at random instants the next incremental gives the tree as it is."""
     uploads.base()
