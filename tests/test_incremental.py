@@ -405,6 +405,30 @@ def test_a_chain_that_is_damaged_is_closed(uploads: Uploads, harm: str) -> None:
     assert tree_of_chain(Path(result.destination_path)) == uploads.tree()
 
 
+def test_a_finding_that_cannot_be_read_is_no_good_one(uploads: Uploads) -> None:
+    """It may be a damage: the next backup is a base, and the one after it follows that."""
+    uploads.base()
+    uploads.write("one.json")
+    middle = uploads.incremental()
+    assert uploads.job().verify(middle.destination_path).intact
+    (uploads.archives / ".verifications" / f"{middle.backup_id}.json").write_bytes(b"{")
+    uploads.write("two.json")
+    base = uploads.incremental()
+    assert base.parent is None
+    uploads.write("three.json")
+    assert uploads.incremental().parent == base.backup_id
+
+
+def test_where_no_finding_can_be_read_there_is_no_end_of_bases(uploads: Uploads) -> None:
+    """A new one would be no better, so the backup fails and says what to do."""
+    uploads.base()
+    (uploads.archives / ".verifications").touch()
+    result = uploads.job().backup_media(incremental=True)
+    assert not result.success
+    assert ".verifications" in (result.error or "")
+    assert "hint" in (result.error or "")
+
+
 def test_two_at_once_never_fork_a_chain(uploads: Uploads) -> None:
     """They wait for one another: every archive has at most one that follows it."""
     uploads.base()

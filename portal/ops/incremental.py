@@ -133,6 +133,7 @@ def plan_increment(
     Raises:
         BaseNeededError: there is nothing to follow.
         ConfigurationError: one of the paths makes no sense.
+        RepositoryError: the archives, or what verifications have found, cannot be read.
         SourceError: the uploads cannot be read.
     """
     named = None if changed is None else [parts_of(path) for path in changed]
@@ -198,6 +199,7 @@ def _line(repository: Repository, config: BackupConfig, begun: float) -> tuple[t
 
     Raises:
         BaseNeededError: there is none, or it is not to be followed.
+        RepositoryError: what verifications have found cannot be read.
     """
     archives = [one for one in repository.archives() if one.backup_id and one.backup_id.type in _HOLDING]
     archives.sort(key=lambda one: (one.modified, one.moment, one.name), reverse=True)
@@ -223,8 +225,10 @@ def _checked(repository: Repository, config: BackupConfig, base: str, later: lis
         line = line_of(repository.path / f"{chains.head(base)}{SUFFIX}")
     except OpsError as error:
         raise BaseNeededError(f"the chain of {base} is damaged: {error.message}") from error
-    if bad := next((one.name for one in line if _is_known_damaged(repository, one.name)), None):
-        raise BaseNeededError(f"the chain of {base} is damaged: a verification has found it in {bad}")
+    found = Verifications(repository)
+    found.names()  # where no finding can be read, a new base would not help, nor the one after it
+    if bad := next((one.name for one in line if _is_known_damaged(found, one.name)), None):
+        raise BaseNeededError(f"a verification has found a damage in {bad}, or what it has found cannot be read")
     size, *others = (ancestor.path.stat().st_size for ancestor in line)
     if len(others) >= config.chain_length:
         raise BaseNeededError(f"the chain of {base} has {len(others)} incrementals")
@@ -251,12 +255,14 @@ def _manifest(archive: ArchiveFile) -> Manifest | None:
         return None
 
 
-def _is_known_damaged(repository: Repository, backup_id: str) -> bool:
+def _is_known_damaged(found: Verifications, backup_id: str) -> bool:
+    """Whether a verification has found a damage; a record that cannot be read may say so."""
     try:
-        found = Verifications(repository).of(backup_id)
-    except OpsError:
-        return False
-    return found is not None and not found.intact
+        record = found.of(backup_id)
+    except OpsError as error:
+        log.warning("finding_unreadable", name=backup_id, error=error.message)
+        return True
+    return record is not None and not record.intact
 
 
 def _follow(state: MediaState, line: Sequence[Ancestor]) -> bool:
