@@ -13,13 +13,14 @@ import threading
 import time
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
 
-from portal.ops.ancestry import read_manifest
+from portal.ops.ancestry import line_of, read_manifest
 from portal.ops.archive.index import MemberType
 from portal.ops.errors import ConfigurationError, DiskFullError
 from portal.ops.incremental import SMALL_CHAIN
@@ -31,6 +32,8 @@ from tests.archives import program, tree_on_disk
 from tests.incrementals import Uploads, members_of, succeeded, tree_of_chain
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from portal.ops.backup import BackupResult
     from portal.ops.manifest import Manifest
 
@@ -160,6 +163,42 @@ def test_the_name_that_held_the_content_can_go(uploads: Uploads) -> None:
     result = uploads.incremental(["tenant-1/first"])
     assert held(result)["tenant-2/second"] is FILE
     assert tree_of_chain(Path(result.destination_path)) == uploads.tree()
+
+
+@pytest.mark.parametrize("unsure", [0, 1])
+def test_a_name_that_is_alone_now_has_its_content_again(tmp_path: Path, unsure: int) -> None:
+    """It was a link to one that is gone, and the time of the change does not show that."""
+    file = tmp_path / "file"
+    file.write_bytes(b"now")
+    content = sha256(b"now").digest()
+    places = [((b"", TOP), tmp_path, 0), ((TOP, b"file"), file, 2)]
+    for changed in ([], [parts_of("file")]):
+        with closing(MediaState(None)) as state:
+            state.confirm(
+                Known._make((*names, *looked_at(place.stat()), linked, unsure, content))
+                for names, place, linked in places
+            )
+            search = Search(root=tmp_path, state=state)
+            delta = search.of(changed) if changed else search.everything()
+        assert TOP + b"/file" in delta.taken
+
+
+def test_the_name_that_held_the_content_can_go_during_the_search(uploads: Uploads) -> None:
+    """The other one was looked at already, and was as before."""
+    first = uploads.write("tenant-1/first", b"one")
+    os.link(first, uploads.root / "tenant-2" / "second")
+    base = uploads.base()
+
+    def changed() -> Iterator[tuple[bytes, ...]]:
+        yield parts_of("tenant-2")
+        first.unlink()
+        yield parts_of("tenant-1/first")
+
+    with closing(MediaState(None)) as state:
+        state.follow(line_of(Path(base.destination_path)))
+        delta = Search(root=uploads.root, state=state).of(changed())
+    assert delta.gone == {TOP + b"/tenant-1/first"}
+    assert TOP + b"/tenant-2/second" in delta.taken
 
 
 # -- nothing is missed ----------------------------------------------------------------------------------------------

@@ -285,7 +285,7 @@ class Search:
         now = looked_at(found.now)
         if form == stat.S_IFREG and found.now.st_nlink > 1:
             self._names.setdefault(found.identity, {})[path] = found
-        if known is None:
+        if known is None or (known.linked and found.now.st_nlink == 1):  # the name that has the content may be gone
             self._delta.taken[path] = found
         elif form == stat.S_IFDIR:
             if (now[0], now[2], now[3], now[4]) != (known.mode, known.uid, known.gid, known.mtime_ns):
@@ -293,7 +293,7 @@ class Search:
         elif now == known.stat:
             if known.unsure:
                 self._doubts[path] = found
-        elif form == stat.S_IFREG and now[:5] == known.stat[:5] and found.now.st_nlink == 1 and not known.linked:
+        elif form == stat.S_IFREG and now[:5] == known.stat[:5] and found.now.st_nlink == 1:
             self._doubts[path] = found
         else:
             self._delta.taken[path] = found
@@ -384,8 +384,12 @@ class Search:
         return found | {one.inode for one in known if one.linked}
 
     def _take_all_names(self) -> None:
+        """Take all names of a file, where one is taken; and where one is gone, that may be the one with the content."""
+        below = (known for path in self._delta.gone for known in self.state.below(path))
+        left = {known.inode for known in below if known.linked}
         for names in self._names.values():
-            if any(path in self._delta.taken for path in names):
+            was = {found.known.inode for found in names.values() if found.known}
+            if was & left or any(path in self._delta.taken for path in names):
                 self._delta.taken.update(names)
                 self._delta.confirmed = [known for known in self._delta.confirmed if known.path not in names]
 
@@ -414,7 +418,7 @@ def _is_as_before(row: tuple[Any, ...], found: os.stat_result) -> bool:
 
     A directory never is, since what is in it is not: on some mounts it has one name and no size, as a file may.
     """
-    _, _, mode, size, uid, gid, mtime_ns, ctime_ns, inode, _, unsure, _ = row
+    _, _, mode, size, uid, gid, mtime_ns, ctime_ns, inode, linked, unsure, _ = row
     return (
         ctime_ns == found.st_ctime_ns
         and inode == found.st_ino
@@ -424,6 +428,7 @@ def _is_as_before(row: tuple[Any, ...], found: os.stat_result) -> bool:
         and uid == found.st_uid
         and gid == found.st_gid
         and found.st_nlink == 1
+        and not linked
         and not unsure
         and not stat.S_ISDIR(mode)
     )
