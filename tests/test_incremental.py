@@ -333,6 +333,26 @@ def test_only_what_is_named_is_looked_at(uploads: Uploads) -> None:
     assert deleted(result) == ["media/tenant-1/old"]
 
 
+@pytest.mark.parametrize("second", ["tenant-1/scan.json", "tenant-1", "tenant-1/nothing", ""])
+def test_what_is_back_during_the_search_is_not_gone(uploads: Uploads, second: str) -> None:
+    """A directory was missing at the first path, and is there at the second: with all that is in it."""
+    base = uploads.base()
+    place, aside = uploads.root / "tenant-1", uploads.directory / "aside"
+
+    def changed() -> Iterator[tuple[bytes, ...]]:
+        place.rename(aside)
+        yield parts_of("tenant-1/old/report.sarif")
+        aside.rename(place)
+        (place / "old" / "report.sarif").write_bytes(b"changed")
+        yield parts_of(second)
+
+    with closing(MediaState(None)) as state:
+        state.follow(line_of(Path(base.destination_path)))
+        delta = Search(root=uploads.root, state=state).of(changed())
+    assert not delta.gone
+    assert TOP + b"/tenant-1/old/report.sarif" in delta.taken
+
+
 @pytest.mark.parametrize("path", ["/etc/passwd", "../outside", "tenant-1/../../outside", "tenant-1/\0", "\ud800"])
 def test_a_path_that_leads_out_is_refused(uploads: Uploads, path: str) -> None:
     """Nothing is read, and the error says what a path has to be."""

@@ -227,11 +227,13 @@ class Search:
         if found is None or self._is_passed_over(path, found):
             self._lose(path, known)
             return False
+        is_back = path in self._delta.gone
+        self._delta.gone.discard(path)
         self._entry(path, Found(source, found, known))
         if not stat.S_ISDIR(found.st_mode):
             return False
         was_directory = known is not None and stat.S_ISDIR(known.mode)
-        if is_last or not was_directory:
+        if is_last or is_back or not was_directory:
             self._below(source, path, is_known=was_directory)
             return False
         self._passed.add(path)
@@ -256,11 +258,13 @@ class Search:
                     if error.errno not in GONE:
                         raise unreadable(entry.path, error.errno or 0) from error
                     continue
+                name = path + b"/" + entry.name
+                self._delta.gone.discard(name)
                 row = known.get(entry.name)
                 if row is not None and _is_as_before(row, found):
                     del known[entry.name]
                     continue
-                name, before = path + b"/" + entry.name, Known._make(row) if row else None
+                before = Known._make(row) if row else None
                 if stat.S_ISDIR(found.st_mode):
                     if self._is_passed_over(name, found):
                         continue
