@@ -353,6 +353,15 @@ def test_what_is_back_during_the_search_is_not_gone(uploads: Uploads, second: st
     assert TOP + b"/tenant-1/old/report.sarif" in delta.taken
 
 
+def test_a_name_that_no_file_can_have_is_of_none(uploads: Uploads) -> None:
+    """The other paths are looked at all the same."""
+    uploads.base()
+    uploads.write("first.json")
+    uploads.incremental()
+    uploads.write("last.json")
+    assert set(held(uploads.incremental(["x" * 300, "last.json", "tenant-1/" + "y" * 300 + "/z"]))) == {"", "last.json"}
+
+
 @pytest.mark.parametrize("path", ["/etc/passwd", "../outside", "tenant-1/../../outside", "tenant-1/\0", "\ud800"])
 def test_a_path_that_leads_out_is_refused(uploads: Uploads, path: str) -> None:
     """Nothing is read, and the error says what a path has to be."""

@@ -8,6 +8,7 @@ Where one name of a file with several (hard links) is taken, all of them are.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import time
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 TOP: Final = encode_name(Component.MEDIA.member)
 _RESTORES: Final = TOP + b"/" + encode_name(RESTORE_DIRECTORY)
 _READ_BYTES: Final = 1 << 20
+_PATH_BYTES: Final = 4096
+"""A shorter path that is too long has a name that is: no file has that."""
 _MANY_CONFIRMED: Final = 10_000
 _KINDS: Final = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink"}
 _NOTHING: Final = Totals(0, 0)
@@ -313,7 +316,7 @@ class Search:
         try:
             return os.lstat(source)
         except OSError as error:
-            if error.errno in GONE:
+            if error.errno in GONE or (error.errno == errno.ENAMETOOLONG and len(source) < _PATH_BYTES):
                 return None
             raise unreadable(source, error.errno or 0) from error
 
