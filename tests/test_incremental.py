@@ -309,6 +309,26 @@ def test_a_directory_that_vanishes_on_the_way_is_gone_with_all_in_it(
     assert uploads.restored(uploads.incremental().backup_id) == uploads.tree()
 
 
+def test_content_that_vanishes_on_the_way_with_its_directory_is_not_linked_to(
+    uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its other name was as before, and was not to be read; the backup is to be made again, and is right then."""
+    os.link(uploads.root / "tenant-1" / "old" / "report.sarif", uploads.root / "tenant-2" / "same")
+    uploads.base()
+    uploads.write("tenant-1/old/new.json", b"makes the directory another")
+    job = uploads.job()
+    check = job._check_space
+
+    def vanish(expected: int) -> None:
+        shutil.rmtree(uploads.root / "tenant-1" / "old")
+        check(expected)
+
+    monkeypatch.setattr(job, "_check_space", vanish)
+    result = job.backup_media(incremental=True)
+    assert (result.success, result.retryable) == (False, True)
+    assert uploads.restored(uploads.incremental().backup_id) == uploads.tree()
+
+
 # -- the paths that are named ---------------------------------------------------------------------------------------
 
 

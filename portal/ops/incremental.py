@@ -79,6 +79,7 @@ class Increment:
 
         Raises:
             RepositoryError: the state is damaged.
+            UnsteadyError: it does not fit together any more.
         """
         try:
             self.delta.lose(tally, self.state)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from portal.ops.archive.index import decode_name, encode_name
 from portal.ops.archive.packer import GONE, Item, open_file, same_content
 from portal.ops.archive.writer import Tally, unreadable
-from portal.ops.errors import ConfigurationError, SourceError
+from portal.ops.errors import ConfigurationError, SourceError, UnsteadyError
 from portal.ops.media_state import Known, MediaState, Totals, is_unsure, looked_at
 from portal.ops.model import RESTORE_DIRECTORY, Component
 
@@ -104,10 +104,20 @@ class Delta:
 
         Arguments:
             state: what is known: with a directory goes all that was below it, also what nobody wanted to read.
+
+        Raises:
+            UnsteadyError: something that went with a directory has a name elsewhere, which may need its content.
         """
         paths = map(encode_name, (*tally.vanished, *tally.special))
         lost = {path for path in paths if path in self.taken}
-        self.gone.update(path for path in lost if self.taken.pop(path).known is not None)
+        gone = {path for path in lost if self.taken.pop(path).known is not None}
+        for path in gone:
+            if any(known.linked for known in state.below(path) if known.path != path):
+                raise UnsteadyError(
+                    f"{decode_name(path)} vanished before it could be read, and files in it have other names",
+                    hint="Start the backup again: it finds the tree as it is now.",
+                )
+        self.gone |= gone
         if lost:
             self.count(state)
 
