@@ -26,7 +26,7 @@ from portal.ops.restore import RestoreConfig, RestoreJob
 from portal.ops.verify import Verifier
 from tests.archives import program, seal
 from tests.hostile import Piece, directory, file, hardlink, write_chained
-from tests.incrementals import Uploads, tree_of_chain
+from tests.incrementals import Uploads, succeeded, tree_of_chain
 
 if TYPE_CHECKING:
     from portal.ops.archive.index import Member
@@ -175,9 +175,10 @@ def test_the_command_makes_incrementals(uploads: Uploads) -> None:
 
 def test_a_prune_never_breaks_a_chain(chain: Chain) -> None:
     """Where only the newest is to be kept, all that it stands on is; what nothing stands on goes."""
-    base = chain.uploads.base().backup_id
+    job, soon = chain.uploads.job(), datetime.now(UTC) + timedelta(hours=1)  # of one second the name decides
+    base = succeeded(job.backup_media(moment=soon, request_id="base")).backup_id
     chain.uploads.write("tenant-4/only.json")
-    newest = chain.uploads.incremental().backup_id
+    newest = succeeded(job.backup_media(incremental=True, moment=soon + timedelta(hours=1))).backup_id
     later = datetime.now(UTC) + timedelta(days=400)
     config = BackupConfig(
         local_path=chain.uploads.archives, media_path=chain.uploads.root, retention_days=1, retention_count=1

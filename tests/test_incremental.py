@@ -13,15 +13,16 @@ import threading
 import time
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
 
-from portal.ops.ancestry import read_manifest
+from portal.ops.ancestry import line_of, read_manifest
 from portal.ops.archive.index import MemberType
-from portal.ops.errors import ConfigurationError
+from portal.ops.errors import ConfigurationError, DiskFullError
 from portal.ops.incremental import SMALL_CHAIN
 from portal.ops.media_state import Known, MediaState, is_unsure, looked_at
 from portal.ops.repository import Repository
@@ -31,6 +32,8 @@ from tests.archives import program, tree_on_disk
 from tests.incrementals import Uploads, members_of, succeeded, tree_of_chain
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from portal.ops.backup import BackupResult
     from portal.ops.manifest import Manifest
 
@@ -162,6 +165,42 @@ def test_the_name_that_held_the_content_can_go(uploads: Uploads) -> None:
     assert tree_of_chain(Path(result.destination_path)) == uploads.tree()
 
 
+@pytest.mark.parametrize("unsure", [0, 1])
+def test_a_name_that_is_alone_now_has_its_content_again(tmp_path: Path, unsure: int) -> None:
+    """It was a link to one that is gone, and the time of the change does not show that."""
+    file = tmp_path / "file"
+    file.write_bytes(b"now")
+    content = sha256(b"now").digest()
+    places = [((b"", TOP), tmp_path, 0), ((TOP, b"file"), file, 2)]
+    for changed in ([], [parts_of("file")]):
+        with closing(MediaState(None)) as state:
+            state.confirm(
+                Known._make((*names, *looked_at(place.stat()), linked, unsure, content))
+                for names, place, linked in places
+            )
+            search = Search(root=tmp_path, state=state)
+            delta = search.of(changed) if changed else search.everything()
+        assert TOP + b"/file" in delta.taken
+
+
+def test_the_name_that_held_the_content_can_go_during_the_search(uploads: Uploads) -> None:
+    """The other one was looked at already, and was as before."""
+    first = uploads.write("tenant-1/first", b"one")
+    os.link(first, uploads.root / "tenant-2" / "second")
+    base = uploads.base()
+
+    def changed() -> Iterator[tuple[bytes, ...]]:
+        yield parts_of("tenant-2")
+        first.unlink()
+        yield parts_of("tenant-1/first")
+
+    with closing(MediaState(None)) as state:
+        state.follow(line_of(Path(base.destination_path)))
+        delta = Search(root=uploads.root, state=state).of(changed())
+    assert delta.gone == {TOP + b"/tenant-1/first"}
+    assert TOP + b"/tenant-2/second" in delta.taken
+
+
 # -- nothing is missed ----------------------------------------------------------------------------------------------
 
 
@@ -185,6 +224,16 @@ def test_what_was_read_too_soon_is_read_again(tmp_path: Path, unsure: int) -> No
         state.confirm([Known._make((TOP, b"file", *stat, 0, unsure, b"the digest of something else"))])
         delta = Search(root=tmp_path, state=state).of([parts_of("file")])
     assert (TOP + b"/file" in delta.taken) == bool(unsure)
+
+
+def test_a_directory_is_always_looked_into() -> None:
+    """Also where directories have one name and no size, as those of /proc/sys, and this one is as it was."""
+    root = Path("/proc/sys/fs")
+    places = [(b"", TOP, root), (TOP, b"inotify", root / "inotify")]
+    with closing(MediaState(None)) as state:
+        state.confirm(Known._make((*names, *looked_at(place.stat()), 0, 0, b"")) for *names, place in places)
+        delta = Search(root=root, state=state).everything()
+    assert TOP + b"/inotify/max_user_watches" in delta.taken
 
 
 def test_too_many_changes_are_not_kept_in_memory(uploads: Uploads) -> None:
@@ -237,6 +286,49 @@ def test_a_file_that_vanishes_on_the_way_is_gone(uploads: Uploads, monkeypatch: 
     assert b"tenant-1/scan.json" not in tree_of_chain(Path(result.destination_path))
 
 
+def test_a_directory_that_vanishes_on_the_way_is_gone_with_all_in_it(
+    uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with what is as it was and was not to be read: this archive and the next one count it out, and restore."""
+    uploads.base()
+    uploads.write("tenant-1/old/new.json", b"makes the directory another")
+    job = uploads.job()
+    check = job._check_space
+
+    def vanish(expected: int) -> None:
+        shutil.rmtree(uploads.root / "tenant-1" / "old")
+        check(expected)
+
+    monkeypatch.setattr(job, "_check_space", vanish)
+    first = succeeded(job.backup_media(incremental=True))
+    assert deleted(first) == ["media/tenant-1/old"]
+    assert manifest_of(first).details["media"]["tree"]["files"] == 2
+    left = {b"", b"tenant-1", b"tenant-1/scan.json", b"tenant-2", b"tenant-2/scan.json"}
+    assert set(uploads.restored(first.backup_id)) == left
+    uploads.write("tenant-2/new.json", b"new")
+    assert uploads.restored(uploads.incremental().backup_id) == uploads.tree()
+
+
+def test_content_that_vanishes_on_the_way_with_its_directory_is_not_linked_to(
+    uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its other name was as before, and was not to be read; the backup is to be made again, and is right then."""
+    os.link(uploads.root / "tenant-1" / "old" / "report.sarif", uploads.root / "tenant-2" / "same")
+    uploads.base()
+    uploads.write("tenant-1/old/new.json", b"makes the directory another")
+    job = uploads.job()
+    check = job._check_space
+
+    def vanish(expected: int) -> None:
+        shutil.rmtree(uploads.root / "tenant-1" / "old")
+        check(expected)
+
+    monkeypatch.setattr(job, "_check_space", vanish)
+    result = job.backup_media(incremental=True)
+    assert (result.success, result.retryable) == (False, True)
+    assert uploads.restored(uploads.incremental().backup_id) == uploads.tree()
+
+
 # -- the paths that are named ---------------------------------------------------------------------------------------
 
 
@@ -259,6 +351,35 @@ def test_only_what_is_named_is_looked_at(uploads: Uploads) -> None:
         "tenant-3/deep/new.json",
     }
     assert deleted(result) == ["media/tenant-1/old"]
+
+
+@pytest.mark.parametrize("second", ["tenant-1/scan.json", "tenant-1", "tenant-1/nothing", ""])
+def test_what_is_back_during_the_search_is_not_gone(uploads: Uploads, second: str) -> None:
+    """A directory was missing at the first path, and is there at the second: with all that is in it."""
+    base = uploads.base()
+    place, aside = uploads.root / "tenant-1", uploads.directory / "aside"
+
+    def changed() -> Iterator[tuple[bytes, ...]]:
+        place.rename(aside)
+        yield parts_of("tenant-1/old/report.sarif")
+        aside.rename(place)
+        (place / "old" / "report.sarif").write_bytes(b"changed")
+        yield parts_of(second)
+
+    with closing(MediaState(None)) as state:
+        state.follow(line_of(Path(base.destination_path)))
+        delta = Search(root=uploads.root, state=state).of(changed())
+    assert not delta.gone
+    assert TOP + b"/tenant-1/old/report.sarif" in delta.taken
+
+
+def test_a_name_that_no_file_can_have_is_of_none(uploads: Uploads) -> None:
+    """The other paths are looked at all the same."""
+    uploads.base()
+    uploads.write("first.json")
+    uploads.incremental()
+    uploads.write("last.json")
+    assert set(held(uploads.incremental(["x" * 300, "last.json", "tenant-1/" + "y" * 300 + "/z"]))) == {"", "last.json"}
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../outside", "tenant-1/../../outside", "tenant-1/\0", "\ud800"])
@@ -372,6 +493,30 @@ def test_a_chain_that_is_damaged_is_closed(uploads: Uploads, harm: str) -> None:
     assert tree_of_chain(Path(result.destination_path)) == uploads.tree()
 
 
+def test_a_finding_that_cannot_be_read_is_no_good_one(uploads: Uploads) -> None:
+    """It may be a damage: the next backup is a base, and the one after it follows that."""
+    uploads.base()
+    uploads.write("one.json")
+    middle = uploads.incremental()
+    assert uploads.job().verify(middle.destination_path).intact
+    (uploads.archives / ".verifications" / f"{middle.backup_id}.json").write_bytes(b"{")
+    uploads.write("two.json")
+    base = uploads.incremental()
+    assert base.parent is None
+    uploads.write("three.json")
+    assert uploads.incremental().parent == base.backup_id
+
+
+def test_where_no_finding_can_be_read_there_is_no_end_of_bases(uploads: Uploads) -> None:
+    """A new one would be no better, so the backup fails and says what to do."""
+    uploads.base()
+    (uploads.archives / ".verifications").touch()
+    result = uploads.job().backup_media(incremental=True)
+    assert not result.success
+    assert ".verifications" in (result.error or "")
+    assert "hint" in (result.error or "")
+
+
 def test_two_at_once_never_fork_a_chain(uploads: Uploads) -> None:
     """They wait for one another: every archive has at most one that follows it."""
     uploads.base()
@@ -401,6 +546,79 @@ def test_the_same_request_gives_the_same_archive(uploads: Uploads) -> None:
     second = succeeded(uploads.job().backup_media(incremental=True, moment=moment, request_id="one"))
     assert (first.backup_id, first.checksum, first.parent) == (second.backup_id, second.checksum, second.parent)
     assert second.parent is not None
+
+
+def two_lines(uploads: Uploads) -> tuple[BackupResult, BackupResult]:
+    """Two bases with an incremental each, of which the second has what the first line lacks; the second line."""
+    uploads.base()
+    uploads.write("first.json")
+    uploads.incremental()
+    base = uploads.base()
+    uploads.write("second.json")
+    second = uploads.incremental(["second.json"])
+    assert second.parent == base.backup_id
+    return base, second
+
+
+@pytest.mark.parametrize("harm", ["base gone", "base ahead", "base unreadable", "head gone", "head unreadable"])
+@pytest.mark.parametrize("is_cached", [True, False])
+def test_named_paths_are_not_enough_on_another_line(uploads: Uploads, harm: str, is_cached: bool) -> None:
+    """Where the last archive is not in the line that is followed, or cannot be read, the whole tree is looked at."""
+    base, head = two_lines(uploads)
+    if harm.startswith("head"):
+        uploads.write("third.json")
+        head = uploads.incremental(["third.json"])
+    path = Path((base if harm.startswith("base") else head).destination_path)
+    if harm.endswith("gone"):
+        path.unlink()
+    elif harm.endswith("unreadable"):
+        path.write_bytes(b"\0" * 1000)
+    else:
+        os.utime(path, (time.time() + 3600, time.time() + 3600))
+    if not is_cached:
+        uploads.cache.unlink()
+    uploads.write("last.json")
+    result = uploads.incremental(["last.json"])
+    assert result.parent is not None
+    assert tree_of_chain(Path(result.destination_path)) == uploads.tree()
+
+
+def test_a_line_that_was_taken_up_in_vain_is_still_another(uploads: Uploads, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backup that changed over to it failed, so the next one looks at the whole tree as well."""
+    base, _ = two_lines(uploads)
+    Path(base.destination_path).unlink()
+    uploads.write("last.json")
+    job = uploads.job()
+
+    def refuse(_: int) -> None:
+        raise DiskFullError("no room")
+
+    monkeypatch.setattr(job, "_check_space", refuse)
+    assert not job.backup_media(incremental=True, changed=["last.json"]).success
+    result = uploads.incremental(["last.json"])
+    assert tree_of_chain(Path(result.destination_path)) == uploads.tree()
+
+
+def test_an_archive_that_the_cache_could_not_learn_of_is_missed(uploads: Uploads) -> None:
+    """Where it is removed afterwards, the next incremental looks at the whole tree."""
+    two_lines(uploads)
+    uploads.write("third.json")
+    with sqlite3.connect(uploads.cache) as connection:
+        connection.execute("CREATE TRIGGER full BEFORE INSERT ON entry BEGIN SELECT RAISE(ABORT, 'no room'); END")
+    third = uploads.incremental(["third.json"])
+    Path(third.destination_path).unlink()
+    uploads.write("last.json")
+    result = uploads.incremental(["last.json"])
+    assert result.parent is not None
+    assert tree_of_chain(Path(result.destination_path)) == uploads.tree()
+
+
+def test_on_one_line_named_paths_are_enough(uploads: Uploads) -> None:
+    """What nobody names is not looked at: that is what they are named for."""
+    two_lines(uploads)
+    uploads.write("unnamed.json")
+    uploads.write("last.json")
+    assert set(held(uploads.incremental(["last.json"]))) == {"", "last.json"}
 
 
 # -- the cache ------------------------------------------------------------------------------------------------------
@@ -452,6 +670,16 @@ def test_a_new_base_is_in_the_cache_at_once(uploads: Uploads) -> None:
         assert connection.execute("SELECT backup_id, sha256 FROM head").fetchall() == [
             (newest.backup_id, newest.checksum)
         ]
+
+
+def test_a_base_is_made_also_where_incrementals_cannot_be_locked(uploads: Uploads) -> None:
+    """As after an incremental of root: the archive is there, so the backup has succeeded."""
+    uploads.base()
+    uploads.incremental()
+    lock = uploads.archives / ".chain.lock"
+    lock.unlink()
+    lock.mkdir()
+    assert Path(uploads.base().destination_path).is_file()
 
 
 def test_a_killed_backup_leaves_nothing_or_all(uploads: Uploads) -> None:

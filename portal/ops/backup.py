@@ -15,7 +15,7 @@ import errno
 import os
 import time
 import uuid
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -30,7 +30,6 @@ from portal.ops.backup_model import BackupConfig, BackupResult
 from portal.ops.catalogue import Catalogue
 from portal.ops.collection import Collection
 from portal.ops.errors import (
-    BusyError,
     ConfigurationError,
     DiskFullError,
     OpsError,
@@ -262,9 +261,16 @@ class BackupJob:
             if request.incremental:
                 remember(self.repository, Path(done.destination_path))
             elif Component.MEDIA in components and (self.repository.path / CACHE).exists():
-                with suppress(BusyError), self.repository.chain():
-                    remember(self.repository, Path(done.destination_path))
+                self._remember(Path(done.destination_path))
             return done
+
+    def _remember(self, base: Path) -> None:
+        """Fill the cache with a base that is there; where that cannot be, the next incremental does it."""
+        try:
+            with self.repository.chain():
+                remember(self.repository, base)
+        except OpsError as error:
+            log.warning("cache_left_behind", error=error.message)
 
     def _back_up_changes(self, request: _Request, draft: Draft, result: BackupResult) -> BackupResult:
         """An incremental; without an archive where nothing has changed."""

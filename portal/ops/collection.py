@@ -156,7 +156,7 @@ class Collection:
         writer.tally = tally = Tally(special=[*increment.delta.special])
         read_from = time.time_ns()
         writer.add_items(increment.delta.items())
-        increment.delta.lose(tally)
+        increment.lose(tally)
         deleted = increment.delta.deleted()
         if deleted:
             writer.add_stream(DELETED, encode_deletions(deleted), mtime_ns=read_from // _SECOND * _SECOND)

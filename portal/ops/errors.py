@@ -11,7 +11,8 @@
     │   ├── ConnectionFailedError  exit 1   the server cannot be reached            (retry)
     │   ├── AccessDeniedError      exit 1   the server refused the user, or the user may not read something
     │   ├── DatabaseAbsentError    exit 1   the server has no such database
-    │   └── DumpFailedError        exit 1   pg_dump started and did not finish      (retry)
+    │   ├── DumpFailedError        exit 1   pg_dump started and did not finish      (retry)
+    │   └── UnsteadyError          exit 1   files went away in the midst of it      (retry)
     ├── RepositoryError            exit 1   the directory of archives cannot be read or written
     │   ├── DiskFullError          exit 1   no space left
     │   └── ArchiveAbsentError     exit 2   no archive of that name
@@ -98,6 +99,12 @@ class DatabaseAbsentError(SourceError):
 
 class DumpFailedError(SourceError):
     """pg_dump started and did not finish."""
+
+    retryable = True
+
+
+class UnsteadyError(SourceError):
+    """What should be backed up changed so much meanwhile that what was read does not fit together."""
 
     retryable = True
 

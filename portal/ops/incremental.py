@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from portal.ops.ancestry import Ancestor, line_of, read_manifest
 from portal.ops.archive.reader import ArchiveReader
 from portal.ops.chain import Chains, Link
-from portal.ops.errors import ArchiveAbsentError, OpsError
+from portal.ops.errors import ArchiveAbsentError, OpsError, RepositoryError
 from portal.ops.hold import hold
 from portal.ops.logs import engine_log
 from portal.ops.media_state import MediaState, Totals
@@ -31,6 +31,7 @@ from portal.ops.verifications import Verifications
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from portal.ops.archive.writer import Tally
     from portal.ops.backup_model import BackupConfig
     from portal.ops.manifest import Manifest
     from portal.ops.repository import ArchiveFile, Repository
@@ -59,17 +60,35 @@ class Increment:
         state: what they have.
         delta: what differs from that.
         before: how much the tree had then.
+        place: the state's file; nothing where it is in memory.
     """
 
     line: tuple[Ancestor, ...]
     state: MediaState
     delta: Delta
     before: Totals
+    place: Path | None
 
     @property
     def parent(self) -> Ancestor:
         """The archive that it follows."""
         return self.line[-1]
+
+    def lose(self, tally: Tally) -> None:
+        """Note what was found, and could not be read any more.
+
+        Raises:
+            RepositoryError: the state is damaged.
+            UnsteadyError: it does not fit together any more.
+        """
+        try:
+            self.delta.lose(tally, self.state)
+        except sqlite3.Error as error:
+            _drop(self.place, error)
+            raise RepositoryError(
+                f"the state of the uploads is damaged: {error}",
+                hint="Start the backup again: the state is made anew from the archives.",
+            ) from error
 
     def tree_after(self, taken: Totals) -> Totals:
         """How much the tree has, once the archive holds so much."""
@@ -79,12 +98,16 @@ class Increment:
         """Note that nothing has changed."""
         with _forgiven():
             self.state.confirm(self.delta.confirmed)
+            self.state.settle()
 
     def publish(self, path: Path, sha256: str) -> None:
-        """Note that the archive is there."""
-        with _forgiven(), closing(ArchiveReader(path)) as reader:
-            self.state.confirm(self.delta.confirmed)
-            self.state.take(reader, sha256)
+        """Note that the archive is there; a cache that cannot learn of it is of no use: it would not miss it either."""
+        try:
+            with closing(ArchiveReader(path)) as reader:
+                self.state.confirm(self.delta.confirmed)
+                self.state.take(reader, sha256)
+        except (sqlite3.Error, OSError, OpsError) as error:
+            _drop(self.place, error)
 
     def close(self) -> None:
         """Close the state."""
@@ -102,18 +125,20 @@ def plan_increment(
     """Find out what an incremental has to hold.
 
     Arguments:
-        changed: the paths, relative to the uploads, that may differ; nothing looks at the whole tree. The first
-            incremental on a base always does: what was named before may have gone to an incremental of another chain.
+        changed: the paths, relative to the uploads, that may differ; nothing looks at the whole tree. Where the last
+            backup followed another line, or that is not known, the whole tree is looked at all the same: what was
+            named until then may have gone to an archive of that line only.
         begun: when this backup was begun, by the clock of the repository's file system.
         advance: called with every number of bytes that were read to compare them.
 
     Raises:
         BaseNeededError: there is nothing to follow.
         ConfigurationError: one of the paths makes no sense.
+        RepositoryError: the archives, or what verifications have found, cannot be read.
         SourceError: the uploads cannot be read.
     """
     named = None if changed is None else [parts_of(path) for path in changed]
-    line = _line(repository, config, begun)
+    line, is_all_read = _line(repository, config, begun)
     before = _tree(line[-1])
     assert config.media_path is not None
     for place in (repository.path / CACHE, repository.path / CACHE, None):
@@ -121,15 +146,16 @@ def plan_increment(
         if state is None:
             continue
         try:
-            _follow(state, line)
+            was_compared = _follow(state, line)
             search = Search(
                 root=Path(config.media_path),
                 state=state,
                 excluded=frozenset([identity(repository.path)]),
                 advance=advance,
             )
-            delta = search.everything() if named is None or len(line) == 1 else search.of(named)
-            return Increment(line=line, state=state, delta=delta, before=before)
+            is_enough = was_compared and is_all_read and len(line) > 1
+            delta = search.of(named) if named is not None and is_enough else search.everything()
+            return Increment(line=line, state=state, delta=delta, before=before, place=place)
         except sqlite3.Error as error:
             state.close()
             _drop(place, error)
@@ -169,21 +195,25 @@ def remember(repository: Repository, base: Path) -> None:
                 state.follow(line_of(base))
 
 
-def _line(repository: Repository, config: BackupConfig, begun: float) -> tuple[Ancestor, ...]:
-    """The chain of the newest base that holds the media.
+def _line(repository: Repository, config: BackupConfig, begun: float) -> tuple[tuple[Ancestor, ...], bool]:
+    """The chain of the newest base that holds the media, and whether all that is newer could be read.
 
     Raises:
         BaseNeededError: there is none, or it is not to be followed.
+        RepositoryError: what verifications have found cannot be read.
     """
     archives = [one for one in repository.archives() if one.backup_id and one.backup_id.type in _HOLDING]
     archives.sort(key=lambda one: (one.modified, one.moment, one.name), reverse=True)
     later: list[Manifest] = []
+    is_all_read = True
     for archive in archives:
         manifest = _manifest(archive)
-        if manifest is not None and manifest.parent is not None:
+        if manifest is None:
+            is_all_read = False
+        elif manifest.parent is not None:
             later.append(manifest)
-        elif manifest is not None and Component.MEDIA in manifest.components and archive.modified.timestamp() <= begun:
-            return _checked(repository, config, manifest.backup_id, later)
+        elif Component.MEDIA in manifest.components and archive.modified.timestamp() <= begun:
+            return _checked(repository, config, manifest.backup_id, later), is_all_read
     raise BaseNeededError("no archive holds the uploads yet, or its base is gone")
 
 
@@ -196,8 +226,10 @@ def _checked(repository: Repository, config: BackupConfig, base: str, later: lis
         line = line_of(repository.path / f"{chains.head(base)}{SUFFIX}")
     except OpsError as error:
         raise BaseNeededError(f"the chain of {base} is damaged: {error.message}") from error
-    if bad := next((one.name for one in line if _is_known_damaged(repository, one.name)), None):
-        raise BaseNeededError(f"the chain of {base} is damaged: a verification has found it in {bad}")
+    found = Verifications(repository)
+    found.names()  # where no finding can be read, a new base would not help, nor the one after it
+    if bad := next((one.name for one in line if _is_known_damaged(found, one.name)), None):
+        raise BaseNeededError(f"a verification has found a damage in {bad}, or what it has found cannot be read")
     size, *others = (ancestor.path.stat().st_size for ancestor in line)
     if len(others) >= config.chain_length:
         raise BaseNeededError(f"the chain of {base} has {len(others)} incrementals")
@@ -224,17 +256,19 @@ def _manifest(archive: ArchiveFile) -> Manifest | None:
         return None
 
 
-def _is_known_damaged(repository: Repository, backup_id: str) -> bool:
+def _is_known_damaged(found: Verifications, backup_id: str) -> bool:
+    """Whether a verification has found a damage; a record that cannot be read may say so."""
     try:
-        found = Verifications(repository).of(backup_id)
-    except OpsError:
-        return False
-    return found is not None and not found.intact
+        record = found.of(backup_id)
+    except OpsError as error:
+        log.warning("finding_unreadable", name=backup_id, error=error.message)
+        return True
+    return record is not None and not record.intact
 
 
-def _follow(state: MediaState, line: Sequence[Ancestor]) -> None:
+def _follow(state: MediaState, line: Sequence[Ancestor]) -> bool:
     try:
-        state.follow(line)
+        return state.follow(line)
     except OpsError as error:
         raise BaseNeededError(f"the chain of {line[0].name} is damaged: {error.message}") from error
 

@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
     from portal.ops.ancestry import Ancestor
 
-VERSION: Final = 1
+VERSION: Final = 2
 GRANULE_NS: Final = 2_000_000_000
 """File systems may tell two changes apart only when that much time lies between them."""
 
 _PREFIX: Final = Component.MEDIA.member
 _MOST: Final = (1 << 63) - 1
 _SCHEMA: Final = """
-    CREATE TABLE head (version INTEGER, backup_id TEXT, sha256 TEXT);
+    CREATE TABLE head (version INTEGER, backup_id TEXT, sha256 TEXT, compared INTEGER);
     CREATE TABLE entry (
         parent BLOB, name BLOB, mode INTEGER, size INTEGER, uid INTEGER, gid INTEGER, mtime_ns INTEGER,
         ctime_ns INTEGER, inode INTEGER, linked INTEGER, unsure INTEGER, digest BLOB, PRIMARY KEY (parent, name)
@@ -124,7 +124,7 @@ class MediaState:
                 with self._transaction():
                     for statement in filter(str.strip, _SCHEMA.split(";")):
                         self._sql.execute(statement)
-                    self._sql.execute("INSERT INTO head VALUES (?, '', '')", [VERSION])
+                    self._sql.execute("INSERT INTO head VALUES (?, '', '', 0)", [VERSION])
             if self._sql.execute("SELECT version FROM head").fetchall() != [(VERSION,)]:
                 raise sqlite3.DatabaseError("another release made it")
         except BaseException:
@@ -135,30 +135,38 @@ class MediaState:
         """Close the file."""
         self._sql.close()
 
-    def follow(self, line: Sequence[Ancestor]) -> None:
+    def follow(self, line: Sequence[Ancestor]) -> bool:
         """Bring the state to the end of a line of archives, from wherever in it this is.
+
+        Returns:
+            Whether the uploads were compared with this line before: with another one, or none, what had changed until
+            then may be in no archive of this one, and nobody will name it again.
 
         Raises:
             NotIntactError: one of the archives is damaged, or was not made for that.
         """
-        head = self._sql.execute("SELECT backup_id, sha256 FROM head").fetchone()
-        known = [(ancestor.name, ancestor.sha256) for ancestor in line]
-        missing = line[known.index(head) + 1 :] if head in known else line
-        if not missing:
-            return
-        with self._transaction():
-            if missing is line:
-                self._sql.execute("DELETE FROM entry")
-            for ancestor in missing:
-                with closing(ArchiveReader(ancestor.path)) as reader:
-                    self._take(reader)
-            self._stand_for(line[-1].name, line[-1].sha256)
+        *head, compared = self._sql.execute("SELECT backup_id, sha256, compared FROM head").fetchone()
+        known = [[ancestor.name, ancestor.sha256] for ancestor in line]
+        is_on_it = head in known
+        missing = line[known.index(head) + 1 :] if is_on_it else line
+        if missing:
+            with self._transaction():
+                if not is_on_it:
+                    self._sql.execute("DELETE FROM entry")
+                for ancestor in missing:
+                    with closing(ArchiveReader(ancestor.path)) as reader:
+                        self._take(reader)
+                self._stand_for(line[-1].name, line[-1].sha256)
+                if not is_on_it:
+                    self._sql.execute("UPDATE head SET compared = 0")
+        return is_on_it and bool(compared)
 
     def take(self, reader: ArchiveReader, sha256: str) -> None:
         """Go on to an archive that was just made on the one that this stands for."""
         with self._transaction():
             self._take(reader)
             self._stand_for(reader.backup_id, sha256)
+            self._sql.execute("UPDATE head SET compared = 1")
 
     # -- asking -----------------------------------------------------------------------------------------------------
 
@@ -190,6 +198,11 @@ class MediaState:
         return [known for inode in inodes for known in map(Known._make, self._sql.execute(statement, [inode]))]
 
     # -- noting -----------------------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Note that the uploads were compared, and nothing differs."""
+        with self._transaction():
+            self._sql.execute("UPDATE head SET compared = 1")
 
     def confirm(self, seen: Iterable[Known]) -> None:
         """Note what was read again, and has the content that it had."""

@@ -8,18 +8,20 @@ Where one name of a file with several (hard links) is taken, all of them are.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import time
 from dataclasses import dataclass, field
 from functools import reduce
 from hashlib import sha256
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from portal.ops.archive.index import decode_name, encode_name
 from portal.ops.archive.packer import GONE, Item, open_file, same_content
 from portal.ops.archive.writer import Tally, unreadable
-from portal.ops.errors import ConfigurationError, SourceError
+from portal.ops.errors import ConfigurationError, SourceError, UnsteadyError
 from portal.ops.media_state import Known, MediaState, Totals, is_unsure, looked_at
 from portal.ops.model import RESTORE_DIRECTORY, Component
 
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 TOP: Final = encode_name(Component.MEDIA.member)
 _RESTORES: Final = TOP + b"/" + encode_name(RESTORE_DIRECTORY)
 _READ_BYTES: Final = 1 << 20
+_PATH_BYTES: Final = 4096
+"""A shorter path that is too long has a name that is: no file has that."""
 _MANY_CONFIRMED: Final = 10_000
 _KINDS: Final = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink"}
 _NOTHING: Final = Totals(0, 0)
@@ -95,12 +99,37 @@ class Delta:
             first = firsts.setdefault(found.identity, name)
             yield (name, found.source, "file" if first == name else "hardlink", first), size
 
-    def lose(self, tally: Tally) -> None:
-        """Note what was found, and could not be read any more: what is known of it is not so any longer."""
-        for name in (*tally.vanished, *tally.special):
-            path = encode_name(name)
-            if path in self.taken and self.taken.pop(path).known is not None:
-                self.gone.add(path)
+    def lose(self, tally: Tally, state: MediaState) -> None:
+        """Note what was found, and could not be read any more: what is known of it is not so any longer.
+
+        Arguments:
+            state: what is known: with a directory goes all that was below it, also what nobody wanted to read.
+
+        Raises:
+            UnsteadyError: something that went with a directory has a name elsewhere, which may need its content.
+        """
+        paths = map(encode_name, (*tally.vanished, *tally.special))
+        lost = {path for path in paths if path in self.taken}
+        gone = {path for path in lost if self.taken.pop(path).known is not None}
+        for path in gone:
+            if any(known.linked for known in state.below(path) if known.path != path):
+                raise UnsteadyError(
+                    f"{decode_name(path)} vanished before it could be read, and files in it have other names",
+                    hint="Start the backup again: it finds the tree as it is now.",
+                )
+        self.gone |= gone
+        if lost:
+            self.count(state)
+
+    def count(self, state: MediaState) -> None:
+        """Count what of the known files is gone, or taken anew."""
+        gone = (state.below(path) for path in self.gone if not self.is_lost(path))
+        replaced = (
+            found.known
+            for path, found in self.taken.items()
+            if found.known and path not in self.gone and not self.is_lost(path)
+        )
+        self.leaving = sum_of(chain(chain.from_iterable(gone), replaced))
 
     def deleted(self) -> list[str]:
         """The paths that are gone, without those below one that is."""
@@ -173,13 +202,8 @@ class Search:
         return self._counted()
 
     def _counted(self) -> Delta:
-        delta = self._delta
-        for path in delta.gone:
-            if not delta.is_lost(path):
-                delta.leaving = sum_of(self.state.below(path)).plus(delta.leaving)
-        replaced = (found.known for path, found in delta.taken.items() if found.known and not delta.is_lost(path))
-        delta.leaving = sum_of(replaced).plus(delta.leaving)
-        return delta
+        self._delta.count(self.state)
+        return self._delta
 
     # -- looking ----------------------------------------------------------------------------------------------------
 
@@ -216,11 +240,13 @@ class Search:
         if found is None or self._is_passed_over(path, found):
             self._lose(path, known)
             return False
+        is_back = path in self._delta.gone
+        self._delta.gone.discard(path)
         self._entry(path, Found(source, found, known))
         if not stat.S_ISDIR(found.st_mode):
             return False
         was_directory = known is not None and stat.S_ISDIR(known.mode)
-        if is_last or not was_directory:
+        if is_last or is_back or not was_directory:
             self._below(source, path, is_known=was_directory)
             return False
         self._passed.add(path)
@@ -245,11 +271,13 @@ class Search:
                     if error.errno not in GONE:
                         raise unreadable(entry.path, error.errno or 0) from error
                     continue
+                name = path + b"/" + entry.name
+                self._delta.gone.discard(name)
                 row = known.get(entry.name)
                 if row is not None and _is_as_before(row, found):
                     del known[entry.name]
                     continue
-                name, before = path + b"/" + entry.name, Known._make(row) if row else None
+                before = Known._make(row) if row else None
                 if stat.S_ISDIR(found.st_mode):
                     if self._is_passed_over(name, found):
                         continue
@@ -274,7 +302,7 @@ class Search:
         now = looked_at(found.now)
         if form == stat.S_IFREG and found.now.st_nlink > 1:
             self._names.setdefault(found.identity, {})[path] = found
-        if known is None:
+        if known is None or (known.linked and found.now.st_nlink == 1):  # the name that has the content may be gone
             self._delta.taken[path] = found
         elif form == stat.S_IFDIR:
             if (now[0], now[2], now[3], now[4]) != (known.mode, known.uid, known.gid, known.mtime_ns):
@@ -282,7 +310,7 @@ class Search:
         elif now == known.stat:
             if known.unsure:
                 self._doubts[path] = found
-        elif form == stat.S_IFREG and now[:5] == known.stat[:5] and found.now.st_nlink == 1 and not known.linked:
+        elif form == stat.S_IFREG and now[:5] == known.stat[:5] and found.now.st_nlink == 1:
             self._doubts[path] = found
         else:
             self._delta.taken[path] = found
@@ -298,7 +326,7 @@ class Search:
         try:
             return os.lstat(source)
         except OSError as error:
-            if error.errno in GONE:
+            if error.errno in GONE or (error.errno == errno.ENAMETOOLONG and len(source) < _PATH_BYTES):
                 return None
             raise unreadable(source, error.errno or 0) from error
 
@@ -373,8 +401,12 @@ class Search:
         return found | {one.inode for one in known if one.linked}
 
     def _take_all_names(self) -> None:
+        """Take all names of a file, where one is taken; and where one is gone, that may be the one with the content."""
+        below = (known for path in self._delta.gone for known in self.state.below(path))
+        left = {known.inode for known in below if known.linked}
         for names in self._names.values():
-            if any(path in self._delta.taken for path in names):
+            was = {found.known.inode for found in names.values() if found.known}
+            if was & left or any(path in self._delta.taken for path in names):
                 self._delta.taken.update(names)
                 self._delta.confirmed = [known for known in self._delta.confirmed if known.path not in names]
 
@@ -399,8 +431,11 @@ def parts_of(path: str) -> tuple[bytes, ...]:
 
 
 def _is_as_before(row: tuple[Any, ...], found: os.stat_result) -> bool:
-    """Whether a file is beyond doubt the known one: the quick answer for nearly all of them."""
-    _, _, mode, size, uid, gid, mtime_ns, ctime_ns, inode, _, unsure, _ = row
+    """Whether a file is beyond doubt the known one: the quick answer for nearly all of them.
+
+    A directory never is, since what is in it is not: on some mounts it has one name and no size, as a file may.
+    """
+    _, _, mode, size, uid, gid, mtime_ns, ctime_ns, inode, linked, unsure, _ = row
     return (
         ctime_ns == found.st_ctime_ns
         and inode == found.st_ino
@@ -410,7 +445,9 @@ def _is_as_before(row: tuple[Any, ...], found: os.stat_result) -> bool:
         and uid == found.st_uid
         and gid == found.st_gid
         and found.st_nlink == 1
+        and not linked
         and not unsure
+        and not stat.S_ISDIR(mode)
     )
 
 
