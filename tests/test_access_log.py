@@ -110,11 +110,11 @@ class TestTampering:
         """Who makes a new hash for a changed line breaks the link of the next one."""
         from dataclasses import replace
 
-        from portal.ops.access_log import _canonical, _sealed
+        from portal.ops.access_entry import canonical, sealed
 
         found = lines(log)
-        forged = _sealed(replace(list(log.entries())[3], who="bob"))
-        found[3] = _canonical(forged.to_dict()) + b"\n"
+        forged = sealed(replace(list(log.entries())[3], who="bob"))
+        found[3] = canonical(forged.to_dict()) + b"\n"
         log.path.write_bytes(b"".join(found))
         assert log.verify().faults == ("line 5: entry 5 does not follow the one before: one was exchanged",)
 

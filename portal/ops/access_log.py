@@ -17,14 +17,24 @@ import os
 import pwd
 import socket
 import time
-from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from datetime import datetime
-from enum import StrEnum
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
+from portal.ops.access_check import Check
+from portal.ops.access_entry import (
+    START,
+    VERSION,
+    AccessEntry,
+    AccessReport,
+    Action,
+    Observer,
+    Outcome,
+    canonical,
+    decode,
+    sealed,
+)
 from portal.ops.errors import OpsError, RepositoryError
 from portal.ops.job import utc_now
 from portal.ops.logs import engine_log
@@ -32,154 +42,33 @@ from portal.ops.repository import try_lock, write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from datetime import datetime
 
     from portal.ops.job import Clock
     from portal.ops.repository import Repository
 
 log = engine_log("portal.ops.access_log")
 
+__all__ = [
+    "START",
+    "AccessEntry",
+    "AccessLog",
+    "AccessReport",
+    "Action",
+    "Observer",
+    "Outcome",
+    "Witness",
+    "process_user",
+    "sudo_user",
+]
+
 NAME: Final = ".access.jsonl"
 HEAD_NAME: Final = ".access.head"
-START: Final = "0" * 64
-"""What the first line has as the hash of the one before."""
 
-_VERSION: Final = 1
 _HINT: Final = "\n  hint: "
 _LOCK_SECONDS: Final = 10.0
 _POLL_SECONDS: Final = 0.02
 _TAIL_BYTES: Final = 64 << 10
-_MOST_FAULTS: Final = 100
-
-
-class Action(StrEnum):
-    """What was done."""
-
-    BACKUP = "backup"
-    RESTORE = "restore"
-    ROLLBACK = "rollback"
-    FORGET = "forget"
-    VERIFY = "verify"
-    PRUNE = "prune"
-    DRILL = "drill"
-    PIN = "pin"
-    UNPIN = "unpin"
-
-
-class Outcome(StrEnum):
-    """How it ended."""
-
-    DONE = "done"
-    FAILED = "failed"
-    REFUSED = "refused"
-
-    @classmethod
-    def of(cls, exit_code: int) -> Outcome:
-        """The outcome of what ends with that code: usage, no consent and a lock that somebody holds are refusals."""
-        if exit_code == 0:
-            return cls.DONE
-        return cls.REFUSED if exit_code in (2, 3, 5) else cls.FAILED
-
-
-@dataclass(frozen=True, kw_only=True)
-class AccessEntry:
-    """One line.
-
-    Arguments:
-        number: lines are counted from 1.
-        who: the user, as whoever was asked to do it says.
-        host: the machine on which it was done.
-        subject: what it was done to: an archive, a restore, or the repository.
-        details: what else there is to know; never a secret.
-        previous: the hash of the line before.
-        hash: the SHA-256 of this one without it.
-        torn: the SHA-256 of the torn line before this one, where a crash has left one.
-    """
-
-    number: int
-    moment: datetime
-    who: str
-    host: str
-    action: Action
-    subject: str
-    outcome: Outcome
-    details: Mapping[str, Any] = field(default_factory=dict)
-    previous: str
-    hash: str = ""
-    torn: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The entry in the types of JSON."""
-        return {
-            "version": _VERSION,
-            "number": self.number,
-            "moment": self.moment.isoformat(),
-            "who": self.who,
-            "host": self.host,
-            "action": self.action.value,
-            "subject": self.subject,
-            "outcome": self.outcome.value,
-            "details": dict(self.details),
-            "previous": self.previous,
-            **({"torn": self.torn} if self.torn else {}),
-            "hash": self.hash,
-        }
-
-    @classmethod
-    def from_dict(cls, facts: Mapping[str, Any]) -> AccessEntry:
-        """The entry that `to_dict` made; ValueError, KeyError or TypeError where it makes no sense."""
-        number, version = facts["number"], facts["version"]
-        if type(number) is not int or number < 1 or version != _VERSION:
-            raise ValueError("no number, or a later version")
-        return cls(
-            number=number,
-            moment=datetime.fromisoformat(facts["moment"]),
-            who=str(facts["who"]),
-            host=str(facts["host"]),
-            action=Action(facts["action"]),
-            subject=str(facts["subject"]),
-            outcome=Outcome(facts["outcome"]),
-            details=dict(facts["details"]),
-            previous=str(facts["previous"]),
-            hash=str(facts["hash"]),
-            torn=str(facts.get("torn", "")),
-        )
-
-
-Observer = Callable[[AccessEntry], None]
-"""Is told of everything that is done, once it has ended."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AccessReport:
-    """What a look at the whole log has found.
-
-    Arguments:
-        entries: how many lines make sense.
-        last: number and hash of the last one: written down elsewhere, they prove later that nothing before changed.
-        faults: lines that are changed, removed, put in or moved; at most a hundred of them.
-        notes: what is odd and explained, such as a line that a crash has torn.
-    """
-
-    entries: int
-    last: tuple[int, str]
-    faults: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    @property
-    def intact(self) -> bool:
-        """Whether nothing was tampered with, as far as the log can tell."""
-        return not self.faults
-
-    def to_dict(self) -> dict[str, Any]:
-        """The finding in the types of JSON."""
-        return {
-            "intact": self.intact,
-            "entries": self.entries,
-            "last_number": self.last[0],
-            "last_hash": self.last[1],
-            "faults": list(self.faults),
-            "notes": list(self.notes),
-        }
 
 
 class AccessLog:
@@ -217,7 +106,7 @@ class AccessLog:
             RepositoryError: the log cannot be read.
         """
         for line in self._lines():
-            if entry := _decode(line):
+            if entry := decode(line):
                 yield entry
 
     def recent(self, most_bytes: int = 4 << 20) -> list[AccessEntry]:
@@ -235,7 +124,7 @@ class AccessLog:
             return []
         except OSError as error:
             raise self._unreadable(error) from error
-        return [entry for line in lines[1 if start else 0 :] if (entry := _decode(line))]
+        return [entry for line in lines[1 if start else 0 :] if (entry := decode(line))]
 
     def verify(self) -> AccessReport:
         """Whether every line is as it was written, and none is missing.
@@ -243,7 +132,7 @@ class AccessLog:
         Raises:
             RepositoryError: the log cannot be read.
         """
-        check = _Check()
+        check = Check()
         for line in self._lines():
             check.line(line)
         try:
@@ -301,12 +190,12 @@ class AccessLog:
             previous=previous,
             torn=sha256(torn).hexdigest() if torn else "",
         )
-        return _sealed(entry)
+        return sealed(entry)
 
     def _write(self, descriptor: int, entry: AccessEntry) -> None:
         size = os.fstat(descriptor).st_size
         is_ended = size == 0 or os.pread(descriptor, 1, size - 1) == b"\n"
-        data = (b"" if is_ended else b"\n") + _canonical(entry.to_dict()) + b"\n"
+        data = (b"" if is_ended else b"\n") + canonical(entry.to_dict()) + b"\n"
         try:
             if os.write(descriptor, data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -314,7 +203,7 @@ class AccessLog:
         except BaseException:
             os.ftruncate(descriptor, size)
             raise
-        text = json.dumps({"version": _VERSION, "number": entry.number, "hash": entry.hash})
+        text = json.dumps({"version": VERSION, "number": entry.number, "hash": entry.hash})
         write_durably(self.head_path, text.encode("ascii") + b"\n")
 
     # -- reading ----------------------------------------------------------------------------------------------------
@@ -440,109 +329,6 @@ def sudo_user(environ: Mapping[str, str] = os.environ) -> str | None:
     return environ.get("SUDO_USER") or None
 
 
-class _Check:
-    """Goes through the lines, and says which do not follow from the one before."""
-
-    def __init__(self) -> None:
-        self._line = 0
-        self._entries = 0
-        self._last = (0, START)
-        self._odd: tuple[int, bytes] | None = None  # a line that makes no sense, and may have been torn by a crash
-        self._faults: list[str] = []
-        self._notes: list[str] = []
-
-    def line(self, line: bytes) -> None:
-        """Look at the next line."""
-        self._line += 1
-        entry = _decode(line)
-        if entry is None:
-            self._settle_odd("")
-            self._odd = (self._line, line)
-            return
-        self._settle_odd(entry.torn)
-        if line.removesuffix(b"\n") != _canonical(_sealed(entry).to_dict()):
-            self.fault(f"line {self._line}: entry {entry.number} was changed: its hash is not that of what it says")
-        self._follow(entry)
-        self._entries += 1
-        self._last = (entry.number, entry.hash)
-
-    def head(self, head: tuple[int, str] | None, name: str) -> None:
-        """Hold the last line against what was written down of it."""
-        self._settle_end()
-        number, own = self._last
-        if head is None:
-            if number > 1:
-                self.fault(f"{name} is missing, so that a cut at the end cannot be noticed")
-        elif head[0] > number:
-            self.fault(f"the end is cut off: {_missing(number + 1, head[0])}")
-        elif head[0] == number and head[1] != own:
-            self.fault(f"line {self._line}: entry {number} is not the one that was written, by {name}")
-        elif head[0] < number:
-            self._notes.append(f"{name} knows the entries up to {head[0]} only: a crash or a full disk kept it back")
-
-    def fault(self, text: str) -> None:
-        """Note what cannot be explained."""
-        if len(self._faults) < _MOST_FAULTS:
-            self._faults.append(text)
-
-    def report(self) -> AccessReport:
-        """All that was found."""
-        return AccessReport(
-            entries=self._entries, last=self._last, faults=tuple(self._faults), notes=tuple(self._notes)
-        )
-
-    def _follow(self, entry: AccessEntry) -> None:
-        number, previous = self._last
-        if entry.number == number + 1 and entry.previous != previous:
-            self.fault(f"line {self._line}: entry {entry.number} does not follow the one before: one was exchanged")
-        elif entry.number > number + 1:
-            self.fault(f"line {self._line}: {_missing(number + 1, entry.number - 1)} before it")
-        elif entry.number <= number:
-            self.fault(f"line {self._line}: entry {entry.number} after {number} was put in, or moved")
-
-    def _settle_odd(self, torn: str) -> None:
-        """Say of the odd line before what it is: torn, where the line after it says so."""
-        if self._odd is None:
-            if torn:
-                self.fault(f"line {self._line}: the torn line before it is missing")
-            return
-        number, text = self._odd
-        self._odd = None
-        if torn == sha256(text.removesuffix(b"\n")).hexdigest():
-            self._notes.append(f"line {number} was torn by a crash; the next says so, and goes on from the one before")
-        else:
-            self.fault(f"line {number} makes no sense: it was changed or put in")
-
-    def _settle_end(self) -> None:
-        """Say of the last line what it is, where it makes no sense: without an end, a crash has torn it."""
-        if self._odd and not self._odd[1].endswith(b"\n"):
-            self._notes.append(f"line {self._odd[0]}, the last one, was torn by a crash")
-            self._odd = None
-        self._settle_odd("")
-
-
-def _missing(first: int, last: int) -> str:
-    return f"entry {first} is missing" if first == last else f"entries {first} to {last} are missing"
-
-
-def _sealed(entry: AccessEntry) -> AccessEntry:
-    """The entry with its own hash."""
-    facts = entry.to_dict()
-    del facts["hash"]
-    return replace(entry, hash=sha256(_canonical(facts)).hexdigest())
-
-
-def _canonical(facts: Mapping[str, Any]) -> bytes:
-    return json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
-
-
-def _decode(line: bytes) -> AccessEntry | None:
-    try:
-        return AccessEntry.from_dict(json.loads(line))
-    except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError):
-        return None
-
-
 def _last(descriptor: int) -> tuple[int, str, bytes]:
     """Number and hash of the last line that makes sense, and what is torn after the last end of a line."""
     size, window = os.fstat(descriptor).st_size, _TAIL_BYTES
@@ -550,10 +336,10 @@ def _last(descriptor: int) -> tuple[int, str, bytes]:
         start = max(0, size - window)
         tail = os.pread(descriptor, size - start, start)
         *lines, torn = tail.split(b"\n")
-        if entry := _decode(torn):  # whole, but for the end of the line
+        if entry := decode(torn):  # whole, but for the end of the line
             return entry.number, entry.hash, b""
         for line in reversed(lines if start == 0 else lines[1:]):
-            if entry := _decode(line):
+            if entry := decode(line):
                 return entry.number, entry.hash, torn
         if start == 0:
             return 0, START, torn

@@ -13,14 +13,13 @@ Until `apply` nothing live is touched, and a crash is undone by the next restore
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC
 from hashlib import sha256
 from pathlib import Path
@@ -33,8 +32,6 @@ from portal.ops.ancestry import is_incremental, line_of
 from portal.ops.archive.lanes import available_cores
 from portal.ops.chain_reader import open_tree
 from portal.ops.errors import (
-    ConfigurationError,
-    DiskFullError,
     NotConfirmedError,
     NotIntactError,
     OpsError,
@@ -43,10 +40,12 @@ from portal.ops.errors import (
 from portal.ops.hold import hold
 from portal.ops.job import Clock, PathLike, Progress, Step, read_text, utc_now
 from portal.ops.logs import engine_log
-from portal.ops.model import BackupType, Component, VerifyLevel
+from portal.ops.model import Component, VerifyLevel
 from portal.ops.process import ProcessRunner, SystemRunner
 from portal.ops.repository import ArchiveFile, Repository, read_sidecar
 from portal.ops.restore_checksum import Checksum
+from portal.ops.restore_choice import choose_archive, choose_components
+from portal.ops.restore_draft import Draft, reported
 from portal.ops.restore_history import RestoreHistory, Stuck
 from portal.ops.restore_model import RestoreConfig, RestorePlan, RestoreResult, RestoreScope
 from portal.ops.restore_parts import Archive, Part, PartMaker, short_of_room
@@ -61,7 +60,6 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from portal.ops.backup import BackupJob
-    from portal.ops.manifest import Manifest
 
 __all__ = [
     "RestoreConfig",
@@ -77,34 +75,7 @@ log = engine_log("portal.ops.restore")
 
 Confirm = Callable[[RestorePlan], bool]
 
-_LATEST: Final = {
-    RestoreScope.FULL: (BackupType.FULL,),
-    RestoreScope.DATABASE: (BackupType.FULL, BackupType.DATABASE),
-    RestoreScope.MEDIA: (BackupType.FULL, BackupType.MEDIA),
-    RestoreScope.AUDIT_LOGS: (BackupType.FULL, BackupType.AUDIT_LOGS),
-}
 _SAY_YES: Final = "Start it again and answer yes, or use --force."
-_SET_PLACE: Final = {
-    Component.MEDIA: "Set PORTAL_UPLOAD_DIR or give --media-dir.",
-    Component.AUDIT_LOGS: "Set PORTAL_AUDIT_DIR to the live audit log: what is restored is put beside it.",
-}
-
-
-@dataclass(kw_only=True)
-class _Draft:
-    """A result on its way: what is known so far counts, whatever happens next."""
-
-    result: RestoreResult
-
-    def note(self, **facts: Any) -> None:
-        self.result = replace(self.result, **facts)
-
-    def warn(self, warnings: Sequence[str]) -> None:
-        self.note(warnings=(*self.result.warnings, *warnings))
-
-    def fail(self, error: OpsError) -> None:
-        log.error("restore_failed", error=str(error))
-        self.note(success=False, error=str(error), exit_code=error.exit_code)
 
 
 class RestoreJob:
@@ -249,7 +220,7 @@ class RestoreJob:
         """
         draft = self._draft(RestoreScope.FULL, is_rollback=True)
         seen = self._witnessed(Action.ROLLBACK, draft, restore_id or "the last restore")
-        with seen, _reported(draft), self._records.locked():
+        with seen, reported(draft), self._records.locked():
             said, stuck = self._history.recover()
             draft.warn(said)
             for one in stuck:
@@ -265,7 +236,7 @@ class RestoreJob:
             draft.note(success=True, components_restored=tuple(record.parts))
         return draft.result
 
-    def _is_taken_back(self, restore_id: str, draft: _Draft) -> bool:
+    def _is_taken_back(self, restore_id: str, draft: Draft) -> bool:
         record = self._history.record(restore_id)
         if record.state is not RestoreState.ROLLED_BACK:
             return False
@@ -279,7 +250,7 @@ class RestoreJob:
         """
         draft = self._draft(RestoreScope.FULL, is_rollback=True)
         seen = self._witnessed(Action.FORGET, draft, restore_id)
-        with seen, _reported(draft), self._records.locked():
+        with seen, reported(draft), self._records.locked():
             record = self._history.record(restore_id)
             draft.note(**_named(record))
             self._ask(replace(_plan_for(record), forgets=record.restore_id, kept=self._history.kept(record)))
@@ -317,19 +288,19 @@ class RestoreJob:
             scope = RestoreScope.MEDIA
         draft = self._draft(scope, backup_file=os.fspath(path), dry_run=self.config.dry_run)
         if self.config.dry_run:
-            with _reported(draft):
+            with reported(draft):
                 self._dry_run(draft, path)
         else:
             restore_id = _restore_id(moment or draft.result.timestamp, request_id or uuid.uuid4().hex)
             seen = self._witnessed(Action.RESTORE, draft, os.fspath(path))
-            with seen, _reported(draft), self._records.locked():
+            with seen, reported(draft), self._records.locked():
                 self._restore(draft, path, restore_id)
         return draft.result
 
-    def _dry_run(self, draft: _Draft, path: PathLike) -> None:
+    def _dry_run(self, draft: Draft, path: PathLike) -> None:
         """All of it up to the question; nothing is touched."""
         draft.warn(self._history.to_recover())
-        archive = self._find(draft, path)
+        archive = choose_archive(self.repository, draft, path)
         self._verify(archive, draft.result.scope, thorough=True)
         with closing(open_tree(archive.path)) as opened:
             if self.config.patterns:
@@ -341,14 +312,14 @@ class RestoreJob:
             raise plan.blockers[0]
         draft.note(success=True)
 
-    def _restore(self, draft: _Draft, path: PathLike, restore_id: str) -> None:
+    def _restore(self, draft: Draft, path: PathLike, restore_id: str) -> None:
         said, stuck = self._history.recover()
         if done := self._settled(restore_id):  # the same request, cut off before it could say so
             draft.result = done
         draft.warn(said)
         if done:
             return
-        archive = self._find(draft, path)
+        archive = choose_archive(self.repository, draft, path)
         held = hold(archive.path, self.config.lock_timeout)
         with self.repository.shared(), held, structlog.contextvars.bound_contextvars(restore_id=restore_id):
             self._verify(archive, draft.result.scope, thorough=self.config.verify_before_restore)
@@ -369,20 +340,6 @@ class RestoreJob:
         draft.warn(_warnings(facts))
         draft.warn(self._history.prune(record))
         log.info("restore_finished", restore_id=restore_id, backup_id=archive.name)
-
-    def _find(self, draft: _Draft, path: PathLike) -> ArchiveFile:
-        """The archive; the newest one is the newest that holds what is asked for."""
-        scope = draft.result.scope
-        archive = self.repository.find(path, latest_of=_LATEST[scope])
-        draft.note(backup_id=archive.name, backup_file=str(archive.path))
-        if os.fspath(path) == "latest" and scope is RestoreScope.FULL:
-            for part, what in ((RestoreScope.DATABASE, "database"), (RestoreScope.MEDIA, "media")):
-                newest = self.repository.find("latest", latest_of=_LATEST[part])
-                if newest.moment > archive.moment:
-                    draft.warn(
-                        [f"{newest.name} is newer and holds the {what} alone; --{what}-only would restore that one"]
-                    )
-        return archive
 
     def _verify(self, archive: ArchiveFile, scope: RestoreScope, *, thorough: bool) -> None:
         """Look at the whole archive; not where single files are asked for, which are checked when they are read."""
@@ -419,10 +376,10 @@ class RestoreJob:
                 pass
 
     def _plan(
-        self, archive: ArchiveFile, opened: Archive, draft: _Draft, maker: PartMaker, stuck: Sequence[Stuck] = ()
+        self, archive: ArchiveFile, opened: Archive, draft: Draft, maker: PartMaker, stuck: Sequence[Stuck] = ()
     ) -> tuple[RestorePlan, list[Part]]:
         manifest = opened.manifest()
-        components, left_out = self._components(draft.result.scope, manifest)
+        components, left_out = choose_components(self.config, draft.result.scope, manifest)
         parts = maker.parts(components)
         plans = {part.component: part.plan(opened, manifest) for part in parts}
         records = {part.component.value: part.record() for part in parts}
@@ -449,33 +406,6 @@ class RestoreJob:
         draft.note(plan=tuple(plan.lines()), warnings=plan.warnings)
         return plan, parts
 
-    def _components(self, scope: RestoreScope, manifest: Manifest) -> tuple[tuple[Component, ...], list[str]]:
-        """What is restored, the database first, and what is not although it is there."""
-        places = {
-            Component.DATABASE: True,
-            Component.MEDIA: self.config.media_path is not None,
-            Component.AUDIT_LOGS: self.config.audit_log_path is not None,
-        }
-        held = [component for component in Component if component in manifest.components]
-        wanted = held if scope is RestoreScope.FULL else [Component(scope.value)]
-        if not set(wanted) & set(held):
-            raise ConfigurationError(
-                f"{manifest.backup_id} holds {', '.join(held) or 'nothing'}, and no {scope.value}",
-                hint="Take another archive: './tools/backup.sh list' shows them.",
-            )
-        if self.config.patterns and Component.DATABASE in wanted:
-            raise ConfigurationError("no part of a database can be restored by a pattern", hint="Leave --path out.")
-        homeless = [component for component in wanted if not places[component]]
-        if len(homeless) == len(wanted):
-            raise ConfigurationError(
-                f"there is no place configured for {' and '.join(homeless)}", hint=_SET_PLACE[homeless[0]]
-            )
-        left_out = [
-            f"the backup holds {component.value}, which is left out: no place for it is configured"
-            for component in homeless
-        ]
-        return tuple(component for component in wanted if places[component]), left_out
-
     def _stage(self, record: RestoreRecord, parts: Sequence[Part], opened: Archive, checksum: Checksum) -> None:
         """Put every part beside what is live, or none of them."""
         try:
@@ -496,8 +426,8 @@ class RestoreJob:
 
     # -- small things -----------------------------------------------------------------------------------------------
 
-    def _draft(self, scope: RestoreScope, **facts: Any) -> _Draft:
-        return _Draft(result=RestoreResult(success=False, backup_id="", scope=scope, timestamp=self._clock(), **facts))
+    def _draft(self, scope: RestoreScope, **facts: Any) -> Draft:
+        return Draft(result=RestoreResult(success=False, backup_id="", scope=scope, timestamp=self._clock(), **facts))
 
     def _parts_of(self, record: RestoreRecord) -> list[Part]:
         return self._maker(record.restore_id).from_record(record.parts)
@@ -524,7 +454,7 @@ class RestoreJob:
         return found
 
     @contextmanager
-    def _witnessed(self, action: Action, draft: _Draft, subject: str) -> Iterator[None]:
+    def _witnessed(self, action: Action, draft: Draft, subject: str) -> Iterator[None]:
         """Write down in the access log how it ends, whatever happens."""
         with self._witness.watching(action, subject) as seen:
             yield
@@ -585,19 +515,6 @@ def create_restore_job(
     return RestoreJob(replace(config, dry_run=dry_run, **chosen), backup_job)
 
 
-@contextmanager
-def _reported(draft: _Draft) -> Iterator[None]:
-    """Every fault becomes part of the result, and so does the time that it took."""
-    started = time.monotonic()
-    try:
-        yield
-    except OpsError as error:
-        draft.fail(error)
-    except OSError as error:
-        draft.fail(_explain(error))
-    draft.note(duration_seconds=time.monotonic() - started)
-
-
 def _named(record: RestoreRecord) -> dict[str, Any]:
     return {"restore_id": record.restore_id, "backup_id": record.backup_id, "backup_file": record.backup_file}
 
@@ -623,12 +540,3 @@ def _warnings(facts: Mapping[str, Any]) -> list[str]:
 
 def _since(started: float) -> float:
     return round(time.monotonic() - started, 3)
-
-
-def _explain(error: OSError) -> OpsError:
-    place = f" ({error.filename})" if error.filename else ""
-    kind = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else RestoreError
-    return kind(
-        f"the operating system refused: {error.strerror}{place}",
-        hint="Look at the disk and the permissions there, then start it again: it goes on, or undoes what was begun.",
-    )

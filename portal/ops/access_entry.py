@@ -1,0 +1,170 @@
+"""One line of the access log: what it says, and the hash that binds it to the line before. Values in, values out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import StrEnum
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+START: Final = "0" * 64
+"""What the first line has as the hash of the one before."""
+
+VERSION: Final = 1
+
+
+class Action(StrEnum):
+    """What was done."""
+
+    BACKUP = "backup"
+    RESTORE = "restore"
+    ROLLBACK = "rollback"
+    FORGET = "forget"
+    VERIFY = "verify"
+    PRUNE = "prune"
+    DRILL = "drill"
+    PIN = "pin"
+    UNPIN = "unpin"
+
+
+class Outcome(StrEnum):
+    """How it ended."""
+
+    DONE = "done"
+    FAILED = "failed"
+    REFUSED = "refused"
+
+    @classmethod
+    def of(cls, exit_code: int) -> Outcome:
+        """The outcome of what ends with that code: usage, no consent and a lock that somebody holds are refusals."""
+        if exit_code == 0:
+            return cls.DONE
+        return cls.REFUSED if exit_code in (2, 3, 5) else cls.FAILED
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccessEntry:
+    """One line.
+
+    Arguments:
+        number: lines are counted from 1.
+        who: the user, as whoever was asked to do it says.
+        host: the machine on which it was done.
+        subject: what it was done to: an archive, a restore, or the repository.
+        details: what else there is to know; never a secret.
+        previous: the hash of the line before.
+        hash: the SHA-256 of this one without it.
+        torn: the SHA-256 of the torn line before this one, where a crash has left one.
+    """
+
+    number: int
+    moment: datetime
+    who: str
+    host: str
+    action: Action
+    subject: str
+    outcome: Outcome
+    details: Mapping[str, Any] = field(default_factory=dict)
+    previous: str
+    hash: str = ""
+    torn: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry in the types of JSON."""
+        return {
+            "version": VERSION,
+            "number": self.number,
+            "moment": self.moment.isoformat(),
+            "who": self.who,
+            "host": self.host,
+            "action": self.action.value,
+            "subject": self.subject,
+            "outcome": self.outcome.value,
+            "details": dict(self.details),
+            "previous": self.previous,
+            **({"torn": self.torn} if self.torn else {}),
+            "hash": self.hash,
+        }
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> AccessEntry:
+        """The entry that `to_dict` made; ValueError, KeyError or TypeError where it makes no sense."""
+        number, version = facts["number"], facts["version"]
+        if type(number) is not int or number < 1 or version != VERSION:
+            raise ValueError("no number, or a later version")
+        return cls(
+            number=number,
+            moment=datetime.fromisoformat(facts["moment"]),
+            who=str(facts["who"]),
+            host=str(facts["host"]),
+            action=Action(facts["action"]),
+            subject=str(facts["subject"]),
+            outcome=Outcome(facts["outcome"]),
+            details=dict(facts["details"]),
+            previous=str(facts["previous"]),
+            hash=str(facts["hash"]),
+            torn=str(facts.get("torn", "")),
+        )
+
+
+Observer = Callable[[AccessEntry], None]
+"""Is told of everything that is done, once it has ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccessReport:
+    """What a look at the whole log has found.
+
+    Arguments:
+        entries: how many lines make sense.
+        last: number and hash of the last one: written down elsewhere, they prove later that nothing before changed.
+        faults: lines that are changed, removed, put in or moved; at most a hundred of them.
+        notes: what is odd and explained, such as a line that a crash has torn.
+    """
+
+    entries: int
+    last: tuple[int, str]
+    faults: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def intact(self) -> bool:
+        """Whether nothing was tampered with, as far as the log can tell."""
+        return not self.faults
+
+    def to_dict(self) -> dict[str, Any]:
+        """The finding in the types of JSON."""
+        return {
+            "intact": self.intact,
+            "entries": self.entries,
+            "last_number": self.last[0],
+            "last_hash": self.last[1],
+            "faults": list(self.faults),
+            "notes": list(self.notes),
+        }
+
+
+def sealed(entry: AccessEntry) -> AccessEntry:
+    """The entry with its own hash."""
+    facts = entry.to_dict()
+    del facts["hash"]
+    return replace(entry, hash=sha256(canonical(facts)).hexdigest())
+
+
+def canonical(facts: Mapping[str, Any]) -> bytes:
+    """The one text that facts have in JSON: what is hashed, and written."""
+    return json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
+
+
+def decode(line: bytes) -> AccessEntry | None:
+    """The entry of a line; nothing where it makes no sense."""
+    try:
+        return AccessEntry.from_dict(json.loads(line))
+    except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        return None
