@@ -133,6 +133,17 @@ class TestRemoving:
         assert "is pinned, but it is not there" in job(repository).run().warnings[0]
 
 
+class TestDoubt:
+    def test_a_finding_that_cannot_be_read(self, tmp_path: Path) -> None:
+        """An archive that may have failed its verification does not take the place of a good one."""
+        place = tmp_path / "repository"
+        good, bad = put(place, FULL, 30), put(place, FULL, 20)
+        Verifications(Repository(place)).record(finding(place, bad, VerifyLevel.DUMP, damage="gone bad"), NOW)
+        (place / ".verifications" / f"{bad}.json").write_bytes(b"")
+        assert job(place).run().removed == ()
+        assert archives(place) == {good, bad}
+
+
 class TestBesideOthers:
     def test_what_is_held_is_passed_over(self, repository: Path) -> None:
         """An archive that somebody reads stays, with all that it needs, and goes the next time."""

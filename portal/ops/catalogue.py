@@ -46,6 +46,7 @@ _SIDECAR: Final = SIDECAR_SUFFIX.encode()
 _FINDINGS: Final = VERIFICATIONS.encode() + b"/"
 _FINDING: Final = b".json"
 _ABSENT: Final = (0, 0, 0)
+_NO_FINDING: Final = (None, 0.0, 0)
 _STAMP: Final = Struct("9Q")
 """Size, time of change and inode of an archive, its sidecar and its finding: a row holds as long as they do."""
 
@@ -119,7 +120,7 @@ class _Look:
                 finding = self._stat(_FINDINGS + stem + _FINDING) if stem in verified else None
                 stamp = _STAMP.pack(*_stamp(status), *_stamp(self._stat(name + _SIDECAR)), *_stamp(finding))
                 row = rows.find(stem)
-                if row is None or row[1] != stamp:
+                if row is None or row[1] != stamp or (finding is None and stem in verified):
                     row = self._read(stem, stamp)
                 entries.append(self._entry(row, status))
         rows.finish()
@@ -150,14 +151,15 @@ class _Look:
     def _read(self, stem: bytes, stamp: bytes) -> Row:
         """What the files of an archive say.
 
-        It is remembered, unless they are so new that they may change unnoticed, or unreadable, which may pass.
+        It is remembered, unless they are so new that they may change unnoticed. Nor is it where one of them cannot be
+        read: that may pass without another look of the file.
         """
         name = os.fsdecode(stem)
         path = self._repository.path / f"{name}{SUFFIX}"
         backup_id = BackupId.parse(name)
         checksum, fault = _sidecar(path)
         manifest, unreadable = _manifest(path, backup_id)
-        finding = self._finding(name)
+        finding, unknown = self._finding(name)
         row = (
             stem,
             stamp,
@@ -166,21 +168,24 @@ class _Look:
             manifest.parent if manifest else None,
             manifest.base if manifest else None,
             ",".join(manifest.components) if manifest else "",
-            fault or unreadable,
+            fault or unreadable or unknown,
             checksum,
             *finding,
         )
-        if not unreadable and max(_STAMP.unpack(stamp)[1::3]) < self._settled:
+        stamps = _STAMP.unpack(stamp)
+        is_read = not (unreadable or unknown) and (checksum or stamps[3:6] == _ABSENT)
+        if is_read and max(stamps[1::3]) < self._settled:
             self.changed.append(row)
         return row
 
-    def _finding(self, name: str) -> tuple[str | None, float, int]:
+    def _finding(self, name: str) -> tuple[tuple[str | None, float, int], str]:
+        """What was found, and why that is not known: it may be that the archive is damaged."""
         try:
             found = self._verifications.of(name)
         except OpsError as error:
             log.warning("record_unreadable", error=str(error))
-            found = None
-        return (found.level.value, found.moment.timestamp(), found.intact) if found else (None, 0.0, 0)
+            return _NO_FINDING, f"its verification record cannot be read: {error.message}"
+        return (found.level.value, found.moment.timestamp(), found.intact) if found else _NO_FINDING, ""
 
     def _names(self, directory: str, ending: bytes) -> list[bytes]:
         path = self._repository.path / directory

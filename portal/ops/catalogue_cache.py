@@ -21,7 +21,7 @@ log = engine_log("portal.ops.catalogue")
 Row = tuple[Any, ...]
 
 _COLUMNS: Final = "name, stamp, kind, taken, parent, base, components, fault, checksum, level, found_at, intact"
-_VERSION: Final = 1
+_VERSION: Final = 2
 _WAIT_SECONDS: Final = 2.0
 
 
