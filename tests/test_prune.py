@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,7 +32,7 @@ from tests.killing import killed_at
 from tests.test_backup_job import small_disk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,6 +143,62 @@ class TestDoubt:
         (place / ".verifications" / f"{bad}.json").write_bytes(b"")
         assert job(place).run().removed == ()
         assert archives(place) == {good, bad}
+
+    @pytest.fixture
+    def chain(self, tmp_path: Path) -> tuple[Path, list[str]]:
+        """An old chain of four under a newer base, and the names of the chain in order."""
+        place = tmp_path / "repository"
+        base = put(place, MEDIA, 60)
+        middle = put(place, MEDIA, 50, parent=base)
+        child = put(place, MEDIA, 40, parent=middle)
+        names = [base, middle, child, put(place, MEDIA, 30, parent=child)]
+        put(place, MEDIA, 1)
+        return place, names
+
+    @pytest.mark.parametrize("is_known", [True, False])
+    @pytest.mark.parametrize(
+        "spoil",
+        [
+            lambda path: path.write_bytes(b"garbage"),
+            lambda path: (path.unlink(), path.symlink_to("/nowhere/cold.tar.gz")),
+        ],
+    )
+    def test_the_middle_of_a_chain_that_cannot_be_read(
+        self, chain: tuple[Path, list[str]], spoil: Callable[[Path], object], is_known: bool
+    ) -> None:
+        """What it stands on stays, whether that was known before or not."""
+        place, names = chain
+        if is_known:
+            time.sleep(2.1)
+            Catalogue(Repository(place)).entries()
+        spoil(place / f"{names[1]}.tar.gz")
+        result = job(place).run()
+        assert result.removed == ()
+        assert ("cannot be read" in "".join(result.warnings)) is not is_known
+
+    def test_the_end_of_a_chain_that_cannot_be_read(self, chain: tuple[Path, list[str]]) -> None:
+        """Nobody else says what it stands on, so all that it may be stays; what is newer may go."""
+        place, names = chain
+        whole = archives(place)
+        newer, _ = put(place, MEDIA, 25), put(place, MEDIA, 20)
+        (place / f"{names[3]}.tar.gz").write_bytes(b"garbage")
+        gone = {one.entry.name for one in job(place).run().removed}
+        assert newer in gone
+        assert whole <= archives(place)
+
+    def test_one_that_comes_and_cannot_be_read(self, repository: Path) -> None:
+        """It may need anything, so nothing more is removed, and that is said."""
+
+        class Late(PruneJob):
+            def plan(self) -> Any:
+                found = super().plan()
+                (repository / "media_20260301_110000_abcdef.tar.gz").write_bytes(b"half")
+                (repository / "full_20260301_110000_abcdef.tar.gz").mkdir()
+                return found
+
+        result = Late(Repository(repository), POLICY, clock=lambda: NOW).run()
+        assert (result.success, result.removed, len(result.spared)) == (True, (), 5)
+        assert "media_20260301_110000_abcdef has come, and cannot be read" in result.warnings[0]
 
 
 class TestBesideOthers:

@@ -22,7 +22,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from portal.ops.access_log import Action, Observer, Outcome, Witness, brief
-from portal.ops.catalogue import Catalogue, parent_of
+from portal.ops.catalogue import Catalogue, kin_of
 from portal.ops.errors import BusyError, OpsError, RepositoryError
 from portal.ops.hold import claim
 from portal.ops.job import utc_now
@@ -34,7 +34,7 @@ from portal.ops.retention import Decision, RetentionPlan, RetentionPolicy, plan
 from portal.ops.verifications import Verifications
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from portal.ops.job import Clock
@@ -170,10 +170,8 @@ class PruneJob:
     def _decide(self, draft: _Draft) -> RetentionPlan:
         draft.plan = decided = self.plan()
         there = {decision.entry.name for decision in decided.decisions}
-        draft.warnings += decided.warnings
-        draft.warnings += [f"{name} is pinned, but it is not there" for name in sorted(self._pins.names() - there)]
-        for warning in draft.warnings:
-            log.warning("prune_doubtful", detail=warning)
+        draft.warn(decided.warnings)
+        draft.warn(f"{name} is pinned, but it is not there" for name in sorted(self._pins.names() - there))
         return decided
 
     def _prune(self, draft: _Draft) -> None:
@@ -193,12 +191,13 @@ class PruneJob:
         """Remove some archives, as far as nobody holds or needs them by now."""
         with ExitStack() as claims:
             free = {one.entry.name for one in group if claims.enter_context(claim(self._path(one.entry.name)))}
-            crowd.welcome(self.repository.path)
+            strays = crowd.welcome(self.repository.path)
+            draft.warn(f"{name} has come, and cannot be read: it may need any of the archives" for name in strays)
             pinned = self._pins.names()
             gone = []
             for decision in group:
                 name = decision.entry.name
-                if name not in free or name in pinned or crowd.needs(name):
+                if strays or name not in free or name in pinned or crowd.needs(name):
                     draft.spared.append(name)
                     continue
                 self._path(name).unlink(missing_ok=True)  # this is its end: what comes after is tidying up
@@ -280,6 +279,13 @@ class _Draft:
     def freed_bytes(self) -> int:
         return sum(decision.entry.size for decision in self.removed)
 
+    def warn(self, warnings: Iterable[str]) -> None:
+        """Say what should be known, once."""
+        for warning in warnings:
+            if warning not in self.warnings:
+                self.warnings.append(warning)
+                log.warning("prune_doubtful", detail=warning)
+
     def result(self, fault: OpsError | None) -> PruneResult:
         return PruneResult(
             success=fault is None,
@@ -299,32 +305,41 @@ class _Crowd:
 
     def __init__(self, decided: RetentionPlan) -> None:
         self._known: set[str] = set()
-        self._parents: dict[str, str] = {}
-        self._children: dict[str, set[str]] = defaultdict(set)
+        self._needs: dict[str, tuple[str, ...]] = {}
+        self._needed_by: dict[str, set[str]] = defaultdict(set)
         for decision in decided.decisions:
-            self._add(decision.entry.name, decision.entry.parent)
+            entry = decision.entry
+            self._add(entry.name, tuple(name for name in (entry.parent, entry.base) if name))
 
-    def welcome(self, directory: Path) -> None:
-        """Take in archives that have come since the last look."""
+    def welcome(self, directory: Path) -> list[str]:
+        """Take in archives that have come since the last look; those of which nobody knows what they need."""
+        strays = []
         for name in os.listdir(directory):
             stem = name.removesuffix(SUFFIX)
             if stem != name and stem not in self._known and not name.startswith("."):
-                self._add(stem, parent_of(directory / name))
+                kin = kin_of(directory / name)
+                if kin is not None:
+                    self._add(stem, kin)
+                elif os.path.lexists(directory / name):
+                    strays.append(stem)
+        return strays
 
     def needs(self, name: str) -> bool:
-        """Whether an archive that is there follows this one."""
-        return bool(self._children.get(name))
+        """Whether an archive that is there stands on this one."""
+        return bool(self._needed_by.get(name))
 
     def leave(self, name: str) -> None:
-        """An archive is gone."""
-        if name in self._parents:
-            self._children[self._parents[name]].discard(name)
+        """An archive is gone; should it come again, it is another one."""
+        self._known.discard(name)
+        for other in self._needs.pop(name, ()):
+            self._needed_by[other].discard(name)
 
-    def _add(self, name: str, parent: str | None) -> None:
+    def _add(self, name: str, kin: tuple[str, ...]) -> None:
         self._known.add(name)
-        if parent is not None:
-            self._parents[name] = parent
-            self._children[parent].add(name)
+        if kin:
+            self._needs[name] = kin
+        for other in kin:
+            self._needed_by[other].add(name)
 
 
 def _explained(error: OSError) -> RepositoryError:
