@@ -21,7 +21,7 @@ from portal.ops.backup import BackupConfig, BackupJob
 from portal.ops.catalogue import Catalogue
 from portal.ops.errors import BusyError, ConfigurationError
 from portal.ops.hold import claim, hold
-from portal.ops.model import BackupType, VerifyLevel
+from portal.ops.model import BackupId, BackupType, VerifyLevel
 from portal.ops.pins import Pins
 from portal.ops.prune import PruneJob
 from portal.ops.repository import Repository
@@ -246,6 +246,36 @@ class TestBesideOthers:
         assert {tip, old} <= archives(repository)
         assert len(result.removed) == 1
         assert_sound(repository)
+
+    def test_a_backup_that_is_made_again(self, repository: Path) -> None:
+        """What belongs to an archive that has come again under the same name stays, with the archive."""
+        (old,) = (name for name in archives(repository) if name.startswith("full_20260130"))
+
+        class Overtaken(PruneJob):
+            def _tidy(self, gone: Any) -> None:
+                put(repository, FULL, 30)
+                super()._tidy(gone)
+
+        assert Overtaken(Repository(repository), POLICY, clock=lambda: NOW).run().success
+        assert old in archives(repository)
+        assert_sound(repository)
+
+    def test_a_backup_that_is_being_made_again(self, repository: Path) -> None:
+        """A sidecar that waits for its archive is not taken for that of the one that is gone."""
+        backup_id = BackupId.of(FULL, NOW - timedelta(days=30), "30")
+        sidecar = repository / f"{backup_id}.tar.gz.sha256"
+        assert sidecar.exists()
+
+        class Overtaken(PruneJob):
+            def _tidy(self, gone: Any) -> None:
+                with Repository(repository).draft(backup_id) as draft:
+                    assert draft
+                    super()._tidy(gone)
+                    assert sidecar.exists()
+                    draft.discard()
+
+        assert Overtaken(Repository(repository), POLICY, clock=lambda: NOW).run().success
+        assert not sidecar.exists()
 
     def test_a_reader_waits_for_a_claim(self, repository: Path) -> None:
         """Whoever comes while a prune looks at an archive waits, and then reads it or is told that it is gone."""

@@ -208,12 +208,17 @@ class PruneJob:
                 self._tidy(gone)
 
     def _tidy(self, gone: Sequence[Decision]) -> None:
-        """Remove what belonged to archives that are gone, and say that they are."""
+        """Remove what belonged to archives that are gone, and say that they are.
+
+        A backup that is asked for once more has the same name: what belongs to the new archive stays.
+        """
         sync_directory(self.repository.path)
         for decision in gone:
             name, size = decision.entry.name, decision.entry.size
-            sidecar_of(self._path(name)).unlink(missing_ok=True)
-            self._verifications.forget(name)
+            with self.repository.vacated(name) as is_gone:
+                if is_gone:
+                    sidecar_of(self._path(name)).unlink(missing_ok=True)
+                    self._verifications.forget(name)
             log.info("archive_removed", backup_id=name, bytes=size, reason=decision.reasons[0])
         names, reasons = [one.entry.name for one in gone], [one.reasons[0] for one in gone]
         self._witness.saw(Action.PRUNE, str(self.repository.path), Outcome.DONE, archives=names, reasons=reasons)

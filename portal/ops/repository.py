@@ -220,6 +220,26 @@ class Repository:
         os.ftruncate(descriptor, 0)
         return Draft(final, descriptor)
 
+    @contextmanager
+    def vacated(self, name: str) -> Iterator[bool]:
+        """Keep others from writing an archive of that name; whether it is not there, and nobody is at it.
+
+        Where there is no room for the hidden file that is locked, nobody else has room for one either.
+        """
+        final = self.path / f"{name}{SUFFIX}"
+        partial, descriptor = _partial(final), None
+        try:
+            try:
+                descriptor = _open_locked(partial)
+                is_ours = descriptor is not None
+            except OSError as error:
+                is_ours = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            yield is_ours and not os.path.lexists(final)
+        finally:
+            if descriptor is not None:
+                partial.unlink(missing_ok=True)
+                os.close(descriptor)
+
     def sweep(self) -> list[str]:
         """Remove what backups that were killed have left; the names of what was removed.
 
