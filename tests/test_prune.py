@@ -294,6 +294,22 @@ class TestBesideOthers:
         reader.join()
         assert held.is_set()
 
+    def test_one_that_cannot_be_opened(self, repository: Path) -> None:
+        """It is passed over with a warning, with what it needs, and the others go."""
+        doomed = next(one for one in archives(repository) if "20260120" in one)
+
+        class Late(PruneJob):
+            def plan(self) -> Any:
+                found = super().plan()
+                path = repository / f"{doomed}.tar.gz"
+                path.unlink()
+                path.symlink_to(path)
+                return found
+
+        result = Late(Repository(repository), POLICY, clock=lambda: NOW).run()
+        assert (result.success, len(result.removed), len(result.spared)) == (True, 2, 3)
+        assert f"{doomed} is passed over: cannot read" in result.warnings[0]
+
 
 class TestCutOff:
     def test_killed_at_any_change(self, repository: Path, tmp_path: Path) -> None:
@@ -324,6 +340,19 @@ class TestCutOff:
         assert sidecar.exists()
         assert job(repository).run().swept == (sidecar.name,)
         assert not sidecar.exists()
+
+    def test_small_files_of_killed_writes(self, repository: Path) -> None:
+        """They are swept a day later; one that may be on its way is left alone, like what only looks like one."""
+        Pins(Repository(repository)).pin("latest", reason="", who="ada", moment=NOW)
+        old = (NOW - timedelta(days=1, hours=1)).timestamp()
+        dead = [repository / ".pins" / ".x.json.77.tmp", repository / "..access.head.7.tmp"]
+        others = [repository / ".verifications" / ".x.json.78.tmp", repository / "notes.7.tmp"]
+        for path in (*dead, *others):
+            path.write_text("half")
+            os.utime(path, (old, old))
+        os.utime(others[0], (NOW.timestamp(), NOW.timestamp()))
+        assert set(job(repository).run().swept) == {path.name for path in dead}
+        assert [path.exists() for path in (*dead, *others)] == [False, False, True, True]
 
     def test_a_full_disk(self, tmp_path: Path) -> None:
         """It is what a prune is for: nothing that it needs has to be written."""

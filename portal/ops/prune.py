@@ -16,7 +16,7 @@ import fcntl
 import os
 import time
 from collections import defaultdict
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -29,7 +29,7 @@ from portal.ops.job import utc_now
 from portal.ops.logs import engine_log
 from portal.ops.model import FORMAT_VERSION, SIDECAR_SUFFIX, SUFFIX, BackupId
 from portal.ops.pins import Pins
-from portal.ops.repository import Repository, sidecar_of, sync_directory
+from portal.ops.repository import Repository, sidecar_of, sync_directory, unfinished
 from portal.ops.retention import Decision, RetentionPlan, RetentionPolicy, plan
 from portal.ops.verifications import Verifications
 
@@ -43,6 +43,9 @@ log = engine_log("portal.ops.prune")
 
 _GROUP: Final = 50
 """So many archives are claimed at once: a reader of one of them waits for the others."""
+
+_UNFINISHED_SECONDS: Final = 86_400
+"""A small file that is still on its way after so long never comes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +185,7 @@ class PruneJob:
                 rest = iter(decided.removals)
                 while group := list(islice(rest, _GROUP)):
                     self._remove(group, crowd, draft)
-                draft.swept += (*self.repository.sweep(), *self._sweep())
+                draft.swept += (*self.repository.sweep(), *self._sweep(), *self._sweep_unfinished())
             finally:
                 seen.details |= {"removed": len(draft.removed), "bytes": draft.freed_bytes}
         log.info("prune_finished", removed=len(draft.removed), bytes=draft.freed_bytes)
@@ -190,7 +193,7 @@ class PruneJob:
     def _remove(self, group: Sequence[Decision], crowd: _Crowd, draft: _Draft) -> None:
         """Remove some archives, as far as nobody holds or needs them by now."""
         with ExitStack() as claims:
-            free = {one.entry.name for one in group if claims.enter_context(claim(self._path(one.entry.name)))}
+            free = {name for one in group if self._claimed(name := one.entry.name, claims, draft)}
             strays = crowd.welcome(self.repository.path)
             draft.warn(f"{name} has come, and cannot be read: it may need any of the archives" for name in strays)
             pinned = self._pins.names()
@@ -206,6 +209,13 @@ class PruneJob:
                 draft.removed.append(decision)
             if gone:
                 self._tidy(gone)
+
+    def _claimed(self, name: str, claims: ExitStack, draft: _Draft) -> bool:
+        try:
+            return claims.enter_context(claim(self._path(name)))
+        except RepositoryError as error:
+            draft.warn([f"{name} is passed over: {error.message}"])
+            return False
 
     def _tidy(self, gone: Sequence[Decision]) -> None:
         """Remove what belonged to archives that are gone, and say that they are.
@@ -243,6 +253,18 @@ class PruneJob:
                         self._verifications.forget(stem)
         except (BusyError, RepositoryError) as error:
             log.debug("sweep_postponed", detail=brief(str(error)))
+        return swept
+
+    def _sweep_unfinished(self) -> list[str]:
+        """Remove what writes of records and sidecars that were killed have left; their names."""
+        before = self._clock().timestamp() - _UNFINISHED_SECONDS
+        hidden = (path for path in self.repository.path.glob(".*") if path.is_dir() and not path.is_symlink())
+        swept = []
+        for path in (path for directory in (self.repository.path, *hidden) for path in unfinished(directory)):
+            with suppress(FileNotFoundError, PermissionError):
+                if path.lstat().st_mtime < before:
+                    path.unlink()
+                    swept.append(path.name)
         return swept
 
     @contextmanager

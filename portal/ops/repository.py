@@ -34,6 +34,7 @@ LOCK_NAME: Final = ".lock"
 CHAIN_LOCK_NAME: Final = ".chain.lock"
 
 _SIDECAR: Final = re.compile(r"([0-9a-f]{64})[ \t]+\*?([^\n]+)\n?")
+_UNFINISHED: Final = re.compile(r"\..+\.\d+\.tmp")
 _POLL_SECONDS: Final = 0.05
 _READ_BYTES: Final = 1 << 20
 
@@ -357,6 +358,15 @@ def write_durably(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def unfinished(directory: Path) -> list[Path]:
+    """The hidden files of writes that have not come to their end, or never will."""
+    try:
+        names = os.listdir(directory)
+    except (FileNotFoundError, PermissionError):
+        return []
+    return [directory / name for name in sorted(names) if _UNFINISHED.fullmatch(name)]
 
 
 def sync_directory(path: Path) -> None:
