@@ -187,6 +187,27 @@ class TestMemory:
         Pins(Repository(tmp_path)).pin(tip, reason="", who="", moment=NOW)
         assert one(tmp_path, tip).pinned
 
+    def test_a_record_that_cannot_be_read_is_a_fault(self, tmp_path: Path, names: list[str]) -> None:
+        """It may say that the archive is damaged, so nothing is known of it, until the record can be read again."""
+        Verifications(Repository(tmp_path)).record(finding(tmp_path, names[0], VerifyLevel.DUMP), NOW)
+        record = tmp_path / ".verifications" / f"{names[0]}.json"
+        whole = record.read_bytes()
+        record.write_bytes(b"")
+        age(tmp_path)
+        assert "its verification record cannot be read" in one(tmp_path, names[0]).fault
+        record.write_bytes(whole)
+        assert one(tmp_path, names[0]).fault == ""
+
+    def test_what_could_not_be_read_is_not_remembered(self, tmp_path: Path, names: list[str]) -> None:
+        """A trouble that passes leaves nothing behind, though the files look as they did."""
+        Verifications(Repository(tmp_path)).record(finding(tmp_path, names[0], VerifyLevel.DUMP), NOW)
+        record = tmp_path / ".verifications" / f"{names[0]}.json"
+        record.write_bytes(b"")
+        (tmp_path / f"{names[1]}.tar.gz.sha256").write_bytes(b"")
+        age(tmp_path)
+        with sqlite3.connect(tmp_path / ".cache" / "catalogue.sqlite") as database:
+            assert database.execute("SELECT name FROM archive").fetchall() == [(names[2].encode(),)]
+
     def test_a_repository_that_cannot_be_written(self, tmp_path: Path, names: list[str]) -> None:
         """Who may only read still gets everything."""
         (tmp_path / ".cache").write_text("in the way")

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,7 +21,7 @@ from portal.ops.backup import BackupConfig, BackupJob
 from portal.ops.catalogue import Catalogue
 from portal.ops.errors import BusyError, ConfigurationError
 from portal.ops.hold import claim, hold
-from portal.ops.model import BackupType, VerifyLevel
+from portal.ops.model import BackupId, BackupType, VerifyLevel
 from portal.ops.pins import Pins
 from portal.ops.prune import PruneJob
 from portal.ops.repository import Repository
@@ -31,7 +32,7 @@ from tests.killing import killed_at
 from tests.test_backup_job import small_disk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -133,6 +134,73 @@ class TestRemoving:
         assert "is pinned, but it is not there" in job(repository).run().warnings[0]
 
 
+class TestDoubt:
+    def test_a_finding_that_cannot_be_read(self, tmp_path: Path) -> None:
+        """An archive that may have failed its verification does not take the place of a good one."""
+        place = tmp_path / "repository"
+        good, bad = put(place, FULL, 30), put(place, FULL, 20)
+        Verifications(Repository(place)).record(finding(place, bad, VerifyLevel.DUMP, damage="gone bad"), NOW)
+        (place / ".verifications" / f"{bad}.json").write_bytes(b"")
+        assert job(place).run().removed == ()
+        assert archives(place) == {good, bad}
+
+    @pytest.fixture
+    def chain(self, tmp_path: Path) -> tuple[Path, list[str]]:
+        """An old chain of four under a newer base, and the names of the chain in order."""
+        place = tmp_path / "repository"
+        base = put(place, MEDIA, 60)
+        middle = put(place, MEDIA, 50, parent=base)
+        child = put(place, MEDIA, 40, parent=middle)
+        names = [base, middle, child, put(place, MEDIA, 30, parent=child)]
+        put(place, MEDIA, 1)
+        return place, names
+
+    @pytest.mark.parametrize("is_known", [True, False])
+    @pytest.mark.parametrize(
+        "spoil",
+        [
+            lambda path: path.write_bytes(b"garbage"),
+            lambda path: (path.unlink(), path.symlink_to("/nowhere/cold.tar.gz")),
+        ],
+    )
+    def test_the_middle_of_a_chain_that_cannot_be_read(
+        self, chain: tuple[Path, list[str]], spoil: Callable[[Path], object], is_known: bool
+    ) -> None:
+        """What it stands on stays, whether that was known before or not."""
+        place, names = chain
+        if is_known:
+            time.sleep(2.1)
+            Catalogue(Repository(place)).entries()
+        spoil(place / f"{names[1]}.tar.gz")
+        result = job(place).run()
+        assert result.removed == ()
+        assert ("cannot be read" in "".join(result.warnings)) is not is_known
+
+    def test_the_end_of_a_chain_that_cannot_be_read(self, chain: tuple[Path, list[str]]) -> None:
+        """Nobody else says what it stands on, so all that it may be stays; what is newer may go."""
+        place, names = chain
+        whole = archives(place)
+        newer, _ = put(place, MEDIA, 25), put(place, MEDIA, 20)
+        (place / f"{names[3]}.tar.gz").write_bytes(b"garbage")
+        gone = {one.entry.name for one in job(place).run().removed}
+        assert newer in gone
+        assert whole <= archives(place)
+
+    def test_one_that_comes_and_cannot_be_read(self, repository: Path) -> None:
+        """It may need anything, so nothing more is removed, and that is said."""
+
+        class Late(PruneJob):
+            def plan(self) -> Any:
+                found = super().plan()
+                (repository / "media_20260301_110000_abcdef.tar.gz").write_bytes(b"half")
+                (repository / "full_20260301_110000_abcdef.tar.gz").mkdir()
+                return found
+
+        result = Late(Repository(repository), POLICY, clock=lambda: NOW).run()
+        assert (result.success, result.removed, len(result.spared)) == (True, (), 5)
+        assert "media_20260301_110000_abcdef has come, and cannot be read" in result.warnings[0]
+
+
 class TestBesideOthers:
     def test_what_is_held_is_passed_over(self, repository: Path) -> None:
         """An archive that somebody reads stays, with all that it needs, and goes the next time."""
@@ -179,6 +247,36 @@ class TestBesideOthers:
         assert len(result.removed) == 1
         assert_sound(repository)
 
+    def test_a_backup_that_is_made_again(self, repository: Path) -> None:
+        """What belongs to an archive that has come again under the same name stays, with the archive."""
+        (old,) = (name for name in archives(repository) if name.startswith("full_20260130"))
+
+        class Overtaken(PruneJob):
+            def _tidy(self, gone: Any) -> None:
+                put(repository, FULL, 30)
+                super()._tidy(gone)
+
+        assert Overtaken(Repository(repository), POLICY, clock=lambda: NOW).run().success
+        assert old in archives(repository)
+        assert_sound(repository)
+
+    def test_a_backup_that_is_being_made_again(self, repository: Path) -> None:
+        """A sidecar that waits for its archive is not taken for that of the one that is gone."""
+        backup_id = BackupId.of(FULL, NOW - timedelta(days=30), "30")
+        sidecar = repository / f"{backup_id}.tar.gz.sha256"
+        assert sidecar.exists()
+
+        class Overtaken(PruneJob):
+            def _tidy(self, gone: Any) -> None:
+                with Repository(repository).draft(backup_id) as draft:
+                    assert draft
+                    super()._tidy(gone)
+                    assert sidecar.exists()
+                    draft.discard()
+
+        assert Overtaken(Repository(repository), POLICY, clock=lambda: NOW).run().success
+        assert not sidecar.exists()
+
     def test_a_reader_waits_for_a_claim(self, repository: Path) -> None:
         """Whoever comes while a prune looks at an archive waits, and then reads it or is told that it is gone."""
         path = next(repository.glob("*.tar.gz"))
@@ -195,6 +293,22 @@ class TestBesideOthers:
             assert not held.wait(0.1)
         reader.join()
         assert held.is_set()
+
+    def test_one_that_cannot_be_opened(self, repository: Path) -> None:
+        """It is passed over with a warning, with what it needs, and the others go."""
+        doomed = next(one for one in archives(repository) if "20260120" in one)
+
+        class Late(PruneJob):
+            def plan(self) -> Any:
+                found = super().plan()
+                path = repository / f"{doomed}.tar.gz"
+                path.unlink()
+                path.symlink_to(path)
+                return found
+
+        result = Late(Repository(repository), POLICY, clock=lambda: NOW).run()
+        assert (result.success, len(result.removed), len(result.spared)) == (True, 2, 3)
+        assert f"{doomed} is passed over: cannot read" in result.warnings[0]
 
 
 class TestCutOff:
@@ -226,6 +340,19 @@ class TestCutOff:
         assert sidecar.exists()
         assert job(repository).run().swept == (sidecar.name,)
         assert not sidecar.exists()
+
+    def test_small_files_of_killed_writes(self, repository: Path) -> None:
+        """They are swept a day later; one that may be on its way is left alone, like what only looks like one."""
+        Pins(Repository(repository)).pin("latest", reason="", who="ada", moment=NOW)
+        old = (NOW - timedelta(days=1, hours=1)).timestamp()
+        dead = [repository / ".pins" / ".x.json.77.tmp", repository / "..access.head.7.tmp"]
+        others = [repository / ".verifications" / ".x.json.78.tmp", repository / "notes.7.tmp"]
+        for path in (*dead, *others):
+            path.write_text("half")
+            os.utime(path, (old, old))
+        os.utime(others[0], (NOW.timestamp(), NOW.timestamp()))
+        assert set(job(repository).run().swept) == {path.name for path in dead}
+        assert [path.exists() for path in (*dead, *others)] == [False, False, True, True]
 
     def test_a_full_disk(self, tmp_path: Path) -> None:
         """It is what a prune is for: nothing that it needs has to be written."""

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
+from portal.ops.catalogue import Catalogue
 from portal.ops.drill_report import DrillReport, DrillReports
 from portal.ops.errors import ArchiveAbsentError, RepositoryError
 from portal.ops.keep import pin, unpin
 from portal.ops.model import BackupType, VerifyLevel
 from portal.ops.pins import Pins
+from portal.ops.prune import PruneJob
 from portal.ops.repository import Repository
+from portal.ops.retention import RetentionPolicy
 from portal.ops.verifications import Verifications
 from tests.kept import finding, put_archive
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from tests.test_catalogue import age
+from tests.unprivileged import NOBODY, done_by_nobody
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 GARBAGE = [b"", b"{", b"[]", b"null", b"{}", b'{"version": 9}', b'{"version": 1}', b"\xff", b"[" * 100_000]
@@ -177,3 +180,37 @@ class TestDrillReports:
         reports.save(DrillReport(drill_id="drill_20260101_000000_abcdef", backup_id="full", started=NOW))
         (tmp_path / ".drills" / "drill_x.json").write_bytes(garbage)
         assert len(reports.all()) == 1
+
+
+def test_what_root_records_is_the_owners(tmp_path: Path, name: str) -> None:
+    """Who verifies, pins, lists and prunes as root leaves nothing that the owner of the repository cannot use."""
+    repository = Repository(tmp_path)
+
+    def look() -> None:
+        assert Verifications(Repository(Path())).of(name)
+        assert Catalogue(Repository(Path())).entries()[0].fault == ""
+        PruneJob(Repository(Path()), RetentionPolicy()).run().raise_error()
+
+    if os.geteuid() == 0:
+        for path in (tmp_path, *tmp_path.iterdir()):
+            os.chown(path, NOBODY, NOBODY)
+    Verifications(repository).record(finding(tmp_path, name, VerifyLevel.CONTENTS), NOW)
+    pin(repository, name)
+    age(tmp_path)
+    PruneJob(repository, RetentionPolicy()).run().raise_error()
+    found = list(tmp_path.rglob("*"))
+    assert {".access.jsonl", ".lock", ".pins", "catalogue.sqlite"} <= {path.name for path in found}
+    assert {path.stat().st_uid for path in found} == {tmp_path.stat().st_uid}
+    done_by_nobody(tmp_path, look)
+
+
+def test_a_file_of_several_names_is_not_given_away(tmp_path: Path) -> None:
+    """It may be one of root's, put there by another user."""
+    place = tmp_path / "repository"
+    place.mkdir()
+    (tmp_path / "secret").touch(mode=0o600)
+    (place / ".lock").hardlink_to(tmp_path / "secret")
+    if os.geteuid() == 0:
+        os.chown(place, NOBODY, NOBODY)
+    with Repository(place).exclusive():
+        assert (tmp_path / "secret").stat().st_uid == os.geteuid()

@@ -133,6 +133,18 @@ class TestNeverRemoved:
         found = plan([tip, side, middle, base], rule(count=1), NOW)
         assert kept(found) == {tip.name, middle.name, base.name}
 
+    def test_a_chain_with_a_gap(self) -> None:
+        """What is missing may be put back, so what it needs stays: the base, and all between."""
+        base, second, third, fourth = days(MEDIA, 90, 80, 70, 60)
+        chain = [
+            base,
+            second._replace(parent=base.name, base=base.name),
+            fourth._replace(parent=third.name, base=base.name),
+        ]
+        found = kept(plan([*chain, *days(MEDIA, 1, 50)], rule(count=1), NOW))
+        assert {one.name for one in chain} <= found
+        assert len(found) == 4
+
     def test_children_go_before_parents(self) -> None:
         """The order of removals never leaves an archive without what it needs, even where the clock went back."""
         (base,) = days(MEDIA, 200)

@@ -38,7 +38,7 @@ from portal.ops.access_entry import (
 from portal.ops.errors import OpsError, RepositoryError
 from portal.ops.job import utc_now
 from portal.ops.logs import engine_log
-from portal.ops.repository import try_lock, write_durably
+from portal.ops.repository import give_to_owner, try_lock, write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -150,6 +150,7 @@ class AccessLog:
     def _locked(self) -> Iterator[int]:
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
+            give_to_owner(descriptor, self.path.parent)
             deadline = time.monotonic() + _LOCK_SECONDS
             while not try_lock(descriptor, fcntl.LOCK_EX):
                 if time.monotonic() >= deadline:

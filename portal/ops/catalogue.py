@@ -2,7 +2,8 @@
 
 It is no record of its own. What has to be read out of a file (manifest, sidecar, finding) is remembered together with
 the size, time and inode that the file had; each look compares these, and reads again what has changed. A memory that is
-deleted, damaged, old or cannot be written makes a look slower, and changes nothing that it says.
+deleted, damaged, old or cannot be written makes a look slower, and changes nothing that it says, but for one thing:
+what an archive needs is still known when its manifest cannot be read any more.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ _SIDECAR: Final = SIDECAR_SUFFIX.encode()
 _FINDINGS: Final = VERIFICATIONS.encode() + b"/"
 _FINDING: Final = b".json"
 _ABSENT: Final = (0, 0, 0)
+_NO_FINDING: Final = (None, 0.0, 0)
 _STAMP: Final = Struct("9Q")
 """Size, time of change and inode of an archive, its sidecar and its finding: a row holds as long as they do."""
 
@@ -105,6 +107,7 @@ class _Look:
         self._settled = time.time_ns() - _SETTLED_NS
         self.changed: list[Row] = []
         self.gone: list[bytes] = []
+        self._strays: set[bytes] = set()
         self._once: dict[str, str] = {}  # names are there once, also as the parents of others
 
     def run(self, remembered: Iterator[Row]) -> list[Entry]:
@@ -114,13 +117,14 @@ class _Look:
         verified = {name.removesuffix(_FINDING) for name in self._names(VERIFICATIONS, _FINDING)}
         entries = []
         for name in names:
-            if (status := self._stat(name)) and stat.S_ISREG(status.st_mode):
+            status = self._stat(name) or self._stat(name, follow=False)
+            if status and (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
                 stem = name.removesuffix(_SUFFIX)
                 finding = self._stat(_FINDINGS + stem + _FINDING) if stem in verified else None
                 stamp = _STAMP.pack(*_stamp(status), *_stamp(self._stat(name + _SIDECAR)), *_stamp(finding))
                 row = rows.find(stem)
-                if row is None or row[1] != stamp:
-                    row = self._read(stem, stamp)
+                if row is None or row[1] != stamp or (finding is None and stem in verified):
+                    row = self._read(stem, stamp, row)
                 entries.append(self._entry(row, status))
         rows.finish()
         self.gone = rows.gone
@@ -143,44 +147,51 @@ class _Look:
             fault,
             Finding(_LEVELS[level], datetime.fromtimestamp(found_at, UTC), bool(intact)) if level else None,
             name in self._pinned,
+            stem in self._strays,
         )
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
-    def _read(self, stem: bytes, stamp: bytes) -> Row:
-        """What the files of an archive say.
+    def _read(self, stem: bytes, stamp: bytes, remembered: Row | None) -> Row:
+        """What the files of an archive say; where its manifest cannot be read, what it said when it could be.
 
-        It is remembered, unless they are so new that they may change unnoticed, or unreadable, which may pass.
+        It is remembered, unless they are so new that they may change unnoticed. Nor is it where one of them cannot be
+        read: that may pass without another look of the file.
         """
         name = os.fsdecode(stem)
         path = self._repository.path / f"{name}{SUFFIX}"
         backup_id = BackupId.parse(name)
         checksum, fault = _sidecar(path)
         manifest, unreadable = _manifest(path, backup_id)
-        finding = self._finding(name)
+        finding, unknown = self._finding(name)
+        kin = (manifest.parent, manifest.base) if manifest else remembered and remembered[4:6]
+        if kin is None and _may_follow(backup_id):
+            self._strays.add(stem)
         row = (
             stem,
             stamp,
             backup_id.type.value if backup_id else None,
             int(backup_id.moment.timestamp()) if backup_id else None,
-            manifest.parent if manifest else None,
-            manifest.base if manifest else None,
+            *(kin or (None, None)),
             ",".join(manifest.components) if manifest else "",
-            fault or unreadable,
+            fault or unreadable or unknown,
             checksum,
             *finding,
         )
-        if not unreadable and max(_STAMP.unpack(stamp)[1::3]) < self._settled:
+        stamps = _STAMP.unpack(stamp)
+        is_read = not (unreadable or unknown) and (checksum or stamps[3:6] == _ABSENT)
+        if is_read and max(stamps[1::3]) < self._settled:
             self.changed.append(row)
         return row
 
-    def _finding(self, name: str) -> tuple[str | None, float, int]:
+    def _finding(self, name: str) -> tuple[tuple[str | None, float, int], str]:
+        """What was found, and why that is not known: it may be that the archive is damaged."""
         try:
             found = self._verifications.of(name)
         except OpsError as error:
             log.warning("record_unreadable", error=str(error))
-            found = None
-        return (found.level.value, found.moment.timestamp(), found.intact) if found else (None, 0.0, 0)
+            return _NO_FINDING, f"its verification record cannot be read: {error.message}"
+        return (found.level.value, found.moment.timestamp(), found.intact) if found else _NO_FINDING, ""
 
     def _names(self, directory: str, ending: bytes) -> list[bytes]:
         path = self._repository.path / directory
@@ -192,9 +203,9 @@ class _Look:
         except OSError as error:
             raise _unreadable(path, error) from error
 
-    def _stat(self, name: bytes) -> os.stat_result | None:
+    def _stat(self, name: bytes, *, follow: bool = True) -> os.stat_result | None:
         try:
-            return os.stat(name, dir_fd=self._directory)
+            return os.stat(name, dir_fd=self._directory, follow_symlinks=follow)
         except OSError:
             return None
 
@@ -258,10 +269,20 @@ def _manifest(path: Path, backup_id: BackupId | None) -> tuple[Manifest | None, 
     return manifest, ""
 
 
-def parent_of(path: Path) -> str | None:
-    """The archive that another one follows, by its manifest; nothing where it follows none, or cannot be read."""
-    manifest, _ = _manifest(path, None)
-    return manifest.parent if manifest else None
+def _may_follow(backup_id: BackupId | None) -> bool:
+    """Whether an archive may be an incremental, by its name."""
+    return backup_id is not None and backup_id.type is BackupType.MEDIA
+
+
+def kin_of(path: Path) -> tuple[str, ...] | None:
+    """What an archive needs: its parent, and the base of its chain; nothing where that cannot be read."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        return ()
+    backup_id = BackupId.parse(path.name.removesuffix(SUFFIX))
+    manifest, _ = _manifest(path, backup_id)
+    if manifest is None:
+        return None if _may_follow(backup_id) else ()
+    return tuple(name for name in (manifest.parent, manifest.base) if name)
 
 
 def _unreadable(path: Path, error: OSError) -> RepositoryError:

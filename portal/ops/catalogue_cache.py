@@ -11,6 +11,7 @@ from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.logs import engine_log
+from portal.ops.repository import give_to_owner, make_hidden
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ log = engine_log("portal.ops.catalogue")
 Row = tuple[Any, ...]
 
 _COLUMNS: Final = "name, stamp, kind, taken, parent, base, components, fault, checksum, level, found_at, intact"
-_VERSION: Final = 1
+_VERSION: Final = 2
 _WAIT_SECONDS: Final = 2.0
 
 
@@ -72,8 +73,12 @@ class CatalogueCache:
         return sqlite3.connect(f"{self._path.absolute().as_uri()}?mode={mode}", uri=True, timeout=_WAIT_SECONDS)
 
     def _prepare(self) -> None:
-        self._path.parent.mkdir(mode=0o700, exist_ok=True)
-        os.close(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        make_hidden(self._path.parent)
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            give_to_owner(descriptor, self._path.parent)
+        finally:
+            os.close(descriptor)
 
     def _make_table(self, database: sqlite3.Connection) -> None:
         (version,) = database.execute("PRAGMA user_version").fetchone()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -28,6 +27,7 @@ from portal.ops.targets.database_server import (
     maintenance,
     read_me,
 )
+from portal.ops.targets.file_tree import remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -130,7 +130,7 @@ class Scratch:
             with maintenance(scratch) as connection:
                 drop_forced(connection, scratch.name)
         try:
-            shutil.rmtree(self.directory)
+            remove_tree(self.directory)
             sync_directory(self.directory.parent)
         except FileNotFoundError:
             pass

@@ -40,6 +40,7 @@ class Entry(NamedTuple):
         fault: why it is not whole, as far as that can be seen from outside; empty where nothing is wrong.
         finding: what a verification has found; nothing where there was none.
         pinned: whether a person has said that it is to be kept.
+        is_stray: whether it may follow another one, and nobody knows which: its manifest cannot be read.
     """
 
     name: str
@@ -54,3 +55,4 @@ class Entry(NamedTuple):
     fault: str = ""
     finding: Finding | None = None
     pinned: bool = False
+    is_stray: bool = False

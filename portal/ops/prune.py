@@ -16,25 +16,25 @@ import fcntl
 import os
 import time
 from collections import defaultdict
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from portal.ops.access_log import Action, Observer, Outcome, Witness, brief
-from portal.ops.catalogue import Catalogue, parent_of
+from portal.ops.catalogue import Catalogue, kin_of
 from portal.ops.errors import BusyError, OpsError, RepositoryError
 from portal.ops.hold import claim
 from portal.ops.job import utc_now
 from portal.ops.logs import engine_log
 from portal.ops.model import FORMAT_VERSION, SIDECAR_SUFFIX, SUFFIX, BackupId
 from portal.ops.pins import Pins
-from portal.ops.repository import Repository, sidecar_of, sync_directory
+from portal.ops.repository import Repository, sidecar_of, sync_directory, unfinished
 from portal.ops.retention import Decision, RetentionPlan, RetentionPolicy, plan
 from portal.ops.verifications import Verifications
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from portal.ops.job import Clock
@@ -43,6 +43,9 @@ log = engine_log("portal.ops.prune")
 
 _GROUP: Final = 50
 """So many archives are claimed at once: a reader of one of them waits for the others."""
+
+_UNFINISHED_SECONDS: Final = 86_400
+"""A small file that is still on its way after so long never comes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,10 +173,8 @@ class PruneJob:
     def _decide(self, draft: _Draft) -> RetentionPlan:
         draft.plan = decided = self.plan()
         there = {decision.entry.name for decision in decided.decisions}
-        draft.warnings += decided.warnings
-        draft.warnings += [f"{name} is pinned, but it is not there" for name in sorted(self._pins.names() - there)]
-        for warning in draft.warnings:
-            log.warning("prune_doubtful", detail=warning)
+        draft.warn(decided.warnings)
+        draft.warn(f"{name} is pinned, but it is not there" for name in sorted(self._pins.names() - there))
         return decided
 
     def _prune(self, draft: _Draft) -> None:
@@ -184,7 +185,7 @@ class PruneJob:
                 rest = iter(decided.removals)
                 while group := list(islice(rest, _GROUP)):
                     self._remove(group, crowd, draft)
-                draft.swept += (*self.repository.sweep(), *self._sweep())
+                draft.swept += (*self.repository.sweep(), *self._sweep(), *self._sweep_unfinished())
             finally:
                 seen.details |= {"removed": len(draft.removed), "bytes": draft.freed_bytes}
         log.info("prune_finished", removed=len(draft.removed), bytes=draft.freed_bytes)
@@ -192,13 +193,14 @@ class PruneJob:
     def _remove(self, group: Sequence[Decision], crowd: _Crowd, draft: _Draft) -> None:
         """Remove some archives, as far as nobody holds or needs them by now."""
         with ExitStack() as claims:
-            free = {one.entry.name for one in group if claims.enter_context(claim(self._path(one.entry.name)))}
-            crowd.welcome(self.repository.path)
+            free = {name for one in group if self._claimed(name := one.entry.name, claims, draft)}
+            strays = crowd.welcome(self.repository.path)
+            draft.warn(f"{name} has come, and cannot be read: it may need any of the archives" for name in strays)
             pinned = self._pins.names()
             gone = []
             for decision in group:
                 name = decision.entry.name
-                if name not in free or name in pinned or crowd.needs(name):
+                if strays or name not in free or name in pinned or crowd.needs(name):
                     draft.spared.append(name)
                     continue
                 self._path(name).unlink(missing_ok=True)  # this is its end: what comes after is tidying up
@@ -208,13 +210,25 @@ class PruneJob:
             if gone:
                 self._tidy(gone)
 
+    def _claimed(self, name: str, claims: ExitStack, draft: _Draft) -> bool:
+        try:
+            return claims.enter_context(claim(self._path(name)))
+        except RepositoryError as error:
+            draft.warn([f"{name} is passed over: {error.message}"])
+            return False
+
     def _tidy(self, gone: Sequence[Decision]) -> None:
-        """Remove what belonged to archives that are gone, and say that they are."""
+        """Remove what belonged to archives that are gone, and say that they are.
+
+        A backup that is asked for once more has the same name: what belongs to the new archive stays.
+        """
         sync_directory(self.repository.path)
         for decision in gone:
             name, size = decision.entry.name, decision.entry.size
-            sidecar_of(self._path(name)).unlink(missing_ok=True)
-            self._verifications.forget(name)
+            with self.repository.vacated(name) as is_gone:
+                if is_gone:
+                    sidecar_of(self._path(name)).unlink(missing_ok=True)
+                    self._verifications.forget(name)
             log.info("archive_removed", backup_id=name, bytes=size, reason=decision.reasons[0])
         names, reasons = [one.entry.name for one in gone], [one.reasons[0] for one in gone]
         self._witness.saw(Action.PRUNE, str(self.repository.path), Outcome.DONE, archives=names, reasons=reasons)
@@ -239,6 +253,18 @@ class PruneJob:
                         self._verifications.forget(stem)
         except (BusyError, RepositoryError) as error:
             log.debug("sweep_postponed", detail=brief(str(error)))
+        return swept
+
+    def _sweep_unfinished(self) -> list[str]:
+        """Remove what writes of records and sidecars that were killed have left; their names."""
+        before = self._clock().timestamp() - _UNFINISHED_SECONDS
+        hidden = (path for path in self.repository.path.glob(".*") if path.is_dir() and not path.is_symlink())
+        swept = []
+        for path in (path for directory in (self.repository.path, *hidden) for path in unfinished(directory)):
+            with suppress(FileNotFoundError, PermissionError):
+                if path.lstat().st_mtime < before:
+                    path.unlink()
+                    swept.append(path.name)
         return swept
 
     @contextmanager
@@ -280,6 +306,13 @@ class _Draft:
     def freed_bytes(self) -> int:
         return sum(decision.entry.size for decision in self.removed)
 
+    def warn(self, warnings: Iterable[str]) -> None:
+        """Say what should be known, once."""
+        for warning in warnings:
+            if warning not in self.warnings:
+                self.warnings.append(warning)
+                log.warning("prune_doubtful", detail=warning)
+
     def result(self, fault: OpsError | None) -> PruneResult:
         return PruneResult(
             success=fault is None,
@@ -299,32 +332,41 @@ class _Crowd:
 
     def __init__(self, decided: RetentionPlan) -> None:
         self._known: set[str] = set()
-        self._parents: dict[str, str] = {}
-        self._children: dict[str, set[str]] = defaultdict(set)
+        self._needs: dict[str, tuple[str, ...]] = {}
+        self._needed_by: dict[str, set[str]] = defaultdict(set)
         for decision in decided.decisions:
-            self._add(decision.entry.name, decision.entry.parent)
+            entry = decision.entry
+            self._add(entry.name, tuple(name for name in (entry.parent, entry.base) if name))
 
-    def welcome(self, directory: Path) -> None:
-        """Take in archives that have come since the last look."""
+    def welcome(self, directory: Path) -> list[str]:
+        """Take in archives that have come since the last look; those of which nobody knows what they need."""
+        strays = []
         for name in os.listdir(directory):
             stem = name.removesuffix(SUFFIX)
             if stem != name and stem not in self._known and not name.startswith("."):
-                self._add(stem, parent_of(directory / name))
+                kin = kin_of(directory / name)
+                if kin is not None:
+                    self._add(stem, kin)
+                elif os.path.lexists(directory / name):
+                    strays.append(stem)
+        return strays
 
     def needs(self, name: str) -> bool:
-        """Whether an archive that is there follows this one."""
-        return bool(self._children.get(name))
+        """Whether an archive that is there stands on this one."""
+        return bool(self._needed_by.get(name))
 
     def leave(self, name: str) -> None:
-        """An archive is gone."""
-        if name in self._parents:
-            self._children[self._parents[name]].discard(name)
+        """An archive is gone; should it come again, it is another one."""
+        self._known.discard(name)
+        for other in self._needs.pop(name, ()):
+            self._needed_by[other].discard(name)
 
-    def _add(self, name: str, parent: str | None) -> None:
+    def _add(self, name: str, kin: tuple[str, ...]) -> None:
         self._known.add(name)
-        if parent is not None:
-            self._parents[name] = parent
-            self._children[parent].add(name)
+        if kin:
+            self._needs[name] = kin
+        for other in kin:
+            self._needed_by[other].add(name)
 
 
 def _explained(error: OSError) -> RepositoryError:

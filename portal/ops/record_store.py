@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import OpsError, RepositoryError
 from portal.ops.logs import engine_log
-from portal.ops.repository import disk_full, sync_directory, write_durably
+from portal.ops.repository import disk_full, make_hidden, sync_directory, write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -51,7 +51,7 @@ class RecordStore:
         """
         data = json.dumps({"version": VERSION, **facts}, indent=2).encode("ascii") + b"\n"
         try:
-            self.directory.mkdir(mode=0o700, exist_ok=True)
+            make_hidden(self.directory)
             write_durably(self._path(name), data)
             sync_directory(self.directory)
         except OSError as error:

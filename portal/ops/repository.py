@@ -34,6 +34,7 @@ LOCK_NAME: Final = ".lock"
 CHAIN_LOCK_NAME: Final = ".chain.lock"
 
 _SIDECAR: Final = re.compile(r"([0-9a-f]{64})[ \t]+\*?([^\n]+)\n?")
+_UNFINISHED: Final = re.compile(r"\..+\.\d+\.tmp")
 _POLL_SECONDS: Final = 0.05
 _READ_BYTES: Final = 1 << 20
 
@@ -220,6 +221,26 @@ class Repository:
         os.ftruncate(descriptor, 0)
         return Draft(final, descriptor)
 
+    @contextmanager
+    def vacated(self, name: str) -> Iterator[bool]:
+        """Keep others from writing an archive of that name; whether it is not there, and nobody is at it.
+
+        Where there is no room for the hidden file that is locked, nobody else has room for one either.
+        """
+        final = self.path / f"{name}{SUFFIX}"
+        partial, descriptor = _partial(final), None
+        try:
+            try:
+                descriptor = _open_locked(partial)
+                is_ours = descriptor is not None
+            except OSError as error:
+                is_ours = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            yield is_ours and not os.path.lexists(final)
+        finally:
+            if descriptor is not None:
+                partial.unlink(missing_ok=True)
+                os.close(descriptor)
+
     def sweep(self) -> list[str]:
         """Remove what backups that were killed have left; the names of what was removed.
 
@@ -242,10 +263,11 @@ class Repository:
     def _locked(self, kind: int, name: str = LOCK_NAME) -> Iterator[None]:
         lock = self.path / name
         try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise _trouble(error, "cannot open", lock, denied=_hint(_OWNER_HINT, self.path)) from error
         try:
+            give_to_owner(descriptor, self.path)
             deadline = time.monotonic() + self._lock_timeout
             while not try_lock(descriptor, kind):
                 if time.monotonic() >= deadline:
@@ -327,9 +349,10 @@ def file_digest(path: Path) -> str:
 def write_durably(path: Path, data: bytes) -> None:
     """Write a small file so that it is there whole or not at all, whatever happens."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
+            give_to_owner(descriptor, path.parent)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -337,6 +360,42 @@ def write_durably(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def give_to_owner(descriptor: int, directory: Path) -> None:
+    """Give what root has made in a directory to whom the directory belongs, who could not use it otherwise.
+
+    A file that has other names is left alone: it may have been put there for root to give away.
+    """
+    if os.geteuid() != 0:
+        return
+    found, owner = os.fstat(descriptor), os.stat(directory)
+    if found.st_uid == 0 != owner.st_uid and (found.st_nlink == 1 or stat.S_ISDIR(found.st_mode)):
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+
+
+def make_hidden(path: Path) -> None:
+    """Make a directory of records in a repository, unless it is there: its owner's, and nobody else's.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    path.mkdir(mode=0o700, exist_ok=True)
+    if os.geteuid() == 0:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            give_to_owner(descriptor, path.parent)
+        finally:
+            os.close(descriptor)
+
+
+def unfinished(directory: Path) -> list[Path]:
+    """The hidden files of writes that have not come to their end, or never will."""
+    try:
+        names = os.listdir(directory)
+    except (FileNotFoundError, PermissionError):
+        return []
+    return [directory / name for name in sorted(names) if _UNFINISHED.fullmatch(name)]
 
 
 def sync_directory(path: Path) -> None:

@@ -4,6 +4,7 @@ An archive is removed only where all of this holds: it is older than the days of
 ones of its type as the rule's count are kept; it is not the last one of an hour, day, week, month or year that is to be
 kept; nothing that is kept hangs on it; it is neither pinned nor the newest, nor the newest that verified, of its type.
 What is not whole counts for nothing and is kept until a person has looked at it, like files whose names are no ids.
+Where it is not even known what an archive needs, all that it may need is kept.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 CLOCK_TOLERANCE: Final = timedelta(minutes=10)
 """How far ahead of the clock an archive may be before the clock is doubted."""
+
+_FOLLOWED: Final = (BackupType.FULL, BackupType.MEDIA)
+_LATENESS: Final = timedelta(days=1)
+"""An id names the moment that a backup is for: by so much the one that it follows may be for a later one."""
 
 _MOST: Final = 1_000_000
 _PERIODS: Final = ("hourly", "daily", "weekly", "monthly", "yearly")
@@ -160,6 +165,8 @@ def plan(archives: Sequence[Entry], policy: RetentionPolicy, now: datetime) -> R
     for kind, whole in _by_type(archives, family).items():
         _keep_of_type(whole, policy.of(kind), policy.zone, now, reasons.add)
     warnings = _keep_all_if_the_clock_is_wrong(archives, now, reasons)
+    warnings += _keep_what_strays_may_need(archives, reasons)
+    _keep_chains_with_a_gap(archives, family, reasons)
     _keep_what_is_needed(archives, family, reasons)
     gone = {kind: (_gone(kind, policy.of(kind)),) for kind in BackupType}
     decisions = tuple(_decision(entry, reasons.of(entry.name), gone) for entry in archives)
@@ -205,9 +212,13 @@ class _Family:
         """Why it could not be restored, as far as that is known; empty where nothing is wrong."""
         return self._faults.get(name, "")
 
-    def parent(self, entry: Entry) -> Entry | None:
-        """The archive that it follows, where that is there."""
-        return self._entries.get(entry.parent) if entry.parent else None
+    def has(self, name: str) -> bool:
+        """Whether an archive is there."""
+        return name in self._entries
+
+    def needs(self, entry: Entry) -> Iterable[Entry]:
+        """What it says that it needs, where that is there; what is between parent and base may be missing."""
+        return (self._entries[name] for name in (entry.parent, entry.base) if name and name in self._entries)
 
     def _settle(self, name: str) -> None:
         """Find out about an archive, and all that it needs on the way, the first one of its chain first."""
@@ -338,15 +349,39 @@ def _keep_all_if_the_clock_is_wrong(archives: Sequence[Entry], now: datetime, re
     )
 
 
-def _keep_what_is_needed(archives: Sequence[Entry], family: _Family, reasons: _Reasons) -> None:
-    """Keep everything that something kept needs: parents, and theirs."""
-    needed: set[str] = set()
+def _keep_what_strays_may_need(archives: Sequence[Entry], reasons: _Reasons) -> tuple[str, ...]:
+    """Keep every archive that an unreadable one may stand on; a warning where there is such a one."""
+    strays = [entry for entry in archives if entry.is_stray]
+    if not strays:
+        return ()
+    newest = max(strays, key=lambda entry: (entry.moment, entry.name))
     for entry in archives:
-        child = entry
-        while reasons.of(child.name) and (parent := family.parent(child)) and parent.name not in needed:
-            needed.add(parent.name)
-            reasons.add(parent.name, "a later backup of its chain needs it")
-            child = parent
+        if entry.type in _FOLLOWED and entry.moment <= newest.moment + _LATENESS:
+            reasons.add(entry.name, f"{newest.name}, which cannot be read, may need it")
+    return (
+        f"{newest.name} cannot be read, so nobody knows what it needs, and no older backup of uploads is removed. "
+        "Make it readable, or move it away",
+    )
+
+
+def _keep_chains_with_a_gap(archives: Sequence[Entry], family: _Family, reasons: _Reasons) -> None:
+    """Keep what is left of a chain that one is missing of: it may be put back, and needs the ones before it."""
+    broken = {entry.base for entry in archives if entry.parent and entry.base and not family.has(entry.parent)}
+    for entry in archives:
+        if entry.base in broken:
+            reasons.add(entry.name, "an archive of its chain is missing")
+
+
+def _keep_what_is_needed(archives: Sequence[Entry], family: _Family, reasons: _Reasons) -> None:
+    """Keep everything that something kept needs: its parent and its base, and what these need."""
+    needed: set[str] = set()
+    waiting = [entry for entry in archives if reasons.of(entry.name)]
+    while waiting:
+        for other in family.needs(waiting.pop()):
+            if other.name not in needed:
+                needed.add(other.name)
+                reasons.add(other.name, "a later backup of its chain needs it")
+                waiting.append(other)
 
 
 def _decision(entry: Entry, reasons: tuple[str, ...], gone: Mapping[BackupType, tuple[str, ...]]) -> Decision:

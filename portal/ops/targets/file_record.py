@@ -13,7 +13,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
@@ -24,7 +23,7 @@ from portal.ops.errors import BusyError, RestoreError
 from portal.ops.model import RESTORE_DIRECTORY, Component
 from portal.ops.repository import sync_directory, write_durably
 from portal.ops.targets.file_journal import Places
-from portal.ops.targets.file_tree import Attributes, Tree
+from portal.ops.targets.file_tree import Attributes, Tree, remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -138,7 +137,8 @@ class RestoreDirectory:
 
     def make(self) -> None:
         """Make the directory and what belongs into it, for nobody but us to look into."""
-        shutil.rmtree(self.path, ignore_errors=True)  # without a record: what was cut off at this very place
+        with suppress(FileNotFoundError):
+            remove_tree(self.path)  # without a record: what was cut off at this very place
         for path in (self.path.parent, self.path, *(self.path / part for part in _PARTS)):
             path.mkdir(mode=0o700, exist_ok=path == self.path.parent)
 
@@ -171,9 +171,10 @@ class RestoreDirectory:
         """Remove it with all that is in it, the record last; the top of the tree keeps the time that it has."""
         before = os.stat(self.root)
         for part in _PARTS:
-            shutil.rmtree(self.path / part, ignore_errors=True)
+            with suppress(FileNotFoundError):
+                remove_tree(self.path / part)
         self.journal.unlink(missing_ok=True)
-        shutil.rmtree(self.path)
+        remove_tree(self.path)
         self.remove_parent()
         os.utime(self.root, ns=(before.st_atime_ns, before.st_mtime_ns))
 

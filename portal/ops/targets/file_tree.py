@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import shutil
 import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
@@ -17,6 +18,7 @@ from portal.ops.errors import AccessDeniedError, DiskFullError, NotIntactError, 
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
     from types import TracebackType
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -162,6 +164,28 @@ def move(source: Tree, target: Tree, path: str, new: str | None = None, *, make:
     old_name, old_above = source.place(path)
     new_name, new_above = target.place(path if new is None else new, make=make)
     os.rename(old_name, new_name, src_dir_fd=old_above, dst_dir_fd=new_above)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory with all that is in it, also where the rights that directories have do not allow that.
+
+    Raises:
+        OSError: it is not there, or something in it is another user's.
+    """
+    try:
+        shutil.rmtree(path)
+    except PermissionError:
+        _open_up(path)
+        shutil.rmtree(path)
+
+
+def _open_up(top: Path) -> None:
+    """Let the owner of a directory do everything in it and below it."""
+    os.chmod(top, 0o700)
+    for directory, names, _ in os.walk(top):
+        for path in (os.path.join(directory, name) for name in names):
+            if not os.path.islink(path):
+                os.chmod(path, 0o700)
 
 
 def explained(error: OSError, doing: str, top: str) -> OpsError:
