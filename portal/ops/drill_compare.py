@@ -105,7 +105,7 @@ class Comparison:
             if path not in expected:
                 self._damage("it was restored, and is not in the backup", f"{prefix}/{path}")
         self.files, self.bytes = self.files + files, self.bytes + content_bytes
-        self.checks.append(f"{prefix}: {files:,} files with {content_bytes:,} bytes")
+        self.checks.append(f"{prefix}: {files:,} file{'' if files == 1 else 's'} with {content_bytes:,} bytes")
 
     def _damage(self, what: str, path: str | None = None) -> None:
         if len(self.damages) < MOST_DAMAGES:

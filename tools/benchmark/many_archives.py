@@ -20,12 +20,21 @@ import time
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from isal import igzip
 
 from portal.ops.manifest import Manifest
-from portal.ops.model import SIDECAR_SUFFIX, SUFFIX, BackupId, BackupType, Component, VerifyLevel, timestamp
+from portal.ops.model import (
+    INCREMENTAL_VERSION,
+    SIDECAR_SUFFIX,
+    SUFFIX,
+    BackupId,
+    BackupType,
+    Component,
+    VerifyLevel,
+    timestamp,
+)
 from portal.ops.verifications import DIRECTORY, VerificationRecord
 
 if TYPE_CHECKING:
@@ -106,11 +115,15 @@ def manifests(count: int) -> Iterator[Manifest]:
             components=_COMPONENTS[kind],
             hostname="portal-server",
             db_name="defectdojo",
-            parent=parent if kind is BackupType.MEDIA else None,
-            base=base if kind is BackupType.MEDIA else None,
+            **(_following(parent, base) if kind is BackupType.MEDIA and parent and base else {}),
         )
         if kind is BackupType.MEDIA:
             parent, base, media = backup_id, base or backup_id, media + 1
+
+
+def _following(parent: str, base: str) -> dict[str, Any]:
+    """What the manifest of an incremental has; nobody looks at the digest here."""
+    return {"format_version": INCREMENTAL_VERSION, "parent": parent, "base": base, "parent_sha256": "0" * 64}
 
 
 def measure(directory: Path, command: Sequence[str]) -> tuple[float, float, float]:
