@@ -25,7 +25,17 @@ from typing import TYPE_CHECKING, Final
 from isal import igzip
 
 from portal.ops.manifest import Manifest
-from portal.ops.model import SIDECAR_SUFFIX, SUFFIX, BackupId, BackupType, Component, VerifyLevel, timestamp
+from portal.ops.model import (
+    FORMAT_VERSION,
+    INCREMENTAL_VERSION,
+    SIDECAR_SUFFIX,
+    SUFFIX,
+    BackupId,
+    BackupType,
+    Component,
+    VerifyLevel,
+    timestamp,
+)
 from portal.ops.verifications import DIRECTORY, VerificationRecord
 
 if TYPE_CHECKING:
@@ -99,15 +109,18 @@ def manifests(count: int) -> Iterator[Manifest]:
         if kind is BackupType.MEDIA:
             parent = None if media % _CHAIN == 0 else parent
             base = parent and base
+        follows = kind is BackupType.MEDIA and parent is not None
         yield Manifest(
+            format_version=INCREMENTAL_VERSION if follows else FORMAT_VERSION,
             backup_id=backup_id,
             type=kind.value,
             timestamp=timestamp(moment),
             components=_COMPONENTS[kind],
             hostname="portal-server",
             db_name="defectdojo",
-            parent=parent if kind is BackupType.MEDIA else None,
-            base=base if kind is BackupType.MEDIA else None,
+            parent=parent if follows else None,
+            base=base if follows else None,
+            parent_sha256="0" * 64 if follows else None,
         )
         if kind is BackupType.MEDIA:
             parent, base, media = backup_id, base or backup_id, media + 1
