@@ -20,12 +20,13 @@ import time
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from isal import igzip
 
 from portal.ops.manifest import Manifest
 from portal.ops.model import (
+    FORMAT_VERSION,
     INCREMENTAL_VERSION,
     SIDECAR_SUFFIX,
     SUFFIX,
@@ -108,22 +109,21 @@ def manifests(count: int) -> Iterator[Manifest]:
         if kind is BackupType.MEDIA:
             parent = None if media % _CHAIN == 0 else parent
             base = parent and base
+        follows = kind is BackupType.MEDIA and parent is not None
         yield Manifest(
+            format_version=INCREMENTAL_VERSION if follows else FORMAT_VERSION,
             backup_id=backup_id,
             type=kind.value,
             timestamp=timestamp(moment),
             components=_COMPONENTS[kind],
             hostname="portal-server",
             db_name="defectdojo",
-            **(_following(parent, base) if kind is BackupType.MEDIA and parent and base else {}),
+            parent=parent if follows else None,
+            base=base if follows else None,
+            parent_sha256="0" * 64 if follows else None,
         )
         if kind is BackupType.MEDIA:
             parent, base, media = backup_id, base or backup_id, media + 1
-
-
-def _following(parent: str, base: str) -> dict[str, Any]:
-    """What the manifest of an incremental has; nobody looks at the digest here."""
-    return {"format_version": INCREMENTAL_VERSION, "parent": parent, "base": base, "parent_sha256": "0" * 64}
 
 
 def measure(directory: Path, command: Sequence[str]) -> tuple[float, float, float]:
