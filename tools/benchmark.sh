@@ -1,9 +1,19 @@
 #!/usr/bin/env bash
 # Measures this project beside tar, restic, borg and pg_dump; `benchmark.sh --help` says how.
+#
+# `benchmark.sh many-archives` and `benchmark.sh uploads` measure what has no peer: a repository of very many archives,
+# and how soon an upload is backed up in a very large tree.
 set -euo pipefail
 
 self=$(readlink -f -- "${BASH_SOURCE[0]}")
 # shellcheck source-path=SCRIPTDIR source=setup.sh
 source "${self%/*}/setup.sh"
+module=tools.benchmark
+case ${1-} in
+    many-archives | uploads)
+        module+=.${1/-/_}
+        shift
+        ;;
+esac
 prepare_environment demo
-exec "$venv/bin/python" -I -m tools.benchmark "$@"
+exec "$venv/bin/python" -I -m "$module" "$@"

@@ -1,6 +1,6 @@
 """How `list` and the plan of a prune behave in a repository of very many archives.
 
-    python -m tools.benchmark.many_archives [--archives N] [--directory DIR]
+    tools/benchmark.sh many-archives [--archives N] [--directory DIR]
 
 It makes a repository of small archives that have real manifests and sidecars, a part of them incrementals, and findings
 for a share of them; then it runs each command whole, first without a cache, then with one, and prints time and memory.
@@ -54,7 +54,9 @@ _COMPONENTS: Final = {
 
 def main() -> int:
     """Make the repository, run the commands, print a line for each."""
-    parser = argparse.ArgumentParser(description="Measure commands in a repository of very many archives.")
+    parser = argparse.ArgumentParser(
+        prog="tools/benchmark.sh many-archives", description="Measure commands in a repository of very many archives."
+    )
     parser.add_argument("--archives", type=int, default=100_000, help="how many (default: %(default)s)")
     parser.add_argument("--verified", type=int, default=100, help="percent of them that were verified (default: 100)")
     parser.add_argument("--directory", type=Path, help="where to make it (default: a temporary directory)")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from portal.ops.errors import OpsError
@@ -18,7 +19,6 @@ from tools.demo.redis import EmbeddedRedis
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
 _READY_SECONDS: Final = 60.0
 _END_SECONDS: Final = 30.0
@@ -40,16 +40,17 @@ class Service:
     redis: EmbeddedRedis = field(default_factory=EmbeddedRedis)
     flower_password: str = field(default_factory=lambda: secrets.token_urlsafe(9))
     flower_port: int = 0
-    _running: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
         self.redis.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in reversed(self._running):
+        running = list(reversed(self._running.values()))
+        for process in running:
             process.send_signal(signal.SIGTERM)
-        for process in reversed(self._running):
+        for process in running:
             try:
                 process.wait(_END_SECONDS)
             except subprocess.TimeoutExpired:
@@ -89,6 +90,11 @@ class Service:
         flower = {"FLOWER_PORT": str(self.flower_port), "BACKUP_FLOWER_PASSWORD": self.flower_password}
         return {**self.environ, "CELERY_BROKER_URL": self.redis.url, "BACKUP_LOG_FORMAT": "json", **flower}
 
+    def resident_bytes(self, module: str) -> int:
+        """How much memory a process of the service has."""
+        pages = Path(f"/proc/{self._running[module].pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
     def _start(self, module: str, is_ready: Callable[[str], bool]) -> float:
         started = time.monotonic()
         log = self.directory / f"{module}.log"
@@ -101,7 +107,7 @@ class Service:
                 stderr=file,
                 start_new_session=True,
             )
-        self._running.append(process)
+        self._running[module] = process
         while not is_ready(log.read_text(errors="replace")):
             if process.poll() is not None or time.monotonic() - started > _READY_SECONDS:
                 said = log.read_text(errors="replace")[-2000:].strip()
