@@ -130,7 +130,7 @@ class TestTheSameAsWithoutAWorker:
         portal, redis, _ = service
         run(portal, redis.url, "backup.sh", "media")
         upload = an_upload(portal)
-        upload.write_text("changed")
+        upload.write_text("not what was backed up")
         parent, child = pty.openpty()
         process = subprocess.Popen(
             [TOOLS / "restore.sh", "latest", "--media-only"],
@@ -145,7 +145,7 @@ class TestTheSameAsWithoutAWorker:
         os.close(child)
         assert process.returncode == code, said.decode()
         assert b"Restore media from media_" in said
-        assert (upload.read_text() == "changed") == (answer == "no")
+        assert (upload.read_text() == "not what was backed up") == (answer == "no")
 
     def test_what_the_worker_may_not_read(self, service: tuple[Portal, EmbeddedRedis, WorkerProcess]) -> None:
         """An archive elsewhere is refused by the worker, with the ways out."""
