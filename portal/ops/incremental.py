@@ -153,7 +153,7 @@ def plan_increment(
                 excluded=frozenset([identity(repository.path)]),
                 advance=advance,
             )
-            is_enough = was_compared and is_all_read and len(line) > 1
+            is_enough = was_compared and is_all_read
             delta = search.of(named) if named is not None and is_enough else search.everything()
             return Increment(line=line, state=state, delta=delta, before=before, place=place)
         except sqlite3.Error as error:
