@@ -13,7 +13,6 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from portal.ops.access_log import process_user, sudo_user
 from portal.ops.errors import ConfigurationError
 from portal.ops.job import Step
 from tools.terminal import StoppedError, print_result, say
@@ -88,6 +87,8 @@ def is_remote(settings: Settings, arguments: argparse.Namespace) -> bool:
 
 def person() -> str:
     """Who started this command, for the access log."""
+    from portal.ops.access_log import process_user, sudo_user
+
     return sudo_user() or process_user()
 
 
