@@ -236,6 +236,7 @@ class TestNobodyDoesIt:
             text=True,
         )
         wait_until(lambda: queued(redis, Lane.RESTORE) == 1)
+        time.sleep(0.5)  # it waits by now
         process.send_signal(signal.SIGHUP)
         output, _ = process.communicate(timeout=TIMEOUT)
         assert process.returncode == 128 + signal.SIGHUP

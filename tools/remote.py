@@ -34,6 +34,7 @@ _RETURN_SECONDS: Final = 30.0
 
 _AWAY_SECONDS: Final = 60.0
 _LONGER_EACH_TIME: Final = 1.1
+_WITHDRAWN: Final = "nobody had begun it, and it was withdrawn"
 _SAFE: Final = "Start it again when the broker is back, or use --local."
 _KINDS: Final = {
     "full": "backup.full",
@@ -204,8 +205,9 @@ class Errand:
             if self.permits:
                 self.permits.grant(self.task, self.task_id, self.arguments)
             self.client.submit(self.task, self.arguments, self.task_id)
-        except BaseException:
-            self.withdraw()
+        except BaseException as error:
+            if self.withdraw() and isinstance(error, StoppedError):
+                error.outcome = _WITHDRAWN
             raise
 
     def withdraw(self) -> bool:
@@ -301,7 +303,7 @@ class Errand:
         if is_asked and self._is_left_running():
             stopped.outcome = goes_on
         elif self.withdraw():
-            stopped.outcome = "nobody had begun it, and it was withdrawn"
+            stopped.outcome = _WITHDRAWN
         elif is_asked:
             stopped.outcome = self._stop()
         else:
