@@ -127,7 +127,7 @@ def test_a_kill_costs_no_backup(
     with WorkerProcess(portal, redis, "backup", BACKUP_LOCK_TIMEOUT="20") as worker:
         for _ in range(ROUNDS):
             command = Command(portal, redis)
-            time.sleep(instants.uniform(0.2, USUAL_SECONDS))
+            time.sleep(instants.uniform(0.5, USUAL_SECONDS))
             kill(worker, redis, portal)
             backup_id = command.backup_id()
             wait_until(lambda: unacknowledged(redis) == 0)

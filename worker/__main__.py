@@ -15,11 +15,19 @@ from typing import Final
 
 from portal.ops.errors import OpsError
 from portal.ops.job import read_text
+from portal.ops.logs import configure_logging, engine_log
 from portal.ops.process import launch_command
 from portal.ops.settings import load_settings
+from portal.ops.variables import LogFormat
 from worker.names import Lane
 
 _POLL_SECONDS: Final = 0.2
+_FAILED: Final = 1
+_AT_LEAST_SECONDS: Final = 3.0
+"""A lane that fails sooner would do so again."""
+
+log = engine_log("worker")
+
 _STOPPING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -35,13 +43,27 @@ def main() -> int:
     stopped: list[int] = []
     for number in _STOPPING:
         signal.signal(number, lambda got, _: stopped.append(got))
-    running = [_start(lane, arguments.processes) for lane in lanes]
-    while not stopped and all(process.poll() is None for process in running):
+    configure_logging(LogFormat.AUTO, sys.stderr)
+    running = {lane: (_start(lane, arguments.processes), time.monotonic()) for lane in lanes}
+    while not stopped and _are_up(running, arguments.processes):
         time.sleep(_POLL_SECONDS)
-    for process in running:
+    for process, _ in running.values():
         process.send_signal(signal.SIGTERM)
-    codes = [process.wait() for process in running]
+    codes = [process.wait() for process, _ in running.values()]
     return 0 if stopped else next((abs(code) for code in codes if code), 1)
+
+
+def _are_up(running: dict[Lane, tuple[subprocess.Popen[bytes], float]], processes: int | None) -> bool:
+    """Whether all lanes run. One that fails after it has worked (a broker that goes can do that) is started again."""
+    for lane, (process, started) in running.items():
+        code = process.poll()
+        if code is None:
+            continue
+        if code != _FAILED or time.monotonic() - started < _AT_LEAST_SECONDS:
+            return False
+        log.warning("lane_started_again", lane=lane.value, exit_code=code)
+        running[lane] = (_start(lane, processes), time.monotonic())
+    return True
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -74,7 +74,7 @@ def _earlier(task: Task) -> Outcome | None:
     A failure counts for a redelivery only: who sends a task a second time wants it tried a second time.
     """
     meta = task.backend.get_task_meta(task.request.id)
-    if meta["status"] == states.SUCCESS and _still_holds(meta["result"]):
+    if meta["status"] == states.SUCCESS and (_is_redelivered(task) or _still_holds(meta["result"])):
         log.info("result_found")
         return Outcome(result=meta["result"], success=True)
     if meta["status"] == states.FAILURE and _is_redelivered(task) and isinstance(meta["result"], OperationFailedError):
