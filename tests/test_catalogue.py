@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import sqlite3
 import time
 from datetime import UTC, datetime, timedelta
@@ -10,9 +12,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from portal.ops import file_states
 from portal.ops.archive.peek import peek_manifest
 from portal.ops.backup import BackupConfig, BackupJob
 from portal.ops.catalogue import Catalogue
+from portal.ops.catalogue_cache import CatalogueCache, Memory
 from portal.ops.errors import RepositoryError
 from portal.ops.model import BackupType, Component, VerifyLevel
 from portal.ops.pins import Pins
@@ -52,6 +56,12 @@ def names(tmp_path: Path) -> list[str]:
     base = put_archive(tmp_path, BackupType.MEDIA, NOW - timedelta(2))
     tip = put_archive(tmp_path, BackupType.MEDIA, NOW - timedelta(1), parent=base)
     return [tip, base, full]
+
+
+def remembered(cache: Path) -> Memory:
+    """What is in a cache; its rows are used up, which ends the reading of the database."""
+    memory = CatalogueCache(cache).load()
+    return memory._replace(rows=iter(list(memory.rows)))
 
 
 class TestEntries:
@@ -128,6 +138,58 @@ class TestEntries:
         archive.close()
 
 
+class TestManyArchives:
+    """What the file system says comes from another process where there are many."""
+
+    @pytest.fixture(autouse=True)
+    def few_are_many(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Here three are."""
+        monkeypatch.setattr("portal.ops.file_states._MANY", 1)
+        monkeypatch.setattr("portal.ops.file_states.threading.active_count", lambda: 1)  # as in a command
+
+    def test_the_entries_are_the_same(self, tmp_path: Path, names: list[str]) -> None:
+        """Also of what is no archive, or has no sidecar."""
+        (tmp_path / "absent.tar.gz").symlink_to("nowhere")
+        (tmp_path / "directory.tar.gz").mkdir()
+        (tmp_path / f"{names[1]}.tar.gz.sha256").unlink()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("portal.ops.file_states._MANY", 1000)
+            wanted = entries(tmp_path)
+        assert len(wanted) == 4
+        assert entries(tmp_path) == wanted
+
+    def test_a_helper_that_ends_early(self, tmp_path: Path, names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        """What it has not said is found out without it, and no process is left behind."""
+        wanted = entries(tmp_path)
+        parent, state, fork = os.getpid(), file_states._state, os.fork
+        helpers: list[int] = []
+
+        def forks() -> int:
+            helpers.append(fork())
+            return helpers[-1]
+
+        def dies(directory: int, name: bytes) -> file_states.State:
+            if os.getpid() != parent and name.startswith(names[0].encode()):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return state(directory, name)
+
+        monkeypatch.setattr(file_states, "_state", dies)
+        monkeypatch.setattr("os.fork", forks)
+        assert entries(tmp_path) == wanted
+        assert len(helpers) == 1
+        with pytest.raises(ChildProcessError):
+            os.waitpid(helpers[0], os.WNOHANG)
+
+    def test_no_process_is_to_be_had(self, tmp_path: Path, names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        """Then it goes without."""
+
+        def refused() -> int:
+            raise BlockingIOError(errno.EAGAIN, "no more processes")
+
+        monkeypatch.setattr("os.fork", refused)
+        assert [entry.name for entry in entries(tmp_path)] == names
+
+
 class TestMemory:
     @pytest.fixture
     def cache(self, tmp_path: Path, names: list[str]) -> Path:
@@ -186,6 +248,31 @@ class TestMemory:
         assert [entry.name for entry in entries(tmp_path)] == [new, tip, base]
         Pins(Repository(tmp_path)).pin(tip, reason="", who="", moment=NOW)
         assert one(tmp_path, tip).pinned
+
+    def test_findings_are_looked_at_one_by_one_once_their_directory_has_changed(
+        self, tmp_path: Path, names: list[str], cache: Path
+    ) -> None:
+        """Also those that were there before, and whichever look has last been remembered."""
+        verifications = Verifications(Repository(tmp_path))
+        for name in names:
+            verifications.record(finding(tmp_path, name, VerifyLevel.CONTENTS), NOW)
+        age(tmp_path)
+        assert remembered(cache).findings is not None
+        verifications.record(finding(tmp_path, names[1], VerifyLevel.DUMP), NOW)
+        levels = [entry.finding and entry.finding.level for entry in entries(tmp_path)]
+        assert levels == [VerifyLevel.CONTENTS, VerifyLevel.DUMP, VerifyLevel.CONTENTS]
+        assert remembered(cache).findings is None, "a row of before is still there"
+        age(tmp_path)
+        assert [entry.finding and entry.finding.level for entry in entries(tmp_path)] == levels
+        assert remembered(cache).findings is not None
+
+    def test_a_look_is_not_remembered_over_a_later_one(self, tmp_path: Path, names: list[str], cache: Path) -> None:
+        """It may know less, and began before."""
+        early, late = remembered(cache), remembered(cache)
+        CatalogueCache(cache).save(late, [], [names[0].encode()], b"late")
+        CatalogueCache(cache).save(early, [], [names[1].encode()], b"early")
+        left = remembered(cache)
+        assert ([row[0] for row in left.rows], left.findings) == ([names[2].encode(), names[1].encode()], b"late")
 
     def test_a_record_that_cannot_be_read_is_a_fault(self, tmp_path: Path, names: list[str]) -> None:
         """It may say that the archive is damaged, so nothing is known of it, until the record can be read again."""

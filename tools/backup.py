@@ -170,17 +170,18 @@ def _backup_line(backup: dict[str, Any]) -> str:
     from portal.ops.logs import human_bytes
 
     verified = backup["verified"]
-    known = f"verified: {verified['level']}" if verified and verified["intact"] else ""
-    marks = (
-        "DAMAGED" if verified and not verified["intact"] else known,
-        "pinned" if backup["pinned"] else "",
-        f"NOT WHOLE: {backup['fault']}" if backup["fault"] else "",
-        f"on {backup['parent']}" if backup["parent"] else "",
-    )
+    marks = []
+    if verified:
+        marks.append(f"verified: {verified['level']}" if verified["intact"] else "DAMAGED")
+    if backup["pinned"]:
+        marks.append("pinned")
+    if backup["fault"]:
+        marks.append(f"NOT WHOLE: {backup['fault']}")
+    if backup["parent"]:
+        marks.append(f"on {backup['parent']}")
     size, kind = human_bytes(backup["size_bytes"]), backup["type"] or "?"
-    said = "  ".join(mark for mark in marks if mark)
     shown = f"+ {kind}" if backup["parent"] else kind
-    return f"{backup['timestamp']}  {shown:<10}  {size:>8}  {backup['backup_id']}  {said}".rstrip()
+    return f"{backup['timestamp']}  {shown:<10}  {size:>8}  {backup['backup_id']}  {'  '.join(marks)}".rstrip()
 
 
 def _verify(arguments: argparse.Namespace) -> int:

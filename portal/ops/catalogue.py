@@ -1,27 +1,29 @@
 """The catalogue: every archive of a repository with what is known of it, quickly even where there are very many.
 
 It is no record of its own. What has to be read out of a file (manifest, sidecar, finding) is remembered together with
-the size, time and inode that the file had; each look compares these, and reads again what has changed. A memory that is
-deleted, damaged, old or cannot be written makes a look slower, and changes nothing that it says, but for one thing:
-what an archive needs is still known when its manifest cannot be read any more.
+the size, time and inode that the file had; each look compares these, and reads again what has changed. Findings are
+files of ours that are only ever replaced as a whole, which their directory shows: while it is as it was, so are they.
+A memory that is deleted, damaged, old or cannot be written makes a look slower, and changes nothing that it says, but
+for one thing: what an archive needs is still known when its manifest cannot be read any more.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
-import stat
+import sys
 import time
 from contextlib import closing
 from datetime import UTC, datetime
 from operator import attrgetter
-from struct import Struct
+from stat import S_ISLNK, S_ISREG
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.archive.peek import peek_manifest
-from portal.ops.catalogue_cache import CatalogueCache
+from portal.ops.catalogue_cache import CatalogueCache, Memory
 from portal.ops.entry import Entry, Finding
 from portal.ops.errors import OpsError, RepositoryError
+from portal.ops.file_states import ABSENT, STAMP, stamp, states
 from portal.ops.logs import engine_log
 from portal.ops.model import SIDECAR_SUFFIX, SUFFIX, BackupId, BackupType, Component, VerifyLevel
 from portal.ops.pins import Pins
@@ -43,14 +45,10 @@ log = engine_log("portal.ops.catalogue")
 CACHE: Final = ".cache"
 
 _SUFFIX: Final = SUFFIX.encode()
-_SIDECAR: Final = SIDECAR_SUFFIX.encode()
 _FINDINGS: Final = VERIFICATIONS.encode() + b"/"
 _FINDING: Final = b".json"
-_ABSENT: Final = (0, 0, 0)
+_NAMES: Final = (sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
 _NO_FINDING: Final = (None, 0.0, 0)
-_STAMP: Final = Struct("9Q")
-"""Size, time of change and inode of an archive, its sidecar and its finding: a row holds as long as they do."""
-
 _SETTLED_NS: Final = 2_000_000_000
 """A file that has changed more recently could change again without looking different."""
 
@@ -82,15 +80,16 @@ class Catalogue:
             raise _unreadable(self._repository.path, error) from error
         try:
             pinned = Pins(self._repository).names()
-            look = _Look(self._repository, directory, pinned)
+            look, memory = _Look(self._repository, directory, pinned), Memory()
             try:
-                found = look.run(self._cache.rows())
+                memory = self._cache.load()
+                found = look.run(memory)
             except _UNUSABLE as error:
                 log.debug("catalogue_discarded", detail=str(error))
                 self._cache.discard()
-                look = _Look(self._repository, directory, pinned)
-                found = look.run(iter(()))
-            self._cache.save(look.changed, look.gone)
+                look, memory = _Look(self._repository, directory, pinned), Memory()
+                found = look.run(memory)
+            self._cache.save(memory, look.changed, look.gone, look.findings)
         finally:
             os.close(directory)
         return sorted(found, key=attrgetter("moment", "modified", "name"), reverse=True)
@@ -107,69 +106,72 @@ class _Look:
         self._settled = time.time_ns() - _SETTLED_NS
         self.changed: list[Row] = []
         self.gone: list[bytes] = []
+        self.findings: bytes | None = None
         self._strays: set[bytes] = set()
         self._once: dict[str, str] = {}  # names are there once, also as the parents of others
 
-    def run(self, remembered: Iterator[Row]) -> list[Entry]:
-        """Every archive, in the order of the names; `changed` and `gone` say what the memory does not know."""
-        rows = _Memory(remembered)
-        names = sorted(name for name in self._names("", _SUFFIX) if not name.startswith(b"."))
-        verified = {name.removesuffix(_FINDING) for name in self._names(VERIFICATIONS, _FINDING)}
-        entries = []
-        for name in names:
-            status = self._stat(name) or self._stat(name, follow=False)
-            if status and (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
-                stem = name.removesuffix(_SUFFIX)
-                finding = self._stat(_FINDINGS + stem + _FINDING) if stem in verified else None
-                stamp = _STAMP.pack(*_stamp(status), *_stamp(self._stat(name + _SIDECAR)), *_stamp(finding))
+    def run(self, memory: Memory) -> list[Entry]:
+        """Every archive, in the order of the names; `changed`, `gone` and `findings` say what is to be remembered."""
+        now = stamp(self._directory, _FINDINGS)
+        are_known = now == memory.findings
+        rows, entries, is_complete = _Rows(memory.rows), [], True
+        names = sorted(name for name in self._names() if not name.startswith(b"."))
+        for name, (mode, size, modified_ns, stamps) in zip(names, states(self._directory, names), strict=True):
+            if S_ISREG(mode) or S_ISLNK(mode):
+                stem = name[: -len(_SUFFIX)]
                 row = rows.find(stem)
-                if row is None or row[1] != stamp or (finding is None and stem in verified):
-                    row = self._read(stem, stamp, row)
-                entries.append(self._entry(row, status))
+                if row is None or row[1] != stamps or not (are_known or row[2] == self._finding_stamp(stem)):
+                    old, (row, is_remembered) = row, self._read(stem, stamps, row)
+                    is_complete &= is_remembered or old is None
+                entries.append(self._entry(row, size, modified_ns))
         rows.finish()
         self.gone = rows.gone
+        self.findings = now if is_complete and self._is_settled(now) else None
         return entries
 
-    def _entry(self, row: Row, status: os.stat_result) -> Entry:
-        stem, _, kind, taken, parent, base, components, fault, checksum, level, found_at, intact = row
-        modified = datetime.fromtimestamp(status.st_mtime, UTC)
-        name = self._once.setdefault(name := os.fsdecode(stem), name)
+    def _entry(self, row: Row, size: int, modified_ns: int) -> Entry:
+        stem, _, _, kind, taken, parent, base, components, fault, checksum, level, found_at, intact = row
+        modified = datetime.fromtimestamp(modified_ns / 1_000_000_000, UTC)
+        name = self._once.setdefault(name := stem.decode(*_NAMES), name)
         return Entry(
             name,
             _TYPES[kind],
             modified if taken is None else datetime.fromtimestamp(taken, UTC),
             modified,
-            status.st_size,
+            size,
             checksum,
             parent and self._once.setdefault(parent, parent),
             base and self._once.setdefault(base, base),
             _KNOWN_COMPONENTS.get(components) or _components(components),
             fault,
-            Finding(_LEVELS[level], datetime.fromtimestamp(found_at, UTC), bool(intact)) if level else None,
+            Finding(_LEVELS[level], datetime.fromtimestamp(found_at, UTC), intact == 1) if level else None,
             name in self._pinned,
             stem in self._strays,
         )
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
-    def _read(self, stem: bytes, stamp: bytes, remembered: Row | None) -> Row:
-        """What the files of an archive say; where its manifest cannot be read, what it said when it could be.
+    def _read(self, stem: bytes, stamps: bytes, remembered: Row | None) -> tuple[Row, bool]:
+        """What the files of an archive say, and whether it is remembered.
 
-        It is remembered, unless they are so new that they may change unnoticed. Nor is it where one of them cannot be
-        read: that may pass without another look of the file.
+        Where its manifest cannot be read, that is what it said when it could be. It is remembered, unless the files are
+        so new that they may change unnoticed. Nor is it where one of them cannot be read: that may pass without another
+        look of the file.
         """
         name = os.fsdecode(stem)
         path = self._repository.path / f"{name}{SUFFIX}"
         backup_id = BackupId.parse(name)
         checksum, fault = _sidecar(path)
+        found = self._finding_stamp(stem)
         manifest, unreadable = _manifest(path, backup_id)
         finding, unknown = self._finding(name)
-        kin = (manifest.parent, manifest.base) if manifest else remembered and remembered[4:6]
+        kin = (manifest.parent, manifest.base) if manifest else remembered and remembered[5:7]
         if kin is None and _may_follow(backup_id):
             self._strays.add(stem)
         row = (
             stem,
-            stamp,
+            stamps,
+            found,
             backup_id.type.value if backup_id else None,
             int(backup_id.moment.timestamp()) if backup_id else None,
             *(kin or (None, None)),
@@ -178,11 +180,11 @@ class _Look:
             checksum,
             *finding,
         )
-        stamps = _STAMP.unpack(stamp)
-        is_read = not (unreadable or unknown) and (checksum or stamps[3:6] == _ABSENT)
-        if is_read and max(stamps[1::3]) < self._settled:
+        is_read = not (unreadable or unknown) and (checksum or stamps.endswith(ABSENT))
+        is_remembered = bool(is_read and self._is_settled(stamps + found))
+        if is_remembered:
             self.changed.append(row)
-        return row
+        return row, is_remembered
 
     def _finding(self, name: str) -> tuple[tuple[str | None, float, int], str]:
         """What was found, and why that is not known: it may be that the archive is damaged."""
@@ -193,24 +195,22 @@ class _Look:
             return _NO_FINDING, f"its verification record cannot be read: {error.message}"
         return (found.level.value, found.moment.timestamp(), found.intact) if found else _NO_FINDING, ""
 
-    def _names(self, directory: str, ending: bytes) -> list[bytes]:
-        path = self._repository.path / directory
+    def _is_settled(self, stamps: bytes) -> bool:
+        """Whether none of the files has changed so lately that it could change again unnoticed."""
+        return all(changed < self._settled for _, changed, _ in STAMP.iter_unpack(stamps))
+
+    def _finding_stamp(self, stem: bytes) -> bytes:
+        return stamp(self._directory, _FINDINGS + stem + _FINDING)
+
+    def _names(self) -> list[bytes]:
+        path = self._repository.path
         try:
-            with os.scandir(os.fsencode(path)) as found:
-                return [one.name for one in found if one.name.endswith(ending)]
-        except FileNotFoundError:
-            return []
+            return [name for name in os.listdir(os.fsencode(path)) if name.endswith(_SUFFIX)]
         except OSError as error:
             raise _unreadable(path, error) from error
 
-    def _stat(self, name: bytes, *, follow: bool = True) -> os.stat_result | None:
-        try:
-            return os.stat(name, dir_fd=self._directory, follow_symlinks=follow)
-        except OSError:
-            return None
 
-
-class _Memory:
+class _Rows:
     """The rows of the cache beside the names of the files, both in order."""
 
     def __init__(self, rows: Iterator[Row]) -> None:
@@ -233,10 +233,6 @@ class _Memory:
         while self._row is not None:
             self.gone.append(self._row[0])
             self._row = next(self._rows, None)
-
-
-def _stamp(status: os.stat_result | None) -> tuple[int, int, int]:
-    return (status.st_size, status.st_ctime_ns, status.st_ino) if status else _ABSENT
 
 
 def _components(names: str) -> tuple[Component, ...]:

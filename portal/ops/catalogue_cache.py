@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import closing, suppress
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import ExitStack, closing, suppress
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from portal.ops.logs import engine_log
 from portal.ops.repository import give_to_owner, make_hidden
@@ -21,13 +21,31 @@ log = engine_log("portal.ops.catalogue")
 
 Row = tuple[Any, ...]
 
-_COLUMNS: Final = "name, stamp, kind, taken, parent, base, components, fault, checksum, level, found_at, intact"
-_VERSION: Final = 2
+_COLUMNS: Final = (
+    "name, stamp, finding_stamp, kind, taken, parent, base, components, fault, checksum, level, found_at, intact"
+)
+_VERSION: Final = 3
 _WAIT_SECONDS: Final = 2.0
 
 
+class Memory(NamedTuple):
+    """What is remembered.
+
+    Arguments:
+        number: how many looks were saved so far.
+        findings: the stamp that the directory of findings had when those in the rows were read; nothing where some row
+            may have an older one.
+        rows: what is known of each archive, in the order of the names: its name, the stamps of its files, and what
+            these say. Raises sqlite3.Error where the database turns out to be damaged on the way.
+    """
+
+    number: int = 0
+    findings: bytes | None = None
+    rows: Iterator[Row] = iter(())
+
+
 class CatalogueCache:
-    """What is remembered of each archive: its name, the stamp of its files, and what these say.
+    """Keeps what a look at the repository has found, for the next one.
 
     Arguments:
         path: the database's file; its directory is made where that can be done.
@@ -36,30 +54,46 @@ class CatalogueCache:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def rows(self) -> Iterator[Row]:
-        """Every row, in the order of the names; none where they cannot be read.
+    def load(self) -> Memory:
+        """What the last look has found; nothing where that cannot be read.
 
         Raises:
-            sqlite3.Error: the database turned out to be damaged on the way.
+            sqlite3.Error: the database is damaged.
         """
         if not self._path.exists():
-            return
-        with closing(self._open("ro")) as database:
-            (version,) = database.execute("PRAGMA user_version").fetchone()
-            if version == _VERSION:
-                yield from database.execute(f"SELECT {_COLUMNS} FROM archive ORDER BY name")  # noqa: S608 - constants
+            return Memory()
+        with ExitStack() as opened:
+            database = opened.enter_context(closing(self._open("ro")))
+            database.execute("BEGIN")
+            if _version(database) != _VERSION:
+                return Memory()
+            number, findings = database.execute("SELECT number, findings FROM look").fetchone()
+            return Memory(number, findings, _rows(database, opened.pop_all()))
 
-    def save(self, changed: Sequence[Row], gone: Sequence[bytes]) -> None:
-        """Remember rows, and forget others; it does not matter if that fails."""
-        if not changed and not gone:
+    def save(self, loaded: Memory, changed: Sequence[Row], gone: Sequence[bytes], findings: bytes | None) -> None:
+        """Remember what a look has found, unless another one was saved meanwhile; it does not matter if that fails.
+
+        Arguments:
+            loaded: what it began with.
+            changed: rows that are new, or are to be there instead of others.
+            gone: names whose rows are to be forgotten.
+            findings: as in `Memory`.
+        """
+        if not changed and not gone and findings == loaded.findings:
             return
         try:
             self._prepare()
             with closing(self._open("rwc")) as database, database:
-                self._make_table(database)
-                places = ", ".join("?" * len(_COLUMNS.split(",")))
-                database.executemany(f"REPLACE INTO archive VALUES ({places})", changed)  # noqa: S608 - no text
-                database.executemany("DELETE FROM archive WHERE name = ?", [(name,) for name in gone])
+                database.execute("BEGIN IMMEDIATE")
+                self._make_tables(database)
+                number = loaded.number
+                after = database.execute(
+                    "UPDATE look SET number = ?, findings = ? WHERE number = ?", (number + 1, findings, number)
+                )
+                if after.rowcount == 1:
+                    places = ", ".join("?" * len(_COLUMNS.split(",")))
+                    database.executemany(f"REPLACE INTO archive VALUES ({places})", changed)  # noqa: S608 - no text
+                    database.executemany("DELETE FROM archive WHERE name = ?", [(name,) for name in gone])
         except (sqlite3.Error, OSError) as error:
             log.debug("catalogue_unsaved", detail=str(error))
 
@@ -80,9 +114,20 @@ class CatalogueCache:
         finally:
             os.close(descriptor)
 
-    def _make_table(self, database: sqlite3.Connection) -> None:
-        (version,) = database.execute("PRAGMA user_version").fetchone()
-        if version != _VERSION:
-            database.execute("DROP TABLE IF EXISTS archive")
+    def _make_tables(self, database: sqlite3.Connection) -> None:
+        if _version(database) != _VERSION:
+            for table in ("archive", "look"):
+                database.execute(f"DROP TABLE IF EXISTS {table}")
             database.execute(f"CREATE TABLE archive ({_COLUMNS}, PRIMARY KEY (name)) WITHOUT ROWID")
+            database.execute("CREATE TABLE look (number, findings)")
+            database.execute("INSERT INTO look VALUES (0, NULL)")
             database.execute(f"PRAGMA user_version = {_VERSION}")
+
+
+def _version(database: sqlite3.Connection) -> int:
+    return int(database.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _rows(database: sqlite3.Connection, opened: ExitStack) -> Iterator[Row]:
+    with opened:
+        yield from database.execute(f"SELECT {_COLUMNS} FROM archive ORDER BY name")  # noqa: S608 - constants
