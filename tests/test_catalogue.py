@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from portal.ops.entry import Entry
+    from portal.ops.manifest import Manifest
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -266,11 +267,32 @@ class TestMemory:
         assert [entry.finding and entry.finding.level for entry in entries(tmp_path)] == levels
         assert remembered(cache).findings is not None
 
+    def test_a_first_look_that_is_cut_off(
+        self, tmp_path: Path, names: list[str], cache: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What it has read by then is not read again."""
+        wanted, reads = entries(tmp_path), []
+        cache.unlink()
+        monkeypatch.setattr("portal.ops.catalogue._AT_ONCE", 1)
+
+        def peek(path: Path) -> Manifest | None:
+            reads.append(path)
+            if len(reads) == 3:
+                raise KeyboardInterrupt
+            return peek_manifest(path)
+
+        monkeypatch.setattr("portal.ops.catalogue.peek_manifest", peek)
+        with pytest.raises(KeyboardInterrupt):
+            entries(tmp_path)
+        assert (entries(tmp_path), len(reads)) == (wanted, 4)
+
     def test_a_look_is_not_remembered_over_a_later_one(self, tmp_path: Path, names: list[str], cache: Path) -> None:
         """It may know less, and began before."""
         early, late = remembered(cache), remembered(cache)
-        CatalogueCache(cache).save(late, [], [names[0].encode()], b"late")
-        CatalogueCache(cache).save(early, [], [names[1].encode()], b"early")
+        late = CatalogueCache(cache).save(late, [], [names[0].encode()], b"later")
+        for _ in range(2):
+            early = CatalogueCache(cache).save(early, [], [names[1].encode()], b"early")
+        CatalogueCache(cache).save(late, [], [], b"late")
         left = remembered(cache)
         assert ([row[0] for row in left.rows], left.findings) == ([names[2].encode(), names[1].encode()], b"late")
 

@@ -33,7 +33,7 @@ from portal.ops.verifications import Verifications
 from portal.ops.verify import open_archive
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from portal.ops.catalogue_cache import Row
@@ -49,6 +49,9 @@ _FINDINGS: Final = VERIFICATIONS.encode() + b"/"
 _FINDING: Final = b".json"
 _NAMES: Final = (sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
 _NO_FINDING: Final = (None, 0.0, 0)
+_AT_ONCE: Final = 5_000
+"""So many rows are saved before the look has ended."""
+
 _SETTLED_NS: Final = 2_000_000_000
 """A file that has changed more recently could change again without looking different."""
 
@@ -80,16 +83,12 @@ class Catalogue:
             raise _unreadable(self._repository.path, error) from error
         try:
             pinned = Pins(self._repository).names()
-            look, memory = _Look(self._repository, directory, pinned), Memory()
             try:
-                memory = self._cache.load()
-                found = look.run(memory)
+                found = _Look(self._repository, directory, pinned, self._cache).run(self._cache.load())
             except _UNUSABLE as error:
                 log.debug("catalogue_discarded", detail=str(error))
                 self._cache.discard()
-                look, memory = _Look(self._repository, directory, pinned), Memory()
-                found = look.run(memory)
-            self._cache.save(memory, look.changed, look.gone, look.findings)
+                found = _Look(self._repository, directory, pinned, self._cache).run(Memory())
         finally:
             os.close(directory)
         return sorted(found, key=attrgetter("moment", "modified", "name"), reverse=True)
@@ -98,20 +97,19 @@ class Catalogue:
 class _Look:
     """One look at the repository."""
 
-    def __init__(self, repository: Repository, directory: int, pinned: frozenset[str]) -> None:
+    def __init__(self, repository: Repository, directory: int, pinned: frozenset[str], cache: CatalogueCache) -> None:
         self._repository = repository
         self._directory = directory
+        self._cache = cache
         self._pinned = pinned
         self._verifications = Verifications(repository)
         self._settled = time.time_ns() - _SETTLED_NS
-        self.changed: list[Row] = []
-        self.gone: list[bytes] = []
-        self.findings: bytes | None = None
+        self._changed: list[Row] = []
         self._strays: set[bytes] = set()
         self._once: dict[str, str] = {}  # names are there once, also as the parents of others
 
     def run(self, memory: Memory) -> list[Entry]:
-        """Every archive, in the order of the names; `changed`, `gone` and `findings` say what is to be remembered."""
+        """Every archive, in the order of the names; what the memory did not know is remembered."""
         now = stamp(self._directory, _FINDINGS)
         are_known = now == memory.findings
         rows, entries, is_complete = _Rows(memory.rows), [], True
@@ -124,10 +122,16 @@ class _Look:
                     old, (row, is_remembered) = row, self._read(stem, stamps, row)
                     is_complete &= is_remembered or old is None
                 entries.append(self._entry(row, size, modified_ns))
+                if len(self._changed) >= _AT_ONCE and rows.are_used_up:  # a first look: it may be cut off
+                    memory = self._remember(memory, rows.gone, None)
         rows.finish()
-        self.gone = rows.gone
-        self.findings = now if is_complete and self._is_settled(now) else None
+        self._remember(memory, rows.gone, now if is_complete and self._is_settled(now) else None)
         return entries
+
+    def _remember(self, memory: Memory, gone: Sequence[bytes], findings: bytes | None) -> Memory:
+        memory = self._cache.save(memory, self._changed, gone, findings)
+        self._changed.clear()
+        return memory
 
     def _entry(self, row: Row, size: int, modified_ns: int) -> Entry:
         stem, _, _, kind, taken, parent, base, components, fault, checksum, level, found_at, intact = row
@@ -183,7 +187,7 @@ class _Look:
         is_read = not (unreadable or unknown) and (checksum or stamps.endswith(ABSENT))
         is_remembered = bool(is_read and self._is_settled(stamps + found))
         if is_remembered:
-            self.changed.append(row)
+            self._changed.append(row)
         return row, is_remembered
 
     def _finding(self, name: str) -> tuple[tuple[str | None, float, int], str]:
@@ -217,6 +221,11 @@ class _Rows:
         self._rows = rows
         self._row: Row | None = next(rows, None)
         self.gone: list[bytes] = []
+
+    @property
+    def are_used_up(self) -> bool:
+        """Whether all of them were asked for: then the cache is not being read any more."""
+        return self._row is None
 
     def find(self, name: bytes) -> Row | None:
         """The row of a name that comes after all that were asked for before."""

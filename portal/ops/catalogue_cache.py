@@ -70,8 +70,10 @@ class CatalogueCache:
             number, findings = database.execute("SELECT number, findings FROM look").fetchone()
             return Memory(number, findings, _rows(database, opened.pop_all()))
 
-    def save(self, loaded: Memory, changed: Sequence[Row], gone: Sequence[bytes], findings: bytes | None) -> None:
+    def save(self, loaded: Memory, changed: Sequence[Row], gone: Sequence[bytes], findings: bytes | None) -> Memory:
         """Remember what a look has found, unless another one was saved meanwhile; it does not matter if that fails.
+
+        Returns what the same look may save more to later.
 
         Arguments:
             loaded: what it began with.
@@ -80,22 +82,25 @@ class CatalogueCache:
             findings: as in `Memory`.
         """
         if not changed and not gone and findings == loaded.findings:
-            return
+            return loaded
         try:
             self._prepare()
             with closing(self._open("rwc")) as database, database:
                 database.execute("BEGIN IMMEDIATE")
                 self._make_tables(database)
-                number = loaded.number
-                after = database.execute(
-                    "UPDATE look SET number = ?, findings = ? WHERE number = ?", (number + 1, findings, number)
+                saved = Memory(loaded.number + 1, findings)
+                looked = database.execute(
+                    "UPDATE look SET number = ?, findings = ? WHERE number = ?", (*saved[:2], loaded.number)
                 )
-                if after.rowcount == 1:
-                    places = ", ".join("?" * len(_COLUMNS.split(",")))
-                    database.executemany(f"REPLACE INTO archive VALUES ({places})", changed)  # noqa: S608 - no text
-                    database.executemany("DELETE FROM archive WHERE name = ?", [(name,) for name in gone])
+                if looked.rowcount != 1:
+                    return loaded
+                places = ", ".join("?" * len(_COLUMNS.split(",")))
+                database.executemany(f"REPLACE INTO archive VALUES ({places})", changed)  # noqa: S608 - no text
+                database.executemany("DELETE FROM archive WHERE name = ?", [(name,) for name in gone])
         except (sqlite3.Error, OSError) as error:
             log.debug("catalogue_unsaved", detail=str(error))
+            return loaded
+        return saved
 
     def discard(self) -> None:
         """Forget everything."""
