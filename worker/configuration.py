@@ -77,7 +77,6 @@ def _results(keepalive: bool) -> dict[str, Any]:
         "result_expires": RESULT_SECONDS,
         # Names and arguments are kept with a result, so that a person can tell what it is the result of.
         "result_extended": True,
-        "task_track_started": True,
         # A result that cannot be stored at once is stored as soon as there is somebody to store it.
         "result_backend_always_retry": True,
         "result_backend_max_retries": 120,

@@ -13,6 +13,7 @@ from portal.ops.job import read_text
 from portal.ops.logs import engine_log
 from portal.ops.settings import load_settings
 from worker.app import make_app
+from worker.event_batches import EventBatches
 from worker.logs import log_to_standard_error
 from worker.names import Lane
 from worker.recovery import tidy, watch
@@ -34,6 +35,7 @@ def run_lane(lane: Lane, processes: int) -> int:
     settings = load_settings(os.environ, read_text)
     log_to_standard_error(settings.log_format)
     app = make_app(settings.worker)
+    app.steps["consumer"].add(EventBatches)
     tidy(settings, lane)
     _follow(app, settings, lane)
     worker = app.Worker(

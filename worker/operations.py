@@ -91,11 +91,13 @@ class Outcome:
         result: what the engine's `to_dict` gave, and the exit code that a command should end with.
         success: whether it did what was asked.
         retryable: whether it may succeed if it is begun again.
+        is_new: whether it was done now, and is not what an earlier delivery has done.
     """
 
     result: dict[str, Any]
     success: bool
     retryable: bool = False
+    is_new: bool = True
 
     @classmethod
     def of(cls, result: BackupResult | RestoreResult) -> Outcome:

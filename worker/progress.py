@@ -23,12 +23,15 @@ if TYPE_CHECKING:
 
 STATE: Final = "PROGRESS"
 
+_FIRST_SECONDS: Final = 0.1
 _EVERY_SECONDS: Final = 0.5
 _ANSWER_SECONDS: Final = 2
 
 
 class Reporter:
-    """Is called with each step of a job, and tells the latest one twice a second.
+    """Is called with each step of a job, and tells the latest one soon, then twice a second.
+
+    It is also what says that a task has begun (ADR 62).
 
     Arguments:
         task: whose state it is.
@@ -67,7 +70,9 @@ class Reporter:
 
     def _run(self) -> None:
         told: dict[str, Any] = {}
-        while not self._ended.wait(_EVERY_SECONDS):
+        pause = _FIRST_SECONDS
+        while not self._ended.wait(pause):
+            pause = _EVERY_SECONDS
             state = self._state()
             if state != told:
                 self._tell(state)

@@ -1,6 +1,6 @@
 """The tasks: each takes JSON arguments, does one thing of the engine's, and gives back the engine's result.
 
-Every delivery goes the same way: is there a result already? does nobody else work on it? was it not begun too often?
+Every delivery goes the same way: does nobody else work on it? is there a result by now? was it not begun too often?
 Then it is done, again where it may succeed later, and what did not succeed ends as a failure of the task.
 """
 
@@ -46,10 +46,9 @@ def _perform(task: Task, name: TaskName, given: Mapping[str, Any]) -> dict[str, 
     Raises:
         OperationFailedError: it did not succeed.
     """
-    outcome = _earlier(task)
-    if outcome is None:
-        started = time.monotonic()
-        outcome = _deliver(task, name, given)
+    started = time.monotonic()
+    outcome = _deliver(task, name, given)
+    if outcome.is_new:
         _tell_end(name, outcome, time.monotonic() - started)
     if not outcome.success:
         raise OperationFailedError(outcome.result)
@@ -76,10 +75,10 @@ def _earlier(task: Task) -> Outcome | None:
     meta = task.backend.get_task_meta(task.request.id)
     if meta["status"] == states.SUCCESS and (_is_redelivered(task) or _still_holds(meta["result"])):
         log.info("result_found")
-        return Outcome(result=meta["result"], success=True)
+        return Outcome(result=meta["result"], success=True, is_new=False)
     if meta["status"] == states.FAILURE and _is_redelivered(task) and isinstance(meta["result"], OperationFailedError):
         log.info("result_found")
-        return Outcome(result=meta["result"].result, success=False)
+        return Outcome(result=meta["result"].result, success=False, is_new=False)
     return None
 
 
@@ -94,6 +93,8 @@ def _deliver(task: Task, name: TaskName, given: Mapping[str, Any]) -> Outcome:
         settings = load_settings(os.environ, read_text)
         with sole_delivery(settings.local_path, task.request.id) as attempt:
             structlog.contextvars.bind_contextvars(attempt=attempt)
+            if earlier := _earlier(task):
+                return earlier
             if name is not TaskName.PING:
                 log.info("task_begun", is_redelivered=_is_redelivered(task))
             if attempt > settings.worker.attempts:

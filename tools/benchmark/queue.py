@@ -57,6 +57,7 @@ def play_queue(workshop: Workshop) -> Table:
             for _ in range(workshop.rounds):
                 measured.round()
             workshop.tell(f"{NAME}: {_TASKS} verifications, twice")
+            measured.many()  # after which nothing has to be imported any more
             small = measured.many()
             measured.back_up_portal()
             large = measured.many()
