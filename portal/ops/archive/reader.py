@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from hashlib import sha256
 from itertools import chain, dropwhile, islice
 from json.encoder import encode_basestring_ascii as quote
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from isal import isal_zlib
 
@@ -22,8 +23,8 @@ from portal.ops.archive.index import MANIFEST, TRAILER, TRAILER_ID, Member, Memb
 from portal.ops.errors import NotIntactError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from concurrent.futures import Future
+    from collections.abc import Generator, Iterator, Mapping, Sequence
+    from concurrent.futures import Executor, Future
     from pathlib import Path
 
     from portal.ops.manifest import Manifest
@@ -35,6 +36,14 @@ _MANIFEST_MAX: Final = 1 << 26
 _READ_BYTES: Final = 1 << 18
 _MAX_INFLATED: Final = 1 << 20
 _AHEAD: Final = 2
+_MOST_WAITING: Final = 5_000
+"""So many members are looked at before it is their turn, however many an index that lies puts into a frame."""
+
+_WORTH_HASHING: Final = 1 << 15
+"""A smaller file is hashed sooner than it is handed to another thread."""
+
+_WORTH_A_THREAD: Final = 1 << 22
+"""A file of this size, which spans frames, is hashed by a thread of its own."""
 
 
 class Damage(NamedTuple):
@@ -155,12 +164,12 @@ class ArchiveReader:
         """
         if not 0 <= member.frame < len(self.frames):
             raise DamagedError(Damage(what="the index names a frame that is not there", path=member.path))
-        frames = ((number, self.read_frame(number)) for number in range(member.frame, len(self.frames)))
+        frames = (_Loaded(number, self.read_frame(number)) for number in range(member.frame, len(self.frames)))
         cursor = _Cursor(self, frames, start=(member.frame, member.at))
         yield from cursor.content(member)
 
     def contents(self, jobs: int, *, below: str | None = None) -> Iterator[tuple[Member, Iterator[memoryview]]]:
-        """Every member with its content, in the order of the tar; frames are decompressed ahead, on `jobs` threads.
+        """Every member with its content, in the order of the tar; `jobs` threads decompress and hash ahead.
 
         The content must be read to its end, or until it raises, before the next member is asked for. After a damage
         the next member can be asked for all the same.
@@ -175,17 +184,18 @@ class ArchiveReader:
         members = self.members()
         if below is not None:
             members = dropwhile(lambda member: not is_below(member.path, below), members)
-        first = next(members, None)
+        coming = _Coming(members, self.frames.tar_lengths, self.backup_id)
+        first = next(coming, None)
         if first is None:
             return
-        start = (0, 0) if below is None else (first.frame, first.at)
-        with self._frames_ahead(jobs, start[0]) as frames:
-            cursor = _Cursor(self, frames, start)
-            for member in chain([first], members):
+        start = (0, 0) if below is None else (first.member.frame, first.member.at)
+        with self._frames_ahead(jobs, start[0], coming) as frames, _one_thread("hash") as hashing:
+            cursor = _Cursor(self, frames, start, hashing)
+            for member, header in chain([first], coming):
                 if below is not None and not is_below(member.path, below):
                     return
                 cursor.expect(member)
-                yield member, cursor.content(member)
+                yield member, cursor.content(member, header)
                 cursor.skip_to_end()
             cursor.expect_end()
 
@@ -261,19 +271,26 @@ class ArchiveReader:
             raise DamagedError(Damage(what=f"the index has a damaged frame: {error.message}")) from error
         return isal_zlib.decompressobj(31)
 
+    def _load(self, number: int, spans: Sequence[_Span]) -> _Loaded:
+        data = self.read_frame(number)
+        if isinstance(data, NotIntactError):
+            return _Loaded(number, data)
+        view = memoryview(data)
+        return _Loaded(number, data, {span: sha256(view[slice(*span)]).hexdigest() for span in spans})
+
     @contextmanager
-    def _frames_ahead(self, jobs: int, first: int) -> Iterator[Iterator[tuple[int, bytes | NotIntactError]]]:
+    def _frames_ahead(self, jobs: int, first: int, coming: _Coming) -> Iterator[Iterator[_Loaded]]:
         from concurrent.futures import ThreadPoolExecutor, wait
 
         threads = ThreadPoolExecutor(jobs, thread_name_prefix="inflate")
-        pending: deque[Future[bytes | NotIntactError]] = deque()
+        pending: deque[Future[_Loaded]] = deque()
 
-        def ahead() -> Iterator[tuple[int, bytes | NotIntactError]]:
+        def ahead() -> Iterator[_Loaded]:
             numbers = iter(range(first, len(self.frames)))
-            for number in range(first, len(self.frames)):
+            for _ in range(first, len(self.frames)):
                 while len(pending) < jobs + _AHEAD and (following := next(numbers, None)) is not None:
-                    pending.append(threads.submit(self.read_frame, following))
-                yield number, pending.popleft().result()
+                    pending.append(threads.submit(self._load, following, coming.spans(following)))
+                yield pending.popleft().result()
 
         try:
             yield ahead()
@@ -304,21 +321,99 @@ def checked(member: Member) -> Member:
     return member
 
 
+_Span = tuple[int, int]
+"""Where the content of a file begins and ends in a frame that has all of it."""
+
+
+class _Loaded(NamedTuple):
+    """A frame that was read.
+
+    Arguments:
+        number: which one.
+        data: what it holds, or what is wrong with it.
+        digests: the SHA-256 of files in it, where somebody has made them.
+    """
+
+    number: int
+    data: bytes | NotIntactError
+    digests: Mapping[_Span, str] = MappingProxyType({})
+
+
+class _Expected(NamedTuple):
+    """A member that comes, and its tar header where that was made already."""
+
+    member: Member
+    header: bytes | None = None
+
+
+class _Coming:
+    """The members in their order, of which some are looked at before it is their turn.
+
+    Arguments:
+        members: those that come. What they raise is raised when it is their turn.
+        tar_lengths: how much each frame holds.
+    """
+
+    def __init__(self, members: Iterator[Member], tar_lengths: Sequence[int], backup_id: str) -> None:
+        self._members = members
+        self._tar_lengths = tar_lengths
+        self._backup_id = backup_id
+        self._waiting: deque[_Expected] = deque()
+        self._seen: Member | None = None
+        self._failure: NotIntactError | None = None
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> _Expected:
+        if self._waiting:
+            return self._waiting.popleft()
+        if (member := self._look()) is None:
+            raise self._failure or StopIteration
+        self._seen = None
+        return _Expected(member)
+
+    def spans(self, frame: int) -> list[_Span]:
+        """Where a frame holds whole files that are worth hashing before it is their turn."""
+        found = []
+        while len(self._waiting) < _MOST_WAITING and (member := self._look()) is not None and member.frame <= frame:
+            self._seen, header = None, None
+            if member.frame == frame and member.type is MemberType.FILE and member.size >= _WORTH_HASHING:
+                header = index.tar_header(member, self._backup_id)
+                start = member.at + len(header)
+                if start + member.size <= self._tar_lengths[frame]:
+                    found.append((start, start + member.size))
+            self._waiting.append(_Expected(member, header))
+        return found
+
+    def _look(self) -> Member | None:
+        """The next one that nobody has been given; it may be looked at again."""
+        if self._seen is None and self._failure is None:
+            try:
+                self._seen = next(self._members, None)
+            except NotIntactError as error:
+                self._failure = error
+        return self._seen
+
+
 class _Cursor:
     """Goes through the tar once, frame by frame, and checks what it passes."""
 
     def __init__(
         self,
         archive: ArchiveReader,
-        frames: Iterator[tuple[int, bytes | NotIntactError]],
+        frames: Iterator[_Loaded],
         start: tuple[int, int] = (0, 0),
+        hashing: Executor | None = None,
     ) -> None:
         self._backup_id = archive.backup_id
         self._tar_lengths = archive.frames.tar_lengths
         self._frames = frames
+        self._hashing = hashing
         self._number, self._at = start
         self._loaded = -1
         self._data: memoryview | NotIntactError = memoryview(b"")
+        self._digests: Mapping[_Span, str] = {}
         self._left = 0
 
     def expect(self, member: Member) -> None:
@@ -339,22 +434,28 @@ class _Cursor:
         if self._number != len(self._tar_lengths):
             raise DamagedError(Damage(what="the archive holds something that its index does not list"))
 
-    def content(self, member: Member) -> Iterator[memoryview]:
-        """The member's content; checks header, padding and digest."""
-        header = index.tar_header(member, self._backup_id)
+    def content(self, member: Member, header: bytes | None = None) -> Iterator[memoryview]:
+        """The member's content; checks header, padding and digest.
+
+        Arguments:
+            header: what `index.tar_header` makes of the member, where that is at hand.
+        """
+        header = header or index.tar_header(member, self._backup_id)
         fill = tar.padding(member.size)
         self._left = len(header) + member.size + fill
         if b"".join(self._pieces(len(header), member)) != header:
             raise self._damage("its tar header is not what the index makes of it", member)
         if member.type is not MemberType.FILE:
             return
-        digest = sha256()
-        for piece in self._pieces(member.size, member):
-            digest.update(piece)
-            yield piece
+        made = self._digests.get((self._at, self._at + member.size)) if self._loaded == self._number else None
+        pieces = self._pieces(member.size, member)
+        if made is None:
+            made = yield from _hashed(pieces, self._hashing if member.size >= _WORTH_A_THREAD else None)
+        else:
+            yield from pieces
         if b"".join(self._pieces(fill, member)).strip(b"\x00"):
             raise self._damage("it is not followed by zeros", member)
-        if digest.hexdigest() != member.sha256:
+        if made != member.sha256:
             raise self._damage("its content has another SHA-256 than the index says", member)
 
     def skip_to_end(self) -> None:
@@ -380,7 +481,7 @@ class _Cursor:
             if self._number >= len(self._tar_lengths):
                 raise self._damage("the archive ends before it does", member)
             while self._loaded < self._number:
-                self._loaded, found = next(self._frames)
+                self._loaded, found, self._digests = next(self._frames)
                 self._data = found if isinstance(found, NotIntactError) else memoryview(found)
             if isinstance(self._data, NotIntactError):
                 damage = Damage(what=self._data.message, frame=self._number, path=member.path)
@@ -390,6 +491,35 @@ class _Cursor:
             self._left -= len(piece)
             length -= len(piece)
             yield piece
+
+
+def _hashed(pieces: Iterator[memoryview], hashing: Executor | None) -> Generator[memoryview, None, str]:
+    """The pieces; returns their SHA-256, made by a thread, where there is one, while the next piece is being used."""
+    digest = sha256()
+    last: Future[None] | None = None
+    for piece in pieces:
+        if hashing is None:
+            digest.update(piece)
+        else:
+            if last:
+                last.result()
+            last = hashing.submit(digest.update, piece)
+        yield piece
+    if last:
+        last.result()
+    return digest.hexdigest()
+
+
+@contextmanager
+def _one_thread(name: str) -> Iterator[Executor]:
+    """A thread that is started once there is work for it; as those that decompress, it is not joined."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+    try:
+        yield thread
+    finally:
+        thread.shutdown(wait=False, cancel_futures=True)
 
 
 def _take(chunks: Iterator[bytes], count: int) -> tuple[bytes, bytes]:
