@@ -8,7 +8,10 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import random
+import threading
 import time
+from collections import defaultdict
 from contextlib import closing
 from dataclasses import dataclass
 from hashlib import sha256
@@ -377,6 +380,39 @@ def test_index_that_lies_elsewhere_is_refused(sample: Sample, tmp_path: Path, st
     """An end that points to where no index is, inside the file or out of it, is damage."""
     end = frame.with_extra(tar.END_OF_ARCHIVE, index.TRAILER_ID, index.TRAILER.pack(start))
     refused(sample.write(tmp_path / NAME, sample.data[: -len(end)] + end))
+
+
+def test_members_are_hashed_once_and_by_whoever_is_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small files in their turn, larger ones where their frame is decompressed, those of many frames by a thread."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    sizes = {"empty": 0, "small": 1000, "large": 100_000, "middle": 3_000_000, "spanning": 6_000_000}
+    for name, size in sizes.items():
+        (tree / name).write_bytes(random.Random(name).randbytes(size))
+    with archives.lanes() as two:
+        path = write_archive(tmp_path / NAME, two, Recipe(media=tree))
+    hashed: dict[str, int] = defaultdict(int)
+
+    class Counting:
+        """SHA-256 that notes which thread has made it of how much."""
+
+        def __init__(self, data: bytes = b"") -> None:
+            self._digest = sha256()
+            self.update(data)
+
+        def update(self, data: bytes) -> None:
+            hashed[threading.current_thread().name.partition("_")[0]] += len(data)
+            self._digest.update(data)
+
+        def hexdigest(self) -> str:
+            return self._digest.hexdigest()
+
+    monkeypatch.setattr("portal.ops.archive.reader.sha256", Counting)
+    with closing(ArchiveReader(path)) as archive:
+        for _, content in archive.contents(2, below="media"):
+            for _ in content:
+                pass
+    assert hashed == {"MainThread": 3_001_000, "inflate": 100_000, "hash": 6_000_000}
 
 
 def test_directory_is_no_damaged_archive(tmp_path: Path) -> None:

@@ -88,6 +88,11 @@ INDEXED: dict[str, list[Piece]] = {
     "uploads that are a file": [file("media")],
     "what belongs to restores": [MEDIA, directory(f"media/{RESTORE_DIRECTORY}")],
     "a digest that is wrong": [MEDIA, file("media/a", sha256="0" * 64)],
+    "a wrong digest of a file that is hashed ahead": [MEDIA, file("media/a", b"a" * MIB, sha256="0" * 64)],
+    "a wrong digest of a file with a thread of its own": [
+        MEDIA,
+        file("media/a", b"a" * (5 * MIB), size=5 * MIB, sha256="0" * 64),
+    ],
     "more content than it says": [MEDIA, file("media/a", size=4)],
     "less content than it says": [MEDIA, file("media/a", size=4 * MIB)],
     "a size beyond all disks": [MEDIA, file("media/a", size=1 << 62)],
