@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from portal.ops.archive.index import MemberType
 from portal.ops.archive.lanes import Lanes
+from portal.ops.archive.opening import open_archive
 from portal.ops.archive.outfile import OutFile
 from portal.ops.archive.packer import Item
 from portal.ops.archive.reader import ArchiveReader
@@ -21,7 +22,7 @@ from portal.ops.manifest import Manifest
 from portal.ops.model import SUFFIX, Component
 from portal.ops.repository import write_durably
 from portal.ops.sources.files import FileTree, Identity
-from portal.ops.verify import Verification, Verifier, open_archive
+from portal.ops.verify import Verification, Verifier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

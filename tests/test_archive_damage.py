@@ -22,10 +22,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from portal.ops.archive import frame, index, tar
+from portal.ops.archive.opening import open_archive
 from portal.ops.archive.reader import ArchiveReader
 from portal.ops.errors import NotIntactError, RepositoryError
 from portal.ops.model import VerifyLevel
-from portal.ops.verify import Verification, Verifier, open_archive
+from portal.ops.verify import Verification, Verifier
 from tests import archives
 from tests.archives import NAME, Recipe, seal, verify, write_archive
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from portal.ops.archive.opening import open_archive
 from portal.ops.model import Component
 from portal.ops.targets.audit_chain import Chain, Continuation, check_log, check_logs
 from portal.ops.targets.files import FileRestore, FilesReport, forget, list_restores
-from portal.ops.verify import open_archive
 from tests import archives
 from tests.archives import NAME, Recipe, tree_on_disk, write_archive
 from tests.hostile import file, write_plain

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from portal.ops import file_states
+from portal.ops.archive.opening import open_archive
 from portal.ops.archive.peek import peek_manifest
 from portal.ops.backup import BackupConfig, BackupJob
 from portal.ops.catalogue import Catalogue
@@ -22,7 +23,6 @@ from portal.ops.model import BackupType, Component, VerifyLevel
 from portal.ops.pins import Pins
 from portal.ops.repository import Repository
 from portal.ops.verifications import Verifications
-from portal.ops.verify import open_archive
 from tests.archives import NAME, Recipe, lanes, write_archive
 from tests.kept import finding, packed, put_archive, put_sidecar
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from portal.ops.access_log import AccessLog, Outcome
+from portal.ops.archive.opening import open_archive
 from portal.ops.drill import DrillJob
 from portal.ops.drill_compare import Comparison
 from portal.ops.drill_report import DIRECTORY, DrillReport, DrillReports
@@ -25,7 +26,6 @@ from portal.ops.model import VerifyLevel
 from portal.ops.repository import Repository
 from portal.ops.targets.database_server import drop_forced, find_database, maintenance
 from portal.ops.verifications import Verifications
-from portal.ops.verify import open_archive
 from tests.killing import killed_at
 from tests.test_backup_job import Portal, execute, portal, small_disk, succeeded
 from tests.test_restore_job import World, config_of, world

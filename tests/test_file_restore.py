@@ -13,13 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from portal.ops.archive.index import MemberType
+from portal.ops.archive.opening import open_archive
 from portal.ops.errors import BusyError, ConfigurationError, RestoreError
 from portal.ops.model import RESTORE_DIRECTORY, Component
 from portal.ops.sources.files import FileTree, tree_bytes
 from portal.ops.targets.file_record import RestoreDirectory
 from portal.ops.targets.file_selection import matches
 from portal.ops.targets.files import FileRestore, FilesReport, FilesState, forget, list_restores
-from portal.ops.verify import open_archive
 from tests import archives
 from tests.archives import NAME, Recipe, Tree, tree_on_disk, write_archive
 from tests.hostile import directory, file, hardlink, write_indexed, write_plain

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from portal.ops.archive.opening import open_archive
 from portal.ops.model import RESTORE_DIRECTORY, Component
 from portal.ops.targets.files import FileRestore
-from portal.ops.verify import open_archive
 from tests.archives import tree_on_disk
 from tests.hostile import directory, file, hardlink, symlink, write_indexed
 

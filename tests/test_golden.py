@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from portal.ops.archive.index import Member, MemberType
+from portal.ops.archive.opening import open_archive
 from portal.ops.errors import NotIntactError
 from portal.ops.model import Component, VerifyLevel
 from portal.ops.repository import sidecar_of
-from portal.ops.verify import Verifier, open_archive
+from portal.ops.verify import Verifier
 
 if TYPE_CHECKING:
     from tools.demo.postgres import EmbeddedPostgres

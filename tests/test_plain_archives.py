@@ -15,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from portal.ops.archive.opening import open_archive
 from portal.ops.archive.reader import is_indexed
 from portal.ops.errors import NotIntactError
-from portal.ops.verify import open_archive
 from tests.archives import BACKUP_ID, NAME, program, seal, tree_in_archive, tree_on_disk, verify
 
 if TYPE_CHECKING:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from portal.ops.archive.index import MemberType
-from portal.ops.archive.plain import PlainArchive
+from portal.ops.archive.opening import check_readable
 from portal.ops.archive.reader import is_indexed
 from portal.ops.chain_reader import open_tree
 from portal.ops.errors import (
     ArchiveAbsentError,
     ConfigurationError,
     NotIntactError,
-    RepositoryError,
     UnsupportedError,
 )
 
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from portal.ops.archive.index import Member
+    from portal.ops.archive.reader import ArchiveReader
+    from portal.ops.chain_reader import ChainReader
 
 
 def extract(archive: Path, path: str, output: str | None) -> dict[str, Any]:
@@ -31,14 +32,13 @@ def extract(archive: Path, path: str, output: str | None) -> dict[str, Any]:
         NotIntactError: the file is damaged in the archive; nothing was written.
         OpsError: the archive or the file is not there, or cannot be written.
     """
-    _check_readable(archive)
+    check_readable(archive)
     if not is_indexed(archive):
         raise UnsupportedError(
             f"{archive.name} has no index at its end, so one file cannot be taken out of it alone",
             hint=f"If tar and gzip made it, use tar: tar xzf {archive} <backup_id>/{path}. If not, it is cut short.",
         )
-    reader = open_tree(archive)
-    assert not isinstance(reader, PlainArchive)
+    reader = cast("ArchiveReader | ChainReader", open_tree(archive))
     member = reader.find(path)
     if member is not None and member.type is MemberType.HARDLINK:
         member = reader.find(member.link)
@@ -56,16 +56,6 @@ def extract(archive: Path, path: str, output: str | None) -> dict[str, Any]:
         "size_bytes": member.size,
         "checksum": member.sha256,
     }
-
-
-def _check_readable(archive: Path) -> None:
-    try:
-        with archive.open("rb"):
-            pass
-    except OSError as error:
-        raise RepositoryError(
-            f"cannot read {archive}: {error.strerror}", hint="Look at its name, its permissions and the disk it is on."
-        ) from error
 
 
 def _write(content: Iterator[memoryview], member: Member, target: str) -> None:

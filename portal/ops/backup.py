@@ -25,6 +25,7 @@ import structlog
 from portal.ops.access_log import Action, Observer, Outcome, Witness
 from portal.ops.ancestry import is_incremental
 from portal.ops.archive.lanes import available_cores
+from portal.ops.archive.opening import open_archive
 from portal.ops.archive.writer import unreadable
 from portal.ops.backup_model import BackupConfig, BackupResult
 from portal.ops.catalogue import Catalogue
@@ -47,7 +48,7 @@ from portal.ops.repository import ArchiveFile, Draft, Repository, disk_full, fil
 from portal.ops.settings import load_settings
 from portal.ops.sources.files import identity
 from portal.ops.verifications import Verifications
-from portal.ops.verify import Verification, Verifier, open_archive
+from portal.ops.verify import Verification, Verifier
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -19,6 +19,7 @@ from operator import attrgetter
 from stat import S_ISLNK, S_ISREG
 from typing import TYPE_CHECKING, Final
 
+from portal.ops.archive.opening import open_archive
 from portal.ops.archive.peek import peek_manifest
 from portal.ops.catalogue_cache import CatalogueCache, Memory
 from portal.ops.entry import Entry, Finding
@@ -30,7 +31,6 @@ from portal.ops.pins import Pins
 from portal.ops.repository import read_sidecar
 from portal.ops.verifications import DIRECTORY as VERIFICATIONS
 from portal.ops.verifications import Verifications
-from portal.ops.verify import open_archive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

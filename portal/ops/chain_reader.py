@@ -13,12 +13,12 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.ancestry import line_of
+from portal.ops.archive.opening import open_archive
 from portal.ops.archive.reader import ArchiveReader, is_below
 from portal.ops.chain import HINT
 from portal.ops.deletions import deletions
 from portal.ops.errors import NotIntactError, OpsError
 from portal.ops.model import Component
-from portal.ops.verify import open_archive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

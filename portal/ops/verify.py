@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any, Final
 from portal.ops.ancestry import is_incremental, line_of
 from portal.ops.archive.index import MANIFEST, Member, MemberType
 from portal.ops.archive.lanes import available_cores
+from portal.ops.archive.opening import open_archive
 from portal.ops.archive.plain import PlainArchive
-from portal.ops.archive.reader import ArchiveReader, Damage, DamagedError, is_indexed
+from portal.ops.archive.reader import ArchiveReader, Damage, DamagedError
 from portal.ops.deletions import deletions
-from portal.ops.errors import ConfigurationError, NotIntactError, RepositoryError
+from portal.ops.errors import ConfigurationError, NotIntactError
 from portal.ops.model import DELETED, FORMAT_VERSION, SUFFIX, Component, VerifyLevel
 from portal.ops.process import DEVNULL, PIPE, ProcessRunner, RunningProcess, SystemRunner
 from portal.ops.repository import file_digest, read_sidecar
@@ -291,21 +292,6 @@ class _Look:
         self.damages.append(damage)
 
 
-def open_archive(path: Path) -> ArchiveReader | PlainArchive:
-    """Open an archive of either kind.
-
-    Raises:
-        NotIntactError: it is damaged where it has to be read first, or no archive at all.
-        RepositoryError: it cannot be read.
-    """
-    try:
-        with path.open("rb"):
-            pass
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    return ArchiveReader(path) if is_indexed(path) else PlainArchive(path)
-
-
 def start_pg_restore(runner: ProcessRunner, bin_dir: Path | None, major: int) -> RunningProcess:
     """Start a pg_restore that decodes the dump on its standard input and throws the result away.
 
@@ -338,9 +324,3 @@ def _expected(path: Path, damages: list[Damage], notes: list[str]) -> str | None
     if expected is None:
         notes.append(f"there is no {path.name}.sha256: the archive was checked by its contents alone")
     return expected
-
-
-def _unreadable(path: Path, error: OSError) -> RepositoryError:
-    return RepositoryError(
-        f"cannot read {path}: {error.strerror}", hint="Look at its name, its permissions and the disk it is on."
-    )
