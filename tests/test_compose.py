@@ -1,7 +1,8 @@
 """The compose file and the image: what they promise, and what they start, run here on embedded servers.
 
-No container engine runs here. The file is held against what we use of the Compose specification; commands, environment,
-secrets and health checks are taken from it as they are, with paths and addresses of this machine in them.
+No container engine runs here. The files are held against what we use of the Compose specification, and read by Docker
+Compose where that is installed; commands, environment, secrets and health checks are taken from them as they are, with
+paths and addresses of this machine in them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import socket
 import stat
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +47,15 @@ print("PONG" if Redis(port=int(sys.argv[2]), password=os.environ["REDISCLI_AUTH"
 """What stands for `valkey-cli`, which is in the image of Redis and not here."""
 
 
+def docker_compose() -> list[str]:
+    """How Compose is called on this machine; empty where it is not there."""
+    for program in (["docker", "compose"], ["docker-compose"]):
+        with suppress(OSError):
+            if subprocess.run([*program, "version"], capture_output=True, check=False).returncode == 0:
+                return program
+    return []
+
+
 class TestFile:
     """What stands in the files."""
 
@@ -52,6 +63,23 @@ class TestFile:
     def test_it_is_a_compose_file(self, name: str) -> None:
         """Nothing is in a file that the Compose specification does not know, or that has another type there."""
         jsonschema.validate(read_compose(name), SCHEMA)
+
+    @pytest.mark.parametrize("others", [(), *((name,) for name in FILES[1:])], ids=lambda names: " ".join(names))
+    def test_docker_compose_takes_it(self, others: tuple[str, ...]) -> None:
+        """Compose itself finds nothing that it does not know, also together with a portal's; all services are there."""
+        program = docker_compose()
+        if not program:
+            pytest.skip("neither 'docker compose' nor 'docker-compose' runs here")
+        files = [word for name in (FILES[0], *others) for word in ("--file", str(ROOT / name))]
+        done = subprocess.run(
+            [*program, *files, "--profile", "*", "config", "--format", "json"],
+            env={"PATH": os.environ["PATH"]},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert json.loads(done.stdout)["services"].keys() >= SERVICES.keys()
 
     @pytest.mark.parametrize("name", SERVICES)
     def test_a_service_can_do_little(self, name: str) -> None:
