@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from portal.ops.archive.links import leads_out
 from portal.ops.errors import DiskFullError, NotIntactError
 from portal.ops.model import RESTORE_DIRECTORY, Component
-from portal.ops.targets.file_stage import leads_out
 from portal.ops.targets.files import FileRestore
 from portal.ops.verify import open_archive
 from tests.archives import MTIME_NS, program, tree_on_disk
