@@ -101,7 +101,8 @@ class Comparison:
         """Look at every member, and at what is in the tree beside them; how many files are there."""
         with ExitStack() as stack:
             live = stack.enter_context(Tree(self.root)) if os.path.isdir(self.root) else None
-            ground = Ground(live, self._protected()) if live is not None else None
+            protected = self._protected()
+            ground = Ground(live, protected) if live is not None else None
             for member in members:
                 try:
                     path = self._shape.add(member)
