@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -513,3 +514,15 @@ def test_progress_goes_where_the_log_goes(capsys: pytest.CaptureFixture[str]) ->
     out, err = capsys.readouterr()
     assert out == ""
     assert json.loads(err)["event"] == "job_progressed"
+
+
+def test_each_part_of_a_job_has_a_rate_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """What begins to count anew is not held against the time that went before."""
+    show = watched_log(LogFormat.JSON, line_seconds=0)
+    show(Step(phase="verify", done=1 << 30))
+    time.sleep(0.2)
+    show(Step(phase="media", done=0))
+    time.sleep(0.02)
+    show(Step(phase="media", done=1 << 20))
+    last = json.loads(capsys.readouterr().err.splitlines()[-1])
+    assert last["bytes_per_second"] > 5 << 20

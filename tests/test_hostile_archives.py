@@ -335,7 +335,16 @@ def test_links_that_are_restored_are_warned_of(target: Path, tmp_path: Path) -> 
     assert allowed.stage_from(open_archive(archive), 2).warnings == warnings
 
 
-@pytest.mark.parametrize(("one", "other"), [("Report", "report"), ("caf\u00e9", "cafe\u0301")])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Report", "report"),
+        ("report", "Report"),
+        ("REPORT", "rePORT"),
+        ("caf\u00e9", "cafe\u0301"),
+        ("e\u0301", "\u00c9"),
+    ],
+)
 def test_plan_warns_of_names_that_differ_in_case_or_form(target: Path, tmp_path: Path, one: str, other: str) -> None:
     """What the report would say of such names is said beforehand too, of files and of directories."""
     pieces = [file(f"media/{one}"), file(f"media/{other}"), directory(f"media/d/{one}"), directory(f"media/d/{other}")]
@@ -371,8 +380,9 @@ def test_names_are_told_apart() -> None:
     """The table of names says of each what it was told, however many there are."""
     names, kinds = Names(), [Kind.IMPLIED, Kind.DIRECTORY, Kind.FILE, Kind.SYMLINK]
     for number in range(50_000):
-        names.put(f"tenant-{number % 7}/{number}", kinds[number % 4])
-    names.put("tenant-0/0", Kind.FILE)
+        assert names.add(f"tenant-{number % 7}/{number}", kinds[number % 4]) is Kind.NOTHING
+    assert names.add("tenant-0/0", Kind.FILE) is Kind.IMPLIED
+    names.change("tenant-0/0", Kind.FILE)
     assert len(names) == 50_000
     assert names.kind("tenant-0/0") is Kind.FILE
     assert all(names.kind(f"tenant-{number % 7}/{number}") is kinds[number % 4] for number in range(1, 50_000))

@@ -22,6 +22,9 @@ class Kind(IntEnum):
     SYMLINK = 4
 
 
+_KIND_OF: Final = tuple(Kind)
+
+
 class Names:
     """A table of names, with 16 to 32 bytes for each, however long it is.
 
@@ -38,22 +41,30 @@ class Names:
 
     def kind(self, name: str) -> Kind:
         """What the name stands for so far."""
-        return Kind(self._slots[self._find(_key(name))] & _KINDS)
+        return _KIND_OF[self._slots[self._find(hash(name) << _KIND_BITS & _WORD)] & _KINDS]
 
-    def put(self, name: str, kind: Kind) -> None:
-        """Let the name stand for something from now on."""
-        key = _key(name)
+    def add(self, name: str, kind: Kind) -> Kind:
+        """Let a name stand for something, if it stands for nothing so far; what it stood for before."""
+        key = hash(name) << _KIND_BITS & _WORD
         at = self._find(key)
-        self._count += not self._slots[at]
+        if there := self._slots[at] & _KINDS:
+            return _KIND_OF[there]
         self._slots[at] = key | kind
+        self._count += 1
         if 2 * self._count > len(self._slots):
             self._grow()
+        return Kind.NOTHING
+
+    def change(self, name: str, kind: Kind) -> None:
+        """Let a name that stands for something stand for something else."""
+        key = hash(name) << _KIND_BITS & _WORD
+        self._slots[self._find(key)] = key | kind
 
     def _find(self, key: int) -> int:
         """The slot that has the key, or the free one where it belongs."""
         slots, last = self._slots, len(self._slots) - 1
         at = key >> _KIND_BITS & last
-        while (found := slots[at]) and found & ~_KINDS != key:
+        while (found := slots[at]) and (found ^ key) > _KINDS:
             at = at + 1 & last
         return at
 
@@ -61,7 +72,3 @@ class Names:
         full, self._slots = self._slots, array("Q", bytes(16 * len(self._slots)))
         for entry in filter(None, full):
             self._slots[self._find(entry & ~_KINDS)] = entry
-
-
-def _key(name: str) -> int:
-    return hash(name) << _KIND_BITS & _WORD

@@ -33,6 +33,7 @@ _KINDS: Final = {
     MemberType.SYMLINK: Kind.SYMLINK,
     MemberType.DIRECTORY: Kind.DIRECTORY,
 }
+_DIRECTORIES: Final = (Kind.IMPLIED, Kind.DIRECTORY)
 
 
 @dataclass(kw_only=True)
@@ -84,16 +85,17 @@ class Shape:
         parent = path.rpartition("/")[0]
         if parent != self._parent:
             above = parent
-            while above and (kind := self.names.kind(above)) not in (Kind.IMPLIED, Kind.DIRECTORY):
-                if kind is not Kind.NOTHING:
+            while above and (there := self.names.add(above, Kind.IMPLIED)) not in _DIRECTORIES:
+                if there is not Kind.NOTHING:
                     raise twice(member)
-                self.names.put(above, Kind.IMPLIED)
                 above = above.rpartition("/")[0]
             self._parent = parent
-        kind, there = _KINDS[member.type], self.names.kind(path)
-        if there is not Kind.NOTHING and (there, kind) != (Kind.IMPLIED, Kind.DIRECTORY):
+        kind = _KINDS[member.type]
+        there = self.names.add(path, kind)
+        if there is Kind.IMPLIED and kind is Kind.DIRECTORY:
+            self.names.change(path, kind)
+        elif there is not Kind.NOTHING:
             raise twice(member)
-        self.names.put(path, kind)
 
     def _check_hardlink(self, member: Member) -> None:
         if not is_below(member.link, self.prefix):
@@ -108,14 +110,17 @@ class Shape:
         self._warn(f"{where}: it is restored with --allow-outside-links only")
 
     def _watch_name(self, path: str) -> None:
-        """Warn of names that another file system would take for one."""
+        """Warn of names that another file system would take for one; most are written as such a one would have them."""
         parent, _, name = path.rpartition("/")
         folded = (name if name.isascii() else unicodedata.normalize("NFC", name)).casefold()
-        folded = f"{parent}/{folded}"
-        if self._folded.kind(folded) is not Kind.NOTHING:
-            self._warn(f"{path} differs from another name only in case or in its Unicode form")
+        if folded == name:
+            is_known = len(self._folded) > 0 and self._folded.kind(path) is not Kind.NOTHING
         else:
-            self._folded.put(folded, Kind.FILE)
+            folded = f"{parent}/{folded}" if parent else folded
+            is_known = self.names.kind(folded) is not Kind.NOTHING or self._folded.kind(folded) is not Kind.NOTHING
+            self._folded.add(folded, Kind.FILE)
+        if is_known:
+            self._warn(f"{path} differs from another name only in case or in its Unicode form")
 
     def _warn(self, warning: str) -> None:
         self._warned += 1
@@ -139,9 +144,14 @@ def check_member(member: Member, path: str, top: str = "") -> None:
         raise NotIntactError(f"{member.path} should be a directory, and is a {member.type.value}", hint=HINT)
     if path.partition("/")[0] == RESTORE_DIRECTORY:
         raise NotIntactError(f"{member.path} lies where a restore keeps what is its own", hint=HINT)
-    numbers = (member.size, member.mode, member.uid, member.gid, abs(member.mtime_ns))
-    most = (_MOST_TIME_NS, 0o10000, _MOST_OWNER, _MOST_OWNER, _MOST_TIME_NS)
-    if not all(0 <= number < bound for number, bound in zip(numbers, most, strict=True)):
+    can_be = (
+        0 <= member.size < _MOST_TIME_NS
+        and 0 <= member.mode < 0o10000
+        and 0 <= member.uid < _MOST_OWNER
+        and 0 <= member.gid < _MOST_OWNER
+        and -_MOST_TIME_NS < member.mtime_ns < _MOST_TIME_NS
+    )
+    if not can_be:
         raise NotIntactError(f"{member.path} has a size, mode, owner or time that cannot be", hint=HINT)
     if member.type is MemberType.SYMLINK and not member.link:
         raise NotIntactError(f"{member.path} is a link to nowhere", hint=HINT)
