@@ -17,7 +17,7 @@ from portal.ops.targets.file_names import Kind
 from portal.ops.targets.file_report import FilesPlan
 from portal.ops.targets.file_shape import Shape
 from portal.ops.targets.file_stage import room
-from portal.ops.targets.file_tree import IS_ROOT, Tree, explained
+from portal.ops.targets.file_tree import IS_ROOT, Attributes, Tree, explained
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -102,7 +102,7 @@ class Comparison:
         with ExitStack() as stack:
             live = stack.enter_context(Tree(self.root)) if os.path.isdir(self.root) else None
             protected = self._protected()
-            ground = Ground(live, protected) if live is not None else None
+            ground = Ground(live, protected, partial=self.partial) if live is not None else None
             for member in members:
                 try:
                     path = self._shape.add(member)
@@ -139,9 +139,12 @@ class Comparison:
             self._in_the_way.append(f"{path} is {_named(found)}, and a {member.type.value} in the backup")
         if found is not None and not stat.S_ISDIR(found.st_mode):
             self._met += 1
-        if ground is not None and not (fits and member.type is MemberType.DIRECTORY):
-            ground.change(path, moves=found is not None and not fits, makes=member.type is MemberType.DIRECTORY)
-        if member.type is MemberType.DIRECTORY:
+        is_directory = member.type is MemberType.DIRECTORY
+        if ground is not None and found is not None and fits and is_directory:
+            ground.set_attributes(path, found, Attributes(member.mode, member.uid, member.gid, member.mtime_ns))
+        elif ground is not None:
+            ground.change(path, moves=found is not None and not fits, makes=is_directory)
+        if is_directory:
             return
         self._stage_bytes += member.size + _ENTRY_BYTES
         outcome = "new" if found is None else "same" if fits and _looks_same(member, found) else "replaced"
