@@ -136,7 +136,14 @@ class Expected:
     def _sum(self) -> int | None:
         try:
             return sum(map(_content_bytes, self._paths))
-        except (OpsError, OSError, ValueError, TypeError, AttributeError):  # the look itself says what is wrong
+        except (
+            OpsError,
+            OSError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            ArithmeticError,
+        ):  # the look itself says what is wrong
             return None
 
 
