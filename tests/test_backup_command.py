@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -453,10 +454,32 @@ class TestSurroundings:
         assert f"cannot read {unprivileged.uploads}/secret.json: Permission denied" in answer(ended)["error"]
         assert unprivileged.left() == set()
 
+    def test_a_directory_of_another_user_in_the_uploads(self, unprivileged: Portal) -> None:
+        """What only its owner may give the backup's attributes is in the way; single files need the right to write."""
+        tenant = unprivileged.uploads / "tenant-001"
+        (tenant / "notes").write_text("as backed up")
+        os.chown(tenant / "notes", NOBODY, NOBODY)
+        assert as_nobody(unprivileged, "media").returncode == 0
+        os.chown(tenant, 0, 0)
+        tenant.chmod(0o777)
+        found = sorted(path.relative_to(unprivileged.uploads) for path in tenant.rglob("*"))
+        for how in ("--dry-run", "--force"):
+            ended = as_nobody(unprivileged, "latest", how, tool="restore.sh")
+            assert ended.returncode == 1, ended.stderr
+            assert "this user may not change tenant-001: another user owns it" in answer(ended)["error"]
+            assert ended.stderr.count("In the way: ") == 1
+        assert sorted(path.relative_to(unprivileged.uploads) for path in tenant.rglob("*")) == found
+        for mode, code, content in ((0o755, 1, "changed"), (0o777, 0, "as backed up")):
+            tenant.chmod(mode)
+            (tenant / "notes").write_text("changed")
+            ended = as_nobody(unprivileged, "latest", "--path", "tenant-001/notes", "--force", tool="restore.sh")
+            assert ended.returncode == code, ended.stderr
+            assert (tenant / "notes").read_text() == content
 
-def as_nobody(portal: Portal, *arguments: str) -> Ended:
+
+def as_nobody(portal: Portal, *arguments: str, tool: str = "backup.sh") -> Ended:
     return subprocess.run(
-        [portal.directory / "kekkai" / "scripts" / "backup.sh", *arguments],
+        [portal.directory / "kekkai" / "scripts" / tool, *arguments],
         env=portal.environ(),
         cwd="/",
         user=NOBODY,
@@ -513,3 +536,15 @@ def test_progress_goes_where_the_log_goes(capsys: pytest.CaptureFixture[str]) ->
     out, err = capsys.readouterr()
     assert out == ""
     assert json.loads(err)["event"] == "job_progressed"
+
+
+def test_each_part_of_a_job_has_a_rate_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """What begins to count anew is not held against the time that went before."""
+    show = watched_log(LogFormat.JSON, line_seconds=0)
+    show(Step(phase="verify", done=1 << 30))
+    time.sleep(0.2)
+    show(Step(phase="media", done=0))
+    time.sleep(0.02)
+    show(Step(phase="media", done=1 << 20))
+    last = json.loads(capsys.readouterr().err.splitlines()[-1])
+    assert last["bytes_per_second"] > 5 << 20

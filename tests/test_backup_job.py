@@ -337,6 +337,30 @@ class TestContents:
         assert result.warnings == ("media/pipe is a socket, a FIFO or a device and was left out",)
         assert manifest(succeeded(result))["warnings"] == list(result.warnings)
 
+    def test_links_that_lead_out_are_a_warning(self, portal: Portal) -> None:
+        """They are in the archive; the first few are named, with what a restore will ask for, the others counted."""
+        for number in range(8):
+            (portal.uploads / f"link-{number}").symlink_to("/var/lib/reports")
+        (portal.uploads / "inside").symlink_to("link-1")
+        result = portal.job().backup_media()
+        found = members(succeeded(result))
+        assert "media/link-7" in found
+        assert result.warnings == (
+            *(
+                f"the link media/link-{number} leads out of the tree, to /var/lib/reports: a restore will ask for "
+                "--allow-outside-links"
+                for number in range(5)
+            ),
+            "3 more links lead out of the tree",
+        )
+
+    def test_an_incremental_warns_of_new_links_that_lead_out(self, portal: Portal) -> None:
+        """What an incremental takes is judged as everything else is."""
+        succeeded(portal.job().backup_media())
+        (portal.uploads / "link").symlink_to("../../secret")
+        (warning,) = portal.job().backup_media(incremental=True).warnings
+        assert warning.startswith("the link media/link leads out of the tree, to ../../secret")
+
 
 class TestManifest:
     """What an archive says of itself."""

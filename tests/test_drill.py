@@ -113,6 +113,17 @@ class TestWhatItShows:
         assert report.success
         assert "later of finding" in report.warnings[0]
 
+    def test_a_link_that_leads_out(self, world: World) -> None:
+        """It is as in the backup, so the drill succeeds; what a restore will ask for is in its report."""
+        (world.portal.uploads / "reports").symlink_to("/var/lib/reports")
+        succeeded(world.portal.job().backup_full())
+        report = drill(world.portal)
+        assert (report.success, report.damages) == (True, ())
+        (warning,) = report.warnings
+        assert "media/reports leads out of the tree, to /var/lib/reports" in warning
+        assert "--allow-outside-links" in warning
+        assert f"warning: {warning}" in report.lines()
+
 
 class TestWhichOne:
     def test_the_newest_full_one(self, world: World) -> None:

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from portal.ops.archive.links import leads_out
 from portal.ops.archive.opening import open_archive
 from portal.ops.errors import DiskFullError, NotIntactError
 from portal.ops.model import RESTORE_DIRECTORY, Component
-from portal.ops.targets.file_stage import leads_out
+from portal.ops.restore import RestoreConfig, RestoreJob
+from portal.ops.targets.file_names import Kind, Names
 from portal.ops.targets.files import FileRestore
-from tests.archives import MTIME_NS, program, tree_on_disk
+from tests.archives import MTIME_NS, program, seal, tree_on_disk
 from tests.hostile import CONTENT, Piece, directory, file, hardlink, symlink, write_indexed, write_plain
 
 if TYPE_CHECKING:
@@ -262,3 +264,131 @@ def test_sparse_file_takes_no_room_for_its_holes(small_disk: Path, tmp_path: Pat
     restore(small_disk).stage_from(open_archive(archive), 2)
     restore(small_disk).apply()
     assert (small_disk / "a").read_bytes() == bytes(8 * MIB) + b"end"
+
+
+# -- through a whole restore ------------------------------------------------------------------------------------------
+
+
+def sealed_lie(lie: str, directory: Path) -> Path:
+    """An archive of the corpus with a sidecar that is right."""
+    directory.mkdir()
+    kind, _, name = lie.partition(": ")
+    return seal(
+        write_indexed(directory, INDEXED[name]) if kind == "index" else write_plain(directory, *PLAIN[name]),
+    )
+
+
+EVERY_LIE = [*(f"index: {lie}" for lie in INDEXED), *(f"tar: {lie}" for lie in PLAIN)]
+ONLY_VERIFIED = ("index: a size beyond all disks",)
+"""What nobody who does not read the archive can tell from one that needs more room than there is."""
+
+
+@pytest.mark.parametrize(
+    ("lie", "verified"),
+    [*((lie, True) for lie in EVERY_LIE), *((lie, False) for lie in EVERY_LIE if lie not in ONLY_VERIFIED)],
+)
+def test_dry_run_and_restore_refuse_alike(lie: str, verified: bool, target: Path, tmp_path: Path) -> None:
+    """A dry run ends with the code of the restore that it stands for, and neither of them changes anything."""
+    archive = sealed_lie(lie, tmp_path / "archives")
+    (tmp_path / "repository").mkdir()
+    before = tree_on_disk(target), tree_on_disk(tmp_path / "outside")
+    for dry_run in (True, False):
+        config = RestoreConfig(
+            local_path=tmp_path / "repository",
+            media_path=target,
+            dry_run=dry_run,
+            verify_before_restore=verified,
+        )
+        result = RestoreJob(config).restore_media(archive)
+        assert (result.exit_code, result.success) == (4, False), result.error
+        assert (tree_on_disk(target), tree_on_disk(tmp_path / "outside")) == before
+        assert not list((tmp_path / "repository").glob(".restores/restore_*"))
+
+
+UNSHAPED = [
+    lie
+    for lie in INDEXED
+    if ("link" in lie or "twice" in lie or " too" in lie or "in a file" in lie) and lie != "a hard link that climbs"
+]
+
+
+@pytest.mark.parametrize("lie", UNSHAPED)
+def test_plan_says_what_the_stage_would_say(lie: str, target: Path, tmp_path: Path) -> None:
+    """What the members say of each other is a blocker of the plan, with the words and the hint of the stage."""
+    (tmp_path / "archives").mkdir()
+    archive = write_indexed(tmp_path / "archives", INDEXED[lie])
+    found = restore(target).plan(open_archive(archive).members())  # type: ignore[union-attr]
+    refused = assert_refused(archive, target)
+    assert (str(found.blockers[0]), found.blockers[0].hint) == (str(refused), refused.hint)
+
+
+def test_many_faults_are_a_few_blockers(target: Path, tmp_path: Path) -> None:
+    """A plan stays short, whatever an archive holds."""
+    pieces = [symlink(f"media/{number}", "/etc") for number in range(100)]
+    found = restore(target).plan(open_archive(write_indexed(tmp_path, [MEDIA, *pieces])).members())  # type: ignore[union-attr]
+    assert len(found.blockers) == 5
+
+
+def test_links_that_are_restored_are_warned_of(target: Path, tmp_path: Path) -> None:
+    """Where links may lead out, plan and stage name them all the same."""
+    archive = write_indexed(tmp_path, [MEDIA, symlink("media/a", "/var/lib/reports")])
+    allowed = restore(target, allow_outside_links=True)
+    warnings = allowed.plan(open_archive(archive).members()).warnings  # type: ignore[union-attr]
+    assert warnings == (
+        "the link media/a leads out of the tree, to /var/lib/reports: it is restored with --allow-outside-links only",
+    )
+    assert allowed.stage_from(open_archive(archive), 2).warnings == warnings
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Report", "report"),
+        ("report", "Report"),
+        ("REPORT", "rePORT"),
+        ("caf\u00e9", "cafe\u0301"),
+        ("e\u0301", "\u00c9"),
+    ],
+)
+def test_plan_warns_of_names_that_differ_in_case_or_form(target: Path, tmp_path: Path, one: str, other: str) -> None:
+    """What the report would say of such names is said beforehand too, of files and of directories."""
+    pieces = [file(f"media/{one}"), file(f"media/{other}"), directory(f"media/d/{one}"), directory(f"media/d/{other}")]
+    found = restore(target).plan(open_archive(write_indexed(tmp_path, [MEDIA, *pieces])).members())  # type: ignore[union-attr]
+    assert not found.blockers
+    assert [warning.split()[0] for warning in found.warnings] == [other, f"d/{other}"]
+    assert "differs from another name" in found.warnings[0]
+
+
+def test_plan_knows_how_long_a_name_may_be(target: Path, tmp_path: Path) -> None:
+    """The limit is in bytes, and is that of the place where the files would go; a name as long as that is well."""
+    for name, blockers in ((("ä" * 127) + "a", 0), ("ä" * 128, 1), (f"{'d' * 256}/a", 1)):
+        archive = write_indexed(tmp_path, [MEDIA, file(f"media/{name}")])
+        for place in (target, tmp_path / "not" / "there"):
+            found = restore(place).plan(open_archive(archive).members())  # type: ignore[union-attr]
+            assert [error.exit_code for error in found.blockers] == [4] * blockers
+
+
+def test_hard_link_that_is_taken_alone_is_no_fault(target: Path, tmp_path: Path) -> None:
+    """With patterns a plan takes what the stage takes: a link without its file becomes that file."""
+    pieces = [directory("media/x"), file("media/x/a"), directory("media/y"), hardlink("media/y/b", "media/x/a")]
+    archive = write_indexed(tmp_path, [MEDIA, *pieces])
+    some = FileRestore(target, restore_id="restore_1", component=Component.MEDIA, patterns=("y",))
+    opened = open_archive(archive)
+    found = some.plan(list(opened.members()))  # type: ignore[union-attr]
+    assert (found.blockers, found.new, found.examples) == ((), 1, ("y/b",))
+    some.stage_from(opened, 2)
+    some.apply()
+    assert (target / "y" / "b").read_bytes() == CONTENT
+
+
+def test_names_are_told_apart() -> None:
+    """The table of names says of each what it was told, however many there are."""
+    names, kinds = Names(), [Kind.IMPLIED, Kind.DIRECTORY, Kind.FILE, Kind.SYMLINK]
+    for number in range(50_000):
+        assert names.add(f"tenant-{number % 7}/{number}", kinds[number % 4]) is Kind.NOTHING
+    assert names.add("tenant-0/0", Kind.FILE) is Kind.IMPLIED
+    names.change("tenant-0/0", Kind.FILE)
+    assert len(names) == 50_000
+    assert names.kind("tenant-0/0") is Kind.FILE
+    assert all(names.kind(f"tenant-{number % 7}/{number}") is kinds[number % 4] for number in range(1, 50_000))
+    assert all(names.kind(f"tenant-7/{number}") is Kind.NOTHING for number in range(50_000))

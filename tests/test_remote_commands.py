@@ -308,6 +308,24 @@ def test_progress_is_shown(portal: Portal, redis: EmbeddedRedis) -> None:
     assert any(state["phase"] == "media" and 0 < state["done"] <= state["total"] for state in seen)
 
 
+def test_progress_of_a_restore_is_shown(portal: Portal, redis: EmbeddedRedis) -> None:
+    """While a worker restores, what is staged and what is expected are the state of the task."""
+    (portal.uploads / "large").write_bytes(Random(1).randbytes(1 << 20) * 400)
+    run(portal, redis.url, "backup.sh", "media", "--local")
+    client = client_of(redis)
+    with WorkerProcess(portal, redis, "restore"):
+        handed, _ = run(portal, redis.url, "restore.sh", "latest", "--media-only", "--force", "--no-wait")
+        seen: list[dict[str, Any]] = []
+
+        def is_ended() -> bool:
+            state = client.look(handed["task_id"])
+            seen.extend([dict(state.progress)] if state.progress else [])
+            return state.is_ended
+
+        wait_until(is_ended)
+    assert any(state["phase"] == "media" and 0 < state["done"] <= state["total"] for state in seen), seen
+
+
 def test_no_secret_is_anywhere(portal: Portal) -> None:
     """Neither logs, nor the queue, nor results, nor what Redis keeps, nor any command line has a password in it."""
     from redis import Redis

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +112,29 @@ def test_one_file(changed: Portal) -> None:
     result = run(changed, "latest", "--path", "*.sarif", "--path", "*.json", "--force")
     assert result["components_restored"] == ["media"]
     assert result["facts"]["media"]["new"] == 2
+
+
+@pytest.mark.parametrize(("how", "phase"), [("--dry-run", "verify"), ("--force", "media")])
+def test_it_shows_how_far_it_is(portal: Portal, how: str, phase: str) -> None:
+    """On a terminal the look beforehand and the stage each have a bar, a rate and the time that is left."""
+    (portal.uploads / "large").write_bytes(os.urandom(1 << 20) * 200)
+    succeeded(portal.job().backup_media())
+    parent, child = pty.openpty()
+    command = [str(ROOT / "tools" / "restore.sh"), "latest", "--media-only", how]
+    environ = portal.environ(TERM="xterm")
+    process = subprocess.Popen(command, env=environ, stdin=child, stdout=subprocess.PIPE, stderr=child)
+    os.close(child)
+    seen = bytearray()
+    with suppress(OSError):  # nobody has the other end any more
+        while piece := os.read(parent, 1 << 16):
+            seen += piece
+    process.communicate(timeout=120)
+    os.close(parent)
+    assert process.returncode == 0, seen.decode()
+    screen = seen.decode()
+    shown = re.findall(rf"{phase} +[0-9.]+ MB +[0-9.]+ MB/s  \[#*\.*\] +(\d+) %  [0-9:]+ (?:s|min) left", screen)
+    assert shown, screen
+    assert sorted(map(int, shown)) == [*map(int, shown)]
 
 
 def test_no_such_archive(portal: Portal) -> None:

@@ -9,9 +9,10 @@ import subprocess
 import sys
 import tarfile
 import threading
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from tools.demo.compare import table_contents, tree_contents
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from portal.ops.job import Step
     from portal.ops.settings import DatabaseTarget
     from tools.demo.postgres import EmbeddedPostgres
 
@@ -305,6 +307,77 @@ class TestNothingChanges:
         monkeypatch.setattr("portal.ops.restore_parts.room", lambda _: 100)
         result = refused(world.job(dry_run=True).restore_full("latest"), 1, "are free there")
         assert any(line.startswith("In the way: ") for line in result.plan)
+
+    @pytest.mark.parametrize("exact", [True, False])
+    @pytest.mark.parametrize("place", ["tenant-001", "of-its-own"])
+    @pytest.mark.parametrize("kind", ["tmpfs", "bind"])
+    def test_a_mount_in_the_uploads(self, world: World, kind: str, place: str, exact: bool, tmp_path: Path) -> None:
+        """Renames do not reach onto a mount in the uploads, so it is in the way before the database is touched."""
+        mountpoint = world.portal.uploads / place
+        (tmp_path / "other").mkdir()
+        is_new = not mountpoint.exists()
+        mountpoint.mkdir(exist_ok=True)
+        try:
+            with mounted(mountpoint, bind=tmp_path / "other" if kind == "bind" else None):
+                (mountpoint / "newer").write_text("newer")
+                for dry_run in (True, False):
+                    if exact or place == "tenant-001":
+                        job = world.job(exact=exact, dry_run=dry_run)
+                        result = refused(job.restore_full("latest"), 1, f"is mounted on {place};", "--media-dir")
+                        assert any("In the way: " in line and place in line for line in result.plan)
+                    else:
+                        done(world.job(exact=False, dry_run=True).restore_full("latest"))
+                assert (mountpoint / "newer").read_text() == "newer"
+        finally:
+            if is_new:
+                mountpoint.rmdir()
+
+    def test_uploads_in_the_repository(self, world: World) -> None:
+        """Where the backups are nothing is restored, which is said before the database is touched."""
+        for dry_run in (True, False):
+            job = world.job(media_path=world.portal.archives / "uploads", dry_run=dry_run)
+            refused(job.restore_full("latest"), 1, "which must not be changed", "Restore the files to another")
+        assert not (world.portal.archives / "uploads").exists()
+
+    def test_the_repository_in_the_place_of_a_file(self, world: World, tmp_path: Path) -> None:
+        """A directory of backups that a file of the archive would take the place of is in the way."""
+        directory = tmp_path / "copy"
+        shutil.copytree(world.portal.uploads, directory)
+        repository = directory / next(
+            path.relative_to(world.portal.uploads) for path in world.portal.uploads.glob("tenant-*/*/*")
+        )
+        repository.unlink()
+        shutil.copytree(world.portal.archives, repository)
+        before = tree_contents(directory)
+        job = world.job(media_path=directory, local_path=repository, dry_run=True)
+        refused(job.restore_full(world.archive), 1, "must not be moved: the backups are there")
+        assert tree_contents(directory) == before
+
+    @pytest.mark.parametrize("name", ["note", "note/uploads"])
+    def test_uploads_that_are_a_file(self, world: World, tmp_path: Path, name: str) -> None:
+        """A file where the uploads should go is in the way of everything."""
+        (tmp_path / "note").write_text("not to be lost")
+        for dry_run in (True, False):
+            job = world.job(media_path=tmp_path / name, dry_run=dry_run)
+            refused(job.restore_full("latest"), 1, f"{tmp_path}/note is no directory", "--media-dir")
+        assert (tmp_path / "note").read_text() == "not to be lost"
+
+    def test_a_link_that_leads_out(self, world: World) -> None:
+        """The backup, the dry run and the restore say the same of it, before the database is touched."""
+        link = world.portal.uploads / "reports"
+        link.symlink_to("/var/lib/reports")
+        try:
+            made = world.portal.job().backup_full()
+        finally:
+            link.unlink()
+        assert made.warnings == (
+            "the link media/reports leads out of the tree, to /var/lib/reports: a restore will ask for "
+            "--allow-outside-links",
+        )
+        for dry_run in (True, False):
+            refused(world.job(dry_run=dry_run).restore_full("latest"), 4, "leads out of", "--allow-outside-links")
+        allowed = done(world.job(dry_run=True, allow_outside_links=True).restore_full("latest"))
+        assert any("media/reports leads out of the tree" in warning for warning in allowed.warnings)
 
     def test_a_component_without_a_place(self, world: World) -> None:
         """Where nothing that is asked for has a place, that is an error of the configuration."""
@@ -593,6 +666,50 @@ class TestReading:
         assert "checksum" in seen
 
 
+class TestProgress:
+    """What is told while it goes on."""
+
+    def test_every_byte_is_told(self, world: World) -> None:
+        """Each phase grows to about what was said to be expected of it, in many steps, and never back."""
+        (world.portal.uploads / "noise").write_bytes(os.urandom(8 << 20))
+        succeeded(world.portal.job().backup_full())
+        steps: list[Step] = []
+        done(RestoreJob(config_of(world.portal), progress=steps.append).restore_full("latest"))
+        assert list(dict.fromkeys(step.phase for step in steps)) == ["verify", "database", "media", "audit_logs"]
+        verified = [step for step in steps if step.phase == "verify"]
+        staged = [step for step in steps if step.phase != "verify"]
+        for phase in (verified, staged):
+            assert all(before.done <= after.done for before, after in pairwise(phase))
+            assert len({step.done for step in phase}) > 8
+            assert phase[0].expect() == phase[-1].expect()
+        expected = verified[-1].expect()
+        assert expected is not None
+        assert expected <= verified[-1].done <= expected + (64 << 10)  # the manifest is looked at as well
+        assert staged[-1].done == staged[-1].expect() == expected
+
+    def test_an_archive_without_an_index(self, world: World, tmp_path: Path) -> None:
+        """What can be told only by reading it through is not told: the look goes on without."""
+        archive = plain(tmp_path, {"components": ["database"]}, dump=dump_of(world))
+        steps: list[Step] = []
+        config = config_of(world.portal, allow_unverified=True)
+        done(RestoreJob(config, progress=steps.append).restore_full(archive))
+        assert next(step.expect() for step in steps if step.phase == "verify") is None
+        assert steps[-1].done == steps[-1].expect() == archive_bytes(archive)
+
+    def test_some_files(self, world: World) -> None:
+        """Where single files are asked for, their bytes are what is expected."""
+        steps: list[Step] = []
+        job = RestoreJob(config_of(world.portal, patterns=("tenant-001/*",)), progress=steps.append)
+        done(job.restore_media("latest"))
+        assert 0 < steps[-1].done == steps[-1].expect()
+
+
+def archive_bytes(archive: Path) -> int:
+    """How large the dump in an archive is."""
+    with tarfile.open(archive) as tar:
+        return next(found.size for found in tar if found.name.endswith("/database.sql"))
+
+
 def test_the_result_as_json(world: World) -> None:
     """The result has the keys that programs read."""
     found = json.loads(json.dumps(world.job(dry_run=True).restore_full("latest").to_dict()))
@@ -611,6 +728,18 @@ def test_a_configuration_without_sense() -> None:
 def noon() -> datetime:
     """A clock that stands still."""
     return datetime(2026, 1, 2, 12, tzinfo=UTC)
+
+
+@contextmanager
+def mounted(place: Path, bind: Path | None = None) -> Iterator[None]:
+    """A file system of its own at a place, or another directory of the same one."""
+    mount = ["mount", "--bind", str(bind)] if bind else ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs"]
+    if os.geteuid() != 0 or subprocess.run([*mount, str(place)], capture_output=True, check=False).returncode != 0:
+        pytest.skip("only root can mount a file system")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", place], check=True)  # noqa: S607
 
 
 def snapshot(root: Path) -> dict[str, Any]:

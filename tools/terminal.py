@@ -57,10 +57,14 @@ class Bar:
         self._terminal = sys.stderr.isatty()
         self._interval = _REDRAW_SECONDS if self._terminal else line_seconds
         self._started = self._last = time.monotonic()
+        self._done = 0
 
     def __call__(self, step: Step) -> None:
         """Show the state; cheap enough to be called for every block."""
         now = time.monotonic()
+        if step.done < self._done:  # another part of the job, with a rate of its own
+            self._started = now
+        self._done = step.done
         if now - self._last < self._interval:
             return
         self._last = now

@@ -61,6 +61,8 @@ class Reporter:
 
     def __call__(self, step: Step) -> None:
         """Take note of a step; cheap enough to be called for every block."""
+        if self._latest and step.done < self._latest.done:  # another part of the job, with a rate of its own
+            self._started = time.monotonic()
         self._latest = step
         self._waiting = ""
 

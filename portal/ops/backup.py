@@ -48,7 +48,7 @@ from portal.ops.repository import ArchiveFile, Draft, Repository, disk_full, fil
 from portal.ops.settings import load_settings
 from portal.ops.sources.files import identity
 from portal.ops.verifications import Verifications
-from portal.ops.verify import Verification, Verifier
+from portal.ops.verify import Expected, Verification, Verifier
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -185,6 +185,7 @@ class BackupJob:
         """Verify an archive, and keep what was found."""
         meter = Meter(self._progress)
         meter.phase = "verify"
+        meter.expect = Expected([archive.path])
         verifier = Verifier(
             runner=self._runner,
             pg_bin_dir=Path(self.config.pg_bin_dir) if self.config.pg_bin_dir else None,

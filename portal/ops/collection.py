@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 log = engine_log("portal.ops.collection")
 
 _SECOND: Final = 1_000_000_000
+_MOST_LINKS: Final = 5
 _FEW: Final = 200
 """So many files are packed before a helper process is ready."""
 
@@ -217,4 +218,15 @@ def _warnings(tally: Tally) -> list[str]:
         *(f"{path} vanished before it could be read" for path in tally.vanished),
         *(f"{path} changed each time it was read; what was read last is in the archive" for path in tally.changed),
         *(f"{path} is a socket, a FIFO or a device and was left out" for path in tally.special),
+        *_links(tally.outside),
     ]
+
+
+def _links(outside: list[tuple[str, str]]) -> list[str]:
+    """What is to be known of symlinks that a restore asks about; of many, the first ones stand for all."""
+    named = [
+        f"the link {path} leads out of the tree, to {link}: a restore will ask for --allow-outside-links"
+        for path, link in outside[:_MOST_LINKS]
+    ]
+    more = len(outside) - len(named)
+    return [*named, f"{more:,} more links lead out of the tree"] if more else named

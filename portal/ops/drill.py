@@ -246,7 +246,8 @@ class DrillJob:
         is_audit = component is Component.AUDIT_LOGS  # which goes beside a live one: here an empty directory
         (target if is_audit else target.parent).mkdir(mode=0o700, parents=True)
         restore = FileRestore(target, restore_id=scratch.drill_id, component=component, allow_outside_links=True)
-        restore.stage_from(opened, self.config.jobs or available_cores())
+        staged = restore.stage_from(opened, self.config.jobs or available_cores())
+        draft.found.warnings += staged.warnings
         restore.apply()
         draft.note(files_seconds=draft.report.files_seconds + time.monotonic() - started)
         self._tell("compare")

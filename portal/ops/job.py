@@ -11,6 +11,8 @@ from pathlib import Path
 PathLike = str | os.PathLike[str]
 Clock = Callable[[], datetime]
 Progress = Callable[["Step"], None]
+Advance = Callable[[int], None]
+"""Is told of every number of bytes that were worked on; cheap enough to be called for every block."""
 
 
 def utc_now() -> datetime:

@@ -17,7 +17,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC
@@ -38,7 +38,7 @@ from portal.ops.errors import (
     RestoreError,
 )
 from portal.ops.hold import hold
-from portal.ops.job import Clock, PathLike, Progress, Step, read_text, utc_now
+from portal.ops.job import Clock, Meter, PathLike, Progress, read_text, utc_now
 from portal.ops.logs import engine_log
 from portal.ops.model import Component, VerifyLevel
 from portal.ops.process import ProcessRunner, SystemRunner
@@ -54,7 +54,7 @@ from portal.ops.settings import load_settings
 from portal.ops.targets.database_model import RestoreMode
 from portal.ops.targets.file_selection import selected
 from portal.ops.verifications import Verifications
-from portal.ops.verify import Verification, Verifier
+from portal.ops.verify import Expected, Verification, Verifier
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -153,7 +153,7 @@ class RestoreJob:
         """
         try:
             archive = self.repository.find(path)
-            found = self._look_at(archive.path, VerifyLevel.CONTENTS)
+            found = self._look_at(archive.path, VerifyLevel.CONTENTS, self._verify_meter([archive.path]))
         except OpsError as error:
             return False, {"error": str(error), "components": []}
         manifest = json.loads(found.manifest.encode()) if found.manifest else {"components": []}
@@ -353,8 +353,10 @@ class RestoreJob:
         with_dump = scope in (RestoreScope.FULL, RestoreScope.DATABASE)
         level = VerifyLevel.DUMP if with_dump else VerifyLevel.CONTENTS
         started = time.monotonic()
-        for path in self._needed(archive):
-            self._look_at(path, level, alone=True).raise_damage()
+        needed = self._needed(archive)
+        meter = self._verify_meter(needed)
+        for path in needed:
+            self._look_at(path, level, meter, alone=True).raise_damage()
         log.info("archive_verified", verify_level=level.value, seconds=_since(started))
 
     def _needed(self, archive: ArchiveFile) -> dict[Path, str | None]:
@@ -408,12 +410,15 @@ class RestoreJob:
 
     def _stage(self, record: RestoreRecord, parts: Sequence[Part], opened: Archive, checksum: Checksum) -> None:
         """Put every part beside what is live, or none of them."""
+        meter = Meter(self._progress)
+        meter.expect = lambda: sum(part.content_bytes() for part in parts)
         try:
             manifest = opened.manifest()
             for part in parts:
                 started = time.monotonic()
-                self._tell(part.component.value)
-                part.stage(opened, manifest)
+                meter.phase = part.component.value
+                meter.advance(0)
+                part.stage(opened, manifest, meter.advance)
                 log.info("component_staged", component=part.component.value, seconds=_since(started))
             checksum.check()
         except BaseException as error:
@@ -441,13 +446,14 @@ class RestoreJob:
             repository=self.repository.path,
         )
 
-    def _look_at(self, path: Path, level: VerifyLevel, *, alone: bool = False) -> Verification:
+    def _look_at(self, path: Path, level: VerifyLevel, meter: Meter, *, alone: bool = False) -> Verification:
         """Verify an archive, and keep what was found, unless nothing is to be changed.
 
         Arguments:
+            meter: told how far it is.
             alone: what it stands on is looked at by itself.
         """
-        verifier = self._verifier()
+        verifier = self._verifier(meter)
         found = verifier.verify_alone(path, level) if alone else verifier.verify(path, level)
         if not self.config.dry_run:
             Verifications(self.repository).note(found, self._clock())
@@ -468,26 +474,21 @@ class RestoreJob:
                 error=result.error,
             )
 
-    def _verifier(self) -> Verifier:
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            if self._progress:
-                self._progress(Step(phase="verify", done=done))
-
+    def _verifier(self, meter: Meter) -> Verifier:
         bin_dir = self.config.pg_bin_dir
         return Verifier(
             runner=self._runner,
             pg_bin_dir=Path(bin_dir) if bin_dir else None,
             jobs=self.config.jobs or available_cores(),
-            advance=advance,
+            advance=meter.advance,
         )
 
-    def _tell(self, phase: str) -> None:
-        if self._progress:
-            self._progress(Step(phase=phase, done=0))
+    def _verify_meter(self, paths: Iterable[Path]) -> Meter:
+        """What tells how far the verification of some archives is."""
+        meter = Meter(self._progress)
+        meter.phase = "verify"
+        meter.expect = Expected(paths)
+        return meter
 
 
 def create_restore_job(

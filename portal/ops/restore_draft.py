@@ -30,8 +30,9 @@ class Draft:
         self.result = replace(self.result, **facts)
 
     def warn(self, warnings: Sequence[str]) -> None:
-        """Add what should be known."""
-        self.note(warnings=(*self.result.warnings, *warnings))
+        """Add what should be known, and is not said yet."""
+        known = self.result.warnings
+        self.note(warnings=(*known, *(warning for warning in warnings if warning not in known)))
 
     def fail(self, error: OpsError) -> None:
         """It did not succeed."""

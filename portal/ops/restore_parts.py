@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from portal.ops.archive.index import Member
+    from portal.ops.job import Advance
     from portal.ops.manifest import Manifest
     from portal.ops.process import ProcessRunner
     from portal.ops.restore_model import PartPlan, RestoreConfig
@@ -54,8 +55,15 @@ class Part(Protocol):
     def stage_room(self) -> tuple[Path, int]:
         """Where the stage will lie, and how many bytes it takes; known once there is a plan."""
 
-    def stage(self, archive: Archive, manifest: Manifest) -> None:
-        """Put the component beside what is live."""
+    def content_bytes(self) -> int:
+        """How many bytes of content `stage` will tell of; known once there is a plan."""
+
+    def stage(self, archive: Archive, manifest: Manifest, advance: Advance) -> None:
+        """Put the component beside what is live.
+
+        Arguments:
+            advance: called with every number of bytes of content that was written.
+        """
 
     def apply(self) -> dict[str, Any]:
         """Let it take the place of what is live; figures and names for the report."""
@@ -118,11 +126,15 @@ class DatabasePart:
         """The dump lies in the repository for a while; in place, a dump of the live database, about as large, stays."""
         return self._directory, self._dump_bytes * (2 if self._mode is RestoreMode.IN_PLACE else 1)
 
-    def stage(self, archive: Archive, manifest: Manifest) -> None:
+    def content_bytes(self) -> int:
+        """The dump's."""
+        return self._dump_bytes
+
+    def stage(self, archive: Archive, manifest: Manifest, advance: Advance) -> None:
         """Fill and check a database beside the live one, where the mode is swap."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _dump_of(archive, self._jobs) as (_, content):
-            write_dump(self._dump, content)
+            write_dump(self._dump, content, advance)
         self._restore.stage(self._dump, _rows_of(manifest))
 
     def apply(self) -> dict[str, Any]:
@@ -195,7 +207,7 @@ class FilesPart:
         self.component = restore.component
         self._restore = restore
         self._jobs = jobs
-        self._stage_bytes = 0
+        self._stage_bytes = self._content_bytes = 0
 
     def plan(self, archive: Archive, manifest: Manifest) -> PartPlan:
         """Which files would be new, replaced, left.
@@ -203,19 +215,23 @@ class FilesPart:
         Raises:
             NotIntactError: the archive does not hold what its manifest says.
         """
-        count = _Count(self.component, manifest)
-        plan = self._restore.plan(count.pass_on(_members(archive)))
-        count.check()
-        self._stage_bytes = plan.stage_bytes
+        members = _Counted(archive, self.component, manifest)
+        plan = self._restore.plan(members)
+        members.check()
+        self._stage_bytes, self._content_bytes = plan.stage_bytes, plan.content_bytes
         return plan
 
     def stage_room(self) -> tuple[Path, int]:
         """The stage lies in the tree itself."""
         return self._restore.target, self._stage_bytes
 
-    def stage(self, archive: Archive, manifest: Manifest) -> None:  # noqa: ARG002 - the index says it all
+    def content_bytes(self) -> int:
+        """That of all files."""
+        return self._content_bytes
+
+    def stage(self, archive: Archive, manifest: Manifest, advance: Advance) -> None:  # noqa: ARG002 - the index says it
         """Put the files into the stage."""
-        self._restore.stage_from(archive, self._jobs)
+        self._restore.stage_from(archive, self._jobs, advance)
 
     def apply(self) -> dict[str, Any]:
         """Exchange by renames."""
@@ -416,17 +432,23 @@ def _members(archive: Archive) -> Iterator[Member]:
         yield from archive.members()
 
 
-class _Count:
-    """Counts the members of a component on the way, and holds them against the manifest."""
+class _Counted:
+    """The members of an archive, as often as they are asked for; those of a component are counted on the way.
 
-    def __init__(self, component: Component, manifest: Manifest) -> None:
+    Arguments:
+        manifest: what their number is held against.
+    """
+
+    def __init__(self, archive: Archive, component: Component, manifest: Manifest) -> None:
+        self._archive = archive
         self._component = component
         self._expected = manifest.details.get(component.value, {}).get("files")
         self._files = 0
         self._members = 0
 
-    def pass_on(self, members: Iterable[Member]) -> Iterator[Member]:
-        for member in members:
+    def __iter__(self) -> Iterator[Member]:
+        self._files = self._members = 0
+        for member in _members(self._archive):
             if is_below(member.path, self._component.member):
                 self._members += 1
                 self._files += member.type is MemberType.FILE

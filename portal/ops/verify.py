@@ -13,7 +13,6 @@ incremental was made on, and no level at more: each archive is verified for itse
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
@@ -25,9 +24,9 @@ from portal.ops.archive.index import MANIFEST, Member, MemberType
 from portal.ops.archive.lanes import available_cores
 from portal.ops.archive.opening import open_archive
 from portal.ops.archive.plain import PlainArchive
-from portal.ops.archive.reader import ArchiveReader, Damage, DamagedError
+from portal.ops.archive.reader import ArchiveReader, Damage, DamagedError, is_indexed
 from portal.ops.deletions import deletions
-from portal.ops.errors import ConfigurationError, NotIntactError
+from portal.ops.errors import ConfigurationError, NotIntactError, OpsError
 from portal.ops.model import DELETED, FORMAT_VERSION, SUFFIX, Component, VerifyLevel
 from portal.ops.process import DEVNULL, PIPE, ProcessRunner, RunningProcess, SystemRunner
 from portal.ops.repository import file_digest, read_sidecar
@@ -35,13 +34,13 @@ from portal.ops.sources.dump_header import HEAD_BYTES, dump_major
 from portal.ops.sources.pg_client import client_environment, find_client
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
+    from portal.ops.job import Advance
     from portal.ops.manifest import Manifest
 
 MOST_DAMAGES: Final = 100
-
-Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +113,39 @@ class Verification:
             "duration_seconds": round(self.duration_seconds, 3),
             "format_version": FORMAT_VERSION,
         }
+
+
+class Expected:
+    """How many bytes of content a look at some archives will tell of, by their manifests; looked up when asked for.
+
+    Nothing where that cannot be told, or only by reading an archive through.
+
+    Arguments:
+        paths: the archives.
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._paths = tuple(paths)
+        self._known: list[int | None] = []
+
+    def __call__(self) -> int | None:
+        """The number, looked up once."""
+        if not self._known:
+            self._known.append(self._sum())
+        return self._known[0]
+
+    def _sum(self) -> int | None:
+        try:
+            return sum(map(_content_bytes, self._paths))
+        except (
+            OpsError,
+            OSError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            ArithmeticError,
+        ):  # the look itself says what is wrong
+            return None
 
 
 @dataclass(kw_only=True)
@@ -290,6 +322,13 @@ class _Look:
 
     def _note(self, damage: Damage) -> None:
         self.damages.append(damage)
+
+
+def _content_bytes(path: Path) -> int:
+    if not is_indexed(path):
+        raise ValueError("an archive without an index has to be read for its manifest")
+    with closing(ArchiveReader(path)) as archive:
+        return sum(int(detail.get("bytes", 0)) for detail in archive.manifest().details.values())
 
 
 def start_pg_restore(runner: ProcessRunner, bin_dir: Path | None, major: int) -> RunningProcess:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from portal.ops.archive import frame, tar
 from portal.ops.archive.index import Member, MemberType, decode_name, encode_member, tar_header
+from portal.ops.archive.links import leads_out
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,8 +60,9 @@ class Pack:
     """A finished frame, and what there is to say about it.
 
     `lines` are the members' lines for the index, still without a number; `vanished`, `changed` and `special` name
-    members that were left out, kept although they changed, or left out for what they are; `large` are files that have
-    grown too large to be packed. `failure` is the path and error number of what could not be read.
+    members that were left out, kept although they changed, or left out for what they are; `outside` are symlinks that
+    lead out of the component, with their targets; `large` are files that have grown too large to be packed. `failure`
+    is the path and error number of what could not be read.
     """
 
     frame: bytes = b""
@@ -71,6 +73,7 @@ class Pack:
     vanished: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     special: list[str] = field(default_factory=list)
+    outside: list[tuple[str, str]] = field(default_factory=list)
     large: list[Item] = field(default_factory=list)
     failure: tuple[bytes, int] | None = None
 
@@ -122,6 +125,8 @@ class Packer:
                 return
             if kind == "symlink":
                 link = decode_name(os.readlink(source))
+                if leads_out(path, link, path.partition("/")[0]):
+                    done.outside.append((path, link))
             member = member_of(path, MemberType(kind), found, link=link, at=self._end)
             self._put_header(tar_header(member, backup_id))
             done.lines.append(encode_member(member))

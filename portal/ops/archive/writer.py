@@ -53,6 +53,7 @@ class Tally:
     vanished: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     special: list[str] = field(default_factory=list)
+    outside: list[tuple[str, str]] = field(default_factory=list)
 
 
 class _Block:
@@ -327,6 +328,7 @@ class ArchiveWriter:
         self.tally.vanished += pack.vanished
         self.tally.changed += pack.changed
         self.tally.special += pack.special
+        self.tally.outside += pack.outside
         self._grown += pack.large
 
     def _count(self, files: int, content_bytes: int) -> None:

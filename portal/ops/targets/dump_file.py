@@ -14,11 +14,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from portal.ops.job import Advance
+
 _AHEAD: Final = 4
 
 
-def write_dump(path: Path, content: Iterable[memoryview]) -> None:
+def write_dump(path: Path, content: Iterable[memoryview], advance: Advance = lambda _: None) -> None:
     """Write a dump; a thread writes each piece while the next one is being made.
+
+    Arguments:
+        advance: called with every number of bytes that was handed to the thread.
 
     Raises:
         OSError: it could not be written.
@@ -26,6 +31,7 @@ def write_dump(path: Path, content: Iterable[memoryview]) -> None:
     with _Writer(path) as writer:
         for piece in content:
             writer.write(piece)
+            advance(len(piece))
 
 
 class _Writer:

@@ -114,10 +114,7 @@ class Changes:
 
     def _move_aside(self, path: str, found: os.stat_result) -> Step:
         if path in self.protected or self._holds_protected(path):
-            raise RestoreError(
-                f"{path} in {self.live.top} is in the way, and must not be moved: the backups are there",
-                hint="Move BACKUP_LOCAL_PATH out of the directory that is restored, or restore to another one.",
-            )
+            raise must_stay(path, self.live.top)
         return Step(Do.ASIDE, path, found.st_ino, found.st_size, found.st_mtime_ns)
 
     def _attribute_steps(self) -> Iterator[Step]:
@@ -171,6 +168,14 @@ def protected_paths(top: str, protected: Iterator[str]) -> frozenset[str]:
         if os.path.commonpath([path, top]) == top:
             inside.add(os.path.relpath(path, top))
     return frozenset(inside)
+
+
+def must_stay(path: str, top: str) -> RestoreError:
+    """The error where something protected is in the way."""
+    return RestoreError(
+        f"{path} in {top} is in the way, and must not be moved: the backups are there",
+        hint="Move BACKUP_LOCAL_PATH out of the directory that is restored, or restore to another one.",
+    )
 
 
 def _target(tree: Tree, path: str) -> str:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from portal.ops.archive.index import Member, MemberType
-from portal.ops.errors import AccessDeniedError, DiskFullError
-from portal.ops.targets.file_changes import OURS
+from portal.ops.archive.index import Member, MemberType, encode_name
+from portal.ops.errors import AccessDeniedError, DiskFullError, NotIntactError, RestoreError
+from portal.ops.targets.file_changes import OURS, protected_paths
+from portal.ops.targets.file_ground import Ground
+from portal.ops.targets.file_names import Kind
 from portal.ops.targets.file_report import FilesPlan
-from portal.ops.targets.file_stage import check_member, room, staged_path
-from portal.ops.targets.file_tree import IS_ROOT, Tree
+from portal.ops.targets.file_shape import Shape
+from portal.ops.targets.file_stage import room
+from portal.ops.targets.file_tree import IS_ROOT, Attributes, Tree, explained
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from portal.ops.errors import OpsError
 
 _EXAMPLES: Final = 3
+_MOST_FAULTS: Final = 5
 _MOST_IN_THE_WAY: Final = 10
 _ENTRY_BYTES: Final = 4096
 """What a file takes on the disk beside its content, at the most, in whole blocks and an inode."""
@@ -36,7 +41,7 @@ _KINDS: Final = {
 
 @dataclass(kw_only=True)
 class Comparison:
-    """Counts what would happen to a tree.
+    """Counts what would happen to a tree, and finds what makes it impossible.
 
     Arguments:
         root: the top of the tree; it need not exist.
@@ -44,6 +49,8 @@ class Comparison:
         top: what stands in its place in the tree: nothing, or a name.
         exact: what the backup does not have would be moved aside.
         partial: only a part of the backup is looked at, so what it does not have is not counted.
+        protected: real paths of what must not be moved.
+        allow_outside_links: symlinks that lead out of the tree are a warning only.
     """
 
     root: str
@@ -51,23 +58,26 @@ class Comparison:
     top: str
     exact: bool
     partial: bool = False
+    protected: Iterable[str] = ()
+    allow_outside_links: bool = False
     _counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("new", "replaced", "same"), 0))
     _bytes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("new", "replaced", "same"), 0))
     _met: int = 0
+    _name_bytes: int = 0
     _stage_bytes: int = 0
     _examples: list[str] = field(default_factory=list)
     _in_the_way: list[str] = field(default_factory=list)
+    _faults: list[OpsError] = field(default_factory=list)
+    _obstacles: list[OpsError] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._shape = Shape(prefix=self.prefix, top=self.top, allow_outside_links=self.allow_outside_links)
 
     def plan(self, members: Iterable[Member], place: Path) -> FilesPlan:
         """Hold the members against the tree."""
-        with ExitStack() as stack:
-            live = stack.enter_context(Tree(self.root)) if os.path.isdir(self.root) else None
-            for member in members:
-                path = staged_path(member.path, self.prefix, self.top)
-                check_member(member, path, self.top)
-                self._compare(member, path, live)
-            present = _count_files(live) if live is not None and not self.partial else self._met
         above = _existing(self.root)
+        self._name_bytes = os.pathconf(above, "PC_NAME_MAX")
+        present = self._look_at_all(members)
         free = room(above)
         return FilesPlan(
             place=place,
@@ -79,20 +89,62 @@ class Comparison:
             left=max(0, present - self._met),
             exact=self.exact,
             stage_bytes=self._stage_bytes,
+            content_bytes=sum(self._bytes.values()),
             free_bytes=free,
             examples=tuple(self._examples),
             in_the_way=tuple(self._in_the_way),
-            blockers=tuple(self._blockers(above, free)),
+            warnings=self._shape.warnings(),
+            blockers=(*self._faults, *self._obstacles, *self._blockers(above, free)),
         )
 
-    def _compare(self, member: Member, path: str, live: Tree | None) -> None:
-        found = live.look(path) if live is not None else None
+    def _look_at_all(self, members: Iterable[Member]) -> int:
+        """Look at every member, and at what is in the tree beside them; how many files are there."""
+        with ExitStack() as stack:
+            live = stack.enter_context(Tree(self.root)) if os.path.isdir(self.root) else None
+            protected = self._protected()
+            ground = Ground(live, protected, partial=self.partial) if live is not None else None
+            for member in members:
+                try:
+                    path = self._shape.add(member)
+                    self._check_name(path)
+                    self._compare(member, path, live, ground)
+                except NotIntactError as error:
+                    if len(self._faults) < _MOST_FAULTS:
+                        self._faults.append(error)
+            if live is None or ground is None or self.partial:
+                self._obstacles += ground.obstacles() if ground else ()
+                return self._met
+            present = self._count_files(live, ground)
+            self._obstacles += ground.obstacles()
+            return present
+
+    def _protected(self) -> frozenset[str]:
+        try:
+            return protected_paths(self.root, iter(self.protected))
+        except RestoreError as error:
+            self._obstacles.append(error)
+            return frozenset()
+
+    def _check_name(self, path: str) -> None:
+        """Refuse a name that is too long for the file system."""
+        if 4 * len(path) > self._name_bytes and any(
+            len(encode_name(name)) > self._name_bytes for name in path.split("/")
+        ):
+            raise explained(OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG)), "", self.root)
+
+    def _compare(self, member: Member, path: str, live: Tree | None, ground: Ground | None) -> None:
+        found = self._look(live, path)
         fits = found is not None and stat.S_IFMT(found.st_mode) == _KINDS[member.type]
         if found is not None and not fits and len(self._in_the_way) < _MOST_IN_THE_WAY:
             self._in_the_way.append(f"{path} is {_named(found)}, and a {member.type.value} in the backup")
         if found is not None and not stat.S_ISDIR(found.st_mode):
             self._met += 1
-        if member.type is MemberType.DIRECTORY:
+        is_directory = member.type is MemberType.DIRECTORY
+        if ground is not None and found is not None and fits and is_directory:
+            ground.set_attributes(path, found, Attributes(member.mode, member.uid, member.gid, member.mtime_ns))
+        elif ground is not None:
+            ground.change(path, moves=found is not None and not fits, makes=is_directory)
+        if is_directory:
             return
         self._stage_bytes += member.size + _ENTRY_BYTES
         outcome = "new" if found is None else "same" if fits and _looks_same(member, found) else "replaced"
@@ -101,8 +153,38 @@ class Comparison:
         if outcome != "same" and len(self._examples) < _EXAMPLES:
             self._examples.append(path)
 
+    def _look(self, live: Tree | None, path: str) -> os.stat_result | None:
+        try:
+            return live.look(path) if live is not None else None
+        except OSError as error:
+            raise explained(error, "to look at what is there", self.root) from error
+
+    def _count_files(self, live: Tree, ground: Ground) -> int:
+        """How many files there are; on the way, what of them would be moved aside."""
+        count = 0
+        settled: set[str] = set()  # directories whose content goes or stays with them
+        for path, found in live.below(""):
+            if path.startswith(OURS):
+                continue
+            is_directory = stat.S_ISDIR(found.st_mode)
+            count += not is_directory
+            if not self.exact or self._shape.names.kind(path) is not Kind.NOTHING:
+                continue
+            goes_with_it = path.rpartition("/")[0] in settled
+            if (goes_with_it or ground.strange(path)) and is_directory:
+                settled.add(path)
+        return count
+
     def _blockers(self, above: str, free: int) -> list[OpsError]:
         blockers: list[OpsError] = []
+        if (there := _no_directory(self.root)) is not None:
+            blockers.append(
+                RestoreError(
+                    f"{there} is no directory, so nothing can be restored to {self.root}",
+                    hint="Move it away, or name another directory with --media-dir, PORTAL_UPLOAD_DIR or "
+                    "PORTAL_AUDIT_DIR.",
+                )
+            )
         if not os.access(above, os.W_OK | os.X_OK):
             blockers.append(
                 AccessDeniedError(
@@ -135,12 +217,15 @@ def _named(found: os.stat_result) -> str:
     return "a symlink" if stat.S_ISLNK(found.st_mode) else "a file"
 
 
-def _count_files(live: Tree) -> int:
-    return sum(not stat.S_ISDIR(found.st_mode) for path, found in live.below("") if not path.startswith(OURS))
-
-
 def _existing(path: str) -> str:
     """The path, or the first directory above it that exists."""
     while not os.path.isdir(path):
         path = os.path.dirname(path)
     return path
+
+
+def _no_directory(path: str) -> str | None:
+    """The path, or what is in its way above it, where that exists and is no directory."""
+    while not os.path.lexists(path):
+        path = os.path.dirname(path)
+    return None if os.path.isdir(path) else path

@@ -26,6 +26,7 @@ class FilesPlan:
         left: how many files are in the directory and not in the backup.
         exact: whether those are moved aside instead of left.
         stage_bytes: what the stage takes; `free_bytes` is what there is.
+        content_bytes: the content of everything that would be staged.
         examples: a few names of files that would be new or replaced.
         in_the_way: paths where something of another kind is.
         warnings: what should be known.
@@ -42,6 +43,7 @@ class FilesPlan:
     exact: bool
     stage_bytes: int
     free_bytes: int
+    content_bytes: int = 0
     examples: tuple[str, ...] = ()
     in_the_way: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -11,7 +11,7 @@ from portal.ops.archive.reader import is_below
 from portal.ops.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from portal.ops.archive.reader import ArchiveReader
     from portal.ops.chain_reader import ChainReader
@@ -46,24 +46,34 @@ def selected(
     """
     if not patterns:
         return archive.contents(jobs, below=prefix)
-    return _Selection(archive, prefix, patterns).contents()
+    selection = Selection(prefix, patterns)
+    selection.prepare(member for member, _ in _all(archive))
+    return selection.taken_of(_all(archive))
 
 
-class _Selection:
-    """Two passes: the first finds what belongs to what is asked for, the second reads it."""
+class Selection:
+    """Two passes: the first finds what belongs to what is asked for, the second takes it.
 
-    def __init__(
-        self, archive: ArchiveReader | PlainArchive | ChainReader, prefix: str, patterns: Sequence[str]
-    ) -> None:
-        self._archive = archive
+    Arguments:
+        prefix: the component's name in the archive.
+        patterns: see `matches`.
+    """
+
+    def __init__(self, prefix: str, patterns: Sequence[str]) -> None:
         self._prefix = prefix
         self._patterns = patterns
         self._above: set[str] = set()
         self._instead: dict[str, Member] = {}
+        self._first_names: dict[str, str] = {}
 
-    def contents(self) -> Contents:
+    def prepare(self, members: Iterable[Member]) -> None:
+        """The first pass.
+
+        Raises:
+            ConfigurationError: the patterns fit nothing.
+        """
         found = False
-        for member, _ in self._all():
+        for member in members:
             if self._fits(member.path) and member.path != self._prefix:
                 found = True
                 self._note(member)
@@ -72,21 +82,26 @@ class _Selection:
                 f"nothing in the archive's {self._prefix} fits {' or '.join(self._patterns)}",
                 hint="Patterns are relative to the component, such as 'tenant-a/*.sarif'; tar tzf lists what there is.",
             )
-        return self._second_pass()
 
-    def _second_pass(self) -> Contents:
-        first_names: dict[str, str] = {}
-        for member, content in self._all():
-            if member.path in self._instead:
-                link = self._instead[member.path]
-                first_names[member.path] = link.path
-                yield member._replace(path=link.path), content
-            elif self._fits(member.path) or member.path in self._above:
-                name = first_names.get(member.link, member.link)
-                if member.type is not MemberType.HARDLINK:
-                    yield member, content
-                elif name != member.path:
-                    yield member._replace(link=name), content
+    def taken_of(self, contents: Contents) -> Contents:
+        """The second pass, over the members with their content."""
+        for member, content in contents:
+            taken = self.take(member)
+            if taken is not None:
+                yield taken, content
+
+    def take(self, member: Member) -> Member | None:
+        """The next member of the second pass, as it is to be restored; nothing where it is not asked for."""
+        if member.path in self._instead:
+            link = self._instead[member.path]
+            self._first_names[member.path] = link.path
+            return member._replace(path=link.path)
+        if not self._fits(member.path) and member.path not in self._above:
+            return None
+        if member.type is not MemberType.HARDLINK:
+            return member
+        name = self._first_names.get(member.link, member.link)
+        return None if name == member.path else member._replace(link=name)
 
     def _note(self, member: Member) -> None:
         parent = member.path.rpartition("/")[0]
@@ -99,10 +114,11 @@ class _Selection:
     def _fits(self, path: str) -> bool:
         return is_below(path, self._prefix) and matches(path[len(self._prefix) + 1 :], self._patterns)
 
-    def _all(self) -> Contents:
-        """Every member; where there is an index, content is read only of those whose content is asked for."""
-        if isinstance(self._archive, PlainArchive):
-            yield from self._archive.contents(1)
-        else:
-            for member in self._archive.members():
-                yield member, self._archive.extract(member)
+
+def _all(archive: ArchiveReader | PlainArchive | ChainReader) -> Contents:
+    """Every member; where there is an index, content is read only of those whose content is asked for."""
+    if isinstance(archive, PlainArchive):
+        yield from archive.contents(1)
+    else:
+        for member in archive.members():
+            yield member, archive.extract(member)

@@ -9,37 +9,28 @@ more content than was announced, more than the disk holds.
 from __future__ import annotations
 
 import os
-import stat
-import unicodedata
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.archive.index import Member, MemberType
 from portal.ops.archive.reader import is_below
 from portal.ops.errors import DiskFullError, NotIntactError
-from portal.ops.model import RESTORE_DIRECTORY
+from portal.ops.targets.file_shape import HINT, SPECIAL_BITS, Shape, no_file, staged_path, twice
 from portal.ops.targets.file_tree import IS_ROOT, Attributes, Tree
 from portal.ops.targets.file_writers import Writers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from portal.ops.job import Advance
     from portal.ops.targets.file_writers import WrittenFile
 
-MOST_WARNINGS: Final = 50
 HOLE_BYTES: Final = 1 << 16
 """A run of zeros of this length, on a multiple of it, becomes a hole."""
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _ZEROS: Final = bytes(HOLE_BYTES)
 _RESERVE_BYTES: Final = 64 << 20
-_SPECIAL_BITS: Final = stat.S_ISUID | stat.S_ISGID
-_MOST_TIME_NS: Final = 1 << 63
-_MOST_OWNER: Final = (1 << 32) - 1
-_HINT: Final = "Do not trust this archive; take another one: './tools/backup.sh list' shows them."
-_LINK_HINT: Final = (
-    "Do not trust the archive, unless you know this link and where it leads; then allow it with --allow-outside-links."
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,20 +59,22 @@ class Stage:
         prefix: the component's name in the archive.
         top: what stands in its place in the tree: nothing, or a name.
         allow_outside_links: restore symlinks that lead out of the tree.
+        advance: called with every number of bytes of content that was written.
     """
 
     tree: Tree
     prefix: str
     top: str = ""
     allow_outside_links: bool = False
+    advance: Advance = lambda _: None
     attributes: dict[str, Attributes] = field(default_factory=dict)
     _links: list[tuple[str, Member]] = field(default_factory=list)
-    _folded: tuple[str, set[str]] = field(default_factory=lambda: ("", set()))
-    _warnings: list[str] = field(default_factory=list)
-    _warned: int = 0
     _files: int = 0
     _content_bytes: int = 0
     _room: int = 0
+
+    def __post_init__(self) -> None:
+        self._shape = Shape(prefix=self.prefix, top=self.top, allow_outside_links=self.allow_outside_links)
 
     def fill(self, contents: Iterable[tuple[Member, Iterator[memoryview]]]) -> StageReport:
         """Write everything that belongs to the component, and put it on the disk.
@@ -101,24 +94,20 @@ class Stage:
         for path, member in self._links:
             self._symlink(path, member)
         self.tree.sync()
-        if self._warned > len(self._warnings):
-            self._warnings.append(f"and {self._warned - len(self._warnings)} more of this kind")
         return StageReport(
             files=self._files,
             directories=len(self.attributes),
             content_bytes=self._content_bytes,
-            warnings=tuple(self._warnings),
+            warnings=self._shape.warnings(),
         )
 
     def _add(self, member: Member, content: Iterator[memoryview], writers: Writers) -> None:
-        path = staged_path(member.path, self.prefix, self.top)
-        check_member(member, path, self.top)
+        path = self._shape.add(member)
         if member.type is MemberType.DIRECTORY:
             _drain(content)
             self._directory(path, member)
             return
         self._files += 1
-        self._watch_name(path)
         if member.type is MemberType.FILE:
             self._file(path, member, content, writers)
             return
@@ -130,11 +119,11 @@ class Stage:
 
     def _directory(self, path: str, member: Member) -> None:
         if path in self.attributes:
-            raise _twice(member)
+            raise twice(member)
         try:
             self.tree.directory(path, make=True)
         except NotADirectoryError as error:
-            raise _twice(member) from error
+            raise twice(member) from error
         self.attributes[path] = Attributes(member.mode, member.uid, member.gid, member.mtime_ns)
 
     def _file(self, path: str, member: Member, content: Iterator[memoryview], writers: Writers) -> None:
@@ -142,7 +131,7 @@ class Stage:
             name, above = self.tree.place(path, make=True)
             descriptor = os.open(name, _CREATE, 0o600, dir_fd=above)
         except (FileExistsError, NotADirectoryError) as error:
-            raise _twice(member) from error
+            raise twice(member) from error
         attributes = self._file_attributes(member)
         pieces = self._exactly(member, content)
         if member.size < HOLE_BYTES:
@@ -178,10 +167,11 @@ class Stage:
         for piece in content:
             size += len(piece)
             if size > member.size:
-                raise NotIntactError(f"{member.path} is longer than the archive says", hint=_HINT)
+                raise NotIntactError(f"{member.path} is longer than the archive says", hint=HINT)
             yield piece
+            self.advance(len(piece))
         if size != member.size:
-            raise NotIntactError(f"{member.path} is shorter than the archive says", hint=_HINT)
+            raise NotIntactError(f"{member.path} is shorter than the archive says", hint=HINT)
 
     def _take_room(self, count: int) -> None:
         self._room -= count
@@ -192,89 +182,30 @@ class Stage:
             )
 
     def _file_attributes(self, member: Member) -> Attributes:
-        if member.mode & _SPECIAL_BITS:
-            self._warn(f"{member.path} loses its setuid or setgid bit: no file of a portal needs one")
-        return Attributes(member.mode & ~_SPECIAL_BITS, member.uid, member.gid, member.mtime_ns)
+        return Attributes(member.mode & ~SPECIAL_BITS, member.uid, member.gid, member.mtime_ns)
 
     def _hardlink(self, path: str, member: Member) -> None:
-        if not is_below(member.link, self.prefix):
-            raise NotIntactError(f"{member.path} is a link to {member.link}, outside of the {self.prefix}", hint=_HINT)
         source, above = self.tree.place(staged_path(member.link, self.prefix, self.top))
         directory = os.dup(above)
         try:
             name, target = self.tree.place(path, make=True)
             os.link(source, name, src_dir_fd=directory, dst_dir_fd=target, follow_symlinks=False)
         except FileExistsError as error:
-            raise _twice(member) from error
+            raise twice(member) from error
         except OSError as error:
-            raise NotIntactError(
-                f"{member.path} is a link to {member.link}, which is no file before it", hint=_HINT
-            ) from error
+            raise no_file(member) from error
         finally:
             os.close(directory)
 
     def _symlink(self, path: str, member: Member) -> None:
-        if not self.allow_outside_links and leads_out(path, member.link, self.top):
-            raise NotIntactError(f"the link {member.path} leads out of the tree, to {member.link}", hint=_LINK_HINT)
         try:
             name, above = self.tree.place(path, make=True)
             os.symlink(member.link, name, dir_fd=above)
         except (FileExistsError, NotADirectoryError) as error:
-            raise _twice(member) from error
+            raise twice(member) from error
         if IS_ROOT:
             os.chown(name, member.uid, member.gid, dir_fd=above, follow_symlinks=False)
         os.utime(name, ns=(member.mtime_ns, member.mtime_ns), dir_fd=above, follow_symlinks=False)
-
-    def _watch_name(self, path: str) -> None:
-        """Warn of names that another file system would take for one."""
-        parent, _, name = path.rpartition("/")
-        if self._folded[0] != parent:
-            self._folded = parent, set()
-        folded = unicodedata.normalize("NFC", name).casefold()
-        if folded in self._folded[1]:
-            self._warn(f"{path} differs from another name only in case or in its Unicode form")
-        self._folded[1].add(folded)
-
-    def _warn(self, warning: str) -> None:
-        self._warned += 1
-        if len(self._warnings) < MOST_WARNINGS:
-            self._warnings.append(warning)
-
-
-def staged_path(path: str, prefix: str, top: str) -> str:
-    """Where a member of the component lies below the stage."""
-    below = path[len(prefix) + 1 :]
-    return f"{top}/{below}" if top and below else top or below
-
-
-def check_member(member: Member, path: str, top: str = "") -> None:
-    """Refuse what no tree of a portal can hold.
-
-    Raises:
-        NotIntactError: it is such a member.
-    """
-    if path == top and member.type is not MemberType.DIRECTORY:
-        raise NotIntactError(f"{member.path} should be a directory, and is a {member.type.value}", hint=_HINT)
-    if path.partition("/")[0] == RESTORE_DIRECTORY:
-        raise NotIntactError(f"{member.path} lies where a restore keeps what is its own", hint=_HINT)
-    numbers = (member.size, member.mode, member.uid, member.gid, abs(member.mtime_ns))
-    most = (_MOST_TIME_NS, 0o10000, _MOST_OWNER, _MOST_OWNER, _MOST_TIME_NS)
-    if not all(0 <= number < bound for number, bound in zip(numbers, most, strict=True)):
-        raise NotIntactError(f"{member.path} has a size, mode, owner or time that cannot be", hint=_HINT)
-    if member.type is MemberType.SYMLINK and not member.link:
-        raise NotIntactError(f"{member.path} is a link to nowhere", hint=_HINT)
-
-
-def leads_out(path: str, link: str, top: str = "") -> bool:
-    """Whether a symlink may lead out of the tree that it lies in.
-
-    `..` counts only at the start of the target, where the directory that it is taken from is known to be real; later
-    on it could be taken from wherever another symlink leads.
-    """
-    names = [name for name in link.split("/") if name not in ("", ".")]
-    up = next((number for number, name in enumerate(names) if name != ".."), len(names))
-    depth = path.count("/") - (top.count("/") + 1 if top else 0)
-    return link.startswith("/") or up > depth or ".." in names[up:]
 
 
 def room(directory: str) -> int:
@@ -304,11 +235,3 @@ def _write_all(descriptor: int, data: memoryview) -> None:
 def _drain(content: Iterator[memoryview]) -> None:
     for _ in content:
         pass
-
-
-def _twice(member: Member) -> NotIntactError:
-    return NotIntactError(
-        f"{member.path} comes twice, or as a file and as a directory, or in two spellings that this file system "
-        "takes for one",
-        hint=_HINT,
-    )

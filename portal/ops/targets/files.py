@@ -37,7 +37,7 @@ from portal.ops.targets.file_journal import (
 from portal.ops.targets.file_plan import Comparison
 from portal.ops.targets.file_record import FilesRecord, FilesState, RestoreDirectory
 from portal.ops.targets.file_report import FilesPlan, FilesReport, FilesRestore
-from portal.ops.targets.file_selection import matches, selected
+from portal.ops.targets.file_selection import Selection, selected
 from portal.ops.targets.file_stage import Stage, StageReport
 from portal.ops.targets.file_tree import Attributes, Tree, explained
 
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from portal.ops.archive.plain import PlainArchive
     from portal.ops.archive.reader import ArchiveReader
     from portal.ops.chain_reader import ChainReader
+    from portal.ops.job import Advance
 
 __all__ = [
     "FileRestore",
@@ -109,30 +110,48 @@ class FileRestore:
         """Hold the archive against the target; nothing is touched.
 
         Arguments:
-            members: those of the archive, all or the component's.
+            members: those of the archive, all or the component's; with patterns they are gone through twice.
 
         Raises:
-            NotIntactError: the archive holds what no tree of a portal can.
+            ConfigurationError: the patterns fit nothing.
+            NotIntactError: the archive is damaged; what no tree of a portal can hold is a blocker of the plan.
         """
         prefix, (root, top) = self.component.member, self._root()
-        comparison = Comparison(root=root, prefix=prefix, top=top, exact=self.exact, partial=self._is_partial())
-        wanted = (member for member in members if is_below(member.path, prefix))
+        comparison = Comparison(
+            root=root,
+            prefix=prefix,
+            top=top,
+            exact=self.exact,
+            partial=self._is_partial(),
+            protected=[os.path.realpath(path) for path in self.protected],
+            allow_outside_links=self.allow_outside_links,
+        )
+        wanted: Iterable[Member]
         if self.patterns:
-            wanted = (member for member in wanted if matches(member.path[len(prefix) + 1 :], self.patterns))
+            selection = Selection(prefix, self.patterns)
+            selection.prepare(members)
+            wanted = filter(None, map(selection.take, members))
+        else:
+            wanted = (member for member in members if is_below(member.path, prefix))
         return comparison.plan(wanted, Path(root, top) if top else self.target)
 
-    def stage_from(self, archive: ArchiveReader | PlainArchive | ChainReader, jobs: int) -> StageReport:
+    def stage_from(
+        self, archive: ArchiveReader | PlainArchive | ChainReader, jobs: int, advance: Advance = lambda _: None
+    ) -> StageReport:
         """Stage what is asked for; with patterns, an archive with an index is read where that lies, and nowhere else.
 
         Arguments:
             jobs: how many threads decompress.
+            advance: called with every number of bytes of content that was written.
 
         Raises:
             OpsError: as `stage`.
         """
-        return self.stage(selected(archive, self.component.member, self.patterns, jobs))
+        return self.stage(selected(archive, self.component.member, self.patterns, jobs), advance)
 
-    def stage(self, contents: Iterator[tuple[Member, Iterator[memoryview]]]) -> StageReport:
+    def stage(
+        self, contents: Iterator[tuple[Member, Iterator[memoryview]]], advance: Advance = lambda _: None
+    ) -> StageReport:
         """Write the members of the component into the stage; on the disk when this returns.
 
         Whatever fails, nothing is left behind.
@@ -152,7 +171,7 @@ class FileRestore:
         try:
             record = self._begin(root, created)
             with self._directory().locked():
-                return self._fill(record, contents, top)
+                return self._fill(record, contents, top, advance)
         except BaseException as error:
             self.undo()
             _remove_created(created)
@@ -254,12 +273,16 @@ class FileRestore:
         return directory.write(record)
 
     def _fill(
-        self, record: FilesRecord, contents: Iterator[tuple[Member, Iterator[memoryview]]], top: str
+        self, record: FilesRecord, contents: Iterator[tuple[Member, Iterator[memoryview]]], top: str, advance: Advance
     ) -> StageReport:
         directory = self._directory()
         with Tree(str(directory.path / "stage")) as tree:
             stage = Stage(
-                tree=tree, prefix=self.component.member, top=top, allow_outside_links=self.allow_outside_links
+                tree=tree,
+                prefix=self.component.member,
+                top=top,
+                allow_outside_links=self.allow_outside_links,
+                advance=advance,
             )
             report = stage.fill(contents)
             if top and not os.path.isdir(os.path.realpath(self.target)):
