@@ -72,6 +72,7 @@ class Stage:
     _files: int = 0
     _content_bytes: int = 0
     _room: int = 0
+    _born: Attributes | None = None
 
     def __post_init__(self) -> None:
         self._shape = Shape(prefix=self.prefix, top=self.top, allow_outside_links=self.allow_outside_links)
@@ -132,12 +133,13 @@ class Stage:
             descriptor = os.open(name, _CREATE, 0o600, dir_fd=above)
         except (FileExistsError, NotADirectoryError) as error:
             raise twice(member) from error
+        self._born = self._born or Attributes.of(os.fstat(descriptor))  # every file of a stage is made alike
         attributes = self._file_attributes(member)
         pieces = self._exactly(member, content)
         if member.size < HOLE_BYTES:
             self._write(descriptor, attributes, pieces)
         else:
-            self._write_large(writers.file(descriptor, attributes), pieces)
+            self._write_large(writers.file(descriptor, attributes, self._born), pieces)
         self._content_bytes += member.size
 
     def _write(self, descriptor: int, attributes: Attributes, pieces: Iterator[memoryview]) -> None:
@@ -145,7 +147,7 @@ class Stage:
             for piece in pieces:
                 self._take_room(len(piece))
                 _write_all(descriptor, piece)
-            attributes.give_to(descriptor)
+            attributes.give_to(descriptor, self._born)
         finally:
             os.close(descriptor)
 

@@ -41,11 +41,16 @@ class Attributes(NamedTuple):
         """The attributes that a `stat` tells."""
         return cls(stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid, found.st_mtime_ns)
 
-    def give_to(self, descriptor: int) -> None:
-        """Set them on an open file or directory; the owner where that is allowed."""
-        if IS_ROOT:
+    def give_to(self, descriptor: int, born: Attributes | None = None) -> None:
+        """Set them on an open file or directory; the owner where that is allowed.
+
+        Arguments:
+            born: what it was made with: of that nothing has to be set that is right already.
+        """
+        if IS_ROOT and not (born and (born.uid, born.gid) == (self.uid, self.gid)):
             os.fchown(descriptor, self.uid, self.gid)
-        os.fchmod(descriptor, self.mode)
+        if not (born and born.mode == self.mode):
+            os.fchmod(descriptor, self.mode)
         os.utime(descriptor, ns=(self.mtime_ns, self.mtime_ns))
 
 

@@ -57,13 +57,14 @@ class Writers:
         if kind is None:
             self._check()
 
-    def file(self, descriptor: int, attributes: Attributes) -> WrittenFile:
+    def file(self, descriptor: int, attributes: Attributes, born: Attributes | None = None) -> WrittenFile:
         """Write a file, still empty; its descriptor is closed when it has been written.
 
         Arguments:
             attributes: what the file has in the end.
+            born: what it was made with.
         """
-        file = WrittenFile(self, descriptor, attributes)
+        file = WrittenFile(self, descriptor, attributes, born)
         self._open.add(file)
         return file
 
@@ -101,10 +102,13 @@ class Writers:
 class WrittenFile:
     """One file on its way to the disk; made by `Writers.file`. What is passed over is a hole in the end."""
 
-    def __init__(self, writers: Writers, descriptor: int, attributes: Attributes) -> None:
+    def __init__(
+        self, writers: Writers, descriptor: int, attributes: Attributes, born: Attributes | None = None
+    ) -> None:
         self._writers = writers
         self._descriptor = descriptor
         self._attributes = attributes
+        self._born = born
         self._block: memoryview | None = None
         self._filled = 0
         self._offset = 0
@@ -183,7 +187,7 @@ class WrittenFile:
         try:
             if self._has_holes:
                 os.ftruncate(self._descriptor, self._offset)  # it may end in one
-            self._attributes.give_to(self._descriptor)
+            self._attributes.give_to(self._descriptor, self._born)
         finally:
             os.close(self._descriptor)
 
