@@ -122,11 +122,28 @@ def _back_up(arguments: argparse.Namespace) -> int:
         result = job.backup_media(incremental=True)
     else:
         result = {"full": job.backup_full, "database": job.backup_database, "media": job.backup_media}[arguments.type]()
-    _tell_of_backup(result.to_dict())
+    found = result.to_dict()
+    _say_how_it_ended(found)
+    print_result({**found, **(_prune(settings, found) if result.success else {"pruned": []})})
     return result.exit_code
 
 
+def _prune(settings: Settings, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Let old archives go, and tell people; what programs are told of it."""
+    from tools.pruning import prune_after_backup
+
+    pruned = prune_after_backup(settings)
+    for line in pruned.lines():
+        say(line)
+    return {"warnings": [*result["warnings"], *pruned.warnings], "pruned": list(pruned.names)}
+
+
 def _tell_of_backup(result: Mapping[str, Any]) -> None:
+    _say_how_it_ended(result)
+    print_result(result)
+
+
+def _say_how_it_ended(result: Mapping[str, Any]) -> None:
     if result.get("unchanged"):
         say(f"nothing has changed since {result['path']}")
     elif result["success"]:
@@ -135,7 +152,6 @@ def _tell_of_backup(result: Mapping[str, Any]) -> None:
         say(f"backup {result['backup_id']} is whole: {human_bytes(result['size_bytes'])} in {result['path']}")
     else:
         say_error(result["error"] or "the backup failed")
-    print_result(result)
 
 
 def _list(_: argparse.Namespace) -> int:
