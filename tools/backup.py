@@ -140,7 +140,7 @@ def _prune(settings: Settings, result: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tell_of_backup(result: Mapping[str, Any]) -> None:
     _say_how_it_ended(result)
-    print_result(result)
+    print_result({**result, "pruned": []})  # beat has workers prune, and not after each backup
 
 
 def _say_how_it_ended(result: Mapping[str, Any]) -> None:

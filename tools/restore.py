@@ -187,12 +187,36 @@ def _ending(result: Mapping[str, Any], *, is_rollback: bool) -> list[str]:
     if result.get("dry_run"):
         return ["\nThis was a dry run: nothing was changed."]
     components = ", ".join(result["components_restored"])
+    done = [f"  {line}" for line in _done(result, is_rollback=is_rollback)]
     if not is_rollback:
         take_back = f"to take it back: ./tools/restore.sh --rollback {result['restore_id']}"
-        return [f"\nrestored: {components} from {result['backup_id']}", take_back]
+        return [f"\nrestored: {components} from {result['backup_id']}", *done, take_back]
     if components:
-        return [f"taken back: {components}, as before {result['restore_id']}"]
+        return [f"taken back: {components}, as before {result['restore_id']}", *done]
     return [f"forgotten: {result['restore_id']}"]
+
+
+def _done(result: Mapping[str, Any], *, is_rollback: bool) -> list[str]:
+    """What was done to each component, and what is kept where, by the facts of the result."""
+    from portal.ops.targets.file_report import FilesReport
+
+    lines = []
+    for component, facts in result.get("facts", {}).items():
+        if component == "database":
+            lines.append(_done_to_database(facts, is_rollback=is_rollback))
+        else:
+            lines += FilesReport.from_dict(facts).lines()
+    return lines
+
+
+def _done_to_database(facts: Mapping[str, Any], *, is_rollback: bool) -> str:
+    name, kept = f"database {facts['database']}", facts["kept_database"]
+    if not is_rollback:
+        rows = f"{name}: {facts['rows']:,} rows in {facts['tables']:,} tables"
+        return f"{rows}; what was live before is kept as {kept}." if kept else f"{rows}."
+    if kept:
+        return f"{name}: as before; what was restored, with all that was written to it since, is kept as {kept}."
+    return f"{name}: as before; it was restored in place, so what was written to it since is gone."
 
 
 @dataclass(frozen=True)

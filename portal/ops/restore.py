@@ -232,8 +232,9 @@ class RestoreJob:
             draft.note(**_named(record))
             self._history.check(record)
             self._ask(replace(_plan_for(record), takes_back=record.restore_id))
-            draft.note(facts=self._history.roll_back(record))
-            draft.note(success=True, components_restored=tuple(record.parts))
+            facts = self._history.roll_back(record)
+            draft.note(success=True, components_restored=tuple(record.parts), facts=facts)
+            draft.warn(_warnings(facts))
         return draft.result
 
     def _is_taken_back(self, restore_id: str, draft: Draft) -> bool:
