@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     remote.add_options(verify)
     verify.set_defaults(run=_verify)
     extract = commands.add_parser("extract", help="take one file out of an archive")
-    extract.add_argument("archive", help="a path, an id or the start of one, or 'latest'")
+    extract.add_argument("archive", help="a path, an id or the start of one, or 'latest': of those with such files")
     extract.add_argument("member", help="the file's path in the archive, such as media/tenant-a/scan.sarif")
     extract.add_argument("--output", metavar="FILE", help="where to put it (default: its name, in this directory)")
     extract.set_defaults(run=_extract)
@@ -235,14 +235,20 @@ _TELLERS: Final = {"backup": _tell_of_backup, "verify": _tell_of_verification, "
 def _extract(arguments: argparse.Namespace) -> int:
     from tools.extract import extract
 
-    print_result(extract(_archive_path(arguments.archive), arguments.member, arguments.output))
+    print_result(extract(_archive_path(arguments.archive, arguments.member), arguments.member, arguments.output))
     return 0
 
 
-def _archive_path(archive: str) -> Path:
+def _archive_path(archive: str, member: str) -> Path:
     """The archive's file; settings are read only where it is not given by its path, which keeps the command quick."""
-    given = archive != "latest" and os.path.isfile(archive)
-    return Path(archive) if given else _job(*watched_settings()).repository.find(archive).path
+    if archive != "latest" and os.path.isfile(archive):
+        return Path(archive)
+    from portal.ops.model import BackupType, Component
+
+    top = member.partition("/")[0]
+    own = [BackupType(component.value) for component in Component if component.member == top]
+    kinds = [BackupType.FULL, *own] if own else list(BackupType)
+    return _job(*watched_settings()).repository.find(archive, latest_of=kinds).path
 
 
 def _job(settings: Settings, show: Callable[[Step], None]) -> BackupJob:

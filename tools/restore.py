@@ -28,8 +28,10 @@ _EXAMPLES: Final = f"""examples:
   restore.sh full_2024 --database-only   the database alone, as it was in that archive
   restore.sh latest --path 'tenant-a/*.sarif'
                                          single files of the uploads
-  restore.sh latest --target-database try --media-dir /tmp/try --force
-                                         beside what is live, to have a look
+  restore.sh latest --database-only --target-database try --create-database --force
+                                         into a database beside the live one, to have a look
+  restore.sh latest --media-only --media-dir /tmp/try --force
+                                         the uploads into another directory
   restore.sh --rollback                  takes the last restore back
   restore.sh --rollback --list           shows what can be taken back, and what is kept for that
   restore.sh --rollback --forget restore_20240115_120000_abc123
@@ -81,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     part.add_argument("--database-only", dest="scope", action="store_const", const="database", help="only the database")
     part.add_argument("--media-only", dest="scope", action="store_const", const="media", help="only the uploads")
     part.add_argument("--audit-only", dest="scope", action="store_const", const="audit_logs", help="only the audit log")
-    add("--force", action="store_true", help="do not ask")
+    add("--force", action="store_true", help=_FORCE)
     add("--mode", choices=("auto", "swap", "in-place"), default="auto", help="how the database is replaced: " + _MODES)
     add("--exact", action="store_true", help="move uploads that are not in the backup aside (never deleted)")
     add("--target-database", metavar="NAME", help="restore into this database instead of the configured one")
@@ -111,6 +113,7 @@ _ONLY_RESTORE: Final = (
     "allow_outside_links",
 )
 _SAY_YES: Final = "Start it again and answer yes, or use --force."
+_FORCE: Final = "do not ask; the archive is then checked while it is staged, instead of beforehand"
 _MODES: Final = "swap (beside the live one, then exchanged), in-place (one transaction), auto (swap where it can be)"
 
 
