@@ -112,9 +112,13 @@ _DAMAGED_HINT: Final = (
 
 
 def _back_up(arguments: argparse.Namespace) -> int:
+    from portal.ops.settings import refuse_unbuilt
+
     settings, show = watched_settings()
     incremental = arguments.type == "media" and arguments.incremental
     if remote.is_remote(settings, arguments):
+        if not arguments.wait:  # a worker's environment may ask for less than this one
+            refuse_unbuilt(settings.unbuilt)
         given = {"moment": remote.now(), **({"incremental": True} if incremental else {})}
         return remote.do_remotely(settings, show, arguments, f"backup.{arguments.type}", given, _TELLERS)
     job = _job(settings, show)
