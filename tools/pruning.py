@@ -62,15 +62,22 @@ def prune_after_backup(settings: Settings) -> Pruned:
     """Prune as beat would; nothing where its prune is switched off. A failure is a warning, for the backup is made."""
     if settings.schedules.prune is None:
         return Pruned()
+    pruned = Pruned()
     try:
         pruned = _prune(settings)
-        return pruned if _STOPPED in pruned.warnings else replace(pruned, restores=tuple(forget_restores(settings)))
+        if _STOPPED not in pruned.warnings:
+            pruned = replace(pruned, restores=tuple(forget_restores(settings)))
     except OpsError as error:
-        return Pruned(warnings=(_not_removed(error),))
+        return _warned(pruned, _not_removed(error))
     except OSError as error:
-        return Pruned(warnings=(_not_removed(f"{error.strerror} ({error.filename})"),))
+        return _warned(pruned, _not_removed(f"{error.strerror} ({error.filename})"))
     except StoppedError:
-        return Pruned(warnings=(_STOPPED,))
+        return _warned(pruned, _STOPPED)
+    return pruned
+
+
+def _warned(pruned: Pruned, warning: str) -> Pruned:
+    return replace(pruned, warnings=(*pruned.warnings, warning))
 
 
 def _prune(settings: Settings) -> Pruned:
@@ -81,6 +88,7 @@ def _prune(settings: Settings) -> Pruned:
     decided = job.plan()
     if not decided.removals:
         return Pruned(warnings=decided.warnings)
+    job.raise_if_busy()
     try:
         result = job.run()
     except StoppedError:
