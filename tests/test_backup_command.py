@@ -216,6 +216,37 @@ class TestExitCodes:
         assert "usage: backup.sh" in ended.stderr
         assert not Path(files["BACKUP_LOCAL_PATH"]).exists()
 
+    @pytest.mark.parametrize("kind", ["full", "database", "media"])
+    @pytest.mark.parametrize("asked", [{"BACKUP_S3_BUCKET": "offsite"}, {"BACKUP_ENCRYPTION": "true"}])
+    def test_what_is_not_built(self, portal: Portal, kind: str, asked: dict[str, str]) -> None:
+        """Nobody gets an archive that is plain and here, and believes it to be encrypted or on S3."""
+        ended = run(kind, environ=portal.environ(**asked))
+        assert ended.returncode == 2
+        assert f"this release does not have {'encryption' if 'true' in asked.values() else 'a dest'}" in ended.stderr
+        assert f"({next(iter(asked))})\n  hint: Leave it out" in answer(ended)["error"]
+        assert not list(portal.archives.glob("*.tar.gz"))
+
+    def test_what_is_not_built_is_not_handed_over(self, files: dict[str, str]) -> None:
+        """Where a worker would do it, who asks for encryption is refused before the broker is asked."""
+        nobody = {"CELERY_BROKER_URL": "redis://127.0.0.1:1/5", "BACKUP_ENCRYPTION": "yes"}
+        ended = run("media", environ=files | nobody)
+        assert ended.returncode == 2
+        assert "this release does not have encryption" in answer(ended)["error"]
+
+    def test_others_warn_of_what_is_not_built(self, files: dict[str, str]) -> None:
+        """What is there can be listed, whatever the environment asks of backups; the doctor calls it a fault."""
+        asked = files | {"BACKUP_ENCRYPTION": "true"}
+        run("media", environ=files)
+        ended = run("list", environ=asked)
+        assert ended.returncode == 0
+        assert len(answer(ended)["backups"]) == 1
+        (event,) = events(ended)
+        assert event["event"] == "setting_unbuilt"
+        assert event["detail"] == "this release does not have encryption (BACKUP_ENCRYPTION)"
+        findings = {one["name"]: one for one in answer(run("doctor", environ=asked))["findings"]}
+        assert findings["settings"]["state"] == "fault"
+        assert "encryption (BACKUP_ENCRYPTION)" in findings["settings"]["what"]
+
     def test_wrong_configuration(self, files: dict[str, str]) -> None:
         """Variables that cannot be used are named all at once, as JSON too."""
         ended = run("media", environ=files | {"BACKUP_JOBS": "none", "BACKUP_LOCAL_PATH": "relative"})

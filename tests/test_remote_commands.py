@@ -122,6 +122,19 @@ class TestTheSameAsWithoutAWorker:
         assert back["success"]
         assert upload.read_text() == "changed"
 
+    def test_a_restore_that_leaves_a_doubt(self, service: tuple[Portal, EmbeddedRedis, WorkerProcess]) -> None:
+        """What is to be said of the audit log's hash chain, and what a rollback has kept, is told here too."""
+        portal, redis, _ = service
+        run(portal, redis.url, "backup.sh", "full")
+        log = portal.audit / "audit.jsonl"
+        log.write_text("{}\n" + log.read_text())
+        restored, said = run(portal, redis.url, "restore.sh", "latest", "--audit-only", "--force")
+        assert "audit.jsonl: its hash chain is unbroken over 20 entries; the live log does not continue it." in said
+        assert any("does not continue it" in warning for warning in restored["warnings"])
+        _, said = run(portal, redis.url, "restore.sh", "--rollback", "--force")
+        assert ".restored-restore_" in said
+        assert ": as before; 1 entry was moved back." in said
+
     @pytest.mark.parametrize(("answer", "code"), [("yes", 0), ("no", 3)])
     def test_the_answer_decides(
         self, service: tuple[Portal, EmbeddedRedis, WorkerProcess], answer: str, code: int

@@ -6,13 +6,19 @@ import json
 import os
 import pty
 import re
+import shutil
 import subprocess
-from contextlib import suppress
+from contextlib import closing, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from portal.ops.access_log import AccessLog, Action
+from portal.ops.archive.opening import open_archive
+from portal.ops.repository import Repository
+from portal.ops.restore import RestoreConfig, RestoreJob
 from tests.test_backup_job import Portal, portal, succeeded
 from tools.demo.compare import table_contents, tree_contents
 
@@ -24,11 +30,12 @@ __all__ = ["portal"]
 ROOT = Path(__file__).parents[1]
 
 
-def run(portal: Portal, *arguments: str, code: int = 0, **more: str) -> dict[str, Any]:
+def run(portal: Portal, *arguments: str, code: int = 0, cwd: Path = ROOT, **more: str) -> dict[str, Any]:
     """Run the command without a terminal; its result."""
     ended = subprocess.run(
         [ROOT / "scripts" / "restore.sh", *arguments],
         env=portal.environ(**more),
+        cwd=cwd,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -135,6 +142,52 @@ def test_it_shows_how_far_it_is(portal: Portal, how: str, phase: str) -> None:
     shown = re.findall(rf"{phase} +[0-9.]+ MB +[0-9.]+ MB/s  \[#*\.*\] +(\d+) %  [0-9:]+ (?:s|min) left", screen)
     assert shown, screen
     assert sorted(map(int, shown)) == [*map(int, shown)]
+
+
+@pytest.fixture
+def renamed(changed: Portal) -> Path:
+    """The archive and its sidecar, moved away and renamed as in the guide's example."""
+    archive = next(changed.archives.glob("*.tar.gz"))
+    archive.with_name(archive.name + ".sha256").unlink()
+    place = Path(shutil.move(archive, changed.directory / "backup.tar.gz"))
+    digest = sha256(place.read_bytes()).hexdigest()
+    place.with_name("backup.tar.gz.sha256").write_text(f"{digest}  backup.tar.gz\n")
+    return place
+
+
+def test_a_file_of_any_name(changed: Portal, renamed: Path, postgres: EmbeddedPostgres) -> None:
+    """What was restored is called as its manifest does, in result, plan, list and log; from where is a whole path."""
+    with closing(open_archive(renamed)) as archive:
+        name = archive.manifest().backup_id
+    before = state(changed, postgres)
+    planned = run(changed, "backup.tar.gz", "--dry-run", cwd=renamed.parent)
+    result = run(changed, "backup.tar.gz", "--force", cwd=renamed.parent)
+    for one in (planned, result):
+        assert (one["backup_id"], one["backup_file"]) == (name, str(renamed))
+        assert f"from {name}, made " in one["plan"][0]
+    (listed,) = run(changed, "--rollback", "--list")["restores"]
+    assert listed["backup_id"] == name
+    record = json.loads((changed.archives / ".restores" / f"{result['restore_id']}.json").read_text())
+    assert (record["backup_id"], record["backup_file"]) == (name, str(renamed))
+    entries = AccessLog(Repository(changed.archives)).entries()
+    assert [one.subject for one in entries if one.action is Action.RESTORE] == [name]
+    valid, found = RestoreJob(RestoreConfig(local_path=changed.archives)).validate_backup(renamed)
+    assert (valid, found["backup_id"]) == (True, name)
+    run(changed, "--rollback", "--force")
+    assert state(changed, postgres) == before
+
+
+def test_an_older_record(changed: Portal, postgres: EmbeddedPostgres) -> None:
+    """A restore whose record has the name of a file and a relative path is listed and taken back as any other."""
+    before = state(changed, postgres)
+    restore_id = run(changed, "latest", "--force")["restore_id"]
+    path = changed.archives / ".restores" / f"{restore_id}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"backup_id": "backup", "backup_file": "backup.tar.gz"}))
+    (listed,) = run(changed, "--rollback", "--list")["restores"]
+    assert listed["backup_id"] == "backup"
+    back = run(changed, "--rollback", "--force")
+    assert (back["backup_id"], back["backup_file"]) == ("backup", "backup.tar.gz")
+    assert state(changed, postgres) == before
 
 
 def test_no_such_archive(portal: Portal) -> None:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from portal.ops.errors import ConfigurationError
+from portal.ops.errors import ConfigurationError, UnsupportedError
 from portal.ops.settings import (
     SETTINGS,
     DatabaseTarget,
@@ -22,6 +22,7 @@ from portal.ops.settings import (
     Setting,
     Settings,
     load_settings,
+    refuse_unbuilt,
     unknown_settings,
 )
 
@@ -383,6 +384,42 @@ class TestUnknownSettings:
     def test_a_mistyped_name_is_no_fault(self) -> None:
         """What looks like a mistake is for a warning; the settings load all the same."""
         assert load({"BACKUP_RETENTION_DAY": "1"}) == load()
+
+
+class TestUnbuilt:
+    """What the environment asks for and this release does not have."""
+
+    @pytest.mark.parametrize(
+        ("environ", "names"),
+        [
+            ({"BACKUP_S3_BUCKET": "b", "BACKUP_S3_ENDPOINT": "e"}, "BACKUP_S3_BUCKET, BACKUP_S3_ENDPOINT"),
+            ({"BACKUP_DESTINATION": "s3"}, "BACKUP_DESTINATION"),
+            ({"BACKUP_ENCRYPTION": "true"}, "BACKUP_ENCRYPTION"),
+            ({"BACKUP_ENCRYPTION_ENABLED": "1"}, "BACKUP_ENCRYPTION_ENABLED"),
+            ({"BACKUP_ENCRYPTION_KEY": "hunter2"}, "BACKUP_ENCRYPTION_KEY"),
+            ({"BACKUP_ENCRYPTION_KEY_FILE": "/run/secrets/key"}, "BACKUP_ENCRYPTION_KEY_FILE"),
+        ],
+    )
+    def test_it_is_refused_by_name(self, environ: dict[str, str], names: str) -> None:
+        """The error names the variables, shows no value, and says what to do."""
+        with pytest.raises(UnsupportedError) as caught:
+            refuse_unbuilt(load(environ).unbuilt)
+        assert f"({names})" in str(caught.value)
+        assert "hint: Leave it out" in str(caught.value)
+        assert "hunter2" not in str(caught.value)
+        assert caught.value.exit_code == 2
+
+    @pytest.mark.parametrize(
+        "environ",
+        [
+            {"BACKUP_S3_BUCKET": "", "BACKUP_DESTINATION": "local"},
+            {"BACKUP_ENCRYPTION": "false"},
+            {"BACKUP_ENCRYPTION_ENABLED": "0", "BACKUP_ENCRYPTION_KEY": "hunter2"},
+        ],
+    )
+    def test_what_is_switched_off_is_not_asked_for(self, environ: dict[str, str]) -> None:
+        """A variable without a value, or one that says no, asks for nothing."""
+        assert load(environ).unbuilt == ()
 
 
 class TestDocumentation:

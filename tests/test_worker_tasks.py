@@ -91,6 +91,15 @@ def test_a_failure_is_a_failed_task_with_the_engines_result(portal: Portal, redi
     assert "\n  hint: " in failed.result["error"]
 
 
+def test_what_is_not_built_is_refused(portal: Portal, redis: EmbeddedRedis) -> None:
+    """A worker whose environment asks for encryption makes no backup that somebody would take for encrypted."""
+    with WorkerProcess(portal, redis, "backup", BACKUP_ENCRYPTION="true"):
+        refused = run_task(redis, TaskName.BACKUP_MEDIA, moment=MOMENT)
+    assert (refused.exit_code, refused.result["success"]) == (2, False)
+    assert "this release does not have encryption (BACKUP_ENCRYPTION)" in refused.result["error"]
+    assert not list(portal.archives.glob("*.tar.gz"))
+
+
 def test_a_failed_task_that_is_sent_again_is_tried_again(portal: Portal, redis: EmbeddedRedis) -> None:
     """What failed for a reason that is gone succeeds under the same id."""
     portal.uploads.rename(portal.uploads.with_name("away"))

@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     remote.add_options(verify)
     verify.set_defaults(run=_verify)
     extract = commands.add_parser("extract", help="take one file out of an archive")
-    extract.add_argument("archive", help="a path, an id or the start of one, or 'latest'")
+    extract.add_argument("archive", help="a path, an id or the start of one, or 'latest': of those with such files")
     extract.add_argument("member", help="the file's path in the archive, such as media/tenant-a/scan.sarif")
     extract.add_argument("--output", metavar="FILE", help="where to put it (default: its name, in this directory)")
     extract.set_defaults(run=_extract)
@@ -112,9 +112,13 @@ _DAMAGED_HINT: Final = (
 
 
 def _back_up(arguments: argparse.Namespace) -> int:
+    from portal.ops.settings import refuse_unbuilt
+
     settings, show = watched_settings()
     incremental = arguments.type == "media" and arguments.incremental
     if remote.is_remote(settings, arguments):
+        if not arguments.wait:  # a worker's environment may ask for less than this one
+            refuse_unbuilt(settings.unbuilt)
         given = {"moment": remote.now(), **({"incremental": True} if incremental else {})}
         return remote.do_remotely(settings, show, arguments, f"backup.{arguments.type}", given, _TELLERS)
     job = _job(settings, show)
@@ -122,11 +126,28 @@ def _back_up(arguments: argparse.Namespace) -> int:
         result = job.backup_media(incremental=True)
     else:
         result = {"full": job.backup_full, "database": job.backup_database, "media": job.backup_media}[arguments.type]()
-    _tell_of_backup(result.to_dict())
+    found = result.to_dict()
+    _say_how_it_ended(found)
+    print_result({**found, **(_prune(settings, found) if result.success else {"pruned": []})})
     return result.exit_code
 
 
+def _prune(settings: Settings, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Let old archives go, and tell people; what programs are told of it."""
+    from tools.pruning import prune_after_backup
+
+    pruned = prune_after_backup(settings)
+    for line in pruned.lines():
+        say(line)
+    return {"warnings": [*result["warnings"], *pruned.warnings], "pruned": list(pruned.names)}
+
+
 def _tell_of_backup(result: Mapping[str, Any]) -> None:
+    _say_how_it_ended(result)
+    print_result({**result, "pruned": []})  # beat has workers prune, and not after each backup
+
+
+def _say_how_it_ended(result: Mapping[str, Any]) -> None:
     if result.get("unchanged"):
         say(f"nothing has changed since {result['path']}")
     elif result["success"]:
@@ -135,7 +156,6 @@ def _tell_of_backup(result: Mapping[str, Any]) -> None:
         say(f"backup {result['backup_id']} is whole: {human_bytes(result['size_bytes'])} in {result['path']}")
     else:
         say_error(result["error"] or "the backup failed")
-    print_result(result)
 
 
 def _list(_: argparse.Namespace) -> int:
@@ -219,14 +239,20 @@ _TELLERS: Final = {"backup": _tell_of_backup, "verify": _tell_of_verification, "
 def _extract(arguments: argparse.Namespace) -> int:
     from tools.extract import extract
 
-    print_result(extract(_archive_path(arguments.archive), arguments.member, arguments.output))
+    print_result(extract(_archive_path(arguments.archive, arguments.member), arguments.member, arguments.output))
     return 0
 
 
-def _archive_path(archive: str) -> Path:
+def _archive_path(archive: str, member: str) -> Path:
     """The archive's file; settings are read only where it is not given by its path, which keeps the command quick."""
-    given = archive != "latest" and os.path.isfile(archive)
-    return Path(archive) if given else _job(*watched_settings()).repository.find(archive).path
+    if archive != "latest" and os.path.isfile(archive):
+        return Path(archive)
+    from portal.ops.model import BackupType, Component
+
+    top = member.partition("/")[0]
+    own = [BackupType(component.value) for component in Component if component.member == top]
+    kinds = [BackupType.FULL, *own] if own else list(BackupType)
+    return _job(*watched_settings()).repository.find(archive, latest_of=kinds).path
 
 
 def _job(settings: Settings, show: Callable[[Step], None]) -> BackupJob:

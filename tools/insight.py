@@ -116,9 +116,11 @@ def _findings() -> Iterator[Finding]:
 def _look_at_settings(read: list[Settings]) -> Finding:
     from portal.ops.doctor import ok, warning
     from portal.ops.job import read_text
-    from portal.ops.settings import load_settings, unknown_settings
+    from portal.ops.settings import load_settings, refuse_unbuilt, unknown_settings
 
-    read.append(load_settings(os.environ, read_text))
+    settings = load_settings(os.environ, read_text)
+    read.append(settings)
+    refuse_unbuilt(settings.unbuilt)
     strangers = unknown_settings(os.environ)
     if strangers:
         return warning("; ".join(strangers), "Correct the name where it is set; docs/settings.md has every name.")

@@ -77,7 +77,7 @@ def _prune(arguments: argparse.Namespace) -> int:
     observer = Aftermath(settings)
     job = PruneJob(_repository(settings), config.retention, actor=person(), observer=observer)
     result = job.run(dry_run=arguments.dry_run)
-    forgotten = [] if arguments.dry_run or not result.success else _forget_restores(settings)
+    forgotten = [] if arguments.dry_run or not result.success else forget_restores(settings)
     _tell_prune(job, result)
     for line in forgotten:
         say(line)
@@ -87,8 +87,8 @@ def _prune(arguments: argparse.Namespace) -> int:
     return result.exit_code
 
 
-def _forget_restores(settings: Settings) -> list[str]:
-    """Remove what takes old restores back; a failure of that is only told."""
+def forget_restores(settings: Settings) -> list[str]:
+    """Remove what takes old restores back; what was done, in words. A failure of that is only told."""
     from portal.ops.errors import OpsError
     from portal.ops.restore import RestoreConfig, RestoreJob
 

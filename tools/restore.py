@@ -28,8 +28,10 @@ _EXAMPLES: Final = f"""examples:
   restore.sh full_2024 --database-only   the database alone, as it was in that archive
   restore.sh latest --path 'tenant-a/*.sarif'
                                          single files of the uploads
-  restore.sh latest --target-database try --media-dir /tmp/try --force
-                                         beside what is live, to have a look
+  restore.sh latest --database-only --target-database try --create-database --force
+                                         into a database beside the live one, to have a look
+  restore.sh latest --media-only --media-dir /tmp/try --force
+                                         the uploads into another directory
   restore.sh --rollback                  takes the last restore back
   restore.sh --rollback --list           shows what can be taken back, and what is kept for that
   restore.sh --rollback --forget restore_20240115_120000_abc123
@@ -81,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     part.add_argument("--database-only", dest="scope", action="store_const", const="database", help="only the database")
     part.add_argument("--media-only", dest="scope", action="store_const", const="media", help="only the uploads")
     part.add_argument("--audit-only", dest="scope", action="store_const", const="audit_logs", help="only the audit log")
-    add("--force", action="store_true", help="do not ask")
+    add("--force", action="store_true", help=_FORCE)
     add("--mode", choices=("auto", "swap", "in-place"), default="auto", help="how the database is replaced: " + _MODES)
     add("--exact", action="store_true", help="move uploads that are not in the backup aside (never deleted)")
     add("--target-database", metavar="NAME", help="restore into this database instead of the configured one")
@@ -111,6 +113,7 @@ _ONLY_RESTORE: Final = (
     "allow_outside_links",
 )
 _SAY_YES: Final = "Start it again and answer yes, or use --force."
+_FORCE: Final = "do not ask; the archive is then checked while it is staged, instead of beforehand"
 _MODES: Final = "swap (beside the live one, then exchanged), in-place (one transaction), auto (swap where it can be)"
 
 
@@ -187,12 +190,36 @@ def _ending(result: Mapping[str, Any], *, is_rollback: bool) -> list[str]:
     if result.get("dry_run"):
         return ["\nThis was a dry run: nothing was changed."]
     components = ", ".join(result["components_restored"])
+    done = [f"  {line}" for line in _done(result, is_rollback=is_rollback)]
     if not is_rollback:
         take_back = f"to take it back: ./tools/restore.sh --rollback {result['restore_id']}"
-        return [f"\nrestored: {components} from {result['backup_id']}", take_back]
+        return [f"\nrestored: {components} from {result['backup_id']}", *done, take_back]
     if components:
-        return [f"taken back: {components}, as before {result['restore_id']}"]
+        return [f"taken back: {components}, as before {result['restore_id']}", *done]
     return [f"forgotten: {result['restore_id']}"]
+
+
+def _done(result: Mapping[str, Any], *, is_rollback: bool) -> list[str]:
+    """What was done to each component, and what is kept where, by the facts of the result."""
+    from portal.ops.targets.file_report import FilesReport
+
+    lines = []
+    for component, facts in result.get("facts", {}).items():
+        if component == "database":
+            lines.append(_done_to_database(facts, is_rollback=is_rollback))
+        else:
+            lines += FilesReport.from_dict(facts).lines()
+    return lines
+
+
+def _done_to_database(facts: Mapping[str, Any], *, is_rollback: bool) -> str:
+    name, kept = f"database {facts['database']}", facts["kept_database"]
+    if not is_rollback:
+        rows = f"{name}: {facts['rows']:,} rows in {facts['tables']:,} tables"
+        return f"{rows}; what was live before is kept as {kept}." if kept else f"{rows}."
+    if kept:
+        return f"{name}: as before; what was restored, with all that was written to it since, is kept as {kept}."
+    return f"{name}: as before; it was restored in place, so what was written to it since is gone."
 
 
 @dataclass(frozen=True)

@@ -117,13 +117,15 @@ def watched_log(style: LogFormat, *, line_seconds: float = _LINE_SECONDS) -> Cal
     import structlog
 
     from portal.ops.logs import configure_logging
-    from portal.ops.settings import unknown_settings
+    from portal.ops.settings import unbuilt_settings, unknown_settings
 
     log = structlog.get_logger("tools")
     bar = Bar(log, line_seconds=line_seconds)
     configure_logging(style, cast("TextIO", BarAwareStream(bar)))
     for warning in unknown_settings(os.environ):
         log.warning("setting_unknown", detail=warning)
+    for what in unbuilt_settings(os.environ):
+        log.warning("setting_unbuilt", detail=f"this release does not have {what}")
 
     return bar
 

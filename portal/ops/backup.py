@@ -45,7 +45,7 @@ from portal.ops.model import SUFFIX, BackupId, BackupType, Component, VerifyLeve
 from portal.ops.process import ProcessRunner, SystemRunner
 from portal.ops.prune import PruneJob
 from portal.ops.repository import ArchiveFile, Draft, Repository, disk_full, file_digest, read_sidecar
-from portal.ops.settings import load_settings
+from portal.ops.settings import load_settings, refuse_unbuilt
 from portal.ops.sources.files import identity
 from portal.ops.verifications import Verifications
 from portal.ops.verify import Expected, Verification, Verifier
@@ -238,6 +238,7 @@ class BackupJob:
         return result
 
     def _back_up(self, request: _Request, result: BackupResult) -> BackupResult:
+        refuse_unbuilt(self.config.unbuilt)
         backup_id = request.backup_id
         components = self._components(backup_id.type)
         if request.changed is not None and not request.incremental:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from zoneinfo import ZoneInfo
 
-from portal.ops.errors import ConfigurationError, UnsupportedError
+from portal.ops.errors import ConfigurationError
 from portal.ops.model import FORMAT_VERSION, INCREMENTAL_VERSION, BackupType, Component, timestamp
 from portal.ops.retention import RetentionPolicy, RetentionRule
-from portal.ops.settings import DatabaseTarget, Secret, Settings
+from portal.ops.settings import DatabaseTarget, Secret, Settings, refuse_unbuilt
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,6 +48,8 @@ class BackupConfig:
         jobs: processes and threads that work at once; by default the cores there are.
         chain_length: incrementals that a chain has at the most.
         chain_percent: their size together, in percent of the base, at the most.
+        unbuilt: what the environment asks for beside all this and this release cannot do, in words. It makes no backup
+            then; archives that are there can be looked after.
 
     Raises:
         ConfigurationError: a value makes no sense.
@@ -83,6 +85,7 @@ class BackupConfig:
     jobs: int | None = None
     chain_length: int = 500
     chain_percent: int = 100
+    unbuilt: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("local_path", "media_path", "audit_log_path", "pg_bin_dir"):
@@ -120,12 +123,7 @@ class BackupConfig:
             "encryption": self.encryption_enabled,
             "an archive that is not compressed": not self.compress,
         }
-        unbuilt = [what for what, asked in wanted.items() if asked]
-        if unbuilt:
-            raise UnsupportedError(
-                f"this release does not have {' and '.join(unbuilt)}",
-                hint="Leave it out; copy archives and their .sha256 files away with a tool of your own until then.",
-            )
+        refuse_unbuilt(what for what, asked in wanted.items() if asked)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> BackupConfig:
@@ -154,6 +152,7 @@ class BackupConfig:
             jobs=settings.jobs,
             chain_length=settings.chain_length,
             chain_percent=settings.chain_percent,
+            unbuilt=settings.unbuilt,
         )
 
     @property

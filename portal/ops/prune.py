@@ -149,6 +149,16 @@ class PruneJob:
         """
         return plan(Catalogue(self.repository).entries(), self._policy, self._clock())
 
+    def raise_if_busy(self) -> None:
+        """Let who can do without a prune find out that another one is running, before that is a failure in the log.
+
+        Raises:
+            BusyError: one is.
+            OSError: there is no such directory, or it may not be read.
+        """
+        with self._alone():
+            pass
+
     def run(self, *, dry_run: bool = False) -> PruneResult:
         """One prune from plan to sweep; every fault becomes a result.
 

@@ -44,7 +44,7 @@ from portal.ops.model import Component, VerifyLevel
 from portal.ops.process import ProcessRunner, SystemRunner
 from portal.ops.repository import ArchiveFile, Repository, read_sidecar
 from portal.ops.restore_checksum import Checksum
-from portal.ops.restore_choice import choose_archive, choose_components
+from portal.ops.restore_choice import absolute, choose_archive, choose_components, name_of
 from portal.ops.restore_draft import Draft, reported
 from portal.ops.restore_history import RestoreHistory, Stuck
 from portal.ops.restore_model import RestoreConfig, RestorePlan, RestoreResult, RestoreScope
@@ -157,8 +157,9 @@ class RestoreJob:
         except OpsError as error:
             return False, {"error": str(error), "components": []}
         manifest = json.loads(found.manifest.encode()) if found.manifest else {"components": []}
+        named = {"backup_id": name_of(archive, found.manifest)} if found.manifest else {}
         fault = {} if found.intact else {"error": found.message}
-        return found.intact, {**manifest, **found.to_dict(), **fault}
+        return found.intact, {**manifest, **found.to_dict(), **named, **fault}
 
     def earlier(self, *, moment: datetime, request_id: str) -> RestoreResult | None:
         """What became of a request that was made before: the result of its restore, if that was finished.
@@ -232,8 +233,9 @@ class RestoreJob:
             draft.note(**_named(record))
             self._history.check(record)
             self._ask(replace(_plan_for(record), takes_back=record.restore_id))
-            draft.note(facts=self._history.roll_back(record))
-            draft.note(success=True, components_restored=tuple(record.parts))
+            facts = self._history.roll_back(record)
+            draft.note(success=True, components_restored=tuple(record.parts), facts=facts)
+            draft.warn(_warnings(facts))
         return draft.result
 
     def _is_taken_back(self, restore_id: str, draft: Draft) -> bool:
@@ -328,7 +330,7 @@ class RestoreJob:
                 if plan.blockers:
                     raise plan.blockers[0]
                 self._ask(plan)
-                record = self._history.begin(restore_id, archive.name, str(archive.path), parts)
+                record = self._history.begin(restore_id, plan.backup_id, str(plan.backup_file), parts)
                 self._stage(record, parts, opened, checksum)
                 facts = self._history.apply(record, parts)
         draft.note(
@@ -339,7 +341,7 @@ class RestoreJob:
         )
         draft.warn(_warnings(facts))
         draft.warn(self._history.prune(record))
-        log.info("restore_finished", restore_id=restore_id, backup_id=archive.name)
+        log.info("restore_finished", restore_id=restore_id, backup_id=plan.backup_id)
 
     def _verify(self, archive: ArchiveFile, scope: RestoreScope, *, thorough: bool) -> None:
         """Look at the whole archive; not where single files are asked for, which are checked when they are read."""
@@ -388,8 +390,8 @@ class RestoreJob:
         in_the_way = [one.error() for one in stuck if one.record.overlaps(records)]
         notes = [f"the backup itself says: {warning}" for warning in manifest.warnings]
         plan = RestorePlan(
-            backup_id=archive.name,
-            backup_file=archive.path,
+            backup_id=name_of(archive, manifest),
+            backup_file=absolute(archive.path),
             timestamp=manifest.timestamp,
             components=components,
             parts=plans,
@@ -405,7 +407,7 @@ class RestoreJob:
                 *short_of_room(parts),
             ),
         )
-        draft.note(plan=tuple(plan.lines()), warnings=plan.warnings)
+        draft.note(backup_id=plan.backup_id, plan=tuple(plan.lines()), warnings=plan.warnings)
         return plan, parts
 
     def _stage(self, record: RestoreRecord, parts: Sequence[Part], opened: Archive, checksum: Checksum) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import ConfigurationError
@@ -31,18 +32,31 @@ _SET_PLACE: Final = {
 def choose_archive(repository: Repository, draft: Draft, path: PathLike) -> ArchiveFile:
     """The archive of a path, an id or ``latest``: the newest that holds what is asked for. The draft is told which.
 
+    Until the manifest is read it goes by the name of its file.
+
     Raises:
         ArchiveAbsentError: there is none, or more than one.
     """
     scope = draft.result.scope
     archive = repository.find(path, latest_of=_LATEST[scope])
-    draft.note(backup_id=archive.name, backup_file=str(archive.path))
+    draft.note(backup_id=archive.name, backup_file=str(absolute(archive.path)))
     if os.fspath(path) == "latest" and scope is RestoreScope.FULL:
         for part, what in ((RestoreScope.DATABASE, "database"), (RestoreScope.MEDIA, "media")):
             newest = repository.find("latest", latest_of=_LATEST[part])
             if newest.moment > archive.moment:
                 draft.warn([f"{newest.name} is newer and holds the {what} alone; --{what}-only would restore that one"])
     return archive
+
+
+def name_of(archive: ArchiveFile, manifest: Manifest) -> str:
+    """The backup's id as the manifest has it, for a file may be called anything; the file's where that is no name."""
+    said = manifest.backup_id
+    return said if said and said.isprintable() else archive.name
+
+
+def absolute(path: Path) -> Path:
+    """A path as it is understood wherever it is read later; a link stays a link."""
+    return Path(os.path.abspath(path))
 
 
 def choose_components(

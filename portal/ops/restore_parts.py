@@ -234,8 +234,10 @@ class FilesPart:
         self._restore.stage_from(archive, self._jobs, advance)
 
     def apply(self) -> dict[str, Any]:
-        """Exchange by renames."""
-        return self._restore.apply().to_dict()
+        """Exchange by renames. What is doubtful about the chain of an audit log is among the warnings."""
+        report = self._restore.apply()
+        doubts = (warning for chain in report.chains for warning in chain.warnings())
+        return report.to_dict() | {"warnings": [*report.warnings, *doubts]}
 
     def finish(self) -> dict[str, Any]:
         """Go on with the renames."""
@@ -250,8 +252,8 @@ class FilesPart:
         self._restore.undo()
 
     def roll_back(self) -> dict[str, Any]:
-        """Rename everything back."""
-        return self._restore.rollback().to_dict()
+        """Rename everything back; what was to be known of the restore is of no use any more."""
+        return self._restore.rollback().to_dict() | {"warnings": []}
 
     def record(self) -> dict[str, Any]:
         """The place, and what was asked for."""

@@ -57,8 +57,8 @@ class RestoreRecord:
     Arguments:
         restore_id: such as ``restore_20240115_120000_abc123``.
         number: restores of a repository are counted, so that their order does not hang on a clock.
-        backup_id: what is restored.
-        backup_file: from where.
+        backup_id: what is restored, as its manifest calls it; older records may have the name of the file.
+        backup_file: from where; in older records perhaps by a relative path.
         started: when, as the manifest writes it; `changed` is when the state was reached.
         state: how far it is.
         parts: for each component what its part needs to be finished or taken back.

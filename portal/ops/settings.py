@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from portal.ops import variables
-from portal.ops.errors import ConfigurationError
-from portal.ops.setting import Setting, UnusableError
+from portal.ops.errors import ConfigurationError, UnsupportedError
+from portal.ops.setting import OFF, Setting, UnusableError
 from portal.ops.target import DatabaseTarget, Secret
 from portal.ops.variables import SETTINGS, LogFormat, WatchMode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from datetime import timedelta
     from pathlib import Path
     from zoneinfo import ZoneInfo
@@ -30,6 +30,8 @@ __all__ = [
     "Settings",
     "WatchMode",
     "load_settings",
+    "refuse_unbuilt",
+    "unbuilt_settings",
     "unknown_settings",
 ]
 
@@ -37,6 +39,13 @@ T = TypeVar("T")
 
 _FAMILIES: Final = ("BACKUP_", "DD_DATABASE_", "PORTAL_")
 _TYPO_LIKENESS: Final = 0.9
+
+_DESTINATION: Final = "BACKUP_DESTINATION"
+_LOCAL: Final = "local"
+_S3: Final = "BACKUP_S3_"
+_ENCRYPTION: Final = "BACKUP_ENCRYPTION"
+_SWITCHES: Final = (_ENCRYPTION, f"{_ENCRYPTION}_ENABLED")
+_NO: Final = frozenset({"0", "false", "no", OFF})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +156,7 @@ class Settings:
         dump_timeout: seconds that pg_dump may take.
         lock_timeout: seconds to wait for a lock.
         jobs: processes and threads; ``None`` is one for each core that may be used.
+        unbuilt: what the environment asks for and this release does not have; see `refuse_unbuilt`.
     """
 
     database: DatabaseTarget
@@ -166,6 +176,7 @@ class Settings:
     schedules: ScheduleSettings
     watch: WatchSettings
     targets: TargetSettings
+    unbuilt: tuple[str, ...] = ()
 
 
 class _Reader:
@@ -245,6 +256,7 @@ def load_settings(environ: Mapping[str, str], read_text: Callable[[str], str]) -
         schedules=_read_schedules(read),
         watch=_read_watch(read),
         targets=_read_targets(read),
+        unbuilt=unbuilt_settings(environ),
     )
     if read.faults:
         raise ConfigurationError(
@@ -341,3 +353,38 @@ def unknown_settings(environ: Mapping[str, str]) -> list[str]:
         for name in strangers
         for match in get_close_matches(name, known, n=1, cutoff=_TYPO_LIKENESS)
     ]
+
+
+def unbuilt_settings(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """What the environment asks for and this release does not have: encryption, or a copy on S3.
+
+    Every command but a backup can do without it. A backup would be taken for what it is not: see `refuse_unbuilt`.
+
+    Returns:
+        for each a few words with the variables' names, never a value.
+    """
+    given = {name: text.strip().lower() for name, text in environ.items() if text.strip()}
+    s3 = sorted(name for name in given if name.startswith(_S3))
+    if given.get(_DESTINATION, _LOCAL) != _LOCAL:
+        s3.insert(0, _DESTINATION)
+    encryption = sorted(name for name in given if name.startswith(_ENCRYPTION))
+    if any(given.get(switch) in _NO for switch in _SWITCHES):
+        encryption = []
+    wanted = {"a destination elsewhere, such as S3": s3, "encryption": encryption}
+    return tuple(f"{what} ({', '.join(names)})" for what, names in wanted.items() if names)
+
+
+def refuse_unbuilt(wanted: Iterable[str]) -> None:
+    """Refuse what this release does not have.
+
+    Arguments:
+        wanted: what was asked for, a few words each.
+
+    Raises:
+        UnsupportedError: there is something.
+    """
+    if unbuilt := list(wanted):
+        raise UnsupportedError(
+            f"this release does not have {' and '.join(unbuilt)}",
+            hint="Leave it out; copy archives and their .sha256 files away with a tool of your own until then.",
+        )

@@ -208,7 +208,10 @@ SCHEDULE_VERIFY: Final = Setting(
     parse=cron,
 )
 SCHEDULE_PRUNE: Final = Setting(
-    name="BACKUP_SCHEDULE_PRUNE", meaning="When old archives are removed", default="30 3 * * *", parse=cron
+    name="BACKUP_SCHEDULE_PRUNE",
+    meaning="When old archives are removed; a backup without a worker removes them itself, unless this is `off`",
+    default="30 3 * * *",
+    parse=cron,
 )
 SCHEDULE_DRILL: Final = Setting(
     name="BACKUP_SCHEDULE_DRILL", meaning="When a restore is tried", default="0 5 * * 0", parse=cron

@@ -1,7 +1,8 @@
 """Looks at an archive as closely as asked, and says what is wrong with it and where.
 
     checksum   the file has the SHA-256 that its sidecar says
-    contents   every frame decompresses, every file has its digest, index and tar and manifest agree
+    contents   every frame decompresses, every file has its digest, index and tar and manifest agree; of what plain
+               tar and gzip made, which has no digests: all of it decompresses to what gzip's checksum says
     dump       pg_restore decodes the database's dump to its end
     drill      it was really restored, and compared: that is no look, and done by `portal.ops.drill`
 
@@ -55,6 +56,7 @@ class Verification:
         manifest: what the archive says of itself, where that could be read.
         files: how many files it holds, where they were looked at.
         content_bytes: and how many bytes they have.
+        has_digests: whether the archive has a digest of each file; what plain tar and gzip made has none.
     """
 
     path: Path
@@ -65,6 +67,7 @@ class Verification:
     manifest: Manifest | None = None
     files: int = 0
     content_bytes: int = 0
+    has_digests: bool = True
     duration_seconds: float = 0.0
 
     @property
@@ -86,7 +89,8 @@ class Verification:
         files = "1 file" if self.files == 1 else f"{self.files:,} files"
         if self.level is VerifyLevel.DRILL:
             return f"{name} is intact: it was restored, and every table and every file ({files}) is as in the backup"
-        return f"{name} is intact: {files}, {self.content_bytes:,} bytes, every digest is right{dump}"
+        right = "every digest is right" if self.has_digests else "all of it is as gzip's checksum says"
+        return f"{name} is intact: {files}, {self.content_bytes:,} bytes, {right}{dump}"
 
     def raise_damage(self) -> None:
         """Raise what is wrong as an error.
@@ -211,6 +215,7 @@ class Verifier:
             manifest=look.manifest,
             files=look.files,
             content_bytes=look.content_bytes,
+            has_digests=look.has_digests,
             duration_seconds=time.monotonic() - started,
         )
 
@@ -225,12 +230,14 @@ class _Look:
         self.manifest: Manifest | None = None
         self.files = 0
         self.content_bytes = 0
+        self.has_digests = True
         self._held = {component: [0, 0] for component in Component}
 
     def run(self, path: Path) -> None:
         """Look at everything; what is wrong is in `damages` afterwards."""
         try:
             with closing(open_archive(path)) as archive:
+                self.has_digests = isinstance(archive, ArchiveReader)
                 self.manifest = archive.manifest()
                 for member, content in archive.contents(self._verifier.jobs):
                     self._member(member, content)

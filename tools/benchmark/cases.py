@@ -5,7 +5,7 @@ these words in braces: `{data}` the data set, `{member}` a file from the middle 
 each run, `{kept}` one that lasts for the whole case, `{archive}` the archive in `{kept}`, `{tools}` the directory of
 our scripts, and for a database `{pg_bin}`, `{host}`, `{port}`, `{name}`, `{user}` and `{password}`.
 
-To add a case, a restore for example, write one more function that returns it and name it in `all_cases`.
+To add a case, write one more function that returns it and name it in `all_cases`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 LINK_KEYS: Final = ("prev_hash", "previous_hash", "prev", "previous")
@@ -69,7 +69,24 @@ class ChainReport:
         }[self.chain]
         return [f"{self.name}: {said}; {_CONTINUATIONS[self.continuation]}."]
 
+    def warnings(self) -> list[str]:
+        """What a person has to look into: a broken chain, a live log that is not what has become of this one."""
+        log = f"the audit log {self.name}"
+        found = []
+        if self.chain is Chain.BROKEN:
+            found.append(f"{log} as it is in the backup: its hash chain is broken at line {self.broken_at}")
+        if self.continuation in _DOUBTFUL:
+            found.append(f"{log}, held against the restored one: {_CONTINUATIONS[self.continuation]}")
+        return found
 
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> ChainReport:
+        """The report that was put into the types of JSON."""
+        chain, continuation = Chain(facts["chain"]), Continuation(facts["continuation"])
+        return cls(**{**facts, "chain": chain, "continuation": continuation})
+
+
+_DOUBTFUL: Final = frozenset({Continuation.OLDER, Continuation.DIFFERENT})
 _CONTINUATIONS: Final = {
     Continuation.SAME: "the live log is the same",
     Continuation.CONTINUED: "the live log starts with it and goes on",

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
+from portal.ops.targets.audit_chain import ChainReport
 from portal.ops.targets.file_record import FilesState
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Mapping
 
     from portal.ops.errors import OpsError
-    from portal.ops.targets.audit_chain import ChainReport
+
+_MOST_NAMED: Final = 20
+"""So many paths are named to a person; the result has all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,19 +107,29 @@ class FilesReport:
     def lines(self) -> list[str]:
         """The report in plain words."""
         if self.state is FilesState.ROLLED_BACK:
-            lines = [f"{self.place}: as before; {self.taken_back:,} entries were moved back."]
+            moved = "1 entry was" if self.taken_back == 1 else f"{self.taken_back:,} entries were"
+            lines = [f"{self.place}: as before; {moved} moved back."]
         else:
             lines = [f"{self.place}: {self.new:,} new, {self.replaced:,} replaced, {self.same:,} the same."]
         if self.aside:
             lines.append(f"{_files(self.aside)} or directories that the backup does not have were moved aside.")
-        lines += [f"Written by others since, and kept: {path}." for path in self.kept]
-        lines += [f"Changed by others since, and now in the stage: {path}." for path in self.changed]
+        lines += _named("Written by others since, and kept", self.kept)
+        lines += _named("Changed by others since, and now in the stage", self.changed)
         return [*lines, *(line for chain in self.chains for line in chain.lines())]
 
     def to_dict(self) -> dict[str, Any]:
         """The report in the types of JSON."""
         found = asdict(self)
         return {"path": str(found.pop("place")), **found, "state": self.state.value}
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> FilesReport:
+        """The report that `to_dict` has put into the types of JSON."""
+        others = {name: value for name, value in facts.items() if name != "path"}
+        lists = {name: tuple(facts[name]) for name in ("kept", "changed", "warnings")}
+        chains = tuple(ChainReport.from_dict(chain) for chain in facts["chains"])
+        state = FilesState(facts["state"])
+        return cls(place=Path(facts["path"]), **{**others, **lists, "state": state, "chains": chains})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +147,11 @@ class FilesRestore:
     started: str
     state: FilesState
     held_bytes: int
+
+
+def _named(what: str, paths: tuple[str, ...]) -> list[str]:
+    more = len(paths) - _MOST_NAMED
+    return [f"{what}: {path}." for path in paths[:_MOST_NAMED]] + ([f"{what}: {more:,} more."] if more > 0 else [])
 
 
 def _files(count: int) -> str:
