@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import threading
+import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,8 +31,10 @@ from portal.ops.target import Secret
 from tests.histories import NOW, History
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    Step = tuple[AccessEntry | None, Sequence[Miss] | None]
 
 HOUR = timedelta(hours=1)
 LATE = Miss(target="rpo_database", what="the newest backup is 3 h old, and 2 h are allowed", mend="Make one.")
@@ -64,7 +69,12 @@ class Person:
 
     def notices(self) -> Notices:
         """A new process with the same memory."""
-        return Notices(self.directory, host="portal-server", tell=self._tell, clock=lambda: self.now)
+        return Notices(self.directory, host="portal-server", tell=self._tell, clock=lambda: self.now, patience=0.2)
+
+    @property
+    def headlines(self) -> list[str]:
+        """What the titles say, without the machine's name."""
+        return [title.partition(": ")[2] for title, _ in self.heard]
 
     def _tell(self, title: str, text: str) -> bool:
         self.heard.append((title, text))
@@ -151,6 +161,62 @@ class TestWhen:
         person.notices().after(None, [])
         assert len(person.heard) == 2
 
+    @pytest.mark.parametrize(
+        ("begun", "ended", "headline"),
+        [
+            ((entry(), None), (entry(Outcome.DONE), None), "backup full works again"),
+            ((None, [LATE]), (None, []), "target rpo_database met again"),
+        ],
+        ids=["failure", "target"],
+    )
+    def test_an_end_that_could_not_be_delivered_is_told_again_until_it_is(
+        self, person: Person, begun: Step, ended: Step, headline: str
+    ) -> None:
+        """By whoever comes next, half an hour later and not sooner; once it has arrived, never again."""
+        person.notices().after(*begun)
+        person.hears = False
+        person.notices().after(*ended)
+        for minutes in (29, 30, 59):
+            person.now = NOW + timedelta(minutes=minutes)
+            person.notices().after(None, None)
+        person.hears = True
+        for minutes in (60, 120, 2000):
+            person.now = NOW + timedelta(minutes=minutes)
+            person.notices().after(None, None)
+        assert person.headlines[1:] == [headline] * 3
+        assert "WELL AGAIN" in person.heard[-1][1]
+        assert ", at 2026-11-22 12:30 UTC. It was not since 2026-11-22 12:30 UTC." in person.heard[-1][1]
+
+    def test_a_failure_after_an_end_that_was_not_heard_of_takes_its_place(self, person: Person) -> None:
+        """It is told as a new one, and its end too; that the earlier one is over is of no use any more."""
+        person.notices().after(entry(), None)
+        person.hears = False
+        person.notices().after(entry(Outcome.DONE), None)
+        person.hears = True
+        for done in (entry(error="another reason"), entry(error="another reason"), entry(Outcome.DONE)):
+            person.now += HOUR
+            person.notices().after(done, None)
+        assert person.headlines[2:] == ["backup full failed", "backup full works again"]
+
+    def test_an_end_is_told_again_where_its_process_died_while_telling(self, person: Person) -> None:
+        """What is over is forgotten when people know of it, not before."""
+        person.notices().after(entry(), None)
+        dying = Notices(person.directory, host="portal-server", tell=_die, clock=lambda: NOW)
+        with pytest.raises(KeyboardInterrupt):
+            dying.after(entry(Outcome.DONE), None)
+        person.now = NOW + HOUR
+        person.notices().after(None, None)
+        assert person.headlines == ["backup full failed", "backup full works again"]
+
+    def test_a_memory_of_an_earlier_release_is_read(self, person: Person) -> None:
+        """What goes on by it is not told once more, and its end is."""
+        old = {"since": "2026-11-20T02:00:00+00:00", "told": NOW.isoformat(), "what": "the disk is full"}
+        (person.directory / NAME).write_text(json.dumps({"version": 1, "troubles": {"failure backup full": old}}))
+        person.notices().after(entry(), None)
+        person.notices().after(entry(Outcome.DONE), None)
+        assert person.headlines == ["backup full works again"]
+        assert "It was not since 2026-11-20 02:00 UTC." in person.heard[0][1]
+
     def test_several_news_come_as_one_message(self, person: Person) -> None:
         """The title says how many."""
         person.notices().after(entry(), [LATE])
@@ -170,6 +236,60 @@ class TestWhen:
         for _ in range(2):
             notices.after(entry(error="there is no repository"), None)
         assert len(person.heard) == 1
+
+
+class TestLockedMemory:
+    """Another process keeps the memory locked: it was stopped in the wrong moment, or hangs on a disk."""
+
+    def test_it_is_waited_for_a_short_time_only(self, person: Person, caplog: pytest.LogCaptureFixture) -> None:
+        """Then it is logged, and the failure is told all the same: nobody else would tell it."""
+        with locked(person.directory):
+            started = time.monotonic()
+            person.notices().after(entry(error="the disk is full"), [LATE])
+            assert time.monotonic() - started < 2
+        assert "notices_locked" in caplog.text
+        assert person.headlines == ["backup full failed"]
+
+    def test_what_was_not_told_meanwhile_is_told_by_the_next_one(self, person: Person) -> None:
+        """An end and a target, each once."""
+        person.notices().after(entry(), None)
+        with locked(person.directory):
+            person.notices().after(entry(Outcome.DONE), [LATE])
+        assert person.headlines == ["backup full failed"]
+        for _ in range(2):
+            person.notices().after(entry(Outcome.DONE), [LATE])
+        assert person.headlines[1:] == ["backup full works again, and 1 more"]
+
+    def test_a_process_remembers_what_it_told_meanwhile(self, person: Person) -> None:
+        """It tells each failure once, and the end of it when the lock is free."""
+        notices = person.notices()
+        with locked(person.directory):
+            for _ in range(2):
+                notices.after(entry(), None)
+        notices.after(entry(Outcome.DONE), None)
+        assert person.headlines == ["backup full failed", "backup full works again"]
+
+    def test_a_failure_that_was_not_delivered_meanwhile_is_told_again(self, person: Person) -> None:
+        """Half an hour later, as ever."""
+        notices = person.notices()
+        person.hears = False
+        with locked(person.directory):
+            notices.after(entry(), None)
+        person.now = NOW + HOUR
+        notices.after(None, None)
+        assert person.headlines == ["backup full failed", "backup full still not well"]
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """The memory's lock is held, as by another process: a lock belongs to who opened the file."""
+    with (directory / ".notices.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _die(title: str, text: str) -> bool:
+    raise KeyboardInterrupt
 
 
 class Server(ThreadingHTTPServer):

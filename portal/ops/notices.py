@@ -1,7 +1,9 @@
 """Whom to tell what: when something begins to fail or a target to be missed, when that ends, and once a day meanwhile.
 
-What is going on is kept in `.notices.json` in the repository, so that a restart repeats nothing. Where that cannot be
-written (a disk that is full or gone is what people most need to hear of), the memory of this process has to do.
+What is going on is kept in `.notices.json` in the repository, so that a restart repeats nothing; what is over is kept
+until people were told that it is. Where the file cannot be written (a disk that is full or gone is what people most
+need to hear of), the memory of this process has to do. Where another process keeps it locked, a failure is told all
+the same, and the rest by whoever comes next.
 """
 
 from __future__ import annotations
@@ -9,16 +11,17 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from portal.ops.failures import answered, failure_of, is_failure
 from portal.ops.job import Clock, utc_now
 from portal.ops.logs import engine_log
-from portal.ops.repository import write_durably
+from portal.ops.repository import try_lock, write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,6 +38,8 @@ _LOCK_NAME: Final = ".notices.lock"
 _VERSION: Final = 1
 _AGAIN: Final = timedelta(days=1)
 _UNDELIVERED_AGAIN: Final = timedelta(minutes=30)
+_PATIENCE_SECONDS: Final = 3.0
+_POLL_SECONDS: Final = 0.02
 _FAILURE: Final = "failure "
 _MISS: Final = "target "
 
@@ -44,33 +49,34 @@ Teller = Callable[[str, str], bool]
 
 @dataclass(frozen=True, kw_only=True)
 class Trouble:
-    """Something that goes on.
+    """Something that goes on, or that is over and people do not know it yet.
 
     Arguments:
         since: when it began.
         told: when people were last told.
         what: what it is, in a sentence or two.
+        over: when it ended; nothing while it goes on.
     """
 
     since: datetime
     told: datetime
     what: str
+    over: datetime | None = None
 
     def to_dict(self) -> dict[str, str]:
         """The trouble in the types of JSON."""
-        return {"since": self.since.isoformat(), "told": self.told.isoformat(), "what": self.what}
+        facts = {"since": self.since.isoformat(), "told": self.told.isoformat(), "what": self.what}
+        return facts | ({"over": self.over.isoformat()} if self.over else {})
 
     @classmethod
     def from_dict(cls, facts: dict[str, str]) -> Trouble:
         """The trouble that `to_dict` made; ValueError, KeyError or TypeError where it makes no sense."""
-        since, told = datetime.fromisoformat(facts["since"]), datetime.fromisoformat(facts["told"])
-        if since.tzinfo is None or told.tzinfo is None:
-            raise ValueError("no time zone")
-        return cls(since=since, told=told, what=str(facts["what"]))
+        over = _moment(facts["over"]) if "over" in facts else None
+        return cls(since=_moment(facts["since"]), told=_moment(facts["told"]), what=str(facts["what"]), over=over)
 
 
 Troubles = dict[str, Trouble]
-"""What goes on, by its kind."""
+"""What goes on, and what is over without people knowing it, by its kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,23 +94,23 @@ class News:
     text: str
 
 
-def news_of_entry(troubles: Troubles, entry: AccessEntry) -> list[News]:
+def news_of_entry(troubles: Troubles, entry: AccessEntry, now: datetime) -> list[News]:
     """What there is to tell of something that was done; `troubles` is brought up to date."""
     if is_failure(entry):
         failure = failure_of(entry)
         kind = f"{_FAILURE}{failure.kind}"
         what = f"{failure.error or 'no reason was noted'}{_mend(failure.hint)}"
-        if kind in troubles:
+        if _goes_on(troubles, kind):
             troubles[kind] = replace(troubles[kind], what=what)
             return []
-        troubles[kind] = Trouble(since=entry.moment, told=entry.moment, what=what)
+        troubles[kind] = Trouble(since=entry.moment, told=now, what=what)
         who = f"{entry.subject}, started by {entry.who} on {entry.host}, {_at(entry.moment)}"
         return [News(kind=kind, headline=f"{failure.kind} failed", text=f"FAILED: {failure.kind} ({who})\n{what}")]
-    failing = [kind.removeprefix(_FAILURE) for kind in troubles if kind.startswith(_FAILURE)]
-    return [
-        _ended(troubles, f"{_FAILURE}{kind}", f"{kind} works again", entry.moment)
-        for kind in sorted(answered(entry, failing))
+    failing = [
+        kind.removeprefix(_FAILURE) for kind in troubles if kind.startswith(_FAILURE) and _goes_on(troubles, kind)
     ]
+    over = [f"{_FAILURE}{kind}" for kind in sorted(answered(entry, failing))]
+    return [_ended(troubles, kind, entry.moment, now) for kind in over]
 
 
 def news_of_targets(troubles: Troubles, misses: Sequence[Miss], now: datetime) -> list[News]:
@@ -112,29 +118,51 @@ def news_of_targets(troubles: Troubles, misses: Sequence[Miss], now: datetime) -
     news = []
     missed = {f"{_MISS}{miss.target}": f"{_sentence(miss.what)}{_mend(miss.mend)}" for miss in misses}
     for kind, what in missed.items():
-        if kind not in troubles:
+        if _goes_on(troubles, kind):
+            troubles[kind] = replace(troubles[kind], what=what)
+        else:
             troubles[kind] = Trouble(since=now, told=now, what=what)
             news.append(News(kind=kind, headline=f"{kind} missed", text=f"TARGET MISSED: {what}"))
-        else:
-            troubles[kind] = replace(troubles[kind], what=what)
-    over = [kind for kind in troubles if kind.startswith(_MISS) and kind not in missed]
-    return news + [_ended(troubles, kind, f"{kind} met again", now) for kind in sorted(over)]
+    over = [kind for kind in troubles if kind.startswith(_MISS) and kind not in missed and _goes_on(troubles, kind)]
+    return news + [_ended(troubles, kind, now, now) for kind in sorted(over)]
 
 
 def reminders(troubles: Troubles, now: datetime) -> list[News]:
-    """What goes on and was last told of a day ago."""
+    """What goes on and was last told of a day ago, and what is over and was not heard of."""
     news = []
     for kind, trouble in sorted(troubles.items()):
-        if now - trouble.told >= _AGAIN:
-            troubles[kind] = replace(trouble, told=now)
+        if now - trouble.told < (_UNDELIVERED_AGAIN if trouble.over else _AGAIN):
+            continue
+        troubles[kind] = replace(trouble, told=now)
+        if trouble.over:
+            news.append(_over(kind, trouble, trouble.over))
+        else:
             text = f"STILL: {kind.partition(' ')[2]}, {_since(trouble)}\n{trouble.what}"
             news.append(News(kind=kind, headline=f"{kind.removeprefix(_FAILURE)} still not well", text=text))
     return news
 
 
-def _ended(troubles: Troubles, kind: str, headline: str, now: datetime) -> News:
-    trouble = troubles.pop(kind)
-    return News(kind=kind, headline=headline, text=f"WELL AGAIN: {headline}, {_at(now)}. It was not {_since(trouble)}.")
+def _goes_on(troubles: Troubles, kind: str) -> bool:
+    return kind in troubles and not troubles[kind].over
+
+
+def _ended(troubles: Troubles, kind: str, moment: datetime, now: datetime) -> News:
+    """What there is to tell of an end; it stays among the troubles until that has arrived."""
+    troubles[kind] = trouble = replace(troubles[kind], over=moment, told=now)
+    return _over(kind, trouble, moment)
+
+
+def _over(kind: str, trouble: Trouble, moment: datetime) -> News:
+    headline = f"{kind} met again" if kind.startswith(_MISS) else f"{kind.removeprefix(_FAILURE)} works again"
+    text = f"WELL AGAIN: {headline}, {_at(moment)}. It was not {_since(trouble)}."
+    return News(kind=kind, headline=headline, text=text)
+
+
+def _moment(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("no time zone")
+    return moment
 
 
 def _since(trouble: Trouble) -> str:
@@ -153,6 +181,18 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+class _Memory(NamedTuple):
+    """What goes on, to be changed.
+
+    Arguments:
+        troubles: what goes on.
+        locked: whether nobody else changes it meanwhile.
+    """
+
+    troubles: Troubles
+    locked: bool
+
+
 class Notices:
     """Tells people, and remembers what they were told.
 
@@ -160,55 +200,81 @@ class Notices:
         directory: the repository, which has the memory.
         host: this machine's name, for the title.
         tell: sends a title and a text; whether they arrived.
+        patience: seconds to wait at the most while another process has the memory locked.
     """
 
-    def __init__(self, directory: Path, *, host: str, tell: Teller, clock: Clock = utc_now) -> None:
+    def __init__(
+        self, directory: Path, *, host: str, tell: Teller, clock: Clock = utc_now, patience: float = _PATIENCE_SECONDS
+    ) -> None:
         self._directory = directory
         self._host = host
         self._tell = tell
         self._clock = clock
+        self._patience = patience
         self._memory: Troubles = {}
+        self._unwritten: Troubles = {}
 
     def after(self, entry: AccessEntry | None, misses: Sequence[Miss] | None) -> None:
-        """Tell what is new.
+        """Tell what is new. While the memory is locked that is a failure alone, which nobody else would tell.
 
         Arguments:
             entry: what was done; nothing where only time has passed.
             misses: the targets that are missed; nothing where that is not known.
         """
-        with self._remembered() as troubles:
-            news = news_of_entry(troubles, entry) if entry else []
-            if misses is not None:
-                news += news_of_targets(troubles, misses, self._clock())
-            news += reminders(troubles, self._clock())
-        if news and not self._tell(self._title(news), "\n\n".join(one.text for one in news)):
-            self._postpone(news)
+        now = self._clock()
+        news = []
+        with self._remembered(self._patience) as (troubles, locked):
+            if entry and (locked or is_failure(entry)):
+                news += news_of_entry(troubles, entry, now)
+            if locked and misses is not None:
+                news += news_of_targets(troubles, misses, now)
+            if locked:
+                news += reminders(troubles, now)
+            told = {one.kind: troubles[one.kind] for one in news}
+        if not news:
+            return
+        if not self._tell(self._title(news), "\n\n".join(one.text for one in news)):
+            self._postpone(told, self._patience if locked else 0)
+        elif any(trouble.over for trouble in told.values()):
+            self._forget(told)
 
     def _title(self, news: Sequence[News]) -> str:
         what = news[0].headline if len(news) == 1 else f"{news[0].headline}, and {len(news) - 1} more"
         return f"Kekkai backup on {self._host}: {what}"
 
-    def _postpone(self, news: Sequence[News]) -> None:
-        """What did not arrive is told again after a while; that something is over is not."""
-        told = self._clock() - _AGAIN + _UNDELIVERED_AGAIN
-        with self._remembered() as troubles:
-            for kind in {one.kind for one in news} & troubles.keys():
-                troubles[kind] = replace(troubles[kind], told=told)
+    def _postpone(self, told: Troubles, patience: float) -> None:
+        """What did not arrive is told again after a while."""
+        with self._remembered(patience) as (troubles, _):
+            for kind in [kind for kind in told if _goes_on(troubles, kind)]:
+                troubles[kind] = replace(troubles[kind], told=self._clock() - _AGAIN + _UNDELIVERED_AGAIN)
+
+    def _forget(self, told: Troubles) -> None:
+        """What is over, and known to be, is no trouble any more, unless it has begun again meanwhile."""
+        with self._remembered(self._patience) as (troubles, _):
+            for kind in [kind for kind, trouble in told.items() if trouble.over and troubles.get(kind) == trouble]:
+                del troubles[kind]
 
     @contextmanager
-    def _remembered(self) -> Iterator[Troubles]:
-        """What goes on, to be changed; written down in the end, for this and every other process."""
+    def _remembered(self, patience: float) -> Iterator[_Memory]:
+        """What goes on, to be changed; written down in the end, for this and every other process.
+
+        Where that is not locked in time, new troubles are kept for the next time and no change is written.
+        """
         try:
             lock = os.open(self._directory / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError:
-            yield self._memory
+            yield _Memory(self._memory, locked=True)
             return
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # held for the time of a small file's writing
+            locked = _locked_within(patience, lock)  # held for the time of a small file's writing
             before = self._load()
-            troubles = dict(before)
-            yield troubles
-            self._memory = troubles
+            troubles = self._unwritten | before
+            yield _Memory(troubles, locked=locked)
+            if not locked:
+                log.warning("notices_locked", path=str(self._directory / _LOCK_NAME))
+                self._unwritten = {kind: trouble for kind, trouble in troubles.items() if kind not in before}
+                return
+            self._memory, self._unwritten = troubles, {}
             if troubles != before:
                 self._save(troubles)
         finally:
@@ -230,3 +296,12 @@ class Notices:
             write_durably(self._directory / NAME, json.dumps({"version": _VERSION, "troubles": facts}).encode() + b"\n")
         except OSError as error:
             log.warning("notices_unremembered", reason=error.strerror)
+
+
+def _locked_within(seconds: float, descriptor: int) -> bool:
+    deadline = time.monotonic() + seconds
+    while not try_lock(descriptor, fcntl.LOCK_EX):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
