@@ -34,7 +34,7 @@ from tools.demo.postgres import EmbeddedPostgres
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from portal.ops.process import RunningProcess
+    from portal.ops.process import RunningProcess, SystemRunner
     from tests.restoring import Bench
 
 PASSWORD = "correct horse"
@@ -342,6 +342,19 @@ class TestRoles:
         assert isinstance(blocker, AccessDeniedError)
         assert f'ALTER ROLE "{owned.target.user}" CREATEDB' in blocker.hint
 
+    def test_a_rollback_that_needs_psql_is_told_beforehand(self, portal: Bench, tmp_path: Path) -> None:
+        """Without psql, a restore in place that brings a table could not be taken back: the plan says so."""
+        for program in ("pg_dump", "pg_restore"):
+            (tmp_path / "bin" / program).parent.mkdir(exist_ok=True)
+            (tmp_path / "bin" / program).symlink_to(portal.bin_dir / program)
+        made = replace(portal, bin_dir=tmp_path / "bin")
+        assert plan_of(made, mode=IN_PLACE).blockers == ()
+        execute(portal.target, "DROP TABLE finding_endpoint")
+        (blocker,) = plan_of(made, mode=IN_PLACE).blockers
+        assert isinstance(blocker, ClientToolError)
+        assert "psql not found" in blocker.message
+        assert plan_of(made, mode=SWAP).blockers == ()
+
     def test_tables_of_somebody_else_are_named(self, owned: Bench, postgres: EmbeddedPostgres) -> None:
         """A restore in place over tables of another owner is refused with their names."""
         execute(as_superuser(owned.target, postgres), "ALTER TABLE finding OWNER TO postgres")
@@ -532,6 +545,44 @@ class TestState:
         portal.restored(mode=IN_PLACE).rollback()
         assert read_contents(portal.target) == before
 
+    def test_a_rollback_that_drops_a_table_restores_everything_else(self, rich: Bench) -> None:
+        """Large objects, sequences, definitions and rights come back in the transaction that drops a table."""
+        execute(rich.target, "DROP TABLE session", "SELECT nextval('ticket')", "SELECT lo_put(70002, 0, 'x')")
+        before = read_contents(rich.target)
+        restore = rich.restored(mode=IN_PLACE)
+        assert read_contents(rich.target) != before
+        restore.rollback()
+        assert read_contents(rich.target) == before
+
+    def test_a_rollback_that_fails_changes_nothing(self, portal: Bench) -> None:
+        """A table that the restore brought, and what was written into it, outlasts a rollback that cannot be done."""
+        execute(portal.target, "DROP TABLE finding_endpoint")
+        before = read_contents(portal.target)
+        restore = portal.restored(mode=IN_PLACE)
+        execute(portal.target, "INSERT INTO finding_endpoint VALUES (2, 1)", "CREATE VIEW v AS SELECT id FROM finding")
+        live = read_contents(portal.target)
+        with pytest.raises(RestoreError, match=r"table public\.finding because other objects depend") as caught:
+            restore.rollback()
+        assert "drop them first" in caught.value.hint
+        assert read_contents(portal.target) == live
+        assert restore.state() is DatabaseState.APPLIED
+        execute(portal.target, "DROP VIEW v")
+        restore.rollback()
+        assert read_contents(portal.target) == before
+
+    @pytest.mark.parametrize("keeps_bytes", [0, 2_000, 20_000])
+    def test_a_rollback_whose_commands_are_cut_short_changes_nothing(self, portal: Bench, keeps_bytes: int) -> None:
+        """Where pg_restore ends before it has written all, psql comes to the end of it and commits nothing."""
+        execute(portal.target, "DROP TABLE finding_endpoint")
+        restore = portal.restored(mode=IN_PLACE)
+        live = read_contents(portal.target)
+        runner = CuttingShort(portal.runner, keeps_bytes, portal.dump.with_name("commands.sql"))
+        again = portal.restore(restore_id=restore.restore_id, mode=IN_PLACE, runner=runner)
+        with pytest.raises(RestoreError, match="pg_restore was ended by SIGTERM"):
+            again.rollback()
+        assert read_contents(portal.target) == live
+        assert restore.state() is DatabaseState.APPLIED
+
 
 class TestPrograms:
     """pg_restore, and how it is called."""
@@ -577,6 +628,29 @@ class Recorder:
         """Note the command, and start it."""
         self.commands.append(" ".join(map(str, argv)))
         process: RunningProcess = self._runner.start(argv, **options)
+        return process
+
+
+class CuttingShort:
+    """A runner whose pg_restore is ended when it has written so many bytes of its commands.
+
+    Arguments:
+        kept: a file for these.
+    """
+
+    def __init__(self, runner: Any, keeps_bytes: int, kept: Path) -> None:
+        self._runner: SystemRunner = runner
+        self._keeps_bytes = keeps_bytes
+        self._kept = kept
+
+    def start(self, argv: Any, **options: Any) -> RunningProcess:
+        """Start a program."""
+        process: RunningProcess = self._runner.start(argv, **options)
+        if "--file=-" in argv and "--single-transaction" in argv:
+            with process.stdout as script:
+                self._kept.write_bytes(script.read(self._keeps_bytes))
+                process.kill()
+            process.stdout = self._kept.open("rb")
         return process
 
 

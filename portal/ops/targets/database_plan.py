@@ -293,6 +293,12 @@ def _in_place_blockers(
             f"pg_restore {restorer.tool.version} cannot restore in place on the older server {seen.version}",
             hint="restore with --mode swap, or upgrade the server",
         )
+    if restorer is not None and request.row_counts.keys() - contents.rows.keys():
+        # A rollback drops the tables that the restore brings, and only psql does that in the same transaction.
+        try:
+            restorer.find_psql()
+        except ClientToolError as error:
+            yield error
 
 
 def database_absent(target: DatabaseTarget) -> DatabaseAbsentError:
