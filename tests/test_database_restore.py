@@ -408,12 +408,12 @@ class TestRefused:
     def test_a_wrong_number_of_rows(self, portal: Bench) -> None:
         """A dump that does not hold what the manifest says is not put in place; the table is named."""
         portal.rows["public.finding"] += 1
-        self.unchanged(portal, RestoreError, "public.finding has 400 rows, not 401")
+        self.unchanged(portal, NotIntactError, "public.finding has 400 rows, not 401")
 
     def test_a_table_that_is_missing(self, portal: Bench) -> None:
         """A table of the manifest that the dump lacks is named."""
         portal.rows["public.lost"] = 3
-        self.unchanged(portal, RestoreError, "public.lost has no rows, not 3")
+        self.unchanged(portal, NotIntactError, "public.lost has no rows, not 3")
 
     @pytest.mark.parametrize("mode", [SWAP, IN_PLACE])
     def test_a_file_that_is_no_dump(self, portal: Bench, mode: RestoreMode) -> None:
@@ -425,7 +425,17 @@ class TestRefused:
     def test_a_dump_that_ends_too_early(self, portal: Bench, mode: RestoreMode) -> None:
         """A dump that was cut restores nothing at all, in place too."""
         portal.dump.write_bytes(portal.dump.read_bytes()[:-2000])
-        self.unchanged(portal, OpsError, "pg_restore failed", mode=mode)
+        self.unchanged(portal, NotIntactError, "pg_restore failed", mode=mode)
+
+    @pytest.mark.parametrize("lacks_bytes", [1, 2000, 20_000])
+    def test_in_place_decodes_the_dump_before_it_touches_anything(self, portal: Bench, lacks_bytes: int) -> None:
+        """A dump that was cut is refused by the stage, and no client has been in the live database."""
+        portal.dump.write_bytes(portal.dump.read_bytes()[:-lacks_bytes])
+        runner = Recorder(portal.runner)
+        with pytest.raises(NotIntactError, match="pg_restore failed"):
+            portal.restore(mode=IN_PLACE, runner=runner).stage(portal.dump, portal.rows)
+        assert runner.commands
+        assert not any("--dbname" in command for command in runner.commands)
 
     def test_in_place_that_fails_half_way(self, portal: Bench) -> None:
         """Something newer that uses what is to be replaced fails the transaction, and not a row has changed."""

@@ -46,6 +46,7 @@ OPTIONS: Final = ("--clean", "--if-exists", "--no-owner", "--exit-on-error")
 
 # A stage that a crash loses is done again, so it need not wait for the disk; the commit of the swap waits for it all.
 _STAGE_SETTINGS: Final = "-c synchronous_commit=off -c maintenance_work_mem=256MB"
+_ANOTHER: Final = "take another archive: './tools/backup.sh list' shows them"
 _LIST_SECONDS: Final = 600.0
 _LAST_CHARACTERS: Final = 600
 _OLDER_SERVER_NEEDS: Final = 17
@@ -82,7 +83,7 @@ _CAUSES: Final = (
         "valid archive|magic string|corrupt|end of file|could not read from input|could not uncompress|out of range|"
         "unexpected (block|section|data)|invalid (dumpId|compression)|toc\\.",
         NotIntactError,
-        "take another archive: './tools/backup.sh list' shows them",
+        _ANOTHER,
     ),
     _cause("No space left on device|could not extend", DiskFullError, "free space on the server's disk, and try again"),
     _cause(
@@ -144,7 +145,13 @@ class Restorer:
         Raises:
             NotIntactError: it cannot be decoded.
         """
-        _finish(start_decoding(self.tool, runner=self.runner, dump=dump))
+        process = start_decoding(self.tool, runner=self.runner, dump=dump)
+        try:
+            _finish(process)
+        except RestoreError as error:
+            if (process.returncode or 0) < 0:
+                raise
+            raise NotIntactError(error.message, hint=_ANOTHER) from error  # there is no server whose fault it could be
 
     def find_psql(self) -> ClientTool:
         """Find the psql that runs what this pg_restore writes.
@@ -284,8 +291,7 @@ def read_dump_major(dump: Path) -> int | None:
 def not_a_dump() -> NotIntactError:
     """The error for a dump that is not one."""
     return NotIntactError(
-        "the database's part of the archive is not a dump in PostgreSQL's custom format",
-        hint="take another archive: './tools/backup.sh list' shows them",
+        "the database's part of the archive is not a dump in PostgreSQL's custom format", hint=_ANOTHER
     )
 
 
