@@ -18,6 +18,7 @@ from portal.ops.errors import (
     BusyError,
     ClientToolError,
     DatabaseAbsentError,
+    LoginRefusedError,
     NotIntactError,
     OpsError,
     RestoreError,
@@ -336,6 +337,16 @@ class TestRoles:
         owned.restored(mode=RestoreMode.AUTO)
         assert ask(owned.target, "SELECT count(*) FROM finding") == 100
 
+    def test_a_role_that_is_absent(self, portal: Bench) -> None:
+        """On a new server the hint has every command: for the user, for its database, and the option instead."""
+        target = replace(portal.target, user="no one", name="new portal")
+        with pytest.raises(LoginRefusedError) as caught:
+            plan_of(portal, target=target)
+        where = f"--host=127.0.0.1 --port={target.port}"
+        assert f"createuser {where} --pwprompt 'no one'" in caught.value.hint
+        assert f"createdb {where} --owner='no one' 'new portal'" in caught.value.hint
+        assert "--createdb as well, a restore with --create-database" in caught.value.hint
+
     def test_a_swap_without_the_right_to_it_is_refused(self, owned: Bench) -> None:
         """A swap that was asked for without CREATEDB names the statement that helps."""
         (blocker,) = plan_of(owned, mode=SWAP).blockers
@@ -473,6 +484,14 @@ class TestPlan:
         assert "MB are free" in text
         assert "(the portal, user postgres, idle)" in text
 
+    def test_a_disk_that_cannot_be_seen_is_left_to_the_person(self, owned: Bench) -> None:
+        """The server tells the portal's own user no directory, so the plan says what is needed, and who has to look."""
+        plan = owned.restore(mode=IN_PLACE).plan(dump_major=17, dump_bytes=2 * 10**9, row_counts=owned.rows)
+        (room,) = [line for line in plan.lines() if line.startswith("Room on the server")]
+        assert "about 2600 MB" in room
+        assert "cannot be seen from here: look at the server's disk before you go on" in room
+        assert plan.blockers == ()
+
     def test_it_touches_nothing(self, portal: Bench) -> None:
         """After a plan there is no new database, and no changed row."""
         before, databases = read_contents(portal.target), portal.databases()
@@ -586,9 +605,9 @@ class TestState:
         execute(portal.target, "DROP TABLE finding_endpoint")
         restore = portal.restored(mode=IN_PLACE)
         live = read_contents(portal.target)
-        runner = CuttingShort(portal.runner, keeps_bytes, portal.dump.with_name("commands.sql"))
+        runner = CuttingShort(portal.runner, keeps_bytes)
         again = portal.restore(restore_id=restore.restore_id, mode=IN_PLACE, runner=runner)
-        with pytest.raises(RestoreError, match="pg_restore was ended by SIGTERM"):
+        with pytest.raises(RestoreError, match="pg_restore was ended by SIGKILL"):
             again.rollback()
         assert read_contents(portal.target) == live
         assert restore.state() is DatabaseState.APPLIED
@@ -642,26 +661,16 @@ class Recorder:
 
 
 class CuttingShort:
-    """A runner whose pg_restore is ended when it has written so many bytes of its commands.
+    """A runner whose pg_restore is killed when it has written so many bytes of its commands."""
 
-    Arguments:
-        kept: a file for these.
-    """
-
-    def __init__(self, runner: Any, keeps_bytes: int, kept: Path) -> None:
+    def __init__(self, runner: Any, keeps_bytes: int) -> None:
         self._runner: SystemRunner = runner
-        self._keeps_bytes = keeps_bytes
-        self._kept = kept
+        self._shell = ["/bin/sh", "-c", f'"$@" 2>/dev/null | head -c {keeps_bytes}; kill -KILL $$', "sh"]
 
     def start(self, argv: Any, **options: Any) -> RunningProcess:
         """Start a program."""
-        process: RunningProcess = self._runner.start(argv, **options)
-        if "--file=-" in argv and "--single-transaction" in argv:
-            with process.stdout as script:
-                self._kept.write_bytes(script.read(self._keeps_bytes))
-                process.kill()
-            process.stdout = self._kept.open("rb")
-        return process
+        writes_commands = "--file=-" in argv and "--single-transaction" in argv
+        return self._runner.start([*self._shell, *argv] if writes_commands else argv, **options)
 
 
 def identity(target: DatabaseTarget) -> dict[str, object]:
