@@ -2,6 +2,7 @@
 
 pg_restore runs nothing but what is in the dump. Where tables have to go in the same transaction, it writes its commands
 for psql, which drops them first. The COMMIT is the last command: if either program ends early, nothing has happened.
+Both should be up to date: since August 2025, psql obeys no command of its own that hides in a name of the dump.
 
 The SQL in a dump runs with all the rights of the role that restores it. A dump is to be trusted as far as the archive
 that it came in: nothing here looks at what it does.
