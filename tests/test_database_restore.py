@@ -18,6 +18,7 @@ from portal.ops.errors import (
     BusyError,
     ClientToolError,
     DatabaseAbsentError,
+    LoginRefusedError,
     NotIntactError,
     OpsError,
     RestoreError,
@@ -34,7 +35,7 @@ from tools.demo.postgres import EmbeddedPostgres
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from portal.ops.process import RunningProcess
+    from portal.ops.process import RunningProcess, SystemRunner
     from tests.restoring import Bench
 
 PASSWORD = "correct horse"
@@ -336,11 +337,34 @@ class TestRoles:
         owned.restored(mode=RestoreMode.AUTO)
         assert ask(owned.target, "SELECT count(*) FROM finding") == 100
 
+    def test_a_role_that_is_absent(self, portal: Bench) -> None:
+        """On a new server the hint has every command: for the user, for its database, and the option instead."""
+        target = replace(portal.target, user="no one", name="new portal")
+        with pytest.raises(LoginRefusedError) as caught:
+            plan_of(portal, target=target)
+        where = f"--host=127.0.0.1 --port={target.port}"
+        assert f"createuser {where} --pwprompt 'no one'" in caught.value.hint
+        assert f"createdb {where} --owner='no one' 'new portal'" in caught.value.hint
+        assert "--createdb as well, a restore with --create-database" in caught.value.hint
+
     def test_a_swap_without_the_right_to_it_is_refused(self, owned: Bench) -> None:
         """A swap that was asked for without CREATEDB names the statement that helps."""
         (blocker,) = plan_of(owned, mode=SWAP).blockers
         assert isinstance(blocker, AccessDeniedError)
         assert f'ALTER ROLE "{owned.target.user}" CREATEDB' in blocker.hint
+
+    def test_a_rollback_that_needs_psql_is_told_beforehand(self, portal: Bench, tmp_path: Path) -> None:
+        """Without psql, a restore in place that brings a table could not be taken back: the plan says so."""
+        for program in ("pg_dump", "pg_restore"):
+            (tmp_path / "bin" / program).parent.mkdir(exist_ok=True)
+            (tmp_path / "bin" / program).symlink_to(portal.bin_dir / program)
+        made = replace(portal, bin_dir=tmp_path / "bin")
+        assert plan_of(made, mode=IN_PLACE).blockers == ()
+        execute(portal.target, "DROP TABLE finding_endpoint")
+        (blocker,) = plan_of(made, mode=IN_PLACE).blockers
+        assert isinstance(blocker, ClientToolError)
+        assert "psql not found" in blocker.message
+        assert plan_of(made, mode=SWAP).blockers == ()
 
     def test_tables_of_somebody_else_are_named(self, owned: Bench, postgres: EmbeddedPostgres) -> None:
         """A restore in place over tables of another owner is refused with their names."""
@@ -395,12 +419,12 @@ class TestRefused:
     def test_a_wrong_number_of_rows(self, portal: Bench) -> None:
         """A dump that does not hold what the manifest says is not put in place; the table is named."""
         portal.rows["public.finding"] += 1
-        self.unchanged(portal, RestoreError, "public.finding has 400 rows, not 401")
+        self.unchanged(portal, NotIntactError, "public.finding has 400 rows, not 401")
 
     def test_a_table_that_is_missing(self, portal: Bench) -> None:
         """A table of the manifest that the dump lacks is named."""
         portal.rows["public.lost"] = 3
-        self.unchanged(portal, RestoreError, "public.lost has no rows, not 3")
+        self.unchanged(portal, NotIntactError, "public.lost has no rows, not 3")
 
     @pytest.mark.parametrize("mode", [SWAP, IN_PLACE])
     def test_a_file_that_is_no_dump(self, portal: Bench, mode: RestoreMode) -> None:
@@ -412,7 +436,17 @@ class TestRefused:
     def test_a_dump_that_ends_too_early(self, portal: Bench, mode: RestoreMode) -> None:
         """A dump that was cut restores nothing at all, in place too."""
         portal.dump.write_bytes(portal.dump.read_bytes()[:-2000])
-        self.unchanged(portal, OpsError, "pg_restore failed", mode=mode)
+        self.unchanged(portal, NotIntactError, "pg_restore failed", mode=mode)
+
+    @pytest.mark.parametrize("lacks_bytes", [1, 2000, 20_000])
+    def test_in_place_decodes_the_dump_before_it_touches_anything(self, portal: Bench, lacks_bytes: int) -> None:
+        """A dump that was cut is refused by the stage, and no client has been in the live database."""
+        portal.dump.write_bytes(portal.dump.read_bytes()[:-lacks_bytes])
+        runner = Recorder(portal.runner)
+        with pytest.raises(NotIntactError, match="pg_restore failed"):
+            portal.restore(mode=IN_PLACE, runner=runner).stage(portal.dump, portal.rows)
+        assert runner.commands
+        assert not any("--dbname" in command for command in runner.commands)
 
     def test_in_place_that_fails_half_way(self, portal: Bench) -> None:
         """Something newer that uses what is to be replaced fails the transaction, and not a row has changed."""
@@ -449,6 +483,14 @@ class TestPlan:
         assert "Mode swap: user postgres may create and rename databases" in text
         assert "MB are free" in text
         assert "(the portal, user postgres, idle)" in text
+
+    def test_a_disk_that_cannot_be_seen_is_left_to_the_person(self, owned: Bench) -> None:
+        """The server tells the portal's own user no directory, so the plan says what is needed, and who has to look."""
+        plan = owned.restore(mode=IN_PLACE).plan(dump_major=17, dump_bytes=2 * 10**9, row_counts=owned.rows)
+        (room,) = [line for line in plan.lines() if line.startswith("Room on the server")]
+        assert "about 2600 MB" in room
+        assert "cannot be seen from here: look at the server's disk before you go on" in room
+        assert plan.blockers == ()
 
     def test_it_touches_nothing(self, portal: Bench) -> None:
         """After a plan there is no new database, and no changed row."""
@@ -532,6 +574,44 @@ class TestState:
         portal.restored(mode=IN_PLACE).rollback()
         assert read_contents(portal.target) == before
 
+    def test_a_rollback_that_drops_a_table_restores_everything_else(self, rich: Bench) -> None:
+        """Large objects, sequences, definitions and rights come back in the transaction that drops a table."""
+        execute(rich.target, "DROP TABLE session", "SELECT nextval('ticket')", "SELECT lo_put(70002, 0, 'x')")
+        before = read_contents(rich.target)
+        restore = rich.restored(mode=IN_PLACE)
+        assert read_contents(rich.target) != before
+        restore.rollback()
+        assert read_contents(rich.target) == before
+
+    def test_a_rollback_that_fails_changes_nothing(self, portal: Bench) -> None:
+        """A table that the restore brought, and what was written into it, outlasts a rollback that cannot be done."""
+        execute(portal.target, "DROP TABLE finding_endpoint")
+        before = read_contents(portal.target)
+        restore = portal.restored(mode=IN_PLACE)
+        execute(portal.target, "INSERT INTO finding_endpoint VALUES (2, 1)", "CREATE VIEW v AS SELECT id FROM finding")
+        live = read_contents(portal.target)
+        with pytest.raises(RestoreError, match=r"table public\.finding because other objects depend") as caught:
+            restore.rollback()
+        assert "drop them first" in caught.value.hint
+        assert read_contents(portal.target) == live
+        assert restore.state() is DatabaseState.APPLIED
+        execute(portal.target, "DROP VIEW v")
+        restore.rollback()
+        assert read_contents(portal.target) == before
+
+    @pytest.mark.parametrize("keeps_bytes", [0, 2_000, 20_000])
+    def test_a_rollback_whose_commands_are_cut_short_changes_nothing(self, portal: Bench, keeps_bytes: int) -> None:
+        """Where pg_restore ends before it has written all, psql comes to the end of it and commits nothing."""
+        execute(portal.target, "DROP TABLE finding_endpoint")
+        restore = portal.restored(mode=IN_PLACE)
+        live = read_contents(portal.target)
+        runner = CuttingShort(portal.runner, keeps_bytes)
+        again = portal.restore(restore_id=restore.restore_id, mode=IN_PLACE, runner=runner)
+        with pytest.raises(RestoreError, match="pg_restore was ended by SIGKILL"):
+            again.rollback()
+        assert read_contents(portal.target) == live
+        assert restore.state() is DatabaseState.APPLIED
+
 
 class TestPrograms:
     """pg_restore, and how it is called."""
@@ -578,6 +658,19 @@ class Recorder:
         self.commands.append(" ".join(map(str, argv)))
         process: RunningProcess = self._runner.start(argv, **options)
         return process
+
+
+class CuttingShort:
+    """A runner whose pg_restore is killed when it has written so many bytes of its commands."""
+
+    def __init__(self, runner: Any, keeps_bytes: int) -> None:
+        self._runner: SystemRunner = runner
+        self._shell = ["/bin/sh", "-c", f'"$@" 2>/dev/null | head -c {keeps_bytes}; kill -KILL $$', "sh"]
+
+    def start(self, argv: Any, **options: Any) -> RunningProcess:
+        """Start a program."""
+        writes_commands = "--file=-" in argv and "--single-transaction" in argv
+        return self._runner.start([*self._shell, *argv] if writes_commands else argv, **options)
 
 
 def identity(target: DatabaseTarget) -> dict[str, object]:

@@ -91,6 +91,21 @@ def test_killed_while_it_rolls_back(portal: Bench, attempt: int) -> None:
 
 
 @pytest.mark.parametrize("attempt", range(4))
+def test_killed_while_it_rolls_back_in_place(portal: Bench, attempt: int) -> None:
+    """Killed at any instant of a rollback in place, all of it has happened or nothing, and it can be repeated."""
+    execute(portal.target, "DROP TABLE finding_endpoint")
+    restore = portal.restored(mode=RestoreMode.IN_PLACE)
+    killed(portal, "rollback", restore.restore_id, after=random.uniform(0, 0.9), mode=RestoreMode.IN_PLACE)
+    brought = ask(portal.target, "SELECT to_regclass('finding_endpoint') IS NOT NULL")
+    assert live(portal.target) == (NEW if brought else OLD)
+    again = portal.restore(restore_id=restore.restore_id, mode=RestoreMode.IN_PLACE)
+    if again.state() is DatabaseState.APPLIED:
+        again.rollback()
+    assert live(portal.target) == OLD
+    assert not ask(portal.target, "SELECT to_regclass('finding_endpoint') IS NOT NULL")
+
+
+@pytest.mark.parametrize("attempt", range(4))
 def test_killed_while_it_restores_in_place(portal: Bench, attempt: int) -> None:
     """Killed at any instant of a restore in place, it has happened wholly or not at all, and can be undone."""
     restore_id = new_restore_id()

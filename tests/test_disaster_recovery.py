@@ -128,10 +128,13 @@ def test_the_steps_of_the_guide(portal: Portal, tmp_path: Path) -> None:
         refused = restore(variables, archive, "--database-only", "--force")
         assert refused.returncode == 1
         assert "refused the password of user defectdojo" in refused.stderr
+        where = f"--host=127.0.0.1 --port={server.port}"
+        assert f"createuser {where} --pwprompt defectdojo" in refused.stderr
+        assert f"createdb {where} --owner=defectdojo defectdojo" in refused.stderr
+        assert "--create-database" in refused.stderr
         server.create_role("defectdojo", password=PASSWORD)
         refused = restore(variables, archive, "--database-only", "--force")
         assert refused.returncode == 1
-        where = f"--host=127.0.0.1 --port={server.port}"
         assert f"createdb {where} --owner=defectdojo defectdojo" in refused.stderr
         remedied("createdb", server)
         for option in ("--database-only", "--media-only"):

@@ -241,13 +241,15 @@ class TestWhen:
 class TestLockedMemory:
     """Another process keeps the memory locked: it was stopped in the wrong moment, or hangs on a disk."""
 
-    def test_it_is_waited_for_a_short_time_only(self, person: Person, caplog: pytest.LogCaptureFixture) -> None:
+    def test_it_is_waited_for_a_short_time_only(
+        self, person: Person, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    ) -> None:
         """Then it is logged, and the failure is told all the same: nobody else would tell it."""
         with locked(person.directory):
             started = time.monotonic()
             person.notices().after(entry(error="the disk is full"), [LATE])
             assert time.monotonic() - started < 2
-        assert "notices_locked" in caplog.text
+        assert "notices_locked" in caplog.text + "".join(capfd.readouterr())
         assert person.headlines == ["backup full failed"]
 
     def test_what_was_not_told_meanwhile_is_told_by_the_next_one(self, person: Person) -> None:

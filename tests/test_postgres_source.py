@@ -413,6 +413,7 @@ class TestConnection:
         """A role that does not exist looks like a wrong password to the server, and the hint says so."""
         text = self.refused(replace(portal_database, user="nobody_here"), AccessDeniedError)
         assert "DD_DATABASE_USER" in text
+        assert f"createuser --host=127.0.0.1 --port={portal_database.port} --pwprompt nobody_here" in text
 
     def test_an_absent_database(self, portal_database: DatabaseTarget) -> None:
         """An absent database comes with the command that creates it."""

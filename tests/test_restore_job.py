@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -410,7 +411,20 @@ class TestNothingChanges:
         details = {"database": {"rows": {"public.mark": 7}}}
         archive = plain(tmp_path, {"components": ["database"], "details": details}, dump=dump_of(world))
         job = world.job(verify_before_restore=False, allow_unverified=True)
-        refused(job.restore_full(archive), 1, "what was restored is not what was backed up")
+        refused(job.restore_full(archive), 4, "what was restored is not what was backed up")
+
+    @pytest.mark.parametrize("mode", ["swap", "in-place"])
+    def test_a_dump_that_is_cut_short_inside_of_an_archive_that_is_not(
+        self, world: World, tmp_path: Path, mode: str
+    ) -> None:
+        """Without the look beforehand, a dump that does not decode to its end is found before anything is touched."""
+        archive = plain(tmp_path, {"components": ["database"]}, dump=dump_of(world)[:-5000])
+        digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+        sidecar_of(archive).write_text(f"{digest}  {archive.name}\n")
+        result = refused(
+            world.job(verify_before_restore=False, mode=mode).restore_full(archive), 4, "pg_restore failed"
+        )
+        assert not result.components_restored
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("a bug"), OSError(28, "No space left")])
     def test_cut_off_between_two_parts(

@@ -10,6 +10,7 @@
     │   ├── ClientToolError        exit 1   pg_dump or pg_restore is missing, or too old for the server
     │   ├── ConnectionFailedError  exit 1   the server cannot be reached            (retry)
     │   ├── AccessDeniedError      exit 1   the server refused the user, or the user may not read something
+    │   │   └── LoginRefusedError  exit 1   it may be the password, or there is no such user
     │   ├── DatabaseAbsentError    exit 1   the server has no such database
     │   ├── DumpFailedError        exit 1   pg_dump started and did not finish      (retry)
     │   └── UnsteadyError          exit 1   files went away in the midst of it      (retry)
@@ -91,6 +92,10 @@ class ConnectionFailedError(SourceError):
 
 class AccessDeniedError(SourceError):
     """The server refused the user or the password, or the user may not read a table."""
+
+
+class LoginRefusedError(AccessDeniedError):
+    """The server does not take the password of the user, or has no such user."""
 
 
 class DatabaseAbsentError(SourceError):

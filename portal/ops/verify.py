@@ -29,10 +29,11 @@ from portal.ops.archive.reader import ArchiveReader, Damage, DamagedError, is_in
 from portal.ops.deletions import deletions
 from portal.ops.errors import ConfigurationError, NotIntactError, OpsError
 from portal.ops.model import DELETED, FORMAT_VERSION, SUFFIX, Component, VerifyLevel
-from portal.ops.process import DEVNULL, PIPE, ProcessRunner, RunningProcess, SystemRunner
+from portal.ops.process import ProcessRunner, RunningProcess, SystemRunner
 from portal.ops.repository import file_digest, read_sidecar
+from portal.ops.sources.dump_decoding import start_decoding
 from portal.ops.sources.dump_header import HEAD_BYTES, dump_major
-from portal.ops.sources.pg_client import client_environment, find_client
+from portal.ops.sources.pg_client import find_client
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -278,7 +279,9 @@ class _Look:
             self._note(Damage(what="it is not a dump in PostgreSQL's custom format", path=member.path))
             self._pass(content)
             return
-        process = start_pg_restore(self._verifier.runner, self._verifier.pg_bin_dir, major)
+        runner = self._verifier.runner
+        tool = find_client("pg_restore", major, runner=runner, bin_dir=self._verifier.pg_bin_dir)
+        process = start_decoding(tool, runner=runner)
         try:
             self._feed(process, chain([first], content))
             if process.wait() != 0:
@@ -336,21 +339,6 @@ def _content_bytes(path: Path) -> int:
         raise ValueError("an archive without an index has to be read for its manifest")
     with closing(ArchiveReader(path)) as archive:
         return sum(int(detail.get("bytes", 0)) for detail in archive.manifest().details.values())
-
-
-def start_pg_restore(runner: ProcessRunner, bin_dir: Path | None, major: int) -> RunningProcess:
-    """Start a pg_restore that decodes the dump on its standard input and throws the result away.
-
-    Raises:
-        ClientToolError: there is none that can read a dump of this major version.
-    """
-    tool = find_client("pg_restore", major, runner=runner, bin_dir=bin_dir)
-    return runner.start(
-        [str(tool.path), "--format=custom", "--file=/dev/null"],
-        environment=client_environment(),
-        stdin=PIPE,
-        stdout=DEVNULL,
-    )
 
 
 def _component(path: str) -> Component | None:

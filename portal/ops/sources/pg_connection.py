@@ -20,6 +20,7 @@ from portal.ops.errors import (
     ConfigurationError,
     ConnectionFailedError,
     DatabaseAbsentError,
+    LoginRefusedError,
     SourceError,
 )
 from portal.ops.sources.pg_client import client_environment
@@ -56,6 +57,8 @@ _APPLY_SETTINGS = """
 """
 _PASSWORD_SOURCES = "DD_DATABASE_PASSWORD, DD_DATABASE_PASSWORD_FILE or ~/.pgpass"  # noqa: S105
 
+_CREATE_USER = "createuser --host={host} --port={port} --pwprompt {user}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Refusal:
@@ -86,15 +89,16 @@ _REFUSALS = (
     ),
     _refusal(
         "authentication failed",
-        AccessDeniedError,
+        LoginRefusedError,
         "the server at {host}:{port} refused the password of user {user}",
-        f"check {_PASSWORD_SOURCES}, and DD_DATABASE_USER: the answer is the same when there is no such user",
+        f"check {_PASSWORD_SOURCES}, and DD_DATABASE_USER: the answer is the same when there is no such user; "
+        f"an administrator creates it: {_CREATE_USER}",
     ),
     _refusal(
         'role ".*" does not exist',
-        AccessDeniedError,
+        LoginRefusedError,
         "the server at {host}:{port} has no user {user}",
-        "check DD_DATABASE_USER, or create it: createuser --host={host} --port={port} --pwprompt {user}",
+        f"check DD_DATABASE_USER; an administrator creates the user: {_CREATE_USER}",
     ),
     _refusal(
         'role ".*" is not permitted to log in',
@@ -193,7 +197,7 @@ def connect(target: DatabaseTarget) -> Connection:
 
     Raises:
         ConnectionFailedError: the server cannot be reached, or has no room (a retry can help).
-        AccessDeniedError: the server does not want this user.
+        AccessDeniedError: the server does not want this user; a `LoginRefusedError` where there may be none.
         DatabaseAbsentError: it has no such database.
         ConfigurationError: the connection's options make no sense.
     """

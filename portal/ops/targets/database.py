@@ -1,7 +1,7 @@
 """Restoring the portal's database, so that it can be taken back.
 
     plan      look at the server, and say what would be done; touches nothing
-    stage     swap: fill and check a second database beside the live one. In place: read the dump's table of contents
+    stage     swap: fill and check a second database beside the live one. In place: decode the dump to its end
     apply     swap: the two change names in one transaction. In place: a safety dump, then one transaction
     rollback  swap: the names change back. In place: the safety dump is restored, in one transaction
 
@@ -136,15 +136,15 @@ class DatabaseRestore:
         )
 
     def stage(self, dump_file: Path, row_counts: Mapping[str, int]) -> None:
-        """Prepare all that can be prepared without touching the live database.
+        """Prepare all that can be prepared without touching the live database, and read the dump to its end.
 
         Arguments:
             dump_file: the dump; it has to stay until `apply` has returned.
             row_counts: the manifest's number of rows by table; empty where it has none.
 
         Raises:
-            NotIntactError: the dump is not one.
-            RestoreError: what was restored is not what the manifest says.
+            NotIntactError: the dump is none, cannot be decoded to its end, or (swap only, where it is counted) does not
+                hold what the manifest says.
             OpsError: the server or pg_restore does not do it. In each case nothing of the stage is left.
         """
         mode = self._decide()
@@ -153,7 +153,7 @@ class DatabaseRestore:
         if mode is RestoreMode.SWAP:
             self._rows = stage(self.target, self._names, dump_file, row_counts, restorer=restorer, jobs=self._jobs)
         else:
-            restorer.list(dump_file)
+            restorer.decode(dump_file)
 
     def apply(self) -> DatabaseReport:
         """Replace the live database by what was staged; harmless where that was done already.

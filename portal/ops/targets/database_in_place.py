@@ -5,7 +5,8 @@
 
 Tables that the backup does not know stay. So do extensions that are there already, and schemas that hold such tables:
 they cannot be dropped. Default privileges of the live database apply to the restored tables too. A restored table has a
-new number (oid): that tells, after a crash, whether the transaction has happened.
+new number (oid): that tells, after a crash, whether the transaction has happened. Taking it back is one transaction
+too: what the restore has brought is dropped in the one that restores the safety dump.
 
 What is written between the safety dump and the transaction is lost by a rollback: stop the portal meanwhile.
 """
@@ -33,8 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from psycopg.sql import Composed
+
     from portal.ops.process import ProcessRunner
-    from portal.ops.sources.pg_connection import Connection
     from portal.ops.sources.pg_rows import Table
     from portal.ops.target import DatabaseTarget
     from portal.ops.targets.pg_restore import Restorer
@@ -154,33 +156,36 @@ class Before:
         return all(now.get(table) != self.tables[table] for table in replaced)
 
 
-def replace_contents(target: DatabaseTarget, dump: Path, *, restorer: Restorer, restore_id: str) -> None:
+def replace_contents(
+    target: DatabaseTarget, dump: Path, *, restorer: Restorer, restore_id: str, brought: frozenset[str] = frozenset()
+) -> None:
     """Restore over the live database: all of it, or nothing.
 
     Arguments:
         target: the live database; the sessions of the restore have its id for an application's name.
+        brought: tables that the dump does not know, and that go in the same transaction.
 
     Raises:
         OpsError: it was not done, and the live database is as it was.
     """
     owner = objects_owner(target)
     role = owner if owner != target.user else None
+    with connect(target) as connection, restoring_errors(target):
+        drop = _drop([table for table in list_tables(connection) if table.name in brought])
+    contents = wanted_contents(target, restorer.list(dump))
     with _ending_blockers(target, restore_id):
-        restorer.replace(dump, target, role=role, contents=wanted_contents(target, restorer.list(dump)))
+        restorer.replace(dump, target, role=role, contents=contents, drop=drop)
 
 
 def roll_back(target: DatabaseTarget, before: Before, *, restorer: Restorer, restore_id: str) -> None:
-    """Restore the safety dump in place.
+    """Restore the safety dump in place: all of it, or nothing.
 
-    Tables that the restore has brought go first, in a transaction of their own, because they may refer to what the
-    safety dump replaces.
+    Tables that the restore has brought go first, because they may refer to what the safety dump replaces.
 
     Raises:
-        OpsError: it was not done; it can be tried again.
+        OpsError: it was not done, and the live database is as it was; it can be tried again.
     """
-    with connect(target) as connection, restoring_errors(target):
-        _drop(connection, [table for table in list_tables(connection) if table.name in before.brought])
-    replace_contents(target, before.dump, restorer=restorer, restore_id=restore_id)
+    replace_contents(target, before.dump, restorer=restorer, restore_id=restore_id, brought=before.brought)
 
 
 def wanted_contents(target: DatabaseTarget, contents: list[str]) -> list[str]:
@@ -211,10 +216,10 @@ def _starts_one(beginning: str, entries: Sequence[str]) -> bool:
     return at < len(entries) and entries[at].startswith(beginning)
 
 
-def _drop(connection: Connection, tables: list[Table]) -> None:
-    if tables:
-        names = SQL(", ").join(table.identifier for table in tables)
-        connection.execute(SQL("DROP TABLE IF EXISTS {}").format(names))
+def _drop(tables: list[Table]) -> Composed | None:
+    if not tables:
+        return None
+    return SQL("DROP TABLE IF EXISTS {}").format(SQL(", ").join(table.identifier for table in tables))
 
 
 @contextmanager

@@ -74,7 +74,8 @@ class DatabasePlan:
         rows_are_estimated: they are the server's estimate, because counting would take long.
         rows_in_backup: what the manifest says; empty where it says nothing.
         needed_bytes: room that the server will need for a second copy, about.
-        free_bytes: room that it has; nothing where that cannot be seen from here.
+        free_bytes: room that it has; nothing where that cannot be seen from here, as it is on another machine, or for
+            a user that may not ask for the server's directory.
         sessions: who is connected to the live database.
         leftovers: databases that other restores have left.
         blockers: what makes it impossible.
@@ -128,10 +129,10 @@ class DatabasePlan:
         return f"In the backup: {len(self.rows_in_backup)} tables, {sum(self.rows_in_backup.values())} rows"
 
     def _room(self) -> str:
-        free = "how much is free cannot be seen from here"
+        needed = f"Room on the server for a second copy: about {megabytes(self.needed_bytes)}"
         if self.free_bytes is not None:
-            free = f"{megabytes(self.free_bytes)} are free"
-        return f"Room on the server for a second copy: about {megabytes(self.needed_bytes)}; {free}"
+            return f"{needed}; {megabytes(self.free_bytes)} are free"
+        return f"{needed}; how much is free cannot be seen from here: look at the server's disk before you go on"
 
     def _sessions(self) -> list[str]:
         if not self.sessions:

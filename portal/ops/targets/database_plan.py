@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from portal.ops.sources.pg_connection import connect
 from portal.ops.sources.pg_rows import count_rows, list_tables
 from portal.ops.targets.database_model import DatabasePlan, RestoreMode, megabytes
 from portal.ops.targets.database_server import (
+    create_command,
     find_database,
     list_marked,
     list_sessions,
@@ -148,7 +148,11 @@ def is_local(target: DatabaseTarget) -> bool:
 
 
 def free_bytes(connection: Connection, target: DatabaseTarget) -> int | None:
-    """The room on the disk of the server; nothing unless it is certain that this disk can be seen from here."""
+    """The room on the disk of the server; nothing unless it is certain that this disk can be seen from here.
+
+    The server tells its directory to superusers and members of pg_read_all_settings only, and only the account that it
+    runs as may read the file there that proves it.
+    """
     if not is_local(target):
         return None
     row = connection.execute("SELECT setting FROM pg_settings WHERE name = 'data_directory'").fetchone()
@@ -293,15 +297,19 @@ def _in_place_blockers(
             f"pg_restore {restorer.tool.version} cannot restore in place on the older server {seen.version}",
             hint="restore with --mode swap, or upgrade the server",
         )
+    if restorer is not None and request.row_counts.keys() - contents.rows.keys():
+        # A rollback drops the tables that the restore brings, and only psql does that in the same transaction.
+        try:
+            restorer.find_psql()
+        except ClientToolError as error:
+            yield error
 
 
 def database_absent(target: DatabaseTarget) -> DatabaseAbsentError:
     """The error for a live database that is not there, with the command that creates it."""
-    where = f"--host={shlex.quote(target.host)} --port={target.port}"
-    owner, name = shlex.quote(target.user), shlex.quote(target.name)
     return DatabaseAbsentError(
         f"the server at {target.host}:{target.port} has no database {target.name}",
-        hint=f"restore with --create-database, or create it: createdb {where} --owner={owner} {name}",
+        hint=f"restore with --create-database, or create it: {create_command(target)}",
     )
 
 

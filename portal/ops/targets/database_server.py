@@ -6,6 +6,7 @@ A database cannot be renamed by a session that is in it, so all of this happens 
 
 from __future__ import annotations
 
+import shlex
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +16,14 @@ import psycopg
 from psycopg.rows import class_row
 from psycopg.sql import SQL, Identifier, Literal
 
-from portal.ops.errors import AccessDeniedError, BusyError, DatabaseAbsentError, DiskFullError, OpsError
+from portal.ops.errors import (
+    AccessDeniedError,
+    BusyError,
+    DatabaseAbsentError,
+    DiskFullError,
+    LoginRefusedError,
+    OpsError,
+)
 from portal.ops.sources.pg_connection import connect, explained_errors
 from portal.ops.targets.database_names import Marked
 
@@ -309,7 +317,22 @@ def _connect_first(target: DatabaseTarget, names: list[str]) -> Connection:
         except (AccessDeniedError, DatabaseAbsentError) as error:
             refusal = refusal or error
     assert refusal is not None
+    if isinstance(refusal, LoginRefusedError):
+        raise LoginRefusedError(refusal.message, hint=f"{refusal.hint}; {_database_of_new_user(target)}") from refusal
     raise refusal
+
+
+def create_command(target: DatabaseTarget) -> str:
+    """The command by which an administrator creates the live database."""
+    owner, name = shlex.quote(target.user), shlex.quote(target.name)
+    return f"createdb --host={shlex.quote(target.host)} --port={target.port} --owner={owner} {name}"
+
+
+def _database_of_new_user(target: DatabaseTarget) -> str:
+    return (
+        f"on a new server the database too: {create_command(target)}; "
+        "or, where createuser was given --createdb as well, a restore with --create-database"
+    )
 
 
 def _first_line(error: psycopg.Error) -> str:

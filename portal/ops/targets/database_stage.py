@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from psycopg.sql import SQL, Identifier
 
-from portal.ops.errors import OpsError, RestoreError
+from portal.ops.errors import NotIntactError, OpsError
 from portal.ops.sources.pg_connection import connect
 from portal.ops.sources.pg_rows import count_rows, list_tables
 from portal.ops.targets.database_names import Role
@@ -128,7 +128,7 @@ def check_rows(found: Mapping[str, int], expected: Mapping[str, int]) -> None:
     """Hold the rows that were restored against the manifest.
 
     Raises:
-        RestoreError: a table is missing, or has another number of rows.
+        NotIntactError: a table is missing, or has another number of rows.
     """
     if not expected:
         return
@@ -139,7 +139,7 @@ def check_rows(found: Mapping[str, int], expected: Mapping[str, int]) -> None:
     ]
     if wrong:
         more = f"; and {len(wrong) - _NAMED_IN_MESSAGE} more" if len(wrong) > _NAMED_IN_MESSAGE else ""
-        raise RestoreError(
+        raise NotIntactError(
             f"what was restored is not what was backed up: {'; '.join(wrong[:_NAMED_IN_MESSAGE])}{more}",
             hint="take another archive: './tools/backup.sh list' shows them",
         )
