@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from portal.ops.access_log import AccessEntry, AccessLog, Action, Outcome
 from portal.ops.verify import Verifier
 from tests.test_backup_job import portal
 from tests.workers import MOMENT, WorkerProcess, client_of, result_of, run_task, submit, unacknowledged, wait_until
@@ -89,6 +90,7 @@ def test_a_failure_is_a_failed_task_with_the_engines_result(portal: Portal, redi
     assert (failed.exit_code, failed.result["success"]) == (1, False)
     assert "nowhere" in failed.result["error"]
     assert "\n  hint: " in failed.result["error"]
+    assert [(line.action, line.outcome) for line in logged(portal)] == [(Action.BACKUP, Outcome.FAILED)]
 
 
 def test_a_failed_task_that_is_sent_again_is_tried_again(portal: Portal, redis: EmbeddedRedis) -> None:
@@ -126,15 +128,71 @@ def test_a_failed_task_that_is_sent_again_is_tried_again(portal: Portal, redis: 
 def test_what_no_task_may_be_told_is_refused(
     service: tuple[Portal, EmbeddedRedis, WorkerProcess], task: TaskName, arguments: dict[str, Any]
 ) -> None:
-    """Arguments that nobody of ours would send end the task with exit code 2 and a hint, before anything is done."""
+    """Arguments that nobody of ours would send end the task with exit code 2 and a hint, before anything is done.
+
+    The access log has one line more.
+    """
     portal, redis, _ = service
-    before = portal.left()
+    before, written = portal.left(), logged(portal)
     refused = run_task(redis, task, **arguments)
     assert (refused.exit_code, refused.result["success"]) == (2, False)
+    (line,) = logged(portal)[len(written) :]
+    assert (line.action, line.outcome) == (_ACTIONS[task], Outcome.REFUSED)
+    assert line.details["error"] == refused.result["error"].partition("\n")[0]
     assert "\n  hint: " in refused.result["error"]
     assert {name for name in portal.left() if not name.startswith(".")} == {
         name for name in before if not name.startswith(".")
     }
+
+
+_ACTIONS = {
+    TaskName.BACKUP_FULL: Action.BACKUP,
+    TaskName.BACKUP_MEDIA: Action.BACKUP,
+    TaskName.VERIFY_ARCHIVE: Action.VERIFY,
+    TaskName.RESTORE_ARCHIVE: Action.RESTORE,
+    TaskName.RESTORE_ROLLBACK: Action.ROLLBACK,
+}
+
+
+def logged(portal: Portal) -> list[AccessEntry]:
+    """The access log."""
+    return list(AccessLog(portal.job().repository).entries())
+
+
+def test_a_refused_task_is_written_down_as_it_came(service: tuple[Portal, EmbeddedRedis, WorkerProcess]) -> None:
+    """Who, to what and which task are in the line, without what would make it look like two."""
+    portal, redis, _ = service
+    given = {"archive": "/etc/passwd\n\x1b[2J" + "x" * 2000, "actor": "mallory"}
+    task_id = submit(redis, TaskName.VERIFY_ARCHIVE, **given)
+    assert result_of(redis, task_id).exit_code == 2
+    line = logged(portal)[-1]
+    assert (line.who, line.details["task_id"]) == ("mallory", task_id)
+    assert line.subject.startswith("/etc/passwd\\n\\x1b[2Jxxx")
+    assert len(line.subject) < 1000
+    assert (line.subject + line.details["error"]).isprintable()
+
+
+def test_a_task_with_an_id_that_is_none_is_written_down(
+    service: tuple[Portal, EmbeddedRedis, WorkerProcess],
+) -> None:
+    """A restore that is refused for its id is in the access log, and the permit of another one is not used up."""
+    portal, redis, _ = service
+    given = {"archive": "latest", "moment": MOMENT}
+    Permits(portal.archives).grant(TaskName.RESTORE_ARCHIVE, "wanted", given)
+    written = len(logged(portal))
+    assert result_of(redis, submit(redis, TaskName.RESTORE_ARCHIVE, "../wanted", **given)).exit_code == 2
+    (line,) = logged(portal)[written:]
+    assert (line.action, line.subject, line.outcome) == (Action.RESTORE, "latest", Outcome.REFUSED)
+    assert Permits(portal.archives).withdraw("wanted")
+
+
+def test_a_ping_is_not_written_down(service: tuple[Portal, EmbeddedRedis, WorkerProcess]) -> None:
+    """Neither one that is answered nor one that is refused."""
+    portal, redis, _ = service
+    written = logged(portal)
+    assert run_task(redis, TaskName.PING).result["success"]
+    assert run_task(redis, TaskName.PING, archive="latest").exit_code == 2
+    assert logged(portal) == written
 
 
 @pytest.fixture(scope="module")
