@@ -178,6 +178,16 @@ def test_a_crash_loop_ends(portal: Portal) -> None:
     assert not list(portal.archives.glob("*.tar.gz"))
 
 
+def test_what_is_said_of_a_killed_process_is_json(portal: Portal) -> None:
+    """Every line of a worker is JSON, also the one about the end of a process that does tasks."""
+    with EmbeddedRedis() as redis, WorkerProcess(portal, redis, "maintenance") as worker:
+        killed = worker.pool()[0]
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: f"pid:{killed} exited with" in worker.text())
+        (line,) = [event for event in worker.events() if f"pid:{killed}" in event["event"]]
+    assert (line["level"], line["logger"]) == ("error", "multiprocessing")
+
+
 def test_a_worker_that_is_asked_to_end_gives_the_task_back(portal: Portal) -> None:
     """SIGTERM ends a worker in its grace, its children too; the task is done by the next worker."""
     with EmbeddedRedis() as redis:
