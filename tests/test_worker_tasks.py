@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -208,6 +210,33 @@ def service(
         assert found.job().backup_full().success
         with WorkerProcess(found, broker) as worker:
             yield found, broker, worker
+
+
+FAILING_LANE = """
+import os, sys, threading
+if "worker.lane" in sys.orig_argv:
+    timer = threading.Timer(4, os._exit, [1])
+    timer.daemon = True
+    timer.start()
+"""
+
+
+@pytest.mark.parametrize(
+    ("style", "said"), [("console", "lane started again"), ("json", '"event": "lane_started_again"')]
+)
+def test_a_lane_that_is_started_again_is_told_as_the_setting_wants_it(
+    portal: Portal, redis: EmbeddedRedis, tmp_path: Path, style: str, said: str
+) -> None:
+    """A lane that fails is started again, and the line about it has the form of BACKUP_LOG_FORMAT."""
+    (tmp_path / "sitecustomize.py").write_text(FAILING_LANE)
+    own = {"CELERY_BROKER_URL": redis.url, "BACKUP_LOG_FORMAT": style, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-I", "-m", "worker", "maintenance"]
+    with subprocess.Popen(command, cwd="/", env=portal.environ(**own), stderr=subprocess.PIPE, text=True) as worker:
+        assert worker.stderr is not None
+        line = next(line for line in worker.stderr if "started again" in line.replace("_", " "))
+        worker.terminate()
+        worker.stderr.read()
+    assert said in line
 
 
 def restore(portal: Portal, redis: EmbeddedRedis, task_id: str, **arguments: Any) -> str:
