@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.test_backup_job import Portal
+    from tools.demo.postgres import EmbeddedPostgres
 
 __all__ = ["portal"]
 
@@ -237,6 +238,55 @@ def test_a_lane_that_is_started_again_is_told_as_the_setting_wants_it(
         worker.terminate()
         worker.stderr.read()
     assert said in line
+
+
+def test_a_prune_by_a_worker_removes_what_is_too_old(portal: Portal, redis: EmbeddedRedis) -> None:
+    """The task does what the command does: the older of two old archives goes, and is named in result and access log."""
+    with WorkerProcess(portal, redis, BACKUP_RETENTION_DAYS="1", BACKUP_RETENTION_COUNT="1") as worker:
+        moments = (f"2020-01-0{day}T02:00:00+00:00" for day in (1, 2))
+        old, new = (run_task(redis, TaskName.BACKUP_DATABASE, moment=moment).result["backup_id"] for moment in moments)
+        assert run_task(redis, TaskName.PRUNE_REPOSITORY, dry_run=True).result["removed"] == [old]
+        assert len(list(portal.archives.glob("*.tar.gz"))) == 2
+        done = run_task(redis, TaskName.PRUNE_REPOSITORY, actor="ada")
+        assert (done.exit_code, done.result["success"], done.result["removed"]) == (0, True, [old])
+        assert worker.events("prune_finished")[0]["removed"] == 1
+    assert [path.name for path in portal.archives.glob("*.tar.gz")] == [f"{new}.tar.gz"]
+    line = logged(portal)[-1]
+    assert (line.action, line.who, line.outcome) == (Action.PRUNE, "ada", Outcome.DONE)
+
+
+def test_a_drill_by_a_worker_restores_for_a_try(
+    service: tuple[Portal, EmbeddedRedis, WorkerProcess], postgres: EmbeddedPostgres
+) -> None:
+    """The task restores into a database and a directory of its own, compares, leaves neither, and is written down."""
+    portal, redis, worker = service
+    done = run_task(redis, TaskName.DRILL_RESTORE, actor="ada")
+    assert (done.exit_code, done.result["success"]) == (0, True)
+    assert done.result["seconds"] > 0
+    assert worker.events("drill_finished")[0]["backup_id"] == done.result["backup_id"]
+    (line,) = [line for line in logged(portal) if line.action is Action.DRILL]
+    assert (line.subject, line.who, line.outcome) == (done.result["backup_id"], "ada", Outcome.DONE)
+    with postgres.connect("postgres") as connection:
+        assert not connection.execute("SELECT datname FROM pg_database WHERE datname LIKE '%_drill_%'").fetchall()
+    assert [path.suffix for path in (portal.archives / ".drills").iterdir() if not path.name.startswith(".")] == [
+        ".json"
+    ]
+
+
+def test_a_restore_does_not_wait_behind_verifications(portal: Portal, redis: EmbeddedRedis) -> None:
+    """With more verifications than the maintenance lane can work on, and none that ends, a restore is done at once."""
+    assert portal.job().backup_full().success
+    upload = damage(portal)
+    endless = portal.directory / "bin" / "pg_restore"
+    endless.parent.mkdir()
+    endless.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exec "{portal.bin_dir}/pg_restore" "$@"\nexec sleep 600\n')
+    endless.chmod(0o755)
+    with WorkerProcess(portal, redis, BACKUP_PG_BIN_DIR=str(endless.parent)) as worker:
+        verifications = [submit(redis, TaskName.VERIFY_ARCHIVE, archive="latest", level="dump") for _ in range(3)]
+        wait_until(lambda: sum(b"sleep" in line for line in worker.processes().values()) == 2)
+        assert result_of(redis, restore(portal, redis, "restore-soon")).result["success"]
+        assert not any(client_of(redis).look(task_id).is_ended for task_id in verifications)
+    assert upload.read_text() != "changed"
 
 
 def restore(portal: Portal, redis: EmbeddedRedis, task_id: str, **arguments: Any) -> str:
