@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
+from portal.ops.access_log import AccessLog, Action, Outcome
 from portal.ops.repository import LOCK_NAME
 from tests.test_backup_job import portal
 from tests.workers import MOMENT, WorkerProcess, client_of, result_of, run_task, submit, wait_until
@@ -223,17 +224,23 @@ def test_an_end_that_flower_missed_is_found_out(portal: Portal, redis: EmbeddedR
 
 
 def test_a_restore_from_there_is_refused(portal: Portal, redis: EmbeddedRedis, postgres: EmbeddedPostgres) -> None:
-    """A restore that is put on the queue by Flower's API ends as refused, and neither database nor uploads change."""
+    """A restore that is put on the queue by Flower's API ends as refused, changes nothing, and is in the access log."""
     with WorkerProcess(portal, redis), FlowerProcess(portal, redis, FLOWER_READ_ONLY="false") as flower:
         flower.listen()
         archive = run_task(redis, TaskName.BACKUP_FULL, moment=MOMENT).result["backup_id"]
         (portal.uploads / "later.sarif").write_text("{}")
         with postgres.connect(portal.database.name) as connection:
             before = table_contents(connection), tree_contents(portal.uploads)
+            asked_ids = []
             for way in ("send-task", "async-apply"):
                 asked = {"kwargs": {"archive": archive, "moment": MOMENT, "exact": True}}
                 status, body = flower.ask(f"/api/task/{way}/restore.archive", asked)
                 assert status == 200
-                done = flower.wait_for(json.loads(body)["task-id"], "FAILURE")
+                asked_ids.append(json.loads(body)["task-id"])
+                done = flower.wait_for(asked_ids[-1], "FAILURE")
                 assert "nobody who may read the backups has asked for this restore" in done["exception"]
             assert (table_contents(connection), tree_contents(portal.uploads)) == before
+        tried = [entry for entry in AccessLog(portal.job().repository).entries() if entry.action is Action.RESTORE]
+    assert [entry.details["task_id"] for entry in tried] == asked_ids
+    assert {(entry.subject, entry.outcome) for entry in tried} == {(archive, Outcome.REFUSED)}
+    assert all("nobody who may read the backups" in entry.details["error"] for entry in tried)

@@ -13,6 +13,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+from redis import Redis
 
 from portal.ops.verify import Verifier
 from tests.conftest import portal_database_in
@@ -262,6 +263,29 @@ class TestNobodyDoesIt:
         refused, _ = run(portal, away, "backup.sh", "database", code=6)
         assert "the broker does not answer" in refused["error"]
         assert run(portal, away, "backup.sh", "database", "--local")[0]["success"]
+
+    @pytest.mark.parametrize("wrong", ["", ":guessed@"], ids=["without", "another"])
+    @pytest.mark.parametrize("has_results_elsewhere", [False, True], ids=["one-redis", "two-redis"])
+    def test_the_password_is_wrong(
+        self, portal: Portal, redis: EmbeddedRedis, wrong: str, has_results_elsewhere: bool
+    ) -> None:
+        """It is said that the broker lets nobody in, and where to look, with exit code 6; no password shows."""
+        with EmbeddedRedis(password="a secret: of @ll") as closed:
+            assert client_of(closed).look("nothing").is_lost
+            address = f"redis+socket://{wrong}{closed.socket}?virtual_host=0"
+            own = {"CELERY_RESULT_BACKEND": redis.url} if has_results_elsewhere else {}
+            refused, said = run(portal, address, "backup.sh", "database", code=6, **own)
+        assert "the broker refuses the user or the password" in refused["error"]
+        assert "CELERY_BROKER_URL" in refused["error"]
+        assert "guessed" not in said + str(refused)
+
+    def test_the_user_may_not_do_it(self, portal: Portal, redis: EmbeddedRedis) -> None:
+        """A user whom Redis does not let write is told so, and not that the broker is away."""
+        with Redis(unix_socket_path=str(redis.socket)) as connection:
+            connection.acl_setuser("default", enabled=True, nopass=True, categories=["+@all"], commands=["-set"])
+        refused, _ = run(portal, redis.url, "backup.sh", "database", code=6)
+        assert "the broker refuses the user or the password (" in refused["error"]
+        assert "set" in refused["error"]
 
     def test_it_takes_too_long_for_somebody(self, portal: Portal, redis: EmbeddedRedis) -> None:
         """--timeout ends the waiting, not the work."""

@@ -178,6 +178,16 @@ def test_a_crash_loop_ends(portal: Portal) -> None:
     assert not list(portal.archives.glob("*.tar.gz"))
 
 
+def test_what_is_said_of_a_killed_process_is_json(portal: Portal) -> None:
+    """Every line of a worker is JSON, also the one about the end of a process that does tasks."""
+    with EmbeddedRedis() as redis, WorkerProcess(portal, redis, "maintenance") as worker:
+        killed = worker.pool()[0]
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: f"pid:{killed} exited with" in worker.text())
+        (line,) = [event for event in worker.events() if f"pid:{killed}" in event["event"]]
+    assert (line["level"], line["logger"]) == ("error", "multiprocessing")
+
+
 def test_a_worker_that_is_asked_to_end_gives_the_task_back(portal: Portal) -> None:
     """SIGTERM ends a worker in its grace, its children too; the task is done by the next worker."""
     with EmbeddedRedis() as redis:
@@ -204,6 +214,43 @@ def test_a_task_that_takes_too_long_is_ended_with_its_children(portal: Portal) -
         assert "took longer than a task may" in late.result["error"]
         wait_until(lambda: not any(b"sleep" in line or b"pg_dump" in line for line in worker.processes().values()))
         assert not [name for name in portal.left() if name.endswith(".partial")]
+
+
+def test_a_task_that_does_not_hear_is_killed_with_its_children(portal: Portal) -> None:
+    """A process that ignores the soft time limit is killed by the hard one; its programs end too."""
+    with (
+        EmbeddedRedis() as redis,
+        WorkerProcess(portal, redis, "backup", "--processes", "1", **slow(portal), BACKUP_TASK_TIMEOUT="6") as worker,
+    ):
+        task_id = submit(redis, TaskName.BACKUP_FULL, "deaf", moment=MOMENT)
+        wait_until(lambda: any(b"sleep" in line for line in worker.processes().values()))
+        (deaf,) = [pid for pid in worker.pool() if _has_children(pid)]
+        os.kill(deaf, signal.SIGSTOP)
+        late = result_of(redis, task_id)
+        assert (late.result["success"], late.exit_code) == (False, 1)
+        assert "TimeLimitExceeded" in late.result["error"]
+        wait_until(lambda: deaf not in worker.processes())
+        wait_until(lambda: not any(b"sleep" in line or b"pg_dump" in line for line in worker.processes().values()))
+        wait_until(lambda: lock_is_free(portal))
+
+
+def test_a_worker_sweeps_what_an_earlier_one_left(portal: Portal) -> None:
+    """What a killed backup left is gone, and told, before the next worker takes work; no task has to come for that."""
+    from redis import Redis
+
+    with EmbeddedRedis() as redis:
+        with WorkerProcess(portal, redis, "backup", **slow(portal)) as first:
+            submit(redis, TaskName.BACKUP_FULL, "cut-off", moment=MOMENT)
+            wait_until(lambda: any(b"sleep" in line for line in first.processes().values()))
+        remains = {name for name in portal.left() if name.endswith(".partial")}
+        assert remains
+        with Redis(unix_socket_path=str(redis.socket)) as connection:
+            connection.flushdb()
+        with WorkerProcess(portal, redis, "backup") as second:
+            assert not [name for name in portal.left() if name.endswith(".partial")]
+            said = [event for event in second.events() if event["event"] in ("remains_swept", "worker_ready")]
+    assert {event["name"] for event in said[:-1]} == remains
+    assert said[-1]["event"] == "worker_ready"
 
 
 def slow(portal: Portal) -> dict[str, str]:

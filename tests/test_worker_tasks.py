@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from portal.ops.access_log import AccessEntry, AccessLog, Action, Outcome
 from portal.ops.verify import Verifier
 from tests.test_backup_job import portal
 from tests.workers import MOMENT, WorkerProcess, client_of, result_of, run_task, submit, unacknowledged, wait_until
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.test_backup_job import Portal
+    from tools.demo.postgres import EmbeddedPostgres
 
 __all__ = ["portal"]
 
@@ -89,6 +93,7 @@ def test_a_failure_is_a_failed_task_with_the_engines_result(portal: Portal, redi
     assert (failed.exit_code, failed.result["success"]) == (1, False)
     assert "nowhere" in failed.result["error"]
     assert "\n  hint: " in failed.result["error"]
+    assert [(line.action, line.outcome) for line in logged(portal)] == [(Action.BACKUP, Outcome.FAILED)]
 
 
 def test_what_is_not_built_is_refused(portal: Portal, redis: EmbeddedRedis) -> None:
@@ -135,15 +140,71 @@ def test_a_failed_task_that_is_sent_again_is_tried_again(portal: Portal, redis: 
 def test_what_no_task_may_be_told_is_refused(
     service: tuple[Portal, EmbeddedRedis, WorkerProcess], task: TaskName, arguments: dict[str, Any]
 ) -> None:
-    """Arguments that nobody of ours would send end the task with exit code 2 and a hint, before anything is done."""
+    """Arguments that nobody of ours would send end the task with exit code 2 and a hint, before anything is done.
+
+    The access log has one line more.
+    """
     portal, redis, _ = service
-    before = portal.left()
+    before, written = portal.left(), logged(portal)
     refused = run_task(redis, task, **arguments)
     assert (refused.exit_code, refused.result["success"]) == (2, False)
+    (line,) = logged(portal)[len(written) :]
+    assert (line.action, line.outcome) == (_ACTIONS[task], Outcome.REFUSED)
+    assert line.details["error"] == refused.result["error"].partition("\n")[0]
     assert "\n  hint: " in refused.result["error"]
     assert {name for name in portal.left() if not name.startswith(".")} == {
         name for name in before if not name.startswith(".")
     }
+
+
+_ACTIONS = {
+    TaskName.BACKUP_FULL: Action.BACKUP,
+    TaskName.BACKUP_MEDIA: Action.BACKUP,
+    TaskName.VERIFY_ARCHIVE: Action.VERIFY,
+    TaskName.RESTORE_ARCHIVE: Action.RESTORE,
+    TaskName.RESTORE_ROLLBACK: Action.ROLLBACK,
+}
+
+
+def logged(portal: Portal) -> list[AccessEntry]:
+    """The access log."""
+    return list(AccessLog(portal.job().repository).entries())
+
+
+def test_a_refused_task_is_written_down_as_it_came(service: tuple[Portal, EmbeddedRedis, WorkerProcess]) -> None:
+    """Who, to what and which task are in the line, without what would make it look like two."""
+    portal, redis, _ = service
+    given = {"archive": "/etc/passwd\n\x1b[2J" + "x" * 2000, "actor": "mallory"}
+    task_id = submit(redis, TaskName.VERIFY_ARCHIVE, **given)
+    assert result_of(redis, task_id).exit_code == 2
+    line = logged(portal)[-1]
+    assert (line.who, line.details["task_id"]) == ("mallory", task_id)
+    assert line.subject.startswith("/etc/passwd\\n\\x1b[2Jxxx")
+    assert len(line.subject) < 1000
+    assert (line.subject + line.details["error"]).isprintable()
+
+
+def test_a_task_with_an_id_that_is_none_is_written_down(
+    service: tuple[Portal, EmbeddedRedis, WorkerProcess],
+) -> None:
+    """A restore that is refused for its id is in the access log, and the permit of another one is not used up."""
+    portal, redis, _ = service
+    given = {"archive": "latest", "moment": MOMENT}
+    Permits(portal.archives).grant(TaskName.RESTORE_ARCHIVE, "wanted", given)
+    written = len(logged(portal))
+    assert result_of(redis, submit(redis, TaskName.RESTORE_ARCHIVE, "../wanted", **given)).exit_code == 2
+    (line,) = logged(portal)[written:]
+    assert (line.action, line.subject, line.outcome) == (Action.RESTORE, "latest", Outcome.REFUSED)
+    assert Permits(portal.archives).withdraw("wanted")
+
+
+def test_a_ping_is_not_written_down(service: tuple[Portal, EmbeddedRedis, WorkerProcess]) -> None:
+    """Neither one that is answered nor one that is refused."""
+    portal, redis, _ = service
+    written = logged(portal)
+    assert run_task(redis, TaskName.PING).result["success"]
+    assert run_task(redis, TaskName.PING, archive="latest").exit_code == 2
+    assert logged(portal) == written
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +220,82 @@ def service(
         assert found.job().backup_full().success
         with WorkerProcess(found, broker) as worker:
             yield found, broker, worker
+
+
+FAILING_LANE = """
+import os, sys, threading
+if "worker.lane" in sys.orig_argv:
+    timer = threading.Timer(4, os._exit, [1])
+    timer.daemon = True
+    timer.start()
+"""
+
+
+@pytest.mark.parametrize(
+    ("style", "said"), [("console", "lane started again"), ("json", '"event": "lane_started_again"')]
+)
+def test_a_lane_that_is_started_again_is_told_as_the_setting_wants_it(
+    portal: Portal, redis: EmbeddedRedis, tmp_path: Path, style: str, said: str
+) -> None:
+    """A lane that fails is started again, and the line about it has the form of BACKUP_LOG_FORMAT."""
+    (tmp_path / "sitecustomize.py").write_text(FAILING_LANE)
+    own = {"CELERY_BROKER_URL": redis.url, "BACKUP_LOG_FORMAT": style, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-I", "-m", "worker", "maintenance"]
+    with subprocess.Popen(command, cwd="/", env=portal.environ(**own), stderr=subprocess.PIPE, text=True) as worker:
+        assert worker.stderr is not None
+        line = next(line for line in worker.stderr if "started again" in line.replace("_", " "))
+        worker.terminate()
+        worker.stderr.read()
+    assert said in line
+
+
+def test_a_prune_by_a_worker_removes_what_is_too_old(portal: Portal, redis: EmbeddedRedis) -> None:
+    """The task does what the command does: the older of two old archives goes, and is named in result and access log."""
+    with WorkerProcess(portal, redis, BACKUP_RETENTION_DAYS="1", BACKUP_RETENTION_COUNT="1") as worker:
+        moments = (f"2020-01-0{day}T02:00:00+00:00" for day in (1, 2))
+        old, new = (run_task(redis, TaskName.BACKUP_DATABASE, moment=moment).result["backup_id"] for moment in moments)
+        assert run_task(redis, TaskName.PRUNE_REPOSITORY, dry_run=True).result["removed"] == [old]
+        assert len(list(portal.archives.glob("*.tar.gz"))) == 2
+        done = run_task(redis, TaskName.PRUNE_REPOSITORY, actor="ada")
+        assert (done.exit_code, done.result["success"], done.result["removed"]) == (0, True, [old])
+        assert worker.events("prune_finished")[0]["removed"] == 1
+    assert [path.name for path in portal.archives.glob("*.tar.gz")] == [f"{new}.tar.gz"]
+    line = logged(portal)[-1]
+    assert (line.action, line.who, line.outcome) == (Action.PRUNE, "ada", Outcome.DONE)
+
+
+def test_a_drill_by_a_worker_restores_for_a_try(
+    service: tuple[Portal, EmbeddedRedis, WorkerProcess], postgres: EmbeddedPostgres
+) -> None:
+    """The task restores into a database and a directory of its own, compares, leaves neither, and is written down."""
+    portal, redis, worker = service
+    done = run_task(redis, TaskName.DRILL_RESTORE, actor="ada")
+    assert (done.exit_code, done.result["success"]) == (0, True)
+    assert done.result["seconds"] > 0
+    assert worker.events("drill_finished")[0]["backup_id"] == done.result["backup_id"]
+    (line,) = [line for line in logged(portal) if line.action is Action.DRILL]
+    assert (line.subject, line.who, line.outcome) == (done.result["backup_id"], "ada", Outcome.DONE)
+    with postgres.connect("postgres") as connection:
+        assert not connection.execute("SELECT datname FROM pg_database WHERE datname LIKE '%_drill_%'").fetchall()
+    assert [path.suffix for path in (portal.archives / ".drills").iterdir() if not path.name.startswith(".")] == [
+        ".json"
+    ]
+
+
+def test_a_restore_does_not_wait_behind_verifications(portal: Portal, redis: EmbeddedRedis) -> None:
+    """With more verifications than the maintenance lane can work on, and none that ends, a restore is done at once."""
+    assert portal.job().backup_full().success
+    upload = damage(portal)
+    endless = portal.directory / "bin" / "pg_restore"
+    endless.parent.mkdir()
+    endless.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exec "{portal.bin_dir}/pg_restore" "$@"\nexec sleep 600\n')
+    endless.chmod(0o755)
+    with WorkerProcess(portal, redis, BACKUP_PG_BIN_DIR=str(endless.parent)) as worker:
+        verifications = [submit(redis, TaskName.VERIFY_ARCHIVE, archive="latest", level="dump") for _ in range(3)]
+        wait_until(lambda: sum(b"sleep" in line for line in worker.processes().values()) == 2)
+        assert result_of(redis, restore(portal, redis, "restore-soon")).result["success"]
+        assert not any(client_of(redis).look(task_id).is_ended for task_id in verifications)
+    assert upload.read_text() != "changed"
 
 
 def restore(portal: Portal, redis: EmbeddedRedis, task_id: str, **arguments: Any) -> str:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from portal.ops.settings import Settings
     from worker.client import Client, TaskState
+    from worker.errors import BrokerAwayError
     from worker.names import TaskName
 
 NOT_YET: Final = 6
@@ -271,16 +272,14 @@ class Errand:
             )
         raise StillAtWorkError(f"{self.task_id} is not done after {waited:.0f} s; it goes on", hint=self._later())
 
-    def _be_patient(self, error: Exception) -> None:
+    def _be_patient(self, error: BrokerAwayError) -> None:
         """Wait a while for a broker that is away: the work goes on meanwhile, if it was begun."""
         if self._away_since is None:
-            say("the broker does not answer; waiting for it")
+            say(f"{error.message}; waiting for it")
             self._away_since = time.monotonic()
         if time.monotonic() - self._away_since > _AWAY_SECONDS:
-            from worker.errors import BrokerAwayError
-
             hint = f"Nobody has begun it, and it was withdrawn. {_SAFE}" if self.withdraw() else self._later()
-            raise BrokerAwayError(f"the broker has not answered for {_AWAY_SECONDS:.0f} s", hint=hint) from error
+            raise type(error)(f"{error.message}, for {_AWAY_SECONDS:.0f} s now", hint=hint) from error
 
     def _make_sure_of_a_worker(self) -> None:
         from worker.errors import UnattendedError

@@ -18,7 +18,6 @@ from portal.ops.job import read_text
 from portal.ops.logs import configure_logging, engine_log
 from portal.ops.process import launch_command
 from portal.ops.settings import load_settings
-from portal.ops.variables import LogFormat
 from worker.names import Lane
 
 _POLL_SECONDS: Final = 0.2
@@ -35,7 +34,7 @@ def main() -> int:
     """Run the lanes until somebody asks this process to end; the exit code."""
     arguments = _parser().parse_args()
     try:
-        load_settings(os.environ, read_text)
+        settings = load_settings(os.environ, read_text)
     except OpsError as error:  # said once, not by each lane
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
@@ -43,7 +42,7 @@ def main() -> int:
     stopped: list[int] = []
     for number in _STOPPING:
         signal.signal(number, lambda got, _: stopped.append(got))
-    configure_logging(LogFormat.AUTO, sys.stderr)
+    configure_logging(settings.log_format, sys.stderr)
     running = {lane: (_start(lane, arguments.processes), time.monotonic()) for lane in lanes}
     while not stopped and _are_up(running, arguments.processes):
         time.sleep(_POLL_SECONDS)

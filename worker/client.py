@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Final
 from celery import states
 from kombu.exceptions import OperationalError
 from redis import RedisError
+from redis.exceptions import AuthenticationError, NoPermissionError
 
 from worker.app import make_app
 from worker.configuration import RESULT_SECONDS
-from worker.errors import EXIT_CODE, BrokerAwayError, OperationFailedError
+from worker.errors import EXIT_CODE, BrokerAwayError, BrokerRefusesError, OperationFailedError
 from worker.names import TaskName
 from worker.progress import STATE
 
@@ -244,6 +245,20 @@ def _broker() -> Iterator[None]:
     try:
         yield
     except (RedisError, OperationalError, OSError) as error:
-        raise BrokerAwayError(
+        raise _explained(error) from error
+
+
+def _explained(error: BaseException) -> BrokerAwayError:
+    """What is wrong with the broker, by the error of a library, or by the one that it was made of."""
+    reason: BaseException | None = error
+    while reason is not None and not isinstance(reason, (AuthenticationError, NoPermissionError)):
+        reason = reason.__cause__
+    if reason is None:
+        return BrokerAwayError(
             "the broker does not answer", hint="Look at CELERY_BROKER_URL and at Redis; --local does it without them."
-        ) from error
+        )
+    return BrokerRefusesError(
+        f"the broker refuses the user or the password ({str(reason).rstrip('.')})",
+        hint="Look at user and password in CELERY_BROKER_URL, or in the file of CELERY_BROKER_URL_FILE, and at what "
+        "Redis lets that user do; --local does it without them.",
+    )

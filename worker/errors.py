@@ -1,10 +1,11 @@
 """What can go wrong between who wants work done and who does it; a branch of the engine's tree of errors.
 
 OpsError
-├── UnattendedError        exit 6   nobody takes the work on, or not in time       (retry)
-│   ├── BrokerAwayError    exit 6   the broker does not answer                     (retry)
-│   └── StillAtWorkError   exit 6   it takes longer than somebody wants to wait    (retry)
-└── RefusedError           exit 2   a task asks for what no task may ask for
+├── UnattendedError             exit 6   nobody takes the work on, or not in time       (retry)
+│   ├── BrokerAwayError         exit 6   the broker does not answer                     (retry)
+│   │   └── BrokerRefusesError  exit 6   it answers, but not this user or password      (retry)
+│   └── StillAtWorkError        exit 6   it takes longer than somebody wants to wait    (retry)
+└── RefusedError                exit 2   a task asks for what no task may ask for
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ class UnattendedError(OpsError):
 
 class BrokerAwayError(UnattendedError):
     """The broker does not answer."""
+
+
+class BrokerRefusesError(BrokerAwayError):
+    """The broker answers, and does nothing for this user or with this password."""
 
 
 class StillAtWorkError(UnattendedError):

@@ -8,6 +8,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import structlog
+from billiard.util import get_logger as pool_logger
 from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 from celery.signals import setup_logging, task_prerun
 
@@ -25,9 +26,10 @@ _TALKATIVE = ("celery.worker.strategy", "celery.app.trace")
 def log_to_standard_error(style: LogFormat) -> None:
     """Send everything to standard error, one line an event, and keep Celery from setting up anything else."""
     configure_logging(style, sys.stderr)
-    root = logging.getLogger()
-    root.handlers[:] = [foreign_handler(style, sys.stderr)]
+    root, handler = logging.getLogger(), foreign_handler(style, sys.stderr)
+    root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
+    pool_logger().handlers[:] = [handler]  # it hands nothing on to the root, and says it bare where it has no handler
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
     # Root matters to Celery where messages can hold code, and ours are JSON; the other is about a default that is set.

@@ -15,7 +15,7 @@ from portal.ops.aftermath import Aftermath
 from portal.ops.backup import BackupJob
 from portal.ops.backup_model import BackupConfig
 from portal.ops.drill import DrillJob
-from portal.ops.errors import ConfigurationError, OpsError
+from portal.ops.errors import ConfigurationError, OpsError, RepositoryError
 from portal.ops.job import utc_now
 from portal.ops.model import BackupId, BackupType, VerifyLevel, timestamp
 from portal.ops.prune import PruneJob
@@ -51,6 +51,9 @@ if TYPE_CHECKING:
 _CLOCKS_DIFFER: Final = timedelta(minutes=5)
 _MOST_NAMES: Final = 1000
 """So many names of archives that were removed are in a result at the most; the access log has all."""
+
+_MOST_SHOWN: Final = 500
+"""So many characters of what a task says of itself are in the access log."""
 
 Word = TypeVar("Word", bound="StrEnum")
 
@@ -92,12 +95,14 @@ class Outcome:
         success: whether it did what was asked.
         retryable: whether it may succeed if it is begun again.
         is_new: whether it was done now, and is not what an earlier delivery has done.
+        fault: what kept it from a result of the engine's; whoever was told of nothing has to write that down.
     """
 
     result: dict[str, Any]
     success: bool
     retryable: bool = False
     is_new: bool = True
+    fault: OpsError | None = None
 
     @classmethod
     def of(cls, result: BackupResult | RestoreResult) -> Outcome:
@@ -110,24 +115,41 @@ class Outcome:
     def of_error(cls, error: OpsError) -> Outcome:
         """The outcome where there was no job, or none that gave a result."""
         result = {"success": False, "error": str(error), EXIT_CODE: error.exit_code}
-        return cls(result=result, success=False, retryable=error.retryable)
+        return cls(result=result, success=False, retryable=error.retryable, fault=error)
 
 
 def write_down(settings: Settings, task: TaskName, task_id: str, given: Mapping[str, Any], error: OpsError) -> None:
-    """Put a task that was never ended into the access log, which nobody else has done, and tell those who are told."""
+    """Put a task that the engine knows nothing of into the access log, and tell those who are told; a ping is no deed.
+
+    What the task says of itself has not been checked: it is taken down as it is, as far as a line can show it.
+
+    Arguments:
+        error: why it was not done, or not ended.
+    """
     action = _ACTIONS.get(task)
     if action is None:
         return
-    Permits(settings.local_path).use_up(task_id)
     actor, subject = given.get("actor"), given.get("archive", given.get("restore_id", task_id))
     if task in _TYPES:
         with suppress(RefusedError):
             subject = str(BackupId.of(_TYPES[task], BackupArguments.of(given).when(), task_id))
     repository = Repository(settings.local_path, lock_timeout=settings.lock_timeout)
     witness = Witness(
-        repository=repository, who=actor if isinstance(actor, str) else None, observer=Aftermath(settings)
+        repository=repository, who=_shown(actor) if isinstance(actor, str) else None, observer=Aftermath(settings)
     )
-    witness.saw(action, str(subject), AccessOutcome.FAILED, error=str(error))
+    witness.saw(
+        action,
+        _shown(str(subject)),
+        AccessOutcome.of(error.exit_code),
+        task_id=_shown(task_id),
+        dry_run=given.get("dry_run") is True or None,
+        error=str(OpsError(_shown(error.message), hint=error.hint)),
+    )
+
+
+def _shown(text: str) -> str:
+    """The text without what could pass for something else in a list: ends of lines, and what moves a cursor."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text[:_MOST_SHOWN])
 
 
 def carry_out(order: Order) -> Outcome:
@@ -136,6 +158,16 @@ def carry_out(order: Order) -> Outcome:
         return _OPERATIONS[order.task](order)
     except OpsError as error:
         return Outcome.of_error(error)
+    except OSError as error:
+        return Outcome.of_error(unusable(error))
+
+
+def unusable(error: OSError) -> OpsError:
+    """What keeps a worker from its repository, as an error of ours."""
+    return RepositoryError(
+        f"the repository cannot be used: {error.strerror} ({error.filename})",
+        hint="Look at BACKUP_LOCAL_PATH, its disk and its owner, as the worker sees them.",
+    )
 
 
 def _back_up(order: Order) -> Outcome:

@@ -16,14 +16,15 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from celery import shared_task, states
 
 from portal.ops.aftermath import Aftermath
-from portal.ops.errors import OpsError, RepositoryError
+from portal.ops.errors import OpsError
 from portal.ops.job import read_text
 from portal.ops.logs import engine_log
 from portal.ops.settings import load_settings
 from worker.delivery import sole_delivery
 from worker.errors import OperationFailedError
 from worker.names import TaskName
-from worker.operations import Order, Outcome, carry_out, write_down
+from worker.operations import Order, Outcome, carry_out, unusable, write_down
+from worker.permit import Permits
 from worker.progress import Reporter
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def _still_holds(result: Mapping[str, Any]) -> bool:
 
 def _deliver(task: Task, name: TaskName, given: Mapping[str, Any]) -> Outcome:
     """Do the work with nobody else at it; whatever goes wrong becomes an outcome."""
+    settings: Settings | None = None
     try:
         settings = load_settings(os.environ, read_text)
         with sole_delivery(settings.local_path, task.request.id) as attempt:
@@ -99,24 +101,25 @@ def _deliver(task: Task, name: TaskName, given: Mapping[str, Any]) -> Outcome:
                 log.info("task_begun", is_redelivered=_is_redelivered(task))
             if attempt > settings.worker.attempts:
                 given_up = _given_up(name, settings.worker.attempts)
+                Permits(settings.local_path).use_up(task.request.id)
                 write_down(settings, name, task.request.id, given, given_up)
                 return Outcome.of_error(given_up)
             return _try(task, name, given, settings, attempt)
     except SoftTimeLimitExceeded:
         return Outcome.of_error(_too_slow(name))
-    except OpsError as error:
+    except OpsError as error:  # there was no delivery: what goes wrong in one is an outcome already
+        if settings:
+            write_down(settings, name, task.request.id, given, error)
         return Outcome.of_error(error)
     except OSError as error:
-        return Outcome.of_error(
-            RepositoryError(
-                f"the repository cannot be used: {error.strerror} ({error.filename})",
-                hint="Look at BACKUP_LOCAL_PATH, its disk and its owner, as the worker sees them.",
-            )
-        )
+        return Outcome.of_error(unusable(error))
 
 
 def _try(task: Task, name: TaskName, given: Mapping[str, Any], settings: Settings, attempt: int) -> Outcome:
-    """Do it, and again after a pause where it may succeed then. Only what the last try came to is told to people."""
+    """Do it, and again after a pause where it may succeed then. Only what the last try came to is told to people.
+
+    Where the engine has not come to write down how it ended, as where a task is refused, that is done here.
+    """
     pause = _FIRST_PAUSE_SECONDS
     with Reporter(task) as progress, _told_at_the_end(settings) as heard:
         order = Order(
@@ -137,6 +140,8 @@ def _try(task: Task, name: TaskName, given: Mapping[str, Any], settings: Setting
             progress.wait(f"waiting {pause:.0f} s to try again")
             time.sleep(pause)
             pause *= _PAUSE_GROWTH
+        if outcome.fault and not heard:
+            write_down(settings, name, task.request.id, given, outcome.fault)
     return outcome
 
 

@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Self
+from urllib.parse import quote
 
 from portal.ops.errors import ConfigurationError
 from portal.ops.process import launch_command
@@ -28,10 +29,12 @@ class EmbeddedRedis:
 
     Arguments:
         is_persistent: write every change to the disk, and have it again after the next start.
+        password: what whoever connects has to know; nothing by default, since nobody else reaches the socket.
     """
 
-    def __init__(self, *, is_persistent: bool = False) -> None:
+    def __init__(self, *, is_persistent: bool = False, password: str = "") -> None:
         self._is_persistent = is_persistent
+        self._password = password
         self._process: subprocess.Popen[bytes] | None = None
         self.directory = Path()
 
@@ -51,7 +54,8 @@ class EmbeddedRedis:
     @property
     def url(self) -> str:
         """The address, as Celery takes it."""
-        return f"redis+socket://{self.socket}?virtual_host=0"
+        login = f":{quote(self._password, safe='')}@" if self._password else ""
+        return f"redis+socket://{login}{self.socket}?virtual_host=0"
 
     @property
     def socket(self) -> Path:
@@ -72,6 +76,7 @@ class EmbeddedRedis:
         append = "yes" if self._is_persistent else "no"
         command = [_binary(), "--port", "0", "--unixsocket", str(self.socket), "--unixsocketperm", "700", "--save", ""]
         command += ["--dir", str(self.directory), "--appendonly", append, "--appendfsync", "always"]
+        command += ["--requirepass", self._password] if self._password else []
         self.socket.unlink(missing_ok=True)
         with (self.directory / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -101,7 +106,7 @@ class EmbeddedRedis:
             try:
                 probe.connect(os.fspath(self.socket))
                 probe.sendall(b"PING\r\n")
-                return probe.recv(16).startswith(b"+PONG")
+                return probe.recv(16).startswith((b"+PONG", b"-NOAUTH"))
             except OSError:
                 return False
 
