@@ -220,7 +220,7 @@ def test_a_task_that_does_not_hear_is_killed_with_its_children(portal: Portal) -
     """A process that ignores the soft time limit is killed by the hard one; its programs end too."""
     with (
         EmbeddedRedis() as redis,
-        WorkerProcess(portal, redis, "backup", "--processes", "1", **slow(portal), BACKUP_TASK_TIMEOUT="6") as worker,
+        WorkerProcess(portal, redis, "backup", "--processes", "1", **slow(portal), BACKUP_TASK_TIMEOUT="10") as worker,
     ):
         task_id = submit(redis, TaskName.BACKUP_FULL, "deaf", moment=MOMENT)
         wait_until(lambda: any(b"sleep" in line for line in worker.processes().values()))

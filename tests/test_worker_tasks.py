@@ -250,7 +250,7 @@ def test_a_lane_that_is_started_again_is_told_as_the_setting_wants_it(
 
 
 def test_a_prune_by_a_worker_removes_what_is_too_old(portal: Portal, redis: EmbeddedRedis) -> None:
-    """The task does what the command does: the older of two old archives goes, and is named in result and access log."""
+    """The task does what the command does: the older of two goes, and is named in result and access log."""
     with WorkerProcess(portal, redis, BACKUP_RETENTION_DAYS="1", BACKUP_RETENTION_COUNT="1") as worker:
         moments = (f"2020-01-0{day}T02:00:00+00:00" for day in (1, 2))
         old, new = (run_task(redis, TaskName.BACKUP_DATABASE, moment=moment).result["backup_id"] for moment in moments)
