@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
+from billiard.exceptions import SoftTimeLimitExceeded
 
 from portal.ops.access_log import HEAD_NAME, NAME, AccessLog, Action, Outcome, Witness, sudo_user
-from portal.ops.errors import BusyError, NotIntactError
+from portal.ops.errors import BusyError, NotIntactError, OpsError
 from portal.ops.repository import Repository
+from tools.terminal import StoppedError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -223,18 +226,27 @@ class TestCrashes:
 
 class TestWitness:
     @pytest.mark.parametrize(
-        ("error", "outcome"),
-        [(NotIntactError("a", hint="b"), "failed"), (BusyError("a"), "refused"), (KeyboardInterrupt(), "failed")],
+        ("error", "outcome", "said"),
+        [
+            (NotIntactError("a", hint="b"), "failed", "a"),
+            (BusyError("a"), "refused", "a"),
+            (KeyboardInterrupt(), "failed", "stopped by SIGINT"),
+            (StoppedError(signal.SIGTERM), "failed", "stopped by SIGTERM"),
+            (SystemExit(-253), "failed", "the process was asked to end"),
+            (SoftTimeLimitExceeded(), "failed", "it took longer than a task may"),
+            (ValueError(), "failed", "ValueError"),
+        ],
     )
-    def test_what_is_raised_is_an_outcome(self, tmp_path: Path, error: BaseException, outcome: str) -> None:
+    def test_what_is_raised_is_an_outcome(self, tmp_path: Path, error: BaseException, outcome: str, said: str) -> None:
         """Failures, refusals and signals are written down, and go on."""
         witness = Witness(repository=Repository(tmp_path), who="ada", clock=lambda: NOW)
         with pytest.raises(type(error)), witness.watching(Action.VERIFY, "latest"):
             raise error
         (entry,) = AccessLog(Repository(tmp_path)).entries()
         assert (entry.outcome, entry.who) == (outcome, "ada")
-        assert entry.details["error"] == (str(error).partition("\n")[0] or type(error).__name__)
-        assert entry.details.get("hint", "") == getattr(error, "hint", "")
+        assert entry.details["error"] == said
+        if isinstance(error, OpsError):
+            assert entry.details.get("hint", "") == error.hint
 
     def test_the_user_of_the_process_by_default(self, tmp_path: Path) -> None:
         """Without a name, the process's own user is who did it."""

@@ -139,6 +139,31 @@ class TestEntries:
         archive.close()
 
 
+class TestChains:
+    """What stands on something that is not whole is not whole either, whatever was found of it alone."""
+
+    def test_a_base_that_is_gone(self, tmp_path: Path, names: list[str]) -> None:
+        """The archive that needs it says so, and nothing else has a fault."""
+        tip, base, full = names
+        (tmp_path / f"{base}.tar.gz").unlink()
+        assert one(tmp_path, tip).fault == f"it needs {base}, which is gone"
+        assert one(tmp_path, full).fault == ""
+
+    def test_a_base_that_is_damaged(self, tmp_path: Path, names: list[str]) -> None:
+        """Also where the one that needs it was verified, since that is a look at one archive."""
+        tip, base, _ = names
+        later = put_archive(tmp_path, BackupType.MEDIA, NOW, parent=tip)
+        verifications = Verifications(Repository(tmp_path))
+        verifications.record(finding(tmp_path, tip, VerifyLevel.DUMP), NOW)
+        assert one(tmp_path, later).fault == ""
+        verifications.record(finding(tmp_path, base, VerifyLevel.CONTENTS, damage="a bit is another"), NOW)
+        assert one(tmp_path, tip).fault == one(tmp_path, later).fault == f"it needs {base}, which is damaged"
+        (listed,) = [
+            one for one in BackupJob(BackupConfig(local_path=tmp_path)).list_backups() if one["backup_id"] == tip
+        ]
+        assert "which is damaged" in listed["fault"]
+
+
 class TestManyArchives:
     """What the file system says comes from another process where there are many."""
 

@@ -139,6 +139,17 @@ class TestWhichOne:
         report = drill(portal)
         assert (report.exit_code, report.success) == (2, False)
 
+    def test_one_that_was_refused_has_shown_nothing(self, world: World) -> None:
+        """It does not count as a restore that failed: no report is kept, and the last one stays the last one."""
+        good = drill(world.portal)
+        with drills_locked(repository_of(world.portal)):
+            assert drill(world.portal).exit_code == 5
+        assert drill(world.portal, "nosuch").exit_code != 0
+        succeeded(world.portal.job().backup_media(incremental=True))
+        (world.portal.uploads / "more.sarif").write_text("more")
+        assert drill(world.portal, succeeded(world.portal.job().backup_media(incremental=True))).exit_code == 2
+        assert [report.drill_id for report in DrillReports(repository_of(world.portal)).all()] == [good.drill_id]
+
     def test_an_archive_without_a_sidecar(self, world: World) -> None:
         """It may be anything, and its SQL is not run."""
         world.archive.with_name(world.archive.name + ".sha256").unlink()

@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import pwd
+import signal
 import socket
 import time
 from contextlib import contextmanager
@@ -300,7 +301,7 @@ class Witness:
             yield seen
         except BaseException as error:
             code = error.exit_code if isinstance(error, OpsError) else 1
-            seen.note(Outcome.of(code), error=str(error) or type(error).__name__)
+            seen.note(Outcome.of(code), error=_why(error))
             raise
         finally:
             seen.details["seconds"] = round(time.monotonic() - started, 3)
@@ -310,6 +311,22 @@ class Witness:
     def name(self) -> str:
         """Who it is."""
         return self.who or process_user()
+
+
+def _why(error: BaseException) -> str:
+    """What ended something, in words; some exceptions only have a number, or nothing but a name."""
+    if isinstance(error, OpsError):
+        return str(error)
+    number = getattr(error, "number", None)  # of a signal, as those that commands are stopped by have it
+    if isinstance(number, int) and number in set(signal.Signals):
+        return f"stopped by {signal.Signals(number).name}"
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped by SIGINT"
+    if isinstance(error, SystemExit):
+        return "the process was asked to end"
+    if type(error).__name__ == "SoftTimeLimitExceeded":  # a worker's, which the engine does not know
+        return "it took longer than a task may\n  hint: Find out what it waited for, or raise BACKUP_TASK_TIMEOUT."
+    return str(error) or type(error).__name__
 
 
 def brief(error: str | None) -> str:

@@ -31,6 +31,7 @@ from portal.ops.pins import Pins
 from portal.ops.repository import read_sidecar
 from portal.ops.verifications import DIRECTORY as VERIFICATIONS
 from portal.ops.verifications import Verifications
+from portal.ops.wholeness import chain_faults
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -70,7 +71,7 @@ class Catalogue:
         self._cache = CatalogueCache(repository.path / CACHE / "catalogue.sqlite")
 
     def entries(self) -> list[Entry]:
-        """Every archive, newest first.
+        """Every archive, newest first. One whose chain is not whole has that as its fault.
 
         Raises:
             RepositoryError: the repository cannot be read.
@@ -91,7 +92,14 @@ class Catalogue:
                 found = _Look(self._repository, directory, pinned, self._cache).run(Memory())
         finally:
             os.close(directory)
-        return sorted(found, key=attrgetter("moment", "modified", "name"), reverse=True)
+        return _with_chain_faults(sorted(found, key=attrgetter("moment", "modified", "name"), reverse=True))
+
+
+def _with_chain_faults(archives: list[Entry]) -> list[Entry]:
+    faults = chain_faults(archives)
+    if not faults:
+        return archives
+    return [one._replace(fault=faults[one.name]) if one.name in faults else one for one in archives]
 
 
 class _Look:

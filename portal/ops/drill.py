@@ -61,6 +61,9 @@ if TYPE_CHECKING:
 log = engine_log("portal.ops.drill")
 
 _LATEST: Final = "latest"
+_REFUSED: Final = (2, 3, 5)
+"""Exit codes of what was not begun: asked for wrongly, not confirmed, somebody else is at it."""
+
 _FILES: Final = (Component.MEDIA, Component.AUDIT_LOGS)
 
 
@@ -257,9 +260,14 @@ class DrillJob:
     # -- what came of it --------------------------------------------------------------------------------------------
 
     def _keep(self, draft: _Draft) -> str:
-        """Keep the report and what the drill says of the archive; the SHA-256 of the report's file."""
+        """Keep the report and what the drill says of the archive; the SHA-256 of the report's file.
+
+        A drill that was refused has shown nothing: it is in the access log alone.
+        """
         report = draft.report
-        if draft.archive and (report.success or draft.found.damages):
+        if draft.archive is None or report.exit_code in _REFUSED:
+            return ""
+        if report.success or draft.found.damages:
             verification = Verification(
                 path=draft.archive.path,
                 level=VerifyLevel.DRILL,

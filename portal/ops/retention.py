@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from portal.ops.errors import ConfigurationError
 from portal.ops.model import BackupType, VerifyLevel
+from portal.ops.wholeness import chain_faults, own_fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -199,8 +200,9 @@ class _Family:
 
     def __init__(self, archives: Sequence[Entry]) -> None:
         self._entries = {entry.name: entry for entry in archives}
+        self._faults = chain_faults(archives)
+        self._faults |= {entry.name: fault for entry in archives if (fault := own_fault(entry))}
         self._depths: dict[str, int] = {}
-        self._faults: dict[str, str] = {}
         for entry in archives:
             self._settle(entry.name)
 
@@ -221,37 +223,14 @@ class _Family:
         return (self._entries[name] for name in (entry.parent, entry.base) if name and name in self._entries)
 
     def _settle(self, name: str) -> None:
-        """Find out about an archive, and all that it needs on the way, the first one of its chain first."""
+        """Find out how many archives one needs, and each of those on the way, the first one of its chain first."""
         path: dict[str, None] = {}
         at: str | None = name
         while at is not None and at in self._entries and at not in self._depths and at not in path:
             path[at] = None
             at = self._entries[at].parent
-        depth, fault = -1, ""
-        if at is not None and at in path:
-            fault = f"its chain goes round in a circle at {at}"
-        elif at is not None and at not in self._entries:
-            fault = f"it needs {at}, which is gone"
-        elif at is not None:
-            depth, fault = self._depths[at], _inherited(at, self.fault(at))
-        for one in reversed(path):
-            depth += 1
-            self._depths[one] = depth
-            if fault := _own_fault(self._entries[one]) or fault:
-                self._faults[one] = fault
-            fault = _inherited(one, fault)
-
-
-def _inherited(name: str, fault: str) -> str:
-    return f"it needs {name}, which is not whole" if fault else ""
-
-
-def _own_fault(entry: Entry) -> str:
-    if entry.fault:
-        return entry.fault
-    if entry.finding and not entry.finding.intact:
-        return f"its last verification failed ({entry.finding.moment:%Y-%m-%d})"
-    return ""
+        depth = self._depths.get(at, -1) if at is not None else -1
+        self._depths |= {one: above for above, one in enumerate(reversed(path), depth + 1)}
 
 
 def _own_reasons(entry: Entry, family: _Family) -> Iterable[str]:
