@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
 
 import pytest
 
 from portal.ops.checks.check import Check, examine, ok
+from portal.ops.checks.files import FileChecks
 from portal.ops.checks.locks import holders
 from portal.ops.doctor import Finding, State, engine_checks
 from portal.ops.errors import BusyError
@@ -19,10 +21,10 @@ from portal.ops.repository import LOCK_NAME, Repository
 from portal.ops.settings import load_settings
 from tests.test_backup_command import answer, run
 from tests.test_backup_job import Portal, portal, succeeded
+from tests.unprivileged import done_by_nobody
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from tools.demo.postgres import EmbeddedPostgres
 
@@ -161,6 +163,26 @@ class TestFiles:
         (portal.directory / ".pgpass").write_text("*:*:*:*:x\n")
         (portal.directory / ".pgpass").chmod(0o644)
         assert look(portal.environ())["secret files"].state is State.FAULT
+
+    def test_where_files_are_restored_to(self, tmp_path: Path) -> None:
+        """Whoever may read uploads and audit log, and not write there, is told that this is no restore."""
+
+        def look_at_them() -> None:
+            def found() -> Finding:
+                checks = FileChecks(uploads=Path("uploads"), audit=Path("log/audit"), environ={}).all()
+                return next(check.look() for check in checks if check.name == "restore of files")
+
+            assert found().state is State.OK
+            Path("uploads").chmod(0o555)
+            Path("log").chmod(0o555)
+            assert found().state is State.WARNING
+            assert "may not write to uploads and log" in found().what
+            Path("uploads").chmod(0o755)
+            Path("log").chmod(0o755)
+
+        (tmp_path / "uploads").mkdir()
+        (tmp_path / "log" / "audit").mkdir(parents=True)
+        done_by_nobody(tmp_path, look_at_them)
 
     def test_missing_uploads_are_a_fault(self, portal: Portal, tmp_path: Path) -> None:
         """Mostly a volume that is not mounted."""

@@ -125,6 +125,24 @@ class TestWhatItShows:
         assert f"warning: {warning}" in report.lines()
 
 
+def test_a_report_that_was_changed_is_found(world: World) -> None:
+    """The access log has its digest: `audit --verify` names it, and ends as it does with a log that is broken."""
+    changed, gone = drill(world.portal), drill(world.portal)
+    place = world.portal.archives / DIRECTORY
+    (place / f"{gone.drill_id}.json").unlink()
+    assert audit(world.portal).returncode == 0
+    report = place / f"{changed.drill_id}.json"
+    report.write_text(report.read_text().replace('"success": true', '"success": false'))
+    ended = audit(world.portal)
+    assert (ended.returncode, json.loads(ended.stdout)["altered_drills"]) == (4, [changed.drill_id])
+    assert f"the report of {changed.drill_id} is not what was written" in ended.stderr
+
+
+def audit(portal: Portal) -> subprocess.CompletedProcess[str]:
+    command = [str(ROOT / "tools" / "backup.sh"), "audit", "--verify"]
+    return subprocess.run(command, env=portal.environ(), capture_output=True, text=True, check=False)
+
+
 class TestWhichOne:
     def test_the_newest_full_one(self, world: World) -> None:
         """Databases that are newer are not what a drill is for, unless they are named."""

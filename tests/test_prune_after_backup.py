@@ -108,6 +108,16 @@ def test_what_is_pinned_stays(environ: dict[str, str]) -> None:
     assert names(environ) == {result["backup_id"], pinned}
 
 
+def test_a_type_has_its_own_rule(environ: dict[str, str]) -> None:
+    """Though the general rule keeps all of it; and the newest one stays anyway."""
+    general = {"BACKUP_RETENTION_DAYS": "300", "BACKUP_RETENTION_COUNT": "10"}
+    result, _ = back_up({**environ, **general, "BACKUP_RETENTION_RULES": "database: count 5"}, "media")
+    assert result["pruned"] == []
+    result, said = back_up({**environ, **general, "BACKUP_RETENTION_RULES": "media: count 2"}, "media")
+    assert len(result["pruned"]) == 3
+    assert "pruned: 3 old archives" in said
+
+
 def test_nothing_to_remove_is_not_spoken_of(environ: dict[str, str]) -> None:
     """Where everything is kept nothing is said, and nothing written down but the backup."""
     result, said = back_up(environ | {"BACKUP_RETENTION_DAYS": "365"}, "media")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from portal.ops.backup_model import BackupConfig
 from portal.ops.entry import Entry, Finding
 from portal.ops.errors import ConfigurationError
 from portal.ops.model import BackupId, BackupType, VerifyLevel
 from portal.ops.retention import RetentionPlan, RetentionPolicy, RetentionRule, plan
 from portal.ops.settings import load_settings
+from portal.ops.variables import RULE_WORDS, RULED_TYPES
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 GOLDEN = Path(__file__).parent / "golden" / "plans"
@@ -199,6 +201,47 @@ class TestPolicies:
         found = load_settings({"BACKUP_RETENTION_DAYS": "7", "BACKUP_KEEP_WEEKLY": "4"}, str)
         policy = RetentionPolicy.from_settings(found.retention)
         assert policy.of(FULL) == RetentionRule(days=7, count=10, weekly=4)
+
+    def test_rules_of_types_in_the_environment(self) -> None:
+        """A type's own rule is what it says; the general days and count are in it only where it names neither."""
+        text = "database: count 48, hourly 24 ; Media: days 7;full: weekly 8, monthly 12;"
+        found = load_settings({"BACKUP_RETENTION_RULES": text, "BACKUP_KEEP_DAILY": "3"}, str)
+        policy = RetentionPolicy.from_settings(found.retention)
+        assert policy.rules == BackupConfig.from_settings(found).retention.rules
+        assert policy.of(DATABASE) == RetentionRule(days=0, count=48, hourly=24)
+        assert policy.of(MEDIA) == RetentionRule(days=7, count=0)
+        assert policy.of(FULL) == RetentionRule(days=30, count=10, weekly=8, monthly=12)
+        assert policy.of(BackupType.AUDIT_LOGS) == RetentionRule(days=30, count=10, daily=3)
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("weekly 8", "a rule for 'weekly 8', which is none of full, database"),
+            ("media: days 7; media: days 8", "two rules for media"),
+            ("media: days", "says 'days', and not something such as 'days 7'"),
+            ("media:", "says ''"),
+            ("media: years 7", "says 'years 7'"),
+            ("media: days -1", "says 'days -1'"),
+            ("media: days 7, days 8", "says days twice"),
+            ("music: days 7; media: weeks 1", "none of full, database, media, audit_logs; it says 'weeks 1'"),
+        ],
+    )
+    def test_rules_that_make_no_sense(self, text: str, said: str) -> None:
+        """Every fault of them is told, with the variable's name."""
+        with pytest.raises(ConfigurationError, match=said) as caught:
+            load_settings({"BACKUP_RETENTION_RULES": text}, str)
+        assert "BACKUP_RETENTION_RULES" in str(caught.value)
+
+    @pytest.mark.parametrize("rules", [{"media": {"days": 0}}, {"music": {"days": 7}}, {"media": {"centuries": 7}}])
+    def test_rules_that_programs_give(self, rules: dict[str, dict[str, int]]) -> None:
+        """Whoever configures a job is told likewise."""
+        with pytest.raises(ConfigurationError):
+            _ = BackupConfig(retention_rules=rules).retention
+
+    def test_there_can_be_a_rule_for_every_type_and_number(self) -> None:
+        """The words of the setting are the types and numbers that there are."""
+        assert set(RULED_TYPES) == {kind.value for kind in BackupType}
+        assert set(RULE_WORDS) == {one.name for one in fields(RetentionRule)}
 
 
 # -- frozen plans -----------------------------------------------------------------------------------------------------

@@ -180,8 +180,10 @@ def tell_of_drill(result: Mapping[str, Any]) -> None:
 
 def _audit(arguments: argparse.Namespace) -> int:
     from portal.ops.access_log import AccessLog
+    from portal.ops.drill_report import DrillReports
 
-    log = AccessLog(_repository(_settings()))
+    repository = _repository(_settings())
+    log = AccessLog(repository)
     entries = deque(log.entries(), maxlen=arguments.last if arguments.last > 0 else None)
     with Lines() as lines:
         for entry in entries:
@@ -191,9 +193,12 @@ def _audit(arguments: argparse.Namespace) -> int:
     facts: dict[str, Any] = {"success": True}
     if arguments.verify:
         report = log.verify()
-        facts = {"success": report.intact, "verification": report.to_dict()}
+        altered = DrillReports(repository).altered(log.entries())
+        facts = {"success": report.intact and not altered, "verification": report.to_dict(), "altered_drills": altered}
         for fault in report.faults:
             say(f"fault: {fault}")
+        for drill_id in altered:
+            say(f"fault: the report of {drill_id} is not what was written when it ended")
         for note in report.notes:
             say(f"note: {note}")
         number, last = report.last

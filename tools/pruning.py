@@ -83,7 +83,7 @@ def _warned(pruned: Pruned, warning: str) -> Pruned:
 def _prune(settings: Settings) -> Pruned:
     """Look at names first, then at the plan, which takes no lock: mostly there is nothing to remove."""
     job = _job(settings)
-    if not _may_be_old(job.repository, settings.retention.days):
+    if not _may_be_old(job.repository, job.least_days):
         return Pruned()
     decided = job.plan()
     if not decided.removals:

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 
 from portal.ops.errors import ConfigurationError
 from portal.ops.model import FORMAT_VERSION, INCREMENTAL_VERSION, BackupType, Component, timestamp
-from portal.ops.retention import RetentionPolicy, RetentionRule
+from portal.ops.retention import RetentionPolicy, RetentionRule, own_rules
 from portal.ops.settings import DatabaseTarget, Secret, Settings, refuse_unbuilt
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ class BackupConfig:
     keep_weekly: int = 0
     keep_monthly: int = 0
     keep_yearly: int = 0
+    retention_rules: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     time_zone: tzinfo = _UTC
     compress: bool = True
     pg_bin_dir: PathLike | None = None
@@ -145,6 +146,7 @@ class BackupConfig:
             keep_weekly=settings.retention.weekly,
             keep_monthly=settings.retention.monthly,
             keep_yearly=settings.retention.yearly,
+            retention_rules=settings.retention.rules,
             time_zone=settings.schedules.time_zone,
             pg_bin_dir=settings.pg_bin_dir,
             dump_timeout=settings.dump_timeout,
@@ -173,7 +175,7 @@ class BackupConfig:
         """How long archives are kept.
 
         Raises:
-            ConfigurationError: the rule keeps nothing.
+            ConfigurationError: a rule keeps nothing, or makes no sense.
         """
         rule = RetentionRule(
             days=self.retention_days,
@@ -184,7 +186,7 @@ class BackupConfig:
             monthly=self.keep_monthly,
             yearly=self.keep_yearly,
         )
-        return RetentionPolicy(rule=rule, zone=self.time_zone)
+        return RetentionPolicy(rule=rule, rules=own_rules(self.retention_rules, rule), zone=self.time_zone)
 
     def source(self, component: Component) -> Path | None:
         """The directory or file of a component; nothing for the database, and where it is left out."""

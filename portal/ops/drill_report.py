@@ -1,6 +1,6 @@
 """What drills have shown, in `.drills/`: one report each, for those who ask whether a restore would work.
 
-The access log has the SHA-256 of each report's file, so that one that was changed later is found.
+The access log has the SHA-256 of each report's file, so that one that was changed later is found (`altered`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 from portal.ops.record_store import RecordStore
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
+    from portal.ops.access_entry import AccessEntry
     from portal.ops.repository import Repository
 
 DIRECTORY: Final = ".drills"
@@ -112,6 +113,24 @@ class DrillReports:
             RepositoryError: it cannot be written.
         """
         return self._store.write(report.drill_id, report.to_dict())
+
+    def altered(self, entries: Iterable[AccessEntry]) -> list[str]:
+        """The drills whose reports are not what was written, by what the access log has of them.
+
+        One that is gone is not among them: the log still has its outcome.
+
+        Arguments:
+            entries: those of the access log.
+
+        Raises:
+            RepositoryError: a report cannot be read.
+        """
+        sealed = (entry.details for entry in entries if entry.action == "drill" and entry.details.get("report"))
+        return [
+            details["drill_id"]
+            for details in sealed
+            if self._store.digest(details["drill_id"]) not in (None, details["report"])
+        ]
 
     def all(self) -> list[DrillReport]:
         """Every report, newest first; those that are damaged are logged.

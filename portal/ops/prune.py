@@ -27,7 +27,7 @@ from portal.ops.errors import BusyError, OpsError, RepositoryError
 from portal.ops.hold import claim
 from portal.ops.job import utc_now
 from portal.ops.logs import engine_log
-from portal.ops.model import FORMAT_VERSION, SIDECAR_SUFFIX, SUFFIX, BackupId
+from portal.ops.model import FORMAT_VERSION, SIDECAR_SUFFIX, SUFFIX, BackupId, BackupType
 from portal.ops.pins import Pins
 from portal.ops.repository import Repository, sidecar_of, sync_directory, unfinished
 from portal.ops.retention import Decision, RetentionPlan, RetentionPolicy, plan
@@ -140,6 +140,11 @@ class PruneJob:
         self._witness = Witness(repository=repository, who=actor, clock=clock, observer=observer)
         self._pins = Pins(repository)
         self._verifications = Verifications(repository)
+
+    @property
+    def least_days(self) -> int:
+        """Whatever its type is, an archive is kept for so many days."""
+        return min(self._policy.of(kind).days for kind in BackupType)
 
     def plan(self) -> RetentionPlan:
         """What a prune would do at this moment; touches nothing.

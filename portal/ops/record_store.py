@@ -82,6 +82,19 @@ class RecordStore:
             raise self.damaged(name)
         return found
 
+    def digest(self, name: str) -> str | None:
+        """The SHA-256 of a record's file; nothing where there is none.
+
+        Raises:
+            RepositoryError: it cannot be read.
+        """
+        try:
+            return sha256(self._path(name).read_bytes()).hexdigest()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._trouble("cannot read", self._path(name), error) from error
+
     def names(self) -> list[str]:
         """What there are records of, in the order of their names.
 

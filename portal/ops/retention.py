@@ -97,11 +97,38 @@ class RetentionPolicy:
             ConfigurationError: it keeps nothing.
         """
         names = ("days", "count", *_PERIODS)
-        return cls(rule=RetentionRule(**{name: getattr(settings, name) for name in names}), zone=zone)
+        rule = RetentionRule(**{name: getattr(settings, name) for name in names})
+        return cls(rule=rule, rules=own_rules(settings.rules, rule), zone=zone)
 
     def of(self, kind: BackupType) -> RetentionRule:
         """The rule of a type."""
         return self.rules.get(kind, self.rule)
+
+
+def own_rules(given: Mapping[str, Mapping[str, int]], general: RetentionRule) -> dict[BackupType, RetentionRule]:
+    """The rules of types that have one of their own.
+
+    Such a rule is what it says, and nothing of the general one. Only where it says neither how many days nor how many
+    backups, it has those of the general rule.
+
+    Arguments:
+        given: for the names of types, numbers by the names that `RetentionRule` has for them.
+
+    Raises:
+        ConfigurationError: a name is none, or a rule makes no sense.
+    """
+    found = {}
+    for kind, numbers in given.items():
+        usual = {"days": 0, "count": 0} if {"days", "count"} & numbers.keys() else {}
+        usual = usual or {"days": general.days, "count": general.count}
+        try:
+            found[BackupType(kind)] = RetentionRule(**{**usual, **numbers})
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(
+                f"there can be no rule of retention for {kind} with {', '.join(numbers)}",
+                hint=f"The types are {', '.join(BackupType)}; the numbers are days, count, {', '.join(_PERIODS)}.",
+            ) from error
+    return found
 
 
 class Decision(NamedTuple):

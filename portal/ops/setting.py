@@ -16,7 +16,9 @@ from zoneinfo import ZoneInfo
 from portal.ops.target import DatabaseUrlError, Secret, UrlParts, parse_database_url
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
+
+    Rules = Mapping[str, Mapping[str, int]]
 
 T_co = TypeVar("T_co", covariant=True)
 Choice = TypeVar("Choice", bound=StrEnum)
@@ -26,6 +28,7 @@ HUNDRED_YEARS: Final = 36_500
 OFF: Final = "off"
 
 _DURATION: Final = re.compile(r"([0-9]{1,9})\s*([smhd])")
+_RULE_NUMBER: Final = re.compile(r"[0-9]{1,6}")
 _ANY_MOMENT: Final = datetime(2024, 1, 1, tzinfo=UTC)
 _CRON_FIELDS: Final = 5
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -95,6 +98,43 @@ def one_of(kind: type[Choice]) -> Callable[[str], Choice]:
             raise UnusableError(f"is none of {', '.join(kind)}") from None
 
     return parse
+
+
+def rules(kinds: Sequence[str], words: Sequence[str]) -> Callable[[str], Rules]:
+    """Make a parser of rules for kinds: ``database: count 48, hourly 24; media: days 7``.
+
+    Arguments:
+        kinds: what there may be a rule for.
+        words: what a rule gives numbers for.
+    """
+
+    def parse(text: str) -> Rules:
+        found: dict[str, dict[str, int]] = {}
+        faults = []
+        for part in filter(None, (part.strip() for part in text.lower().split(";"))):
+            kind, _, wanted = (piece.strip() for piece in part.partition(":"))
+            if kind not in kinds:
+                faults.append(f"has a rule for {kind!r}, which is none of {', '.join(kinds)}")
+            elif kind in found:
+                faults.append(f"has two rules for {kind}")
+            else:
+                found[kind] = {}
+                faults += filter(None, (_add(one.split(), found[kind], words) for one in wanted.split(",")))
+        if faults:
+            raise UnusableError("; it ".join(faults))
+        return found
+
+    return parse
+
+
+def _add(given: Sequence[str], rule: dict[str, int], words: Sequence[str]) -> str:
+    """Add a word and its number to a rule; what is wrong with them."""
+    if len(given) != 2 or given[0] not in words or not _RULE_NUMBER.fullmatch(given[1]):
+        return f"says {' '.join(given)!r}, and not something such as 'days 7'; the words are {', '.join(words)}"
+    if given[0] in rule:
+        return f"says {given[0]} twice"
+    rule[given[0]] = int(given[1])
+    return ""
 
 
 def duration(text: str) -> timedelta:

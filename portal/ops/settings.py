@@ -6,7 +6,7 @@ function. A value that is empty counts as not set, but for one: an empty ``PORTA
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from portal.ops import variables
@@ -56,6 +56,7 @@ class RetentionSettings:
         days: an archive is kept so long.
         count: so many are kept whatever their age.
         hourly: the last one of each of so many hours is kept, and likewise for the longer periods.
+        rules: for types of backups that have one of their own, by the type's name: its numbers by their names.
     """
 
     days: int
@@ -65,6 +66,7 @@ class RetentionSettings:
     weekly: int
     monthly: int
     yearly: int
+    rules: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,6 +289,7 @@ def _read_retention(read: _Reader) -> RetentionSettings:
         weekly=read(variables.KEEP_WEEKLY),
         monthly=read(variables.KEEP_MONTHLY),
         yearly=read(variables.KEEP_YEARLY),
+        rules=read(variables.RETENTION_RULES),
     )
 
 

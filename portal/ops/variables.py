@@ -19,6 +19,7 @@ from portal.ops.setting import (
     optional_directory,
     optional_jobs,
     optional_port,
+    rules,
     time_zone,
     whole_number,
 )
@@ -39,6 +40,9 @@ class WatchMode(StrEnum):
     EVENTS = "events"
     POLLING = "polling"
 
+
+RULED_TYPES: Final = ("full", "database", "media", "audit_logs")
+RULE_WORDS: Final = ("days", "count", "hourly", "daily", "weekly", "monthly", "yearly")
 
 DATABASE_HOST: Final = Setting(
     name="DD_DATABASE_HOST",
@@ -150,6 +154,11 @@ KEEP_MONTHLY: Final = Setting(
 )
 KEEP_YEARLY: Final = Setting(
     name="BACKUP_KEEP_YEARLY", meaning="The same, of so many years", default="0", parse=whole_number(0)
+)
+RETENTION_RULES: Final = Setting(
+    name="BACKUP_RETENTION_RULES",
+    meaning="Rules of their own for types of backups, such as `database: count 48, hourly 24; media: days 7`",
+    parse=rules(RULED_TYPES, RULE_WORDS),
 )
 BROKER_URL: Final = Setting(
     name="CELERY_BROKER_URL",
@@ -292,6 +301,7 @@ SETTINGS: Final[tuple[Setting[object], ...]] = (
     KEEP_WEEKLY,
     KEEP_MONTHLY,
     KEEP_YEARLY,
+    RETENTION_RULES,
     CHAIN_LENGTH,
     CHAIN_PERCENT,
     ROLLBACK_DAYS,

@@ -390,6 +390,8 @@ def _restore_database(data: Database) -> Case:
     connection = ("--host", "{host}", "--port", "{port}", "--username", "{user}")
     password = {"PGPASSWORD": "{password}"}
     scratch = "restored_by_pg_restore"
+    # What was restored last is what the server would vacuum during the next run.
+    vacuumed = Command(argv=("{pg_bin}/psql", *connection, "--command", "VACUUM", "{name}"), env=password)
     settled = Command(argv=("{pg_bin}/psql", *connection, "--quiet", "--command", "CHECKPOINT"), env=password)
     return Case(
         name="restore-database",
@@ -399,7 +401,7 @@ def _restore_database(data: Database) -> Case:
             Contender(
                 name=OURS,
                 setup=(replace(_our_dump(), env={**_our_dump().env, "BACKUP_LOCAL_PATH": "{kept}"}),),
-                prepare=(settled,),
+                prepare=(vacuumed, settled),
                 run=Command(
                     argv=("{tools}/restore.sh", "{archive}", "--force", "--database-only", "--jobs", _RESTORE_JOBS),
                     env={**_our_dump().env, "BACKUP_LOCAL_PATH": "{kept}"},
@@ -412,6 +414,7 @@ def _restore_database(data: Database) -> Case:
                 prepare=(
                     Command(argv=("{pg_bin}/dropdb", *connection, "--if-exists", scratch), env=password),
                     Command(argv=("{pg_bin}/createdb", *connection, scratch), env=password),
+                    vacuumed,
                     settled,
                 ),
                 run=Command(

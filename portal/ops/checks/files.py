@@ -42,6 +42,7 @@ class FileChecks:
         return [
             Check(name="uploads", look=lambda: _tree(self._uploads, "PORTAL_UPLOAD_DIR", "the media")),
             Check(name="audit log", look=lambda: _tree(self._audit, "PORTAL_AUDIT_DIR", "the audit log")),
+            Check(name="restore of files", look=self._places),
             Check(name="credential key", look=self._key),
             Check(name="secret files", look=self._secrets),
             Check(name="python", look=_python),
@@ -55,6 +56,18 @@ class FileChecks:
             f"{_KEY} is not set here, so nobody can tell whether it is kept: a restored database needs it",
             f"Make sure that you have the portal's own. {keep}",
         )
+
+    def _places(self) -> Finding:
+        """Whether this user could restore what it backs up: into the uploads, and beside the audit log."""
+        places = [self._uploads, self._audit and self._audit.parent]
+        there = [place for place in places if place is not None and place.exists()]
+        closed = [str(place) for place in there if not os.access(place, os.W_OK | os.X_OK)]
+        if closed:
+            return warning(
+                f"user {os.geteuid()} may not write to {' and '.join(closed)}, so it can back up, and not restore",
+                "Run restores as the portal's user or as root, or let this user write there.",
+            )
+        return ok("this user may write where files are restored to" if there else "there are no files to restore")
 
     def _secrets(self) -> Finding:
         open_to_others, ignored = [], []
