@@ -390,6 +390,17 @@ def _restore_database(data: Database) -> Case:
     connection = ("--host", "{host}", "--port", "{port}", "--username", "{user}")
     password = {"PGPASSWORD": "{password}"}
     scratch = "restored_by_pg_restore"
+    # Each run starts where the last one's databases are gone: they would take memory that the next one then has to find.
+    kept = "SELECT datname FROM pg_database WHERE datname LIKE '%\\_before\\_%'"
+    words = " ".join(connection)
+    cleared = Command(
+        argv=(
+            "sh",
+            "-c",
+            f'"{{pg_bin}}/psql" {words} -Atc "{kept}" postgres | xargs -r -n 1 "{{pg_bin}}/dropdb" {words}',
+        ),
+        env=password,
+    )
     # What was restored last is what the server would vacuum during the next run.
     vacuumed = Command(argv=("{pg_bin}/psql", *connection, "--command", "VACUUM", "{name}"), env=password)
     settled = Command(argv=("{pg_bin}/psql", *connection, "--quiet", "--command", "CHECKPOINT"), env=password)
@@ -401,7 +412,7 @@ def _restore_database(data: Database) -> Case:
             Contender(
                 name=OURS,
                 setup=(replace(_our_dump(), env={**_our_dump().env, "BACKUP_LOCAL_PATH": "{kept}"}),),
-                prepare=(vacuumed, settled),
+                prepare=(cleared, vacuumed, settled),
                 run=Command(
                     argv=("{tools}/restore.sh", "{archive}", "--force", "--database-only", "--jobs", _RESTORE_JOBS),
                     env={**_our_dump().env, "BACKUP_LOCAL_PATH": "{kept}"},
