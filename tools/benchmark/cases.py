@@ -390,7 +390,7 @@ def _restore_database(data: Database) -> Case:
     connection = ("--host", "{host}", "--port", "{port}", "--username", "{user}")
     password = {"PGPASSWORD": "{password}"}
     scratch = "restored_by_pg_restore"
-    # Each run starts where the last one's databases are gone: they would take memory that the next one then has to find.
+    # Each run starts where the databases of the last one are gone: they have memory that would have to be found anew.
     kept = "SELECT datname FROM pg_database WHERE datname LIKE '%\\_before\\_%'"
     words = " ".join(connection)
     cleared = Command(
