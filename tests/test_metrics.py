@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -128,3 +129,20 @@ def test_names_follow_the_conventions() -> None:
     for metric in METRICS:
         assert re.fullmatch(r"kekkai_backup_[a-z_]+", metric.name)
         assert not metric.name.endswith(("_total", "_ms", "_mb", "_days", "_hours"))
+
+
+def test_a_pin_is_in_the_metrics_at_once(history: History, tmp_path: Path) -> None:
+    """As after everything else that a person does."""
+    name = history.archive(BackupType.FULL, HOUR)
+    place = tmp_path / "metrics.prom"
+    environ = {
+        "PATH": os.environ["PATH"],
+        "BACKUP_LOCAL_PATH": str(history.path),
+        "PORTAL_UPLOAD_DIR": "",
+        "BACKUP_METRICS_FILE": str(place),
+    }
+    for command, pinned in (("pin", 1), ("unpin", 0)):
+        subprocess.run(
+            [OPERATIONS.parents[1] / "tools" / "backup.sh", command, name], env=environ, capture_output=True, check=True
+        )
+        assert f"kekkai_backup_archives_pinned {float(pinned)}" in place.read_text()

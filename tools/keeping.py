@@ -125,20 +125,23 @@ def _tell_prune(job: PruneJob, result: PruneResult) -> None:
 
 
 def _pin(arguments: argparse.Namespace) -> int:
+    from portal.ops.aftermath import Aftermath
     from portal.ops.keep import pin
 
     settings = _settings()
-    found = pin(_repository(settings), arguments.archive, reason=arguments.reason, actor=person())
+    observer = Aftermath(settings)
+    found = pin(_repository(settings), arguments.archive, reason=arguments.reason, actor=person(), observer=observer)
     say(f"pinned: {found.backup_id}; no prune removes it")
     print_result({"success": True, **found.to_dict()})
     return 0
 
 
 def _unpin(arguments: argparse.Namespace) -> int:
+    from portal.ops.aftermath import Aftermath
     from portal.ops.keep import unpin
 
     settings = _settings()
-    name, was_pinned = unpin(_repository(settings), arguments.archive, actor=person())
+    name, was_pinned = unpin(_repository(settings), arguments.archive, actor=person(), observer=Aftermath(settings))
     say(f"unpinned: {name}" if was_pinned else f"{name} was not pinned")
     print_result({"success": True, "backup_id": name, "was_pinned": was_pinned})
     return 0

@@ -13,6 +13,7 @@ from portal.ops.logs import engine_log
 from portal.ops.pins import Pin, Pins
 
 if TYPE_CHECKING:
+    from portal.ops.access_log import Observer
     from portal.ops.job import Clock
     from portal.ops.repository import ArchiveFile, Repository
 
@@ -22,7 +23,13 @@ _HOLD_SECONDS = 10.0
 
 
 def pin(
-    repository: Repository, archive: PathLike, *, reason: str = "", actor: str | None = None, clock: Clock = utc_now
+    repository: Repository,
+    archive: PathLike,
+    *,
+    reason: str = "",
+    actor: str | None = None,
+    clock: Clock = utc_now,
+    observer: Observer | None = None,
 ) -> Pin:
     """Keep an archive until it is unpinned.
 
@@ -30,13 +37,14 @@ def pin(
         archive: its path, its id or the start of one, or ``latest``.
         reason: why, for those who come later.
         actor: who asks for it; the user of this process by default.
+        observer: told of it when it is done.
 
     Raises:
         ArchiveAbsentError: there is no such archive.
         ConfigurationError: it is not in this repository.
         RepositoryError: the pin cannot be written.
     """
-    witness = Witness(repository=repository, who=actor, clock=clock)
+    witness = Witness(repository=repository, who=actor, clock=clock, observer=observer)
     with witness.watching(Action.PIN, os.fspath(archive), reason=reason) as seen:
         found = repository.find(archive)
         _refuse_outside(repository, found)
@@ -48,7 +56,12 @@ def pin(
 
 
 def unpin(
-    repository: Repository, archive: PathLike, *, actor: str | None = None, clock: Clock = utc_now
+    repository: Repository,
+    archive: PathLike,
+    *,
+    actor: str | None = None,
+    clock: Clock = utc_now,
+    observer: Observer | None = None,
 ) -> tuple[str, bool]:
     """Let an archive go when it is old; its name, and whether it was pinned. It need not be there any more.
 
@@ -57,7 +70,8 @@ def unpin(
         RepositoryError: the pin cannot be removed.
     """
     pins = Pins(repository)
-    with Witness(repository=repository, who=actor, clock=clock).watching(Action.UNPIN, os.fspath(archive)) as seen:
+    witness = Witness(repository=repository, who=actor, clock=clock, observer=observer)
+    with witness.watching(Action.UNPIN, os.fspath(archive)) as seen:
         try:
             seen.subject = name = repository.find(archive).name
         except ArchiveAbsentError:
