@@ -265,9 +265,9 @@ class DrillJob:
         A drill that was refused has shown nothing: it is in the access log alone.
         """
         report = draft.report
-        if draft.archive is None or report.exit_code in _REFUSED:
+        if report.exit_code in _REFUSED:
             return ""
-        if report.success or draft.found.damages:
+        if draft.archive and (report.success or draft.found.damages):
             verification = Verification(
                 path=draft.archive.path,
                 level=VerifyLevel.DRILL,

@@ -125,12 +125,12 @@ class DrillReports:
         Raises:
             RepositoryError: a report cannot be read.
         """
-        sealed = (entry.details for entry in entries if entry.action == "drill" and entry.details.get("report"))
-        return [
-            details["drill_id"]
-            for details in sealed
-            if self._store.digest(details["drill_id"]) not in (None, details["report"])
-        ]
+        seals = {
+            str(entry.details["drill_id"]): entry.details["report"]
+            for entry in entries
+            if entry.action == "drill" and entry.details.get("report") and entry.details.get("drill_id")
+        }
+        return [drill_id for drill_id, seal in seals.items() if self._store.digest(drill_id) not in (None, seal)]
 
     def all(self) -> list[DrillReport]:
         """Every report, newest first; those that are damaged are logged.
