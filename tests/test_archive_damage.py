@@ -408,7 +408,7 @@ def test_members_are_hashed_once_and_by_whoever_is_to(tmp_path: Path, monkeypatc
         def hexdigest(self) -> str:
             return self._digest.hexdigest()
 
-    monkeypatch.setattr("portal.ops.archive.reader.sha256", Counting)
+    monkeypatch.setattr("portal.ops.archive.ahead.sha256", Counting)
     with closing(ArchiveReader(path)) as archive:
         for _, content in archive.contents(2, below="media"):
             for _ in content:

@@ -8,23 +8,20 @@ size that the table says. What comes out of `contents` and `extract` is what the
 from __future__ import annotations
 
 import os
-from collections import deque
-from contextlib import contextmanager
-from hashlib import sha256
 from itertools import chain, dropwhile, islice
 from json.encoder import encode_basestring_ascii as quote
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from isal import isal_zlib
 
 from portal.ops.archive import frame, index, tar
+from portal.ops.archive.ahead import WORTH_A_THREAD, Coming, Loaded, Span, frames_ahead, hashed, one_thread
 from portal.ops.archive.index import MANIFEST, TRAILER, TRAILER_ID, Member, MemberType
 from portal.ops.errors import NotIntactError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping, Sequence
-    from concurrent.futures import Executor, Future
+    from collections.abc import Iterator, Mapping
+    from concurrent.futures import Executor
     from pathlib import Path
 
     from portal.ops.manifest import Manifest
@@ -35,15 +32,6 @@ _TRAILER_BYTES: Final = len(frame.with_extra(tar.END_OF_ARCHIVE, TRAILER_ID, byt
 _MANIFEST_MAX: Final = 1 << 26
 _READ_BYTES: Final = 1 << 18
 _MAX_INFLATED: Final = 1 << 20
-_AHEAD: Final = 2
-_MOST_WAITING: Final = 5_000
-"""So many members are looked at before it is their turn, however many an index that lies puts into a frame."""
-
-_WORTH_HASHING: Final = 1 << 15
-"""A smaller file is hashed sooner than it is handed to another thread."""
-
-_WORTH_A_THREAD: Final = 1 << 22
-"""A file of this size, which spans frames, is hashed by a thread of its own."""
 
 
 class Damage(NamedTuple):
@@ -164,7 +152,7 @@ class ArchiveReader:
         """
         if not 0 <= member.frame < len(self.frames):
             raise DamagedError(Damage(what="the index names a frame that is not there", path=member.path))
-        frames = (_Loaded(number, self.read_frame(number)) for number in range(member.frame, len(self.frames)))
+        frames = (Loaded(number, self.read_frame(number)) for number in range(member.frame, len(self.frames)))
         cursor = _Cursor(self, frames, start=(member.frame, member.at))
         yield from cursor.content(member)
 
@@ -184,12 +172,13 @@ class ArchiveReader:
         members = self.members()
         if below is not None:
             members = dropwhile(lambda member: not is_below(member.path, below), members)
-        coming = _Coming(members, self.frames.tar_lengths, self.backup_id)
+        coming = Coming(members, self.frames.tar_lengths, self.backup_id)
         first = next(coming, None)
         if first is None:
             return
         start = (0, 0) if below is None else (first.member.frame, first.member.at)
-        with self._frames_ahead(jobs, start[0], coming) as frames, _one_thread("hash") as hashing:
+        numbers = range(start[0], len(self.frames))
+        with frames_ahead(self.read_frame, numbers, coming, jobs) as frames, one_thread("hash") as hashing:
             cursor = _Cursor(self, frames, start, hashing)
             for member, header in chain([first], coming):
                 if below is not None and not is_below(member.path, below):
@@ -271,35 +260,6 @@ class ArchiveReader:
             raise DamagedError(Damage(what=f"the index has a damaged frame: {error.message}")) from error
         return isal_zlib.decompressobj(31)
 
-    def _load(self, number: int, spans: Sequence[_Span]) -> _Loaded:
-        data = self.read_frame(number)
-        if isinstance(data, NotIntactError):
-            return _Loaded(number, data)
-        view = memoryview(data)
-        return _Loaded(number, data, {span: sha256(view[slice(*span)]).hexdigest() for span in spans})
-
-    @contextmanager
-    def _frames_ahead(self, jobs: int, first: int, coming: _Coming) -> Iterator[Iterator[_Loaded]]:
-        from concurrent.futures import ThreadPoolExecutor, wait
-
-        threads = ThreadPoolExecutor(jobs, thread_name_prefix="inflate")
-        pending: deque[Future[_Loaded]] = deque()
-
-        def ahead() -> Iterator[_Loaded]:
-            numbers = iter(range(first, len(self.frames)))
-            for _ in range(first, len(self.frames)):
-                while len(pending) < jobs + _AHEAD and (following := next(numbers, None)) is not None:
-                    pending.append(threads.submit(self._load, following, coming.spans(following)))
-                yield pending.popleft().result()
-
-        try:
-            yield ahead()
-        finally:
-            # Threads are not joined: this also runs where Python collects garbage, which may be in the middle of the
-            # start of another thread, with a lock held that joining needs. What still reads the file is waited for.
-            threads.shutdown(wait=False, cancel_futures=True)
-            wait([future for future in pending if not future.cancelled()])
-
 
 def is_below(path: str, top: str) -> bool:
     """Whether a member's path is `top` or lies below it."""
@@ -321,88 +281,13 @@ def checked(member: Member) -> Member:
     return member
 
 
-_Span = tuple[int, int]
-"""Where the content of a file begins and ends in a frame that has all of it."""
-
-
-class _Loaded(NamedTuple):
-    """A frame that was read.
-
-    Arguments:
-        number: which one.
-        data: what it holds, or what is wrong with it.
-        digests: the SHA-256 of files in it, where somebody has made them.
-    """
-
-    number: int
-    data: bytes | NotIntactError
-    digests: Mapping[_Span, str] = MappingProxyType({})
-
-
-class _Expected(NamedTuple):
-    """A member that comes, and its tar header where that was made already."""
-
-    member: Member
-    header: bytes | None = None
-
-
-class _Coming:
-    """The members in their order, of which some are looked at before it is their turn.
-
-    Arguments:
-        members: those that come. What they raise is raised when it is their turn.
-        tar_lengths: how much each frame holds.
-    """
-
-    def __init__(self, members: Iterator[Member], tar_lengths: Sequence[int], backup_id: str) -> None:
-        self._members = members
-        self._tar_lengths = tar_lengths
-        self._backup_id = backup_id
-        self._waiting: deque[_Expected] = deque()
-        self._seen: Member | None = None
-        self._failure: NotIntactError | None = None
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> _Expected:
-        if self._waiting:
-            return self._waiting.popleft()
-        if (member := self._look()) is None:
-            raise self._failure or StopIteration
-        self._seen = None
-        return _Expected(member)
-
-    def spans(self, frame: int) -> list[_Span]:
-        """Where a frame holds whole files that are worth hashing before it is their turn."""
-        found = []
-        while len(self._waiting) < _MOST_WAITING and (member := self._look()) is not None and member.frame <= frame:
-            self._seen, header = None, None
-            if member.frame == frame and member.type is MemberType.FILE and member.size >= _WORTH_HASHING:
-                header = index.tar_header(member, self._backup_id)
-                start = member.at + len(header)
-                if start + member.size <= self._tar_lengths[frame]:
-                    found.append((start, start + member.size))
-            self._waiting.append(_Expected(member, header))
-        return found
-
-    def _look(self) -> Member | None:
-        """The next one that nobody has been given; it may be looked at again."""
-        if self._seen is None and self._failure is None:
-            try:
-                self._seen = next(self._members, None)
-            except NotIntactError as error:
-                self._failure = error
-        return self._seen
-
-
 class _Cursor:
     """Goes through the tar once, frame by frame, and checks what it passes."""
 
     def __init__(
         self,
         archive: ArchiveReader,
-        frames: Iterator[_Loaded],
+        frames: Iterator[Loaded],
         start: tuple[int, int] = (0, 0),
         hashing: Executor | None = None,
     ) -> None:
@@ -413,7 +298,7 @@ class _Cursor:
         self._number, self._at = start
         self._loaded = -1
         self._data: memoryview | NotIntactError = memoryview(b"")
-        self._digests: Mapping[_Span, str] = {}
+        self._digests: Mapping[Span, str] = {}
         self._left = 0
 
     def expect(self, member: Member) -> None:
@@ -450,7 +335,7 @@ class _Cursor:
         made = self._digests.get((self._at, self._at + member.size)) if self._loaded == self._number else None
         pieces = self._pieces(member.size, member)
         if made is None:
-            made = yield from _hashed(pieces, self._hashing if member.size >= _WORTH_A_THREAD else None)
+            made = yield from hashed(pieces, self._hashing if member.size >= WORTH_A_THREAD else None)
         else:
             yield from pieces
         if b"".join(self._pieces(fill, member)).strip(b"\x00"):
@@ -491,35 +376,6 @@ class _Cursor:
             self._left -= len(piece)
             length -= len(piece)
             yield piece
-
-
-def _hashed(pieces: Iterator[memoryview], hashing: Executor | None) -> Generator[memoryview, None, str]:
-    """The pieces; returns their SHA-256, made by a thread, where there is one, while the next piece is being used."""
-    digest = sha256()
-    last: Future[None] | None = None
-    for piece in pieces:
-        if hashing is None:
-            digest.update(piece)
-        else:
-            if last:
-                last.result()
-            last = hashing.submit(digest.update, piece)
-        yield piece
-    if last:
-        last.result()
-    return digest.hexdigest()
-
-
-@contextmanager
-def _one_thread(name: str) -> Iterator[Executor]:
-    """A thread that is started once there is work for it; as those that decompress, it is not joined."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    thread = ThreadPoolExecutor(1, thread_name_prefix=name)
-    try:
-        yield thread
-    finally:
-        thread.shutdown(wait=False, cancel_futures=True)
 
 
 def _take(chunks: Iterator[bytes], count: int) -> tuple[bytes, bytes]:
