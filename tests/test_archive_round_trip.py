@@ -182,6 +182,7 @@ class Tool:
     Arguments:
         off_ns: how many nanoseconds a time may be off.
         since_ns: the first time that is kept; bsdtar takes the second -1.5 for -0.5.
+        package: what Debian has it in, where it is not everywhere.
     """
 
     name: str
@@ -189,6 +190,7 @@ class Tool:
     kept: Callable[[Tree], Tree] = exact
     off_ns: int = 0
     since_ns: int = -(2**63)
+    package: str = ""
 
     def check(self, archive: Path, tree: Tree) -> None:
         """Extract, and compare with what went in."""
@@ -206,8 +208,8 @@ GNU_TAR = Tool(name="tar", extract=command("tar", "--warning=no-timestamp", "-xp
 TOOLS = [
     GNU_TAR,
     Tool(name="tarfile", extract=python_tar, kept=without_link_times, off_ns=2000),
-    Tool(name="bsdtar", extract=command("bsdtar", "-xpf"), since_ns=0),
-    Tool(name="busybox", extract=command("busybox", "tar", "-xpzf"), kept=plain),
+    Tool(name="bsdtar", extract=command("bsdtar", "-xpf"), since_ns=0, package="libarchive-tools"),
+    Tool(name="busybox", extract=command("busybox", "tar", "-xpzf"), kept=plain, package="busybox"),
 ]
 
 
@@ -215,8 +217,8 @@ TOOLS = [
 def tool(request: pytest.FixtureRequest) -> Tool:
     """Each of the tools that should open an archive; GNU tar and Python's are everywhere."""
     tool: Tool = request.param
-    if tool.name in ("bsdtar", "busybox") and not shutil.which(tool.name):
-        pytest.skip(f"{tool.name} is not installed here")
+    if tool.package and not shutil.which(tool.name):
+        pytest.skip(f"{tool.name} is not installed here; Debian has it in {tool.package}")
     return tool
 
 

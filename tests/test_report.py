@@ -202,9 +202,9 @@ class TestCommand:
         assert "--output" in answer(ended)["error"]
 
 
-@pytest.mark.parametrize("browser", BROWSERS)
+@pytest.mark.skipif(not BROWSERS, reason="no browser is installed here; Debian has one in chromium")
 @pytest.mark.parametrize(("width", "shown"), [(390, "narrow"), (1280, "wide")])
-def test_a_browser_shows_it(history: History, tmp_path: Path, browser: str, width: int, shown: str) -> None:
+def test_a_browser_shows_it(history: History, tmp_path: Path, width: int, shown: str) -> None:
     """On a phone and on a desk nothing is wider than the screen, letters can be read, and the fitting drawing shows."""
     file = tmp_path / "report.html"
     probe = f"<script>{_PROBE}</script>"
@@ -212,7 +212,7 @@ def test_a_browser_shows_it(history: History, tmp_path: Path, browser: str, widt
         "style-src 'unsafe-inline'", "style-src 'unsafe-inline'; script-src 'unsafe-inline'"
     )
     file.write_text(text.replace("</body>", f"{probe}</body>"), "utf-8")
-    found = dict(part.split("=") for part in _measured(browser, file, tmp_path / "profile", width).split())
+    found = dict(part.split("=") for part in _measured(BROWSERS[0], file, tmp_path / "profile", width).split())
     assert int(found["overflow"]) <= 0
     assert float(found["smallest"]) >= 10
     assert found[shown] == "1"
