@@ -198,7 +198,7 @@ class TestIdentity:
             f"ALTER ROLE postgres IN DATABASE {owned.target.name} SET work_mem TO '9MB'",
         )
         restore = owned.restore()
-        restore.stage(owned.dump, owned.rows)
+        restore.stage(owned.source(), owned.rows)
         (warning,) = restore.apply().warnings
         assert f"""ALTER ROLE "postgres" IN DATABASE "{owned.target.name}" SET "work_mem" TO '9MB'""" in warning
 
@@ -270,7 +270,7 @@ class TestSessions:
         """Applications that connect again at once are shut out for less than half a second, and see no mixture."""
         execute(portal.target, "CREATE TABLE newer AS SELECT 1 AS one")
         restore = portal.restore()
-        restore.stage(portal.dump, portal.rows)
+        restore.stage(portal.source(), portal.rows)
         with reconnecting(portal.target) as seen:
             report = restore.apply()
         assert report.downtime_seconds < 0.5
@@ -282,7 +282,7 @@ class TestSessions:
         administrator = as_superuser(owned.target, postgres)
         execute(administrator, f"ALTER ROLE {owned.target.user} CREATEDB")
         restore = owned.restore()
-        restore.stage(owned.dump, owned.rows)
+        restore.stage(owned.source(), owned.rows)
         with connect(replace(administrator, options={"application_name": "somebody"})) as other:
             with pytest.raises(BusyError, match="user postgres") as caught:
                 restore.apply()
@@ -298,7 +298,7 @@ class TestSessions:
             with bench(target, server.bin_dir, tmp_path) as made:
                 execute(target, "BEGIN", "CREATE TABLE t ()", "PREPARE TRANSACTION 'left'")
                 restore = made.restore()
-                restore.stage(made.dump, made.rows)
+                restore.stage(made.source(), made.rows)
                 assert "ROLLBACK PREPARED 'left'" in plan_of(made).blockers[0].hint
                 with pytest.raises(BusyError, match="prepared transactions: left"):
                     restore.apply()
@@ -321,7 +321,7 @@ class TestRoles:
         execute(as_superuser(owned.target, postgres), f"ALTER ROLE {owned.target.user} CREATEDB")
         execute(owned.target, "DELETE FROM finding")
         restore = owned.restore(mode=RestoreMode.AUTO)
-        restore.stage(owned.dump, owned.rows)
+        restore.stage(owned.source(), owned.rows)
         assert restore.apply().mode is SWAP
         assert ask(owned.target, "SELECT count(*) FROM finding") == 100
         restore.rollback()
@@ -444,7 +444,7 @@ class TestRefused:
         portal.dump.write_bytes(portal.dump.read_bytes()[:-lacks_bytes])
         runner = Recorder(portal.runner)
         with pytest.raises(NotIntactError, match="pg_restore failed"):
-            portal.restore(mode=IN_PLACE, runner=runner).stage(portal.dump, portal.rows)
+            portal.restore(mode=IN_PLACE, runner=runner).stage(portal.source(), portal.rows)
         assert runner.commands
         assert not any("--dbname" in command for command in runner.commands)
 
@@ -524,7 +524,7 @@ class TestState:
         """Each step leaves the state that the next one needs."""
         restore = portal.restore()
         states = [restore.state()]
-        for step in (lambda: restore.stage(portal.dump, portal.rows), restore.apply, restore.rollback):
+        for step in (lambda: restore.stage(portal.source(), portal.rows), restore.apply, restore.rollback):
             step()
             states.append(restore.state())
         assert states == ["nothing", "staged", "applied", "rolled_back"]
@@ -532,7 +532,7 @@ class TestState:
     def test_another_process_finishes(self, portal: Bench) -> None:
         """What was staged is put in place by somebody who knows the restore's id only, and only once."""
         restore = portal.restore()
-        restore.stage(portal.dump, portal.rows)
+        restore.stage(portal.source(), portal.rows)
         execute(portal.target, "DELETE FROM note")
         for _ in range(2):
             portal.restore(restore_id=restore.restore_id).finish()
@@ -541,7 +541,7 @@ class TestState:
     def test_another_process_undoes(self, portal: Bench) -> None:
         """What was staged is removed by somebody who knows the restore's id only; a second time does no harm."""
         restore = portal.restore()
-        restore.stage(portal.dump, portal.rows)
+        restore.stage(portal.source(), portal.rows)
         for _ in range(2):
             portal.restore(restore_id=restore.restore_id).undo()
         assert portal.databases() == {portal.target.name}
@@ -562,7 +562,7 @@ class TestState:
         execute(portal.target, "DELETE FROM note")
         other = portal.restore(mode=IN_PLACE)
         assert other.state() is DatabaseState.NOTHING
-        other.stage(portal.dump, portal.rows)
+        other.stage(portal.source(), portal.rows)
         other.apply()
         other.rollback()
         assert ask(portal.target, "SELECT count(*) FROM note") == 0
@@ -640,7 +640,7 @@ class TestPrograms:
 
 def fills(restorer: Restorer, made: Bench) -> bool:
     try:
-        restorer.fill(made.dump, made.target, jobs=1, role=None)
+        restorer.stage(made.target, [], made.dump)
     except RestoreError:
         return False
     return True
