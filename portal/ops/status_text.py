@@ -103,7 +103,7 @@ def _free(status: Status) -> str:
 def _outlook(status: Status) -> str:
     foreseen = status.forecast
     if foreseen is None:
-        return f"too little history to say how long that lasts ({len(status.facts.daily)} whole days)"
+        return f"too little history to say how long that lasts ({status.facts.history_days} whole days)"
     pace = f"about {human_bytes(foreseen.added_per_day)} a day"
     if foreseen.days_left is None:
         return f"{pace}; with what is removed, that lasts"
