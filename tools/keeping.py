@@ -183,6 +183,7 @@ def tell_of_drill(result: Mapping[str, Any]) -> None:
 
 def _audit(arguments: argparse.Namespace) -> int:
     from portal.ops.access_log import AccessLog
+    from portal.ops.drill_report import DIRECTORY as DRILLS
     from portal.ops.drill_report import DrillReports
 
     repository = _repository(_settings())
@@ -196,12 +197,21 @@ def _audit(arguments: argparse.Namespace) -> int:
     facts: dict[str, Any] = {"success": True}
     if arguments.verify:
         report = log.verify()
-        altered = DrillReports(repository).altered(log.entries())
-        facts = {"success": report.intact and not altered, "verification": report.to_dict(), "altered_drills": altered}
+        reports = DrillReports(repository)
+        altered, unlogged = reports.altered(log.entries()), reports.unlogged(log.entries())
+        facts = {
+            "success": report.intact and not altered and not unlogged,
+            "verification": report.to_dict(),
+            "altered_drills": altered,
+            "unlogged_drills": unlogged,
+        }
         for fault in report.faults:
             say(f"fault: {fault}")
         for drill_id in altered:
             say(f"fault: the report of {drill_id} is not what was written when it ended")
+        for drill_id in unlogged:
+            say(f"fault: the log has no drill for the report {drill_id}: it was put in, or the drill was killed")
+            say(f"  hint: Move {DRILLS}/{drill_id}.json away from the repository, then: './tools/backup.sh drill'.")
         for note in report.notes:
             say(f"note: {note}")
         number, last = report.last
