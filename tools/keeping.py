@@ -89,11 +89,13 @@ def _prune(arguments: argparse.Namespace) -> int:
 
 def forget_restores(settings: Settings) -> list[str]:
     """Remove what takes old restores back; what was done, in words. A failure of that is only told."""
+    from portal.ops.aftermath import Aftermath
     from portal.ops.errors import OpsError
     from portal.ops.restore import RestoreConfig, RestoreJob
 
     try:
-        return list(RestoreJob(RestoreConfig.from_settings(settings), actor=person()).forget_old())
+        config, observer = RestoreConfig.from_settings(settings), Aftermath(settings)
+        return list(RestoreJob(config, actor=person(), observer=observer).forget_old())
     except OpsError as error:
         return [f"what takes old restores back was not looked at: {error}"]
 
