@@ -82,6 +82,7 @@ def read_facts(settings: Settings, now: datetime, archives: Sequence[Entry]) -> 
         failures=(*unreadable, *failures),
         last=last_outcomes(entries),
         damaged=tuple(dict.fromkeys([*found.damaged, *damaged])),
+        not_whole={fault: tuple(names) for fault, names in found.not_whole.items()},
         pins={name: pin.reason for name, pin in Pins(repository).all().items()},
         restores=tuple(
             (record.restore_id, record.backup_id, record.started)
@@ -158,6 +159,7 @@ class _Newest:
         self.verified: dict[Component, Archive] = {}
         self.first: dict[Component, datetime] = {}
         self.damaged: list[str] = []
+        self.not_whole: defaultdict[str, list[str]] = defaultdict(list)
 
     def look_at(self, entries: Iterable[Entry]) -> None:
         """Go through the archives, the newest first. One that is not whole counts for nothing."""
@@ -165,7 +167,9 @@ class _Newest:
             finding = entry.finding
             if finding is not None and not finding.intact:
                 self.damaged.append(entry.name)
-            elif not entry.fault:
+            elif entry.fault:
+                self.not_whole[entry.fault].append(entry.name)
+            else:
                 self._note(entry)
 
     def _note(self, entry: Entry) -> None:
