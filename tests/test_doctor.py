@@ -20,7 +20,7 @@ from portal.ops.errors import BusyError
 from portal.ops.job import read_text
 from portal.ops.repository import LOCK_NAME, Repository
 from portal.ops.settings import load_settings
-from tests.test_backup_command import answer, run
+from tests.commands import answer, run
 from tests.test_backup_job import Portal, portal, succeeded
 from tests.unprivileged import done_by_nobody
 

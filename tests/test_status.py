@@ -18,8 +18,8 @@ from portal.ops.repository import sidecar_of
 from portal.ops.status import span
 from portal.ops.status_facts import read_status
 from portal.ops.status_text import status_lines
+from tests.commands import answer, run
 from tests.histories import NOW, History
-from tests.test_backup_command import answer, run
 
 if TYPE_CHECKING:
     from pathlib import Path
