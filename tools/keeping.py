@@ -213,6 +213,7 @@ def _audit(arguments: argparse.Namespace) -> int:
             say(f"fault: the report of {drill_id} is not what was written when it ended")
         for drill_id in unlogged:
             say(f"fault: the log has no drill for the report {drill_id}: it was put in, or the drill was killed")
+        for drill_id in (*altered, *unlogged):
             say(f"  hint: Move {DRILLS}/{drill_id}.json away from the repository, then: './tools/backup.sh drill'.")
         for note in report.notes:
             say(f"note: {note}")
