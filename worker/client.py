@@ -258,10 +258,11 @@ def _explained(error: BaseException) -> BrokerAwayError:
         reason = reason.__cause__
     if reason is None:
         return BrokerAwayError(
-            "the broker does not answer", hint="Look at CELERY_BROKER_URL and at Redis; --local does it without them."
+            "the broker does not answer",
+            hint="Look at CELERY_BROKER_URL and at Redis; --local needs neither broker nor worker.",
         )
     return BrokerRefusesError(
         f"the broker refuses the user or the password ({str(reason).rstrip('.')})",
         hint="Look at user and password in CELERY_BROKER_URL, or in the file of CELERY_BROKER_URL_FILE, and at what "
-        "Redis lets that user do; --local does it without them.",
+        "Redis lets that user do; --local needs neither broker nor worker.",
     )
