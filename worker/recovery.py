@@ -30,11 +30,12 @@ from portal.ops.restore import RestoreJob
 from portal.ops.restore_model import RestoreConfig
 from portal.ops.restore_record import RestoreRecords
 from portal.ops.settings import load_settings
+from worker.app import make_app
 from worker.configuration import RESULT_SECONDS
 from worker.delivery import forget_old, is_abandoned, is_begun, sole_delivery
-from worker.errors import too_slow
+from worker.errors import OperationFailedError, too_slow
 from worker.names import Lane, TaskName
-from worker.operations import write_down
+from worker.operations import Outcome, write_down
 from worker.permit import Permits
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def requeue(app: Celery, settings: Settings, lane: Lane, *, at_start: bool) -> i
             task_id, queue = _task_of(text)
             if queue != lane.value or not task_id:
                 continue
-            idle = not is_begun(settings.local_path, task_id) and (at_start or _has_result(app, task_id))
+            idle = not is_begun(settings.local_path, task_id) and (at_start or _has_result(app.backend, task_id))
             if idle or is_abandoned(settings.local_path, task_id):
                 channel.qos.restore_by_tag(tag, leftmost=True)
                 log.warning("message_requeued", task_id=task_id)
@@ -100,9 +101,9 @@ def requeue(app: Celery, settings: Settings, lane: Lane, *, at_start: bool) -> i
     return count
 
 
-def _has_result(app: Celery, task_id: str) -> bool:
-    found = app.backend.client.get(app.backend.get_key_for_task(task_id))
-    return found is not None and app.backend.decode(found)["status"] in states.READY_STATES
+def _has_result(backend: Any, task_id: str) -> bool:
+    found = backend.client.get(backend.get_key_for_task(task_id))
+    return found is not None and backend.decode(found)["status"] in states.READY_STATES
 
 
 def watch(app: Celery, settings: Settings, lane: Lane) -> Callable[[], None]:
@@ -124,6 +125,8 @@ def watch(app: Celery, settings: Settings, lane: Lane) -> Callable[[], None]:
                 at_start = False
             except (RedisError, OperationalError, OSError):  # the worker's own connection says it
                 pass
+            except Exception as error:  # it has to go on: nobody else finds what is abandoned before hours are over
+                log.error("recovery_failed", error=repr(error))
             ended.wait(_EVERY_SECONDS)
 
     threading.Thread(target=run, name="recovery", daemon=True).start()
@@ -167,8 +170,12 @@ def _see_to_killed(settings: Settings, name: TaskName, task_id: str, given: Mapp
     """
     with sole_delivery(settings.local_path, task_id) as begun:
         if begun > 1:
+            fault = too_slow(name, "killed")
             Permits(settings.local_path).use_up(task_id)
-            write_down(settings, name, task_id, given, too_slow(name, "killed"))
+            write_down(settings, name, task_id, given, fault)
+            backend = make_app(settings.worker).backend
+            if not _has_result(backend, task_id):  # its last word was how far it is
+                backend.store_result(task_id, OperationFailedError(Outcome.of_error(fault).result), states.FAILURE)
 
 
 def main() -> int:
@@ -178,7 +185,7 @@ def main() -> int:
     try:
         if killed := json.loads(sys.stdin.readline()):
             _see_to_killed(settings, TaskName(killed["name"]), killed["task_id"], killed["given"])
-    except (OpsError, OSError) as error:
+    except (OpsError, OSError, RedisError) as error:
         log.error("recovery_failed", error=str(error))
     tidy(settings, Lane(sys.argv[1]))
     return 0
