@@ -251,11 +251,21 @@ class TestNobodyDoesIt:
         assert not list((portal.archives / ".permits").iterdir())
 
     def test_the_broker_is_away(self, portal: Portal) -> None:
-        """It is said at once, with exit code 6 and the way on; and with --local it is done."""
-        away = f"redis+socket://{portal.directory}/nowhere.sock?virtual_host=0"
-        refused, _ = run(portal, away, "backup.sh", "database", code=6)
+        """It is said at once, with exit code 6 and the way on."""
+        refused, _ = run(portal, _nowhere(portal), "backup.sh", "database", code=6)
         assert "the broker does not answer" in refused["error"]
-        assert run(portal, away, "backup.sh", "database", "--local")[0]["success"]
+        assert "--local" in refused["error"]
+
+    def test_a_command_that_does_it_itself_needs_no_broker(self, portal: Portal) -> None:
+        """With --local a backup, a verification and a restore are done while the broker is away."""
+        upload = an_upload(portal)
+        before = upload.read_text()
+        assert run(portal, _nowhere(portal), "backup.sh", "media", "--local")[0]["success"]
+        upload.write_text("changed")
+        assert run(portal, _nowhere(portal), "backup.sh", "verify", "latest", "--local")[0]["success"]
+        restored, _ = run(portal, _nowhere(portal), "restore.sh", "latest", "--media-only", "--force", "--local")
+        assert restored["success"]
+        assert upload.read_text() == before
 
     @pytest.mark.parametrize("wrong", ["", ":guessed@"], ids=["without", "another"])
     @pytest.mark.parametrize("has_results_elsewhere", [False, True], ids=["one-redis", "two-redis"])
@@ -286,6 +296,11 @@ class TestNobodyDoesIt:
             late, _ = run(portal, redis.url, "backup.sh", "full", "--timeout", "2", code=6)
             assert "it goes on" in late["error"]
             assert any(b"sleep" in line for line in worker.processes().values())
+
+
+def _nowhere(portal: Portal) -> str:
+    """A broker that is away."""
+    return f"redis+socket://{portal.directory}/nowhere.sock?virtual_host=0"
 
 
 class TestImpatience:

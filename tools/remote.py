@@ -56,7 +56,7 @@ def add_options(parser: argparse.ArgumentParser, *, with_wait: bool = False) -> 
         with_wait: a task that was handed over before can be waited for.
     """
     group = parser.add_argument_group("where CELERY_BROKER_URL names a broker, a worker does the work")
-    group.add_argument("--local", action="store_true", help="do it here, without a worker")
+    group.add_argument("--local", action="store_true", help="do it here, without broker and worker")
     group.add_argument("--no-wait", action="store_true", help="hand it over, print the task's id, and end")
     if with_wait:
         group.add_argument("--wait", metavar="TASK_ID", help="wait for a task that was handed over before")
