@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from portal.ops.access_log import AccessLog, Action, Outcome
 from portal.ops.drill_report import DrillReport, DrillReports
 from portal.ops.manifest import Manifest
-from portal.ops.model import BackupId, BackupType, Component, VerifyLevel
+from portal.ops.model import FORMAT_VERSION, INCREMENTAL_VERSION, BackupId, BackupType, Component, VerifyLevel
 from portal.ops.pins import Pins
 from portal.ops.record_store import RecordStore
 from portal.ops.repository import Repository, sidecar_of
@@ -45,13 +45,25 @@ class History:
         environ = {"BACKUP_LOCAL_PATH": str(self.path), "PORTAL_UPLOAD_DIR": "/srv/uploads"}
         return load_settings(environ | variables, lambda _: "")
 
-    def archive(self, kind: BackupType, age: timedelta, *, size: int = 1000, seconds: float | None = None) -> str:
-        """An archive of that age, with its sidecar; its id. With `seconds` the access log has it too."""
+    def archive(
+        self,
+        kind: BackupType,
+        age: timedelta,
+        *,
+        size: int = 1000,
+        seconds: float | None = None,
+        parent: str | None = None,
+    ) -> str:
+        """An archive of that age, with its sidecar; its id. With `seconds` the access log has it too.
+
+        Arguments:
+            parent: the archive that an incremental follows, which is the base of its chain.
+        """
         backup_id = BackupId.of(kind, NOW - age, f"{kind}{age}")
         self.path.mkdir(mode=0o700, exist_ok=True)
         path = self.repository.archive_path(backup_id)
         with path.open("wb") as file:
-            file.write(manifest_alone(str(backup_id), kind))
+            file.write(manifest_alone(str(backup_id), kind, parent))
             file.truncate(max(size, file.tell()))
         sidecar_of(path).write_text(f"{CHECKSUM}  {path.name}\n")
         if seconds is not None:
@@ -109,7 +121,7 @@ class History:
         )
 
 
-def manifest_alone(backup_id: str, kind: BackupType) -> bytes:
+def manifest_alone(backup_id: str, kind: BackupType, parent: str | None = None) -> bytes:
     """The start of an archive: what a catalogue reads of it."""
     components = (Component.DATABASE, Component.MEDIA) if kind is BackupType.FULL else (Component(kind.value),)
     manifest = Manifest(
@@ -119,6 +131,10 @@ def manifest_alone(backup_id: str, kind: BackupType) -> bytes:
         components=components,
         hostname="portal-server",
         db_name="defectdojo",
+        format_version=INCREMENTAL_VERSION if parent else FORMAT_VERSION,
+        parent=parent,
+        parent_sha256=CHECKSUM if parent else None,
+        base=parent,
     ).encode()
     header = tarfile.TarInfo(f"{backup_id}/manifest.json")
     header.size = len(manifest)

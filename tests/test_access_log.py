@@ -245,8 +245,8 @@ class TestWitness:
         (entry,) = AccessLog(Repository(tmp_path)).entries()
         assert (entry.outcome, entry.who) == (outcome, "ada")
         assert entry.details["error"] == said
-        if isinstance(error, OpsError):
-            assert entry.details.get("hint", "") == error.hint
+        hint = entry.details.get("hint", "")
+        assert hint == error.hint if isinstance(error, OpsError) else hint
 
     def test_the_user_of_the_process_by_default(self, tmp_path: Path) -> None:
         """Without a name, the process's own user is who did it."""

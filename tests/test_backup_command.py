@@ -20,6 +20,7 @@ import pytest
 
 from portal.ops.job import Step
 from portal.ops.settings import LogFormat
+from tests.commands import BACKUP, ROOT, Ended, answer, run
 from tests.test_backup_job import Portal, portal_in
 from tools.terminal import watched_log
 
@@ -29,14 +30,10 @@ if TYPE_CHECKING:
     from portal.ops.settings import DatabaseTarget
     from tools.demo.postgres import EmbeddedPostgres
 
-ROOT = Path(__file__).parents[1]
-TOOL = ROOT / "tools" / "backup.sh"
 SCRIPT = ROOT / "scripts" / "backup.sh"
 KEYS = {"success", "backup_id", "path", "size_bytes", "type", "checksum", "components", "duration_seconds"}
 NOBODY = 65534
 SYSTEM_PYTHON = Path("/usr/bin/python3")
-
-Ended = subprocess.CompletedProcess[str]
 
 
 @pytest.fixture
@@ -59,20 +56,6 @@ def files(tmp_path: Path) -> dict[str, str]:
     }
 
 
-def run(*arguments: str, environ: dict[str, str], script: Path = TOOL, cwd: Path = Path("/")) -> Ended:
-    return subprocess.run(
-        [script, *arguments], env=environ, cwd=cwd, capture_output=True, text=True, check=False, timeout=60
-    )
-
-
-def answer(ended: Ended) -> dict[str, Any]:
-    """The one JSON object that standard output is."""
-    assert ended.stdout.endswith("}\n")
-    assert ended.stdout.count("\n") == 1
-    found: dict[str, Any] = json.loads(ended.stdout)
-    return found
-
-
 def events(ended: Ended) -> list[dict[str, Any]]:
     return [json.loads(line) for line in ended.stderr.splitlines() if line.startswith("{")]
 
@@ -80,7 +63,7 @@ def events(ended: Ended) -> list[dict[str, Any]]:
 class TestOutput:
     """What goes to standard output and what to standard error."""
 
-    @pytest.mark.parametrize("script", [TOOL, SCRIPT])
+    @pytest.mark.parametrize("script", [BACKUP, SCRIPT])
     def test_a_backup_is_one_json_object(self, portal: Portal, script: Path) -> None:
         """Through both names of the directory a full backup works, and answers with one JSON object alone."""
         ended = run("full", environ=portal.environ(), script=script, cwd=portal.directory)
@@ -186,7 +169,7 @@ def on_a_terminal(environ: dict[str, str]) -> tuple[int, str, str]:
 
     thread = threading.Thread(target=watch)
     thread.start()
-    with subprocess.Popen([TOOL, "full"], env=environ, stdout=subprocess.PIPE, stderr=theirs, text=True) as process:
+    with subprocess.Popen([BACKUP, "full"], env=environ, stdout=subprocess.PIPE, stderr=theirs, text=True) as process:
         os.close(theirs)
         output, _ = process.communicate(timeout=60)
     thread.join()
@@ -463,7 +446,7 @@ class TestSurroundings:
     )
     def test_a_backup_does_not_depend_on_its_audience(self, files: dict[str, str], redirection: str, code: int) -> None:
         """Streams that are closed, full or read by nobody do not cost the archive."""
-        command = f"exec '{TOOL}' media {redirection}"
+        command = f"exec '{BACKUP}' media {redirection}"
         ended = subprocess.run(["/bin/bash", "-c", command], env=files, capture_output=True, text=True, check=False)
         assert ended.returncode == code
         assert "Traceback" not in ended.stderr

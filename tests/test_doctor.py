@@ -6,6 +6,7 @@ import json
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Event
 from typing import TYPE_CHECKING
 
@@ -19,12 +20,12 @@ from portal.ops.errors import BusyError
 from portal.ops.job import read_text
 from portal.ops.repository import LOCK_NAME, Repository
 from portal.ops.settings import load_settings
-from tests.test_backup_command import answer, run
+from tests.commands import answer, run
 from tests.test_backup_job import Portal, portal, succeeded
 from tests.unprivileged import done_by_nobody
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from tools.demo.postgres import EmbeddedPostgres
 
@@ -33,10 +34,23 @@ __all__ = ["portal"]
 KEY = "DD_CREDENTIAL_AES_256_KEY"
 
 
+@pytest.fixture
+def reachable() -> Iterator[Path]:
+    """A directory that another user can reach; those of pytest are closed to others."""
+    with TemporaryDirectory() as directory:
+        yield Path(directory)
+
+
 def look(environ: dict[str, str], clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> dict[str, Finding]:
     """What the engine's checks find, by their names."""
     with engine_checks(load_settings(environ, read_text), environ=environ, clock=clock) as checks:
         return {finding.name: finding for finding in examine(checks)}
+
+
+def restore_of_files() -> Finding:
+    """What is found of the places in the working directory where files would be restored."""
+    checks = FileChecks(uploads=Path("uploads"), audit=Path("log/audit"), environ={}).all()
+    return next(check.look() for check in checks if check.name == "restore of files")
 
 
 def states(found: dict[str, Finding], state: State) -> set[str]:
@@ -164,25 +178,44 @@ class TestFiles:
         (portal.directory / ".pgpass").chmod(0o644)
         assert look(portal.environ())["secret files"].state is State.FAULT
 
-    def test_where_files_are_restored_to(self, tmp_path: Path) -> None:
+    def test_where_files_are_restored_to(self, reachable: Path) -> None:
         """Whoever may read uploads and audit log, and not write there, is told that this is no restore."""
 
         def look_at_them() -> None:
-            def found() -> Finding:
-                checks = FileChecks(uploads=Path("uploads"), audit=Path("log/audit"), environ={}).all()
-                return next(check.look() for check in checks if check.name == "restore of files")
-
-            assert found().state is State.OK
+            assert restore_of_files().state is State.OK
             Path("uploads").chmod(0o555)
             Path("log").chmod(0o555)
-            assert found().state is State.WARNING
-            assert "may not write to uploads and log" in found().what
+            found = restore_of_files()
+            assert found.state is State.FAULT
+            assert all(f"may not write to {Path(place).absolute()}" in found.what for place in ("uploads", "log"))
             Path("uploads").chmod(0o755)
             Path("log").chmod(0o755)
 
-        (tmp_path / "uploads").mkdir()
-        (tmp_path / "log" / "audit").mkdir(parents=True)
-        done_by_nobody(tmp_path, look_at_them)
+        (reachable / "uploads").mkdir()
+        (reachable / "log" / "audit").mkdir(parents=True)
+        done_by_nobody(reachable, look_at_them)
+
+    @pytest.mark.parametrize(
+        ("foreign", "said"),
+        [("uploads", "the directory itself"), ("uploads/a/b", "a/b"), ("uploads/a", ""), ("log", "")],
+        ids=["the top", "one with files", "one with none", "beside the audit log"],
+    )
+    def test_directories_of_others(self, reachable: Path, foreign: str, said: str) -> None:
+        """Another user's directory is told where a restore would have to change it, also where all may write to it."""
+        if os.geteuid() != 0:
+            pytest.skip("only root can give files to others")
+
+        def look_at_them() -> None:
+            found = restore_of_files()
+            assert (found.state is State.FAULT) == bool(said), found
+            assert not said or f"may not change {said}: another user owns it" in found.what
+            assert not said or "Run the restore as the portal's user" in found.mend
+
+        (reachable / "uploads" / "a" / "b").mkdir(parents=True)
+        (reachable / "uploads" / "a" / "b" / "scan.sarif").touch()
+        (reachable / "log" / "audit").mkdir(parents=True)
+        (reachable / foreign).chmod(0o777)
+        done_by_nobody(reachable, look_at_them, but=reachable / foreign)
 
     def test_missing_uploads_are_a_fault(self, portal: Portal, tmp_path: Path) -> None:
         """Mostly a volume that is not mounted."""

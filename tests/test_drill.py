@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from portal.ops.access_log import AccessLog, Outcome
+from portal.ops.access_log import AccessLog, Action, Outcome
 from portal.ops.archive.opening import open_archive
 from portal.ops.drill import DrillJob
 from portal.ops.drill_compare import Comparison
@@ -26,6 +27,7 @@ from portal.ops.model import VerifyLevel
 from portal.ops.repository import Repository
 from portal.ops.targets.database_server import drop_forced, find_database, maintenance
 from portal.ops.verifications import Verifications
+from tests.histories import History
 from tests.killing import killed_at
 from tests.test_backup_job import Portal, execute, portal, small_disk, succeeded
 from tests.test_restore_job import World, config_of, world
@@ -136,6 +138,36 @@ def test_a_report_that_was_changed_is_found(world: World) -> None:
     ended = audit(world.portal)
     assert (ended.returncode, json.loads(ended.stdout)["altered_drills"]) == (4, [changed.drill_id])
     assert f"the report of {changed.drill_id} is not what was written" in ended.stderr
+
+
+def test_a_report_that_was_put_in_is_found(world: World) -> None:
+    """The access log knows its drill not, whatever it says inside; with nothing put in there is nothing to tell."""
+    real = drill(world.portal)
+    with drills_locked(repository_of(world.portal)):
+        refused = drill(world.portal)
+    assert json.loads(audit(world.portal).stdout)["unlogged_drills"] == []
+    place = world.portal.archives / DIRECTORY
+    forged = ["drill_20990101_000000_abcdef", refused.drill_id]
+    for name in forged:
+        (place / f"{name}.json").write_bytes((place / f"{real.drill_id}.json").read_bytes())
+    ended = audit(world.portal)
+    assert ended.returncode == 4
+    assert set(json.loads(ended.stdout)["unlogged_drills"]) == set(forged)
+    assert "the log has no drill for the report drill_20990101_000000_abcdef" in ended.stderr
+    assert "hint: Move .drills/drill_20990101_000000_abcdef.json away" in ended.stderr
+
+
+def test_a_log_that_was_begun_anew_tells_of_no_forgery(tmp_path: Path) -> None:
+    """Reports from before its first line, and all of them where there is no log, may well be what drills wrote."""
+    history = History(path=tmp_path)
+    history.drill("full_20261120_020000_abcdef", timedelta(days=2))
+    reports, log = DrillReports(history.repository), AccessLog(history.repository)
+    assert reports.unlogged(log.entries()) == []
+    history.entry(Action.PIN, "full_20261120_020000_abcdef", age=timedelta(days=1))
+    assert reports.unlogged(log.entries()) == []
+    history.drill("full_20261120_020000_abcdef", timedelta(hours=1))
+    (forged,) = reports.unlogged(log.entries())
+    assert forged == reports.all()[0].drill_id
 
 
 def audit(portal: Portal) -> subprocess.CompletedProcess[str]:

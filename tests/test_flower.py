@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import fcntl
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -52,7 +54,7 @@ class FlowerProcess:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
         own = {"CELERY_BROKER_URL": redis.url, "BACKUP_FLOWER_PASSWORD": PASSWORD, "FLOWER_PORT": str(self._port)}
-        self._environ = portal.environ(**own, **environ)
+        self._environ = portal.environ(**(own | environ))
         self._popen: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -66,8 +68,12 @@ class FlowerProcess:
         """Start it, and wait until it answers."""
         before = self.text().count("flower_ready")
         with self._log.open("ab") as log:
-            self._popen = subprocess.Popen([sys.executable, "-m", "worker.flower"], env=self._environ, stderr=log)
+            self.start_with(log.fileno())
         wait_until(lambda: self.text().count("flower_ready") > before)
+
+    def start_with(self, stderr: int) -> None:
+        """Start it with that standard error."""
+        self._popen = subprocess.Popen([sys.executable, "-m", "worker.flower"], env=self._environ, stderr=stderr)
 
     def end(self, number: signal.Signals) -> int:
         """Ask it to end, or make it; its exit code."""
@@ -221,6 +227,37 @@ def test_an_end_that_flower_missed_is_found_out(portal: Portal, redis: EmbeddedR
         result_of(redis, task_id)
         flower.start()
         assert "'backup_id': 'media_" in flower.wait_for(task_id, "SUCCESS")["result"]
+
+
+def test_it_ends_while_the_broker_says_nothing(portal: Portal, redis: EmbeddedRedis) -> None:
+    """SIGTERM ends Flower at once and in good order, whatever its threads wait for."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+        with FlowerProcess(portal, redis, CELERY_BROKER_URL=url) as flower:
+            silent.accept()  # it waits for an answer from here on
+            assert flower.end(signal.SIGTERM) == 0
+            assert "flower_leaving" in flower.text()
+
+
+def test_it_ends_when_nobody_reads_what_it_says(portal: Portal, redis: EmbeddedRedis) -> None:
+    """What holds up its end, such as a log that takes nothing more, holds it up for a few seconds only."""
+    reader, writer = os.pipe()
+    flower = FlowerProcess(portal, redis)
+    try:
+        flower.start_with(writer)
+        said = b""
+        while b"flower_ready" not in said:
+            said += os.read(reader, 1 << 16)
+        os.set_blocking(writer, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(writer, b"\n")
+        os.set_blocking(writer, True)
+        assert flower.end(signal.SIGTERM) == -signal.SIGALRM
+    finally:
+        flower.end(signal.SIGKILL)
+        os.close(reader)
+        os.close(writer)
 
 
 def test_a_restore_from_there_is_refused(portal: Portal, redis: EmbeddedRedis, postgres: EmbeddedPostgres) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from tests.test_backup_command import answer, run
+from tests.commands import answer, run
 from tests.test_backup_job import portal
 from tests.test_health import redis
 from tests.test_notices import Server, server

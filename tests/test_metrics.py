@@ -13,11 +13,12 @@ from urllib.request import urlopen
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from portal.ops.access_log import Action, Outcome
+from portal.ops.access_log import AccessLog, Action, Outcome
 from portal.ops.aftermath import Aftermath
 from portal.ops.errors import RepositoryError
 from portal.ops.metrics import METRICS, READABLE, serve, write_metrics
 from portal.ops.model import BackupType
+from portal.ops.restore_record import RestoreRecord, RestoreRecords, RestoreState
 from portal.ops.status_facts import read_status
 from tests.histories import NOW, History
 
@@ -131,18 +132,41 @@ def test_names_follow_the_conventions() -> None:
         assert not metric.name.endswith(("_total", "_ms", "_mb", "_days", "_hours"))
 
 
-def test_a_pin_is_in_the_metrics_at_once(history: History, tmp_path: Path) -> None:
-    """As after everything else that a person does."""
-    name = history.archive(BackupType.FULL, HOUR)
-    place = tmp_path / "metrics.prom"
+def metrics_after(history: History, place: Path, *arguments: str) -> str:
+    """The metrics that a command leaves, which succeeds."""
     environ = {
         "PATH": os.environ["PATH"],
         "BACKUP_LOCAL_PATH": str(history.path),
         "PORTAL_UPLOAD_DIR": "",
         "BACKUP_METRICS_FILE": str(place),
     }
+    command = [str(OPERATIONS.parents[1] / "tools" / "backup.sh"), *arguments]
+    subprocess.run(command, env=environ, capture_output=True, check=True)
+    return place.read_text()
+
+
+def test_restores_that_are_forgotten_are_in_the_metrics_at_once(history: History, tmp_path: Path) -> None:
+    """A prune forgets old ones after it has ended itself; each is in the access log too."""
+    record = RestoreRecord(
+        restore_id="restore_20240115_120000_abc123",
+        number=1,
+        backup_id=history.archive(BackupType.FULL, HOUR),
+        backup_file="/gone",
+        started="2024-01-15T12:00:00Z",
+        changed="2024-01-15T12:00:00Z",
+        state=RestoreState.APPLIED,
+    )
+    RestoreRecords(history.repository).save(record)
+    text = metrics_after(history, tmp_path / "metrics.prom", "prune")
+    forgotten = list(AccessLog(history.repository).entries())[-1]
+    assert (forgotten.action, forgotten.subject) == (Action.FORGET, record.restore_id)
+    (read,) = re.findall(r"^kekkai_backup_status_timestamp_seconds (\S+)$", text, re.MULTILINE)
+    assert float(read) > forgotten.moment.timestamp()
+
+
+def test_a_pin_is_in_the_metrics_at_once(history: History, tmp_path: Path) -> None:
+    """As after everything else that a person does."""
+    name = history.archive(BackupType.FULL, HOUR)
     for command, pinned in (("pin", 1), ("unpin", 0)):
-        subprocess.run(
-            [OPERATIONS.parents[1] / "tools" / "backup.sh", command, name], env=environ, capture_output=True, check=True
-        )
-        assert f"kekkai_backup_archives_pinned {float(pinned)}" in place.read_text()
+        text = metrics_after(history, tmp_path / "metrics.prom", command, name)
+        assert f"kekkai_backup_archives_pinned {float(pinned)}" in text

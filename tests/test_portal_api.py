@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 from portal.ops.restore import RestoreConfig, RestoreResult, RestoreScope, create_restore_job
+from tests.commands import ROOT, run
 from tests.test_backup_job import Portal, portal, succeeded
 from tools.demo.compare import tree_contents
 
 __all__ = ["portal"]
-
-ROOT = Path(__file__).parents[1]
 
 # From the guide, "Python API"; the paths are replaced by those of the test.
 EXAMPLE = """\
@@ -56,15 +54,7 @@ def test_the_example_of_the_guide(portal: Portal) -> None:
         assert old in program
         program = program.replace(old, new)
     program += "\nassert restore_result.success, restore_result.error\nassert restore_result.dry_run\n"
-    ended = subprocess.run(
-        [sys.executable, "-c", program],
-        env=portal.environ(),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    ended = run("-c", program, environ=portal.environ(), script=Path(sys.executable), cwd=ROOT)
     assert ended.returncode == 0, ended.stderr
     created, checksum, integrity = ended.stdout.splitlines()
     assert re.fullmatch(rf"Backup created: {portal.archives}/full_\d{{8}}_\d{{6}}_[0-9a-f]{{6}}\.tar\.gz", created)

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ import pytest
 from portal.ops.model import BackupType
 from portal.ops.pins import Pins
 from portal.ops.repository import Repository
+from tests.commands import ROOT, done
 from tests.kept import put_archive
 from tests.test_backup_job import Portal, portal
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["portal"]
 
-ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "scripts" / "backup.sh"
 SHORT = {"BACKUP_RETENTION_DAYS": "7", "BACKUP_RETENTION_COUNT": "1"}
 
 
@@ -52,18 +52,9 @@ def put(archives: Path, kind: BackupType, age: float) -> str:
 
 def back_up(environ: dict[str, str], *arguments: str) -> tuple[dict[str, Any], str]:
     """Run a backup that succeeds; its result, and what a person reads."""
-    ended = subprocess.run(
-        [ROOT / "scripts" / "backup.sh", *arguments],
-        env=environ,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert ended.returncode == 0, ended.stderr
-    result: dict[str, Any] = json.loads(ended.stdout)
+    result, said = done(*arguments, environ=environ, script=SCRIPT)
     assert result["success"]
-    return result, ended.stderr
+    return result, said
 
 
 def names(environ: dict[str, str]) -> set[str]:
@@ -138,11 +129,8 @@ def test_a_backup_that_failed_removes_nothing(environ: dict[str, str]) -> None:
     """Who has no new archive keeps the old ones."""
     old = names(environ)
     shutil.rmtree(environ["PORTAL_UPLOAD_DIR"])
-    ended = subprocess.run(
-        [ROOT / "scripts" / "backup.sh", "media"], env=environ, capture_output=True, text=True, check=False, timeout=60
-    )
-    assert ended.returncode == 1
-    assert json.loads(ended.stdout)["pruned"] == []
+    result, _ = done("media", environ=environ, script=SCRIPT, code=1)
+    assert result["pruned"] == []
     assert names(environ) == old
 
 

@@ -16,6 +16,7 @@ import pytest
 from redis import Redis
 
 from portal.ops.verify import Verifier
+from tests.commands import ROOT, done
 from tests.conftest import portal_database_in
 from tests.test_backup_crash import endless_dump
 from tests.test_backup_job import Portal, portal, portal_in
@@ -28,10 +29,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tools.demo.postgres import EmbeddedPostgres
+    from worker.client import Client
 
 __all__ = ["portal"]
 
-TOOLS: Final = Path(__file__).parents[1] / "tools"
+TOOLS: Final = ROOT / "tools"
 TIMEOUT: Final = 120
 
 
@@ -57,17 +59,8 @@ def run(
     portal: Portal, broker: str, command: str, *arguments: str, code: int = 0, **environ: str
 ) -> tuple[dict[str, Any], str]:
     """Run a command without a terminal; its result, and what it told people."""
-    ended = subprocess.run(
-        [TOOLS / command, *arguments],
-        env=portal.environ(CELERY_BROKER_URL=broker, **environ),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-    )
-    assert ended.returncode == code, ended.stderr
-    result: dict[str, Any] = json.loads(ended.stdout)
-    return result, ended.stderr
+    variables = portal.environ(CELERY_BROKER_URL=broker, **environ)
+    return done(*arguments, environ=variables, script=TOOLS / command, code=code)
 
 
 def an_upload(portal: Portal) -> Path:
@@ -258,11 +251,21 @@ class TestNobodyDoesIt:
         assert not list((portal.archives / ".permits").iterdir())
 
     def test_the_broker_is_away(self, portal: Portal) -> None:
-        """It is said at once, with exit code 6 and the way on; and with --local it is done."""
-        away = f"redis+socket://{portal.directory}/nowhere.sock?virtual_host=0"
-        refused, _ = run(portal, away, "backup.sh", "database", code=6)
+        """It is said at once, with exit code 6 and the way on."""
+        refused, _ = run(portal, _nowhere(portal), "backup.sh", "database", code=6)
         assert "the broker does not answer" in refused["error"]
-        assert run(portal, away, "backup.sh", "database", "--local")[0]["success"]
+        assert "--local" in refused["error"]
+
+    def test_a_command_that_does_it_itself_needs_no_broker(self, portal: Portal) -> None:
+        """With --local a backup, a verification and a restore are done while the broker is away."""
+        upload = an_upload(portal)
+        before = upload.read_text()
+        assert run(portal, _nowhere(portal), "backup.sh", "media", "--local")[0]["success"]
+        upload.write_text("changed")
+        assert run(portal, _nowhere(portal), "backup.sh", "verify", "latest", "--local")[0]["success"]
+        restored, _ = run(portal, _nowhere(portal), "restore.sh", "latest", "--media-only", "--force", "--local")
+        assert restored["success"]
+        assert upload.read_text() == before
 
     @pytest.mark.parametrize("wrong", ["", ":guessed@"], ids=["without", "another"])
     @pytest.mark.parametrize("has_results_elsewhere", [False, True], ids=["one-redis", "two-redis"])
@@ -293,6 +296,11 @@ class TestNobodyDoesIt:
             late, _ = run(portal, redis.url, "backup.sh", "full", "--timeout", "2", code=6)
             assert "it goes on" in late["error"]
             assert any(b"sleep" in line for line in worker.processes().values())
+
+
+def _nowhere(portal: Portal) -> str:
+    """A broker that is away."""
+    return f"redis+socket://{portal.directory}/nowhere.sock?virtual_host=0"
 
 
 class TestImpatience:
@@ -328,20 +336,26 @@ class TestImpatience:
                 wait_until(lambda: not [name for name in portal.left() if name.endswith(".partial")])
 
 
+def progress_of(client: Client, task_id: str) -> list[dict[str, Any]]:
+    """What is seen of a task's progress until it has ended."""
+    seen: list[dict[str, Any]] = []
+
+    def is_ended() -> bool:
+        state = client.look(task_id)
+        seen.extend([dict(state.progress)] if state.progress else [])
+        return state.is_ended
+
+    wait_until(is_ended)
+    return seen
+
+
 def test_progress_is_shown(portal: Portal, redis: EmbeddedRedis) -> None:
     """While a worker is at it, phase and bytes are the state of the task."""
     (portal.uploads / "large").write_bytes(Random(1).randbytes(1 << 20) * 400)
     client = client_of(redis)
     with WorkerProcess(portal, redis, "backup"):
         handed, _ = run(portal, redis.url, "backup.sh", "media", "--no-wait")
-        seen: list[dict[str, Any]] = []
-
-        def is_ended() -> bool:
-            state = client.look(handed["task_id"])
-            seen.extend([dict(state.progress)] if state.progress else [])
-            return state.is_ended
-
-        wait_until(is_ended)
+        seen = progress_of(client, handed["task_id"])
     assert any(state["phase"] == "media" and 0 < state["done"] <= state["total"] for state in seen)
 
 
@@ -352,14 +366,7 @@ def test_progress_of_a_restore_is_shown(portal: Portal, redis: EmbeddedRedis) ->
     client = client_of(redis)
     with WorkerProcess(portal, redis, "restore"):
         handed, _ = run(portal, redis.url, "restore.sh", "latest", "--media-only", "--force", "--no-wait")
-        seen: list[dict[str, Any]] = []
-
-        def is_ended() -> bool:
-            state = client.look(handed["task_id"])
-            seen.extend([dict(state.progress)] if state.progress else [])
-            return state.is_ended
-
-        wait_until(is_ended)
+        seen = progress_of(client, handed["task_id"])
     assert any(state["phase"] == "media" and 0 < state["done"] <= state["total"] for state in seen), seen
 
 

@@ -15,8 +15,8 @@ import pytest
 
 from portal.ops.access_log import Action, Outcome
 from portal.ops.model import BackupType, Component
+from tests.commands import answer, run
 from tests.histories import NOW, History
-from tests.test_backup_command import answer, run
 from tools.report import charts
 from tools.report.page import page
 from tools.report.story import longest_ages, read_story

@@ -19,6 +19,8 @@ from portal.ops.access_log import AccessLog, Action
 from portal.ops.archive.opening import open_archive
 from portal.ops.repository import Repository
 from portal.ops.restore import RestoreConfig, RestoreJob
+from tests import commands
+from tests.commands import ROOT
 from tests.test_backup_job import Portal, portal, succeeded
 from tools.demo.compare import table_contents, tree_contents
 
@@ -27,24 +29,13 @@ if TYPE_CHECKING:
 
 __all__ = ["portal"]
 
-ROOT = Path(__file__).parents[1]
-
 
 def run(portal: Portal, *arguments: str, code: int = 0, cwd: Path = ROOT, **more: str) -> dict[str, Any]:
     """Run the command without a terminal; its result."""
-    ended = subprocess.run(
-        [ROOT / "scripts" / "restore.sh", *arguments],
-        env=portal.environ(**more),
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    ended = commands.run(*arguments, environ=portal.environ(**more), script=ROOT / "scripts" / "restore.sh", cwd=cwd)
     assert ended.returncode == code, ended.stderr
-    result: dict[str, Any] = json.loads(ended.stdout)
     assert portal.password not in ended.stdout + ended.stderr
-    return result
+    return commands.answer(ended)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from psycopg.sql import SQL
 
+from portal.ops.access_log import AccessLog
 from portal.ops.errors import ConfigurationError
 from portal.ops.model import RESTORE_DIRECTORY
 from portal.ops.repository import sidecar_of
@@ -574,6 +575,8 @@ class TestForgetting:
         later = world.job(clock=lambda: noon() + timedelta(days=8))
         newest = done(later.restore_media("latest")).restore_id
         assert [one["restore_id"] for one in later.list_restores()] == [newest, younger]
+        logged = AccessLog(later.repository).entries()
+        assert [entry.subject for entry in logged if entry.action == "forget"] == [old]
         assert world.databases() == {world.portal.database.name}
         assert not any(old in name for name in world.stages())
 

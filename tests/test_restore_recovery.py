@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.test_restore_job import World, config_of, world
-from tests.workers import WorkerProcess
+from tests.workers import WorkerProcess, wait_until
 from tools.demo.redis import EmbeddedRedis
 
 if TYPE_CHECKING:
@@ -83,6 +83,15 @@ class TestRecovery:
         """The lane of restores settles it before it takes work, without anybody having asked, and says so."""
         cut_off(world, event)
         with WorkerProcess(world.portal, redis, "restore") as worker:
+            (found,) = worker.events("remains_found")
+            assert said in found["detail"]
+            assert_settled(world, event)
+
+    def test_a_worker_that_runs(self, world: World, redis: EmbeddedRedis, event: str, said: str) -> None:
+        """The lane of restores settles it soon, without anybody having asked, and says so."""
+        with WorkerProcess(world.portal, redis, "restore") as worker:
+            cut_off(world, event)
+            wait_until(lambda: worker.events("remains_found"))
             (found,) = worker.events("remains_found")
             assert said in found["detail"]
             assert_settled(world, event)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from portal.ops.targets.audit_chain import Chain, ChainReport, Continuation
 from portal.ops.targets.file_record import FilesState
 from portal.ops.targets.file_report import FilesReport
+from tests.commands import RESTORE, done
 from tests.test_backup_job import Portal, portal, succeeded
 
 if TYPE_CHECKING:
@@ -18,23 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ["portal"]
 
-ROOT = Path(__file__).parents[1]
-
 
 def restore(portal: Portal, *arguments: str) -> tuple[dict[str, Any], str]:
     """Run the command, which succeeds; its result, and what a person reads."""
-    ended = subprocess.run(
-        [ROOT / "tools" / "restore.sh", *arguments, "--force"],
-        env=portal.environ(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert ended.returncode == 0, ended.stderr
-    result: dict[str, Any] = json.loads(ended.stdout)
-    return result, ended.stderr
+    return done(*arguments, "--force", environ=portal.environ(), script=RESTORE)
 
 
 def test_a_log_that_goes_on(portal: Portal) -> None:

@@ -199,15 +199,13 @@ class TestPolicies:
     def test_the_environment(self) -> None:
         """The settings become a policy."""
         found = load_settings({"BACKUP_RETENTION_DAYS": "7", "BACKUP_KEEP_WEEKLY": "4"}, str)
-        policy = RetentionPolicy.from_settings(found.retention)
-        assert policy.of(FULL) == RetentionRule(days=7, count=10, weekly=4)
+        assert BackupConfig.from_settings(found).retention.of(FULL) == RetentionRule(days=7, count=10, weekly=4)
 
     def test_rules_of_types_in_the_environment(self) -> None:
         """A type's own rule is what it says; the general days and count are in it only where it names neither."""
         text = "database: count 48, hourly 24 ; Media: days 7;full: weekly 8, monthly 12;"
         found = load_settings({"BACKUP_RETENTION_RULES": text, "BACKUP_KEEP_DAILY": "3"}, str)
-        policy = RetentionPolicy.from_settings(found.retention)
-        assert policy.rules == BackupConfig.from_settings(found).retention.rules
+        policy = BackupConfig.from_settings(found).retention
         assert policy.of(DATABASE) == RetentionRule(days=0, count=48, hourly=24)
         assert policy.of(MEDIA) == RetentionRule(days=7, count=0)
         assert policy.of(FULL) == RetentionRule(days=30, count=10, weekly=8, monthly=12)
@@ -218,11 +216,13 @@ class TestPolicies:
         [
             ("weekly 8", "a rule for 'weekly 8', which is none of full, database"),
             ("media: days 7; media: days 8", "two rules for media"),
-            ("media: days", "says 'days', and not something such as 'days 7'"),
+            ("media: days", "says 'days' for media, and not something such as 'days 7'"),
             ("media:", "says ''"),
             ("media: years 7", "says 'years 7'"),
             ("media: days -1", "says 'days -1'"),
-            ("media: days 7, days 8", "says days twice"),
+            ("media: days 7, days 8", "says days twice for media"),
+            ("full: count 1000000", "says 'count 1000000' for full, .* the numbers less than 1000000"),
+            ("full: weekly 8; media: days 0", "the rule for media keeps nothing"),
             ("music: days 7; media: weeks 1", "none of full, database, media, audit_logs; it says 'weeks 1'"),
         ],
     )
@@ -232,11 +232,32 @@ class TestPolicies:
             load_settings({"BACKUP_RETENTION_RULES": text}, str)
         assert "BACKUP_RETENTION_RULES" in str(caught.value)
 
+    def test_a_rule_that_keeps_nothing_is_one_fault_of_many(self) -> None:
+        """It is told with all others; also where the general days and count, which it has, are 0."""
+        environ = {
+            "BACKUP_RETENTION_RULES": "media: hourly 0; full: count 0; database: daily 1",
+            "BACKUP_RETENTION_DAYS": "0",
+            "BACKUP_RETENTION_COUNT": "0",
+            "BACKUP_KEEP_DAILY": "7",
+            "BACKUP_KEEP_WEEKLY": "1000001",
+        }
+        with pytest.raises(ConfigurationError) as caught:
+            load_settings(environ, str)
+        assert [line.strip() for line in caught.value.message.splitlines()[1:]] == [
+            "BACKUP_KEEP_WEEKLY: '1000001' is not a whole number from 0 to 1000000",
+            *(
+                f"BACKUP_RETENTION_RULES: the rule for {kind} keeps nothing: every number in it is 0; "
+                "expected one that is more than 0"
+                for kind in ("media", "full")
+            ),
+        ]
+
     @pytest.mark.parametrize("rules", [{"media": {"days": 0}}, {"music": {"days": 7}}, {"media": {"centuries": 7}}])
     def test_rules_that_programs_give(self, rules: dict[str, dict[str, int]]) -> None:
-        """Whoever configures a job is told likewise."""
-        with pytest.raises(ConfigurationError):
+        """Whoever configures a job is told likewise, of which type, and with a hint."""
+        with pytest.raises(ConfigurationError, match=f"for {next(iter(rules))}") as caught:
             _ = BackupConfig(retention_rules=rules).retention
+        assert "BACKUP_KEEP" not in caught.value.hint
 
     def test_there_can_be_a_rule_for_every_type_and_number(self) -> None:
         """The words of the setting are the types and numbers that there are."""

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from portal.ops.access_log import AccessLog, Action, Outcome
 from portal.ops.failures import unanswered
-from portal.ops.forecast import forecast
+from portal.ops.forecast import Forecast, Usage, forecast
 from portal.ops.model import BackupType, Component
+from portal.ops.repository import sidecar_of
 from portal.ops.status import span
 from portal.ops.status_facts import read_status
 from portal.ops.status_text import status_lines
+from tests.commands import answer, run
 from tests.histories import NOW, History
-from tests.test_backup_command import answer, run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,6 +37,10 @@ def history(tmp_path: Path) -> History:
 
 def status_of(history: History, **variables: str) -> Status:
     return read_status(history.settings(**variables), NOW)
+
+
+def foreseen(daily: list[int], free: int, kept_days: int | None) -> Forecast | None:
+    return forecast([Usage(daily=tuple(daily), kept_days=kept_days)], free=free)
 
 
 def missed(status: Status) -> set[str]:
@@ -73,6 +78,22 @@ class TestTargets:
         status = status_of(history)
         assert "rpo_database" in missed(status)
         assert status.facts.damaged == (damaged,)
+
+    def test_a_broken_chain_is_named(self, history: History) -> None:
+        """What stands on an archive that is gone, or that is not whole, counts for nothing, and the status says why."""
+        history.archive(BackupType.FULL, 30 * HOUR)
+        lost = "media_20261121_100000_abcdef"
+        tip, middle = (history.archive(BackupType.MEDIA, age * HOUR, parent=lost) for age in (1, 2))
+        alone = history.archive(BackupType.DATABASE, HOUR)
+        sidecar_of(history.path / f"{alone}.tar.gz").unlink()
+        status = status_of(history)
+        assert {"rpo_database", "rpo_media"} <= missed(status)
+        gone, no_sidecar = f"it needs {lost}, which is gone", f"there is no {alone}.tar.gz.sha256 beside it"
+        found = {one["fault"]: one["archives"] for one in status.to_dict()["not_whole"]}
+        assert found == {gone: [tip, middle], no_sidecar: [alone]}
+        text = "\n".join(status_lines(status))
+        assert f"{tip} and 1 older: {gone}" in text
+        assert f"{alone}: {no_sidecar}" in text
 
     def test_a_verification_of_other_bytes_does_not_count(self, history: History) -> None:
         """What was found of a file that had another checksum says nothing of this one."""
@@ -186,31 +207,31 @@ class TestSpace:
 
     def test_a_steady_pace_without_removals_ends_when_the_space_does(self) -> None:
         """Ten a day, and a hundred free."""
-        found = forecast([10] * 20, free=100, kept_days=None)
+        found = foreseen([10] * 20, 100, None)
         assert found is not None
         assert (found.added_per_day, found.days_left) == (10, 10)
 
     def test_what_retention_removes_makes_it_last(self) -> None:
         """As much goes as comes."""
-        found = forecast([10] * 30, free=100, kept_days=30)
+        found = foreseen([10] * 30, 100, 30)
         assert found is not None
         assert found.days_left is None
 
     def test_growth_ends_the_space_all_the_same(self) -> None:
         """Where each day takes more than the one that is removed, it runs out."""
-        found = forecast([100 + 10 * day for day in range(60)], free=5000, kept_days=30)
+        found = foreseen([100 + 10 * day for day in range(60)], 5000, 30)
         assert found is not None
         assert found.days_left is not None
 
     def test_one_large_day_changes_little(self) -> None:
         """An outlier in a month does not change what a usual day takes."""
-        usual = forecast([10] * 28, free=1000, kept_days=None)
-        outlier = forecast([10] * 20 + [10_000] + [10] * 7, free=1000, kept_days=None)
+        usual = foreseen([10] * 28, 1000, None)
+        outlier = foreseen([10] * 20 + [10_000] + [10] * 7, 1000, None)
         assert usual == outlier
 
     def test_a_weekly_backup_is_a_seventh_a_day(self) -> None:
         """Days without a backup do not make the pace nothing."""
-        found = forecast([70, 0, 0, 0, 0, 0, 0] * 4, free=1000, kept_days=None)
+        found = foreseen([70, 0, 0, 0, 0, 0, 0] * 4, 1000, None)
         assert found is not None
         assert found.added_per_day == 10
 
@@ -221,10 +242,45 @@ class TestSpace:
             history.archive(BackupType.FULL, day * DAY, size=free.f_bavail * free.f_frsize // 5)
         assert "space" in missed(status_of(history, BACKUP_SCHEDULE_PRUNE="off"))
 
+    def test_each_type_is_kept_by_its_own_rule(self) -> None:
+        """What one type adds without an end is not held against what leaves of another."""
+        kept, leaving = Usage(daily=(10,) * 30), Usage(daily=(90,) * 30, kept_days=7)
+        found = forecast([kept, leaving], free=100)
+        assert found is not None
+        assert (found.added_per_day, found.days_left) == (100, 10)
+
+    @pytest.mark.parametrize(
+        ("rules", "kept_days"),
+        [
+            ("", {28, 10}),
+            ("database: days 3", {28, 3}),
+            ("database: count 12; full: days 1", {1, 5}),
+            ("full: count 24", {67, 10}),
+        ],
+        ids=["the general one", "days", "count", "a count that is not reached"],
+    )
+    def test_the_rules_of_types_are_looked_at(self, history: History, rules: str, kept_days: set[int]) -> None:
+        """A count is as many days as so many backups take."""
+        for number in range(12):
+            history.archive(BackupType.FULL, 3 * number * DAY + HOUR)
+            history.archive(BackupType.DATABASE, number * DAY / 2.5)
+        found = status_of(history, BACKUP_RETENTION_DAYS="10", BACKUP_RETENTION_RULES=rules).facts.usages
+        assert {usage.kept_days for usage in found} == kept_days
+
+    @pytest.mark.parametrize(
+        "variables",
+        [{"BACKUP_SCHEDULE_PRUNE": "off"}, {"BACKUP_RETENTION_DAYS": "0", "BACKUP_RETENTION_COUNT": "0"}],
+        ids=["no prune", "a policy that is refused"],
+    )
+    def test_where_nothing_is_removed_all_stays(self, history: History, variables: dict[str, str]) -> None:
+        """Then the outlook reckons with no removal."""
+        history.archive(BackupType.FULL, HOUR)
+        assert [usage.kept_days for usage in status_of(history, **variables).facts.usages] == [None]
+
     @given(st.lists(st.integers(0, 10**12), max_size=90), st.integers(0, 10**15), st.none() | st.integers(0, 400))
     def test_any_history_has_an_outlook(self, daily: list[int], free: int, kept_days: int | None) -> None:
         """Nothing breaks it, and the days left are none or a number that makes sense."""
-        found = forecast(daily, free=free, kept_days=kept_days)
+        found = foreseen(daily, free, kept_days)
         assert (found is None) == (len(daily) < 3)
         assert found is None or found.days_left is None or 0 <= found.days_left < 3650
 

@@ -6,6 +6,7 @@ left.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -20,13 +21,17 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from portal.ops.access_log import AccessLog, Action, Outcome
+from portal.ops.settings import load_settings
 from portal.ops.verify import Verifier
 from tests.test_backup_crash import LONG, SEED, lock_is_free
 from tests.test_backup_job import BIG_TABLE, Portal, execute, portal_in
 from tests.test_postgres_source import no_session_soon
 from tests.workers import MOMENT, WorkerProcess, client_of, queued, result_of, submit, unacknowledged, wait_until
 from tools.demo.redis import EmbeddedRedis
+from worker.app import make_app
 from worker.names import Lane, TaskName
+from worker.permit import Permits
+from worker.progress import STATE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -228,10 +233,91 @@ def test_a_task_that_does_not_hear_is_killed_with_its_children(portal: Portal) -
         os.kill(deaf, signal.SIGSTOP)
         late = result_of(redis, task_id)
         assert (late.result["success"], late.exit_code) == (False, 1)
-        assert "TimeLimitExceeded" in late.result["error"]
+        assert "took longer than a task may" in late.result["error"]
+        assert "BACKUP_TASK_TIMEOUT" in late.result["error"]
         wait_until(lambda: deaf not in worker.processes())
         wait_until(lambda: not any(b"sleep" in line or b"pg_dump" in line for line in worker.processes().values()))
         wait_until(lambda: lock_is_free(portal))
+
+
+def test_what_a_killed_backup_leaves_is_swept_and_told(portal: Portal) -> None:
+    """A backup that the hard time limit has killed is in the access log, once; nothing of it stays."""
+    with (
+        EmbeddedRedis() as redis,
+        WorkerProcess(portal, redis, "backup", "--processes", "1", **slow(portal), BACKUP_TASK_TIMEOUT="10") as worker,
+    ):
+        task_id = submit(redis, TaskName.BACKUP_FULL, "deaf", moment=MOMENT, actor="ada")
+        wait_until(lambda: any(b"sleep" in line for line in worker.processes().values()))
+        (deaf,) = [pid for pid in worker.pool() if _has_children(pid)]
+        os.kill(deaf, signal.SIGSTOP)
+        assert result_of(redis, task_id).is_ended
+        wait_until(lambda: is_settled(portal))
+    (entry,) = AccessLog(portal.job().repository).entries()
+    assert (entry.who, entry.action, entry.outcome) == ("ada", Action.BACKUP, Outcome.FAILED)
+    assert entry.subject.startswith("full_20261122_020000_")
+    assert entry.details["task_id"] == task_id
+    assert "took longer than a task may" in entry.details["error"]
+
+
+def test_a_killed_restore_is_told_and_its_permit_used_up(portal: Portal) -> None:
+    """A restore that the hard time limit has killed is in the access log, once, and cannot be done by its permit."""
+    archive = Path(portal.job().backup_full().destination_path or "")
+    permits = portal.archives / ".permits"
+    given = {"archive": "latest", "moment": MOMENT, "scope": "media"}
+    environ = {"BACKUP_LOCK_TIMEOUT": "60", "BACKUP_TASK_TIMEOUT": "10"}
+    with (
+        EmbeddedRedis() as redis,
+        WorkerProcess(portal, redis, "restore", **environ) as worker,
+        archive.open("rb") as held,
+    ):
+        fcntl.flock(held, fcntl.LOCK_EX)
+        Permits(portal.archives).grant(TaskName.RESTORE_ARCHIVE, "deaf", given)
+        submit(redis, TaskName.RESTORE_ARCHIVE, "deaf", **given)
+        wait_until(lambda: list(permits.glob("*.begun")))
+        for pid in worker.pool():
+            os.kill(pid, signal.SIGSTOP)
+        assert not result_of(redis, "deaf").result["success"]
+        wait_until(lambda: is_settled(portal))
+        assert not list(permits.iterdir())
+    (entry,) = (one for one in AccessLog(portal.job().repository).entries() if one.action is Action.RESTORE)
+    assert (entry.outcome, entry.details["task_id"]) == (Outcome.FAILED, "deaf")
+
+
+def test_a_late_word_of_progress_does_not_hide_the_end(portal: Portal) -> None:
+    """A process that says how far it is once its end was told, right before its kill, leaves nobody waiting."""
+    delivery = portal.archives / ".deliveries" / "deaf"
+    delivery.parent.mkdir(parents=True)
+    delivery.write_text(".")
+    killed = {"name": "backup.full", "task_id": "deaf", "given": {"moment": MOMENT}}
+    with EmbeddedRedis() as redis:
+        backend = make_app(load_settings({"CELERY_BROKER_URL": redis.url}, lambda _: "").worker).backend
+        backend.store_result("deaf", {"phase": "database", "done": 1, "total": None}, STATE)
+        assert client_of(redis).look("deaf").progress
+        subprocess.run(
+            [sys.executable, "-I", "-m", "worker.recovery", "backup"],
+            input=json.dumps(killed) + "\n",
+            env=portal.environ(CELERY_BROKER_URL=redis.url),
+            text=True,
+            check=True,
+        )
+        late = client_of(redis).look("deaf")
+    assert (late.is_ended, late.exit_code) == (True, 1)
+    assert "backup.full took longer than a task may" in late.result["error"]
+    assert not delivery.exists()
+
+
+def test_a_lane_goes_on_looking_for_abandoned_messages(portal: Portal) -> None:
+    """What makes no sense in the broker is said, and does not end the looking."""
+    from redis import Redis
+
+    with (
+        EmbeddedRedis() as redis,
+        WorkerProcess(portal, redis, "maintenance") as worker,
+        Redis(unix_socket_path=str(redis.socket)) as connection,
+    ):
+        connection.set("celery-task-meta-odd", "no result")
+        connection.hset("unacked", "odd", json.dumps([{"headers": {"id": "odd"}}, "", "maintenance"]))
+        wait_until(lambda: worker.text().count('"recovery_failed"') > 1)
 
 
 def test_a_worker_sweeps_what_an_earlier_one_left(portal: Portal) -> None:

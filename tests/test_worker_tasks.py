@@ -298,6 +298,21 @@ def test_a_restore_does_not_wait_behind_verifications(portal: Portal, redis: Emb
     assert upload.read_text() != "changed"
 
 
+@pytest.mark.parametrize("wrong", ["restores", "--processes=0"])
+def test_a_worker_that_is_started_wrongly_says_how_to_start_it(portal: Portal, wrong: str) -> None:
+    """A lane that there is not, and a number of processes that cannot be, end with exit code 2 and what there is."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "worker", wrong],
+        env=portal.environ(CELERY_BROKER_URL="redis://127.0.0.1:1"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert "'backup', 'restore', 'maintenance'" in ended.stderr or "at least 1" in ended.stderr
+    assert "<" not in ended.stderr
+
+
 def restore(portal: Portal, redis: EmbeddedRedis, task_id: str, **arguments: Any) -> str:
     """Ask for a restore as the command does."""
     given = {"archive": "latest", "moment": MOMENT, "scope": "media", **arguments}

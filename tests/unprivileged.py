@@ -13,13 +13,16 @@ if TYPE_CHECKING:
 NOBODY: Final = 65534
 
 
-def done_by_nobody(directory: Path, work: Callable[[], Any]) -> None:
+def done_by_nobody(directory: Path, work: Callable[[], Any], *, but: Path | None = None) -> None:
     """Do some work in a process of its own, in a directory that is given to its user with all that is in it.
 
     The work names files relative to the directory: what is above it may be closed to that user.
+
+    Arguments:
+        but: a path that stays whose it is.
     """
     if os.geteuid() == 0:
-        for path in (directory, *directory.rglob("*")):
+        for path in {directory, *directory.rglob("*")} - {but}:
             os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
     child = os.fork()
     if child == 0:

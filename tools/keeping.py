@@ -89,11 +89,13 @@ def _prune(arguments: argparse.Namespace) -> int:
 
 def forget_restores(settings: Settings) -> list[str]:
     """Remove what takes old restores back; what was done, in words. A failure of that is only told."""
+    from portal.ops.aftermath import Aftermath
     from portal.ops.errors import OpsError
     from portal.ops.restore import RestoreConfig, RestoreJob
 
     try:
-        return list(RestoreJob(RestoreConfig.from_settings(settings), actor=person()).forget_old())
+        config, observer = RestoreConfig.from_settings(settings), Aftermath(settings)
+        return list(RestoreJob(config, actor=person(), observer=observer).forget_old())
     except OpsError as error:
         return [f"what takes old restores back was not looked at: {error}"]
 
@@ -183,6 +185,7 @@ def tell_of_drill(result: Mapping[str, Any]) -> None:
 
 def _audit(arguments: argparse.Namespace) -> int:
     from portal.ops.access_log import AccessLog
+    from portal.ops.drill_report import DIRECTORY as DRILLS
     from portal.ops.drill_report import DrillReports
 
     repository = _repository(_settings())
@@ -196,12 +199,22 @@ def _audit(arguments: argparse.Namespace) -> int:
     facts: dict[str, Any] = {"success": True}
     if arguments.verify:
         report = log.verify()
-        altered = DrillReports(repository).altered(log.entries())
-        facts = {"success": report.intact and not altered, "verification": report.to_dict(), "altered_drills": altered}
+        reports = DrillReports(repository)
+        altered, unlogged = reports.altered(log.entries()), reports.unlogged(log.entries())
+        facts = {
+            "success": report.intact and not altered and not unlogged,
+            "verification": report.to_dict(),
+            "altered_drills": altered,
+            "unlogged_drills": unlogged,
+        }
         for fault in report.faults:
             say(f"fault: {fault}")
         for drill_id in altered:
             say(f"fault: the report of {drill_id} is not what was written when it ended")
+        for drill_id in unlogged:
+            say(f"fault: the log has no drill for the report {drill_id}: it was put in, or the drill was killed")
+        for drill_id in (*altered, *unlogged):
+            say(f"  hint: Move {DRILLS}/{drill_id}.json away from the repository, then: './tools/backup.sh drill'.")
         for note in report.notes:
             say(f"note: {note}")
         number, last = report.last

@@ -56,7 +56,7 @@ def add_options(parser: argparse.ArgumentParser, *, with_wait: bool = False) -> 
         with_wait: a task that was handed over before can be waited for.
     """
     group = parser.add_argument_group("where CELERY_BROKER_URL names a broker, a worker does the work")
-    group.add_argument("--local", action="store_true", help="do it here, without a worker")
+    group.add_argument("--local", action="store_true", help="do it here, without broker and worker")
     group.add_argument("--no-wait", action="store_true", help="hand it over, print the task's id, and end")
     if with_wait:
         group.add_argument("--wait", metavar="TASK_ID", help="wait for a task that was handed over before")
@@ -298,25 +298,23 @@ class Errand:
     def _leave(self, stopped: StoppedError) -> None:
         """Somebody has had enough: ask whether the task is to go on; without a person to ask, it does."""
         is_asked = stopped.number == signal.SIGINT and sys.stdin.isatty()
-        goes_on = f"the worker goes on\n  hint: {self._later()}"
-        if is_asked and self._is_left_running():
-            stopped.outcome = goes_on
-        elif self.withdraw():
+        is_left = is_asked and self._is_left_running()
+        if not is_left and self.withdraw():
             stopped.outcome = _WITHDRAWN
-        elif is_asked:
-            stopped.outcome = self._stop()
+        elif is_asked and not is_left:
+            stopped.outcome, stopped.hint = self._stop()
         else:
-            stopped.outcome = goes_on
+            stopped.outcome, stopped.hint = "the worker goes on", self._later()
 
-    def _stop(self) -> str:
-        """Tell the worker to stop; what came of that."""
+    def _stop(self) -> tuple[str, str]:
+        """Tell the worker to stop; what came of that, and what to do next."""
         from worker.errors import BrokerAwayError
 
         try:
             self.client.stop(self.task_id)
         except BrokerAwayError as error:
-            return f"the worker could not be told to stop: {error}"
-        return "the worker was told to stop, and takes back what it had begun"
+            return f"the worker could not be told to stop: {error.message}", f"{error.hint} {self._later()}"
+        return "the worker was told to stop, and takes back what it had begun", "Start it again to have it done."
 
     def _is_left_running(self) -> bool:
         say("\nLeave the task running? Type no to stop it, anything else to leave it: ")

@@ -43,6 +43,7 @@ class StoppedError(BaseException):
     def __init__(self, number: int) -> None:
         self.number = number
         self.outcome = "what was not finished has been taken back"
+        self.hint = "Start it again to have it done."
 
 
 class Bar:
@@ -216,7 +217,7 @@ def run_command(main: Callable[[], int]) -> NoReturn:
         _fail(str(error))
         code = error.exit_code
     except StoppedError as stopped:
-        _fail(f"stopped by {signal.Signals(stopped.number).name}: {stopped.outcome}")
+        _fail(f"stopped by {signal.Signals(stopped.number).name}: {stopped.outcome}\n  hint: {stopped.hint}")
         code = 128 + stopped.number
     except BrokenPipeError:
         _hush(sys.stdout)
@@ -225,9 +226,11 @@ def run_command(main: Callable[[], int]) -> NoReturn:
         code = OpsError.exit_code
         if error.filename is None:
             _hush(sys.stdout)
-            say_error(f"the result cannot be written to standard output: {error.strerror}")
+            said = f"the result cannot be written to standard output: {error.strerror}"
+            say_error(f"{said}\n  hint: It is done all the same: './tools/backup.sh audit' shows how it ended.")
         else:
-            _fail(f"the operating system refused: {error.strerror} ({error.filename})")
+            said = f"the operating system refused: {error.strerror} ({error.filename})"
+            _fail(f"{said}\n  hint: Look at that file, its permissions and its disk, then start it again.")
     sys.exit(code)
 
 

@@ -70,10 +70,20 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m worker", description="Take backup and restore tasks off the queue."
     )
     parser.add_argument(
-        "lanes", nargs="*", metavar="LANE", choices=[*Lane, []], help=f"which work: {', '.join(Lane)} (default: all)"
+        "lanes",
+        nargs="*",
+        metavar="LANE",
+        choices=[*map(str, Lane), []],
+        help=f"which work: {', '.join(Lane)} (default: all)",
     )
-    parser.add_argument("--processes", type=int, metavar="N", help="tasks that a lane works on at once")
+    parser.add_argument("--processes", type=_number, metavar="N", help="tasks that a lane works on at once")
     return parser
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number of processes; it is at least 1")
+    return int(text)
 
 
 def _start(lane: Lane, processes: int | None) -> subprocess.Popen[bytes]:

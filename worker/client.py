@@ -14,13 +14,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from celery import states
+from celery.exceptions import TimeLimitExceeded
 from kombu.exceptions import OperationalError
 from redis import RedisError
 from redis.exceptions import AuthenticationError, NoPermissionError
 
 from worker.app import make_app
 from worker.configuration import RESULT_SECONDS
-from worker.errors import EXIT_CODE, BrokerAwayError, BrokerRefusesError, OperationFailedError
+from worker.errors import EXIT_CODE, BrokerAwayError, BrokerRefusesError, OperationFailedError, too_slow
 from worker.names import TaskName
 from worker.progress import STATE
 
@@ -227,6 +228,8 @@ def _ended(status: str, result: Any, name: str) -> TaskState:
         said = dict(result.result)
     elif status == states.REVOKED:
         said = {"success": False, "error": "the task was stopped; what it had begun was taken back", EXIT_CODE: 1}
+    elif isinstance(result, TimeLimitExceeded):
+        said = {"success": False, "error": str(too_slow(name or "the task", "killed")), EXIT_CODE: 1}
     else:
         hint = "The worker's log says more; start it again."
         said = {"success": False, "error": f"the worker could not do it: {result}\n  hint: {hint}", EXIT_CODE: 1}
@@ -255,10 +258,11 @@ def _explained(error: BaseException) -> BrokerAwayError:
         reason = reason.__cause__
     if reason is None:
         return BrokerAwayError(
-            "the broker does not answer", hint="Look at CELERY_BROKER_URL and at Redis; --local does it without them."
+            "the broker does not answer",
+            hint="Look at CELERY_BROKER_URL and at Redis; --local needs neither broker nor worker.",
         )
     return BrokerRefusesError(
         f"the broker refuses the user or the password ({str(reason).rstrip('.')})",
         hint="Look at user and password in CELERY_BROKER_URL, or in the file of CELERY_BROKER_URL_FILE, and at what "
-        "Redis lets that user do; --local does it without them.",
+        "Redis lets that user do; --local needs neither broker nor worker.",
     )

@@ -1,4 +1,4 @@
-"""How Celery is set up: every setting that differs from its default, with the reason."""
+"""How Celery is set up: every setting that differs from its default, or has to stay as it is, with the reason."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def configuration(settings: WorkerSettings) -> dict[str, Any]:
     broker = settings.broker_url.reveal() if settings.broker_url else ""
     results = settings.result_backend.reveal() if settings.result_backend else broker
     return {
+        # Results stand where the messages are, unless somebody wants them elsewhere.
         "broker_url": broker,
         "result_backend": results,
         **_messages(),
@@ -54,9 +55,11 @@ def _deliveries(settings: WorkerSettings, keepalive: bool) -> dict[str, Any]:
         "task_reject_on_worker_lost": True,
         # Nobody takes a message that somebody else could work on now.
         "worker_prefetch_multiplier": 1,
-        # What is not acknowledged by then comes back; it must not while the work is still going on.
+        # A task is asked to take back its work, and killed where it does not.
         "task_time_limit": settings.task_timeout,
         "task_soft_time_limit": max(settings.task_timeout - SOFT_SECONDS, settings.task_timeout // 2),
+        # What is not acknowledged by then comes back; it must not while the work is still going on. The rest finds out
+        # that the broker is gone, also where nothing says so.
         "broker_transport_options": {
             "visibility_timeout": settings.task_timeout + _LATE_SECONDS,
             "socket_connect_timeout": _ANSWER_SECONDS,
@@ -74,12 +77,14 @@ def _deliveries(settings: WorkerSettings, keepalive: bool) -> dict[str, Any]:
 
 def _results(keepalive: bool) -> dict[str, Any]:
     return {
+        # A week is enough to ask what became of something, and Redis does not grow for ever.
         "result_expires": RESULT_SECONDS,
         # Names and arguments are kept with a result, so that a person can tell what it is the result of.
         "result_extended": True,
         # A result that cannot be stored at once is stored as soon as there is somebody to store it.
         "result_backend_always_retry": True,
         "result_backend_max_retries": 120,
+        # As for the broker: who has gone without a word is found out.
         "redis_socket_connect_timeout": _ANSWER_SECONDS,
         "redis_socket_timeout": 30,
         "redis_socket_keepalive": keepalive,
@@ -92,14 +97,16 @@ def _results(keepalive: bool) -> dict[str, Any]:
 
 def _queues() -> dict[str, Any]:
     return {
+        # Each task goes to its lane, whoever sends it.
         "task_routes": {name.value: {"queue": name.lane.value} for name in TaskName},
+        # To Celery's own default, a queue named `celery`, nobody would listen.
         "task_default_queue": Lane.MAINTENANCE.value,
-        "task_create_missing_queues": True,
     }
 
 
 def _worker(settings: WorkerSettings) -> dict[str, Any]:
     return {
+        # A worker knows the tasks; who only sends them does not load what does them.
         "imports": ["worker.tasks"],
         # SIGTERM (as SIGQUIT: see `__main__`) gives a task this long, then it goes back to the queue.
         "worker_soft_shutdown_timeout": settings.shutdown_grace,
@@ -108,6 +115,4 @@ def _worker(settings: WorkerSettings) -> dict[str, Any]:
         "worker_redirect_stdouts": False,
         # What leaks a little is gone after a while.
         "worker_max_tasks_per_child": 1000,
-        "timezone": "UTC",
-        "enable_utc": True,
     }

@@ -47,8 +47,10 @@ def sole_delivery(repository: Path, task_id: str) -> Iterator[int]:
         _count(descriptor)
         yield max(1, os.fstat(descriptor).st_size)
     finally:  # reached however the work ends, but for a process that is killed
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
+        try:
+            path.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
 
 
 def _count(descriptor: int) -> None:

@@ -41,6 +41,19 @@ class RefusedError(ConfigurationError):
     """A task asks for what no task may ask for."""
 
 
+def too_slow(name: str, end: str) -> OpsError:
+    """What a task ends with whose time is up.
+
+    Arguments:
+        name: which task it was.
+        end: what became of it.
+    """
+    return OpsError(
+        f"{name} took longer than a task may, and was {end}",
+        hint="Find out what it waited for (the worker's log), or give it more time with BACKUP_TASK_TIMEOUT.",
+    )
+
+
 class OperationFailedError(Exception):
     """How a task ends that did not succeed: carries the engine's result, and shows itself as its error.
 

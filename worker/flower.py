@@ -40,6 +40,7 @@ _COLUMNS: Final = "name,uuid,state,args,kwargs,result,received,started,runtime,w
 _SAVE_MILLISECONDS: Final = 10_000
 _MOST_TASKS: Final = 10_000
 _FORGET_WORKER_SECONDS: Final = 3600
+_END_SECONDS: Final = 5
 
 
 def run(settings: Settings) -> None:
@@ -60,8 +61,13 @@ def run(settings: Settings) -> None:
     _choose_options(settings.local_path)
     options.basic_auth = [f"{USER}:{settings.worker.flower_password.reveal()}"]
     flower = Flower(capp=app, options=options, **web_settings)
+
+    def end(*_: object) -> None:
+        signal.alarm(_END_SECONDS)  # ends the process, should anything hold up what follows
+        flower.io_loop.add_callback_from_signal(flower.io_loop.stop)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: flower.io_loop.add_callback_from_signal(flower.io_loop.stop))
+        signal.signal(number, end)
     port = _listen(flower)
     log.info("flower_ready", address=options.address, port=port, user=USER, read_only=options.read_only)
     following = follow(flower)
@@ -122,7 +128,7 @@ def main() -> int:
     except OpsError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
-    return 0
+    os._exit(0)  # Python would wait for threads, and these for an answer of the broker
 
 
 if __name__ == "__main__":

@@ -121,7 +121,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m worker.health", description="Do the workers do what they are given?"
     )
-    parser.add_argument("lanes", nargs="*", metavar="LANE", choices=[*Lane, []], help=f"which: {', '.join(Lane)} (all)")
+    parser.add_argument(
+        "lanes",
+        nargs="*",
+        metavar="LANE",
+        choices=[*map(str, Lane), []],
+        help=f"which: {', '.join(Lane)} (all)",
+    )
     lanes = [Lane(name) for name in parser.parse_args().lanes] or list(Lane)
     try:
         found = check_lanes(Client(load_settings(os.environ, read_text).worker), lanes)

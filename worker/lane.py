@@ -16,7 +16,7 @@ from worker.app import make_app
 from worker.event_batches import EventBatches
 from worker.logs import log_to_standard_error
 from worker.names import Lane
-from worker.recovery import tidy, watch
+from worker.recovery import follow_kills, tidy, watch
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -37,6 +37,7 @@ def run_lane(lane: Lane, processes: int) -> int:
     app = make_app(settings.worker)
     app.steps["consumer"].add(EventBatches)
     tidy(settings, lane)
+    follow_kills(lane)
     _follow(app, settings, lane)
     worker = app.Worker(
         hostname=f"{lane.value}@{os.uname().nodename}",

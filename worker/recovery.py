@@ -7,34 +7,49 @@ on its delivery tells at once that nobody works on it any more.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
+import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from celery import states
+from celery.exceptions import TimeLimitExceeded
+from celery.signals import task_failure
 from kombu.exceptions import OperationalError
 from redis import RedisError
 
 from portal.ops.drill import DrillJob
 from portal.ops.errors import OpsError
-from portal.ops.logs import engine_log
+from portal.ops.job import read_text
+from portal.ops.logs import configure_logging, engine_log
 from portal.ops.repository import Repository
 from portal.ops.restore import RestoreJob
 from portal.ops.restore_model import RestoreConfig
+from portal.ops.restore_record import RestoreRecords
+from portal.ops.settings import load_settings
+from worker.app import make_app
 from worker.configuration import RESULT_SECONDS
-from worker.delivery import forget_old, is_abandoned, is_begun
-from worker.names import Lane
+from worker.delivery import forget_old, is_abandoned, is_begun, sole_delivery
+from worker.errors import OperationFailedError, too_slow
+from worker.names import Lane, TaskName
+from worker.operations import Outcome, write_down
+from worker.permit import Permits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    from celery import Celery
+    from celery import Celery, Task
 
     from portal.ops.settings import Settings
 
 log = engine_log("worker.recovery")
 
 _EVERY_SECONDS: Final = 5.0
+_AGAIN_SECONDS: Final = 60.0
+"""A restore that could be neither finished nor undone is left alone for so long."""
 
 
 def tidy(settings: Settings, lane: Lane) -> None:
@@ -78,7 +93,7 @@ def requeue(app: Celery, settings: Settings, lane: Lane, *, at_start: bool) -> i
             task_id, queue = _task_of(text)
             if queue != lane.value or not task_id:
                 continue
-            idle = not is_begun(settings.local_path, task_id) and (at_start or _has_result(app, task_id))
+            idle = not is_begun(settings.local_path, task_id) and (at_start or _has_result(app.backend, task_id))
             if idle or is_abandoned(settings.local_path, task_id):
                 channel.qos.restore_by_tag(tag, leftmost=True)
                 log.warning("message_requeued", task_id=task_id)
@@ -86,9 +101,9 @@ def requeue(app: Celery, settings: Settings, lane: Lane, *, at_start: bool) -> i
     return count
 
 
-def _has_result(app: Celery, task_id: str) -> bool:
-    found = app.backend.client.get(app.backend.get_key_for_task(task_id))
-    return found is not None and app.backend.decode(found)["status"] in states.READY_STATES
+def _has_result(backend: Any, task_id: str) -> bool:
+    found = backend.client.get(backend.get_key_for_task(task_id))
+    return found is not None and backend.decode(found)["status"] in states.READY_STATES
 
 
 def watch(app: Celery, settings: Settings, lane: Lane) -> Callable[[], None]:
@@ -96,25 +111,84 @@ def watch(app: Celery, settings: Settings, lane: Lane) -> Callable[[], None]:
     ended = threading.Event()
 
     def run() -> None:
-        at_start = True
+        at_start, patient_until = True, 0.0
         while not ended.is_set():
-            if lane is Lane.RESTORE and not at_start:
-                _finish_restores(settings)
+            if (
+                lane is Lane.RESTORE
+                and not at_start
+                and time.monotonic() > patient_until
+                and _finish_restores(settings)
+            ):
+                patient_until = time.monotonic() + _AGAIN_SECONDS
             try:
                 requeue(app, settings, lane, at_start=at_start)
                 at_start = False
             except (RedisError, OperationalError, OSError):  # the worker's own connection says it
                 pass
+            except Exception as error:  # it has to go on: nobody else finds what is abandoned before hours are over
+                log.error("recovery_failed", error=repr(error))
             ended.wait(_EVERY_SECONDS)
 
     threading.Thread(target=run, name="recovery", daemon=True).start()
     return ended.set
 
 
-def _finish_restores(settings: Settings) -> None:
-    """See to restores whose process was killed while they were at it, as a time limit does in the end."""
-    with suppress(OpsError, OSError):  # one is running; or it cannot be done now, which the next restore says
-        RestoreJob(RestoreConfig.from_settings(settings)).recover()
+def _finish_restores(settings: Settings) -> bool:
+    """See to restores whose process was killed while they were at it; whether there was one."""
+    records = RestoreRecords(Repository(settings.local_path))
+    with suppress(OpsError, OSError):  # the next restore says it
+        if any(not record.state.is_settled for record in records.all()) and not records.are_locked():
+            _run_apart(Lane.RESTORE)
+            return True
+    return False
+
+
+def follow_kills(lane: Lane) -> None:
+    """See to tasks that the hard time limit kills: their messages are done with, so that no delivery does it."""
+
+    def ended(sender: Task, task_id: str, exception: BaseException, kwargs: Mapping[str, Any], **_: Any) -> None:
+        if isinstance(exception, TimeLimitExceeded):  # Celery says it twice; the second look finds nothing
+            killed = {"name": sender.name, "task_id": task_id, "given": kwargs}
+            threading.Thread(target=_run_apart, args=(lane, killed), name="killed", daemon=True).start()
+
+    task_failure.connect(ended, weak=False)
+
+
+def _run_apart(lane: Lane, killed: Mapping[str, Any] | None = None) -> None:
+    """Do it in a process of its own: a lane's main process forks, and what a child inherits of a lock keeps it locked.
+
+    It outlives this one, so that what is begun here is brought to its end.
+    """
+    command = [sys.executable, "-I", "-m", "worker.recovery", lane.value]
+    subprocess.run(command, input=json.dumps(killed).encode() + b"\n", stdout=subprocess.DEVNULL, check=False)
+
+
+def _see_to_killed(settings: Settings, name: TaskName, task_id: str, given: Mapping[str, Any]) -> None:
+    """Once the process of a task is gone: write down how it ended, and leave no permit and no count of it.
+
+    A process that has ended in good order, if late, has written that down by itself, and left no file of the delivery.
+    """
+    with sole_delivery(settings.local_path, task_id) as begun:
+        if begun > 1:
+            fault = too_slow(name, "killed")
+            Permits(settings.local_path).use_up(task_id)
+            write_down(settings, name, task_id, given, fault)
+            backend = make_app(settings.worker).backend
+            if not _has_result(backend, task_id):  # its last word was how far it is
+                backend.store_result(task_id, OperationFailedError(Outcome.of_error(fault).result), states.FAILURE)
+
+
+def main() -> int:
+    """See to the killed task that standard input names, if it does, and to what there is to tidy; the exit code."""
+    settings = load_settings(os.environ, read_text)
+    configure_logging(settings.log_format, sys.stderr)
+    try:
+        if killed := json.loads(sys.stdin.readline()):
+            _see_to_killed(settings, TaskName(killed["name"]), killed["task_id"], killed["given"])
+    except (OpsError, OSError, RedisError) as error:
+        log.error("recovery_failed", error=str(error))
+    tidy(settings, Lane(sys.argv[1]))
+    return 0
 
 
 def _task_of(text: bytes | str) -> tuple[str, str]:
@@ -124,3 +198,7 @@ def _task_of(text: bytes | str) -> tuple[str, str]:
         return str(message["headers"]["id"]), str(queue)
     except (ValueError, KeyError, TypeError):
         return "", ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

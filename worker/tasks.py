@@ -21,7 +21,7 @@ from portal.ops.job import read_text
 from portal.ops.logs import engine_log
 from portal.ops.settings import load_settings
 from worker.delivery import sole_delivery
-from worker.errors import OperationFailedError
+from worker.errors import OperationFailedError, too_slow
 from worker.names import TaskName
 from worker.operations import Order, Outcome, carry_out, unusable, write_down
 from worker.permit import Permits
@@ -106,7 +106,7 @@ def _deliver(task: Task, name: TaskName, given: Mapping[str, Any]) -> Outcome:
                 return Outcome.of_error(given_up)
             return _try(task, name, given, settings, attempt)
     except SoftTimeLimitExceeded:
-        return Outcome.of_error(_too_slow(name))
+        return Outcome.of_error(too_slow(name, "ended; nothing of it is left"))
     except OpsError as error:  # there was no delivery: what goes wrong in one is an outcome already
         if settings:
             write_down(settings, name, task.request.id, given, error)
@@ -164,13 +164,6 @@ def _given_up(name: TaskName, attempts: int) -> OpsError:
     return OpsError(
         f"{name} was begun {attempts} times, and each time the process that did it was killed",
         hint="Look for 'out of memory' in the system's log (dmesg) and at the worker's log; then start it again.",
-    )
-
-
-def _too_slow(name: TaskName) -> OpsError:
-    return OpsError(
-        f"{name} took longer than a task may, and was ended; nothing of it is left",
-        hint="Find out what it waited for (the worker's log), or give it more time with BACKUP_TASK_TIMEOUT.",
     )
 
 

@@ -67,6 +67,9 @@ NAME: Final = ".access.jsonl"
 HEAD_NAME: Final = ".access.head"
 
 _HINT: Final = "\n  hint: "
+_AGAIN: Final = (
+    "Start it again to have it done; what was not finished has been taken back, or the next one goes on with it."
+)
 _LOCK_SECONDS: Final = 10.0
 _POLL_SECONDS: Final = 0.02
 _TAIL_BYTES: Final = 64 << 10
@@ -319,14 +322,14 @@ def _why(error: BaseException) -> str:
         return str(error)
     number = getattr(error, "number", None)  # of a signal, as those that commands are stopped by have it
     if isinstance(number, int) and number in set(signal.Signals):
-        return f"stopped by {signal.Signals(number).name}"
+        return f"stopped by {signal.Signals(number).name}{_HINT}{_AGAIN}"
     if isinstance(error, KeyboardInterrupt):
-        return "stopped by SIGINT"
+        return f"stopped by SIGINT{_HINT}{_AGAIN}"
     if isinstance(error, SystemExit):
-        return "the process was asked to end"
+        return f"the process was asked to end{_HINT}A worker that is started begins it again; otherwise start it again."
     if type(error).__name__ == "SoftTimeLimitExceeded":  # a worker's, which the engine does not know
-        return "it took longer than a task may\n  hint: Find out what it waited for, or raise BACKUP_TASK_TIMEOUT."
-    return str(error) or type(error).__name__
+        return f"it took longer than a task may{_HINT}Find out what it waited for, or raise BACKUP_TASK_TIMEOUT."
+    return f"{str(error) or type(error).__name__}{_HINT}Look at what was logged at that time, and start it again."
 
 
 def brief(error: str | None) -> str:

@@ -1,12 +1,14 @@
 """What drills have shown, in `.drills/`: one report each, for those who ask whether a restore would work.
 
-The access log has the SHA-256 of each report's file, so that one that was changed later is found (`altered`).
+The access log has the SHA-256 of each report's file, so that one that was changed later is found (`altered`), and one
+that no drill has written (`unlogged`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from datetime import datetime
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.record_store import RecordStore
@@ -125,12 +127,30 @@ class DrillReports:
         Raises:
             RepositoryError: a report cannot be read.
         """
-        seals = {
-            str(entry.details["drill_id"]): entry.details["report"]
-            for entry in entries
-            if entry.action == "drill" and entry.details.get("report") and entry.details.get("drill_id")
-        }
+        seals = _seals(entries)
         return [drill_id for drill_id, seal in seals.items() if self._store.digest(drill_id) not in (None, seal)]
+
+    def unlogged(self, entries: Iterable[AccessEntry]) -> list[str]:
+        """The names of reports of which the access log has no digest: somebody has put them there.
+
+        One that says that it is older than the log is not among them: a log that was begun anew cannot know it, and the
+        newest drills are those that count. One whose drill was killed before it could write its line is among them:
+        nobody can tell it from a forged one.
+
+        Arguments:
+            entries: those of the access log, the oldest first; not read before the reports are, for a drill that ends
+                meanwhile writes its report before its line.
+
+        Raises:
+            RepositoryError: the directory cannot be read.
+        """
+        started = {name: report.started for name, report in self._store.each(DrillReport.from_dict) if report}
+        lines = iter(entries)
+        first = next(lines, None)
+        if first is None:
+            return []
+        seals = _seals(chain([first], lines))
+        return [name for name, moment in started.items() if name not in seals and moment >= first.moment]
 
     def all(self) -> list[DrillReport]:
         """Every report, newest first; those that are damaged are logged.
@@ -140,3 +160,12 @@ class DrillReports:
         """
         found = [report for _, report in self._store.each(DrillReport.from_dict) if report]
         return sorted(found, key=lambda report: (report.started, report.drill_id), reverse=True)
+
+
+def _seals(entries: Iterable[AccessEntry]) -> dict[str, str]:
+    """The digests of reports that the access log has, by the ids of their drills."""
+    return {
+        str(entry.details["drill_id"]): str(entry.details["report"])
+        for entry in entries
+        if entry.action == "drill" and entry.details.get("report") and entry.details.get("drill_id")
+    }

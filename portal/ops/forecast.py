@@ -24,6 +24,19 @@ _HORIZON_DAYS: Final = 3650
 
 
 @dataclass(frozen=True, kw_only=True)
+class Usage:
+    """What archives take that are kept alike.
+
+    Arguments:
+        daily: bytes of those of each day that are there now, the oldest day first, without today.
+        kept_days: days after which they are removed; nothing where they never are.
+    """
+
+    daily: tuple[int, ...]
+    kept_days: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Forecast:
     """How the space goes on.
 
@@ -38,22 +51,27 @@ class Forecast:
     days_left: int | None
 
 
-def forecast(daily: Sequence[int], *, free: int, kept_days: int | None) -> Forecast | None:
+def forecast(usages: Sequence[Usage], *, free: int) -> Forecast | None:
     """Foretell how long the space lasts; nothing where there is too little history.
 
     Arguments:
-        daily: bytes of the archives of each day that are there now, the oldest day first, without today.
+        usages: all that is in the repository, each of them with the same days.
         free: bytes.
-        kept_days: days after which archives are removed; nothing where they never are.
     """
-    if len(daily) < LEAST_DAYS:
+    if not usages or len(usages[0].daily) < LEAST_DAYS:
         return None
-    usual = round(median(_smoothed(daily[-_RECENT_DAYS:])))
-    whole = daily[-max(LEAST_DAYS, min(_TREND_DAYS, kept_days or _TREND_DAYS)) :]  # older days may be thinned out
-    trend = _trend(_smoothed(whole))
+    paces = [_pace(usage) for usage in usages]
     return Forecast(
-        added_per_day=usual, trend_per_day=trend, days_left=_days_left(daily, usual, trend, free, kept_days)
+        added_per_day=sum(usual for usual, _ in paces),
+        trend_per_day=sum(trend for _, trend in paces),
+        days_left=_days_left(usages, paces, free),
     )
+
+
+def _pace(usage: Usage) -> tuple[int, float]:
+    """Bytes of a usual day, and by how much it grows; days that are older than what is kept have been thinned out."""
+    whole = usage.daily if usage.kept_days is None else usage.daily[-max(1, usage.kept_days) :]
+    return round(median(_smoothed(whole[-_RECENT_DAYS:]))), _trend(_smoothed(whole[-_TREND_DAYS:]))
 
 
 def _smoothed(daily: Sequence[int]) -> list[float]:
@@ -69,20 +87,22 @@ def _trend(series: Sequence[float]) -> float:
     return max(0.0, median(slopes)) if len(series) > _WEEK else 0.0
 
 
-def _days_left(daily: Sequence[int], usual: int, trend: float, free: int, kept_days: int | None) -> int | None:
+def _days_left(usages: Sequence[Usage], paces: Sequence[tuple[int, float]], free: int) -> int | None:
     """Live through day after day: each adds archives, and removes those of the day that is old enough."""
-    history = list(daily)
-    today = len(history)
-    left = float(free)
-    if kept_days is not None and today > kept_days:
-        history[: today - kept_days] = [0] * (today - kept_days)  # overdue, or kept for a reason: not counted on
+    histories = [_counted_on(usage) for usage in usages]
+    left = free
     for day in range(_HORIZON_DAYS):
-        added = usual + trend * day
-        history.append(round(added))
-        left -= added
-        leaving = today + day - (kept_days if kept_days is not None else today + day + 1)
-        if leaving >= 0:
-            left += history[leaving]
+        for usage, (usual, trend), history in zip(usages, paces, histories, strict=True):
+            history.append(round(usual + trend * day))
+            left -= history[-1]
+            if usage.kept_days is not None and len(history) > usage.kept_days:
+                left += history[-1 - usage.kept_days]
         if left < 0:
             return day
     return None
+
+
+def _counted_on(usage: Usage) -> list[int]:
+    """What will leave one day: not what is overdue, which is kept for a reason."""
+    overdue = 0 if usage.kept_days is None else max(0, len(usage.daily) - usage.kept_days)
+    return [0] * overdue + list(usage.daily[overdue:])

@@ -12,11 +12,10 @@ backups, restores and other readers, and writes nothing that it needs, so a full
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections import defaultdict
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -29,12 +28,12 @@ from portal.ops.job import utc_now
 from portal.ops.logs import engine_log
 from portal.ops.model import FORMAT_VERSION, SIDECAR_SUFFIX, SUFFIX, BackupId, BackupType
 from portal.ops.pins import Pins
-from portal.ops.repository import Repository, sidecar_of, sync_directory, unfinished
+from portal.ops.repository import Repository, locked_alone, sidecar_of, sync_directory, unfinished
 from portal.ops.retention import Decision, RetentionPlan, RetentionPolicy, plan
 from portal.ops.verifications import Verifications
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from portal.ops.job import Clock
@@ -282,24 +281,9 @@ class PruneJob:
                     swept.append(path.name)
         return swept
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Hold off another prune, without writing anything: the directory itself is locked.
-
-        Raises:
-            BusyError: one is running.
-            RepositoryError: there is no such directory, or it may not be read.
-        """
-        descriptor = os.open(self.repository.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-        except BlockingIOError as error:
-            raise BusyError(
-                f"another prune of {self.repository.path} is running", hint="Wait for it to end."
-            ) from error
-        finally:
-            os.close(descriptor)
+    def _alone(self) -> AbstractContextManager[None]:
+        """Hold off another prune, without writing anything, which a full disk would not allow."""
+        return locked_alone(self.repository.path, f"another prune of {self.repository.path} is running")
 
     def _path(self, name: str) -> Path:
         return self.repository.path / f"{name}{SUFFIX}"

@@ -510,6 +510,26 @@ def _signals_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@contextmanager
+def locked_alone(directory: Path, busy: str) -> Iterator[None]:
+    """Lock a directory itself, without waiting and without writing anything.
+
+    Arguments:
+        busy: what is said where another process has locked it.
+
+    Raises:
+        BusyError: another one has.
+        OSError: there is no such directory, or it may not be read.
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if not try_lock(descriptor, fcntl.LOCK_EX):
+            raise BusyError(busy, hint="Wait for it to end, then try again.")
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def try_lock(descriptor: int, kind: int) -> bool:
     """Lock an open file, without waiting; whether that was possible.
 

@@ -269,7 +269,17 @@ class RestoreJob:
         if not self._records.all():
             return ()
         with self._records.locked():
-            return self._history.prune()
+            return self._forget_old()
+
+    def _forget_old(self, newest: RestoreRecord | None = None) -> tuple[str, ...]:
+        """Forget old restores, each with a line in the access log; what was done, in words."""
+        before = self._records.all()
+        said = self._history.prune(newest)
+        left = {record.restore_id for record in self._records.all()}
+        for record in before:
+            if record.restore_id not in left:
+                self._witness.saw(Action.FORGET, record.restore_id, Outcome.DONE)
+        return said
 
     def list_restores(self) -> list[dict[str, Any]]:
         """Every restore that something is kept of, also one that was cut off, newest first; no server is asked.
@@ -340,7 +350,7 @@ class RestoreJob:
             facts=facts,
         )
         draft.warn(_warnings(facts))
-        draft.warn(self._history.prune(record))
+        draft.warn(self._forget_old(record))
         log.info("restore_finished", restore_id=restore_id, backup_id=plan.backup_id)
 
     def _verify(self, archive: ArchiveFile, scope: RestoreScope, *, thorough: bool) -> None:

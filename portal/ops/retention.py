@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from portal.ops.errors import ConfigurationError
 from portal.ops.model import BackupType, VerifyLevel
+from portal.ops.setting import MOST_KEPT
 from portal.ops.wholeness import chain_faults, own_fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from portal.ops.entry import Entry
-    from portal.ops.settings import RetentionSettings
 
 CLOCK_TOLERANCE: Final = timedelta(minutes=10)
 """How far ahead of the clock an archive may be before the clock is doubted."""
@@ -31,7 +31,6 @@ _FOLLOWED: Final = (BackupType.FULL, BackupType.MEDIA)
 _LATENESS: Final = timedelta(days=1)
 """An id names the moment that a backup is for: by so much the one that it follows may be for a later one."""
 
-_MOST: Final = 1_000_000
 _PERIODS: Final = ("hourly", "daily", "weekly", "monthly", "yearly")
 _NAMES: Final = {"hourly": "hour", "daily": "day", "weekly": "week", "monthly": "month", "yearly": "year"}
 
@@ -59,10 +58,10 @@ class RetentionRule:
 
     def __post_init__(self) -> None:
         numbers = {name: getattr(self, name) for name in ("days", "count", *_PERIODS)}
-        faults = [f"{name} is {number}" for name, number in numbers.items() if not 0 <= number <= _MOST]
+        faults = [f"{name} is {number}" for name, number in numbers.items() if not 0 <= number <= MOST_KEPT]
         if faults:
             raise ConfigurationError(
-                f"a rule of retention makes no sense: {', '.join(faults)}", hint=f"Give numbers from 0 to {_MOST}."
+                f"a rule of retention makes no sense: {', '.join(faults)}", hint=f"Give numbers from 0 to {MOST_KEPT}."
             )
         if not any(numbers.values()):
             raise ConfigurationError(
@@ -89,27 +88,26 @@ class RetentionPolicy:
     rules: Mapping[BackupType, RetentionRule] = field(default_factory=dict)
     zone: tzinfo = UTC
 
-    @classmethod
-    def from_settings(cls, settings: RetentionSettings, zone: tzinfo = UTC) -> RetentionPolicy:
-        """The policy that the environment describes.
-
-        Raises:
-            ConfigurationError: it keeps nothing.
-        """
-        names = ("days", "count", *_PERIODS)
-        rule = RetentionRule(**{name: getattr(settings, name) for name in names})
-        return cls(rule=rule, rules=own_rules(settings.rules, rule), zone=zone)
-
     def of(self, kind: BackupType) -> RetentionRule:
         """The rule of a type."""
         return self.rules.get(kind, self.rule)
 
 
+def own_numbers(numbers: Mapping[str, int], *, days: int, count: int) -> dict[str, int]:
+    """The numbers of a rule for one type: what it says, and nothing of the general rule.
+
+    Only where it says neither how many days nor how many backups, it has those of the general rule.
+
+    Arguments:
+        numbers: what it says.
+        days: those of the general rule; likewise `count`.
+    """
+    usual = {"days": 0, "count": 0} if {"days", "count"} & numbers.keys() else {"days": days, "count": count}
+    return usual | dict(numbers)
+
+
 def own_rules(given: Mapping[str, Mapping[str, int]], general: RetentionRule) -> dict[BackupType, RetentionRule]:
     """The rules of types that have one of their own.
-
-    Such a rule is what it says, and nothing of the general one. Only where it says neither how many days nor how many
-    backups, it has those of the general rule.
 
     Arguments:
         given: for the names of types, numbers by the names that `RetentionRule` has for them.
@@ -119,10 +117,13 @@ def own_rules(given: Mapping[str, Mapping[str, int]], general: RetentionRule) ->
     """
     found = {}
     for kind, numbers in given.items():
-        usual = {"days": 0, "count": 0} if {"days", "count"} & numbers.keys() else {}
-        usual = usual or {"days": general.days, "count": general.count}
         try:
-            found[BackupType(kind)] = RetentionRule(**{**usual, **numbers})
+            found[BackupType(kind)] = RetentionRule(**own_numbers(numbers, days=general.days, count=general.count))
+        except ConfigurationError as error:
+            raise ConfigurationError(
+                f"of the rule for {kind}: {error.message}",
+                hint=f"BACKUP_RETENTION_RULES has it: give it numbers to {MOST_KEPT}, one of them more than 0.",
+            ) from error
         except (TypeError, ValueError) as error:
             raise ConfigurationError(
                 f"there can be no rule of retention for {kind} with {', '.join(numbers)}",

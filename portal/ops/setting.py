@@ -25,6 +25,8 @@ Choice = TypeVar("Choice", bound=StrEnum)
 
 MOST: Final = 999_999_999
 HUNDRED_YEARS: Final = 36_500
+MOST_KEPT: Final = 1_000_000
+"""So many archives, hours or days a rule of retention counts at the most."""
 OFF: Final = "off"
 
 _DURATION: Final = re.compile(r"([0-9]{1,9})\s*([smhd])")
@@ -119,7 +121,7 @@ def rules(kinds: Sequence[str], words: Sequence[str]) -> Callable[[str], Rules]:
                 faults.append(f"has two rules for {kind}")
             else:
                 found[kind] = {}
-                faults += filter(None, (_add(one.split(), found[kind], words) for one in wanted.split(",")))
+                faults += filter(None, (_add(one.split(), kind, found[kind], words) for one in wanted.split(",")))
         if faults:
             raise UnusableError("; it ".join(faults))
         return found
@@ -127,12 +129,13 @@ def rules(kinds: Sequence[str], words: Sequence[str]) -> Callable[[str], Rules]:
     return parse
 
 
-def _add(given: Sequence[str], rule: dict[str, int], words: Sequence[str]) -> str:
-    """Add a word and its number to a rule; what is wrong with them."""
+def _add(given: Sequence[str], kind: str, rule: dict[str, int], words: Sequence[str]) -> str:
+    """Add a word and its number to the rule of a kind; what is wrong with them."""
     if len(given) != 2 or given[0] not in words or not _RULE_NUMBER.fullmatch(given[1]):
-        return f"says {' '.join(given)!r}, and not something such as 'days 7'; the words are {', '.join(words)}"
+        said = f"says {' '.join(given)!r} for {kind}, and not something such as 'days 7'"
+        return f"{said}; the words are {', '.join(words)}, the numbers less than {MOST_KEPT}"
     if given[0] in rule:
-        return f"says {given[0]} twice"
+        return f"says {given[0]} twice for {kind}"
     rule[given[0]] = int(given[1])
     return ""
 

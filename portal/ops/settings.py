@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from portal.ops import variables
 from portal.ops.errors import ConfigurationError, UnsupportedError
+from portal.ops.retention import own_numbers
 from portal.ops.setting import OFF, Setting, UnusableError
 from portal.ops.target import DatabaseTarget, Secret
 from portal.ops.variables import SETTINGS, LogFormat, WatchMode
@@ -281,7 +282,8 @@ def _read_database(read: _Reader) -> DatabaseTarget:
 
 
 def _read_retention(read: _Reader) -> RetentionSettings:
-    return RetentionSettings(
+    """Read numbers and rules. A type's rule that keeps nothing is a fault; of the general one, the prune tells."""
+    settings = RetentionSettings(
         days=read(variables.RETENTION_DAYS),
         count=read(variables.RETENTION_COUNT),
         hourly=read(variables.KEEP_HOURLY),
@@ -291,6 +293,13 @@ def _read_retention(read: _Reader) -> RetentionSettings:
         yearly=read(variables.KEEP_YEARLY),
         rules=read(variables.RETENTION_RULES),
     )
+    for kind, numbers in settings.rules.items():
+        if not any(own_numbers(numbers, days=settings.days, count=settings.count).values()):
+            read.faults.append(
+                f"{variables.RETENTION_RULES.name}: the rule for {kind} keeps nothing: every number in it is 0; "
+                "expected one that is more than 0"
+            )
+    return settings
 
 
 def _read_worker(read: _Reader) -> WorkerSettings:

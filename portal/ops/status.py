@@ -22,16 +22,12 @@ _COMMANDS: Final = {
 }
 
 
-def evaluate(facts: Facts, targets: TargetSettings, now: datetime, *, kept_days: int | None) -> Status:
-    """Hold the facts against the targets.
-
-    Arguments:
-        kept_days: days after which archives are removed; nothing where they never are.
-    """
+def evaluate(facts: Facts, targets: TargetSettings, now: datetime) -> Status:
+    """Hold the facts against the targets."""
     components = tuple(_component(component, facts, targets, now) for component in facts.components)
     last = facts.drills[0] if facts.drills else None
     drilled = next((drill for drill in facts.drills if drill.success), None)
-    foreseen = forecast(facts.daily, free=facts.free, kept_days=kept_days) if facts.total else None
+    foreseen = forecast(facts.usages, free=facts.free) if facts.total else None
     days_left = foreseen.days_left if foreseen else None
     misses = [
         *(miss for component in components for miss in component.misses),
@@ -111,7 +107,8 @@ def _missed_space(days_left: int | None) -> list[Miss]:
         Miss(
             target="space",
             what=f"at the pace of the last weeks the space lasts for {days_left} more days",
-            mend="Keep less (BACKUP_RETENTION_DAYS, then './tools/backup.sh prune'), or move to a larger disk.",
+            mend="Keep less (BACKUP_RETENTION_DAYS or BACKUP_RETENTION_RULES, then './tools/backup.sh prune'), "
+            "or move to a larger disk.",
         )
     ]
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from datetime import timedelta
+from math import ceil
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.access_log import AccessLog, Action, brief
+from portal.ops.backup_model import BackupConfig
 from portal.ops.catalogue import Catalogue
 from portal.ops.drill_report import DrillReports
-from portal.ops.errors import OpsError
+from portal.ops.errors import ConfigurationError, OpsError
 from portal.ops.failures import last_outcomes, unanswered
+from portal.ops.forecast import Usage
 from portal.ops.model import Component
 from portal.ops.pins import Pins
 from portal.ops.repository import Repository
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 
     from portal.ops.drill_report import DrillReport
     from portal.ops.entry import Entry
+    from portal.ops.model import BackupType
+    from portal.ops.retention import RetentionPolicy, RetentionRule
     from portal.ops.settings import Settings
 
 _HISTORY_DAYS: Final = 400
@@ -41,10 +46,9 @@ def read_status(settings: Settings, now: datetime, *, archives: Sequence[Entry] 
     Raises:
         RepositoryError: the repository cannot be read.
     """
-    kept_days = settings.retention.days if settings.schedules.prune else None
     if archives is None:
         archives = Catalogue(Repository(settings.local_path)).entries()
-    return evaluate(read_facts(settings, now, archives), settings.targets, now, kept_days=kept_days)
+    return evaluate(read_facts(settings, now, archives), settings.targets, now)
 
 
 def read_facts(settings: Settings, now: datetime, archives: Sequence[Entry]) -> Facts:
@@ -71,13 +75,14 @@ def read_facts(settings: Settings, now: datetime, archives: Sequence[Entry]) -> 
         first=found.first,
         archives=len(archives),
         bytes=sum(archive.size for archive in archives),
-        daily=daily_bytes(archives, now),
+        usages=tuple(_usages(archives, _policy(settings), now)),
         free=disk.free if disk else 0,
         total=disk.total if disk else 0,
         drills=tuple(map(_drill, DrillReports(repository).all())),
         failures=(*unreadable, *failures),
         last=last_outcomes(entries),
         damaged=tuple(dict.fromkeys([*found.damaged, *damaged])),
+        not_whole={fault: tuple(names) for fault, names in found.not_whole.items()},
         pins={name: pin.reason for name, pin in Pins(repository).all().items()},
         restores=tuple(
             (record.restore_id, record.backup_id, record.started)
@@ -103,14 +108,46 @@ def _cut_off(repository: Repository, restores: Iterable[RestoreRecord]) -> tuple
     return () if unsettled and RestoreRecords(repository).are_locked() else unsettled
 
 
-def daily_bytes(archives: Iterable[Entry], now: datetime) -> tuple[int, ...]:
-    """Bytes of the archives of each day since the first one, the oldest day first, without today."""
+def _policy(settings: Settings) -> RetentionPolicy | None:
+    """How long archives are kept; nothing where none is removed: no prune is due, or it would refuse the policy."""
+    try:
+        return BackupConfig.from_settings(settings).retention if settings.schedules.prune else None
+    except ConfigurationError:
+        return None
+
+
+def _usages(archives: Sequence[Entry], policy: RetentionPolicy | None, now: datetime) -> Iterable[Usage]:
+    """What the archives of each type take on each day since the first one of all.
+
+    Arguments:
+        archives: the newest first.
+    """
     today = now.date()
-    sizes: Counter[date] = Counter()
+    first = min((archive.moment.date() for archive in archives), default=today)
+    first = max(first, today - timedelta(days=_HISTORY_DAYS))
+    types: defaultdict[BackupType | None, list[Entry]] = defaultdict(list)
     for archive in archives:
-        sizes[archive.moment.date()] += archive.size
-    first = max(min(sizes, default=today), today - timedelta(days=_HISTORY_DAYS))
-    return tuple(sizes[first + timedelta(days=day)] for day in range((today - first).days))
+        types[archive.type].append(archive)
+    for kind, alike in types.items():
+        sizes: Counter[date] = Counter()
+        for archive in alike:
+            sizes[archive.moment.date()] += archive.size
+        daily = tuple(sizes[first + timedelta(days=day)] for day in range((today - first).days))
+        kept_days = _kept_days(alike, policy.of(kind), now) if policy and kind else None
+        yield Usage(daily=daily, kept_days=kept_days)
+
+
+def _kept_days(alike: Sequence[Entry], rule: RetentionRule, now: datetime) -> int:
+    """Days that archives of a type stay: those of its rule, or until so many newer ones have come as its count says.
+
+    What the rule keeps of hours to years, what is pinned and what a chain needs stays longer; that is not foretold.
+
+    Arguments:
+        alike: the archives of the type, the newest first.
+    """
+    count = max(1, rule.count)  # the newest one always stays
+    there = min(count, len(alike))
+    return max(rule.days, ceil((now - alike[there - 1].moment) * count / there / timedelta(days=1)))
 
 
 class _Newest:
@@ -122,6 +159,7 @@ class _Newest:
         self.verified: dict[Component, Archive] = {}
         self.first: dict[Component, datetime] = {}
         self.damaged: list[str] = []
+        self.not_whole: defaultdict[str, list[str]] = defaultdict(list)
 
     def look_at(self, entries: Iterable[Entry]) -> None:
         """Go through the archives, the newest first. One that is not whole counts for nothing."""
@@ -129,7 +167,9 @@ class _Newest:
             finding = entry.finding
             if finding is not None and not finding.intact:
                 self.damaged.append(entry.name)
-            elif not entry.fault:
+            elif entry.fault:
+                self.not_whole[entry.fault].append(entry.name)
+            else:
                 self._note(entry)
 
     def _note(self, entry: Entry) -> None:

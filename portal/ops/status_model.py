@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime, timedelta
 
-    from portal.ops.forecast import Forecast
+    from portal.ops.forecast import Forecast, Usage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,12 +82,14 @@ class Facts:
         verified: for each component its newest archive that is known to be intact.
         first: for each component the moment of its oldest archive.
         archives: how many there are.
-        daily: bytes of the archives of each day, the oldest first, without today.
+        usages: what the archives of each type take, day by day, and how long they are kept.
         free: bytes on the repository's disk; `total` is the size of the disk.
         drills: those that were made, the newest first.
         failures: the newest first.
         last: how the last one of each action ended.
         damaged: archives that were found damaged, and are still there.
+        not_whole: what is wrong with archives that count for nothing, as with a chain that has a gap; of each of these
+            faults the archives that have it, the newest first.
         pins: the reason of each pin, by the archive's name.
         restores: those that can be taken back, the newest first: id, archive, moment.
         cut_off: restores that were cut off, and are neither finished nor undone.
@@ -100,16 +102,22 @@ class Facts:
     first: Mapping[Component, datetime] = field(default_factory=dict)
     archives: int = 0
     bytes: int = 0
-    daily: tuple[int, ...] = ()
+    usages: tuple[Usage, ...] = ()
     free: int = 0
     total: int = 0
     drills: tuple[Drill, ...] = ()
     failures: tuple[Failure, ...] = ()
     last: Mapping[str, LastOutcome] = field(default_factory=dict)
     damaged: tuple[str, ...] = ()
+    not_whole: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     pins: Mapping[str, str] = field(default_factory=dict)
     restores: tuple[tuple[str, str, str], ...] = ()
     cut_off: tuple[str, ...] = ()
+
+    @property
+    def history_days(self) -> int:
+        """Whole days since the first archive."""
+        return len(self.usages[0].daily) if self.usages else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +194,7 @@ class Status:
             "space": self._space(),
             "failures": [_failure(failure) for failure in facts.failures],
             "damaged": list(facts.damaged),
+            "not_whole": [{"fault": fault, "archives": list(names)} for fault, names in facts.not_whole.items()],
             "pinned": dict(facts.pins),
             "restores": [
                 {"restore_id": restore_id, "backup_id": backup_id, "started": started}
@@ -234,7 +243,7 @@ class Status:
             "bytes": facts.bytes,
             "free_bytes": facts.free,
             "total_bytes": facts.total,
-            "days_of_history": len(facts.daily),
+            "days_of_history": facts.history_days,
             "added_bytes_per_day": foreseen.added_per_day if foreseen else None,
             "days_left": foreseen.days_left if foreseen else None,
         }

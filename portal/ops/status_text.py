@@ -9,7 +9,7 @@ from portal.ops.logs import human_bytes
 from portal.ops.status import duration, span, spoken
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from datetime import datetime
 
     from portal.ops.status_model import Archive, ComponentStatus, Status
@@ -79,11 +79,17 @@ def _rest(status: Status) -> Iterator[str]:
         ],
     )
     yield from _entry("damaged", list(facts.damaged))
+    yield from _entry("not whole", [_not_whole(fault, names) for fault, names in facts.not_whole.items()])
     yield from _entry("cut off", [f"{restore}; any restore or rollback settles it" for restore in facts.cut_off])
     yield from _entry("pinned", [f"{name}  {reason}".rstrip() for name, reason in facts.pins.items()])
     yield from _entry(
         "restores", [f"{restore} of {archive}, can be taken back" for restore, archive, _ in facts.restores]
     )
+
+
+def _not_whole(fault: str, names: Sequence[str]) -> str:
+    more = f" and {len(names) - 1} older" if len(names) > 1 else ""
+    return f"{names[0]}{more}: {fault}"
 
 
 def _entry(label: str, texts: list[str]) -> Iterator[str]:
@@ -103,7 +109,7 @@ def _free(status: Status) -> str:
 def _outlook(status: Status) -> str:
     foreseen = status.forecast
     if foreseen is None:
-        return f"too little history to say how long that lasts ({len(status.facts.daily)} whole days)"
+        return f"too little history to say how long that lasts ({status.facts.history_days} whole days)"
     pace = f"about {human_bytes(foreseen.added_per_day)} a day"
     if foreseen.days_left is None:
         return f"{pace}; with what is removed, that lasts"

@@ -7,6 +7,7 @@ from typing import Final
 
 from portal.ops.setting import (
     HUNDRED_YEARS,
+    MOST_KEPT,
     Setting,
     as_secret,
     as_text,
@@ -87,7 +88,10 @@ RETENTION_DAYS: Final = Setting(
     parse=whole_number(0, HUNDRED_YEARS),
 )
 RETENTION_COUNT: Final = Setting(
-    name="BACKUP_RETENTION_COUNT", meaning="Minimum backups to keep", default="10", parse=whole_number(0)
+    name="BACKUP_RETENTION_COUNT",
+    meaning="Minimum backups to keep",
+    default="10",
+    parse=whole_number(0, MOST_KEPT),
 )
 ROLLBACK_DAYS: Final = Setting(
     name="BACKUP_ROLLBACK_DAYS",
@@ -141,19 +145,19 @@ KEEP_HOURLY: Final = Setting(
     name="BACKUP_KEEP_HOURLY",
     meaning="Keep the last backup of each type of so many hours, beyond days and count",
     default="0",
-    parse=whole_number(0),
+    parse=whole_number(0, MOST_KEPT),
 )
 KEEP_DAILY: Final = Setting(
-    name="BACKUP_KEEP_DAILY", meaning="The same, of so many days", default="0", parse=whole_number(0)
+    name="BACKUP_KEEP_DAILY", meaning="The same, of so many days", default="0", parse=whole_number(0, MOST_KEPT)
 )
 KEEP_WEEKLY: Final = Setting(
-    name="BACKUP_KEEP_WEEKLY", meaning="The same, of so many weeks", default="0", parse=whole_number(0)
+    name="BACKUP_KEEP_WEEKLY", meaning="The same, of so many weeks", default="0", parse=whole_number(0, MOST_KEPT)
 )
 KEEP_MONTHLY: Final = Setting(
-    name="BACKUP_KEEP_MONTHLY", meaning="The same, of so many months", default="0", parse=whole_number(0)
+    name="BACKUP_KEEP_MONTHLY", meaning="The same, of so many months", default="0", parse=whole_number(0, MOST_KEPT)
 )
 KEEP_YEARLY: Final = Setting(
-    name="BACKUP_KEEP_YEARLY", meaning="The same, of so many years", default="0", parse=whole_number(0)
+    name="BACKUP_KEEP_YEARLY", meaning="The same, of so many years", default="0", parse=whole_number(0, MOST_KEPT)
 )
 RETENTION_RULES: Final = Setting(
     name="BACKUP_RETENTION_RULES",

@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING, Final
 
 from portal.ops.checks.check import Check, Finding, fault, ok, warning
 from portal.ops.settings import SETTINGS
+from portal.ops.targets.file_ground import closed, obstacles_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from portal.ops.errors import OpsError
+
 _SAMPLE: Final = 500
+_LOOKED_AT: Final = 20_000
 _NAMED: Final = 3
 _OTHERS: Final = stat.S_IRWXO
 _GROUP_AND_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
@@ -59,13 +63,16 @@ class FileChecks:
 
     def _places(self) -> Finding:
         """Whether this user could restore what it backs up: into the uploads, and beside the audit log."""
-        places = [self._uploads, self._audit and self._audit.parent]
-        there = [place for place in places if place is not None and place.exists()]
-        closed = [str(place) for place in there if not os.access(place, os.W_OK | os.X_OK)]
-        if closed:
-            return warning(
-                f"user {os.geteuid()} may not write to {' and '.join(closed)}, so it can back up, and not restore",
-                "Run restores as the portal's user or as root, or let this user write there.",
+        uploads = self._uploads and os.path.realpath(self._uploads)
+        audit = self._audit and os.path.dirname(os.path.realpath(self._audit))
+        there = {place: place != uploads for place in (uploads, audit) if place and os.path.isdir(place)}
+        obstacles: list[OpsError] = []
+        for place, partial in there.items():
+            obstacles += closed(place) or obstacles_in(place, most=_LOOKED_AT, partial=partial)
+        if obstacles:
+            return fault(
+                f"user {os.geteuid()} can back up, and not restore: {'; '.join(one.message for one in obstacles)}",
+                " ".join(dict.fromkeys(one.hint for one in obstacles)),
             )
         return ok("this user may write where files are restored to" if there else "there are no files to restore")
 

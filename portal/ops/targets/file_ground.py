@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import stat
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import AccessDeniedError, RestoreError
-from portal.ops.targets.file_changes import must_stay
+from portal.ops.targets.file_changes import OURS, must_stay
 from portal.ops.targets.file_mounts import mounts_below
-from portal.ops.targets.file_tree import IS_ROOT, Attributes
+from portal.ops.targets.file_tree import Attributes, Tree
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from portal.ops.errors import OpsError
-    from portal.ops.targets.file_tree import Tree
 
 _MOST_NAMED: Final = 3
 
@@ -122,7 +122,7 @@ class Ground:
 
     @staticmethod
     def _is_foreign(found: os.stat_result) -> bool:
-        return not IS_ROOT and found.st_uid != os.geteuid()
+        return os.geteuid() not in (0, found.st_uid)
 
     def _may_write(self, directory: str) -> bool:
         name, above = self._live.place(directory) if directory else (self._live.top, None)
@@ -131,6 +131,41 @@ class Ground:
     @staticmethod
     def _holds(protected: frozenset[str], path: str) -> bool:
         return any(inner == path or inner.startswith(f"{path}/") for inner in protected)
+
+
+def closed(directory: str) -> list[OpsError]:
+    """What is in the way of writing to a directory as the effective user: nothing, or that one may not."""
+    if os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
+        return []
+    return [
+        AccessDeniedError(
+            f"this user may not write to {directory}",
+            hint="Run the restore as the portal's user or as root, or mount it so that it can be written to.",
+        )
+    ]
+
+
+def obstacles_in(top: str, *, most: int, partial: bool = False) -> list[OpsError]:
+    """What would be in the way of a backup of a tree, as the tree is now, that is restored to it.
+
+    Arguments:
+        top: the tree, which is there.
+        most: so many of its entries are looked at.
+        partial: nothing but one more name would be put into its top.
+
+    Raises:
+        OSError: the tree cannot be read.
+    """
+    with Tree(top) as live:
+        ground = Ground(live, frozenset(), partial=partial)
+        if partial:
+            ground.change("one more")
+        else:
+            ground.set_attributes("", found := os.stat(top), Attributes.of(found))
+            for path, found in islice(live.below(""), most):
+                if not path.startswith(OURS) and not stat.S_ISDIR(found.st_mode):
+                    ground.change(path)
+        return ground.obstacles()
 
 
 def _few(paths: Collection[str]) -> str:

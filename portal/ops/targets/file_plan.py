@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.archive.index import Member, MemberType, encode_name
-from portal.ops.errors import AccessDeniedError, DiskFullError, NotIntactError, RestoreError
+from portal.ops.errors import DiskFullError, NotIntactError, RestoreError
 from portal.ops.targets.file_changes import OURS, protected_paths
-from portal.ops.targets.file_ground import Ground
+from portal.ops.targets.file_ground import Ground, closed
 from portal.ops.targets.file_names import Kind
 from portal.ops.targets.file_report import FilesPlan
 from portal.ops.targets.file_shape import Shape
@@ -185,13 +185,7 @@ class Comparison:
                     "PORTAL_AUDIT_DIR.",
                 )
             )
-        if not os.access(above, os.W_OK | os.X_OK):
-            blockers.append(
-                AccessDeniedError(
-                    f"this user may not write to {above}",
-                    hint="Run the restore as the portal's user or as root, or mount it so that it can be written to.",
-                )
-            )
+        blockers += closed(above)
         if free < self._stage_bytes:
             blockers.append(
                 DiskFullError(

@@ -10,18 +10,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from portal.ops.errors import BusyError, RestoreError
+from portal.ops.errors import RestoreError
 from portal.ops.model import RESTORE_DIRECTORY, Component
-from portal.ops.repository import sync_directory, write_durably
+from portal.ops.repository import locked_alone, sync_directory, write_durably
 from portal.ops.targets.file_journal import Places
 from portal.ops.targets.file_tree import Attributes, Tree, remove_tree
 
@@ -149,23 +148,13 @@ class RestoreDirectory:
         with Tree(self.root) as live, Tree(stage) as staged, Tree(rollback) as old, Tree(kept) as others:
             yield Places(live=live, stage=staged, rollback=old, kept=others)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Keep other processes from working on restores of this tree.
 
         Raises:
             BusyError: one does.
         """
-        descriptor = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-        except BlockingIOError as error:
-            raise BusyError(
-                f"another process restores files in {self.root}", hint="Wait for it to end, then try again."
-            ) from error
-        finally:
-            os.close(descriptor)
+        return locked_alone(self.path.parent, f"another process restores files in {self.root}")
 
     def remove(self) -> None:
         """Remove it with all that is in it, the record last; the top of the tree keeps the time that it has."""

@@ -1,0 +1,25 @@
+"""Deliveries by themselves: the lock on the file of a task."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from worker.delivery import sole_delivery
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_the_lock_is_free_where_the_file_cannot_be_removed(tmp_path: Path) -> None:
+    """A repository that cannot be written any more keeps no later delivery waiting for a process that is done."""
+    file = tmp_path / ".deliveries" / "one"
+    with pytest.raises(OSError, match="one"), sole_delivery(tmp_path, "one"):
+        descriptor = os.open(file, os.O_RDWR)
+        file.unlink()
+        file.mkdir()
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(descriptor)
