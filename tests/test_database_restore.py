@@ -613,6 +613,63 @@ class TestState:
         assert restore.state() is DatabaseState.APPLIED
 
 
+class TestFilling:
+    """A dump that goes into the server without ever being on the disk."""
+
+    def test_several_programs_fill_it(self, portal: Bench) -> None:
+        """Where several tables are large, each of several programs loads its share, and all rows are there."""
+        before, runner = read_contents(portal.target), Recorder(portal.runner)
+        execute(portal.target, "DELETE FROM note")
+        restore = portal.restore(runner=runner)
+        restore.stage(portal.source(**{"public.finding": 10, "public.note": 9, "public.test": 8}), portal.rows)
+        restore.apply()
+        assert len([command for command in runner.commands if "--section=data" in command]) == 2
+        assert read_contents(portal.target) == before
+
+    def test_it_is_not_on_the_disk(self, portal: Bench) -> None:
+        """A swap writes no dump to the place that is for it."""
+        portal.restored()
+        assert not portal.source().path.exists()
+
+    def test_an_owner_without_rights_to_a_table(self, owned: Bench, postgres: EmbeddedPostgres, tmp_path: Path) -> None:
+        """Rights come after the rows: a table that its owner may not write to is filled, and stays so."""
+        execute(as_superuser(owned.target, postgres), f"ALTER ROLE {owned.target.user} CREATEDB")
+        execute(owned.target, "REVOKE INSERT, UPDATE ON finding FROM CURRENT_USER")
+        (tmp_path / "other").mkdir()
+        with bench(owned.target, postgres.bin_dir, tmp_path / "other") as made:
+            made.restored()
+            assert ask(made.target, "SELECT count(*) FROM finding") == made.rows["public.finding"] > 0
+            assert not ask(made.target, "SELECT has_table_privilege('finding', 'INSERT')")
+
+    @pytest.mark.parametrize("weights", [{}, {"public.finding": 10, "public.note": 10}])
+    def test_an_archive_that_is_damaged_further_on(self, portal: Bench, weights: dict[str, int]) -> None:
+        """What is found when rows are in the server already leaves nothing there."""
+        before, databases = read_contents(portal.target), portal.databases()
+
+        @contextmanager
+        def content() -> Iterator[Iterator[memoryview]]:
+            def pieces(opened: Iterator[memoryview]) -> Iterator[memoryview]:
+                yield next(opened)
+                yield next(opened)
+                raise NotIntactError("the frame is damaged", hint="take another archive")
+
+            with portal.source().open() as opened:
+                yield pieces(opened)
+
+        with pytest.raises(NotIntactError, match="the frame is damaged"):
+            portal.restore().stage(replace(portal.source(**weights), open=content), portal.rows)
+        assert (read_contents(portal.target), portal.databases()) == (before, databases)
+
+    @pytest.mark.parametrize("which", [0, 1])
+    def test_one_of_several_programs_is_killed(self, portal: Bench, which: int) -> None:
+        """One that ends before its time ends all of them, and leaves nothing."""
+        before, databases = read_contents(portal.target), portal.databases()
+        source = portal.source(**{"public.finding": 10, "public.note": 10})
+        with pytest.raises(RestoreError, match="pg_restore was ended by SIGKILL"):
+            portal.restore(runner=KillingOne(portal.runner, which)).stage(source, portal.rows)
+        assert (read_contents(portal.target), portal.databases()) == (before, databases)
+
+
 class TestPrograms:
     """pg_restore, and how it is called."""
 
@@ -658,6 +715,22 @@ class Recorder:
         self.commands.append(" ".join(map(str, argv)))
         process: RunningProcess = self._runner.start(argv, **options)
         return process
+
+
+class KillingOne:
+    """A runner that has one of the programs that load rows killed as soon as it reads."""
+
+    def __init__(self, runner: Any, which: int) -> None:
+        self._runner: SystemRunner = runner
+        self._left = which
+
+    def start(self, argv: Any, **options: Any) -> RunningProcess:
+        """Start a program."""
+        if "--section=data" in argv:
+            self._left -= 1
+            if self._left == -1:
+                argv = ["/bin/sh", "-c", "head -c 1000 >/dev/null; kill -KILL $$"]
+        return self._runner.start(argv, **options)
 
 
 class CuttingShort:
