@@ -108,6 +108,9 @@ class _Loading:
         """Give a program the whole dump, or as much of it as it takes."""
         with self._dump.open() as content:
             for piece in content:
+                for future in others:
+                    if future.done():
+                        future.result()  # which raises what went wrong there
                 if is_first:
                     self._dump.advance(len(piece))
                 if process.stdin.closed:
@@ -122,9 +125,6 @@ class _Loading:
                     self._restorer.finish(process)
                     if not is_first:
                         return
-                for future in others:
-                    if future.done():
-                        future.result()
         with suppress(BrokenPipeError):
             process.stdin.close()
 
