@@ -32,6 +32,8 @@ DIRECTORY: Final = ".restores"
 
 _SUFFIX: Final = ".json"
 _PREFIX: Final = "restore_"
+_PATIENCE_SECONDS: Final = 2.0
+"""A restore that was killed while it started a program has that program keep the lock for an instant."""
 
 
 class RestoreState(StrEnum):
@@ -137,7 +139,7 @@ class RestoreRecords:
         self.directory.mkdir(mode=0o700, exist_ok=True)
         with ExitStack() as stack:
             try:
-                stack.enter_context(Repository(self.directory, lock_timeout=0).exclusive())
+                stack.enter_context(Repository(self.directory, lock_timeout=_PATIENCE_SECONDS).exclusive())
             except BusyError as error:
                 raise BusyError(
                     "another restore is running", hint="Wait for it to end, then look again with --rollback --list."
