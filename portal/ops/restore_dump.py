@@ -71,4 +71,4 @@ def _numbers_of(manifest: Manifest, what: str) -> dict[str, int]:
     try:
         return {str(table): int(number) for table, number in numbers.items()}
     except (AttributeError, TypeError, ValueError) as error:
-        raise NotIntactError(f"the manifest's {what} make no sense", hint=_ANOTHER) from error
+        raise NotIntactError(f"the manifest's numbers of {what} make no sense", hint=_ANOTHER) from error
