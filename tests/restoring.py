@@ -23,11 +23,14 @@ from portal.ops.sources.postgres import open_dump
 from portal.ops.target import DatabaseTarget, Secret
 from portal.ops.targets.database import DatabaseRestore, RestoreMode, list_old_databases
 from portal.ops.targets.database_server import drop_forced, maintenance
+from portal.ops.targets.dump import Dump
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from portal.ops.process import ProcessRunner
+
+_PIECE_BYTES = 100_001
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +59,19 @@ class Bench:
     def restored(self, **options: Any) -> DatabaseRestore:
         """A restore that was staged and applied."""
         restore = self.restore(**options)
-        restore.stage(self.dump, self.rows)
+        restore.stage(self.source(), self.rows)
         restore.apply()
         return restore
+
+    def source(self, **weights: int) -> Dump:
+        """The dump as it comes out of an archive: in pieces, which need not be as large as each other."""
+
+        @contextmanager
+        def content() -> Iterator[Iterator[memoryview]]:
+            with self.dump.open("rb") as file:
+                yield (memoryview(piece) for piece in iter(lambda: file.read(_PIECE_BYTES), b""))
+
+        return Dump(open=content, path=self.dump.with_name("staged.dump"), weights=weights or self.rows)
 
     def databases(self) -> set[str]:
         """The names of everything on the server that belongs to the live database."""
@@ -123,10 +136,10 @@ def main() -> None:
     bench = Bench(target=target, bin_dir=Path(described["bin_dir"]), dump=dump, rows=described["rows"])
     restore = bench.restore(restore_id=described["restore_id"], mode=RestoreMode(described["mode"]))
     if step == "apply" and described["mode"] == RestoreMode.IN_PLACE:
-        restore.stage(dump, bench.rows)
+        restore.stage(bench.source(), bench.rows)
     print("ready", flush=True)  # noqa: T201  (the test waits for it)
     if step == "stage":
-        restore.stage(dump, bench.rows)
+        restore.stage(bench.source(), bench.rows)
     else:
         getattr(restore, step)()
 

@@ -159,7 +159,8 @@ def test_a_kill_leaves_nothing_or_a_whole_archive(portal: Portal, postgres: Embe
         # A sidecar comes before its archive: alone it is the one thing that a crash may leave to be seen.
         assert len(visible(portal) - archives) <= 1
         succeeded(portal.job().backup_full())
-        assert not [name for name in portal.left() if name.startswith(".")]
+        # What a small write that was killed leaves behind goes a day later.
+        assert not [name for name in portal.left() if name.startswith(".") and not name.endswith(".tmp")]
         assert len(visible(portal)) == 2 * len(archives) + 2
         for path in portal.archives.iterdir():
             path.unlink()

@@ -198,7 +198,7 @@ class TestIdentity:
             f"ALTER ROLE postgres IN DATABASE {owned.target.name} SET work_mem TO '9MB'",
         )
         restore = owned.restore()
-        restore.stage(owned.dump, owned.rows)
+        restore.stage(owned.source(), owned.rows)
         (warning,) = restore.apply().warnings
         assert f"""ALTER ROLE "postgres" IN DATABASE "{owned.target.name}" SET "work_mem" TO '9MB'""" in warning
 
@@ -270,7 +270,7 @@ class TestSessions:
         """Applications that connect again at once are shut out for less than half a second, and see no mixture."""
         execute(portal.target, "CREATE TABLE newer AS SELECT 1 AS one")
         restore = portal.restore()
-        restore.stage(portal.dump, portal.rows)
+        restore.stage(portal.source(), portal.rows)
         with reconnecting(portal.target) as seen:
             report = restore.apply()
         assert report.downtime_seconds < 0.5
@@ -282,7 +282,7 @@ class TestSessions:
         administrator = as_superuser(owned.target, postgres)
         execute(administrator, f"ALTER ROLE {owned.target.user} CREATEDB")
         restore = owned.restore()
-        restore.stage(owned.dump, owned.rows)
+        restore.stage(owned.source(), owned.rows)
         with connect(replace(administrator, options={"application_name": "somebody"})) as other:
             with pytest.raises(BusyError, match="user postgres") as caught:
                 restore.apply()
@@ -298,7 +298,7 @@ class TestSessions:
             with bench(target, server.bin_dir, tmp_path) as made:
                 execute(target, "BEGIN", "CREATE TABLE t ()", "PREPARE TRANSACTION 'left'")
                 restore = made.restore()
-                restore.stage(made.dump, made.rows)
+                restore.stage(made.source(), made.rows)
                 assert "ROLLBACK PREPARED 'left'" in plan_of(made).blockers[0].hint
                 with pytest.raises(BusyError, match="prepared transactions: left"):
                     restore.apply()
@@ -321,7 +321,7 @@ class TestRoles:
         execute(as_superuser(owned.target, postgres), f"ALTER ROLE {owned.target.user} CREATEDB")
         execute(owned.target, "DELETE FROM finding")
         restore = owned.restore(mode=RestoreMode.AUTO)
-        restore.stage(owned.dump, owned.rows)
+        restore.stage(owned.source(), owned.rows)
         assert restore.apply().mode is SWAP
         assert ask(owned.target, "SELECT count(*) FROM finding") == 100
         restore.rollback()
@@ -444,7 +444,7 @@ class TestRefused:
         portal.dump.write_bytes(portal.dump.read_bytes()[:-lacks_bytes])
         runner = Recorder(portal.runner)
         with pytest.raises(NotIntactError, match="pg_restore failed"):
-            portal.restore(mode=IN_PLACE, runner=runner).stage(portal.dump, portal.rows)
+            portal.restore(mode=IN_PLACE, runner=runner).stage(portal.source(), portal.rows)
         assert runner.commands
         assert not any("--dbname" in command for command in runner.commands)
 
@@ -524,7 +524,7 @@ class TestState:
         """Each step leaves the state that the next one needs."""
         restore = portal.restore()
         states = [restore.state()]
-        for step in (lambda: restore.stage(portal.dump, portal.rows), restore.apply, restore.rollback):
+        for step in (lambda: restore.stage(portal.source(), portal.rows), restore.apply, restore.rollback):
             step()
             states.append(restore.state())
         assert states == ["nothing", "staged", "applied", "rolled_back"]
@@ -532,7 +532,7 @@ class TestState:
     def test_another_process_finishes(self, portal: Bench) -> None:
         """What was staged is put in place by somebody who knows the restore's id only, and only once."""
         restore = portal.restore()
-        restore.stage(portal.dump, portal.rows)
+        restore.stage(portal.source(), portal.rows)
         execute(portal.target, "DELETE FROM note")
         for _ in range(2):
             portal.restore(restore_id=restore.restore_id).finish()
@@ -541,7 +541,7 @@ class TestState:
     def test_another_process_undoes(self, portal: Bench) -> None:
         """What was staged is removed by somebody who knows the restore's id only; a second time does no harm."""
         restore = portal.restore()
-        restore.stage(portal.dump, portal.rows)
+        restore.stage(portal.source(), portal.rows)
         for _ in range(2):
             portal.restore(restore_id=restore.restore_id).undo()
         assert portal.databases() == {portal.target.name}
@@ -562,7 +562,7 @@ class TestState:
         execute(portal.target, "DELETE FROM note")
         other = portal.restore(mode=IN_PLACE)
         assert other.state() is DatabaseState.NOTHING
-        other.stage(portal.dump, portal.rows)
+        other.stage(portal.source(), portal.rows)
         other.apply()
         other.rollback()
         assert ask(portal.target, "SELECT count(*) FROM note") == 0
@@ -613,6 +613,63 @@ class TestState:
         assert restore.state() is DatabaseState.APPLIED
 
 
+class TestFilling:
+    """A dump that goes into the server without ever being on the disk."""
+
+    def test_several_programs_fill_it(self, portal: Bench) -> None:
+        """Where several tables are large, each of several programs loads its share, and all rows are there."""
+        before, runner = read_contents(portal.target), Recorder(portal.runner)
+        execute(portal.target, "DELETE FROM note")
+        restore = portal.restore(runner=runner)
+        restore.stage(portal.source(**{"public.finding": 10, "public.note": 9, "public.test": 8}), portal.rows)
+        restore.apply()
+        assert len([command for command in runner.commands if "--section=data" in command]) == 2
+        assert read_contents(portal.target) == before
+
+    def test_it_is_not_on_the_disk(self, portal: Bench) -> None:
+        """A swap writes no dump to the place that is for it."""
+        portal.restored()
+        assert not portal.source().path.exists()
+
+    def test_an_owner_without_rights_to_a_table(self, owned: Bench, postgres: EmbeddedPostgres, tmp_path: Path) -> None:
+        """Rights come after the rows: a table that its owner may not write to is filled, and stays so."""
+        execute(as_superuser(owned.target, postgres), f"ALTER ROLE {owned.target.user} CREATEDB")
+        execute(owned.target, "REVOKE INSERT, UPDATE ON finding FROM CURRENT_USER")
+        (tmp_path / "other").mkdir()
+        with bench(owned.target, postgres.bin_dir, tmp_path / "other") as made:
+            made.restored()
+            assert ask(made.target, "SELECT count(*) FROM finding") == made.rows["public.finding"] > 0
+            assert not ask(made.target, "SELECT has_table_privilege('finding', 'INSERT')")
+
+    @pytest.mark.parametrize("weights", [{}, {"public.finding": 10, "public.note": 10}])
+    def test_an_archive_that_is_damaged_further_on(self, portal: Bench, weights: dict[str, int]) -> None:
+        """What is found when rows are in the server already leaves nothing there."""
+        before, databases = read_contents(portal.target), portal.databases()
+
+        @contextmanager
+        def content() -> Iterator[Iterator[memoryview]]:
+            def pieces(opened: Iterator[memoryview]) -> Iterator[memoryview]:
+                yield next(opened)
+                yield next(opened)
+                raise NotIntactError("the frame is damaged", hint="take another archive")
+
+            with portal.source().open() as opened:
+                yield pieces(opened)
+
+        with pytest.raises(NotIntactError, match="the frame is damaged"):
+            portal.restore().stage(replace(portal.source(**weights), open=content), portal.rows)
+        assert (read_contents(portal.target), portal.databases()) == (before, databases)
+
+    @pytest.mark.parametrize("which", [0, 1])
+    def test_one_of_several_programs_is_killed(self, portal: Bench, which: int) -> None:
+        """One that ends before its time ends all of them, and leaves nothing."""
+        before, databases = read_contents(portal.target), portal.databases()
+        source = portal.source(**{"public.finding": 10, "public.note": 10})
+        with pytest.raises(RestoreError, match="pg_restore was ended by SIGKILL"):
+            portal.restore(runner=KillingOne(portal.runner, which)).stage(source, portal.rows)
+        assert (read_contents(portal.target), portal.databases()) == (before, databases)
+
+
 class TestPrograms:
     """pg_restore, and how it is called."""
 
@@ -640,7 +697,7 @@ class TestPrograms:
 
 def fills(restorer: Restorer, made: Bench) -> bool:
     try:
-        restorer.fill(made.dump, made.target, jobs=1, role=None)
+        restorer.stage(made.target, [], made.dump)
     except RestoreError:
         return False
     return True
@@ -658,6 +715,22 @@ class Recorder:
         self.commands.append(" ".join(map(str, argv)))
         process: RunningProcess = self._runner.start(argv, **options)
         return process
+
+
+class KillingOne:
+    """A runner that has one of the programs that load rows killed as soon as it reads."""
+
+    def __init__(self, runner: Any, which: int) -> None:
+        self._runner: SystemRunner = runner
+        self._left = which
+
+    def start(self, argv: Any, **options: Any) -> RunningProcess:
+        """Start a program."""
+        if "--section=data" in argv:
+            self._left -= 1
+            if self._left == -1:
+                argv = ["/bin/sh", "-c", "head -c 1000 >/dev/null; kill -KILL $$"]
+        return self._runner.start(argv, **options)
 
 
 class CuttingShort:

@@ -67,7 +67,7 @@ def test_killed_while_it_stages(portal: Bench, attempt: int) -> None:
 def test_killed_while_it_swaps(portal: Bench, attempt: int, finishes: bool) -> None:
     """Killed at any instant of the swap, the live database can be used at once, and the rest is done or undone."""
     restore = portal.restore()
-    restore.stage(portal.dump, portal.rows)
+    restore.stage(portal.source(), portal.rows)
     killed(portal, "apply", restore.restore_id, after=random.uniform(0, 0.12))
     assert live(portal.target) in (OLD, NEW)
     again = portal.restore(restore_id=restore.restore_id)
@@ -145,13 +145,13 @@ def test_the_server_crashes_while_it_stages(server: EmbeddedPostgres, tmp_path: 
         crash = threading.Thread(target=crash_backend_of, args=(target, "portal_restoring%"))
         crash.start()
         with pytest.raises(OpsError):
-            restore.stage(made.dump, made.rows)
+            restore.stage(made.source(), made.rows)
         crash.join()
         until_ready(target)
         made.restore(restore_id=restore.restore_id).undo()
         assert made.databases() == {"portal"}
         assert live(target) == OLD
-        restore.stage(made.dump, made.rows)
+        restore.stage(made.source(), made.rows)
         restore.apply()
 
 

@@ -305,9 +305,10 @@ class TestNothingChanges:
         assert asked == []
 
     def test_no_room_for_the_dump(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The dump lies in the repository for a while, which is looked at beforehand."""
+        """In place, the dump lies in the repository for a while, which is looked at beforehand; a swap needs none."""
         monkeypatch.setattr("portal.ops.restore_parts.room", lambda _: 100)
-        result = refused(world.job(dry_run=True).restore_full("latest"), 1, "are free there")
+        done(world.job(dry_run=True).restore_database("latest"))
+        result = refused(world.job(dry_run=True, mode="in-place").restore_full("latest"), 1, "are free there")
         assert any(line.startswith("In the way: ") for line in result.plan)
 
     @pytest.mark.parametrize("exact", [True, False])

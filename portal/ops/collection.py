@@ -33,6 +33,9 @@ log = engine_log("portal.ops.collection")
 
 _SECOND: Final = 1_000_000_000
 _MOST_LINKS: Final = 5
+_WORTH_TELLING: Final = 100
+"""The manifest has the size of a table that is at least one part in this number."""
+
 _FEW: Final = 200
 """So many files are packed before a helper process is ready."""
 
@@ -126,7 +129,10 @@ class Collection:
             lock_timeout_seconds=self.config.lock_timeout,
         ) as dump:
             self._dump_bytes = dump.estimated_bytes
-            writer.reserve(room_for(dump.table_names))
+            large = {
+                table: size for table, size in dump.table_bytes.items() if size * _WORTH_TELLING >= self._dump_bytes
+            }
+            writer.reserve(room_for((*dump.table_names, *large)))
             member = writer.add_stream(Component.DATABASE.member, cast("Readable", dump.stdout), mtime_ns=started)
             facts = dump.finish()
         return {
@@ -136,6 +142,7 @@ class Collection:
             "server_version": facts.server_version,
             "pg_dump_version": facts.pg_dump_version,
             "rows": facts.row_counts,
+            "table_bytes": large,
         }
 
     def _copy(self, component: Component, source: Path, writer: ArchiveWriter) -> dict[str, Any]:

@@ -44,10 +44,12 @@ from portal.ops.logs import engine_log
 from portal.ops.model import BackupType, Component, VerifyLevel
 from portal.ops.process import ProcessRunner, SystemRunner
 from portal.ops.repository import ArchiveFile, Repository, file_digest, read_sidecar
+from portal.ops.restore_dump import dump_of, rows_of
+from portal.ops.targets.database_fill import fill
 from portal.ops.targets.database_server import maintenance
 from portal.ops.targets.database_stage import settle
 from portal.ops.targets.files import FileRestore
-from portal.ops.targets.pg_restore import find_restorer, read_dump_major
+from portal.ops.targets.pg_restore import find_restorer
 from portal.ops.verifications import Verifications
 from portal.ops.verify import Verification
 
@@ -198,7 +200,7 @@ class DrillJob:
             drill_id=draft.report.drill_id,
             directory=self.repository.path / DIRECTORY / draft.report.drill_id,
         )
-        needed = sum(int(detail.get("bytes", 0)) for detail in manifest.details.values())
+        needed = sum(int(manifest.details.get(component.value, {}).get("bytes", 0)) for component in _FILES)
         try:
             scratch.make(needed)
             if Component.DATABASE in manifest.components:
@@ -223,23 +225,21 @@ class DrillJob:
         jobs = self.config.jobs or available_cores()
         target = scratch.create_database(self.config.database)
         started = time.monotonic()
-        dump = scratch.directory / "database.dump"
-        _extract(opened, Component.DATABASE.member, dump, jobs)
+        assert draft.manifest is not None
+        dump = dump_of(opened, draft.manifest, scratch.directory / "database.dump", jobs=jobs)
         with maintenance(target) as connection:
             major = connection.info.server_version // 10000
             version = connection.info.parameter_status("server_version") or ""
         restorer = find_restorer(
             major,
-            read_dump_major(dump),
+            dump.major(),
             runner=self._runner,
             bin_dir=Path(self.config.pg_bin_dir) if self.config.pg_bin_dir else None,
         )
-        restorer.fill(dump, target, jobs=jobs, role=None)
+        fill(restorer, dump, target, jobs=jobs, role=None)
         rows = settle(target, jobs)
         draft.note(database_seconds=time.monotonic() - started, server_version=version)
-        dump.unlink()
-        assert draft.manifest is not None
-        draft.found.rows_of_tables(rows, _rows_of(draft.manifest))
+        draft.found.rows_of_tables(rows, rows_of(draft.manifest))
         draft.found.keys_of_tables(target)
 
     def _files(self, draft: _Draft, opened: Archive, component: Component, scratch: Scratch) -> None:
@@ -318,28 +318,3 @@ def _figures(draft: _Draft) -> dict[str, Any]:
         "damages": tuple(map(str, found.damages)),
         "warnings": tuple(found.warnings),
     }
-
-
-def _extract(opened: Archive, member: str, path: Path, jobs: int) -> None:
-    """Write one member into a file.
-
-    Raises:
-        NotIntactError: the archive is damaged there, or does not have it.
-    """
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        for _, content in opened.contents(jobs, below=member):
-            for piece in content:
-                file.write(piece)
-            return
-    raise NotIntactError(
-        f"the archive holds no {member}, although its manifest says so",
-        hint="Take another archive: './tools/backup.sh list' shows them.",
-    )
-
-
-def _rows_of(manifest: Manifest) -> dict[str, int]:
-    rows = manifest.details.get(Component.DATABASE.value, {}).get("rows", {})
-    try:
-        return {str(table): int(count) for table, count in rows.items()}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise NotIntactError("the manifest's numbers of rows make no sense", hint="Take another archive.") from error

@@ -115,7 +115,7 @@ class Manifest:
 
 
 def room_for(table_names: tuple[str, ...]) -> int:
-    """How many bytes a manifest can take at the most, by the tables that it will count the rows of."""
+    """How many bytes a manifest can take at the most, by the tables that it has a number of, as often as it has one."""
     number_and_layout = 40
     tables = sum(len(json.dumps(name)) + number_and_layout for name in table_names)
     return (8 << 10) + WARNING_BYTES + tables

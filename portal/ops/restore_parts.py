@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import closing, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -20,10 +20,10 @@ from portal.ops.archive.reader import ArchiveReader, is_below
 from portal.ops.chain_reader import ChainReader
 from portal.ops.errors import DiskFullError, NotIntactError
 from portal.ops.model import RESTORE_DIRECTORY, Component
+from portal.ops.restore_dump import dump_content, dump_of, rows_of
 from portal.ops.sources.dump_header import HEAD_BYTES, dump_major
 from portal.ops.targets.database_model import DatabaseState, RestoreMode
 from portal.ops.targets.database_names import Names, Role
-from portal.ops.targets.dump_file import write_dump
 from portal.ops.targets.file_stage import room
 from portal.ops.targets.files import FileRestore, forget, list_restores
 
@@ -91,11 +91,11 @@ class Part(Protocol):
 
 
 class DatabasePart:
-    """The database: its dump is put on the disk, and from there into the server.
+    """The database: its dump goes from the archive into the server; in place, by way of the disk.
 
     Arguments:
         restore: what knows the server.
-        directory: for the dump, and what a restore in place needs to be taken back.
+        directory: what a restore in place puts there: the dump, and what it needs to be taken back.
         mode: how the database is replaced; a plan settles what ``auto`` means.
         create_database: make it where there is none.
         jobs: how many threads decompress.
@@ -116,15 +116,15 @@ class DatabasePart:
 
     def plan(self, archive: Archive, manifest: Manifest) -> PartPlan:
         """What would become of the database."""
-        with _dump_of(archive, 1) as (member, content):
+        with dump_content(archive, 1) as (member, content):
             head = bytes(next(content, memoryview(b""))[:HEAD_BYTES])
-        plan = self._restore.plan(dump_major=dump_major(head), dump_bytes=member.size, row_counts=_rows_of(manifest))
+        plan = self._restore.plan(dump_major=dump_major(head), dump_bytes=member.size, row_counts=rows_of(manifest))
         self._mode, self._dump_bytes = plan.mode, member.size
         return plan
 
     def stage_room(self) -> tuple[Path, int]:
-        """The dump lies in the repository for a while; in place, a dump of the live database, about as large, stays."""
-        return self._directory, self._dump_bytes * (2 if self._mode is RestoreMode.IN_PLACE else 1)
+        """In place, the dump lies in the repository for a while; one of the live database, about as large, stays."""
+        return self._directory, self._dump_bytes * (2 if self._mode is RestoreMode.IN_PLACE else 0)
 
     def content_bytes(self) -> int:
         """The dump's."""
@@ -133,9 +133,8 @@ class DatabasePart:
     def stage(self, archive: Archive, manifest: Manifest, advance: Advance) -> None:
         """Fill and check a database beside the live one, where the mode is swap."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _dump_of(archive, self._jobs) as (_, content):
-            write_dump(self._dump, content, advance)
-        self._restore.stage(self._dump, _rows_of(manifest))
+        dump = dump_of(archive, manifest, self._dump, jobs=self._jobs, advance=advance)
+        self._restore.stage(dump, rows_of(manifest))
 
     def apply(self) -> dict[str, Any]:
         """Swap, or replace in one transaction."""
@@ -375,7 +374,7 @@ def short_of_room(parts: Iterable[Part]) -> list[DiskFullError]:
         device = os.stat(above).st_dev
         needed[device] = needed.get(device, 0) + count
         places.setdefault(device, []).append(above)
-        with_dump |= {device} if part.component is Component.DATABASE else set()
+        with_dump |= {device} if part.component is Component.DATABASE and count else set()
     return [
         _short(places[device], room(str(places[device][0])), needed[device])
         for device in sorted(with_dump)
@@ -393,24 +392,6 @@ def _short(places: list[Path], free: int, needed: int) -> DiskFullError:
 
 def _existing(path: Path) -> Path:
     return next(place for place in (path.absolute(), *path.absolute().parents) if place.is_dir())
-
-
-@contextmanager
-def _dump_of(archive: Archive, jobs: int) -> Iterator[tuple[Member, Iterator[memoryview]]]:
-    """The dump's member, and its content.
-
-    Raises:
-        NotIntactError: the archive does not have it.
-    """
-    contents = archive.contents(jobs, below=Component.DATABASE.member)
-    with closing(contents):  # type: ignore[type-var]  # both archives' are generators
-        found = next(contents, None)
-        if found is None:
-            raise NotIntactError(
-                f"the archive holds no {Component.DATABASE.member}, although its manifest says so",
-                hint=_ANOTHER,
-            )
-        yield found
 
 
 def _facts(report: DatabaseReport) -> dict[str, Any]:
@@ -469,11 +450,3 @@ class _Counted:
             raise NotIntactError(
                 f"{what} has {self._files} files, and the manifest says {self._expected}", hint=_ANOTHER
             )
-
-
-def _rows_of(manifest: Manifest) -> dict[str, int]:
-    rows = manifest.details.get(Component.DATABASE.value, {}).get("rows", {})
-    try:
-        return {str(table): int(count) for table, count in rows.items()}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise NotIntactError("the manifest's numbers of rows make no sense", hint=_ANOTHER) from error

@@ -58,15 +58,14 @@ def list_tables(connection: Connection) -> list[Table]:
     ]
 
 
-def total_size(connection: Connection, tables: Sequence[Table]) -> int:
-    """Return the bytes of the tables on the server's disk, with out-of-line values, without indexes.
+def table_sizes(connection: Connection, tables: Sequence[Table]) -> dict[str, int]:
+    """Return the bytes of each table on the server's disk, with out-of-line values, without indexes.
 
     The server locks each table to measure it, and waits for whoever has locked it.
     """
-    query = "SELECT coalesce(sum(pg_table_size(oid::oid)), 0)::bigint FROM unnest(%s::bigint[]) AS wanted (oid)"
-    row = connection.execute(query, [[table.oid for table in tables]]).fetchone()
-    assert row is not None
-    return int(row[0])
+    query = "SELECT oid, pg_table_size(oid::oid) FROM unnest(%s::bigint[]) AS wanted (oid)"
+    names = {table.oid: table.name for table in tables}
+    return {names[oid]: size for oid, size in connection.execute(query, [list(names)])}
 
 
 def count_rows(connection: Connection, tables: Sequence[Table]) -> dict[str, int]:

@@ -23,7 +23,7 @@ from portal.ops.sources.pg_client import find_client
 from portal.ops.sources.pg_connection import connect, conninfo, explained_errors, libpq_environment
 from portal.ops.sources.pg_dump_failure import explain_dump_failure
 from portal.ops.sources.pg_inspection import check_readable, read_facts
-from portal.ops.sources.pg_rows import SnapshotCount, list_tables, total_size
+from portal.ops.sources.pg_rows import SnapshotCount, list_tables, table_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,14 +88,16 @@ def open_dump(
         tool = find_client("pg_dump", server.major, runner=runner, bin_dir=bin_dir)
         tables = list_tables(connection)
         _lock(connection, tables, lock_seconds)
-        size = total_size(connection, tables)
+        sizes = table_sizes(connection, tables)
         command = _command(tool, target, snapshot, lock_seconds)
         process = runner.start(command, environment=libpq_environment(target))
         opened.callback(process.stdout.close)
         opened.callback(process.kill)
         count = SnapshotCount(connect(target), snapshot, tables)
         opened.callback(count.cancel)
-        parts = _Parts(target=target, server=server, tool=tool, tables=tables, size=size, process=process, count=count)
+        parts = _Parts(
+            target=target, server=server, tool=tool, tables=tables, sizes=sizes, process=process, count=count
+        )
         return DatabaseDump(parts, timeout_seconds, opened.pop_all())
 
 
@@ -107,7 +109,7 @@ class _Parts:
     server: ServerFacts
     tool: ClientTool
     tables: Sequence[Table]
-    size: int
+    sizes: dict[str, int]
     process: RunningProcess
     count: SnapshotCount
 
@@ -130,7 +132,8 @@ class DatabaseDump:
         self.server = parts.server
         self.expected_tables = len(parts.tables)
         self.table_names = tuple(table.name for table in parts.tables)
-        self.estimated_bytes = parts.size
+        self.table_bytes = parts.sizes
+        self.estimated_bytes = sum(parts.sizes.values())
         timer = threading.Timer(timeout_seconds, self._expire)
         timer.daemon = True
         timer.start()

@@ -42,7 +42,8 @@ from portal.ops.targets.database_server import (
 )
 from portal.ops.targets.database_stage import settle, stage
 from portal.ops.targets.database_swap import Exchange, Exchanged, exchange
-from portal.ops.targets.pg_restore import find_restorer, read_dump_major
+from portal.ops.targets.dump import read_dump_major
+from portal.ops.targets.pg_restore import find_restorer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
     from portal.ops.process import ProcessRunner
     from portal.ops.target import DatabaseTarget
+    from portal.ops.targets.dump import Dump
     from portal.ops.targets.pg_restore import Restorer
 
 __all__ = [
@@ -108,7 +110,7 @@ class DatabaseRestore:
         self._mode = mode
         self._create_database = create_database
         self._safety_dump = safety_dump
-        self._dump: Path | None = None
+        self._dump: Dump | None = None
         self._rows: Mapping[str, int] = {}
 
     def plan(self, *, dump_major: int | None, dump_bytes: int, row_counts: Mapping[str, int]) -> DatabasePlan:
@@ -135,11 +137,11 @@ class DatabaseRestore:
             )
         )
 
-    def stage(self, dump_file: Path, row_counts: Mapping[str, int]) -> None:
+    def stage(self, dump: Dump, row_counts: Mapping[str, int]) -> None:
         """Prepare all that can be prepared without touching the live database, and read the dump to its end.
 
         Arguments:
-            dump_file: the dump; it has to stay until `apply` has returned.
+            dump: the dump; in place, it is put in its file, which has to stay until `apply` has returned.
             row_counts: the manifest's number of rows by table; empty where it has none.
 
         Raises:
@@ -148,12 +150,14 @@ class DatabaseRestore:
             OpsError: the server or pg_restore does not do it. In each case nothing of the stage is left.
         """
         mode = self._decide()
-        restorer = self._restorer(dump_file)
-        self._dump, self._rows = dump_file, row_counts
+        restorer = self._restorer(dump.major())
+        self._rows = row_counts
         if mode is RestoreMode.SWAP:
-            self._rows = stage(self.target, self._names, dump_file, row_counts, restorer=restorer, jobs=self._jobs)
+            self._rows = stage(self.target, self._names, dump, row_counts, restorer=restorer, jobs=self._jobs)
         else:
-            restorer.decode(dump_file)
+            dump.save()
+            self._dump = dump
+            restorer.decode(dump.path)
 
     def apply(self) -> DatabaseReport:
         """Replace the live database by what was staged; harmless where that was done already.
@@ -263,7 +267,7 @@ class DatabaseRestore:
 
     # -- in place ---------------------------------------------------------------------------------------------------
 
-    def _replace(self, dump: Path) -> DatabaseReport:
+    def _replace(self, dump: Dump) -> DatabaseReport:
         if self._safety_dump is None:
             raise ConfigurationError("a restore in place needs a path for its safety dump", hint="give safety_dump")
         self._create_where_absent()
@@ -277,7 +281,8 @@ class DatabaseRestore:
         )
         started = time.monotonic()
         try:
-            replace_contents(self.target, dump, restorer=self._restorer(dump), restore_id=self.restore_id)
+            restorer = self._restorer(dump.major())
+            replace_contents(self.target, dump.path, restorer=restorer, restore_id=self.restore_id)
         except OpsError:
             if not self._came_through(before):
                 raise
@@ -296,7 +301,8 @@ class DatabaseRestore:
         if before is None:
             raise no_safety_dump()
         started = time.monotonic()
-        roll_back(self.target, before, restorer=self._restorer(before.dump), restore_id=self.restore_id)
+        restorer = self._restorer(read_dump_major(before.dump))
+        roll_back(self.target, before, restorer=restorer, restore_id=self.restore_id)
         downtime = time.monotonic() - started
         settle(self.target, self._jobs)
         before.remove()
@@ -333,10 +339,10 @@ class DatabaseRestore:
     def _before(self) -> Before | None:
         return None if self._safety_dump is None else Before.load(self._safety_dump, self.restore_id)
 
-    def _restorer(self, dump: Path) -> Restorer:
+    def _restorer(self, dump_major: int | None) -> Restorer:
         with maintenance(self.target) as connection:
             server_major = connection.info.server_version // 10000
-        return find_restorer(server_major, read_dump_major(dump), runner=self._runner, bin_dir=self._bin_dir)
+        return find_restorer(server_major, dump_major, runner=self._runner, bin_dir=self._bin_dir)
 
     def _report(
         self, mode: RestoreMode, downtime_seconds: float, *, kept: str | None = None, warnings: tuple[str, ...] = ()

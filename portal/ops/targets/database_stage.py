@@ -1,7 +1,7 @@
 """Filling the scratch database: created beside the live one, restored into, checked, closed.
 
     1 an empty database like the live one, under a name that says it is worthless
-    2 pg_restore, over several connections
+    2 pg_restore: see `database_fill`
     3 its rows are counted and held against the manifest; beside that the planner's statistics are gathered
     4 closed to everybody, and renamed: from then on it is whole
 
@@ -22,6 +22,7 @@ from psycopg.sql import SQL, Identifier
 from portal.ops.errors import NotIntactError, OpsError
 from portal.ops.sources.pg_connection import connect
 from portal.ops.sources.pg_rows import count_rows, list_tables
+from portal.ops.targets.database_fill import fill
 from portal.ops.targets.database_names import Role
 from portal.ops.targets.database_server import (
     create_like,
@@ -34,12 +35,12 @@ from portal.ops.targets.database_server import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from portal.ops.sources.pg_connection import Connection
     from portal.ops.sources.pg_rows import Table
     from portal.ops.target import DatabaseTarget
     from portal.ops.targets.database_names import Names
+    from portal.ops.targets.dump import Dump
     from portal.ops.targets.pg_restore import Restorer
 
     _Task = Callable[[Connection], dict[str, int]]
@@ -60,7 +61,7 @@ _OWNER: Final = """
 def stage(
     target: DatabaseTarget,
     names: Names,
-    dump: Path,
+    dump: Dump,
     row_counts: Mapping[str, int],
     *,
     restorer: Restorer,
@@ -87,7 +88,7 @@ def stage(
         create_like(connection, names.name(Role.RESTORING), live, owner or me.name)
     scratch = replace(target, name=names.name(Role.RESTORING))
     try:
-        restorer.fill(dump, scratch, jobs=jobs, role=owner if owner != me.name else None)
+        fill(restorer, dump, scratch, jobs=jobs, role=owner if owner != me.name else None)
         counted = settle(scratch, jobs)
         check_rows(counted, row_counts)
         _close(target, names)

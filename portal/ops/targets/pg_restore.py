@@ -26,9 +26,8 @@ from portal.ops.errors import (
     OpsError,
     RestoreError,
 )
-from portal.ops.process import DEVNULL, run
+from portal.ops.process import DEVNULL, PIPE, run
 from portal.ops.sources.dump_decoding import start_decoding
-from portal.ops.sources.dump_header import HEAD_BYTES, dump_major
 from portal.ops.sources.pg_client import client_environment, find_client
 from portal.ops.sources.pg_connection import conninfo, libpq_environment
 
@@ -128,13 +127,13 @@ class Restorer:
         """Whether it starts with a setting that the older server does not know, and counts that as an error."""
         return self.tool.major >= _OLDER_SERVER_NEEDS > self.server_major
 
-    def list(self, dump: Path) -> list[str]:
+    def list(self, dump: Path, *options: str) -> list[str]:
         """The lines of the dump's table of contents.
 
         Raises:
             NotIntactError: it has none.
         """
-        argv = [str(self.tool.path), "--list", str(dump)]
+        argv = [str(self.tool.path), "--list", *options, str(dump)]
         done = run(self.runner, argv, environment=client_environment(), timeout_seconds=_LIST_SECONDS)
         if done.returncode != 0:
             raise explain_failure(done.returncode, done.stderr)
@@ -162,21 +161,28 @@ class Restorer:
         """
         return find_client("psql", self.tool.major, runner=self.runner, bin_dir=self.bin_dir)
 
-    def fill(self, dump: Path, target: DatabaseTarget, *, jobs: int, role: str | None) -> None:
-        """Restore into a database that nobody uses yet, with several connections at once.
+    def stage(self, target: DatabaseTarget, options: Sequence[str], dump: Path) -> None:
+        """Restore a part of a dump into a database that nobody uses yet.
 
         Arguments:
-            jobs: number of connections.
-            role: who is to own everything; nothing means the user of the connection.
+            options: which part, and how.
+            dump: a file that has the dump's table of contents, and the rows that are wanted.
 
         Raises:
             OpsError: pg_restore failed, and the database is worth nothing.
         """
-        options = [f"--jobs={jobs}", *([f"--role={role}"] if role else [])]
+        self.finish(self.start_stage(target, options, dump))
+
+    def start_stage(self, target: DatabaseTarget, options: Sequence[str], dump: Path | None = None) -> RunningProcess:
+        """Start what `stage` does; without a file the dump is read from the standard input of the program."""
         base = [option for option in OPTIONS if option != "--exit-on-error" or not self.trips_over_server]
         environment = libpq_environment(target)
         environment["PGOPTIONS"] = f"{environment.get('PGOPTIONS', '')} {_STAGE_SETTINGS}".strip()
-        self._run([*base, *options], dump, target, environment)
+        return self._start([*base, *options], dump, target, environment)
+
+    def finish(self, process: RunningProcess) -> None:
+        """Wait for a pg_restore. Raises OpsError where it failed."""
+        _finish(process, accepts_unknown_setting=self.trips_over_server)
 
     def replace(
         self,
@@ -202,15 +208,17 @@ class Restorer:
             options = [*OPTIONS, "--single-transaction", f"--use-list={chosen.name}"]
             options += [f"--role={role}"] if role else []
             if drop is None:
-                self._run(options, dump, target, libpq_environment(target))
+                self.finish(self._start(options, dump, target, libpq_environment(target)))
             else:
                 self._run_by_psql(options, dump, target, drop)
 
-    def _run(self, options: Sequence[str], dump: Path, target: DatabaseTarget, environment: dict[str, str]) -> None:
-        command = [str(self.tool.path), "--format=custom", "--no-password", *options]
-        command += [f"--dbname={conninfo(target)}", str(dump)]
-        process = self.runner.start(command, environment=environment, stdout=DEVNULL)
-        _finish(process, accepts_unknown_setting=self.trips_over_server)
+    def _start(
+        self, options: Sequence[str], dump: Path | None, target: DatabaseTarget, environment: dict[str, str]
+    ) -> RunningProcess:
+        command = [str(self.tool.path), "--format=custom", "--no-password", *options, f"--dbname={conninfo(target)}"]
+        command += [] if dump is None else [str(dump)]
+        stdin = PIPE if dump is None else DEVNULL
+        return self.runner.start(command, environment=environment, stdin=stdin, stdout=DEVNULL)
 
     def _run_by_psql(self, options: Sequence[str], dump: Path, target: DatabaseTarget, drop: Composed) -> None:
         """Let psql run one statement, and then what pg_restore writes, in the transaction of both."""
@@ -272,21 +280,6 @@ def find_restorer(server_major: int, major: int | None, *, runner: ProcessRunner
             raise
         tool = find_client("pg_restore", major, runner=runner, bin_dir=bin_dir)
     return Restorer(tool=tool, server_major=server_major, runner=runner, bin_dir=bin_dir)
-
-
-def read_dump_major(dump: Path) -> int | None:
-    """The version of the pg_dump that wrote a file; nothing where it is no dump in the custom format.
-
-    Raises:
-        RestoreError: the file cannot be read.
-    """
-    try:
-        with dump.open("rb") as file:
-            return dump_major(file.read(HEAD_BYTES))
-    except OSError as error:
-        raise RestoreError(
-            f"cannot read the dump {dump}: {error.strerror}", hint="start the restore again from the archive"
-        ) from error
 
 
 def not_a_dump() -> NotIntactError:

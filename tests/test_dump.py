@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from portal.ops.targets.dump_file import write_dump
+from portal.ops.targets.dump import write_dump
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
