@@ -5,7 +5,7 @@ a restore that was killed goes on from its first step, and one that is taken bac
 instant it or a rollback before it ended at.
 
     aside        what is live goes to the rollback, under its own path
-    make         a directory is made
+    make         a directory is made: the staged one is moved, with all that is in it, where nothing is there
     place        what is staged goes to its path
     attributes   a directory gets its mode, owner and time; these steps come last in both directions
 
@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from portal.ops.archive.reader import is_below
 from portal.ops.errors import RestoreError
 from portal.ops.targets.file_tree import Attributes, Tree, move
 
@@ -158,18 +159,21 @@ class Places:
     rollback: Tree
     kept: Tree
 
-    def take(self, step: Step) -> None:
-        """Take one step, or what is left of it."""
-        if step.do is Do.ASIDE:
-            self._aside(step)
-        elif step.do is Do.MAKE:
-            with suppress(FileExistsError):
-                name, above = self.live.place(step.path)
-                os.mkdir(name, 0o700, dir_fd=above)
-        elif step.do is Do.PLACE:
-            self._place(step)
-        elif step.after is not None and self._is_directory(step.path):
-            step.after.give_to(self.live.directory(step.path))
+    def take(self, steps: Iterable[Step]) -> None:
+        """Take steps in their order, each or what is left of it."""
+        moved = "/"
+        for step in steps:
+            if step.do is Do.ASIDE:
+                self._aside(step)
+            elif step.do is Do.ATTRIBUTES:
+                if step.after is not None and self._is_directory(step.path):
+                    step.after.give_to(self.live.directory(step.path))
+            elif is_below(step.path, moved):
+                pass  # it came with its directory
+            elif step.do is Do.PLACE:
+                self._place(step)
+            elif self._make(step.path):
+                moved = step.path
 
     def take_back(self, step: Step, tally: Tally) -> None:
         """Take one step back, or what is left to take back of it."""
@@ -192,6 +196,18 @@ class Places:
     def _aside(self, step: Step) -> None:
         if self.rollback.look(step.path) is None and self.live.look(step.path) is not None:
             self._move(self.live, self.rollback, step.path)
+
+    def _make(self, path: str) -> bool:
+        """Make a directory; whether it is the staged one that was moved there, with all that is in it."""
+        if self.live.look(path) is not None:
+            return False
+        if (staged := self.stage.look(path)) is not None and stat.S_ISDIR(staged.st_mode):
+            self._move(self.stage, self.live, path)
+            return True
+        name, above = self.live.place(path)
+        with suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=above)
+        return False
 
     def _place(self, step: Step) -> None:
         if self.live.look(step.path) is not None:

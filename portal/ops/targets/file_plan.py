@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.archive.index import Member, MemberType, encode_name
+from portal.ops.archive.reader import is_below
 from portal.ops.errors import DiskFullError, NotIntactError, RestoreError
 from portal.ops.targets.file_changes import OURS, protected_paths
 from portal.ops.targets.file_ground import Ground, closed
@@ -63,6 +64,7 @@ class Comparison:
     _counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("new", "replaced", "same"), 0))
     _bytes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("new", "replaced", "same"), 0))
     _met: int = 0
+    _absent: str = "\0"
     _name_bytes: int = 0
     _stage_bytes: int = 0
     _examples: list[str] = field(default_factory=list)
@@ -154,10 +156,16 @@ class Comparison:
             self._examples.append(path)
 
     def _look(self, live: Tree | None, path: str) -> os.stat_result | None:
+        """What is there. Where a directory is absent so is all that comes below it, which need not be looked for."""
+        if live is None or is_below(path, self._absent):
+            return None
         try:
-            return live.look(path) if live is not None else None
+            found = live.look(path)
         except OSError as error:
             raise explained(error, "to look at what is there", self.root) from error
+        if found is None:
+            self._absent = path
+        return found
 
     def _count_files(self, live: Tree, ground: Ground) -> int:
         """How many files there are; on the way, what of them would be moved aside."""

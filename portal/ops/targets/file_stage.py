@@ -128,18 +128,19 @@ class Stage:
         self.attributes[path] = Attributes(member.mode, member.uid, member.gid, member.mtime_ns)
 
     def _file(self, path: str, member: Member, content: Iterator[memoryview], writers: Writers) -> None:
+        is_large = member.size >= HOLE_BYTES
         try:
             name, above = self.tree.place(path, make=True)
-            descriptor = os.open(name, _CREATE, 0o600, dir_fd=above)
+            descriptor = os.open(name, _CREATE | (writers.open_flags if is_large else 0), 0o600, dir_fd=above)
         except (FileExistsError, NotADirectoryError) as error:
             raise twice(member) from error
         self._born = self._born or Attributes.of(os.fstat(descriptor))  # every file of a stage is made alike
         attributes = self._file_attributes(member)
         pieces = self._exactly(member, content)
-        if member.size < HOLE_BYTES:
-            self._write(descriptor, attributes, pieces)
-        else:
+        if is_large:
             self._write_large(writers.file(descriptor, attributes, self._born), pieces)
+        else:
+            self._write(descriptor, attributes, pieces)
         self._content_bytes += member.size
 
     def _write(self, descriptor: int, attributes: Attributes, pieces: Iterator[memoryview]) -> None:

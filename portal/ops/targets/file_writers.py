@@ -12,6 +12,7 @@ import fcntl
 import mmap
 import os
 import threading
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final, Self
 
@@ -31,9 +32,13 @@ _BLOCKS: Final = 2 * _THREADS
 
 
 class Writers:
-    """Threads that write, and the memory that they write from; leaving the context waits for them."""
+    """Threads that write, and the memory that they write from; leaving the context waits for them.
+
+    Files are to be opened with `open_flags`, which has `O_DIRECT` once a file has shown that the file system takes it.
+    """
 
     def __init__(self) -> None:
+        self.open_flags = 0
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._blocks: SimpleQueue[memoryview] = SimpleQueue()
         for _ in range(_BLOCKS):
@@ -64,6 +69,10 @@ class Writers:
             attributes: what the file has in the end.
             born: what it was made with.
         """
+        if not self.open_flags:
+            with suppress(OSError):  # not every file system takes it
+                fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_DIRECT)
+                self.open_flags = os.O_DIRECT
         file = WrittenFile(self, descriptor, attributes, born)
         self._open.add(file)
         return file
@@ -116,11 +125,7 @@ class WrittenFile:
         self._is_whole = False
         self._on_the_way = 0
         self._counting = threading.Lock()
-        self._takes_direct = True
-        try:
-            fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_DIRECT)
-        except OSError:  # not every file system does
-            self._takes_direct = False
+        self._takes_direct = writers.open_flags == os.O_DIRECT
 
     def write(self, data: memoryview) -> None:
         """Append.

@@ -420,8 +420,7 @@ def _take_back(directory: RestoreDirectory, record: FilesRecord) -> tuple[FilesR
 
 def _forward(directory: RestoreDirectory, places: Places) -> None:
     _open_up(directory, places)
-    for step in read_forward(directory.journal):
-        places.take(step)
+    places.take(read_forward(directory.journal))
 
 
 def _backward(directory: RestoreDirectory, places: Places, tally: Tally) -> None:
