@@ -16,6 +16,7 @@ from portal.ops.archive.opening import open_archive
 from portal.ops.errors import DiskFullError, NotIntactError
 from portal.ops.model import RESTORE_DIRECTORY, Component
 from portal.ops.restore import RestoreConfig, RestoreJob
+from portal.ops.targets import files
 from portal.ops.targets.file_names import Kind, Names
 from portal.ops.targets.files import FileRestore
 from tests.archives import MTIME_NS, program, seal, tree_on_disk
@@ -109,9 +110,13 @@ INDEXED: dict[str, list[Piece]] = {
 }
 
 
+@pytest.mark.parametrize("members", [0, 1_000_000], ids=["by helpers", "without helpers"])
 @pytest.mark.parametrize("lie", INDEXED)
-def test_archive_with_an_index_is_refused(lie: str, target: Path, tmp_path: Path) -> None:
-    """What a hostile archive with an index holds does not get out of the stage."""
+def test_archive_with_an_index_is_refused(
+    lie: str, members: int, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a hostile archive with an index holds does not get out of the stage, whoever makes its files."""
+    monkeypatch.setattr(files, "_WORTH_HELPERS", members)
     place = tmp_path / "repository"
     place.mkdir()
     assert_refused(write_indexed(place, INDEXED[lie]), target)

@@ -24,7 +24,7 @@ from portal.ops.restore_dump import dump_content, dump_of, rows_of
 from portal.ops.sources.dump_header import HEAD_BYTES, dump_major
 from portal.ops.targets.database_model import DatabaseState, RestoreMode
 from portal.ops.targets.database_names import Names, Role
-from portal.ops.targets.file_stage import room
+from portal.ops.targets.file_room import room
 from portal.ops.targets.files import FileRestore, forget, list_restores
 
 if TYPE_CHECKING:

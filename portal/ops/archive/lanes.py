@@ -6,38 +6,27 @@ Deflating and hashing a large block release Python's lock, so threads do it in p
 
 from __future__ import annotations
 
-import fcntl
 import os
 import queue
-import subprocess
-import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Final, Self
 
 from portal.ops.archive import frame, packer
+from portal.ops.archive.helper import Helper, end_helper, start_helper
+from portal.ops.archive.messages import send
 from portal.ops.errors import OpsError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
-_PIPE_BYTES = 1 << 20
-# glibc would give the memory of each frame back, and have the kernel clear it anew for the next one.
-_ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(64 << 20), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
-_ENTRY = "from portal.ops.archive.packer import main; main()"
+_PACKER: Final = "portal.ops.archive.packer"
 
 
 def available_cores() -> int:
     """How many cores this process may run on."""
     return len(os.sched_getaffinity(0))
-
-
-class _Helper(NamedTuple):
-    process: subprocess.Popen[bytes]
-    requests: BinaryIO
-    answers: BinaryIO
 
 
 class Lanes:
@@ -53,8 +42,8 @@ class Lanes:
         self.jobs = jobs
         self._backup_id = backup_id
         self._threads = ThreadPoolExecutor(jobs, thread_name_prefix="lane")
-        self._helpers: list[_Helper] = []
-        self._idle: queue.SimpleQueue[_Helper] = queue.SimpleQueue()
+        self._helpers: list[Helper] = []
+        self._idle: queue.SimpleQueue[Helper] = queue.SimpleQueue()
         self._wanted = jobs if helpers else 0
         self._own = packer.Packer()
         self._turn = threading.Lock()
@@ -68,7 +57,7 @@ class Lanes:
                 helper.process.kill()
         self._threads.shutdown(cancel_futures=True)
         for helper in self._helpers:
-            _end(helper)
+            end_helper(helper)
 
     def compress(self, data: frame.Buffer) -> Future[bytes]:
         """One frame of a block."""
@@ -82,7 +71,7 @@ class Lanes:
     def start_helpers(self) -> None:
         """Start the helper processes that do not run yet: they are ready when the first files have been found."""
         for _ in range(self._wanted - len(self._helpers)):
-            helper = _start_helper()
+            helper = start_helper(_PACKER)
             self._helpers.append(helper)
             self._idle.put(helper)
 
@@ -92,7 +81,7 @@ class Lanes:
                 return self._own.pack(self._backup_id, items)
         helper = self._idle.get()
         try:
-            packer.send(helper.requests, (self._backup_id, items))
+            send(helper.requests, (self._backup_id, items))
             return packer.receive_pack(helper.answers)
         except (EOFError, OSError) as error:
             raise OpsError(
@@ -101,21 +90,3 @@ class Lanes:
             ) from error
         finally:
             self._idle.put(helper)
-
-
-def _start_helper() -> _Helper:
-    # -P keeps the current directory off the path; our own path is handed on, so the helper finds what we found.
-    environment = {**os.environ, **_ALLOCATOR, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-c", _ENTRY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
-    )
-    with suppress(PermissionError):  # the kernel limits what one user may have in pipes
-        fcntl.fcntl(cast("BinaryIO", process.stdout), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-    return _Helper(process, cast("BinaryIO", process.stdin), cast("BinaryIO", process.stdout))
-
-
-def _end(helper: _Helper) -> None:
-    with suppress(BrokenPipeError):
-        helper.requests.close()
-    helper.answers.close()
-    helper.process.wait()

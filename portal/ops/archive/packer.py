@@ -1,16 +1,12 @@
 """A helper process: takes lists of small files, answers each with one finished frame.
 
 Many small files cost more Python than compression, and one process runs Python on one core only. So the archive's
-process hands lists of paths to a few of these, over pipes, and gets frames back: read, hashed, framed, compressed. It
-works under every kind of Celery pool, which multiprocessing does not, and ends when its standard input does.
-
-A message is its length (8 bytes) and a value in Python's own `marshal` format: both ends are the same interpreter.
+process hands lists of paths to a few of these, over pipes, and gets frames back: read, hashed, framed, compressed.
 """
 
 from __future__ import annotations
 
 import errno
-import marshal
 import mmap
 import os
 import signal
@@ -18,12 +14,12 @@ import stat
 import sys
 from dataclasses import dataclass, field
 from hashlib import sha256
-from struct import Struct
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from portal.ops.archive import frame, tar
 from portal.ops.archive.index import Member, MemberType, decode_name, encode_member, tar_header
 from portal.ops.archive.links import leads_out
+from portal.ops.archive.messages import receive, send
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,7 +41,6 @@ GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
 _FILES_BYTES: Final = 4 * frame.INPUT_BYTES
 _BUFFER_BYTES: Final = _FILES_BYTES + frame.INPUT_BYTES // ITEM_BYTES * HEADER_ROOM
-_LENGTH: Final = Struct("<Q")
 _OPEN: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 _FORMS: Final = {"directory": stat.S_ISDIR, "symlink": stat.S_ISLNK, "hardlink": stat.S_ISREG}
@@ -208,23 +203,6 @@ def member_of(path: str, kind: MemberType, found: os.stat_result, *, link: str =
         link,
         at=at,
     )
-
-
-def send(stream: BinaryIO, value: Any) -> None:
-    """Write one message."""
-    data = marshal.dumps(value)
-    stream.write(_LENGTH.pack(len(data)))
-    stream.write(data)
-    stream.flush()
-
-
-def receive(stream: BinaryIO) -> Any:
-    """Read one message; EOFError where there is none."""
-    head = stream.read(_LENGTH.size)
-    if len(head) < _LENGTH.size:
-        raise EOFError
-    (length,) = _LENGTH.unpack(head)
-    return marshal.loads(stream.read(length))  # noqa: S302  (from the process that started this one)
 
 
 def send_pack(stream: BinaryIO, done: Pack) -> None:

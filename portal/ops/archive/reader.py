@@ -8,6 +8,7 @@ size that the table says. What comes out of `contents` and `extract` is what the
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from itertools import chain, dropwhile, islice
 from json.encoder import encode_basestring_ascii as quote
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from pathlib import Path
 
+    from portal.ops.archive.runs import Run
     from portal.ops.manifest import Manifest
 
 HINT: Final = "Take another archive: './tools/backup.sh list' shows them."
@@ -105,6 +107,10 @@ class ArchiveReader:
         """Close the file."""
         self._file.close()
 
+    def fileno(self) -> int:
+        """The file's descriptor."""
+        return self._file.fileno()
+
     def manifest(self) -> Manifest:
         """The manifest; reads the first frame only.
 
@@ -183,10 +189,28 @@ class ArchiveReader:
             for member, header in chain([first], coming):
                 if below is not None and not is_below(member.path, below):
                     return
-                cursor.expect(member)
-                yield member, cursor.content(member, header)
+                yield member, cursor.take(member, header)
                 cursor.skip_to_end()
-            cursor.expect_end()
+            cursor.expect_end(len(self.frames))
+
+    def contents_of(self, run: Run, jobs: int = 1) -> Iterator[tuple[Member, Iterator[memoryview]]]:
+        """The members of a run with their content, as `contents` has them; no frame is read but the run's.
+
+        Arguments:
+            jobs: how many threads decompress and hash ahead; a single job needs no thread.
+        """
+        coming = Coming(iter(run.members), self.frames.tar_lengths, self.backup_id)
+        with ExitStack() as stack:
+            if jobs > 1:
+                frames = stack.enter_context(frames_ahead(self.read_frame, run.frames, coming, jobs))
+                cursor = _Cursor(self, frames, (run.frames.start, 0), stack.enter_context(one_thread("hash")))
+            else:
+                frames = (Loaded(number, self.read_frame(number)) for number in run.frames)
+                cursor = _Cursor(self, frames, (run.frames.start, 0))
+            for member, header in coming:
+                yield member, cursor.take(member, header)
+                cursor.skip_to_end()
+            cursor.expect_end(run.frames.stop)
 
     def read_frame(self, number: int) -> bytes | NotIntactError:
         """What one frame holds, or what is wrong with it."""
@@ -301,8 +325,8 @@ class _Cursor:
         self._digests: Mapping[Span, str] = {}
         self._left = 0
 
-    def expect(self, member: Member) -> None:
-        """Hold the place where the index has a member against the place where the last one ended."""
+    def take(self, member: Member, header: bytes | None = None) -> Iterator[memoryview]:
+        """The content of the next member, which has to be where the last one ended; see `content`."""
         self._normalise()
         if (member.frame, member.at) != (self._number, self._at):
             raise DamagedError(
@@ -312,11 +336,12 @@ class _Cursor:
                     path=member.path,
                 )
             )
+        return self.content(member, header)
 
-    def expect_end(self) -> None:
-        """Make sure that nothing follows the last member."""
+    def expect_end(self, number: int) -> None:
+        """Make sure that nothing follows the last member before a frame begins."""
         self._normalise()
-        if self._number != len(self._tar_lengths):
+        if (self._number, self._at) != (number, 0):
             raise DamagedError(Damage(what="the archive holds something that its index does not list"))
 
     def content(self, member: Member, header: bytes | None = None) -> Iterator[memoryview]:

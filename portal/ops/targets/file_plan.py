@@ -16,8 +16,8 @@ from portal.ops.targets.file_changes import OURS, protected_paths
 from portal.ops.targets.file_ground import Ground, closed
 from portal.ops.targets.file_names import Kind
 from portal.ops.targets.file_report import FilesPlan
+from portal.ops.targets.file_room import room
 from portal.ops.targets.file_shape import Shape
-from portal.ops.targets.file_stage import room
 from portal.ops.targets.file_tree import IS_ROOT, Attributes, Tree, explained
 
 if TYPE_CHECKING:

@@ -77,6 +77,10 @@ class Tree:
         self.forget()
         os.close(self._root)
 
+    def fileno(self) -> int:
+        """The descriptor of the top."""
+        return self._root
+
     def forget(self) -> None:
         """Let go of the directories below the top: one of them is about to be renamed."""
         for descriptor in self._open.values():

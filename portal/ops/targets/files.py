@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from portal.ops.archive.reader import is_below
+from portal.ops.archive.reader import ArchiveReader, is_below
 from portal.ops.errors import ConfigurationError, OpsError, RestoreError
 from portal.ops.model import RESTORE_DIRECTORY, Component, timestamp
 from portal.ops.targets.audit_chain import ChainReport, check_logs
@@ -42,11 +42,10 @@ from portal.ops.targets.file_stage import Stage, StageReport
 from portal.ops.targets.file_tree import Attributes, Tree, explained
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from portal.ops.archive.index import Member
     from portal.ops.archive.plain import PlainArchive
-    from portal.ops.archive.reader import ArchiveReader
     from portal.ops.chain_reader import ChainReader
     from portal.ops.job import Advance
 
@@ -60,6 +59,9 @@ __all__ = [
     "forget",
     "list_restores",
 ]
+
+_WORTH_HELPERS: Final = 500
+"""Of so many members the files are there before a helper process is ready."""
 
 _BEGUN: Final = (FilesState.APPLYING, FilesState.APPLIED, FilesState.UNDOING)
 
@@ -147,6 +149,13 @@ class FileRestore:
         Raises:
             OpsError: as `stage`.
         """
+        if (
+            isinstance(archive, ArchiveReader)
+            and jobs > 1
+            and not self.patterns
+            and archive.member_count > _WORTH_HELPERS
+        ):
+            return self._stage(lambda stage: stage.fill_from(archive, jobs), advance)
         return self.stage(selected(archive, self.component.member, self.patterns, jobs), advance)
 
     def stage(
@@ -162,22 +171,7 @@ class FileRestore:
             AccessDeniedError: the target may not be written.
             RestoreError: the operating system refused for another reason, or there is such a restore already.
         """
-        root, top = self._root()
-        if self._directory().exists():
-            raise RestoreError(
-                f"there is a restore {self.restore_id} in {root} already", hint="Give this one another name."
-            )
-        created = _missing(root)
-        try:
-            record = self._begin(root, created)
-            with self._directory().locked():
-                return self._fill(record, contents, top, advance)
-        except BaseException as error:
-            self.undo()
-            _remove_created(created)
-            if isinstance(error, OSError):
-                raise explained(error, "to stage the files", root) from error
-            raise
+        return self._stage(lambda stage: stage.fill(contents), advance)
 
     def apply(self) -> FilesReport:
         """Put the stage in place, or go on with what was begun; does nothing where that is done.
@@ -272,8 +266,26 @@ class FileRestore:
         directory.make()
         return directory.write(record)
 
+    def _stage(self, fill: Callable[[Stage], StageReport], advance: Advance) -> StageReport:
+        root, top = self._root()
+        if self._directory().exists():
+            raise RestoreError(
+                f"there is a restore {self.restore_id} in {root} already", hint="Give this one another name."
+            )
+        created = _missing(root)
+        try:
+            record = self._begin(root, created)
+            with self._directory().locked():
+                return self._fill(record, fill, top, advance)
+        except BaseException as error:
+            self.undo()
+            _remove_created(created)
+            if isinstance(error, OSError):
+                raise explained(error, "to stage the files", root) from error
+            raise
+
     def _fill(
-        self, record: FilesRecord, contents: Iterator[tuple[Member, Iterator[memoryview]]], top: str, advance: Advance
+        self, record: FilesRecord, fill: Callable[[Stage], StageReport], top: str, advance: Advance
     ) -> StageReport:
         directory = self._directory()
         with Tree(str(directory.path / "stage")) as tree:
@@ -284,7 +296,7 @@ class FileRestore:
                 allow_outside_links=self.allow_outside_links,
                 advance=advance,
             )
-            report = stage.fill(contents)
+            report = fill(stage)
             if top and not os.path.isdir(os.path.realpath(self.target)):
                 _flatten(tree, top)
             directory.advance(record, FilesState.STAGED, attributes=stage.attributes, warnings=report.warnings)

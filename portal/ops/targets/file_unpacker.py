@@ -1,0 +1,89 @@
+"""A helper process of a restore: is given runs of an archive, and makes their files in the stage.
+
+Decompressing, hashing and writing are shared among a few of these. The process that started them has made the
+directories, and decides which members become files and where; links come last, and are its own as well. Every check of
+an archive's content is made here as it is made there, by the same code.
+
+It answers once, when its standard input has ended or something went wrong: with nothing, or with what it was.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from portal.ops.archive.index import Member, MemberType
+from portal.ops.archive.messages import encode, receive, send
+from portal.ops.archive.reader import ArchiveReader
+from portal.ops.archive.runs import Run
+from portal.ops.errors import DiskFullError, NotIntactError
+from portal.ops.targets.file_maker import FileMaker, drain
+from portal.ops.targets.file_room import Room
+from portal.ops.targets.file_tree import Tree
+from portal.ops.targets.file_writers import Writers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+REFUSED: Final = "refused"
+"""What an answer starts with where the operating system refused: error number, its text and the file's name follow."""
+
+KNOWN: Final = {kind.__name__: kind for kind in (NotIntactError, DiskFullError)}
+"""What it may start with otherwise: the name of an error; message and hint follow."""
+
+_PR_SET_PDEATHSIG: Final = 1
+
+
+def encode_run(run: Run, paths: Sequence[str | None]) -> bytes:
+    """The message that has a run unpacked.
+
+    Arguments:
+        paths: for each member where in the stage its file is made, or nothing where it is only looked at.
+    """
+    members = [(member.path, member.type.value, *member[2:]) for member in run.members]
+    return encode((run.frames.start, run.frames.stop, members, list(paths)))
+
+
+def main() -> None:
+    """Unpack what is asked for, and answer.
+
+    Its arguments are the number of the process that started it, the descriptors of archive and stage, and the name of
+    the stage.
+    """
+    parent, archive, stage = map(int, sys.argv[1:4])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one decides
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # nothing may be written once it has gone
+    if os.getppid() == parent:
+        files = Path("/proc/self/fd")
+        send(sys.stdout.buffer, _answer(files / str(archive), files / str(stage), sys.argv[4]))
+
+
+def _answer(archive: Path, stage: Path, name: str) -> tuple[Any, ...]:
+    try:
+        with Tree(str(stage)) as tree, Writers() as writers:
+            _unpack(ArchiveReader(archive), FileMaker(tree, writers, Room(tree.fileno(), name)))
+    except NotIntactError as error:
+        return NotIntactError.__name__, error.message, error.hint
+    except DiskFullError as error:
+        return DiskFullError.__name__, error.message, error.hint
+    except OSError as error:
+        return REFUSED, error.errno, error.strerror, error.filename
+    return ()
+
+
+def _unpack(archive: ArchiveReader, maker: FileMaker) -> None:
+    while True:
+        try:
+            start, stop, members, paths = receive(sys.stdin.buffer)
+        except EOFError:
+            return
+        run = Run(range(start, stop), [Member(path, MemberType(kind), *rest) for path, kind, *rest in members])
+        for (member, content), path in zip(archive.contents_of(run), paths, strict=True):
+            if path is None:
+                drain(content)
+            else:
+                maker.make(path, member, content)
