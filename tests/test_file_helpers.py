@@ -64,10 +64,10 @@ def restore(tmp_path: Path) -> FileRestore:
     return FileRestore(tmp_path / "live", restore_id="restore_1", component=Component.MEDIA)
 
 
-def children() -> list[int]:
-    """The processes that this thread has started."""
-    thread = threading.get_native_id()
-    return [*map(int, Path(f"/proc/self/task/{thread}/children").read_text(encoding="ascii").split())]
+def helpers() -> list[int]:
+    """The helpers that this thread has started; other tests' servers may be its children too."""
+    listed = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text(encoding="ascii")
+    return [int(pid) for pid in listed.split() if b"file_unpacker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def once(do: Callable[[], object]) -> Callable[[int], None]:
@@ -99,7 +99,7 @@ def test_everything_comes_back(archive: Path, source: Path, tmp_path: Path) -> N
     one = restore(tmp_path)
     report = one.stage_from(open_archive(archive), 2, told.append)
     assert sum(told) == report.content_bytes == sum(file.stat().st_size for file in first_names(source))
-    assert not children()
+    assert not helpers()
     one.apply()
     found = tree_on_disk(tmp_path / "live")
     assert {path: entry for path, entry in found.items() if not path.startswith(b".kekkai")} == tree_on_disk(source)
@@ -120,33 +120,33 @@ def test_damage_is_found_and_nothing_stays(archive: Path, tmp_path: Path, place:
     with pytest.raises(NotIntactError, match=rf"media/tenant-\S+, frame {frame}: "):
         restore(tmp_path).stage_from(open_archive(damaged(archive, tmp_path, frame)), 2)
     assert not list((tmp_path / "live").iterdir())
-    assert not children()
+    assert not helpers()
 
 
 def test_helper_that_is_killed_is_noticed(archive: Path, tmp_path: Path) -> None:
     """As the kernel does it where memory runs out: the restore fails, and says where to look."""
 
     def kill() -> None:
-        os.kill(children()[-1], signal.SIGKILL)
+        os.kill(helpers()[-1], signal.SIGKILL)
 
     with pytest.raises(RestoreError, match="a helper process of the restore ended unexpectedly") as caught:
         restore(tmp_path).stage_from(open_archive(archive), 2, once(kill))
     assert "dmesg" in caught.value.hint
     assert not list((tmp_path / "live").iterdir())
-    assert not children()
+    assert not helpers()
 
 
 def test_helpers_end_where_the_restore_fails(archive: Path, tmp_path: Path) -> None:
     """Whatever it was that went wrong beside them."""
 
     def fail() -> None:
-        assert len(children()) == 2
+        assert len(helpers()) == 2
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         restore(tmp_path).stage_from(open_archive(archive), 2, once(fail))
     assert not list((tmp_path / "live").iterdir())
-    assert not children()
+    assert not helpers()
 
 
 def test_refusal_of_the_system_is_told(archive: Path, tmp_path: Path) -> None:
@@ -185,10 +185,10 @@ def test_helpers_end_with_a_restore_that_is_killed(archive: Path, tmp_path: Path
         [sys.executable, "-c", _STAGE_AND_DIE, archive, tmp_path / "live"], capture_output=True, text=True, check=False
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    helpers = killed.stdout.split()
-    assert len(helpers) == 2
+    left = killed.stdout.split()
+    assert len(left) == 2
     until = time.monotonic() + 10
-    while any(is_running(pid) for pid in helpers):
+    while any(is_running(pid) for pid in left):
         assert time.monotonic() < until
         time.sleep(0.01)
     one.undo()
