@@ -50,10 +50,14 @@ class Helpers:
     def __enter__(self) -> Self:
         files = self._archive.fileno(), self._tree.fileno()
         arguments = [*map(str, (os.getpid(), *files)), self._tree.top]
-        for _ in range(self._count):
-            helper = start_helper(_UNPACKER, *arguments, descriptors=files)
-            self._helpers.append(helper)
-            os.set_blocking(helper.requests.fileno(), False)
+        try:
+            for _ in range(self._count):
+                helper = start_helper(_UNPACKER, *arguments, descriptors=files)
+                self._helpers.append(helper)
+                os.set_blocking(helper.requests.fileno(), False)
+        except BaseException:
+            self._end()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -64,9 +68,7 @@ class Helpers:
                 for helper in self._helpers:
                     _check_answer(helper)
         finally:
-            for helper in self._helpers:
-                helper.process.kill()
-                end_helper(helper)
+            self._end()
 
     def unpack(self, run: Run, paths: Sequence[str | None]) -> None:
         """Have the files of a run made by the helper that has the least to do.
@@ -90,6 +92,11 @@ class Helpers:
             except BrokenPipeError:
                 _check_answer(helper)
                 _raise_ended()
+
+    def _end(self) -> None:
+        for helper in self._helpers:
+            helper.process.kill()
+            end_helper(helper)
 
 
 def _waiting_bytes(helper: Helper) -> int:
