@@ -10,6 +10,7 @@ import re
 import shlex
 from contextlib import contextmanager
 from dataclasses import dataclass
+from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -203,11 +204,19 @@ def connect(target: DatabaseTarget) -> Connection:
     """
     password = None if target.password is None else target.password.reveal()
     connecting = conninfo(target)
+    connection: Connection | None = None
     try:
         connection = psycopg.connect(connecting, password=password, autocommit=True)
         connection.execute(_APPLY_SETTINGS, [list(_SESSION_SETTINGS), list(_SESSION_SETTINGS.values())])
     except psycopg.OperationalError as error:
         raise _explain(target, error) from error
+    except BaseException as error:
+        # A signal. What is half connected lives on in the frames of its traceback, and a server that waits for the
+        # password lets no DROP DATABASE of another session finish for a minute.
+        clear_frames(error.__traceback__)
+        if connection is not None:
+            connection.close()
+        raise
     return connection
 
 
