@@ -58,7 +58,7 @@ class Stage:
         prefix: the component's name in the archive.
         top: what stands in its place in the tree: nothing, or a name.
         allow_outside_links: restore symlinks that lead out of the tree.
-        advance: called with every number of bytes of content that was written.
+        advance: called with every number of bytes of content that was written, or handed to a helper.
     """
 
     tree: Tree

@@ -143,8 +143,8 @@ class FileRestore:
         """Stage what is asked for; with patterns, an archive with an index is read where that lies, and nowhere else.
 
         Arguments:
-            jobs: how many threads decompress.
-            advance: called with every number of bytes of content that was written.
+            jobs: how many threads decompress, or for many files how many helper processes make them at the most.
+            advance: called with every number of bytes of content that was written, or handed to a helper.
 
         Raises:
             OpsError: as `stage`.
