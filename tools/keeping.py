@@ -89,8 +89,12 @@ def _prune(arguments: argparse.Namespace) -> int:
 
 def forget_restores(settings: Settings) -> list[str]:
     """Remove what takes old restores back; what was done, in words. A failure of that is only told."""
-    from portal.ops.aftermath import Aftermath
     from portal.ops.errors import OpsError
+    from portal.ops.restore_record import DIRECTORY
+
+    if not (settings.local_path / DIRECTORY).exists():  # which most often is so: what follows takes a while to import
+        return []
+    from portal.ops.aftermath import Aftermath
     from portal.ops.restore import RestoreConfig, RestoreJob
 
     try:

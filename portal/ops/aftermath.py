@@ -1,7 +1,8 @@
 """What follows once something was done: metrics are written, people are told, the dead-man's URL is called.
 
 It is the observer of the jobs: it never raises, and takes a bounded time. Who starts jobs passes it in; the engine's
-jobs know nothing of it.
+jobs know nothing of it. What serves only those who are told is imported when somebody is: importing it takes longer
+than a small backup.
 """
 
 from __future__ import annotations
@@ -9,23 +10,22 @@ from __future__ import annotations
 import re
 import socket
 import time
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
 from portal.ops import messenger
 from portal.ops.access_log import Action, Outcome
 from portal.ops.errors import OpsError
-from portal.ops.failures import is_failure
 from portal.ops.job import Clock, utc_now
 from portal.ops.logs import engine_log
 from portal.ops.model import BackupId, BackupType
-from portal.ops.notices import Notices
-from portal.ops.status_facts import read_status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from portal.ops.access_log import AccessEntry
+    from portal.ops.notices import Notices
     from portal.ops.settings import Settings
     from portal.ops.status_model import Status
     from portal.ops.target import Secret
@@ -52,7 +52,6 @@ class Aftermath:
         self._settings = settings
         self._clock = clock
         self._secrets = sorted(secret_words(settings), key=len, reverse=True)
-        self._notices = Notices(settings.local_path, host=socket.gethostname(), tell=self._tell, clock=clock)
         self._refreshed = -_AT_MOST_EVERY
 
     def __call__(self, entry: AccessEntry) -> None:
@@ -79,6 +78,12 @@ class Aftermath:
         except Exception as error:
             log.warning("aftermath_failed", reason=type(error).__name__)
 
+    @cached_property
+    def _notices(self) -> Notices:
+        from portal.ops.notices import Notices
+
+        return Notices(self._settings.local_path, host=socket.gethostname(), tell=self._tell, clock=self._clock)
+
     @property
     def _is_due(self) -> bool:
         return time.monotonic() - self._refreshed >= _AT_MOST_EVERY
@@ -100,6 +105,8 @@ class Aftermath:
         targets = self._settings.targets
         if not (targets.metrics_file or targets.notify_urls):
             return None
+        from portal.ops.status_facts import read_status
+
         self._refreshed = time.monotonic()
         try:
             return read_status(self._settings, self._clock())
@@ -108,8 +115,13 @@ class Aftermath:
             return None
 
     def _ping(self, entry: AccessEntry) -> None:
-        url, backup_id = self._settings.targets.ping_url, BackupId.parse(entry.subject)
-        if url and entry.action is Action.BACKUP and backup_id and backup_id.type is BackupType.FULL:
+        url = self._settings.targets.ping_url
+        if not url or entry.action is not Action.BACKUP:
+            return
+        from portal.ops.failures import is_failure
+
+        backup_id = BackupId.parse(entry.subject)
+        if backup_id and backup_id.type is BackupType.FULL:
             messenger.ping(url, failed=is_failure(entry))
 
     def _tell(self, title: str, text: str) -> bool:
