@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -231,6 +232,7 @@ def run_command(main: Callable[[], int]) -> NoReturn:
         else:
             said = f"the operating system refused: {error.strerror} ({error.filename})"
             _fail(f"{said}\n  hint: Look at that file, its permissions and its disk, then start it again.")
+    gc.freeze()  # on its way out Python would look through all there is for garbage, which takes 30 ms
     sys.exit(code)
 
 

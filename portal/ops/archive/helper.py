@@ -51,9 +51,11 @@ def start_helper(entry: str, *arguments: str, descriptors: Sequence[int] = ()) -
     return Helper(process, cast("BinaryIO", process.stdin), cast("BinaryIO", process.stdout))
 
 
-def end_helper(helper: Helper) -> None:
-    """Let a helper end, and wait for it."""
-    with suppress(BrokenPipeError):
-        helper.requests.close()
-    helper.answers.close()
-    helper.process.wait()
+def end_helpers(helpers: Sequence[Helper]) -> None:
+    """Let helpers end, and wait for them."""
+    for helper in helpers:
+        with suppress(BrokenPipeError):
+            helper.requests.close()
+    for helper in helpers:
+        helper.answers.close()
+        helper.process.wait()

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, Self
 
 from portal.ops.archive import frame, packer
-from portal.ops.archive.helper import Helper, end_helper, start_helper
+from portal.ops.archive.helper import Helper, end_helpers, start_helper
 from portal.ops.archive.messages import send
 from portal.ops.errors import OpsError
 
@@ -56,8 +56,7 @@ class Lanes:
             for helper in self._helpers:
                 helper.process.kill()
         self._threads.shutdown(cancel_futures=True)
-        for helper in self._helpers:
-            end_helper(helper)
+        end_helpers(self._helpers)
 
     def compress(self, data: frame.Buffer) -> Future[bytes]:
         """One frame of a block."""

@@ -9,7 +9,7 @@ from fcntl import ioctl
 from termios import FIONREAD
 from typing import TYPE_CHECKING, Final, NoReturn, Self
 
-from portal.ops.archive.helper import Helper, end_helper, start_helper
+from portal.ops.archive.helper import Helper, end_helpers, start_helper
 from portal.ops.archive.messages import receive
 from portal.ops.errors import RestoreError
 from portal.ops.targets.file_unpacker import KNOWN, REFUSED, encode_run
@@ -96,7 +96,7 @@ class Helpers:
     def _end(self) -> None:
         for helper in self._helpers:
             helper.process.kill()
-            end_helper(helper)
+        end_helpers(self._helpers)
 
 
 def _waiting_bytes(helper: Helper) -> int:
