@@ -10,6 +10,7 @@ import pytest
 
 from portal.ops.process import SystemRunner
 from portal.ops.settings import DatabaseTarget, Secret
+from portal.ops.targets import file_stage
 from tools.demo.portal import fill
 from tools.demo.postgres import EmbeddedPostgres
 
@@ -47,6 +48,12 @@ def portal_database(postgres: EmbeddedPostgres) -> Iterator[DatabaseTarget]:
     """A filled portal database of the test's own."""
     with portal_database_in(postgres) as database:
         yield database
+
+
+@pytest.fixture(params=[0, 1_000_000], ids=["by helpers", "without helpers"])
+def hands(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who makes the files of a restore: helper processes even where there are few, or nobody else even of many."""
+    monkeypatch.setattr(file_stage, "_WORTH_HELPERS", request.param)
 
 
 @pytest.fixture

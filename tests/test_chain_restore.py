@@ -20,9 +20,10 @@ from portal.ops.backup import BackupConfig, BackupJob
 from portal.ops.chain_reader import ChainReader, open_tree
 from portal.ops.errors import NotIntactError
 from portal.ops.manifest import Manifest
-from portal.ops.model import DELETED, VerifyLevel
+from portal.ops.model import DELETED, RESTORE_DIRECTORY, Component, VerifyLevel
 from portal.ops.repository import sidecar_of
 from portal.ops.restore import RestoreConfig, RestoreJob
+from portal.ops.targets.files import FileRestore
 from portal.ops.verify import Verifier
 from tests.archives import program, seal
 from tests.hostile import Piece, directory, file, hardlink, write_chained
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from tests.archives import Tree
 
 ROOT = Path(__file__).parents[1]
+
+pytestmark = pytest.mark.usefixtures("hands")
 
 
 @pytest.fixture
@@ -324,6 +327,23 @@ def test_a_link_to_what_is_gone_is_refused(tmp_path: Path) -> None:
     base = tmp_path / f"{NAMES[0]}.tar.gz"
     archive = write_chained(tmp_path, NAMES[1], [gone("media/first")], parent=base, base=NAMES[0], tree=(0, 0))
     assert "link" in refusal(tmp_path, archive)
+
+
+def test_what_is_not_in_the_tree_need_not_be_intact(tmp_path: Path) -> None:
+    """A file of the base that is gone since is passed over; one that is not is a damage, and the archive is named."""
+    pieces = [directory("media"), file("media/bad", sha256="0" * 64), file("media/good")]
+    base = write_chained(tmp_path, NAMES[0], pieces)
+    gone_since = write_chained(tmp_path, NAMES[1], [gone("media/bad"), file("media/b")], parent=base, base=NAMES[0])
+    target = tmp_path / "restored"
+    with closing(open_tree(gone_since)) as opened:
+        FileRestore(target, restore_id="restore_1", component=Component.MEDIA).stage_from(opened, 2)
+    staged = target / RESTORE_DIRECTORY / "restore_1" / "stage"
+    assert sorted(path.name for path in staged.iterdir()) == ["b", "good"]
+    shutil.rmtree(target)
+    still_there = write_chained(tmp_path, NAMES[2], [file("media/b")], parent=base, base=NAMES[0])
+    with closing(open_tree(still_there)) as opened, pytest.raises(NotIntactError, match=f"in {NAMES[0]}: media/bad"):
+        FileRestore(target, restore_id="restore_2", component=Component.MEDIA).stage_from(opened, 2)
+    assert not target.exists()
 
 
 def test_a_delta_that_hides_a_file_is_found_out(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
@@ -22,6 +23,9 @@ from portal.ops.archive.runs import Run, runs
 from portal.ops.errors import DiskFullError, NotIntactError, RestoreError
 from portal.ops.model import Component
 from portal.ops.targets import file_stage
+from portal.ops.targets.file_helpers import Helpers
+from portal.ops.targets.file_tree import Tree
+from portal.ops.targets.file_unpacker import CHECKED, PASSED, Use
 from portal.ops.targets.files import FileRestore
 from tests import archives
 from tests.archives import NAME, Recipe, tree_on_disk, write_archive
@@ -67,7 +71,14 @@ def restore(tmp_path: Path) -> FileRestore:
 def helpers() -> list[int]:
     """The helpers that this thread has started; other tests' servers may be its children too."""
     listed = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text(encoding="ascii")
-    return [int(pid) for pid in listed.split() if b"file_unpacker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [int(pid) for pid in listed.split() if b"file_unpacker" in command_line(int(pid))]
+
+
+def command_line(pid: int) -> bytes:
+    """What a process was started with; a program that is just being loaded has none for an instant."""
+    while not (found := Path(f"/proc/{pid}/cmdline").read_bytes()) and is_running(str(pid)):
+        time.sleep(0.001)
+    return found
 
 
 def once(do: Callable[[], object]) -> Callable[[int], None]:
@@ -121,6 +132,24 @@ def test_damage_is_found_and_nothing_stays(archive: Path, tmp_path: Path, place:
         restore(tmp_path).stage_from(open_archive(damaged(archive, tmp_path, frame)), 2)
     assert not list((tmp_path / "live").iterdir())
     assert not helpers()
+
+
+def test_what_is_passed_over_need_not_be_intact(archive: Path, tmp_path: Path) -> None:
+    """Of a run some members are restored; the others are looked at only where that is asked for."""
+    with closing(ArchiveReader(archive)) as reader:
+        run = next(run for run in runs(reader.members(), len(reader.frames)) if len(run.members) > 5)
+        first, *others = [number for number, member in enumerate(run.members) if member.size]
+        lying = Run(run.frames, [member._replace(sha256="0" * 64) for member in run.members])
+        lying.members[first] = run.members[first]
+        uses: list[Use] = [f"file-{first}" if number == first else PASSED for number in range(len(run.members))]
+        with Tree(str(tmp_path)) as tree:
+            with Helpers(reader, tree, 1) as helpers:
+                helpers.unpack(lying, uses)
+            assert (tmp_path / f"file-{first}").stat().st_size == run.members[first].size
+            assert len(list(tmp_path.iterdir())) == 1
+            uses[first], uses[others[0]] = PASSED, CHECKED
+            with pytest.raises(NotIntactError, match=run.members[others[0]].path), Helpers(reader, tree, 1) as helpers:
+                helpers.unpack(lying, uses)
 
 
 def test_helper_that_is_killed_is_noticed(archive: Path, tmp_path: Path) -> None:
@@ -207,7 +236,7 @@ def test_long_files_are_written_here(
     archive: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is too long for a helper comes back as well, among what helpers make."""
-    monkeypatch.setattr(file_stage, "_LONG_FRAMES", 1)
+    monkeypatch.setattr(file_stage, "LONG_FRAMES", 1)
     one = restore(tmp_path)
     one.stage_from(open_archive(archive), 2)
     one.apply()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 
 from portal.ops.archive.index import MemberType
 from portal.ops.archive.opening import open_archive
-from portal.ops.errors import BusyError, ConfigurationError, RestoreError
+from portal.ops.archive.reader import ArchiveReader
+from portal.ops.errors import BusyError, ConfigurationError, NotIntactError, RestoreError
 from portal.ops.model import RESTORE_DIRECTORY, Component
 from portal.ops.sources.files import FileTree, tree_bytes
 from portal.ops.targets.file_record import RestoreDirectory
@@ -375,6 +377,7 @@ def test_patterns_are_the_shells(path: str, pattern: str, fits: bool) -> None:
     assert matches(path, [pattern]) is fits
 
 
+@pytest.mark.usefixtures("hands")
 def test_some_files_are_restored_and_no_others(archive: Path, target: Path) -> None:
     """With a pattern only what fits it is put in place; directories that are there keep what they have."""
     before = live_tree(target)
@@ -390,6 +393,7 @@ def test_some_files_are_restored_and_no_others(archive: Path, target: Path) -> N
     assert live_tree(target) == before
 
 
+@pytest.mark.usefixtures("hands")
 def test_one_file_is_read_from_its_frames_alone(lanes: Lanes, tmp_path: Path, source: Path, target: Path) -> None:
     """Damage elsewhere in an archive does not keep a single file from being restored."""
     (source / "tenant-b" / "large.bin").write_bytes(os.urandom(3 * MIB))
@@ -404,6 +408,30 @@ def test_one_file_is_read_from_its_frames_alone(lanes: Lanes, tmp_path: Path, so
     assert (target / "tenant-a" / "2024" / "scan-1.sarif").read_text() == "tenant-a 1"
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_frames_are_read_once(
+    lanes: Lanes, tmp_path: Path, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    """However many of the files in a frame are asked for; frames that have none of them are not read."""
+    for number in range(60):
+        (source / "tenant-a" / f"half-{number}").write_bytes(os.urandom(MIB // 2))
+    archive = write_archive(tmp_path / NAME, lanes, Recipe(media=source))
+    read: Counter[int] = Counter()
+    original = ArchiveReader.read_frame
+
+    def counted(self: ArchiveReader, number: int) -> bytes | NotIntactError:
+        read[number] += 1
+        return original(self, number)
+
+    monkeypatch.setattr(ArchiveReader, "read_frame", counted)
+    opened = open_archive(archive)
+    frames = len(opened.frames)  # type: ignore[union-attr]
+    restore_of(target, patterns=("tenant-a/half-1?", "tenant-a/2024/*")).stage_from(opened, jobs)
+    assert set(read.values()) == {1}
+    assert 5 <= len(read) < frames / 2
+
+
+@pytest.mark.usefixtures("hands")
 def test_hard_link_is_restored_without_its_first_name(target: Path, tmp_path: Path) -> None:
     """Names of a file whose content is under a name that is not asked for get that content, and share it."""
     links = [hardlink(f"media/b/{name}", "media/a") for name in ("one", "two")]
@@ -414,6 +442,7 @@ def test_hard_link_is_restored_without_its_first_name(target: Path, tmp_path: Pa
     assert not (target / "a").exists()
 
 
+@pytest.mark.usefixtures("hands")
 def test_pattern_that_fits_nothing_is_an_error(archive: Path, target: Path) -> None:
     """A mistyped pattern is told, and leaves nothing behind."""
     before = tree_on_disk(target)

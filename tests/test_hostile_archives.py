@@ -16,7 +16,6 @@ from portal.ops.archive.opening import open_archive
 from portal.ops.errors import DiskFullError, NotIntactError
 from portal.ops.model import RESTORE_DIRECTORY, Component
 from portal.ops.restore import RestoreConfig, RestoreJob
-from portal.ops.targets import files
 from portal.ops.targets.file_names import Kind, Names
 from portal.ops.targets.files import FileRestore
 from tests.archives import MTIME_NS, program, seal, tree_on_disk
@@ -110,13 +109,10 @@ INDEXED: dict[str, list[Piece]] = {
 }
 
 
-@pytest.mark.parametrize("members", [0, 1_000_000], ids=["by helpers", "without helpers"])
+@pytest.mark.usefixtures("hands")
 @pytest.mark.parametrize("lie", INDEXED)
-def test_archive_with_an_index_is_refused(
-    lie: str, members: int, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_archive_with_an_index_is_refused(lie: str, target: Path, tmp_path: Path) -> None:
     """What a hostile archive with an index holds does not get out of the stage, whoever makes its files."""
-    monkeypatch.setattr(files, "_WORTH_HELPERS", members)
     place = tmp_path / "repository"
     place.mkdir()
     assert_refused(write_indexed(place, INDEXED[lie]), target)
@@ -373,6 +369,7 @@ def test_plan_knows_how_long_a_name_may_be(target: Path, tmp_path: Path) -> None
             assert [error.exit_code for error in found.blockers] == [4] * blockers
 
 
+@pytest.mark.usefixtures("hands")
 def test_hard_link_that_is_taken_alone_is_no_fault(target: Path, tmp_path: Path) -> None:
     """With patterns a plan takes what the stage takes: a link without its file becomes that file."""
     pieces = [directory("media/x"), file("media/x/a"), directory("media/y"), hardlink("media/y/b", "media/x/a")]

@@ -7,12 +7,14 @@ say is kept in memory, not what the base holds.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.ancestry import line_of
+from portal.ops.archive.layers import Layer
 from portal.ops.archive.opening import open_archive
 from portal.ops.archive.reader import ArchiveReader, is_below
 from portal.ops.chain import HINT
@@ -92,6 +94,19 @@ class ChainReader:
                     if self._is_live(member.path, number):
                         yield self._numbered(member, number)
 
+    def layers(self) -> Iterator[Layer]:
+        """The archives that hold something of the tree, the oldest first; each is open while it is looked at.
+
+        Raises:
+            NotIntactError: the index of one makes no sense.
+        """
+        for number, ancestor in self._holding():
+            with _named(ancestor):
+                reader = ArchiveReader(ancestor.path)
+            with closing(reader):
+                most = self._holds[number] if number else reader.member_count
+                yield Layer(reader, most, partial(self._is_live, number=number), partial(_named, ancestor))
+
     def find(self, path: str) -> Member | None:
         """The member of that path, in whichever archive it is."""
         number = self._newest.get(path, 0)
@@ -126,9 +141,6 @@ class ChainReader:
                 for member, content in reader.contents(jobs, below=_PREFIX):
                     if self._is_live(member.path, number) and (below is None or is_below(member.path, below)):
                         yield self._numbered(member, number), _told(content, ancestor)
-                    else:
-                        with suppress(NotIntactError):  # what is not read need not be intact
-                            next(content, None)
 
     def _holding(self) -> Iterator[tuple[int, Ancestor]]:
         """The archives that hold something of the tree."""

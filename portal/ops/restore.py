@@ -52,7 +52,7 @@ from portal.ops.restore_parts import Archive, Part, PartMaker, short_of_room
 from portal.ops.restore_record import RestoreRecord, RestoreRecords, RestoreState
 from portal.ops.settings import load_settings
 from portal.ops.targets.database_model import RestoreMode
-from portal.ops.targets.file_selection import selected
+from portal.ops.targets.file_selection import choose, selected
 from portal.ops.verifications import Verifications
 from portal.ops.verify import Expected, Verification, Verifier
 
@@ -385,7 +385,8 @@ class RestoreJob:
 
     def _read_selected(self, opened: Archive, scope: RestoreScope) -> None:
         prefix = Component(scope.value).member
-        for _, content in selected(opened, prefix, self.config.patterns, self.config.jobs or available_cores()):
+        choice = choose(opened, prefix, self.config.patterns)
+        for _, content in selected(opened, choice, self.config.jobs or available_cores()):
             for _ in content:
                 pass
 

@@ -8,7 +8,7 @@ size that the table says. What comes out of `contents` and `extract` is what the
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from itertools import chain, dropwhile, islice
 from json.encoder import encode_basestring_ascii as quote
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -18,6 +18,7 @@ from isal import isal_zlib
 from portal.ops.archive import frame, index, tar
 from portal.ops.archive.ahead import WORTH_A_THREAD, Coming, Loaded, Span, frames_ahead, hashed, one_thread
 from portal.ops.archive.index import MANIFEST, TRAILER, TRAILER_ID, Member, MemberType
+from portal.ops.archive.layers import Layer
 from portal.ops.errors import NotIntactError
 
 if TYPE_CHECKING:
@@ -140,6 +141,10 @@ class ArchiveReader:
         if count != self.member_count:
             raise DamagedError(Damage(what=f"the index has {count} members instead of {self.member_count}"))
 
+    def layers(self) -> Iterator[Layer]:
+        """The archive itself: a tree that it holds is read from nowhere else."""
+        yield Layer(self, self.member_count, holds=lambda _: True, named=nullcontext)
+
     def find(self, path: str) -> Member | None:
         """The member of that path; the index is searched as text, only the line that fits is decoded."""
         needle = f'"path":{quote(path)},'.encode("ascii")
@@ -165,8 +170,7 @@ class ArchiveReader:
     def contents(self, jobs: int, *, below: str | None = None) -> Iterator[tuple[Member, Iterator[memoryview]]]:
         """Every member with its content, in the order of the tar; `jobs` threads decompress and hash ahead.
 
-        The content must be read to its end, or until it raises, before the next member is asked for. After a damage
-        the next member can be asked for all the same.
+        Whatever was not read of a content is passed over when the next member is asked for, also after a damage.
 
         Arguments:
             below: only the member of this path and those below it; no frame is read but theirs.
@@ -336,6 +340,8 @@ class _Cursor:
                     path=member.path,
                 )
             )
+        header = header or index.tar_header(member, self._backup_id)
+        self._left = len(header) + member.size + tar.padding(member.size)
         return self.content(member, header)
 
     def expect_end(self, number: int) -> None:

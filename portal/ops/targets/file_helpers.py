@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from portal.ops.archive.reader import ArchiveReader
     from portal.ops.archive.runs import Run
     from portal.ops.targets.file_tree import Tree
+    from portal.ops.targets.file_unpacker import Use
 
 _UNPACKER: Final = "portal.ops.targets.file_unpacker"
 _MOST: Final = 4
@@ -70,18 +71,18 @@ class Helpers:
         finally:
             self._end()
 
-    def unpack(self, run: Run, paths: Sequence[str | None]) -> None:
+    def unpack(self, run: Run, uses: Sequence[Use]) -> None:
         """Have the files of a run made by the helper that has the least to do.
 
         Arguments:
-            paths: for each member where its file is made, or nothing where it is only looked at.
+            uses: for each member what is done with it.
 
         Raises:
             NotIntactError: something that was asked for before is damaged or hostile.
             OSError: the operating system refused something that was asked for before.
         """
         helper = min(self._helpers, key=_waiting_bytes)
-        rest = memoryview(encode_run(run, paths))
+        rest = memoryview(encode_run(run, uses))
         while rest:
             # A signal that comes just before a wait does not end it, so none is long.
             select.select([], [helper.requests], [], _LOOK_SECONDS)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import sys
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Protocol
 
 from portal.ops.archive.index import Member, MemberType
 from portal.ops.archive.plain import PlainArchive
 from portal.ops.archive.reader import is_below
+from portal.ops.archive.runs import Run, runs
 from portal.ops.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from portal.ops.archive.layers import Layer
     from portal.ops.archive.reader import ArchiveReader
     from portal.ops.chain_reader import ChainReader
 
+    Archive = ArchiveReader | PlainArchive | ChainReader
     Contents = Iterator[tuple[Member, Iterator[memoryview]]]
+
+LONG_FRAMES: Final = 8
+"""A run of more frames than this is one large file, or a few, which several threads decompress."""
 
 
 def matches(path: str, patterns: Sequence[str]) -> bool:
@@ -28,27 +35,120 @@ def matches(path: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(path, pattern) or fnmatchcase(path, f"{pattern.rstrip('/')}/*") for pattern in patterns)
 
 
-def selected(
-    archive: ArchiveReader | PlainArchive | ChainReader, prefix: str, patterns: Sequence[str], jobs: int
-) -> Contents:
-    """The members of a component with their content; with patterns, what they fit, and the directories above that.
+class Choice(Protocol):
+    """What of a tree is restored.
 
-    A hard link that is taken without the file that it is another name of becomes that file.
+    `most` is how many members that is at the most; it may be a very high number where nobody has counted them.
+    """
+
+    most: int
+
+    def take(self, member: Member) -> Member | None:
+        """A member as it is to be restored, or nothing. They are asked for once, in the order of the tree."""
+
+    def contents(self, layer: Layer, jobs: int) -> Contents:
+        """What is taken of one archive, each member as it is to be restored, with its content.
+
+        Arguments:
+            jobs: how many threads decompress.
+
+        Raises:
+            NotIntactError: the archive is damaged.
+        """
+
+
+def choose(archive: Archive, prefix: str, patterns: Sequence[str]) -> Choice:
+    """Everything of a component; with patterns, what they fit, and the directories above that.
 
     Arguments:
         prefix: the component's name in the archive.
         patterns: see `matches`; none takes everything.
-        jobs: how many threads decompress.
 
     Raises:
         ConfigurationError: the patterns fit nothing.
         NotIntactError: the archive is damaged.
     """
     if not patterns:
-        return archive.contents(jobs, below=prefix)
+        return Everything(prefix)
     selection = Selection(prefix, patterns)
-    selection.prepare(member for member, _ in _all(archive))
-    return selection.taken_of(_all(archive))
+    if isinstance(archive, PlainArchive):
+        selection.prepare(member for member, _ in archive.contents(1))
+    else:
+        selection.prepare(archive.members())
+    return selection
+
+
+def selected(archive: Archive, choice: Choice, jobs: int) -> Contents:
+    """What is taken of a tree, each member as it is to be restored, with its content; no frame is read but theirs.
+
+    Arguments:
+        jobs: how many threads decompress.
+
+    Raises:
+        NotIntactError: the archive is damaged.
+    """
+    if isinstance(archive, PlainArchive):
+        for member, content in archive.contents(1):
+            if (taken := choice.take(member)) is not None:
+                yield taken, content
+        return
+    for layer in archive.layers():
+        with layer.named():
+            for member, content in choice.contents(layer, jobs):
+                yield member, _told(content, layer)
+
+
+def chosen_runs(layer: Layer, choice: Choice) -> Iterator[tuple[Run, list[Member | None]]]:
+    """The runs of an archive of which something is taken, and what: each member as it is to be restored, or nothing.
+
+    Raises:
+        NotIntactError: the index makes no sense.
+    """
+    archive = layer.archive
+    for run in runs(archive.members(), len(archive.frames)):
+        taken = [choice.take(member) if layer.holds(member.path) else None for member in run.members]
+        if any(taken):
+            yield run, taken
+
+
+def run_contents(archive: ArchiveReader, run: Run, taken: Sequence[Member | None], jobs: int) -> Contents:
+    """What is taken of a run, with its content.
+
+    Raises:
+        NotIntactError: the archive is damaged.
+    """
+    contents = archive.contents_of(run, jobs if len(run.frames) > LONG_FRAMES else 1)
+    for member, (_, content) in zip(taken, contents, strict=True):
+        if member is not None:
+            yield member, content
+
+
+def _told(content: Iterator[memoryview], layer: Layer) -> Iterator[memoryview]:
+    with layer.named():
+        yield from content
+
+
+class Everything:
+    """Takes all that a component has.
+
+    Arguments:
+        prefix: the component's name in the archive.
+    """
+
+    most = sys.maxsize
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+
+    def take(self, member: Member) -> Member | None:
+        """The member, where it is the component's."""
+        return member if is_below(member.path, self._prefix) else None
+
+    def contents(self, layer: Layer, jobs: int) -> Contents:
+        """See `Choice`; the frames are read in a row, ahead of their use."""
+        for member, content in layer.archive.contents(jobs, below=self._prefix):
+            if layer.holds(member.path):
+                yield member, content
 
 
 class Selection:
@@ -62,6 +162,7 @@ class Selection:
     def __init__(self, prefix: str, patterns: Sequence[str]) -> None:
         self._prefix = prefix
         self._patterns = patterns
+        self.most = 0
         self._above: set[str] = set()
         self._instead: dict[str, Member] = {}
         self._first_names: dict[str, str] = {}
@@ -72,23 +173,20 @@ class Selection:
         Raises:
             ConfigurationError: the patterns fit nothing.
         """
-        found = False
         for member in members:
             if self._fits(member.path) and member.path != self._prefix:
-                found = True
+                self.most += 1
                 self._note(member)
-        if not found:
+        if not self.most:
             raise ConfigurationError(
                 f"nothing in the archive's {self._prefix} fits {' or '.join(self._patterns)}",
                 hint="Patterns are relative to the component, such as 'tenant-a/*.sarif'; tar tzf lists what there is.",
             )
 
-    def taken_of(self, contents: Contents) -> Contents:
-        """The second pass, over the members with their content."""
-        for member, content in contents:
-            taken = self.take(member)
-            if taken is not None:
-                yield taken, content
+    def contents(self, layer: Layer, jobs: int) -> Contents:
+        """See `Choice`; frames that hold nothing of what is taken are not read."""
+        for run, taken in chosen_runs(layer, self):
+            yield from run_contents(layer.archive, run, taken, jobs)
 
     def take(self, member: Member) -> Member | None:
         """The next member of the second pass, as it is to be restored; nothing where it is not asked for."""
@@ -113,12 +211,3 @@ class Selection:
 
     def _fits(self, path: str) -> bool:
         return is_below(path, self._prefix) and matches(path[len(self._prefix) + 1 :], self._patterns)
-
-
-def _all(archive: ArchiveReader | PlainArchive | ChainReader) -> Contents:
-    """Every member; where there is an index, content is read only of those whose content is asked for."""
-    if isinstance(archive, PlainArchive):
-        yield from archive.contents(1)
-    else:
-        for member in archive.members():
-            yield member, archive.extract(member)

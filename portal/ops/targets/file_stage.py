@@ -14,22 +14,25 @@ from typing import TYPE_CHECKING, Final
 
 from portal.ops.archive.index import Member, MemberType
 from portal.ops.archive.reader import is_below
-from portal.ops.archive.runs import runs
 from portal.ops.targets.file_helpers import Helpers
 from portal.ops.targets.file_maker import FileMaker, drain
 from portal.ops.targets.file_room import Room
+from portal.ops.targets.file_selection import LONG_FRAMES, chosen_runs, run_contents
 from portal.ops.targets.file_shape import Shape, no_file, staged_path, twice
 from portal.ops.targets.file_tree import IS_ROOT, Attributes, Tree
+from portal.ops.targets.file_unpacker import CHECKED, PASSED
 from portal.ops.targets.file_writers import Writers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from portal.ops.archive.reader import ArchiveReader
+    from portal.ops.archive.layers import Layer
     from portal.ops.job import Advance
+    from portal.ops.targets.file_selection import Choice
+    from portal.ops.targets.file_unpacker import Use
 
-_LONG_FRAMES: Final = 8
-"""A run of more frames than this is one large file, or a few: all threads decompress it, and it is written here."""
+_WORTH_HELPERS: Final = 500
+"""Fewer members are written sooner than helper processes are there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,24 +89,33 @@ class Stage:
         self._write(contents)
         return self._finish()
 
-    def fill_from(self, archive: ArchiveReader, jobs: int) -> StageReport:
-        """As `fill`, but an archive's frames are shared among helper processes.
+    def fill_from(self, layers: Iterable[Layer], choice: Choice, jobs: int) -> StageReport:
+        """As `fill`, from archives with an index; where there is much, their frames are shared among helper processes.
 
         Arguments:
-            jobs: how many of them there are at the most, and how many threads decompress a long file.
+            layers: the archives that the tree is in, the oldest first.
+            choice: what of it is restored.
+            jobs: how many helper processes there are at the most, and how many threads decompress a long file.
 
         Raises:
             OpsError, OSError: as `fill`.
         """
-        with Helpers(archive, self.tree, jobs) as helpers:
-            for run in runs(archive.members(), len(archive.frames)):
-                if not any(is_below(member.path, self.prefix) for member in run.members):
-                    continue
-                if len(run.frames) > _LONG_FRAMES:
-                    self._write(archive.contents_of(run, jobs))
+        for layer in layers:
+            with layer.named():
+                if jobs > 1 and min(layer.most, choice.most) > _WORTH_HELPERS:
+                    self._share(layer, choice, jobs)
                 else:
-                    helpers.unpack(run, [self._prepare(member) for member in run.members])
+                    self._write(choice.contents(layer, jobs))
         return self._finish()
+
+    def _share(self, layer: Layer, choice: Choice, jobs: int) -> None:
+        archive = layer.archive
+        with Helpers(archive, self.tree, jobs) as helpers:
+            for run, taken in chosen_runs(layer, choice):
+                if len(run.frames) > LONG_FRAMES:
+                    self._write(run_contents(archive, run, taken, jobs))
+                else:
+                    helpers.unpack(run, [self._prepare(member) for member in taken])
 
     def _write(self, contents: Iterable[tuple[Member, Iterator[memoryview]]]) -> None:
         with Writers() as writers:
@@ -116,15 +128,18 @@ class Stage:
                 else:
                     maker.make(path, member, content)
 
-    def _prepare(self, member: Member) -> str | None:
-        """Do what has to be done before a helper makes the file of a member; where it is made."""
-        path = self._place(member) if is_below(member.path, self.prefix) else None
-        if path is not None:
-            try:
-                self.tree.place(path, make=True)
-            except NotADirectoryError as error:
-                raise twice(member) from error
-            self.advance(member.size)
+    def _prepare(self, member: Member | None) -> Use:
+        """Do what has to be done before a helper makes the file of a member; what the helper does with it."""
+        if member is None:
+            return PASSED
+        path = self._place(member)
+        if path is None:
+            return CHECKED
+        try:
+            self.tree.place(path, make=True)
+        except NotADirectoryError as error:
+            raise twice(member) from error
+        self.advance(member.size)
         return path
 
     def _place(self, member: Member) -> str | None:

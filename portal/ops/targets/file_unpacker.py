@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from portal.ops.archive.index import Member, MemberType
 from portal.ops.archive.messages import encode, receive, send
@@ -35,17 +35,26 @@ REFUSED: Final = "refused"
 KNOWN: Final = {kind.__name__: kind for kind in (NotIntactError, DiskFullError)}
 """What it may start with otherwise: the name of an error; message and hint follow."""
 
+Use = str | Literal[True, False]
+"""What is done with a member: its file is made at this path in the stage, or it is `CHECKED` or `PASSED`."""
+
+CHECKED: Final = True
+"""Its content is read, and held against the index."""
+
+PASSED: Final = False
+"""It is not restored, so it need not be intact."""
+
 _PR_SET_PDEATHSIG: Final = 1
 
 
-def encode_run(run: Run, paths: Sequence[str | None]) -> bytes:
+def encode_run(run: Run, uses: Sequence[Use]) -> bytes:
     """The message that has a run unpacked.
 
     Arguments:
-        paths: for each member where in the stage its file is made, or nothing where it is only looked at.
+        uses: for each member what is done with it.
     """
     members = [(member.path, member.type.value, *member[2:]) for member in run.members]
-    return encode((run.frames.start, run.frames.stop, members, list(paths)))
+    return encode((run.frames.start, run.frames.stop, members, list(uses)))
 
 
 def main() -> None:
@@ -78,12 +87,12 @@ def _answer(archive: Path, stage: Path, name: str) -> tuple[Any, ...]:
 def _unpack(archive: ArchiveReader, maker: FileMaker) -> None:
     while True:
         try:
-            start, stop, members, paths = receive(sys.stdin.buffer)
+            start, stop, members, uses = receive(sys.stdin.buffer)
         except EOFError:
             return
         run = Run(range(start, stop), [Member(path, MemberType(kind), *rest) for path, kind, *rest in members])
-        for (member, content), path in zip(archive.contents_of(run), paths, strict=True):
-            if path is None:
+        for (member, content), use in zip(archive.contents_of(run), uses, strict=True):
+            if use is CHECKED:
                 drain(content)
-            else:
-                maker.make(path, member, content)
+            elif use is not PASSED:
+                maker.make(use, member, content)

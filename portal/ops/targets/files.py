@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from portal.ops.archive.plain import PlainArchive
 from portal.ops.archive.reader import ArchiveReader, is_below
 from portal.ops.errors import ConfigurationError, OpsError, RestoreError
 from portal.ops.model import RESTORE_DIRECTORY, Component, timestamp
@@ -37,7 +38,7 @@ from portal.ops.targets.file_journal import (
 from portal.ops.targets.file_plan import Comparison
 from portal.ops.targets.file_record import FilesRecord, FilesState, RestoreDirectory
 from portal.ops.targets.file_report import FilesPlan, FilesReport, FilesRestore
-from portal.ops.targets.file_selection import Selection, selected
+from portal.ops.targets.file_selection import Selection, choose, selected
 from portal.ops.targets.file_stage import Stage, StageReport
 from portal.ops.targets.file_tree import Attributes, Tree, explained
 
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from portal.ops.archive.index import Member
-    from portal.ops.archive.plain import PlainArchive
     from portal.ops.chain_reader import ChainReader
     from portal.ops.job import Advance
 
@@ -59,9 +59,6 @@ __all__ = [
     "forget",
     "list_restores",
 ]
-
-_WORTH_HELPERS: Final = 500
-"""Of so many members the files are there before a helper process is ready."""
 
 _BEGUN: Final = (FilesState.APPLYING, FilesState.APPLIED, FilesState.UNDOING)
 
@@ -149,14 +146,10 @@ class FileRestore:
         Raises:
             OpsError: as `stage`.
         """
-        if (
-            isinstance(archive, ArchiveReader)
-            and jobs > 1
-            and not self.patterns
-            and archive.member_count > _WORTH_HELPERS
-        ):
-            return self._stage(lambda stage: stage.fill_from(archive, jobs), advance)
-        return self.stage(selected(archive, self.component.member, self.patterns, jobs), advance)
+        choice = choose(archive, self.component.member, self.patterns)
+        if isinstance(archive, PlainArchive):
+            return self.stage(selected(archive, choice, jobs), advance)
+        return self._stage(lambda stage: stage.fill_from(archive.layers(), choice, jobs), advance)
 
     def stage(
         self, contents: Iterator[tuple[Member, Iterator[memoryview]]], advance: Advance = lambda _: None
