@@ -58,9 +58,13 @@ def hardlink(path: str, link: str) -> Piece:
     return Piece(member=Member(path, MemberType.HARDLINK, link=link, mtime_ns=MTIME_NS))
 
 
-def write_indexed(directory: Path, pieces: Sequence[Piece]) -> Path:
-    """An archive with an index, each member in a frame of its own; tar and index agree unless a piece lies."""
-    return _write(directory / NAME, BACKUP_ID, manifest_of(BACKUP_ID).encode(), pieces)
+def write_indexed(directory: Path, pieces: Sequence[Piece], **lies: Any) -> Path:
+    """An archive with an index, each member in a frame of its own; tar and index agree unless a piece lies.
+
+    Arguments:
+        lies: what the index is to say wrongly of the manifest.
+    """
+    return _write(directory / NAME, BACKUP_ID, manifest_of(BACKUP_ID).encode(), pieces, **lies)
 
 
 def manifest_of(backup_id: str, **others: Any) -> Manifest:
@@ -107,9 +111,9 @@ def write_chained(
     return seal(_write(path, backup_id, json.dumps(document).encode(), pieces))
 
 
-def _write(path: Path, backup_id: str, manifest: bytes, pieces: Sequence[Piece]) -> Path:
+def _write(path: Path, backup_id: str, manifest: bytes, pieces: Sequence[Piece], **lies: Any) -> Path:
     frames, table, lines = [], index.FrameTable(), []
-    for number, piece in enumerate([file(index.MANIFEST, manifest), *pieces]):
+    for number, piece in enumerate([file(index.MANIFEST, manifest, **lies), *pieces]):
         block = _tar_of(piece, backup_id)
         frames.append(frame.compress(block) if number else frame.padded(block, frame.padded_bytes(len(block))))
         table.append(len(frames[-1]), len(block) if piece.tar_length is None else piece.tar_length)

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 
-pytestmark = pytest.mark.usefixtures("hands")
-
 
 @pytest.fixture
 def uploads(tmp_path: Path) -> Uploads:
@@ -80,12 +78,14 @@ def chain(uploads: Uploads) -> Chain:
 # -- whole ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("hands")
 def test_every_moment_can_be_restored(chain: Chain) -> None:
     """Each archive gives the tree exactly as it was when it was made, deleted files too."""
     for backup_id, tree in zip(chain.ids, chain.trees, strict=True):
         assert chain.uploads.restored(backup_id) == tree
 
 
+@pytest.mark.usefixtures("hands")
 def test_an_exact_restore_moves_what_came_later_aside(chain: Chain) -> None:
     """In place: what an older incremental does not have steps aside, and a rollback brings it back."""
     result = chain.uploads.restore(chain.ids[1], chain.uploads.root)
@@ -106,10 +106,11 @@ def test_a_dry_run_counts_the_whole_tree(chain: Chain) -> None:
     assert any("4 new" in line or "4 files" in line for line in result.plan), result.plan
 
 
+@pytest.mark.usefixtures("hands")
 def test_single_files_come_from_where_they_are(chain: Chain) -> None:
     """By a pattern, from the base and from an incremental."""
     target = chain.uploads.directory / "restored"
-    config = RestoreConfig(local_path=chain.uploads.archives, media_path=target, patterns=("tenant-1/*",))
+    config = RestoreConfig(local_path=chain.uploads.archives, media_path=target, patterns=("tenant-1/*",), jobs=2)
     result = RestoreJob(config).restore_media(chain.ids[-1])
     assert result.error is None
     assert (target / "tenant-1" / "scan.json").read_bytes() == b"tenant-1/scan.json"
@@ -213,6 +214,7 @@ def test_a_missing_archive_is_named_before_anything_is_touched(chain: Chain) -> 
     assert Verifier().verify(chain.path(0)).intact
 
 
+@pytest.mark.usefixtures("hands")
 def test_a_damaged_archive_is_named_before_anything_is_touched(chain: Chain) -> None:
     """A flipped bit in a file of the base, which the restore of an incremental would read."""
     path = chain.path(0)
@@ -247,6 +249,7 @@ def test_another_archive_cannot_take_the_parents_place(chain: Chain) -> None:
         assert "is not the archive that" in (result.error or "") or "says that it is" in (result.error or "")
 
 
+@pytest.mark.usefixtures("hands")
 def test_a_parent_without_a_sidecar_is_hashed(chain: Chain) -> None:
     """What binds the chain is in the manifests."""
     sidecar_of(chain.path(1)).unlink()
@@ -319,6 +322,7 @@ def test_a_list_that_makes_no_sense_is_damage(tmp_path: Path, line: bytes) -> No
     refusal(tmp_path, archive)
 
 
+@pytest.mark.usefixtures("hands")
 def test_a_link_to_what_is_gone_is_refused(tmp_path: Path) -> None:
     """The delta says that the content's name is gone, and leaves the other name."""
     write_chained(
@@ -329,6 +333,7 @@ def test_a_link_to_what_is_gone_is_refused(tmp_path: Path) -> None:
     assert "link" in refusal(tmp_path, archive)
 
 
+@pytest.mark.usefixtures("hands")
 def test_what_is_not_in_the_tree_need_not_be_intact(tmp_path: Path) -> None:
     """A file of the base that is gone since is passed over; one that is not is a damage, and the archive is named."""
     pieces = [directory("media"), file("media/bad", sha256="0" * 64), file("media/good")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,18 +26,25 @@ def test_connection_that_is_given_up_is_closed() -> None:
     def end(_: int, __: FrameType | None) -> None:
         raise AskedToEndError
 
-    before = signal.signal(signal.SIGALRM, end)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        signal.setitimer(signal.ITIMER_REAL, 0.5)
-        try:
+    sessions: list[socket.socket] = []
+
+    def serve(server: socket.socket) -> None:
+        sessions.append(server.accept()[0])
+        sessions[0].recv(1)  # the client is connected, has said who it is, and waits for an answer
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, end)
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            server.settimeout(30)
+            threading.Thread(target=serve, args=[server], daemon=True).start()
             with pytest.raises(AskedToEndError) as caught:
                 connect(DatabaseTarget(host="127.0.0.1", port=server.getsockname()[1], name="portal", user="portal"))
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
-        session, _ = server.accept()
-        with session:
-            session.settimeout(10)
-            while session.recv(1024):
+            sessions[0].settimeout(10)  # `caught` still holds the error, and all that it came through
+            while sessions[0].recv(1024):
                 pass
-        assert caught.value.__traceback__ is not None
+        assert caught.traceback
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        for session in sessions:
+            session.close()

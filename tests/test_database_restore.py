@@ -644,20 +644,21 @@ class TestFilling:
     @pytest.mark.parametrize("weights", [{}, {"public.finding": 10, "public.note": 10}])
     def test_an_archive_that_is_damaged_further_on(self, portal: Bench, weights: dict[str, int]) -> None:
         """What is found when rows are in the server already leaves nothing there."""
-        before, databases = read_contents(portal.target), portal.databases()
+        before, databases, runner = read_contents(portal.target), portal.databases(), Recorder(portal.runner)
 
         @contextmanager
         def content() -> Iterator[Iterator[memoryview]]:
             def pieces(opened: Iterator[memoryview]) -> Iterator[memoryview]:
-                yield next(opened)
-                yield next(opened)
+                for _ in range(4):
+                    yield next(opened)
                 raise NotIntactError("the frame is damaged", hint="take another archive")
 
             with portal.source().open() as opened:
                 yield pieces(opened)
 
         with pytest.raises(NotIntactError, match="the frame is damaged"):
-            portal.restore().stage(replace(portal.source(**weights), open=content), portal.rows)
+            portal.restore(runner=runner).stage(replace(portal.source(**weights), open=content), portal.rows)
+        assert len([command for command in runner.commands if "--section=data" in command]) == (2 if weights else 1)
         assert (read_contents(portal.target), portal.databases()) == (before, databases)
 
     @pytest.mark.parametrize("which", [0, 1])

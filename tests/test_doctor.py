@@ -37,7 +37,7 @@ KEY = "DD_CREDENTIAL_AES_256_KEY"
 @pytest.fixture
 def reachable() -> Iterator[Path]:
     """A directory that another user can reach; those of pytest are closed to others."""
-    with TemporaryDirectory() as directory:
+    with TemporaryDirectory(dir="/tmp") as directory:
         yield Path(directory)
 
 

@@ -27,6 +27,7 @@ from portal.ops.model import VerifyLevel
 from portal.ops.repository import Repository
 from portal.ops.targets.database_server import drop_forced, find_database, maintenance
 from portal.ops.verifications import Verifications
+from tests import commands
 from tests.histories import History
 from tests.killing import killed_at
 from tests.test_backup_job import Portal, execute, portal, small_disk, succeeded
@@ -170,9 +171,8 @@ def test_a_log_that_was_begun_anew_tells_of_no_forgery(tmp_path: Path) -> None:
     assert forged == reports.all()[0].drill_id
 
 
-def audit(portal: Portal) -> subprocess.CompletedProcess[str]:
-    command = [str(ROOT / "tools" / "backup.sh"), "audit", "--verify"]
-    return subprocess.run(command, env=portal.environ(), capture_output=True, text=True, check=False)
+def audit(portal: Portal) -> commands.Ended:
+    return commands.run("audit", "--verify", environ=portal.environ())
 
 
 class TestWhichOne:

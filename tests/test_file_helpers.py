@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
@@ -31,7 +31,9 @@ from tests import archives
 from tests.archives import NAME, Recipe, tree_on_disk, write_archive
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
+
+    from portal.ops.targets.files import StageReport
 
 MIB = 1 << 20
 FILES = 1_500
@@ -66,6 +68,12 @@ def archive(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def restore(tmp_path: Path) -> FileRestore:
     (tmp_path / "live").mkdir(exist_ok=True)
     return FileRestore(tmp_path / "live", restore_id="restore_1", component=Component.MEDIA)
+
+
+def staged(restoring: FileRestore, archive: Path, advance: Callable[[int], None] = lambda _: None) -> StageReport:
+    """Stage an archive with two helpers."""
+    with closing(open_archive(archive)) as opened:
+        return restoring.stage_from(opened, 2, advance)
 
 
 def helpers() -> list[int]:
@@ -108,7 +116,7 @@ def test_everything_comes_back(archive: Path, source: Path, tmp_path: Path) -> N
     """Files, links, holes, modes and times are those of the backup, and every byte was told."""
     told: list[int] = []
     one = restore(tmp_path)
-    report = one.stage_from(open_archive(archive), 2, told.append)
+    report = staged(one, archive, told.append)
     assert sum(told) == report.content_bytes == sum(file.stat().st_size for file in first_names(source))
     assert not helpers()
     one.apply()
@@ -129,7 +137,7 @@ def test_damage_is_found_and_nothing_stays(archive: Path, tmp_path: Path, place:
     frame_count = len(ArchiveReader(archive).frames)
     frame = round(frame_count * place)
     with pytest.raises(NotIntactError, match=rf"media/tenant-\S+, frame {frame}: "):
-        restore(tmp_path).stage_from(open_archive(damaged(archive, tmp_path, frame)), 2)
+        staged(restore(tmp_path), damaged(archive, tmp_path, frame))
     assert not list((tmp_path / "live").iterdir())
     assert not helpers()
 
@@ -143,13 +151,13 @@ def test_what_is_passed_over_need_not_be_intact(archive: Path, tmp_path: Path) -
         lying.members[first] = run.members[first]
         uses: list[Use] = [f"file-{first}" if number == first else PASSED for number in range(len(run.members))]
         with Tree(str(tmp_path)) as tree:
-            with Helpers(reader, tree, 1) as helpers:
-                helpers.unpack(lying, uses)
+            with Helpers(reader, tree, 1) as one:
+                one.unpack(lying, uses)
             assert (tmp_path / f"file-{first}").stat().st_size == run.members[first].size
             assert len(list(tmp_path.iterdir())) == 1
             uses[first], uses[others[0]] = PASSED, CHECKED
-            with pytest.raises(NotIntactError, match=run.members[others[0]].path), Helpers(reader, tree, 1) as helpers:
-                helpers.unpack(lying, uses)
+            with pytest.raises(NotIntactError, match=run.members[others[0]].path), Helpers(reader, tree, 1) as one:
+                one.unpack(lying, uses)
 
 
 def test_helper_that_is_killed_is_noticed(archive: Path, tmp_path: Path) -> None:
@@ -159,7 +167,7 @@ def test_helper_that_is_killed_is_noticed(archive: Path, tmp_path: Path) -> None
         os.kill(helpers()[-1], signal.SIGKILL)
 
     with pytest.raises(RestoreError, match="a helper process of the restore ended unexpectedly") as caught:
-        restore(tmp_path).stage_from(open_archive(archive), 2, once(kill))
+        staged(restore(tmp_path), archive, once(kill))
     assert "dmesg" in caught.value.hint
     assert not list((tmp_path / "live").iterdir())
     assert not helpers()
@@ -173,18 +181,19 @@ def test_helpers_end_where_the_restore_fails(archive: Path, tmp_path: Path) -> N
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        restore(tmp_path).stage_from(open_archive(archive), 2, once(fail))
+        staged(restore(tmp_path), archive, once(fail))
     assert not list((tmp_path / "live").iterdir())
     assert not helpers()
 
 
-def test_refusal_of_the_system_is_told(archive: Path, tmp_path: Path) -> None:
-    """A helper meets a limit of the file system: it is the restore that says so."""
+def test_refusal_of_the_system_is_told(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A helper, which makes the long files too, meets a limit of the file system: it is the restore that says so."""
+    monkeypatch.setattr(file_stage, "LONG_FRAMES", 1_000)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2 * MIB, before[1]))
     try:
         with pytest.raises(DiskFullError, match="no space left") as caught:
-            restore(tmp_path).stage_from(open_archive(archive), 2)
+            staged(restore(tmp_path), archive)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert caught.value.hint
@@ -192,14 +201,24 @@ def test_refusal_of_the_system_is_told(archive: Path, tmp_path: Path) -> None:
 
 
 _STAGE_AND_DIE = """
-import os, signal, sys, threading
+import os, signal, sys, threading, time
 from pathlib import Path
 from portal.ops.archive.opening import open_archive
 from portal.ops.model import Component
 from portal.ops.targets.files import FileRestore
 
+asked = []
+
 def die(_):
-    print(Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text(), flush=True)
+    asked.append(True)
+    if len(asked) < 1_000:
+        return
+    children = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()
+    for pid in children:
+        while len(os.listdir(f"/proc/{pid}/task")) < 2:  # the threads that write come after all that ties it to us
+            time.sleep(0.001)
+        os.kill(int(pid), signal.SIGSTOP)  # so it does not see that nothing more comes: only a signal ends it
+    print(*children, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
 restore = FileRestore(Path(sys.argv[2]), restore_id="restore_1", component=Component.MEDIA)
@@ -210,16 +229,21 @@ restore.stage_from(open_archive(Path(sys.argv[1])), 2, die)
 def test_helpers_end_with_a_restore_that_is_killed(archive: Path, tmp_path: Path) -> None:
     """Nobody goes on to write into a stage that the next restore removes."""
     one = restore(tmp_path)
-    killed = subprocess.run(
-        [sys.executable, "-c", _STAGE_AND_DIE, archive, tmp_path / "live"], capture_output=True, text=True, check=False
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    left = killed.stdout.split()
-    assert len(left) == 2
-    until = time.monotonic() + 10
-    while any(is_running(pid) for pid in left):
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    with (tmp_path / "said").open("w+", encoding="utf-8") as said:  # no pipe, which those that are left would hold open
+        command = [sys.executable, "-c", _STAGE_AND_DIE, str(archive), str(tmp_path / "live")]
+        killed = subprocess.run(command, stdout=said, stderr=said, check=False, timeout=60)
+        said.seek(0)
+        left = said.read().split()
+    try:
+        assert (killed.returncode, len(left)) == (-signal.SIGKILL, 2), left
+        until = time.monotonic() + 10
+        while any(is_running(pid) for pid in left):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    finally:
+        for pid in left:
+            with suppress(ProcessLookupError, ValueError):
+                os.kill(int(pid), signal.SIGKILL)
     one.undo()
     assert not list((tmp_path / "live").iterdir())
 
@@ -236,12 +260,21 @@ def test_long_files_are_written_here(
     archive: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is too long for a helper comes back as well, among what helpers make."""
+    lengths: set[int] = set()
+    unpack = Helpers.unpack
+
+    def noted(helpers: Helpers, run: Run, uses: Sequence[Use]) -> None:
+        lengths.add(len(run.frames))
+        unpack(helpers, run, uses)
+
     monkeypatch.setattr(file_stage, "LONG_FRAMES", 1)
+    monkeypatch.setattr(Helpers, "unpack", noted)
     one = restore(tmp_path)
-    one.stage_from(open_archive(archive), 2)
+    staged(one, archive)
     one.apply()
     for name in ("tenant-0/several-frames", "tenant-1/many-frames", "tenant-2/holes"):
         assert (tmp_path / "live" / name).read_bytes() == (source / name).read_bytes()
+    assert lengths == {1}
 
 
 def member(path: str, frame: int, at: int = 0) -> Member:
@@ -274,3 +307,19 @@ def test_runs_of_an_index_that_lies_are_refused(members: list[Member]) -> None:
     """The order of the frames is the order of the members."""
     with pytest.raises(NotIntactError, match="not in the order of the archive"):
         list(runs(members, 3))
+
+
+def test_no_run_is_larger_than_a_frame_can_be() -> None:
+    """An index in which no frame begins with a member is refused long before memory is full."""
+    long = Member("a" * 60_000, MemberType.FILE, frame=1, at=512)
+    given = 0
+
+    def endless() -> Iterator[Member]:
+        nonlocal given
+        while True:
+            given += 1
+            yield long
+
+    with pytest.raises(NotIntactError, match="more members here than a frame can hold"):
+        list(runs(endless(), 3))
+    assert given < 2_000

@@ -6,6 +6,7 @@ import os
 import resource
 import subprocess
 import tarfile
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,6 +98,13 @@ INDEXED: dict[str, list[Piece]] = {
     ],
     "more content than it says": [MEDIA, file("media/a", size=4)],
     "less content than it says": [MEDIA, file("media/a", size=4 * MIB)],
+    "content that reaches past where the next begins": [
+        MEDIA,
+        file("media/a", b"a" * 1024, size=4 * MIB),
+        file("media/b", b"b" * 1536),
+    ],
+    "a directory behind the end of its frame": [Piece(member=MEDIA.member._replace(at=MIB)), file("media/a")],
+    "a file behind the end of its frame": [MEDIA, file("media/a", at=MIB), file("media/b")],
     "a size beyond all disks": [MEDIA, file("media/a", size=1 << 62)],
     "a time beyond all clocks": [MEDIA, file("media/a", mtime_ns=1 << 80)],
     "an owner that cannot be": [MEDIA, file("media/a", uid=(1 << 32) - 1)],
@@ -116,6 +124,37 @@ def test_archive_with_an_index_is_refused(lie: str, target: Path, tmp_path: Path
     place = tmp_path / "repository"
     place.mkdir()
     assert_refused(write_indexed(place, INDEXED[lie]), target)
+
+
+@pytest.mark.usefixtures("hands")
+def test_what_lies_about_where_it_ends_is_refused_by_pattern_too(target: Path, tmp_path: Path) -> None:
+    """The error is one of the archive, whichever way its content is read."""
+    archive = write_indexed(tmp_path, INDEXED["content that reaches past where the next begins"])
+    some = FileRestore(target, restore_id="restore_1", component=Component.MEDIA, patterns=("a",))
+    with closing(open_archive(archive)) as opened, pytest.raises(NotIntactError, match="media/a, frame 2: it does not"):
+        some.stage_from(opened, 2)
+
+
+def test_manifest_behind_the_end_of_its_frame_is_damage(tmp_path: Path) -> None:
+    """Whoever opens such an archive is told, and does not wait."""
+    archive = write_indexed(tmp_path, [MEDIA], at=MIB)
+    with closing(open_archive(archive)) as opened, pytest.raises(NotIntactError, match="behind the end of its frame"):
+        opened.manifest()
+
+
+@pytest.mark.usefixtures("hands")
+def test_uploads_that_lie_apart_are_restored_wholly_or_not_at_all(target: Path, tmp_path: Path) -> None:
+    """A part of them behind another component is not left out in silence."""
+    pieces = [MEDIA, file("media/x"), directory("audit"), file("audit/log"), file("media/y")]
+    one = restore(target)
+    with closing(open_archive(write_indexed(tmp_path, pieces))) as opened:
+        try:
+            one.stage_from(opened, 2)
+        except NotIntactError as error:
+            assert "media/y: it lies apart from the rest of media" in str(error)
+            return
+    one.apply()
+    assert sorted(path.name for path in target.iterdir() if path.name in "xy") == ["x", "y"]
 
 
 def device(info: tarfile.TarInfo) -> None:
@@ -367,6 +406,15 @@ def test_plan_knows_how_long_a_name_may_be(target: Path, tmp_path: Path) -> None
         for place in (target, tmp_path / "not" / "there"):
             found = restore(place).plan(open_archive(archive).members())  # type: ignore[union-attr]
             assert [error.exit_code for error in found.blockers] == [4] * blockers
+
+
+@pytest.mark.usefixtures("hands")
+def test_hard_link_to_another_component_is_refused_by_pattern_too(target: Path, tmp_path: Path) -> None:
+    """It does not become a copy of what belongs to another component."""
+    archive = write_indexed(tmp_path, INDEXED["a hard link to another component"])
+    some = FileRestore(target, restore_id="restore_1", component=Component.MEDIA, patterns=("a",))
+    with closing(open_archive(archive)) as opened, pytest.raises(NotIntactError):
+        some.stage_from(opened, 2)
 
 
 @pytest.mark.usefixtures("hands")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from portal.ops.metrics import METRICS, READABLE, serve, write_metrics
 from portal.ops.model import BackupType
 from portal.ops.restore_record import RestoreRecord, RestoreRecords, RestoreState
 from portal.ops.status_facts import read_status
+from tests.commands import done
 from tests.histories import NOW, History
 
 if TYPE_CHECKING:
@@ -140,8 +140,7 @@ def metrics_after(history: History, place: Path, *arguments: str) -> str:
         "PORTAL_UPLOAD_DIR": "",
         "BACKUP_METRICS_FILE": str(place),
     }
-    command = [str(OPERATIONS.parents[1] / "tools" / "backup.sh"), *arguments]
-    subprocess.run(command, env=environ, capture_output=True, check=True)
+    done(*arguments, environ=environ)
     return place.read_text()
 
 

@@ -25,6 +25,7 @@ from portal.ops.errors import ConfigurationError
 from portal.ops.model import RESTORE_DIRECTORY
 from portal.ops.repository import sidecar_of
 from portal.ops.restore import RestoreConfig, RestoreJob, RestorePlan, RestoreResult
+from portal.ops.restore_checksum import Checksum
 from portal.ops.restore_parts import FilesPart
 from portal.ops.targets.database_server import maintenance
 from tests.restoring import ask, execute, remove
@@ -671,18 +672,25 @@ class TestReading:
         assert int(ended.stdout) < 4 << 20
 
     def test_without_a_question_it_is_hashed_once(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Without the look beforehand the checksum is made while the archive is being staged, by its own thread."""
+        """Without the look beforehand the checksum is made beside the staging, by its own thread, and only there."""
+        hashed: list[tuple[str, str]] = []
         started: list[str] = []
-        start = threading.Thread.start
+        compare, start = Checksum._compare, threading.Thread.start
+
+        def compared(checksum: Checksum, path: Path, expected: str) -> None:
+            hashed.append((str(path), threading.current_thread().name))
+            compare(checksum, path, expected)
 
         def noted(thread: threading.Thread) -> None:
             started.append(thread.name)
             start(thread)
 
         archive = world.portal.job().backup_media().destination_path
+        monkeypatch.setattr(Checksum, "_compare", compared)
         monkeypatch.setattr(threading.Thread, "start", noted)
         done(RestoreJob(config_of(world.portal, verify_before_restore=False)).restore_media(archive))
-        assert started.count("checksum") == 1
+        assert [name for name in started if name.startswith("checksum_")] == []  # what a verification hashes by
+        assert hashed == [(archive, "checksum")]
 
 
 class TestProgress:

@@ -252,11 +252,19 @@ class TestPolicies:
             ),
         ]
 
-    @pytest.mark.parametrize("rules", [{"media": {"days": 0}}, {"music": {"days": 7}}, {"media": {"centuries": 7}}])
-    def test_rules_that_programs_give(self, rules: dict[str, dict[str, int]]) -> None:
+    @pytest.mark.parametrize(
+        ("rules", "hint"),
+        [
+            ({"media": {"days": 0}}, "BACKUP_RETENTION_RULES has it"),
+            ({"music": {"days": 7}}, "The types are"),
+            ({"media": {"centuries": 7}}, "The types are"),
+        ],
+    )
+    def test_rules_that_programs_give(self, rules: dict[str, dict[str, int]], hint: str) -> None:
         """Whoever configures a job is told likewise, of which type, and with a hint."""
         with pytest.raises(ConfigurationError, match=f"for {next(iter(rules))}") as caught:
             _ = BackupConfig(retention_rules=rules).retention
+        assert caught.value.hint.startswith(hint)
         assert "BACKUP_KEEP" not in caught.value.hint
 
     def test_there_can_be_a_rule_for_every_type_and_number(self) -> None:

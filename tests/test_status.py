@@ -80,19 +80,19 @@ class TestTargets:
         assert status.facts.damaged == (damaged,)
 
     def test_a_broken_chain_is_named(self, history: History) -> None:
-        """What stands on an archive that is gone, or that is not whole, counts for nothing, and the status says why."""
+        """What stands on an archive that is gone, and what has no sidecar, counts for nothing; the status says why."""
         history.archive(BackupType.FULL, 30 * HOUR)
         lost = "media_20261121_100000_abcdef"
-        tip, middle = (history.archive(BackupType.MEDIA, age * HOUR, parent=lost) for age in (1, 2))
+        newer, older = (history.archive(BackupType.MEDIA, age * HOUR, parent=lost) for age in (1, 2))
         alone = history.archive(BackupType.DATABASE, HOUR)
         sidecar_of(history.path / f"{alone}.tar.gz").unlink()
         status = status_of(history)
         assert {"rpo_database", "rpo_media"} <= missed(status)
         gone, no_sidecar = f"it needs {lost}, which is gone", f"there is no {alone}.tar.gz.sha256 beside it"
         found = {one["fault"]: one["archives"] for one in status.to_dict()["not_whole"]}
-        assert found == {gone: [tip, middle], no_sidecar: [alone]}
+        assert found == {gone: [newer, older], no_sidecar: [alone]}
         text = "\n".join(status_lines(status))
-        assert f"{tip} and 1 older: {gone}" in text
+        assert f"{newer} and 1 older: {gone}" in text
         assert f"{alone}: {no_sidecar}" in text
 
     def test_a_verification_of_other_bytes_does_not_count(self, history: History) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from isal import isal_zlib
 
 from portal.ops.archive import frame, index, tar
-from portal.ops.archive.ahead import WORTH_A_THREAD, Coming, Loaded, Span, frames_ahead, hashed, one_thread
+from portal.ops.archive.ahead import WORTH_A_THREAD, Coming, Expected, Loaded, Span, frames_ahead, hashed, one_thread
 from portal.ops.archive.index import MANIFEST, TRAILER, TRAILER_ID, Member, MemberType
 from portal.ops.archive.layers import Layer
 from portal.ops.errors import NotIntactError
@@ -167,13 +167,16 @@ class ArchiveReader:
         cursor = _Cursor(self, frames, start=(member.frame, member.at))
         yield from cursor.content(member)
 
-    def contents(self, jobs: int, *, below: str | None = None) -> Iterator[tuple[Member, Iterator[memoryview]]]:
+    def contents(
+        self, jobs: int, *, below: str | None = None, together: bool = False
+    ) -> Iterator[tuple[Member, Iterator[memoryview]]]:
         """Every member with its content, in the order of the tar; `jobs` threads decompress and hash ahead.
 
         Whatever was not read of a content is passed over when the next member is asked for, also after a damage.
 
         Arguments:
-            below: only the member of this path and those below it; no frame is read but theirs.
+            below: only the member of this path and those below it; no frame is read but theirs. They follow one another.
+            together: look through the rest of the index to make sure of that.
 
         Raises:
             NotIntactError: the index and the tar are not of the same shape; damage in a member's frames or digest is
@@ -192,6 +195,8 @@ class ArchiveReader:
             cursor = _Cursor(self, frames, start, hashing)
             for member, header in chain([first], coming):
                 if below is not None and not is_below(member.path, below):
+                    if together:
+                        _expect_none(below, coming)
                     return
                 yield member, cursor.take(member, header)
                 cursor.skip_to_end()
@@ -309,6 +314,12 @@ def checked(member: Member) -> Member:
     return member
 
 
+def _expect_none(below: str, coming: Iterator[Expected]) -> None:
+    for member, _ in coming:
+        if is_below(member.path, below):
+            raise DamagedError(Damage(what=f"it lies apart from the rest of {below}", path=member.path))
+
+
 class _Cursor:
     """Goes through the tar once, frame by frame, and checks what it passes."""
 
@@ -397,12 +408,17 @@ class _Cursor:
             if self._number >= len(self._tar_lengths):
                 raise self._damage("the archive ends before it does", member)
             while self._loaded < self._number:
-                self._loaded, found, self._digests = next(self._frames)
+                loaded = next(self._frames, None)
+                if loaded is None:
+                    raise self._damage("it does not end where the index has the next one begin", member)
+                self._loaded, found, self._digests = loaded
                 self._data = found if isinstance(found, NotIntactError) else memoryview(found)
             if isinstance(self._data, NotIntactError):
                 damage = Damage(what=self._data.message, frame=self._number, path=member.path)
                 raise DamagedError(damage) from self._data
             piece = self._data[self._at : self._at + length]
+            if not piece:
+                raise self._damage("it starts behind the end of its frame by the index", member)
             self._at += len(piece)
             self._left -= len(piece)
             length -= len(piece)

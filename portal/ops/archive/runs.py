@@ -5,17 +5,16 @@ Mostly that is one frame with a handful of small files in it, or the frames of o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from portal.ops.archive.index import FRAME_MAX
 from portal.ops.archive.reader import Damage, DamagedError
+from portal.ops.archive.tar import BLOCK
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from portal.ops.archive.index import Member
-
-_MOST_MEMBERS: Final = 200_000
-"""More than the headers that fit into the largest frame there can be."""
 
 
 class Run(NamedTuple):
@@ -36,12 +35,14 @@ def runs(members: Iterable[Member], frame_count: int) -> Iterator[Run]:
         NotIntactError: the index has members in another order, or more of them than a run can have.
     """
     gathered: list[Member] = []
+    header_bytes = 0
     for member in members:
         if member.at == 0 and gathered:
             yield _run(gathered, min(member.frame, frame_count))
-            gathered = []
+            gathered, header_bytes = [], 0
         gathered.append(member)
-        if len(gathered) > _MOST_MEMBERS:
+        header_bytes += BLOCK + len(member.path) + len(member.link)
+        if header_bytes > FRAME_MAX:
             raise _damage("the index has more members here than a frame can hold", gathered[0])
     if gathered:
         yield _run(gathered, frame_count)

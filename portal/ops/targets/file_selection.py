@@ -38,7 +38,7 @@ def matches(path: str, patterns: Sequence[str]) -> bool:
 class Choice(Protocol):
     """What of a tree is restored.
 
-    `most` is how many members that is at the most; it may be a very high number where nobody has counted them.
+    `most` is about how many members that is; a very high number where nobody has counted them.
     """
 
     most: int
@@ -146,7 +146,7 @@ class Everything:
 
     def contents(self, layer: Layer, jobs: int) -> Contents:
         """See `Choice`; the frames are read in a row, ahead of their use."""
-        for member, content in layer.archive.contents(jobs, below=self._prefix):
+        for member, content in layer.archive.contents(jobs, below=self._prefix, together=True):
             if layer.holds(member.path):
                 yield member, content
 
@@ -206,7 +206,7 @@ class Selection:
         while parent and parent not in self._above:
             self._above.add(parent)
             parent = parent.rpartition("/")[0]
-        if member.type is MemberType.HARDLINK and not self._fits(member.link):
+        if member.type is MemberType.HARDLINK and is_below(member.link, self._prefix) and not self._fits(member.link):
             self._instead.setdefault(member.link, member)
 
     def _fits(self, path: str) -> bool:
