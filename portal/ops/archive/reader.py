@@ -175,7 +175,7 @@ class ArchiveReader:
         Whatever was not read of a content is passed over when the next member is asked for, also after a damage.
 
         Arguments:
-            below: only the member of this path and those below it, which follow one another; no frame is read but theirs.
+            below: only the member of this path and those below it, which come in a row; no frame is read but theirs.
             together: look through the rest of the index to make sure of that.
 
         Raises:
