@@ -12,7 +12,6 @@ import os
 import signal
 import stat
 import sys
-from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -50,7 +49,6 @@ Item = tuple[str, bytes, str, str]
 the content (for that member itself: its own path)."""
 
 
-@dataclass(kw_only=True, slots=True)
 class Pack:
     """A finished frame, and what there is to say about it.
 
@@ -58,22 +56,22 @@ class Pack:
     members that were left out, kept although they changed, or left out for what they are; `outside` are symlinks that
     lead out of the component, with their targets; `large` are files that have grown too large to be packed. `failure`
     is the path and error number of what could not be read.
+
+    (No dataclass: importing what makes one takes a helper as long as its first frames.)
     """
 
-    frame: bytes = b""
-    tar_length: int = 0
-    content_bytes: int = 0
-    files: int = 0
-    lines: list[str] = field(default_factory=list)
-    vanished: list[str] = field(default_factory=list)
-    changed: list[str] = field(default_factory=list)
-    special: list[str] = field(default_factory=list)
-    outside: list[tuple[str, str]] = field(default_factory=list)
-    large: list[Item] = field(default_factory=list)
-    failure: tuple[bytes, int] | None = None
-
-
-_PACK_FIELDS: Final = Pack.__slots__[1:]  # all but the frame
+    def __init__(self) -> None:
+        self.frame = b""
+        self.tar_length = 0
+        self.content_bytes = 0
+        self.files = 0
+        self.lines: list[str] = []
+        self.vanished: list[str] = []
+        self.changed: list[str] = []
+        self.special: list[str] = []
+        self.outside: list[tuple[str, str]] = []
+        self.large: list[Item] = []
+        self.failure: tuple[bytes, int] | None = None
 
 
 class Packer:
@@ -100,7 +98,9 @@ class Packer:
                 elif error.errno in GONE:
                     done.vanished.append(item[0])
                 else:
-                    return Pack(failure=(item[1], error.errno or 0))
+                    done = Pack()
+                    done.failure = item[1], error.errno or 0
+                    return done
         if done.lines:
             done.frame = frame.compress(self._view[: self._end])
             done.tar_length = self._end
@@ -207,18 +207,21 @@ def member_of(path: str, kind: MemberType, found: os.stat_result, *, link: str =
 
 def send_pack(stream: BinaryIO, done: Pack) -> None:
     """Write a pack: everything but its frame as a message, with the frame's length, then the frame."""
-    send(stream, (len(done.frame), [getattr(done, name) for name in _PACK_FIELDS]))
-    stream.write(done.frame)
+    data, done.frame = done.frame, b""
+    send(stream, (len(data), vars(done)))
+    stream.write(data)
     stream.flush()
 
 
 def receive_pack(stream: BinaryIO) -> Pack:
     """Read what `send_pack` wrote; EOFError where it is not all there."""
-    length, values = receive(stream)
-    data = stream.read(length)
-    if len(data) < length:
+    length, facts = receive(stream)
+    done = Pack()
+    vars(done).update(facts)
+    done.frame = stream.read(length)
+    if len(done.frame) < length:
         raise EOFError
-    return Pack(frame=data, **dict(zip(_PACK_FIELDS, values, strict=True)))
+    return done
 
 
 def main() -> None:

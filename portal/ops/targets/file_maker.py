@@ -6,8 +6,8 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import NotIntactError
-from portal.ops.targets.file_shape import HINT, SPECIAL_BITS, twice
-from portal.ops.targets.file_tree import Attributes, Tree
+from portal.ops.targets.file_refusal import HINT, twice
+from portal.ops.targets.file_tree import SPECIAL_BITS, Attributes, Tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

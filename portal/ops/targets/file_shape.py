@@ -6,7 +6,6 @@ would refuse. What only a file system can know, such as two names that it takes 
 
 from __future__ import annotations
 
-import stat
 import unicodedata
 from dataclasses import dataclass, field
 from typing import Final
@@ -17,11 +16,10 @@ from portal.ops.archive.reader import is_below
 from portal.ops.errors import NotIntactError
 from portal.ops.model import RESTORE_DIRECTORY
 from portal.ops.targets.file_names import Kind, Names
+from portal.ops.targets.file_refusal import HINT, no_file, twice
+from portal.ops.targets.file_tree import SPECIAL_BITS
 
 MOST_WARNINGS: Final = 50
-SPECIAL_BITS: Final = stat.S_ISUID | stat.S_ISGID
-HINT: Final = "Do not trust this archive; take another one: './tools/backup.sh list' shows them."
-
 _MOST_TIME_NS: Final = 1 << 63
 _MOST_OWNER: Final = (1 << 32) - 1
 _LINK_HINT: Final = (
@@ -155,17 +153,3 @@ def check_member(member: Member, path: str, top: str = "") -> None:
         raise NotIntactError(f"{member.path} has a size, mode, owner or time that cannot be", hint=HINT)
     if member.type is MemberType.SYMLINK and not member.link:
         raise NotIntactError(f"{member.path} is a link to nowhere", hint=HINT)
-
-
-def twice(member: Member) -> NotIntactError:
-    """The error where something stands in a member's place."""
-    return NotIntactError(
-        f"{member.path} comes twice, or as a file and as a directory, or in two spellings that this file system "
-        "takes for one",
-        hint=HINT,
-    )
-
-
-def no_file(member: Member) -> NotIntactError:
-    """The error where a hard link has nothing to be another name of."""
-    return NotIntactError(f"{member.path} is a link to {member.link}, which is no file before it", hint=HINT)

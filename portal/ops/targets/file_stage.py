@@ -16,9 +16,10 @@ from portal.ops.archive.index import Member, MemberType
 from portal.ops.archive.reader import is_below
 from portal.ops.targets.file_helpers import Helpers
 from portal.ops.targets.file_maker import FileMaker, drain
+from portal.ops.targets.file_refusal import no_file, twice
 from portal.ops.targets.file_room import Room
 from portal.ops.targets.file_selection import LONG_FRAMES, chosen_runs, run_contents
-from portal.ops.targets.file_shape import Shape, no_file, staged_path, twice
+from portal.ops.targets.file_shape import Shape, staged_path
 from portal.ops.targets.file_tree import IS_ROOT, Attributes, Tree
 from portal.ops.targets.file_unpacker import CHECKED, PASSED
 from portal.ops.targets.file_writers import Writers

@@ -26,6 +26,7 @@ _MOST_OPEN: Final = 64
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 IS_ROOT: Final = os.geteuid() == 0
+SPECIAL_BITS: Final = stat.S_ISUID | stat.S_ISGID
 
 
 class Attributes(NamedTuple):
