@@ -382,6 +382,7 @@ def _restore_chain(data: DataSet, incrementals: int) -> Case:
             for name, length in ((chain, incrementals), (base, 0))
         ),
         targets=(Target(measure=Measure.TIME, subject=chain, reference=base, bound=Bound.AT_MOST, wanted=1.5),),
+        keeps_outputs=True,
     )
 
 
