@@ -60,6 +60,8 @@ class Choice(Protocol):
 def choose(archive: Archive, prefix: str, patterns: Sequence[str]) -> Choice:
     """Everything of a component; with patterns, what they fit, and the directories above that.
 
+    A hard link that is taken without the file that it is another name of becomes that file.
+
     Arguments:
         prefix: the component's name in the archive.
         patterns: see `matches`; none takes everything.
