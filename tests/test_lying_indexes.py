@@ -184,11 +184,7 @@ def test_archives_that_lie(archive: Forged) -> None:
     with tempfile.TemporaryDirectory() as place, patience():
         path, target = Path(place, NAME), Path(place, "live")
         said = archive.write(path)
-        try:
-            opened = ArchiveReader(path)
-        except NotIntactError:
-            return
-        with closing(opened):
+        with closing(ArchiveReader(path)) as opened:
             look_at_everything(opened, said, path)
             for jobs in (1, 2):
                 assert_restored_as_said(opened, said, target, jobs)
@@ -205,10 +201,6 @@ def test_archives_that_lie_to_helpers(archive: Forged) -> None:
         patched.setattr(file_stage, "_WORTH_HELPERS", -1)
         path, target = Path(place, NAME), Path(place, "live")
         said = archive.write(path)
-        try:
-            opened = ArchiveReader(path)
-        except NotIntactError:
-            return
-        with closing(opened):
+        with closing(ArchiveReader(path)) as opened:
             assert_restored_as_said(opened, said, target, 2)
             assert_restored_as_said(opened, said, target, 2, "[ab]")
