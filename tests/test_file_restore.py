@@ -19,6 +19,7 @@ from portal.ops.archive.reader import ArchiveReader
 from portal.ops.errors import BusyError, ConfigurationError, NotIntactError, RestoreError
 from portal.ops.model import RESTORE_DIRECTORY, Component
 from portal.ops.sources.files import FileTree, tree_bytes
+from portal.ops.targets import file_journal, file_tree
 from portal.ops.targets.file_record import RestoreDirectory
 from portal.ops.targets.file_selection import matches
 from portal.ops.targets.files import FileRestore, FilesReport, FilesState, forget, list_restores
@@ -260,6 +261,30 @@ def test_exact_leaves_the_repository_alone(archive: Path, target: Path) -> None:
     run(restore_of(target, exact=True, protected=(repository,)), archive)
     assert (repository / "archive").read_text() == "a backup"
     assert not (target / "ops" / "other").exists()
+
+
+def test_new_directories_are_moved_as_a_whole(lanes: Lanes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One rename for each that stands beside others, whatever is in it; what is taken back is asked one by one."""
+    source, target, moved = tmp_path / "source", tmp_path / "live", list[str]()
+    for number in range(30):
+        place = source / f"tenant-{number % 3}" / f"{number % 5}"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number}.json").write_text(f"{number}")
+    (source / "top.json").write_text("top")
+    move = file_tree.move
+
+    def noted(one: file_tree.Tree, other: file_tree.Tree, path: str, *new: str | None, make: bool = False) -> None:
+        moved.append(path)
+        move(one, other, path, *new, make=make)
+
+    monkeypatch.setattr(file_journal, "move", noted)
+    target.mkdir()
+    report = run(restore_of(target), write_archive(tmp_path / NAME, lanes, Recipe(media=source)))
+    assert report.new == 31
+    assert sorted(moved) == ["tenant-0", "tenant-1", "tenant-2", "top.json"]
+    assert live_tree(target) == tree_on_disk(source)
+    restore_of(target).rollback()
+    assert live_tree(target).keys() == {b""}
 
 
 def test_what_is_the_same_keeps_its_inode(archive: Path, target: Path) -> None:

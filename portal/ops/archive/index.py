@@ -139,7 +139,7 @@ def decode_member(line: bytes) -> Member:
         NotIntactError: the line is not one that `encode_member` writes.
     """
     try:
-        found = json.loads(line)
+        found = json.loads(line.decode("ascii"))
         member = Member(
             found["path"],
             MemberType(found["type"]),

@@ -21,9 +21,9 @@ import stat
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
+from json.encoder import encode_basestring_ascii as quote
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from portal.ops.archive.reader import is_below
 from portal.ops.errors import RestoreError
 from portal.ops.targets.file_tree import Attributes, Tree, move
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 _OWNER_MAY_WRITE: Final = stat.S_IRWXU
 _BLOCK: Final = 1 << 18
 _ATTRIBUTES_LINE: Final = b'["attributes"'
-_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Do(StrEnum):
@@ -62,13 +61,14 @@ class Step(NamedTuple):
     after: Attributes | None = None
 
     def encode(self) -> str:
-        """The line."""
-        return _encode(self) + "\n"
+        """The line, in JSON."""
+        before, after = _encode(self.before), _encode(self.after)
+        return f'["{self.do}",{quote(self.path)},{self.inode},{self.size},{self.mtime_ns},{before},{after}]\n'
 
     @classmethod
     def decode(cls, line: bytes) -> Step:
         """The step of a line."""
-        do, path, inode, size, mtime_ns, before, after = json.loads(line)
+        do, path, inode, size, mtime_ns, before, after = json.loads(line.decode("ascii"))
         return cls(Do(do), path, inode, size, mtime_ns, before and Attributes(*before), after and Attributes(*after))
 
 
@@ -161,19 +161,19 @@ class Places:
 
     def take(self, steps: Iterable[Step]) -> None:
         """Take steps in their order, each or what is left of it."""
-        moved = "/"
+        moved: set[str] = set()
         for step in steps:
             if step.do is Do.ASIDE:
                 self._aside(step)
             elif step.do is Do.ATTRIBUTES:
                 if step.after is not None and self._is_directory(step.path):
                     step.after.give_to(self.live.directory(step.path))
-            elif is_below(step.path, moved):
+            elif _is_in_one_of(moved, step.path):
                 pass  # it came with its directory
             elif step.do is Do.PLACE:
                 self._place(step)
             elif self._make(step.path):
-                moved = step.path
+                moved.add(step.path)
 
     def take_back(self, step: Step, tally: Tally) -> None:
         """Take one step back, or what is left to take back of it."""
@@ -272,6 +272,18 @@ class Places:
     def _is_directory(self, path: str) -> bool:
         found = self.live.look(path)
         return found is not None and stat.S_ISDIR(found.st_mode)
+
+
+def _encode(attributes: Attributes | None) -> str:
+    return "null" if attributes is None else json.dumps(attributes, separators=(",", ":"))
+
+
+def _is_in_one_of(directories: set[str], path: str) -> bool:
+    """Whether a path is below one of these directories."""
+    while directories and (path := path.rpartition("/")[0]):
+        if path in directories:
+            return True
+    return False
 
 
 def _decoded(line: bytes, path: Path) -> Step:
