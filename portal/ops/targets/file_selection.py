@@ -35,6 +35,10 @@ def matches(path: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(path, pattern) or fnmatchcase(path, f"{pattern.rstrip('/')}/*") for pattern in patterns)
 
 
+_FEW: Final = 50
+"""So many members are read sooner than a thread is there that reads them ahead."""
+
+
 class Choice(Protocol):
     """What of a tree is restored.
 
@@ -125,6 +129,11 @@ def run_contents(archive: ArchiveReader, run: Run, taken: Sequence[Member | None
             yield member, content
 
 
+def _contents_by_runs(layer: Layer, choice: Choice, jobs: int) -> Contents:
+    for run, taken in chosen_runs(layer, choice):
+        yield from run_contents(layer.archive, run, taken, jobs)
+
+
 def _told(content: Iterator[memoryview], layer: Layer) -> Iterator[memoryview]:
     with layer.named():
         yield from content
@@ -147,7 +156,10 @@ class Everything:
         return member if is_below(member.path, self._prefix) else None
 
     def contents(self, layer: Layer, jobs: int) -> Contents:
-        """See `Choice`; the frames are read in a row, ahead of their use."""
+        """See `Choice`; the frames are read in a row, and where they are many, ahead of their use."""
+        if layer.most <= _FEW:
+            yield from _contents_by_runs(layer, self, jobs)
+            return
         for member, content in layer.archive.contents(jobs, below=self._prefix, together=True):
             if layer.holds(member.path):
                 yield member, content
@@ -187,8 +199,7 @@ class Selection:
 
     def contents(self, layer: Layer, jobs: int) -> Contents:
         """See `Choice`; frames that hold nothing of what is taken are not read."""
-        for run, taken in chosen_runs(layer, self):
-            yield from run_contents(layer.archive, run, taken, jobs)
+        return _contents_by_runs(layer, self, jobs)
 
     def take(self, member: Member) -> Member | None:
         """The next member of the second pass, as it is to be restored; nothing where it is not asked for."""

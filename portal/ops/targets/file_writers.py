@@ -32,7 +32,7 @@ _BLOCKS: Final = 2 * _THREADS
 
 
 class Writers:
-    """Threads that write, and the memory that they write from; leaving the context waits for them.
+    """Threads that write, from the first file on, and the memory that they write from; leaving the context ends them.
 
     Files are to be opened with `open_flags`, which has `O_DIRECT` once a file has shown that the file system takes it.
     """
@@ -41,15 +41,11 @@ class Writers:
         self.open_flags = 0
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._blocks: SimpleQueue[memoryview] = SimpleQueue()
-        for _ in range(_BLOCKS):
-            self._blocks.put(memoryview(mmap.mmap(-1, BLOCK_BYTES)))
-        self._threads = [threading.Thread(target=self._work, name=f"stage-{n}", daemon=True) for n in range(_THREADS)]
+        self._threads: list[threading.Thread] = []
         self._open: set[WrittenFile] = set()
         self._failure: BaseException | None = None
 
     def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -69,6 +65,8 @@ class Writers:
             attributes: what the file has in the end.
             born: what it was made with.
         """
+        if not self._threads:
+            self._start()
         if not self.open_flags:
             with suppress(OSError):  # not every file system takes it
                 fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_DIRECT)
@@ -89,6 +87,14 @@ class Writers:
     def submit(self, job: _Job) -> None:
         """Have a block written, which is given back then."""
         self._jobs.put(job)
+
+    def _start(self) -> None:
+        for _ in range(_BLOCKS):
+            self._blocks.put(memoryview(mmap.mmap(-1, BLOCK_BYTES)))
+        for number in range(_THREADS):
+            thread = threading.Thread(target=self._work, name=f"stage-{number}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
