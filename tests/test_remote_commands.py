@@ -155,7 +155,7 @@ class TestTheSameAsWithoutAWorker:
         assert (upload.read_text() == "not what was backed up") == (answer == "no")
 
     def test_what_the_worker_may_not_read(self, service: tuple[Portal, EmbeddedRedis, WorkerProcess]) -> None:
-        """An archive elsewhere is refused by the worker, with the ways out."""
+        """An archive elsewhere is refused by the worker, with the ways out; so is a place to restore files to."""
         portal, redis, _ = service
         archive = run(portal, redis.url, "backup.sh", "media")[0]["path"]
         elsewhere = portal.directory / "elsewhere.tar.gz"
@@ -163,6 +163,11 @@ class TestTheSameAsWithoutAWorker:
         refused, _ = run(portal, redis.url, "backup.sh", "verify", str(elsewhere), code=2)
         assert "BACKUP_ALLOWED_PATHS" in refused["error"]
         assert run(portal, redis.url, "backup.sh", "verify", str(elsewhere), "--local")[0]["success"]
+        given = ("latest", "--media-only", "--force", "--media-dir", str(portal.directory / "elsewhere"))
+        refused, _ = run(portal, redis.url, "restore.sh", *given, code=2)
+        assert "BACKUP_ALLOWED_PATHS" in refused["error"]
+        assert "Copy" not in refused["error"]
+        assert not (portal.directory / "elsewhere").exists()
 
 
 class TestHandingOver:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 _MOST_CHARACTERS: Final = 4096
 _MOST_PATHS: Final = 100_000
+_PLACE_HINT: Final = "Add the directory that it is in to the worker's BACKUP_ALLOWED_PATHS, or use --local."
+_ARCHIVE_HINT: Final = (
+    "Copy it into the repository, add its directory to the worker's BACKUP_ALLOWED_PATHS, or use --local."
+)
 _HINT: Final = "Tasks are made by ./tools/backup.sh, ./tools/restore.sh, beat and the watcher; this one was not."
 
 
@@ -149,11 +153,14 @@ def check_archive(archive: str, repository: Path, allowed: Iterable[Path]) -> No
         RefusedError: it does.
     """
     if "/" in archive:
-        check_place(archive, (repository, *allowed))
+        check_place(archive, (repository, *allowed), hint=_ARCHIVE_HINT)
 
 
-def check_place(path: str, allowed: Iterable[Path]) -> None:
+def check_place(path: str, allowed: Iterable[Path], *, hint: str = _PLACE_HINT) -> None:
     """Refuse a path outside the directories that a task may use.
+
+    Arguments:
+        hint: what to do about that.
 
     Raises:
         RefusedError: it leads elsewhere.
@@ -165,10 +172,7 @@ def check_place(path: str, allowed: Iterable[Path]) -> None:
     except (OSError, ValueError, RuntimeError):
         inside = False
     if not inside:
-        raise RefusedError(
-            f"a worker may not use {path}",
-            hint="Copy it into the repository, add its directory to the worker's BACKUP_ALLOWED_PATHS, or use --local.",
-        )
+        raise RefusedError(f"a worker may not use {path}", hint=hint)
 
 
 def _fits(value: object, hint: Any) -> bool:
