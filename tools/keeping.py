@@ -92,7 +92,7 @@ def forget_restores(settings: Settings) -> list[str]:
     from portal.ops.errors import OpsError
     from portal.ops.restore_record import DIRECTORY
 
-    if not os.path.exists(settings.local_path / DIRECTORY):  # which most often is so: what follows takes a while to import
+    if not os.path.exists(settings.local_path / DIRECTORY):  # most often so; what follows takes a while to import
         return []
     from portal.ops.aftermath import Aftermath
     from portal.ops.restore import RestoreConfig, RestoreJob
