@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, NoReturn
 from beat.heartbeat import BEAT_NAME
 from beat.loop import Beat
 from beat.service import run_service
-from beat.workers import QueuedWorkers
-from portal.ops.aftermath import Aftermath
+from beat.task_queue import QueuedWorkers
+from portal.ops.monitoring.observer import Aftermath
 
 if TYPE_CHECKING:
-    from portal.ops.settings import Settings
+    from portal.ops.settings.load import Settings
 
 
 def serve(settings: Settings) -> NoReturn:
     """Go on until the process ends."""
     if settings.targets.metrics_port:
-        from portal.ops.metrics import serve as serve_metrics
+        from portal.ops.monitoring.metrics import serve as serve_metrics
 
         serve_metrics(settings, port=settings.targets.metrics_port)
     Beat(settings, QueuedWorkers(settings.worker), after_look=Aftermath(settings).refresh).run()

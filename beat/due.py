@@ -17,16 +17,16 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
-from beat.rolling import to_verify
 from beat.schedule import last_slot, next_slot
+from beat.verify_rotation import to_verify
 from portal.ops.model import BackupId, BackupType, VerifyLevel, timestamp
 from worker.names import TaskName
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from beat.rolling import Verified
-    from portal.ops.settings import ScheduleSettings
+    from beat.verify_rotation import Verified
+    from portal.ops.settings.load import ScheduleSettings
 
 ACTOR: Final = "beat"
 """Who started it, as the access log says."""

@@ -14,22 +14,22 @@ import time
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from beat.backoff import Memory, Outage
 from beat.due import Errand, Kind, Slot, due, last_slots, next_slots
 from beat.heartbeat import BEAT_NAME, INTERVAL_SECONDS, Heartbeat
-from beat.pauses import Memory, Outage
-from beat.standing import read_standing
+from beat.repository_facts import read_standing
 from portal.ops.errors import OpsError
-from portal.ops.job import Clock, utc_now
-from portal.ops.logs import engine_log
 from portal.ops.model import timestamp
-from portal.ops.repository import Repository
+from portal.ops.repository.repository import Repository
+from portal.ops.runtime.logs import engine_log
+from portal.ops.runtime.progress import Clock, utc_now
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import NoReturn
 
-    from beat.workers import Workers
-    from portal.ops.settings import Settings
+    from beat.task_queue import Workers
+    from portal.ops.settings.load import Settings
 
 log = engine_log("beat")
 

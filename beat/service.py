@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, NoReturn
 
 from beat.heartbeat import Heartbeat
 from portal.ops.errors import OpsError
-from portal.ops.job import read_text, utc_now
-from portal.ops.settings import load_settings
+from portal.ops.runtime.progress import read_text, utc_now
+from portal.ops.settings.load import load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from portal.ops.settings import Settings
+    from portal.ops.settings.load import Settings
 
 
 def run_service(name: str, meaning: str, heartbeat_name: str, serve: Callable[[Settings], NoReturn]) -> int:

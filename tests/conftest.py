@@ -8,11 +8,11 @@ from uuid import uuid4
 
 import pytest
 
-from portal.ops.process import SystemRunner
-from portal.ops.settings import DatabaseTarget, Secret
-from portal.ops.targets import file_stage
-from tools.demo.portal import fill
-from tools.demo.postgres import EmbeddedPostgres
+from demo.portal import fill
+from demo.postgres import EmbeddedPostgres
+from portal.ops.restore.files import stage as file_stage
+from portal.ops.runtime.process import SystemRunner
+from portal.ops.settings.load import DatabaseTarget, Secret
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

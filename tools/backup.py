@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import OpsError
-from tools import insight, keeping, remote, schedule
-from tools.keeping import drill, tell_of_drill
+from tools import maintenance as keeping
+from tools import monitoring as insight
+from tools import schedule
+from tools import submit as remote
+from tools.maintenance import drill, tell_of_drill
 from tools.terminal import (
     EXIT_CODES,
     Lines,
@@ -26,10 +29,10 @@ from tools.terminal import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from portal.ops.backup import BackupJob
-    from portal.ops.job import Step
-    from portal.ops.restore import RestoreJob
-    from portal.ops.settings import Settings
+    from portal.ops.backup.job import BackupJob
+    from portal.ops.restore.job import RestoreJob
+    from portal.ops.runtime.progress import Step
+    from portal.ops.settings.load import Settings
 
 _EXAMPLES: Final = f"""examples:
   backup.sh                         a full backup: database, media and audit log
@@ -112,7 +115,7 @@ _DAMAGED_HINT: Final = (
 
 
 def _back_up(arguments: argparse.Namespace) -> int:
-    from portal.ops.settings import refuse_unbuilt
+    from portal.ops.settings.load import refuse_unbuilt
 
     settings, show = watched_settings()
     incremental = arguments.type == "media" and arguments.incremental
@@ -151,7 +154,7 @@ def _say_how_it_ended(result: Mapping[str, Any]) -> None:
     if result.get("unchanged"):
         say(f"nothing has changed since {result['path']}")
     elif result["success"]:
-        from portal.ops.logs import human_bytes
+        from portal.ops.runtime.logs import human_bytes
 
         say(f"backup {result['backup_id']} is whole: {human_bytes(result['size_bytes'])} in {result['path']}")
     else:
@@ -159,7 +162,7 @@ def _say_how_it_ended(result: Mapping[str, Any]) -> None:
 
 
 def _list(_: argparse.Namespace) -> int:
-    from portal.ops.restore import create_restore_job
+    from portal.ops.restore.job import create_restore_job
     from tools.restore import restore_lines
 
     gc.disable()  # there may be very many archives, and none of what is made for them is garbage
@@ -187,7 +190,7 @@ def _restores(job: RestoreJob) -> tuple[list[dict[str, Any]], str]:
 
 
 def _backup_line(backup: dict[str, Any]) -> str:
-    from portal.ops.logs import human_bytes
+    from portal.ops.runtime.logs import human_bytes
 
     verified = backup["verified"]
     marks = []
@@ -256,9 +259,9 @@ def _archive_path(archive: str, member: str) -> Path:
 
 
 def _job(settings: Settings, show: Callable[[Step], None]) -> BackupJob:
-    from portal.ops.access_log import sudo_user
-    from portal.ops.aftermath import Aftermath
-    from portal.ops.backup import BackupConfig, BackupJob
+    from portal.ops.backup.job import BackupConfig, BackupJob
+    from portal.ops.monitoring.observer import Aftermath
+    from portal.ops.repository.access_log import sudo_user
 
     config, observer = BackupConfig.from_settings(settings), Aftermath(settings)
     return BackupJob(config, progress=show, actor=sudo_user(), observer=observer)

@@ -8,7 +8,7 @@ set -euo pipefail
 self=$(readlink -f -- "${BASH_SOURCE[0]}")
 # shellcheck source-path=SCRIPTDIR source=setup.sh
 source "${self%/*}/setup.sh"
-module=tools.benchmark
+module=benchmarks
 case ${1-} in
     many-archives | uploads)
         module+=.${1/-/_}

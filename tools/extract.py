@@ -6,9 +6,9 @@ import os
 from typing import TYPE_CHECKING, Any, cast
 
 from portal.ops.archive.index import MemberType
-from portal.ops.archive.opening import check_readable
+from portal.ops.archive.open import check_readable
 from portal.ops.archive.reader import is_indexed
-from portal.ops.chain_reader import open_tree
+from portal.ops.chains.reader import open_tree
 from portal.ops.errors import (
     ArchiveAbsentError,
     ConfigurationError,
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from portal.ops.archive.index import Member
     from portal.ops.archive.reader import ArchiveReader
-    from portal.ops.chain_reader import ChainReader
+    from portal.ops.chains.reader import ChainReader
 
 
 def extract(archive: Path, path: str, output: str | None) -> dict[str, Any]:

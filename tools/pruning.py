@@ -10,18 +10,18 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import OpsError
-from portal.ops.job import utc_now
 from portal.ops.model import SUFFIX
-from tools.keeping import forget_restores, person
+from portal.ops.runtime.progress import utc_now
+from tools.maintenance import forget_restores, person
 from tools.terminal import StoppedError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from portal.ops.prune import PruneJob
-    from portal.ops.repository import Repository
-    from portal.ops.retention import Decision
-    from portal.ops.settings import Settings
+    from portal.ops.repository.repository import Repository
+    from portal.ops.retention.plan import Decision
+    from portal.ops.retention.prune import PruneJob
+    from portal.ops.settings.load import Settings
 
 _STOPPED: Final = "the prune after this backup was stopped; the next one goes on"
 _MOST_NAMED: Final = 3
@@ -48,7 +48,7 @@ class Pruned:
         return [*self._removed(), *self.restores, *(f"warning: {warning}" for warning in self.warnings)]
 
     def _removed(self) -> list[str]:
-        from portal.ops.logs import human_bytes
+        from portal.ops.runtime.logs import human_bytes
 
         if not self.names:
             return []
@@ -112,10 +112,10 @@ def _pruned(removed: Sequence[Decision], warnings: tuple[str, ...]) -> Pruned:
 
 
 def _job(settings: Settings) -> PruneJob:
-    from portal.ops.aftermath import Aftermath
-    from portal.ops.backup_model import BackupConfig
-    from portal.ops.prune import PruneJob
-    from portal.ops.repository import Repository
+    from portal.ops.backup.config import BackupConfig
+    from portal.ops.monitoring.observer import Aftermath
+    from portal.ops.repository.repository import Repository
+    from portal.ops.retention.prune import PruneJob
 
     repository = Repository(settings.local_path, lock_timeout=settings.lock_timeout)
     policy = BackupConfig.from_settings(settings).retention

@@ -6,4 +6,4 @@ self=$(readlink -f -- "${BASH_SOURCE[0]}")
 # shellcheck source-path=SCRIPTDIR source=setup.sh
 source "${self%/*}/setup.sh"
 prepare_environment demo
-exec "$venv/bin/python" -I -m tools.demo.quickstart "$@"
+exec "$venv/bin/python" -I -m demo.quickstart "$@"

@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import ConfigurationError, NotConfirmedError
-from tools import remote
-from tools.remote import Remote
+from tools import submit as remote
+from tools.submit import Remote
 from tools.terminal import EXIT_CODES, print_result, run_command, say, watched_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from portal.ops.job import Step
-    from portal.ops.restore import RestoreJob, RestoreResult
-    from portal.ops.restore_model import RestorePlan
-    from portal.ops.settings import Settings
-    from tools.remote import Errand
+    from portal.ops.restore.config import RestorePlan
+    from portal.ops.restore.job import RestoreJob, RestoreResult
+    from portal.ops.runtime.progress import Step
+    from portal.ops.settings.load import Settings
+    from tools.submit import Errand
 
 _EXAMPLES: Final = f"""examples:
   restore.sh latest --dry-run            what would be done? changes nothing
@@ -201,7 +201,7 @@ def _ending(result: Mapping[str, Any], *, is_rollback: bool) -> list[str]:
 
 def _done(result: Mapping[str, Any], *, is_rollback: bool) -> list[str]:
     """What was done to each component, and what is kept where, by the facts of the result."""
-    from portal.ops.targets.file_report import FilesReport
+    from portal.ops.restore.files.report import FilesReport
 
     lines = []
     for component, facts in result.get("facts", {}).items():
@@ -342,9 +342,9 @@ _STATES: Final = {"applied": "can be taken back", "rolled_back": "was taken back
 
 
 def _job(settings: Settings, show: Callable[[Step], None], person: _Person, **given: Any) -> RestoreJob:
-    from portal.ops.access_log import sudo_user
-    from portal.ops.aftermath import Aftermath
-    from portal.ops.restore import RestoreConfig, RestoreJob
+    from portal.ops.monitoring.observer import Aftermath
+    from portal.ops.repository.access_log import sudo_user
+    from portal.ops.restore.job import RestoreConfig, RestoreJob
 
     return RestoreJob(
         RestoreConfig.from_settings(settings, **given),

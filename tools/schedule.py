@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from datetime import datetime
     from zoneinfo import ZoneInfo
 
-    from portal.ops.access_log import AccessEntry
-    from portal.ops.settings import Settings
+    from portal.ops.repository.access_log import AccessEntry
+    from portal.ops.settings.load import Settings
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -23,7 +23,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _schedule(_: argparse.Namespace) -> int:
-    from portal.ops.job import utc_now
+    from portal.ops.runtime.progress import utc_now
 
     settings, _show = watched_settings()
     now = utc_now()
@@ -48,8 +48,8 @@ def schedule_of(settings: Settings, now: datetime) -> list[dict[str, Any]]:
         RepositoryError: the repository cannot be read.
     """
     from beat.due import Kind, due, last_slots, next_slots
-    from beat.standing import logged, read_standing
-    from portal.ops.repository import Repository
+    from beat.repository_facts import logged, read_standing
+    from portal.ops.repository.repository import Repository
 
     repository = Repository(settings.local_path)
     last = last_slots(settings.schedules, now)

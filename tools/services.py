@@ -7,10 +7,10 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Final
 
-from portal.ops.doctor import Check, Finding, fault, ok, warning
+from portal.ops.monitoring.doctor.run import Check, Finding, fault, ok, warning
 
 if TYPE_CHECKING:
-    from portal.ops.settings import Settings
+    from portal.ops.settings.load import Settings
 
 _SECONDS: Final = 15
 

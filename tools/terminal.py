@@ -17,8 +17,8 @@ from portal.ops.errors import OpsError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from portal.ops.job import Step
-    from portal.ops.settings import LogFormat, Settings
+    from portal.ops.runtime.progress import Step
+    from portal.ops.settings.load import LogFormat, Settings
 
 EXIT_CODES: Final = """exit codes:
   0 done          1 failed        2 wrong usage or configuration
@@ -83,7 +83,7 @@ class Bar:
             _tell(_CLEAR_LINE)
 
     def _draw(self, phase: str, done: int, total: int | None, rate: float) -> None:
-        from portal.ops.logs import human_bytes
+        from portal.ops.runtime.logs import human_bytes
 
         text = f"{phase:<10} {human_bytes(done):>8}  {human_bytes(rate)}/s"
         if total and done <= total:
@@ -118,8 +118,8 @@ def watched_log(style: LogFormat, *, line_seconds: float = _LINE_SECONDS) -> Cal
     """Set up logging to standard error; what shows how far a job is, without the two getting mixed up."""
     import structlog
 
-    from portal.ops.logs import configure_logging
-    from portal.ops.settings import unbuilt_settings, unknown_settings
+    from portal.ops.runtime.logs import configure_logging
+    from portal.ops.settings.load import unbuilt_settings, unknown_settings
 
     log = structlog.get_logger("tools")
     bar = Bar(log, line_seconds=line_seconds)
@@ -138,8 +138,8 @@ def watched_settings() -> tuple[Settings, Callable[[Step], None]]:
     Raises:
         ConfigurationError: a setting cannot be used.
     """
-    from portal.ops.job import read_text
-    from portal.ops.settings import load_settings
+    from portal.ops.runtime.progress import read_text
+    from portal.ops.settings.load import load_settings
 
     settings = load_settings(os.environ, read_text)
     return settings, watched_log(settings.log_format)

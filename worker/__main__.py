@@ -14,10 +14,10 @@ import time
 from typing import Final
 
 from portal.ops.errors import OpsError
-from portal.ops.job import read_text
-from portal.ops.logs import configure_logging, engine_log
-from portal.ops.process import launch_command
-from portal.ops.settings import load_settings
+from portal.ops.runtime.logs import configure_logging, engine_log
+from portal.ops.runtime.process import launch_command
+from portal.ops.runtime.progress import read_text
+from portal.ops.settings.load import load_settings
 from worker.names import Lane
 
 _POLL_SECONDS: Final = 0.2

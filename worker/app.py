@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from celery import Celery
 
 from portal.ops.errors import ConfigurationError
-from portal.ops.job import read_text
-from portal.ops.settings import load_settings
+from portal.ops.runtime.progress import read_text
+from portal.ops.settings.load import load_settings
 from worker.configuration import configuration
 
 if TYPE_CHECKING:
-    from portal.ops.settings import WorkerSettings
+    from portal.ops.settings.load import WorkerSettings
 
 
 def make_app(settings: WorkerSettings) -> Celery:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, get_args, get_origin, get_ty
 
 from portal.ops.archive.index import encode_name
 from portal.ops.model import VerifyLevel
-from portal.ops.restore_model import RestoreScope
+from portal.ops.restore.config import RestoreScope
 from worker.errors import RefusedError
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from worker.progress import STATE
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from portal.ops.settings import WorkerSettings
+    from portal.ops.settings.load import WorkerSettings
     from worker.names import Lane
 
 _MARK: Final = "kekkai-backup-task-"

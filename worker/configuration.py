@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from worker.names import Lane, TaskName
 
 if TYPE_CHECKING:
-    from portal.ops.settings import WorkerSettings
+    from portal.ops.settings.load import WorkerSettings
 
 RESULT_SECONDS: Final = 7 * 24 * 3600
 SOFT_SECONDS: Final = 30

@@ -19,9 +19,9 @@ from flower.options import options
 from flower.urls import settings as web_settings
 
 from portal.ops.errors import ConfigurationError, OpsError
-from portal.ops.job import read_text
-from portal.ops.logs import engine_log
-from portal.ops.settings import load_settings
+from portal.ops.runtime.logs import engine_log
+from portal.ops.runtime.progress import read_text
+from portal.ops.settings.load import load_settings
 from worker.app import make_app
 from worker.flower_progress import follow
 from worker.logs import log_to_standard_error
@@ -29,7 +29,7 @@ from worker.logs import log_to_standard_error
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from portal.ops.settings import Settings
+    from portal.ops.settings.load import Settings
 
 log = engine_log("worker.flower")
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import OpsError
-from portal.ops.job import read_text
-from portal.ops.settings import load_settings
+from portal.ops.runtime.progress import read_text
+from portal.ops.settings.load import load_settings
 from worker.client import Client, LaneLoad, TaskState
 from worker.names import Lane
 

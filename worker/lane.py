@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 from celery.signals import worker_ready, worker_shutting_down
 
 from portal.ops.errors import OpsError
-from portal.ops.job import read_text
-from portal.ops.logs import engine_log
-from portal.ops.settings import load_settings
+from portal.ops.runtime.logs import engine_log
+from portal.ops.runtime.progress import read_text
+from portal.ops.settings.load import load_settings
 from worker.app import make_app
 from worker.event_batches import EventBatches
 from worker.logs import log_to_standard_error
@@ -21,7 +21,7 @@ from worker.recovery import follow_kills, tidy, watch
 if TYPE_CHECKING:
     from celery import Celery
 
-    from portal.ops.settings import Settings
+    from portal.ops.settings.load import Settings
 
 log = engine_log("worker.lane")
 

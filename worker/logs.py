@@ -12,12 +12,12 @@ from billiard.util import get_logger as pool_logger
 from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 from celery.signals import setup_logging, task_prerun
 
-from portal.ops.logs import configure_logging, foreign_handler
+from portal.ops.runtime.logs import configure_logging, foreign_handler
 
 if TYPE_CHECKING:
     from celery import Task
 
-    from portal.ops.variables import LogFormat
+    from portal.ops.settings.table import LogFormat
 
 _TALKATIVE = ("celery.worker.strategy", "celery.app.trace")
 """They repeat what the tasks' own events say, with less to go by."""

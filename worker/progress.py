@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from celery import Task
 
-    from portal.ops.job import Step
+    from portal.ops.runtime.progress import Step
 
 STATE: Final = "PROGRESS"
 

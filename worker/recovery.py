@@ -21,29 +21,29 @@ from celery.signals import task_failure
 from kombu.exceptions import OperationalError
 from redis import RedisError
 
-from portal.ops.drill import DrillJob
+from portal.ops.drill.job import DrillJob
 from portal.ops.errors import OpsError
-from portal.ops.job import read_text
-from portal.ops.logs import configure_logging, engine_log
-from portal.ops.repository import Repository
-from portal.ops.restore import RestoreJob
-from portal.ops.restore_model import RestoreConfig
-from portal.ops.restore_record import RestoreRecords
-from portal.ops.settings import load_settings
+from portal.ops.repository.repository import Repository
+from portal.ops.restore.config import RestoreConfig
+from portal.ops.restore.job import RestoreJob
+from portal.ops.restore.journal import RestoreRecords
+from portal.ops.runtime.logs import configure_logging, engine_log
+from portal.ops.runtime.progress import read_text
+from portal.ops.settings.load import load_settings
 from worker.app import make_app
+from worker.authorization import Permits
 from worker.configuration import RESULT_SECONDS
 from worker.delivery import forget_old, is_abandoned, is_begun, sole_delivery
 from worker.errors import OperationFailedError, too_slow
+from worker.handlers import Outcome, write_down
 from worker.names import Lane, TaskName
-from worker.operations import Outcome, write_down
-from worker.permit import Permits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from celery import Celery, Task
 
-    from portal.ops.settings import Settings
+    from portal.ops.settings.load import Settings
 
 log = engine_log("worker.recovery")
 

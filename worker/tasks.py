@@ -15,16 +15,16 @@ import structlog
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import shared_task, states
 
-from portal.ops.aftermath import Aftermath
 from portal.ops.errors import OpsError
-from portal.ops.job import read_text
-from portal.ops.logs import engine_log
-from portal.ops.settings import load_settings
+from portal.ops.monitoring.observer import Aftermath
+from portal.ops.runtime.logs import engine_log
+from portal.ops.runtime.progress import read_text
+from portal.ops.settings.load import load_settings
+from worker.authorization import Permits
 from worker.delivery import sole_delivery
 from worker.errors import OperationFailedError, too_slow
+from worker.handlers import Order, Outcome, carry_out, unusable, write_down
 from worker.names import TaskName
-from worker.operations import Order, Outcome, carry_out, unusable, write_down
-from worker.permit import Permits
 from worker.progress import Reporter
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from celery import Task
 
-    from portal.ops.access_log import AccessEntry
-    from portal.ops.settings import Settings
+    from portal.ops.repository.access_log import AccessEntry
+    from portal.ops.settings.load import Settings
 
 log = engine_log("worker.tasks")
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 from beat.heartbeat import WATCHER_NAME
 from beat.service import run_service
+from beat.task_queue import QueuedWorkers
 from beat.watcher.loop import Watcher
-from beat.workers import QueuedWorkers
-from portal.ops.logs import engine_log
+from portal.ops.runtime.logs import engine_log
 
 if TYPE_CHECKING:
-    from portal.ops.settings import Settings
+    from portal.ops.settings.load import Settings
 
 log = engine_log("beat.watcher")
 

@@ -18,25 +18,25 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from beat.heartbeat import INTERVAL_SECONDS, WATCHER_NAME, Heartbeat
-from beat.watcher.gathering import Gathering
+from beat.watcher.debounce import Gathering
+from beat.watcher.exclusions import without_repository
+from beat.watcher.inotify import LIMITS, Sight
 from beat.watcher.mounts import silent_mounts
 from beat.watcher.outbox import Outbox
-from beat.watcher.own import without_repository
-from beat.watcher.sight import LIMITS, Sight
 from portal.ops.errors import ConfigurationError, OpsError
-from portal.ops.job import Clock, utc_now
-from portal.ops.logs import engine_log
 from portal.ops.model import timestamp
-from portal.ops.repository import Repository
-from portal.ops.settings import WatchMode
+from portal.ops.repository.repository import Repository
+from portal.ops.runtime.logs import engine_log
+from portal.ops.runtime.progress import Clock, utc_now
+from portal.ops.settings.load import WatchMode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
     from typing import NoReturn
 
-    from beat.workers import Workers
-    from portal.ops.settings import Settings
+    from beat.task_queue import Workers
+    from portal.ops.settings.load import Settings
 
 log = engine_log("beat.watcher")
 

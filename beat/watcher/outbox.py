@@ -11,12 +11,12 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from beat.pauses import Outage
-from beat.watcher.batch import Batch
-from beat.watcher.gathering import MOST_PATHS
+from beat.backoff import Outage
+from beat.watcher.change_set import Batch
+from beat.watcher.debounce import MOST_PATHS
 from portal.ops.errors import OpsError
-from portal.ops.logs import engine_log
-from portal.ops.repository import write_durably
+from portal.ops.repository.repository import write_durably
+from portal.ops.runtime.logs import engine_log
 from worker.names import TaskName
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
     from pathlib import Path
 
-    from beat.workers import Workers
-    from portal.ops.job import Clock
+    from beat.task_queue import Workers
+    from portal.ops.runtime.progress import Clock
 
 log = engine_log("beat.watcher")
 

@@ -16,11 +16,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
+from demo.postgres import EmbeddedPostgres
 from portal.ops.archive.reader import ArchiveReader
-from portal.ops.backup import BackupConfig, BackupJob
-from portal.ops.repository import sidecar_of
-from tests.archives import program
-from tools.demo.postgres import EmbeddedPostgres
+from portal.ops.backup.job import BackupConfig, BackupJob
+from portal.ops.repository.repository import sidecar_of
+from tests.support.archives import program
 
 HERE: Final = Path(__file__).parent
 MOMENT: Final = datetime(2024, 1, 15, 12, tzinfo=UTC)

@@ -16,15 +16,15 @@ import pygal
 from pygal.etree import etree
 from pygal.style import Style
 
-from portal.ops.logs import human_bytes
 from portal.ops.model import BackupType, timestamp
-from portal.ops.status import duration, span, spoken
+from portal.ops.monitoring.status import duration, span, spoken
+from portal.ops.runtime.logs import human_bytes
 from tools.report.story import by_day, longest_ages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from portal.ops.entry import Entry
+    from portal.ops.repository.entry import Entry
     from tools.report.story import Story
 
 etree.to_etree()  # the library's own choice would be lxml, where somebody has installed it

@@ -9,19 +9,19 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from portal.ops.logs import human_bytes
 from portal.ops.model import timestamp
-from portal.ops.status import duration, span, spoken
+from portal.ops.monitoring.status import duration, span, spoken
+from portal.ops.runtime.logs import human_bytes
 from tools.report import charts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from datetime import date, datetime
 
-    from portal.ops.access_log import AccessEntry
-    from portal.ops.entry import Entry
-    from portal.ops.pins import Pin
-    from portal.ops.status_model import ComponentStatus
+    from portal.ops.monitoring.model import ComponentStatus
+    from portal.ops.repository.access_log import AccessEntry
+    from portal.ops.repository.entry import Entry
+    from portal.ops.repository.pins import Pin
     from tools.report.charts import Drawing
     from tools.report.story import Story
 

@@ -8,23 +8,23 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
-from portal.ops.access_log import AccessLog, Action, Outcome
-from portal.ops.catalogue import Catalogue
-from portal.ops.failures import is_failure
 from portal.ops.model import BackupId, BackupType, Component
-from portal.ops.pins import Pins
-from portal.ops.repository import Repository
-from portal.ops.status_facts import read_status
+from portal.ops.monitoring.facts import read_status
+from portal.ops.monitoring.failures import is_failure
+from portal.ops.repository.access_log import AccessLog, Action, Outcome
+from portal.ops.repository.catalogue import Catalogue
+from portal.ops.repository.pins import Pins
+from portal.ops.repository.repository import Repository
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from datetime import date
 
-    from portal.ops.access_log import AccessEntry
-    from portal.ops.entry import Entry
-    from portal.ops.pins import Pin
-    from portal.ops.settings import Settings
-    from portal.ops.status_model import Drill, Status
+    from portal.ops.monitoring.model import Drill, Status
+    from portal.ops.repository.access_log import AccessEntry
+    from portal.ops.repository.entry import Entry
+    from portal.ops.repository.pins import Pin
+    from portal.ops.settings.load import Settings
 
 WINDOW: Final = timedelta(days=180)
 """What drawings go back to."""

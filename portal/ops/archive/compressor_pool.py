@@ -1,0 +1,91 @@
+"""Compression on all cores: threads for large blocks, helper processes for small files.
+
+Deflating and hashing a large block release Python's lock, so threads do it in parallel. Small files do not: see
+`packer.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final, Self
+
+from portal.ops.archive import frame, packer
+from portal.ops.errors import OpsError
+from portal.ops.runtime.helper_process import Helper, end_helpers, start_helper
+from portal.ops.runtime.pipe_messages import send
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+_PACKER: Final = "portal.ops.archive.packer"
+
+
+def available_cores() -> int:
+    """How many cores this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+class Lanes:
+    """A pool of threads and, from the first pack on, as many helper processes.
+
+    Arguments:
+        backup_id: the archive's top directory, which every member's name starts with.
+        jobs: how many blocks are worked on at once.
+        helpers: do without helper processes where there is little to pack: starting one takes longer than a few files.
+    """
+
+    def __init__(self, backup_id: str, jobs: int, *, helpers: bool = True) -> None:
+        self.jobs = jobs
+        self._backup_id = backup_id
+        self._threads = ThreadPoolExecutor(jobs, thread_name_prefix="lane")
+        self._helpers: list[Helper] = []
+        self._idle: queue.SimpleQueue[Helper] = queue.SimpleQueue()
+        self._wanted = jobs if helpers else 0
+        self._own = packer.Packer()
+        self._turn = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if kind is not None:
+            for helper in self._helpers:
+                helper.process.kill()
+        self._threads.shutdown(cancel_futures=True)
+        end_helpers(self._helpers)
+
+    def compress(self, data: frame.Buffer) -> Future[bytes]:
+        """One frame of a block."""
+        return self._threads.submit(frame.compress, data)
+
+    def pack(self, items: Sequence[packer.Item]) -> Future[packer.Pack]:
+        """One frame of small files."""
+        self.start_helpers()
+        return self._threads.submit(self._pack, items)
+
+    def start_helpers(self) -> None:
+        """Start the helper processes that do not run yet: they are ready when the first files have been found."""
+        for _ in range(self._wanted - len(self._helpers)):
+            helper = start_helper(_PACKER)
+            self._helpers.append(helper)
+            self._idle.put(helper)
+
+    def _pack(self, items: Sequence[packer.Item]) -> packer.Pack:
+        if not self._wanted:
+            with self._turn:
+                return self._own.pack(self._backup_id, items)
+        helper = self._idle.get()
+        try:
+            send(helper.requests, (self._backup_id, items))
+            return packer.receive_pack(helper.answers)
+        except (EOFError, OSError) as error:
+            raise OpsError(
+                "a helper process of the backup ended unexpectedly",
+                hint="Look for 'out of memory' in the system's log (dmesg), then start the backup again.",
+            ) from error
+        finally:
+            self._idle.put(helper)

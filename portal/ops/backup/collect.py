@@ -1,0 +1,239 @@
+"""Fills an archive with the components of a backup, and describes it."""
+
+from __future__ import annotations
+
+import socket
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from portal.ops.archive.compressor_pool import Lanes, available_cores
+from portal.ops.archive.writer import ArchiveWriter, Readable, Tally
+from portal.ops.backup.walk import FileTree, identity, tree_bytes
+from portal.ops.chains.deletions import encode_deletions
+from portal.ops.chains.state_cache import Totals
+from portal.ops.manifest import Manifest, room_for
+from portal.ops.model import DELETED, INCREMENTAL_VERSION, Component, timestamp
+from portal.ops.runtime.logs import engine_log
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+
+    from portal.ops.backup.config import BackupConfig
+    from portal.ops.backup.increment import Increment
+    from portal.ops.model import BackupId
+    from portal.ops.repository.repository import Draft
+    from portal.ops.runtime.process import ProcessRunner
+    from portal.ops.runtime.progress import Meter
+
+log = engine_log("portal.ops.backup.collect")
+
+_SECOND: Final = 1_000_000_000
+_MOST_LINKS: Final = 5
+_WORTH_TELLING: Final = 100
+"""The manifest has the size of a table that is at least one part in this number."""
+
+_FEW: Final = 200
+"""So many files are packed before a helper process is ready."""
+
+
+@dataclass(kw_only=True)
+class Collection:
+    """Fills one archive with the components of one backup.
+
+    Arguments:
+        config: where the components are.
+        draft: the archive.
+        components: what goes into it, in this order.
+        runner: what starts pg_dump.
+        meter: told how much was read.
+        increment: what an incremental follows and takes; nothing for a backup that stands by itself.
+    """
+
+    config: BackupConfig
+    draft: Draft
+    backup_id: BackupId
+    components: tuple[Component, ...]
+    runner: ProcessRunner
+    meter: Meter
+    increment: Increment | None = None
+    _dump_bytes: int = 0
+    _file_bytes: int | None = None
+    _details: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _warnings: list[str] = field(default_factory=list)
+
+    def run(self, moment: datetime) -> tuple[Manifest, str]:
+        """Collect, describe, and put everything on the disk; the manifest and the archive's SHA-256."""
+        self.meter.expect = self._expected_bytes
+        jobs = self.config.jobs or available_cores()
+        helpers = self.increment is None or len(self.increment.delta.taken) > _FEW
+        with Lanes(str(self.backup_id), jobs, helpers=helpers) as lanes:
+            writer = ArchiveWriter(
+                self.draft.out,
+                str(self.backup_id),
+                lanes,
+                spool_directory=self.draft.final.parent,
+                advance=self.meter.advance,
+            )
+            try:
+                for component in self.components:
+                    self.meter.phase = component.value
+                    with _phase("component_collected", component) as facts:
+                        facts |= self._collect(component, writer)
+                manifest = self._describe(moment, writer)
+                self.meter.phase = "publish"
+                with _phase("archive_finished") as facts:
+                    digest = writer.finish(manifest.encode(), mtime_ns=int(moment.timestamp()) * 1_000_000_000)
+                    facts["bytes"] = self.draft.out.position
+                return manifest, digest
+            finally:
+                writer.close()
+
+    def _expected_bytes(self) -> int:
+        """About how much there is to read; the files are counted once, and only if somebody asks."""
+        if self._file_bytes is None and self.increment:
+            self._file_bytes = self.increment.delta.content_bytes
+        if self._file_bytes is None:
+            excluded = frozenset([identity(self.draft.final.parent)])
+            sources = (self.config.source(component) for component in self.components)
+            self._file_bytes = sum(tree_bytes(source, excluded) for source in sources if source)
+        return self._dump_bytes + self._file_bytes
+
+    def _collect(self, component: Component, writer: ArchiveWriter) -> dict[str, Any]:
+        if component is Component.DATABASE:
+            self._details[component.value] = self._dump(writer)
+        else:
+            if not writer.reserved:
+                writer.reserve(room_for(()))
+            source = self.config.source(component)
+            assert source is not None
+            if self.increment:
+                self._details[component.value] = self._copy_changes(self.increment, writer)
+            else:
+                self._details[component.value] = self._copy(component, source, writer)
+        return {"bytes": self._details[component.value]["bytes"]}
+
+    def _dump(self, writer: ArchiveWriter) -> dict[str, Any]:
+        from portal.ops.postgres.dump import open_dump
+
+        bin_dir = Path(self.config.pg_bin_dir) if self.config.pg_bin_dir else None
+        started = time.time_ns() // 1_000_000_000 * 1_000_000_000
+        with open_dump(
+            self.config.database,
+            runner=self.runner,
+            timeout_seconds=self.config.dump_timeout,
+            bin_dir=bin_dir,
+            lock_timeout_seconds=self.config.lock_timeout,
+        ) as dump:
+            self._dump_bytes = dump.estimated_bytes
+            large = {
+                table: size for table, size in dump.table_bytes.items() if size * _WORTH_TELLING >= self._dump_bytes
+            }
+            writer.reserve(room_for((*dump.table_names, *large)))
+            member = writer.add_stream(Component.DATABASE.member, cast("Readable", dump.stdout), mtime_ns=started)
+            facts = dump.finish()
+        return {
+            "bytes": member.size,
+            "files": 1,
+            "sha256": member.sha256,
+            "server_version": facts.server_version,
+            "pg_dump_version": facts.pg_dump_version,
+            "rows": facts.row_counts,
+            "table_bytes": large,
+        }
+
+    def _copy(self, component: Component, source: Path, writer: ArchiveWriter) -> dict[str, Any]:
+        writer.tally = tally = Tally()
+        excluded = frozenset([identity(self.draft.final.parent)])
+        read_from = time.time_ns()
+        tree = FileTree(root=source, prefix=component.member, excluded=excluded, tally=tally)
+        writer.add_items(tree.items())
+        self._warnings += _warnings(tally)
+        return {
+            "bytes": tally.content_bytes,
+            "files": tally.files,
+            "root": "directory" if source.is_dir() else "file",
+            "read_from_ns": read_from,
+        }
+
+    def _copy_changes(self, increment: Increment, writer: ArchiveWriter) -> dict[str, Any]:
+        """What differs from the parent, then the list of what is gone: also what vanishes before it can be read."""
+        writer.tally = tally = Tally(special=[*increment.delta.special])
+        read_from = time.time_ns()
+        writer.add_items(increment.delta.items())
+        increment.lose(tally)
+        deleted = increment.delta.deleted()
+        if deleted:
+            writer.add_stream(DELETED, encode_deletions(deleted), mtime_ns=read_from // _SECOND * _SECOND)
+        self._warnings += _warnings(tally)
+        files, content_bytes = increment.tree_after(Totals(tally.files, tally.content_bytes))
+        return {
+            "bytes": tally.content_bytes,
+            "files": tally.files,
+            "root": "directory",
+            "read_from_ns": read_from,
+            "deleted": len(deleted),
+            "tree": {"bytes": content_bytes, "files": files},
+        }
+
+    def _describe(self, moment: datetime, writer: ArchiveWriter) -> Manifest:
+        manifest = Manifest(
+            backup_id=str(self.backup_id),
+            type=self.backup_id.type.value,
+            timestamp=timestamp(moment),
+            components=self.components,
+            hostname=socket.gethostname(),
+            db_name=self.config.db_name if Component.DATABASE in self.components else "",
+            details=self._details,
+            warnings=tuple(self._warnings),
+            warnings_total=len(self._warnings),
+            **self._chain(),
+        )
+        for warning in self._warnings:
+            log.warning("source_unsteady", detail=warning)
+        while not writer.manifest_fits(manifest.encode()):
+            manifest = replace(manifest, warnings=manifest.warnings[: len(manifest.warnings) // 2])
+        return manifest
+
+    def _chain(self) -> dict[str, Any]:
+        """The manifest's keys of an incremental."""
+        if self.increment is None:
+            return {}
+        base, parent = self.increment.line[0], self.increment.parent
+        return {
+            "format_version": INCREMENTAL_VERSION,
+            "parent": parent.name,
+            "parent_sha256": parent.sha256,
+            "base": base.name,
+        }
+
+
+@contextmanager
+def _phase(event: str, component: Component | None = None) -> Iterator[dict[str, Any]]:
+    """Log the end of a phase with its duration and what the caller puts into the dictionary."""
+    started = time.monotonic()
+    facts: dict[str, Any] = {"component": component.value} if component else {}
+    yield facts
+    log.info(event, **facts, seconds=round(time.monotonic() - started, 3))
+
+
+def _warnings(tally: Tally) -> list[str]:
+    return [
+        *(f"{path} vanished before it could be read" for path in tally.vanished),
+        *(f"{path} changed each time it was read; what was read last is in the archive" for path in tally.changed),
+        *(f"{path} is a socket, a FIFO or a device and was left out" for path in tally.special),
+        *_links(tally.outside),
+    ]
+
+
+def _links(outside: list[tuple[str, str]]) -> list[str]:
+    """What is to be known of symlinks that a restore asks about; of many, the first ones stand for all."""
+    named = [
+        f"the link {path} leads out of the tree, to {link}: a restore will ask for --allow-outside-links"
+        for path, link in outside[:_MOST_LINKS]
+    ]
+    more = len(outside) - len(named)
+    return [*named, f"{more:,} more links lead out of the tree"] if more else named

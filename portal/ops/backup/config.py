@@ -1,0 +1,256 @@
+"""What a backup is asked for, and how it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from zoneinfo import ZoneInfo
+
+from portal.ops.errors import ConfigurationError
+from portal.ops.model import FORMAT_VERSION, INCREMENTAL_VERSION, BackupType, Component, timestamp
+from portal.ops.retention.plan import RetentionPolicy, RetentionRule, own_rules
+from portal.ops.settings.load import DatabaseTarget, Secret, Settings, refuse_unbuilt
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime, tzinfo
+
+    from portal.ops.runtime.progress import PathLike
+
+_UTC: Final = ZoneInfo("UTC")
+_SECRET_OPTIONS: Final = frozenset({"password", "sslpassword"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackupConfig:
+    """What to back up, and where to.
+
+    Arguments:
+        destination: where archives go; ``local`` is the only place of this release.
+        local_path: the repository.
+        s3_bucket: not in this release, like `s3_prefix` and `s3_endpoint`.
+        db_host: the server, or the directory of its socket.
+        db_password: where it is not given, libpq looks for it in ``~/.pgpass``.
+        db_options: further connection options of libpq, such as ``sslmode``.
+        media_path: the uploads; nothing leaves them out.
+        audit_log_path: the audit log's directory, or the file itself; nothing leaves it out.
+        encryption_enabled: not in this release.
+        retention_days: days to keep archives.
+        retention_count: how many archives of each type to keep whatever their age.
+        keep_hourly: keep the last archive of each type of so many hours; likewise for the longer periods.
+        time_zone: whose hours and days are meant.
+        compress: archives are always compressed; switching it off is refused.
+        pg_bin_dir: where pg_dump is; by default chosen by the server's version.
+        dump_timeout: seconds that pg_dump may take.
+        lock_timeout: seconds to wait for a lock.
+        jobs: processes and threads that work at once; by default the cores there are.
+        chain_length: incrementals that a chain has at the most.
+        chain_percent: their size together, in percent of the base, at the most.
+        unbuilt: what the environment asks for beside all this and this release cannot do, in words. It makes no backup
+            then; archives that are there can be looked after.
+
+    Raises:
+        ConfigurationError: a value makes no sense.
+        UnsupportedError: it asks for what this release cannot do.
+    """
+
+    destination: str | Enum = "local"
+    local_path: PathLike = Path("/var/lib/kekkai-portal/backups")
+    s3_bucket: str | None = None
+    s3_prefix: str = ""
+    s3_endpoint: str | None = None
+    db_host: str = "localhost"
+    db_port: int = 5432
+    db_name: str = "defectdojo"
+    db_user: str = "defectdojo"
+    db_password: Secret | str | None = None
+    db_options: Mapping[str, str] = field(default_factory=dict)
+    media_path: PathLike | None = None
+    audit_log_path: PathLike | None = None
+    encryption_enabled: bool = False
+    retention_days: int = 30
+    retention_count: int = 10
+    keep_hourly: int = 0
+    keep_daily: int = 0
+    keep_weekly: int = 0
+    keep_monthly: int = 0
+    keep_yearly: int = 0
+    retention_rules: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    time_zone: tzinfo = _UTC
+    compress: bool = True
+    pg_bin_dir: PathLike | None = None
+    dump_timeout: float = 21600
+    lock_timeout: float = 60
+    jobs: int | None = None
+    chain_length: int = 500
+    chain_percent: int = 100
+    unbuilt: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("local_path", "media_path", "audit_log_path", "pg_bin_dir"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, Path(value) if value else None)
+        if isinstance(self.db_password, str):
+            object.__setattr__(self, "db_password", Secret(self.db_password) if self.db_password else None)
+        self._refuse_nonsense()
+        self._refuse_unbuilt()
+
+    def _refuse_nonsense(self) -> None:
+        faults = []
+        if self.local_path is None:
+            faults.append("local_path is empty")
+        if not 1 <= self.db_port <= 65535:
+            faults.append(f"db_port is {self.db_port}, not a port")
+        if self.retention_days < 0 or self.retention_count < 0:
+            faults.append("retention_days and retention_count cannot be negative")
+        if self.jobs is not None and self.jobs < 1:
+            faults.append("jobs is less than 1")
+        if self.chain_length < 1 or self.chain_percent < 1:
+            faults.append("chain_length and chain_percent are 1 or more")
+        if self.dump_timeout <= 0 or self.lock_timeout < 0:
+            faults.append("dump_timeout and lock_timeout are seconds, the first of them more than 0")
+        if secret := self.db_options.keys() & _SECRET_OPTIONS:
+            faults.append(f"db_options has {' and '.join(sorted(secret))}, which is no place for a secret")
+        if faults:
+            raise ConfigurationError("; ".join(faults), hint="Correct the arguments of BackupConfig.")
+
+    def _refuse_unbuilt(self) -> None:
+        place = self.destination.value if isinstance(self.destination, Enum) else self.destination
+        wanted = {
+            f"the destination {place!r}": place != "local",
+            "a copy on S3": bool(self.s3_bucket or self.s3_endpoint or self.s3_prefix),
+            "encryption": self.encryption_enabled,
+            "an archive that is not compressed": not self.compress,
+        }
+        refuse_unbuilt(what for what, asked in wanted.items() if asked)
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> BackupConfig:
+        """The configuration that the environment describes."""
+        return cls(
+            local_path=settings.local_path,
+            db_host=settings.database.host,
+            db_port=settings.database.port,
+            db_name=settings.database.name,
+            db_user=settings.database.user,
+            db_password=settings.database.password,
+            db_options=settings.database.options,
+            media_path=settings.upload_dir,
+            audit_log_path=settings.audit_dir,
+            retention_days=settings.retention.days,
+            retention_count=settings.retention.count,
+            keep_hourly=settings.retention.hourly,
+            keep_daily=settings.retention.daily,
+            keep_weekly=settings.retention.weekly,
+            keep_monthly=settings.retention.monthly,
+            keep_yearly=settings.retention.yearly,
+            retention_rules=settings.retention.rules,
+            time_zone=settings.schedules.time_zone,
+            pg_bin_dir=settings.pg_bin_dir,
+            dump_timeout=settings.dump_timeout,
+            lock_timeout=settings.lock_timeout,
+            jobs=settings.jobs,
+            chain_length=settings.chain_length,
+            chain_percent=settings.chain_percent,
+            unbuilt=settings.unbuilt,
+        )
+
+    @property
+    def database(self) -> DatabaseTarget:
+        """The database to dump."""
+        password = self.db_password
+        return DatabaseTarget(
+            host=self.db_host,
+            port=self.db_port,
+            name=self.db_name,
+            user=self.db_user,
+            password=Secret(password) if isinstance(password, str) else password,
+            options=self.db_options,
+        )
+
+    @property
+    def retention(self) -> RetentionPolicy:
+        """How long archives are kept.
+
+        Raises:
+            ConfigurationError: a rule keeps nothing, or makes no sense.
+        """
+        rule = RetentionRule(
+            days=self.retention_days,
+            count=self.retention_count,
+            hourly=self.keep_hourly,
+            daily=self.keep_daily,
+            weekly=self.keep_weekly,
+            monthly=self.keep_monthly,
+            yearly=self.keep_yearly,
+        )
+        return RetentionPolicy(rule=rule, rules=own_rules(self.retention_rules, rule), zone=self.time_zone)
+
+    def source(self, component: Component) -> Path | None:
+        """The directory or file of a component; nothing for the database, and where it is left out."""
+        path = {Component.MEDIA: self.media_path, Component.AUDIT_LOGS: self.audit_log_path}.get(component)
+        return Path(path) if path else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackupResult:
+    """How a backup ended.
+
+    Arguments:
+        success: every component that was asked for is whole, in an archive that is there.
+        timestamp: when the backup was started.
+        size_bytes: the archive's size.
+        checksum: the archive's SHA-256, in hexadecimal.
+        destination_path: the archive.
+        error: what went wrong and what to do, where it did not succeed.
+        components: what the archive holds.
+        warnings: what is not quite as it should be, although the archive is whole.
+        exit_code: the code that a program should end with: 0, or that of the error.
+        retryable: the same may succeed if it is tried again.
+        parent: the archive that an incremental follows.
+        base: the first archive of its chain.
+        unchanged: nothing had changed since the archive that is named here, so no other was made.
+    """
+
+    success: bool
+    backup_id: str
+    backup_type: BackupType
+    timestamp: datetime
+    size_bytes: int = 0
+    checksum: str = ""
+    destination_path: str = ""
+    error: str | None = None
+    duration_seconds: float = 0.0
+    encrypted: bool = False
+    components: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    exit_code: int = 0
+    retryable: bool = False
+    parent: str | None = None
+    base: str | None = None
+    unchanged: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result in the types of JSON."""
+        return {
+            "success": self.success,
+            "backup_id": self.backup_id,
+            "type": self.backup_type.value,
+            "backup_type": self.backup_type.value,
+            "timestamp": timestamp(self.timestamp),
+            "path": self.destination_path,
+            "destination_path": self.destination_path,
+            "size_bytes": self.size_bytes,
+            "checksum": self.checksum,
+            "components": list(self.components),
+            "warnings": list(self.warnings),
+            "error": self.error,
+            "duration_seconds": round(self.duration_seconds, 3),
+            "encrypted": self.encrypted,
+            "format_version": INCREMENTAL_VERSION if self.parent else FORMAT_VERSION,
+            "parent": self.parent,
+            "base": self.base,
+            "unchanged": self.unchanged,
+        }

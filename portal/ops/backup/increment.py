@@ -1,0 +1,303 @@
+"""What an incremental backup of the uploads follows, and what it has to hold.
+
+    line    the newest base that holds the media, and the chain on it
+    state   what these archives have, path by path; a cache in the repository makes that quick
+    delta   what differs from it: among the paths that are named, or everywhere
+
+Where there is nothing to follow, the backup becomes a base itself, and the error here says why.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from portal.ops.archive.reader import ArchiveReader
+from portal.ops.backup.changes import Delta, Search, TooMuchError, parts_of
+from portal.ops.backup.walk import identity
+from portal.ops.chains.graph import Chains, Link
+from portal.ops.chains.lineage import Ancestor, line_of, read_manifest
+from portal.ops.chains.state_cache import MediaState, Totals
+from portal.ops.errors import ArchiveAbsentError, OpsError, RepositoryError
+from portal.ops.model import SUFFIX, BackupType, Component
+from portal.ops.repository.locks import hold
+from portal.ops.repository.verifications import Verifications
+from portal.ops.runtime.logs import engine_log
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from portal.ops.archive.writer import Tally
+    from portal.ops.backup.config import BackupConfig
+    from portal.ops.manifest import Manifest
+    from portal.ops.repository.repository import ArchiveFile, Repository
+
+log = engine_log("portal.ops.backup.increment")
+
+CACHE: Final = Path(".cache/media-state.sqlite")
+"""Where the state is kept in the repository; it can be removed at any time."""
+
+_HOLDING: Final = (BackupType.FULL, BackupType.MEDIA)
+
+SMALL_CHAIN: Final = 4 << 20
+"""The incrementals of a chain may have so many bytes together, however small the base is."""
+
+
+class BaseNeededError(Exception):
+    """There is nothing that an incremental could follow; the text says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Increment:
+    """What an incremental follows, and what it has to hold; to be closed.
+
+    Arguments:
+        line: the archives that it stands on, the base first and its parent last.
+        state: what they have.
+        delta: what differs from that.
+        before: how much the tree had then.
+        place: the state's file; nothing where it is in memory.
+    """
+
+    line: tuple[Ancestor, ...]
+    state: MediaState
+    delta: Delta
+    before: Totals
+    place: Path | None
+
+    @property
+    def parent(self) -> Ancestor:
+        """The archive that it follows."""
+        return self.line[-1]
+
+    def lose(self, tally: Tally) -> None:
+        """Note what was found, and could not be read any more.
+
+        Raises:
+            RepositoryError: the state is damaged.
+            UnsteadyError: it does not fit together any more.
+        """
+        try:
+            self.delta.lose(tally, self.state)
+        except sqlite3.Error as error:
+            _drop(self.place, error)
+            raise RepositoryError(
+                f"the state of the uploads is damaged: {error}",
+                hint="Start the backup again: the state is made anew from the archives.",
+            ) from error
+
+    def tree_after(self, taken: Totals) -> Totals:
+        """How much the tree has, once the archive holds so much."""
+        return self.before.less(self.delta.leaving).plus(taken)
+
+    def settle(self) -> None:
+        """Note that nothing has changed."""
+        with _forgiven():
+            self.state.confirm(self.delta.confirmed)
+            self.state.settle()
+
+    def publish(self, path: Path, sha256: str) -> None:
+        """Note that the archive is there; a cache that cannot learn of it is of no use: it would not miss it either."""
+        try:
+            with closing(ArchiveReader(path)) as reader:
+                self.state.confirm(self.delta.confirmed)
+                self.state.take(reader, sha256)
+        except (sqlite3.Error, OSError, OpsError) as error:
+            _drop(self.place, error)
+
+    def close(self) -> None:
+        """Close the state."""
+        self.state.close()
+
+
+def plan_increment(
+    repository: Repository,
+    config: BackupConfig,
+    *,
+    changed: Sequence[str] | None,
+    begun: float,
+    advance: Callable[[int], None],
+) -> Increment:
+    """Find out what an incremental has to hold.
+
+    Arguments:
+        changed: the paths, relative to the uploads, that may differ; nothing looks at the whole tree. Where the last
+            backup followed another line, or that is not known, the whole tree is looked at all the same: what was
+            named until then may have gone to an archive of that line only.
+        begun: when this backup was begun, by the clock of the repository's file system.
+        advance: called with every number of bytes that were read to compare them.
+
+    Raises:
+        BaseNeededError: there is nothing to follow.
+        ConfigurationError: one of the paths makes no sense.
+        RepositoryError: the archives, or what verifications have found, cannot be read.
+        SourceError: the uploads cannot be read.
+    """
+    named = None if changed is None else [parts_of(path) for path in changed]
+    line, is_all_read = _line(repository, config, begun)
+    before = _tree(line[-1])
+    assert config.media_path is not None
+    for place in (repository.path / CACHE, repository.path / CACHE, None):
+        state = _opened(place)
+        if state is None:
+            continue
+        try:
+            was_compared = _follow(state, line)
+            search = Search(
+                root=Path(config.media_path),
+                state=state,
+                excluded=frozenset([identity(repository.path)]),
+                advance=advance,
+            )
+            is_enough = was_compared and is_all_read
+            delta = search.of(named) if named is not None and is_enough else search.everything()
+            return Increment(line=line, state=state, delta=delta, before=before, place=place)
+        except sqlite3.Error as error:
+            state.close()
+            _drop(place, error)
+        except TooMuchError as error:
+            state.close()
+            raise BaseNeededError(str(error)) from error
+        except BaseException:
+            state.close()
+            raise
+    raise OpsError("the state of the uploads cannot be kept, not even in memory", hint="Look at the machine's memory.")
+
+
+@contextmanager
+def held(increment: Increment, timeout: float) -> Iterator[None]:
+    """Keep a prune away from the parent, and so from all that this needs.
+
+    Arguments:
+        timeout: seconds to wait for a prune that is just looking at it.
+
+    Raises:
+        BaseNeededError: it was removed while this was planned.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hold(increment.parent.path, timeout))
+        except ArchiveAbsentError as error:
+            raise BaseNeededError(f"{increment.parent.name} has just been removed") from error
+        yield
+
+
+def remember(repository: Repository, base: Path) -> None:
+    """Fill the cache with a base that was just made, so that the next incremental need not; other incrementals wait."""
+    with _forgiven():
+        state = _opened(repository.path / CACHE)
+        if state is not None:
+            with closing(state):
+                state.follow(line_of(base))
+
+
+def _line(repository: Repository, config: BackupConfig, begun: float) -> tuple[tuple[Ancestor, ...], bool]:
+    """The chain of the newest base that holds the media, and whether all that is newer could be read.
+
+    Raises:
+        BaseNeededError: there is none, or it is not to be followed.
+        RepositoryError: what verifications have found cannot be read.
+    """
+    archives = [one for one in repository.archives() if one.backup_id and one.backup_id.type in _HOLDING]
+    archives.sort(key=lambda one: (one.modified, one.moment, one.name), reverse=True)
+    later: list[Manifest] = []
+    is_all_read = True
+    for archive in archives:
+        manifest = _manifest(archive)
+        if manifest is None:
+            is_all_read = False
+        elif manifest.parent is not None:
+            later.append(manifest)
+        elif Component.MEDIA in manifest.components and archive.modified.timestamp() <= begun:
+            return _checked(repository, config, manifest.backup_id, later), is_all_read
+    raise BaseNeededError("no archive holds the uploads yet, or its base is gone")
+
+
+def _checked(repository: Repository, config: BackupConfig, base: str, later: list[Manifest]) -> tuple[Ancestor, ...]:
+    chains = Chains(Link(backup_id=one.backup_id, parent=one.parent) for one in later)
+    followers = chains.dependents(base)
+    if astray := [one.backup_id for one in later if one.base == base and one.backup_id not in followers]:
+        raise BaseNeededError(f"the chain of {base} is broken: what {astray[0]} needs is not there")
+    try:
+        line = line_of(repository.path / f"{chains.head(base)}{SUFFIX}")
+    except OpsError as error:
+        raise BaseNeededError(f"the chain of {base} is damaged: {error.message}") from error
+    found = Verifications(repository)
+    found.names()  # where no finding can be read, a new base would not help, nor the one after it
+    if bad := next((one.name for one in line if _is_known_damaged(found, one.name)), None):
+        raise BaseNeededError(f"a verification has found a damage in {bad}, or what it has found cannot be read")
+    size, *others = (ancestor.path.stat().st_size for ancestor in line)
+    if len(others) >= config.chain_length:
+        raise BaseNeededError(f"the chain of {base} has {len(others)} incrementals")
+    if sum(others) > max(SMALL_CHAIN, size * config.chain_percent // 100):
+        raise BaseNeededError(f"the incrementals of {base} have {sum(others):,} bytes together, the base {size:,}")
+    return line
+
+
+def _tree(parent: Ancestor) -> Totals:
+    """How much the tree had, by the manifest of an archive."""
+    details = parent.manifest.details.get(Component.MEDIA, {})
+    try:
+        tree = details.get("tree", details)
+        return Totals(int(tree["files"]), int(tree["bytes"]))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BaseNeededError(f"{parent.name} does not say how much it holds") from error
+
+
+def _manifest(archive: ArchiveFile) -> Manifest | None:
+    try:
+        return read_manifest(archive.path)
+    except OpsError as error:
+        log.warning("archive_passed_over", name=archive.name, error=error.message)
+        return None
+
+
+def _is_known_damaged(found: Verifications, backup_id: str) -> bool:
+    """Whether a verification has found a damage; a record that cannot be read may say so."""
+    try:
+        record = found.of(backup_id)
+    except OpsError as error:
+        log.warning("finding_unreadable", name=backup_id, error=error.message)
+        return True
+    return record is not None and not record.intact
+
+
+def _follow(state: MediaState, line: Sequence[Ancestor]) -> bool:
+    try:
+        return state.follow(line)
+    except OpsError as error:
+        raise BaseNeededError(f"the chain of {line[0].name} is damaged: {error.message}") from error
+
+
+def _opened(place: Path | None) -> MediaState | None:
+    """The state, in a file of ours or in memory; nothing where the file cannot be used."""
+    try:
+        if place is not None:
+            place.parent.mkdir(mode=0o700, exist_ok=True)
+            os.close(os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        return MediaState(place)
+    except (sqlite3.Error, OSError) as error:
+        _drop(place, error)
+        return None
+
+
+def _drop(place: Path | None, error: Exception) -> None:
+    """Remove a cache that is of no use."""
+    log.warning("cache_dropped", path=str(place), error=str(error))
+    if place is not None:
+        for path in (place, place.with_name(f"{place.name}-journal")):
+            with suppress(OSError):
+                path.unlink()
+
+
+@contextmanager
+def _forgiven() -> Iterator[None]:
+    """The cache is behind afterwards where it cannot be written, and no worse than that."""
+    try:
+        yield
+    except (sqlite3.Error, OSError, OpsError) as error:
+        log.warning("cache_left_behind", error=str(error))

@@ -1,0 +1,202 @@
+"""Reads the tree of an incremental as it was when that was made, from all the archives that it stands on.
+
+A file is read from the last archive that has it, unless a later one says that it is gone. Only what the incrementals
+say is kept in memory, not what the base holds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from functools import partial
+from itertools import accumulate
+from typing import TYPE_CHECKING, Final
+
+from portal.ops.archive.layers import Layer
+from portal.ops.archive.open import open_archive
+from portal.ops.archive.reader import ArchiveReader, is_below
+from portal.ops.chains.deletions import deletions
+from portal.ops.chains.graph import HINT
+from portal.ops.chains.lineage import line_of
+from portal.ops.errors import NotIntactError, OpsError
+from portal.ops.model import Component
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from portal.ops.archive.index import Member
+    from portal.ops.archive.plain import PlainArchive
+    from portal.ops.chains.lineage import Ancestor
+    from portal.ops.manifest import Manifest
+
+_PREFIX: Final = Component.MEDIA.member
+_MOST_OPEN: Final = 8
+
+
+class ChainReader:
+    """An incremental and all that it stands on, opened for reading; the same face as `ArchiveReader`.
+
+    Arguments:
+        path: the incremental's file; the others are looked for beside it.
+
+    Raises:
+        NotIntactError: one of them is missing or damaged, or is not the one that the next was made on.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.line = line_of(path)
+        self.backup_id = self.line[-1].name
+        self._newest: dict[str, int] = {}
+        self._gone: dict[str, int] = {}
+        self._open: OrderedDict[int, ArchiveReader] = OrderedDict()
+        frames = []
+        for number, ancestor in enumerate(self.line):
+            with _named(ancestor), closing(ArchiveReader(ancestor.path)) as reader:
+                frames.append(len(reader.frames))
+                if number:
+                    self._gone.update(dict.fromkeys(deletions(reader), number))
+                    paths = (member.path for member in reader.members() if is_below(member.path, _PREFIX))
+                    self._newest.update(dict.fromkeys(paths, number))
+        self._first_frames = [0, *accumulate(frames)]
+        self._holds = Counter(self._newest.values())
+
+    def close(self) -> None:
+        """Close the files."""
+        for reader in self._open.values():
+            reader.close()
+        self._open.clear()
+
+    def manifest(self) -> Manifest:
+        """The manifest of the incremental, with the figures of the whole tree.
+
+        Raises:
+            NotIntactError: it does not have them.
+        """
+        manifest = self.line[-1].manifest
+        details = manifest.details.get(_PREFIX, {})
+        tree = details.get("tree")
+        if not isinstance(tree, dict):
+            raise NotIntactError(f"{self.backup_id} does not say how much its tree holds", hint=HINT)
+        return replace(manifest, details={**manifest.details, _PREFIX: {**details, **tree}})
+
+    def members(self) -> Iterator[Member]:
+        """Everything in the tree, the oldest archive's first.
+
+        Raises:
+            NotIntactError: an index makes no sense.
+        """
+        for number, ancestor in self._holding():
+            with _named(ancestor), closing(ArchiveReader(ancestor.path)) as reader:
+                for member in reader.members():
+                    if self._is_live(member.path, number):
+                        yield self._numbered(member, number)
+
+    def layers(self) -> Iterator[Layer]:
+        """The archives that hold something of the tree, the oldest first; each is open while it is looked at.
+
+        Raises:
+            NotIntactError: the index of one makes no sense.
+        """
+        for number, ancestor in self._holding():
+            with _named(ancestor):
+                reader = ArchiveReader(ancestor.path)
+            with closing(reader):
+                most = self._holds[number] if number else reader.member_count
+                yield Layer(reader, most, partial(self._is_live, number=number), partial(_named, ancestor))
+
+    def find(self, path: str) -> Member | None:
+        """The member of that path, in whichever archive it is."""
+        number = self._newest.get(path, 0)
+        if not self._is_live(path, number):
+            return None
+        with _named(self.line[number]):
+            member = self._reader(number).find(path)
+        return self._numbered(member, number) if member else None
+
+    def extract(self, member: Member) -> Iterator[memoryview]:
+        """The content of one file, piece by piece.
+
+        Raises:
+            NotIntactError: as that of `ArchiveReader`.
+        """
+        number = next(number for number, first in enumerate(self._first_frames[1:]) if member.frame < first)
+        with _named(self.line[number]):
+            yield from self._reader(number).extract(member._replace(frame=member.frame - self._first_frames[number]))
+
+    def contents(self, jobs: int, *, below: str | None = None) -> Iterator[tuple[Member, Iterator[memoryview]]]:
+        """Everything in the tree with its content; each archive is read once, from front to back.
+
+        Arguments:
+            jobs: how many threads decompress.
+            below: only the member of this path and those below it.
+
+        Raises:
+            NotIntactError: as that of `ArchiveReader`.
+        """
+        for number, ancestor in self._holding():
+            with _named(ancestor), closing(ArchiveReader(ancestor.path)) as reader:
+                for member, content in reader.contents(jobs, below=_PREFIX):
+                    if self._is_live(member.path, number) and (below is None or is_below(member.path, below)):
+                        yield self._numbered(member, number), _told(content, ancestor)
+
+    def _holding(self) -> Iterator[tuple[int, Ancestor]]:
+        """The archives that hold something of the tree."""
+        return ((number, one) for number, one in enumerate(self.line) if not number or self._holds[number])
+
+    def _is_live(self, path: str, number: int) -> bool:
+        """Whether what an archive has under a path is in the tree."""
+        if not is_below(path, _PREFIX) or self._newest.get(path, number) > number:
+            return False
+        while path and self._gone:
+            if self._gone.get(path, number) > number:
+                return False
+            path = path.rpartition("/")[0]
+        return True
+
+    def _numbered(self, member: Member, number: int) -> Member:
+        """The member, its frame counted over all archives."""
+        return member._replace(frame=member.frame + self._first_frames[number])
+
+    def _reader(self, number: int) -> ArchiveReader:
+        """One of the archives; a few are kept open."""
+        if number not in self._open:
+            if len(self._open) >= _MOST_OPEN:
+                self._open.popitem(last=False)[1].close()
+            self._open[number] = ArchiveReader(self.line[number].path)
+        self._open.move_to_end(number)
+        return self._open[number]
+
+
+def open_tree(path: Path) -> ArchiveReader | PlainArchive | ChainReader:
+    """Open an archive for a restore: an incremental together with all that it stands on.
+
+    Raises:
+        NotIntactError: it, or something that it needs, is damaged where it has to be read first, or is not there.
+        RepositoryError: it cannot be read.
+    """
+    archive = open_archive(path)
+    try:
+        is_alone = archive.manifest().parent is None
+    except OpsError:
+        return archive  # whoever asks it for its manifest is told the same
+    if is_alone:
+        return archive
+    archive.close()
+    return ChainReader(path)
+
+
+def _told(content: Iterator[memoryview], ancestor: Ancestor) -> Iterator[memoryview]:
+    with _named(ancestor):
+        yield from content
+
+
+@contextmanager
+def _named(ancestor: Ancestor) -> Iterator[None]:
+    """Say in which archive a damage is."""
+    try:
+        yield
+    except NotIntactError as error:
+        raise NotIntactError(f"in {ancestor.name}: {error.message}", hint=error.hint or HINT) from error

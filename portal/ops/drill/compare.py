@@ -1,0 +1,165 @@
+"""Whether what a drill has restored is what was backed up: every table, every constraint and index, every file."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass, field
+from hashlib import file_digest, sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from portal.ops.archive.index import Member, MemberType
+from portal.ops.archive.plain import PlainArchive
+from portal.ops.archive.reader import Damage, is_below
+from portal.ops.model import RESTORE_DIRECTORY
+from portal.ops.postgres.connection import connect
+from portal.ops.postgres.server import restoring_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from portal.ops.restore.components import Archive
+    from portal.ops.settings.database_url import DatabaseTarget
+
+MOST_DAMAGES: Final = 100
+
+_SPECIAL_BITS: Final = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
+_INDEXES: Final = """
+    SELECT i.indexrelid::regclass::text, i.indisvalid AND i.indisready
+    FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE n.nspname !~ '^pg_' ORDER BY 1
+"""
+_CONSTRAINTS: Final = """
+    SELECT c.conname || ' of ' || c.conrelid::regclass::text, c.convalidated
+    FROM pg_constraint AS c JOIN pg_namespace AS n ON n.oid = c.connamespace
+    WHERE c.conrelid <> 0 AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' ORDER BY 1
+"""
+
+
+@dataclass(kw_only=True)
+class Comparison:
+    """What was compared so far, and what is not as in the backup."""
+
+    tables: int = 0
+    rows: int = 0
+    files: int = 0
+    bytes: int = 0
+    checks: list[str] = field(default_factory=list)
+    damages: list[Damage] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def rows_of_tables(self, found: Mapping[str, int], expected: Mapping[str, int]) -> None:
+        """Hold the rows of every table against the manifest; one that has none to say of them is a warning."""
+        self.tables, self.rows = len(found), sum(found.values())
+        if not expected:
+            self.warnings.append("the manifest does not say how many rows there were, so they could not be compared")
+            return
+        for table in sorted(found.keys() | expected.keys()):
+            if found.get(table) != expected.get(table):
+                self._damage(
+                    f"table {table} has {found.get(table, 'no')} rows, and had {expected.get(table, 'no')} when it was "
+                    "backed up"
+                )
+        self.checks.append(f"{self.tables:,} tables with {self.rows:,} rows")
+
+    def keys_of_tables(self, scratch: DatabaseTarget) -> None:
+        """Look whether every index and constraint is valid.
+
+        A constraint that was never validated is one that the live database has like that, so it is only a warning.
+
+        Raises:
+            SourceError: the server cannot be asked.
+        """
+        with connect(scratch) as connection, restoring_errors(scratch):
+            indexes = connection.execute(_INDEXES).fetchall()
+            constraints = connection.execute(_CONSTRAINTS).fetchall()
+        for name, is_valid in indexes:
+            if not is_valid:
+                self._damage(f"index {name} is not valid")
+        unvalidated = [name for name, is_valid in constraints if not is_valid]
+        if unvalidated:
+            self.warnings.append(f"constraints that were never validated: {', '.join(unvalidated[:8])}")
+        self.checks.append(f"{len(indexes):,} indexes and {len(constraints):,} constraints")
+
+    def files_of(self, archive: Archive, prefix: str, place: Path) -> None:
+        """Hold every file that was restored against the archive: content, mode and time, and that there is no other.
+
+        Arguments:
+            prefix: the component's name in the archive.
+            place: where it was restored to.
+
+        Raises:
+            NotIntactError: the archive is damaged.
+        """
+        expected: set[str] = set()
+        files = content_bytes = 0
+        for member in _members(archive, prefix):
+            below = member.path[len(prefix) + 1 :]
+            expected.add(below)
+            files += member.type is not MemberType.DIRECTORY
+            content_bytes += member.size
+            if what := _difference(member, prefix, place):
+                self._damage(what, member.path)
+        for path in _walk(place):
+            if path not in expected:
+                self._damage("it was restored, and is not in the backup", f"{prefix}/{path}")
+        self.files, self.bytes = self.files + files, self.bytes + content_bytes
+        self.checks.append(f"{prefix}: {files:,} file{'' if files == 1 else 's'} with {content_bytes:,} bytes")
+
+    def _damage(self, what: str, path: str | None = None) -> None:
+        if len(self.damages) < MOST_DAMAGES:
+            self.damages.append(Damage(what=what, path=path))
+
+
+def _members(archive: Archive, prefix: str) -> Iterator[Member]:
+    """The members of a component with their digests; an archive without an index has to be read for them."""
+    if not isinstance(archive, PlainArchive):
+        yield from (member for member in archive.members() if is_below(member.path, prefix))
+        return
+    for member, content in archive.contents(1, below=prefix):
+        digest = sha256()
+        for piece in content:
+            digest.update(piece)
+        yield member._replace(sha256=digest.hexdigest())
+
+
+def _difference(member: Member, prefix: str, place: Path) -> str:
+    """What is different about a member that was restored; empty where nothing is."""
+    path = place / member.path[len(prefix) + 1 :]
+    try:
+        found = path.lstat()
+    except OSError:
+        return "it was not restored"
+    if member.type is MemberType.SYMLINK:
+        return "" if stat.S_ISLNK(found.st_mode) and os.readlink(path) == member.link else "it is another link"
+    if member.type is MemberType.HARDLINK:
+        other = place / member.link[len(prefix) + 1 :]
+        return "" if os.path.samefile(path, other) else f"it is no other name of {member.link}"
+    if stat.S_ISDIR(found.st_mode) != (member.type is MemberType.DIRECTORY):
+        return "it is something else than in the backup"
+    mode, wanted = (bits & 0o7777 & ~_SPECIAL_BITS for bits in (found.st_mode, member.mode))
+    if mode != wanted:
+        return f"its mode is {mode:o}, and was {wanted:o}"
+    return _file_difference(member, path, found) if member.type is MemberType.FILE else ""
+
+
+def _file_difference(member: Member, path: Path, found: os.stat_result) -> str:
+    if found.st_size != member.size:
+        return f"it has {found.st_size} bytes, and had {member.size}"
+    if found.st_mtime_ns != member.mtime_ns:
+        return "its time of change is another one"
+    with path.open("rb") as file:
+        digest = file_digest(file, "sha256").hexdigest()
+    return "" if digest == member.sha256 else f"its SHA-256 is {digest}, and was {member.sha256}"
+
+
+def _walk(place: Path) -> Iterable[str]:
+    """Everything below a directory but what the restore itself keeps there, relative to it."""
+    if not place.is_dir():
+        return
+    for directory, directories, files in os.walk(place):
+        if Path(directory) == place:
+            directories[:] = [name for name in directories if name != RESTORE_DIRECTORY]
+        for name in (*directories, *files):
+            yield os.path.relpath(os.path.join(directory, name), place)

@@ -1,0 +1,320 @@
+"""A drill: an archive is restored for real, beside everything that is live, compared with the backup, and thrown away.
+
+    recover   what a drill that was killed has left is thrown away
+    restore   the database into a scratch database, the files into a scratch directory; the time is taken
+    compare   every table's rows, every index and constraint, every file's content, mode and time
+    forget    the scratch is dropped and removed, whatever happened
+    report    what was shown, kept in `.drills/`, and recorded as the highest level of verification
+
+The live database is looked at for its encoding and locale, and not touched; the live files are not even looked at.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+
+from portal.ops.archive.compressor_pool import available_cores
+from portal.ops.archive.reader import Damage
+from portal.ops.chains.reader import open_tree
+from portal.ops.drill.compare import Comparison
+from portal.ops.drill.report import DIRECTORY, DrillReport, DrillReports
+from portal.ops.drill.scratch import Scratch, drills_locked, throw_remains_away
+from portal.ops.errors import (
+    ArchiveAbsentError,
+    BusyError,
+    ConfigurationError,
+    NotIntactError,
+    OpsError,
+    RepositoryError,
+)
+from portal.ops.model import BackupType, Component, VerifyLevel
+from portal.ops.postgres.pg_restore import find_restorer
+from portal.ops.postgres.server import maintenance
+from portal.ops.repository.access_log import Action, Observer, Outcome, Witness
+from portal.ops.repository.locks import hold
+from portal.ops.repository.repository import ArchiveFile, Repository, file_digest, read_sidecar
+from portal.ops.repository.verifications import Verifications
+from portal.ops.restore.database.fill import fill
+from portal.ops.restore.database.stage import settle
+from portal.ops.restore.dump_source import dump_of, rows_of
+from portal.ops.restore.files.restore import FileRestore
+from portal.ops.runtime.logs import engine_log
+from portal.ops.runtime.process import ProcessRunner, SystemRunner
+from portal.ops.runtime.progress import Clock, PathLike, Progress, Step, utc_now
+from portal.ops.verify.verify import Verification
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from portal.ops.manifest import Manifest
+    from portal.ops.restore.components import Archive
+    from portal.ops.restore.config import RestoreConfig
+
+log = engine_log("portal.ops.drill")
+
+_LATEST: Final = "latest"
+_REFUSED: Final = (2, 3, 5)
+"""Exit codes of what was not begun: asked for wrongly, not confirmed, somebody else is at it."""
+
+_FILES: Final = (Component.MEDIA, Component.AUDIT_LOGS)
+
+
+@dataclass(kw_only=True)
+class _Draft:
+    """A report on its way: what is known so far counts, whatever happens next."""
+
+    report: DrillReport
+    found: Comparison = field(default_factory=Comparison)
+    archive: ArchiveFile | None = None
+    manifest: Manifest | None = None
+
+    def note(self, **facts: Any) -> None:
+        self.report = replace(self.report, **facts)
+
+
+class DrillJob:
+    """Runs drills.
+
+    Arguments:
+        config: the repository, and the server that the live database is on.
+        runner: what starts pg_restore.
+        clock: what time it is.
+        progress: told what a drill is at.
+        actor: who asked for it, for report and access log; the user of this process by default.
+        observer: told of it, once it has ended.
+    """
+
+    def __init__(
+        self,
+        config: RestoreConfig,
+        *,
+        runner: ProcessRunner | None = None,
+        clock: Clock = utc_now,
+        progress: Progress | None = None,
+        actor: str | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self.config = config
+        self.repository = Repository(Path(config.local_path), lock_timeout=config.lock_timeout)
+        self._runner = runner or SystemRunner()
+        self._clock = clock
+        self._progress = progress
+        self._witness = Witness(repository=self.repository, who=actor, clock=clock, observer=observer)
+
+    def run(self, archive: PathLike = _LATEST) -> DrillReport:
+        """One drill from recover to report; every fault becomes part of the report.
+
+        Arguments:
+            archive: a path, an id or the start of one; ``latest`` is the newest full backup.
+        """
+        started, moment = time.monotonic(), self._clock()
+        drill_id = f"drill_{moment.astimezone(UTC):%Y%m%d_%H%M%S}_{uuid.uuid4().hex[:6]}"
+        draft = _Draft(
+            report=DrillReport(
+                drill_id=drill_id, backup_id="", started=moment, who=self._witness.name, host=os.uname().nodename
+            )
+        )
+        with self._witness.watching(Action.DRILL, os.fspath(archive), drill_id=drill_id) as seen:
+            with structlog.contextvars.bound_contextvars(drill_id=drill_id), _reported(draft):
+                self._drill(draft, archive)
+            draft.note(**_figures(draft), total_seconds=time.monotonic() - started)
+            seen.subject = draft.report.backup_id or seen.subject
+            report = draft.report
+            seen.note(
+                Outcome.of(report.exit_code),
+                report=self._keep(draft),
+                error=report.error or "; ".join(report.damages[:3]),
+            )
+        if report.success:
+            log.info("drill_finished", backup_id=report.backup_id, seconds=round(report.seconds, 3))
+        return report
+
+    def recover(self) -> tuple[str, ...]:
+        """Throw away what drills that were killed have left; what was done, in words. A drill at work is left alone.
+
+        Raises:
+            RepositoryError: the repository cannot be written.
+        """
+        if not (self.repository.path / DIRECTORY).exists():
+            return ()
+        try:
+            with drills_locked(self.repository):
+                return throw_remains_away(self.repository, self.config.database)
+        except BusyError:
+            return ()
+
+    # -- one drill --------------------------------------------------------------------------------------------------
+
+    def _drill(self, draft: _Draft, archive: PathLike) -> None:
+        found = self._find(archive)
+        draft.archive = found
+        draft.note(backup_id=found.name)
+        with drills_locked(self.repository), hold(found.path, self.config.lock_timeout):
+            draft.found.warnings += throw_remains_away(self.repository, self.config.database)
+            with (
+                ThreadPoolExecutor(1, thread_name_prefix="checksum") as thread,
+                closing(open_tree(found.path)) as opened,
+            ):
+                hashing = thread.submit(file_digest, found.path)
+                self._try_out(draft, opened)
+                draft.note(checksum=hashing.result())
+            expected = read_sidecar(found.path)
+            if draft.report.checksum != expected:
+                draft.found.damages.append(
+                    Damage(what=f"its SHA-256 is {draft.report.checksum}, and should be {expected}")
+                )
+        draft.note(success=not draft.found.damages, exit_code=NotIntactError.exit_code if draft.found.damages else 0)
+
+    def _find(self, archive: PathLike) -> ArchiveFile:
+        found = self.repository.find(archive, latest_of=(BackupType.FULL,))
+        if os.fspath(archive) == _LATEST and (found.backup_id is None or found.backup_id.type is not BackupType.FULL):
+            raise ArchiveAbsentError(
+                f"there is no full backup in {self.repository.path}", hint="'./tools/backup.sh full' makes one."
+            )
+        if read_sidecar(found.path) is None:
+            raise NotIntactError(
+                f"{found.path.name} has no .sha256 file beside it, so it may be anything",
+                hint="Copy the .sha256 file from where the archive was made.",
+            )
+        return found
+
+    def _try_out(self, draft: _Draft, opened: Archive) -> None:
+        """Restore, compare, and throw away whatever happens."""
+        draft.manifest = manifest = opened.manifest()
+        if manifest.parent:
+            raise ConfigurationError(
+                f"{manifest.backup_id} is an incremental of {manifest.parent}, and no drill restores one by itself",
+                hint="Name a full archive, or the base of the chain.",
+            )
+        scratch = Scratch(
+            drill_id=draft.report.drill_id,
+            directory=self.repository.path / DIRECTORY / draft.report.drill_id,
+        )
+        needed = sum(int(manifest.details.get(component.value, {}).get("bytes", 0)) for component in _FILES)
+        try:
+            scratch.make(needed)
+            if Component.DATABASE in manifest.components:
+                self._database(draft, opened, scratch)
+            for component in _FILES:
+                if component in manifest.components:
+                    self._files(draft, opened, component, scratch)
+        finally:
+            self._tell("clean up")
+            self._throw_away(draft, scratch)
+        draft.note(seconds=draft.report.database_seconds + draft.report.files_seconds)
+
+    def _throw_away(self, draft: _Draft, scratch: Scratch) -> None:
+        """Drop and remove what was restored; where that fails, the next drill does it."""
+        try:
+            scratch.throw_away(self.config.database)
+        except OpsError as error:
+            draft.found.warnings.append(f"what was restored is left for the next drill to throw away: {error.message}")
+
+    def _database(self, draft: _Draft, opened: Archive, scratch: Scratch) -> None:
+        self._tell(Component.DATABASE.value)
+        jobs = self.config.jobs or available_cores()
+        target = scratch.create_database(self.config.database)
+        started = time.monotonic()
+        assert draft.manifest is not None
+        dump = dump_of(opened, draft.manifest, scratch.directory / "database.dump", jobs=jobs)
+        with maintenance(target) as connection:
+            major = connection.info.server_version // 10000
+            version = connection.info.parameter_status("server_version") or ""
+        restorer = find_restorer(
+            major,
+            dump.major(),
+            runner=self._runner,
+            bin_dir=Path(self.config.pg_bin_dir) if self.config.pg_bin_dir else None,
+        )
+        fill(restorer, dump, target, jobs=jobs, role=None)
+        rows = settle(target, jobs)
+        draft.note(database_seconds=time.monotonic() - started, server_version=version)
+        draft.found.rows_of_tables(rows, rows_of(draft.manifest))
+        draft.found.keys_of_tables(target)
+
+    def _files(self, draft: _Draft, opened: Archive, component: Component, scratch: Scratch) -> None:
+        self._tell(component.value)
+        started = time.monotonic()
+        target = scratch.directory / component.value / component.member
+        is_audit = component is Component.AUDIT_LOGS  # which goes beside a live one: here an empty directory
+        (target if is_audit else target.parent).mkdir(mode=0o700, parents=True)
+        restore = FileRestore(target, restore_id=scratch.drill_id, component=component, allow_outside_links=True)
+        staged = restore.stage_from(opened, self.config.jobs or available_cores())
+        draft.found.warnings += staged.warnings
+        restore.apply()
+        draft.note(files_seconds=draft.report.files_seconds + time.monotonic() - started)
+        self._tell("compare")
+        place = target.with_name(f"{target.name}.restored-{scratch.drill_id}") if is_audit else target
+        draft.found.files_of(opened, component.member, place)
+
+    # -- what came of it --------------------------------------------------------------------------------------------
+
+    def _keep(self, draft: _Draft) -> str:
+        """Keep the report and what the drill says of the archive; the SHA-256 of the report's file.
+
+        A drill that was refused has shown nothing: it is in the access log alone.
+        """
+        report = draft.report
+        if report.exit_code in _REFUSED:
+            return ""
+        if draft.archive and (report.success or draft.found.damages):
+            verification = Verification(
+                path=draft.archive.path,
+                level=VerifyLevel.DRILL,
+                checksum=report.checksum or (read_sidecar(draft.archive.path) or ""),
+                damages=tuple(draft.found.damages),
+                manifest=draft.manifest,
+                files=report.files,
+                content_bytes=report.bytes,
+                duration_seconds=report.total_seconds,
+            )
+            Verifications(self.repository).note(verification, self._clock())
+        try:
+            return DrillReports(self.repository).save(report)
+        except RepositoryError as error:
+            log.warning("drill_unreported", error=str(error))
+            return ""
+
+    def _tell(self, phase: str) -> None:
+        if self._progress:
+            self._progress(Step(phase=phase, done=0))
+
+
+@contextmanager
+def _reported(draft: _Draft) -> Iterator[None]:
+    """Every fault becomes part of the report."""
+    try:
+        yield
+    except OpsError as error:
+        log.error("drill_failed", error=str(error))
+        if isinstance(error, NotIntactError) and draft.archive:
+            draft.found.damages.append(Damage(what=error.message))
+        draft.note(success=False, error=str(error), exit_code=error.exit_code)
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        said = f"the operating system refused: {error.strerror}{place}\n  hint: Look at the disk of the repository."
+        log.error("drill_failed", error=said)
+        draft.note(success=False, error=said, exit_code=OpsError.exit_code)
+
+
+def _figures(draft: _Draft) -> dict[str, Any]:
+    found = draft.found
+    return {
+        "tables": found.tables,
+        "rows": found.rows,
+        "files": found.files,
+        "bytes": found.bytes,
+        "checks": tuple(found.checks),
+        "damages": tuple(map(str, found.damages)),
+        "warnings": tuple(found.warnings),
+    }

@@ -1,0 +1,182 @@
+"""What a drill restores to: a directory in the repository and a database on the server, both thrown away afterwards.
+
+The directory is `.drills/<drill_id>/`. Before the database is created, a file in the directory says which one it will
+be, so that whoever finds the directory later can drop it. Drills of a repository lock one another out: who holds the
+lock knows that a directory it finds was left by a process that is dead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from portal.ops.drill.report import DIRECTORY
+from portal.ops.errors import BusyError, DiskFullError, OpsError, RepositoryError, RestoreError
+from portal.ops.postgres.database_names import LONGEST_NAME
+from portal.ops.postgres.server import create_like, drop_forced, end_orphans, find_database, maintenance, read_me
+from portal.ops.repository.repository import Repository, sync_directory, write_durably
+from portal.ops.restore.files.safe_tree import remove_tree
+from portal.ops.runtime.logs import engine_log
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from portal.ops.settings.database_url import DatabaseTarget
+
+log = engine_log("portal.ops.drill")
+
+_ID: Final = re.compile(r"drill_(\d{8}_\d{6}_[0-9a-f]{6})")
+_NOTE: Final = "database.json"
+_RESERVE_BYTES: Final = 64 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scratch:
+    """The place of one drill.
+
+    Arguments:
+        drill_id: such as ``drill_20240115_120000_abc123``.
+        directory: everything that lies on a disk.
+    """
+
+    drill_id: str
+    directory: Path
+
+    def make(self, needed_bytes: int) -> None:
+        """Make the directory.
+
+        Arguments:
+            needed_bytes: what will lie in it.
+
+        Raises:
+            DiskFullError: there is no room for that.
+            OSError: it cannot be made.
+        """
+        self.directory.parent.mkdir(mode=0o700, exist_ok=True)
+        disk = os.statvfs(self.directory.parent)
+        free, needed = disk.f_bavail * disk.f_frsize, needed_bytes + _RESERVE_BYTES
+        if free < needed:
+            raise DiskFullError(
+                f"a drill needs about {needed >> 20} MiB in {self.directory.parent}, and {free >> 20} are free there",
+                hint="Make room, or name a smaller archive; nothing was restored.",
+            )
+        self.directory.mkdir(mode=0o700)
+        sync_directory(self.directory.parent)
+
+    def database(self, live: DatabaseTarget) -> DatabaseTarget:
+        """The scratch database beside a live one: recognised by its name, and its sessions by theirs.
+
+        Raises:
+            RestoreError: the drill's id is not one.
+        """
+        found = _ID.fullmatch(self.drill_id)
+        if found is None:
+            raise RestoreError(f"{self.drill_id!r} is not the id of a drill", hint="Leave that directory to a person.")
+        suffix = f"_drill_{found[1]}"
+        name = live.name.encode()[: LONGEST_NAME - len(suffix)].decode(errors="ignore") + suffix
+        return replace(live, name=name, options={**live.options, "application_name": self.drill_id})
+
+    def create_database(self, live: DatabaseTarget) -> DatabaseTarget:
+        """Create the scratch database, as the live one is; that one is only looked at.
+
+        Raises:
+            RestoreError: there is such a database already, so it is not ours.
+            OpsError: the server does not do it.
+        """
+        scratch = self.database(live)
+        with maintenance(scratch) as connection:
+            if find_database(connection, scratch.name):
+                raise RestoreError(
+                    f"there is a database {scratch.name} already, which this drill has not made",
+                    hint="Look at it, and drop it if nobody needs it.",
+                )
+            note = {"database": scratch.name, "live": live.name, "host": live.host, "port": live.port}
+            write_durably(self.directory / _NOTE, json.dumps(note).encode("ascii") + b"\n")
+            sync_directory(self.directory)
+            create_like(connection, scratch.name, find_database(connection, live.name), read_me(connection).name)
+        return scratch
+
+    def throw_away(self, live: DatabaseTarget) -> None:
+        """Drop the database, if one was noted down, and remove the directory.
+
+        Arguments:
+            live: user and password are taken from here; host, port and name are those that were noted down.
+
+        Raises:
+            OpsError: the server does not do it; the directory stays, so that it can be tried again.
+        """
+        note = self._note()
+        if note:
+            noted = replace(live, name=str(note["live"]), host=str(note["host"]), port=int(note["port"]))
+            scratch = self.database(noted)
+            if scratch.name != note["database"]:
+                raise RestoreError(
+                    f"{self.directory / _NOTE} names {note['database']}, which is no database of that drill",
+                    hint="Look at it, and remove the directory by hand.",
+                )
+            end_orphans(scratch, self.drill_id)
+            with maintenance(scratch) as connection:
+                drop_forced(connection, scratch.name)
+        try:
+            remove_tree(self.directory)
+            sync_directory(self.directory.parent)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise RepositoryError(
+                f"cannot remove {self.directory}: {error.strerror}", hint="Remove it by hand, as its owner or as root."
+            ) from error
+
+    def _note(self) -> dict[str, Any]:
+        try:
+            found = json.loads((self.directory / _NOTE).read_bytes())
+            return {name: found[name] for name in ("database", "live", "host", "port")}
+        except FileNotFoundError:
+            return {}
+        except (ArithmeticError, KeyError, OSError, TypeError, ValueError) as error:
+            raise RestoreError(
+                f"{self.directory / _NOTE} makes no sense", hint="Look at it, and remove the directory by hand."
+            ) from error
+
+
+@contextmanager
+def drills_locked(repository: Repository) -> Iterator[None]:
+    """Hold off every other drill of a repository.
+
+    Raises:
+        BusyError: one is running.
+        RepositoryError: the repository cannot be written.
+    """
+    repository.prepare()
+    directory = repository.path / DIRECTORY
+    directory.mkdir(mode=0o700, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(Repository(directory, lock_timeout=0).exclusive())
+        except BusyError as error:
+            raise BusyError("another drill is running", hint="Wait for it to end; it shows its report.") from error
+        yield
+
+
+def throw_remains_away(repository: Repository, live: DatabaseTarget) -> tuple[str, ...]:
+    """Throw away what drills that were killed have left; what was done and what could not be, in words.
+
+    Whoever calls this holds the lock of `drills_locked`.
+    """
+    said = []
+    for path in sorted((repository.path / DIRECTORY).glob("drill_*")):
+        if not path.is_dir() or path.is_symlink() or not _ID.fullmatch(path.name):
+            continue
+        try:
+            Scratch(drill_id=path.name, directory=path).throw_away(live)
+            said.append(f"{path.name} had been cut off; what it had restored is thrown away")
+        except OpsError as error:
+            said.append(f"{path.name} had been cut off, and what it left cannot be thrown away now: {error.message}")
+    for sentence in said:
+        log.warning("remains_found", detail=sentence)
+    return tuple(said)

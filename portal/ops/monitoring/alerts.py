@@ -1,0 +1,307 @@
+"""Whom to tell what: when something begins to fail or a target to be missed, when that ends, and once a day meanwhile.
+
+What is going on is kept in `.notices.json` in the repository, so that a restart repeats nothing; what is over is kept
+until people were told that it is. Where the file cannot be written (a disk that is full or gone is what people most
+need to hear of), the memory of this process has to do. Where another process keeps it locked, a failure is told all
+the same, and the rest by whoever comes next.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from portal.ops.monitoring.failures import answered, failure_of, is_failure
+from portal.ops.repository.repository import try_lock, write_durably
+from portal.ops.runtime.logs import engine_log
+from portal.ops.runtime.progress import Clock, utc_now
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from portal.ops.monitoring.model import Miss
+    from portal.ops.repository.access_log import AccessEntry
+
+log = engine_log("portal.ops.monitoring.alerts")
+
+NAME: Final = ".notices.json"
+
+_LOCK_NAME: Final = ".notices.lock"
+_VERSION: Final = 1
+_AGAIN: Final = timedelta(days=1)
+_UNDELIVERED_AGAIN: Final = timedelta(minutes=30)
+_PATIENCE_SECONDS: Final = 3.0
+_POLL_SECONDS: Final = 0.02
+_FAILURE: Final = "failure "
+_MISS: Final = "target "
+
+Teller = Callable[[str, str], bool]
+"""Sends a title and a text; whether they arrived."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trouble:
+    """Something that goes on, or that is over and people do not know it yet.
+
+    Arguments:
+        since: when it began.
+        told: when people were last told.
+        what: what it is, in a sentence or two.
+        over: when it ended; nothing while it goes on.
+    """
+
+    since: datetime
+    told: datetime
+    what: str
+    over: datetime | None = None
+
+    def to_dict(self) -> dict[str, str]:
+        """The trouble in the types of JSON."""
+        facts = {"since": self.since.isoformat(), "told": self.told.isoformat(), "what": self.what}
+        return facts | ({"over": self.over.isoformat()} if self.over else {})
+
+    @classmethod
+    def from_dict(cls, facts: dict[str, str]) -> Trouble:
+        """The trouble that `to_dict` made; ValueError, KeyError or TypeError where it makes no sense."""
+        over = _moment(facts["over"]) if "over" in facts else None
+        return cls(since=_moment(facts["since"]), told=_moment(facts["told"]), what=str(facts["what"]), over=over)
+
+
+Troubles = dict[str, Trouble]
+"""What goes on, and what is over without people knowing it, by its kind."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class News:
+    """Something to tell.
+
+    Arguments:
+        kind: what it is about; it has to be told again where that could not be delivered.
+        headline: a few words.
+        text: sentences.
+    """
+
+    kind: str
+    headline: str
+    text: str
+
+
+def news_of_entry(troubles: Troubles, entry: AccessEntry, now: datetime) -> list[News]:
+    """What there is to tell of something that was done; `troubles` is brought up to date."""
+    if is_failure(entry):
+        failure = failure_of(entry)
+        kind = f"{_FAILURE}{failure.kind}"
+        what = f"{failure.error or 'no reason was noted'}{_mend(failure.hint)}"
+        if _goes_on(troubles, kind):
+            troubles[kind] = replace(troubles[kind], what=what)
+            return []
+        troubles[kind] = Trouble(since=entry.moment, told=now, what=what)
+        who = f"{entry.subject}, started by {entry.who} on {entry.host}, {_at(entry.moment)}"
+        return [News(kind=kind, headline=f"{failure.kind} failed", text=f"FAILED: {failure.kind} ({who})\n{what}")]
+    failing = [
+        kind.removeprefix(_FAILURE) for kind in troubles if kind.startswith(_FAILURE) and _goes_on(troubles, kind)
+    ]
+    over = [f"{_FAILURE}{kind}" for kind in sorted(answered(entry, failing))]
+    return [_ended(troubles, kind, entry.moment, now) for kind in over]
+
+
+def news_of_targets(troubles: Troubles, misses: Sequence[Miss], now: datetime) -> list[News]:
+    """What there is to tell of targets; `troubles` is brought up to date."""
+    news = []
+    missed = {f"{_MISS}{miss.target}": f"{_sentence(miss.what)}{_mend(miss.mend)}" for miss in misses}
+    for kind, what in missed.items():
+        if _goes_on(troubles, kind):
+            troubles[kind] = replace(troubles[kind], what=what)
+        else:
+            troubles[kind] = Trouble(since=now, told=now, what=what)
+            news.append(News(kind=kind, headline=f"{kind} missed", text=f"TARGET MISSED: {what}"))
+    over = [kind for kind in troubles if kind.startswith(_MISS) and kind not in missed and _goes_on(troubles, kind)]
+    return news + [_ended(troubles, kind, now, now) for kind in sorted(over)]
+
+
+def reminders(troubles: Troubles, now: datetime) -> list[News]:
+    """What goes on and was last told of a day ago, and what is over and was not heard of."""
+    news = []
+    for kind, trouble in sorted(troubles.items()):
+        if now - trouble.told < (_UNDELIVERED_AGAIN if trouble.over else _AGAIN):
+            continue
+        troubles[kind] = replace(trouble, told=now)
+        if trouble.over:
+            news.append(_over(kind, trouble, trouble.over))
+        else:
+            text = f"STILL: {kind.partition(' ')[2]}, {_since(trouble)}\n{trouble.what}"
+            news.append(News(kind=kind, headline=f"{kind.removeprefix(_FAILURE)} still not well", text=text))
+    return news
+
+
+def _goes_on(troubles: Troubles, kind: str) -> bool:
+    return kind in troubles and not troubles[kind].over
+
+
+def _ended(troubles: Troubles, kind: str, moment: datetime, now: datetime) -> News:
+    """What there is to tell of an end; it stays among the troubles until that has arrived."""
+    troubles[kind] = trouble = replace(troubles[kind], over=moment, told=now)
+    return _over(kind, trouble, moment)
+
+
+def _over(kind: str, trouble: Trouble, moment: datetime) -> News:
+    headline = f"{kind} met again" if kind.startswith(_MISS) else f"{kind.removeprefix(_FAILURE)} works again"
+    text = f"WELL AGAIN: {headline}, {_at(moment)}. It was not {_since(trouble)}."
+    return News(kind=kind, headline=headline, text=text)
+
+
+def _moment(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("no time zone")
+    return moment
+
+
+def _since(trouble: Trouble) -> str:
+    return f"since {_at(trouble.since).removeprefix('at ')}"
+
+
+def _at(moment: datetime) -> str:
+    return f"at {moment:%Y-%m-%d %H:%M} {moment.tzname()}"
+
+
+def _mend(hint: str) -> str:
+    return f"\nWhat to do: {hint}" if hint else ""
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+class _Memory(NamedTuple):
+    """What goes on, to be changed.
+
+    Arguments:
+        troubles: what goes on.
+        locked: whether nobody else changes it meanwhile.
+    """
+
+    troubles: Troubles
+    locked: bool
+
+
+class Notices:
+    """Tells people, and remembers what they were told.
+
+    Arguments:
+        directory: the repository, which has the memory.
+        host: this machine's name, for the title.
+        tell: sends a title and a text; whether they arrived.
+        patience: seconds to wait at the most while another process has the memory locked.
+    """
+
+    def __init__(
+        self, directory: Path, *, host: str, tell: Teller, clock: Clock = utc_now, patience: float = _PATIENCE_SECONDS
+    ) -> None:
+        self._directory = directory
+        self._host = host
+        self._tell = tell
+        self._clock = clock
+        self._patience = patience
+        self._memory: Troubles = {}
+        self._unwritten: Troubles = {}
+
+    def after(self, entry: AccessEntry | None, misses: Sequence[Miss] | None) -> None:
+        """Tell what is new. While the memory is locked that is a failure alone, which nobody else would tell.
+
+        Arguments:
+            entry: what was done; nothing where only time has passed.
+            misses: the targets that are missed; nothing where that is not known.
+        """
+        now = self._clock()
+        news = []
+        with self._remembered(self._patience) as (troubles, locked):
+            if entry and (locked or is_failure(entry)):
+                news += news_of_entry(troubles, entry, now)
+            if locked and misses is not None:
+                news += news_of_targets(troubles, misses, now)
+            if locked:
+                news += reminders(troubles, now)
+            told = {one.kind: troubles[one.kind] for one in news}
+        if not news:
+            return
+        if not self._tell(self._title(news), "\n\n".join(one.text for one in news)):
+            self._postpone(told, self._patience if locked else 0)
+        elif any(trouble.over for trouble in told.values()):
+            self._forget(told)
+
+    def _title(self, news: Sequence[News]) -> str:
+        what = news[0].headline if len(news) == 1 else f"{news[0].headline}, and {len(news) - 1} more"
+        return f"Kekkai backup on {self._host}: {what}"
+
+    def _postpone(self, told: Troubles, patience: float) -> None:
+        """What did not arrive is told again after a while."""
+        with self._remembered(patience) as (troubles, _):
+            for kind in [kind for kind in told if _goes_on(troubles, kind)]:
+                troubles[kind] = replace(troubles[kind], told=self._clock() - _AGAIN + _UNDELIVERED_AGAIN)
+
+    def _forget(self, told: Troubles) -> None:
+        """What is over, and known to be, is no trouble any more, unless it has begun again meanwhile."""
+        with self._remembered(self._patience) as (troubles, _):
+            for kind in [kind for kind, trouble in told.items() if trouble.over and troubles.get(kind) == trouble]:
+                del troubles[kind]
+
+    @contextmanager
+    def _remembered(self, patience: float) -> Iterator[_Memory]:
+        """What goes on, to be changed; written down in the end, for this and every other process.
+
+        Where that is not locked in time, new troubles are kept for the next time and no change is written.
+        """
+        try:
+            lock = os.open(self._directory / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError:
+            yield _Memory(self._memory, locked=True)
+            return
+        try:
+            locked = _locked_within(patience, lock)  # held for the time of a small file's writing
+            before = self._load()
+            troubles = self._unwritten | before
+            yield _Memory(troubles, locked=locked)
+            if not locked:
+                log.warning("notices_locked", path=str(self._directory / _LOCK_NAME))
+                self._unwritten = {kind: trouble for kind, trouble in troubles.items() if kind not in before}
+                return
+            self._memory, self._unwritten = troubles, {}
+            if troubles != before:
+                self._save(troubles)
+        finally:
+            os.close(lock)
+
+    def _load(self) -> Troubles:
+        try:
+            found: Any = json.loads((self._directory / NAME).read_bytes())
+            return {str(kind): Trouble.from_dict(facts) for kind, facts in found["troubles"].items()}
+        except FileNotFoundError:
+            return dict(self._memory)
+        except (OSError, ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+            log.warning("notices_unreadable", reason=type(error).__name__)
+            return dict(self._memory)
+
+    def _save(self, troubles: Troubles) -> None:
+        facts = {kind: trouble.to_dict() for kind, trouble in troubles.items()}
+        try:
+            write_durably(self._directory / NAME, json.dumps({"version": _VERSION, "troubles": facts}).encode() + b"\n")
+        except OSError as error:
+            log.warning("notices_unremembered", reason=error.strerror)
+
+
+def _locked_within(seconds: float, descriptor: int) -> bool:
+    deadline = time.monotonic() + seconds
+    while not try_lock(descriptor, fcntl.LOCK_EX):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True

@@ -1,0 +1,143 @@
+"""What is read beside the database: uploads, the audit log, and the secrets' own files."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from portal.ops.monitoring.doctor.check import Check, Finding, fault, ok, warning
+from portal.ops.restore.files.preflight import closed, obstacles_in
+from portal.ops.settings.load import SETTINGS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from portal.ops.errors import OpsError
+
+_SAMPLE: Final = 500
+_LOOKED_AT: Final = 20_000
+_NAMED: Final = 3
+_OTHERS: Final = stat.S_IRWXO
+_GROUP_AND_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+_KEY: Final = "DD_CREDENTIAL_AES_256_KEY"
+_PGPASS: Final = "PGPASSFILE"
+
+
+class FileChecks:
+    """The checks of what lies in files.
+
+    Arguments:
+        uploads: nothing where the media are left out.
+        audit: the audit log's directory or file; nothing where it is left out.
+        environ: the variables of this process.
+    """
+
+    def __init__(self, *, uploads: Path | None, audit: Path | None, environ: Mapping[str, str]) -> None:
+        self._uploads = uploads
+        self._audit = audit
+        self._environ = environ
+
+    def all(self) -> list[Check]:
+        """The checks."""
+        return [
+            Check(name="uploads", look=lambda: _tree(self._uploads, "PORTAL_UPLOAD_DIR", "the media")),
+            Check(name="audit log", look=lambda: _tree(self._audit, "PORTAL_AUDIT_DIR", "the audit log")),
+            Check(name="restore of files", look=self._places),
+            Check(name="credential key", look=self._key),
+            Check(name="secret files", look=self._secrets),
+            Check(name="python", look=_python),
+        ]
+
+    def _key(self) -> Finding:
+        keep = "Keep a copy of it away from this machine and from the archives; no backup holds it."
+        if self._environ.get(_KEY) or self._environ.get(f"{_KEY}_FILE"):
+            return ok(f"{_KEY} is set here. {keep}")
+        return warning(
+            f"{_KEY} is not set here, so nobody can tell whether it is kept: a restored database needs it",
+            f"Make sure that you have the portal's own. {keep}",
+        )
+
+    def _places(self) -> Finding:
+        """Whether this user could restore what it backs up: into the uploads, and beside the audit log."""
+        uploads = self._uploads and os.path.realpath(self._uploads)
+        audit = self._audit and os.path.dirname(os.path.realpath(self._audit))
+        there = {place: place != uploads for place in (uploads, audit) if place and os.path.isdir(place)}
+        obstacles: list[OpsError] = []
+        for place, partial in there.items():
+            obstacles += closed(place) or obstacles_in(place, most=_LOOKED_AT, partial=partial)
+        if obstacles:
+            return fault(
+                f"user {os.geteuid()} can back up, and not restore: {'; '.join(one.message for one in obstacles)}",
+                " ".join(dict.fromkeys(one.hint for one in obstacles)),
+            )
+        return ok("this user may write where files are restored to" if there else "there are no files to restore")
+
+    def _secrets(self) -> Finding:
+        open_to_others, ignored = [], []
+        for name in (f"{setting.name}_FILE" for setting in SETTINGS if setting.secret):
+            path = self._environ.get(name)
+            if path and (mode := _mode(Path(path))) is not None and mode & _OTHERS:
+                open_to_others.append(name)
+        pgpass = Path(self._environ.get(_PGPASS) or Path(self._environ.get("HOME", "/")) / ".pgpass")
+        if (mode := _mode(pgpass)) is not None and mode & _GROUP_AND_OTHERS:
+            ignored.append(str(pgpass))
+        if ignored:
+            return fault(f"others may read {ignored[0]}, so libpq does not use it", f"chmod 600 {ignored[0]}")
+        if open_to_others:
+            return warning(
+                f"everybody on this machine may read the file of {', '.join(open_to_others)}",
+                "Make it readable for the backup's user alone: chmod 400.",
+            )
+        return ok("no file of a secret can be read by others")
+
+
+def _tree(root: Path | None, variable: str, what: str) -> Finding:
+    if root is None:
+        return ok(
+            f"{what} are left out, as {variable} says" if what == "the media" else f"left out: {variable} is not set"
+        )
+    if not root.exists():
+        return fault(
+            f"{root} does not exist, so no full backup can be made",
+            f"Mount or create it, or correct {variable}; set {variable} to nothing to leave it out on purpose.",
+        )
+    sample = list(islice(_files(root), _SAMPLE))
+    unreadable = [path for path in sample if not os.access(path, os.R_OK)]
+    if unreadable:
+        return fault(
+            f"user {os.geteuid()} may not read {', '.join(unreadable[:_NAMED])}",
+            "Run backups as the portal's user: a backup with a file missing would not be whole, so it is refused.",
+        )
+    return ok(f"{root} can be read ({len(sample)} files tried)")
+
+
+def _files(root: Path) -> Iterator[str]:
+    """The files below a directory, and the directories that may not be looked into; the file itself where it is one."""
+    if root.is_file():
+        yield str(root)
+        return
+    hidden: list[str] = []
+    for directory, _, names in os.walk(root, onerror=lambda error: hidden.append(str(error.filename))):
+        yield from hidden
+        hidden.clear()
+        yield from (path for name in names if not os.path.islink(path := os.path.join(directory, name)))
+    yield from hidden
+
+
+def _mode(path: Path) -> int | None:
+    try:
+        return path.stat().st_mode
+    except OSError:
+        return None
+
+
+def _python() -> Finding:
+    import psycopg
+
+    version = psycopg.pq.version()
+    release = ".".join(map(str, sys.version_info[:3]))
+    return ok(f"Python {release}, psycopg {psycopg.__version__}, libpq {version // 10000}.{version % 10000}")

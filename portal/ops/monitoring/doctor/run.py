@@ -1,0 +1,54 @@
+"""Everything that a backup and a restore need, looked at without changing anything: is it there, and how to mend it?
+
+The checks are a list, so that who has more to look at (a broker, workers) adds its own.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from portal.ops.monitoring.doctor.check import Check, Finding, State, examine, fault, ok, warning
+from portal.ops.monitoring.doctor.database import DatabaseChecks
+from portal.ops.monitoring.doctor.files import FileChecks
+from portal.ops.monitoring.doctor.repository import RepositoryChecks
+from portal.ops.repository.repository import Repository
+from portal.ops.runtime.process import ProcessRunner, SystemRunner
+from portal.ops.runtime.progress import Clock, utc_now
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from portal.ops.settings.load import Settings
+
+__all__ = ["Check", "Finding", "State", "engine_checks", "examine", "fault", "ok", "warning"]
+
+
+@contextmanager
+def engine_checks(
+    settings: Settings, *, environ: Mapping[str, str], runner: ProcessRunner | None = None, clock: Clock = utc_now
+) -> Iterator[list[Check]]:
+    """The checks of repository, files and database; in the end their connection is closed.
+
+    Arguments:
+        environ: the variables of this process, to say which secrets are set, and how their files are kept.
+        runner: what starts pg_dump and pg_restore to ask for their version.
+        clock: what time it is.
+    """
+    data = {"the uploads": settings.upload_dir, "the audit log": settings.audit_dir}
+    repository = RepositoryChecks(
+        Repository(settings.local_path), data={what: Path(path) for what, path in data.items() if path}, clock=clock
+    )
+    files = FileChecks(uploads=settings.upload_dir, audit=settings.audit_dir, environ=environ)
+    database = DatabaseChecks(
+        settings.database,
+        runner=runner or SystemRunner(),
+        bin_dir=settings.pg_bin_dir,
+        repository=settings.local_path,
+        clock=clock,
+    )
+    try:
+        yield [*repository.all(), *files.all(), *database.all()]
+    finally:
+        database.close()

@@ -1,0 +1,203 @@
+"""Gathers what a status is made of: from the repository alone, by its catalogue and its records."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter, defaultdict
+from datetime import timedelta
+from math import ceil
+from typing import TYPE_CHECKING, Final
+
+from portal.ops.backup.config import BackupConfig
+from portal.ops.drill.report import DrillReports
+from portal.ops.errors import ConfigurationError, OpsError
+from portal.ops.model import Component
+from portal.ops.monitoring.failures import last_outcomes, unanswered
+from portal.ops.monitoring.forecast import Usage
+from portal.ops.monitoring.model import Archive, Drill, Facts, Failure, Status
+from portal.ops.monitoring.status import evaluate
+from portal.ops.repository.access_log import AccessLog, Action, brief
+from portal.ops.repository.catalogue import Catalogue
+from portal.ops.repository.pins import Pins
+from portal.ops.repository.repository import Repository
+from portal.ops.restore.journal import DIRECTORY as RESTORES
+from portal.ops.restore.journal import RestoreRecord, RestoreRecords, RestoreState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from datetime import date, datetime
+
+    from portal.ops.drill.report import DrillReport
+    from portal.ops.model import BackupType
+    from portal.ops.repository.entry import Entry
+    from portal.ops.retention.plan import RetentionPolicy, RetentionRule
+    from portal.ops.settings.load import Settings
+
+_HISTORY_DAYS: Final = 400
+_NAMED: Final = 3
+
+
+def read_status(settings: Settings, now: datetime, *, archives: Sequence[Entry] | None = None) -> Status:
+    """How it stands.
+
+    Arguments:
+        archives: those of the catalogue, where somebody has read it already.
+
+    Raises:
+        RepositoryError: the repository cannot be read.
+    """
+    if archives is None:
+        archives = Catalogue(Repository(settings.local_path)).entries()
+    return evaluate(read_facts(settings, now, archives), settings.targets, now)
+
+
+def read_facts(settings: Settings, now: datetime, archives: Sequence[Entry]) -> Facts:
+    """Everything that is known.
+
+    Raises:
+        RepositoryError: the repository cannot be read.
+    """
+    repository = Repository(settings.local_path)
+    components = _components(settings)
+    found = _Newest(components)
+    found.look_at(archives)
+    entries = AccessLog(repository).recent()
+    names = {archive.name for archive in archives}
+    failures = [one for one in unanswered(entries) if one.action != Action.VERIFY or one.subject in names]
+    damaged = [one.subject for one in failures if one.action == Action.VERIFY]
+    restores, unreadable = _restores(repository, now)
+    disk = shutil.disk_usage(repository.path) if repository.path.is_dir() else None
+    return Facts(
+        repository=str(repository.path),
+        components=components,
+        newest=found.newest,
+        verified=found.verified,
+        first=found.first,
+        archives=len(archives),
+        bytes=sum(archive.size for archive in archives),
+        usages=tuple(_usages(archives, _policy(settings), now)),
+        free=disk.free if disk else 0,
+        total=disk.total if disk else 0,
+        drills=tuple(map(_drill, DrillReports(repository).all())),
+        failures=(*unreadable, *failures),
+        last=last_outcomes(entries),
+        damaged=tuple(dict.fromkeys([*found.damaged, *damaged])),
+        not_whole={fault: tuple(names) for fault, names in found.not_whole.items()},
+        pins={name: pin.reason for name, pin in Pins(repository).all().items()},
+        restores=tuple(
+            (record.restore_id, record.backup_id, record.started)
+            for record in restores
+            if record.state is RestoreState.APPLIED
+        ),
+        cut_off=_cut_off(repository, restores),
+    )
+
+
+def _restores(repository: Repository, now: datetime) -> tuple[list[RestoreRecord], tuple[Failure, ...]]:
+    """The restores that something is kept of; where their records make no sense, that is a failure like others."""
+    try:
+        return RestoreRecords(repository).all(), ()
+    except OpsError as error:
+        kind = "reading what is known of restores"
+        failure = Failure(kind=kind, action=kind, subject=RESTORES, moment=now, error=error.message, hint=error.hint)
+        return [], (failure,)
+
+
+def _cut_off(repository: Repository, restores: Iterable[RestoreRecord]) -> tuple[str, ...]:
+    unsettled = tuple(record.restore_id for record in restores if not record.state.is_settled)
+    return () if unsettled and RestoreRecords(repository).are_locked() else unsettled
+
+
+def _policy(settings: Settings) -> RetentionPolicy | None:
+    """How long archives are kept; nothing where none is removed: no prune is due, or it would refuse the policy."""
+    try:
+        return BackupConfig.from_settings(settings).retention if settings.schedules.prune else None
+    except ConfigurationError:
+        return None
+
+
+def _usages(archives: Sequence[Entry], policy: RetentionPolicy | None, now: datetime) -> Iterable[Usage]:
+    """What the archives of each type take on each day since the first one of all.
+
+    Arguments:
+        archives: the newest first.
+    """
+    today = now.date()
+    first = min((archive.moment.date() for archive in archives), default=today)
+    first = max(first, today - timedelta(days=_HISTORY_DAYS))
+    types: defaultdict[BackupType | None, list[Entry]] = defaultdict(list)
+    for archive in archives:
+        types[archive.type].append(archive)
+    for kind, alike in types.items():
+        sizes: Counter[date] = Counter()
+        for archive in alike:
+            sizes[archive.moment.date()] += archive.size
+        daily = tuple(sizes[first + timedelta(days=day)] for day in range((today - first).days))
+        kept_days = _kept_days(alike, policy.of(kind), now) if policy and kind else None
+        yield Usage(daily=daily, kept_days=kept_days)
+
+
+def _kept_days(alike: Sequence[Entry], rule: RetentionRule, now: datetime) -> int:
+    """Days that archives of a type stay: those of its rule, or until so many newer ones have come as its count says.
+
+    What the rule keeps of hours to years, what is pinned and what a chain needs stays longer; that is not foretold.
+
+    Arguments:
+        alike: the archives of the type, the newest first.
+    """
+    count = max(1, rule.count)  # the newest one always stays
+    there = min(count, len(alike))
+    return max(rule.days, ceil((now - alike[there - 1].moment) * count / there / timedelta(days=1)))
+
+
+class _Newest:
+    """Looks for the newest archives of each component, from the newest one backwards."""
+
+    def __init__(self, components: tuple[Component, ...]) -> None:
+        self._components = frozenset(components)
+        self.newest: dict[Component, Archive] = {}
+        self.verified: dict[Component, Archive] = {}
+        self.first: dict[Component, datetime] = {}
+        self.damaged: list[str] = []
+        self.not_whole: defaultdict[str, list[str]] = defaultdict(list)
+
+    def look_at(self, entries: Iterable[Entry]) -> None:
+        """Go through the archives, the newest first. One that is not whole counts for nothing."""
+        for entry in entries:
+            finding = entry.finding
+            if finding is not None and not finding.intact:
+                self.damaged.append(entry.name)
+            elif entry.fault:
+                self.not_whole[entry.fault].append(entry.name)
+            else:
+                self._note(entry)
+
+    def _note(self, entry: Entry) -> None:
+        for component in entry.components:
+            if component in self._components:
+                self.first[component] = entry.moment
+                if component not in self.newest:
+                    self.newest[component] = _archive(entry)
+                if component not in self.verified and entry.finding is not None:
+                    self.verified[component] = _archive(entry)
+
+
+def _archive(entry: Entry) -> Archive:
+    level = entry.finding.level.value if entry.finding else None
+    return Archive(backup_id=entry.name, moment=entry.moment, size=entry.size, level=level)
+
+
+def _components(settings: Settings) -> tuple[Component, ...]:
+    """What is to be backed up."""
+    given = {Component.MEDIA: settings.upload_dir, Component.AUDIT_LOGS: settings.audit_dir}
+    return (Component.DATABASE, *(component for component, path in given.items() if path))
+
+
+def _drill(report: DrillReport) -> Drill:
+    return Drill(
+        backup_id=report.backup_id,
+        moment=report.started,
+        success=report.success,
+        seconds=report.seconds,
+        error=brief(report.error) or "; ".join(report.damages[:_NAMED]),
+    )

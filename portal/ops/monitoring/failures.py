@@ -1,0 +1,86 @@
+"""What failed, by the access log, and was not put right since: a later success of the same kind answers a failure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from portal.ops.model import BackupId, BackupType
+from portal.ops.monitoring.model import Failure, LastOutcome
+from portal.ops.repository.access_log import Action, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from portal.ops.repository.access_log import AccessEntry
+
+_UNCOUNTED: Final = frozenset({Action.PIN, Action.UNPIN, Action.FORGET})
+_STARTED_BY_ITSELF: Final = frozenset({Action.BACKUP, Action.PRUNE, Action.DRILL})
+"""Where a refusal is a failure: no person is there who reads it."""
+
+
+def kind_of(entry: AccessEntry) -> str:
+    """What a failure and the success that answers it have in common; empty for what does not count."""
+    if entry.action in _UNCOUNTED or entry.details.get("dry_run"):
+        return ""
+    if entry.action is Action.BACKUP:
+        backup_id = BackupId.parse(entry.subject)
+        return f"backup {backup_id.type.value if backup_id else entry.subject}"
+    return f"verify {entry.subject}" if entry.action is Action.VERIFY else entry.action.value
+
+
+def is_failure(entry: AccessEntry) -> bool:
+    """Whether somebody should know of it."""
+    if not kind_of(entry):
+        return False
+    refused = entry.outcome is Outcome.REFUSED and entry.action in _STARTED_BY_ITSELF
+    return refused or entry.outcome is Outcome.FAILED
+
+
+def answered(entry: AccessEntry, kinds: Iterable[str]) -> set[str]:
+    """Which of these kinds a success puts right: its own, and a full backup those of every type."""
+    kind = kind_of(entry)
+    if entry.outcome is not Outcome.DONE or not kind:
+        return set()
+    every = kind == f"backup {BackupType.FULL.value}"
+    return {one for one in kinds if one == kind or (every and one.startswith("backup "))}
+
+
+def failure_of(entry: AccessEntry) -> Failure:
+    """The failure that a line is of."""
+    return Failure(
+        kind=kind_of(entry),
+        action=entry.action.value,
+        subject=entry.subject,
+        moment=entry.moment,
+        error=str(entry.details.get("error", "")),
+        hint=str(entry.details.get("hint", "")),
+    )
+
+
+def unanswered(entries: Iterable[AccessEntry]) -> tuple[Failure, ...]:
+    """The failures that nothing has put right, the newest first.
+
+    Arguments:
+        entries: the oldest first.
+    """
+    open_ones: dict[str, Failure] = {}
+    for entry in entries:
+        if is_failure(entry):
+            open_ones[kind_of(entry)] = failure_of(entry)
+        for kind in answered(entry, tuple(open_ones)):
+            del open_ones[kind]
+    return tuple(sorted(open_ones.values(), key=lambda failure: failure.moment, reverse=True))
+
+
+def last_outcomes(entries: Iterable[AccessEntry]) -> dict[str, LastOutcome]:
+    """How the last one of each action ended."""
+    found = {}
+    for entry in entries:
+        if kind_of(entry) and (entry.outcome is Outcome.DONE or is_failure(entry)):
+            seconds = entry.details.get("seconds")
+            found[entry.action.value] = LastOutcome(
+                moment=entry.moment,
+                done=entry.outcome is Outcome.DONE,
+                seconds=float(seconds) if isinstance(seconds, int | float) else None,
+            )
+    return found

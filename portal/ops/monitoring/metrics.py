@@ -1,0 +1,248 @@
+"""The status as metrics for Prometheus: a file for the textfile collector, or a small HTTP server.
+
+Import this module late: it brings the client library. Everything is a gauge, and computed anew each time.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client import CollectorRegistry, generate_latest, start_http_server
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from portal.ops.errors import ConfigurationError, OpsError, RepositoryError
+from portal.ops.monitoring.facts import read_status
+from portal.ops.runtime.logs import engine_log
+from portal.ops.runtime.progress import Clock, utc_now
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+    from wsgiref.simple_server import WSGIServer
+
+    from portal.ops.monitoring.model import ComponentStatus, Status
+    from portal.ops.settings.load import Settings
+
+log = engine_log("portal.ops.monitoring.metrics")
+
+READABLE: Final = "kekkai_backup_repository_readable"
+_FILE_MODE: Final = 0o644
+
+Sample = tuple[str, float]
+"""A value and its label; the label is empty where the metric has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One gauge.
+
+    Arguments:
+        name: as Prometheus' conventions want it.
+        meaning: what the table of the documentation says.
+        label: what tells its values apart; empty where there is one.
+        values: takes them out of a status.
+    """
+
+    name: str
+    meaning: str
+    label: str = ""
+    values: Callable[[Status], Iterable[Sample]]
+
+
+def _each(label: str, name: str, meaning: str, value: Callable[[ComponentStatus], float | None]) -> Metric:
+    def values(status: Status) -> Iterator[Sample]:
+        for one in status.components:
+            if (found := value(one)) is not None:
+                yield one.component.value, found
+
+    return Metric(name=name, meaning=meaning, label=label, values=values)
+
+
+def _one(name: str, meaning: str, value: Callable[[Status], float | None]) -> Metric:
+    def values(status: Status) -> Iterator[Sample]:
+        if (found := value(status)) is not None:
+            yield "", found
+
+    return Metric(name=name, meaning=meaning, values=values)
+
+
+def _lasts(status: Status) -> float | None:
+    left = status.forecast.days_left if status.forecast else None
+    return None if left is None else left * 86400.0
+
+
+METRICS: Final = (
+    _each(
+        "component",
+        "kekkai_backup_newest_timestamp_seconds",
+        "When the newest backup was made",
+        lambda one: one.newest.moment.timestamp() if one.newest else None,
+    ),
+    _each(
+        "component",
+        "kekkai_backup_newest_size_bytes",
+        "Size of the archive that is the newest backup",
+        lambda one: one.newest.size if one.newest else None,
+    ),
+    _each(
+        "component",
+        "kekkai_backup_newest_verified_timestamp_seconds",
+        "When the newest backup that is known to be intact was made",
+        lambda one: one.verified.moment.timestamp() if one.verified else None,
+    ),
+    _each(
+        "component",
+        "kekkai_backup_allowed_age_seconds",
+        "Age that the newest backup may have",
+        lambda one: one.rpo.total_seconds(),
+    ),
+    _each(
+        "component",
+        "kekkai_backup_allowed_verified_age_seconds",
+        "Age that the newest backup known to be intact may have",
+        lambda one: one.verified_age.total_seconds(),
+    ),
+    _one("kekkai_backup_targets_missed", "How many targets are missed", lambda status: len(status.misses)),
+    Metric(
+        name="kekkai_backup_target_missed",
+        meaning="1 for each target that is missed",
+        label="target",
+        values=lambda status: ((miss.target, 1) for miss in status.misses),
+    ),
+    _one("kekkai_backup_archives", "How many archives there are", lambda status: status.facts.archives),
+    _one("kekkai_backup_archives_size_bytes", "Size of all archives", lambda status: status.facts.bytes),
+    _one(
+        "kekkai_backup_archives_damaged", "How many are known to be damaged", lambda status: len(status.facts.damaged)
+    ),
+    _one("kekkai_backup_archives_pinned", "How many are pinned", lambda status: len(status.facts.pins)),
+    _one(
+        "kekkai_backup_disk_free_bytes",
+        "Space left on the repository's disk",
+        lambda status: status.facts.free if status.facts.total else None,
+    ),
+    _one(
+        "kekkai_backup_disk_size_bytes",
+        "Size of the repository's disk",
+        lambda status: status.facts.total or None,
+    ),
+    _one(
+        "kekkai_backup_disk_lasts_seconds",
+        "How long the space lasts at the pace of the last weeks; absent where it does not run out",
+        _lasts,
+    ),
+    _one(
+        "kekkai_backup_drill_timestamp_seconds",
+        "When the last drill was made",
+        lambda status: status.drill.moment.timestamp() if status.drill else None,
+    ),
+    _one(
+        "kekkai_backup_drill_success",
+        "1 where the last drill succeeded, 0 where it did not",
+        lambda status: status.drill.success if status.drill else None,
+    ),
+    _one(
+        "kekkai_backup_drill_rto_seconds",
+        "How long the last successful drill took to restore everything",
+        lambda status: status.drilled.seconds if status.drilled else None,
+    ),
+    Metric(
+        name="kekkai_backup_last_success",
+        meaning="1 where the last one of an action succeeded, 0 where it failed",
+        label="action",
+        values=lambda status: ((action, last.done) for action, last in status.facts.last.items()),
+    ),
+    Metric(
+        name="kekkai_backup_last_timestamp_seconds",
+        meaning="When the last one of an action ended",
+        label="action",
+        values=lambda status: ((action, last.moment.timestamp()) for action, last in status.facts.last.items()),
+    ),
+    Metric(
+        name="kekkai_backup_last_duration_seconds",
+        meaning="How long the last one of an action took",
+        label="action",
+        values=lambda status: (
+            (action, last.seconds) for action, last in status.facts.last.items() if last.seconds is not None
+        ),
+    ),
+    _one(
+        "kekkai_backup_failures", "How many failures nothing has put right", lambda status: len(status.facts.failures)
+    ),
+    _one("kekkai_backup_status_timestamp_seconds", "When all this was read", lambda status: status.moment.timestamp()),
+)
+
+
+class _Statuses(Collector):
+    """Gives the metrics of a status to the client library.
+
+    Arguments:
+        read: makes the status, or raises `OpsError`.
+    """
+
+    def __init__(self, read: Callable[[], Status]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Read the status; where it cannot be read, that is the only metric."""
+        try:
+            status = self._read()
+        except OpsError as error:
+            log.warning("status_unreadable", error=str(error))
+            yield GaugeMetricFamily(READABLE, "0 where the repository cannot be read", 0)
+            return
+        yield GaugeMetricFamily(READABLE, "0 where the repository cannot be read", 1)
+        for metric in METRICS:
+            family = GaugeMetricFamily(metric.name, metric.meaning, labels=[metric.label] if metric.label else [])
+            for label, value in metric.values(status):
+                family.add_metric([label] if metric.label else [], float(value))
+            yield family
+
+
+def registry_of(read: Callable[[], Status]) -> CollectorRegistry:
+    """A registry that reads the status each time it is asked."""
+    registry = CollectorRegistry()
+    registry.register(_Statuses(read))
+    return registry
+
+
+def write_metrics(status: Status, path: Path) -> None:
+    """Write the metrics of a status to a file, which is there as a whole at any moment, and for all to read.
+
+    Raises:
+        RepositoryError: it cannot be written.
+    """
+    data = generate_latest(registry_of(lambda: status))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # the collector takes names that end in .prom
+    try:
+        temporary.write_bytes(data)
+        temporary.chmod(_FILE_MODE)
+        temporary.rename(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RepositoryError(
+            f"cannot write the metrics to {path}: {error.strerror}",
+            hint="Make the directory of BACKUP_METRICS_FILE writable for the user of the backups.",
+        ) from error
+
+
+def serve(settings: Settings, *, port: int, clock: Clock = utc_now) -> WSGIServer:
+    """Serve the metrics at a port, on threads of their own; `shutdown` of what is returned ends that.
+
+    Arguments:
+        port: 0 takes any that is free.
+
+    Raises:
+        ConfigurationError: the port cannot be used.
+    """
+    registry = registry_of(lambda: read_status(settings, clock()))
+    try:
+        server, _ = start_http_server(port, registry=registry)
+    except OSError as error:
+        raise ConfigurationError(
+            f"metrics cannot be served at port {port}: {error.strerror}", hint="Give another BACKUP_METRICS_PORT."
+        ) from error
+    log.info("metrics_served", port=server.server_port)
+    return server

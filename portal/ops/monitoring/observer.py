@@ -1,0 +1,162 @@
+"""What follows once something was done: metrics are written, people are told, the dead-man's URL is called.
+
+It is the observer of the jobs: it never raises, and takes a bounded time. Who starts jobs passes it in; the engine's
+jobs know nothing of it. What serves only those who are told is imported when somebody is: importing it takes longer
+than a small backup.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+from functools import cached_property
+from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote, urlsplit
+
+from portal.ops.errors import OpsError
+from portal.ops.model import BackupId, BackupType
+from portal.ops.monitoring import send as messenger
+from portal.ops.repository.access_log import Action, Outcome
+from portal.ops.runtime.logs import engine_log
+from portal.ops.runtime.progress import Clock, utc_now
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from portal.ops.monitoring.alerts import Notices
+    from portal.ops.monitoring.model import Status
+    from portal.ops.repository.access_log import AccessEntry
+    from portal.ops.settings.database_url import Secret
+    from portal.ops.settings.load import Settings
+
+log = engine_log("portal.ops.monitoring.observer")
+
+_HIDDEN: Final = "********"
+_USER_INFO: Final = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+_SHORTEST_SECRET: Final = 4
+"""A shorter one would turn plain words into asterisks."""
+
+_AT_MOST_EVERY: Final = 60.0
+
+
+class Aftermath:
+    """Does what follows.
+
+    Arguments:
+        settings: where metrics go, who is told, what is called, and what may not be told.
+        clock: what time it is.
+    """
+
+    def __init__(self, settings: Settings, *, clock: Clock = utc_now) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._secrets = sorted(secret_words(settings), key=len, reverse=True)
+        self._refreshed = -_AT_MOST_EVERY
+
+    def __call__(self, entry: AccessEntry) -> None:
+        """Something was done. Of many in a row (verifications, removals) the status is not read after each."""
+        quiet = entry.outcome is Outcome.DONE and (entry.action is Action.VERIFY or "archives" in entry.details)
+        try:
+            self._ping(entry)
+            status = None
+            if not quiet or self._is_due:
+                status = self._read()
+            self._follow(entry, status)
+        except Exception as error:
+            log.warning("aftermath_failed", reason=type(error).__name__)
+
+    def refresh(self, status: Status | None = None) -> None:
+        """Time has passed: targets may be missed by now. Asked for too often, it does nothing.
+
+        Arguments:
+            status: how it stands, where that is known already.
+        """
+        try:
+            if status or self._is_due:
+                self._follow(None, status or self._read())
+        except Exception as error:
+            log.warning("aftermath_failed", reason=type(error).__name__)
+
+    @cached_property
+    def _notices(self) -> Notices:
+        from portal.ops.monitoring.alerts import Notices
+
+        return Notices(self._settings.local_path, host=socket.gethostname(), tell=self._tell, clock=self._clock)
+
+    @property
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._refreshed >= _AT_MOST_EVERY
+
+    def _follow(self, entry: AccessEntry | None, status: Status | None) -> None:
+        targets = self._settings.targets
+        if status and targets.metrics_file:
+            from portal.ops.monitoring.metrics import write_metrics
+
+            try:
+                write_metrics(status, targets.metrics_file)
+            except OpsError as error:
+                log.warning("metrics_unwritten", error=str(error))
+        if targets.notify_urls:
+            self._notices.after(entry, status.misses if status else None)
+
+    def _read(self) -> Status | None:
+        """How it stands, where anybody wants to know and it can be read."""
+        targets = self._settings.targets
+        if not (targets.metrics_file or targets.notify_urls):
+            return None
+        from portal.ops.monitoring.facts import read_status
+
+        self._refreshed = time.monotonic()
+        try:
+            return read_status(self._settings, self._clock())
+        except OpsError as error:
+            log.warning("status_unreadable", error=str(error))
+            return None
+
+    def _ping(self, entry: AccessEntry) -> None:
+        url = self._settings.targets.ping_url
+        if not url or entry.action is not Action.BACKUP:
+            return
+        from portal.ops.monitoring.failures import is_failure
+
+        backup_id = BackupId.parse(entry.subject)
+        if backup_id and backup_id.type is BackupType.FULL:
+            messenger.ping(url, failed=is_failure(entry))
+
+    def _tell(self, title: str, text: str) -> bool:
+        urls = self._settings.targets.notify_urls
+        return urls is not None and messenger.notify(urls, self._scrubbed(title), self._scrubbed(text))
+
+    def _scrubbed(self, text: str) -> str:
+        """The text without any secret, should one have come into an error of another program."""
+        for word in self._secrets:
+            text = text.replace(word, _HIDDEN)
+        return _USER_INFO.sub(_HIDDEN, text)
+
+
+def secret_words(settings: Settings) -> set[str]:
+    """Everything that may not be told: the secrets, and of URLs the password too."""
+    worker, targets = settings.worker, settings.targets
+    given: list[Secret | None] = [
+        settings.database.password,
+        worker.broker_url,
+        worker.result_backend,
+        worker.flower_password,
+        targets.notify_urls,
+        targets.ping_url,
+    ]
+    found = {word for secret in given if secret for word in _words(secret.reveal())}
+    return {word for word in found if len(word) >= _SHORTEST_SECRET}
+
+
+def _words(secret: str) -> Iterator[str]:
+    yield secret
+    for url in secret.split():
+        yield url
+        try:
+            password = urlsplit(url).password
+        except ValueError:
+            continue
+        if password:
+            yield from (password, unquote(password))

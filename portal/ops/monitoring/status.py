@@ -1,0 +1,153 @@
+"""How it stands with the backups: facts held against targets. Facts, targets and the time go in; a status comes out."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Final
+
+from portal.ops.model import Component
+from portal.ops.monitoring.forecast import forecast
+from portal.ops.monitoring.model import Archive, ComponentStatus, Drill, Facts, Miss, Status
+
+if TYPE_CHECKING:
+    from portal.ops.settings.load import TargetSettings
+
+SPACE_WARNING: Final = timedelta(days=14)
+"""Space that lasts for less is a target missed."""
+
+_COMMANDS: Final = {
+    Component.DATABASE: "'./tools/backup.sh database'",
+    Component.MEDIA: "'./tools/backup.sh media'",
+    Component.AUDIT_LOGS: "'./tools/backup.sh full'",
+}
+
+
+def evaluate(facts: Facts, targets: TargetSettings, now: datetime) -> Status:
+    """Hold the facts against the targets."""
+    components = tuple(_component(component, facts, targets, now) for component in facts.components)
+    last = facts.drills[0] if facts.drills else None
+    drilled = next((drill for drill in facts.drills if drill.success), None)
+    foreseen = forecast(facts.usages, free=facts.free) if facts.total else None
+    days_left = foreseen.days_left if foreseen else None
+    misses = [
+        *(miss for component in components for miss in component.misses),
+        *_missed_drill(last, drilled, facts, targets.drill_age, now),
+        *_missed_space(days_left),
+    ]
+    return Status(
+        moment=now,
+        facts=facts,
+        components=components,
+        drill=last,
+        drilled=drilled,
+        drill_age=targets.drill_age,
+        misses=tuple(misses),
+        forecast=foreseen,
+    )
+
+
+def _component(component: Component, facts: Facts, targets: TargetSettings, now: datetime) -> ComponentStatus:
+    rpo = {
+        Component.DATABASE: targets.rpo_database,
+        Component.MEDIA: targets.rpo_media,
+        Component.AUDIT_LOGS: targets.rpo_audit_logs,
+    }[component]
+    newest, verified = facts.newest.get(component), facts.verified.get(component)
+    misses = []
+    if late := _late(newest, rpo, now):
+        misses.append(
+            Miss(
+                target=f"rpo_{component.value}",
+                what=f"the newest backup of the {spoken(component)} is {late}" if newest else _none(component, facts),
+                mend=f"{_COMMANDS[component]} makes one now; then see why none was made by itself.",
+            )
+        )
+    due = verified is not None or _is_overdue(facts.first.get(component), targets.verified_age, now)
+    if due and (late := _late(verified, targets.verified_age, now)):
+        newest_of = f"the newest backup of the {spoken(component)} that is known to be intact"
+        misses.append(
+            Miss(
+                target=f"verified_{component.value}",
+                what=f"{newest_of} is {late}" if verified else f"no backup of the {spoken(component)} was verified yet",
+                mend=f"'./tools/backup.sh verify {newest.backup_id if newest else 'latest'} --level dump' does it now.",
+            )
+        )
+    return ComponentStatus(
+        component=component,
+        newest=newest,
+        verified=verified,
+        rpo=rpo,
+        verified_age=targets.verified_age,
+        misses=tuple(misses),
+    )
+
+
+def _missed_drill(
+    last: Drill | None, drilled: Drill | None, facts: Facts, allowed: timedelta, now: datetime
+) -> list[Miss]:
+    """A drill that failed misses the target too: what it tried could not be restored."""
+    mend = "'./tools/backup.sh drill' tries a restore now; it does not touch what is live."
+    if last is not None and not last.success:
+        return [Miss(target="drill", what=f"the last drill, of {last.backup_id}, failed: {last.error}", mend=mend)]
+    if drilled is None:
+        first = min(facts.first.values(), default=None)
+        if not _is_overdue(first, allowed, now):
+            return []
+        return [Miss(target="drill", what="no restore was ever tried", mend=mend)]
+    if (age := now - drilled.moment) > allowed:
+        what = f"the last successful drill was {span(age)} ago, and {span(allowed)} are allowed"
+        return [Miss(target="drill", what=what, mend=mend)]
+    return []
+
+
+def _missed_space(days_left: int | None) -> list[Miss]:
+    if days_left is None or days_left >= SPACE_WARNING.days:
+        return []
+    return [
+        Miss(
+            target="space",
+            what=f"at the pace of the last weeks the space lasts for {days_left} more days",
+            mend="Keep less (BACKUP_RETENTION_DAYS or BACKUP_RETENTION_RULES, then './tools/backup.sh prune'), "
+            "or move to a larger disk.",
+        )
+    ]
+
+
+def _late(archive: Archive | None, allowed: timedelta, now: datetime) -> str:
+    """By how much the allowed age is exceeded, in words; empty where it is not."""
+    if archive is None:
+        return "missing"
+    age = now - archive.moment
+    return f"{span(age)} old, and {span(allowed)} are allowed" if age > allowed else ""
+
+
+def _none(component: Component, facts: Facts) -> str:
+    return f"there is no {'whole ' if facts.archives else ''}backup of the {spoken(component)}"
+
+
+def _is_overdue(first: datetime | None, allowed: timedelta, now: datetime) -> bool:
+    """Whether there was time enough since the first backup; where there is none, that is what is missing."""
+    return first is not None and now - first > allowed
+
+
+def spoken(component: Component) -> str:
+    """What people call it."""
+    return {Component.DATABASE: "database", Component.MEDIA: "uploads", Component.AUDIT_LOGS: "audit log"}[component]
+
+
+def span(time: timedelta) -> str:
+    """An age as people say it: ``90 s``, ``45 min``, ``26 h``, ``3 days``."""
+    seconds = max(0, round(time.total_seconds()))
+    for size, most, unit in ((1, 120, "s"), (60, 120, "min"), (3600, 48, "h")):
+        if seconds < most * size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds // 86400} days"
+
+
+def duration(seconds: float) -> str:
+    """How long something took, to the second: ``45 s``, ``2:09 min``, ``1:02:09 h``."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02d}:{rest:02d} h"
+    return f"{minutes}:{rest:02d} min" if minutes else f"{rest} s"

@@ -1,0 +1,117 @@
+"""A status for people: one screen, the verdict in its first line."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+from portal.ops.monitoring.status import duration, span, spoken
+from portal.ops.runtime.logs import human_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from datetime import datetime
+
+    from portal.ops.monitoring.model import Archive, ComponentStatus, Status
+
+_MOST: Final = 4
+_LABEL: Final = 11
+
+
+def status_lines(status: Status) -> list[str]:
+    """The lines of a status."""
+    return [*_verdict(status), "", *_table(status), "", *_rest(status)]
+
+
+def _verdict(status: Status) -> Iterator[str]:
+    if not status.facts.archives:
+        yield f"NOT OK: there is no archive in {status.facts.repository} yet"
+        yield "  - './tools/backup.sh full' makes the first one"
+        return
+    if status.ok:
+        yield f"OK: every target is met ({', '.join(spoken(one.component) for one in status.components)}, drill, space)"
+        return
+    yield f"NOT OK: {len(status.misses)} {'target is' if len(status.misses) == 1 else 'targets are'} missed"
+    for miss in status.misses:
+        yield f"  - {miss.what}"
+        yield f"    {miss.mend}"
+
+
+def _table(status: Status) -> Iterator[str]:
+    yield f"{'':<{_LABEL}}{'newest':<11}{'allowed':<10}{'verified':<22}{'allowed':<10}"
+    for one in status.components:
+        yield _row(one, status.moment)
+    drill = status.drill
+    how = span(status.moment - drill.moment) if drill else "never"
+    missed = any(miss.target == "drill" for miss in status.misses)
+    state = "MISSED" if missed else "ok" if drill else "not due"
+    rto = f"restored in {duration(status.drilled.seconds)}" if status.drilled else ""
+    if drill and not drill.success:
+        rto = "failed"
+    yield f"{'drill':<{_LABEL}}{how:<11}{span(status.drill_age):<10}{rto:<32}{state}"
+
+
+def _row(one: ComponentStatus, now: datetime) -> str:
+    newest = span(now - one.newest.moment) if one.newest else "none"
+    verified = _verified(one.verified, now)
+    state = "MISSED" if one.misses else "ok"
+    return (
+        f"{spoken(one.component):<{_LABEL}}{newest:<11}{span(one.rpo):<10}"
+        f"{verified:<22}{span(one.verified_age):<10}{state}"
+    )
+
+
+def _verified(archive: Archive | None, now: datetime) -> str:
+    return f"{span(now - archive.moment)} ({archive.level})" if archive else "none"
+
+
+def _rest(status: Status) -> Iterator[str]:
+    facts, now = status.facts, status.moment
+    yield from _entry("newest", [one.newest.backup_id for one in status.components if one.newest])
+    yield f"{'space':<{_LABEL}}{facts.archives} archives, {human_bytes(facts.bytes)}; {_free(status)}"
+    yield f"{'':<{_LABEL}}{_outlook(status)}"
+    yield from _entry(
+        "failed",
+        [
+            f"{failure.kind}, {span(now - failure.moment)} ago: {failure.error or 'no reason was noted'}"
+            + (f"\n{'':<{_LABEL}}  {failure.hint}" if failure.hint else "")
+            for failure in facts.failures
+        ],
+    )
+    yield from _entry("damaged", list(facts.damaged))
+    yield from _entry("not whole", [_not_whole(fault, names) for fault, names in facts.not_whole.items()])
+    yield from _entry("cut off", [f"{restore}; any restore or rollback settles it" for restore in facts.cut_off])
+    yield from _entry("pinned", [f"{name}  {reason}".rstrip() for name, reason in facts.pins.items()])
+    yield from _entry(
+        "restores", [f"{restore} of {archive}, can be taken back" for restore, archive, _ in facts.restores]
+    )
+
+
+def _not_whole(fault: str, names: Sequence[str]) -> str:
+    more = f" and {len(names) - 1} older" if len(names) > 1 else ""
+    return f"{names[0]}{more}: {fault}"
+
+
+def _entry(label: str, texts: list[str]) -> Iterator[str]:
+    """A few of the texts, one a line."""
+    texts = list(dict.fromkeys(texts))
+    for number, text in enumerate(texts[:_MOST]):
+        yield f"{label if number == 0 else '':<{_LABEL}}{text}"
+    if len(texts) > _MOST:
+        yield f"{'':<{_LABEL}}and {len(texts) - _MOST} more"
+
+
+def _free(status: Status) -> str:
+    facts = status.facts
+    return f"{human_bytes(facts.free)} free of {human_bytes(facts.total)}" if facts.total else "the disk cannot be seen"
+
+
+def _outlook(status: Status) -> str:
+    foreseen = status.forecast
+    if foreseen is None:
+        return f"too little history to say how long that lasts ({status.facts.history_days} whole days)"
+    pace = f"about {human_bytes(foreseen.added_per_day)} a day"
+    if foreseen.days_left is None:
+        return f"{pace}; with what is removed, that lasts"
+    day = (status.moment + timedelta(days=foreseen.days_left)).date()
+    return f"{pace}; full on about {day.isoformat()}, in {foreseen.days_left} days"

@@ -1,0 +1,134 @@
+"""Choosing the PostgreSQL client program (pg_dump, pg_restore) that fits a server.
+
+pg_dump refuses a server that is newer than itself, and a dump of a newer pg_dump is not readable by an older
+pg_restore. So the program of the server's own major version comes first, and the oldest newer one is second best.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from portal.ops.errors import ClientToolError
+from portal.ops.runtime.process import run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from portal.ops.runtime.process import ProcessRunner
+
+_PLACES = ("usr/lib/postgresql/{major}/bin", "usr/pgsql-{major}/bin", "usr/local/pgsql-{major}/bin")
+_UNVERSIONED_PLACES = ("usr/local/pgsql/bin",)
+_VERSION = re.compile(r"\(PostgreSQL\) ((\d+)\S*)")
+_VERSION_SECONDS = 10.0
+_INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
+_INHERITED_PREFIXES = ("PG", "KRB5")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientTool:
+    """A client program that was run and told its version."""
+
+    path: Path
+    version: str
+    major: int
+
+
+def find_client(
+    program: str,
+    server_major: int,
+    *,
+    runner: ProcessRunner,
+    bin_dir: Path | None = None,
+    root: Path = Path("/"),
+    search_path: str | None = None,
+) -> ClientTool:
+    """Find the client program for a server.
+
+    Arguments:
+        program: such as ``pg_dump``.
+        server_major: major version of the server, such as 17.
+        bin_dir: the only directory to look in (BACKUP_PG_BIN_DIR); None looks everywhere.
+        root: where the usual places are looked for.
+        search_path: the directories that come after them; None means PATH.
+
+    Raises:
+        ClientToolError: there is none, or only ones that are older than the server.
+    """
+    found = []
+    for path in _candidates(program, server_major, bin_dir, root, search_path):
+        tool = _probe(path, runner)
+        if tool is not None and tool.major == server_major:
+            return tool
+        if tool is not None:
+            found.append(tool)
+    if not found:
+        raise _missing(program, server_major, bin_dir)
+    newer = [tool for tool in found if tool.major > server_major]
+    if not newer:
+        raise _too_old(program, server_major, max(found, key=_by_major), bin_dir)
+    return min(newer, key=_by_major)
+
+
+def client_environment() -> dict[str, str]:
+    """Return the environment for a client program: what it may need of this one's, and messages in English."""
+    inherited = {
+        name: value for name, value in os.environ.items() if name in _INHERITED or name.startswith(_INHERITED_PREFIXES)
+    }
+    return inherited | {"LC_ALL": "C"}
+
+
+def _candidates(
+    program: str, server_major: int, bin_dir: Path | None, root: Path, search_path: str | None
+) -> Iterator[Path]:
+    """Yield the places to look at: those of the server's version, PATH, and those of other versions."""
+    if bin_dir is not None:
+        yield bin_dir / program
+        return
+    for place in _PLACES:
+        yield root / place.format(major=server_major) / program
+    on_path = shutil.which(program, path=search_path)
+    if on_path is not None:
+        yield Path(on_path)
+    for place in _PLACES:
+        yield from sorted(root.glob(f"{place.format(major='*')}/{program}"))
+    for place in _UNVERSIONED_PLACES:
+        yield root / place / program
+
+
+def _probe(path: Path, runner: ProcessRunner) -> ClientTool | None:
+    """Ask a program for its version; None if it is not there or does not work."""
+    try:
+        answer = run(runner, [path, "--version"], environment=client_environment(), timeout_seconds=_VERSION_SECONDS)
+    except (OSError, TimeoutError):
+        return None
+    match = _VERSION.search(answer.stdout)
+    if answer.returncode != 0 or match is None:
+        return None
+    return ClientTool(path=path, version=match[1], major=int(match[2]))
+
+
+def _by_major(tool: ClientTool) -> int:
+    return tool.major
+
+
+def _missing(program: str, server_major: int, bin_dir: Path | None) -> ClientToolError:
+    where = "" if bin_dir is None else f" in {bin_dir} (BACKUP_PG_BIN_DIR)"
+    return ClientToolError(f"{program} not found{where}", hint=_install_hint(server_major, bin_dir))
+
+
+def _too_old(program: str, server_major: int, best: ClientTool, bin_dir: Path | None) -> ClientToolError:
+    verb = "dump" if program == "pg_dump" else "work with"
+    return ClientToolError(
+        f"{program} {best.major} cannot {verb} a version {server_major} server ({best.path})",
+        hint=_install_hint(server_major, bin_dir),
+    )
+
+
+def _install_hint(server_major: int, bin_dir: Path | None) -> str:
+    hint = f"apt-get install postgresql-client-{server_major}"
+    return hint if bin_dir is None else f"{hint}, and point BACKUP_PG_BIN_DIR at its programs or leave it unset"

@@ -1,0 +1,237 @@
+"""One dump of the portal's database: pg_dump in an exported snapshot, with the rows of every table counted beside it.
+
+    1 a transaction fixes the snapshot, and locks every table against TRUNCATE and DROP
+    2 pg_dump starts in that snapshot; its output is for the caller to read
+    3 meanwhile another connection counts the rows in the same snapshot
+    4 both end, and only then is the dump worth anything
+
+It takes three connections. Import this module late: it brings the database driver.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import psycopg
+from psycopg.sql import SQL
+
+from portal.ops.errors import DumpFailedError
+from portal.ops.postgres.client_tools import find_client
+from portal.ops.postgres.connection import connect, conninfo, explained_errors, libpq_environment
+from portal.ops.postgres.failures import explain_dump_failure
+from portal.ops.postgres.inspection import check_readable, read_facts
+from portal.ops.postgres.row_counts import SnapshotCount, list_tables, table_sizes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from portal.ops.postgres.client_tools import ClientTool
+    from portal.ops.postgres.connection import Connection
+    from portal.ops.postgres.inspection import ServerFacts
+    from portal.ops.postgres.row_counts import Table
+    from portal.ops.runtime.process import ProcessRunner, RunningProcess
+    from portal.ops.settings.load import DatabaseTarget
+
+_HOLDERS = """
+    SELECT relation::regclass::text, pid FROM pg_locks
+    WHERE relation = ANY(%s::bigint[]::oid[]) AND granted AND mode = 'AccessExclusiveLock' ORDER BY 1
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DumpFacts:
+    """What is known of a dump that is whole.
+
+    Arguments:
+        server_version: as the server writes it, such as ``17.10``.
+        pg_dump_version: the same of the program.
+        row_counts: number of rows in the dump by table, ``schema.table`` quoted where SQL needs it.
+    """
+
+    server_version: str
+    server_major: int
+    pg_dump_version: str
+    row_counts: dict[str, int]
+
+
+def open_dump(
+    target: DatabaseTarget,
+    *,
+    runner: ProcessRunner,
+    timeout_seconds: float,
+    bin_dir: Path | None = None,
+    lock_timeout_seconds: float = 60.0,
+) -> DatabaseDump:
+    """Start a dump. Call this from a thread that stays until the dump has ended: pg_dump ends with it.
+
+    Arguments:
+        target: the database.
+        runner: what starts pg_dump.
+        timeout_seconds: time for the whole dump; pg_dump is killed after it.
+        bin_dir: the only directory to look for pg_dump in; None looks everywhere.
+        lock_timeout_seconds: how long to wait for a table that another session has locked.
+
+    Raises:
+        SourceError: the server cannot be reached, the user may not read everything, a table stays locked, or there is
+            no pg_dump that fits; each as an error of its own.
+    """
+    with ExitStack() as opened, explained_errors(target):
+        connection = opened.enter_context(closing(connect(target)))
+        lock_seconds = min(lock_timeout_seconds, timeout_seconds)
+        snapshot = _export_snapshot(connection, lock_seconds)
+        check_readable(connection)
+        server = read_facts(connection)
+        tool = find_client("pg_dump", server.major, runner=runner, bin_dir=bin_dir)
+        tables = list_tables(connection)
+        _lock(connection, tables, lock_seconds)
+        sizes = table_sizes(connection, tables)
+        command = _command(tool, target, snapshot, lock_seconds)
+        process = runner.start(command, environment=libpq_environment(target))
+        opened.callback(process.stdout.close)
+        opened.callback(process.kill)
+        count = SnapshotCount(connect(target), snapshot, tables)
+        opened.callback(count.cancel)
+        parts = _Parts(
+            target=target, server=server, tool=tool, tables=tables, sizes=sizes, process=process, count=count
+        )
+        return DatabaseDump(parts, timeout_seconds, opened.pop_all())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    """What a running dump consists of."""
+
+    target: DatabaseTarget
+    server: ServerFacts
+    tool: ClientTool
+    tables: Sequence[Table]
+    sizes: dict[str, int]
+    process: RunningProcess
+    count: SnapshotCount
+
+
+class DatabaseDump:
+    """A dump that runs; made by `open_dump`. Leaving its context ends everything that belongs to it.
+
+    Read `stdout` to its end, then call `finish`: an end of the stream alone does not mean that the dump is whole.
+
+    Arguments:
+        opened: what has to be closed in the end.
+    """
+
+    def __init__(self, parts: _Parts, timeout_seconds: float, opened: ExitStack) -> None:
+        self._parts = parts
+        self._timeout_seconds = timeout_seconds
+        self._opened = opened
+        self._expired = threading.Event()
+        self.stdout = parts.process.stdout
+        self.server = parts.server
+        self.expected_tables = len(parts.tables)
+        self.table_names = tuple(table.name for table in parts.tables)
+        self.table_bytes = parts.sizes
+        self.estimated_bytes = sum(parts.sizes.values())
+        timer = threading.Timer(timeout_seconds, self._expire)
+        timer.daemon = True
+        timer.start()
+        opened.callback(timer.cancel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.abort()
+
+    def finish(self) -> DumpFacts:
+        """Wait until pg_dump and the count have ended.
+
+        Raises:
+            DumpFailedError: pg_dump failed, was killed, or took too long (a retry can help).
+            SourceError: another error of its kind, where pg_dump's words tell more.
+        """
+        with self._opened, explained_errors(self._parts.target):
+            returncode = self._parts.process.wait()
+            if self._expired.is_set():
+                raise self._too_slow()
+            if returncode != 0:
+                raise explain_dump_failure(returncode, self._parts.process.stderr_tail())
+            return DumpFacts(
+                server_version=self._parts.server.version,
+                server_major=self._parts.server.major,
+                pg_dump_version=self._parts.tool.version,
+                row_counts=self._row_counts(),
+            )
+
+    def abort(self) -> None:
+        """End pg_dump, the count and the transaction; harmless after the end."""
+        self._opened.close()
+
+    def _row_counts(self) -> dict[str, int]:
+        try:
+            return self._parts.count.result()
+        except psycopg.Error:
+            if self._expired.is_set():
+                raise self._too_slow() from None
+            raise
+
+    def _expire(self) -> None:
+        self._expired.set()
+        self._parts.process.kill()
+        self._parts.count.cancel()
+
+    def _too_slow(self) -> DumpFailedError:
+        return DumpFailedError(
+            f"the dump of {self._parts.target.name} did not end within {self._timeout_seconds:g} s and was stopped",
+            hint="see whether the server or the reader of the dump hangs, or allow more time",
+        )
+
+
+def _export_snapshot(connection: Connection, lock_seconds: float) -> str:
+    connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    connection.execute("SELECT set_config('lock_timeout', %s, true)", [f"{_milliseconds(lock_seconds)}ms"])
+    row = connection.execute("SELECT pg_export_snapshot()").fetchone()
+    assert row is not None
+    return str(row[0])
+
+
+def _lock(connection: Connection, tables: Sequence[Table], timeout_seconds: float) -> None:
+    """Lock the tables as pg_dump does, so that the count and the dump see the same whatever happens meanwhile."""
+    if not tables:
+        return
+    names = SQL(", ").join(SQL("ONLY {}").format(table.identifier) for table in tables)
+    try:
+        connection.execute(SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(names))
+    except psycopg.errors.LockNotAvailable as error:
+        connection.execute("ROLLBACK")
+        raise _locked(connection, tables, timeout_seconds) from error
+    except psycopg.errors.UndefinedTable as error:
+        raise DumpFailedError(f"the schema changed: {error.diag.message_primary}", hint="try again") from error
+
+
+def _locked(connection: Connection, tables: Sequence[Table], timeout_seconds: float) -> DumpFailedError:
+    holders = connection.execute(_HOLDERS, [[table.oid for table in tables]]).fetchall()
+    which = ", ".join(f"{name} (by process {pid} of the server)" for name, pid in holders) or "a table"
+    return DumpFailedError(
+        f"another session kept {which} locked for more than {timeout_seconds:g} s",
+        hint="perhaps a migration: see pg_stat_activity, and try again when it is done",
+    )
+
+
+def _command(tool: ClientTool, target: DatabaseTarget, snapshot: str, lock_seconds: float) -> list[str]:
+    return [
+        str(tool.path),
+        "--format=custom",
+        "--compress=0",
+        "--no-password",
+        f"--snapshot={snapshot}",
+        f"--lock-wait-timeout={_milliseconds(lock_seconds)}",
+        f"--dbname={conninfo(target)}",
+    ]
+
+
+def _milliseconds(seconds: float) -> int:
+    """Return at least 1: to PostgreSQL a limit of 0 is none."""
+    return max(1, round(seconds * 1000))

@@ -1,0 +1,116 @@
+"""A dump on its way to pg_restore: read from its archive as often as it is needed, or put in a file first.
+
+A file goes through the page cache, where pg_restore finds it again, and is never synced: it is worth nothing after a
+crash.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass, field
+from queue import Queue
+from typing import TYPE_CHECKING, Final, Self
+
+from portal.ops.errors import RestoreError
+from portal.ops.postgres.dump_format import HEAD_BYTES, dump_major
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from portal.ops.runtime.progress import Advance
+
+_AHEAD: Final = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dump:
+    """A dump that can be read from its start as often as it is asked for.
+
+    Arguments:
+        open: gives its content, piece by piece; may be open more than once at a time.
+        path: where it is put by `save`.
+        weights: how large each table's part of it is against the others', by the manifest's name of the table.
+        advance: called with every number of bytes that has been read of it, once.
+    """
+
+    open: Callable[[], AbstractContextManager[Iterator[memoryview]]]
+    path: Path
+    weights: Mapping[str, int] = field(default_factory=dict)
+    advance: Advance = lambda _: None
+
+    def major(self) -> int | None:
+        """The version of the pg_dump that wrote it; nothing where it is no dump in the custom format."""
+        with self.open() as content:
+            return dump_major(bytes(next(content, memoryview(b""))[:HEAD_BYTES]))
+
+    def save(self) -> None:
+        """Put it in its file. Raises what reading raises, and OSError where it cannot be written."""
+        with self.open() as content:
+            write_dump(self.path, content, self.advance)
+
+
+def read_dump_major(path: Path) -> int | None:
+    """What `Dump.major` says of a dump that is in a file.
+
+    Raises:
+        RestoreError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return dump_major(file.read(HEAD_BYTES))
+    except OSError as error:
+        raise RestoreError(
+            f"cannot read the dump {path}: {error.strerror}", hint="start the restore again from the archive"
+        ) from error
+
+
+def write_dump(path: Path, content: Iterable[memoryview], advance: Advance = lambda _: None) -> None:
+    """Write a dump; a thread writes each piece while the next one is being made.
+
+    Arguments:
+        advance: called with every number of bytes that was handed to the thread.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    with _Writer(path) as writer:
+        for piece in content:
+            writer.write(piece)
+            advance(len(piece))
+
+
+class _Writer:
+    """A thread that writes one file; leaving the context waits for it."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._pieces: Queue[memoryview | None] = Queue(_AHEAD)
+        self._failure: OSError | None = None
+        self._thread = threading.Thread(target=self._work, name="dump-file", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._pieces.put(None)
+        self._thread.join()
+        os.close(self._descriptor)
+        if self._failure and kind is None:
+            raise self._failure
+
+    def write(self, piece: memoryview) -> None:
+        if self._failure:
+            raise self._failure
+        self._pieces.put(piece)
+
+    def _work(self) -> None:
+        while (piece := self._pieces.get()) is not None:
+            try:
+                while piece and not self._failure:
+                    piece = piece[os.write(self._descriptor, piece) :]
+            except OSError as error:
+                self._failure = error

@@ -1,0 +1,367 @@
+"""The access log: who did what with the backups, when, and how it ended; `.access.jsonl` in the repository.
+
+It is only ever appended to. Each line holds the hash of the one before and its own, the SHA-256 of its canonical JSON,
+so a line that is changed, removed, put in or moved is found. That the end was cut off cannot be seen in the file, so
+the number and hash of the last line are kept in a second one, `.access.head`.
+
+A crash may leave the last line torn. Whoever appends next ends it, and says in the new line what was torn: so it is
+known from a line that somebody has tampered with. Writing the log never breaks the work that is logged.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import pwd
+import signal
+import socket
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Final
+
+from portal.ops.errors import OpsError, RepositoryError
+from portal.ops.repository.access_check import Check
+from portal.ops.repository.access_entry import (
+    START,
+    VERSION,
+    AccessEntry,
+    AccessReport,
+    Action,
+    Observer,
+    Outcome,
+    canonical,
+    decode,
+    sealed,
+)
+from portal.ops.repository.repository import give_to_owner, try_lock, write_durably
+from portal.ops.runtime.logs import engine_log
+from portal.ops.runtime.progress import utc_now
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from datetime import datetime
+
+    from portal.ops.repository.repository import Repository
+    from portal.ops.runtime.progress import Clock
+
+log = engine_log("portal.ops.repository.access_log")
+
+__all__ = [
+    "START",
+    "AccessEntry",
+    "AccessLog",
+    "AccessReport",
+    "Action",
+    "Observer",
+    "Outcome",
+    "Witness",
+    "process_user",
+    "sudo_user",
+]
+
+NAME: Final = ".access.jsonl"
+HEAD_NAME: Final = ".access.head"
+
+_HINT: Final = "\n  hint: "
+_AGAIN: Final = (
+    "Start it again to have it done; what was not finished has been taken back, or the next one goes on with it."
+)
+_LOCK_SECONDS: Final = 10.0
+_POLL_SECONDS: Final = 0.02
+_TAIL_BYTES: Final = 64 << 10
+
+
+class AccessLog:
+    """The access log of a repository."""
+
+    def __init__(self, repository: Repository) -> None:
+        self.path = repository.path / NAME
+        self.head_path = repository.path / HEAD_NAME
+
+    def append(
+        self,
+        action: Action,
+        subject: str,
+        outcome: Outcome,
+        *,
+        who: str,
+        host: str,
+        moment: datetime,
+        **details: Any,
+    ) -> AccessEntry | None:
+        """Add a line, durably; nothing where it could not be written, which is logged and breaks nothing."""
+        try:
+            with self._locked() as descriptor:
+                entry = self._next(descriptor, action, subject, outcome, who, host, moment, details)
+                self._write(descriptor, entry)
+        except (OpsError, OSError) as error:
+            log.warning("access_unlogged", action=action.value, error=str(error))
+            return None
+        return entry
+
+    def entries(self) -> Iterator[AccessEntry]:
+        """Every line that makes sense, the oldest first.
+
+        Raises:
+            RepositoryError: the log cannot be read.
+        """
+        for line in self._lines():
+            if entry := decode(line):
+                yield entry
+
+    def recent(self, most_bytes: int = 4 << 20) -> list[AccessEntry]:
+        """The last lines that make sense, the oldest first: so many bytes of them.
+
+        Raises:
+            RepositoryError: the log cannot be read.
+        """
+        try:
+            with self.path.open("rb") as file:
+                start = max(0, os.fstat(file.fileno()).st_size - most_bytes)
+                file.seek(start)
+                lines = file.read().split(b"\n")
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise self._unreadable(error) from error
+        return [entry for line in lines[1 if start else 0 :] if (entry := decode(line))]
+
+    def verify(self) -> AccessReport:
+        """Whether every line is as it was written, and none is missing.
+
+        Raises:
+            RepositoryError: the log cannot be read.
+        """
+        check = Check()
+        for line in self._lines():
+            check.line(line)
+        try:
+            head = self._head()
+        except ValueError:
+            head = None
+            check.fault(f"{self.head_path.name} makes no sense, so that a cut at the end cannot be noticed")
+        else:
+            check.head(head, self.head_path.name)
+        return check.report()
+
+    # -- writing ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _locked(self) -> Iterator[int]:
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            give_to_owner(descriptor, self.path.parent)
+            deadline = time.monotonic() + _LOCK_SECONDS
+            while not try_lock(descriptor, fcntl.LOCK_EX):
+                if time.monotonic() >= deadline:
+                    raise RepositoryError(f"{self.path} is locked by another process", hint="Look at that process.")
+                time.sleep(_POLL_SECONDS)
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _next(
+        self,
+        descriptor: int,
+        action: Action,
+        subject: str,
+        outcome: Outcome,
+        who: str,
+        host: str,
+        moment: datetime,
+        details: Mapping[str, Any],
+    ) -> AccessEntry:
+        """The line that follows the last one; where the end was cut off, the gap is left to be seen."""
+        number, previous, torn = _last(descriptor)
+        try:
+            head = self._head()
+        except ValueError:
+            head = None
+        if head and head[0] > number:
+            number, previous = head
+        entry = AccessEntry(
+            number=number + 1,
+            moment=moment,
+            who=who,
+            host=host,
+            action=action,
+            subject=subject,
+            outcome=outcome,
+            details=details,
+            previous=previous,
+            torn=sha256(torn).hexdigest() if torn else "",
+        )
+        return sealed(entry)
+
+    def _write(self, descriptor: int, entry: AccessEntry) -> None:
+        size = os.fstat(descriptor).st_size
+        is_ended = size == 0 or os.pread(descriptor, 1, size - 1) == b"\n"
+        data = (b"" if is_ended else b"\n") + canonical(entry.to_dict()) + b"\n"
+        try:
+            if os.write(descriptor, data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(descriptor)
+        except BaseException:
+            os.ftruncate(descriptor, size)
+            raise
+        text = json.dumps({"version": VERSION, "number": entry.number, "hash": entry.hash})
+        write_durably(self.head_path, text.encode("ascii") + b"\n")
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    def _lines(self) -> Iterator[bytes]:
+        try:
+            with self.path.open("rb") as file:
+                yield from file
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: OSError) -> RepositoryError:
+        return RepositoryError(
+            f"cannot read {self.path}: {error.strerror}", hint="Run this as the user that the backups belong to."
+        )
+
+    def _head(self) -> tuple[int, str] | None:
+        """Number and hash of the last line, as they were written down; ValueError where that makes no sense."""
+        try:
+            found = json.loads(self.head_path.read_bytes())
+            number, own = int(found["number"]), str(found["hash"])
+        except FileNotFoundError:
+            return None
+        except (ArithmeticError, KeyError, RecursionError, TypeError, OSError) as error:
+            raise ValueError(str(error)) from error
+        return number, own
+
+
+@dataclass(kw_only=True)
+class Seen:
+    """What a witness will say of something that is being done.
+
+    Arguments:
+        subject: what it is done to, as far as that is known.
+        outcome: how it ended; where nothing else is noted, and nothing raised, it is done.
+    """
+
+    subject: str
+    outcome: Outcome = Outcome.DONE
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def note(self, outcome: Outcome, **details: Any) -> None:
+        """Say how it ended."""
+        self.outcome = outcome
+        self.details |= details
+
+
+@dataclass(frozen=True, kw_only=True)
+class Witness:
+    """Writes down what one person or program does with a repository.
+
+    Arguments:
+        repository: the log is there.
+        who: who it is; the user of this process by default.
+        clock: what time it is.
+        observer: is told too, also where nothing could be written down; raises nothing.
+    """
+
+    repository: Repository
+    who: str | None = None
+    clock: Clock = utc_now
+    observer: Observer | None = None
+
+    def saw(self, action: Action, subject: str, outcome: Outcome, **details: Any) -> None:
+        """Write down what was done, to what, and how it ended; what is unknown of the details is left out."""
+        error, _, hint = (details.pop("error", None) or "").partition(_HINT)
+        details |= {"error": error, "hint": hint}
+        known = {name: value for name, value in details.items() if value not in (None, "")}
+        who, host, moment = self.name, socket.gethostname(), self.clock()
+        logged = AccessLog(self.repository).append(action, subject, outcome, who=who, host=host, moment=moment, **known)
+        if self.observer is not None:
+            unlogged = AccessEntry(
+                number=0,
+                moment=moment,
+                who=who,
+                host=host,
+                action=action,
+                subject=subject,
+                outcome=outcome,
+                details=known,
+                previous=START,
+            )
+            self.observer(logged or unlogged)
+
+    @contextmanager
+    def watching(self, action: Action, subject: str, **details: Any) -> Iterator[Seen]:
+        """Write down what is done in this context, whether it ends well or not."""
+        seen = Seen(subject=subject, details=details)
+        started = time.monotonic()
+        try:
+            yield seen
+        except BaseException as error:
+            code = error.exit_code if isinstance(error, OpsError) else 1
+            seen.note(Outcome.of(code), error=_why(error))
+            raise
+        finally:
+            seen.details["seconds"] = round(time.monotonic() - started, 3)
+            self.saw(action, seen.subject, seen.outcome, **seen.details)
+
+    @property
+    def name(self) -> str:
+        """Who it is."""
+        return self.who or process_user()
+
+
+def _why(error: BaseException) -> str:
+    """What ended something, in words; some exceptions only have a number, or nothing but a name."""
+    if isinstance(error, OpsError):
+        return str(error)
+    number = getattr(error, "number", None)  # of a signal, as those that commands are stopped by have it
+    if isinstance(number, int) and number in set(signal.Signals):
+        return f"stopped by {signal.Signals(number).name}{_HINT}{_AGAIN}"
+    if isinstance(error, KeyboardInterrupt):
+        return f"stopped by SIGINT{_HINT}{_AGAIN}"
+    if isinstance(error, SystemExit):
+        return f"the process was asked to end{_HINT}A worker that is started begins it again; otherwise start it again."
+    if type(error).__name__ == "SoftTimeLimitExceeded":  # a worker's, which the engine does not know
+        return f"it took longer than a task may{_HINT}Find out what it waited for, or raise BACKUP_TASK_TIMEOUT."
+    return f"{str(error) or type(error).__name__}{_HINT}Look at what was logged at that time, and start it again."
+
+
+def brief(error: str | None) -> str:
+    """An error without its hint."""
+    return (error or "").partition(_HINT)[0]
+
+
+def process_user() -> str:
+    """The name of the user that this process runs as; the number where it has no name."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+def sudo_user(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Who is at the keyboard, where sudo made another user of that person; for entry points to pass on."""
+    return environ.get("SUDO_USER") or None
+
+
+def _last(descriptor: int) -> tuple[int, str, bytes]:
+    """Number and hash of the last line that makes sense, and what is torn after the last end of a line."""
+    size, window = os.fstat(descriptor).st_size, _TAIL_BYTES
+    while True:
+        start = max(0, size - window)
+        tail = os.pread(descriptor, size - start, start)
+        *lines, torn = tail.split(b"\n")
+        if entry := decode(torn):  # whole, but for the end of the line
+            return entry.number, entry.hash, b""
+        for line in reversed(lines if start == 0 else lines[1:]):
+            if entry := decode(line):
+                return entry.number, entry.hash, torn
+        if start == 0:
+            return 0, START, torn
+        window *= 8

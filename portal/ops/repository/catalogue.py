@@ -1,0 +1,305 @@
+"""The catalogue: every archive of a repository with what is known of it, quickly even where there are very many.
+
+It is no record of its own. What has to be read out of a file (manifest, sidecar, finding) is remembered together with
+the size, time and inode that the file had; each look compares these, and reads again what has changed. Findings are
+files of ours that are only ever replaced as a whole, which their directory shows: while it is as it was, so are they.
+A memory that is deleted, damaged, old or cannot be written makes a look slower, and changes nothing that it says, but
+for one thing: what an archive needs is still known when its manifest cannot be read any more.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import sys
+import time
+from contextlib import closing
+from datetime import UTC, datetime
+from operator import attrgetter
+from stat import S_ISLNK, S_ISREG
+from typing import TYPE_CHECKING, Final
+
+from portal.ops.archive.open import open_archive
+from portal.ops.archive.peek import peek_manifest
+from portal.ops.errors import OpsError, RepositoryError
+from portal.ops.model import SIDECAR_SUFFIX, SUFFIX, BackupId, BackupType, Component, VerifyLevel
+from portal.ops.repository.bulk_stat import ABSENT, STAMP, stamp, states
+from portal.ops.repository.catalogue_cache import CatalogueCache, Memory
+from portal.ops.repository.entry import Entry, Finding
+from portal.ops.repository.pins import Pins
+from portal.ops.repository.repository import read_sidecar
+from portal.ops.repository.restorability import chain_faults
+from portal.ops.repository.verifications import DIRECTORY as VERIFICATIONS
+from portal.ops.repository.verifications import Verifications
+from portal.ops.runtime.logs import engine_log
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from portal.ops.manifest import Manifest
+    from portal.ops.repository.catalogue_cache import Row
+    from portal.ops.repository.repository import Repository
+
+log = engine_log("portal.ops.repository.catalogue")
+
+CACHE: Final = ".cache"
+
+_SUFFIX: Final = SUFFIX.encode()
+_FINDINGS: Final = VERIFICATIONS.encode() + b"/"
+_FINDING: Final = b".json"
+_NAMES: Final = (sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
+_NO_FINDING: Final = (None, 0.0, 0)
+_AT_ONCE: Final = 5_000
+"""So many rows are saved before the look has ended."""
+
+_SETTLED_NS: Final = 2_000_000_000
+"""A file that has changed more recently could change again without looking different."""
+
+_UNUSABLE: Final = (sqlite3.Error, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What a memory that is damaged, or was tampered with, leads to."""
+
+_TYPES: Final[dict[str | None, BackupType | None]] = {None: None, **{kind.value: kind for kind in BackupType}}
+_LEVELS: Final = {level.value: level for level in VerifyLevel}
+
+
+class Catalogue:
+    """The archives of a repository, and what is known of them."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+        self._cache = CatalogueCache(repository.path / CACHE / "catalogue.sqlite")
+
+    def entries(self) -> list[Entry]:
+        """Every archive, newest first. One whose chain is not whole has that as its fault.
+
+        Raises:
+            RepositoryError: the repository cannot be read.
+        """
+        try:
+            directory = os.open(self._repository.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise _unreadable(self._repository.path, error) from error
+        try:
+            pinned = Pins(self._repository).names()
+            try:
+                found = _Look(self._repository, directory, pinned, self._cache).run(self._cache.load())
+            except _UNUSABLE as error:
+                log.debug("catalogue_discarded", detail=str(error))
+                self._cache.discard()
+                found = _Look(self._repository, directory, pinned, self._cache).run(Memory())
+        finally:
+            os.close(directory)
+        return _with_chain_faults(sorted(found, key=attrgetter("moment", "modified", "name"), reverse=True))
+
+
+def _with_chain_faults(archives: list[Entry]) -> list[Entry]:
+    faults = chain_faults(archives)
+    if not faults:
+        return archives
+    return [one._replace(fault=faults[one.name]) if one.name in faults else one for one in archives]
+
+
+class _Look:
+    """One look at the repository."""
+
+    def __init__(self, repository: Repository, directory: int, pinned: frozenset[str], cache: CatalogueCache) -> None:
+        self._repository = repository
+        self._directory = directory
+        self._cache = cache
+        self._pinned = pinned
+        self._verifications = Verifications(repository)
+        self._settled = time.time_ns() - _SETTLED_NS
+        self._changed: list[Row] = []
+        self._strays: set[bytes] = set()
+        self._once: dict[str, str] = {}  # names are there once, also as the parents of others
+
+    def run(self, memory: Memory) -> list[Entry]:
+        """Every archive, in the order of the names; what the memory did not know is remembered."""
+        now = stamp(self._directory, _FINDINGS)
+        are_known = now == memory.findings
+        rows, entries, is_complete = _Rows(memory.rows), [], True
+        names = sorted(name for name in self._names() if not name.startswith(b"."))
+        for name, (mode, size, modified_ns, stamps) in zip(names, states(self._directory, names), strict=True):
+            if S_ISREG(mode) or S_ISLNK(mode):
+                stem = name[: -len(_SUFFIX)]
+                row = rows.find(stem)
+                if row is None or row[1] != stamps or not (are_known or row[2] == self._finding_stamp(stem)):
+                    old, (row, is_remembered) = row, self._read(stem, stamps, row)
+                    is_complete &= is_remembered or old is None
+                entries.append(self._entry(row, size, modified_ns))
+                if len(self._changed) >= _AT_ONCE and rows.are_used_up:  # a first look: it may be cut off
+                    memory = self._remember(memory, rows.gone, None)
+        rows.finish()
+        self._remember(memory, rows.gone, now if is_complete and self._is_settled(now) else None)
+        return entries
+
+    def _remember(self, memory: Memory, gone: Sequence[bytes], findings: bytes | None) -> Memory:
+        memory = self._cache.save(memory, self._changed, gone, findings)
+        self._changed.clear()
+        return memory
+
+    def _entry(self, row: Row, size: int, modified_ns: int) -> Entry:
+        stem, _, _, kind, taken, parent, base, components, fault, checksum, level, found_at, intact = row
+        modified = datetime.fromtimestamp(modified_ns / 1_000_000_000, UTC)
+        name = self._once.setdefault(name := stem.decode(*_NAMES), name)
+        return Entry(
+            name,
+            _TYPES[kind],
+            modified if taken is None else datetime.fromtimestamp(taken, UTC),
+            modified,
+            size,
+            checksum,
+            parent and self._once.setdefault(parent, parent),
+            base and self._once.setdefault(base, base),
+            _KNOWN_COMPONENTS.get(components) or _components(components),
+            fault,
+            Finding(_LEVELS[level], datetime.fromtimestamp(found_at, UTC), intact == 1) if level else None,
+            name in self._pinned,
+            stem in self._strays,
+        )
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    def _read(self, stem: bytes, stamps: bytes, remembered: Row | None) -> tuple[Row, bool]:
+        """What the files of an archive say, and whether it is remembered.
+
+        Where its manifest cannot be read, that is what it said when it could be. It is remembered, unless the files are
+        so new that they may change unnoticed. Nor is it where one of them cannot be read: that may pass without another
+        look of the file.
+        """
+        name = os.fsdecode(stem)
+        path = self._repository.path / f"{name}{SUFFIX}"
+        backup_id = BackupId.parse(name)
+        checksum, fault = _sidecar(path)
+        found = self._finding_stamp(stem)
+        manifest, unreadable = _manifest(path, backup_id)
+        finding, unknown = self._finding(name)
+        kin = (manifest.parent, manifest.base) if manifest else remembered and remembered[5:7]
+        if kin is None and _may_follow(backup_id):
+            self._strays.add(stem)
+        row = (
+            stem,
+            stamps,
+            found,
+            backup_id.type.value if backup_id else None,
+            int(backup_id.moment.timestamp()) if backup_id else None,
+            *(kin or (None, None)),
+            ",".join(manifest.components) if manifest else "",
+            fault or unreadable or unknown,
+            checksum,
+            *finding,
+        )
+        is_read = not (unreadable or unknown) and (checksum or stamps.endswith(ABSENT))
+        is_remembered = bool(is_read and self._is_settled(stamps + found))
+        if is_remembered:
+            self._changed.append(row)
+        return row, is_remembered
+
+    def _finding(self, name: str) -> tuple[tuple[str | None, float, int], str]:
+        """What was found, and why that is not known: it may be that the archive is damaged."""
+        try:
+            found = self._verifications.of(name)
+        except OpsError as error:
+            log.warning("record_unreadable", error=str(error))
+            return _NO_FINDING, f"its verification record cannot be read: {error.message}"
+        return (found.level.value, found.moment.timestamp(), found.intact) if found else _NO_FINDING, ""
+
+    def _is_settled(self, stamps: bytes) -> bool:
+        """Whether none of the files has changed so lately that it could change again unnoticed."""
+        return all(changed < self._settled for _, changed, _ in STAMP.iter_unpack(stamps))
+
+    def _finding_stamp(self, stem: bytes) -> bytes:
+        return stamp(self._directory, _FINDINGS + stem + _FINDING)
+
+    def _names(self) -> list[bytes]:
+        path = self._repository.path
+        try:
+            return [name for name in os.listdir(os.fsencode(path)) if name.endswith(_SUFFIX)]
+        except OSError as error:
+            raise _unreadable(path, error) from error
+
+
+class _Rows:
+    """The rows of the cache beside the names of the files, both in order."""
+
+    def __init__(self, rows: Iterator[Row]) -> None:
+        self._rows = rows
+        self._row: Row | None = next(rows, None)
+        self.gone: list[bytes] = []
+
+    @property
+    def are_used_up(self) -> bool:
+        """Whether all of them were asked for: then the cache is not being read any more."""
+        return self._row is None
+
+    def find(self, name: bytes) -> Row | None:
+        """The row of a name that comes after all that were asked for before."""
+        while self._row is not None and self._row[0] < name:
+            self.gone.append(self._row[0])
+            self._row = next(self._rows, None)
+        if self._row is None or self._row[0] != name:
+            return None
+        found, self._row = self._row, next(self._rows, None)
+        return found
+
+    def finish(self) -> None:
+        """What is left is gone."""
+        while self._row is not None:
+            self.gone.append(self._row[0])
+            self._row = next(self._rows, None)
+
+
+def _components(names: str) -> tuple[Component, ...]:
+    """The components of a row; the same few tuples for all of them."""
+    return _KNOWN_COMPONENTS.setdefault(names, tuple(Component(name) for name in names.split(",") if name))
+
+
+_KNOWN_COMPONENTS: Final[dict[str, tuple[Component, ...]]] = {}
+
+
+def _sidecar(path: Path) -> tuple[str | None, str]:
+    """The checksum, and what is wrong with it."""
+    try:
+        checksum = read_sidecar(path)
+    except OpsError as error:
+        return None, error.message
+    return checksum, "" if checksum else f"there is no {path.name}{SIDECAR_SUFFIX} beside it"
+
+
+def _manifest(path: Path, backup_id: BackupId | None) -> tuple[Manifest | None, str]:
+    """The manifest, and why it cannot be read or is another's."""
+    try:
+        if (manifest := peek_manifest(path)) is None:
+            with closing(open_archive(path)) as archive:
+                manifest = archive.manifest()
+    except (OpsError, OSError) as error:
+        return None, f"its manifest cannot be read: {error.message if isinstance(error, OpsError) else error.strerror}"
+    if backup_id and manifest.backup_id != str(backup_id):
+        return None, "its manifest is another archive's"
+    return manifest, ""
+
+
+def _may_follow(backup_id: BackupId | None) -> bool:
+    """Whether an archive may be an incremental, by its name."""
+    return backup_id is not None and backup_id.type is BackupType.MEDIA
+
+
+def kin_of(path: Path) -> tuple[str, ...] | None:
+    """What an archive needs: its parent, and the base of its chain; nothing where that cannot be read."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        return ()
+    backup_id = BackupId.parse(path.name.removesuffix(SUFFIX))
+    manifest, _ = _manifest(path, backup_id)
+    if manifest is None:
+        return None if _may_follow(backup_id) else ()
+    return tuple(name for name in (manifest.parent, manifest.base) if name)
+
+
+def _unreadable(path: Path, error: OSError) -> RepositoryError:
+    return RepositoryError(
+        f"cannot read {path}: {(error.strerror or '').lower()}",
+        hint="Run this as the user that the backups belong to; BACKUP_LOCAL_PATH names the directory.",
+    )

@@ -1,0 +1,177 @@
+"""Small records about archives: one JSON file each, in a hidden directory of the repository.
+
+A record is replaced as a whole, and says which version of its format it has: a later release reads it for ever. One
+that is damaged is named with a hint, and counts as absent: a record is knowledge about an archive, never the archive.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Final
+
+from portal.ops.errors import OpsError, RepositoryError
+from portal.ops.repository.repository import disk_full, make_hidden, sync_directory, write_durably
+from portal.ops.runtime.logs import engine_log
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+log = engine_log("portal.ops.repository.records")
+
+VERSION: Final = 1
+
+_SUFFIX: Final = ".json"
+_MOST_BYTES: Final = 16 << 20
+"""A larger file is no record of ours."""
+
+
+class DamagedRecordError(RepositoryError):
+    """A record makes no sense; what it is about may well be as it should be."""
+
+
+class RecordStore:
+    """The records of one kind.
+
+    Arguments:
+        directory: where they are; it need not exist yet.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def write(self, name: str, facts: Mapping[str, Any]) -> str:
+        """Write a record durably, in place of an older one; the SHA-256 of its file.
+
+        Raises:
+            RepositoryError: it cannot be written.
+        """
+        data = json.dumps({"version": VERSION, **facts}, indent=2).encode("ascii") + b"\n"
+        try:
+            make_hidden(self.directory)
+            write_durably(self._path(name), data)
+            sync_directory(self.directory)
+        except OSError as error:
+            raise self._trouble("cannot write", self._path(name), error) from error
+        return sha256(data).hexdigest()
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """A record; nothing where there is none.
+
+        Raises:
+            DamagedRecordError: it makes no sense.
+            RepositoryError: it cannot be read.
+        """
+        path = self._path(name)
+        try:
+            with path.open("rb") as file:
+                data = file.read(_MOST_BYTES)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._trouble("cannot read", path, error) from error
+        try:
+            found = json.loads(data)
+            version = found["version"]
+        except (ArithmeticError, KeyError, RecursionError, TypeError, ValueError) as error:
+            raise self.damaged(name) from error
+        if version != VERSION or not isinstance(found, dict):
+            raise self.damaged(name)
+        return found
+
+    def digest(self, name: str) -> str | None:
+        """The SHA-256 of a record's file; nothing where there is none.
+
+        Raises:
+            RepositoryError: it cannot be read.
+        """
+        try:
+            return sha256(self._path(name).read_bytes()).hexdigest()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._trouble("cannot read", self._path(name), error) from error
+
+    def names(self) -> list[str]:
+        """What there are records of, in the order of their names.
+
+        Raises:
+            RepositoryError: the directory cannot be read.
+        """
+        try:
+            names = os.listdir(self.directory)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise self._trouble("cannot read", self.directory, error) from error
+        return sorted(name.removesuffix(_SUFFIX) for name in names if is_record(name))
+
+    def each(self, decode: Callable[[dict[str, Any]], Any]) -> Iterator[tuple[str, Any]]:
+        """Every record, decoded; nothing in the place of one that is damaged, which is logged.
+
+        Arguments:
+            decode: makes of the facts what they are of; what it raises counts as damage.
+        """
+        for name in self.names():
+            try:
+                yield name, self.decoded(name, decode)
+            except OpsError as error:
+                log.warning("record_unreadable", path=str(self._path(name)), error=str(error))
+                yield name, None
+
+    def decoded(self, name: str, decode: Callable[[dict[str, Any]], Any]) -> Any:
+        """One record, decoded; nothing where there is none.
+
+        Raises:
+            DamagedRecordError: it makes no sense.
+            RepositoryError: it cannot be read.
+        """
+        found = self.read(name)
+        if found is None:
+            return None
+        try:
+            return decode(found)
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise self.damaged(name) from error
+
+    def remove(self, name: str) -> bool:
+        """Remove a record; whether there was one.
+
+        Raises:
+            RepositoryError: it cannot be removed.
+        """
+        try:
+            self._path(name).unlink()
+            sync_directory(self.directory)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise self._trouble("cannot remove", self._path(name), error) from error
+        return True
+
+    def damaged(self, name: str) -> DamagedRecordError:
+        """The error for a record that makes no sense."""
+        path = self._path(name)
+        return DamagedRecordError(
+            f"the record {path} makes no sense",
+            hint=f"Move it away ({path.name} in {path.parent}): the archive itself is not touched by that.",
+        )
+
+    def _path(self, name: str) -> Path:
+        return self.directory / f"{name}{_SUFFIX}"
+
+    def _trouble(self, doing: str, path: Path, error: OSError) -> RepositoryError:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return disk_full(path.parent)
+        return RepositoryError(
+            f"{doing} {path}: {(error.strerror or str(error)).lower()}",
+            hint="Run this as the user that the backups belong to, and look at the disk.",
+        )
+
+
+def is_record(name: str) -> bool:
+    """Whether a file of that name is a record, and not one on its way."""
+    return name.endswith(_SUFFIX) and not name.startswith(".")

@@ -1,0 +1,176 @@
+"""What verifications have found: for each archive the newest result of the highest level, in `.verifications/`.
+
+A result is one of an archive's bytes: it holds the SHA-256 that these had, and says nothing of another file that has
+the same name. A failure always counts, until as close a look at the same bytes finds nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from portal.ops.errors import NotIntactError, OpsError, RepositoryError
+from portal.ops.model import SUFFIX, VerifyLevel
+from portal.ops.repository.records import DamagedRecordError, RecordStore
+from portal.ops.repository.repository import read_sidecar
+from portal.ops.runtime.logs import engine_log
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from portal.ops.repository.repository import Repository
+    from portal.ops.verify.verify import Verification
+
+log = engine_log("portal.ops.repository.verifications")
+
+DIRECTORY: Final = ".verifications"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerificationRecord:
+    """What a look at an archive has found.
+
+    Arguments:
+        backup_id: the archive's name without its suffix.
+        level: how closely it was looked at.
+        moment: when.
+        intact: whether nothing was wrong.
+        checksum: the SHA-256 that the file had.
+        message: the finding in a sentence or a few.
+    """
+
+    backup_id: str
+    level: VerifyLevel
+    moment: datetime
+    intact: bool
+    checksum: str
+    message: str
+
+    def stands_beside(self, newer: VerificationRecord) -> bool:
+        """Whether this one says more than a newer one of the same bytes, and is to be kept instead of it."""
+        if self.checksum != newer.checksum or newer.level.covers(self.level):
+            return False
+        return newer.intact
+
+    def is_of(self, checksum: str | None) -> bool:
+        """Whether it says something of the archive that has this SHA-256 by its sidecar.
+
+        One that failed does in any case: that the file is not what the sidecar says is what may have been found.
+        """
+        return not self.intact or checksum is None or self.checksum == checksum
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record in the types of JSON."""
+        return {
+            "backup_id": self.backup_id,
+            "level": self.level.value,
+            "moment": self.moment.isoformat(),
+            "intact": self.intact,
+            "checksum": self.checksum,
+            "message": self.message,
+        }
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> VerificationRecord:
+        """The record that `to_dict` made; ValueError, KeyError or TypeError where it makes no sense."""
+        moment = datetime.fromisoformat(facts["moment"])
+        if moment.tzinfo is None or not isinstance(facts["intact"], bool):
+            raise ValueError("no moment in a time zone, or no finding")
+        return cls(
+            backup_id=str(facts["backup_id"]),
+            level=VerifyLevel(facts["level"]),
+            moment=moment,
+            intact=facts["intact"],
+            checksum=str(facts["checksum"]),
+            message=str(facts["message"]),
+        )
+
+
+class Verifications:
+    """The results of a repository's verifications."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+        self._store = RecordStore(repository.path / DIRECTORY)
+
+    def record(self, found: Verification, moment: datetime) -> VerificationRecord:
+        """Keep what was found, unless more is known of the same bytes already; what is kept now.
+
+        Raises:
+            RepositoryError: it cannot be written.
+        """
+        new = VerificationRecord(
+            backup_id=found.path.name.removesuffix(SUFFIX),
+            level=found.level,
+            moment=moment,
+            intact=found.intact,
+            checksum=found.checksum,
+            message=found.message,
+        )
+        try:
+            old = self._read(new.backup_id)
+        except DamagedRecordError:
+            old = None
+        if old and old.stands_beside(new):
+            return old
+        self._store.write(new.backup_id, new.to_dict())
+        return new
+
+    def note(self, found: Verification, moment: datetime) -> None:
+        """Keep what was found where it can be: of an archive of this repository, by a user who may write there."""
+        if os.path.realpath(found.path.parent) != os.path.realpath(self._repository.path):
+            return
+        try:
+            self.record(found, moment)
+        except RepositoryError as error:
+            log.warning("verification_unrecorded", path=str(found.path), error=str(error))
+
+    def of(self, backup_id: str) -> VerificationRecord | None:
+        """What is known of an archive; nothing where it was not verified, or another one of that name was.
+
+        Raises:
+            RepositoryError: the record is damaged, or cannot be read.
+        """
+        record = self._read(backup_id)
+        if record is None or record.is_of(self._checksum(backup_id)):
+            return record
+        return None
+
+    def all(self) -> dict[str, VerificationRecord]:
+        """What is known of each archive that was verified; records that are damaged are logged.
+
+        Raises:
+            RepositoryError: the directory of records cannot be read.
+        """
+        found = self._store.each(VerificationRecord.from_dict)
+        return {name: record for name, record in found if record and record.is_of(self._checksum(name))}
+
+    def names(self) -> list[str]:
+        """What there are records of.
+
+        Raises:
+            RepositoryError: the directory of records cannot be read.
+        """
+        return self._store.names()
+
+    def forget(self, backup_id: str) -> None:
+        """Remove what is known of an archive.
+
+        Raises:
+            RepositoryError: it cannot be removed.
+        """
+        self._store.remove(backup_id)
+
+    def _read(self, backup_id: str) -> VerificationRecord | None:
+        record: VerificationRecord | None = self._store.decoded(backup_id, VerificationRecord.from_dict)
+        return record
+
+    def _checksum(self, backup_id: str) -> str | None:
+        try:
+            return read_sidecar(self._repository.path / f"{backup_id}{SUFFIX}")
+        except NotIntactError:
+            return ""  # a sidecar that makes no sense vouches for nothing
+        except OpsError:
+            return None

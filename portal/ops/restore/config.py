@@ -1,0 +1,245 @@
+"""What a restore is asked for, what it intends to do, and how it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from portal.ops.errors import ConfigurationError, OpsError
+from portal.ops.model import FORMAT_VERSION, Component, timestamp
+from portal.ops.restore.database.model import RestoreMode
+from portal.ops.settings.load import DatabaseTarget, Secret, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+
+class RestoreScope(StrEnum):
+    """Which part of a backup is restored."""
+
+    FULL = "full"
+    DATABASE = "database"
+    MEDIA = "media"
+    AUDIT_LOGS = "audit_logs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestoreConfig:
+    """Where to restore to, and how.
+
+    Arguments:
+        local_path: the repository: archives are looked for here, and restores are recorded here.
+        db_host: the server to restore to; the other ``db_`` arguments as for a backup.
+        media_path: where the uploads go; nothing leaves them out.
+        audit_log_path: the live audit log; what is restored is put beside it. Nothing leaves it out.
+        dry_run: verify and plan, and change nothing.
+        verify_before_restore: look at the whole archive first. What is restored is checked while it is staged anyway.
+        mode: how the database is replaced.
+        exact: what is in the uploads but not in the backup is moved aside.
+        patterns: restore only files that one of these fits, such as ``tenant-a/*.sarif``.
+        target_database: restore into this database instead of the configured one.
+        create_database: make the database, where there is none.
+        allow_unverified: take an archive that has no sidecar.
+        allow_outside_links: restore symlinks that lead out of the uploads.
+        rollback_days: what an older restore needs to be taken back is removed when a later one has succeeded.
+
+    Raises:
+        ConfigurationError: a value makes no sense.
+    """
+
+    local_path: str | Path = Path("/var/lib/kekkai-portal/backups")
+    db_host: str = "localhost"
+    db_port: int = 5432
+    db_name: str = "defectdojo"
+    db_user: str = "defectdojo"
+    db_password: Secret | str | None = None
+    db_options: Mapping[str, str] = field(default_factory=dict)
+    media_path: str | Path | None = None
+    audit_log_path: str | Path | None = None
+    dry_run: bool = False
+    verify_before_restore: bool = True
+    mode: RestoreMode | str = RestoreMode.AUTO
+    exact: bool = False
+    patterns: tuple[str, ...] = ()
+    target_database: str | None = None
+    create_database: bool = False
+    allow_unverified: bool = False
+    allow_outside_links: bool = False
+    pg_bin_dir: str | Path | None = None
+    lock_timeout: float = 60
+    jobs: int | None = None
+    rollback_days: int = 7
+
+    def __post_init__(self) -> None:
+        for name in ("local_path", "media_path", "audit_log_path", "pg_bin_dir"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, Path(value) if value else None)
+        if self.local_path is None:
+            raise ConfigurationError("local_path is empty", hint="Name the directory of the archives.")
+        if self.jobs is not None and self.jobs < 1:
+            raise ConfigurationError(f"{self.jobs} processes cannot do anything", hint="Give 1 or more as jobs.")
+        if self.rollback_days < 0:
+            raise ConfigurationError("rollback_days is negative", hint="Give 0 or more days.")
+        if isinstance(self.db_password, str):
+            object.__setattr__(self, "db_password", Secret(self.db_password) if self.db_password else None)
+        try:
+            object.__setattr__(self, "mode", RestoreMode(self.mode))
+        except ValueError:
+            raise ConfigurationError(
+                f"{self.mode!r} is no way to restore a database", hint=f"Use one of {', '.join(RestoreMode)}."
+            ) from None
+
+    @classmethod
+    def from_settings(cls, settings: Settings, **others: Any) -> RestoreConfig:
+        """The configuration that the environment describes, and `others` beside it."""
+        return cls(
+            **{
+                "local_path": settings.local_path,
+                "db_host": settings.database.host,
+                "db_port": settings.database.port,
+                "db_name": settings.database.name,
+                "db_user": settings.database.user,
+                "db_password": settings.database.password,
+                "db_options": settings.database.options,
+                "media_path": settings.upload_dir,
+                "audit_log_path": settings.audit_dir,
+                "pg_bin_dir": settings.pg_bin_dir,
+                "lock_timeout": settings.lock_timeout,
+                "jobs": settings.jobs,
+                "rollback_days": settings.rollback_days,
+                **others,
+            }
+        )
+
+    @property
+    def database(self) -> DatabaseTarget:
+        """The database to restore to."""
+        password = self.db_password
+        return DatabaseTarget(
+            host=self.db_host,
+            port=self.db_port,
+            name=self.db_name,
+            user=self.db_user,
+            password=Secret(password) if isinstance(password, str) else password,
+            options=self.db_options,
+        )
+
+
+class PartPlan(Protocol):
+    """What will be done with one component."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What should be known."""
+
+    @property
+    def blockers(self) -> tuple[OpsError, ...]:
+        """What makes it impossible."""
+
+    def lines(self) -> list[str]:
+        """The plan in plain words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestorePlan:
+    """What a restore will do, before it does it.
+
+    Arguments:
+        backup_id: what is restored.
+        timestamp: when that was made.
+        components: what of it.
+        parts: what will be done with each component.
+        warnings: what should be known.
+        blockers: what makes it impossible; empty where it can be started.
+        takes_back: the restore that is taken back, where that is what is planned.
+        forgets: the restore that is forgotten, where that is what is planned; `kept` is what goes with it.
+    """
+
+    backup_id: str
+    backup_file: Path
+    timestamp: str
+    components: tuple[Component, ...]
+    parts: Mapping[Component, PartPlan] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    blockers: tuple[OpsError, ...] = ()
+    takes_back: str = ""
+    forgets: str = ""
+    kept: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """The plan in plain words."""
+        what = ", ".join(self.components)
+        if self.takes_back:
+            return [f"Take back {self.takes_back}: {what} will be as before {self.backup_id} was restored."]
+        if self.forgets:
+            return [
+                f"Forget {self.forgets}, of {self.backup_id}: it can then not be taken back. Removed for ever:",
+                *(f"  {kept}" for kept in self.kept),
+            ]
+        made = f", made {self.timestamp}" if self.timestamp else ""
+        lines = [f"Restore {what} from {self.backup_id}{made}."]
+        for component, plan in self.parts.items():
+            lines += ["", component.value.replace("_", " ").capitalize(), *(f"  {line}" for line in plan.lines())]
+        if self.warnings:
+            lines += ["", *(f"Warning: {warning}" for warning in self.warnings)]
+        if self.blockers:
+            lines += ["", *(f"In the way: {blocker}" for blocker in self.blockers)]
+        return lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestoreResult:
+    """How a restore ended.
+
+    Arguments:
+        success: every component that was asked for is restored; for a dry run: it could be.
+        components_restored: what was put in place.
+        error: what went wrong and what to do; what was live before is live now.
+        restore_id: what to name to take it back; empty where nothing was changed.
+        plan: what it did, or would do, in plain words.
+        facts: figures of the restore, such as the downtime of the database.
+        exit_code: the code that a program should end with.
+        is_rollback: a restore was taken back or forgotten, so that there is nothing to take back.
+    """
+
+    success: bool
+    backup_id: str
+    scope: RestoreScope
+    timestamp: datetime
+    backup_file: str = ""
+    components_restored: tuple[str, ...] = ()
+    error: str | None = None
+    duration_seconds: float = 0.0
+    dry_run: bool = False
+    warnings: tuple[str, ...] = ()
+    restore_id: str = ""
+    plan: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    exit_code: int = 0
+    is_rollback: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result in the types of JSON."""
+        return {
+            "success": self.success,
+            "backup_file": self.backup_file,
+            "backup_id": self.backup_id,
+            "scope": self.scope.value,
+            "timestamp": timestamp(self.timestamp),
+            "dry_run": self.dry_run,
+            "components_restored": list(self.components_restored),
+            "warnings": list(self.warnings),
+            "error": self.error,
+            "duration_seconds": round(self.duration_seconds, 3),
+            "restore_id": self.restore_id,
+            "rollback": None if self.is_rollback or not self.restore_id else f"{_ROLLBACK} {self.restore_id}",
+            "facts": dict(self.facts),
+            "plan": list(self.plan),
+            "format_version": FORMAT_VERSION,
+        }
+
+
+_ROLLBACK: Final = "./tools/restore.sh --rollback"

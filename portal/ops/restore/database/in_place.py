@@ -1,0 +1,279 @@
+"""Restoring over what the live database holds, in one transaction, and taking that back.
+
+    1 a safety dump of the live database, and the numbers of its tables, on the disk
+    2 pg_restore in one transaction; sessions that it has to wait for are ended
+
+Tables that the backup does not know stay. So do extensions that are there already, and schemas that hold such tables:
+they cannot be dropped. Default privileges of the live database apply to the restored tables too. A restored table has a
+new number (oid): that tells, after a crash, whether the transaction has happened. Taking it back is one transaction
+too: what the restore has brought is dropped in the one that restores the safety dump.
+
+What is written between the safety dump and the transaction is lost by a rollback: stop the portal meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from bisect import bisect_left
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, LiteralString
+
+from psycopg.sql import SQL
+
+from portal.ops.errors import RepositoryError, RestoreError
+from portal.ops.postgres.connection import connect
+from portal.ops.postgres.dump import open_dump
+from portal.ops.postgres.row_counts import list_tables
+from portal.ops.postgres.server import MAY_END, maintenance, restoring_errors
+from portal.ops.restore.database.stage import objects_owner
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from psycopg.sql import Composed
+
+    from portal.ops.postgres.pg_restore import Restorer
+    from portal.ops.postgres.row_counts import Table
+    from portal.ops.runtime.process import ProcessRunner
+    from portal.ops.settings.database_url import DatabaseTarget
+
+_DUMP_SECONDS: Final = 6 * 3600.0
+_READ_BYTES: Final = 1 << 20
+_LOOK_EVERY_SECONDS: Final = 0.1
+
+_EXTENSIONS: Final = "SELECT extname FROM pg_extension"
+_RELATIONS: Final = """
+    SELECT n.nspname, c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+      AND NOT EXISTS (
+        SELECT FROM pg_depend AS d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+"""
+# An entry: 217; 1259 16391 TABLE public finding portal
+_RELATION_KINDS: Final = ("TABLE", "VIEW", "MATERIALIZED VIEW", "FOREIGN TABLE")
+_END_BLOCKERS: Final[LiteralString] = f"""
+    SELECT pg_terminate_backend(a.pid)
+    FROM pg_stat_activity AS restoring, unnest(pg_blocking_pids(restoring.pid)) AS blocker (pid),
+         pg_stat_activity AS a
+    WHERE restoring.application_name = %s AND a.pid = blocker.pid AND {MAY_END}
+"""  # noqa: S608  (both parts are constants)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Before:
+    """What the live database was, before a restore in place.
+
+    Arguments:
+        restore_id: the restore that it belongs to.
+        dump: the safety dump.
+        tables: the server's number of each table.
+        restored: the tables of the backup; empty where its manifest does not name them.
+    """
+
+    restore_id: str
+    dump: Path
+    tables: Mapping[str, int]
+    restored: frozenset[str]
+
+    @classmethod
+    def load(cls, dump: Path, restore_id: str) -> Before | None:
+        """What a restore has saved; nothing if its dump was not finished, or is that of another restore.
+
+        Raises:
+            RepositoryError: it cannot be read.
+        """
+        if not dump.exists():
+            return None
+        try:
+            record = json.loads(_record(dump).read_bytes())
+            found = cls(
+                restore_id=record["restore_id"],
+                dump=dump,
+                tables=record["tables"],
+                restored=frozenset(record["restored"]),
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise RepositoryError(
+                f"cannot read {_record(dump)}: {error}", hint="it belongs to the safety dump beside it"
+            ) from error
+        return found if found.restore_id == restore_id else None
+
+    @classmethod
+    def save(
+        cls,
+        target: DatabaseTarget,
+        dump: Path,
+        restored: Iterable[str],
+        *,
+        restore_id: str,
+        runner: ProcessRunner,
+        bin_dir: Path | None,
+    ) -> Before:
+        """Dump the live database; the file is there when all of it is on the disk.
+
+        Arguments:
+            dump: the file; one of another restore is replaced.
+            restored: the tables of the backup; empty where its manifest does not name them.
+
+        Raises:
+            SourceError: the database cannot be dumped.
+            RepositoryError: the file cannot be written.
+        """
+        numbers = _table_numbers(target)
+        before = cls(restore_id=restore_id, dump=dump, tables=numbers, restored=frozenset(restored))
+        record = {"restore_id": restore_id, "tables": numbers, "restored": sorted(before.restored)}
+        try:
+            dump.unlink(missing_ok=True)
+            _write_durably(_record(dump), [json.dumps(record).encode()])
+            _write_dump(target, dump, runner, bin_dir)
+        except OSError as error:
+            raise RepositoryError(
+                f"cannot write the safety dump {dump}: {error.strerror}", hint="it needs as much room as the database"
+            ) from error
+        return before
+
+    def remove(self) -> None:
+        """Forget it."""
+        self.dump.unlink(missing_ok=True)
+        _record(self.dump).unlink(missing_ok=True)
+
+    @property
+    def brought(self) -> frozenset[str]:
+        """The tables that were not there before."""
+        return self.restored - self.tables.keys()
+
+    def is_replaced(self, target: DatabaseTarget) -> bool:
+        """Whether the live database was restored over since."""
+        now = _table_numbers(target)
+        if not self.restored:
+            return any(now.get(table) != number for table, number in self.tables.items())
+        replaced = self.restored & self.tables.keys()
+        if not replaced:
+            return bool(self.brought & now.keys())
+        return all(now.get(table) != self.tables[table] for table in replaced)
+
+
+def replace_contents(
+    target: DatabaseTarget, dump: Path, *, restorer: Restorer, restore_id: str, brought: frozenset[str] = frozenset()
+) -> None:
+    """Restore over the live database: all of it, or nothing.
+
+    Arguments:
+        target: the live database; the sessions of the restore have its id for an application's name.
+        brought: tables that the dump does not know, and that go in the same transaction.
+
+    Raises:
+        OpsError: it was not done, and the live database is as it was.
+    """
+    owner = objects_owner(target)
+    role = owner if owner != target.user else None
+    with connect(target) as connection, restoring_errors(target):
+        drop = _drop([table for table in list_tables(connection) if table.name in brought])
+    contents = wanted_contents(target, restorer.list(dump))
+    with _ending_blockers(target, restore_id):
+        restorer.replace(dump, target, role=role, contents=contents, drop=drop)
+
+
+def roll_back(target: DatabaseTarget, before: Before, *, restorer: Restorer, restore_id: str) -> None:
+    """Restore the safety dump in place: all of it, or nothing.
+
+    Tables that the restore has brought go first, because they may refer to what the safety dump replaces.
+
+    Raises:
+        OpsError: it was not done, and the live database is as it was; it can be tried again.
+    """
+    replace_contents(target, before.dump, restorer=restorer, restore_id=restore_id, brought=before.brought)
+
+
+def wanted_contents(target: DatabaseTarget, contents: list[str]) -> list[str]:
+    """Leave out of a table of contents what must not be dropped: present extensions, and schemas with newer tables."""
+    with connect(target) as connection, restoring_errors(target):
+        extensions = [name for (name,) in connection.execute(_EXTENSIONS)]
+        relations = connection.execute(_RELATIONS).fetchall()
+    entries = [_entry(line) for line in contents]
+    known = sorted(
+        entry.removeprefix(f"{kind} ") for entry in entries for kind in _RELATION_KINDS if entry.startswith(f"{kind} ")
+    )
+    newer = {schema for schema, name in relations if not _starts_one(f"{schema} {name} ", known)}
+    kept = (
+        *(f"EXTENSION - {name} " for name in extensions),
+        *(f"COMMENT - EXTENSION {name} " for name in extensions),
+        *(f"SCHEMA - {name} " for name in newer),
+    )
+    return [line for line, entry in zip(contents, entries, strict=True) if not entry.startswith(kept)]
+
+
+def _entry(line: str) -> str:
+    return "" if line.startswith(";") else (line.split(" ", 3) + [""] * 3)[3]
+
+
+def _starts_one(beginning: str, entries: Sequence[str]) -> bool:
+    """Whether one of these, which are sorted, starts with this."""
+    at = bisect_left(entries, beginning)
+    return at < len(entries) and entries[at].startswith(beginning)
+
+
+def _drop(tables: list[Table]) -> Composed | None:
+    if not tables:
+        return None
+    return SQL("DROP TABLE IF EXISTS {}").format(SQL(", ").join(table.identifier for table in tables))
+
+
+@contextmanager
+def _ending_blockers(target: DatabaseTarget, restore_id: str) -> Iterator[None]:
+    """End the sessions that the restore waits for, such as one that was left open in a transaction."""
+    enough = threading.Event()
+
+    with maintenance(target) as connection:
+
+        def look() -> None:
+            while not enough.wait(_LOOK_EVERY_SECONDS):
+                connection.execute(_END_BLOCKERS, [restore_id])
+
+        thread = threading.Thread(target=look, name="blocker-eviction", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            enough.set()
+            thread.join()
+
+
+def _table_numbers(target: DatabaseTarget) -> dict[str, int]:
+    with connect(target) as connection, restoring_errors(target):
+        return {table.name: table.oid for table in list_tables(connection)}
+
+
+def _record(dump: Path) -> Path:
+    return dump.with_name(f"{dump.name}.tables.json")
+
+
+def _write_dump(target: DatabaseTarget, dump: Path, runner: ProcessRunner, bin_dir: Path | None) -> None:
+    partial = dump.with_name(f"{dump.name}.partial")
+    try:
+        with open_dump(target, runner=runner, bin_dir=bin_dir, timeout_seconds=_DUMP_SECONDS) as source:
+            _write_durably(partial, iter(lambda: source.stdout.read(_READ_BYTES), b""))
+            source.finish()
+        partial.rename(dump)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_durably(path: Path, pieces: Iterable[bytes]) -> None:
+    with path.open("wb") as file:
+        path.chmod(0o600)
+        for piece in pieces:
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def no_safety_dump() -> RestoreError:
+    """The error for a rollback in place without its dump."""
+    return RestoreError(
+        "there is no safety dump to go back to: the live database was not changed, or the dump was removed",
+        hint="'./tools/backup.sh list' shows the archives that can be restored instead",
+    )

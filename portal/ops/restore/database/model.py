@@ -1,0 +1,155 @@
+"""What a restore of a database is asked for, what it intends, how far it is and how it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from portal.ops.errors import OpsError
+    from portal.ops.postgres.database_names import Marked
+    from portal.ops.postgres.server import Session
+
+_MOST_LISTED: Final = 8
+_MEGABYTE: Final = 1_000_000
+
+
+class RestoreMode(StrEnum):
+    """How the live database is replaced.
+
+    ``auto`` is ``swap`` where the user may create databases and owns the live one, and ``in-place`` otherwise.
+    """
+
+    AUTO = "auto"
+    SWAP = "swap"
+    IN_PLACE = "in-place"
+
+
+class DatabaseState(StrEnum):
+    """How far a restore of a database is."""
+
+    NOTHING = "nothing"
+    STAGING = "staging"
+    STAGED = "staged"
+    APPLIED = "applied"
+    ROLLED_BACK = "rolled_back"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatabaseReport:
+    """What was done to a database.
+
+    Arguments:
+        downtime_seconds: how long nobody could use it.
+        kept_database: what holds that which was live before, or after a rollback that which had been restored.
+        safety_dump: what takes a restore in place back.
+        row_counts: rows by table, as they were restored; empty where another process restored them.
+        warnings: what is not quite as it should be.
+    """
+
+    database: str
+    mode: RestoreMode
+    downtime_seconds: float
+    kept_database: str | None = None
+    safety_dump: Path | None = None
+    row_counts: Mapping[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatabasePlan:
+    """What a restore will do to a database, and what is in the way.
+
+    Arguments:
+        exists: whether there is a live database.
+        mode: ``swap`` or ``in-place``.
+        reason: why that.
+        server_version: as the server writes it.
+        pg_restore_version: the same of the program; nothing where none fits.
+        rows_now: rows of each live table.
+        rows_are_estimated: they are the server's estimate, because counting would take long.
+        rows_in_backup: what the manifest says; empty where it says nothing.
+        needed_bytes: room that the server will need for a second copy, about.
+        free_bytes: room that it has; nothing where that cannot be seen from here, as it is on another machine, or for
+            a user that may not ask for the server's directory.
+        sessions: who is connected to the live database.
+        leftovers: databases that other restores have left.
+        blockers: what makes it impossible.
+    """
+
+    database: str
+    host: str
+    port: int
+    exists: bool
+    mode: RestoreMode
+    reason: str
+    server_version: str
+    pg_restore_version: str | None
+    rows_now: Mapping[str, int]
+    rows_are_estimated: bool
+    rows_in_backup: Mapping[str, int]
+    needed_bytes: int
+    free_bytes: int | None
+    sessions: tuple[Session, ...]
+    leftovers: tuple[Marked, ...]
+    blockers: tuple[OpsError, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def newer_tables(self) -> tuple[str, ...]:
+        """Live tables that the backup does not know."""
+        return tuple(sorted(self.rows_now.keys() - self.rows_in_backup.keys())) if self.rows_in_backup else ()
+
+    def lines(self) -> list[str]:
+        """The plan in plain words, without blockers and warnings."""
+        return [
+            f"Database {self.database} on {self.host}:{self.port} (PostgreSQL {self.server_version}"
+            f"{f', pg_restore {self.pg_restore_version}' if self.pg_restore_version else ''})",
+            self._now(),
+            self._backup(),
+            f"Mode {self.mode.value}: {self.reason}",
+            self._room(),
+            *self._sessions(),
+            *self._leftovers(),
+        ]
+
+    def _now(self) -> str:
+        if not self.exists:
+            return "Now: there is no such database; it will be created"
+        about = "about " if self.rows_are_estimated else ""
+        return f"Now: {len(self.rows_now)} tables, {about}{sum(self.rows_now.values())} rows"
+
+    def _backup(self) -> str:
+        if not self.rows_in_backup:
+            return "In the backup: the manifest does not say how many rows"
+        return f"In the backup: {len(self.rows_in_backup)} tables, {sum(self.rows_in_backup.values())} rows"
+
+    def _room(self) -> str:
+        needed = f"Room on the server for a second copy: about {megabytes(self.needed_bytes)}"
+        if self.free_bytes is not None:
+            return f"{needed}; {megabytes(self.free_bytes)} are free"
+        return f"{needed}; how much is free cannot be seen from here: look at the server's disk before you go on"
+
+    def _sessions(self) -> list[str]:
+        if not self.sessions:
+            return []
+        return [f"{len(self.sessions)} open sessions will be ended:", *_some(self.sessions)]
+
+    def _leftovers(self) -> list[str]:
+        if not self.leftovers:
+            return []
+        return ["Earlier restores have left:", *_some([marked.name for marked in self.leftovers])]
+
+
+def megabytes(size: int) -> str:
+    """A size for a person."""
+    return f"{max(1, round(size / _MEGABYTE))} MB"
+
+
+def _some(things: tuple[Session, ...] | list[str]) -> list[str]:
+    more = len(things) - _MOST_LISTED
+    return [f"  {thing}" for thing in things[:_MOST_LISTED]] + ([f"  and {more} more"] if more > 0 else [])

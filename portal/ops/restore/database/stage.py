@@ -1,0 +1,173 @@
+"""Filling the scratch database: created beside the live one, restored into, checked, closed.
+
+    1 an empty database like the live one, under a name that says it is worthless
+    2 pg_restore: see `database_fill`
+    3 its rows are counted and held against the manifest; beside that the planner's statistics are gathered
+    4 closed to everybody, and renamed: from then on it is whole
+
+What fails on the way drops the scratch database again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from psycopg.sql import SQL, Identifier
+
+from portal.ops.errors import NotIntactError, OpsError
+from portal.ops.postgres.connection import connect
+from portal.ops.postgres.database_names import Role
+from portal.ops.postgres.row_counts import count_rows, list_tables
+from portal.ops.postgres.server import create_like, drop_forced, find_database, maintenance, read_me, restoring_errors
+from portal.ops.restore.database.fill import fill
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from portal.ops.postgres.connection import Connection
+    from portal.ops.postgres.database_names import Names
+    from portal.ops.postgres.dump_file import Dump
+    from portal.ops.postgres.pg_restore import Restorer
+    from portal.ops.postgres.row_counts import Table
+    from portal.ops.settings.database_url import DatabaseTarget
+
+    _Task = Callable[[Connection], dict[str, int]]
+
+_NAMED_IN_MESSAGE: Final = 5
+
+_SIZES: Final = "SELECT oid::bigint, pg_table_size(oid) FROM pg_class WHERE oid = ANY(%s::bigint[]::oid[])"
+# Who owns most of the live tables; only a role that we may become counts.
+_OWNER: Final = """
+    SELECT pg_get_userbyid(c.relowner) FROM pg_class AS c
+    WHERE c.oid = ANY(%s::bigint[]::oid[])
+      AND pg_has_role(c.relowner, CASE WHEN current_setting('server_version_num')::int >= 160000
+                                       THEN 'SET' ELSE 'MEMBER' END)
+    GROUP BY c.relowner ORDER BY count(*) DESC, c.relowner LIMIT 1
+"""
+
+
+def stage(
+    target: DatabaseTarget,
+    names: Names,
+    dump: Dump,
+    row_counts: Mapping[str, int],
+    *,
+    restorer: Restorer,
+    jobs: int,
+) -> dict[str, int]:
+    """Fill the scratch database, and close it.
+
+    Arguments:
+        target: the live database; it need not exist.
+        row_counts: what the manifest says; where it is empty, nothing is held against it.
+        jobs: connections that work at once.
+
+    Returns:
+        the number of rows by table.
+
+    Raises:
+        OpsError: something went wrong, and the scratch database is gone again.
+    """
+    owner = objects_owner(target)
+    with maintenance(target) as connection:
+        for role in (Role.RESTORING, Role.STAGED):
+            drop_forced(connection, names.name(role))
+        me, live = read_me(connection), find_database(connection, names.live)
+        create_like(connection, names.name(Role.RESTORING), live, owner or me.name)
+    scratch = replace(target, name=names.name(Role.RESTORING))
+    try:
+        fill(restorer, dump, scratch, jobs=jobs, role=owner if owner != me.name else None)
+        counted = settle(scratch, jobs)
+        check_rows(counted, row_counts)
+        _close(target, names)
+    except BaseException:
+        with suppress(OpsError), maintenance(target) as connection:
+            drop_forced(connection, names.name(Role.RESTORING))
+        raise
+    return counted
+
+
+def objects_owner(target: DatabaseTarget) -> str | None:
+    """The role that the live tables belong to, so that the restored ones can belong to it too; nothing if unknown.
+
+    Without it, what an administrator restores would be the administrator's, and closed to the portal.
+    """
+    with maintenance(target) as connection:
+        live = find_database(connection, target.name)
+    if live is None or not live.allows_connections:
+        return None
+    with connect(target) as connection, restoring_errors(target):
+        row = connection.execute(_OWNER, [[table.oid for table in list_tables(connection)]]).fetchone()
+    return None if row is None else str(row[0])
+
+
+def settle(target: DatabaseTarget, jobs: int) -> dict[str, int]:
+    """Count the rows of every table, and gather the statistics without which the first queries would be slow."""
+    with connect(target) as connection, restoring_errors(target):
+        tables = _largest_first(connection, list_tables(connection))
+    waiting: deque[_Task] = deque(
+        task for table in tables for task in (partial(_analyze, table), partial(_count, table))
+    )
+    with ThreadPoolExecutor(max(1, jobs), thread_name_prefix="settle") as pool:
+        shares = [pool.submit(_settle_share, target, waiting) for _ in range(max(1, jobs))]
+    return {table: rows for share in shares for table, rows in share.result().items()}
+
+
+def check_rows(found: Mapping[str, int], expected: Mapping[str, int]) -> None:
+    """Hold the rows that were restored against the manifest.
+
+    Raises:
+        NotIntactError: a table is missing, or has another number of rows.
+    """
+    if not expected:
+        return
+    wrong = [
+        f"{table} has {found.get(table, 'no')} rows, not {expected.get(table, 'any: it is not in the backup')}"
+        for table in sorted(found.keys() | expected.keys())
+        if found.get(table) != expected.get(table)
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - _NAMED_IN_MESSAGE} more" if len(wrong) > _NAMED_IN_MESSAGE else ""
+        raise NotIntactError(
+            f"what was restored is not what was backed up: {'; '.join(wrong[:_NAMED_IN_MESSAGE])}{more}",
+            hint="take another archive: './tools/backup.sh list' shows them",
+        )
+
+
+def _settle_share(target: DatabaseTarget, waiting: deque[_Task]) -> dict[str, int]:
+    """Take one task after another, as long as there are any."""
+    counts: dict[str, int] = {}
+    with connect(target) as connection, restoring_errors(target):
+        while True:
+            try:
+                task = waiting.popleft()
+            except IndexError:
+                return counts
+            counts |= task(connection)
+
+
+def _analyze(table: Table, connection: Connection) -> dict[str, int]:
+    connection.execute(SQL("ANALYZE {}").format(table.identifier))
+    return {}
+
+
+def _count(table: Table, connection: Connection) -> dict[str, int]:
+    return count_rows(connection, [table])
+
+
+def _largest_first(connection: Connection, tables: Sequence[Table]) -> list[Table]:
+    found: list[tuple[int, int]] = connection.execute(_SIZES, [[table.oid for table in tables]]).fetchall()
+    sizes = dict(found)
+    return sorted(tables, key=lambda table: -sizes.get(table.oid, 0))
+
+
+def _close(target: DatabaseTarget, names: Names) -> None:
+    restoring, staged = Identifier(names.name(Role.RESTORING)), Identifier(names.name(Role.STAGED))
+    with maintenance(target) as connection, connection.transaction():
+        connection.execute(SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(restoring))
+        connection.execute(SQL("ALTER DATABASE {} RENAME TO {}").format(restoring, staged))

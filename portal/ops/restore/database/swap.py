@@ -1,0 +1,188 @@
+"""The exchange of two databases: one transaction, so that the live name means wholly the one or wholly the other.
+
+    1 the incoming database gets what belongs to the name and not to the dump: owner, rights, settings, comment
+    2 the incoming database is opened, the outgoing one is closed
+    3 the outgoing one is renamed: the server takes its lock, so that whoever connects from now on waits
+    4 its sessions are ended, over a second connection, until it is empty
+    5 the incoming one is renamed to the live name; commit
+
+Everything is part of the transaction. A crash at any instant leaves nothing to clean up: the server rolls it back when
+it misses the client, and those who were waiting are let in. Whoever waited through the commit is refused once, and
+finds the new database on its next try.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, LiteralString
+
+import psycopg
+from psycopg.sql import SQL, Identifier
+
+from portal.ops.errors import BusyError
+from portal.ops.postgres.server import MAY_END, find_database, list_sessions, maintenance, refuse_prepared
+from portal.ops.restore.database.identity import carry_over
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from portal.ops.postgres.connection import Connection
+    from portal.ops.postgres.server import DatabaseFacts, Session
+    from portal.ops.settings.database_url import DatabaseTarget
+
+_PATIENCE_SECONDS: Final = 0.45
+_PAUSES_SECONDS: Final = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
+_EVICT_EVERY_SECONDS: Final = 0.01
+
+# The stage did not wait for the disk; this commit does, and with it goes all that the server's log has before it.
+_WAIT_FOR_DISK: Final = """
+    SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'
+"""
+# By number and not by name: after the commit the name is that of the new database, whose sessions are to live.
+_EVICT: Final[LiteralString] = f"""
+    SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity AS a WHERE a.datid = %s::bigint::oid AND {MAY_END}
+"""  # noqa: S608  (both parts are constants)
+_NOT_NOW: Final = (
+    psycopg.errors.ObjectInUse,
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.QueryCanceled,
+    psycopg.errors.DeadlockDetected,
+    psycopg.errors.InternalError_,  # "tuple concurrently updated": somebody else altered the database
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """Which database takes whose place.
+
+    Arguments:
+        live: the name that they change hands over.
+        kept_as: the name that the outgoing one gets.
+        incoming: the name of the database that becomes the live one.
+        inherits: whether the incoming one gets owner, rights and settings of the outgoing one.
+    """
+
+    live: str
+    kept_as: str
+    incoming: str
+    inherits: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exchanged:
+    """How an exchange went.
+
+    Arguments:
+        downtime_seconds: how long nobody could connect, failed attempts included.
+        warnings: what could not be carried over, with the statement that an administrator can run.
+    """
+
+    downtime_seconds: float
+    warnings: tuple[str, ...] = ()
+
+
+def exchange(target: DatabaseTarget, wanted: Exchange) -> Exchanged:
+    """Put a closed database in the place of the live one, which is closed and kept.
+
+    Raises:
+        BusyError: a session in the live database cannot be ended, or comes back faster than it is ended.
+        SourceError: the server does not do it. Nothing has changed then.
+    """
+    downtime = 0.0
+    with maintenance(target) as connection, maintenance(target) as second:
+        outgoing = find_database(connection, wanted.live)
+        if outgoing is not None:
+            _refuse_immovable(connection, wanted.live)
+        for pause in (*_PAUSES_SECONDS, None):
+            attempt = _Attempt(connection, second, wanted, outgoing)
+            try:
+                attempt.run()
+                return Exchanged(downtime_seconds=downtime + attempt.seconds, warnings=attempt.warnings)
+            except _NOT_NOW as error:
+                downtime += attempt.seconds
+                if pause is None:
+                    raise _in_use(list_sessions(connection, wanted.live), wanted.live) from error
+                time.sleep(pause)
+    raise AssertionError("the last attempt returns or raises")
+
+
+class _Attempt:
+    """One transaction of an exchange; it waits only so long for the live database to be empty."""
+
+    def __init__(
+        self, connection: Connection, second: Connection, wanted: Exchange, outgoing: DatabaseFacts | None
+    ) -> None:
+        self._connection = connection
+        self._second = second
+        self._wanted = wanted
+        self._outgoing = outgoing
+        self.seconds = 0.0
+        self.warnings: tuple[str, ...] = ()
+
+    def run(self) -> None:
+        """Do it, or leave everything as it was."""
+        wanted, started = self._wanted, None
+        try:
+            with self._connection.transaction():
+                self._prepare()
+                started = time.monotonic()
+                if self._outgoing is not None:
+                    with _evicting(self._second, self._outgoing.oid):
+                        self._rename(wanted.live, wanted.kept_as)
+                self._rename(wanted.incoming, wanted.live)
+        finally:
+            self.seconds = time.monotonic() - started if started is not None else 0.0
+
+    def _prepare(self) -> None:
+        wanted = self._wanted
+        milliseconds = str(round(_PATIENCE_SECONDS * 1000))
+        self._connection.execute("SELECT set_config('lock_timeout', %s, true)", [milliseconds])
+        self._connection.execute(_WAIT_FOR_DISK)
+        if self._outgoing is not None and wanted.inherits:
+            self.warnings = carry_over(self._connection, self._outgoing.name, wanted.incoming)
+        allow = SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
+        self._connection.execute(allow.format(Identifier(wanted.incoming), SQL("true")))
+        if self._outgoing is not None:
+            self._connection.execute(allow.format(Identifier(wanted.live), SQL("false")))
+        self._connection.execute("SELECT set_config('statement_timeout', %s, true)", [milliseconds])
+
+    def _rename(self, old: str, new: str) -> None:
+        self._connection.execute(SQL("ALTER DATABASE {} RENAME TO {}").format(Identifier(old), Identifier(new)))
+
+
+@contextmanager
+def _evicting(connection: Connection, oid: int) -> Iterator[None]:
+    """End the sessions of a database, again and again, while the context lasts."""
+    enough = threading.Event()
+
+    def evict() -> None:
+        while not enough.is_set():
+            connection.execute(_EVICT, [oid])
+            enough.wait(_EVICT_EVERY_SECONDS)
+
+    thread = threading.Thread(target=evict, name="session-eviction", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        thread.join()
+
+
+def _refuse_immovable(connection: Connection, live: str) -> None:
+    """Look for what we may not end before anybody is disturbed."""
+    refuse_prepared(connection, live)
+    immovable = [session for session in list_sessions(connection, live) if not session.can_be_ended]
+    if immovable:
+        raise _in_use(immovable, live)
+
+
+def _in_use(sessions: list[Session], live: str) -> BusyError:
+    who = ", ".join(map(str, sessions)) or "somebody who came and went"
+    return BusyError(
+        f"database {live} is in use by {who}, and the session cannot be ended",
+        hint="stop that application, or restore as a user that may end it (GRANT pg_signal_backend), and try again",
+    )

@@ -1,0 +1,74 @@
+"""The dump in an archive on its way to a restore or a drill, and what the manifest says of it."""
+
+from __future__ import annotations
+
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Final
+
+from portal.ops.errors import NotIntactError
+from portal.ops.model import Component
+from portal.ops.postgres.dump_file import Dump
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from portal.ops.archive.index import Member
+    from portal.ops.manifest import Manifest
+    from portal.ops.restore.components import Archive
+    from portal.ops.runtime.progress import Advance
+
+_ANOTHER: Final = "Take another archive: './tools/backup.sh list' shows them."
+
+
+def dump_of(archive: Archive, manifest: Manifest, path: Path, *, jobs: int, advance: Advance = lambda _: None) -> Dump:
+    """The dump in an archive; the tables' bytes are their weights, or the rows where the manifest has no bytes.
+
+    Arguments:
+        path: where it is put if it is needed as a file.
+        jobs: how many threads decompress.
+        advance: called with every number of bytes that has been read of it, once.
+    """
+
+    @contextmanager
+    def content() -> Iterator[Iterator[memoryview]]:
+        with dump_content(archive, jobs) as (_, pieces):
+            yield pieces
+
+    weights = _numbers_of(manifest, "table_bytes") or rows_of(manifest)
+    return Dump(open=content, path=path, weights=weights, advance=advance)
+
+
+@contextmanager
+def dump_content(archive: Archive, jobs: int) -> Iterator[tuple[Member, Iterator[memoryview]]]:
+    """The dump's member, and its content.
+
+    Raises:
+        NotIntactError: the archive does not have it.
+    """
+    contents = archive.contents(jobs, below=Component.DATABASE.member)
+    with closing(contents):  # type: ignore[type-var]  # both archives' are generators
+        found = next(contents, None)
+        if found is None:
+            raise NotIntactError(
+                f"the archive holds no {Component.DATABASE.member}, although its manifest says so",
+                hint=_ANOTHER,
+            )
+        yield found
+
+
+def rows_of(manifest: Manifest) -> dict[str, int]:
+    """The number of rows by table; empty where the manifest has none.
+
+    Raises:
+        NotIntactError: they make no sense.
+    """
+    return _numbers_of(manifest, "rows")
+
+
+def _numbers_of(manifest: Manifest, what: str) -> dict[str, int]:
+    numbers = manifest.details.get(Component.DATABASE.value, {}).get(what, {})
+    try:
+        return {str(table): int(number) for table, number in numbers.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise NotIntactError(f"the manifest's numbers of {what} make no sense", hint=_ANOTHER) from error

@@ -1,0 +1,127 @@
+"""Makes the files of a stage from the content that an archive gives: each where nothing was, holes as holes."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from portal.ops.errors import NotIntactError
+from portal.ops.restore.files.refusal import HINT, twice
+from portal.ops.restore.files.safe_tree import SPECIAL_BITS, Attributes, Tree
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from portal.ops.archive.index import Member
+    from portal.ops.restore.files.free_space import Room
+    from portal.ops.restore.files.writers import Writers, WrittenFile
+    from portal.ops.runtime.progress import Advance
+
+HOLE_BYTES: Final = 1 << 16
+"""A run of zeros of this length, on a multiple of it, becomes a hole."""
+
+_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_ZEROS: Final = bytes(HOLE_BYTES)
+
+
+class FileMaker:
+    """Makes one file after the other.
+
+    Arguments:
+        tree: the stage.
+        writers: who writes the larger ones; they are on the disk when its context has been left.
+        room: what is left of the file system.
+        advance: called with every number of bytes of content, holes included.
+    """
+
+    def __init__(
+        self,
+        tree: Tree,
+        writers: Writers,
+        room: Room,
+        *,
+        advance: Advance = lambda _: None,
+    ) -> None:
+        self._tree = tree
+        self._writers = writers
+        self._room = room
+        self._advance = advance
+        self._born: Attributes | None = None
+
+    def make(self, path: str, member: Member, content: Iterator[memoryview]) -> None:
+        """Make a file, and the directories above it that are missing.
+
+        Raises:
+            NotIntactError: there is something at the path, or the content is not what the archive says.
+            DiskFullError: there is no room for it.
+            OSError: the operating system refused, this file or one before it.
+        """
+        is_large = member.size >= HOLE_BYTES
+        try:
+            name, above = self._tree.place(path, make=True)
+            descriptor = os.open(name, _CREATE | (self._writers.open_flags if is_large else 0), 0o600, dir_fd=above)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise twice(member) from error
+        self._born = self._born or Attributes.of(os.fstat(descriptor))  # every file of a stage is made alike
+        attributes = Attributes(member.mode & ~SPECIAL_BITS, member.uid, member.gid, member.mtime_ns)
+        pieces = self._exactly(member, content)
+        if is_large:
+            self._write_large(self._writers.file(descriptor, attributes, self._born), pieces)
+        else:
+            self._write(descriptor, attributes, pieces)
+
+    def _write(self, descriptor: int, attributes: Attributes, pieces: Iterator[memoryview]) -> None:
+        try:
+            for piece in pieces:
+                self._room.take(len(piece))
+                _write_all(descriptor, piece)
+            attributes.give_to(descriptor, self._born)
+        finally:
+            os.close(descriptor)
+
+    def _write_large(self, file: WrittenFile, pieces: Iterator[memoryview]) -> None:
+        size = 0
+        for piece in pieces:
+            for part in _parts(piece, size):
+                if part == _ZEROS:
+                    file.skip(len(part))
+                else:
+                    self._room.take(len(part))
+                    file.write(part)
+            size += len(piece)
+        file.finish()
+
+    def _exactly(self, member: Member, content: Iterator[memoryview]) -> Iterator[memoryview]:
+        """The content, which must be neither longer nor shorter than the archive says."""
+        size = 0
+        for piece in content:
+            size += len(piece)
+            if size > member.size:
+                raise NotIntactError(f"{member.path} is longer than the archive says", hint=HINT)
+            yield piece
+            self._advance(len(piece))
+        if size != member.size:
+            raise NotIntactError(f"{member.path} is shorter than the archive says", hint=HINT)
+
+
+def drain(content: Iterator[memoryview]) -> None:
+    """Read content to its end, which checks it."""
+    for _ in content:
+        pass
+
+
+def _parts(piece: memoryview, start: int) -> Iterator[memoryview]:
+    """The piece, cut where holes can begin and end; whole where there can be none."""
+    first = -start % HOLE_BYTES
+    runs = [piece[at : at + HOLE_BYTES] for at in range(first, len(piece), HOLE_BYTES)]
+    if _ZEROS not in runs:
+        yield piece
+        return
+    if first:
+        yield piece[:first]
+    yield from runs
+
+
+def _write_all(descriptor: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]

@@ -1,0 +1,296 @@
+"""The journal: every change that a restore makes to a live tree, written down before the first one is made.
+
+A step can be taken and taken back any number of times: each looks at where things are, and does what is left to do. So
+a restore that was killed goes on from its first step, and one that is taken back goes back from its last, whatever
+instant it or a rollback before it ended at.
+
+    aside        what is live goes to the rollback, under its own path
+    make         a directory is made: the staged one is moved, with all that is in it, where nothing is there
+    place        what is staged goes to its path
+    attributes   a directory gets its mode, owner and time; these steps come last in both directions
+
+What others have written since the restore is never lost: where it is in the way it is moved to `kept/`, otherwise it
+stays where it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from json.encoder import encode_basestring_ascii as quote
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from portal.ops.errors import RestoreError
+from portal.ops.restore.files.safe_tree import Attributes, Tree, move
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+_OWNER_MAY_WRITE: Final = stat.S_IRWXU
+_BLOCK: Final = 1 << 18
+_ATTRIBUTES_LINE: Final = b'["attributes"'
+
+
+class Do(StrEnum):
+    """What a step does."""
+
+    ASIDE = "aside"
+    MAKE = "make"
+    PLACE = "place"
+    ATTRIBUTES = "attributes"
+
+
+class Step(NamedTuple):
+    """One line of the journal.
+
+    `inode` is what is moved; `size` and `mtime_ns` tell later whether somebody has changed what was placed. `before`
+    and `after` are a directory's attributes: nothing where it was not there before, or keeps what it has.
+    """
+
+    do: Do
+    path: str
+    inode: int = 0
+    size: int = 0
+    mtime_ns: int = 0
+    before: Attributes | None = None
+    after: Attributes | None = None
+
+    def encode(self) -> str:
+        """The line, in JSON."""
+        before, after = _encode(self.before), _encode(self.after)
+        return f'["{self.do}",{quote(self.path)},{self.inode},{self.size},{self.mtime_ns},{before},{after}]\n'
+
+    @classmethod
+    def decode(cls, line: bytes) -> Step:
+        """The step of a line."""
+        do, path, inode, size, mtime_ns, before, after = json.loads(line.decode("ascii"))
+        return cls(Do(do), path, inode, size, mtime_ns, before and Attributes(*before), after and Attributes(*after))
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """What was found while steps were taken back.
+
+    Arguments:
+        moved: how many files and directories were moved.
+        kept: paths that others have written since, and that are still in the tree, or in `kept/`.
+        changed: paths that the restore had placed, and others have written to since.
+    """
+
+    moved: int = 0
+    kept: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+
+
+def write_journal(path: Path, steps: Iterable[Step]) -> int:
+    """Write the steps down and put them on the disk; how many there are. The file is there whole or not at all."""
+    unfinished = path.with_name(f"{path.name}.partial")
+    count = 0
+    with unfinished.open("w", encoding="ascii") as file:
+        for step in steps:
+            file.write(step.encode())
+            count += 1
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.rename(path)
+    return count
+
+
+def read_forward(path: Path) -> Iterator[Step]:
+    """The steps in their order.
+
+    Raises:
+        RestoreError: the journal is damaged.
+    """
+    with path.open("rb") as file:
+        for line in file:
+            yield _decoded(line, path)
+
+
+def read_attributes(path: Path) -> Iterator[Step]:
+    """The steps that set attributes, in their order; the others are not decoded.
+
+    Raises:
+        RestoreError: the journal is damaged.
+    """
+    with path.open("rb") as file:
+        for line in file:
+            if line.startswith(_ATTRIBUTES_LINE):
+                yield _decoded(line, path)
+
+
+def read_backward(path: Path) -> Iterator[Step]:
+    """The steps from the last to the first; the file is not kept in memory.
+
+    Raises:
+        RestoreError: the journal is damaged.
+    """
+    with path.open("rb") as file:
+        end, tail = file.seek(0, os.SEEK_END), b""
+        while end:
+            start = max(0, end - _BLOCK)
+            file.seek(start)
+            first, *lines = (file.read(end - start) + tail).splitlines(keepends=True)
+            for line in reversed(lines):
+                yield _decoded(line, path)
+            tail, end = first, start
+        if tail:
+            yield _decoded(tail, path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """The trees that steps move things between; all on one file system.
+
+    Arguments:
+        live: the tree that is restored.
+        stage: what is to be put in place, or was taken back.
+        rollback: what was live before.
+        kept: what others have written, and was in the way.
+    """
+
+    live: Tree
+    stage: Tree
+    rollback: Tree
+    kept: Tree
+
+    def take(self, steps: Iterable[Step]) -> None:
+        """Take steps in their order, each or what is left of it."""
+        moved: set[str] = set()
+        for step in steps:
+            if step.do is Do.ASIDE:
+                self._aside(step)
+            elif step.do is Do.ATTRIBUTES:
+                if step.after is not None and self._is_directory(step.path):
+                    step.after.give_to(self.live.directory(step.path))
+            elif _is_in_one_of(moved, step.path):
+                pass  # it came with its directory
+            elif step.do is Do.PLACE:
+                self._place(step)
+            elif self._make(step.path):
+                moved.add(step.path)
+
+    def take_back(self, step: Step, tally: Tally) -> None:
+        """Take one step back, or what is left to take back of it."""
+        if step.do is Do.ASIDE:
+            self._put_back(step, tally)
+        elif step.do is Do.MAKE:
+            self._unmake(step, tally)
+        elif step.do is Do.PLACE:
+            self._displace(step, tally)
+        elif step.before is not None and self._is_directory(step.path):
+            step.before.give_to(self.live.directory(step.path))
+
+    def open_up(self, step: Step) -> None:
+        """Let the owner write to a directory whose attributes are set later anyway."""
+        found = self.live.look(step.path)
+        if found is not None and stat.S_ISDIR(found.st_mode) and found.st_mode & _OWNER_MAY_WRITE != _OWNER_MAY_WRITE:
+            name, above = self.live.place(step.path) if step.path else (self.live.top, None)
+            os.chmod(name, stat.S_IMODE(found.st_mode) | _OWNER_MAY_WRITE, dir_fd=above)
+
+    def _aside(self, step: Step) -> None:
+        if self.rollback.look(step.path) is None and self.live.look(step.path) is not None:
+            self._move(self.live, self.rollback, step.path)
+
+    def _make(self, path: str) -> bool:
+        """Make a directory; whether it is the staged one that was moved there, with all that is in it."""
+        if self.live.look(path) is not None:
+            return False
+        if (staged := self.stage.look(path)) is not None and stat.S_ISDIR(staged.st_mode):
+            self._move(self.stage, self.live, path)
+            return True
+        name, above = self.live.place(path)
+        with suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=above)
+        return False
+
+    def _place(self, step: Step) -> None:
+        if self.live.look(step.path) is not None:
+            if self.stage.look(step.path) is None:
+                return
+            self._keep(step.path)  # written by somebody between two of our steps
+        with suppress(FileNotFoundError):  # placed before, and removed by somebody since
+            move(self.stage, self.live, step.path, make=True)
+
+    def _displace(self, step: Step, tally: Tally) -> None:
+        found = self.live.look(step.path)
+        if found is None:
+            return
+        if found.st_ino != step.inode:
+            self._pass_over(step.path, tally)
+            return
+        if (found.st_size, found.st_mtime_ns) != (step.size, step.mtime_ns):
+            tally.changed.append(step.path)
+        move(self.live, self.stage, step.path, make=True)
+        tally.moved += 1
+
+    def _pass_over(self, path: str, tally: Tally) -> None:
+        """What is in the place of a staged file is not that file: either it was there before, or is somebody's."""
+        if self.stage.look(path) is not None:
+            return
+        tally.kept.append(path)
+        if self.rollback.look(path) is not None:
+            self._keep(path)
+
+    def _put_back(self, step: Step, tally: Tally) -> None:
+        if self.rollback.look(step.path) is None:
+            return
+        if self.live.look(step.path) is not None:
+            tally.kept.append(step.path)
+            self._keep(step.path)
+        self._move(self.rollback, self.live, step.path)
+        tally.moved += 1
+
+    def _unmake(self, step: Step, tally: Tally) -> None:
+        if not self._is_directory(step.path):
+            return
+        self.live.forget()
+        name, above = self.live.place(step.path)
+        try:
+            os.rmdir(name, dir_fd=above)
+        except OSError:
+            tally.kept += [f"{step.path}/{inner}" for inner in self.live.names(step.path)]
+
+    def _keep(self, path: str) -> None:
+        free = path
+        while self.kept.look(free) is not None:
+            free += "~"
+        self._move(self.live, self.kept, path, free)
+
+    def _move(self, source: Tree, target: Tree, path: str, new: str | None = None) -> None:
+        found = source.look(path)
+        if found is not None and stat.S_ISDIR(found.st_mode):
+            source.forget()
+            target.forget()
+        move(source, target, path, new, make=True)
+
+    def _is_directory(self, path: str) -> bool:
+        found = self.live.look(path)
+        return found is not None and stat.S_ISDIR(found.st_mode)
+
+
+def _encode(attributes: Attributes | None) -> str:
+    return "null" if attributes is None else json.dumps(attributes, separators=(",", ":"))
+
+
+def _is_in_one_of(directories: set[str], path: str) -> bool:
+    """Whether a path is below one of these directories."""
+    while directories and (path := path.rpartition("/")[0]):
+        if path in directories:
+            return True
+    return False
+
+
+def _decoded(line: bytes, path: Path) -> Step:
+    try:
+        return Step.decode(line)
+    except (ValueError, TypeError) as error:
+        raise RestoreError(
+            f"the journal {path} is damaged",
+            hint="What was live before is in rollback/ beside it, under its own paths.",
+        ) from error

@@ -1,0 +1,175 @@
+"""What in a live tree stands against its being changed: mounts in it, others' directories, what must not be moved."""
+
+from __future__ import annotations
+
+import os
+import stat
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+from portal.ops.errors import AccessDeniedError, RestoreError
+from portal.ops.restore.files.changes import OURS, must_stay
+from portal.ops.restore.files.mounts import mounts_below
+from portal.ops.restore.files.safe_tree import Attributes, Tree
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from portal.ops.errors import OpsError
+
+_MOST_NAMED: Final = 3
+
+
+class Ground:
+    """Is told of every change that a restore would make to a tree, and says in the end what is in the way.
+
+    Arguments:
+        live: the tree.
+        protected: paths in it that must not be moved.
+        partial: only some files are restored, and directories that are there keep their attributes.
+    """
+
+    def __init__(self, live: Tree, protected: frozenset[str], *, partial: bool) -> None:
+        self._live = live
+        self._partial = partial
+        self._protected = protected
+        self._mounts = mounts_below(os.path.realpath(live.top))
+        self._device = self._device_of("")
+        self._parent: tuple[str, str] = ("/", "")
+        self._elsewhere: dict[str, None] = {}
+        self._stay: dict[str, None] = {}
+        self._foreign: dict[str, None] = {}
+
+    def change(self, path: str, *, moves: bool = False, makes: bool = False) -> None:
+        """Something would be put at a path, or moved away from it.
+
+        Arguments:
+            moves: what is there is of another kind, and moved aside with all that is below it.
+            makes: a directory is made, which works across file systems.
+        """
+        if moves and self._holds(self._protected, path):
+            self._stay.setdefault(path)
+        parent = path.rpartition("/")[0]
+        if parent != self._parent[0]:
+            self._enter(parent)
+        mount = self._parent[1] or (self._mount_at(path, below=moves) if self._mounts else "")
+        if mount and (moves or not makes):
+            self._elsewhere.setdefault(mount)
+
+    def set_attributes(self, path: str, found: os.stat_result, wanted: Attributes) -> None:
+        """A directory that is there would get the attributes of the backup, which only its owner may give it."""
+        is_changed = Attributes.of(found) != wanted or not path
+        if is_changed and not self._partial and self._is_foreign(found):
+            self._foreign.setdefault(path)
+
+    def strange(self, path: str) -> bool:
+        """Something that the backup does not have would be moved aside, unless it is protected.
+
+        Returns:
+            whether all that is below it goes or stays with it.
+        """
+        if self._holds(self._protected, path):
+            return path in self._protected
+        self.change(path, moves=True)
+        return True
+
+    def obstacles(self) -> list[OpsError]:
+        """What is in the way."""
+        found: list[OpsError] = [must_stay(path, self._live.top) for path in [*self._stay][:_MOST_NAMED]]
+        if self._foreign:
+            found.append(
+                AccessDeniedError(
+                    f"in {self._live.top}, this user may not change {_few(self._foreign)}: another user owns it",
+                    hint="Run the restore as the portal's user or as root, or let the portal's user own all of it.",
+                )
+            )
+        if self._elsewhere:
+            found.append(
+                RestoreError(
+                    f"in {self._live.top}, another file system is mounted on {_few(self._elsewhere)}; "
+                    "files are put in place by renames, which do not reach from one to the other",
+                    hint="Unmount it for the restore, and copy its files afterwards; or restore to another directory "
+                    "with --media-dir, or other files only with --path.",
+                )
+            )
+        return found
+
+    def _enter(self, parent: str) -> None:
+        """Look at the directory that something would be put into, or at the one that it would be made in."""
+        directory = parent
+        while directory and self._device_of(directory) is None:
+            directory = directory.rpartition("/")[0]
+        self._parent = parent, self._mount_of(directory)
+        found = self._live.look(directory)
+        if found is not None and self._is_foreign(found) and not (self._partial and self._may_write(directory)):
+            self._foreign.setdefault(directory)
+
+    def _mount_of(self, directory: str) -> str:
+        """The mount that a directory is on; nothing where that is the tree's own."""
+        for mount in self._mounts:
+            if directory == mount or directory.startswith(f"{mount}/"):
+                return mount
+        return directory if self._device_of(directory) != self._device else ""
+
+    def _mount_at(self, path: str, *, below: bool) -> str:
+        """The mount that a path itself is, or that is below it."""
+        inside = f"{path}/"
+        return next((one for one in self._mounts if one == path or (below and one.startswith(inside))), "")
+
+    def _device_of(self, directory: str) -> int | None:
+        found = self._live.look(directory)
+        return found.st_dev if found is not None and stat.S_ISDIR(found.st_mode) else None
+
+    @staticmethod
+    def _is_foreign(found: os.stat_result) -> bool:
+        return os.geteuid() not in (0, found.st_uid)
+
+    def _may_write(self, directory: str) -> bool:
+        name, above = self._live.place(directory) if directory else (self._live.top, None)
+        return os.access(name, os.W_OK | os.X_OK, dir_fd=above, effective_ids=True)
+
+    @staticmethod
+    def _holds(protected: frozenset[str], path: str) -> bool:
+        return any(inner == path or inner.startswith(f"{path}/") for inner in protected)
+
+
+def closed(directory: str) -> list[OpsError]:
+    """What is in the way of writing to a directory as the effective user: nothing, or that one may not."""
+    if os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
+        return []
+    return [
+        AccessDeniedError(
+            f"this user may not write to {directory}",
+            hint="Run the restore as the portal's user or as root, or mount it so that it can be written to.",
+        )
+    ]
+
+
+def obstacles_in(top: str, *, most: int, partial: bool = False) -> list[OpsError]:
+    """What would be in the way of a backup of a tree, as the tree is now, that is restored to it.
+
+    Arguments:
+        top: the tree, which is there.
+        most: so many of its entries are looked at.
+        partial: nothing but one more name would be put into its top.
+
+    Raises:
+        OSError: the tree cannot be read.
+    """
+    with Tree(top) as live:
+        ground = Ground(live, frozenset(), partial=partial)
+        if partial:
+            ground.change("one more")
+        else:
+            ground.set_attributes("", found := os.stat(top), Attributes.of(found))
+            for path, found in islice(live.below(""), most):
+                if not path.startswith(OURS) and not stat.S_ISDIR(found.st_mode):
+                    ground.change(path)
+        return ground.obstacles()
+
+
+def _few(paths: Collection[str]) -> str:
+    """A few of some paths, in words; the top of the tree has none."""
+    names = [path or "the directory itself" for path in paths]
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return f"{', '.join(names[:_MOST_NAMED])}{more}"

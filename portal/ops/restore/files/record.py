@@ -1,0 +1,181 @@
+"""What a restore of files remembers, in a directory of its own at the top of the tree that it restores.
+
+.kekkai-restore/<restore_id>/
+    restore.json     what it is, and how far
+    stage/           what was staged, until it is in its place; again after a rollback
+    journal.jsonl    the steps, from the moment that they are begun
+    rollback/        what was live before, under its own paths
+    kept/            what others had written, and was in the way
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from portal.ops.errors import RestoreError
+from portal.ops.model import RESTORE_DIRECTORY, Component
+from portal.ops.repository.repository import locked_alone, sync_directory, write_durably
+from portal.ops.restore.files.journal import Places
+from portal.ops.restore.files.safe_tree import Attributes, Tree, remove_tree
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_RECORD: Final = "restore.json"
+_PARTS: Final = ("stage", "rollback", "kept")
+
+
+class FilesState(StrEnum):
+    """How far a restore of files is."""
+
+    STAGING = "staging"
+    STAGED = "staged"
+    APPLYING = "applying"
+    APPLIED = "applied"
+    UNDOING = "undoing"
+    ROLLED_BACK = "rolled_back"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilesRecord:
+    """One restore of files.
+
+    Arguments:
+        restore_id: its name.
+        component: what is restored.
+        target: where to, as it was asked for.
+        started: when, as the manifest writes it.
+        state: how far it is.
+        created: directories that were made for it, the outermost first.
+        root: the attributes of the tree's top before.
+        attributes: those of the staged directories that the archive describes.
+        figures: what is counted in the report.
+        warnings: what should be known.
+    """
+
+    restore_id: str
+    component: Component
+    target: str
+    started: str
+    state: FilesState = FilesState.STAGING
+    created: tuple[str, ...] = ()
+    root: Attributes
+    attributes: dict[str, Attributes] = field(default_factory=dict)
+    figures: dict[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def decode(cls, text: str) -> FilesRecord:
+        """A record from its JSON."""
+        found: dict[str, Any] = json.loads(text)
+        attributes = {path: Attributes(*values) for path, values in found.pop("attributes").items()}
+        return cls(
+            **{
+                **found,
+                "component": Component(found["component"]),
+                "state": FilesState(found["state"]),
+                "created": tuple(found["created"]),
+                "root": Attributes(*found["root"]),
+                "warnings": tuple(found["warnings"]),
+            },
+            attributes=attributes,
+        )
+
+
+class RestoreDirectory:
+    """The directory of one restore.
+
+    Arguments:
+        root: the top of the tree that is restored.
+        name: the restore, as its directory is called.
+    """
+
+    def __init__(self, root: str, name: str) -> None:
+        self.root = root
+        self.path = Path(root) / RESTORE_DIRECTORY / name
+        self.journal = self.path / "journal.jsonl"
+
+    def exists(self) -> bool:
+        """Whether there is such a restore."""
+        return (self.path / _RECORD).exists()
+
+    def read(self) -> FilesRecord:
+        """Its record.
+
+        Raises:
+            RestoreError: there is none, or it is damaged.
+        """
+        try:
+            return FilesRecord.decode((self.path / _RECORD).read_text("ascii"))
+        except FileNotFoundError as error:
+            raise RestoreError(
+                f"there is no restore {self.path.name} in {self.root}",
+                hint="'./tools/restore.sh --rollback --list' shows what can be taken back.",
+            ) from error
+        except (ValueError, TypeError, KeyError) as error:
+            raise RestoreError(
+                f"the record of the restore {self.path.name} in {self.root} is damaged",
+                hint=f"What was live before is in {self.path}/rollback, under its own paths.",
+            ) from error
+
+    def write(self, record: FilesRecord) -> FilesRecord:
+        """Replace its record; the record."""
+        write_durably(self.path / _RECORD, json.dumps(asdict(record), separators=(",", ":")).encode("ascii"))
+        sync_directory(self.path)
+        return record
+
+    def advance(self, record: FilesRecord, state: FilesState, **values: Any) -> FilesRecord:
+        """Replace its record by one in another state; that record."""
+        return self.write(replace(record, state=state, **values))
+
+    def make(self) -> None:
+        """Make the directory and what belongs into it, for nobody but us to look into."""
+        with suppress(FileNotFoundError):
+            remove_tree(self.path)  # without a record: what was cut off at this very place
+        for path in (self.path.parent, self.path, *(self.path / part for part in _PARTS)):
+            path.mkdir(mode=0o700, exist_ok=path == self.path.parent)
+
+    @contextmanager
+    def places(self) -> Iterator[Places]:
+        """The trees between which steps move things."""
+        stage, rollback, kept = (str(self.path / part) for part in _PARTS)
+        with Tree(self.root) as live, Tree(stage) as staged, Tree(rollback) as old, Tree(kept) as others:
+            yield Places(live=live, stage=staged, rollback=old, kept=others)
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep other processes from working on restores of this tree.
+
+        Raises:
+            BusyError: one does.
+        """
+        return locked_alone(self.path.parent, f"another process restores files in {self.root}")
+
+    def remove(self) -> None:
+        """Remove it with all that is in it, the record last; the top of the tree keeps the time that it has."""
+        before = os.stat(self.root)
+        for part in _PARTS:
+            with suppress(FileNotFoundError):
+                remove_tree(self.path / part)
+        self.journal.unlink(missing_ok=True)
+        remove_tree(self.path)
+        self.remove_parent()
+        os.utime(self.root, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    def remove_parent(self) -> None:
+        """Remove the directory of all restores of this tree, where nothing is in it."""
+        with suppress(OSError):
+            self.path.parent.rmdir()
+
+    def held_bytes(self) -> int:
+        """How many bytes of content it keeps from being freed."""
+        total = 0
+        for directory, _, names in os.walk(self.path):
+            for name in names:
+                total += os.lstat(os.path.join(directory, name)).st_size
+        return total

@@ -1,0 +1,226 @@
+"""Which members of an archive a restore of files takes, and how they are read: a whole component, or some of it."""
+
+from __future__ import annotations
+
+import sys
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Final, Protocol
+
+from portal.ops.archive.index import Member, MemberType
+from portal.ops.archive.plain import PlainArchive
+from portal.ops.archive.reader import is_below
+from portal.ops.archive.runs import Run, runs
+from portal.ops.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from portal.ops.archive.layers import Layer
+    from portal.ops.archive.reader import ArchiveReader
+    from portal.ops.chains.reader import ChainReader
+
+    Archive = ArchiveReader | PlainArchive | ChainReader
+    Contents = Iterator[tuple[Member, Iterator[memoryview]]]
+
+LONG_FRAMES: Final = 8
+"""A run of more frames than this is one large file, or a few, which several threads decompress."""
+
+
+def matches(path: str, patterns: Sequence[str]) -> bool:
+    """Whether a path below the component is asked for.
+
+    A pattern is one of the shell's; upper and lower case differ, and `*` also stands for `/`: ``tenant-a/*.sarif``
+    takes files of all directories below ``tenant-a``. A pattern that fits a directory takes everything below it.
+    """
+    return any(fnmatchcase(path, pattern) or fnmatchcase(path, f"{pattern.rstrip('/')}/*") for pattern in patterns)
+
+
+_FEW: Final = 50
+"""So many members are read sooner than a thread is there that reads them ahead."""
+
+
+class Choice(Protocol):
+    """What of a tree is restored.
+
+    `most` is about how many members that is; a very high number where nobody has counted them.
+    """
+
+    most: int
+
+    def take(self, member: Member) -> Member | None:
+        """A member as it is to be restored, or nothing. They are asked for once, in the order of the tree."""
+
+    def contents(self, layer: Layer, jobs: int) -> Contents:
+        """What is taken of one archive, each member as it is to be restored, with its content.
+
+        Arguments:
+            jobs: how many threads decompress.
+
+        Raises:
+            NotIntactError: the archive is damaged.
+        """
+
+
+def choose(archive: Archive, prefix: str, patterns: Sequence[str]) -> Choice:
+    """Everything of a component; with patterns, what they fit, and the directories above that.
+
+    A hard link that is taken without the file that it is another name of becomes that file.
+
+    Arguments:
+        prefix: the component's name in the archive.
+        patterns: see `matches`; none takes everything.
+
+    Raises:
+        ConfigurationError: the patterns fit nothing.
+        NotIntactError: the archive is damaged.
+    """
+    if not patterns:
+        return Everything(prefix)
+    selection = Selection(prefix, patterns)
+    if isinstance(archive, PlainArchive):
+        selection.prepare(member for member, _ in archive.contents(1))
+    else:
+        selection.prepare(archive.members())
+    return selection
+
+
+def selected(archive: Archive, choice: Choice, jobs: int) -> Contents:
+    """What is taken of a tree, each member as it is to be restored, with its content; no frame is read but theirs.
+
+    Arguments:
+        jobs: how many threads decompress.
+
+    Raises:
+        NotIntactError: the archive is damaged.
+    """
+    if isinstance(archive, PlainArchive):
+        for member, content in archive.contents(1):
+            if (taken := choice.take(member)) is not None:
+                yield taken, content
+        return
+    for layer in archive.layers():
+        with layer.named():
+            for member, content in choice.contents(layer, jobs):
+                yield member, _told(content, layer)
+
+
+def chosen_runs(layer: Layer, choice: Choice) -> Iterator[tuple[Run, list[Member | None]]]:
+    """The runs of an archive of which something is taken, and what: each member as it is to be restored, or nothing.
+
+    Raises:
+        NotIntactError: the index makes no sense.
+    """
+    archive = layer.archive
+    for run in runs(archive.members(), len(archive.frames)):
+        taken = [choice.take(member) if layer.holds(member.path) else None for member in run.members]
+        if any(taken):
+            yield run, taken
+
+
+def run_contents(archive: ArchiveReader, run: Run, taken: Sequence[Member | None], jobs: int) -> Contents:
+    """What is taken of a run, with its content.
+
+    Raises:
+        NotIntactError: the archive is damaged.
+    """
+    contents = archive.contents_of(run, jobs if len(run.frames) > LONG_FRAMES else 1)
+    for member, (_, content) in zip(taken, contents, strict=True):
+        if member is not None:
+            yield member, content
+
+
+def _contents_by_runs(layer: Layer, choice: Choice, jobs: int) -> Contents:
+    for run, taken in chosen_runs(layer, choice):
+        yield from run_contents(layer.archive, run, taken, jobs)
+
+
+def _told(content: Iterator[memoryview], layer: Layer) -> Iterator[memoryview]:
+    with layer.named():
+        yield from content
+
+
+class Everything:
+    """Takes all that a component has.
+
+    Arguments:
+        prefix: the component's name in the archive.
+    """
+
+    most = sys.maxsize
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+
+    def take(self, member: Member) -> Member | None:
+        """The member, where it is the component's."""
+        return member if is_below(member.path, self._prefix) else None
+
+    def contents(self, layer: Layer, jobs: int) -> Contents:
+        """See `Choice`; the frames are read in a row, and where they are many, ahead of their use."""
+        if layer.most <= _FEW:
+            yield from _contents_by_runs(layer, self, jobs)
+            return
+        for member, content in layer.archive.contents(jobs, below=self._prefix, together=True):
+            if layer.holds(member.path):
+                yield member, content
+
+
+class Selection:
+    """Two passes: the first finds what belongs to what is asked for, the second takes it.
+
+    Arguments:
+        prefix: the component's name in the archive.
+        patterns: see `matches`.
+    """
+
+    def __init__(self, prefix: str, patterns: Sequence[str]) -> None:
+        self._prefix = prefix
+        self._patterns = patterns
+        self.most = 0
+        self._above: set[str] = set()
+        self._instead: dict[str, Member] = {}
+        self._first_names: dict[str, str] = {}
+
+    def prepare(self, members: Iterable[Member]) -> None:
+        """The first pass.
+
+        Raises:
+            ConfigurationError: the patterns fit nothing.
+        """
+        for member in members:
+            if self._fits(member.path) and member.path != self._prefix:
+                self.most += 1
+                self._note(member)
+        if not self.most:
+            raise ConfigurationError(
+                f"nothing in the archive's {self._prefix} fits {' or '.join(self._patterns)}",
+                hint="Patterns are relative to the component, such as 'tenant-a/*.sarif'; tar tzf lists what there is.",
+            )
+
+    def contents(self, layer: Layer, jobs: int) -> Contents:
+        """See `Choice`; frames that hold nothing of what is taken are not read."""
+        return _contents_by_runs(layer, self, jobs)
+
+    def take(self, member: Member) -> Member | None:
+        """The next member of the second pass, as it is to be restored; nothing where it is not asked for."""
+        if member.path in self._instead:
+            link = self._instead[member.path]
+            self._first_names[member.path] = link.path
+            return member._replace(path=link.path)
+        if not self._fits(member.path) and member.path not in self._above:
+            return None
+        if member.type is not MemberType.HARDLINK:
+            return member
+        name = self._first_names.get(member.link, member.link)
+        return None if name == member.path else member._replace(link=name)
+
+    def _note(self, member: Member) -> None:
+        parent = member.path.rpartition("/")[0]
+        while parent and parent not in self._above:
+            self._above.add(parent)
+            parent = parent.rpartition("/")[0]
+        if member.type is MemberType.HARDLINK and is_below(member.link, self._prefix) and not self._fits(member.link):
+            self._instead.setdefault(member.link, member)
+
+    def _fits(self, path: str) -> bool:
+        return is_below(path, self._prefix) and matches(path[len(self._prefix) + 1 :], self._patterns)

@@ -1,0 +1,203 @@
+"""The stage: the files of an archive, written where nothing live is, so that renames are all that is left to do.
+
+An archive is hostile until shown otherwise. Every name is created where nothing was, below a directory that was opened
+step by step, and symlinks are made when all else has been written: so no name, link or order of members reaches out of
+the stage. What would be trouble later is refused as well: symlinks that lead out of the tree, a name that comes twice,
+more content than was announced, more than the disk holds.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from portal.ops.archive.index import Member, MemberType
+from portal.ops.archive.reader import is_below
+from portal.ops.restore.files.file_writer import FileMaker, drain
+from portal.ops.restore.files.free_space import Room
+from portal.ops.restore.files.helpers import Helpers
+from portal.ops.restore.files.refusal import no_file, twice
+from portal.ops.restore.files.safe_tree import IS_ROOT, Attributes, Tree
+from portal.ops.restore.files.selection import LONG_FRAMES, chosen_runs, run_contents
+from portal.ops.restore.files.tree_rules import Shape, staged_path
+from portal.ops.restore.files.unpacker import CHECKED, PASSED
+from portal.ops.restore.files.writers import Writers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from portal.ops.archive.layers import Layer
+    from portal.ops.restore.files.selection import Choice
+    from portal.ops.restore.files.unpacker import Use
+    from portal.ops.runtime.progress import Advance
+
+_WORTH_HELPERS: Final = 500
+"""Fewer members are written sooner than helper processes are there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageReport:
+    """What a stage holds.
+
+    Arguments:
+        files: how many files and links.
+        directories: how many directories.
+        content_bytes: bytes of content, holes included.
+        warnings: what is not as the archive has it, or may be trouble elsewhere.
+    """
+
+    files: int
+    directories: int
+    content_bytes: int
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(kw_only=True)
+class Stage:
+    """Writes the members of one component into an empty directory.
+
+    Arguments:
+        tree: the directory.
+        prefix: the component's name in the archive.
+        top: what stands in its place in the tree: nothing, or a name.
+        allow_outside_links: restore symlinks that lead out of the tree.
+        advance: called with every number of bytes of content that was written, or handed to a helper.
+    """
+
+    tree: Tree
+    prefix: str
+    top: str = ""
+    allow_outside_links: bool = False
+    advance: Advance = lambda _: None
+    attributes: dict[str, Attributes] = field(default_factory=dict)
+    _hardlinks: list[tuple[str, Member]] = field(default_factory=list)
+    _symlinks: list[tuple[str, Member]] = field(default_factory=list)
+    _files: int = 0
+    _content_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self._shape = Shape(prefix=self.prefix, top=self.top, allow_outside_links=self.allow_outside_links)
+
+    def fill(self, contents: Iterable[tuple[Member, Iterator[memoryview]]]) -> StageReport:
+        """Write everything that belongs to the component, and put it on the disk.
+
+        Raises:
+            NotIntactError: the archive is damaged or hostile.
+            DiskFullError: there is no room for it.
+            OSError: the operating system refused.
+        """
+        self._write(contents)
+        return self._finish()
+
+    def fill_from(self, layers: Iterable[Layer], choice: Choice, jobs: int) -> StageReport:
+        """As `fill`, from archives with an index; where there is much, their frames are shared among helper processes.
+
+        Arguments:
+            layers: the archives that the tree is in, the oldest first.
+            choice: what of it is restored.
+            jobs: how many helper processes there are at the most, and how many threads decompress a long file.
+
+        Raises:
+            OpsError, OSError: as `fill`.
+        """
+        for layer in layers:
+            with layer.named():
+                if jobs > 1 and min(layer.most, choice.most) > _WORTH_HELPERS:
+                    self._share(layer, choice, jobs)
+                else:
+                    self._write(choice.contents(layer, jobs))
+        return self._finish()
+
+    def _share(self, layer: Layer, choice: Choice, jobs: int) -> None:
+        archive = layer.archive
+        with Helpers(archive, self.tree, jobs) as helpers:
+            for run, taken in chosen_runs(layer, choice):
+                if len(run.frames) > LONG_FRAMES:
+                    self._write(run_contents(archive, run, taken, jobs))
+                else:
+                    helpers.unpack(run, [self._prepare(member) for member in taken])
+
+    def _write(self, contents: Iterable[tuple[Member, Iterator[memoryview]]]) -> None:
+        with Writers() as writers:
+            room = Room(self.tree.fileno(), self.tree.top)
+            maker = FileMaker(self.tree, writers, room, advance=self.advance)
+            for member, content in contents:
+                path = self._place(member) if is_below(member.path, self.prefix) else None
+                if path is None:
+                    drain(content)
+                else:
+                    maker.make(path, member, content)
+
+    def _prepare(self, member: Member | None) -> Use:
+        """Do what has to be done before a helper makes the file of a member; what the helper does with it."""
+        if member is None:
+            return PASSED
+        path = self._place(member)
+        if path is None:
+            return CHECKED
+        try:
+            self.tree.place(path, make=True)
+        except NotADirectoryError as error:
+            raise twice(member) from error
+        self.advance(member.size)
+        return path
+
+    def _place(self, member: Member) -> str | None:
+        """Where the file of a member belongs; nothing for a directory, which is made, or a link, which comes later."""
+        path = self._shape.add(member)
+        if member.type is MemberType.DIRECTORY:
+            self._directory(path, member)
+            return None
+        self._files += 1
+        if member.type is MemberType.FILE:
+            self._content_bytes += member.size
+            return path
+        links = self._hardlinks if member.type is MemberType.HARDLINK else self._symlinks
+        links.append((path, member))
+        return None
+
+    def _finish(self) -> StageReport:
+        for path, member in self._hardlinks:
+            self._hardlink(path, member)
+        for path, member in self._symlinks:
+            self._symlink(path, member)
+        self.tree.sync()
+        return StageReport(
+            files=self._files,
+            directories=len(self.attributes),
+            content_bytes=self._content_bytes,
+            warnings=self._shape.warnings(),
+        )
+
+    def _directory(self, path: str, member: Member) -> None:
+        if path in self.attributes:
+            raise twice(member)
+        try:
+            self.tree.directory(path, make=True)
+        except NotADirectoryError as error:
+            raise twice(member) from error
+        self.attributes[path] = Attributes(member.mode, member.uid, member.gid, member.mtime_ns)
+
+    def _hardlink(self, path: str, member: Member) -> None:
+        source, above = self.tree.place(staged_path(member.link, self.prefix, self.top))
+        directory = os.dup(above)
+        try:
+            name, target = self.tree.place(path, make=True)
+            os.link(source, name, src_dir_fd=directory, dst_dir_fd=target, follow_symlinks=False)
+        except FileExistsError as error:
+            raise twice(member) from error
+        except OSError as error:
+            raise no_file(member) from error
+        finally:
+            os.close(directory)
+
+    def _symlink(self, path: str, member: Member) -> None:
+        try:
+            name, above = self.tree.place(path, make=True)
+            os.symlink(member.link, name, dir_fd=above)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise twice(member) from error
+        if IS_ROOT:
+            os.chown(name, member.uid, member.gid, dir_fd=above, follow_symlinks=False)
+        os.utime(name, ns=(member.mtime_ns, member.mtime_ns), dir_fd=above, follow_symlinks=False)

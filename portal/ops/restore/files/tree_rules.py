@@ -1,0 +1,155 @@
+"""The shape of a tree, as the members of an archive describe it one after the other: can there be such a tree?
+
+What a plan looks at and what a stage writes is judged here alike, by the members alone: so a plan finds what a stage
+would refuse. What only a file system can know, such as two names that it takes for one, is left to the stage.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass, field
+from typing import Final
+
+from portal.ops.archive.index import Member, MemberType
+from portal.ops.archive.links import leads_out
+from portal.ops.archive.reader import is_below
+from portal.ops.errors import NotIntactError
+from portal.ops.model import RESTORE_DIRECTORY
+from portal.ops.restore.files.name_set import Kind, Names
+from portal.ops.restore.files.refusal import HINT, no_file, twice
+from portal.ops.restore.files.safe_tree import SPECIAL_BITS
+
+MOST_WARNINGS: Final = 50
+_MOST_TIME_NS: Final = 1 << 63
+_MOST_OWNER: Final = (1 << 32) - 1
+_LINK_HINT: Final = (
+    "Do not trust the archive, unless you know this link and where it leads; then allow it with --allow-outside-links."
+)
+_KINDS: Final = {
+    MemberType.FILE: Kind.FILE,
+    MemberType.HARDLINK: Kind.FILE,
+    MemberType.SYMLINK: Kind.SYMLINK,
+    MemberType.DIRECTORY: Kind.DIRECTORY,
+}
+_DIRECTORIES: Final = (Kind.IMPLIED, Kind.DIRECTORY)
+
+
+@dataclass(kw_only=True)
+class Shape:
+    """Judges the members of one component, in the order of the archive.
+
+    Arguments:
+        prefix: the component's name in the archive.
+        top: what stands in its place in the tree: nothing, or a name.
+        allow_outside_links: symlinks that lead out of the tree are a warning only.
+        names: everything in the tree so far.
+    """
+
+    prefix: str
+    top: str
+    allow_outside_links: bool = False
+    names: Names = field(default_factory=Names)
+    _folded: Names = field(default_factory=Names)
+    _parent: str = ""
+    _warnings: list[str] = field(default_factory=list)
+    _warned: int = 0
+
+    def add(self, member: Member) -> str:
+        """Take the next member; its path in the tree.
+
+        Raises:
+            NotIntactError: no tree of a portal can hold it, beside what is there already.
+        """
+        path = staged_path(member.path, self.prefix, self.top)
+        check_member(member, path, self.top)
+        if member.type is MemberType.HARDLINK:
+            self._check_hardlink(member)
+        self._enter(member, path)
+        if path:
+            self._watch_name(path)
+        if member.type is MemberType.SYMLINK and leads_out(path, member.link, self.top):
+            self._check_symlink(member)
+        if member.type is MemberType.FILE and member.mode & SPECIAL_BITS:
+            self._warn(f"{member.path} loses its setuid or setgid bit: no file of a portal needs one")
+        return path
+
+    def warnings(self) -> tuple[str, ...]:
+        """What is not restored as the archive has it, or may be trouble elsewhere."""
+        more = self._warned - len(self._warnings)
+        return (*self._warnings, f"and {more} more of this kind") if more else tuple(self._warnings)
+
+    def _enter(self, member: Member, path: str) -> None:
+        """Put the member into the tree, and the directories above it."""
+        parent = path.rpartition("/")[0]
+        if parent != self._parent:
+            above = parent
+            while above and (there := self.names.add(above, Kind.IMPLIED)) not in _DIRECTORIES:
+                if there is not Kind.NOTHING:
+                    raise twice(member)
+                above = above.rpartition("/")[0]
+            self._parent = parent
+        kind = _KINDS[member.type]
+        there = self.names.add(path, kind)
+        if there is Kind.IMPLIED and kind is Kind.DIRECTORY:
+            self.names.change(path, kind)
+        elif there is not Kind.NOTHING:
+            raise twice(member)
+
+    def _check_hardlink(self, member: Member) -> None:
+        if not is_below(member.link, self.prefix):
+            raise NotIntactError(f"{member.path} is a link to {member.link}, outside of the {self.prefix}", hint=HINT)
+        if self.names.kind(staged_path(member.link, self.prefix, self.top)) is not Kind.FILE:
+            raise no_file(member)
+
+    def _check_symlink(self, member: Member) -> None:
+        where = f"the link {member.path} leads out of the tree, to {member.link}"
+        if not self.allow_outside_links:
+            raise NotIntactError(where, hint=_LINK_HINT)
+        self._warn(f"{where}: it is restored with --allow-outside-links only")
+
+    def _watch_name(self, path: str) -> None:
+        """Warn of names that another file system would take for one; most are written as such a one would have them."""
+        parent, _, name = path.rpartition("/")
+        folded = (name if name.isascii() else unicodedata.normalize("NFC", name)).casefold()
+        if folded == name:
+            is_known = len(self._folded) > 0 and self._folded.kind(path) is not Kind.NOTHING
+        else:
+            folded = f"{parent}/{folded}" if parent else folded
+            is_known = self.names.kind(folded) is not Kind.NOTHING or self._folded.kind(folded) is not Kind.NOTHING
+            self._folded.add(folded, Kind.FILE)
+        if is_known:
+            self._warn(f"{path} differs from another name only in case or in its Unicode form")
+
+    def _warn(self, warning: str) -> None:
+        self._warned += 1
+        if len(self._warnings) < MOST_WARNINGS:
+            self._warnings.append(warning)
+
+
+def staged_path(path: str, prefix: str, top: str) -> str:
+    """Where a member of the component lies below the stage."""
+    below = path[len(prefix) + 1 :]
+    return f"{top}/{below}" if top and below else top or below
+
+
+def check_member(member: Member, path: str, top: str = "") -> None:
+    """Refuse what no tree of a portal can hold.
+
+    Raises:
+        NotIntactError: it is such a member.
+    """
+    if path == top and member.type is not MemberType.DIRECTORY:
+        raise NotIntactError(f"{member.path} should be a directory, and is a {member.type.value}", hint=HINT)
+    if path.partition("/")[0] == RESTORE_DIRECTORY:
+        raise NotIntactError(f"{member.path} lies where a restore keeps what is its own", hint=HINT)
+    can_be = (
+        0 <= member.size < _MOST_TIME_NS
+        and 0 <= member.mode < 0o10000
+        and 0 <= member.uid < _MOST_OWNER
+        and 0 <= member.gid < _MOST_OWNER
+        and -_MOST_TIME_NS < member.mtime_ns < _MOST_TIME_NS
+    )
+    if not can_be:
+        raise NotIntactError(f"{member.path} has a size, mode, owner or time that cannot be", hint=HINT)
+    if member.type is MemberType.SYMLINK and not member.link:
+        raise NotIntactError(f"{member.path} is a link to nowhere", hint=HINT)

@@ -1,0 +1,360 @@
+"""What becomes of restores: applied, undone, finished after a crash, taken back, forgotten.
+
+Everything here first writes down what it is going to do, and can be cut off and gone on with. What is live is wholly
+the old or wholly the new once a record is settled; a record that is not is worked on by the next restore or rollback.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from portal.ops.errors import OpsError, RestoreError
+from portal.ops.model import Component, timestamp
+from portal.ops.restore.journal import RestoreRecord, RestoreRecords, RestoreState
+from portal.ops.runtime.logs import engine_log
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from portal.ops.restore.components import Part
+
+log = engine_log("portal.ops.restore")
+
+_MOMENT: Final = "%Y-%m-%dT%H:%M:%SZ"
+_SHOW: Final = "'./tools/restore.sh --rollback --list' shows them."
+_WILL: Final = {
+    RestoreState.STAGING: "was cut off before it changed anything; its remains will be removed",
+    RestoreState.APPLYING: "was cut off half way; it will be finished, or undone where nothing was changed yet",
+    RestoreState.UNDOING: "failed, and could not be undone then; it will be undone",
+    RestoreState.ROLLING_BACK: "was being taken back, and was cut off; that will be finished",
+}
+_FAULTS: Final = (OpsError, OSError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stuck:
+    """A restore that was cut off, and can be neither finished nor undone at the moment."""
+
+    record: RestoreRecord
+    reason: str
+
+    def error(self) -> RestoreError:
+        """What stands in the way of whatever goes to the same place."""
+        return RestoreError(
+            f"{self.record.restore_id} was cut off and has to be finished or undone first, which fails: {self.reason}",
+            hint="Put that right, and start again. If its server or disk will not come back: "
+            f"'./tools/restore.sh --rollback --forget {self.record.restore_id}' gives it up.",
+        )
+
+
+class RestoreHistory:
+    """The restores of a repository.
+
+    Arguments:
+        records: what is remembered of them.
+        parts_of: makes the parts of a restore that was recorded.
+        clock: what time it is.
+        days: how long it is kept what takes an older restore back.
+    """
+
+    def __init__(
+        self,
+        records: RestoreRecords,
+        *,
+        parts_of: Callable[[RestoreRecord], list[Part]],
+        clock: Callable[[], datetime],
+        days: int,
+    ) -> None:
+        self._records = records
+        self._parts_of = parts_of
+        self._clock = clock
+        self._days = days
+
+    # -- one restore ------------------------------------------------------------------------------------------------
+
+    def begin(self, restore_id: str, backup_id: str, backup_file: str, parts: Sequence[Part]) -> RestoreRecord:
+        """Write down that a restore will be staged; the record."""
+        now = timestamp(self._clock())
+        return self._records.save(
+            RestoreRecord(
+                restore_id=restore_id,
+                number=1 + max((record.number for record in self._records.all()), default=0),
+                backup_id=backup_id,
+                backup_file=backup_file,
+                started=now,
+                changed=now,
+                parts={part.component.value: part.record() for part in parts},
+            )
+        )
+
+    def apply(self, record: RestoreRecord, parts: Sequence[Part]) -> dict[str, Any]:
+        """Put every part in its place, or none; the facts of each.
+
+        Raises:
+            OpsError: one could not be put in its place; everything is as before, or the error says that it is not yet.
+        """
+        record = self._save(record, RestoreState.APPLYING)
+        facts: dict[str, Any] = {}
+        try:
+            for part in parts:
+                started = time.monotonic()
+                facts[part.component.value] = part.apply()
+                seconds = round(time.monotonic() - started, 3)
+                log.info("component_applied", component=part.component.value, seconds=seconds)
+            self._save(record, RestoreState.APPLIED)
+        except BaseException as error:
+            self.give_up(record, parts, error)
+            raise
+        return facts
+
+    def give_up(self, record: RestoreRecord, parts: Sequence[Part], error: BaseException) -> None:
+        """Make everything as it was before a restore that has failed; where that fails too, a later start goes on.
+
+        Raises:
+            RestoreError: it has failed too, after an error that a person will read.
+        """
+        try:
+            self._undo(record, parts)
+        except _FAULTS as second:
+            log.error("undo_failed", restore_id=record.restore_id, error=str(second))
+            if isinstance(error, _FAULTS):
+                raise RestoreError(
+                    f"{_brief(error)}; and what was begun could not be undone: {_brief(second)}",
+                    hint="Put that right, then start any restore, or --rollback: it goes on from here.",
+                ) from error
+
+    def _undo(self, record: RestoreRecord, parts: Sequence[Part]) -> None:
+        """Undo every part, whatever happens with the others; the first error counts."""
+        if record.state is RestoreState.APPLYING:
+            record = self._save(record, RestoreState.UNDOING if _is_any_begun(parts) else RestoreState.STAGING)
+        failed: OpsError | OSError | None = None
+        for part in parts:
+            try:
+                part.undo()
+            except _FAULTS as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
+        if record.state is RestoreState.STAGING:
+            self._records.forget(record)
+        else:  # what was live for a moment may hold what somebody wrote, so it is kept
+            self._save(record, RestoreState.ROLLED_BACK)
+
+    # -- after a crash ----------------------------------------------------------------------------------------------
+
+    def recover(self) -> tuple[tuple[str, ...], tuple[Stuck, ...]]:
+        """Undo or finish what was cut off; what was done, in words, and what could not be."""
+        said, stuck = [], []
+        for record in self._unsettled():
+            try:
+                said.append(f"{record.restore_id} {self._settle(record)}")
+            except _FAULTS as error:
+                stuck.append(Stuck(record=record, reason=_brief(error)))
+                said.append(f"{record.restore_id} was cut off, and cannot be finished or undone now: {_brief(error)}")
+        for sentence in said:
+            log.warning("remains_found", detail=sentence)
+        return tuple(said), tuple(stuck)
+
+    def to_recover(self) -> tuple[str, ...]:
+        """What `recover` would do, in words; touches nothing."""
+        records = self._unsettled()
+        if records and self._records.are_locked():
+            return tuple(f"{record.restore_id} is at work at this moment" for record in records)
+        return tuple(f"{record.restore_id} {_WILL[record.state]}" for record in records)
+
+    def _unsettled(self) -> list[RestoreRecord]:
+        return [record for record in self._records.all() if not record.state.is_settled]
+
+    def _settle(self, record: RestoreRecord) -> str:
+        parts = self._parts_of(record)
+        if record.state is RestoreState.ROLLING_BACK:
+            self._go_back(record, parts)
+            return "was being taken back, and had been cut off; that is finished now"
+        if record.state is RestoreState.UNDOING:
+            self._undo(record, parts)
+            return "had failed; it is undone now, and everything is as it was before"
+        if record.state is RestoreState.STAGING or not any(part.is_begun() for part in parts):
+            self._undo(record, parts)
+            return "had been cut off before it changed anything; its remains are removed"
+        try:
+            for part in parts:
+                part.finish()
+        except _FAULTS as error:
+            self._undo(record, parts)
+            return f"had been cut off half way and could not be finished ({_brief(error)}); it is undone now"
+        self._save(record, RestoreState.APPLIED)
+        return "had been cut off half way; it is finished now"
+
+    # -- going back -------------------------------------------------------------------------------------------------
+
+    def find(self, restore_id: str | None) -> RestoreRecord:
+        """The restore to take back; by default the last one that can be.
+
+        Raises:
+            RestoreError: there is none, or it cannot be taken back.
+        """
+        records = self._records.all()
+        if restore_id is None:
+            found = next((record for record in records if record.state is RestoreState.APPLIED), None)
+        else:
+            found = next((record for record in records if record.restore_id == restore_id), None)
+        if found is None:
+            what = f"there is no restore {restore_id}" if restore_id else "there is no restore"
+            raise RestoreError(f"{what} that could be taken back", hint=_SHOW)
+        if found.state is RestoreState.ROLLED_BACK:
+            raise RestoreError(f"{found.restore_id} was taken back already", hint=_SHOW)
+        self._refuse_covered(found, records)
+        return found
+
+    def _refuse_covered(self, record: RestoreRecord, records: Sequence[RestoreRecord]) -> None:
+        """Restores lie on one another: only the uppermost can be taken away."""
+        for newer in records:
+            applied = newer.state is not RestoreState.ROLLED_BACK
+            if newer.number > record.number and applied and newer.overlaps(record.parts):
+                raise RestoreError(
+                    f"{newer.restore_id} was restored over {record.restore_id}",
+                    hint=f"Take that back first: './tools/restore.sh --rollback {newer.restore_id}'.",
+                )
+
+    def check(self, record: RestoreRecord) -> None:
+        """Make sure that all that a rollback needs is there.
+
+        Raises:
+            RestoreError: it is not.
+        """
+        gone = [part for part in self._parts_of(record) if not part.is_begun()]
+        if gone:
+            what = ", ".join(part.kept(rolled_back=False) for part in gone)
+            raise RestoreError(
+                f"{record.restore_id} cannot be taken back any more, because this is gone: {what}",
+                hint=f"'./tools/restore.sh --rollback --forget {record.restore_id}' takes it off the list; "
+                "'./tools/backup.sh list' shows the archives that can be restored instead.",
+            )
+
+    def roll_back(self, record: RestoreRecord) -> dict[str, Any]:
+        """Make live again what was live before a restore; the facts of each part.
+
+        Raises:
+            OpsError: it could not be done; it is gone on with by whatever is started next, unless nothing was changed.
+        """
+        parts = self._parts_of(record)
+        record = self._save(record, RestoreState.ROLLING_BACK)
+        try:
+            return self._go_back(record, parts)
+        except BaseException as error:
+            if self._is_still_applied(parts):
+                self._save(record, RestoreState.APPLIED)
+            elif not isinstance(error, Exception):  # somebody asks this process to end, but not half way
+                self._go_back(record, parts)
+            raise
+
+    def _go_back(self, record: RestoreRecord, parts: Sequence[Part]) -> dict[str, Any]:
+        """The database first: it alone can refuse because somebody else is in it."""
+        facts = {part.component.value: part.roll_back() for part in parts if part.is_begun()}
+        self._save(record, RestoreState.ROLLED_BACK)
+        log.info("restore_taken_back", restore_id=record.restore_id)
+        return facts
+
+    def _is_still_applied(self, parts: Sequence[Part]) -> bool:
+        """Whether the database, which goes first, has not gone back."""
+        with suppress(*_FAULTS):
+            return parts[0].component is Component.DATABASE and parts[0].is_begun()
+        return False
+
+    # -- forgetting -------------------------------------------------------------------------------------------------
+
+    def record(self, restore_id: str) -> RestoreRecord:
+        """A restore, however far it is.
+
+        Raises:
+            RestoreError: there is none of that name.
+        """
+        for record in self._records.all():
+            if record.restore_id == restore_id:
+                return record
+        raise RestoreError(f"there is no restore {restore_id}", hint=_SHOW)
+
+    def forget(self, record: RestoreRecord) -> tuple[str, ...]:
+        """Remove what is kept of a restore; what could not be removed, in words. One that was cut off is undone."""
+        left = []
+        for part in self._parts_of(record):
+            try:
+                if not record.state.is_settled:
+                    part.undo()
+                part.forget()
+            except _FAULTS as error:
+                what = part.kept(rolled_back=record.state is RestoreState.ROLLED_BACK)
+                left.append(f"{what} is left, to be removed by hand: {_brief(error)}")
+        self._records.forget(record)
+        log.info("restore_forgotten", restore_id=record.restore_id)
+        return tuple(left)
+
+    def prune(self, newest: RestoreRecord | None = None) -> tuple[str, ...]:
+        """Forget old restores; what was removed and what could not be, in words.
+
+        Arguments:
+            newest: the one that has just succeeded, and is not old whatever its clock said.
+        """
+        said = []
+        limit = self._clock() - timedelta(days=self._days)
+        for record in self._records.all():
+            if (
+                (newest and record.restore_id == newest.restore_id)
+                or not record.state.is_settled
+                or _moment(record) > limit
+            ):
+                continue
+            try:
+                for part in self._parts_of(record):
+                    part.forget()
+                self._records.forget(record)
+                said.append(f"{record.restore_id} is more than {self._days} days old and can no longer be taken back")
+            except _FAULTS as error:
+                said.append(f"{record.restore_id} is old, but what it keeps cannot be removed: {_brief(error)}")
+        return tuple(said)
+
+    def listed(self) -> list[dict[str, Any]]:
+        """Every restore that something is kept of, newest first, in the types of JSON; no server is asked."""
+        return [self._listed(record) for record in self._records.all()]
+
+    def _listed(self, record: RestoreRecord) -> dict[str, Any]:
+        return {
+            "restore_id": record.restore_id,
+            "backup_id": record.backup_id,
+            "started": record.started,
+            "changed": record.changed,
+            "state": record.state.value,
+            "components": list(record.parts),
+            "can_be_taken_back": record.state is RestoreState.APPLIED,
+            "kept": list(self.kept(record)),
+            "kept_until": timestamp(_moment(record) + timedelta(days=self._days)),
+        }
+
+    def kept(self, record: RestoreRecord) -> tuple[str, ...]:
+        """What is kept of a restore, in words."""
+        rolled_back = record.state is RestoreState.ROLLED_BACK
+        return tuple(kept for part in self._parts_of(record) if (kept := part.kept(rolled_back=rolled_back)))
+
+    def _save(self, record: RestoreRecord, state: RestoreState) -> RestoreRecord:
+        return self._records.save(record, state=state, changed=timestamp(self._clock()))
+
+
+def _is_any_begun(parts: Sequence[Part]) -> bool:
+    """Whether anything live was touched, as far as one can tell."""
+    try:
+        return any(part.is_begun() for part in parts)
+    except _FAULTS:
+        return True
+
+
+def _moment(record: RestoreRecord) -> datetime:
+    return datetime.strptime(record.changed, _MOMENT).replace(tzinfo=UTC)
+
+
+def _brief(error: OpsError | OSError) -> str:
+    """The message without its hint, which is for another occasion."""
+    return error.message if isinstance(error, OpsError) else f"{error.strerror} ({error.filename})"

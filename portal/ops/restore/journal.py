@@ -1,0 +1,179 @@
+"""What is remembered of a restore, so that a crash can be finished or undone and a restore taken back.
+
+One JSON file for each restore, in the repository's `.restores/`. It is replaced as a whole at each step; the step it
+names is what decides, after a crash, between undoing (nothing live was touched) and finishing (something was).
+
+    staging       nothing live was touched: to be undone, without a trace
+    applying      one part after the other is put in place: to be finished, or undone where nothing was
+    applied       done; it can be taken back
+    undoing       it could not be applied, and what was put in place goes back: to be gone on with
+    rolling_back  it is being taken back: to be gone on with
+    rolled_back   taken back; what it had made live is kept
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from portal.ops.errors import BusyError, RepositoryError, RestoreError
+from portal.ops.model import Component
+from portal.ops.repository.repository import LOCK_NAME, Repository, sync_directory, write_durably
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+DIRECTORY: Final = ".restores"
+
+_SUFFIX: Final = ".json"
+_PREFIX: Final = "restore_"
+_PATIENCE_SECONDS: Final = 2.0
+"""A restore that was killed while it started a program has that program keep the lock for an instant."""
+
+
+class RestoreState(StrEnum):
+    """How far a restore is."""
+
+    STAGING = "staging"
+    APPLYING = "applying"
+    APPLIED = "applied"
+    UNDOING = "undoing"
+    ROLLING_BACK = "rolling_back"
+    ROLLED_BACK = "rolled_back"
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is left to be done; otherwise it was cut off, or is at work."""
+        return self in (RestoreState.APPLIED, RestoreState.ROLLED_BACK)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestoreRecord:
+    """One restore.
+
+    Arguments:
+        restore_id: such as ``restore_20240115_120000_abc123``.
+        number: restores of a repository are counted, so that their order does not hang on a clock.
+        backup_id: what is restored, as its manifest calls it; older records may have the name of the file.
+        backup_file: from where; in older records perhaps by a relative path.
+        started: when, as the manifest writes it; `changed` is when the state was reached.
+        state: how far it is.
+        parts: for each component what its part needs to be finished or taken back.
+    """
+
+    restore_id: str
+    number: int
+    backup_id: str
+    backup_file: str
+    started: str
+    changed: str
+    state: RestoreState = RestoreState.STAGING
+    parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def overlaps(self, parts: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Whether these parts go where a part of this restore has gone; audit logs are never in each other's way."""
+        database, media = Component.DATABASE.value, Component.MEDIA.value
+        ours, theirs = self.parts.get(database), parts.get(database)
+        if ours and theirs and all(ours[name] == theirs[name] for name in ("host", "port", "database")):
+            return True
+        if media not in self.parts or media not in parts:
+            return False
+        one, other = Path(self.parts[media]["path"]), Path(parts[media]["path"])
+        return one.is_relative_to(other) or other.is_relative_to(one)
+
+
+class RestoreRecords:
+    """The records of a repository's restores."""
+
+    def __init__(self, repository: Repository) -> None:
+        self.directory = repository.path / DIRECTORY
+        self._repository = repository
+
+    def directory_of(self, restore_id: str) -> Path:
+        """What has to lie on a disk for a restore: the dump on its way, and what takes a restore in place back."""
+        return self.directory / restore_id
+
+    def save(self, record: RestoreRecord, **changes: Any) -> RestoreRecord:
+        """Write a record with changes, durably; the record as it is now."""
+        changed = replace(record, **changes)
+        self.directory.mkdir(mode=0o700, exist_ok=True)
+        write_durably(self._path(changed.restore_id), json.dumps(asdict(changed), indent=2).encode() + b"\n")
+        sync_directory(self.directory)
+        return changed
+
+    def forget(self, record: RestoreRecord) -> None:
+        """Remove a record."""
+        self._path(record.restore_id).unlink(missing_ok=True)
+        sync_directory(self.directory)
+
+    def all(self) -> list[RestoreRecord]:
+        """All records, newest first.
+
+        Raises:
+            RestoreError: one of them makes no sense.
+            RepositoryError: they cannot be read.
+        """
+        try:
+            names = os.listdir(self.directory)
+        except (FileNotFoundError, NotADirectoryError):  # what the repository is, whoever reads it finds out
+            return []
+        except OSError as error:
+            raise _unreadable(self.directory, error) from error
+        paths = [self.directory / name for name in names if name.startswith(_PREFIX) and name.endswith(_SUFFIX)]
+        return sorted((_load(path) for path in paths), key=lambda record: record.number, reverse=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold off every other restore of this repository.
+
+        Raises:
+            BusyError: one is running.
+            RepositoryError: the repository cannot be written.
+        """
+        self._repository.prepare()
+        self.directory.mkdir(mode=0o700, exist_ok=True)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(Repository(self.directory, lock_timeout=_PATIENCE_SECONDS).exclusive())
+            except BusyError as error:
+                raise BusyError(
+                    "another restore is running", hint="Wait for it to end, then look again with --rollback --list."
+                ) from error
+            yield
+
+    def are_locked(self) -> bool:
+        """Whether a restore is running; touches nothing."""
+        if not (self.directory / LOCK_NAME).exists():
+            return False
+        try:
+            with Repository(self.directory, lock_timeout=0).shared():
+                return False
+        except BusyError:
+            return True
+
+    def _path(self, restore_id: str) -> Path:
+        return self.directory / f"{restore_id}{_SUFFIX}"
+
+
+def _load(path: Path) -> RestoreRecord:
+    try:
+        found = json.loads(path.read_bytes())
+        return RestoreRecord(**{**found, "state": RestoreState(found["state"])})
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except (TypeError, ValueError, KeyError) as error:
+        raise RestoreError(
+            f"the record of a restore, {path}, makes no sense",
+            hint="Restore it from a copy, or move it away: that restore can then no longer be taken back by itself.",
+        ) from error
+
+
+def _unreadable(path: Path, error: OSError) -> RepositoryError:
+    return RepositoryError(
+        f"cannot read {path}: {error.strerror}", hint="Run this as the user that the backups belong to."
+    )

@@ -1,0 +1,62 @@
+"""The result of a restore on its way: what is known so far counts, whatever happens next."""
+
+from __future__ import annotations
+
+import errno
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from portal.ops.errors import DiskFullError, OpsError, RestoreError
+from portal.ops.runtime.logs import engine_log
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from portal.ops.restore.config import RestoreResult
+
+log = engine_log("portal.ops.restore")
+
+
+@dataclass(kw_only=True)
+class Draft:
+    """A result on its way: what is known so far counts, whatever happens next."""
+
+    result: RestoreResult
+
+    def note(self, **facts: Any) -> None:
+        """Know more of it."""
+        self.result = replace(self.result, **facts)
+
+    def warn(self, warnings: Sequence[str]) -> None:
+        """Add what should be known, and is not said yet."""
+        known = self.result.warnings
+        self.note(warnings=(*known, *(warning for warning in warnings if warning not in known)))
+
+    def fail(self, error: OpsError) -> None:
+        """It did not succeed."""
+        log.error("restore_failed", error=str(error))
+        self.note(success=False, error=str(error), exit_code=error.exit_code)
+
+
+@contextmanager
+def reported(draft: Draft) -> Iterator[None]:
+    """Every fault becomes part of the result, and so does the time that it took."""
+    started = time.monotonic()
+    try:
+        yield
+    except OpsError as error:
+        draft.fail(error)
+    except OSError as error:
+        draft.fail(_explain(error))
+    draft.note(duration_seconds=time.monotonic() - started)
+
+
+def _explain(error: OSError) -> OpsError:
+    place = f" ({error.filename})" if error.filename else ""
+    kind = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else RestoreError
+    return kind(
+        f"the operating system refused: {error.strerror}{place}",
+        hint="Look at the disk and the permissions there, then start it again: it goes on, or undoes what was begun.",
+    )

@@ -1,0 +1,93 @@
+"""What a restore is about: which archive, and which of its components."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from portal.ops.errors import ConfigurationError
+from portal.ops.model import BackupType, Component
+from portal.ops.restore.config import RestoreScope
+
+if TYPE_CHECKING:
+    from portal.ops.manifest import Manifest
+    from portal.ops.repository.repository import ArchiveFile, Repository
+    from portal.ops.restore.config import RestoreConfig
+    from portal.ops.restore.outcome import Draft
+    from portal.ops.runtime.progress import PathLike
+
+_LATEST: Final = {
+    RestoreScope.FULL: (BackupType.FULL,),
+    RestoreScope.DATABASE: (BackupType.FULL, BackupType.DATABASE),
+    RestoreScope.MEDIA: (BackupType.FULL, BackupType.MEDIA),
+    RestoreScope.AUDIT_LOGS: (BackupType.FULL, BackupType.AUDIT_LOGS),
+}
+_SET_PLACE: Final = {
+    Component.MEDIA: "Set PORTAL_UPLOAD_DIR or give --media-dir.",
+    Component.AUDIT_LOGS: "Set PORTAL_AUDIT_DIR to the live audit log: what is restored is put beside it.",
+}
+
+
+def choose_archive(repository: Repository, draft: Draft, path: PathLike) -> ArchiveFile:
+    """The archive of a path, an id or ``latest``: the newest that holds what is asked for. The draft is told which.
+
+    Until the manifest is read it goes by the name of its file.
+
+    Raises:
+        ArchiveAbsentError: there is none, or more than one.
+    """
+    scope = draft.result.scope
+    archive = repository.find(path, latest_of=_LATEST[scope])
+    draft.note(backup_id=archive.name, backup_file=str(absolute(archive.path)))
+    if os.fspath(path) == "latest" and scope is RestoreScope.FULL:
+        for part, what in ((RestoreScope.DATABASE, "database"), (RestoreScope.MEDIA, "media")):
+            newest = repository.find("latest", latest_of=_LATEST[part])
+            if newest.moment > archive.moment:
+                draft.warn([f"{newest.name} is newer and holds the {what} alone; --{what}-only would restore that one"])
+    return archive
+
+
+def name_of(archive: ArchiveFile, manifest: Manifest) -> str:
+    """The backup's id as the manifest has it, for a file may be called anything; the file's where that is no name."""
+    said = manifest.backup_id
+    return said if said and said.isprintable() else archive.name
+
+
+def absolute(path: Path) -> Path:
+    """A path as it is understood wherever it is read later; a link stays a link."""
+    return Path(os.path.abspath(path))
+
+
+def choose_components(
+    config: RestoreConfig, scope: RestoreScope, manifest: Manifest
+) -> tuple[tuple[Component, ...], list[str]]:
+    """What is restored, the database first; and in words what is not, although it is there.
+
+    Raises:
+        ConfigurationError: the archive does not hold it, or there is no place for it.
+    """
+    places = {
+        Component.DATABASE: True,
+        Component.MEDIA: config.media_path is not None,
+        Component.AUDIT_LOGS: config.audit_log_path is not None,
+    }
+    held = [component for component in Component if component in manifest.components]
+    wanted = held if scope is RestoreScope.FULL else [Component(scope.value)]
+    if not set(wanted) & set(held):
+        raise ConfigurationError(
+            f"{manifest.backup_id} holds {', '.join(held) or 'nothing'}, and no {scope.value}",
+            hint="Take another archive: './tools/backup.sh list' shows them.",
+        )
+    if config.patterns and Component.DATABASE in wanted:
+        raise ConfigurationError("no part of a database can be restored by a pattern", hint="Leave --path out.")
+    homeless = [component for component in wanted if not places[component]]
+    if len(homeless) == len(wanted):
+        raise ConfigurationError(
+            f"there is no place configured for {' and '.join(homeless)}", hint=_SET_PLACE[homeless[0]]
+        )
+    left_out = [
+        f"the backup holds {component.value}, which is left out: no place for it is configured"
+        for component in homeless
+    ]
+    return tuple(component for component in wanted if places[component]), left_out

@@ -1,0 +1,408 @@
+"""Which archives are kept, and why: a pure decision about values.
+
+An archive is removed only where all of this holds: it is older than the days of its type's rule; as many newer whole
+ones of its type as the rule's count are kept; it is not the last one of an hour, day, week, month or year that is to be
+kept; nothing that is kept hangs on it; it is neither pinned nor the newest, nor the newest that verified, of its type.
+What is not whole counts for nothing and is kept until a person has looked at it, like files whose names are no ids.
+Where it is not even known what an archive needs, all that it may need is kept.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta, tzinfo
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from portal.ops.errors import ConfigurationError
+from portal.ops.model import BackupType, VerifyLevel
+from portal.ops.repository.restorability import chain_faults, own_fault
+from portal.ops.settings.parsers import MOST_KEPT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from portal.ops.repository.entry import Entry
+
+CLOCK_TOLERANCE: Final = timedelta(minutes=10)
+"""How far ahead of the clock an archive may be before the clock is doubted."""
+
+_FOLLOWED: Final = (BackupType.FULL, BackupType.MEDIA)
+_LATENESS: Final = timedelta(days=1)
+"""An id names the moment that a backup is for: by so much the one that it follows may be for a later one."""
+
+_PERIODS: Final = ("hourly", "daily", "weekly", "monthly", "yearly")
+_NAMES: Final = {"hourly": "hour", "daily": "day", "weekly": "week", "monthly": "month", "yearly": "year"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetentionRule:
+    """How long archives of a type are kept.
+
+    Arguments:
+        days: an archive is kept so long.
+        count: so many whole ones are kept whatever their age.
+        hourly: the last one of each of the last so many hours that have one is kept; likewise for the longer periods.
+
+    Raises:
+        ConfigurationError: a number is negative or absurd, or the rule keeps nothing.
+    """
+
+    days: int = 30
+    count: int = 10
+    hourly: int = 0
+    daily: int = 0
+    weekly: int = 0
+    monthly: int = 0
+    yearly: int = 0
+
+    def __post_init__(self) -> None:
+        numbers = {name: getattr(self, name) for name in ("days", "count", *_PERIODS)}
+        faults = [f"{name} is {number}" for name, number in numbers.items() if not 0 <= number <= MOST_KEPT]
+        if faults:
+            raise ConfigurationError(
+                f"a rule of retention makes no sense: {', '.join(faults)}", hint=f"Give numbers from 0 to {MOST_KEPT}."
+            )
+        if not any(numbers.values()):
+            raise ConfigurationError(
+                "a rule of retention keeps nothing: every number in it is 0",
+                hint="Set BACKUP_RETENTION_DAYS or BACKUP_RETENTION_COUNT, or one of BACKUP_KEEP_*, to more than 0.",
+            )
+
+    def periods(self) -> Iterable[tuple[str, int]]:
+        """The periods that the last archive of is kept, with how many of them."""
+        return ((name, getattr(self, name)) for name in _PERIODS if getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetentionPolicy:
+    """The rules.
+
+    Arguments:
+        rule: for every type that has none of its own.
+        rules: the types' own.
+        zone: whose hours, days and weeks are meant.
+    """
+
+    rule: RetentionRule = field(default_factory=RetentionRule)
+    rules: Mapping[BackupType, RetentionRule] = field(default_factory=dict)
+    zone: tzinfo = UTC
+
+    def of(self, kind: BackupType) -> RetentionRule:
+        """The rule of a type."""
+        return self.rules.get(kind, self.rule)
+
+
+def own_numbers(numbers: Mapping[str, int], *, days: int, count: int) -> dict[str, int]:
+    """The numbers of a rule for one type: what it says, and nothing of the general rule.
+
+    Only where it says neither how many days nor how many backups, it has those of the general rule.
+
+    Arguments:
+        numbers: what it says.
+        days: those of the general rule; likewise `count`.
+    """
+    usual = {"days": 0, "count": 0} if {"days", "count"} & numbers.keys() else {"days": days, "count": count}
+    return usual | dict(numbers)
+
+
+def own_rules(given: Mapping[str, Mapping[str, int]], general: RetentionRule) -> dict[BackupType, RetentionRule]:
+    """The rules of types that have one of their own.
+
+    Arguments:
+        given: for the names of types, numbers by the names that `RetentionRule` has for them.
+
+    Raises:
+        ConfigurationError: a name is none, or a rule makes no sense.
+    """
+    found = {}
+    for kind, numbers in given.items():
+        try:
+            found[BackupType(kind)] = RetentionRule(**own_numbers(numbers, days=general.days, count=general.count))
+        except ConfigurationError as error:
+            raise ConfigurationError(
+                f"of the rule for {kind}: {error.message}",
+                hint=f"BACKUP_RETENTION_RULES has it: give it numbers to {MOST_KEPT}, one of them more than 0.",
+            ) from error
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(
+                f"there can be no rule of retention for {kind} with {', '.join(numbers)}",
+                hint=f"The types are {', '.join(BackupType)}; the numbers are days, count, {', '.join(_PERIODS)}.",
+            ) from error
+    return found
+
+
+class Decision(NamedTuple):
+    """What becomes of an archive, and why.
+
+    Arguments:
+        entry: the archive.
+        keep: whether it stays.
+        reasons: everything that speaks for keeping it; for one that goes, why it may.
+    """
+
+    entry: Entry
+    keep: bool
+    reasons: tuple[str, ...]
+
+    def line(self) -> str:
+        """The decision in plain words."""
+        return f"{'keep  ' if self.keep else 'remove'}  {self.entry.name}: {'; '.join(self.reasons)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The decision in the types of JSON."""
+        return {
+            "backup_id": self.entry.name,
+            "keep": self.keep,
+            "size_bytes": self.entry.size,
+            "reasons": list(self.reasons),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetentionPlan:
+    """What becomes of every archive.
+
+    Arguments:
+        decisions: one for each, in the order in which they were given.
+        removals: those that go, in an order in which nothing is left without what it needs: children before parents.
+        warnings: what a person should know before relying on it.
+    """
+
+    decisions: tuple[Decision, ...]
+    removals: tuple[Decision, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def freed_bytes(self) -> int:
+        """How much room the removals make."""
+        return sum(decision.entry.size for decision in self.removals)
+
+
+def plan(archives: Sequence[Entry], policy: RetentionPolicy, now: datetime) -> RetentionPlan:
+    """Decide about every archive.
+
+    Arguments:
+        archives: all of a repository, in any order.
+        now: ages are counted from here.
+    """
+    family = _Family(archives)
+    reasons = _Reasons()
+    for entry in archives:
+        for reason in _own_reasons(entry, family):
+            reasons.add(entry.name, reason)
+    for kind, whole in _by_type(archives, family).items():
+        _keep_of_type(whole, policy.of(kind), policy.zone, now, reasons.add)
+    warnings = _keep_all_if_the_clock_is_wrong(archives, now, reasons)
+    warnings += _keep_what_strays_may_need(archives, reasons)
+    _keep_chains_with_a_gap(archives, family, reasons)
+    _keep_what_is_needed(archives, family, reasons)
+    gone = {kind: (_gone(kind, policy.of(kind)),) for kind in BackupType}
+    decisions = tuple(_decision(entry, reasons.of(entry.name), gone) for entry in archives)
+    removals = sorted(
+        (decision for decision in decisions if not decision.keep),
+        key=lambda decision: (-family.depth(decision.entry.name), decision.entry.moment, decision.entry.name),
+    )
+    return RetentionPlan(decisions=decisions, removals=tuple(removals), warnings=warnings)
+
+
+class _Reasons:
+    """Why which archive is kept; the few combinations that there are, are each there once."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, tuple[str, ...]] = {}
+        self._once: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+    def add(self, name: str, reason: str) -> None:
+        """One more reason to keep an archive."""
+        reasons = (*self._of.get(name, ()), reason)
+        self._of[name] = self._once.setdefault(reasons, reasons)
+
+    def of(self, name: str) -> tuple[str, ...]:
+        """All that there are."""
+        return self._of.get(name, ())
+
+
+class _Family:
+    """Who hangs on whom, and whether everything that an archive needs is there and whole."""
+
+    def __init__(self, archives: Sequence[Entry]) -> None:
+        self._entries = {entry.name: entry for entry in archives}
+        self._faults = chain_faults(archives)
+        self._faults |= {entry.name: fault for entry in archives if (fault := own_fault(entry))}
+        self._depths: dict[str, int] = {}
+        for entry in archives:
+            self._settle(entry.name)
+
+    def depth(self, name: str) -> int:
+        """How many archives it needs."""
+        return self._depths[name]
+
+    def fault(self, name: str) -> str:
+        """Why it could not be restored, as far as that is known; empty where nothing is wrong."""
+        return self._faults.get(name, "")
+
+    def has(self, name: str) -> bool:
+        """Whether an archive is there."""
+        return name in self._entries
+
+    def needs(self, entry: Entry) -> Iterable[Entry]:
+        """What it says that it needs, where that is there; what is between parent and base may be missing."""
+        return (self._entries[name] for name in (entry.parent, entry.base) if name and name in self._entries)
+
+    def _settle(self, name: str) -> None:
+        """Find out how many archives one needs, and each of those on the way, the first one of its chain first."""
+        path: dict[str, None] = {}
+        at: str | None = name
+        while at is not None and at in self._entries and at not in self._depths and at not in path:
+            path[at] = None
+            at = self._entries[at].parent
+        depth = self._depths.get(at, -1) if at is not None else -1
+        self._depths |= {one: above for above, one in enumerate(reversed(path), depth + 1)}
+
+
+def _own_reasons(entry: Entry, family: _Family) -> Iterable[str]:
+    """Why an archive is kept, whatever others there are."""
+    if entry.pinned:
+        yield "it is pinned"
+    if entry.type is None:
+        yield "its name is no id of ours"
+    elif fault := family.fault(entry.name):
+        yield f"it is not whole, and stays until a person has looked at it: {fault}"
+
+
+def _by_type(archives: Sequence[Entry], family: _Family) -> dict[BackupType, list[Entry]]:
+    """The whole archives of each type, newest first: only these count."""
+    found: dict[BackupType, list[Entry]] = defaultdict(list)
+    for entry in archives:
+        if entry.type is not None and not family.fault(entry.name):
+            found[entry.type].append(entry)
+    for entries in found.values():
+        entries.sort(key=lambda entry: (entry.moment, entry.name), reverse=True)
+    return found
+
+
+def _keep_of_type(
+    whole: Sequence[Entry], rule: RetentionRule, zone: tzinfo, now: datetime, keep: Callable[[str, str], None]
+) -> None:
+    """Say what of a type is kept, and why.
+
+    Arguments:
+        whole: the whole archives of the type, newest first.
+        keep: takes a name and a reason.
+    """
+    kind = whole[0].type
+    keep(whole[0].name, f"it is the newest {kind} backup")
+    for name, level in _newest_verified(whole).items():
+        keep(name, f"it is the newest {kind} backup that has passed a verification ({level})")
+    young = f"it is not older than {_days(rule.days)}"
+    for entry in whole:
+        if now - entry.moment > timedelta(days=rule.days):
+            break
+        keep(entry.name, young)
+    for entry in whole[: rule.count]:
+        keep(entry.name, f"it is one of the newest {rule.count} {kind} backups")
+    for name, count in rule.periods():
+        for entry in _last_of_each(whole, _PERIOD_OF[name], zone, count):
+            keep(entry.name, f"it is the last of its {_NAMES[name]}")
+
+
+def _newest_verified(whole: Sequence[Entry]) -> dict[str, VerifyLevel]:
+    """For each level the newest archive that was looked at as closely; the closest level of each of these."""
+    newest: dict[str, VerifyLevel] = {}
+    for level in VerifyLevel:
+        verified = (entry.name for entry in whole if entry.finding and entry.finding.level.covers(level))
+        if name := next(verified, None):
+            newest[name] = level
+    return newest
+
+
+def _last_of_each(
+    whole: Iterable[Entry], period_of: Callable[[datetime], tuple[Any, ...]], zone: tzinfo, count: int
+) -> Iterable[Entry]:
+    """The newest archive of each of the newest `count` periods that have one."""
+    last: tuple[Any, ...] | None = None
+    for entry in whole:
+        period = period_of(entry.moment.astimezone(zone))
+        if period == last:
+            continue
+        if count == 0:
+            return
+        last, count = period, count - 1
+        yield entry
+
+
+_PERIOD_OF: Final[Mapping[str, Callable[[datetime], tuple[Any, ...]]]] = {
+    "hourly": lambda moment: (moment.date(), moment.hour, moment.utcoffset()),
+    "daily": lambda moment: (moment.date(),),
+    "weekly": lambda moment: moment.isocalendar()[:2],
+    "monthly": lambda moment: (moment.year, moment.month),
+    "yearly": lambda moment: (moment.year,),
+}
+
+
+def _keep_all_if_the_clock_is_wrong(archives: Sequence[Entry], now: datetime, reasons: _Reasons) -> tuple[str, ...]:
+    """Where archives come from the future, ages mean nothing; a warning for each of the first few."""
+    ahead = [entry for entry in archives if entry.moment - now > CLOCK_TOLERANCE]
+    if not ahead:
+        return ()
+    newest = max(ahead, key=lambda entry: entry.moment)
+    doubt = f"the clock is in doubt: {newest.name} is from the future"
+    for entry in archives:
+        reasons.add(entry.name, doubt)
+    return (
+        f"{newest.name} is from the future, so either the clock is wrong now or it was then; nothing is removed. "
+        "Set the clock, or move what is from the future away",
+    )
+
+
+def _keep_what_strays_may_need(archives: Sequence[Entry], reasons: _Reasons) -> tuple[str, ...]:
+    """Keep every archive that an unreadable one may stand on; a warning where there is such a one."""
+    strays = [entry for entry in archives if entry.is_stray]
+    if not strays:
+        return ()
+    newest = max(strays, key=lambda entry: (entry.moment, entry.name))
+    for entry in archives:
+        if entry.type in _FOLLOWED and entry.moment <= newest.moment + _LATENESS:
+            reasons.add(entry.name, f"{newest.name}, which cannot be read, may need it")
+    return (
+        f"{newest.name} cannot be read, so nobody knows what it needs, and no older backup of uploads is removed. "
+        "Make it readable, or move it away",
+    )
+
+
+def _keep_chains_with_a_gap(archives: Sequence[Entry], family: _Family, reasons: _Reasons) -> None:
+    """Keep what is left of a chain that one is missing of: it may be put back, and needs the ones before it."""
+    broken = {entry.base for entry in archives if entry.parent and entry.base and not family.has(entry.parent)}
+    for entry in archives:
+        if entry.base in broken:
+            reasons.add(entry.name, "an archive of its chain is missing")
+
+
+def _keep_what_is_needed(archives: Sequence[Entry], family: _Family, reasons: _Reasons) -> None:
+    """Keep everything that something kept needs: its parent and its base, and what these need."""
+    needed: set[str] = set()
+    waiting = [entry for entry in archives if reasons.of(entry.name)]
+    while waiting:
+        for other in family.needs(waiting.pop()):
+            if other.name not in needed:
+                needed.add(other.name)
+                reasons.add(other.name, "a later backup of its chain needs it")
+                waiting.append(other)
+
+
+def _decision(entry: Entry, reasons: tuple[str, ...], gone: Mapping[BackupType, tuple[str, ...]]) -> Decision:
+    if reasons:
+        return Decision(entry, True, reasons)
+    assert entry.type is not None
+    return Decision(entry, False, gone[entry.type])
+
+
+def _gone(kind: BackupType, rule: RetentionRule) -> str:
+    periods = ", ".join(_NAMES[name] for name, _ in rule.periods())
+    last = f", and not the last of a kept {periods}" if periods else ""
+    return f"it is older than {_days(rule.days)}, not among the newest {rule.count} {kind} backups{last}"
+
+
+def _days(count: int) -> str:
+    return "1 day" if count == 1 else f"{count} days"

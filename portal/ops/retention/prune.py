@@ -1,0 +1,376 @@
+"""Removes what the policy of retention does not keep.
+
+    plan       every archive, with a reason for keeping or removing it
+    claim      some of those that go: what somebody holds is passed over
+    look       what has come since the plan, and what was pinned, keeps what it needs
+    remove     names of archives, children before parents; then sidecars, then what is recorded of them
+    sweep      what a prune or a backup that was killed has left
+
+It can be killed at any instant: an archive that is there has its sidecar, and all that it needs. It runs beside
+backups, restores and other readers, and writes nothing that it needs, so a full disk does not stop it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from portal.ops.errors import BusyError, OpsError, RepositoryError
+from portal.ops.model import FORMAT_VERSION, SIDECAR_SUFFIX, SUFFIX, BackupId, BackupType
+from portal.ops.repository.access_log import Action, Observer, Outcome, Witness, brief
+from portal.ops.repository.catalogue import Catalogue, kin_of
+from portal.ops.repository.locks import claim
+from portal.ops.repository.pins import Pins
+from portal.ops.repository.repository import Repository, locked_alone, sidecar_of, sync_directory, unfinished
+from portal.ops.repository.verifications import Verifications
+from portal.ops.retention.plan import Decision, RetentionPlan, RetentionPolicy, plan
+from portal.ops.runtime.logs import engine_log
+from portal.ops.runtime.progress import utc_now
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from portal.ops.runtime.progress import Clock
+
+log = engine_log("portal.ops.retention.prune")
+
+_GROUP: Final = 50
+"""So many archives are claimed at once: a reader of one of them waits for the others."""
+
+_UNFINISHED_SECONDS: Final = 86_400
+"""A small file that is still on its way after so long never comes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneResult:
+    """How a prune ended.
+
+    Arguments:
+        success: everything that the plan removes is gone, but for what somebody needs or holds at the moment.
+        plan: what was decided; nothing where it did not come to that.
+        removed: what is gone; for a dry run what would be.
+        spared: what the plan removes, but is held, or is needed by then.
+        swept: remains of backups and prunes that were killed.
+        warnings: what should be known.
+        fault: what went wrong; what is in `removed` is gone all the same.
+    """
+
+    success: bool = False
+    dry_run: bool = False
+    plan: RetentionPlan | None = None
+    removed: tuple[Decision, ...] = ()
+    spared: tuple[str, ...] = ()
+    swept: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    fault: OpsError | None = None
+    duration_seconds: float = 0.0
+
+    @property
+    def error(self) -> str | None:
+        """What went wrong, and what to do."""
+        return str(self.fault) if self.fault else None
+
+    @property
+    def exit_code(self) -> int:
+        """The code that a program should end with."""
+        return self.fault.exit_code if self.fault else 0
+
+    @property
+    def freed_bytes(self) -> int:
+        """The room that was made, or would be."""
+        return sum(decision.entry.size for decision in self.removed)
+
+    def raise_error(self) -> Self:
+        """The result, if it is a success.
+
+        Raises:
+            OpsError: it is none.
+        """
+        if self.fault:
+            raise self.fault
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result in the types of JSON, without the reasons: there may be very many."""
+        kept = sum(decision.keep for decision in self.plan.decisions) if self.plan else 0
+        return {
+            "success": self.success,
+            "dry_run": self.dry_run,
+            "removed": [decision.entry.name for decision in self.removed],
+            "freed_bytes": self.freed_bytes,
+            "kept": kept + len(self.spared),
+            "spared": list(self.spared),
+            "swept": list(self.swept),
+            "warnings": list(self.warnings),
+            "error": self.error,
+            "duration_seconds": round(self.duration_seconds, 3),
+            "format_version": FORMAT_VERSION,
+        }
+
+
+class PruneJob:
+    """Prunes a repository.
+
+    Arguments:
+        policy: what is kept.
+        clock: what time it is.
+        actor: who asked for it, for the access log; the user of this process by default.
+        observer: told of what was removed, and of the end.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        policy: RetentionPolicy,
+        *,
+        clock: Clock = utc_now,
+        actor: str | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self.repository = repository
+        self._policy = policy
+        self._clock = clock
+        self._witness = Witness(repository=repository, who=actor, clock=clock, observer=observer)
+        self._pins = Pins(repository)
+        self._verifications = Verifications(repository)
+
+    @property
+    def least_days(self) -> int:
+        """Whatever its type is, an archive is kept for so many days."""
+        return min(self._policy.of(kind).days for kind in BackupType)
+
+    def plan(self) -> RetentionPlan:
+        """What a prune would do at this moment; touches nothing.
+
+        Raises:
+            RepositoryError: the repository cannot be read.
+        """
+        return plan(Catalogue(self.repository).entries(), self._policy, self._clock())
+
+    def raise_if_busy(self) -> None:
+        """Let who can do without a prune find out that another one is running, before that is a failure in the log.
+
+        Raises:
+            BusyError: one is.
+            OSError: there is no such directory, or it may not be read.
+        """
+        with self._alone():
+            pass
+
+    def run(self, *, dry_run: bool = False) -> PruneResult:
+        """One prune from plan to sweep; every fault becomes a result.
+
+        Arguments:
+            dry_run: decide only.
+        """
+        draft = _Draft(dry_run=dry_run)
+        fault: OpsError | None = None
+        try:
+            if dry_run or not self.repository.path.exists():
+                draft.removed += self._decide(draft).removals
+            else:
+                self._prune(draft)
+        except OpsError as error:
+            fault = error
+        except OSError as error:
+            fault = _explained(error)
+        if fault:
+            log.error("prune_failed", error=str(fault))
+        return draft.result(fault)
+
+    def _decide(self, draft: _Draft) -> RetentionPlan:
+        draft.plan = decided = self.plan()
+        there = {decision.entry.name for decision in decided.decisions}
+        draft.warn(decided.warnings)
+        draft.warn(f"{name} is pinned, but it is not there" for name in sorted(self._pins.names() - there))
+        return decided
+
+    def _prune(self, draft: _Draft) -> None:
+        with self._witness.watching(Action.PRUNE, str(self.repository.path)) as seen, self._alone():
+            try:
+                decided = self._decide(draft)
+                crowd = _Crowd(decided)
+                rest = iter(decided.removals)
+                while group := list(islice(rest, _GROUP)):
+                    self._remove(group, crowd, draft)
+                draft.swept += (*self.repository.sweep(), *self._sweep(), *self._sweep_unfinished())
+            finally:
+                seen.details |= {"removed": len(draft.removed), "bytes": draft.freed_bytes}
+        log.info("prune_finished", removed=len(draft.removed), bytes=draft.freed_bytes)
+
+    def _remove(self, group: Sequence[Decision], crowd: _Crowd, draft: _Draft) -> None:
+        """Remove some archives, as far as nobody holds or needs them by now."""
+        with ExitStack() as claims:
+            free = {name for one in group if self._claimed(name := one.entry.name, claims, draft)}
+            strays = crowd.welcome(self.repository.path)
+            draft.warn(f"{name} has come, and cannot be read: it may need any of the archives" for name in strays)
+            pinned = self._pins.names()
+            gone = []
+            for decision in group:
+                name = decision.entry.name
+                if strays or name not in free or name in pinned or crowd.needs(name):
+                    draft.spared.append(name)
+                    continue
+                self._path(name).unlink(missing_ok=True)  # this is its end: what comes after is tidying up
+                crowd.leave(name)
+                gone.append(decision)
+                draft.removed.append(decision)
+            if gone:
+                self._tidy(gone)
+
+    def _claimed(self, name: str, claims: ExitStack, draft: _Draft) -> bool:
+        try:
+            return claims.enter_context(claim(self._path(name)))
+        except RepositoryError as error:
+            draft.warn([f"{name} is passed over: {error.message}"])
+            return False
+
+    def _tidy(self, gone: Sequence[Decision]) -> None:
+        """Remove what belonged to archives that are gone, and say that they are.
+
+        A backup that is asked for once more has the same name: what belongs to the new archive stays.
+        """
+        sync_directory(self.repository.path)
+        for decision in gone:
+            name, size = decision.entry.name, decision.entry.size
+            with self.repository.vacated(name) as is_gone:
+                if is_gone:
+                    sidecar_of(self._path(name)).unlink(missing_ok=True)
+                    self._verifications.forget(name)
+            log.info("archive_removed", backup_id=name, bytes=size, reason=decision.reasons[0])
+        names, reasons = [one.entry.name for one in gone], [one.reasons[0] for one in gone]
+        self._witness.saw(Action.PRUNE, str(self.repository.path), Outcome.DONE, archives=names, reasons=reasons)
+
+    def _sweep(self) -> list[str]:
+        """Remove sidecars and findings whose archives are gone; their names.
+
+        A sidecar is there a moment before its archive: so no backup may be running, or this is left for the next time.
+        """
+        swept = []
+        try:
+            with Repository(self.repository.path, lock_timeout=0).exclusive():
+                names = set(os.listdir(self.repository.path))
+                for name in sorted(names):
+                    archive = name.removesuffix(SIDECAR_SUFFIX)
+                    stem = archive.removesuffix(SUFFIX)
+                    if name != archive and archive not in names and BackupId.parse(stem):
+                        self.repository.path.joinpath(name).unlink(missing_ok=True)
+                        swept.append(name)
+                for stem in self._verifications.names():
+                    if stem + SUFFIX not in names:
+                        self._verifications.forget(stem)
+        except (BusyError, RepositoryError) as error:
+            log.debug("sweep_postponed", detail=brief(str(error)))
+        return swept
+
+    def _sweep_unfinished(self) -> list[str]:
+        """Remove what writes of records and sidecars that were killed have left; their names."""
+        before = self._clock().timestamp() - _UNFINISHED_SECONDS
+        hidden = (path for path in self.repository.path.glob(".*") if path.is_dir() and not path.is_symlink())
+        swept = []
+        for path in (path for directory in (self.repository.path, *hidden) for path in unfinished(directory)):
+            with suppress(FileNotFoundError, PermissionError):
+                if path.lstat().st_mtime < before:
+                    path.unlink()
+                    swept.append(path.name)
+        return swept
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Hold off another prune, without writing anything, which a full disk would not allow."""
+        return locked_alone(self.repository.path, f"another prune of {self.repository.path} is running")
+
+    def _path(self, name: str) -> Path:
+        return self.repository.path / f"{name}{SUFFIX}"
+
+
+@dataclass(kw_only=True)
+class _Draft:
+    """A result on its way: what is known so far counts, whatever happens next."""
+
+    dry_run: bool
+    plan: RetentionPlan | None = None
+    removed: list[Decision] = field(default_factory=list)
+    spared: list[str] = field(default_factory=list)
+    swept: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def freed_bytes(self) -> int:
+        return sum(decision.entry.size for decision in self.removed)
+
+    def warn(self, warnings: Iterable[str]) -> None:
+        """Say what should be known, once."""
+        for warning in warnings:
+            if warning not in self.warnings:
+                self.warnings.append(warning)
+                log.warning("prune_doubtful", detail=warning)
+
+    def result(self, fault: OpsError | None) -> PruneResult:
+        return PruneResult(
+            success=fault is None,
+            dry_run=self.dry_run,
+            plan=self.plan,
+            removed=tuple(self.removed),
+            spared=tuple(self.spared),
+            swept=tuple(self.swept),
+            warnings=tuple(self.warnings),
+            fault=fault,
+            duration_seconds=time.monotonic() - self.started,
+        )
+
+
+class _Crowd:
+    """Who needs whom at this moment: what the plan knew, what has come since, and without what is gone."""
+
+    def __init__(self, decided: RetentionPlan) -> None:
+        self._known: set[str] = set()
+        self._needs: dict[str, tuple[str, ...]] = {}
+        self._needed_by: dict[str, set[str]] = defaultdict(set)
+        for decision in decided.decisions:
+            entry = decision.entry
+            self._add(entry.name, tuple(name for name in (entry.parent, entry.base) if name))
+
+    def welcome(self, directory: Path) -> list[str]:
+        """Take in archives that have come since the last look; those of which nobody knows what they need."""
+        strays = []
+        for name in os.listdir(directory):
+            stem = name.removesuffix(SUFFIX)
+            if stem != name and stem not in self._known and not name.startswith("."):
+                kin = kin_of(directory / name)
+                if kin is not None:
+                    self._add(stem, kin)
+                elif os.path.lexists(directory / name):
+                    strays.append(stem)
+        return strays
+
+    def needs(self, name: str) -> bool:
+        """Whether an archive that is there stands on this one."""
+        return bool(self._needed_by.get(name))
+
+    def leave(self, name: str) -> None:
+        """An archive is gone; should it come again, it is another one."""
+        self._known.discard(name)
+        for other in self._needs.pop(name, ()):
+            self._needed_by[other].discard(name)
+
+    def _add(self, name: str, kin: tuple[str, ...]) -> None:
+        self._known.add(name)
+        if kin:
+            self._needs[name] = kin
+        for other in kin:
+            self._needed_by[other].add(name)
+
+
+def _explained(error: OSError) -> RepositoryError:
+    place = f" ({error.filename})" if error.filename else ""
+    return RepositoryError(
+        f"the operating system refused: {error.strerror}{place}",
+        hint="Look at the disk and the permissions of the repository; what is still there is whole.",
+    )

@@ -1,0 +1,360 @@
+"""Looks at an archive as closely as asked, and says what is wrong with it and where.
+
+    checksum   the file has the SHA-256 that its sidecar says
+    contents   every frame decompresses, every file has its digest, index and tar and manifest agree; of what plain
+               tar and gzip made, which has no digests: all of it decompresses to what gzip's checksum says
+    dump       pg_restore decodes the database's dump to its end
+    drill      it was really restored, and compared: that is no look, and done by `portal.ops.drill`
+
+Each level includes the ones before. Where the checksum is wrong or missing, the contents are always looked at: they
+tell which file is hit. Of what an incremental stands on, every level looks at whether it is there and is what the
+incremental was made on, and no level at more: each archive is verified for itself, and all of them before a restore.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final
+
+from portal.ops.archive.compressor_pool import available_cores
+from portal.ops.archive.index import MANIFEST, Member, MemberType
+from portal.ops.archive.open import open_archive
+from portal.ops.archive.plain import PlainArchive
+from portal.ops.archive.reader import ArchiveReader, Damage, DamagedError, is_indexed
+from portal.ops.chains.deletions import deletions
+from portal.ops.chains.lineage import is_incremental, line_of
+from portal.ops.errors import ConfigurationError, NotIntactError, OpsError
+from portal.ops.model import DELETED, FORMAT_VERSION, SUFFIX, Component, VerifyLevel
+from portal.ops.postgres.client_tools import find_client
+from portal.ops.postgres.dump_decoding import start_decoding
+from portal.ops.postgres.dump_format import HEAD_BYTES, dump_major
+from portal.ops.repository.repository import file_digest, read_sidecar
+from portal.ops.runtime.process import ProcessRunner, RunningProcess, SystemRunner
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from portal.ops.manifest import Manifest
+    from portal.ops.runtime.progress import Advance
+
+MOST_DAMAGES: Final = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What a look at an archive has found.
+
+    Arguments:
+        level: how closely it was looked at in the end; higher than asked for where the checksum left a doubt.
+        checksum: the SHA-256 that the file has.
+        damages: what is wrong, at most `MOST_DAMAGES` of it.
+        notes: what is not wrong, but should be known.
+        manifest: what the archive says of itself, where that could be read.
+        files: how many files it holds, where they were looked at.
+        content_bytes: and how many bytes they have.
+        has_digests: whether the archive has a digest of each file; what plain tar and gzip made has none.
+    """
+
+    path: Path
+    level: VerifyLevel
+    checksum: str
+    damages: tuple[Damage, ...] = ()
+    notes: tuple[str, ...] = ()
+    manifest: Manifest | None = None
+    files: int = 0
+    content_bytes: int = 0
+    has_digests: bool = True
+    duration_seconds: float = 0.0
+
+    @property
+    def intact(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.damages
+
+    @property
+    def message(self) -> str:
+        """The finding in one sentence, or a few where there is damage."""
+        name = self.path.name.removesuffix(SUFFIX)
+        if self.damages:
+            more = f"; and {len(self.damages) - 3} more" if len(self.damages) > 3 else ""
+            return f"{name} is not intact: " + "; ".join(map(str, self.damages[:3])) + more
+        if self.level is VerifyLevel.CHECKSUM:
+            return f"{name} is intact: its SHA-256 is {self.checksum}"
+        decoded = self.level is VerifyLevel.DUMP and self.manifest and Component.DATABASE in self.manifest.components
+        dump = ", the dump decodes to its end" if decoded else ""
+        files = "1 file" if self.files == 1 else f"{self.files:,} files"
+        if self.level is VerifyLevel.DRILL:
+            return f"{name} is intact: it was restored, and every table and every file ({files}) is as in the backup"
+        right = "every digest is right" if self.has_digests else "all of it is as gzip's checksum says"
+        return f"{name} is intact: {files}, {self.content_bytes:,} bytes, {right}{dump}"
+
+    def raise_damage(self) -> None:
+        """Raise what is wrong as an error.
+
+        Raises:
+            NotIntactError: something is.
+        """
+        if self.damages:
+            raise NotIntactError(self.message, hint="Take another archive: './tools/backup.sh list' shows them.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The finding in the types of JSON."""
+        return {
+            "success": self.intact,
+            "path": str(self.path),
+            "backup_id": self.path.name.removesuffix(SUFFIX),
+            "level": self.level.value,
+            "message": self.message,
+            "checksum": self.checksum,
+            "damages": [str(damage) for damage in self.damages],
+            "notes": list(self.notes),
+            "files": self.files,
+            "content_bytes": self.content_bytes,
+            "duration_seconds": round(self.duration_seconds, 3),
+            "format_version": FORMAT_VERSION,
+        }
+
+
+class Expected:
+    """How many bytes of content a look at some archives will tell of, by their manifests; looked up when asked for.
+
+    Nothing where that cannot be told, or only by reading an archive through.
+
+    Arguments:
+        paths: the archives.
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._paths = tuple(paths)
+        self._known: list[int | None] = []
+
+    def __call__(self) -> int | None:
+        """The number, looked up once."""
+        if not self._known:
+            self._known.append(self._sum())
+        return self._known[0]
+
+    def _sum(self) -> int | None:
+        try:
+            return sum(map(_content_bytes, self._paths))
+        except (
+            OpsError,
+            OSError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            ArithmeticError,
+        ):  # the look itself says what is wrong
+            return None
+
+
+@dataclass(kw_only=True)
+class Verifier:
+    """Looks at archives.
+
+    Arguments:
+        runner: what runs pg_restore.
+        pg_bin_dir: the only directory to look for it in, or nothing.
+        jobs: how many threads decompress.
+        advance: called with every number of bytes of content that was looked at.
+    """
+
+    runner: ProcessRunner = field(default_factory=SystemRunner)
+    pg_bin_dir: Path | None = None
+    jobs: int = field(default_factory=available_cores)
+    advance: Advance = lambda _: None
+
+    def verify(self, path: Path, level: VerifyLevel = VerifyLevel.CONTENTS) -> Verification:
+        """Look at one archive, and at whether what it stands on is there.
+
+        Raises:
+            RepositoryError: a file cannot be read at all.
+            ClientToolError: the dump was to be decoded, and there is no pg_restore that can.
+            ConfigurationError: the level is a drill, which takes more than looking.
+        """
+        found = self.verify_alone(path, level)
+        if is_incremental(path):
+            try:
+                line_of(path)
+            except NotIntactError as error:
+                found = replace(found, damages=(*found.damages, Damage(what=error.message)))
+        return found
+
+    def verify_alone(self, path: Path, level: VerifyLevel = VerifyLevel.CONTENTS) -> Verification:
+        """Look at one archive and at nothing else; errors as `verify`."""
+        if level is VerifyLevel.DRILL:
+            raise ConfigurationError(
+                "a drill takes more than looking at an archive", hint="Run './tools/backup.sh drill', or a DrillJob."
+            )
+        started = time.monotonic()
+        with ThreadPoolExecutor(1, thread_name_prefix="checksum") as thread:
+            hashing = thread.submit(file_digest, path)
+            damages: list[Damage] = []
+            notes: list[str] = []
+            expected = _expected(path, damages, notes)
+            if level is VerifyLevel.CHECKSUM and expected is not None and hashing.result() == expected:
+                return Verification(
+                    path=path, level=level, checksum=expected, duration_seconds=time.monotonic() - started
+                )
+            level = VerifyLevel.DUMP if level is VerifyLevel.DUMP else VerifyLevel.CONTENTS
+            look = _Look(self, level)
+            look.run(path)
+            checksum = hashing.result()
+        if expected is not None and checksum != expected:
+            damages.append(Damage(what=f"its SHA-256 is {checksum}, and should be {expected}"))
+        return Verification(
+            path=path,
+            level=level,
+            checksum=checksum,
+            damages=(*damages, *look.damages),
+            notes=tuple(notes),
+            manifest=look.manifest,
+            files=look.files,
+            content_bytes=look.content_bytes,
+            has_digests=look.has_digests,
+            duration_seconds=time.monotonic() - started,
+        )
+
+
+class _Look:
+    """One pass over the contents of an archive, which goes on after a damage as long as it can."""
+
+    def __init__(self, verifier: Verifier, level: VerifyLevel) -> None:
+        self._verifier = verifier
+        self._level = level
+        self.damages: list[Damage] = []
+        self.manifest: Manifest | None = None
+        self.files = 0
+        self.content_bytes = 0
+        self.has_digests = True
+        self._held = {component: [0, 0] for component in Component}
+
+    def run(self, path: Path) -> None:
+        """Look at everything; what is wrong is in `damages` afterwards."""
+        try:
+            with closing(open_archive(path)) as archive:
+                self.has_digests = isinstance(archive, ArchiveReader)
+                self.manifest = archive.manifest()
+                for member, content in archive.contents(self._verifier.jobs):
+                    self._member(member, content)
+                    if len(self.damages) >= MOST_DAMAGES:
+                        return
+                self._hold_against_manifest(self.manifest, archive)
+        except DamagedError as error:
+            self._note(error.damage)
+        except NotIntactError as error:
+            self._note(Damage(what=error.message))
+
+    def _member(self, member: Member, content: Iterator[memoryview]) -> None:
+        component = _component(member.path)
+        if component is not None:
+            self._held[component][0 if member.type is MemberType.FILE else 1] += 1
+        elif member.path != MANIFEST and not self._is_list_of_deleted(member):
+            self._note(Damage(what="it belongs to no component of a portal", path=member.path))
+        try:
+            if component is Component.DATABASE and self._level is VerifyLevel.DUMP:
+                self._dump(member, content)
+            else:
+                self._pass(content)
+        except DamagedError as error:
+            self._note(error.damage)
+            return
+        if component is not None and member.type is MemberType.FILE:
+            self.files += 1
+            self.content_bytes += member.size
+
+    def _pass(self, content: Iterable[memoryview]) -> None:
+        for piece in content:
+            self._verifier.advance(len(piece))
+
+    def _dump(self, member: Member, content: Iterator[memoryview]) -> None:
+        first = next(content, memoryview(b""))
+        major = dump_major(bytes(first[:HEAD_BYTES]))
+        if major is None:
+            self._note(Damage(what="it is not a dump in PostgreSQL's custom format", path=member.path))
+            self._pass(content)
+            return
+        runner = self._verifier.runner
+        tool = find_client("pg_restore", major, runner=runner, bin_dir=self._verifier.pg_bin_dir)
+        process = start_decoding(tool, runner=runner)
+        try:
+            self._feed(process, chain([first], content))
+            if process.wait() != 0:
+                last = (process.stderr_tail().strip().splitlines() or ["it says nothing"])[-1]
+                self._note(Damage(what=f"pg_restore cannot decode it ({last})", path=member.path))
+        finally:
+            process.kill()
+
+    def _feed(self, process: RunningProcess, content: Iterable[memoryview]) -> None:
+        listening = True
+        for piece in content:
+            self._verifier.advance(len(piece))
+            try:
+                if listening:
+                    process.stdin.write(piece)
+            except BrokenPipeError:
+                listening = False  # its exit code says why; the digest is still to be seen to the end
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+
+    def _is_list_of_deleted(self, member: Member) -> bool:
+        return member.path == DELETED and self.manifest is not None and self.manifest.parent is not None
+
+    def _hold_against_manifest(self, manifest: Manifest, archive: ArchiveReader | PlainArchive) -> None:
+        if manifest.backup_id != archive.backup_id:
+            self._note(Damage(what="the manifest is another archive's", path=MANIFEST))
+        if manifest.parent is not None:
+            self._hold_deletions(manifest, archive)
+        for component in Component:
+            files, others = self._held[component]
+            listed = component in manifest.components
+            if listed and not files + others and manifest.parent is None:
+                self._note(Damage(what=f"the manifest lists {component.value}, but the archive holds none"))
+            if not listed and files + others:
+                self._note(Damage(what=f"the archive holds {component.value}, but the manifest does not list it"))
+            expected = manifest.details.get(component.value, {}).get("files", files)
+            if expected != files:
+                self._note(Damage(what=f"{component.value} has {files} files, and the manifest says {expected}"))
+
+    def _hold_deletions(self, manifest: Manifest, archive: ArchiveReader | PlainArchive) -> None:
+        if isinstance(archive, PlainArchive):
+            self._note(Damage(what="it follows another archive, and has no index"))
+            return
+        count = sum(1 for _ in deletions(archive))
+        expected = manifest.details.get(Component.MEDIA.value, {}).get("deleted", count)
+        if expected != count:
+            self._note(Damage(what=f"it has {count} lines, and the manifest says {expected}", path=DELETED))
+
+    def _note(self, damage: Damage) -> None:
+        self.damages.append(damage)
+
+
+def _content_bytes(path: Path) -> int:
+    if not is_indexed(path):
+        raise ValueError("an archive without an index has to be read for its manifest")
+    with closing(ArchiveReader(path)) as archive:
+        return sum(int(detail.get("bytes", 0)) for detail in archive.manifest().details.values())
+
+
+def _component(path: str) -> Component | None:
+    top, _, below = path.partition("/")
+    for component in Component:
+        if top == component.member and not (component is Component.DATABASE and below):
+            return component
+    return None
+
+
+def _expected(path: Path, damages: list[Damage], notes: list[str]) -> str | None:
+    try:
+        expected = read_sidecar(path)
+    except NotIntactError as error:
+        damages.append(Damage(what=error.message))
+        return None
+    if expected is None:
+        notes.append(f"there is no {path.name}.sha256: the archive was checked by its contents alone")
+    return expected

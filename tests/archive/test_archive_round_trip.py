@@ -1,0 +1,817 @@
+"""Trees go into archives and come out again, by this engine and by the tools that everybody has."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tarfile
+import tempfile
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from portal.ops.archive import frame
+from portal.ops.archive.index import MemberType
+from portal.ops.archive.reader import ArchiveReader
+from portal.ops.backup.walk import FileTree, identity
+from portal.ops.errors import SourceError
+from tests.support import archives
+from tests.support.archives import (
+    NAME,
+    Found,
+    Recipe,
+    Tree,
+    program,
+    read_member,
+    tree_in_archive,
+    tree_on_disk,
+    write_archive,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from portal.ops.archive.compressor_pool import Lanes
+
+ROOT = Path(__file__).parents[2]
+IS_ROOT = os.geteuid() == 0
+MIB = 1 << 20
+SECOND = 1_000_000_000
+LONG_FORM = os.environ.get("KEKKAI_LONG_TESTS")
+
+
+@pytest.fixture(scope="module")
+def lanes() -> Iterator[Lanes]:
+    """Helper processes that all tests of this module share, as the components of one backup do."""
+    with archives.lanes() as lanes:
+        yield lanes
+
+
+@pytest.fixture
+def media(tmp_path: Path) -> Path:
+    """An empty directory of uploads."""
+    root = tmp_path / "uploads"
+    root.mkdir()
+    return root
+
+
+# -- trees of every shape ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A member of a tree that hypothesis has drawn."""
+
+    name: bytes
+    mode: int
+    mtime_ns: int
+    content: bytes = b""
+    hole: int = 0
+    target: bytes | None = None
+    link_to: int | None = None
+    children: tuple[Node, ...] | None = None
+
+
+def _is_name(name: bytes) -> bool:
+    return name not in (b".", b"..") and not set(name) & {0, ord("/")}
+
+
+SIZES = [0, 1, 511, 512, 513, 1023, 1024, 1025, MIB - 513, MIB - 1, MIB, MIB + 1, 2 * MIB + 511]
+names = st.one_of(
+    st.binary(min_size=1, max_size=12).filter(_is_name),
+    st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).map(str.encode).filter(_is_name),
+    st.integers(90, 255).map(lambda length: b"n" * length),
+)
+times = st.one_of(
+    st.integers(-(2**31) * SECOND, 2**33 * SECOND), st.integers(-(2**31), 2**33).map(lambda seconds: seconds * SECOND)
+)
+contents = st.one_of(
+    st.binary(max_size=600),
+    st.tuples(st.binary(min_size=1, max_size=40), st.sampled_from(SIZES)).map(
+        lambda drawn: (drawn[0] * (drawn[1] // len(drawn[0]) + 1))[: drawn[1]]
+    ),
+)
+shared = {"name": names, "mode": st.integers(0, 0o7777).map(lambda mode: mode | 0o600), "mtime_ns": times}
+leaves = st.one_of(
+    st.builds(Node, **shared, content=contents),
+    st.builds(Node, **shared, content=contents, hole=st.sampled_from([4096, 3 * MIB])),
+    st.builds(Node, **shared, target=st.binary(min_size=1, max_size=150).filter(lambda target: 0 not in target)),
+    st.builds(Node, **shared, link_to=st.integers(0, 7)),
+)
+
+
+def _directory(children: st.SearchStrategy[Node]) -> st.SearchStrategy[Node]:
+    inside = st.lists(children, max_size=5, unique_by=lambda node: node.name).map(tuple)
+    return st.builds(Node, **(shared | {"mode": st.integers(0, 0o7777).map(lambda m: m | 0o700)}), children=inside)
+
+
+trees = _directory(st.recursive(leaves, _directory, max_leaves=12))
+
+
+def grow(path: bytes, node: Node, files: list[bytes]) -> None:
+    """Make a node and all below it; a directory's time comes last."""
+    if node.children is not None:
+        os.mkdir(path)
+        for child in node.children:
+            grow(os.path.join(path, child.name), child, files)
+    elif node.target is not None:
+        os.symlink(node.target, path)
+        os.utime(path, ns=(0, node.mtime_ns), follow_symlinks=False)
+        return
+    elif node.link_to is not None and files:
+        os.link(files[node.link_to % len(files)], path)
+        return
+    else:
+        with open(path, "wb") as file:
+            file.write(node.content)
+            file.seek(node.hole, os.SEEK_END)
+            file.truncate(max(file.tell(), len(node.content)))
+        files.append(path)
+    os.chmod(path, node.mode)
+    os.utime(path, ns=(0, node.mtime_ns))
+
+
+def python_tar(archive: Path, target: Path) -> None:
+    with tarfile.open(archive) as found:
+        found.extraction_filter = getattr(tarfile, "fully_trusted_filter", None)  # not before Python 3.11.4
+        found.extractall(target)  # noqa: S202  (we made it)
+
+
+def command(*argv: str) -> Callable[[Path, Path], None]:
+    """An extraction by a program of the system."""
+
+    def extract(archive: Path, target: Path) -> None:
+        environment = os.environ | {"LC_ALL": "C.UTF-8"}
+        done = subprocess.run(
+            [*argv, archive, "-C", target], env=environment, umask=0, capture_output=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+
+    return extract
+
+
+def exact(tree: Tree) -> Tree:
+    return tree
+
+
+def without_link_times(tree: Tree) -> Tree:
+    """What is left where links have no time."""
+    return {
+        name: replace(entry, mtime_ns=0) if entry.kind is MemberType.SYMLINK else entry for name, entry in tree.items()
+    }
+
+
+def plain(tree: Tree) -> Tree:
+    """What busybox keeps: times of files in whole seconds from 1970 to 2242; setuid and setgid for root alone."""
+    return {
+        name: replace(
+            entry,
+            mode=entry.mode if IS_ROOT else entry.mode & 0o1777,
+            mtime_ns=entry.mtime_ns // SECOND
+            if entry.kind is MemberType.FILE and 0 <= entry.mtime_ns < 8**11 * SECOND
+            else 0,
+        )
+        for name, entry in tree.items()
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tool:
+    """A way to extract an archive, and what of a tree it promises to keep.
+
+    Arguments:
+        off_ns: how many nanoseconds a time may be off.
+        since_ns: the first time that is kept; bsdtar takes the second -1.5 for -0.5.
+        package: what Debian has it in, where it is not everywhere.
+    """
+
+    name: str
+    extract: Callable[[Path, Path], None]
+    kept: Callable[[Tree], Tree] = exact
+    off_ns: int = 0
+    since_ns: int = -(2**63)
+    package: str = ""
+
+    def check(self, archive: Path, tree: Tree) -> None:
+        """Extract, and compare with what went in."""
+        with tempfile.TemporaryDirectory() as target:
+            self.extract(archive, Path(target))
+            found = tree_on_disk(Path(target) / archives.BACKUP_ID / "media")
+        for name in found.keys() & tree.keys():
+            expected = tree[name].mtime_ns
+            if expected < self.since_ns or abs(found[name].mtime_ns - expected) <= self.off_ns:
+                found[name] = replace(found[name], mtime_ns=expected)
+        assert self.kept(found) == self.kept(tree)
+
+
+GNU_TAR = Tool(name="tar", extract=command("tar", "--warning=no-timestamp", "-xpzf"))
+TOOLS = [
+    GNU_TAR,
+    Tool(name="tarfile", extract=python_tar, kept=without_link_times, off_ns=2000),
+    Tool(name="bsdtar", extract=command("bsdtar", "-xpf"), since_ns=0, package="libarchive-tools"),
+    Tool(name="busybox", extract=command("busybox", "tar", "-xpzf"), kept=plain, package="busybox"),
+]
+
+
+@pytest.fixture(scope="module", params=TOOLS, ids=[tool.name for tool in TOOLS])
+def tool(request: pytest.FixtureRequest) -> Tool:
+    """Each of the tools that should open an archive; GNU tar and Python's are everywhere."""
+    tool: Tool = request.param
+    if tool.package and not shutil.which(tool.name):
+        pytest.skip(f"{tool.name} is not installed here; Debian has it in {tool.package}")
+    return tool
+
+
+drawn = settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+
+
+class Workshop:
+    """A directory for one drawn tree and its archive."""
+
+    def __init__(self, stack: ExitStack, node: Node) -> None:
+        self.path = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        self.media = self.path / "uploads"
+        grow(os.fsencode(self.media), node, [])
+        self.tree = tree_on_disk(self.media)
+
+    def archive(self, lanes: Lanes, name: str = NAME) -> Path:
+        """Archive the tree."""
+        return write_archive(self.path / name, lanes, Recipe(media=self.media))
+
+
+@drawn
+@given(node=trees)
+def test_tools_extract_what_was_archived(lanes: Lanes, tool: Tool, node: Node) -> None:
+    """Each tool makes the tree again: names, contents, modes, times, links."""
+    with ExitStack() as stack:
+        work = Workshop(stack, node)
+        tool.check(work.archive(lanes), work.tree)
+
+
+@drawn
+@given(node=trees)
+def test_engine_reads_what_was_archived(lanes: Lanes, node: Node) -> None:
+    """Reading everything back gives the tree, to the nanosecond, and verification agrees."""
+    with ExitStack() as stack:
+        work = Workshop(stack, node)
+        archive = work.archive(lanes)
+        assert tree_in_archive(archive) == work.tree
+        assert archives.verify(archive).message.startswith(f"{archives.BACKUP_ID} is intact")
+
+
+@drawn
+@given(node=trees)
+def test_index_lists_what_was_archived(lanes: Lanes, node: Node) -> None:
+    """The index has one line for each name, with the size and the inode that it has on the disk."""
+    with ExitStack() as stack:
+        work = Workshop(stack, node)
+        with closing(ArchiveReader(work.archive(lanes))) as archive:
+            listed = {os.fsencode(member.path): member for member in archive.members()}
+        found = {b"media/" + name if name else b"media": entry for name, entry in work.tree.items()}
+        assert set(listed) == {*found, b"manifest.json"}
+        for name, entry in found.items():
+            there = os.lstat(os.path.join(os.fsencode(work.media), name[len(b"media/") :]))
+            assert (listed[name].inode, listed[name].ctime_ns) == (there.st_ino, there.st_ctime_ns)
+            if listed[name].type is MemberType.FILE:
+                assert (listed[name].size, listed[name].sha256) == (entry.size, entry.content)
+
+
+@drawn
+@given(node=trees)
+def test_any_file_can_be_taken_out_alone(lanes: Lanes, node: Node) -> None:
+    """Each file is found by its path and read by itself."""
+    with ExitStack() as stack:
+        work = Workshop(stack, node)
+        archive = stack.enter_context(closing(ArchiveReader(work.archive(lanes))))
+        for name, entry in work.tree.items():
+            if entry.kind is MemberType.FILE and entry.first == name:
+                member = archive.find("media/" + os.fsdecode(name))
+                assert member is not None
+                assert sha256(b"".join(archive.extract(member))).hexdigest() == entry.content
+
+
+@drawn
+@given(node=trees)
+def test_same_tree_gives_the_same_bytes(lanes: Lanes, node: Node) -> None:
+    """An archive is a function of what is archived."""
+    with ExitStack() as stack:
+        work = Workshop(stack, node)
+        assert work.archive(lanes).read_bytes() == work.archive(lanes, "again.tar.gz").read_bytes()
+
+
+# -- what everybody's tools say of an archive -------------------------------------------------------------------------
+
+
+def filled(root: Path) -> Path:
+    """A tree with small files, large ones, and ones that do not compress."""
+    for number in range(20):
+        (root / f"scan-{number}.json").write_bytes(b'{"finding": %d}\n' % number * number)
+    (root / "large.sarif").write_bytes(b"0123456789abcdef" * 200_000)
+    (root / "noise.bin").write_bytes(os.urandom(3 * MIB + 7))
+    return root
+
+
+def test_gzip_finds_nothing_wrong(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+    """`gzip -t` accepts an archive of many members without a word."""
+    archive = write_archive(tmp_path / NAME, lanes, Recipe(media=filled(media)))
+    done = subprocess.run([program("gzip"), "-tv", archive], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "OK" in done.stderr
+
+
+def test_sha256sum_agrees_with_the_sidecar(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+    """`sha256sum -c` reads the sidecar and finds the archive unchanged."""
+    write_archive(tmp_path / NAME, lanes, Recipe(media=filled(media)))
+    subprocess.run([program("sha256sum"), "-c", f"{NAME}.sha256"], cwd=tmp_path, check=True, capture_output=True)
+
+
+def test_frames_hold_about_a_mebibyte(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+    """Neither small files nor large ones make frames that are slow to read one file from."""
+    archive = write_archive(tmp_path / NAME, lanes, Recipe(media=filled(media)))
+    with closing(ArchiveReader(archive)) as found:
+        assert max(found.frames.tar_lengths) <= 2 * frame.INPUT_BYTES
+
+
+def test_reading_one_file_reads_its_frames_only(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+    """A file is read although every frame that does not hold it is broken."""
+    archive = write_archive(tmp_path / NAME, lanes, Recipe(media=filled(media)))
+    with closing(ArchiveReader(archive)) as found:
+        member = found.find("media/scan-7.json")
+        assert member is not None
+        lengths = list(zip(found.frames.offsets, found.frames.lengths, strict=True))
+    with archive.open("r+b") as file:
+        for number, (offset, length) in enumerate(lengths):
+            if number != member.frame:
+                file.seek(offset)
+                file.write(bytes(length))
+    assert read_member(archive, "media/scan-7.json") == b'{"finding": 7}\n' * 7
+
+
+# -- large, many, deep ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [MIB - 1, MIB, MIB + 1, 3 * MIB])
+def test_hard_links_of_large_and_small_files_share_their_content(
+    lanes: Lanes, tmp_path: Path, media: Path, tool: Tool, size: int
+) -> None:
+    """A file with three names is in the archive once, and has three names again afterwards."""
+    (media / "b").write_bytes(os.urandom(size))
+    (media / "deeper").mkdir()
+    os.link(media / "b", media / "deeper" / "c")
+    os.link(media / "b", media / "z")
+    archive = write_archive(tmp_path / NAME, lanes, Recipe(media=media))
+    assert archive.stat().st_size < 1.5 * size
+    tool.check(archive, tree_on_disk(media))
+
+
+def test_sparse_file_costs_no_more_than_it_holds(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+    """A hole of 256 MiB is a small archive, and a hole's worth of zeros when read."""
+    with (media / "sparse").open("wb") as file:
+        file.write(b"head")
+        file.seek(256 * MIB)
+        file.write(b"tail")
+    archive = write_archive(tmp_path / NAME, lanes, Recipe(media=media))
+    assert archive.stat().st_size < 2 * MIB
+    assert tree_in_archive(archive) == tree_on_disk(media)
+
+
+@pytest.mark.skipif(not LONG_FORM, reason="takes two minutes: set KEKKAI_LONG_TESTS=1")
+def test_file_of_more_than_8_gib_is_read_back(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+    """A size that no octal field holds goes in and comes out, and tar lists it."""
+    size = 8 * 1024 * MIB + 12345
+    with (media / "huge").open("wb") as file:
+        file.truncate(size)
+    archive = write_archive(tmp_path / NAME, lanes, Recipe(media=media))
+    found = archives.verify(archive)
+    assert (found.intact, found.content_bytes) == (True, size)
+    listing = subprocess.run([program("tar"), "-tvzf", archive], capture_output=True, text=True, check=True).stdout
+    assert f" {size} " in listing
+
+
+def test_tree_of_200_levels_is_read_back(lanes: Lanes, tmp_path: Path, media: Path, tool: Tool) -> None:
+    """Depth is no limit."""
+    directory = media
+    for level in range(200):
+        directory /= f"level-{level:03}"
+        directory.mkdir()
+        (directory / "file").write_bytes(b"%d" % level)
+    tool.check(write_archive(tmp_path / NAME, lanes, Recipe(media=media)), tree_on_disk(media))
+
+
+def test_5000_small_files_are_read_back(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+    """Many small files, over many frames, are all there."""
+    for number in range(5000):
+        if number % 100 == 0:
+            (media / f"tenant-{number // 100}").mkdir()
+        (media / f"tenant-{number // 100}" / f"{number}.json").write_bytes(b"%d" % number * (number % 700))
+    archive = write_archive(tmp_path / NAME, lanes, Recipe(media=media))
+    assert tree_in_archive(archive) == tree_on_disk(media)
+
+
+def test_long_names_and_targets_leave_nothing_out(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+    """A thousand links whose headers alone are many mebibytes are in the archive, and no warning was needed."""
+    deep = media.joinpath(*["d" * 200] * 15)
+    deep.mkdir(parents=True)
+    for number in range(1100):
+        (deep / f"link-{number}").symlink_to("t" * 4000)
+    recipe = Recipe(media=media)
+    archive = write_archive(tmp_path / NAME, lanes, recipe)
+    assert not recipe.tally.vanished
+    assert not recipe.tally.special
+    assert tree_in_archive(archive) == tree_on_disk(media)
+
+
+def test_helpers_are_started_once(tmp_path: Path, media: Path) -> None:
+    """A backup of uploads and audit log starts as many helper processes as it has lanes."""
+    (media / "scan.json").write_bytes(b"{}")
+    with archives.lanes() as lanes:
+        before = child_count()
+        write_archive(tmp_path / NAME, lanes, Recipe(media=media, audit=media))
+        assert child_count() - before == lanes.jobs
+
+
+def child_count() -> int:
+    return len(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+
+
+# -- what is left out, and what must not be ---------------------------------------------------------------------------
+
+
+def test_sockets_and_fifos_are_left_out_with_a_note(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+    """What has no content is named and passed over; nothing waits for its other end."""
+    (media / "scan.json").write_bytes(b"{}")
+    os.mkfifo(media / "fifo")
+    recipe = Recipe(media=media)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(os.path.relpath(media / "socket"))
+        archive = write_archive(tmp_path / NAME, lanes, recipe)
+    assert recipe.tally.special == ["media/fifo", "media/socket"]
+    assert set(tree_in_archive(archive)) == {b"", b"scan.json"}
+
+
+def test_fifo_that_took_the_name_of_a_file_is_left_out(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+    """A file that became a FIFO after it was listed is a note, not a hang."""
+    (media / "scan.json").write_bytes(b"{}")
+
+    def meddle(items: Iterator[Found]) -> Iterator[Found]:
+        for found in items:
+            yield found
+            if found[0][0] == "media/scan.json":
+                (media / "scan.json").unlink()
+                os.mkfifo(media / "scan.json")
+
+    recipe = Recipe(media=media, meddle=meddle)
+    archive = write_archive(tmp_path / NAME, lanes, recipe)
+    assert recipe.tally.special == ["media/scan.json"]
+    assert archives.verify(archive).intact
+
+
+def test_file_that_took_the_name_of_a_symlink_is_a_note(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+    """A symlink that was replaced after it was listed does not fail the backup."""
+    (media / "latest").symlink_to("scan.json")
+
+    def meddle(items: Iterator[Found]) -> Iterator[Found]:
+        for found in items:
+            yield found
+            if found[0][0] == "media/latest":
+                (media / "latest").unlink()
+                (media / "latest").write_bytes(b"{}")
+
+    recipe = Recipe(media=media, meddle=meddle)
+    archive = write_archive(tmp_path / NAME, lanes, recipe)
+    assert recipe.tally.vanished == ["media/latest"]
+    assert archives.verify(archive).intact
+
+
+# Root may read everything as long as it has these capabilities, so the archive is written by a process without them.
+_WITHOUT_PRIVILEGE = """
+import ctypes, os, sys
+PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
+for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
+    ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+os.execv(sys.executable, [sys.executable, "-m", "tests.support.archives", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.parametrize("name", ["scan.json", "large.sarif", "private"])
+def test_what_cannot_be_read_fails_the_backup(tmp_path: Path, media: Path, name: str) -> None:
+    """A small file, a large file and a directory that may not be read are each named in the error."""
+    (media / "scan.json").write_bytes(b"{}")
+    (media / "large.sarif").write_bytes(bytes(2 * MIB))
+    (media / "private").mkdir()
+    (media / name).chmod(0)
+    done = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_PRIVILEGE, media, tmp_path / NAME],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert f"SourceError: cannot read {media / name}: Permission denied" in done.stderr
+
+
+def test_audit_path_that_is_a_fifo_is_refused(tmp_path: Path) -> None:
+    """What cannot hold an audit log is not taken for an empty one."""
+    os.mkfifo(tmp_path / "audit.jsonl")
+    with pytest.raises(SourceError, match="neither a directory nor a file"):
+        list(FileTree(root=tmp_path / "audit.jsonl", prefix="audit").items())
+
+
+# -- trees that change while they are read ----------------------------------------------------------------------------
+
+
+def remove_after(path: Path) -> Callable[[Iterator[Found]], Iterator[Found]]:
+    """Remove a file or directory right after it was listed, before it is read."""
+
+    def meddle(items: Iterator[Found]) -> Iterator[Found]:
+        for found in items:
+            yield found
+            if found[0][1] == os.fsencode(path):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return meddle
+
+
+@pytest.mark.parametrize("size", [10, 3 * MIB])
+def test_file_that_vanished_is_a_note(lanes: Lanes, tmp_path: Path, media: Path, size: int) -> None:
+    """A file that goes away between the walk and the reading is named; all others are there."""
+    for name in "abc":
+        (media / name).write_bytes(os.urandom(size))
+    recipe = Recipe(media=media, meddle=remove_after(media / "b"))
+    archive = write_archive(tmp_path / NAME, lanes, recipe)
+    # A large file is read as soon as it was listed, so it is there or is not; a small one waits for its frame.
+    assert recipe.tally.vanished == (["media/b"] if size < MIB else [])
+    assert set(tree_in_archive(archive)) == {b"", b"a", b"c"} | ({b"b"} if size >= MIB else set())
+    assert archives.verify(archive).intact
+
+
+def test_large_file_that_vanished_is_a_note(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+    """A large file that is gone when it is opened is named; all others are there."""
+    for name in "abc":
+        (media / name).write_bytes(os.urandom(2 * MIB))
+
+    def meddle(items: Iterator[Found]) -> Iterator[Found]:
+        for found in items:
+            if found[0][0] == "media/b":
+                (media / "b").unlink()
+            yield found
+
+    recipe = Recipe(media=media, meddle=meddle)
+    archive = write_archive(tmp_path / NAME, lanes, recipe)
+    assert recipe.tally.vanished == ["media/b"]
+    assert set(tree_in_archive(archive)) == {b"", b"a", b"c"}
+    assert archives.verify(archive).intact
+
+
+def test_directory_that_vanished_is_a_note(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+    """A directory that goes away takes nothing else with it."""
+    (media / "a").mkdir()
+    (media / "a" / "scan.json").write_bytes(b"{}")
+    (media / "b").mkdir()
+    recipe = Recipe(media=media, meddle=remove_after(media / "a"))
+    archive = write_archive(tmp_path / NAME, lanes, recipe)
+    assert recipe.tally.vanished == ["media/a"]
+    assert set(tree_in_archive(archive)) == {b"", b"b"}
+
+
+@pytest.mark.parametrize("size", [10, 3 * MIB])
+def test_content_survives_when_its_first_name_vanished(lanes: Lanes, tmp_path: Path, media: Path, size: int) -> None:
+    """A file whose first name goes away is in the archive under its other names."""
+    content = os.urandom(size)
+    (media / "a").write_bytes(content)
+    os.link(media / "a", media / "b")
+    os.link(media / "a", media / "c")
+    archive = write_archive(tmp_path / NAME, lanes, Recipe(media=media, meddle=remove_after(media / "a")))
+    found = tree_in_archive(archive)
+    assert {found[name].content for name in (b"b", b"c")} == {sha256(content).hexdigest()}
+    assert archives.verify(archive).intact
+
+
+@pytest.mark.parametrize("replacement", ["file", "directory"])
+def test_other_names_keep_their_content_when_the_first_was_replaced(
+    lanes: Lanes, tmp_path: Path, media: Path, replacement: str
+) -> None:
+    """What takes the place of the first name, before that was read, does not become the content of the others."""
+    (media / "a").write_bytes(b"old")
+    os.link(media / "a", media / "b")
+
+    def meddle(items: Iterator[Found]) -> Iterator[Found]:
+        for found in items:
+            if found[0][0] == "media/b":
+                (media / "a").unlink()
+                (media / "a").write_bytes(b"new") if replacement == "file" else (media / "a").mkdir()
+            yield found
+
+    archive = write_archive(tmp_path / NAME, lanes, Recipe(media=media, meddle=meddle))
+    assert tree_in_archive(archive)[b"b"].content == sha256(b"old").hexdigest()
+    assert archives.verify(archive).intact
+
+
+def test_small_files_that_grew_large_do_not_disturb_the_others(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+    """Files that outgrow a shared frame after they were listed come whole, and so does a large file behind them."""
+    for name in "abcd":
+        (media / name).write_bytes(b"small")
+    (media / "e").write_bytes(os.urandom(12 * MIB))
+    os.link(media / "a", media / "f")
+
+    def meddle(items: Iterator[Found]) -> Iterator[Found]:
+        for found in items:
+            if found[0][0] == "media/e":
+                for name in "abcd":
+                    (media / name).write_bytes(name.encode() * (2 * MIB))
+            yield found
+
+    archive = write_archive(tmp_path / NAME, lanes, Recipe(media=media, meddle=meddle))
+    found = archives.verify(archive)
+    assert found.message.startswith(f"{archives.BACKUP_ID} is intact"), found.message
+    assert tree_in_archive(archive) == tree_on_disk(media)
+    GNU_TAR.extract(archive, tmp_path)
+
+
+def test_links_behind_files_that_grew_are_kept(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+    """Files that grow until a shared frame is full push no directory and no symlink out of the archive."""
+    for name in "abcde":
+        (media / name).write_bytes(b"small")
+    (media / "link").symlink_to("a")
+    (media / "sub").mkdir()
+
+    def meddle(items: Iterator[Found]) -> Iterator[Found]:
+        yield from items
+        for name in "abcde":
+            (media / name).write_bytes(bytes(MIB - 1))
+
+    recipe = Recipe(media=media, meddle=meddle)
+    archive = write_archive(tmp_path / NAME, lanes, recipe)
+    assert not recipe.tally.vanished
+    assert not recipe.tally.special
+    assert tree_in_archive(archive) == tree_on_disk(media)
+
+
+def test_large_file_that_changes_each_time_is_kept_with_a_note(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+    """A large file that changes whenever it is read is in the archive as it was read last."""
+    log = media / "audit.jsonl"
+    log.write_bytes(b"line\n" * MIB)
+
+    def append(_: int) -> None:
+        with log.open("ab") as file:
+            file.write(b"line\n")
+
+    recipe = Recipe(media=media, advance=append)
+    archive = write_archive(tmp_path / NAME, lanes, recipe)
+    assert recipe.tally.changed == ["media/audit.jsonl"]
+    assert set(read_member(archive, "media/audit.jsonl").split(b"\n")) == {b"line", b""}
+    assert archives.verify(archive).intact
+
+
+def test_large_file_that_changed_once_is_read_again(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+    """A large file that changed during the first reading only is whole, and needs no note."""
+    (media / "a").write_bytes(b"first")
+    log = media / "audit.jsonl"
+    log.write_bytes(b"line\n" * MIB)
+    left = [b"last\n"]
+
+    def append(count: int) -> None:
+        if count == MIB and left:
+            with log.open("ab") as file:
+                file.write(left.pop())
+
+    recipe = Recipe(media=media, advance=append)
+    archive = write_archive(tmp_path / NAME, lanes, recipe)
+    assert not recipe.tally.changed
+    assert tree_in_archive(archive) == tree_on_disk(media)
+    assert archives.verify(archive).intact
+
+
+def test_large_file_that_shrinks_is_kept_with_a_note(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+    """A large file that loses its end each time it is read leaves a whole archive."""
+    log = media / "audit.jsonl"
+    log.write_bytes(b"x" * (8 * MIB))
+    recipe = Recipe(media=media, advance=lambda _: os.truncate(log, max(log.stat().st_size - MIB // 2, MIB)))
+    archive = write_archive(tmp_path / NAME, lanes, recipe)
+    assert recipe.tally.changed == ["media/audit.jsonl"]
+    assert archives.verify(archive).intact
+
+
+_APPENDING = """
+import os, sys
+descriptor = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND)
+print("started", flush=True)
+while os.fstat(descriptor).st_size < int(sys.argv[2]):
+    os.write(descriptor, b"+")
+"""
+
+
+@pytest.mark.parametrize(("size", "limit"), [(MIB // 2, MIB - 1), (16 * MIB, 64 * MIB)], ids=["small", "large"])
+def test_file_that_is_written_all_the_time_is_consistent(
+    lanes: Lanes, tmp_path: Path, media: Path, size: int, limit: int
+) -> None:
+    """While another process appends to a file, the archive has a state that the file had, and in the end a note."""
+    log = media / "audit.jsonl"
+    noted: list[str] = []
+    for _ in range(20):
+        log.write_bytes(b"." * size)
+        command = [sys.executable, "-c", _APPENDING, str(log), str(limit)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as writing:
+            assert writing.stdout is not None
+            writing.stdout.readline()
+            try:
+                recipe = Recipe(media=media)
+                archive = write_archive(tmp_path / NAME, lanes, recipe)
+            finally:
+                writing.kill()
+        assert archives.verify(archive).intact
+        found = [(byte, len(list(run))) for byte, run in groupby(read_member(archive, "media/audit.jsonl")[size - 1 :])]
+        assert [byte for byte, _ in found] in ([ord(".")], [ord("."), ord("+")])
+        noted += recipe.tally.changed
+        if noted:
+            break
+    assert noted == ["media/audit.jsonl"]
+
+
+# -- where the tree lies ----------------------------------------------------------------------------------------------
+
+
+def test_repository_inside_the_tree_is_passed_over(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+    """The directory of archives is known by its identity: another name for it is no way in."""
+    repository = media / "backups"
+    repository.mkdir()
+    (media / "scan.json").write_bytes(b"{}")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.symlink_to(repository)
+    recipe = Recipe(media=media, excluded=frozenset([identity(elsewhere)]))
+    archive = write_archive(repository / NAME, lanes, recipe)
+    assert set(tree_in_archive(archive)) == {b"", b"scan.json"}
+
+
+def test_repository_under_a_bind_mount_is_passed_over(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+    """A repository that is mounted into the tree a second time is passed over there too."""
+    repository, mounted = tmp_path / "backups", media / "mounted"
+    repository.mkdir()
+    mounted.mkdir()
+    (repository / "older.tar.gz").write_bytes(b"x")
+    mount = subprocess.run(
+        [program("mount"), "--bind", repository, mounted], capture_output=True, text=True, check=False
+    )
+    if mount.returncode:
+        pytest.skip(f"this user may not mount: {mount.stderr.strip()}")
+    try:
+        recipe = Recipe(media=media, excluded=frozenset([identity(repository)]))
+        archive = write_archive(repository / NAME, lanes, recipe)
+    finally:
+        subprocess.run([program("umount"), mounted], check=True)
+    assert set(tree_in_archive(archive)) == {b""}
+
+
+def test_root_that_is_a_symlink_is_followed(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+    """The directory of uploads may be a link to where they are; links inside it stay links."""
+    (media / "scan.json").write_bytes(b"{}")
+    (media / "link").symlink_to("/etc")
+    (tmp_path / "configured").symlink_to(media)
+    archive = write_archive(tmp_path / NAME, lanes, Recipe(media=tmp_path / "configured"))
+    assert tree_in_archive(archive) == tree_on_disk(media)
+
+
+@pytest.mark.parametrize("size", [0, 100, 3 * MIB])
+def test_audit_path_may_be_the_file_itself(lanes: Lanes, tmp_path: Path, size: int) -> None:
+    """An audit log that is one file lies below `audit/` under its own name."""
+    log = tmp_path / "audit.jsonl"
+    log.write_bytes(os.urandom(size))
+    archive = write_archive(tmp_path / NAME, lanes, Recipe(audit=log))
+    found = tree_in_archive(archive, "audit")
+    assert set(found) == {b"audit.jsonl"}
+    assert found[b"audit.jsonl"].content == sha256(log.read_bytes()).hexdigest()
+    assert archives.verify(archive).intact
+
+
+def test_empty_directory_is_an_archive(lanes: Lanes, tmp_path: Path, media: Path, tool: Tool) -> None:
+    """A portal without an upload has a whole backup."""
+    archive = write_archive(tmp_path / NAME, lanes, Recipe(media=media))
+    assert archives.verify(archive).intact
+    tool.check(archive, tree_on_disk(media))
+
+
+def test_names_are_independent_of_the_locale(tmp_path: Path, media: Path) -> None:
+    """A backup that cron starts without a locale names files as one that a person starts."""
+    (media / "prüfung.json").write_bytes(b"{}")
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run(
+        [sys.executable, "-m", "tests.support.archives", os.fsencode(media), tmp_path / NAME],
+        cwd=ROOT,
+        env=environment,
+        check=True,
+    )
+    assert read_member(tmp_path / NAME, "media/prüfung.json") == b"{}"
+    assert archives.verify(tmp_path / NAME).intact

@@ -1,0 +1,273 @@
+"""What is due, by the schedules, what the repository has, and the time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from beat.backoff import Memory, Outage
+from beat.due import Errand, Held, Kind, Slot, Standing, due, last_slots, next_slots
+from beat.verify_rotation import day_of, to_verify
+from portal.ops.model import BackupType, VerifyLevel
+from portal.ops.settings.load import ScheduleSettings
+from worker.names import TaskName
+
+SCHEDULES = ScheduleSettings(
+    full="0 2 * * *",
+    database="0 * * * *",
+    verify="0 4 * * *",
+    prune="30 3 * * *",
+    drill="0 5 * * 0",
+    time_zone=ZoneInfo("UTC"),
+)
+NOW = datetime(2026, 11, 22, 9, 10, tzinfo=UTC)
+"""A Sunday."""
+
+TODAY_FULL = datetime(2026, 11, 22, 2, tzinfo=UTC)
+THIS_HOUR = datetime(2026, 11, 22, 9, tzinfo=UTC)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a verification has found."""
+
+    moment: datetime
+    level: VerifyLevel = VerifyLevel.CONTENTS
+
+
+def held(kind: BackupType | None, moment: datetime, name: str = "") -> Held:
+    return Held(name=name or f"{kind}-{moment:%d%H%M}", type=kind, moment=moment)
+
+
+def own(slot: Slot) -> Held:
+    """The archive that a slot's task makes."""
+    assert slot.backup_id
+    return Held(name=slot.backup_id, type=BackupType(slot.kind.value), moment=slot.moment)
+
+
+def asked_for(
+    standing: Standing, now: datetime = NOW, schedules: ScheduleSettings = SCHEDULES, **asked: int
+) -> list[Errand]:
+    return due(last_slots(schedules, now), standing, now, asked)
+
+
+def names(errands: list[Errand]) -> list[str]:
+    return [errand.task_id for errand in errands]
+
+
+ONLY_BACKUPS = replace(SCHEDULES, verify=None, prune=None, drill=None)
+
+
+def test_a_new_installation_gets_its_first_full_backup_at_once() -> None:
+    """Nobody waits until two in the night for it; the database's own, and all that needs an archive, come later."""
+    assert names(asked_for(Standing())) == ["full-2026-11-22T02:00Z"]
+
+
+def test_a_slot_is_sent_as_a_backup_of_the_slots_moment() -> None:
+    """So its archive has a name that anybody can tell beforehand."""
+    (errand,) = asked_for(Standing())
+    assert errand.slot.kind.task is TaskName.BACKUP_FULL
+    assert errand.arguments == {"actor": "beat", "moment": "2026-11-22T02:00:00Z"}
+    assert str(errand.slot.backup_id).startswith("full_20261122_020000_")
+
+
+def test_only_the_newest_missed_slot_of_each_kind_is_due() -> None:
+    """A machine that was off for three days makes one full backup and one of the database, not three and seventy."""
+    standing = Standing(archives=(held(BackupType.FULL, NOW - timedelta(days=3)),))
+    assert names(asked_for(standing, schedules=ONLY_BACKUPS)) == [
+        "full-2026-11-22T02:00Z",
+        "database-2026-11-22T09:00Z",
+    ]
+
+
+def test_a_slot_whose_archive_is_there_is_not_due() -> None:
+    """Its name is enough."""
+    slots = last_slots(ONLY_BACKUPS, NOW)
+    assert not due(slots, Standing(archives=tuple(own(slot) for slot in slots)), NOW, {})
+
+
+@pytest.mark.parametrize(
+    ("kind", "due_then"),
+    [(BackupType.FULL, []), (BackupType.DATABASE, ["full"]), (BackupType.MEDIA, ["full", "database"])],
+)
+def test_a_backup_by_hand_after_the_slot_does_as_well(kind: BackupType, due_then: list[str]) -> None:
+    """A full one for both kinds, one of the database for its own only, one of the media for neither."""
+    standing = Standing(archives=(held(kind, NOW - timedelta(minutes=3)),))
+    assert [errand.slot.kind for errand in asked_for(standing, schedules=ONLY_BACKUPS)] == due_then
+
+
+def test_the_full_backup_satisfies_the_databases_slot_of_the_same_moment() -> None:
+    """At two there is one dump, not two."""
+    now = TODAY_FULL + timedelta(minutes=20)
+    full = Slot(kind=Kind.FULL, moment=TODAY_FULL)
+    before = held(BackupType.FULL, TODAY_FULL - timedelta(days=1))
+    assert names(asked_for(Standing(archives=(before,)), now, ONLY_BACKUPS)) == ["full-2026-11-22T02:00Z"]
+    assert not asked_for(Standing(archives=(before, own(full))), now, ONLY_BACKUPS)
+
+
+def test_the_database_does_not_wait_for_ever_for_a_full_backup_that_fails() -> None:
+    """Uploads that are not mounted are no reason to lose the database too."""
+    now = TODAY_FULL + timedelta(minutes=20)
+    standing = Standing(archives=(held(BackupType.FULL, TODAY_FULL - timedelta(days=1)),))
+    found = asked_for(standing, now, ONLY_BACKUPS, **{"full-2026-11-22T02:00Z": 2})
+    assert names(found) == ["full-2026-11-22T02:00Z", "database-2026-11-22T02:00Z"]
+
+
+def test_an_archive_from_a_time_to_come_satisfies_no_slot_but_its_own() -> None:
+    """A clock that was a year ahead for a minute does not stop the backups for a year."""
+    standing = Standing(archives=(held(BackupType.FULL, NOW + timedelta(days=365)),))
+    assert [errand.slot.kind for errand in asked_for(standing, schedules=ONLY_BACKUPS)] == ["full", "database"]
+
+
+def test_a_schedule_that_is_off_has_no_slots() -> None:
+    """Neither a last nor a next one."""
+    off = replace(SCHEDULES, database=None, verify=None, prune=None, drill=None)
+    assert [slot.kind for slot in last_slots(off, NOW) + next_slots(off, NOW)] == [Kind.FULL, Kind.FULL]
+
+
+@pytest.mark.parametrize("kind", [Kind.PRUNE, Kind.DRILL])
+def test_prune_and_drill_are_due_until_one_has_ended_since_the_slot(kind: Kind) -> None:
+    """Whoever started it."""
+    (slot,) = (slot for slot in last_slots(SCHEDULES, NOW) if slot.kind is kind)
+    old = Standing(archives=(held(BackupType.FULL, NOW - timedelta(days=3)),))
+    assert names(due([slot], old, NOW, {})) == [slot.task_id]
+    assert not due([slot], replace(old, ended={kind: slot.moment + timedelta(minutes=1)}), NOW, {})
+    assert due([slot], replace(old, ended={kind: slot.moment - timedelta(minutes=1)}), NOW, {})
+
+
+@pytest.mark.parametrize("kind", [Kind.PRUNE, Kind.DRILL])
+def test_prune_and_drill_wait_for_a_slot_after_the_first_archive(kind: Kind) -> None:
+    """On the day of the installation there is nothing to remove, and no drill of last Sunday to make up for."""
+    (slot,) = (slot for slot in last_slots(SCHEDULES, NOW) if slot.kind is kind)
+    young = Standing(archives=(held(BackupType.FULL, slot.moment + timedelta(minutes=1)),))
+    assert not due([slot], young, NOW, {})
+
+
+# -- verifications --------------------------------------------------------------------------------------------------
+
+DAY = timedelta(days=1)
+SLOT = datetime(2026, 11, 22, 4, tzinfo=UTC)
+
+
+def test_a_new_archive_is_verified_at_the_next_slot() -> None:
+    """One that was made after the slot waits for the one after."""
+    archives = [held(BackupType.FULL, SLOT - DAY, "old"), held(BackupType.FULL, SLOT + timedelta(hours=1), "young")]
+    assert [one.name for one in to_verify(SLOT, archives, {}, NOW)] == ["old"]
+    assert [one.name for one in to_verify(SLOT + DAY, archives, {}, SLOT + DAY)] == ["old", "young"]
+
+
+def test_a_look_at_the_checksum_alone_is_not_enough() -> None:
+    """A restore looks at more than that."""
+    archives = [held(BackupType.FULL, SLOT - DAY, "one")]
+    found = {"one": Found(moment=SLOT - timedelta(hours=1), level=VerifyLevel.CHECKSUM)}
+    assert to_verify(SLOT, archives, found, NOW)
+
+
+@given(st.integers(0, 60), st.lists(st.booleans(), min_size=21, max_size=21))
+def test_everything_is_verified_within_a_week_and_nothing_twice_a_day(count: int, machine_is_on: list[bool]) -> None:
+    """Also where the machine is off on some days: what was missed comes first when it is on again."""
+    archives = [held(BackupType.FULL, SLOT - 30 * DAY, f"archive-{number}") for number in range(count)]
+    found: dict[str, Found] = {}
+    for day, is_on in enumerate(machine_is_on):
+        slot = SLOT + day * DAY
+        if not is_on:
+            continue
+        now = slot + timedelta(minutes=10)
+        for archive in to_verify(slot, archives, found, now):
+            assert archive.name not in found or slot - found[archive.name].moment >= timedelta(hours=23)
+            found[archive.name] = Found(moment=now)
+        assert not to_verify(slot, archives, found, now + timedelta(minutes=5))
+        assert all(slot + DAY - found[archive.name].moment <= 7 * DAY for archive in archives)
+
+
+def test_the_work_of_a_week_is_spread_over_its_days() -> None:
+    """A seventh a day, roughly: an archive's day is a matter of its name."""
+    counts = [0] * 7
+    for number in range(7000):
+        counts[day_of(f"full_20261122_020000_{number:06x}")] += 1
+    assert all(850 < count < 1150 for count in counts)
+
+
+def test_each_archive_has_a_verification_of_its_own_named_after_slot_and_archive() -> None:
+    """So two beats send the same tasks; a name that is not one of ours is none for a task."""
+    slot = Slot(kind=Kind.VERIFY, moment=SLOT)
+    archives = (own(Slot(kind=Kind.FULL, moment=SLOT - DAY)), held(None, SLOT - DAY, "copied by hand"))
+    errands = due([slot], Standing(archives=archives), NOW, {})
+    assert errands[0].task_id == f"verify-2026-11-22T04:00Z-{archives[0].name}"
+    assert errands[1].task_id == "verify-2026-11-22T04:00Z-f8cb8614c7409a1c"
+    assert errands[1].arguments == {"actor": "beat", "archive": "copied by hand", "level": "contents"}
+
+
+# -- time, and two beats --------------------------------------------------------------------------------------------
+
+jumps = st.lists(st.integers(-400_000, 400_000), min_size=1, max_size=12)
+
+
+@given(jumps)
+def test_whatever_the_clock_does_each_slot_has_one_archive_and_the_newest_one_is_there(steps: list[int]) -> None:
+    """Two beats look after each jump, the workers do what is sent: never two archives for one slot."""
+    now, names_made = NOW, list[str]()
+    archives: dict[str, Held] = {}
+    for step in steps:
+        now += timedelta(seconds=step)
+        views = [asked_for(Standing(archives=tuple(archives.values())), now, ONLY_BACKUPS) for _ in range(2)]
+        assert names(views[0]) == names(views[1])
+        for errand in views[0]:
+            made = own(errand.slot)
+            names_made.append(made.name)
+            archives[made.name] = made
+        for slot in last_slots(ONLY_BACKUPS, now):
+            kinds = {BackupType.FULL, BackupType(slot.kind.value)}
+            assert any(one.type in kinds and slot.moment <= one.moment <= now for one in archives.values()) or (
+                asked_for(Standing(archives=tuple(archives.values())), now, ONLY_BACKUPS)
+            )
+    assert len(names_made) == len(set(names_made))
+
+
+def test_a_task_that_fails_is_sent_again_with_a_growing_pause() -> None:
+    """After 5 minutes, 10, 20, 40, then each hour: not every five minutes for ever."""
+    memory, now, pauses = Memory(), NOW, list[int]()
+    memory.note("full", now)
+    for _ in range(7):
+        last = now
+        while not memory.may_ask("full", now):
+            now += timedelta(minutes=1)
+        pauses.append(int((now - last) / timedelta(minutes=1)))
+        memory.note("full", now)
+    assert pauses == [5, 10, 20, 40, 60, 60, 60]
+
+
+def test_a_clock_that_was_put_back_ends_the_pause() -> None:
+    """Or it would last until the time that was wrong has come."""
+    memory = Memory()
+    memory.note("full", NOW + timedelta(days=30))
+    assert memory.may_ask("full", NOW)
+
+
+def test_the_memory_survives_a_restart_and_garbage_is_no_memory() -> None:
+    """What cannot be understood is as good as lost."""
+    memory = Memory()
+    memory.note("full", NOW)
+    memory.note("full", NOW)
+    assert Memory.from_dict(memory.to_dict()).times() == {"full": 2}
+    garbage: list[object] = [None, 3, [], {"full": 1}, {"full": {"times": "x"}}]
+    assert all(Memory.from_dict(bad).times() == {} for bad in garbage)
+
+
+def test_an_outage_is_said_once_and_tried_again_after_ten_seconds_then_twenty() -> None:
+    """And each minute in the end."""
+    outage, reading, pauses = Outage(), 100.0, list[float]()
+    firsts = []
+    for _ in range(5):
+        firsts.append(outage.fail(reading))
+        pauses.append(outage.again - reading)
+        reading = outage.again
+    assert pauses == [10, 20, 40, 60, 60]
+    assert firsts == [True, False, False, False, False]
+    assert outage.end(reading) == reading - 100.0
+    assert not outage.lasts and outage.end(reading) is None

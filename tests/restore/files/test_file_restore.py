@@ -1,0 +1,520 @@
+"""Trees come back: wholly, partly, over what is there; and go away again."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import Counter
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from portal.ops.archive.index import MemberType
+from portal.ops.archive.open import open_archive
+from portal.ops.archive.reader import ArchiveReader
+from portal.ops.backup.walk import FileTree, tree_bytes
+from portal.ops.errors import BusyError, ConfigurationError, NotIntactError, RestoreError
+from portal.ops.model import RESTORE_DIRECTORY, Component
+from portal.ops.restore.files import journal as file_journal
+from portal.ops.restore.files import safe_tree as file_tree
+from portal.ops.restore.files.record import RestoreDirectory
+from portal.ops.restore.files.restore import FileRestore, FilesReport, FilesState, forget, list_restores
+from portal.ops.restore.files.selection import matches
+from tests.archive.test_archive_round_trip import grow, trees
+from tests.support import archives
+from tests.support.archives import NAME, Recipe, Tree, tree_on_disk, write_archive
+from tests.support.hostile import directory, file, hardlink, write_indexed, write_plain
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from portal.ops.archive.compressor_pool import Lanes
+    from tests.archive.test_archive_round_trip import Node
+
+MIB = 1 << 20
+LONG_FORM = os.environ.get("KEKKAI_LONG_TESTS")
+OLD_NS = 1_700_000_000_000_000_001
+drawn = settings(
+    max_examples=300 if LONG_FORM else 15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+@pytest.fixture(scope="module")
+def lanes() -> Iterator[Lanes]:
+    """Helper processes that all tests of this module share."""
+    with archives.lanes() as lanes:
+        yield lanes
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Uploads to back up: two tenants, a link, an empty directory."""
+    root = tmp_path / "source"
+    for tenant in ("tenant-a", "tenant-b"):
+        (root / tenant / "2024").mkdir(parents=True)
+        for number in range(3):
+            put(root / tenant / "2024" / f"scan-{number}.sarif", f"{tenant} {number}")
+        put(root / tenant / "notes.json", tenant)
+    (root / "empty").mkdir(mode=0o750)
+    (root / "latest").symlink_to("tenant-a/2024/scan-2.sarif")
+    return root
+
+
+@pytest.fixture
+def archive(lanes: Lanes, tmp_path: Path, source: Path) -> Path:
+    """A backup of `source`."""
+    return write_archive(tmp_path / NAME, lanes, Recipe(media=source))
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    """Live uploads: one file as in the backup but older, one that the backup lacks, one where it has a directory."""
+    root = tmp_path / "live"
+    (root / "tenant-a" / "2024").mkdir(parents=True)
+    put(root / "tenant-a" / "2024" / "scan-0.sarif", "an earlier upload")
+    put(root / "tenant-a" / "new.json", "since the backup")
+    put(root / "tenant-b", "a file in the way")
+    os.utime(root / "tenant-a", ns=(OLD_NS, OLD_NS))
+    os.utime(root, ns=(OLD_NS, OLD_NS))
+    return root
+
+
+def put(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o600)
+    os.utime(path, ns=(OLD_NS, OLD_NS))
+
+
+def restore_of(
+    target: Path,
+    *,
+    restore_id: str = "restore_1",
+    exact: bool = False,
+    patterns: tuple[str, ...] = (),
+    protected: tuple[Path, ...] = (),
+) -> FileRestore:
+    return FileRestore(
+        target,
+        restore_id=restore_id,
+        component=Component.MEDIA,
+        exact=exact,
+        patterns=patterns,
+        protected=protected,
+    )
+
+
+def run(restore: FileRestore, archive: Path) -> FilesReport:
+    """Stage and apply."""
+    opened = open_archive(archive)
+    try:
+        restore.stage_from(opened, 2)
+    finally:
+        opened.close()
+    return restore.apply()
+
+
+def live_tree(root: Path) -> Tree:
+    """The tree without what restores keep in it."""
+    ours = RESTORE_DIRECTORY.encode()
+    return {name: entry for name, entry in tree_on_disk(root).items() if name.split(b"/")[0] != ours}
+
+
+# -- every shape ------------------------------------------------------------------------------------------------------
+
+
+@drawn
+@given(node=trees)
+def test_any_tree_comes_back(lanes: Lanes, node: Node) -> None:
+    """Names, contents, modes, times and links are restored to a directory that was not there, and it goes again."""
+    with ExitStack() as stack:
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        grow(os.fsencode(place / "source"), node, [])
+        expected = without_special_bits(tree_on_disk(place / "source"))
+        archive = write_archive(place / NAME, lanes, Recipe(media=place / "source"))
+        restore = FileRestore(place / "target", restore_id="r", component=Component.MEDIA, allow_outside_links=True)
+        run(restore, archive)
+        assert live_tree(place / "target") == expected
+        restore.rollback()
+        assert not (place / "target").exists()
+
+
+@drawn
+@given(before=trees, after=trees)
+def test_any_tree_is_exchanged_for_any_other(lanes: Lanes, before: Node, after: Node) -> None:
+    """An exact restore over another tree gives the backup's; a rollback gives back the other, to the nanosecond."""
+    with ExitStack() as stack:
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for name, node in (("source", after), ("target", before)):
+            grow(os.fsencode(place / name), node, [])
+        expected, old = without_special_bits(tree_on_disk(place / "source")), tree_on_disk(place / "target")
+        archive = write_archive(place / NAME, lanes, Recipe(media=place / "source"))
+        restore = FileRestore(
+            place / "target", restore_id="r", component=Component.MEDIA, exact=True, allow_outside_links=True
+        )
+        run(restore, archive)
+        assert live_tree(place / "target") == expected
+        restore.rollback()
+        assert live_tree(place / "target") == old
+
+
+def without_special_bits(tree: Tree) -> Tree:
+    """The tree with the bits off that a restore drops from files."""
+    return {
+        name: replace(entry, mode=entry.mode & ~0o6000) if entry.kind is MemberType.FILE else entry
+        for name, entry in tree.items()
+    }
+
+
+# -- plan -------------------------------------------------------------------------------------------------------------
+
+
+def test_plan_counts_and_touches_nothing(archive: Path, target: Path) -> None:
+    """What would be new, replaced and left is said beforehand, with what is in the way."""
+    before = tree_on_disk(target)
+    plan = restore_of(target).plan(open_archive(archive).members())  # type: ignore[union-attr]
+    assert (plan.new, plan.replaced, plan.same, plan.left) == (8, 1, 0, 1)
+    assert plan.in_the_way == ("tenant-b is a file, and a directory in the backup",)
+    assert not plan.blockers
+    assert "8 files would be new" in " ".join(plan.lines())
+    assert tree_on_disk(target) == before
+
+
+def test_plan_of_a_directory_that_is_not_there(archive: Path, tmp_path: Path) -> None:
+    """Everything would be new, and nothing is made."""
+    plan = restore_of(tmp_path / "a" / "b").plan(open_archive(archive).members())  # type: ignore[union-attr]
+    assert plan.new == 9
+    assert not (tmp_path / "a").exists()
+
+
+def test_plan_says_where_there_is_no_room(tmp_path: Path) -> None:
+    """A stage that cannot fit is a blocker before anything is written."""
+    archive = write_indexed(tmp_path, [directory("media"), file("media/a", size=1 << 60)])
+    plan = restore_of(tmp_path / "live").plan(open_archive(archive).members())  # type: ignore[union-attr]
+    assert "needs about" in plan.blockers[0].message
+
+
+# -- apply ------------------------------------------------------------------------------------------------------------
+
+
+def test_stage_touches_nothing_live(archive: Path, target: Path) -> None:
+    """Until it is applied a restore has changed nothing, and undone it leaves no trace."""
+    before = tree_on_disk(target)
+    restore = restore_of(target)
+    restore.stage_from(open_archive(archive), 2)
+    assert {name: one for name, one in live_tree(target).items() if name} == {k: v for k, v in before.items() if k}
+    assert not restore.is_begun()
+    restore.undo()
+    assert tree_on_disk(target) == before
+
+
+def test_files_that_the_backup_lacks_stay(archive: Path, source: Path, target: Path) -> None:
+    """A restore adds and replaces; what came since the backup is left."""
+    report = run(restore_of(target), archive)
+    assert (report.new, report.replaced, report.same, report.aside) == (8, 1, 0, 0)
+    assert (target / "tenant-a" / "new.json").read_text() == "since the backup"
+    added = live_tree(target)
+    del added[b"tenant-a/new.json"]
+    assert added == tree_on_disk(source)
+
+
+def test_rollback_is_the_exact_inverse(archive: Path, target: Path) -> None:
+    """After a rollback the tree is what it was, file in the way and times of directories included."""
+    before = tree_on_disk(target)
+    run(restore_of(target), archive)
+    report = restore_of(target).rollback()
+    assert live_tree(target) == before
+    assert report.state is FilesState.ROLLED_BACK
+
+
+def test_second_rollback_changes_nothing(archive: Path, target: Path, tmp_path: Path) -> None:
+    """A rollback that is asked for twice is done once, also where it has removed the directory."""
+    for place in (target, tmp_path / "not-there"):
+        run(restore_of(place), archive)
+        restore_of(place).rollback()
+        after = tree_on_disk(tmp_path)
+        assert restore_of(place).rollback().state is FilesState.ROLLED_BACK
+        assert {name: one.content for name, one in tree_on_disk(tmp_path).items() if b"restore.json" not in name} == {
+            name: one.content for name, one in after.items() if b"restore.json" not in name
+        }
+
+
+def test_exact_moves_aside_and_removes_nothing(archive: Path, source: Path, target: Path) -> None:
+    """An exact restore equals the backup; what it moved aside is in the rollback."""
+    report = run(restore_of(target, exact=True), archive)
+    assert live_tree(target) == tree_on_disk(source)
+    assert report.aside == 1
+    held = target / RESTORE_DIRECTORY / "restore_1" / "rollback" / "tenant-a" / "new.json"
+    assert held.read_text() == "since the backup"
+
+
+def test_exact_leaves_the_repository_alone(archive: Path, target: Path) -> None:
+    """A repository inside of the uploads is not moved, nor are the directories above it."""
+    repository = target / "ops" / "backups"
+    repository.mkdir(parents=True)
+    (repository / "archive").write_text("a backup")
+    (target / "ops" / "other").write_text("moved")
+    run(restore_of(target, exact=True, protected=(repository,)), archive)
+    assert (repository / "archive").read_text() == "a backup"
+    assert not (target / "ops" / "other").exists()
+
+
+def test_new_directories_are_moved_as_a_whole(lanes: Lanes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One rename for each that stands beside others, whatever is in it; what is taken back is asked one by one."""
+    source, target, moved = tmp_path / "source", tmp_path / "live", list[str]()
+    for number in range(30):
+        place = source / f"tenant-{number % 3}" / f"{number % 5}"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number}.json").write_text(f"{number}")
+    (source / "top.json").write_text("top")
+    move = file_tree.move
+
+    def noted(one: file_tree.Tree, other: file_tree.Tree, path: str, *new: str | None, make: bool = False) -> None:
+        moved.append(path)
+        move(one, other, path, *new, make=make)
+
+    monkeypatch.setattr(file_journal, "move", noted)
+    target.mkdir()
+    report = run(restore_of(target), write_archive(tmp_path / NAME, lanes, Recipe(media=source)))
+    assert report.new == 31
+    assert sorted(moved) == ["tenant-0", "tenant-1", "tenant-2", "top.json"]
+    assert live_tree(target) == tree_on_disk(source)
+    restore_of(target).rollback()
+    assert live_tree(target).keys() == {b""}
+
+
+def test_what_is_the_same_keeps_its_inode(archive: Path, target: Path) -> None:
+    """A second restore of the same backup replaces nothing, and directories stay the ones they were."""
+    run(restore_of(target), archive)
+    inodes = {path: path.stat().st_ino for path in target.rglob("tenant-a*")}
+    report = run(restore_of(target, restore_id="restore_2"), archive)
+    assert (report.new, report.replaced, report.same) == (0, 0, 9)
+    assert {path: path.stat().st_ino for path in inodes} == inodes
+
+
+def test_file_that_rotted_is_replaced(archive: Path, target: Path) -> None:
+    """Size and time do not make a file the same: its bytes do."""
+    run(restore_of(target), archive)
+    put(target / "tenant-a" / "notes.json", "tenant-x")
+    report = run(restore_of(target, restore_id="restore_2"), archive)
+    assert report.replaced == 1
+    assert (target / "tenant-a" / "notes.json").read_text() == "tenant-a"
+
+
+def test_symlink_to_the_uploads_is_followed(archive: Path, source: Path, target: Path, tmp_path: Path) -> None:
+    """A target that is a symlink to a directory stays one; the directory is restored."""
+    link = tmp_path / "link"
+    link.symlink_to(target)
+    run(restore_of(link, exact=True), archive)
+    assert link.is_symlink()
+    assert live_tree(target) == tree_on_disk(source)
+
+
+def test_live_symlink_is_not_followed(archive: Path, target: Path, tmp_path: Path) -> None:
+    """A symlink in the tree where the backup has a directory is moved aside; what it points to is not touched."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (target / "empty").symlink_to(elsewhere)
+    (target / "tenant-b").unlink()
+    (target / "tenant-b").symlink_to(elsewhere)
+    run(restore_of(target), archive)
+    assert list(elsewhere.iterdir()) == []
+    assert (target / "tenant-b" / "notes.json").read_text() == "tenant-b"
+    restore_of(target).rollback()
+    assert (target / "tenant-b").readlink() == elsewhere
+
+
+def test_archive_of_tar_and_gzip_is_restored(target: Path, tmp_path: Path) -> None:
+    """An archive without an index goes the same way."""
+    pieces = [file("media/x/a.json", b"a"), hardlink("media/b.json", "media/x/a.json")]
+    run(restore_of(target), write_plain(tmp_path, pieces, lambda _: None))
+    assert (target / "x" / "a.json").read_bytes() == b"a"
+    assert (target / "b.json").stat().st_ino == (target / "x" / "a.json").stat().st_ino
+
+
+def test_failure_while_applying_takes_everything_back(archive: Path, target: Path) -> None:
+    """A rename that cannot be done ends in an error, with everything as before and nothing left behind."""
+    before = live_tree(target)
+    restore = restore_of(target)
+    restore.stage_from(open_archive(archive), 2)
+    with RestoreDirectory(str(target), "restore_1").locked(), pytest.raises(BusyError):
+        restore.apply()
+    protected = restore_of(target, protected=(target / "tenant-b",))
+    with pytest.raises(RestoreError, match="in the way"):
+        protected.apply()
+    assert live_tree(target) == before
+    assert not (target / RESTORE_DIRECTORY).exists()
+
+
+# -- what others do meanwhile -----------------------------------------------------------------------------------------
+
+
+def test_rollback_keeps_what_was_written_since(archive: Path, target: Path) -> None:
+    """A file uploaded into a restored directory stays, and is reported."""
+    run(restore_of(target), archive)
+    (target / "empty" / "upload.json").write_text("new")
+    report = restore_of(target).rollback()
+    assert (target / "empty" / "upload.json").read_text() == "new"
+    assert report.kept == ("empty/upload.json",)
+
+
+def test_rollback_keeps_what_has_taken_a_restored_files_place(archive: Path, target: Path) -> None:
+    """Where a new upload and an old file have one name, the old one returns and the upload is kept beside."""
+    run(restore_of(target), archive)
+    name = "tenant-a/2024/scan-0.sarif"
+    (target / "fresh").write_text("new upload")
+    (target / "fresh").rename(target / name)
+    report = restore_of(target).rollback()
+    assert (target / name).read_text() == "an earlier upload"
+    assert (target / RESTORE_DIRECTORY / "restore_1" / "kept" / name).read_text() == "new upload"
+    assert name in report.kept
+
+
+def test_rollback_reports_restored_files_that_were_changed(archive: Path, target: Path) -> None:
+    """A restored file that was written to goes into the stage with the change."""
+    run(restore_of(target), archive)
+    (target / "tenant-a" / "notes.json").write_text("changed")
+    report = restore_of(target).rollback()
+    assert report.changed == ("tenant-a/notes.json",)
+    assert (target / RESTORE_DIRECTORY / "restore_1" / "stage" / "tenant-a" / "notes.json").read_text() == "changed"
+
+
+# -- some files -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "pattern", "fits"),
+    [
+        ("tenant-a/2024/x.sarif", "tenant-a/*.sarif", True),
+        ("tenant-a/x.json", "tenant-a/*.sarif", False),
+        ("tenant-a/2024/x.sarif", "tenant-a", True),
+        ("tenant-a/2024/x.sarif", "tenant-a/", True),
+        ("tenant-ab/x", "tenant-a", False),
+        ("Tenant-a/x", "tenant-a/*", False),
+    ],
+)
+def test_patterns_are_the_shells(path: str, pattern: str, fits: bool) -> None:
+    """`*` also stands for a slash, a directory takes what is below it, and case matters."""
+    assert matches(path, [pattern]) is fits
+
+
+@pytest.mark.usefixtures("hands")
+def test_some_files_are_restored_and_no_others(archive: Path, target: Path) -> None:
+    """With a pattern only what fits it is put in place; directories that are there keep what they have."""
+    before = live_tree(target)
+    report = run(restore_of(target, patterns=("tenant-a/*.sarif",)), archive)
+    assert (report.new, report.replaced) == (2, 1)
+    changed = {name for name, entry in live_tree(target).items() if before.get(name) != entry}
+    assert {name for name in changed if name.endswith(b".sarif")} == {
+        b"tenant-a/2024/scan-0.sarif",
+        b"tenant-a/2024/scan-1.sarif",
+        b"tenant-a/2024/scan-2.sarif",
+    }
+    restore_of(target).rollback()
+    assert live_tree(target) == before
+
+
+@pytest.mark.usefixtures("hands")
+def test_one_file_is_read_from_its_frames_alone(lanes: Lanes, tmp_path: Path, source: Path, target: Path) -> None:
+    """Damage elsewhere in an archive does not keep a single file from being restored."""
+    (source / "tenant-b" / "large.bin").write_bytes(os.urandom(3 * MIB))
+    archive = write_archive(tmp_path / NAME, lanes, Recipe(media=source))
+    reader = open_archive(archive)
+    large = reader.find("media/tenant-b/large.bin")  # type: ignore[union-attr]
+    assert large is not None
+    with archive.open("r+b") as data:
+        data.seek(reader.frames.offsets[large.frame + 1] + 1000)  # type: ignore[union-attr]
+        data.write(b"damage")
+    run(restore_of(target, patterns=("tenant-a/2024/scan-1.sarif",)), archive)
+    assert (target / "tenant-a" / "2024" / "scan-1.sarif").read_text() == "tenant-a 1"
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_frames_are_read_once(
+    lanes: Lanes, tmp_path: Path, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    """However many of the files in a frame are asked for; frames that have none of them are not read."""
+    for number in range(60):
+        (source / "tenant-a" / f"half-{number}").write_bytes(os.urandom(MIB // 2))
+    (source / "tenant-a" / "half-1x").write_bytes(os.urandom(9 * MIB))
+    archive = write_archive(tmp_path / NAME, lanes, Recipe(media=source))
+    read: Counter[int] = Counter()
+    original = ArchiveReader.read_frame
+
+    def counted(self: ArchiveReader, number: int) -> bytes | NotIntactError:
+        read[number] += 1
+        return original(self, number)
+
+    monkeypatch.setattr(ArchiveReader, "read_frame", counted)
+    with closing(ArchiveReader(archive)) as opened:
+        restore_of(target, patterns=("tenant-a/half-1?", "tenant-a/2024/*")).stage_from(opened, jobs)
+        assert set(read.values()) == {1}
+        assert 15 <= len(read) < len(opened.frames) - 20
+
+
+@pytest.mark.usefixtures("hands")
+def test_hard_link_is_restored_without_its_first_name(target: Path, tmp_path: Path) -> None:
+    """Names of a file whose content is under a name that is not asked for get that content, and share it."""
+    links = [hardlink(f"media/b/{name}", "media/a") for name in ("one", "two")]
+    archive = write_indexed(tmp_path, [directory("media"), file("media/a", b"content"), directory("media/b"), *links])
+    run(restore_of(target, patterns=("b/*",)), archive)
+    assert (target / "b" / "two").read_bytes() == b"content"
+    assert (target / "b" / "two").samefile(target / "b" / "one")
+    assert not (target / "a").exists()
+
+
+@pytest.mark.usefixtures("hands")
+def test_pattern_that_fits_nothing_is_an_error(archive: Path, target: Path) -> None:
+    """A mistyped pattern is told, and leaves nothing behind."""
+    before = tree_on_disk(target)
+    with pytest.raises(ConfigurationError, match="fits"):
+        run(restore_of(target, patterns=("tenant-c/*",)), archive)
+    assert tree_on_disk(target) == before
+
+
+def test_exact_and_patterns_exclude_each_other(target: Path) -> None:
+    """An exact restore of some files would move all others aside."""
+    with pytest.raises(ConfigurationError):
+        restore_of(target, exact=True, patterns=("a",))
+
+
+# -- what is remembered -----------------------------------------------------------------------------------------------
+
+
+def test_restores_are_listed_and_forgotten(archive: Path, target: Path) -> None:
+    """A restore is listed with what it holds, until it is forgotten; the tree's own time does not change by that."""
+    run(restore_of(target), archive)
+    (found,) = list_restores(target)
+    assert (found.restore_id, found.state) == ("restore_1", FilesState.APPLIED)
+    after = live_tree(target)
+    assert forget(target, "restore_1") > 0
+    assert list_restores(target) == []
+    assert tree_on_disk(target) == after
+
+
+def test_restore_that_is_applied_is_not_applied_again(archive: Path, target: Path) -> None:
+    """A second call of `apply` says the same and does nothing."""
+    first = run(restore_of(target), archive)
+    (target / "tenant-a" / "notes.json").unlink()
+    assert restore_of(target).apply() == first
+    assert not (target / "tenant-a" / "notes.json").exists()
+
+
+def test_restore_that_is_not_there_cannot_be_taken_back(target: Path) -> None:
+    """The error says how to find those that can."""
+    with pytest.raises(RestoreError, match="no restore restore_9"):
+        restore_of(target, restore_id="restore_9").rollback()
+
+
+def test_backup_passes_over_what_restores_keep(archive: Path, target: Path) -> None:
+    """The data of a restore is not backed up, nor counted."""
+    run(restore_of(target), archive)
+    ours = target / RESTORE_DIRECTORY / "restore_1" / "rollback" / "large"
+    ours.write_bytes(bytes(MIB))
+    assert not [item for item, _ in FileTree(root=target, prefix="media").items() if RESTORE_DIRECTORY in item[0]]
+    assert tree_bytes(target) < MIB

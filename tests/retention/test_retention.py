@@ -1,0 +1,436 @@
+"""What is kept and why: frozen plans, an oracle that is too slow to be wrong, and what must hold of any plan."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from portal.ops.backup.config import BackupConfig
+from portal.ops.errors import ConfigurationError
+from portal.ops.model import BackupId, BackupType, VerifyLevel
+from portal.ops.repository.entry import Entry, Finding
+from portal.ops.retention.plan import RetentionPlan, RetentionPolicy, RetentionRule, plan
+from portal.ops.settings.load import load_settings
+from portal.ops.settings.table import RULE_WORDS, RULED_TYPES
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+GOLDEN = Path(__file__).parent / "golden" / "plans"
+PERIODS = {
+    "hourly": "%Y-%m-%d %H",
+    "daily": "%Y-%m-%d",
+    "weekly": "%G-%V",
+    "monthly": "%Y-%m",
+    "yearly": "%Y",
+}
+
+
+def entry(kind: BackupType | None, age: timedelta, **facts: Any) -> Entry:
+    """An archive of an age."""
+    moment = NOW - age
+    name = f"copy-{age}" if kind is None else str(BackupId.of(kind, moment, str(facts)))
+    return Entry(
+        **{"name": name, "type": kind, "moment": moment, "modified": moment, "size": 1000, **facts},
+    )
+
+
+def days(kind: BackupType, *ages: float, **facts: Any) -> list[Entry]:
+    """Archives of so many days."""
+    return [entry(kind, timedelta(days=age), **facts) for age in ages]
+
+
+def rule(**numbers: int) -> RetentionPolicy:
+    """A policy of one rule, with 0 for what is left out."""
+    return RetentionPolicy(rule=RetentionRule(**{"days": 0, "count": 0, **numbers}))
+
+
+def kept(found: RetentionPlan) -> set[str]:
+    return {decision.entry.name for decision in found.decisions if decision.keep}
+
+
+def intact(level: VerifyLevel = VerifyLevel.CONTENTS) -> Finding:
+    return Finding(level, NOW, True)
+
+
+FULL, DATABASE, MEDIA = BackupType.FULL, BackupType.DATABASE, BackupType.MEDIA
+
+
+class TestRules:
+    def test_age_and_count(self) -> None:
+        """Only what is older than the days and beyond the count goes."""
+        archives = days(FULL, 1, 29, 31, 60, 90)
+        assert kept(plan(archives, rule(days=30, count=3), NOW)) == {one.name for one in archives[:3]}
+        assert kept(plan(archives, rule(days=30, count=1), NOW)) == {one.name for one in archives[:2]}
+
+    def test_the_day_itself_is_kept(self) -> None:
+        """An archive of exactly so many days is not older than that."""
+        archives = days(FULL, 0, 30)
+        assert len(kept(plan(archives, rule(days=30), NOW))) == 2
+
+    def test_types_are_counted_apart(self) -> None:
+        """Many databases do not make a full backup go."""
+        archives = days(FULL, 100, 200) + days(DATABASE, *range(40, 60))
+        found = kept(plan(archives, rule(count=2), NOW))
+        assert found == {one.name for one in (*archives[:2], *archives[2:4])}
+
+    def test_a_type_with_a_rule_of_its_own(self) -> None:
+        """A type's own rule goes before the general one."""
+        archives = days(FULL, 1, 2, 3) + days(DATABASE, 1, 2, 3)
+        policy = replace(rule(count=1), rules={FULL: RetentionRule(days=0, count=3)})
+        assert len(kept(plan(archives, policy, NOW))) == 4
+
+    @pytest.mark.parametrize(("name", "age"), [("hourly", 1 / 24), ("daily", 1), ("weekly", 7), ("monthly", 31)])
+    def test_periods(self, name: str, age: float) -> None:
+        """Of each of the last so many periods that have one, the last archive is kept."""
+        archives = days(FULL, *(n * age / 3 for n in range(12)))
+        found = plan(archives, rule(**{name: 2}), NOW)
+        periods = sorted({one.moment.strftime(PERIODS[name]) for one in archives}, reverse=True)[:2]
+        newest = {
+            max((one for one in archives if one.moment.strftime(PERIODS[name]) == p), key=lambda one: one.moment)
+            for p in periods
+        }
+        assert kept(found) == {one.name for one in newest}
+
+    def test_days_are_those_of_the_zone(self) -> None:
+        """What a day is, hangs on where one is."""
+        archives = [entry(FULL, NOW - datetime(2026, 2, 10, hour, 30, tzinfo=UTC)) for hour in (23, 22, 1)]
+        policy = rule(daily=2)
+        assert len(kept(plan(archives, policy, NOW))) == 1
+        assert len(kept(plan(archives, replace(policy, zone=ZoneInfo("Europe/Berlin")), NOW))) == 2
+
+    def test_the_hour_that_comes_twice(self) -> None:
+        """When the clock goes back, the two hours of the same name are two."""
+        moments = [datetime(2025, 10, 26, hour, 30, tzinfo=UTC) for hour in (1, 0)]
+        archives = [entry(FULL, NOW - moment) for moment in moments]
+        policy = replace(rule(hourly=2), zone=ZoneInfo("Europe/Berlin"))
+        assert len(kept(plan(archives, policy, NOW))) == 2
+
+
+class TestNeverRemoved:
+    def test_the_newest_and_the_newest_verified(self) -> None:
+        """Whatever the age, the newest of each type stays, and the newest that was looked at as closely."""
+        archives = days(FULL, 100)
+        archives += days(FULL, 200, finding=intact(VerifyLevel.CHECKSUM))
+        archives += days(FULL, 300, finding=intact(VerifyLevel.DRILL))
+        archives += days(FULL, 400, finding=intact(VerifyLevel.DRILL))
+        assert kept(plan(archives, rule(count=1), NOW)) == {one.name for one in archives[:3]}
+
+    def test_pinned_and_strange_ones(self) -> None:
+        """A person's word, and names that are none of ours, are left alone."""
+        archives = [*days(FULL, 1), *days(FULL, 500, pinned=True), entry(None, timedelta(900))]
+        assert len(kept(plan(archives, rule(count=1), NOW))) == 3
+
+    def test_what_a_kept_one_needs(self) -> None:
+        """The whole chain of a kept one stays, however old."""
+        (base,) = days(MEDIA, 300)
+        (middle,) = days(MEDIA, 200, parent=base.name)
+        (tip,) = days(MEDIA, 1, parent=middle.name)
+        (side,) = days(MEDIA, 150, parent=base.name)
+        found = plan([tip, side, middle, base], rule(count=1), NOW)
+        assert kept(found) == {tip.name, middle.name, base.name}
+
+    def test_a_chain_with_a_gap(self) -> None:
+        """What is missing may be put back, so what it needs stays: the base, and all between."""
+        base, second, third, fourth = days(MEDIA, 90, 80, 70, 60)
+        chain = [
+            base,
+            second._replace(parent=base.name, base=base.name),
+            fourth._replace(parent=third.name, base=base.name),
+        ]
+        found = kept(plan([*chain, *days(MEDIA, 1, 50)], rule(count=1), NOW))
+        assert {one.name for one in chain} <= found
+        assert len(found) == 4
+
+    def test_children_go_before_parents(self) -> None:
+        """The order of removals never leaves an archive without what it needs, even where the clock went back."""
+        (base,) = days(MEDIA, 200)
+        (child,) = days(MEDIA, 250, parent=base.name)
+        (grandchild,) = days(MEDIA, 300, parent=child.name)
+        found = plan([*days(MEDIA, 1), grandchild, base, child], rule(count=1), NOW)
+        assert [one.entry.name for one in found.removals] == [grandchild.name, child.name, base.name]
+
+    @pytest.mark.parametrize(
+        "facts", [{"fault": "no sidecar"}, {"finding": Finding(VerifyLevel.CHECKSUM, NOW, False)}, {"parent": "gone"}]
+    )
+    def test_what_is_not_whole_counts_for_nothing_and_stays(self, facts: dict[str, Any]) -> None:
+        """It takes nobody's place among those that are kept, and a person decides about it."""
+        (broken,) = days(FULL, 50, **facts)
+        archives = [broken, *days(FULL, 100, 200, 300)]
+        found = plan(archives, rule(count=2), NOW)
+        assert kept(found) == {one.name for one in archives[:3]}
+        assert "not whole" in found.decisions[0].reasons[0]
+
+    def test_a_broken_base_breaks_its_chain(self) -> None:
+        """What needs something that is not whole is not whole."""
+        (base,) = days(MEDIA, 3, fault="damaged")
+        (tip,) = days(MEDIA, 1, parent=base.name)
+        archives = [tip, base, *days(MEDIA, 50, 60)]
+        assert kept(plan(archives, rule(count=1), NOW)) == {tip.name, base.name, archives[2].name}
+
+    def test_a_circle_is_not_whole(self) -> None:
+        """Manifests that lie about their parents end nothing but their own worth."""
+        one, other = days(MEDIA, 3, 4)
+        archives = [one._replace(parent=other.name), other._replace(parent=one.name), *days(MEDIA, 50, 60)]
+        assert len(kept(plan(archives, rule(count=1), NOW))) == 3
+
+    def test_nothing_goes_while_the_clock_is_in_doubt(self) -> None:
+        """An archive from the future makes every age worthless."""
+        archives = days(FULL, -1, 100, 200) + days(DATABASE, 300, 400)
+        found = plan(archives, rule(count=1), NOW)
+        assert found.removals == ()
+        assert "from the future" in found.warnings[0]
+        assert plan(days(FULL, -0.001, 100), rule(count=1), NOW).removals
+
+
+class TestPolicies:
+    @pytest.mark.parametrize("numbers", [{"days": -1}, {"count": -1}, {"daily": 10**9}, {"days": 0, "count": 0}])
+    def test_nonsense_is_refused(self, numbers: dict[str, int]) -> None:
+        """A rule that keeps nothing, or counts what cannot be, is an error with a hint."""
+        with pytest.raises(ConfigurationError) as caught:
+            RetentionRule(**numbers)
+        assert caught.value.hint
+
+    def test_the_environment(self) -> None:
+        """The settings become a policy."""
+        found = load_settings({"BACKUP_RETENTION_DAYS": "7", "BACKUP_KEEP_WEEKLY": "4"}, str)
+        assert BackupConfig.from_settings(found).retention.of(FULL) == RetentionRule(days=7, count=10, weekly=4)
+
+    def test_rules_of_types_in_the_environment(self) -> None:
+        """A type's own rule is what it says; the general days and count are in it only where it names neither."""
+        text = "database: count 48, hourly 24 ; Media: days 7;full: weekly 8, monthly 12;"
+        found = load_settings({"BACKUP_RETENTION_RULES": text, "BACKUP_KEEP_DAILY": "3"}, str)
+        policy = BackupConfig.from_settings(found).retention
+        assert policy.of(DATABASE) == RetentionRule(days=0, count=48, hourly=24)
+        assert policy.of(MEDIA) == RetentionRule(days=7, count=0)
+        assert policy.of(FULL) == RetentionRule(days=30, count=10, weekly=8, monthly=12)
+        assert policy.of(BackupType.AUDIT_LOGS) == RetentionRule(days=30, count=10, daily=3)
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("weekly 8", "a rule for 'weekly 8', which is none of full, database"),
+            ("media: days 7; media: days 8", "two rules for media"),
+            ("media: days", "says 'days' for media, and not something such as 'days 7'"),
+            ("media:", "says ''"),
+            ("media: years 7", "says 'years 7'"),
+            ("media: days -1", "says 'days -1'"),
+            ("media: days 7, days 8", "says days twice for media"),
+            ("full: count 1000000", "says 'count 1000000' for full, .* the numbers less than 1000000"),
+            ("full: weekly 8; media: days 0", "the rule for media keeps nothing"),
+            ("music: days 7; media: weeks 1", "none of full, database, media, audit_logs; it says 'weeks 1'"),
+        ],
+    )
+    def test_rules_that_make_no_sense(self, text: str, said: str) -> None:
+        """Every fault of them is told, with the variable's name."""
+        with pytest.raises(ConfigurationError, match=said) as caught:
+            load_settings({"BACKUP_RETENTION_RULES": text}, str)
+        assert "BACKUP_RETENTION_RULES" in str(caught.value)
+
+    def test_a_rule_that_keeps_nothing_is_one_fault_of_many(self) -> None:
+        """It is told with all others; also where the general days and count, which it has, are 0."""
+        environ = {
+            "BACKUP_RETENTION_RULES": "media: hourly 0; full: count 0; database: daily 1",
+            "BACKUP_RETENTION_DAYS": "0",
+            "BACKUP_RETENTION_COUNT": "0",
+            "BACKUP_KEEP_DAILY": "7",
+            "BACKUP_KEEP_WEEKLY": "1000001",
+        }
+        with pytest.raises(ConfigurationError) as caught:
+            load_settings(environ, str)
+        assert [line.strip() for line in caught.value.message.splitlines()[1:]] == [
+            "BACKUP_KEEP_WEEKLY: '1000001' is not a whole number from 0 to 1000000",
+            *(
+                f"BACKUP_RETENTION_RULES: the rule for {kind} keeps nothing: every number in it is 0; "
+                "expected one that is more than 0"
+                for kind in ("media", "full")
+            ),
+        ]
+
+    @pytest.mark.parametrize(
+        ("rules", "hint"),
+        [
+            ({"media": {"days": 0}}, "BACKUP_RETENTION_RULES has it"),
+            ({"music": {"days": 7}}, "The types are"),
+            ({"media": {"centuries": 7}}, "The types are"),
+        ],
+    )
+    def test_rules_that_programs_give(self, rules: dict[str, dict[str, int]], hint: str) -> None:
+        """Whoever configures a job is told likewise, of which type, and with a hint."""
+        with pytest.raises(ConfigurationError, match=f"for {next(iter(rules))}") as caught:
+            _ = BackupConfig(retention_rules=rules).retention
+        assert caught.value.hint.startswith(hint)
+        assert "BACKUP_KEEP" not in caught.value.hint
+
+    def test_there_can_be_a_rule_for_every_type_and_number(self) -> None:
+        """The words of the setting are the types and numbers that there are."""
+        assert set(RULED_TYPES) == {kind.value for kind in BackupType}
+        assert set(RULE_WORDS) == {one.name for one in fields(RetentionRule)}
+
+
+# -- frozen plans -----------------------------------------------------------------------------------------------------
+
+
+def story() -> list[Entry]:
+    """A year of a portal: full ones daily, databases every six hours for a while, media in chains."""
+    archives = [entry(FULL, timedelta(days=n, hours=10)) for n in range(0, 400, 9)]
+    archives += [entry(DATABASE, timedelta(hours=6 * n)) for n in range(12)]
+    parent: str | None = None
+    for n in range(60, 0, -5):
+        one = entry(MEDIA, timedelta(days=n), parent=None if n % 20 == 0 else parent)
+        parent = one.name
+        archives.append(one)
+    archives[3] = archives[3]._replace(pinned=True)
+    archives[20] = archives[20]._replace(finding=intact(VerifyLevel.DRILL))
+    archives[25] = archives[25]._replace(fault="there is no sidecar beside it")
+    archives[30] = archives[30]._replace(finding=Finding(VerifyLevel.DUMP, NOW, False))
+    archives.append(entry(None, timedelta(days=700)))
+    return archives
+
+
+STORIES = {
+    "guide": RetentionPolicy(),
+    "generations": rule(count=2, daily=7, weekly=4, monthly=6, yearly=2),
+    "own-rules": RetentionPolicy(
+        rules={DATABASE: RetentionRule(days=1, count=2), MEDIA: RetentionRule(days=7, count=1)}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STORIES)
+def test_frozen_plan(name: str) -> None:
+    """A plan for the same archives is the same in every release: a change here is one that users have to be told."""
+    found = plan(story(), STORIES[name], NOW)
+    assert "".join(f"{decision.line()}\n" for decision in found.decisions) == (GOLDEN / f"{name}.txt").read_text()
+
+
+# -- any plan ---------------------------------------------------------------------------------------------------------
+
+NUMBERS = st.integers(min_value=0, max_value=4)
+RULES = st.builds(
+    RetentionRule,
+    days=st.integers(min_value=0, max_value=40),
+    count=st.integers(min_value=1, max_value=4),
+    **dict.fromkeys(PERIODS, NUMBERS),
+)
+
+
+@st.composite
+def repositories(draw: st.DrawFn) -> list[Entry]:
+    """Archives of any types and ages, some in chains, some broken, pinned or verified."""
+    found: list[Entry] = []
+    count = draw(st.integers(min_value=0, max_value=14))
+    for number in range(count):
+        kind = draw(st.sampled_from([FULL, MEDIA, None]))
+        hours = draw(st.integers(min_value=0, max_value=60 * 24))
+        finding = draw(
+            st.sampled_from([None, None, intact(), intact(VerifyLevel.DUMP), Finding(VerifyLevel.DUMP, NOW, False)])
+        )
+        parents = [one.name for one in found if one.type is MEDIA]
+        parent = draw(st.sampled_from([None, *parents, "gone"])) if kind is MEDIA else None
+        one = entry(kind, timedelta(hours=hours), parent=parent, finding=finding, pinned=draw(st.integers(0, 9)) == 0)
+        found.append(one._replace(name=f"{one.name}_{number}", fault=draw(st.sampled_from(["", "", "", "x"]))))
+    return draw(st.permutations(found))
+
+
+class Oracle:
+    """What is kept, by the letter of the rules, one archive and one question at a time."""
+
+    def __init__(self, archives: list[Entry], policy: RetentionPolicy) -> None:
+        self.archives = archives
+        self.by_name = {one.name: one for one in archives}
+        self.policy = policy
+
+    def kept(self) -> set[str]:
+        """All names."""
+        found = {one.name for one in self.archives if self.stays(one)}
+        while True:
+            parents = {self.by_name[name].parent for name in found}
+            more = {one for one in parents if one in self.by_name and one not in found}
+            if not more:
+                return found
+            found |= {one for one in more if one}
+
+    def is_whole(self, one: Entry) -> bool:
+        """Whether it could be restored."""
+        if one.type is None or one.fault or (one.finding and not one.finding.intact):
+            return False
+        return one.parent is None or (one.parent in self.by_name and self.is_whole(self.by_name[one.parent]))
+
+    def stays(self, one: Entry) -> bool:
+        """Whether something speaks for it beside its children."""
+        if one.pinned or not self.is_whole(one):
+            return True
+        assert one.type is not None
+        numbers = self.policy.of(one.type)
+        alike = [other for other in self.archives if other.type is one.type and self.is_whole(other)]
+        newer = [other for other in alike if (other.moment, other.name) > (one.moment, one.name)]
+        is_young = NOW - one.moment <= timedelta(days=numbers.days)
+        is_newest = len(newer) < max(1, numbers.count)
+        return is_young or is_newest or self.is_best_verified(one, newer) or self.is_last(one, newer, numbers)
+
+    def is_best_verified(self, one: Entry, newer: list[Entry]) -> bool:
+        """Whether no newer one was looked at as closely."""
+        mine = [level for level in VerifyLevel if one.finding and one.finding.level.covers(level)]
+        theirs = {
+            level for level in VerifyLevel for other in newer if other.finding and other.finding.level.covers(level)
+        }
+        return bool(set(mine) - theirs)
+
+    def is_last(self, one: Entry, newer: list[Entry], numbers: RetentionRule) -> bool:
+        """Whether it is the last of a period that is kept."""
+        for name, shape in PERIODS.items():
+            later = {other.moment.strftime(shape) for other in newer}
+            if one.moment.strftime(shape) not in later and len(later) < getattr(numbers, name):
+                return True
+        return False
+
+
+@settings(max_examples=150, deadline=None)
+@given(archives=repositories(), general=RULES)
+def test_the_oracle_agrees(archives: list[Entry], general: RetentionRule) -> None:
+    """The plan keeps what the rules say, no more and no less."""
+    policy = RetentionPolicy(rule=general)
+    assert kept(plan(archives, policy, NOW)) == Oracle(archives, policy).kept()
+
+
+@settings(max_examples=80, deadline=None)
+@given(archives=repositories(), general=RULES, name=st.sampled_from(["days", "count", *PERIODS]))
+def test_a_longer_policy_never_removes_more(archives: list[Entry], general: RetentionRule, name: str) -> None:
+    """Whoever raises a number loses nothing by it."""
+    longer = replace(general, **{name: getattr(general, name) + 1})
+    before, after = (kept(plan(archives, RetentionPolicy(rule=one), NOW)) for one in (general, longer))
+    assert before <= after
+
+
+@settings(max_examples=80, deadline=None)
+@given(archives=repositories(), general=RULES)
+def test_a_second_prune_has_nothing_to_do(archives: list[Entry], general: RetentionRule) -> None:
+    """What a plan keeps, the same policy keeps again once the rest is gone."""
+    policy = RetentionPolicy(rule=general)
+    names = kept(plan(archives, policy, NOW))
+    assert plan([one for one in archives if one.name in names], policy, NOW).removals == ()
+
+
+@settings(max_examples=80, deadline=None)
+@given(archives=repositories(), general=RULES)
+def test_no_chain_is_broken_at_any_step(archives: list[Entry], general: RetentionRule) -> None:
+    """After each single removal, everything that is there has all that it had of its chain."""
+    there = {one.name: one for one in archives}
+    for removal in plan(archives, RetentionPolicy(rule=general), NOW).removals:
+        del there[removal.entry.name]
+        assert not [one.name for one in there.values() if one.parent == removal.entry.name]
+
+
+@settings(max_examples=80, deadline=None)
+@given(archives=repositories(), general=RULES)
+def test_every_decision_has_a_reason(archives: list[Entry], general: RetentionRule) -> None:
+    """There is one decision for each archive, with a reason in words."""
+    found = plan(archives, RetentionPolicy(rule=general), NOW)
+    assert [decision.entry for decision in found.decisions] == list(archives)
+    assert all(reason for decision in found.decisions for reason in decision.reasons)

@@ -1,0 +1,102 @@
+"""Beat and the watcher for tests: real processes on a real Redis, and what they have put on its queues."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from signal import SIGKILL, Signals
+from typing import TYPE_CHECKING, Any, Self
+
+from redis import Redis
+
+from tests.support.workers import wait_until
+from worker.names import Lane
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from demo.redis import EmbeddedRedis
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sent:
+    """A task on a queue."""
+
+    name: str
+    task_id: str
+    arguments: Mapping[str, Any]
+
+
+def sent_tasks(redis: EmbeddedRedis) -> list[Sent]:
+    """Every task that waits on a queue, those of one queue in the order in which they were sent."""
+    with Redis(unix_socket_path=str(redis.socket)) as client:
+        messages = [json.loads(one) for lane in Lane for one in reversed(client.lrange(lane.value, 0, -1))]
+    return [
+        Sent(
+            name=message["headers"]["task"],
+            task_id=message["headers"]["id"],
+            arguments=json.loads(base64.b64decode(message["body"]))[1],
+        )
+        for message in messages
+    ]
+
+
+class ServiceProcess:
+    """`python -m beat` or `python -m beat.watcher`; a context manager."""
+
+    def __init__(self, module: str, directory: Path, redis: EmbeddedRedis, **environ: str) -> None:
+        self.module = module
+        self._log = directory / f"{module}-{id(self)}.log"
+        self.environ = {
+            "CELERY_BROKER_URL": redis.url,
+            "BACKUP_LOCAL_PATH": str(directory / "archives"),
+            "PORTAL_UPLOAD_DIR": str(directory / "uploads"),
+            "BACKUP_LOG_FORMAT": "json",
+            **environ,
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end(SIGKILL)
+
+    def start(self) -> None:
+        """Start it, and wait until it says that it has started."""
+        before = len(self.events("watcher_ready", "beat_started", "uploads_missing"))
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-I", "-m", self.module], cwd="/", env=self.environ, stdout=log, stderr=log
+            )
+        wait_until(lambda: len(self.events("watcher_ready", "beat_started", "uploads_missing")) > before)
+
+    def events(self, *names: str) -> list[dict[str, Any]]:
+        """What it has said, line by line; all of it has to be JSON."""
+        text = self._log.read_text() if self._log.exists() else ""
+        found: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+        return [event for event in found if not names or event["event"] in names]
+
+    def signal(self, number: Signals) -> None:
+        """Send it a signal."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def end(self, number: Signals) -> int:
+        """Send it a signal that ends it; its exit code."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(30)
+
+    def health(self) -> tuple[int, dict[str, Any]]:
+        """What `--health` says, and its exit code."""
+        done = subprocess.run(
+            [sys.executable, "-I", "-m", self.module, "--health"], cwd="/", env=self.environ, capture_output=True
+        )
+        found: dict[str, Any] = json.loads(done.stdout)
+        return done.returncode, found

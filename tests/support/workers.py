@@ -1,0 +1,185 @@
+"""Workers for tests: real processes on a real Redis, to be killed piece by piece, and found to the last child."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+from uuid import uuid4
+
+from portal.ops.settings.load import load_settings
+from worker.client import Client, TaskState, new_task_id
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from demo.redis import EmbeddedRedis
+    from tests.backup.test_backup_job import Portal
+    from worker.names import Lane, TaskName
+
+MARK = "PGTESTMARK"
+"""A variable that every process of a worker inherits, pg_dump too: libpq's names begin with PG."""
+
+MOMENT = "2026-11-22T02:00:00+00:00"
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Look until it is so."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+class WorkerProcess:
+    """`python -m worker`, with its lanes, their pools, and whatever these start; a context manager."""
+
+    def __init__(self, portal: Portal, redis: EmbeddedRedis, *arguments: str, **environ: str) -> None:
+        self._mark = uuid4().hex
+        self._arguments = arguments
+        self._environ = portal.environ(**{MARK: self._mark, "CELERY_BROKER_URL": redis.url}, **environ)
+        self._log = portal.directory / f"worker-{self._mark}.log"
+        self._popen: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill_all()
+
+    def start(self) -> None:
+        """Start it, and wait until every lane takes work."""
+        before = self.text().count('"worker_ready"')
+        with self._log.open("ab") as log:
+            self._popen = subprocess.Popen(
+                [sys.executable, "-I", "-m", "worker", *self._arguments],
+                cwd="/",
+                env=self._environ,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        lanes = sum(not argument.startswith("-") and not argument.isdecimal() for argument in self._arguments) or 3
+        wait_until(lambda: self.text().count('"worker_ready"') >= before + lanes)
+
+    def text(self) -> str:
+        """Everything that it has said."""
+        return self._log.read_text() if self._log.exists() else ""
+
+    def events(self, name: str = "") -> list[dict[str, Any]]:
+        """What it has said, line by line; all of it has to be JSON."""
+        found: list[dict[str, Any]] = [json.loads(line) for line in self.text().splitlines()]
+        return [event for event in found if not name or event["event"] == name]
+
+    def processes(self) -> dict[int, bytes]:
+        """Every process that belongs to it, with its command line."""
+        mark = f"{MARK}={self._mark}".encode()
+        found = {}
+        for directory in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if mark in (directory / "environ").read_bytes():
+                    found[int(directory.name)] = (directory / "cmdline").read_bytes()
+        return found
+
+    def lanes(self) -> list[int]:
+        """The main process of each lane."""
+        assert self._popen is not None
+        return [
+            pid for pid, line in self.processes().items() if b"worker.lane" in line and _parent(pid) == self._popen.pid
+        ]
+
+    def pool(self) -> list[int]:
+        """The processes that do the tasks."""
+        lanes = self.lanes()
+        return [pid for pid in self.processes() if _parent(pid) in lanes]
+
+    def terminate(self) -> int:
+        """Ask it to end; its exit code."""
+        assert self._popen is not None
+        self._popen.send_signal(signal.SIGTERM)
+        return self._popen.wait(60)
+
+    def kill(self) -> None:
+        """Kill the lanes and the process above them, at once; nobody tells their children."""
+        for pid in [*self.lanes(), *([self._popen.pid] if self._popen else [])]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if self._popen:
+            self._popen.wait()
+
+    def kill_all(self) -> None:
+        """Leave no process."""
+        while found := self.processes():
+            for pid in found:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
+        if self._popen:
+            self._popen.wait()
+
+    def all_ended_soon(self) -> bool:
+        """Wait for the end of every process that belongs to it."""
+        with suppress(AssertionError):
+            wait_until(lambda: not self.processes(), 20)
+        return not self.processes()
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def client_of(redis: EmbeddedRedis) -> Client:
+    """A way to the workers of a Redis."""
+    return Client(load_settings({"CELERY_BROKER_URL": redis.url}, lambda _: "").worker)
+
+
+def submit(redis: EmbeddedRedis, task: TaskName, task_id: str = "", **arguments: Any) -> str:
+    """Put a task on the queue; its id."""
+    task_id = task_id or new_task_id(task)
+    client_of(redis).submit(task, arguments, task_id)
+    return task_id
+
+
+def result_of(redis: EmbeddedRedis, task_id: str, seconds: float = 60) -> TaskState:
+    """Wait for the end of a task."""
+    client = client_of(redis)
+    found: list[TaskState] = []
+
+    def is_ended() -> bool:
+        found.append(client.look(task_id))
+        return found[-1].is_ended
+
+    wait_until(is_ended, seconds)
+    return found[-1]
+
+
+def run_task(redis: EmbeddedRedis, task: TaskName, **arguments: Any) -> TaskState:
+    """Have a task done."""
+    return result_of(redis, submit(redis, task, **arguments))
+
+
+def queued(redis: EmbeddedRedis, lane: Lane) -> int:
+    """How many messages wait for a lane."""
+    from redis import Redis
+
+    with Redis(unix_socket_path=str(redis.socket)) as connection:
+        return int(connection.llen(lane.value))
+
+
+def unacknowledged(redis: EmbeddedRedis) -> int:
+    """How many messages somebody has taken and not yet done with."""
+    from redis import Redis
+
+    with Redis(unix_socket_path=str(redis.socket)) as connection:
+        return int(connection.hlen("unacked"))

@@ -1,0 +1,254 @@
+"""The report: everything is in it, nothing is fetched, and a browser shows it on a phone and on a desk."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from datetime import timedelta
+from html.parser import HTMLParser
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from portal.ops.model import BackupType, Component
+from portal.ops.repository.access_log import Action, Outcome
+from tests.support.commands import answer, run
+from tests.support.histories import NOW, History
+from tools.report import charts
+from tools.report.page import page
+from tools.report.story import longest_ages, read_story
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tools.report.story import Story
+
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+BROWSERS = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))][:1]
+HOSTILE = "<script>alert('x')</script><img src=//evil.example/x>\"&"
+VOID = {"meta", "br", "img", "link", "input", "hr"}
+
+
+@dataclass
+class Parsed(HTMLParser):
+    """What is in a page."""
+
+    tags: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
+    words: list[str] = field(default_factory=list)
+    open: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        HTMLParser.__init__(self)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """A tag opens."""
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """A tag of its own."""
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        """A tag closes: the last one that was opened."""
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        """Words between tags."""
+        self.words.append(data)
+
+
+def parsed(text: str) -> Parsed:
+    found = Parsed()
+    found.feed(text)
+    found.close()
+    assert found.open == []
+    return found
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> History:
+    """A repository of ten days."""
+    found = History(path=tmp_path / "archives")
+    for day in range(10):
+        backup_id = found.archive(BackupType.FULL, day * DAY + HOUR, size=10_000 + day, seconds=60.0 + day)
+        if day:
+            found.verified(backup_id, intact=day != 5)
+    found.archive(BackupType.DATABASE, HOUR / 2, seconds=2.0)
+    found.pin(backup_id, HOSTILE)
+    found.entry(Action.PRUNE, "the repository", archives=["full_20240115_120000_abc123"], reasons=[HOSTILE])
+    found.drill(backup_id, 2 * DAY, seconds=129)
+    found.entry(Action.DRILL, HOSTILE, Outcome.FAILED, error=HOSTILE, hint=HOSTILE)
+    return found
+
+
+def story_of(history: History) -> Story:
+    return read_story(history.settings(), NOW)
+
+
+def text_of(history: History) -> str:
+    return page(story_of(history))
+
+
+class TestPage:
+    """What is in the file."""
+
+    def test_every_archive_is_there(self, history: History) -> None:
+        """In the table of all archives, by its id."""
+        story = story_of(history)
+        words = parsed(page(story)).words
+        assert len(story.archives) == 11
+        assert all(archive.name in words for archive in story.archives)
+
+    def test_nothing_is_fetched_and_nothing_is_run(self, history: History) -> None:
+        """No address, no link, no script, no image; and the page forbids them to itself."""
+        text = text_of(history)
+        found = parsed(text)
+        assert not {"script", "link", "img", "iframe", "object", "a", "base"} & {tag for tag, _ in found.tags}
+        assert not any(name in ("src", "href", "xlink:href") for _, names in found.tags for name in names)
+        outside_text = re.sub(r">[^<]*<", "><", text)
+        assert "://" not in outside_text
+        assert "@import" not in text
+        assert "url(" not in text
+        policy = next(names["content"] for tag, names in found.tags if names.get("http-equiv"))
+        assert policy == "default-src 'none'; style-src 'unsafe-inline'"
+
+    def test_what_others_have_written_is_only_text(self, history: History) -> None:
+        """Reasons, names and errors show as they are, whatever is in them."""
+        words = "".join(parsed(text_of(history)).words)
+        assert words.count(HOSTILE) >= 4
+
+    def test_it_has_what_a_phone_needs(self, history: History) -> None:
+        """The width of the device, and each drawing also narrow."""
+        found = parsed(text_of(history))
+        assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in found.tags
+        drawings = [names["class"] for tag, names in found.tags if tag == "svg"]
+        assert drawings.count("wide") == drawings.count("narrow") > 5
+
+    def test_pins_removals_and_failures_are_told(self, history: History) -> None:
+        """With their reasons."""
+        words = " ".join(parsed(text_of(history)).words)
+        assert "Pinned: kept until somebody lets them go" in words
+        assert "full_20240115_120000_abc123" in words
+        assert "restored in 2:09 min" in words
+        assert "Failures" in words
+
+    def test_an_empty_repository_has_a_page_too(self, tmp_path: Path) -> None:
+        """Which says that there is nothing yet."""
+        words = " ".join(parsed(text_of(History(path=tmp_path / "none"))).words)
+        assert "targets are missed" in words
+        assert "There is none yet." in words
+
+    def test_very_many_archives_stay_readable_and_small(self, tmp_path: Path) -> None:
+        """Days are shown instead, in drawings and in the table, and the file is under 2 MB."""
+        history = History(path=tmp_path / "archives")
+        for hour in range(1500):
+            history.archive(BackupType.DATABASE, hour * HOUR + HOUR / 2)
+        text = text_of(history)
+        assert len(text.encode()) < 2_000_000
+        assert text.count("<circle") < 4 * charts.MOST_POINTS
+        assert "1000 older archives, by day" in text
+
+
+@pytest.mark.parametrize("top", [0, 1, 7, 60, 3600, 10**6, 10**12])
+def test_guides_are_few_and_reach_the_top(top: float) -> None:
+    """From nothing to the first even number that nothing is above."""
+    found = charts.heights(top, [1, 2, 5, 10, 60, 3600])
+    assert found[0] == 0
+    assert found[-1] >= top
+    assert 2 <= len(found) <= 5
+
+
+class TestAges:
+    """What could have been lost."""
+
+    def test_the_age_of_a_day_is_the_greatest_that_was_reached(self, tmp_path: Path) -> None:
+        """A gap of 30 hours is seen on both of its days; archives that are gone since were there then."""
+        history = History(path=tmp_path / "archives")
+        history.archive(BackupType.DATABASE, 50 * HOUR)
+        history.archive(BackupType.DATABASE, 20 * HOUR)
+        history.entry(Action.BACKUP, "full_20261122_083000_aaaaaa", seconds=3.0)
+        found = {moment.day: age for moment, age in longest_ages(story_of(history), Component.DATABASE)}
+        assert found == {20: 13.5 * HOUR, 21: 30 * HOUR, 22: 16 * HOUR}
+
+
+class TestCommand:
+    """`backup.sh report`."""
+
+    @staticmethod
+    def environ(history: History) -> dict[str, Any]:
+        """The variables of a portal without uploads."""
+        return {"PATH": os.environ["PATH"], "BACKUP_LOCAL_PATH": str(history.path), "PORTAL_UPLOAD_DIR": ""}
+
+    def test_it_writes_one_file(self, history: History, tmp_path: Path) -> None:
+        """For its owner alone, and with nothing beside it."""
+        out = tmp_path / "out"
+        out.mkdir()
+        ended = run("report", "--output", str(out / "report.html"), environ=self.environ(history))
+        assert ended.returncode == 0, ended.stderr
+        assert [path.name for path in out.iterdir()] == ["report.html"]
+        assert answer(ended)["size_bytes"] == (out / "report.html").stat().st_size
+        assert (out / "report.html").stat().st_mode & 0o777 == 0o600
+
+    def test_a_place_that_cannot_be_written_is_said(self, history: History) -> None:
+        """As an error of usage, with a hint."""
+        ended = run("report", "--output", "/proc/no/report.html", environ=self.environ(history))
+        assert ended.returncode == 2
+        assert "--output" in answer(ended)["error"]
+
+
+@pytest.mark.skipif(not BROWSERS, reason="no browser is installed here; Debian has one in chromium")
+@pytest.mark.parametrize(("width", "shown"), [(390, "narrow"), (1280, "wide")])
+def test_a_browser_shows_it(history: History, tmp_path: Path, width: int, shown: str) -> None:
+    """On a phone and on a desk nothing is wider than the screen, letters can be read, and the fitting drawing shows."""
+    file = tmp_path / "report.html"
+    probe = f"<script>{_PROBE}</script>"
+    text = text_of(history).replace(
+        "style-src 'unsafe-inline'", "style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+    )
+    file.write_text(text.replace("</body>", f"{probe}</body>"), "utf-8")
+    found = dict(part.split("=") for part in _measured(BROWSERS[0], file, tmp_path / "profile", width).split())
+    assert int(found["overflow"]) <= 0
+    assert float(found["smallest"]) >= 10
+    assert found[shown] == "1"
+
+
+_PROBE = """
+const size = text => parseFloat(getComputedStyle(text).fontSize) *
+    (text.ownerSVGElement ? scale(text.ownerSVGElement) : 1);
+const scale = drawing => drawing.getBoundingClientRect().width / drawing.viewBox.baseVal.width;
+const seen = [...document.querySelectorAll('svg text, p, td, th, li, code')].filter(one => one.getClientRects().length);
+const shows = name => +!!document.querySelector('.timeline svg.' + name).getClientRects().length;
+document.title = 'overflow=' + (document.documentElement.scrollWidth - innerWidth) +
+    ' smallest=' + Math.min(...seen.map(size)).toFixed(1) + ' narrow=' + shows('narrow') + ' wide=' + shows('wide');
+"""
+
+
+def _measured(browser: str, file: Path, profile: Path, width: int) -> str:
+    """What the page has measured of itself in a browser of that width. A window of its own is never so narrow."""
+    frame = file.with_name("frame.html")
+    frame.write_text(
+        f'<iframe src="{file.name}" style="width:{width}px;height:800px"></iframe><title></title><script>'
+        "onload = () => { document.title = frames[0].document.title }</script>"
+    )
+    flags = (
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+        "--disable-component-update --disable-sync --allow-file-access-from-files --virtual-time-budget=3000"
+    )
+    ended = subprocess.run(
+        [browser, *flags.split(), f"--user-data-dir={profile}", "--dump-dom", frame.as_uri()],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return next(_titles(ended.stdout))
+
+
+def _titles(text: str) -> Iterator[str]:
+    yield from re.findall(r"<title>(overflow[^<]*)</title>", text)

@@ -1,0 +1,283 @@
+"""Flower, over its real HTTP API: what it shows, to whom, and what it can have done."""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import pytest
+
+from demo.compare import table_contents, tree_contents
+from demo.redis import EmbeddedRedis
+from portal.ops.repository.access_log import AccessLog, Action, Outcome
+from portal.ops.repository.repository import LOCK_NAME
+from tests.backup.test_backup_job import portal
+from tests.support.workers import MOMENT, WorkerProcess, client_of, result_of, run_task, submit, wait_until
+from worker.health import check_lanes
+from worker.names import Lane, TaskName
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from demo.postgres import EmbeddedPostgres
+    from tests.backup.test_backup_job import Portal
+
+__all__ = ["portal"]
+
+PASSWORD = "not, a: simple one"
+
+
+@pytest.fixture
+def redis() -> Iterator[EmbeddedRedis]:
+    """A broker of the test's own."""
+    with EmbeddedRedis() as server:
+        yield server
+
+
+class FlowerProcess:
+    """`python -m worker.flower`, and a client of its API; a context manager."""
+
+    def __init__(self, portal: Portal, redis: EmbeddedRedis, **environ: str) -> None:
+        self._log = portal.directory / "flower.log"
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        own = {"CELERY_BROKER_URL": redis.url, "BACKUP_FLOWER_PASSWORD": PASSWORD, "FLOWER_PORT": str(self._port)}
+        self._environ = portal.environ(**(own | environ))
+        self._popen: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end(signal.SIGKILL)
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        before = self.text().count("flower_ready")
+        with self._log.open("ab") as log:
+            self.start_with(log.fileno())
+        wait_until(lambda: self.text().count("flower_ready") > before)
+
+    def start_with(self, stderr: int) -> None:
+        """Start it with that standard error."""
+        self._popen = subprocess.Popen([sys.executable, "-m", "worker.flower"], env=self._environ, stderr=stderr)
+
+    def end(self, number: signal.Signals) -> int:
+        """Ask it to end, or make it; its exit code."""
+        assert self._popen is not None
+        self._popen.send_signal(number)
+        return self._popen.wait(20)
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._popen is not None
+        return self._popen.pid
+
+    def text(self) -> str:
+        """Everything that it has said."""
+        return self._log.read_text() if self._log.exists() else ""
+
+    def ask(self, path: str, data: Any = None, *, user: str | None = f"kekkai:{PASSWORD}") -> tuple[int, str]:
+        """Status and body of an answer."""
+        body = None if data is None else json.dumps(data)
+        headers = {} if user is None else {"Authorization": f"Basic {base64.b64encode(user.encode()).decode()}"}
+        connection = HTTPConnection("127.0.0.1", self._port, timeout=20)
+        try:
+            connection.request("GET" if body is None else "POST", path, body, headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
+
+    def task(self, task_id: str) -> dict[str, Any]:
+        """What it knows of a task."""
+        status, body = self.ask(f"/api/task/info/{task_id}")
+        return dict(json.loads(body)) if status == 200 else {}
+
+    def listen(self) -> None:
+        """Wait until it hears what workers say: it serves before it does."""
+        wait_until(lambda: "flower_worker_online{" in self.ask("/metrics")[1])
+
+    def wait_for(self, task_id: str, state: str) -> dict[str, Any]:
+        """A task, once it is in a state."""
+        wait_until(lambda: self.task(task_id).get("state") == state)
+        return self.task(task_id)
+
+
+def test_without_a_password_it_does_not_start(portal: Portal, redis: EmbeddedRedis) -> None:
+    """Flower without a password ends with exit code 2, and says what to set."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "worker.flower"],
+        env=portal.environ(CELERY_BROKER_URL=redis.url),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert "BACKUP_FLOWER_PASSWORD_FILE" in ended.stderr
+
+
+def test_a_variable_that_flower_cannot_use_is_named(portal: Portal, redis: EmbeddedRedis) -> None:
+    """A port that is none ends with exit code 2, not with a traceback."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "worker.flower"],
+        env=portal.environ(CELERY_BROKER_URL=redis.url, BACKUP_FLOWER_PASSWORD=PASSWORD, FLOWER_PORT="web"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 2)
+    assert "FLOWER_" in ended.stderr
+
+
+def test_what_it_answers_to_whom(portal: Portal, redis: EmbeddedRedis) -> None:
+    """Without the password there are metrics, health and static files, and nothing else; the password shows nowhere."""
+    with FlowerProcess(portal, redis) as flower:
+        for path in ("/metrics", "/healthcheck", "/static/css/flower.css"):
+            assert flower.ask(path, user=None)[0] == 200
+        for path in ("/", "/tasks", "/workers", "/broker", "/api/tasks", "/api/workers", "/api/task/types"):
+            assert flower.ask(path, user=None)[0] == 401
+            assert flower.ask(path, user="kekkai:wrong")[0] == 401
+            assert flower.ask(path)[0] == 200
+        assert flower.ask("/api/task/send-task/backup.full", {"kwargs": {}}, user=None)[0] == 401
+        command = Path(f"/proc/{flower.pid}/cmdline").read_text()
+        text = flower.text()
+    assert PASSWORD not in command + text
+    assert all(json.loads(line)["event"] for line in text.splitlines())
+
+
+def test_it_only_shows_things_by_default(portal: Portal, redis: EmbeddedRedis) -> None:
+    """Whoever has the password can neither start a task nor stop a worker, unless the operator allows it."""
+    with FlowerProcess(portal, redis) as flower:
+        for path in ("task/send-task/backup.full", "task/async-apply/backup.full", "worker/shutdown/backup@host"):
+            assert flower.ask(f"/api/{path}", {"kwargs": {}})[0] == 403
+
+
+def test_a_backup_is_shown_from_its_start_to_its_result(portal: Portal, redis: EmbeddedRedis) -> None:
+    """Name, arguments, how far it is, and the result of a real backup are in the API, and stay there over a restart."""
+    portal.archives.mkdir()
+    with WorkerProcess(portal, redis, "backup"), FlowerProcess(portal, redis) as flower:
+        flower.listen()
+        with (portal.archives / LOCK_NAME).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            task_id = submit(redis, TaskName.BACKUP_FULL, moment=MOMENT)
+            assert flower.wait_for(task_id, "PROGRESS")["result"] == "starting"
+        done = flower.wait_for(task_id, "SUCCESS")
+        assert (done["name"], done["kwargs"]) == ("backup.full", f"{{'moment': '{MOMENT}'}}")
+        assert "'backup_id': 'full_20261122_020000_" in done["result"]
+        assert json.loads(flower.ask("/api/tasks")[1]).keys() == {task_id}
+        assert flower.end(signal.SIGTERM) == 0
+        flower.start()
+        assert flower.task(task_id) == done
+
+
+def test_pings_are_not_shown(portal: Portal, redis: EmbeddedRedis) -> None:
+    """Health checks come all the time, and would soon be all that there is to see."""
+    with WorkerProcess(portal, redis, "maintenance"), FlowerProcess(portal, redis) as flower:
+        flower.listen()
+        for health in check_lanes(client_of(redis), [Lane.MAINTENANCE]):
+            assert health.is_healthy
+        run_task(redis, TaskName.VERIFY_ARCHIVE, archive="nothing")
+
+        def shown() -> set[str]:
+            return {str(task["name"]) for task in json.loads(flower.ask("/api/tasks")[1]).values()}
+
+        wait_until(lambda: shown() == {TaskName.VERIFY_ARCHIVE.value})
+
+
+def test_history_outlives_a_kill(portal: Portal, redis: EmbeddedRedis) -> None:
+    """What was there when the history was last saved is there after Flower was killed."""
+    with (
+        WorkerProcess(portal, redis, "maintenance"),
+        FlowerProcess(portal, redis, FLOWER_STATE_SAVE_INTERVAL="100") as flower,
+    ):
+        flower.listen()
+        task_id = submit(redis, TaskName.VERIFY_ARCHIVE, archive="none_of_that_name")
+        flower.wait_for(task_id, "FAILURE")
+        time.sleep(1)
+        flower.end(signal.SIGKILL)
+        flower.start()
+        assert flower.task(task_id)["state"] == "FAILURE"
+
+
+def test_an_end_that_flower_missed_is_found_out(portal: Portal, redis: EmbeddedRedis) -> None:
+    """A task that ended while Flower did not run is not shown as at work for ever."""
+    portal.archives.mkdir()
+    with WorkerProcess(portal, redis, "backup"), FlowerProcess(portal, redis) as flower:
+        flower.listen()
+        with (portal.archives / LOCK_NAME).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            task_id = submit(redis, TaskName.BACKUP_MEDIA, moment=MOMENT)
+            flower.wait_for(task_id, "PROGRESS")
+            flower.end(signal.SIGTERM)
+        result_of(redis, task_id)
+        flower.start()
+        assert "'backup_id': 'media_" in flower.wait_for(task_id, "SUCCESS")["result"]
+
+
+def test_it_ends_while_the_broker_says_nothing(portal: Portal, redis: EmbeddedRedis) -> None:
+    """SIGTERM ends Flower at once and in good order, whatever its threads wait for."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+        with FlowerProcess(portal, redis, CELERY_BROKER_URL=url) as flower:
+            silent.accept()  # it waits for an answer from here on
+            assert flower.end(signal.SIGTERM) == 0
+            assert "flower_leaving" in flower.text()
+
+
+def test_it_ends_when_nobody_reads_what_it_says(portal: Portal, redis: EmbeddedRedis) -> None:
+    """What holds up its end, such as a log that takes nothing more, holds it up for a few seconds only."""
+    reader, writer = os.pipe()
+    flower = FlowerProcess(portal, redis)
+    try:
+        flower.start_with(writer)
+        said = b""
+        while b"flower_ready" not in said:
+            said += os.read(reader, 1 << 16)
+        os.set_blocking(writer, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(writer, b"\n")
+        os.set_blocking(writer, True)
+        assert flower.end(signal.SIGTERM) == -signal.SIGALRM
+    finally:
+        flower.end(signal.SIGKILL)
+        os.close(reader)
+        os.close(writer)
+
+
+def test_a_restore_from_there_is_refused(portal: Portal, redis: EmbeddedRedis, postgres: EmbeddedPostgres) -> None:
+    """A restore that is put on the queue by Flower's API ends as refused, changes nothing, and is in the access log."""
+    with WorkerProcess(portal, redis), FlowerProcess(portal, redis, FLOWER_READ_ONLY="false") as flower:
+        flower.listen()
+        archive = run_task(redis, TaskName.BACKUP_FULL, moment=MOMENT).result["backup_id"]
+        (portal.uploads / "later.sarif").write_text("{}")
+        with postgres.connect(portal.database.name) as connection:
+            before = table_contents(connection), tree_contents(portal.uploads)
+            asked_ids = []
+            for way in ("send-task", "async-apply"):
+                asked = {"kwargs": {"archive": archive, "moment": MOMENT, "exact": True}}
+                status, body = flower.ask(f"/api/task/{way}/restore.archive", asked)
+                assert status == 200
+                asked_ids.append(json.loads(body)["task-id"])
+                done = flower.wait_for(asked_ids[-1], "FAILURE")
+                assert "nobody who may read the backups has asked for this restore" in done["exception"]
+            assert (table_contents(connection), tree_contents(portal.uploads)) == before
+        tried = [entry for entry in AccessLog(portal.job().repository).entries() if entry.action is Action.RESTORE]
+    assert [entry.details["task_id"] for entry in tried] == asked_ids
+    assert {(entry.subject, entry.outcome) for entry in tried} == {(archive, Outcome.REFUSED)}
+    assert all("nobody who may read the backups" in entry.details["error"] for entry in tried)

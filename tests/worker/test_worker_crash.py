@@ -1,0 +1,355 @@
+"""Everything is killed, at any instant: the process of a task, a lane, a whole worker, the broker, the database server.
+
+Afterwards there is exactly one archive, which is whole; whoever waits has its result; no process, lock or remains are
+left.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from demo.redis import EmbeddedRedis
+from portal.ops.repository.access_log import AccessLog, Action, Outcome
+from portal.ops.settings.load import load_settings
+from portal.ops.verify.verify import Verifier
+from tests.backup.test_backup_crash import LONG, SEED, lock_is_free
+from tests.backup.test_backup_job import BIG_TABLE, Portal, execute, portal_in
+from tests.postgres.test_postgres_source import no_session_soon
+from tests.support.workers import (
+    MOMENT,
+    WorkerProcess,
+    client_of,
+    queued,
+    result_of,
+    submit,
+    unacknowledged,
+    wait_until,
+)
+from worker.app import make_app
+from worker.authorization import Permits
+from worker.names import Lane, TaskName
+from worker.progress import STATE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from demo.postgres import EmbeddedPostgres
+    from portal.ops.settings.load import DatabaseTarget
+
+ROUNDS: Final = 25 if LONG else 2
+USUAL_SECONDS: Final = 1.2
+"""About how long a backup takes here from the moment when it is handed over to its end."""
+
+
+@pytest.fixture
+def portal(tmp_path: Path, portal_database: DatabaseTarget, postgres: EmbeddedPostgres) -> Portal:
+    """A portal that takes a moment to back up."""
+    found = portal_in(tmp_path, portal_database, postgres)
+    execute(found.database, BIG_TABLE)
+    noise = Random(SEED)
+    for number in range(40):
+        (found.uploads / f"noise-{number}").write_bytes(noise.randbytes(200_000))
+    return found
+
+
+@pytest.fixture(params=[False, True], ids=["forgetful", "persistent"])
+def redis(request: pytest.FixtureRequest) -> Iterator[EmbeddedRedis]:
+    """A broker that loses everything when it is killed, and one that does not."""
+    with EmbeddedRedis(is_persistent=request.param) as server:
+        yield server
+
+
+class Command:
+    """A person at `backup.sh full`, who waits for a worker."""
+
+    def __init__(self, portal: Portal, redis: EmbeddedRedis) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-m", "tools.backup", "full"],
+            cwd="/",
+            env=portal.environ(CELERY_BROKER_URL=redis.url),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def backup_id(self) -> str:
+        """The backup that it got in the end."""
+        output, complaints = self._process.communicate(timeout=120)
+        assert self._process.returncode == 0, complaints
+        result = json.loads(output)
+        assert result["success"]
+        return str(result["backup_id"])
+
+
+def pool_process(worker: WorkerProcess, redis: EmbeddedRedis, portal: Portal) -> None:
+    """Kill a process that does tasks, most likely the one that is at it."""
+    busy = [pid for pid in worker.pool() if _has_children(pid)] or worker.pool()
+    for pid in busy[:1]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def whole_worker(worker: WorkerProcess, redis: EmbeddedRedis, portal: Portal) -> None:
+    """Kill the worker, and start it again."""
+    worker.kill()
+    assert worker.all_ended_soon()
+    worker.start()
+
+
+def broker(worker: WorkerProcess, redis: EmbeddedRedis, portal: Portal) -> None:
+    """Kill Redis, and start it again a moment later."""
+    redis.stop(signal.SIGKILL)
+    time.sleep(0.5)
+    redis.start()
+
+
+def database_server(worker: WorkerProcess, redis: EmbeddedRedis, portal: Portal) -> None:
+    """Kill a process of PostgreSQL, which ends all sessions and recovers."""
+    from portal.ops.postgres.connection import connect
+
+    with suppress(Exception), connect(portal.database) as connection:
+        rows = connection.execute(
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        ).fetchall()
+        for (pid,) in rows[:1]:
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("kill", [pool_process, whole_worker, broker, database_server])
+def test_a_kill_costs_no_backup(
+    portal: Portal,
+    postgres: EmbeddedPostgres,
+    redis: EmbeddedRedis,
+    kill: Callable[[WorkerProcess, EmbeddedRedis, Portal], None],
+) -> None:
+    """Whatever is killed, and whenever, whoever waits gets the one archive that there is."""
+    instants = Random(f"{SEED} {kill.__name__}")
+    with WorkerProcess(portal, redis, "backup", BACKUP_LOCK_TIMEOUT="20") as worker:
+        for _ in range(ROUNDS):
+            command = Command(portal, redis)
+            wait_until(lambda: queued(redis, Lane.BACKUP) + unacknowledged(redis) > 0)
+            time.sleep(instants.uniform(0.05, USUAL_SECONDS))
+            kill(worker, redis, portal)
+            backup_id = command.backup_id()
+            wait_until(lambda: unacknowledged(redis) == 0)
+            wait_until(lambda: is_settled(portal))
+            archives = list(portal.archives.glob("*.tar.gz"))
+            assert [path.name for path in archives] == [f"{backup_id}.tar.gz"]
+            assert Verifier().verify(archives[0]).intact
+            assert no_session_soon(postgres, portal.database)
+            for path in archives:
+                path.unlink()
+        assert worker.terminate() == 0
+        assert worker.all_ended_soon()
+
+
+def is_settled(portal: Portal) -> bool:
+    """Whether nothing is at work, and nothing is left of work that was killed."""
+    remains = [name for name in portal.left() if name.endswith(".partial")]
+    deliveries = portal.archives / ".deliveries"
+    return not remains and lock_is_free(portal) and not (deliveries.exists() and list(deliveries.iterdir()))
+
+
+def _has_children(pid: int) -> bool:
+    try:
+        return bool(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+    except OSError:
+        return False
+
+
+def test_a_crash_loop_ends(portal: Portal) -> None:
+    """A task whose process is killed each time is given up after so many times, with a result that says so."""
+    with EmbeddedRedis() as redis, WorkerProcess(portal, redis, "backup", BACKUP_TASK_ATTEMPTS="2") as worker:
+        task_id = submit(redis, TaskName.BACKUP_FULL, "doomed", moment=MOMENT)
+        killed: set[int] = set()
+        while not client_of(redis).look(task_id).is_ended:
+            for pid in worker.pool():
+                if pid not in killed and _has_children(pid):
+                    killed.add(pid)
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
+        given_up = result_of(redis, task_id)
+    assert not given_up.result["success"]
+    assert "was begun 2 times" in given_up.result["error"]
+    entry = list(AccessLog(portal.job().repository).entries())[-1]
+    assert (entry.action, entry.outcome) == (Action.BACKUP, Outcome.FAILED)
+    assert entry.subject.startswith("full_20261122_020000_")
+    assert not list(portal.archives.glob("*.tar.gz"))
+
+
+def test_what_is_said_of_a_killed_process_is_json(portal: Portal) -> None:
+    """Every line of a worker is JSON, also the one about the end of a process that does tasks."""
+    with EmbeddedRedis() as redis, WorkerProcess(portal, redis, "maintenance") as worker:
+        killed = worker.pool()[0]
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: f"pid:{killed} exited with" in worker.text())
+        (line,) = [event for event in worker.events() if f"pid:{killed}" in event["event"]]
+    assert (line["level"], line["logger"]) == ("error", "multiprocessing")
+
+
+def test_a_worker_that_is_asked_to_end_gives_the_task_back(portal: Portal) -> None:
+    """SIGTERM ends a worker in its grace, its children too; the task is done by the next worker."""
+    with EmbeddedRedis() as redis:
+        with WorkerProcess(portal, redis, "backup", **slow(portal), BACKUP_SHUTDOWN_GRACE="1") as first:
+            task_id = submit(redis, TaskName.BACKUP_FULL, "patient", moment=MOMENT)
+            wait_until(lambda: any(b"sleep" in line for line in first.processes().values()))
+            started = time.monotonic()
+            assert first.terminate() == 0
+            assert time.monotonic() - started < 15
+            assert first.all_ended_soon()
+            assert not [name for name in portal.left() if name.endswith(".partial")]
+        assert not client_of(redis).look(task_id).is_ended
+        with WorkerProcess(portal, redis, "backup"):
+            assert result_of(redis, task_id).result["success"]
+
+
+def test_a_task_that_takes_too_long_is_ended_with_its_children(portal: Portal) -> None:
+    """A time limit ends the task with a result, and no process of it goes on."""
+    with (
+        EmbeddedRedis() as redis,
+        WorkerProcess(portal, redis, "backup", **slow(portal), BACKUP_TASK_TIMEOUT="10") as worker,
+    ):
+        late = result_of(redis, submit(redis, TaskName.BACKUP_FULL, "late", moment=MOMENT))
+        assert "took longer than a task may" in late.result["error"]
+        wait_until(lambda: not any(b"sleep" in line or b"pg_dump" in line for line in worker.processes().values()))
+        assert not [name for name in portal.left() if name.endswith(".partial")]
+
+
+def test_a_task_that_does_not_hear_is_killed_with_its_children(portal: Portal) -> None:
+    """A process that ignores the soft time limit is killed by the hard one; its programs end too."""
+    with (
+        EmbeddedRedis() as redis,
+        WorkerProcess(portal, redis, "backup", "--processes", "1", **slow(portal), BACKUP_TASK_TIMEOUT="10") as worker,
+    ):
+        task_id = submit(redis, TaskName.BACKUP_FULL, "deaf", moment=MOMENT)
+        wait_until(lambda: any(b"sleep" in line for line in worker.processes().values()))
+        (deaf,) = [pid for pid in worker.pool() if _has_children(pid)]
+        os.kill(deaf, signal.SIGSTOP)
+        late = result_of(redis, task_id)
+        assert (late.result["success"], late.exit_code) == (False, 1)
+        assert "took longer than a task may" in late.result["error"]
+        assert "BACKUP_TASK_TIMEOUT" in late.result["error"]
+        wait_until(lambda: deaf not in worker.processes())
+        wait_until(lambda: not any(b"sleep" in line or b"pg_dump" in line for line in worker.processes().values()))
+        wait_until(lambda: lock_is_free(portal))
+
+
+def test_what_a_killed_backup_leaves_is_swept_and_told(portal: Portal) -> None:
+    """A backup that the hard time limit has killed is in the access log, once; nothing of it stays."""
+    with (
+        EmbeddedRedis() as redis,
+        WorkerProcess(portal, redis, "backup", "--processes", "1", **slow(portal), BACKUP_TASK_TIMEOUT="10") as worker,
+    ):
+        task_id = submit(redis, TaskName.BACKUP_FULL, "deaf", moment=MOMENT, actor="ada")
+        wait_until(lambda: any(b"sleep" in line for line in worker.processes().values()))
+        (deaf,) = [pid for pid in worker.pool() if _has_children(pid)]
+        os.kill(deaf, signal.SIGSTOP)
+        assert result_of(redis, task_id).is_ended
+        wait_until(lambda: is_settled(portal))
+    (entry,) = AccessLog(portal.job().repository).entries()
+    assert (entry.who, entry.action, entry.outcome) == ("ada", Action.BACKUP, Outcome.FAILED)
+    assert entry.subject.startswith("full_20261122_020000_")
+    assert entry.details["task_id"] == task_id
+    assert "took longer than a task may" in entry.details["error"]
+
+
+def test_a_killed_restore_is_told_and_its_permit_used_up(portal: Portal) -> None:
+    """A restore that the hard time limit has killed is in the access log, once, and cannot be done by its permit."""
+    archive = Path(portal.job().backup_full().destination_path or "")
+    permits = portal.archives / ".permits"
+    given = {"archive": "latest", "moment": MOMENT, "scope": "media"}
+    environ = {"BACKUP_LOCK_TIMEOUT": "60", "BACKUP_TASK_TIMEOUT": "10"}
+    with (
+        EmbeddedRedis() as redis,
+        WorkerProcess(portal, redis, "restore", **environ) as worker,
+        archive.open("rb") as held,
+    ):
+        fcntl.flock(held, fcntl.LOCK_EX)
+        Permits(portal.archives).grant(TaskName.RESTORE_ARCHIVE, "deaf", given)
+        submit(redis, TaskName.RESTORE_ARCHIVE, "deaf", **given)
+        wait_until(lambda: list(permits.glob("*.begun")))
+        for pid in worker.pool():
+            os.kill(pid, signal.SIGSTOP)
+        assert not result_of(redis, "deaf").result["success"]
+        wait_until(lambda: is_settled(portal))
+        assert not list(permits.iterdir())
+    (entry,) = (one for one in AccessLog(portal.job().repository).entries() if one.action is Action.RESTORE)
+    assert (entry.outcome, entry.details["task_id"]) == (Outcome.FAILED, "deaf")
+
+
+def test_a_late_word_of_progress_does_not_hide_the_end(portal: Portal) -> None:
+    """A process that says how far it is once its end was told, right before its kill, leaves nobody waiting."""
+    delivery = portal.archives / ".deliveries" / "deaf"
+    delivery.parent.mkdir(parents=True)
+    delivery.write_text(".")
+    killed = {"name": "backup.full", "task_id": "deaf", "given": {"moment": MOMENT}}
+    with EmbeddedRedis() as redis:
+        backend = make_app(load_settings({"CELERY_BROKER_URL": redis.url}, lambda _: "").worker).backend
+        backend.store_result("deaf", {"phase": "database", "done": 1, "total": None}, STATE)
+        assert client_of(redis).look("deaf").progress
+        subprocess.run(
+            [sys.executable, "-I", "-m", "worker.recovery", "backup"],
+            input=json.dumps(killed) + "\n",
+            env=portal.environ(CELERY_BROKER_URL=redis.url),
+            text=True,
+            check=True,
+        )
+        late = client_of(redis).look("deaf")
+    assert (late.is_ended, late.exit_code) == (True, 1)
+    assert "backup.full took longer than a task may" in late.result["error"]
+    assert not delivery.exists()
+
+
+def test_a_lane_goes_on_looking_for_abandoned_messages(portal: Portal) -> None:
+    """What makes no sense in the broker is said, and does not end the looking."""
+    from redis import Redis
+
+    with (
+        EmbeddedRedis() as redis,
+        WorkerProcess(portal, redis, "maintenance") as worker,
+        Redis(unix_socket_path=str(redis.socket)) as connection,
+    ):
+        connection.set("celery-task-meta-odd", "no result")
+        connection.hset("unacked", "odd", json.dumps([{"headers": {"id": "odd"}}, "", "maintenance"]))
+        wait_until(lambda: worker.text().count('"recovery_failed"') > 1)
+
+
+def test_a_worker_sweeps_what_an_earlier_one_left(portal: Portal) -> None:
+    """What a killed backup left is gone, and told, before the next worker takes work; no task has to come for that."""
+    from redis import Redis
+
+    with EmbeddedRedis() as redis:
+        with WorkerProcess(portal, redis, "backup", **slow(portal)) as first:
+            submit(redis, TaskName.BACKUP_FULL, "cut-off", moment=MOMENT)
+            wait_until(lambda: any(b"sleep" in line for line in first.processes().values()))
+        remains = {name for name in portal.left() if name.endswith(".partial")}
+        assert remains
+        with Redis(unix_socket_path=str(redis.socket)) as connection:
+            connection.flushdb()
+        with WorkerProcess(portal, redis, "backup") as second:
+            assert not [name for name in portal.left() if name.endswith(".partial")]
+            said = [event for event in second.events() if event["event"] in ("remains_swept", "worker_ready")]
+    assert {event["name"] for event in said[:-1]} == remains
+    assert said[-1]["event"] == "worker_ready"
+
+
+def slow(portal: Portal) -> dict[str, str]:
+    """Where a pg_dump is that writes everything and then does not end."""
+    from tests.backup.test_backup_crash import endless_dump
+
+    return {"BACKUP_PG_BIN_DIR": str(endless_dump(portal))}

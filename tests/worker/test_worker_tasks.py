@@ -1,0 +1,417 @@
+"""Tasks as the queue delivers them: once, twice, fifty times; with arguments that make sense, and with others."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from demo.redis import EmbeddedRedis
+from portal.ops.repository.access_log import AccessEntry, AccessLog, Action, Outcome
+from portal.ops.verify.verify import Verifier
+from tests.backup.test_backup_job import portal
+from tests.support.workers import (
+    MOMENT,
+    WorkerProcess,
+    client_of,
+    result_of,
+    run_task,
+    submit,
+    unacknowledged,
+    wait_until,
+)
+from worker.authorization import Permits
+from worker.names import Lane, TaskName
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from demo.postgres import EmbeddedPostgres
+    from tests.backup.test_backup_job import Portal
+
+__all__ = ["portal"]
+
+
+@pytest.fixture
+def redis() -> Iterator[EmbeddedRedis]:
+    """A broker of the test's own."""
+    with EmbeddedRedis() as server:
+        yield server
+
+
+def test_a_backup_through_the_queue_is_the_engines(portal: Portal, redis: EmbeddedRedis) -> None:
+    """A task's result has what the same backup's result has in this process, and the archive is whole."""
+    with WorkerProcess(portal, redis, "backup"):
+        done = run_task(redis, TaskName.BACKUP_FULL, moment=MOMENT)
+    assert (done.exit_code, done.result["success"]) == (0, True)
+    assert done.result.keys() == portal.job().backup_full().to_dict().keys()
+    assert done.result["backup_id"].startswith("full_20261122_020000_")
+    assert Verifier().verify(Path(done.result["path"])).intact
+
+
+def test_the_same_task_twice_is_one_archive(portal: Portal, redis: EmbeddedRedis) -> None:
+    """A task that is sent again after it was done gives the first result, and makes nothing."""
+    with WorkerProcess(portal, redis, "backup"):
+        first = result_of(redis, submit(redis, TaskName.BACKUP_DATABASE, "slot-1", moment=MOMENT))
+        before = portal.left()
+        submit(redis, TaskName.BACKUP_DATABASE, "slot-1", moment=MOMENT)
+        wait_until(lambda: unacknowledged(redis) == 0)
+        again = result_of(redis, "slot-1")
+    assert again == first
+    assert {name for name in portal.left() if name.endswith((".gz", ".sha256"))} <= before
+
+
+def test_a_task_whose_archive_was_removed_is_done_again(portal: Portal, redis: EmbeddedRedis) -> None:
+    """A result is worth nothing without the archive that it names."""
+    with WorkerProcess(portal, redis, "backup"):
+        first = result_of(redis, submit(redis, TaskName.BACKUP_DATABASE, "slot-4", moment=MOMENT))
+        Path(first.result["path"]).unlink()
+        submit(redis, TaskName.BACKUP_DATABASE, "slot-4", moment=MOMENT)
+        wait_until(lambda: Path(first.result["path"]).exists())
+
+
+def test_fifty_deliveries_are_one_archive(portal: Portal, redis: EmbeddedRedis) -> None:
+    """Fifty messages of one request, to four processes at once, make one archive, and nothing is left of the others."""
+    for _ in range(50):
+        submit(redis, TaskName.BACKUP_FULL, "slot-2", moment=MOMENT)
+    with WorkerProcess(portal, redis, "backup"), WorkerProcess(portal, redis, "backup") as second:
+        done = result_of(redis, "slot-2")
+        wait_until(lambda: _is_drained(redis, Lane.BACKUP))
+        assert result_of(redis, "slot-2").result["backup_id"] == done.result["backup_id"]
+        assert second.events("task_ended") == [] or all(event["success"] for event in second.events("task_ended"))
+    archives = list(portal.archives.glob("*.tar.gz"))
+    assert [path.name for path in archives] == [f"{done.result['backup_id']}.tar.gz"]
+    assert Verifier().verify(archives[0]).intact
+    assert not list((portal.archives / ".deliveries").iterdir())
+
+
+def _is_drained(redis: EmbeddedRedis, lane: Lane) -> bool:
+    from tests.support.workers import queued
+
+    return queued(redis, lane) == 0 and unacknowledged(redis) == 0
+
+
+def test_a_failure_is_a_failed_task_with_the_engines_result(portal: Portal, redis: EmbeddedRedis) -> None:
+    """A backup that cannot be made ends as a failure that carries error, hint and exit code."""
+    with WorkerProcess(portal, redis, "backup", DD_DATABASE_NAME="nowhere") as worker:
+        failed = run_task(redis, TaskName.BACKUP_DATABASE, moment=MOMENT)
+        assert "Traceback" not in worker.text()
+    assert (failed.exit_code, failed.result["success"]) == (1, False)
+    assert "nowhere" in failed.result["error"]
+    assert "\n  hint: " in failed.result["error"]
+    assert [(line.action, line.outcome) for line in logged(portal)] == [(Action.BACKUP, Outcome.FAILED)]
+
+
+def test_what_is_not_built_is_refused(portal: Portal, redis: EmbeddedRedis) -> None:
+    """A worker whose environment asks for encryption makes no backup that somebody would take for encrypted."""
+    with WorkerProcess(portal, redis, "backup", BACKUP_ENCRYPTION="true"):
+        refused = run_task(redis, TaskName.BACKUP_MEDIA, moment=MOMENT)
+    assert (refused.exit_code, refused.result["success"]) == (2, False)
+    assert "this release does not have encryption (BACKUP_ENCRYPTION)" in refused.result["error"]
+    assert not list(portal.archives.glob("*.tar.gz"))
+
+
+def test_a_failed_task_that_is_sent_again_is_tried_again(portal: Portal, redis: EmbeddedRedis) -> None:
+    """What failed for a reason that is gone succeeds under the same id."""
+    portal.uploads.rename(portal.uploads.with_name("away"))
+    with WorkerProcess(portal, redis, "backup"):
+        failed = result_of(redis, submit(redis, TaskName.BACKUP_MEDIA, "slot-3", moment=MOMENT))
+        portal.uploads.with_name("away").rename(portal.uploads)
+        submit(redis, TaskName.BACKUP_MEDIA, "slot-3", moment=MOMENT)
+        wait_until(lambda: client_of(redis).look("slot-3").result.get("success"))
+    assert not failed.result["success"]
+
+
+@pytest.mark.parametrize(
+    ("task", "arguments"),
+    [
+        (TaskName.BACKUP_FULL, {}),
+        (TaskName.BACKUP_FULL, {"moment": "yesterday"}),
+        (TaskName.BACKUP_FULL, {"moment": MOMENT, "local_path": "/etc"}),
+        (TaskName.BACKUP_FULL, {"moment": 7}),
+        (TaskName.BACKUP_FULL, {"moment": "2131-01-01T00:00:00+00:00"}),
+        (TaskName.BACKUP_MEDIA, {"moment": MOMENT, "incremental": 1}),
+        (TaskName.BACKUP_MEDIA, {"moment": MOMENT, "incremental": True, "changed": "a"}),
+        (TaskName.BACKUP_MEDIA, {"moment": MOMENT, "incremental": True, "changed": ["a\0b"]}),
+        (TaskName.VERIFY_ARCHIVE, {"archive": "/etc/passwd"}),
+        (TaskName.VERIFY_ARCHIVE, {"archive": "../outside.tar.gz"}),
+        (TaskName.VERIFY_ARCHIVE, {"archive": "latest", "level": "glance"}),
+        (TaskName.VERIFY_ARCHIVE, {"archive": ["latest"]}),
+        (TaskName.RESTORE_ARCHIVE, {"archive": "latest", "moment": MOMENT}),
+        (TaskName.RESTORE_ARCHIVE, {"archive": "latest", "moment": MOMENT, "patterns": "a"}),
+        (TaskName.RESTORE_ARCHIVE, {"archive": "latest", "moment": MOMENT, "dry_run": True, "media_dir": "/etc"}),
+        (TaskName.RESTORE_ROLLBACK, {"restore_id": "restore_20240115_120000_abc123"}),
+    ],
+)
+def test_what_no_task_may_be_told_is_refused(
+    service: tuple[Portal, EmbeddedRedis, WorkerProcess], task: TaskName, arguments: dict[str, Any]
+) -> None:
+    """Arguments that nobody of ours would send end the task with exit code 2 and a hint, before anything is done.
+
+    The access log has one line more.
+    """
+    portal, redis, _ = service
+    before, written = portal.left(), logged(portal)
+    refused = run_task(redis, task, **arguments)
+    assert (refused.exit_code, refused.result["success"]) == (2, False)
+    (line,) = logged(portal)[len(written) :]
+    assert (line.action, line.outcome) == (_ACTIONS[task], Outcome.REFUSED)
+    assert line.details["error"] == refused.result["error"].partition("\n")[0]
+    assert "\n  hint: " in refused.result["error"]
+    assert {name for name in portal.left() if not name.startswith(".")} == {
+        name for name in before if not name.startswith(".")
+    }
+
+
+_ACTIONS = {
+    TaskName.BACKUP_FULL: Action.BACKUP,
+    TaskName.BACKUP_MEDIA: Action.BACKUP,
+    TaskName.VERIFY_ARCHIVE: Action.VERIFY,
+    TaskName.RESTORE_ARCHIVE: Action.RESTORE,
+    TaskName.RESTORE_ROLLBACK: Action.ROLLBACK,
+}
+
+
+def logged(portal: Portal) -> list[AccessEntry]:
+    """The access log."""
+    return list(AccessLog(portal.job().repository).entries())
+
+
+def test_a_refused_task_is_written_down_as_it_came(service: tuple[Portal, EmbeddedRedis, WorkerProcess]) -> None:
+    """Who, to what and which task are in the line, without what would make it look like two."""
+    portal, redis, _ = service
+    given = {"archive": "/etc/passwd\n\x1b[2J" + "x" * 2000, "actor": "mallory"}
+    task_id = submit(redis, TaskName.VERIFY_ARCHIVE, **given)
+    assert result_of(redis, task_id).exit_code == 2
+    line = logged(portal)[-1]
+    assert (line.who, line.details["task_id"]) == ("mallory", task_id)
+    assert line.subject.startswith("/etc/passwd\\n\\x1b[2Jxxx")
+    assert len(line.subject) < 1000
+    assert (line.subject + line.details["error"]).isprintable()
+
+
+def test_a_task_with_an_id_that_is_none_is_written_down(
+    service: tuple[Portal, EmbeddedRedis, WorkerProcess],
+) -> None:
+    """A restore that is refused for its id is in the access log, and the permit of another one is not used up."""
+    portal, redis, _ = service
+    given = {"archive": "latest", "moment": MOMENT}
+    Permits(portal.archives).grant(TaskName.RESTORE_ARCHIVE, "wanted", given)
+    written = len(logged(portal))
+    assert result_of(redis, submit(redis, TaskName.RESTORE_ARCHIVE, "../wanted", **given)).exit_code == 2
+    (line,) = logged(portal)[written:]
+    assert (line.action, line.subject, line.outcome) == (Action.RESTORE, "latest", Outcome.REFUSED)
+    assert Permits(portal.archives).withdraw("wanted")
+
+
+def test_a_ping_is_not_written_down(service: tuple[Portal, EmbeddedRedis, WorkerProcess]) -> None:
+    """Neither one that is answered nor one that is refused."""
+    portal, redis, _ = service
+    written = logged(portal)
+    assert run_task(redis, TaskName.PING).result["success"]
+    assert run_task(redis, TaskName.PING, archive="latest").exit_code == 2
+    assert logged(portal) == written
+
+
+@pytest.fixture(scope="module")
+def service(
+    tmp_path_factory: pytest.TempPathFactory, postgres: Any
+) -> Iterator[tuple[Portal, EmbeddedRedis, WorkerProcess]]:
+    """A worker for many tests, with one archive."""
+    from tests.backup.test_backup_job import portal_in
+    from tests.conftest import portal_database_in
+
+    with portal_database_in(postgres) as database, EmbeddedRedis() as broker:
+        found = portal_in(tmp_path_factory.mktemp("service"), database, postgres)
+        assert found.job().backup_full().success
+        with WorkerProcess(found, broker) as worker:
+            yield found, broker, worker
+
+
+FAILING_LANE = """
+import os, sys, threading
+if "worker.lane" in sys.orig_argv:
+    timer = threading.Timer(4, os._exit, [1])
+    timer.daemon = True
+    timer.start()
+"""
+
+
+@pytest.mark.parametrize(
+    ("style", "said"), [("console", "lane started again"), ("json", '"event": "lane_started_again"')]
+)
+def test_a_lane_that_is_started_again_is_told_as_the_setting_wants_it(
+    portal: Portal, redis: EmbeddedRedis, tmp_path: Path, style: str, said: str
+) -> None:
+    """A lane that fails is started again, and the line about it has the form of BACKUP_LOG_FORMAT."""
+    (tmp_path / "sitecustomize.py").write_text(FAILING_LANE)
+    own = {"CELERY_BROKER_URL": redis.url, "BACKUP_LOG_FORMAT": style, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-I", "-m", "worker", "maintenance"]
+    with subprocess.Popen(command, cwd="/", env=portal.environ(**own), stderr=subprocess.PIPE, text=True) as worker:
+        assert worker.stderr is not None
+        line = next(line for line in worker.stderr if "started again" in line.replace("_", " "))
+        worker.terminate()
+        worker.stderr.read()
+    assert said in line
+
+
+def test_a_prune_by_a_worker_removes_what_is_too_old(portal: Portal, redis: EmbeddedRedis) -> None:
+    """The task does what the command does: the older of two goes, and is named in result and access log."""
+    with WorkerProcess(portal, redis, BACKUP_RETENTION_DAYS="1", BACKUP_RETENTION_COUNT="1") as worker:
+        moments = (f"2020-01-0{day}T02:00:00+00:00" for day in (1, 2))
+        old, new = (run_task(redis, TaskName.BACKUP_DATABASE, moment=moment).result["backup_id"] for moment in moments)
+        assert run_task(redis, TaskName.PRUNE_REPOSITORY, dry_run=True).result["removed"] == [old]
+        assert len(list(portal.archives.glob("*.tar.gz"))) == 2
+        done = run_task(redis, TaskName.PRUNE_REPOSITORY, actor="ada")
+        assert (done.exit_code, done.result["success"], done.result["removed"]) == (0, True, [old])
+        assert worker.events("prune_finished")[0]["removed"] == 1
+    assert [path.name for path in portal.archives.glob("*.tar.gz")] == [f"{new}.tar.gz"]
+    line = logged(portal)[-1]
+    assert (line.action, line.who, line.outcome) == (Action.PRUNE, "ada", Outcome.DONE)
+
+
+def test_a_drill_by_a_worker_restores_for_a_try(
+    service: tuple[Portal, EmbeddedRedis, WorkerProcess], postgres: EmbeddedPostgres
+) -> None:
+    """The task restores into a database and a directory of its own, compares, leaves neither, and is written down."""
+    portal, redis, worker = service
+    done = run_task(redis, TaskName.DRILL_RESTORE, actor="ada")
+    assert (done.exit_code, done.result["success"]) == (0, True)
+    assert done.result["seconds"] > 0
+    assert worker.events("drill_finished")[0]["backup_id"] == done.result["backup_id"]
+    (line,) = [line for line in logged(portal) if line.action is Action.DRILL]
+    assert (line.subject, line.who, line.outcome) == (done.result["backup_id"], "ada", Outcome.DONE)
+    with postgres.connect("postgres") as connection:
+        assert not connection.execute("SELECT datname FROM pg_database WHERE datname LIKE '%_drill_%'").fetchall()
+    assert [path.suffix for path in (portal.archives / ".drills").iterdir() if not path.name.startswith(".")] == [
+        ".json"
+    ]
+
+
+def test_a_restore_does_not_wait_behind_verifications(portal: Portal, redis: EmbeddedRedis) -> None:
+    """With more verifications than the maintenance lane can work on, and none that ends, a restore is done at once."""
+    assert portal.job().backup_full().success
+    upload = damage(portal)
+    endless = portal.directory / "bin" / "pg_restore"
+    endless.parent.mkdir()
+    endless.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exec "{portal.bin_dir}/pg_restore" "$@"\nexec sleep 600\n')
+    endless.chmod(0o755)
+    with WorkerProcess(portal, redis, BACKUP_PG_BIN_DIR=str(endless.parent)) as worker:
+        verifications = [submit(redis, TaskName.VERIFY_ARCHIVE, archive="latest", level="dump") for _ in range(3)]
+        wait_until(lambda: sum(b"sleep" in line for line in worker.processes().values()) == 2)
+        assert result_of(redis, restore(portal, redis, "restore-soon")).result["success"]
+        assert not any(client_of(redis).look(task_id).is_ended for task_id in verifications)
+    assert upload.read_text() != "changed"
+
+
+@pytest.mark.parametrize("wrong", ["restores", "--processes=0"])
+def test_a_worker_that_is_started_wrongly_says_how_to_start_it(portal: Portal, wrong: str) -> None:
+    """A lane that there is not, and a number of processes that cannot be, end with exit code 2 and what there is."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "worker", wrong],
+        env=portal.environ(CELERY_BROKER_URL="redis://127.0.0.1:1"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert "'backup', 'restore', 'maintenance'" in ended.stderr or "at least 1" in ended.stderr
+    assert "<" not in ended.stderr
+
+
+def restore(portal: Portal, redis: EmbeddedRedis, task_id: str, **arguments: Any) -> str:
+    """Ask for a restore as the command does."""
+    given = {"archive": "latest", "moment": MOMENT, "scope": "media", **arguments}
+    Permits(portal.archives).grant(TaskName.RESTORE_ARCHIVE, task_id, given)
+    return submit(redis, TaskName.RESTORE_ARCHIVE, task_id, **given)
+
+
+def damage(portal: Portal) -> Path:
+    """Change an upload, so that a restore has something to do."""
+    upload = next(path for path in sorted(portal.uploads.rglob("*.sarif")) if ".kekkai-restore" not in path.parts)
+    upload.write_text("changed")
+    return upload
+
+
+class TestRestores:
+    """What changes live data is done for the person who asked, and once."""
+
+    def test_a_permit_is_for_one_restore(self, service: tuple[Portal, EmbeddedRedis, WorkerProcess]) -> None:
+        """A restore with its permit is done; the permit is used up, and another task has none."""
+        portal, redis, _ = service
+        upload = damage(portal)
+        done = result_of(redis, restore(portal, redis, "restore-1"))
+        assert done.result["success"]
+        assert upload.read_text() != "changed"
+        damage(portal)
+        given = {"archive": "latest", "moment": MOMENT, "scope": "media"}
+        refused = result_of(redis, submit(redis, TaskName.RESTORE_ARCHIVE, "restore-2", **given))
+        assert "nobody who may read the backups has asked" in refused.result["error"]
+        assert upload.read_text() == "changed"
+        assert not list((portal.archives / ".permits").iterdir())
+
+    def test_a_permit_is_for_the_arguments_that_were_asked_for(
+        self, service: tuple[Portal, EmbeddedRedis, WorkerProcess]
+    ) -> None:
+        """A task that says something else than its permit is refused."""
+        portal, redis, _ = service
+        asked = {"archive": "latest", "moment": MOMENT, "scope": "media"}
+        Permits(portal.archives).grant(TaskName.RESTORE_ARCHIVE, "restore-3", asked)
+        refused = result_of(redis, submit(redis, TaskName.RESTORE_ARCHIVE, "restore-3", **{**asked, "scope": "full"}))
+        assert "for other arguments" in refused.result["error"]
+
+    def test_a_restore_that_was_done_is_not_done_again(
+        self, service: tuple[Portal, EmbeddedRedis, WorkerProcess]
+    ) -> None:
+        """A second delivery after the result is lost finds the restore in the repository, and changes nothing."""
+        from redis import Redis
+
+        portal, redis, _ = service
+        damage(portal)
+        first = result_of(redis, restore(portal, redis, "restore-4"))
+        upload = damage(portal)
+        with Redis(unix_socket_path=str(redis.socket)) as connection:
+            connection.flushdb()
+        given = {"archive": "latest", "moment": MOMENT, "scope": "media"}
+        again = result_of(redis, submit(redis, TaskName.RESTORE_ARCHIVE, "restore-4", **given))
+        assert again.result["restore_id"] == first.result["restore_id"]
+        assert again.result["success"]
+        assert upload.read_text() == "changed"
+
+    def test_a_rollback_needs_a_permit_too(self, service: tuple[Portal, EmbeddedRedis, WorkerProcess]) -> None:
+        """Taking back is a change of live data as well; with its permit it is done."""
+        portal, redis, _ = service
+        upload = damage(portal)
+        restored = result_of(redis, restore(portal, redis, "restore-5", moment="2026-11-22T03:00:00+00:00"))
+        given = {"restore_id": restored.result["restore_id"]}
+        assert "nobody" in result_of(redis, submit(redis, TaskName.RESTORE_ROLLBACK, "back-1", **given)).result["error"]
+        Permits(portal.archives).grant(TaskName.RESTORE_ROLLBACK, "back-2", given)
+        assert result_of(redis, submit(redis, TaskName.RESTORE_ROLLBACK, "back-2", **given)).result["success"]
+        assert upload.read_text() == "changed"
+
+    def test_a_rollback_that_was_done_is_not_refused_later(
+        self, service: tuple[Portal, EmbeddedRedis, WorkerProcess]
+    ) -> None:
+        """A second delivery after the result is lost finds that it was taken back, and says so."""
+        from redis import Redis
+
+        portal, redis, _ = service
+        damage(portal)
+        restored = result_of(redis, restore(portal, redis, "restore-6", moment="2026-11-22T04:00:00+00:00"))
+        given = {"restore_id": restored.result["restore_id"]}
+        Permits(portal.archives).grant(TaskName.RESTORE_ROLLBACK, "back-3", given)
+        assert result_of(redis, submit(redis, TaskName.RESTORE_ROLLBACK, "back-3", **given)).result["success"]
+        with Redis(unix_socket_path=str(redis.socket)) as connection:
+            connection.flushdb()
+        again = result_of(redis, submit(redis, TaskName.RESTORE_ROLLBACK, "back-3", **given))
+        assert again.result["components_restored"] == ["media"]
+
+    def test_a_dry_run_needs_none(self, service: tuple[Portal, EmbeddedRedis, WorkerProcess]) -> None:
+        """What changes nothing may be asked for by anybody; the plan comes back."""
+        _, redis, _ = service
+        planned = run_task(redis, TaskName.RESTORE_ARCHIVE, archive="latest", moment=MOMENT, dry_run=True)
+        assert planned.result["success"]
+        assert any("Database" in line for line in planned.result["plan"])
