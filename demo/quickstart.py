@@ -25,8 +25,8 @@ from demo.portal_files import write_audit_log, write_uploads
 from demo.postgres import EmbeddedPostgres
 from demo.service import Service, own_environment
 from portal.ops.errors import OpsError, RestoreError
-from portal.ops.runtime.logs import human_bytes
 from portal.ops.settings.load import SETTINGS
+from portal.ops.units import human_bytes
 from tools.terminal import StoppedError, run_command
 
 _TOOLS: Final = Path(__file__).resolve().parents[1] / "tools"

@@ -154,7 +154,7 @@ def _say_how_it_ended(result: Mapping[str, Any]) -> None:
     if result.get("unchanged"):
         say(f"nothing has changed since {result['path']}")
     elif result["success"]:
-        from portal.ops.runtime.logs import human_bytes
+        from portal.ops.units import human_bytes
 
         say(f"backup {result['backup_id']} is whole: {human_bytes(result['size_bytes'])} in {result['path']}")
     else:
@@ -190,7 +190,7 @@ def _restores(job: RestoreJob) -> tuple[list[dict[str, Any]], str]:
 
 
 def _backup_line(backup: dict[str, Any]) -> str:
-    from portal.ops.runtime.logs import human_bytes
+    from portal.ops.units import human_bytes
 
     verified = backup["verified"]
     marks = []

@@ -105,7 +105,7 @@ def forget_restores(settings: Settings) -> list[str]:
 
 
 def _tell_prune(job: PruneJob, result: PruneResult) -> None:
-    from portal.ops.runtime.logs import human_bytes
+    from portal.ops.units import human_bytes
 
     if result.plan:
         with Lines() as lines:

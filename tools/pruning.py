@@ -48,7 +48,7 @@ class Pruned:
         return [*self._removed(), *self.restores, *(f"warning: {warning}" for warning in self.warnings)]
 
     def _removed(self) -> list[str]:
-        from portal.ops.runtime.logs import human_bytes
+        from portal.ops.units import human_bytes
 
         if not self.names:
             return []

@@ -16,8 +16,8 @@ from tools.terminal import EXIT_CODES, print_result, run_command, say, watched_s
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from portal.ops.restore.config import RestorePlan
     from portal.ops.restore.job import RestoreJob, RestoreResult
+    from portal.ops.restore.plan import RestorePlan
     from portal.ops.runtime.progress import Step
     from portal.ops.settings.load import Settings
     from tools.submit import Errand

@@ -171,7 +171,7 @@ make_environment() {
     find_python
     say "setup: preparing $venv (${python##*/}${extras[*]:+, with ${extras[*]}}) ..."
     install
-    "$venv/bin/python" -I -m compileall -qq "$root"/{portal,worker,beat,tools} || true
+    "$venv/bin/python" -I -m compileall -qq "$root"/{portal,worker,beat,tools,demo,benchmarks} || true
     write_stamp
     say "setup: ready after $SECONDS s"
 }

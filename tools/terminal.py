@@ -83,7 +83,7 @@ class Bar:
             _tell(_CLEAR_LINE)
 
     def _draw(self, phase: str, done: int, total: int | None, rate: float) -> None:
-        from portal.ops.runtime.logs import human_bytes
+        from portal.ops.units import human_bytes
 
         text = f"{phase:<10} {human_bytes(done):>8}  {human_bytes(rate)}/s"
         if total and done <= total:

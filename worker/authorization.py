@@ -19,7 +19,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import RepositoryError
-from portal.ops.repository.repository import write_durably
+from portal.ops.repository.durable import write_durably
 from worker.errors import RefusedError
 
 if TYPE_CHECKING:

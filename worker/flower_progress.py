@@ -13,7 +13,7 @@ from celery import states
 from redis import RedisError
 from tornado.ioloop import PeriodicCallback
 
-from portal.ops.runtime.logs import human_bytes
+from portal.ops.units import human_bytes
 from worker.names import TaskName
 from worker.progress import STATE
 

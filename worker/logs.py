@@ -17,7 +17,7 @@ from portal.ops.runtime.logs import configure_logging, foreign_handler
 if TYPE_CHECKING:
     from celery import Task
 
-    from portal.ops.settings.table import LogFormat
+    from portal.ops.model import LogFormat
 
 _TALKATIVE = ("celery.worker.strategy", "celery.app.trace")
 """They repeat what the tasks' own events say, with less to go by."""

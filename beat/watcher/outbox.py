@@ -15,7 +15,7 @@ from beat.backoff import Outage
 from beat.watcher.change_set import Batch
 from beat.watcher.debounce import MOST_PATHS
 from portal.ops.errors import OpsError
-from portal.ops.repository.repository import write_durably
+from portal.ops.repository.durable import write_durably
 from portal.ops.runtime.logs import engine_log
 from worker.names import TaskName
 

@@ -123,3 +123,11 @@ def _day(year: int, month: int, day: int) -> str:
 @lru_cache(10_000)
 def _time(hour: int, minute: int, second: int) -> str:
     return f"{hour:02d}:{minute:02d}:{second:02d}"
+
+
+class LogFormat(StrEnum):
+    """How log lines look."""
+
+    AUTO = "auto"
+    JSON = "json"
+    CONSOLE = "console"

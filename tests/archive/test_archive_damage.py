@@ -26,7 +26,7 @@ from portal.ops.archive.open import open_archive
 from portal.ops.archive.reader import ArchiveReader
 from portal.ops.errors import NotIntactError, RepositoryError
 from portal.ops.model import VerifyLevel
-from portal.ops.verify.verify import Verification, Verifier
+from portal.ops.verify.verify import Verifier
 from tests.support import archives
 from tests.support.archives import NAME, Recipe, seal, verify, write_archive
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from portal.ops.archive.compressor_pool import Lanes
+    from portal.ops.repository.verifications import Verification
 
 SHARES = 8
 

@@ -19,8 +19,9 @@ from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
 from portal.ops.archive import frame, index, tar
+from portal.ops.archive.damage import is_below
 from portal.ops.archive.index import Member, MemberType
-from portal.ops.archive.reader import ArchiveReader, is_below
+from portal.ops.archive.reader import ArchiveReader
 from portal.ops.errors import ConfigurationError, NotIntactError
 from portal.ops.model import RESTORE_DIRECTORY, Component, VerifyLevel
 from portal.ops.restore.files import stage as file_stage

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -15,10 +14,10 @@ from uuid import uuid4
 
 import pytest
 
-from portal.ops.repository.repository import LOCK_NAME
 from portal.ops.verify.verify import Verifier
-from tests.backup.test_backup_job import BIG_TABLE, Portal, execute, portal_in, succeeded
-from tests.postgres.test_postgres_source import no_session_soon
+from tests.support.crashes import LONG, SEED, endless_dump, lock_is_free
+from tests.support.portal import BIG_TABLE, Portal, execute, portal_in, succeeded
+from tests.support.servers import no_session_soon
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,9 +26,7 @@ if TYPE_CHECKING:
     from portal.ops.settings.load import DatabaseTarget
 
 ROOT = Path(__file__).parents[2]
-LONG = os.environ.get("KEKKAI_LONG_TESTS") == "1"
 KILLS = 100 if LONG else 12
-SEED = int(os.environ.get("KEKKAI_TEST_SEED", "1"))
 SHARES = 4
 """The instants are shared out among so many tests, so that they run side by side."""
 
@@ -109,21 +106,6 @@ def portal(tmp_path: Path, portal_database: DatabaseTarget, postgres: EmbeddedPo
     assert no_session_soon(postgres, found.database)
 
 
-def lock_is_free(portal: Portal) -> bool:
-    """Whether nobody holds the repository's lock."""
-    try:
-        descriptor = os.open(portal.archives / LOCK_NAME, os.O_RDWR)
-    except FileNotFoundError:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True
-
-
 def visible(portal: Portal) -> set[str]:
     """What a person sees in the repository."""
     return {name for name in portal.left() if not name.startswith(".")}
@@ -193,15 +175,6 @@ def wait_for(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.001)
-
-
-def endless_dump(portal: Portal) -> Path:
-    """A directory with a pg_dump that writes everything and then does not end."""
-    program = portal.directory / "bin" / "pg_dump"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\n"{portal.bin_dir}/pg_dump" "$@"\n[ "$1" = --version ] || exec sleep 600\n')
-    program.chmod(0o755)
-    return program.parent
 
 
 def arguments(pid: int) -> bytes:

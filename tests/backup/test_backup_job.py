@@ -12,8 +12,8 @@ import tarfile
 import tempfile
 import threading
 import time
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -23,17 +23,17 @@ from uuid import uuid4
 import pytest
 import structlog
 
-from demo.portal_files import write_audit_log, write_uploads
 from portal.ops.archive.reader import ArchiveReader
 from portal.ops.backup.job import BackupConfig, BackupJob, BackupResult, BackupType, create_backup_job
 from portal.ops.errors import RepositoryError
 from portal.ops.postgres.connection import connect
 from portal.ops.postgres.row_counts import count_rows, list_tables
-from portal.ops.repository import access_log
-from portal.ops.repository.repository import LOCK_NAME, Repository, sidecar_of
+from portal.ops.repository.repository import Repository
+from portal.ops.repository.sidecar import sidecar_of
 from portal.ops.runtime.logs import configure_logging
 from portal.ops.settings.load import DatabaseTarget, LogFormat
-from tests.postgres.test_postgres_source import no_session_soon, server
+from tests.support.portal import BIG_TABLE, Portal, execute, small_disk, succeeded
+from tests.support.servers import no_session_soon, server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,99 +46,6 @@ __all__ = ["server"]
 ROOT = Path(__file__).parents[2]
 GUIDE_KEYS = {"backup_id", "type", "timestamp", "format_version", "components", "hostname", "db_name"}
 NOON = datetime(2024, 1, 15, 12, tzinfo=UTC)
-BIG_TABLE = "CREATE TABLE big AS SELECT n, repeat(md5(n::text), 30) AS text FROM generate_series(1, 30000) AS n"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Portal:
-    """A portal to back up: a database on the embedded server, uploads, an audit log, and where archives go."""
-
-    directory: Path
-    database: DatabaseTarget
-    bin_dir: Path
-
-    @property
-    def uploads(self) -> Path:
-        """The media."""
-        return self.directory / "uploads"
-
-    @property
-    def audit(self) -> Path:
-        """The audit log's directory."""
-        return self.directory / "audit"
-
-    @property
-    def archives(self) -> Path:
-        """The repository."""
-        return self.directory / "archives"
-
-    @property
-    def password(self) -> str:
-        """The database's password."""
-        assert self.database.password is not None
-        return self.database.password.reveal()
-
-    def config(self, **changes: Any) -> BackupConfig:
-        """How to back all of it up."""
-        arguments: dict[str, Any] = {
-            "local_path": self.archives,
-            "db_host": self.database.host,
-            "db_port": self.database.port,
-            "db_name": self.database.name,
-            "db_user": self.database.user,
-            "db_password": self.database.password,
-            "media_path": self.uploads,
-            "audit_log_path": self.audit,
-            "pg_bin_dir": self.bin_dir,
-            "jobs": 2,
-        }
-        return BackupConfig(**(arguments | changes))
-
-    def job(self, **changes: Any) -> BackupJob:
-        """A job that backs all of it up."""
-        return BackupJob(self.config(**changes))
-
-    def environ(self, **changes: str) -> dict[str, str]:
-        """The same configuration as variables, for another process."""
-        return {
-            "PATH": os.environ["PATH"],
-            "HOME": str(self.directory),
-            "DD_DATABASE_HOST": self.database.host,
-            "DD_DATABASE_PORT": str(self.database.port),
-            "DD_DATABASE_NAME": self.database.name,
-            "DD_DATABASE_USER": self.database.user,
-            "DD_DATABASE_PASSWORD": self.password,
-            "BACKUP_LOCAL_PATH": str(self.archives),
-            "PORTAL_UPLOAD_DIR": str(self.uploads),
-            "PORTAL_AUDIT_DIR": str(self.audit),
-            "BACKUP_PG_BIN_DIR": str(self.bin_dir),
-            "BACKUP_JOBS": "2",
-        } | changes
-
-    def left(self) -> set[str]:
-        """Everything in the repository but the lock and the access log."""
-        found = {path.name for path in self.archives.iterdir()} if self.archives.exists() else set()
-        return found - {LOCK_NAME, access_log.NAME, access_log.HEAD_NAME}
-
-
-def portal_in(directory: Path, database: DatabaseTarget, postgres: EmbeddedPostgres) -> Portal:
-    """Write the files of a small portal."""
-    found = Portal(directory=directory, database=database, bin_dir=postgres.bin_dir)
-    write_uploads(found.uploads, tenants=2, files_per_tenant=2, results=2)
-    write_audit_log(found.audit / "audit.jsonl", entries=20)
-    return found
-
-
-@pytest.fixture
-def portal(tmp_path: Path, portal_database: DatabaseTarget, postgres: EmbeddedPostgres) -> Portal:
-    """A small portal with a database of its own."""
-    return portal_in(tmp_path, portal_database, postgres)
-
-
-def succeeded(result: BackupResult) -> Path:
-    assert result.error is None
-    assert result.success
-    return Path(result.destination_path)
 
 
 def refused(result: BackupResult, portal: Portal) -> str:
@@ -198,12 +105,6 @@ def no_new_descendants_soon(before: set[int], seconds: float = 10) -> bool:
             return False
         time.sleep(0.02)
     return True
-
-
-def execute(target: DatabaseTarget, *statements: str) -> None:
-    with connect(target) as connection:
-        for statement in statements:
-            connection.execute(statement.encode())
 
 
 def at_first(action: Callable[[], object]) -> Callable[[Step], None]:
@@ -698,19 +599,6 @@ class TestHalfWay:
         assert not answer["success"]
         assert "File too large" in answer["error"]
         assert portal.left() == set()
-
-
-@contextmanager
-def small_disk(place: Path, options: str) -> Iterator[None]:
-    """A file system of its own at a place, as large as its options say."""
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={options}", "tmpfs", str(place)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("only root can mount a file system")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", place], check=True)  # noqa: S607
 
 
 class TestSecrets:

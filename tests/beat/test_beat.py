@@ -17,10 +17,9 @@ from demo.redis import EmbeddedRedis
 from portal.ops.model import VerifyLevel
 from portal.ops.repository.access_log import AccessLog, Action, Outcome
 from portal.ops.repository.repository import Repository
-from portal.ops.repository.verifications import Verifications
+from portal.ops.repository.verifications import Verification, Verifications
 from portal.ops.settings.load import Settings, load_settings
-from portal.ops.verify.verify import Verification
-from tests.backup.test_backup_job import portal
+from tests.support.portal import portal
 from tests.support.services import ServiceProcess, sent_tasks
 from tests.support.workers import WorkerProcess, wait_until
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from tests.backup.test_backup_job import Portal
+    from tests.support.portal import Portal
     from worker.names import TaskName
 
 __all__ = ["portal"]

@@ -13,8 +13,8 @@ import pytest
 
 from demo.redis import EmbeddedRedis
 from portal.ops.settings.load import DatabaseTarget, Secret
-from tests.backup.test_backup_job import Portal
 from tests.support.incrementals import Uploads
+from tests.support.portal import Portal
 from tests.support.services import ServiceProcess
 from tests.support.workers import WorkerProcess, queued, unacknowledged, wait_until
 from worker.names import Lane

@@ -22,15 +22,15 @@ import pytest
 from redis import AuthenticationError, Redis
 
 from portal.ops.settings.load import SETTINGS
-from tests.backup.test_backup_job import portal
 from tests.support.compose_file import ROOT, Service, read_compose, seconds_of, variables_of
 from tests.support.compose_schema import SCHEMA
+from tests.support.portal import portal
 from tests.support.workers import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.backup.test_backup_job import Portal
+    from tests.support.portal import Portal
 
 __all__ = ["portal"]
 

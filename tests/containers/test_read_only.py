@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from demo.redis import EmbeddedRedis
-from tests.backup.test_backup_job import portal
 from tests.support.compose_file import ROOT, image_environment
+from tests.support.portal import portal
 from tests.support.workers import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.backup.test_backup_job import Portal
+    from tests.support.portal import Portal
 
 __all__ = ["portal"]
 

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from demo.postgres import EmbeddedPostgres
-from tests.runtime.test_process import ends_soon
+from tests.support.waiting import ends_soon
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from demo.compare import table_contents, tree_contents
 from demo.postgres import EmbeddedPostgres
-from tests.backup.test_backup_job import Portal, portal, succeeded
+from tests.support.portal import Portal, portal, succeeded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

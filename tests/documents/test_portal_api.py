@@ -8,8 +8,8 @@ from pathlib import Path
 
 from demo.compare import tree_contents
 from portal.ops.restore.job import RestoreConfig, RestoreResult, RestoreScope, create_restore_job
-from tests.backup.test_backup_job import Portal, portal, succeeded
 from tests.support.commands import ROOT, run
+from tests.support.portal import Portal, portal, succeeded
 
 __all__ = ["portal"]
 

@@ -27,11 +27,11 @@ from portal.ops.postgres.server import drop_forced, find_database, maintenance
 from portal.ops.repository.access_log import AccessLog, Action, Outcome
 from portal.ops.repository.repository import Repository
 from portal.ops.repository.verifications import Verifications
-from tests.backup.test_backup_job import Portal, execute, portal, small_disk, succeeded
-from tests.restore.test_restore_job import World, config_of, world
 from tests.support import commands
 from tests.support.histories import History
 from tests.support.killing import killed_at
+from tests.support.portal import Portal, execute, portal, small_disk, succeeded
+from tests.support.world import World, config_of, world
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,7 +19,7 @@ from typing import Final
 from demo.postgres import EmbeddedPostgres
 from portal.ops.archive.reader import ArchiveReader
 from portal.ops.backup.job import BackupConfig, BackupJob
-from portal.ops.repository.repository import sidecar_of
+from portal.ops.repository.sidecar import sidecar_of
 from tests.support.archives import program
 
 HERE: Final = Path(__file__).parent

@@ -14,13 +14,13 @@ from portal.ops.archive.index import Member, MemberType
 from portal.ops.archive.open import open_archive
 from portal.ops.errors import NotIntactError
 from portal.ops.model import Component, VerifyLevel
-from portal.ops.repository.repository import sidecar_of
+from portal.ops.repository.sidecar import sidecar_of
 from portal.ops.verify.verify import Verifier
 
 if TYPE_CHECKING:
     from demo.postgres import EmbeddedPostgres
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parent
 INDEXED = "full_20240115_120000_dd56de"
 PLAIN = "full_20240115_120000_bbbbbb"
 

@@ -20,7 +20,7 @@ from tests.support.incrementals import Uploads, tree_of_chain
 if TYPE_CHECKING:
     from tests.support.archives import Entry
 
-GOLDEN = Path(__file__).parent / "golden" / "chain"
+GOLDEN = Path(__file__).parent / "chain"
 BASE, FIRST, SECOND = (f"media_20240115_1{number}0000_dd56de" for number in (2, 3, 4))
 ARCHIVES = {
     BASE: "1e50b1da007a637c7e7806862910ae0d9f89e5e052ad6713f768f93c5d0d1380",

@@ -20,8 +20,8 @@ from portal.ops.monitoring.doctor.run import Finding, State, engine_checks
 from portal.ops.repository.repository import LOCK_NAME, Repository
 from portal.ops.runtime.progress import read_text
 from portal.ops.settings.load import load_settings
-from tests.backup.test_backup_job import Portal, portal, succeeded
 from tests.support.commands import answer, run
+from tests.support.portal import Portal, portal, succeeded
 from tests.support.unprivileged import done_by_nobody
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from portal.ops.model import BackupType, Component
 from portal.ops.monitoring.facts import read_status
 from portal.ops.monitoring.failures import unanswered
 from portal.ops.monitoring.forecast import Forecast, Usage, forecast
-from portal.ops.monitoring.status import span
 from portal.ops.monitoring.text import status_lines
 from portal.ops.repository.access_log import AccessLog, Action, Outcome
-from portal.ops.repository.repository import sidecar_of
+from portal.ops.repository.sidecar import sidecar_of
+from portal.ops.units import span
 from tests.support.commands import answer, run
 from tests.support.histories import NOW, History
 

@@ -16,7 +16,6 @@ from uuid import uuid4
 
 import pytest
 
-from demo.postgres import EmbeddedPostgres
 from portal.ops.errors import (
     AccessDeniedError,
     ClientToolError,
@@ -33,14 +32,16 @@ from portal.ops.postgres.inspection import inspect_server
 from portal.ops.postgres.row_counts import count_rows, list_tables
 from portal.ops.runtime.process import run
 from portal.ops.settings.load import DatabaseTarget, Secret
-from tests.runtime.test_process import ends_soon
 from tests.support.fake_runner import FakeRunner, Script
+from tests.support.servers import no_session_soon
+from tests.support.waiting import ends_soon
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import psycopg
 
+    from demo.postgres import EmbeddedPostgres
     from portal.ops.postgres.dump import DatabaseDump, DumpFacts
     from portal.ops.runtime.process import SystemRunner
 
@@ -57,13 +58,6 @@ def visitor(postgres: EmbeddedPostgres, portal_database: DatabaseTarget) -> Iter
     postgres.create_role(name, password=PASSWORD)
     yield replace(portal_database, user=name, password=Secret(PASSWORD))
     execute(portal_database, f"DROP OWNED BY {name}", f"DROP ROLE {name}")
-
-
-@pytest.fixture
-def server() -> Iterator[EmbeddedPostgres]:
-    """A server of the test's own, to be hurt."""
-    with EmbeddedPostgres(unsafe_speed=True) as own:
-        yield own
 
 
 def execute(target: DatabaseTarget, *statements: str) -> None:
@@ -92,25 +86,6 @@ def restore(path: Path, target: DatabaseTarget, postgres: EmbeddedPostgres, runn
             return count_rows(connection, list_tables(connection))
     finally:
         postgres.drop_database(scratch.name)
-
-
-def sessions(postgres: EmbeddedPostgres, target: DatabaseTarget) -> int:
-    """Count the sessions in a database."""
-    with postgres.connect() as connection:
-        query = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s"
-        row = connection.execute(query, [target.name]).fetchone()
-    assert row is not None
-    return int(row[0])
-
-
-def no_session_soon(postgres: EmbeddedPostgres, target: DatabaseTarget) -> bool:
-    """Wait up to ten seconds until nobody is in a database."""
-    deadline = time.monotonic() + 10
-    while sessions(postgres, target):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def pg_dump_pid(source: DatabaseDump) -> int:

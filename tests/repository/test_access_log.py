@@ -15,6 +15,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from portal.ops.errors import BusyError, NotIntactError, OpsError
 from portal.ops.repository.access_log import HEAD_NAME, NAME, AccessLog, Action, Outcome, Witness, sudo_user
 from portal.ops.repository.repository import Repository
+from tests.support.access_logs import add
 from tools.terminal import StoppedError
 
 if TYPE_CHECKING:
@@ -30,10 +31,6 @@ def log(tmp_path: Path) -> AccessLog:
     for number in range(6):
         add(found, f"full_2026010{number}_000000_abcdef")
     return found
-
-
-def add(log: AccessLog, subject: str, **details: object) -> None:
-    log.append(Action.BACKUP, subject, Outcome.DONE, who="ada", host="portal", moment=NOW, **details)
 
 
 def lines(log: AccessLog) -> list[bytes]:
@@ -58,7 +55,8 @@ class TestWriting:
     def test_processes_at_once_make_one_chain(self, tmp_path: Path) -> None:
         """Appends of several processes neither tear nor overtake one another."""
         program = (
-            "import sys\nfrom pathlib import Path\nfrom tests.repository.test_access_log import AccessLog, Repository, add\n"
+            "import sys\nfrom pathlib import Path\nfrom portal.ops.repository.access_log import AccessLog\n"
+            "from portal.ops.repository.repository import Repository\nfrom tests.support.access_logs import add\n"
             "log = AccessLog(Repository(Path(sys.argv[1])))\n[add(log, str(n)) for n in range(20)]"
         )
         running = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path)]) for _ in range(3)]
@@ -75,7 +73,8 @@ class TestWriting:
         """A line that does not fit is taken back whole."""
         program = (
             "import resource, signal, sys\nfrom pathlib import Path\n"
-            "from tests.repository.test_access_log import AccessLog, Repository, add\n"
+            "from portal.ops.repository.access_log import AccessLog\n"
+            "from portal.ops.repository.repository import Repository\nfrom tests.support.access_logs import add\n"
             "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
             "size = (Path(sys.argv[1]) / '.access.jsonl').stat().st_size\n"
             "resource.setrlimit(resource.RLIMIT_FSIZE, (size + 50, size + 50))\n"

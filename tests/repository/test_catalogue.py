@@ -6,14 +6,12 @@ import errno
 import os
 import signal
 import sqlite3
-import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 
-from portal.ops.archive.open import open_archive
-from portal.ops.archive.peek import peek_manifest
+from portal.ops.archive.open import open_archive, peek_manifest
 from portal.ops.backup.job import BackupConfig, BackupJob
 from portal.ops.errors import RepositoryError
 from portal.ops.model import BackupType, Component, VerifyLevel
@@ -23,6 +21,7 @@ from portal.ops.repository.catalogue_cache import CatalogueCache, Memory
 from portal.ops.repository.pins import Pins
 from portal.ops.repository.repository import Repository
 from portal.ops.repository.verifications import Verifications
+from tests.support.ages import age
 from tests.support.archives import NAME, Recipe, lanes, write_archive
 from tests.support.kept import finding, packed, put_archive, put_sidecar
 
@@ -42,12 +41,6 @@ def entries(directory: Path) -> list[Entry]:
 
 def one(directory: Path, name: str) -> Entry:
     return next(entry for entry in entries(directory) if entry.name == name)
-
-
-def age(directory: Path) -> None:
-    """Let time pass: only what has settled is remembered, and nobody can set the time of a change."""
-    time.sleep(2.1)
-    entries(directory)
 
 
 @pytest.fixture

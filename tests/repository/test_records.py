@@ -17,9 +17,9 @@ from portal.ops.repository.pins import Pins
 from portal.ops.repository.repository import Repository
 from portal.ops.repository.verifications import Verifications
 from portal.ops.retention.pin import pin, unpin
-from portal.ops.retention.plan import RetentionPolicy
+from portal.ops.retention.policy import RetentionPolicy
 from portal.ops.retention.prune import PruneJob
-from tests.repository.test_catalogue import age
+from tests.support.ages import age
 from tests.support.kept import finding, put_archive
 from tests.support.unprivileged import NOBODY, done_by_nobody
 

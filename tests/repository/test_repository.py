@@ -22,14 +22,9 @@ import pytest
 
 from portal.ops.errors import ArchiveAbsentError, BusyError, NotIntactError, RepositoryError
 from portal.ops.model import BackupId
-from portal.ops.repository.repository import (
-    LOCK_NAME,
-    Repository,
-    read_sidecar,
-    sidecar_of,
-    sync_directory,
-    write_durably,
-)
+from portal.ops.repository.durable import sync_directory, write_durably
+from portal.ops.repository.repository import LOCK_NAME, Repository
+from portal.ops.repository.sidecar import read_sidecar, sidecar_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -21,7 +21,7 @@ from portal.ops.chains.reader import ChainReader, open_tree
 from portal.ops.errors import NotIntactError
 from portal.ops.manifest import Manifest
 from portal.ops.model import DELETED, RESTORE_DIRECTORY, Component, VerifyLevel
-from portal.ops.repository.repository import sidecar_of
+from portal.ops.repository.sidecar import sidecar_of
 from portal.ops.restore.files.restore import FileRestore
 from portal.ops.restore.job import RestoreConfig, RestoreJob
 from portal.ops.verify.verify import Verifier

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.backup.test_backup_job import Portal, portal
-from tests.restore.test_restore_job import World, config_of, world
+from tests.support.portal import Portal, portal
 from tests.support.restoring import execute
+from tests.support.world import World, config_of, world
 
 if TYPE_CHECKING:
-    from tests.restore.test_restore_job import State
+    from tests.support.world import State
 
 __all__ = ["portal", "world"]
 

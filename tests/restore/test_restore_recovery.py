@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from demo.redis import EmbeddedRedis
-from tests.restore.test_restore_job import World, config_of, world
 from tests.support.workers import WorkerProcess, wait_until
+from tests.support.world import World, config_of, world
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

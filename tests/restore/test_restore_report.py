@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from portal.ops.restore.audit_chain import Chain, ChainReport, Continuation
 from portal.ops.restore.files.record import FilesState
 from portal.ops.restore.files.report import FilesReport
-from tests.backup.test_backup_job import Portal, portal, succeeded
 from tests.support.commands import RESTORE, done
+from tests.support.portal import Portal, portal, succeeded
 
 if TYPE_CHECKING:
     from demo.postgres import EmbeddedPostgres

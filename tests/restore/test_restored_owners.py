@@ -9,7 +9,7 @@ import pytest
 
 from portal.ops.backup.job import BackupConfig, BackupJob
 from portal.ops.restore.job import RestoreConfig, RestoreJob
-from tests.backup.test_backup_job import succeeded
+from tests.support.portal import succeeded
 
 if TYPE_CHECKING:
     from pathlib import Path

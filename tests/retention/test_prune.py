@@ -25,11 +25,11 @@ from portal.ops.repository.locks import claim, hold
 from portal.ops.repository.pins import Pins
 from portal.ops.repository.repository import Repository
 from portal.ops.repository.verifications import Verifications
-from portal.ops.retention.plan import RetentionPolicy, RetentionRule
+from portal.ops.retention.policy import RetentionPolicy, RetentionRule
 from portal.ops.retention.prune import PruneJob
-from tests.backup.test_backup_job import small_disk
 from tests.support.kept import finding, put_archive
 from tests.support.killing import killed_at
+from tests.support.portal import small_disk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

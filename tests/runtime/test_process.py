@@ -16,6 +16,7 @@ import pytest
 
 from portal.ops.runtime.process import PIPE, SystemRunner, run
 from tests.support.fake_runner import FakeRunner, Script
+from tests.support.waiting import ends_soon
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -216,20 +217,6 @@ def test_a_process_ends_with_the_thread_that_started_it(runner: SystemRunner) ->
     thread.start()
     thread.join()
     assert started[0].wait(10) == -signal.SIGTERM
-
-
-def ends_soon(pid: int) -> bool:
-    """Wait up to ten seconds for a process, of whatever parent, to be gone or a zombie."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except (FileNotFoundError, ProcessLookupError):
-            return True
-        if state in "ZX":
-            return True
-        time.sleep(0.02)
-    return False
 
 
 class _SignalledError(Exception):

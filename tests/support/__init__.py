@@ -1,0 +1,1 @@
+"""Fixtures, servers and sample data that tests share."""

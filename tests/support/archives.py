@@ -21,14 +21,15 @@ from portal.ops.archive.writer import ArchiveWriter, Tally
 from portal.ops.backup.walk import FileTree, Identity
 from portal.ops.manifest import Manifest
 from portal.ops.model import SUFFIX, Component
-from portal.ops.repository.repository import write_durably
-from portal.ops.verify.verify import Verification, Verifier
+from portal.ops.repository.durable import write_durably
+from portal.ops.verify.verify import Verifier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from io import FileIO
 
     from portal.ops.archive.index import Member
+    from portal.ops.repository.verifications import Verification
 
 BACKUP_ID: Final = "full_20240115_120000_abc123"
 NAME: Final = BACKUP_ID + SUFFIX

@@ -14,7 +14,8 @@ from portal.ops.model import FORMAT_VERSION, INCREMENTAL_VERSION, BackupId, Back
 from portal.ops.repository.access_log import AccessLog, Action, Outcome
 from portal.ops.repository.pins import Pins
 from portal.ops.repository.records import RecordStore
-from portal.ops.repository.repository import Repository, sidecar_of
+from portal.ops.repository.repository import Repository
+from portal.ops.repository.sidecar import sidecar_of
 from portal.ops.repository.verifications import DIRECTORY, VerificationRecord
 from portal.ops.settings.load import Settings, load_settings
 

@@ -20,7 +20,7 @@ from portal.ops.model import (
     VerifyLevel,
     timestamp,
 )
-from portal.ops.verify.verify import Verification
+from portal.ops.repository.verifications import Verification
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -77,7 +77,7 @@ def packed(name: str, manifest: bytes) -> bytes:
 
 def finding(directory: Path, name: str, level: VerifyLevel, *, damage: str = "", checksum: str = "") -> Verification:
     """What a verification of an archive may have found."""
-    from portal.ops.archive.reader import Damage
+    from portal.ops.archive.damage import Damage
 
     path = directory / f"{name}{SUFFIX}"
     return Verification(

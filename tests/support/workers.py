@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from demo.redis import EmbeddedRedis
-    from tests.backup.test_backup_job import Portal
+    from tests.support.portal import Portal
     from worker.names import Lane, TaskName
 
 MARK = "PGTESTMARK"

@@ -20,8 +20,8 @@ import pytest
 
 from portal.ops.runtime.progress import Step
 from portal.ops.settings.load import LogFormat
-from tests.backup.test_backup_job import Portal, portal_in
 from tests.support.commands import BACKUP, ROOT, Ended, answer, run
+from tests.support.portal import Portal, portal_in
 from tools.terminal import watched_log
 
 if TYPE_CHECKING:

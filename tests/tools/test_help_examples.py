@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.backup.test_backup_job import Portal, portal, succeeded
+from tests.support.portal import Portal, portal, succeeded
 from tests.support.restoring import remove
 
 if TYPE_CHECKING:

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Self
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from tests.backup.test_backup_job import portal
-from tests.monitoring.test_alerts import Server, server
 from tests.support.commands import answer, run
+from tests.support.http_server import Server, server
+from tests.support.portal import portal
+from tests.support.redis import redis
 from tests.support.workers import MOMENT, WorkerProcess, client_of, result_of, submit, wait_until
-from tests.worker.test_health import redis
 from worker.names import TaskName
 
 if TYPE_CHECKING:
     from demo.redis import EmbeddedRedis
-    from tests.backup.test_backup_job import Portal
+    from tests.support.portal import Portal
 
 __all__ = ["portal", "redis", "server"]
 

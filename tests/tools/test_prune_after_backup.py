@@ -16,9 +16,9 @@ import pytest
 from portal.ops.model import BackupType
 from portal.ops.repository.pins import Pins
 from portal.ops.repository.repository import Repository
-from tests.backup.test_backup_job import Portal, portal
 from tests.support.commands import ROOT, done
 from tests.support.kept import put_archive
+from tests.support.portal import Portal, portal
 
 if TYPE_CHECKING:
     from demo.postgres import EmbeddedPostgres

@@ -18,10 +18,10 @@ from redis import Redis
 from demo.compare import tree_contents
 from demo.redis import EmbeddedRedis
 from portal.ops.verify.verify import Verifier
-from tests.backup.test_backup_crash import endless_dump
-from tests.backup.test_backup_job import Portal, portal, portal_in
 from tests.conftest import portal_database_in
 from tests.support.commands import ROOT, done
+from tests.support.crashes import endless_dump
+from tests.support.portal import Portal, portal, portal_in
 from tests.support.workers import WorkerProcess, client_of, queued, result_of, unacknowledged, wait_until
 from worker.names import Lane
 

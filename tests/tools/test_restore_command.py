@@ -20,9 +20,9 @@ from portal.ops.archive.open import open_archive
 from portal.ops.repository.access_log import AccessLog, Action
 from portal.ops.repository.repository import Repository
 from portal.ops.restore.job import RestoreConfig, RestoreJob
-from tests.backup.test_backup_job import Portal, portal, succeeded
 from tests.support import commands
 from tests.support.commands import ROOT
+from tests.support.portal import Portal, portal, succeeded
 
 if TYPE_CHECKING:
     from demo.postgres import EmbeddedPostgres

@@ -19,16 +19,17 @@ from portal.ops.archive.reader import ArchiveReader
 from portal.ops.backup.job import BackupConfig, BackupJob
 from portal.ops.errors import ClientToolError, NotIntactError, RepositoryError
 from portal.ops.model import VerifyLevel
-from portal.ops.repository.repository import sidecar_of
+from portal.ops.repository.sidecar import sidecar_of
 from portal.ops.settings.load import DatabaseTarget, Secret
-from portal.ops.verify.verify import Verification, Verifier
-from tests.backup.test_backup_job import portal_in, succeeded
+from portal.ops.verify.verify import Verifier
+from tests.support.portal import portal_in, succeeded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from demo.postgres import EmbeddedPostgres
+    from portal.ops.repository.verifications import Verification
 
 ID = "full_20240115_120000_abc123"
 LEVELS = [VerifyLevel.CHECKSUM, VerifyLevel.CONTENTS, VerifyLevel.DUMP]

@@ -22,7 +22,7 @@ from demo.compare import table_contents, tree_contents
 from demo.redis import EmbeddedRedis
 from portal.ops.repository.access_log import AccessLog, Action, Outcome
 from portal.ops.repository.repository import LOCK_NAME
-from tests.backup.test_backup_job import portal
+from tests.support.portal import portal
 from tests.support.workers import MOMENT, WorkerProcess, client_of, result_of, run_task, submit, wait_until
 from worker.health import check_lanes
 from worker.names import Lane, TaskName
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from demo.postgres import EmbeddedPostgres
-    from tests.backup.test_backup_job import Portal
+    from tests.support.portal import Portal
 
 __all__ = ["portal"]
 

@@ -9,31 +9,21 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-import pytest
 from redis import Redis
 
-from demo.redis import EmbeddedRedis
 from portal.ops.repository.repository import LOCK_NAME
-from tests.backup.test_backup_job import portal
+from tests.support.portal import portal
 from tests.support.workers import MOMENT, WorkerProcess, client_of, submit, wait_until
 from worker.health import check_lanes
 from worker.names import Lane, TaskName
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.backup.test_backup_job import Portal
+    from demo.redis import EmbeddedRedis
+    from tests.support.portal import Portal
 
 __all__ = ["portal"]
 
 Ended = subprocess.CompletedProcess[str]
-
-
-@pytest.fixture
-def redis() -> Iterator[EmbeddedRedis]:
-    """A broker of the test's own."""
-    with EmbeddedRedis() as server:
-        yield server
 
 
 def check(portal: Portal, redis: EmbeddedRedis, *lanes: str) -> Ended:

@@ -24,9 +24,9 @@ from demo.redis import EmbeddedRedis
 from portal.ops.repository.access_log import AccessLog, Action, Outcome
 from portal.ops.settings.load import load_settings
 from portal.ops.verify.verify import Verifier
-from tests.backup.test_backup_crash import LONG, SEED, lock_is_free
-from tests.backup.test_backup_job import BIG_TABLE, Portal, execute, portal_in
-from tests.postgres.test_postgres_source import no_session_soon
+from tests.support.crashes import LONG, SEED, lock_is_free
+from tests.support.portal import BIG_TABLE, Portal, execute, portal_in
+from tests.support.servers import no_session_soon
 from tests.support.workers import (
     MOMENT,
     WorkerProcess,
@@ -350,6 +350,6 @@ def test_a_worker_sweeps_what_an_earlier_one_left(portal: Portal) -> None:
 
 def slow(portal: Portal) -> dict[str, str]:
     """Where a pg_dump is that writes everything and then does not end."""
-    from tests.backup.test_backup_crash import endless_dump
+    from tests.support.crashes import endless_dump
 
     return {"BACKUP_PG_BIN_DIR": str(endless_dump(portal))}

@@ -12,7 +12,7 @@ import pytest
 from demo.redis import EmbeddedRedis
 from portal.ops.repository.access_log import AccessEntry, AccessLog, Action, Outcome
 from portal.ops.verify.verify import Verifier
-from tests.backup.test_backup_job import portal
+from tests.support.portal import portal
 from tests.support.workers import (
     MOMENT,
     WorkerProcess,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from demo.postgres import EmbeddedPostgres
-    from tests.backup.test_backup_job import Portal
+    from tests.support.portal import Portal
 
 __all__ = ["portal"]
 
@@ -221,8 +221,8 @@ def service(
     tmp_path_factory: pytest.TempPathFactory, postgres: Any
 ) -> Iterator[tuple[Portal, EmbeddedRedis, WorkerProcess]]:
     """A worker for many tests, with one archive."""
-    from tests.backup.test_backup_job import portal_in
     from tests.conftest import portal_database_in
+    from tests.support.portal import portal_in
 
     with portal_database_in(postgres) as database, EmbeddedRedis() as broker:
         found = portal_in(tmp_path_factory.mktemp("service"), database, postgres)

@@ -17,8 +17,8 @@ from pygal.etree import etree
 from pygal.style import Style
 
 from portal.ops.model import BackupType, timestamp
-from portal.ops.monitoring.status import duration, span, spoken
-from portal.ops.runtime.logs import human_bytes
+from portal.ops.monitoring.status import spoken
+from portal.ops.units import duration, human_bytes, span
 from tools.report.story import by_day, longest_ages
 
 if TYPE_CHECKING:

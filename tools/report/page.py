@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.model import timestamp
-from portal.ops.monitoring.status import duration, span, spoken
-from portal.ops.runtime.logs import human_bytes
+from portal.ops.monitoring.status import spoken
+from portal.ops.units import duration, human_bytes, span
 from tools.report import charts
 
 if TYPE_CHECKING:

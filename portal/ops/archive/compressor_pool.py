@@ -6,7 +6,6 @@ Deflating and hashing a large block release Python's lock, so threads do it in p
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,11 +21,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _PACKER: Final = "portal.ops.archive.packer"
-
-
-def available_cores() -> int:
-    """How many cores this process may run on."""
-    return len(os.sched_getaffinity(0))
 
 
 class Lanes:

@@ -11,6 +11,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from portal.ops.archive.plain import PlainArchive
+from typing import TYPE_CHECKING, Final
+
+from isal import isal_zlib
+
+from portal.ops.archive.frame import DeflateError
+from portal.ops.archive.index import MANIFEST
+from portal.ops.manifest import Manifest
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def open_archive(path: Path) -> ArchiveReader | PlainArchive:
@@ -42,3 +52,44 @@ def check_readable(path: Path) -> None:
         raise RepositoryError(
             f"cannot read {path}: {error.strerror}", hint="Look at its name, its permissions and the disk it is on."
         ) from error
+
+
+_BLOCK: Final = 512
+
+_READ_BYTES: Final = 32 << 10
+
+_MOST_BYTES: Final = 4 << 20
+
+_GZIP: Final = 16 + 15
+
+
+def peek_manifest(path: Path) -> Manifest | None:
+    """The manifest, where it is the first member and its header a plain one; nothing where that cannot be told.
+
+    Raises:
+        NotIntactError: there is a manifest, and it makes no sense.
+        OSError: the file cannot be read.
+    """
+    inflater = isal_zlib.decompressobj(_GZIP)
+    start = b""
+    with path.open("rb", buffering=0) as file:
+        while len(start) < _MOST_BYTES and (data := file.read(_READ_BYTES)):
+            try:
+                start += inflater.decompress(data, _MOST_BYTES)
+                if (size := _manifest_size(start)) is None:
+                    return None
+            except (DeflateError, ValueError):
+                return None
+            if len(start) >= _BLOCK + size > _BLOCK:
+                return Manifest.decode(start[_BLOCK : _BLOCK + size])
+    return None
+
+
+def _manifest_size(start: bytes) -> int | None:
+    """The size that the first header says; 0 where there is not enough of it; nothing where it is another member's."""
+    if len(start) < _BLOCK:
+        return 0
+    name = start[:100].rstrip(b"\0")
+    if not name.endswith(b"/" + MANIFEST.encode()):
+        return None
+    return int(start[124:136].rstrip(b"\0 "), 8) or None

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Final, Self
 
 from isal import igzip
 
+from portal.ops.archive.damage import HINT, Damage, DamagedError, checked, is_below
 from portal.ops.archive.frame import DeflateError
 from portal.ops.archive.index import MANIFEST, NAME, Member, MemberType
-from portal.ops.archive.reader import HINT, Damage, DamagedError, checked, is_below
 from portal.ops.errors import NotIntactError
 from portal.ops.manifest import Manifest
 from portal.ops.model import Component

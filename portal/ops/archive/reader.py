@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from isal import isal_zlib
 
 from portal.ops.archive import frame, index, tar
+from portal.ops.archive.damage import Damage, DamagedError, checked, is_below
 from portal.ops.archive.index import MANIFEST, TRAILER, TRAILER_ID, Member, MemberType
-from portal.ops.archive.layers import Layer
 from portal.ops.archive.read_ahead import (
     WORTH_A_THREAD,
     Coming,
@@ -37,41 +37,17 @@ if TYPE_CHECKING:
 
     from portal.ops.archive.runs import Run
     from portal.ops.manifest import Manifest
+from typing import TYPE_CHECKING
 
-HINT: Final = "Take another archive: './tools/backup.sh list' shows them."
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
 
 _TRAILER_BYTES: Final = len(frame.with_extra(tar.END_OF_ARCHIVE, TRAILER_ID, bytes(TRAILER.size)))
 _MANIFEST_MAX: Final = 1 << 26
 _READ_BYTES: Final = 1 << 18
 _MAX_INFLATED: Final = 1 << 20
-
-
-class Damage(NamedTuple):
-    """A place where the archive is not what it should be.
-
-    Arguments:
-        what: what is wrong, in words.
-        frame: the frame it is in, where there is one.
-        path: the member that it hits, where it can be told.
-    """
-
-    what: str
-    frame: int | None = None
-    path: str | None = None
-
-    def __str__(self) -> str:
-        where = [f"frame {self.frame}"] if self.frame is not None else []
-        if self.path is not None:
-            where.insert(0, self.path)
-        return f"{', '.join(where)}: {self.what}" if where else self.what
-
-
-class DamagedError(NotIntactError):
-    """A damage met on the way."""
-
-    def __init__(self, damage: Damage) -> None:
-        super().__init__(str(damage), hint=HINT)
-        self.damage = damage
 
 
 def is_indexed(path: Path) -> bool:
@@ -303,26 +279,6 @@ class ArchiveReader:
         return isal_zlib.decompressobj(31)
 
 
-def is_below(path: str, top: str) -> bool:
-    """Whether a member's path is `top` or lies below it."""
-    return path == top or path.startswith(f"{top}/")
-
-
-def checked(member: Member) -> Member:
-    """The member, if its path stays inside the archive's directory.
-
-    Raises:
-        NotIntactError: it does not, or holds something that no path has.
-    """
-    for path in (member.path, member.link) if member.type is MemberType.HARDLINK else (member.path,):
-        parts = path.split("/")
-        if "\x00" in path or any(part in ("", ".", "..") for part in parts):
-            raise DamagedError(Damage(what="the archive has a path that leads out of it, or none at all", path=path))
-    if member.size < 0 or member.at < 0 or member.frame < 0 or "\x00" in member.link:
-        raise DamagedError(Damage(what="the index says something impossible of it", path=member.path))
-    return member
-
-
 def _expect_none(below: str, coming: Iterator[Expected]) -> None:
     for member, _ in coming:
         if is_below(member.path, below):
@@ -452,3 +408,19 @@ def _index_size(header: bytes) -> int:
     if len(header) < tar.BLOCK or size < 0 or start not in header[:100]:
         raise DamagedError(Damage(what="there is no index where the end of the archive says"))
     return size
+
+
+class Layer(NamedTuple):
+    """What a tree has of one archive.
+
+    Arguments:
+        archive: it, opened.
+        most: how many members that is, at the most.
+        holds: whether the tree has it from this archive, by its path: a later one may have replaced or removed it.
+        named: a context in which the error of a damage is told with the archive's name, where there are several.
+    """
+
+    archive: ArchiveReader
+    most: int
+    holds: Callable[[str], bool]
+    named: Callable[[], AbstractContextManager[None]]

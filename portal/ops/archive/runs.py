@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from portal.ops.archive.damage import Damage, DamagedError
 from portal.ops.archive.index import FRAME_MAX
-from portal.ops.archive.reader import Damage, DamagedError
 from portal.ops.archive.tar import BLOCK
 
 if TYPE_CHECKING:

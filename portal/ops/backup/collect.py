@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from portal.ops.archive.compressor_pool import Lanes, available_cores
+from portal.ops.archive.compressor_pool import Lanes
 from portal.ops.archive.writer import ArchiveWriter, Readable, Tally
 from portal.ops.backup.walk import FileTree, identity, tree_bytes
 from portal.ops.chains.deletions import encode_deletions
@@ -17,6 +17,7 @@ from portal.ops.chains.state_cache import Totals
 from portal.ops.manifest import Manifest, room_for
 from portal.ops.model import DELETED, INCREMENTAL_VERSION, Component, timestamp
 from portal.ops.runtime.logs import engine_log
+from portal.ops.runtime.progress import available_cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from portal.ops.backup.config import BackupConfig
     from portal.ops.backup.increment import Increment
     from portal.ops.model import BackupId
-    from portal.ops.repository.repository import Draft
+    from portal.ops.repository.pending import Draft
     from portal.ops.runtime.process import ProcessRunner
     from portal.ops.runtime.progress import Meter
 

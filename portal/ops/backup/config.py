@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 
 from portal.ops.errors import ConfigurationError
 from portal.ops.model import FORMAT_VERSION, INCREMENTAL_VERSION, BackupType, Component, timestamp
-from portal.ops.retention.plan import RetentionPolicy, RetentionRule, own_rules
+from portal.ops.retention.policy import RetentionPolicy, RetentionRule, own_rules
 from portal.ops.settings.load import DatabaseTarget, Secret, Settings, refuse_unbuilt
 
 if TYPE_CHECKING:

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from portal.ops.archive.compressor_pool import available_cores
 from portal.ops.archive.open import open_archive
 from portal.ops.archive.writer import unreadable
 from portal.ops.backup.collect import Collection
@@ -40,15 +39,17 @@ from portal.ops.errors import (
 from portal.ops.model import SUFFIX, BackupId, BackupType, Component, VerifyLevel, timestamp
 from portal.ops.repository.access_log import Action, Observer, Outcome, Witness
 from portal.ops.repository.catalogue import Catalogue
+from portal.ops.repository.faults import disk_full
 from portal.ops.repository.locks import hold
-from portal.ops.repository.repository import ArchiveFile, Draft, Repository, disk_full, file_digest, read_sidecar
-from portal.ops.repository.verifications import Verifications
+from portal.ops.repository.repository import ArchiveFile, Repository
+from portal.ops.repository.sidecar import file_digest, read_sidecar
+from portal.ops.repository.verifications import Verification, Verifications
 from portal.ops.retention.prune import PruneJob
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.process import ProcessRunner, SystemRunner
-from portal.ops.runtime.progress import Clock, Meter, PathLike, Progress, read_text, utc_now
+from portal.ops.runtime.progress import Clock, Meter, PathLike, Progress, available_cores, read_text, utc_now
 from portal.ops.settings.load import load_settings, refuse_unbuilt
-from portal.ops.verify.verify import Expected, Verification, Verifier
+from portal.ops.verify.verify import Expected, Verifier
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 
     from portal.ops.manifest import Manifest
     from portal.ops.repository.entry import Entry
+    from portal.ops.repository.pending import Draft
 
 __all__ = ["BackupConfig", "BackupJob", "BackupResult", "BackupType", "create_backup_job"]
 

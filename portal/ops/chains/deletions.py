@@ -14,8 +14,8 @@ from json.encoder import encode_basestring_ascii as quote
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.archive import index
+from portal.ops.archive.damage import HINT, checked, is_below
 from portal.ops.archive.index import Member, MemberType
-from portal.ops.archive.reader import HINT, checked, is_below
 from portal.ops.errors import NotIntactError
 from portal.ops.model import DELETED, Component
 

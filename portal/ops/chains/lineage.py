@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from portal.ops.archive.peek import peek_manifest
+from portal.ops.archive.open import peek_manifest
 from portal.ops.chains.graph import HINT, absent, circle
 from portal.ops.errors import NotIntactError, RepositoryError
 from portal.ops.model import SUFFIX, Component
-from portal.ops.repository.repository import file_digest, read_sidecar
+from portal.ops.repository.sidecar import file_digest, read_sidecar
 
 if TYPE_CHECKING:
     from pathlib import Path

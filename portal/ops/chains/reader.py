@@ -13,9 +13,9 @@ from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
-from portal.ops.archive.layers import Layer
+from portal.ops.archive.damage import is_below
 from portal.ops.archive.open import open_archive
-from portal.ops.archive.reader import ArchiveReader, is_below
+from portal.ops.archive.reader import ArchiveReader, Layer
 from portal.ops.chains.deletions import deletions
 from portal.ops.chains.graph import HINT
 from portal.ops.chains.lineage import line_of
@@ -29,6 +29,15 @@ if TYPE_CHECKING:
     from portal.ops.archive.index import Member
     from portal.ops.archive.plain import PlainArchive
     from portal.ops.chains.lineage import Ancestor
+    from portal.ops.manifest import Manifest
+from typing import TYPE_CHECKING
+
+from portal.ops.archive.plain import PlainArchive
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from portal.ops.archive.index import Member
     from portal.ops.manifest import Manifest
 
 _PREFIX: Final = Component.MEDIA.member
@@ -200,3 +209,6 @@ def _named(ancestor: Ancestor) -> Iterator[None]:
         yield
     except NotIntactError as error:
         raise NotIntactError(f"in {ancestor.name}: {error.message}", hint=error.hint or HINT) from error
+
+
+Archive = ArchiveReader | PlainArchive | ChainReader

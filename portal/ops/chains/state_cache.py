@@ -14,8 +14,9 @@ import stat
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from portal.ops.archive.damage import is_below
 from portal.ops.archive.index import Member, MemberType, encode_name
-from portal.ops.archive.reader import ArchiveReader, is_below
+from portal.ops.archive.reader import ArchiveReader
 from portal.ops.chains.deletions import deletions
 from portal.ops.errors import NotIntactError
 from portal.ops.model import Component

@@ -9,9 +9,9 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from portal.ops.archive.damage import Damage, is_below
 from portal.ops.archive.index import Member, MemberType
 from portal.ops.archive.plain import PlainArchive
-from portal.ops.archive.reader import Damage, is_below
 from portal.ops.model import RESTORE_DIRECTORY
 from portal.ops.postgres.connection import connect
 from portal.ops.postgres.server import restoring_errors
@@ -19,7 +19,7 @@ from portal.ops.postgres.server import restoring_errors
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from portal.ops.restore.components import Archive
+    from portal.ops.chains.reader import Archive
     from portal.ops.settings.database_url import DatabaseTarget
 
 MOST_DAMAGES: Final = 100

@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from portal.ops.archive.compressor_pool import available_cores
-from portal.ops.archive.reader import Damage
+from portal.ops.archive.damage import Damage
 from portal.ops.chains.reader import open_tree
 from portal.ops.drill.compare import Comparison
 from portal.ops.drill.report import DIRECTORY, DrillReport, DrillReports
@@ -42,22 +41,22 @@ from portal.ops.postgres.pg_restore import find_restorer
 from portal.ops.postgres.server import maintenance
 from portal.ops.repository.access_log import Action, Observer, Outcome, Witness
 from portal.ops.repository.locks import hold
-from portal.ops.repository.repository import ArchiveFile, Repository, file_digest, read_sidecar
-from portal.ops.repository.verifications import Verifications
+from portal.ops.repository.repository import ArchiveFile, Repository
+from portal.ops.repository.sidecar import file_digest, read_sidecar
+from portal.ops.repository.verifications import Verification, Verifications
 from portal.ops.restore.database.fill import fill
 from portal.ops.restore.database.stage import settle
 from portal.ops.restore.dump_source import dump_of, rows_of
 from portal.ops.restore.files.restore import FileRestore
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.process import ProcessRunner, SystemRunner
-from portal.ops.runtime.progress import Clock, PathLike, Progress, Step, utc_now
-from portal.ops.verify.verify import Verification
+from portal.ops.runtime.progress import Clock, PathLike, Progress, Step, available_cores, utc_now
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from portal.ops.chains.reader import Archive
     from portal.ops.manifest import Manifest
-    from portal.ops.restore.components import Archive
     from portal.ops.restore.config import RestoreConfig
 
 log = engine_log("portal.ops.drill")

@@ -19,7 +19,8 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from portal.ops.monitoring.failures import answered, failure_of, is_failure
-from portal.ops.repository.repository import try_lock, write_durably
+from portal.ops.repository.durable import write_durably
+from portal.ops.repository.locks import try_lock
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import Clock, utc_now
 

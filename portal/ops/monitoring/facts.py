@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from portal.ops.drill.report import DrillReport
     from portal.ops.model import BackupType
     from portal.ops.repository.entry import Entry
-    from portal.ops.retention.plan import RetentionPolicy, RetentionRule
+    from portal.ops.retention.policy import RetentionPolicy, RetentionRule
     from portal.ops.settings.load import Settings
 
 _HISTORY_DAYS: Final = 400

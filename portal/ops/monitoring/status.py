@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from portal.ops.model import Component
 from portal.ops.monitoring.forecast import forecast
 from portal.ops.monitoring.model import Archive, ComponentStatus, Drill, Facts, Miss, Status
+from portal.ops.units import span
 
 if TYPE_CHECKING:
     from portal.ops.settings.load import TargetSettings
@@ -133,21 +134,3 @@ def _is_overdue(first: datetime | None, allowed: timedelta, now: datetime) -> bo
 def spoken(component: Component) -> str:
     """What people call it."""
     return {Component.DATABASE: "database", Component.MEDIA: "uploads", Component.AUDIT_LOGS: "audit log"}[component]
-
-
-def span(time: timedelta) -> str:
-    """An age as people say it: ``90 s``, ``45 min``, ``26 h``, ``3 days``."""
-    seconds = max(0, round(time.total_seconds()))
-    for size, most, unit in ((1, 120, "s"), (60, 120, "min"), (3600, 48, "h")):
-        if seconds < most * size:
-            return f"{seconds // size} {unit}"
-    return f"{seconds // 86400} days"
-
-
-def duration(seconds: float) -> str:
-    """How long something took, to the second: ``45 s``, ``2:09 min``, ``1:02:09 h``."""
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}:{minutes:02d}:{rest:02d} h"
-    return f"{minutes}:{rest:02d} min" if minutes else f"{rest} s"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from portal.ops.monitoring.status import duration, span, spoken
-from portal.ops.runtime.logs import human_bytes
+from portal.ops.monitoring.status import spoken
+from portal.ops.units import duration, human_bytes, span
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -5,7 +5,16 @@ Source: PostgreSQL, src/bin/pg_dump/pg_backup_archiver.c, `WriteHead` and `Write
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+from portal.ops.postgres.client_tools import client_environment
+from portal.ops.runtime.process import DEVNULL, PIPE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from portal.ops.postgres.client_tools import ClientTool
+    from portal.ops.runtime.process import ProcessRunner, RunningProcess
 
 HEAD_BYTES: Final = 4096
 """So much of a dump is enough for `dump_major`."""
@@ -42,3 +51,19 @@ def _integer(head: bytes, at: int, size: int) -> int:
     if len(head) < at + 1 + size or value > HEAD_BYTES:
         raise ValueError("cut short")
     return -value if head[at] else value
+
+
+def start_decoding(tool: ClientTool, *, runner: ProcessRunner, dump: Path | None = None) -> RunningProcess:
+    """Start a pg_restore that decodes a dump.
+
+    Arguments:
+        tool: a pg_restore that can read it.
+        dump: the file; nothing means the standard input of the program.
+    """
+    file = [] if dump is None else [str(dump)]
+    return runner.start(
+        [str(tool.path), "--format=custom", "--file=/dev/null", *file],
+        environment=client_environment(),
+        stdin=PIPE if dump is None else DEVNULL,
+        stdout=DEVNULL,
+    )

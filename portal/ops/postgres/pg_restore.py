@@ -28,7 +28,7 @@ from portal.ops.errors import (
 )
 from portal.ops.postgres.client_tools import client_environment, find_client
 from portal.ops.postgres.connection import conninfo, libpq_environment
-from portal.ops.postgres.dump_decoding import start_decoding
+from portal.ops.postgres.dump_format import start_decoding
 from portal.ops.runtime.process import DEVNULL, PIPE, run
 
 if TYPE_CHECKING:

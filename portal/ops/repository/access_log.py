@@ -37,7 +37,8 @@ from portal.ops.repository.access_entry import (
     decode,
     sealed,
 )
-from portal.ops.repository.repository import give_to_owner, try_lock, write_durably
+from portal.ops.repository.durable import give_to_owner, write_durably
+from portal.ops.repository.locks import try_lock
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import utc_now
 

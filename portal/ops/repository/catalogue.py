@@ -19,16 +19,15 @@ from operator import attrgetter
 from stat import S_ISLNK, S_ISREG
 from typing import TYPE_CHECKING, Final
 
-from portal.ops.archive.open import open_archive
-from portal.ops.archive.peek import peek_manifest
+from portal.ops.archive.open import open_archive, peek_manifest
 from portal.ops.errors import OpsError, RepositoryError
 from portal.ops.model import SIDECAR_SUFFIX, SUFFIX, BackupId, BackupType, Component, VerifyLevel
 from portal.ops.repository.bulk_stat import ABSENT, STAMP, stamp, states
 from portal.ops.repository.catalogue_cache import CatalogueCache, Memory
 from portal.ops.repository.entry import Entry, Finding
 from portal.ops.repository.pins import Pins
-from portal.ops.repository.repository import read_sidecar
 from portal.ops.repository.restorability import chain_faults
+from portal.ops.repository.sidecar import read_sidecar
 from portal.ops.repository.verifications import DIRECTORY as VERIFICATIONS
 from portal.ops.repository.verifications import Verifications
 from portal.ops.runtime.logs import engine_log

@@ -10,7 +10,7 @@ import sqlite3
 from contextlib import ExitStack, closing, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from portal.ops.repository.repository import give_to_owner, make_hidden
+from portal.ops.repository.durable import give_to_owner, make_hidden
 from portal.ops.runtime.logs import engine_log
 
 if TYPE_CHECKING:

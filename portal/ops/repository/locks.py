@@ -13,11 +13,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import ArchiveAbsentError, BusyError, RepositoryError
-from portal.ops.repository.repository import try_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _POLL_SECONDS: Final = 0.05
 
@@ -89,3 +92,36 @@ def _absent(archive: Path) -> ArchiveAbsentError:
     return ArchiveAbsentError(
         f"{archive.name} has just been removed", hint="'./tools/backup.sh list' shows what there is."
     )
+
+
+@contextmanager
+def locked_alone(directory: Path, busy: str) -> Iterator[None]:
+    """Lock a directory itself, without waiting and without writing anything.
+
+    Arguments:
+        busy: what is said where another process has locked it.
+
+    Raises:
+        BusyError: another one has.
+        OSError: there is no such directory, or it may not be read.
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if not try_lock(descriptor, fcntl.LOCK_EX):
+            raise BusyError(busy, hint="Wait for it to end, then try again.")
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def try_lock(descriptor: int, kind: int) -> bool:
+    """Lock an open file, without waiting; whether that was possible.
+
+    Arguments:
+        kind: `fcntl.LOCK_SH` or `fcntl.LOCK_EX`.
+    """
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

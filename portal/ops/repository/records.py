@@ -13,7 +13,8 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import OpsError, RepositoryError
-from portal.ops.repository.repository import disk_full, make_hidden, sync_directory, write_durably
+from portal.ops.repository.durable import make_hidden, sync_directory, write_durably
+from portal.ops.repository.faults import disk_full
 from portal.ops.runtime.logs import engine_log
 
 if TYPE_CHECKING:

@@ -10,33 +10,29 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
-import shlex
 import signal
 import stat
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from portal.ops.archive.output_file import OutFile
-from portal.ops.errors import ArchiveAbsentError, BusyError, DiskFullError, NotIntactError, RepositoryError
+from portal.ops.errors import ArchiveAbsentError, BusyError
 from portal.ops.model import SIDECAR_SUFFIX, SUFFIX, BackupId, BackupType
+from portal.ops.repository.durable import give_to_owner
+from portal.ops.repository.faults import _MAKE_HINT, _OWNER_HINT, _hint, _trouble
+from portal.ops.repository.locks import try_lock
+from portal.ops.repository.pending import PARTIAL_SUFFIX, Draft, _final, _open_locked, _partial, _remove_remains
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-PARTIAL_SUFFIX: Final = ".partial"
 LOCK_NAME: Final = ".lock"
 CHAIN_LOCK_NAME: Final = ".chain.lock"
 
-_SIDECAR: Final = re.compile(r"([0-9a-f]{64})[ \t]+\*?([^\n]+)\n?")
-_UNFINISHED: Final = re.compile(r"\..+\.\d+\.tmp")
 _POLL_SECONDS: Final = 0.05
-_READ_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,161 +277,7 @@ class Repository:
             os.close(descriptor)
 
 
-class Draft:
-    """An archive that is being written: `commit` makes it one, `discard` leaves nothing of it."""
-
-    def __init__(self, final: Path, descriptor: int) -> None:
-        self.final = final
-        self.partial = _partial(final)
-        self.out = OutFile(descriptor)
-
-    def commit(self, digest: str) -> Path:
-        """Publish the archive; everything in it must be on the disk, and `digest` be its SHA-256."""
-        sidecar = sidecar_of(self.final)
-        write_durably(sidecar, f"{digest}  {self.final.name}\n".encode())
-        self.partial.rename(self.final)  # the commit
-        sync_directory(self.final.parent)
-        return self.final
-
-    def discard(self) -> None:
-        """Remove what was written; an archive that was committed stays."""
-        with suppress(FileNotFoundError):
-            _remove_remains(self.partial)
-
-
-def sidecar_of(archive: Path) -> Path:
-    """Where the digest of an archive is kept."""
-    return archive.with_name(archive.name + SIDECAR_SUFFIX)
-
-
-def read_sidecar(archive: Path) -> str | None:
-    """The SHA-256 that an archive should have, in hexadecimal; nothing where it has no sidecar.
-
-    Raises:
-        NotIntactError: the sidecar is not what `sha256sum` writes, or is another file's.
-    """
-    try:
-        text = sidecar_of(archive).read_text("utf-8", "replace")
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise _trouble(error, "cannot read", sidecar_of(archive)) from error
-    found = _SIDECAR.fullmatch(text)
-    if not found or Path(found[2]).name != archive.name:
-        raise NotIntactError(
-            f"the checksum file {sidecar_of(archive).name} is damaged, or another archive's",
-            hint="Transfer the archive and its .sha256 file again from where they were made.",
-        )
-    return found[1]
-
-
-def file_digest(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal.
-
-    Raises:
-        RepositoryError: it cannot be read.
-    """
-    digest, buffer = sha256(), bytearray(_READ_BYTES)
-    view = memoryview(buffer)
-    try:
-        with path.open("rb", buffering=0) as file:
-            while count := file.readinto(buffer):
-                digest.update(view[:count])
-    except OSError as error:
-        raise _trouble(error, "cannot read", path) from error
-    return digest.hexdigest()
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a small file so that it is there whole or not at all, whatever happens."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            give_to_owner(descriptor, path.parent)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def give_to_owner(descriptor: int, directory: Path) -> None:
-    """Give what root has made in a directory to whom the directory belongs, who could not use it otherwise.
-
-    A file that has other names is left alone: it may have been put there for root to give away.
-    """
-    if os.geteuid() != 0:
-        return
-    found, owner = os.fstat(descriptor), os.stat(directory)
-    if found.st_uid == 0 != owner.st_uid and (found.st_nlink == 1 or stat.S_ISDIR(found.st_mode)):
-        os.fchown(descriptor, owner.st_uid, owner.st_gid)
-
-
-def make_hidden(path: Path) -> None:
-    """Make a directory of records in a repository, unless it is there: its owner's, and nobody else's.
-
-    Raises:
-        OSError: it cannot be made.
-    """
-    path.mkdir(mode=0o700, exist_ok=True)
-    if os.geteuid() == 0:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            give_to_owner(descriptor, path.parent)
-        finally:
-            os.close(descriptor)
-
-
-def unfinished(directory: Path) -> list[Path]:
-    """The hidden files of writes that have not come to their end, or never will."""
-    try:
-        names = os.listdir(directory)
-    except (FileNotFoundError, PermissionError):
-        return []
-    return [directory / name for name in sorted(names) if _UNFINISHED.fullmatch(name)]
-
-
-def sync_directory(path: Path) -> None:
-    """Put the names in a directory on the disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-_OWNER_HINT: Final = (
-    "Run this as the user that the backups belong to, or give them to the user that runs it: "
-    "chown -R kekkai:kekkai {path}"
-)
-_MAKE_HINT: Final = "Make it once, as root: install -d -m 700 -o kekkai -g kekkai {path}"
 _NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
-
-
-def _trouble(error: OSError, doing: str, path: Path, *, denied: str = "") -> RepositoryError:
-    reason = os.strerror(error.errno or 0).lower()
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return disk_full(path)
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return RepositoryError(f"{doing} {path}: {reason}", hint=denied or _hint(_OWNER_HINT, path))
-    return RepositoryError(
-        f"{doing} {path}: {reason}", hint="Look at the disk and its mount; BACKUP_LOCAL_PATH names it."
-    )
-
-
-def _hint(text: str, path: Path) -> str:
-    return text.format(path=shlex.quote(str(path)))
-
-
-def disk_full(path: Path) -> DiskFullError:
-    """The error for a repository that has no room left."""
-    return DiskFullError(
-        f"no space left for the archive in {path}",
-        hint="Remove old archives, or move BACKUP_LOCAL_PATH to a larger disk; what was written of this one is gone.",
-    )
 
 
 def _look_at(path: Path) -> ArchiveFile | None:
@@ -469,37 +311,6 @@ def _absent(text: str, hits: list[ArchiveFile], path: Path) -> ArchiveAbsentErro
     return ArchiveAbsentError(f"there is no archive {text!r}, neither as a path nor in {path}", hint=hint)
 
 
-def _partial(final: Path) -> Path:
-    return final.with_name(f".{final.name}{PARTIAL_SUFFIX}")
-
-
-def _final(partial: Path) -> Path:
-    return partial.with_name(partial.name.removeprefix(".").removesuffix(PARTIAL_SUFFIX))
-
-
-def _remove_remains(partial: Path) -> None:
-    """Remove a hidden file that we hold the lock of, and the sidecar of an archive that never came to be."""
-    final = _final(partial)
-    if not final.exists():
-        sidecar_of(final).unlink(missing_ok=True)
-    for temporary in final.parent.glob(f".{sidecar_of(final).name}.*.tmp"):
-        temporary.unlink(missing_ok=True)
-    partial.unlink()
-
-
-def _open_locked(partial: Path, *, create: bool = True) -> int | None:
-    """Open and lock a hidden file; nothing where somebody else holds the lock, or took the name away meanwhile."""
-    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
-    descriptor = os.open(partial, flags, 0o600)
-    try:
-        if try_lock(descriptor, fcntl.LOCK_EX) and os.path.samestat(os.fstat(descriptor), partial.stat()):
-            return descriptor
-    except FileNotFoundError:
-        pass
-    os.close(descriptor)
-    return None
-
-
 @contextmanager
 def _signals_held_back() -> Iterator[None]:
     """Let no signal's handler raise anything between the making of a file and the note that it is ours to remove."""
@@ -508,36 +319,3 @@ def _signals_held_back() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def locked_alone(directory: Path, busy: str) -> Iterator[None]:
-    """Lock a directory itself, without waiting and without writing anything.
-
-    Arguments:
-        busy: what is said where another process has locked it.
-
-    Raises:
-        BusyError: another one has.
-        OSError: there is no such directory, or it may not be read.
-    """
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        if not try_lock(descriptor, fcntl.LOCK_EX):
-            raise BusyError(busy, hint="Wait for it to end, then try again.")
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def try_lock(descriptor: int, kind: int) -> bool:
-    """Lock an open file, without waiting; whether that was possible.
-
-    Arguments:
-        kind: `fcntl.LOCK_SH` or `fcntl.LOCK_EX`.
-    """
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -14,14 +14,22 @@ from typing import TYPE_CHECKING, Any, Final
 from portal.ops.errors import NotIntactError, OpsError, RepositoryError
 from portal.ops.model import SUFFIX, VerifyLevel
 from portal.ops.repository.records import DamagedRecordError, RecordStore
-from portal.ops.repository.repository import read_sidecar
+from portal.ops.repository.sidecar import read_sidecar
 from portal.ops.runtime.logs import engine_log
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from portal.ops.archive.damage import Damage
     from portal.ops.repository.repository import Repository
-    from portal.ops.verify.verify import Verification
+from typing import TYPE_CHECKING
+
+from portal.ops.model import FORMAT_VERSION, Component
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from portal.ops.manifest import Manifest
 
 log = engine_log("portal.ops.repository.verifications")
 
@@ -174,3 +182,78 @@ class Verifications:
             return ""  # a sidecar that makes no sense vouches for nothing
         except OpsError:
             return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What a look at an archive has found.
+
+    Arguments:
+        level: how closely it was looked at in the end; higher than asked for where the checksum left a doubt.
+        checksum: the SHA-256 that the file has.
+        damages: what is wrong, at most `MOST_DAMAGES` of it.
+        notes: what is not wrong, but should be known.
+        manifest: what the archive says of itself, where that could be read.
+        files: how many files it holds, where they were looked at.
+        content_bytes: and how many bytes they have.
+        has_digests: whether the archive has a digest of each file; what plain tar and gzip made has none.
+    """
+
+    path: Path
+    level: VerifyLevel
+    checksum: str
+    damages: tuple[Damage, ...] = ()
+    notes: tuple[str, ...] = ()
+    manifest: Manifest | None = None
+    files: int = 0
+    content_bytes: int = 0
+    has_digests: bool = True
+    duration_seconds: float = 0.0
+
+    @property
+    def intact(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.damages
+
+    @property
+    def message(self) -> str:
+        """The finding in one sentence, or a few where there is damage."""
+        name = self.path.name.removesuffix(SUFFIX)
+        if self.damages:
+            more = f"; and {len(self.damages) - 3} more" if len(self.damages) > 3 else ""
+            return f"{name} is not intact: " + "; ".join(map(str, self.damages[:3])) + more
+        if self.level is VerifyLevel.CHECKSUM:
+            return f"{name} is intact: its SHA-256 is {self.checksum}"
+        decoded = self.level is VerifyLevel.DUMP and self.manifest and Component.DATABASE in self.manifest.components
+        dump = ", the dump decodes to its end" if decoded else ""
+        files = "1 file" if self.files == 1 else f"{self.files:,} files"
+        if self.level is VerifyLevel.DRILL:
+            return f"{name} is intact: it was restored, and every table and every file ({files}) is as in the backup"
+        right = "every digest is right" if self.has_digests else "all of it is as gzip's checksum says"
+        return f"{name} is intact: {files}, {self.content_bytes:,} bytes, {right}{dump}"
+
+    def raise_damage(self) -> None:
+        """Raise what is wrong as an error.
+
+        Raises:
+            NotIntactError: something is.
+        """
+        if self.damages:
+            raise NotIntactError(self.message, hint="Take another archive: './tools/backup.sh list' shows them.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The finding in the types of JSON."""
+        return {
+            "success": self.intact,
+            "path": str(self.path),
+            "backup_id": self.path.name.removesuffix(SUFFIX),
+            "level": self.level.value,
+            "message": self.message,
+            "checksum": self.checksum,
+            "damages": [str(damage) for damage in self.damages],
+            "notes": list(self.notes),
+            "files": self.files,
+            "content_bytes": self.content_bytes,
+            "duration_seconds": round(self.duration_seconds, 3),
+            "format_version": FORMAT_VERSION,
+        }

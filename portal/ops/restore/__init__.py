@@ -1,1 +1,37 @@
-"""TODO."""
+"""Restoring: plan, stage, swap, report; and rolling a restore back.
+
+Promises that a restore does everything or changes nothing, and that it can be rolled back. May import backup, verify,
+chains, repository and what these may.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from portal.ops.restore.config import (
+        RestoreConfig as RestoreConfig,
+        RestoreResult as RestoreResult,
+        RestoreScope as RestoreScope,
+    )
+    from portal.ops.restore.plan import RestorePlan as RestorePlan
+    from portal.ops.restore.job import RestoreJob as RestoreJob, create_restore_job as create_restore_job
+
+__all__ = ["RestoreConfig", "RestoreJob", "RestorePlan", "RestoreResult", "RestoreScope", "create_restore_job"]
+
+_HOMES = {
+    "RestoreConfig": "portal.ops.restore.config",
+    "RestoreResult": "portal.ops.restore.config",
+    "RestoreScope": "portal.ops.restore.config",
+    "RestorePlan": "portal.ops.restore.plan",
+    "RestoreJob": "portal.ops.restore.job",
+    "create_restore_job": "portal.ops.restore.job",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first asked for (PEP 562): a command pays only for what it uses."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -13,11 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from portal.ops.archive.compressor_pool import available_cores
+from portal.ops.archive.damage import is_below
 from portal.ops.archive.index import MemberType
 from portal.ops.archive.plain import PlainArchive
-from portal.ops.archive.reader import ArchiveReader, is_below
-from portal.ops.chains.reader import ChainReader
 from portal.ops.errors import DiskFullError, NotIntactError
 from portal.ops.model import RESTORE_DIRECTORY, Component
 from portal.ops.postgres.database_names import Names, Role
@@ -26,20 +24,22 @@ from portal.ops.restore.database.model import DatabaseState, RestoreMode
 from portal.ops.restore.dump_source import dump_content, dump_of, rows_of
 from portal.ops.restore.files.free_space import room
 from portal.ops.restore.files.restore import FileRestore, forget, list_restores
+from portal.ops.runtime.progress import available_cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from portal.ops.archive.index import Member
+    from portal.ops.chains.reader import Archive
     from portal.ops.manifest import Manifest
-    from portal.ops.restore.config import PartPlan, RestoreConfig
+    from portal.ops.restore.config import RestoreConfig
     from portal.ops.restore.database.model import DatabaseReport
     from portal.ops.restore.database.restore import DatabaseRestore
+    from portal.ops.restore.plan import PartPlan
     from portal.ops.runtime.process import ProcessRunner
     from portal.ops.runtime.progress import Advance
     from portal.ops.settings.database_url import DatabaseTarget
 
-Archive = ArchiveReader | PlainArchive | ChainReader
 
 _ANOTHER: Final = "Take another archive: './tools/backup.sh list' shows them."
 

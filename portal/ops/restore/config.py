@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
-from portal.ops.errors import ConfigurationError, OpsError
-from portal.ops.model import FORMAT_VERSION, Component, timestamp
+from portal.ops.errors import ConfigurationError
+from portal.ops.model import FORMAT_VERSION, timestamp
 from portal.ops.restore.database.model import RestoreMode
 from portal.ops.settings.load import DatabaseTarget, Secret, Settings
 
@@ -126,68 +126,6 @@ class RestoreConfig:
             password=Secret(password) if isinstance(password, str) else password,
             options=self.db_options,
         )
-
-
-class PartPlan(Protocol):
-    """What will be done with one component."""
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What should be known."""
-
-    @property
-    def blockers(self) -> tuple[OpsError, ...]:
-        """What makes it impossible."""
-
-    def lines(self) -> list[str]:
-        """The plan in plain words."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RestorePlan:
-    """What a restore will do, before it does it.
-
-    Arguments:
-        backup_id: what is restored.
-        timestamp: when that was made.
-        components: what of it.
-        parts: what will be done with each component.
-        warnings: what should be known.
-        blockers: what makes it impossible; empty where it can be started.
-        takes_back: the restore that is taken back, where that is what is planned.
-        forgets: the restore that is forgotten, where that is what is planned; `kept` is what goes with it.
-    """
-
-    backup_id: str
-    backup_file: Path
-    timestamp: str
-    components: tuple[Component, ...]
-    parts: Mapping[Component, PartPlan] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-    blockers: tuple[OpsError, ...] = ()
-    takes_back: str = ""
-    forgets: str = ""
-    kept: tuple[str, ...] = ()
-
-    def lines(self) -> list[str]:
-        """The plan in plain words."""
-        what = ", ".join(self.components)
-        if self.takes_back:
-            return [f"Take back {self.takes_back}: {what} will be as before {self.backup_id} was restored."]
-        if self.forgets:
-            return [
-                f"Forget {self.forgets}, of {self.backup_id}: it can then not be taken back. Removed for ever:",
-                *(f"  {kept}" for kept in self.kept),
-            ]
-        made = f", made {self.timestamp}" if self.timestamp else ""
-        lines = [f"Restore {what} from {self.backup_id}{made}."]
-        for component, plan in self.parts.items():
-            lines += ["", component.value.replace("_", " ").capitalize(), *(f"  {line}" for line in plan.lines())]
-        if self.warnings:
-            lines += ["", *(f"Warning: {warning}" for warning in self.warnings)]
-        if self.blockers:
-            lines += ["", *(f"In the way: {blocker}" for blocker in self.blockers)]
-        return lines
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from portal.ops.archive.index import Member
+    from portal.ops.chains.reader import Archive
     from portal.ops.manifest import Manifest
-    from portal.ops.restore.components import Archive
     from portal.ops.runtime.progress import Advance
 
 _ANOTHER: Final = "Take another archive: './tools/backup.sh list' shows them."

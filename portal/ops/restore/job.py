@@ -27,9 +27,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from portal.ops.archive.compressor_pool import available_cores
 from portal.ops.chains.lineage import is_incremental, line_of
-from portal.ops.chains.reader import open_tree
+from portal.ops.chains.reader import Archive, open_tree
 from portal.ops.errors import (
     NotConfirmedError,
     NotIntactError,
@@ -39,22 +38,24 @@ from portal.ops.errors import (
 from portal.ops.model import Component, VerifyLevel
 from portal.ops.repository.access_log import Action, Observer, Outcome, Witness
 from portal.ops.repository.locks import hold
-from portal.ops.repository.repository import ArchiveFile, Repository, read_sidecar
-from portal.ops.repository.verifications import Verifications
+from portal.ops.repository.repository import ArchiveFile, Repository
+from portal.ops.repository.sidecar import read_sidecar
+from portal.ops.repository.verifications import Verification, Verifications
 from portal.ops.restore.background_checksum import Checksum
-from portal.ops.restore.components import Archive, Part, PartMaker, short_of_room
-from portal.ops.restore.config import RestoreConfig, RestorePlan, RestoreResult, RestoreScope
+from portal.ops.restore.components import Part, PartMaker, short_of_room
+from portal.ops.restore.config import RestoreConfig, RestoreResult, RestoreScope
 from portal.ops.restore.database.model import RestoreMode
 from portal.ops.restore.files.selection import choose, selected
 from portal.ops.restore.history import RestoreHistory, Stuck
 from portal.ops.restore.journal import RestoreRecord, RestoreRecords, RestoreState
 from portal.ops.restore.outcome import Draft, reported
+from portal.ops.restore.plan import RestorePlan
 from portal.ops.restore.select_archive import absolute, choose_archive, choose_components, name_of
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.process import ProcessRunner, SystemRunner
-from portal.ops.runtime.progress import Clock, Meter, PathLike, Progress, read_text, utc_now
+from portal.ops.runtime.progress import Clock, Meter, PathLike, Progress, available_cores, read_text, utc_now
 from portal.ops.settings.load import load_settings
-from portal.ops.verify.verify import Expected, Verification, Verifier
+from portal.ops.verify.verify import Expected, Verifier
 
 if TYPE_CHECKING:
     from datetime import datetime

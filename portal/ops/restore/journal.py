@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import BusyError, RepositoryError, RestoreError
 from portal.ops.model import Component
-from portal.ops.repository.repository import LOCK_NAME, Repository, sync_directory, write_durably
+from portal.ops.repository.durable import sync_directory, write_durably
+from portal.ops.repository.repository import LOCK_NAME, Repository
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -24,11 +24,13 @@ from portal.ops.errors import BusyError, OpsError, RepositoryError
 from portal.ops.model import FORMAT_VERSION, SIDECAR_SUFFIX, SUFFIX, BackupId, BackupType
 from portal.ops.repository.access_log import Action, Observer, Outcome, Witness, brief
 from portal.ops.repository.catalogue import Catalogue, kin_of
-from portal.ops.repository.locks import claim
+from portal.ops.repository.durable import sync_directory, unfinished
+from portal.ops.repository.locks import claim, locked_alone
 from portal.ops.repository.pins import Pins
-from portal.ops.repository.repository import Repository, locked_alone, sidecar_of, sync_directory, unfinished
+from portal.ops.repository.repository import Repository
+from portal.ops.repository.sidecar import sidecar_of
 from portal.ops.repository.verifications import Verifications
-from portal.ops.retention.plan import Decision, RetentionPlan, RetentionPolicy, plan
+from portal.ops.retention.plan import Decision, RetentionPlan, plan
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import utc_now
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from portal.ops.retention.policy import RetentionPolicy
     from portal.ops.runtime.progress import Clock
 
 log = engine_log("portal.ops.retention.prune")

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 import structlog
 
 from portal.ops.settings.load import LogFormat
+from portal.ops.units import human_bytes
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, WrappedLogger
 
 _HOST: Final = socket.gethostname()
 _LABEL_WIDTH: Final = 21
-_UNITS: Final = ("B", "kB", "MB", "GB", "TB")
 _UNSAID: Final = ("timestamp", "level", "event", "backup_id", "restore_id")
 
 
@@ -107,13 +107,3 @@ def _fact(name: str, value: Any) -> str:
     if name in ("component", "detail", "path", "name"):
         return f"{value:<10}"
     return f"{name} {value}"
-
-
-def human_bytes(count: float) -> str:
-    """A number of bytes as people say it, such as ``210 MB``."""
-    size = float(count)
-    for unit in _UNITS:
-        if size < 1000 or unit == _UNITS[-1]:
-            break
-        size /= 1000
-    return f"{size:.0f} {unit}" if size >= 100 or unit == "B" else f"{size:.1f} {unit}"

@@ -57,3 +57,8 @@ class Meter:
         self._done += count
         if self._progress:
             self._progress(Step(phase=self.phase, done=self._done, expect=self.expect))
+
+
+def available_cores() -> int:
+    """How many cores this process may run on."""
+    return len(os.sched_getaffinity(0))

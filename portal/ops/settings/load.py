@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from portal.ops.errors import ConfigurationError, UnsupportedError
-from portal.ops.retention.plan import own_numbers
+from portal.ops.model import LogFormat
 from portal.ops.settings import table as variables
 from portal.ops.settings.database_url import DatabaseTarget, Secret
-from portal.ops.settings.parsers import OFF, Setting, UnusableError
-from portal.ops.settings.table import SETTINGS, LogFormat, WatchMode
+from portal.ops.settings.parsers import OFF, Setting, UnusableError, own_numbers
+from portal.ops.settings.table import SETTINGS, WatchMode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     Rules = Mapping[str, Mapping[str, int]]
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
 
 T_co = TypeVar("T_co", covariant=True)
 Choice = TypeVar("Choice", bound=StrEnum)
@@ -199,3 +204,16 @@ class Setting(Generic[T_co]):
     without: str = "(optional)"
     secret: bool = False
     empty_counts: bool = False
+
+
+def own_numbers(numbers: Mapping[str, int], *, days: int, count: int) -> dict[str, int]:
+    """The numbers of a rule for one type: what it says, and nothing of the general rule.
+
+    Only where it says neither how many days nor how many backups, it has those of the general rule.
+
+    Arguments:
+        numbers: what it says.
+        days: those of the general rule; likewise `count`.
+    """
+    usual = {"days": 0, "count": 0} if {"days", "count"} & numbers.keys() else {"days": days, "count": count}
+    return usual | dict(numbers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final
 
+from portal.ops.model import LogFormat
 from portal.ops.settings.parsers import (
     HUNDRED_YEARS,
     MOST_KEPT,
@@ -24,14 +25,6 @@ from portal.ops.settings.parsers import (
     time_zone,
     whole_number,
 )
-
-
-class LogFormat(StrEnum):
-    """How log lines look."""
-
-    AUTO = "auto"
-    JSON = "json"
-    CONSOLE = "console"
 
 
 class WatchMode(StrEnum):

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from tests.support.restoring import Bench
 
 PASSWORD = "correct horse"
-RICH_SCHEMA = Path(__file__).with_name("rich_schema.sql")
+RICH_SCHEMA = Path(__file__).parents[2] / "support" / "rich_schema.sql"
 SWAP, IN_PLACE = RestoreMode.SWAP, RestoreMode.IN_PLACE
 LATER = (
     "DELETE FROM note",

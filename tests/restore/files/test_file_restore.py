@@ -24,16 +24,16 @@ from portal.ops.restore.files import safe_tree as file_tree
 from portal.ops.restore.files.record import RestoreDirectory
 from portal.ops.restore.files.restore import FileRestore, FilesReport, FilesState, forget, list_restores
 from portal.ops.restore.files.selection import matches
-from tests.archive.test_archive_round_trip import grow, trees
 from tests.support import archives
 from tests.support.archives import NAME, Recipe, Tree, tree_on_disk, write_archive
 from tests.support.hostile import directory, file, hardlink, write_indexed, write_plain
+from tests.support.trees import grow, trees
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from portal.ops.archive.compressor_pool import Lanes
-    from tests.archive.test_archive_round_trip import Node
+    from tests.support.trees import Node
 
 MIB = 1 << 20
 LONG_FORM = os.environ.get("KEKKAI_LONG_TESTS")

@@ -15,7 +15,7 @@ from portal.ops.postgres.inspection import check_readable, read_facts
 from portal.ops.postgres.server import list_sessions
 from portal.ops.restore.database.model import RestoreMode
 from portal.ops.restore.database.plan import choose_mode, is_local
-from portal.ops.runtime.logs import human_bytes
+from portal.ops.units import human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Final
 from portal.ops.model import SUFFIX, BackupType
 from portal.ops.monitoring.doctor.check import Check, Finding, fault, ok, warning
 from portal.ops.monitoring.doctor.locks import holders, is_held
-from portal.ops.repository.repository import LOCK_NAME, PARTIAL_SUFFIX, Repository
+from portal.ops.repository.pending import PARTIAL_SUFFIX
+from portal.ops.repository.repository import LOCK_NAME, Repository
 from portal.ops.restore.journal import DIRECTORY as RESTORES
 from portal.ops.restore.journal import RestoreRecords
-from portal.ops.runtime.logs import human_bytes
+from portal.ops.units import human_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,7 +6,6 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import NotIntactError
-from portal.ops.restore.files.refusal import HINT, twice
 from portal.ops.restore.files.safe_tree import SPECIAL_BITS, Attributes, Tree
 
 if TYPE_CHECKING:
@@ -16,6 +15,10 @@ if TYPE_CHECKING:
     from portal.ops.restore.files.free_space import Room
     from portal.ops.restore.files.writers import Writers, WrittenFile
     from portal.ops.runtime.progress import Advance
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from portal.ops.archive.index import Member
 
 HOLE_BYTES: Final = 1 << 16
 """A run of zeros of this length, on a multiple of it, becomes a hole."""
@@ -125,3 +128,20 @@ def _parts(piece: memoryview, start: int) -> Iterator[memoryview]:
 def _write_all(descriptor: int, data: memoryview) -> None:
     while data:
         data = data[os.write(descriptor, data) :]
+
+
+HINT: Final = "Do not trust this archive; take another one: './tools/backup.sh list' shows them."
+
+
+def twice(member: Member) -> NotIntactError:
+    """The error where something stands in a member's place."""
+    return NotIntactError(
+        f"{member.path} comes twice, or as a file and as a directory, or in two spellings that this file system "
+        "takes for one",
+        hint=HINT,
+    )
+
+
+def no_file(member: Member) -> NotIntactError:
+    """The error where a hard link has nothing to be another name of."""
+    return NotIntactError(f"{member.path} is a link to {member.link}, which is no file before it", hint=HINT)

@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from portal.ops.archive.damage import is_below
 from portal.ops.archive.index import Member, MemberType, encode_name
-from portal.ops.archive.reader import is_below
 from portal.ops.errors import DiskFullError, NotIntactError, RestoreError
 from portal.ops.restore.files.changes import OURS, protected_paths
 from portal.ops.restore.files.free_space import room

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import AccessDeniedError, RestoreError
 from portal.ops.restore.files.changes import OURS, must_stay
-from portal.ops.restore.files.mounts import mounts_below
 from portal.ops.restore.files.safe_tree import Attributes, Tree
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from portal.ops.errors import OpsError
+import re
 
 _MOST_NAMED: Final = 3
 
@@ -173,3 +173,32 @@ def _few(paths: Collection[str]) -> str:
     names = [path or "the directory itself" for path in paths]
     more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
     return f"{', '.join(names[:_MOST_NAMED])}{more}"
+
+
+_MOUNTS: Final = "/proc/self/mountinfo"
+
+_PLACE: Final = 4
+"""The field of a line that says where the mount is, after two numbers, two more, and its root."""
+
+_ESCAPED: Final = re.compile(rb"\\([0-7]{3})")
+
+
+def mounts_below(top: str) -> tuple[str, ...]:
+    """What is mounted below a directory, relative to it; nothing where the kernel does not say.
+
+    Arguments:
+        top: a real path.
+    """
+    try:
+        with open(_MOUNTS, "rb") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return ()
+    places = (_place(line) for line in lines)
+    inside = f"{top.rstrip('/')}/"
+    return tuple(sorted({place[len(inside) :] for place in places if place.startswith(inside) and place != inside}))
+
+
+def _place(line: bytes) -> str:
+    found = _ESCAPED.sub(lambda match: bytes([int(match[1], 8)]), line.split(b" ")[_PLACE])
+    return found.decode("utf-8", "surrogateescape")

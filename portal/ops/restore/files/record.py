@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import RestoreError
 from portal.ops.model import RESTORE_DIRECTORY, Component
-from portal.ops.repository.repository import locked_alone, sync_directory, write_durably
+from portal.ops.repository.durable import sync_directory, write_durably
+from portal.ops.repository.locks import locked_alone
 from portal.ops.restore.files.journal import Places
 from portal.ops.restore.files.safe_tree import Attributes, Tree, remove_tree
 

@@ -20,8 +20,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from portal.ops.archive.damage import is_below
 from portal.ops.archive.plain import PlainArchive
-from portal.ops.archive.reader import ArchiveReader, is_below
 from portal.ops.errors import ConfigurationError, OpsError, RestoreError
 from portal.ops.model import RESTORE_DIRECTORY, Component, timestamp
 from portal.ops.restore.audit_chain import ChainReport, check_logs
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from portal.ops.archive.index import Member
+    from portal.ops.archive.reader import ArchiveReader
     from portal.ops.chains.reader import ChainReader
     from portal.ops.runtime.progress import Advance
 

@@ -6,17 +6,16 @@ import sys
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final, Protocol
 
+from portal.ops.archive.damage import is_below
 from portal.ops.archive.index import Member, MemberType
 from portal.ops.archive.plain import PlainArchive
-from portal.ops.archive.reader import is_below
 from portal.ops.archive.runs import Run, runs
 from portal.ops.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from portal.ops.archive.layers import Layer
-    from portal.ops.archive.reader import ArchiveReader
+    from portal.ops.archive.reader import ArchiveReader, Layer
     from portal.ops.chains.reader import ChainReader
 
     Archive = ArchiveReader | PlainArchive | ChainReader

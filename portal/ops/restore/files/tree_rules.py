@@ -10,13 +10,13 @@ import unicodedata
 from dataclasses import dataclass, field
 from typing import Final
 
+from portal.ops.archive.damage import is_below
 from portal.ops.archive.index import Member, MemberType
 from portal.ops.archive.links import leads_out
-from portal.ops.archive.reader import is_below
 from portal.ops.errors import NotIntactError
 from portal.ops.model import RESTORE_DIRECTORY
+from portal.ops.restore.files.file_writer import HINT, no_file, twice
 from portal.ops.restore.files.name_set import Kind, Names
-from portal.ops.restore.files.refusal import HINT, no_file, twice
 from portal.ops.restore.files.safe_tree import SPECIAL_BITS
 
 MOST_WARNINGS: Final = 50

@@ -1,0 +1,72 @@
+"""A pending archive: its hidden file, locked while it is written; the rename that commits it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from portal.ops.archive.output_file import OutFile
+from portal.ops.repository.durable import sync_directory, write_durably
+from portal.ops.repository.locks import try_lock
+from portal.ops.repository.sidecar import sidecar_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+PARTIAL_SUFFIX: Final = ".partial"
+
+
+class Draft:
+    """An archive that is being written: `commit` makes it one, `discard` leaves nothing of it."""
+
+    def __init__(self, final: Path, descriptor: int) -> None:
+        self.final = final
+        self.partial = _partial(final)
+        self.out = OutFile(descriptor)
+
+    def commit(self, digest: str) -> Path:
+        """Publish the archive; everything in it must be on the disk, and `digest` be its SHA-256."""
+        sidecar = sidecar_of(self.final)
+        write_durably(sidecar, f"{digest}  {self.final.name}\n".encode())
+        self.partial.rename(self.final)  # the commit
+        sync_directory(self.final.parent)
+        return self.final
+
+    def discard(self) -> None:
+        """Remove what was written; an archive that was committed stays."""
+        with suppress(FileNotFoundError):
+            _remove_remains(self.partial)
+
+
+def _partial(final: Path) -> Path:
+    return final.with_name(f".{final.name}{PARTIAL_SUFFIX}")
+
+
+def _final(partial: Path) -> Path:
+    return partial.with_name(partial.name.removeprefix(".").removesuffix(PARTIAL_SUFFIX))
+
+
+def _remove_remains(partial: Path) -> None:
+    """Remove a hidden file that we hold the lock of, and the sidecar of an archive that never came to be."""
+    final = _final(partial)
+    if not final.exists():
+        sidecar_of(final).unlink(missing_ok=True)
+    for temporary in final.parent.glob(f".{sidecar_of(final).name}.*.tmp"):
+        temporary.unlink(missing_ok=True)
+    partial.unlink()
+
+
+def _open_locked(partial: Path, *, create: bool = True) -> int | None:
+    """Open and lock a hidden file; nothing where somebody else holds the lock, or took the name away meanwhile."""
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
+    descriptor = os.open(partial, flags, 0o600)
+    try:
+        if try_lock(descriptor, fcntl.LOCK_EX) and os.path.samestat(os.fstat(descriptor), partial.stat()):
+            return descriptor
+    except FileNotFoundError:
+        pass
+    os.close(descriptor)
+    return None

@@ -1,0 +1,59 @@
+"""Sidecars: the digest beside an archive, in the format of `sha256sum`."""
+
+from __future__ import annotations
+
+import re
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+from portal.ops.errors import NotIntactError
+from portal.ops.model import SIDECAR_SUFFIX
+from portal.ops.repository.faults import _trouble
+
+_SIDECAR: Final = re.compile(r"([0-9a-f]{64})[ \t]+\*?([^\n]+)\n?")
+
+_READ_BYTES: Final = 1 << 20
+
+
+def sidecar_of(archive: Path) -> Path:
+    """Where the digest of an archive is kept."""
+    return archive.with_name(archive.name + SIDECAR_SUFFIX)
+
+
+def read_sidecar(archive: Path) -> str | None:
+    """The SHA-256 that an archive should have, in hexadecimal; nothing where it has no sidecar.
+
+    Raises:
+        NotIntactError: the sidecar is not what `sha256sum` writes, or is another file's.
+    """
+    try:
+        text = sidecar_of(archive).read_text("utf-8", "replace")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _trouble(error, "cannot read", sidecar_of(archive)) from error
+    found = _SIDECAR.fullmatch(text)
+    if not found or Path(found[2]).name != archive.name:
+        raise NotIntactError(
+            f"the checksum file {sidecar_of(archive).name} is damaged, or another archive's",
+            hint="Transfer the archive and its .sha256 file again from where they were made.",
+        )
+    return found[1]
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        RepositoryError: it cannot be read.
+    """
+    digest, buffer = sha256(), bytearray(_READ_BYTES)
+    view = memoryview(buffer)
+    try:
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                digest.update(view[:count])
+    except OSError as error:
+        raise _trouble(error, "cannot read", path) from error
+    return digest.hexdigest()

@@ -1,0 +1,40 @@
+"""Amounts and times as a person reads them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+from typing import TYPE_CHECKING
+
+_UNITS: Final = ("B", "kB", "MB", "GB", "TB")
+
+
+def human_bytes(count: float) -> str:
+    """A number of bytes as people say it, such as ``210 MB``."""
+    size = float(count)
+    for unit in _UNITS:
+        if size < 1000 or unit == _UNITS[-1]:
+            break
+        size /= 1000
+    return f"{size:.0f} {unit}" if size >= 100 or unit == "B" else f"{size:.1f} {unit}"
+
+
+def span(time: timedelta) -> str:
+    """An age as people say it: ``90 s``, ``45 min``, ``26 h``, ``3 days``."""
+    seconds = max(0, round(time.total_seconds()))
+    for size, most, unit in ((1, 120, "s"), (60, 120, "min"), (3600, 48, "h")):
+        if seconds < most * size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds // 86400} days"
+
+
+def duration(seconds: float) -> str:
+    """How long something took, to the second: ``45 s``, ``2:09 min``, ``1:02:09 h``."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02d}:{rest:02d} h"
+    return f"{minutes}:{rest:02d} min" if minutes else f"{rest} s"
