@@ -10,9 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from portal.ops.backup.config import BackupConfig as BackupConfig, BackupResult as BackupResult
-    from portal.ops.backup.job import BackupJob as BackupJob, create_backup_job as create_backup_job
-    from portal.ops.model import BackupType as BackupType
+    from portal.ops.backup.config import BackupConfig, BackupResult
+    from portal.ops.backup.job import BackupJob, create_backup_job
+    from portal.ops.model import BackupType
 
 __all__ = ["BackupConfig", "BackupJob", "BackupResult", "BackupType", "create_backup_job"]
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from portal.ops.restore.config import (
-        RestoreConfig as RestoreConfig,
-        RestoreResult as RestoreResult,
-        RestoreScope as RestoreScope,
+        RestoreConfig,
+        RestoreResult,
+        RestoreScope,
     )
-    from portal.ops.restore.plan import RestorePlan as RestorePlan
-    from portal.ops.restore.job import RestoreJob as RestoreJob, create_restore_job as create_restore_job
+    from portal.ops.restore.job import RestoreJob, create_restore_job
+    from portal.ops.restore.plan import RestorePlan
 
 __all__ = ["RestoreConfig", "RestoreJob", "RestorePlan", "RestoreResult", "RestoreScope", "create_restore_job"]
 
