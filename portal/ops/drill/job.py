@@ -37,6 +37,7 @@ from portal.ops.errors import (
     RepositoryError,
 )
 from portal.ops.model import BackupType, Component, VerifyLevel
+from portal.ops.postgres.dump_contents import SUBSCRIPTIONS
 from portal.ops.postgres.pg_restore import find_restorer
 from portal.ops.postgres.server import maintenance
 from portal.ops.repository.access_log import Action, Observer, Outcome, Witness
@@ -44,7 +45,7 @@ from portal.ops.repository.locks import hold
 from portal.ops.repository.repository import ArchiveFile, Repository
 from portal.ops.repository.sidecar import file_digest, read_sidecar
 from portal.ops.repository.verifications import Verification, Verifications
-from portal.ops.restore.database.fill import fill
+from portal.ops.restore.database.fill import filling
 from portal.ops.restore.database.stage import settle
 from portal.ops.restore.dump_source import dump_of, rows_of
 from portal.ops.restore.files.restore import FileRestore
@@ -235,8 +236,12 @@ class DrillJob:
             runner=self._runner,
             bin_dir=Path(self.config.pg_bin_dir) if self.config.pg_bin_dir else None,
         )
-        fill(restorer, dump, target, jobs=jobs, role=None)
-        rows = settle(target, jobs)
+        # A subscription would take part in what the live one does with its publisher.
+        with filling(restorer, dump, target, jobs=jobs, role=None, without=SUBSCRIPTIONS) as work:
+            work.fill()
+            rows = settle(target, jobs)
+            work.finish()
+        draft.found.warnings += work.warnings
         draft.note(database_seconds=time.monotonic() - started, server_version=version)
         draft.found.rows_of_tables(rows, rows_of(draft.manifest))
         draft.found.keys_of_tables(target)

@@ -20,7 +20,7 @@ from psycopg.sql import SQL
 
 from portal.ops.errors import DumpFailedError
 from portal.ops.postgres.client_tools import find_client
-from portal.ops.postgres.connection import connect, conninfo, explained_errors, libpq_environment
+from portal.ops.postgres.connection import connect, conninfo, explained_errors, libpq_environment, silencing_options
 from portal.ops.postgres.failures import explain_dump_failure
 from portal.ops.postgres.inspection import check_readable, read_facts
 from portal.ops.postgres.row_counts import SnapshotCount, list_tables, table_sizes
@@ -228,7 +228,7 @@ def _command(tool: ClientTool, target: DatabaseTarget, snapshot: str, lock_secon
         "--no-password",
         f"--snapshot={snapshot}",
         f"--lock-wait-timeout={_milliseconds(lock_seconds)}",
-        f"--dbname={conninfo(target)}",
+        f"--dbname={conninfo(target, options=silencing_options(target))}",
     ]
 
 

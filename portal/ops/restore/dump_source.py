@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from portal.ops.errors import NotIntactError
 from portal.ops.model import Component
 from portal.ops.postgres.dump_file import Dump
+from portal.ops.postgres.table_names import normal_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,6 +70,6 @@ def rows_of(manifest: Manifest) -> dict[str, int]:
 def _numbers_of(manifest: Manifest, what: str) -> dict[str, int]:
     numbers = manifest.details.get(Component.DATABASE.value, {}).get(what, {})
     try:
-        return {str(table): int(number) for table, number in numbers.items()}
+        return {normal_name(str(table)): int(number) for table, number in numbers.items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise NotIntactError(f"the manifest's numbers of {what} make no sense", hint=_ANOTHER) from error

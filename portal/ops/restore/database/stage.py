@@ -24,7 +24,7 @@ from portal.ops.postgres.connection import connect
 from portal.ops.postgres.database_names import Role
 from portal.ops.postgres.row_counts import count_rows, list_tables
 from portal.ops.postgres.server import create_like, drop_forced, find_database, maintenance, read_me, restoring_errors
-from portal.ops.restore.database.fill import fill
+from portal.ops.restore.database.fill import filling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -81,9 +81,11 @@ def stage(
         create_like(connection, names.name(Role.RESTORING), live, owner or me.name)
     scratch = replace(target, name=names.name(Role.RESTORING))
     try:
-        fill(restorer, dump, scratch, jobs=jobs, role=owner if owner != me.name else None)
-        counted = settle(scratch, jobs)
-        check_rows(counted, row_counts)
+        with filling(restorer, dump, scratch, jobs=jobs, role=owner) as work:
+            work.fill()
+            counted = settle(scratch, jobs)
+            check_rows(counted, row_counts)
+            work.finish()
         _close(target, names)
     except BaseException:
         with suppress(OpsError), maintenance(target) as connection:
