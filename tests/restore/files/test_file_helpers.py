@@ -61,8 +61,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def archive(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with archives.lanes() as lanes:
-        return write_archive(tmp_path_factory.mktemp("repository") / NAME, lanes, Recipe(media=source))
+    with archives.compressor_pool() as pool:
+        return write_archive(tmp_path_factory.mktemp("repository") / NAME, pool, Recipe(media=source))
 
 
 def restore(tmp_path: Path) -> FileRestore:
