@@ -79,7 +79,7 @@ def staged(restoring: FileRestore, archive: Path, advance: Callable[[int], None]
 def helpers() -> list[int]:
     """The helpers that this thread has started; other tests' servers may be its children too."""
     listed = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text(encoding="ascii")
-    return [int(pid) for pid in listed.split() if b"file_unpacker" in command_line(int(pid))]
+    return [int(pid) for pid in listed.split() if b"restore.files.unpacker" in command_line(int(pid))]
 
 
 def command_line(pid: int) -> bytes:
