@@ -23,15 +23,13 @@ from portal.ops.runtime.logs import configure_logging
 from portal.ops.settings.load import DatabaseTarget, LogFormat
 from tests.support.backups import ROOT, refused
 from tests.support.portal import BIG_TABLE, Portal, execute, small_disk, succeeded
-from tests.support.servers import no_session_soon, server
+from tests.support.servers import no_session_soon
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from demo.postgres import EmbeddedPostgres
     from portal.ops.runtime.progress import Step
-
-__all__ = ["server"]
 
 
 def descendants() -> set[int]:
