@@ -2,120 +2,24 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import re
 import subprocess
 import sys
-import tarfile
-import tempfile
-import threading
-import time
 from contextlib import closing
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from itertools import pairwise
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from uuid import uuid4
-
-import pytest
-import structlog
+from typing import TYPE_CHECKING
 
 from portal.ops.archive.reader import ArchiveReader
-from portal.ops.backup.job import BackupConfig, BackupJob, BackupResult, BackupType, create_backup_job
-from portal.ops.errors import RepositoryError
+from portal.ops.backup.job import BackupJob, create_backup_job
 from portal.ops.postgres.connection import connect
 from portal.ops.postgres.row_counts import count_rows, list_tables
-from portal.ops.repository.repository import Repository
-from portal.ops.repository.sidecar import sidecar_of
-from portal.ops.runtime.logs import configure_logging
-from portal.ops.settings.load import DatabaseTarget, LogFormat
-from tests.support.portal import BIG_TABLE, Portal, execute, small_disk, succeeded
-from tests.support.servers import no_session_soon, server
+from tests.support.backups import GUIDE_KEYS, NOON, ROOT, files_below, manifest, member, members
+from tests.support.portal import Portal, succeeded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
-    from demo.postgres import EmbeddedPostgres
-    from portal.ops.runtime.progress import Step
-
-__all__ = ["server"]
-
-ROOT = Path(__file__).parents[2]
-GUIDE_KEYS = {"backup_id", "type", "timestamp", "format_version", "components", "hostname", "db_name"}
-NOON = datetime(2024, 1, 15, 12, tzinfo=UTC)
-
-
-def refused(result: BackupResult, portal: Portal) -> str:
-    """The error of a backup that failed as it should: with a hint, and without a trace."""
-    assert not result.success
-    assert (result.destination_path, result.checksum, result.size_bytes, result.components) == ("", "", 0, ())
-    assert result.error is not None
-    assert "\n  hint: " in result.error
-    assert portal.left() == set()
-    return result.error
-
-
-def members(archive: Path) -> list[str]:
-    """What tar finds below the archive's directory."""
-    with tarfile.open(archive) as tar:
-        return [name.partition("/")[2] for name in tar.getnames()]
-
-
-def member(archive: Path, path: str) -> bytes:
-    with tarfile.open(archive) as tar:
-        file = tar.extractfile(f"{archive.name.removesuffix('.tar.gz')}/{path}")
-        assert file is not None
-        return file.read()
-
-
-def manifest(archive: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(member(archive, "manifest.json"))
-    return found
-
-
-def files_below(directory: Path, prefix: str) -> dict[str, bytes]:
-    return {
-        f"{prefix}/{path.relative_to(directory)}": path.read_bytes() for path in directory.rglob("*") if path.is_file()
-    }
-
-
-def descendants() -> set[int]:
-    """The processes that this one started, and those that they did."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(") ")[2].split()[1])
-            except OSError:
-                continue
-    found, more = set(), {os.getpid()}
-    while more:
-        more = {pid for pid, parent in parents.items() if parent in more}
-        found |= more
-    return found
-
-
-def no_new_descendants_soon(before: set[int], seconds: float = 10) -> bool:
-    deadline = time.monotonic() + seconds
-    while descendants() - before:
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-def at_first(action: Callable[[], object]) -> Callable[[Step], None]:
-    """What does something once, when the first block of a dump has been read and pg_dump waits to write more."""
-    todo = [action]
-
-    def progress(_: Step) -> None:
-        while todo:
-            todo.pop()()
-
-    return progress
+    import pytest
 
 
 class TestGuide:
@@ -312,6 +216,7 @@ def test_pg_restore_reads_the_dump(portal: Portal, tmp_path: Path) -> None:
         assert f"TABLE DATA {table.replace('.', ' ')} " in listed
 
 
+<<<<<<< HEAD
 class TestResult:
     """What a caller gets."""
 
@@ -654,6 +559,8 @@ class TestSecrets:
         assert not [line for line in seen if portal.password.encode() in line]
 
 
+=======
+>>>>>>> main
 def test_reading_the_manifest_needs_no_server(portal: Portal) -> None:
     """An archive can be looked into when the database is gone."""
     archive = succeeded(portal.job().backup_database())
@@ -666,23 +573,3 @@ def test_a_clock_can_be_passed_in(portal: Portal) -> None:
     result = BackupJob(portal.config(), clock=lambda: NOON).backup_media()
     assert result.timestamp == NOON
     assert result.backup_id.startswith("media_20240115_120000_")
-
-
-def test_another_user_is_told_what_cannot_be_reached(portal: Portal) -> None:
-    """Uploads below a directory of another user's are named, with advice about them and not about the repository."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can become somebody else")
-    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
-        Path(directory).chmod(0o755)
-        (Path(directory) / "closed").mkdir(mode=0o700)
-        (Path(directory) / "archives").mkdir(mode=0o777)
-        (Path(directory) / "archives").chmod(0o777)
-        job = portal.job(media_path=f"{directory}/closed/uploads", local_path=f"{directory}/archives")
-        os.setresuid(65534, 65534, 0)
-        try:
-            result = job.backup_media(request_id=uuid4().hex)
-        finally:
-            os.setresuid(0, 0, 0)
-        assert result.error is not None
-        assert result.error.startswith(f"cannot read {directory}/closed/uploads: Permission denied")
-        assert "the portal's user" in result.error

@@ -4,147 +4,19 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import stat
-import subprocess
-import sys
-import tempfile
 import threading
-import time
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from hashlib import sha256
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from portal.ops.errors import ArchiveAbsentError, BusyError, NotIntactError, RepositoryError
-from portal.ops.model import BackupId
-from portal.ops.repository.durable import sync_directory, write_durably
-from portal.ops.repository.repository import LOCK_NAME, Repository
-from portal.ops.repository.sidecar import read_sidecar, sidecar_of
+from portal.ops.errors import ArchiveAbsentError, RepositoryError
+from portal.ops.repository.repository import Repository
+from tests.support.repositories import CONTENT, as_nobody, publish
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-ROOT = Path(__file__).parents[2]
-CONTENT = b"an archive, as far as the repository cares"
-DIGEST = sha256(CONTENT).hexdigest()
-NOBODY = 65534
-
-WRITER = """
-import sys
-from pathlib import Path
-from portal.ops.model import BackupId
-from portal.ops.repository import Repository, sidecar_of, write_durably
-
-with Repository(Path(sys.argv[1])).draft(BackupId.parse(sys.argv[2])) as draft:
-    draft.out.write(b"half")
-    if sys.argv[3] == "sidecar":
-        write_durably(sidecar_of(draft.final), b"0" * 64 + b"  " + draft.final.name.encode())
-    print("writing", flush=True)
-    sys.stdin.readline()
-    draft.out.write(b" and half")
-    draft.commit(draft.out.finish())
-"""
-OVERWRITER = """
-import sys
-from pathlib import Path
-from portal.ops.repository import write_durably
-
-while True:
-    for letter in b"ab":
-        write_durably(Path(sys.argv[1]), bytes([letter]) * 500_000)
-"""
-
-
-def backup_id(text: str = "full_20240115_120000_abc123") -> BackupId:
-    parsed = BackupId.parse(text)
-    assert parsed is not None
-    return parsed
-
-
-def publish(repository: Repository, name: str = "full_20240115_120000_abc123", content: bytes = CONTENT) -> Path:
-    with repository.draft(backup_id(name)) as draft:
-        assert draft is not None
-        draft.out.write(content)
-        return draft.commit(draft.out.finish())
-
-
-def names(repository: Repository) -> set[str]:
-    """Everything in the directory but the lock."""
-    return {path.name for path in repository.path.iterdir()} - {LOCK_NAME}
-
-
-def python(program: str, *arguments: str | Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Writer:
-    """Another process, half way through an archive."""
-
-    process: subprocess.Popen[bytes]
-
-    def finish(self) -> None:
-        """Let it write the rest and publish."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(b"\n")
-        self.process.stdin.flush()
-
-    def die(self) -> None:
-        """End it as a crash does."""
-        self.process.kill()
-        self.process.wait()
-
-
-@contextmanager
-def writer(
-    repository: Repository, *, until: str = "half", name: str = "full_20240115_120000_abc123"
-) -> Iterator[Writer]:
-    with python(WRITER, repository.path, name, until) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"writing\n"
-            yield Writer(process=process)
-        finally:
-            process.kill()
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Repository:
-    """An empty repository that waits half a second at the most."""
-    repository = Repository(tmp_path / "repository", lock_timeout=0.5)
-    repository.prepare()
-    return repository
-
-
-@pytest.fixture
-def public_directory() -> Iterator[Path]:
-    """A directory that every user can reach, which pytest's own is not."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
-        Path(directory).chmod(0o755)
-        yield Path(directory)
-
-
-@contextmanager
-def as_nobody() -> Iterator[None]:
-    """Be a user without rights for a while."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can become somebody else")
-    os.setresuid(NOBODY, NOBODY, 0)
-    try:
-        yield
-    finally:
-        os.setresuid(0, 0, 0)
+    from pathlib import Path
 
 
 class TestPrepare:
@@ -192,6 +64,7 @@ class TestPrepare:
         assert caught.value.hint.endswith(f"install -d -m 700 -o kekkai -g kekkai {public_directory}/new")
 
 
+<<<<<<< HEAD
 class TestCommit:
     """When an archive begins to exist."""
 
@@ -400,6 +273,8 @@ class TestLocks:
         assert f"chown -R kekkai:kekkai {public_directory}" in caught.value.hint
 
 
+=======
+>>>>>>> main
 class TestList:
     """The archives, as their names and directory entries tell."""
 
@@ -525,88 +400,3 @@ class TestFind:
         path = public_directory / "closed" / "x.tar.gz"
         with as_nobody(), pytest.raises(RepositoryError, match=f"cannot read {path}: permission denied"):
             Repository(public_directory / "none").find(path)
-
-
-class TestSidecar:
-    """Reading the checksum that an archive should have."""
-
-    @pytest.mark.parametrize("line", [f"{DIGEST}  x.tar.gz\n", f"{DIGEST} *x.tar.gz\n", f"{DIGEST}  x.tar.gz"])
-    def test_what_sha256sum_writes_is_understood(self, tmp_path: Path, line: str) -> None:
-        """Text and binary mode, with and without a last line end."""
-        (tmp_path / "x.tar.gz.sha256").write_text(line)
-        assert read_sidecar(tmp_path / "x.tar.gz") == DIGEST
-
-    def test_a_path_in_it_does_not_matter(self, tmp_path: Path) -> None:
-        """A sidecar that was made from another directory names the archive with a path."""
-        (tmp_path / "x.tar.gz.sha256").write_text(f"{DIGEST}  /backups/x.tar.gz\n")
-        assert read_sidecar(tmp_path / "x.tar.gz") == DIGEST
-
-    def test_none_is_no_damage(self, tmp_path: Path) -> None:
-        """An archive can be without one."""
-        assert read_sidecar(tmp_path / "x.tar.gz") is None
-
-    @pytest.mark.parametrize(
-        "content",
-        [
-            b"",
-            b"\0" * 80,
-            b"x.tar.gz\n",
-            DIGEST.encode(),
-            f"{DIGEST[:-1]}  x.tar.gz\n".encode(),
-            f"{DIGEST}0  x.tar.gz\n".encode(),
-            f"{DIGEST}  y.tar.gz\n".encode(),
-            f"{DIGEST}  x.tar.gz\n{DIGEST}  x.tar.gz\n".encode(),
-            DIGEST.replace(DIGEST[0], "\xff").encode("latin-1") + b"  x.tar.gz\n",
-        ],
-    )
-    def test_a_damaged_one_is_refused(self, tmp_path: Path, content: bytes) -> None:
-        """Whatever is not one digest and the archive's name is no sidecar of it."""
-        (tmp_path / "x.tar.gz.sha256").write_bytes(content)
-        with pytest.raises(NotIntactError, match=r"the checksum file x\.tar\.gz\.sha256 is damaged, or another"):
-            read_sidecar(tmp_path / "x.tar.gz")
-
-
-class TestWriteDurably:
-    """A small file, whole or not at all."""
-
-    def test_a_kill_leaves_the_old_or_the_new(self, tmp_path: Path) -> None:
-        """Killed at any instant, a writer leaves one of the two contents, whole."""
-        path = tmp_path / "file"
-        for pause in (0.0, 0.003, 0.007, 0.011, 0.017):
-            path.unlink(missing_ok=True)
-            with python(OVERWRITER, path) as process:
-                while not path.exists():
-                    time.sleep(0.001)
-                time.sleep(pause)
-                process.kill()
-            assert path.read_bytes() in (b"a" * 500_000, b"b" * 500_000)
-
-    def test_a_failure_leaves_the_old(self, tmp_path: Path) -> None:
-        """Where the new content does not fit, the old one stays, and nothing else."""
-        path = tmp_path / "file"
-        write_durably(path, b"old")
-        program = (
-            "import resource, sys\nfrom pathlib import Path\nfrom portal.ops.repository import write_durably\n"
-            "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\nwrite_durably(Path(sys.argv[1]), b'new' * 1000)"
-        )
-        with python(program, path) as process:
-            assert process.wait(10) == 1
-        assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("file", b"old")]
-
-    def test_the_directory_can_be_synced(self, tmp_path: Path) -> None:
-        """Names are put on the disk through the directory, and no descriptor stays open."""
-        before = len(os.listdir("/proc/self/fd"))
-        sync_directory(tmp_path)
-        assert len(os.listdir("/proc/self/fd")) == before
-
-
-def test_a_repository_on_a_killed_machine_stays_usable(repository: Repository) -> None:
-    """After a kill between any two steps of a commit, the next backup of the same id succeeds."""
-    for until in ("half", "sidecar"):
-        with writer(repository, until=until) as other:
-            os.kill(other.process.pid, signal.SIGKILL)
-            other.process.wait()
-        path = publish(repository)
-        assert read_sidecar(path) == DIGEST
-        path.unlink()
-        sidecar_of(path).unlink()
