@@ -37,9 +37,11 @@ from portal.ops.errors import (
     RepositoryError,
 )
 from portal.ops.model import BackupType, Component, VerifyLevel
+from portal.ops.postgres.connection import connect
 from portal.ops.postgres.dump_contents import SUBSCRIPTIONS
 from portal.ops.postgres.pg_restore import find_restorer
-from portal.ops.postgres.server import maintenance
+from portal.ops.postgres.row_counts import partition_roots
+from portal.ops.postgres.server import maintenance, restoring_errors
 from portal.ops.repository.access_log import Action, Observer, Outcome, Witness
 from portal.ops.repository.locks import hold
 from portal.ops.repository.repository import ArchiveFile, Repository
@@ -243,7 +245,9 @@ class DrillJob:
             work.finish()
         draft.found.warnings += work.warnings
         draft.note(database_seconds=time.monotonic() - started, server_version=version)
-        draft.found.rows_of_tables(rows, rows_of(draft.manifest))
+        with connect(target) as connection, restoring_errors(target):
+            roots = partition_roots(connection)
+        draft.found.rows_of_tables(rows, rows_of(draft.manifest), roots)
         draft.found.keys_of_tables(target)
 
     def _files(self, draft: _Draft, opened: Archive, component: Component, scratch: Scratch) -> None:

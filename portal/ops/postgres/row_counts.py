@@ -37,6 +37,13 @@ _TABLES: LiteralString = """
         WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
     ORDER BY 1, 2
 """
+_ROOTS: LiteralString = """
+    SELECT n.nspname, c.relname, rn.nspname, r.relname
+    FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+    JOIN pg_catalog.pg_class AS r ON r.oid = pg_catalog.pg_partition_root(c.oid)
+    JOIN pg_catalog.pg_namespace AS rn ON rn.oid = r.relnamespace
+    WHERE c.relispartition AND c.relkind = 'r'
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +65,14 @@ def list_tables(connection: Connection) -> list[Table]:
         Table(name=table_name(schema, relation), identifier=Identifier(schema, relation), oid=oid)
         for schema, relation, oid in connection.execute(_TABLES)
     ]
+
+
+def partition_roots(connection: Connection) -> dict[str, str]:
+    """Return for each partition the partitioned table at the top, both by their names."""
+    return {
+        table_name(schema, relation): table_name(root_schema, root)
+        for schema, relation, root_schema, root in connection.execute(_ROOTS)
+    }
 
 
 def table_sizes(connection: Connection, tables: Sequence[Table]) -> dict[str, int]:

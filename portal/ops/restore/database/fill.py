@@ -224,7 +224,7 @@ class _Loading:
 
     def _start(self, share: Sequence[Entry], opened: ExitStack) -> RunningProcess:
         wanted = opened.enter_context(listed(share))
-        process = self._restorer.start_stage(self._target, [*self._options, wanted])
+        process = self._restorer.start_stage(self._target, [*self._options, "--section=data", wanted])
         opened.callback(process.kill)
         return process
 

@@ -42,7 +42,7 @@ from portal.ops.postgres.server import (
 from portal.ops.restore.database.in_place import Before, no_safety_dump, replace_contents, roll_back
 from portal.ops.restore.database.model import DatabasePlan, DatabaseReport, DatabaseState, RestoreMode
 from portal.ops.restore.database.plan import Request, choose_mode, database_absent, make_plan
-from portal.ops.restore.database.stage import settle, stage
+from portal.ops.restore.database.stage import check, settle, stage
 from portal.ops.restore.database.swap import Exchange, Exchanged, exchange
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ class DatabaseRestore:
         self._safety_dump = safety_dump
         self._dump: Dump | None = None
         self._rows: Mapping[str, int] = {}
+        self._warnings: tuple[str, ...] = ()
 
     def plan(self, *, dump_major: int | None, dump_bytes: int, row_counts: Mapping[str, int]) -> DatabasePlan:
         """Say what would be done, and what is in the way; touches nothing.
@@ -153,7 +154,8 @@ class DatabaseRestore:
         restorer = self._restorer(dump.major())
         self._rows = row_counts
         if mode is RestoreMode.SWAP:
-            self._rows = stage(self.target, self._names, dump, row_counts, restorer=restorer, jobs=self._jobs)
+            staged = stage(self.target, self._names, dump, row_counts, restorer=restorer, jobs=self._jobs)
+            self._rows, self._warnings = staged.row_counts, staged.warnings
         else:
             dump.save()
             self._dump = dump
@@ -318,11 +320,9 @@ class DatabaseRestore:
 
     def _differences(self, found: Mapping[str, int]) -> tuple[str, ...]:
         """What the portal may have written since, or a table that was not filled as the manifest says."""
-        return tuple(
-            f"{table} has {found.get(table, 'no')} rows, the backup has {rows}"
-            for table, rows in sorted(self._rows.items())
-            if found.get(table) != rows
-        )
+        known = {table: rows for table, rows in found.items() if table in self._rows}
+        checked = check(self.target, known, self._rows)
+        return (*checked.wrong, *checked.warnings())
 
     # -- both -------------------------------------------------------------------------------------------------------
 
@@ -354,7 +354,7 @@ class DatabaseRestore:
             kept_database=kept,
             safety_dump=self._safety_dump if mode is RestoreMode.IN_PLACE else None,
             row_counts=self._rows,
-            warnings=warnings,
+            warnings=(*self._warnings, *warnings),
         )
 
     def _nothing_kept(self) -> RestoreError:

@@ -13,18 +13,19 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from psycopg.sql import SQL, Identifier
 
-from portal.ops.errors import NotIntactError, OpsError
+from portal.ops.errors import OpsError
 from portal.ops.postgres.connection import connect
 from portal.ops.postgres.database_names import Role
-from portal.ops.postgres.row_counts import count_rows, list_tables
+from portal.ops.postgres.row_counts import count_rows, list_tables, partition_roots
 from portal.ops.postgres.server import create_like, drop_forced, find_database, maintenance, read_me, restoring_errors
 from portal.ops.restore.database.fill import filling
+from portal.ops.restore.database.row_check import RowCheck, check_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
 
     _Task = Callable[[Connection], dict[str, int]]
 
-_NAMED_IN_MESSAGE: Final = 5
-
 _SIZES: Final = "SELECT oid::bigint, pg_table_size(oid) FROM pg_class WHERE oid = ANY(%s::bigint[]::oid[])"
 # Who owns most of the live tables; only a role that we may become counts.
 _OWNER: Final = """
@@ -51,6 +50,19 @@ _OWNER: Final = """
 """
 
 
+@dataclass(frozen=True, kw_only=True)
+class Staged:
+    """A database that was filled and checked.
+
+    Arguments:
+        row_counts: the number of rows by table.
+        warnings: what is not quite as it was.
+    """
+
+    row_counts: Mapping[str, int]
+    warnings: tuple[str, ...]
+
+
 def stage(
     target: DatabaseTarget,
     names: Names,
@@ -59,16 +71,13 @@ def stage(
     *,
     restorer: Restorer,
     jobs: int,
-) -> dict[str, int]:
+) -> Staged:
     """Fill the scratch database, and close it.
 
     Arguments:
         target: the live database; it need not exist.
         row_counts: what the manifest says; where it is empty, nothing is held against it.
         jobs: connections that work at once.
-
-    Returns:
-        the number of rows by table.
 
     Raises:
         OpsError: something went wrong, and the scratch database is gone again.
@@ -84,14 +93,15 @@ def stage(
         with filling(restorer, dump, scratch, jobs=jobs, role=owner) as work:
             work.fill()
             counted = settle(scratch, jobs)
-            check_rows(counted, row_counts)
+            checked = check(scratch, counted, row_counts)
+            checked.raise_wrong()
             work.finish()
         _close(target, names)
     except BaseException:
         with suppress(OpsError), maintenance(target) as connection:
             drop_forced(connection, names.name(Role.RESTORING))
         raise
-    return counted
+    return Staged(row_counts=counted, warnings=(*work.warnings, *checked.warnings()))
 
 
 def objects_owner(target: DatabaseTarget) -> str | None:
@@ -120,25 +130,14 @@ def settle(target: DatabaseTarget, jobs: int) -> dict[str, int]:
     return {table: rows for share in shares for table, rows in share.result().items()}
 
 
-def check_rows(found: Mapping[str, int], expected: Mapping[str, int]) -> None:
-    """Hold the rows that were restored against the manifest.
+def check(target: DatabaseTarget, found: Mapping[str, int], expected: Mapping[str, int]) -> RowCheck:
+    """Hold the rows of a database that was restored against the manifest.
 
     Raises:
-        NotIntactError: a table is missing, or has another number of rows.
+        SourceError: the server cannot be asked.
     """
-    if not expected:
-        return
-    wrong = [
-        f"{table} has {found.get(table, 'no')} rows, not {expected.get(table, 'any: it is not in the backup')}"
-        for table in sorted(found.keys() | expected.keys())
-        if found.get(table) != expected.get(table)
-    ]
-    if wrong:
-        more = f"; and {len(wrong) - _NAMED_IN_MESSAGE} more" if len(wrong) > _NAMED_IN_MESSAGE else ""
-        raise NotIntactError(
-            f"what was restored is not what was backed up: {'; '.join(wrong[:_NAMED_IN_MESSAGE])}{more}",
-            hint="take another archive: './tools/backup.sh list' shows them",
-        )
+    with connect(target) as connection, restoring_errors(target):
+        return check_rows(found, expected, partition_roots(connection))
 
 
 def _settle_share(target: DatabaseTarget, waiting: deque[_Task]) -> dict[str, int]:
