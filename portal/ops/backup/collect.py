@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from contextlib import contextmanager
@@ -133,7 +134,9 @@ class Collection:
             large = {
                 table: size for table, size in dump.table_bytes.items() if size * _WORTH_TELLING >= self._dump_bytes
             }
-            writer.reserve(room_for((*dump.table_names, *large)))
+            described = dump.facts.to_dict()
+            writer.reserve(room_for((*dump.table_names, *large)) + 2 * len(json.dumps(described, indent=12)))
+            self._warnings += dump.facts.warnings
             member = writer.add_stream(Component.DATABASE.member, cast("Readable", dump.stdout), mtime_ns=started)
             facts = dump.finish()
         return {
@@ -144,6 +147,7 @@ class Collection:
             "pg_dump_version": facts.pg_dump_version,
             "rows": facts.row_counts,
             "table_bytes": large,
+            **described,
         }
 
     def _copy(self, component: Component, source: Path, writer: ArchiveWriter) -> dict[str, Any]:

@@ -49,7 +49,7 @@ from portal.ops.repository.sidecar import file_digest, read_sidecar
 from portal.ops.repository.verifications import Verification, Verifications
 from portal.ops.restore.database.fill import filling
 from portal.ops.restore.database.stage import settle
-from portal.ops.restore.dump_source import dump_of, rows_of
+from portal.ops.restore.dump_source import dump_of, identity_of, rows_of
 from portal.ops.restore.files.restore import FileRestore
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.process import ProcessRunner, SystemRunner
@@ -225,9 +225,10 @@ class DrillJob:
     def _database(self, draft: _Draft, opened: Archive, scratch: Scratch) -> None:
         self._tell(Component.DATABASE.value)
         jobs = self.config.jobs or available_cores()
-        target = scratch.create_database(self.config.database)
-        started = time.monotonic()
         assert draft.manifest is not None
+        target, said = scratch.create_database(self.config.database, identity_of(draft.manifest))
+        draft.found.warnings += said
+        started = time.monotonic()
         dump = dump_of(opened, draft.manifest, scratch.directory / "database.dump", jobs=jobs)
         with maintenance(target) as connection:
             major = connection.info.server_version // 10000

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from portal.ops.postgres.identity import DatabaseIdentity
     from portal.ops.settings.database_url import DatabaseTarget
 
 log = engine_log("portal.ops.drill")
@@ -82,8 +83,16 @@ class Scratch:
         name = live.name.encode()[: LONGEST_NAME - len(suffix)].decode(errors="ignore") + suffix
         return replace(live, name=name, options={**live.options, "application_name": self.drill_id})
 
-    def create_database(self, live: DatabaseTarget) -> DatabaseTarget:
+    def create_database(
+        self, live: DatabaseTarget, identity: DatabaseIdentity | None = None
+    ) -> tuple[DatabaseTarget, tuple[str, ...]]:
         """Create the scratch database, as the live one is; that one is only looked at.
+
+        Arguments:
+            identity: what the backup says of its database, where there is no live one.
+
+        Returns:
+            the database, and what is not as it should be.
 
         Raises:
             RestoreError: there is such a database already, so it is not ours.
@@ -99,8 +108,9 @@ class Scratch:
             note = {"database": scratch.name, "live": live.name, "host": live.host, "port": live.port}
             write_durably(self.directory / _NOTE, json.dumps(note).encode("ascii") + b"\n")
             sync_directory(self.directory)
-            create_like(connection, scratch.name, find_database(connection, live.name), read_me(connection).name)
-        return scratch
+            model = find_database(connection, live.name) or identity
+            said = create_like(connection, scratch.name, model, read_me(connection).name)
+        return scratch, said
 
     def throw_away(self, live: DatabaseTarget) -> None:
         """Drop the database, if one was noted down, and remove the directory.

@@ -26,6 +26,7 @@ from portal.ops.errors import (
 )
 from portal.ops.postgres.connection import connect, explained_errors
 from portal.ops.postgres.database_names import Marked
+from portal.ops.postgres.identity import DatabaseIdentity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,6 +75,12 @@ _PROVIDER_SINCE: Final = 150000
 _ORPHAN_LOOKS: Final = 500
 _ORPHAN_PAUSE_SECONDS: Final = 0.02
 _DEFAULT_TABLESPACE: Final = "pg_default"
+_NO_SUCH_LOCALE: Final = (
+    psycopg.errors.WrongObjectType,
+    psycopg.errors.InvalidParameterValue,
+    psycopg.errors.FeatureNotSupported,
+    psycopg.errors.InvalidObjectDefinition,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,22 +285,45 @@ def drop_forced(connection: Connection, name: str) -> None:
     connection.execute(SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(Identifier(name)))
 
 
-def create_like(connection: Connection, name: str, model: DatabaseFacts | None, owner: str) -> None:
+def create_like(
+    connection: Connection, name: str, model: DatabaseFacts | DatabaseIdentity | None, owner: str
+) -> tuple[str, ...]:
     """Create an empty database.
 
     Arguments:
-        model: the database whose encoding, locale and tablespace it gets; nothing means the server's defaults.
+        model: the database whose encoding and locale it gets, and whose tablespace, where it is one of this server;
+            nothing means the server's defaults.
+
+    Returns:
+        a warning where the server does not have the locale.
     """
+    try:
+        _create(connection, name, model, owner)
+    except _NO_SUCH_LOCALE as error:
+        if not isinstance(model, DatabaseIdentity):
+            raise
+        plain = replace(model, collate="C", ctype="C", provider="c", locale=None, icu_rules=None)
+        _create(connection, name, plain, owner)
+        return (
+            f"this server does not have the backup's locale {model.locale or model.collate} ({_first_line(error)}); "
+            "the database has the locale C, which orders texts by their bytes",
+        )
+    return ()
+
+
+def _create(connection: Connection, name: str, model: DatabaseFacts | DatabaseIdentity | None, owner: str) -> None:
     parts = [SQL("CREATE DATABASE {} OWNER {} TEMPLATE template0").format(Identifier(name), Identifier(owner))]
     if model is not None:
         options = _locale_options(connection, model)
         parts += [SQL("{} {}").format(SQL(option), Literal(value)) for option, value in options.items()]
-        if model.tablespace != _DEFAULT_TABLESPACE:  # whose name only a superuser may say
+        if (
+            isinstance(model, DatabaseFacts) and model.tablespace != _DEFAULT_TABLESPACE
+        ):  # whose name only a superuser may say
             parts.append(SQL("TABLESPACE {}").format(Identifier(model.tablespace)))
     connection.execute(SQL(" ").join(parts))
 
 
-def _locale_options(connection: Connection, model: DatabaseFacts) -> dict[LiteralString, str]:
+def _locale_options(connection: Connection, model: DatabaseFacts | DatabaseIdentity) -> dict[LiteralString, str]:
     options: dict[LiteralString, str] = {
         "ENCODING": model.encoding,
         "LC_COLLATE": model.collate,

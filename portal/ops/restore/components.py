@@ -20,7 +20,7 @@ from portal.ops.model import RESTORE_DIRECTORY, Component
 from portal.ops.postgres.database_names import Names, Role
 from portal.ops.postgres.dump_format import HEAD_BYTES, dump_major
 from portal.ops.restore.database.model import DatabaseState, RestoreMode
-from portal.ops.restore.dump_source import dump_content, dump_of, rows_of
+from portal.ops.restore.dump_source import dump_content, dump_of, identity_of, rows_of
 from portal.ops.restore.files.free_space import room
 from portal.ops.restore.files.restore import FileRestore, discard_rollback_data, list_restores
 from portal.ops.runtime.progress import available_cores
@@ -133,7 +133,7 @@ class DatabasePart:
         """Fill and check a database beside the live one, where the mode is swap."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         dump = dump_of(archive, manifest, self._dump, jobs=self._jobs, advance=advance)
-        self._restore.stage(dump, rows_of(manifest))
+        self._restore.stage(dump, rows_of(manifest), identity_of(manifest))
 
     def apply(self) -> dict[str, Any]:
         """Swap, or replace in one transaction."""
@@ -171,6 +171,8 @@ class DatabasePart:
         """The name of a database, or a directory."""
         if self._mode is RestoreMode.IN_PLACE:
             return "" if rolled_back else f"the safety dump in {self._directory}"
+        if self._restore.replaced_nothing and not rolled_back:
+            return ""
         role = Role.UNDONE if rolled_back else Role.BEFORE
         target = self._restore.target
         name = Names.of(target.name, self._restore.restore_id).name(role)

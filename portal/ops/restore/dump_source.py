@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from portal.ops.archive.index import Member
     from portal.ops.archive.protocol import Archive
     from portal.ops.manifest import Manifest
+    from portal.ops.postgres.identity import DatabaseIdentity
     from portal.ops.runtime.progress import Advance
 
 _ANOTHER: Final = "Take another archive: './tools/backup.sh list' shows them."
@@ -65,6 +66,18 @@ def rows_of(manifest: Manifest) -> dict[str, int]:
         NotIntactError: they make no sense.
     """
     return _numbers_of(manifest, "rows")
+
+
+def identity_of(manifest: Manifest) -> DatabaseIdentity | None:
+    """What the manifest says of the database itself; nothing where an older release wrote it.
+
+    Raises:
+        NotIntactError: it makes no sense.
+    """
+    from portal.ops.postgres.identity import DatabaseIdentity
+
+    found = manifest.details.get(Component.DATABASE.value, {}).get("database")
+    return None if found is None else DatabaseIdentity.from_dict(found)
 
 
 def _numbers_of(manifest: Manifest, what: str) -> dict[str, int]:

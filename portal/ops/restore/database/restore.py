@@ -20,11 +20,10 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from psycopg.sql import SQL, Identifier
-
 from portal.ops.errors import ConfigurationError, OpsError, RestoreError
 from portal.ops.postgres.database_names import LONGEST_NAME, Marked, Names, Role
 from portal.ops.postgres.dump_file import read_dump_major
+from portal.ops.postgres.identity import give_identity
 from portal.ops.postgres.pg_restore import find_restorer
 from portal.ops.postgres.server import (
     OldDatabase,
@@ -41,8 +40,9 @@ from portal.ops.postgres.server import (
 )
 from portal.ops.restore.database.in_place import Before, no_safety_dump, replace_contents, roll_back
 from portal.ops.restore.database.model import DatabasePlan, DatabaseReport, DatabaseState, RestoreMode
+from portal.ops.restore.database.newcomer import Newcomer
 from portal.ops.restore.database.plan import Request, choose_mode, database_absent, make_plan
-from portal.ops.restore.database.stage import check, settle, stage
+from portal.ops.restore.database.stage import check, known_owner, settle, stage
 from portal.ops.restore.database.swap import Exchange, Exchanged, exchange
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from portal.ops.postgres.dump_file import Dump
+    from portal.ops.postgres.identity import DatabaseIdentity
     from portal.ops.postgres.pg_restore import Restorer
     from portal.ops.runtime.process import ProcessRunner
     from portal.ops.settings.database_url import DatabaseTarget
@@ -84,6 +85,8 @@ class DatabaseRestore:
         target_database: restore into this database instead of the configured one.
         create_database: create the database where there is none.
         safety_dump: where a restore in place puts what it needs to be taken back: a file, as large as the database.
+        owner: who is to own the database and everything in it; nothing means who owns the live one, or else the owner
+            that the backup names.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class DatabaseRestore:
         target_database: str | None = None,
         create_database: bool = False,
         safety_dump: Path | None = None,
+        owner: str | None = None,
     ) -> None:
         # By this name what a crash has left on the server can be found, and what stands in the restore's way.
         options = {**target.options, "application_name": restore_id}
@@ -110,6 +114,12 @@ class DatabaseRestore:
         self._mode = mode
         self._create_database = create_database
         self._safety_dump = safety_dump
+        self._owner = owner
+        self._newcomer = Newcomer(
+            path=safety_dump.with_name(f"{safety_dump.stem}.database.json") if safety_dump else None,
+            restore_id=restore_id,
+        )
+        self._identity: DatabaseIdentity | None = None
         self._dump: Dump | None = None
         self._rows: Mapping[str, int] = {}
         self._warnings: tuple[str, ...] = ()
@@ -138,12 +148,13 @@ class DatabaseRestore:
             )
         )
 
-    def stage(self, dump: Dump, row_counts: Mapping[str, int]) -> None:
+    def stage(self, dump: Dump, row_counts: Mapping[str, int], identity: DatabaseIdentity | None = None) -> None:
         """Prepare all that can be prepared without touching the live database, and read the dump to its end.
 
         Arguments:
             dump: the dump; in place, it is put in its file, which has to stay until `apply` has returned.
             row_counts: the manifest's number of rows by table; empty where it has none.
+            identity: what the manifest says of the database itself.
 
         Raises:
             NotIntactError: the dump is none, cannot be decoded to its end, or (swap only, where it is counted) does not
@@ -152,9 +163,18 @@ class DatabaseRestore:
         """
         mode = self._decide()
         restorer = self._restorer(dump.major())
-        self._rows = row_counts
+        self._rows, self._identity = row_counts, identity
         if mode is RestoreMode.SWAP:
-            staged = stage(self.target, self._names, dump, row_counts, restorer=restorer, jobs=self._jobs)
+            staged = stage(
+                self.target,
+                self._names,
+                dump,
+                row_counts,
+                restorer=restorer,
+                jobs=self._jobs,
+                identity=identity,
+                owner=self._owner,
+            )
             self._rows, self._warnings = staged.row_counts, staged.warnings
         else:
             dump.save()
@@ -171,7 +191,7 @@ class DatabaseRestore:
         """
         found, in_place = self.state(), self._is_in_place()
         if found is DatabaseState.APPLIED:
-            kept = None if in_place else self._names.name(Role.BEFORE)
+            kept = None if in_place or self.replaced_nothing else self._names.name(Role.BEFORE)
             return self._report(RestoreMode.IN_PLACE if in_place else RestoreMode.SWAP, 0.0, kept=kept)
         if found is DatabaseState.STAGED and not in_place:
             return self._swap_in()
@@ -186,6 +206,11 @@ class DatabaseRestore:
             SourceError: the server cannot be asked.
         """
         found = state(self.target, self.restore_id)
+        if found is DatabaseState.NOTHING and self.replaced_nothing:
+            with maintenance(self.target) as connection:
+                live = find_database(connection, self.target.name)
+            is_ours = live is not None and live.oid == self._newcomer.number()
+            return DatabaseState.APPLIED if is_ours else DatabaseState.NOTHING
         before = self._before()
         if found is not DatabaseState.NOTHING or before is None:
             return found
@@ -226,43 +251,55 @@ class DatabaseRestore:
             raise no_safety_dump() if self._is_in_place() else self._nothing_kept()
         if self._is_in_place():
             return self._replace_back()
-        done = self._exchange(Role.UNDONE, Role.BEFORE, inherits=False)
+        done = self._exchange(Role.UNDONE, None if self.replaced_nothing else Role.BEFORE, inherits=False)
         return self._report(
             RestoreMode.SWAP, done.downtime_seconds, kept=self._names.name(Role.UNDONE), warnings=done.warnings
         )
 
     # -- swap -------------------------------------------------------------------------------------------------------
 
-    def _swap_in(self) -> DatabaseReport:
-        self._stand_in()
-        done = self._exchange(Role.BEFORE, Role.STAGED, inherits=True)
-        return self._report(
-            RestoreMode.SWAP, done.downtime_seconds, kept=self._names.name(Role.BEFORE), warnings=done.warnings
-        )
+    @property
+    def replaced_nothing(self) -> bool:
+        """Whether there was no live database, so that none is kept."""
+        return self._newcomer.number() is not None
 
-    def _exchange(self, kept_as: Role, incoming: Role, *, inherits: bool) -> Exchanged:
+    def _swap_in(self) -> DatabaseReport:
+        self._note_newcomer()
+        done = self._exchange(Role.BEFORE, Role.STAGED, inherits=True)
+        kept = None if self.replaced_nothing else self._names.name(Role.BEFORE)
+        return self._report(RestoreMode.SWAP, done.downtime_seconds, kept=kept, warnings=done.warnings)
+
+    def _exchange(self, kept_as: Role, incoming: Role | None, *, inherits: bool) -> Exchanged:
         names = self._names
         return exchange(
             self.target,
-            Exchange(live=names.live, kept_as=names.name(kept_as), incoming=names.name(incoming), inherits=inherits),
+            Exchange(
+                live=names.live,
+                kept_as=names.name(kept_as),
+                incoming=None if incoming is None else names.name(incoming),
+                inherits=inherits,
+                owner=self._owner,
+            ),
         )
 
-    def _stand_in(self) -> None:
-        """Where there is no live database, an empty one is kept in its place: what was there before was nothing."""
-        kept = self._names.name(Role.BEFORE)
+    def _note_newcomer(self) -> None:
+        """Where there is no live database, note which one is about to be."""
         with maintenance(self.target) as connection:
-            if find_database(connection, self.target.name) or find_database(connection, kept):
+            if find_database(connection, self.target.name):
+                self._newcomer.forget()
                 return
             if not self._create_database:
                 raise database_absent(self.target)
-            create_like(connection, kept, None, read_me(connection).name)
-            connection.execute(SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(Identifier(kept)))
+            staged = find_database(connection, self._names.name(Role.STAGED))
+        if staged is not None:
+            self._newcomer.note(staged.oid)
 
     def _drop_stage(self) -> None:
-        """Drop the scratch database, and the empty stand-in of a live one that was not there."""
+        """Drop the scratch database."""
         with maintenance(self.target) as connection:
-            for role in (Role.BEFORE, Role.RESTORING, Role.STAGED):
+            for role in (Role.RESTORING, Role.STAGED):
                 drop_forced(connection, self._names.name(role))
+        self._newcomer.forget()
         before = self._before()
         if before is not None:
             before.remove()
@@ -316,7 +353,11 @@ class DatabaseRestore:
                 return
             if not self._create_database:
                 raise database_absent(self.target)
-            create_like(connection, self.target.name, None, read_me(connection).name)
+            owner = self._owner or known_owner(connection, self._identity) or read_me(connection).name
+            self._warnings += create_like(connection, self.target.name, self._identity, owner)
+            if self._identity is not None:
+                name = self.target.name
+                self._warnings += give_identity(connection, self._identity, name, shown_as=name, owner=owner)
 
     def _differences(self, found: Mapping[str, int]) -> tuple[str, ...]:
         """What the portal may have written since, or a table that was not filled as the manifest says."""

@@ -22,6 +22,7 @@ from psycopg.sql import SQL, Identifier
 from portal.ops.errors import OpsError
 from portal.ops.postgres.connection import connect
 from portal.ops.postgres.database_names import Role
+from portal.ops.postgres.identity import give_identity
 from portal.ops.postgres.row_counts import count_rows, list_tables, partition_roots
 from portal.ops.postgres.server import create_like, drop_forced, find_database, maintenance, read_me, restoring_errors
 from portal.ops.restore.database.fill import filling
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from portal.ops.postgres.connection import Connection
     from portal.ops.postgres.database_names import Names
     from portal.ops.postgres.dump_file import Dump
+    from portal.ops.postgres.identity import DatabaseIdentity
     from portal.ops.postgres.pg_restore import Restorer
     from portal.ops.postgres.row_counts import Table
     from portal.ops.settings.database_url import DatabaseTarget
@@ -47,6 +49,10 @@ _OWNER: Final = """
       AND pg_has_role(c.relowner, CASE WHEN current_setting('server_version_num')::int >= 160000
                                        THEN 'SET' ELSE 'MEMBER' END)
     GROUP BY c.relowner ORDER BY count(*) DESC, c.relowner LIMIT 1
+"""
+_MAY_BECOME: Final = """
+    SELECT pg_has_role(oid, CASE WHEN current_setting('server_version_num')::int >= 160000 THEN 'SET' ELSE 'MEMBER' END)
+    FROM pg_roles WHERE rolname = %s
 """
 
 
@@ -71,6 +77,8 @@ def stage(
     *,
     restorer: Restorer,
     jobs: int,
+    identity: DatabaseIdentity | None = None,
+    owner: str | None = None,
 ) -> Staged:
     """Fill the scratch database, and close it.
 
@@ -78,16 +86,20 @@ def stage(
         target: the live database; it need not exist.
         row_counts: what the manifest says; where it is empty, nothing is held against it.
         jobs: connections that work at once.
+        identity: what the backup says of its database; it counts where there is no live one to go by.
+        owner: who is to own the objects; nothing means who owns the live ones, or the owner that the backup names.
 
     Raises:
         OpsError: something went wrong, and the scratch database is gone again.
     """
-    owner = objects_owner(target)
+    owner = owner or objects_owner(target)
     with maintenance(target) as connection:
         for role in (Role.RESTORING, Role.STAGED):
             drop_forced(connection, names.name(role))
         me, live = read_me(connection), find_database(connection, names.live)
-        create_like(connection, names.name(Role.RESTORING), live, owner or me.name)
+        if live is None:
+            owner = owner or known_owner(connection, identity)
+        said = create_like(connection, names.name(Role.RESTORING), live or identity, owner or me.name)
     scratch = replace(target, name=names.name(Role.RESTORING))
     try:
         with filling(restorer, dump, scratch, jobs=jobs, role=owner) as work:
@@ -96,12 +108,12 @@ def stage(
             checked = check(scratch, counted, row_counts)
             checked.raise_wrong()
             work.finish()
-        _close(target, names)
+        said += _close(target, names, None if live else identity, owner or me.name)
     except BaseException:
         with suppress(OpsError), maintenance(target) as connection:
             drop_forced(connection, names.name(Role.RESTORING))
         raise
-    return Staged(row_counts=counted, warnings=(*work.warnings, *checked.warnings()))
+    return Staged(row_counts=counted, warnings=(*said, *work.warnings, *checked.warnings()))
 
 
 def objects_owner(target: DatabaseTarget) -> str | None:
@@ -167,8 +179,22 @@ def _largest_first(connection: Connection, tables: Sequence[Table]) -> list[Tabl
     return sorted(tables, key=lambda table: -sizes.get(table.oid, 0))
 
 
-def _close(target: DatabaseTarget, names: Names) -> None:
-    restoring, staged = Identifier(names.name(Role.RESTORING)), Identifier(names.name(Role.STAGED))
+def known_owner(connection: Connection, identity: DatabaseIdentity | None) -> str | None:
+    """The owner that a backup names, if the server has that role and we may create something for it."""
+    if identity is None:
+        return None
+    row = connection.execute(_MAY_BECOME, [identity.owner]).fetchone()
+    return identity.owner if row is not None and row[0] else None
+
+
+def _close(target: DatabaseTarget, names: Names, identity: DatabaseIdentity | None, owner: str) -> tuple[str, ...]:
+    """Close the database, and give it what the backup says of it; the warnings of that."""
+    restoring, staged = names.name(Role.RESTORING), names.name(Role.STAGED)
+    said: tuple[str, ...] = ()
     with maintenance(target) as connection, connection.transaction():
-        connection.execute(SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(restoring))
-        connection.execute(SQL("ALTER DATABASE {} RENAME TO {}").format(restoring, staged))
+        if identity is not None:
+            said = give_identity(connection, identity, restoring, shown_as=names.live, owner=owner)
+        closing = SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(Identifier(restoring))
+        connection.execute(closing)
+        connection.execute(SQL("ALTER DATABASE {} RENAME TO {}").format(Identifier(restoring), Identifier(staged)))
+    return said
