@@ -48,8 +48,9 @@ from portal.ops.repository.repository import ArchiveFile, Repository
 from portal.ops.repository.sidecar import file_digest, read_sidecar
 from portal.ops.repository.verifications import Verification, Verifications
 from portal.ops.restore.database.fill import filling
+from portal.ops.restore.database.means import drill_obstacles, look_at_means
 from portal.ops.restore.database.stage import settle
-from portal.ops.restore.dump_source import dump_of, identity_of, rows_of
+from portal.ops.restore.dump_source import backed_up, dump_of, identity_of, rows_of
 from portal.ops.restore.files.restore import FileRestore
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.process import ProcessRunner, SystemRunner
@@ -226,6 +227,7 @@ class DrillJob:
         self._tell(Component.DATABASE.value)
         jobs = self.config.jobs or available_cores()
         assert draft.manifest is not None
+        self._refuse_impossible(opened, draft.manifest, scratch)
         target, said = scratch.create_database(self.config.database, identity_of(draft.manifest))
         draft.found.warnings += said
         started = time.monotonic()
@@ -250,6 +252,15 @@ class DrillJob:
             roots = partition_roots(connection)
         draft.found.rows_of_tables(rows, rows_of(draft.manifest), roots)
         draft.found.keys_of_tables(target)
+
+    def _refuse_impossible(self, opened: Archive, manifest: Manifest, scratch: Scratch) -> None:
+        """Say what a drill lacks before it begins, in words of its own."""
+        database = self.config.database
+        entries = backed_up(opened, manifest, scratch.directory / "database.dump").entries
+        with maintenance(database) as connection:
+            against = drill_obstacles(look_at_means(database, connection, entries))
+        if against:
+            raise against[0]
 
     def _files(self, draft: _Draft, opened: Archive, component: Component, scratch: Scratch) -> None:
         self._tell(component.value)

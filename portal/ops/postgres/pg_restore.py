@@ -100,6 +100,11 @@ _CAUSES: Final = (
         ConnectionFailedError,
         "the server went away: see its log, and try again when it is up",
     ),
+    _cause(
+        "out of shared memory|max_locks_per_transaction",
+        RestoreError,
+        "raise max_locks_per_transaction in the server's configuration, or restore with --mode swap",
+    ),
     _cause("deadlock|lock timeout", BusyError, "stop what uses the database, and try again"),
     _cause(
         "other objects depend on it",

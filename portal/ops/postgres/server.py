@@ -152,13 +152,15 @@ class OldDatabase:
 def maintenance(target: DatabaseTarget) -> Iterator[Connection]:
     """Connect to a database that is not the live one, and explain what the server refuses there.
 
+    Where the user is let into no other one, it is the live one: good enough for everything but renaming it.
+
     Raises:
         SourceError: the server cannot be reached, or the user may connect to no such database.
         DiskFullError: the server's disk is full.
         BusyError: somebody is in a database that has to be empty.
     """
     names = [name for name in _MAINTENANCE if name != target.name]
-    with _connect_first(target, names) as connection, restoring_errors(target):
+    with _connect_first(target, [*names, target.name]) as connection, restoring_errors(target):
         yield connection
 
 

@@ -20,7 +20,7 @@ from portal.ops.model import RESTORE_DIRECTORY, Component
 from portal.ops.postgres.database_names import Names, Role
 from portal.ops.postgres.dump_format import HEAD_BYTES, dump_major
 from portal.ops.restore.database.model import DatabaseState, RestoreMode
-from portal.ops.restore.dump_source import dump_content, dump_of, identity_of, rows_of
+from portal.ops.restore.dump_source import backed_up, dump_content, dump_of, identity_of, rows_of
 from portal.ops.restore.files.free_space import room
 from portal.ops.restore.files.restore import FileRestore, discard_rollback_data, list_restores
 from portal.ops.runtime.progress import available_cores
@@ -117,7 +117,13 @@ class DatabasePart:
         """What would become of the database."""
         with dump_content(archive, 1) as (member, content):
             head = bytes(next(content, memoryview(b""))[:HEAD_BYTES])
-        plan = self._restore.plan(dump_major=dump_major(head), dump_bytes=member.size, row_counts=rows_of(manifest))
+        major = dump_major(head)
+        plan = self._restore.plan(
+            dump_major=major,
+            dump_bytes=member.size,
+            row_counts=rows_of(manifest),
+            backed_up=None if major is None else backed_up(archive, manifest, self._dump),
+        )
         self._mode, self._dump_bytes = plan.mode, member.size
         return plan
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from portal.ops.archive.protocol import Archive
     from portal.ops.manifest import Manifest
     from portal.ops.postgres.identity import DatabaseIdentity
+    from portal.ops.restore.database.plan import BackedUp
     from portal.ops.runtime.progress import Advance
 
 _ANOTHER: Final = "Take another archive: './tools/backup.sh list' shows them."
@@ -57,6 +58,28 @@ def dump_content(archive: Archive, jobs: int) -> Iterator[tuple[Member, Iterator
                 hint=_ANOTHER,
             )
         yield found
+
+
+def backed_up(archive: Archive, manifest: Manifest, path: Path) -> BackedUp:
+    """What an archive says of its database, beside the rows.
+
+    Raises:
+        NotIntactError: the dump's table of contents, or what the manifest says, makes no sense.
+    """
+    from portal.ops.restore.database.plan import BackedUp
+
+    details = manifest.details.get(Component.DATABASE.value, {})
+    _, contents = dump_of(archive, manifest, path, jobs=1).head()
+    try:
+        size, large_objects = int(details.get("database_bytes", 0)), int(details.get("large_objects", 0))
+    except (TypeError, ValueError) as error:
+        raise NotIntactError("the manifest's size of the database makes no sense", hint=_ANOTHER) from error
+    return BackedUp(
+        entries=contents.entries,
+        identity=identity_of(manifest),
+        database_bytes=size,
+        large_objects=large_objects,
+    )
 
 
 def rows_of(manifest: Manifest) -> dict[str, int]:

@@ -25,10 +25,10 @@ from psycopg.sql import SQL
 from portal.ops.errors import RepositoryError, RestoreError
 from portal.ops.postgres.connection import connect
 from portal.ops.postgres.dump import open_dump
-from portal.ops.postgres.dump_contents import EXTENSION
+from portal.ops.postgres.dump_contents import EXTENSION, needs_administrator
 from portal.ops.postgres.dump_file import read_file_contents
 from portal.ops.postgres.row_counts import list_tables
-from portal.ops.postgres.server import MAY_END, maintenance, restoring_errors
+from portal.ops.postgres.server import MAY_END, maintenance, read_me, restoring_errors
 from portal.ops.postgres.table_names import normal_name
 from portal.ops.restore.database.stage import objects_owner
 
@@ -198,11 +198,12 @@ def roll_back(target: DatabaseTarget, before: Before, *, restorer: Restorer, res
 def wanted_entries(target: DatabaseTarget, entries: Sequence[Entry]) -> list[Entry]:
     """Leave out of a dump what must not be dropped: present extensions, and schemas with newer tables.
 
-    What is in a present extension's own tables stays, and what is said of it.
+    What only an administrator creates stays as it is, for anybody else, and what is in a present extension's own tables.
     """
     with connect(target) as connection, restoring_errors(target):
         extensions = {str(name) for (name,) in connection.execute(_EXTENSIONS)}
         relations = connection.execute(_RELATIONS).fetchall()
+        is_superuser = read_me(connection).superuser
         tables = {(str(schema), str(name)) for schema, name in connection.execute(_EXTENSION_TABLES)}
     known = {(entry.schema, entry.name) for entry in entries if entry.kind in _RELATION_KINDS}
     newer = {schema for schema, name in relations if (schema, name) not in known}
@@ -212,6 +213,7 @@ def wanted_entries(target: DatabaseTarget, entries: Sequence[Entry]) -> list[Ent
         if (entry.kind == EXTENSION and entry.name in extensions)
         or (entry.kind == "SCHEMA" and entry.name in newer)
         or (entry.kind == "TABLE DATA" and (entry.schema, entry.name) in tables)
+        or (entry.kind != EXTENSION and not is_superuser and needs_administrator(entry))
     }
     return [
         entry for entry in entries if entry.number not in kept and not (entry.kind == "COMMENT" and entry.needs & kept)

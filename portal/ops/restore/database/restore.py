@@ -39,9 +39,10 @@ from portal.ops.postgres.server import (
     read_me,
 )
 from portal.ops.restore.database.in_place import Before, no_safety_dump, replace_contents, roll_back
+from portal.ops.restore.database.means import choose_mode, database_absent
 from portal.ops.restore.database.model import DatabasePlan, DatabaseReport, DatabaseState, RestoreMode
 from portal.ops.restore.database.newcomer import Newcomer
-from portal.ops.restore.database.plan import Request, choose_mode, database_absent, make_plan
+from portal.ops.restore.database.plan import BackedUp, Request, make_plan
 from portal.ops.restore.database.stage import check, known_owner, settle, stage
 from portal.ops.restore.database.swap import Exchange, Exchanged, exchange
 
@@ -124,18 +125,26 @@ class DatabaseRestore:
         self._rows: Mapping[str, int] = {}
         self._warnings: tuple[str, ...] = ()
 
-    def plan(self, *, dump_major: int | None, dump_bytes: int, row_counts: Mapping[str, int]) -> DatabasePlan:
+    def plan(
+        self,
+        *,
+        dump_major: int | None,
+        dump_bytes: int,
+        row_counts: Mapping[str, int],
+        backed_up: BackedUp | None = None,
+    ) -> DatabasePlan:
         """Say what would be done, and what is in the way; touches nothing.
 
         Arguments:
             dump_major: version of the pg_dump that wrote the dump; nothing where it is no dump.
             dump_bytes: size of the dump, uncompressed.
             row_counts: the manifest's number of rows by table; empty where it has none.
+            backed_up: what else the archive says of the database.
 
         Raises:
             SourceError: the server cannot be reached, or does not want the user.
         """
-        return make_plan(
+        plan = make_plan(
             Request(
                 target=self.target,
                 mode=self._mode,
@@ -143,10 +152,14 @@ class DatabaseRestore:
                 dump_major=dump_major,
                 dump_bytes=dump_bytes,
                 row_counts=row_counts,
+                backed_up=backed_up or BackedUp(),
+                owner=self._owner,
                 runner=self._runner,
                 bin_dir=self._bin_dir,
             )
         )
+        self._mode = plan.mode
+        return plan
 
     def stage(self, dump: Dump, row_counts: Mapping[str, int], identity: DatabaseIdentity | None = None) -> None:
         """Prepare all that can be prepared without touching the live database, and read the dump to its end.
@@ -370,8 +383,7 @@ class DatabaseRestore:
     def _decide(self) -> RestoreMode:
         """Settle what ``auto`` means, once."""
         if self._mode is RestoreMode.AUTO:
-            with maintenance(self.target) as connection:
-                self._mode, _ = choose_mode(connection, self.target, self._mode)
+            self._mode = choose_mode(self.target)
         return self._mode
 
     def _is_in_place(self) -> bool:

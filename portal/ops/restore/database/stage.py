@@ -25,6 +25,7 @@ from portal.ops.postgres.database_names import Role
 from portal.ops.postgres.identity import give_identity
 from portal.ops.postgres.row_counts import count_rows, list_tables, partition_roots
 from portal.ops.postgres.server import create_like, drop_forced, find_database, maintenance, read_me, restoring_errors
+from portal.ops.restore.database.carry import carry_rows
 from portal.ops.restore.database.fill import filling
 from portal.ops.restore.database.row_check import RowCheck, check_rows
 
@@ -107,6 +108,8 @@ def stage(
             counted = settle(scratch, jobs)
             checked = check(scratch, counted, row_counts)
             checked.raise_wrong()
+            if live is not None and live.allows_connections:
+                said += tuple(carry_rows(target, scratch, kept_as=names.name(Role.BEFORE)))
             work.finish()
         said += _close(target, names, None if live else identity, owner or me.name)
     except BaseException:
