@@ -198,7 +198,7 @@ def roll_back(target: DatabaseTarget, before: Before, *, restorer: Restorer, res
 def wanted_entries(target: DatabaseTarget, entries: Sequence[Entry]) -> list[Entry]:
     """Leave out of a dump what must not be dropped: present extensions, and schemas with newer tables.
 
-    What only an administrator creates stays as it is, for anybody else, and what is in a present extension's own tables.
+    So does what only an administrator creates, for anybody else, and what is in a present extension's own tables.
     """
     with connect(target) as connection, restoring_errors(target):
         extensions = {str(name) for (name,) in connection.execute(_EXTENSIONS)}
