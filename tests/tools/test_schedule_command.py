@@ -12,7 +12,7 @@ from beat.due import Kind, Slot
 from portal.ops.repository.access_log import AccessLog, Action, Outcome
 from portal.ops.repository.repository import Repository
 from portal.ops.settings.load import load_settings
-from tools.schedule import schedule_of
+from tools.commands.schedule import schedule_of
 
 if TYPE_CHECKING:
     from pathlib import Path

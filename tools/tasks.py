@@ -1,4 +1,4 @@
-"""Hands a command's work to a worker, waits for it, and shows how far it is.
+"""Hands a command's work to a worker as a task, waits for it, and shows how far it is.
 
 Without ``CELERY_BROKER_URL``, or with ``--local``, a command does the work itself; result and exit code are the same.
 """
@@ -11,11 +11,13 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import ConfigurationError
 from portal.ops.runtime.progress import Step
-from tools.terminal import StoppedError, print_result, say
+from tools.terminal.output import ask, print_result, say
+from tools.terminal.run import StoppedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -35,7 +37,7 @@ _RETURN_SECONDS: Final = 30.0
 
 _AWAY_SECONDS: Final = 60.0
 _LONGER_EACH_TIME: Final = 1.1
-_WITHDRAWN: Final = "nobody had begun it, and it was withdrawn"
+_WITHDRAWN: Final = "the task had not started, and was withdrawn"
 _SAFE: Final = "Start it again when the broker is back, or use --local."
 _KINDS: Final = {
     "full": "backup.full",
@@ -48,6 +50,9 @@ _KINDS: Final = {
 }
 """The first words of the tasks' ids that beat and the watcher give."""
 
+_TOLD_BY: Final = frozenset({"backup", "verify", "drill"})
+"""Modules of commands that tell how a task of theirs ended, by the first word of the task's name."""
+
 
 def add_options(parser: argparse.ArgumentParser, *, with_wait: bool = False) -> None:
     """Add the options that say who does the work, and how long to wait for it.
@@ -55,14 +60,16 @@ def add_options(parser: argparse.ArgumentParser, *, with_wait: bool = False) -> 
     Arguments:
         with_wait: a task that was handed over before can be waited for.
     """
-    group = parser.add_argument_group("where CELERY_BROKER_URL names a broker, a worker does the work")
-    group.add_argument("--local", action="store_true", help="do it here, without broker and worker")
-    group.add_argument("--no-wait", action="store_true", help="hand it over, print the task's id, and end")
+    group = parser.add_argument_group("if CELERY_BROKER_URL names a broker, a worker does the work")
+    group.add_argument("--local", action="store_true", help="do the work here, without broker and worker")
+    group.add_argument("--no-wait", action="store_true", help="queue the task, print its id, and exit")
     if with_wait:
-        group.add_argument("--wait", metavar="TASK_ID", help="wait for a task that was handed over before")
+        group.add_argument("--wait", metavar="TASK_ID", help="wait for a task that was queued before")
     else:
         parser.set_defaults(wait=None)
-    group.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="stop waiting after so long; it goes on")
+    group.add_argument(
+        "--timeout", type=_seconds, metavar="SECONDS", help="stop waiting after this time; the task goes on"
+    )
 
 
 def _seconds(text: str) -> float:
@@ -81,8 +88,8 @@ def is_remote(settings: Settings, arguments: argparse.Namespace) -> bool:
         return True
     if arguments.wait or arguments.no_wait or arguments.timeout:
         raise ConfigurationError(
-            "--wait, --no-wait and --timeout are about a worker, and none is asked",
-            hint="Set CELERY_BROKER_URL and leave --local out, or leave these options out.",
+            "--wait, --no-wait and --timeout need a worker, and this command does the work itself",
+            hint="Set CELERY_BROKER_URL and omit --local, or omit these options.",
         )
     return False
 
@@ -105,28 +112,30 @@ def do_remotely(
     arguments: argparse.Namespace,
     task: str,
     given: Mapping[str, Any],
-    tellers: Mapping[str, Callable[[Mapping[str, Any]], None]],
 ) -> int:
     """Have a worker do a task of `backup.sh`, or wait for one that was handed over; the exit code.
 
     Arguments:
         task: which task; nothing is handed over where another one is waited for.
         given: its arguments.
-        tellers: tell people and programs of a result, by the first word of the task's name.
     """
     from worker.names import TaskName
 
     there = Remote(settings=settings, show=show, command="./tools/backup.sh", timeout=arguments.timeout)
     if arguments.wait:
-        errand = there.pick_up(arguments.wait)
+        request = there.pick_up(arguments.wait)
     else:
-        errand = there.hand_over(TaskName(task), {"actor": person(), **given})
+        request = there.hand_over(TaskName(task), {"actor": person(), **given})
     if arguments.no_wait:
-        say(f"handed over; './tools/backup.sh --wait {errand.task_id}' waits for it")
-        print_result({"success": True, "task_id": errand.task_id})
+        say(f"queued; './tools/backup.sh --wait {request.task_id}' waits for it")
+        print_result({"success": True, "task_id": request.task_id})
         return 0
-    result, exit_code = errand.result()
-    tellers.get(errand.task.value.partition(".")[0], print_result)(result)
+    result, exit_code = request.result()
+    kind = request.task.value.partition(".")[0]
+    if kind in _TOLD_BY:
+        import_module(f"tools.commands.{kind}").tell(result)
+    else:
+        print_result(result)
     return exit_code
 
 
@@ -146,7 +155,7 @@ class Remote:
     command: str
     timeout: float | None = None
 
-    def hand_over(self, task: TaskName, arguments: Mapping[str, Any], *, needs_permit: bool = False) -> Errand:
+    def hand_over(self, task: TaskName, arguments: Mapping[str, Any], *, needs_permit: bool = False) -> TaskRequest:
         """Give a task to the workers.
 
         Raises:
@@ -156,7 +165,7 @@ class Remote:
         from worker.authorization import Permits
         from worker.client import Client, new_task_id
 
-        errand = Errand(
+        request = TaskRequest(
             remote=self,
             client=Client(self.settings.worker),
             task=task,
@@ -164,10 +173,10 @@ class Remote:
             task_id=new_task_id(task),
             permits=Permits(self.settings.local_path) if needs_permit else None,
         )
-        errand.submit()
-        return errand
+        request.submit()
+        return request
 
-    def pick_up(self, task_id: str) -> Errand:
+    def pick_up(self, task_id: str) -> TaskRequest:
         """A task that was handed over before.
 
         Raises:
@@ -182,11 +191,11 @@ class Remote:
             raise _unknown(task_id)
         word = state.name or task_id.partition("-")[0]
         task = TaskName(_KINDS.get(word, word)) if word in {*_KINDS, *TaskName} else TaskName.PING
-        return Errand(remote=self, client=client, task=task, arguments=None, task_id=task_id, permits=None)
+        return TaskRequest(remote=self, client=client, task=task, arguments=None, task_id=task_id, permits=None)
 
 
 @dataclass(kw_only=True)
-class Errand:
+class TaskRequest:
     """One task, from the hand-over to its result."""
 
     remote: Remote
@@ -249,7 +258,7 @@ class Errand:
             if state.is_lost and self.arguments is None:
                 raise _unknown(self.task_id)
             if state.is_lost and self.arguments is not None:
-                say("the broker has lost the task; handing it over again, which does no harm")
+                say("the broker lost the task; queueing it again, which does no harm")
                 self.client.submit(self.task, self.arguments, self.task_id)
             elif not state.is_begun and not state.is_ended and time.monotonic() > self._patient_until:
                 self._make_sure_of_a_worker()
@@ -267,10 +276,10 @@ class Errand:
 
         if self.withdraw():
             raise StillAtWorkError(
-                f"{self.task_id} was not begun within {waited:.0f} s, and is withdrawn",
-                hint="Start it again when the workers have less to do, or use --local.",
+                f"{self.task_id} did not start within {waited:.0f} s, and was withdrawn",
+                hint="Try again when the workers have less to do, or use --local.",
             )
-        raise StillAtWorkError(f"{self.task_id} is not done after {waited:.0f} s; it goes on", hint=self._later())
+        raise StillAtWorkError(f"{self.task_id} is not finished after {waited:.0f} s; it goes on", hint=self._later())
 
     def _be_patient(self, error: BrokerAwayError) -> None:
         """Wait a while for a broker that is away: the work goes on meanwhile, if it was begun."""
@@ -278,7 +287,7 @@ class Errand:
             say(f"{error.message}; waiting for it")
             self._away_since = time.monotonic()
         if time.monotonic() - self._away_since > _AWAY_SECONDS:
-            hint = f"Nobody has begun it, and it was withdrawn. {_SAFE}" if self.withdraw() else self._later()
+            hint = f"The task had not started, and was withdrawn. {_SAFE}" if self.withdraw() else self._later()
             raise type(error)(f"{error.message}, for {_AWAY_SECONDS:.0f} s now", hint=hint) from error
 
     def _make_sure_of_a_worker(self) -> None:
@@ -314,11 +323,13 @@ class Errand:
             self.client.stop(self.task_id)
         except BrokerAwayError as error:
             return f"the worker could not be told to stop: {error.message}", f"{error.hint} {self._later()}"
-        return "the worker was told to stop, and takes back what it had begun", "Start it again to have it done."
+        return "the worker was told to stop, and undoes its unfinished work", "Start it again to finish it."
 
     def _is_left_running(self) -> bool:
-        say("\nLeave the task running? Type no to stop it, anything else to leave it: ")
-        return sys.stdin.readline().strip().lower() not in ("n", "no")
+        return ask("\nLeave the task running? Type no to stop it, anything else to leave it: ").lower() not in (
+            "n",
+            "no",
+        )
 
     def _later(self) -> str:
         return f"'{self.remote.command} --wait {self.task_id}' waits for it again."
