@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 
 _REPORT: Final = "kekkai-backup-report.html"
+_STANDARD_OUTPUT: Final = "-"
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -27,7 +29,12 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     status.add_argument("--json", action="store_true", help="say nothing to people: only the JSON of standard output")
     status.set_defaults(run=_status)
     report = commands.add_parser("report", help="write a page that shows what became of the backups")
-    report.add_argument("--output", metavar="FILE", default=_REPORT, help="where to (default: %(default)s)")
+    report.add_argument(
+        "--output",
+        metavar="FILE",
+        help=f"file to write, or - for standard output (default: {_REPORT} in this directory, or in the repository if "
+        "this directory is not writable)",
+    )
     report.set_defaults(run=_report)
     commands.add_parser("doctor", help="check everything that a backup and a restore need").set_defaults(run=_doctor)
 
@@ -37,12 +44,12 @@ def _status(arguments: argparse.Namespace) -> int:
     from portal.ops.monitoring.facts import read_status
     from portal.ops.monitoring.observer import Aftermath
     from portal.ops.monitoring.text import status_lines
-    from portal.ops.runtime.progress import read_text, utc_now
-    from portal.ops.settings.load import load_settings
+    from portal.ops.runtime.environment import current_settings
+    from portal.ops.runtime.progress import utc_now
     from tools.terminal import watched_log
 
     gc.disable()  # there may be very many archives, and none of what is made for them is garbage
-    settings = load_settings(os.environ, read_text)
+    settings = current_settings()
     watched_log(settings.log_format)
     status = read_status(settings, utc_now())
     Aftermath(settings).refresh(status)
@@ -55,14 +62,19 @@ def _status(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     """Write the report, whole or not at all."""
-    from portal.ops.runtime.progress import read_text, utc_now
-    from portal.ops.settings.load import load_settings
+    from portal.ops.runtime.environment import current_settings
+    from portal.ops.runtime.progress import utc_now
     from tools.report.page import page
     from tools.report.story import read_story
 
-    text = page(read_story(load_settings(os.environ, read_text), utc_now()))
-    path = os.path.abspath(arguments.output)
-    _write(path, text.encode("utf-8", "replace"))
+    settings = current_settings()
+    data = page(read_story(settings, utc_now())).encode("utf-8", "replace")
+    if arguments.output == _STANDARD_OUTPUT:
+        sys.stdout.buffer.write(data)
+        return 0
+    here = os.getcwd() if os.access(os.curdir, os.W_OK) else settings.local_path
+    path = os.path.abspath(arguments.output or os.path.join(here, _REPORT))
+    _write(path, data)
     say(f"the report is {path}; it needs nothing else, and any browser shows it")
     print_result({"success": True, "path": path, "size_bytes": os.path.getsize(path)})
     return 0
@@ -115,13 +127,13 @@ def _findings() -> Iterator[Finding]:
 
 def _look_at_settings(read: list[Settings]) -> Finding:
     from portal.ops.monitoring.doctor.run import ok, warning
-    from portal.ops.runtime.progress import read_text
-    from portal.ops.settings.load import load_settings, refuse_unbuilt, unknown_settings
+    from portal.ops.runtime.environment import current_settings, merged_environment
+    from portal.ops.settings.load import refuse_unbuilt, unknown_settings
 
-    settings = load_settings(os.environ, read_text)
+    settings = current_settings()
     read.append(settings)
     refuse_unbuilt(settings.unbuilt)
-    strangers = unknown_settings(os.environ)
+    strangers = unknown_settings(merged_environment())
     if strangers:
         return warning("; ".join(strangers), "Correct the name where it is set; docs/settings.md has every name.")
     return ok("every variable that is set can be used")

@@ -26,7 +26,6 @@ from redis import AuthenticationError, Redis
 from portal.ops.settings.load import SETTINGS
 from tests.support.compose_file import ROOT, Service, read_compose, seconds_of, variables_of
 from tests.support.compose_schema import SCHEMA
-from tests.support.portal import portal
 from tests.support.workers import wait_until
 
 if TYPE_CHECKING:
@@ -34,10 +33,8 @@ if TYPE_CHECKING:
 
     from tests.support.portal import Portal
 
-__all__ = ["portal"]
-
-FILES = ("compose.yaml", "compose.portal.yaml", "compose.defectdojo.yaml", "compose.metrics.yaml")
-ATTACHING = ("compose.portal.yaml", "compose.defectdojo.yaml")
+FILES = ("compose.yaml", "compose.portal.yaml", "compose.defectdojo.yaml", "compose.media.yaml", "compose.metrics.yaml")
+ATTACHING = ("compose.portal.yaml", "compose.defectdojo.yaml", "compose.media.yaml")
 SERVICES: dict[str, Any] = read_compose()["services"]
 HOME = "/var/lib/kekkai-portal"
 REPOSITORY = "/var/lib/kekkai-backup"
@@ -468,7 +465,7 @@ def test_a_broker_url_of_an_earlier_release_is_replaced(tmp_path: Path) -> None:
 def test_an_instance_has_its_secrets_where_its_env_file_says(tmp_path: Path) -> None:
     """The script reads the file that Compose is given, so that the second instance's secrets are its own."""
     (tmp_path / "second.env").write_text(f"KEKKAI_SECRETS={tmp_path}/second\n")
-    script = [ROOT / "tools" / "secrets.sh", "--env-file", tmp_path / "second.env"]
+    script = [str(ROOT / "tools" / "secrets.sh"), "--env-file", str(tmp_path / "second.env")]
     subprocess.run(script, input="secret\n", text=True, check=True, capture_output=True)
     assert (tmp_path / "second" / "broker_url").exists()
 

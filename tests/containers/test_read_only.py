@@ -12,7 +12,6 @@ import pytest
 
 from demo.redis import EmbeddedRedis
 from tests.support.compose_file import ROOT, image_environment
-from tests.support.portal import portal
 from tests.support.workers import wait_until
 
 if TYPE_CHECKING:
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.support.portal import Portal
-
-__all__ = ["portal"]
 
 UNSHARE = ("/usr/bin/unshare", "--mount")
 Ended = subprocess.CompletedProcess[str]
@@ -113,6 +110,8 @@ def test_everything_works_on_it(portal: Portal, redis: EmbeddedRedis) -> None:
         archive = json.loads(made.stdout)["backup_id"]
         container.done(str(ROOT / "scripts" / "restore.sh"), archive, "--force", "--media-only")
         container.done(sys.executable, "-m", "worker.health")
+    report = json.loads(container.done(str(ROOT / "scripts" / "backup.sh"), "report").stdout)["path"]
+    assert report == str(portal.archives / "kekkai-backup-report.html")
     assert any((container.directory / "flower").iterdir())
     assert not any((container.directory / "tmp").iterdir())
     assert "Read-only" not in log.read_text() + web.read_text()

@@ -22,7 +22,6 @@ from demo.compare import table_contents, tree_contents
 from demo.redis import EmbeddedRedis
 from portal.ops.repository.access_log import AccessLog, Action, Outcome
 from portal.ops.repository.repository import LOCK_NAME
-from tests.support.portal import portal
 from tests.support.workers import MOMENT, WorkerProcess, client_of, result_of, run_task, submit, wait_until
 from worker.health import check_lanes
 from worker.names import Lane, TaskName
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
 
     from demo.postgres import EmbeddedPostgres
     from tests.support.portal import Portal
-
-__all__ = ["portal"]
 
 PASSWORD = "not, a: simple one"
 
@@ -212,6 +209,13 @@ def test_history_outlives_a_kill(portal: Portal, redis: EmbeddedRedis) -> None:
         flower.end(signal.SIGKILL)
         flower.start()
         assert flower.task(task_id)["state"] == "FAILURE"
+
+
+def test_a_history_that_cannot_be_saved_is_refused(portal: Portal, redis: EmbeddedRedis) -> None:
+    """Flower does not start where it would run, look healthy, and lose its history."""
+    with FlowerProcess(portal, redis, FLOWER_DB="/proc/self/history") as flower:
+        assert flower.wait() == 2
+    assert "directory of Flower's history cannot be written" in flower.text()
 
 
 def test_an_end_that_flower_missed_is_found_out(portal: Portal, redis: EmbeddedRedis) -> None:
