@@ -29,15 +29,6 @@ RUN export DEBIAN_FRONTEND=noninteractive \
     && apt-get install --yes --no-install-recommends --option Dpkg::Options::=--force-confold "$@" \
     && rm -rf /var/lib/apt/lists/*
 
-# The user that owns the portal's uploads, since nobody else may read them; see docs/operations.md.
-ARG KEKKAI_UID=10001
-ARG KEKKAI_GID=10001
-RUN groupadd --non-unique --gid "$KEKKAI_GID" kekkai \
-    && useradd --non-unique --uid "$KEKKAI_UID" --gid kekkai --no-create-home --home-dir /nonexistent \
-        --shell /usr/sbin/nologin kekkai \
-    && install -d -m 700 -o kekkai -g kekkai \
-        /var/lib/kekkai-backup /var/lib/kekkai-portal /var/lib/kekkai-portal/uploads /var/lib/flower
-
 # The locked packages, in a layer of their own that a change of our code leaves as it is. Only wheels: nothing is
 # compiled, so there is no compiler to remove. The commands find the environment where they would have made it.
 # PIP_INDEX_URL names a mirror of PyPI. It stays in the image's history, so it is no place for a password.
@@ -55,6 +46,15 @@ COPY tools tools
 RUN ln -s tools scripts \
     && chmod -R a+rX portal worker beat tools \
     && .venv/bin/python -m compileall -q portal worker beat tools
+
+# The user that owns the portal's uploads, since nobody else may read them; see docs/operations.md.
+ARG KEKKAI_UID=10001
+ARG KEKKAI_GID=10001
+RUN groupadd --non-unique --gid "$KEKKAI_GID" kekkai \
+    && useradd --non-unique --uid "$KEKKAI_UID" --gid kekkai --no-create-home --home-dir /nonexistent \
+        --shell /usr/sbin/nologin kekkai \
+    && install -d -m 700 -o kekkai -g kekkai \
+        /var/lib/kekkai-backup /var/lib/kekkai-portal /var/lib/kekkai-portal/uploads /var/lib/flower
 
 ARG VERSION=0.1.0
 ARG REVISION=unknown

@@ -100,6 +100,7 @@ if [[ -e $directory/broker_url && $(<"$directory/broker_url") == "$(broker_url r
 fi
 broker_url kekkai-backup-queue | make broker_url
 random | make flower_password
+make credential_key </dev/null
 make notify_urls </dev/null
 make ping_url </dev/null
 

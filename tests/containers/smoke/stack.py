@@ -18,7 +18,7 @@ IMAGE: Final = "kekkai-backup:smoke"
 OWNER: Final = "10001:10001"
 PASSWORD: Final = "p@ss w0rd$x"
 SECONDS: Final = 900
-_NOT_COPIED: Final = (".git", ".venv", ".env", "secrets*", "__pycache__", ".*_cache")
+_NOT_COPIED: Final = (".git", ".venv", ".env", "secrets", "secrets-*", "__pycache__", ".*_cache")
 
 
 def copy_checkout(directory: Path) -> None:
