@@ -125,6 +125,15 @@ def _time(hour: int, minute: int, second: int) -> str:
     return f"{hour:02d}:{minute:02d}:{second:02d}"
 
 
+class Compression(StrEnum):
+    """How hard archives are compressed."""
+
+    AUTO = "auto"
+    """As hard as the source leaves time for."""
+    FAST = "fast"
+    SMALL = "small"
+
+
 class LogFormat(StrEnum):
     """How log lines look."""
 

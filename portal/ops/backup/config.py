@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from zoneinfo import ZoneInfo
 
 from portal.ops.errors import ConfigurationError
-from portal.ops.model import FORMAT_VERSION, INCREMENTAL_VERSION, BackupType, Component, timestamp
+from portal.ops.model import FORMAT_VERSION, INCREMENTAL_VERSION, BackupType, Component, Compression, timestamp
 from portal.ops.retention.policy import RetentionPolicy, RetentionRule, own_rules
 from portal.ops.settings.load import DatabaseTarget, Secret, Settings, refuse_unbuilt
 
@@ -46,6 +46,7 @@ class BackupConfig:
         dump_timeout: seconds that pg_dump may take.
         lock_timeout: seconds to wait for a lock.
         jobs: processes and threads that work at once; by default the cores there are.
+        compression: how hard to compress; ``auto`` is as hard as the source leaves time for.
         chain_length: incrementals that a chain has at the most.
         chain_percent: their size together, in percent of the base, at the most.
         unbuilt: what the environment asks for beside all this and this release cannot do, in words. It makes no backup
@@ -84,6 +85,7 @@ class BackupConfig:
     dump_timeout: float = 21600
     lock_timeout: float = 60
     jobs: int | None = None
+    compression: Compression = Compression.AUTO
     chain_length: int = 500
     chain_percent: int = 100
     unbuilt: tuple[str, ...] = ()
@@ -152,6 +154,7 @@ class BackupConfig:
             dump_timeout=settings.dump_timeout,
             lock_timeout=settings.lock_timeout,
             jobs=settings.jobs,
+            compression=settings.compression,
             chain_length=settings.chain_length,
             chain_percent=settings.chain_percent,
             unbuilt=settings.unbuilt,
