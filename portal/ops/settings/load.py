@@ -101,7 +101,23 @@ class ScheduleSettings:
     verify: str | None
     prune: str | None
     drill: str | None
+    base: str | None = None
     time_zone: ZoneInfo
+
+
+@dataclass(frozen=True, kw_only=True)
+class PitrSettings:
+    """Recovery to a point in time.
+
+    Arguments:
+        wal: whether WAL is received.
+        replication: the server as the role that may replicate.
+        days: how far back a recovery to any second reaches.
+    """
+
+    wal: bool
+    replication: DatabaseTarget
+    days: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +195,7 @@ class Settings:
     schedules: ScheduleSettings
     watch: WatchSettings
     targets: TargetSettings
+    pitr: PitrSettings
     unbuilt: tuple[str, ...] = ()
 
 
@@ -241,8 +258,9 @@ def load_settings(environ: Mapping[str, str], read_text: Callable[[str], str]) -
         ConfigurationError: names every variable that cannot be used, and shows nothing of a secret.
     """
     read = _Reader(environ, read_text)
+    database = _read_database(read)
     settings = Settings(
-        database=_read_database(read),
+        database=database,
         local_path=read(variables.LOCAL_PATH),
         upload_dir=read(variables.UPLOAD_DIR),
         audit_dir=read(variables.AUDIT_DIR),
@@ -259,6 +277,7 @@ def load_settings(environ: Mapping[str, str], read_text: Callable[[str], str]) -
         schedules=_read_schedules(read),
         watch=_read_watch(read),
         targets=_read_targets(read),
+        pitr=_read_pitr(read, database),
         unbuilt=unbuilt_settings(environ),
     )
     if read.faults:
@@ -321,8 +340,15 @@ def _read_schedules(read: _Reader) -> ScheduleSettings:
         verify=read(variables.SCHEDULE_VERIFY),
         prune=read(variables.SCHEDULE_PRUNE),
         drill=read(variables.SCHEDULE_DRILL),
+        base=read(variables.SCHEDULE_BASE),
         time_zone=read(variables.TIME_ZONE),
     )
+
+
+def _read_pitr(read: _Reader, database: DatabaseTarget) -> PitrSettings:
+    """Read what point-in-time recovery needs; what the URL does not say is as for the database."""
+    replication = replace(database, **read(variables.REPLICATION_URL))
+    return PitrSettings(wal=read(variables.WAL), replication=replication, days=read(variables.PITR_DAYS))
 
 
 def _read_watch(read: _Reader) -> WatchSettings:

@@ -22,6 +22,7 @@ from portal.ops.settings.parsers import (
     optional_jobs,
     optional_port,
     rules,
+    switch,
     time_zone,
     whole_number,
 )
@@ -35,7 +36,7 @@ class WatchMode(StrEnum):
     POLLING = "polling"
 
 
-RULED_TYPES: Final = ("full", "database", "media", "audit_logs")
+RULED_TYPES: Final = ("full", "database", "media", "audit_logs", "base")
 RULE_WORDS: Final = ("days", "count", "hourly", "daily", "weekly", "monthly", "yearly")
 
 DATABASE_HOST: Final = Setting(
@@ -222,6 +223,31 @@ SCHEDULE_PRUNE: Final = Setting(
 SCHEDULE_DRILL: Final = Setting(
     name="BACKUP_SCHEDULE_DRILL", meaning="When a restore is tried", default="0 5 * * 0", parse=cron
 )
+SCHEDULE_BASE: Final = Setting(
+    name="BACKUP_SCHEDULE_BASE",
+    meaning="When a base backup of the whole database cluster is made, where `BACKUP_WAL` is `on`",
+    default="0 1 * * *",
+    parse=cron,
+)
+WAL: Final = Setting(
+    name="BACKUP_WAL",
+    meaning="`on`: receive the server's WAL, so that the portal can be recovered to any second",
+    default="off",
+    parse=switch,
+)
+REPLICATION_URL: Final = Setting(
+    name="BACKUP_REPLICATION_URL",
+    meaning="The server as a role with `REPLICATION`, as `postgres://user:password@host:port/postgres`",
+    without="(the database's own settings)",
+    parse=database_url,
+    secret=True,
+)
+PITR_DAYS: Final = Setting(
+    name="BACKUP_PITR_DAYS",
+    meaning="Days that a recovery to any second reaches back",
+    default="7",
+    parse=whole_number(0, HUNDRED_YEARS),
+)
 TIME_ZONE: Final = Setting(name="BACKUP_TIMEZONE", meaning="Time zone of the schedules", default="UTC", parse=time_zone)
 WATCH_QUIET: Final = Setting(
     name="BACKUP_WATCH_QUIET", meaning="Quiet after an upload before it is backed up", default="2s", parse=duration
@@ -319,6 +345,7 @@ SETTINGS: Final[tuple[Setting[object], ...]] = (
     SCHEDULE_VERIFY,
     SCHEDULE_PRUNE,
     SCHEDULE_DRILL,
+    SCHEDULE_BASE,
     TIME_ZONE,
     WATCH_QUIET,
     WATCH_LATEST,
@@ -333,4 +360,7 @@ SETTINGS: Final[tuple[Setting[object], ...]] = (
     METRICS_PORT,
     NOTIFY_URLS,
     PING_URL,
+    WAL,
+    REPLICATION_URL,
+    PITR_DAYS,
 )
