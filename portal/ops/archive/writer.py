@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from portal.ops.archive.compressor_pool import Lanes
-    from portal.ops.archive.output_file import OutFile
+    from portal.ops.archive.compressor_pool import CompressorPool
+    from portal.ops.archive.output_file import OutputFile
     from portal.ops.archive.packer import Item
 
 _DONE: Final[Future[None]] = Future()
@@ -77,28 +77,28 @@ class ArchiveWriter:
     Arguments:
         out: the file, still empty.
         backup_id: the directory that all members are in.
-        lanes: who compresses.
+        pool: compresses the frames.
         spool_directory: where the index waits, unnamed, if it outgrows memory.
         advance: called with every number of bytes of content read.
     """
 
     def __init__(
         self,
-        out: OutFile,
+        out: OutputFile,
         backup_id: str,
-        lanes: Lanes,
+        pool: CompressorPool,
         *,
         spool_directory: Path,
         advance: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._out = out
         self._backup_id = backup_id
-        self._lanes = lanes
+        self._pool = pool
         self._advance = advance
         self._frames = index.FrameTable()
         self._pending: deque[tuple[Future[Any], Callable[[Any], None]]] = deque()
         self._blocks: SimpleQueue[_Block] = SimpleQueue()
-        for _ in range(lanes.jobs + _AHEAD + 2):
+        for _ in range(pool.jobs + _AHEAD + 2):
             self._blocks.put(_Block())
         self._spool = tempfile.SpooledTemporaryFile(_SPOOL_MEMORY, dir=str(spool_directory))  # noqa: SIM115  (`close` closes it)
         self._lines: list[str] = []
@@ -177,7 +177,7 @@ class ArchiveWriter:
             self._add_lines(shared.lines, number)
             self._count(shared.files, shared.content_bytes)
 
-        self._submit(self._lanes.compress(shared.block.data[: shared.end]), take)
+        self._submit(self._pool.compress(shared.block.data[: shared.end]), take)
         self._advance(shared.content_bytes)
 
     def _stream_large(self, member: Member, stream: Readable) -> str:
@@ -209,7 +209,7 @@ class ArchiveWriter:
         Raises:
             SourceError: one of them cannot be read.
         """
-        self._lanes.start_helpers()
+        self._pool.start_helpers()
         batch: list[Item] = []
         weight = 0
         for item, size in items:
@@ -353,15 +353,15 @@ class ArchiveWriter:
             if numbers is not None and not numbers:
                 numbers.append(number)
 
-        self._submit(self._lanes.compress(block.data[:length]), take)
+        self._submit(self._pool.compress(block.data[:length]), take)
 
     def _submit_pack(self, items: list[Item]) -> None:
         if items:
-            self._submit(self._lanes.pack(items), self._take_pack)
+            self._submit(self._pool.pack(items), self._take_pack)
 
     def _submit(self, future: Future[Any], take: Callable[[Any], None]) -> None:
         self._pending.append((future, take))
-        self._drain_to(self._lanes.jobs + _AHEAD)
+        self._drain_to(self._pool.jobs + _AHEAD)
 
     def _drain(self) -> None:
         self._drain_to(0)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from portal.ops.archive.compressor_pool import Lanes
+from portal.ops.archive.compressor_pool import CompressorPool
 from portal.ops.archive.writer import ArchiveWriter, Readable, Tally
 from portal.ops.backup.walk import FileTree, identity, tree_bytes
 from portal.ops.chains.deletions import encode_deletions
@@ -71,11 +71,11 @@ class Collection:
         self.meter.expect = self._expected_bytes
         jobs = self.config.jobs or available_cores()
         helpers = self.increment is None or len(self.increment.delta.taken) > _FEW
-        with Lanes(str(self.backup_id), jobs, helpers=helpers) as lanes:
+        with CompressorPool(str(self.backup_id), jobs, helpers=helpers) as pool:
             writer = ArchiveWriter(
                 self.draft.out,
                 str(self.backup_id),
-                lanes,
+                pool,
                 spool_directory=self.draft.final.parent,
                 advance=self.meter.advance,
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -161,7 +161,7 @@ class BackupConfig:
             chain_length=settings.chain_length,
             chain_percent=settings.chain_percent,
             wal=settings.pitr.wal,
-            replication_target=settings.pitr.replication,
+            replication_target=replace(settings.database, **settings.pitr.replication),
             pitr_days=settings.pitr.days,
             unbuilt=settings.unbuilt,
         )

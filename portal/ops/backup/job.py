@@ -45,10 +45,11 @@ from portal.ops.repository.repository import ArchiveFile, Repository
 from portal.ops.repository.sidecar import file_digest, read_sidecar
 from portal.ops.repository.verifications import Verification, Verifications
 from portal.ops.retention.prune import PruneJob
+from portal.ops.runtime.environment import current_settings
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.process import ProcessRunner, SystemRunner
-from portal.ops.runtime.progress import Clock, Meter, PathLike, Progress, available_cores, read_text, utc_now
-from portal.ops.settings.load import load_settings, refuse_unbuilt
+from portal.ops.runtime.progress import Clock, Meter, PathLike, Progress, available_cores, utc_now
+from portal.ops.settings.load import refuse_unbuilt
 from portal.ops.verify.verify import Expected, Verifier
 
 if TYPE_CHECKING:
@@ -443,7 +444,7 @@ def create_backup_job(
     Raises:
         ConfigurationError: the environment or an argument makes no sense.
     """
-    config = BackupConfig.from_settings(load_settings(os.environ if environ is None else environ, read_text))
+    config = BackupConfig.from_settings(current_settings(environ))
     given = {"local_path": local_path, "db_host": db_host, "db_name": db_name, "media_path": media_path, **others}
     return BackupJob(replace(config, **{name: value for name, value in given.items() if value is not None}))
 

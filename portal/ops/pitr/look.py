@@ -67,19 +67,22 @@ def look(repository: Repository, entries: list[Entry] | None = None) -> PitrLook
 def read_wal(archive: WalArchive, state: Mapping[str, Any]) -> Wal:
     """The segments and timelines of an archive; the segment that is being received covers what the service says."""
     files = archive.files()
-    pieces, created = [], {}
+    pieces: list[Piece] = []
+    created: dict[int, datetime] = {}
     for name, file in files.items():
         if timeline := parse_history_name(name):
             created |= {timeline: file.until} if file.until else {}
         elif segment := archive.segment(name):
             pieces.append(Piece(segment=segment, covered=file.covered, is_whole=PARTIAL not in name))
     covered_to = datetime.fromisoformat(state["covered_to"]).astimezone(UTC) if state.get("covered_to") else None
-    for path in archive.partials() if archive.receiving.is_dir() else ():
-        if segment := archive.segment(path.name):
-            pieces.append(Piece(segment=segment, covered=covered_to, is_whole=False))
-    for path in archive.completed() if archive.receiving.is_dir() else ():
-        if segment := archive.segment(path.name):
-            pieces.append(Piece(segment=segment, covered=None, is_whole=True))
+    if archive.receiving.is_dir():
+        received = [(path, covered_to, False) for path in archive.partials()]
+        received += [(path, None, True) for path in archive.completed()]
+        pieces += [
+            Piece(segment=segment, covered=covered, is_whole=is_whole)
+            for path, covered, is_whole in received
+            if (segment := archive.segment(path.name))
+        ]
     return Wal(
         segment_bytes=archive.cluster.segment_bytes, pieces=pieces, histories=archive.histories(), created=created
     )

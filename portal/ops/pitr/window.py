@@ -10,6 +10,7 @@ for on the timeline that was live then.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -139,7 +140,7 @@ def find_window(spans: Sequence[Span]) -> Window | None:
             merged.append((span.start, span.end))
     if not merged:
         return None
-    gaps = tuple((one[1], other[0]) for one, other in zip(merged, merged[1:], strict=False))
+    gaps = tuple((one[1], other[0]) for one, other in itertools.pairwise(merged))
     return Window(start=merged[0][0], end=merged[-1][1], gaps=gaps)
 
 
