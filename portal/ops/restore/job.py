@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from portal.ops.chains.lineage import is_incremental, line_of
-from portal.ops.chains.reader import Archive, open_tree
+from portal.ops.chains.reader import open_tree
 from portal.ops.errors import (
     NotConfirmedError,
     NotIntactError,
@@ -60,6 +60,7 @@ from portal.ops.verify.verify import Expected, Verifier
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from portal.ops.archive.protocol import Archive
     from portal.ops.backup.job import BackupJob
 
 __all__ = [

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from portal.ops.model import LogFormat
+from portal.ops.model import Compression, LogFormat
 from portal.ops.settings.database_url import DatabaseTarget, Secret, UrlParts
 from portal.ops.settings.parsers import (
     HUNDRED_YEARS,
@@ -28,6 +28,7 @@ from portal.ops.settings.parsers import (
     optional_jobs,
     optional_port,
     rules,
+    switch,
     time_zone,
     whole_number,
 )
@@ -201,6 +202,12 @@ class ScheduleSettings:
         "30 3 * * *",
     )
     drill: str | None = setting("BACKUP_SCHEDULE_DRILL", "Schedule of test restores (drills)", cron, "0 5 * * 0")
+    base: str | None = setting(
+        "BACKUP_SCHEDULE_BASE",
+        "Schedule of base backups of the database cluster, if `BACKUP_WAL` is `on`",
+        cron,
+        "0 1 * * *",
+    )
     time_zone: ZoneInfo = setting("BACKUP_TIMEZONE", "Time zone of the schedules", time_zone, "UTC")
 
 
@@ -253,6 +260,25 @@ class TargetSettings:
         "URL called after each full backup, with `/fail` appended if the backup failed",
         as_secret,
         secret=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PitrSettings:
+    """Recovery to a point in time."""
+
+    wal: bool = setting(
+        "BACKUP_WAL", "`on`: receive the server's WAL, so that the portal can be recovered to any second", switch, "off"
+    )
+    replication: UrlParts = setting(
+        "BACKUP_REPLICATION_URL",
+        "The server as a role with `REPLICATION`, such as `postgres://user:password@host:port/postgres`",
+        database_url,
+        without="(as for the database)",
+        secret=True,
+    )
+    days: int = setting(
+        "BACKUP_PITR_DAYS", "Days that a recovery to any second reaches back", whole_number(0, HUNDRED_YEARS), "7"
     )
 
 
@@ -313,6 +339,12 @@ class Settings:
         optional_jobs,
         without="(the cores this process may use)",
     )
+    compression: Compression = setting(
+        "BACKUP_COMPRESSION",
+        "`fast`, `small`, or `auto`: as hard as the source leaves time for",
+        one_of(Compression),
+        "auto",
+    )
     log_format: LogFormat = setting(
         "BACKUP_LOG_FORMAT",
         "`json`, `console`, or `auto`: JSON unless standard error is a terminal",
@@ -323,6 +355,7 @@ class Settings:
     schedules: ScheduleSettings = group(ScheduleSettings)
     watch: WatchSettings = group(WatchSettings)
     targets: TargetSettings = group(TargetSettings)
+    pitr: PitrSettings = group(PitrSettings)
     unbuilt: tuple[str, ...] = ()
 
 
