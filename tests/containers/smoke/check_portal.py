@@ -133,10 +133,11 @@ def test_a_second_instance_has_the_other_tree(first: Stack, second: Stack) -> No
 
 def test_both_trees_come_back(first: Stack, second: Stack, shop: Shop) -> None:
     """Each instance restores its own tree."""
+    portal, media = first.archives("full")[0], second.archives("full")[0]
     shop.volume("portal_uploads", "rm tenant/scan.sarif")
     shop.volume("dojo_media", "rm uploaded_files/a.txt")
-    first.inside("worker", "scripts/restore.sh", "latest", "--force")
-    second.inside("worker", "scripts/restore.sh", "latest", "--media-only", "--force")
+    first.inside("worker", "scripts/restore.sh", portal, "--force")
+    second.inside("worker", "scripts/restore.sh", media, "--media-only", "--force")
     assert shop.volume("portal_uploads", "cat tenant/scan.sarif") == "{}"
     assert shop.volume("dojo_media", "cat uploaded_files/a.txt") == "x"
 
