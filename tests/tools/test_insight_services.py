@@ -40,7 +40,7 @@ class TestDoctor:
         found = doctored(portal, "redis://127.0.0.1:1/0")
         assert (found["workers"], found["beat"], found["watcher"]) == ("fault", "warning", "warning")
 
-    def test_a_lane_without_a_worker_is_a_fault(self, portal: Portal, redis: EmbeddedRedis) -> None:
+    def test_a_queue_without_a_worker_is_a_fault(self, portal: Portal, redis: EmbeddedRedis) -> None:
         """Work that is handed over would wait for ever."""
         assert doctored(portal, redis.url)["workers"] == "fault"
 

@@ -44,7 +44,7 @@ def keys(redis: EmbeddedRedis) -> set[bytes]:
         return {key for key in found if not key.startswith(b"_kombu.binding")}
 
 
-def test_every_lane_answers_and_nothing_is_left(portal: Portal, redis: EmbeddedRedis) -> None:
+def test_every_queue_answers_and_nothing_is_left(portal: Portal, redis: EmbeddedRedis) -> None:
     """Queues with time answer; the check exits with 0, and leaves no key in Redis and no word in the worker's log."""
     with WorkerProcess(portal, redis) as worker:
         before, said = keys(redis), worker.text()
@@ -57,7 +57,7 @@ def test_every_lane_answers_and_nothing_is_left(portal: Portal, redis: EmbeddedR
     assert not any("health.ping" in str(event) for event in events[said.count("\n") :])
 
 
-def test_a_lane_that_nobody_works_for_is_named(portal: Portal, redis: EmbeddedRedis) -> None:
+def test_a_queue_that_nobody_works_for_is_named(portal: Portal, redis: EmbeddedRedis) -> None:
     """Where one queue has no worker, the check exits with 1 and says which; its ping does not stay in the queue."""
     with WorkerProcess(portal, redis, "backup"):
         ended = check(portal, redis, "backup", "restore")
@@ -84,7 +84,7 @@ def test_a_repository_that_cannot_be_written_is_said(portal: Portal, redis: Embe
     assert ended.stderr.startswith("backup: the repository cannot be used")
 
 
-def test_a_busy_lane_is_healthy(portal: Portal, redis: EmbeddedRedis) -> None:
+def test_a_busy_queue_is_healthy(portal: Portal, redis: EmbeddedRedis) -> None:
     """A queue whose every process works on a task is healthy, and its ping does not wait behind it."""
     portal.archives.mkdir()
     with (
@@ -99,7 +99,7 @@ def test_a_busy_lane_is_healthy(portal: Portal, redis: EmbeddedRedis) -> None:
     assert (found.is_healthy, found.detail) == (True, "every process is at work on something")
 
 
-def test_an_idle_lane_that_does_not_answer_is_not_healthy(portal: Portal, redis: EmbeddedRedis) -> None:
+def test_an_idle_queue_that_does_not_answer_is_not_healthy(portal: Portal, redis: EmbeddedRedis) -> None:
     """A queue whose main process answers while its idle pool does not is named, with its worker."""
     with WorkerProcess(portal, redis, "maintenance", "--processes", "1") as worker:
         for pid in worker.pool():
