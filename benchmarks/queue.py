@@ -25,7 +25,7 @@ from demo.redis import EmbeddedRedis
 from portal.ops.runtime.process import launch_command
 from portal.ops.settings.load import load_settings
 from worker.client import Client, new_task_id
-from worker.operations import VERIFY_ARCHIVE
+from worker.operations import VERIFY_ARCHIVE, Queue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,7 +79,7 @@ def _worker(log: Path, environ: dict[str, str]) -> Iterator[None]:
         command = [sys.executable, "-I", "-m", "worker", "--processes", str(_PROCESSES)]
         process = subprocess.Popen(launch_command(command), env=environ, stdout=file, stderr=file)
     try:
-        while log.read_text().count('"worker_ready"') < 3:
+        while log.read_text().count('"worker_ready"') < len(Queue):
             time.sleep(0.05)
         yield
     finally:

@@ -7,15 +7,13 @@ whose processes are all busy cannot answer it, and is healthy where its main pro
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import OpsError
-from portal.ops.runtime.progress import read_text
-from portal.ops.settings.load import load_settings
+from portal.ops.runtime.environment import current_settings
 from worker.client import Client, QueueLoad, TaskState
 from worker.operations import Queue
 
@@ -130,7 +128,7 @@ def main() -> int:
     )
     queues = [Queue(name) for name in parser.parse_args().queues] or list(Queue)
     try:
-        found = check_queues(Client(load_settings(os.environ, read_text).worker), queues)
+        found = check_queues(Client(current_settings().worker), queues)
     except OpsError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
