@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from portal.ops.model import LogFormat
+from portal.ops.model import Compression, LogFormat
 from portal.ops.settings.database_url import DatabaseTarget, Secret, UrlParts
 from portal.ops.settings.parsers import (
     HUNDRED_YEARS,
@@ -338,6 +338,12 @@ class Settings:
         "Processes and threads that work at the same time",
         optional_jobs,
         without="(the cores this process may use)",
+    )
+    compression: Compression = setting(
+        "BACKUP_COMPRESSION",
+        "`fast`, `small`, or `auto`: as hard as the source leaves time for",
+        one_of(Compression),
+        "auto",
     )
     log_format: LogFormat = setting(
         "BACKUP_LOG_FORMAT",
