@@ -1,8 +1,8 @@
 """`python -m worker.flower`: Flower on this application, for people to look at tasks and workers.
 
 It does not start without a password. Its API can put any task on the queue and stop any worker, so it only shows things
-unless ``FLOWER_READ_ONLY=false``; a restore is refused in either case (see `permit`). Its own options are the variables
-``FLOWER_*``; what stands here are our defaults. Its history is kept in a file, since it would have none otherwise.
+unless ``FLOWER_READ_ONLY=false``; a restore is refused in either case (see `authorization`). Its own options are the
+variables ``FLOWER_*``; what stands here are our defaults. Its history is kept in a file.
 """
 
 from __future__ import annotations
