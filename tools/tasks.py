@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from portal.ops.settings.load import Settings
+    from worker.arguments import Arguments
+    from worker.authorization import Authorizations
     from worker.client import Client, TaskState
     from worker.errors import BrokerAwayError
-    from worker.names import TaskName
+    from worker.operations import Operation
 
 NOT_YET: Final = 6
 
@@ -39,26 +41,15 @@ _AWAY_SECONDS: Final = 60.0
 _LONGER_EACH_TIME: Final = 1.1
 _WITHDRAWN: Final = "the task had not started, and was withdrawn"
 _SAFE: Final = "Start it again when the broker is back, or use --local."
-_KINDS: Final = {
-    "full": "backup.full",
-    "database": "backup.database",
-    "media": "backup.media",
-    "scan": "backup.media",
-    "verify": "verify.archive",
-    "prune": "prune.repository",
-    "drill": "drill.restore",
-}
-"""The first words of the tasks' ids that beat and the watcher give."""
-
 _TOLD_BY: Final = frozenset({"backup", "verify", "drill"})
-"""Modules of commands that tell how a task of theirs ended, by the first word of the task's name."""
+"""Modules of commands that tell how a task of theirs ended, by the family of the operation."""
 
 
 def add_options(parser: argparse.ArgumentParser, *, with_wait: bool = False) -> None:
     """Add the options that say who does the work, and how long to wait for it.
 
     Arguments:
-        with_wait: a task that was handed over before can be waited for.
+        with_wait: a task that was queued before can be waited for.
     """
     group = parser.add_argument_group("if CELERY_BROKER_URL names a broker, a worker does the work")
     group.add_argument("--local", action="store_true", help="do the work here, without broker and worker")
@@ -67,9 +58,7 @@ def add_options(parser: argparse.ArgumentParser, *, with_wait: bool = False) -> 
         group.add_argument("--wait", metavar="TASK_ID", help="wait for a task that was queued before")
     else:
         parser.set_defaults(wait=None)
-    group.add_argument(
-        "--timeout", type=_seconds, metavar="SECONDS", help="stop waiting after this time; the task goes on"
-    )
+    group.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="stop waiting after this time")
 
 
 def _seconds(text: str) -> float:
@@ -110,30 +99,24 @@ def do_remotely(
     settings: Settings,
     show: Callable[[Step], None],
     arguments: argparse.Namespace,
-    task: str,
-    given: Mapping[str, Any],
+    operation: Operation,
+    given: Arguments,
 ) -> int:
-    """Have a worker do a task of `backup.sh`, or wait for one that was handed over; the exit code.
+    """Have a worker do a task of `backup.sh`, or wait for one that was queued; the exit code.
 
     Arguments:
-        task: which task; nothing is handed over where another one is waited for.
+        operation: what to do; nothing is queued where another task is waited for.
         given: its arguments.
     """
-    from worker.names import TaskName
-
     there = Remote(settings=settings, show=show, command="./tools/backup.sh", timeout=arguments.timeout)
-    if arguments.wait:
-        request = there.pick_up(arguments.wait)
-    else:
-        request = there.hand_over(TaskName(task), {"actor": person(), **given})
+    task = there.pick_up(arguments.wait) if arguments.wait else there.hand_over(operation, given)
     if arguments.no_wait:
-        say(f"queued; './tools/backup.sh --wait {request.task_id}' waits for it")
-        print_result({"success": True, "task_id": request.task_id})
+        say(f"queued; './tools/backup.sh --wait {task.task_id}' waits for it")
+        print_result({"success": True, "task_id": task.task_id})
         return 0
-    result, exit_code = request.result()
-    kind = request.task.value.partition(".")[0]
-    if kind in _TOLD_BY:
-        import_module(f"tools.commands.{kind}").tell(result)
+    result, exit_code = task.result()
+    if task.operation.family in _TOLD_BY:
+        import_module(f"tools.commands.{task.operation.family}").tell(result)
     else:
         print_result(result)
     return exit_code
@@ -155,66 +138,72 @@ class Remote:
     command: str
     timeout: float | None = None
 
-    def hand_over(self, task: TaskName, arguments: Mapping[str, Any], *, needs_permit: bool = False) -> TaskRequest:
+    def hand_over(self, operation: Operation, given: Arguments, *, authorize: bool = False) -> RemoteTask:
         """Give a task to the workers.
+
+        Arguments:
+            operation: what to do.
+            given: its arguments, without the actor.
+            authorize: write the authorization that a task needs which changes live data.
 
         Raises:
             BrokerAwayError: the broker does not answer.
-            RepositoryError: the permit that the task needs cannot be written.
+            RepositoryError: the authorization cannot be written.
         """
-        from worker.authorization import Permits
+        from worker.authorization import Authorizations
         from worker.client import Client, new_task_id
 
-        request = TaskRequest(
+        task = RemoteTask(
             remote=self,
             client=Client(self.settings.worker),
-            task=task,
-            arguments=arguments,
-            task_id=new_task_id(task),
-            permits=Permits(self.settings.local_path) if needs_permit else None,
+            operation=operation,
+            arguments=replace(given, actor=person()).to_dict(),
+            task_id=new_task_id(operation),
+            authorizations=Authorizations(self.settings.local_path) if authorize else None,
         )
-        request.submit()
-        return request
+        task.submit()
+        return task
 
-    def pick_up(self, task_id: str) -> TaskRequest:
-        """A task that was handed over before.
+    def pick_up(self, task_id: str) -> RemoteTask:
+        """A task that was queued before.
 
         Raises:
             ConfigurationError: there is no such task.
         """
         from worker.client import Client
-        from worker.names import TaskName
+        from worker.operations import OPERATIONS, PING, of_task_id
 
         client = Client(self.settings.worker)
         state = client.look(task_id)
         if state.is_lost:
             raise _unknown(task_id)
-        word = state.name or task_id.partition("-")[0]
-        task = TaskName(_KINDS.get(word, word)) if word in {*_KINDS, *TaskName} else TaskName.PING
-        return TaskRequest(remote=self, client=client, task=task, arguments=None, task_id=task_id, permits=None)
+        operation = OPERATIONS.get(state.name) or of_task_id(task_id) or PING
+        return RemoteTask(
+            remote=self, client=client, operation=operation, arguments=None, task_id=task_id, authorizations=None
+        )
 
 
 @dataclass(kw_only=True)
-class TaskRequest:
+class RemoteTask:
     """One task, from the hand-over to its result."""
 
     remote: Remote
     client: Client
-    task: TaskName
+    operation: Operation
     arguments: Mapping[str, Any] | None
     task_id: str
-    permits: Any
+    authorizations: Authorizations | None
     _is_attended: bool = False
     _away_since: float | None = None
     _patient_until: float = 0.0
 
     def submit(self) -> None:
-        """Hand it over; with its permit, where it needs one."""
+        """Hand it over; with its authorization, where it needs one."""
         assert self.arguments is not None
         try:
-            if self.permits:
-                self.permits.grant(self.task, self.task_id, self.arguments)
-            self.client.submit(self.task, self.arguments, self.task_id)
+            if self.authorizations:
+                self.authorizations.grant(self.operation, self.task_id, self.arguments)
+            self.client.submit(self.operation, self.arguments, self.task_id)
         except BaseException as error:
             if self.withdraw() and isinstance(error, StoppedError):
                 error.outcome = _WITHDRAWN
@@ -222,7 +211,7 @@ class TaskRequest:
 
     def withdraw(self) -> bool:
         """Let a restore that nobody waits for any more not be done at some later time; whether it will not be."""
-        return self.permits is not None and self.permits.withdraw(self.task_id)
+        return self.authorizations is not None and self.authorizations.withdraw(self.task_id)
 
     def result(self) -> tuple[dict[str, Any], int]:
         """Wait for the result; it, and the exit code.
@@ -259,7 +248,7 @@ class TaskRequest:
                 raise _unknown(self.task_id)
             if state.is_lost and self.arguments is not None:
                 say("the broker lost the task; queueing it again, which does no harm")
-                self.client.submit(self.task, self.arguments, self.task_id)
+                self.client.submit(self.operation, self.arguments, self.task_id)
             elif not state.is_begun and not state.is_ended and time.monotonic() > self._patient_until:
                 self._make_sure_of_a_worker()
         except BrokerAwayError as error:
@@ -295,13 +284,13 @@ class TaskRequest:
 
         if self._is_attended:
             return
-        if not self.client.is_attended(self.task.lane):
+        if not self.client.is_attended(self.operation.queue):
             stays = "It was withdrawn." if self.withdraw() else f"It stays queued. {self._later()}"
             raise UnattendedError(
-                f"no worker listens for {self.task.lane} tasks",
+                f"no worker listens for {self.operation.queue} tasks",
                 hint=f"Start one ('tools/service.sh worker', or docker compose up), or use --local. {stays}",
             )
-        say(f"every worker for {self.task.lane} tasks is busy; waiting for one")
+        say(f"every worker for {self.operation.queue} tasks is busy; waiting for one")
         self._is_attended = True
 
     def _leave(self, stopped: StoppedError) -> None:
@@ -326,10 +315,8 @@ class TaskRequest:
         return "the worker was told to stop, and undoes its unfinished work", "Start it again to finish it."
 
     def _is_left_running(self) -> bool:
-        return ask("\nLeave the task running? Type no to stop it, anything else to leave it: ").lower() not in (
-            "n",
-            "no",
-        )
+        answer = ask("\nLeave the task running? Type no to stop it, anything else to leave it: ")
+        return answer.lower() not in ("n", "no")
 
     def _later(self) -> str:
         return f"'{self.remote.command} --wait {self.task_id}' waits for it again."

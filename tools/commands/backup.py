@@ -36,8 +36,13 @@ def run(arguments: argparse.Namespace) -> int:
     if tasks.is_remote(settings, arguments):
         if not arguments.wait:  # a worker's environment may ask for less than this one
             refuse_unbuilt(settings.unbuilt)
-        given = {"moment": tasks.now(), **({"incremental": True} if incremental else {})}
-        return tasks.do_remotely(settings, show, arguments, f"backup.{arguments.command}", given)
+        from worker.arguments import BackupArguments, MediaArguments
+        from worker.operations import OPERATIONS
+
+        operation = OPERATIONS[f"backup.{arguments.command}"]
+        moment = tasks.now()
+        given = MediaArguments(moment=moment, incremental=True) if incremental else BackupArguments(moment=moment)
+        return tasks.do_remotely(settings, show, arguments, operation, given)
     job = backup_job(settings, show)
     if arguments.command == "media":
         result = job.backup_media(incremental=incremental)

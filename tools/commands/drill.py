@@ -28,8 +28,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     settings, show = watched_settings()
     if tasks.is_remote(settings, arguments):
-        given = {"archive": tasks.absolute(arguments.archive)}
-        return tasks.do_remotely(settings, show, arguments, "drill.restore", given)
+        from worker.arguments import DrillArguments
+        from worker.operations import DRILL_RESTORE
+
+        given = DrillArguments(archive=tasks.absolute(arguments.archive))
+        return tasks.do_remotely(settings, show, arguments, DRILL_RESTORE, given)
     config, observer = RestoreConfig.from_settings(settings), Aftermath(settings)
     report = DrillJob(config, progress=show, actor=person(), observer=observer).run(arguments.archive)
     tell(report.to_dict())

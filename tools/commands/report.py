@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -13,11 +14,17 @@ if TYPE_CHECKING:
     import argparse
 
 _REPORT: Final = "kekkai-backup-report.html"
+_STANDARD_OUTPUT: Final = "-"
 
 
 def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
     """Add what the command takes."""
-    parser.add_argument("--output", metavar="FILE", default=_REPORT, help="where to (default: %(default)s)")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help=f"file to write, or - for standard output (default: {_REPORT} in this directory, or in the repository if "
+        "this directory is not writable)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -27,9 +34,14 @@ def run(arguments: argparse.Namespace) -> int:
     from tools.report.page import page
     from tools.report.story import read_story
 
-    text = page(read_story(current_settings(), utc_now()))
-    path = os.path.abspath(arguments.output)
-    _write(path, text.encode("utf-8", "replace"))
+    settings = current_settings()
+    data = page(read_story(settings, utc_now())).encode("utf-8", "replace")
+    if arguments.output == _STANDARD_OUTPUT:
+        sys.stdout.buffer.write(data)
+        return 0
+    here = os.getcwd() if os.access(os.curdir, os.W_OK) else settings.local_path
+    path = os.path.abspath(arguments.output or os.path.join(here, _REPORT))
+    _write(path, data)
     say(f"the report is {path}; it needs no other file, and any browser shows it")
     print_result({"success": True, "path": path, "size_bytes": os.path.getsize(path)})
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import ConfigurationError, NotConfirmedError
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from portal.ops.restore.plan import RestorePlan
     from portal.ops.runtime.progress import Step
     from portal.ops.settings.load import Settings
-    from tools.tasks import Remote, TaskRequest
+    from tools.tasks import Remote, RemoteTask
+    from worker.arguments import Arguments, RestoreArguments
+    from worker.operations import Operation
 
 ONLY_RESTORE: Final = (
     "scope",
@@ -88,14 +90,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 def wait(arguments: argparse.Namespace) -> int:
     """Wait for a restore that was queued before."""
+    from worker.operations import RESTORE_ROLLBACK
+
     settings, show = watched_settings()
     tasks.is_remote(settings, arguments)
-    request = Workers(settings, show, arguments).pick_up(arguments.wait)
-    if not request.task.value.startswith("restore."):
+    task = Workers(settings, show, arguments).pick_up(arguments.wait)
+    if task.operation.family != "restore":
         raise ConfigurationError(
             f"{arguments.wait} is not a restore", hint=f"'./tools/backup.sh --wait {arguments.wait}' waits for it."
         )
-    return finish(request, Person(asks=False), arguments, is_rollback=request.task.value == "restore.rollback")
+    return finish(task, Person(asks=False), arguments, is_rollback=task.operation is RESTORE_ROLLBACK)
 
 
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -130,13 +134,11 @@ class Workers:
     show: Callable[[Step], None]
     arguments: argparse.Namespace
 
-    def hand_over(self, task: str, given: Mapping[str, Any], *, needs_permit: bool = True) -> TaskRequest:
+    def hand_over(self, operation: Operation, given: Arguments, *, authorize: bool = True) -> RemoteTask:
         """Give a worker a task, with the authorization that a person gives by starting this command."""
-        from worker.names import TaskName
+        return self._remote().hand_over(operation, given, authorize=authorize)
 
-        return self._remote().hand_over(TaskName(task), {"actor": tasks.person(), **given}, needs_permit=needs_permit)
-
-    def pick_up(self, task_id: str) -> TaskRequest:
+    def pick_up(self, task_id: str) -> RemoteTask:
         """A task that was queued before."""
         return self._remote().pick_up(task_id)
 
@@ -148,43 +150,46 @@ class Workers:
 
 def _restore_remotely(workers: Workers, person: Person) -> int:
     """Have a worker plan, ask, and have it restore; the exit code."""
+    from worker.operations import RESTORE_ARCHIVE
+
     arguments = workers.arguments
     given = _given_remotely(arguments)
     if arguments.dry_run or not arguments.force:
-        plan, exit_code = workers.hand_over("restore.archive", {**given, "dry_run": True}, needs_permit=False).result()
+        plan, exit_code = workers.hand_over(RESTORE_ARCHIVE, replace(given, dry_run=True), authorize=False).result()
         if arguments.dry_run or exit_code:
             person.report(plan)
             return exit_code
         if not person.agrees(plan["plan"]):
             raise NotConfirmedError(NOT_CONFIRMED, hint=SAY_YES)
-        given = {**given, "archive": plan["backup_file"], "verify": False, "moment": tasks.now()}
-    return finish(workers.hand_over("restore.archive", given), person, arguments, is_rollback=False)
+        given = replace(given, archive=plan["backup_file"], verify=False, moment=tasks.now())
+    return finish(workers.hand_over(RESTORE_ARCHIVE, given), person, arguments, is_rollback=False)
 
 
-def finish(request: TaskRequest, person: Person, arguments: argparse.Namespace, *, is_rollback: bool) -> int:
+def finish(task: RemoteTask, person: Person, arguments: argparse.Namespace, *, is_rollback: bool) -> int:
     """Wait for a task and tell how it ended, unless nobody wants to wait; the exit code."""
     if arguments.no_wait:
-        say(f"queued; './tools/restore.sh --wait {request.task_id}' waits for it")
-        print_result({"success": True, "task_id": request.task_id})
+        say(f"queued; './tools/restore.sh --wait {task.task_id}' waits for it")
+        print_result({"success": True, "task_id": task.task_id})
         return 0
-    result, exit_code = request.result()
+    result, exit_code = task.result()
     person.report(result, is_rollback=is_rollback)
     return exit_code
 
 
-def _given_remotely(arguments: argparse.Namespace) -> dict[str, Any]:
+def _given_remotely(arguments: argparse.Namespace) -> RestoreArguments:
     """The task's arguments that the command line has."""
+    from worker.arguments import RestoreArguments
+
     given = _given(arguments)
     given["verify"] = given.pop("verify_before_restore")
-    given["patterns"] = list(given["patterns"])
     if "media_path" in given:
         given["media_dir"] = given.pop("media_path")
-    return {
+    return RestoreArguments(
         **given,
-        "archive": tasks.absolute(arguments.archive),
-        "scope": arguments.scope or "full",
-        "moment": tasks.now(),
-    }
+        archive=tasks.absolute(arguments.archive),
+        scope=arguments.scope or "full",
+        moment=tasks.now(),
+    )
 
 
 # -- what a person is asked and told --------------------------------------------------------------------------------

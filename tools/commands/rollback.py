@@ -41,11 +41,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.list:
         return _list(job)
     if not arguments.forget and tasks.is_remote(settings, arguments):
+        from worker.arguments import RollbackArguments
+        from worker.operations import RESTORE_ROLLBACK
+
         restore_id, plan = job.plan_rollback(arguments.archive)
         if not person.confirm(plan):
             raise NotConfirmedError(NOT_CONFIRMED, hint=SAY_YES)
-        request = Workers(settings, show, arguments).hand_over("restore.rollback", {"restore_id": restore_id})
-        return finish(request, person, arguments, is_rollback=True)
+        task = Workers(settings, show, arguments).hand_over(RESTORE_ROLLBACK, RollbackArguments(restore_id=restore_id))
+        return finish(task, person, arguments, is_rollback=True)
     result = job.forget(arguments.forget) if arguments.forget else job.rollback(arguments.archive)
     person.report(result.to_dict(), is_rollback=True)
     return result.exit_code

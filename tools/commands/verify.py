@@ -40,8 +40,11 @@ def run(arguments: argparse.Namespace) -> int:
         return drill.run(arguments)
     settings, show = watched_settings()
     if tasks.is_remote(settings, arguments):
-        given = {"archive": tasks.absolute(arguments.archive), "level": arguments.level}
-        return tasks.do_remotely(settings, show, arguments, "verify.archive", given)
+        from worker.arguments import VerifyArguments
+        from worker.operations import VERIFY_ARCHIVE
+
+        given = VerifyArguments(archive=tasks.absolute(arguments.archive), level=arguments.level)
+        return tasks.do_remotely(settings, show, arguments, VERIFY_ARCHIVE, given)
     found = backup_job(settings, show).verify(arguments.archive, VerifyLevel(arguments.level))
     tell(found.to_dict())
     return 0 if found.intact else 4

@@ -136,6 +136,10 @@ class BackupJob:
         """
         return self._run(BackupType.MEDIA, moment, request_id, incremental=incremental, changed=changed)
 
+    def backup_base(self, *, moment: datetime | None = None, request_id: str | None = None) -> BackupResult:
+        """Back up the whole database cluster, for recoveries to any later moment; arguments as for `backup_full`."""
+        return self._run(BackupType.BASE, moment, request_id)
+
     def list_backups(self) -> list[dict[str, Any]]:
         """The archives of the repository, newest first, with what is known of each.
 
@@ -333,6 +337,13 @@ class BackupJob:
         if kind is BackupType.FULL:
             files = (component for component in Component if self.config.source(component))
             return (Component.DATABASE, *files)
+        if kind is BackupType.BASE:
+            if not self.config.wal:
+                raise ConfigurationError(
+                    "a base backup is worth nothing without the WAL that follows it, and BACKUP_WAL is off",
+                    hint="Set BACKUP_WAL=on and start the WAL service: tools/service.sh wal.",
+                )
+            return (Component.CLUSTER,)
         component = Component(kind.value)
         if component is not Component.DATABASE and self.config.source(component) is None:
             raise ConfigurationError(

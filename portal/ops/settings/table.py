@@ -10,14 +10,16 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from portal.ops.model import LogFormat
+from portal.ops.model import Compression, LogFormat
 from portal.ops.settings.database_url import DatabaseTarget, Secret, UrlParts
+from portal.ops.settings.file_columns import FileColumns, file_columns
 from portal.ops.settings.parsers import (
     HUNDRED_YEARS,
     MOST_KEPT,
     Setting,
     as_secret,
     as_text,
+    command,
     cron,
     database_url,
     directories,
@@ -28,7 +30,9 @@ from portal.ops.settings.parsers import (
     optional_jobs,
     optional_port,
     rules,
+    switch,
     time_zone,
+    web_url,
     whole_number,
 )
 
@@ -201,6 +205,12 @@ class ScheduleSettings:
         "30 3 * * *",
     )
     drill: str | None = setting("BACKUP_SCHEDULE_DRILL", "Schedule of test restores (drills)", cron, "0 5 * * 0")
+    base: str | None = setting(
+        "BACKUP_SCHEDULE_BASE",
+        "Schedule of base backups of the database cluster, if `BACKUP_WAL` is `on`",
+        cron,
+        "0 1 * * *",
+    )
     time_zone: ZoneInfo = setting("BACKUP_TIMEZONE", "Time zone of the schedules", time_zone, "UTC")
 
 
@@ -253,6 +263,66 @@ class TargetSettings:
         "URL called after each full backup, with `/fail` appended if the backup failed",
         as_secret,
         secret=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PitrSettings:
+    """Recovery to a point in time."""
+
+    wal: bool = setting(
+        "BACKUP_WAL", "`on`: receive the server's WAL, so that the portal can be recovered to any second", switch, "off"
+    )
+    replication: UrlParts = setting(
+        "BACKUP_REPLICATION_URL",
+        "The server as a role with `REPLICATION`, such as `postgres://user:password@host:port/postgres`",
+        database_url,
+        without="(as for the database)",
+        secret=True,
+    )
+    days: int = setting(
+        "BACKUP_PITR_DAYS", "Days that a recovery to any second reaches back", whole_number(0, HUNDRED_YEARS), "7"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PortalSettings:
+    """What belongs to the portal: its key, its files, its own checks, and the operator's commands around our work."""
+
+    credential_key: Secret | None = setting(
+        "DD_CREDENTIAL_AES_256_KEY",
+        "The portal's key for stored credentials: each backup notes its fingerprint, and a drill decrypts with it",
+        as_secret,
+        secret=True,
+    )
+    file_columns: FileColumns = setting(
+        "BACKUP_FILE_COLUMNS",
+        "Database columns with paths of uploads, besides DefectDojo's, such as `report.file, scan.path=scans`; `off` "
+        "if the database refers to files in another tree",
+        file_columns,
+        without="(DefectDojo's)",
+    )
+    before_command: tuple[str, ...] = setting(
+        "BACKUP_BEFORE_COMMAND",
+        "Command that runs before each backup, and before a restore changes live data; if it fails, nothing is done",
+        command,
+    )
+    after_command: tuple[str, ...] = setting(
+        "BACKUP_AFTER_COMMAND", "Command that runs after each backup and each restore, whatever the result", command
+    )
+    drill_command: tuple[str, ...] = setting(
+        "BACKUP_DRILL_COMMAND", "Command that checks the restored portal at the end of each drill", command
+    )
+    command_timeout: timedelta = setting(
+        "BACKUP_COMMAND_TIMEOUT", "Time limit of each of these commands", duration, "10m"
+    )
+    health_url: str | None = setting(
+        "PORTAL_HEALTH_URL",
+        "URL that is asked after a restore until the portal answers, such as `http://localhost:8000/api/v1/health`",
+        web_url,
+    )
+    health_timeout: timedelta = setting(
+        "PORTAL_HEALTH_TIMEOUT", "Time that the portal has to answer after a restore", duration, "1m"
     )
 
 
@@ -313,6 +383,12 @@ class Settings:
         optional_jobs,
         without="(the cores this process may use)",
     )
+    compression: Compression = setting(
+        "BACKUP_COMPRESSION",
+        "`fast`, `small`, or `auto`: as hard as the source leaves time for",
+        one_of(Compression),
+        "auto",
+    )
     log_format: LogFormat = setting(
         "BACKUP_LOG_FORMAT",
         "`json`, `console`, or `auto`: JSON unless standard error is a terminal",
@@ -323,6 +399,8 @@ class Settings:
     schedules: ScheduleSettings = group(ScheduleSettings)
     watch: WatchSettings = group(WatchSettings)
     targets: TargetSettings = group(TargetSettings)
+    portal: PortalSettings = group(PortalSettings)
+    pitr: PitrSettings = group(PitrSettings)
     unbuilt: tuple[str, ...] = ()
 
 
