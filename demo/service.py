@@ -126,4 +126,5 @@ def _free_port() -> int:
 def own_environment() -> dict[str, str]:
     """The environment of this process without any setting of a portal."""
     families = ("DD_", "BACKUP_", "PORTAL_", "CELERY_", "FLOWER_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(families)}
+    own = {name: value for name, value in os.environ.items() if not name.startswith(families)}
+    return {**own, "BACKUP_ENV_FILE": os.devnull}

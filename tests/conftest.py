@@ -13,9 +13,27 @@ from demo.postgres import EmbeddedPostgres
 from portal.ops.restore.files import stage as file_stage
 from portal.ops.runtime.process import SystemRunner
 from portal.ops.settings.load import DatabaseTarget, Secret
+from tests.support.http_server import web_server
+from tests.support.portal import portal
+from tests.support.redis import redis
+from tests.support.servers import server
+from tests.support.world import world
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+__all__ = [
+    "hands",
+    "portal",
+    "portal_database",
+    "portal_database_in",
+    "postgres",
+    "redis",
+    "runner",
+    "server",
+    "web_server",
+    "world",
+]
 
 _TEMPLATE = "portal_template"
 _FINDINGS = 400

@@ -50,10 +50,9 @@ def person() -> str | None:
 
 
 def _settings() -> Settings:
-    from portal.ops.runtime.progress import read_text
-    from portal.ops.settings.load import load_settings
+    from portal.ops.runtime.environment import current_settings
 
-    return load_settings(os.environ, read_text)
+    return current_settings()
 
 
 def _repository(settings: Settings) -> Repository:

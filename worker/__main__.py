@@ -14,10 +14,9 @@ import time
 from typing import Final
 
 from portal.ops.errors import OpsError
+from portal.ops.runtime.environment import current_settings
 from portal.ops.runtime.logs import configure_logging, engine_log
 from portal.ops.runtime.process import launch_command
-from portal.ops.runtime.progress import read_text
-from portal.ops.settings.load import load_settings
 from worker.names import Lane
 
 _POLL_SECONDS: Final = 0.2
@@ -34,7 +33,7 @@ def main() -> int:
     """Run the lanes until somebody asks this process to end; the exit code."""
     arguments = _parser().parse_args()
     try:
-        settings = load_settings(os.environ, read_text)
+        settings = current_settings()
     except OpsError as error:  # said once, not by each lane
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code

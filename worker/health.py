@@ -7,15 +7,13 @@ whose processes are all at work on something cannot answer it, and is healthy wh
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import OpsError
-from portal.ops.runtime.progress import read_text
-from portal.ops.settings.load import load_settings
+from portal.ops.runtime.environment import current_settings
 from worker.client import Client, LaneLoad, TaskState
 from worker.names import Lane
 
@@ -130,7 +128,7 @@ def main() -> int:
     )
     lanes = [Lane(name) for name in parser.parse_args().lanes] or list(Lane)
     try:
-        found = check_lanes(Client(load_settings(os.environ, read_text).worker), lanes)
+        found = check_lanes(Client(current_settings().worker), lanes)
     except OpsError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

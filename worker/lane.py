@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 from celery.signals import worker_ready, worker_shutting_down
 
 from portal.ops.errors import OpsError
+from portal.ops.runtime.environment import current_settings
 from portal.ops.runtime.logs import engine_log
-from portal.ops.runtime.progress import read_text
-from portal.ops.settings.load import load_settings
 from worker.app import make_app
 from worker.event_batches import EventBatches
 from worker.logs import log_to_standard_error
@@ -32,7 +31,7 @@ _BINDING: Final = b"_kombu.binding."
 
 def run_lane(lane: Lane, processes: int) -> int:
     """Work until somebody asks this process to end; its exit code."""
-    settings = load_settings(os.environ, read_text)
+    settings = current_settings()
     log_to_standard_error(settings.log_format)
     app = make_app(settings.worker)
     app.steps["consumer"].add(EventBatches)

@@ -7,7 +7,6 @@ on its delivery tells at once that nobody works on it any more.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -27,9 +26,8 @@ from portal.ops.repository.repository import Repository
 from portal.ops.restore.config import RestoreConfig
 from portal.ops.restore.job import RestoreJob
 from portal.ops.restore.journal import RestoreRecords
+from portal.ops.runtime.environment import current_settings
 from portal.ops.runtime.logs import configure_logging, engine_log
-from portal.ops.runtime.progress import read_text
-from portal.ops.settings.load import load_settings
 from worker.app import make_app
 from worker.authorization import Permits
 from worker.configuration import RESULT_SECONDS
@@ -180,7 +178,7 @@ def _see_to_killed(settings: Settings, name: TaskName, task_id: str, given: Mapp
 
 def main() -> int:
     """See to the killed task that standard input names, if it does, and to what there is to tidy; the exit code."""
-    settings = load_settings(os.environ, read_text)
+    settings = current_settings()
     configure_logging(settings.log_format, sys.stderr)
     try:
         if killed := json.loads(sys.stdin.readline()):

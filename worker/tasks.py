@@ -17,9 +17,8 @@ from celery import shared_task, states
 
 from portal.ops.errors import OpsError
 from portal.ops.monitoring.observer import Aftermath
+from portal.ops.runtime.environment import current_settings
 from portal.ops.runtime.logs import engine_log
-from portal.ops.runtime.progress import read_text
-from portal.ops.settings.load import load_settings
 from worker.authorization import Permits
 from worker.delivery import sole_delivery
 from worker.errors import OperationFailedError, too_slow
@@ -92,7 +91,7 @@ def _deliver(task: Task, name: TaskName, given: Mapping[str, Any]) -> Outcome:
     """Do the work with nobody else at it; whatever goes wrong becomes an outcome."""
     settings: Settings | None = None
     try:
-        settings = load_settings(os.environ, read_text)
+        settings = current_settings()
         with sole_delivery(settings.local_path, task.request.id) as attempt:
             structlog.contextvars.bind_contextvars(attempt=attempt)
             if earlier := _earlier(task):

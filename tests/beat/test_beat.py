@@ -19,7 +19,6 @@ from portal.ops.repository.access_log import AccessLog, Action, Outcome
 from portal.ops.repository.repository import Repository
 from portal.ops.repository.verifications import Verification, Verifications
 from portal.ops.settings.load import Settings, load_settings
-from tests.support.portal import portal
 from tests.support.services import ServiceProcess, sent_tasks
 from tests.support.workers import WorkerProcess, wait_until
 
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 
     from tests.support.portal import Portal
     from worker.names import TaskName
-
-__all__ = ["portal"]
 
 BEFORE = datetime(2026, 11, 22, 1, 58, tzinfo=UTC)
 TWO = datetime(2026, 11, 22, 2, tzinfo=UTC)

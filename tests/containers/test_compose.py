@@ -24,15 +24,12 @@ from redis import AuthenticationError, Redis
 from portal.ops.settings.load import SETTINGS
 from tests.support.compose_file import ROOT, Service, read_compose, seconds_of, variables_of
 from tests.support.compose_schema import SCHEMA
-from tests.support.portal import portal
 from tests.support.workers import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.support.portal import Portal
-
-__all__ = ["portal"]
 
 FILES = ("compose.yaml", "compose.portal.yaml", "compose.defectdojo.yaml")
 SERVICES: dict[str, Any] = read_compose()["services"]

@@ -12,7 +12,6 @@ import pytest
 
 from demo.redis import EmbeddedRedis
 from tests.support.compose_file import ROOT, image_environment
-from tests.support.portal import portal
 from tests.support.workers import wait_until
 
 if TYPE_CHECKING:
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.support.portal import Portal
-
-__all__ = ["portal"]
 
 UNSHARE = ("/usr/bin/unshare", "--mount")
 Ended = subprocess.CompletedProcess[str]

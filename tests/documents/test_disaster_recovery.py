@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING
 
 from demo.compare import table_contents, tree_contents
 from demo.postgres import EmbeddedPostgres
-from tests.support.portal import Portal, portal, succeeded
+from tests.support.portal import Portal, succeeded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-__all__ = ["portal"]
 
 ROOT = Path(__file__).parents[2]
 RUNBOOK = ROOT / "docs" / "disaster-recovery.md"

@@ -9,9 +9,7 @@ from pathlib import Path
 from demo.compare import tree_contents
 from portal.ops.restore.job import RestoreConfig, RestoreResult, RestoreScope, create_restore_job
 from tests.support.commands import ROOT, run
-from tests.support.portal import Portal, portal, succeeded
-
-__all__ = ["portal"]
+from tests.support.portal import Portal, succeeded
 
 # From the guide, "Python API"; the paths are replaced by those of the test.
 EXAMPLE = """\

@@ -30,13 +30,11 @@ from portal.ops.repository.verifications import Verifications
 from tests.support import commands
 from tests.support.histories import History
 from tests.support.killing import killed_at
-from tests.support.portal import Portal, execute, portal, small_disk, succeeded
-from tests.support.world import World, config_of, world
+from tests.support.portal import Portal, execute, small_disk, succeeded
+from tests.support.world import World, config_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-__all__ = ["portal", "world"]
 
 ROOT = Path(__file__).resolve().parents[2]
 STRIDE = 1 if os.environ.get("KEKKAI_LONG_TESTS") == "1" else 19

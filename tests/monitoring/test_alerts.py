@@ -302,46 +302,46 @@ def history(tmp_path: Path) -> History:
     return found
 
 
-def aftermath(history: History, server: Server, **variables: str) -> Aftermath:
-    variables = {"BACKUP_NOTIFY_URLS": f"json://user:hunter22@{server.place}/"} | variables
+def aftermath(history: History, web_server: Server, **variables: str) -> Aftermath:
+    variables = {"BACKUP_NOTIFY_URLS": f"json://user:hunter22@{web_server.place}/"} | variables
     return Aftermath(history.settings(**variables), clock=lambda: NOW)
 
 
 class TestDelivery:
     """How it gets there."""
 
-    def test_a_failed_backup_reaches_people(self, history: History, server: Server) -> None:
+    def test_a_failed_backup_reaches_people(self, history: History, web_server: Server) -> None:
         """From the job's end, over its observer, to a server of the web; the memory is in the repository."""
-        observer: Observer = aftermath(history, server)
+        observer: Observer = aftermath(history, web_server)
         config = BackupConfig(local_path=history.path, media_path="/nowhere/uploads")
         assert not BackupJob(config, observer=observer).backup_media().success
-        message = json.loads(server.asked[0][1])
+        message = json.loads(web_server.asked[0][1])
         assert "backup media failed" in message["title"]
         assert "/nowhere/uploads does not exist" in message["message"]
         assert (history.path / NAME).exists()
 
-    def test_a_repository_that_cannot_be_written_is_told_too(self, server: Server, tmp_path: Path) -> None:
+    def test_a_repository_that_cannot_be_written_is_told_too(self, web_server: Server, tmp_path: Path) -> None:
         """Although the access log could not have it."""
         (tmp_path / "archives").write_text("no directory")
         history = History(path=tmp_path / "archives")
         config = BackupConfig(local_path=history.path, media_path=tmp_path)
-        assert not BackupJob(config, observer=aftermath(history, server)).backup_media().success
-        assert "backup media failed" in server.asked[0][1]
+        assert not BackupJob(config, observer=aftermath(history, web_server)).backup_media().success
+        assert "backup media failed" in web_server.asked[0][1]
 
-    def test_a_server_that_hangs_is_given_up(self, server: Server) -> None:
+    def test_a_server_that_hangs_is_given_up(self, web_server: Server) -> None:
         """In the time that is given; the answer is that it was not delivered."""
-        server.hangs.set()
-        assert not notify(Secret(f"json://{server.place}/"), "title", "text", seconds=2)
+        web_server.hangs.set()
+        assert not notify(Secret(f"json://{web_server.place}/"), "title", "text", seconds=2)
 
     def test_an_error_of_delivery_is_logged_without_the_url(
-        self, history: History, server: Server, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+        self, history: History, web_server: Server, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
     ) -> None:
         """Neither the address nor the password is anywhere."""
         variables = {
             "BACKUP_NOTIFY_URLS": "json://user:hunter22@127.0.0.1:1/",
             "BACKUP_PING_URL": "http://127.0.0.1:1/s3cr3t",
         }
-        aftermath(history, server, **variables)(entry())
+        aftermath(history, web_server, **variables)(entry())
         said = caplog.text + "".join(capfd.readouterr())
         assert "message_undelivered" in said
         assert not any(secret in said for secret in ("hunter22", "s3cr3t", "127.0.0.1:1"))
@@ -356,23 +356,25 @@ class TestDelivery:
         ids=["done", "failed", "refused"],
     )
     def test_the_dead_mans_url_is_called_after_a_full_backup(
-        self, history: History, server: Server, done: AccessEntry, asked: list[str]
+        self, history: History, web_server: Server, done: AccessEntry, asked: list[str]
     ) -> None:
         """With /fail behind the path after one that failed."""
-        variables = {"BACKUP_PING_URL": f"http://{server.place}/ping?a=1", "BACKUP_NOTIFY_URLS": ""}
-        aftermath(history, server, **variables)(done)
-        assert [path for path, _ in server.asked] == asked
+        variables = {"BACKUP_PING_URL": f"http://{web_server.place}/ping?a=1", "BACKUP_NOTIFY_URLS": ""}
+        aftermath(history, web_server, **variables)(done)
+        assert [path for path, _ in web_server.asked] == asked
 
-    def test_the_dead_mans_url_is_not_called_after_others(self, history: History, server: Server) -> None:
+    def test_the_dead_mans_url_is_not_called_after_others(self, history: History, web_server: Server) -> None:
         """A backup of the database alone proves nothing of the whole."""
-        observer = aftermath(history, server, BACKUP_PING_URL=f"http://{server.place}/ping", BACKUP_NOTIFY_URLS="")
+        observer = aftermath(
+            history, web_server, BACKUP_PING_URL=f"http://{web_server.place}/ping", BACKUP_NOTIFY_URLS=""
+        )
         observer(entry(Outcome.DONE, subject="database_20261122_020000_abcdef"))
         observer(entry(Outcome.DONE, action=Action.VERIFY))
-        assert server.asked == []
+        assert web_server.asked == []
 
-    def test_only_the_web_is_called(self, history: History, server: Server, tmp_path: Path) -> None:
+    def test_only_the_web_is_called(self, history: History, web_server: Server, tmp_path: Path) -> None:
         """A URL of a file is not opened, and breaks nothing."""
-        aftermath(history, server, BACKUP_PING_URL=f"file://{tmp_path}", BACKUP_NOTIFY_URLS="")(entry())
+        aftermath(history, web_server, BACKUP_PING_URL=f"file://{tmp_path}", BACKUP_NOTIFY_URLS="")(entry())
 
 
 class TestObserver:

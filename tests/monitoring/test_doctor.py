@@ -21,15 +21,13 @@ from portal.ops.repository.repository import LOCK_NAME, Repository
 from portal.ops.runtime.progress import read_text
 from portal.ops.settings.load import load_settings
 from tests.support.commands import answer, run
-from tests.support.portal import Portal, portal, succeeded
+from tests.support.portal import Portal, succeeded
 from tests.support.unprivileged import done_by_nobody
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from demo.postgres import EmbeddedPostgres
-
-__all__ = ["portal"]
 
 KEY = "DD_CREDENTIAL_AES_256_KEY"
 

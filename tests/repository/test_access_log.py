@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,13 +14,11 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from portal.ops.errors import BusyError, NotIntactError, OpsError
 from portal.ops.repository.access_log import HEAD_NAME, NAME, AccessLog, Action, Outcome, Witness, sudo_user
 from portal.ops.repository.repository import Repository
-from tests.support.access_logs import add
+from tests.support.access_logs import NOW, add
 from tools.terminal import StoppedError
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 @pytest.fixture

@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.portal import Portal, portal
 from tests.support.restoring import execute
-from tests.support.world import World, config_of, world
+from tests.support.world import World, config_of
 
 if TYPE_CHECKING:
+    from tests.support.portal import Portal
     from tests.support.world import State
-
-__all__ = ["portal", "world"]
 
 LONG = os.environ.get("KEKKAI_LONG_TESTS") == "1"
 ROUNDS = 100 if LONG else 12

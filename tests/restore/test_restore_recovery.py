@@ -13,12 +13,10 @@ import pytest
 
 from demo.redis import EmbeddedRedis
 from tests.support.workers import WorkerProcess, wait_until
-from tests.support.world import World, config_of, world
+from tests.support.world import World, config_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-__all__ = ["world"]
 
 _PROGRAM = """
 import json, os, signal, sys

@@ -11,12 +11,10 @@ from portal.ops.restore.audit_chain import Chain, ChainReport, Continuation
 from portal.ops.restore.files.record import FilesState
 from portal.ops.restore.files.report import FilesReport
 from tests.support.commands import RESTORE, done
-from tests.support.portal import Portal, portal, succeeded
+from tests.support.portal import Portal, succeeded
 
 if TYPE_CHECKING:
     from demo.postgres import EmbeddedPostgres
-
-__all__ = ["portal"]
 
 
 def restore(portal: Portal, *arguments: str) -> tuple[dict[str, Any], str]:

@@ -54,7 +54,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
+def web_server() -> Iterator[Server]:
     """A server of the web, for messages and pings."""
     with Server() as serving:
         thread = threading.Thread(target=serving.serve_forever, daemon=True)

@@ -14,15 +14,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.portal import Portal, portal, succeeded
+from tests.support.portal import Portal, succeeded
 from tests.support.restoring import remove
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from demo.postgres import EmbeddedPostgres
-
-__all__ = ["portal"]
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = re.compile(r"  ((?:backup|restore)\.sh.*?)(?:  .*)?")

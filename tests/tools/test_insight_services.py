@@ -13,17 +13,13 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from tests.support.commands import answer, run
-from tests.support.http_server import Server, server
-from tests.support.portal import portal
-from tests.support.redis import redis
 from tests.support.workers import MOMENT, WorkerProcess, client_of, result_of, submit, wait_until
 from worker.names import TaskName
 
 if TYPE_CHECKING:
     from demo.redis import EmbeddedRedis
+    from tests.support.http_server import Server
     from tests.support.portal import Portal
-
-__all__ = ["portal", "redis", "server"]
 
 
 def doctored(portal: Portal, url: str) -> dict[str, str]:
@@ -58,19 +54,19 @@ class TestDoctor:
 
 
 def test_what_fails_in_a_worker_reaches_people_and_the_dead_mans_url(
-    portal: Portal, redis: EmbeddedRedis, server: Server
+    portal: Portal, redis: EmbeddedRedis, web_server: Server
 ) -> None:
     """The failure of a task is told like that of a command."""
     told = {
-        "BACKUP_NOTIFY_URLS": f"json://{server.place}/note",
-        "BACKUP_PING_URL": f"http://{server.place}/ping",
+        "BACKUP_NOTIFY_URLS": f"json://{web_server.place}/note",
+        "BACKUP_PING_URL": f"http://{web_server.place}/ping",
         "PORTAL_UPLOAD_DIR": str(portal.directory / "gone"),
     }
     with WorkerProcess(portal, redis, "backup", **told):
         task_id = submit(redis, TaskName.BACKUP_FULL, moment=MOMENT)
         wait_until(lambda: client_of(redis).look(task_id).is_ended)
-    assert "/ping/fail" in [path for path, _ in server.asked]
-    notes = [json.loads(body) for path, body in server.asked if path.startswith("/note")]
+    assert "/ping/fail" in [path for path, _ in web_server.asked]
+    notes = [json.loads(body) for path, body in web_server.asked if path.startswith("/note")]
     assert any("backup full failed" in note["title"] for note in notes)
 
 
@@ -110,9 +106,12 @@ def _pass_on(one: socket.socket, other: socket.socket) -> None:
         other.shutdown(socket.SHUT_WR)
 
 
-def test_a_failure_that_passes_by_itself_is_not_told(portal: Portal, redis: EmbeddedRedis, server: Server) -> None:
+def test_a_failure_that_passes_by_itself_is_not_told(portal: Portal, redis: EmbeddedRedis, web_server: Server) -> None:
     """A server that is back at the next try has disturbed nobody: what is told is that the backup was made."""
-    variables = {"BACKUP_NOTIFY_URLS": f"json://{server.place}/note", "BACKUP_PING_URL": f"http://{server.place}/ping"}
+    variables = {
+        "BACKUP_NOTIFY_URLS": f"json://{web_server.place}/note",
+        "BACKUP_PING_URL": f"http://{web_server.place}/ping",
+    }
     with Detour(portal.database.port) as detour:
         variables["DD_DATABASE_PORT"] = str(detour.port)
         with WorkerProcess(portal, redis, "backup", **variables) as worker:
@@ -120,11 +119,13 @@ def test_a_failure_that_passes_by_itself_is_not_told(portal: Portal, redis: Embe
             wait_until(lambda: worker.events("task_put_off"))
             detour.open()
             assert result_of(redis, task_id).result["success"]
-    assert [path for path, _ in server.asked if path.startswith("/ping")] == ["/ping"]
-    assert not any("failed" in json.loads(body)["title"] for path, body in server.asked if path == "/note/")
+    assert [path for path, _ in web_server.asked if path.startswith("/ping")] == ["/ping"]
+    assert not any("failed" in json.loads(body)["title"] for path, body in web_server.asked if path == "/note/")
 
 
-def test_beat_serves_metrics_and_tells_of_missed_targets(portal: Portal, redis: EmbeddedRedis, server: Server) -> None:
+def test_beat_serves_metrics_and_tells_of_missed_targets(
+    portal: Portal, redis: EmbeddedRedis, web_server: Server
+) -> None:
     """Nothing has run at all, and somebody notices."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -132,12 +133,12 @@ def test_beat_serves_metrics_and_tells_of_missed_targets(portal: Portal, redis: 
     environ = portal.environ(
         CELERY_BROKER_URL=redis.url,
         BACKUP_METRICS_PORT=str(port),
-        BACKUP_NOTIFY_URLS=f"json://{server.place}/note",
+        BACKUP_NOTIFY_URLS=f"json://{web_server.place}/note",
     )
     beat = subprocess.Popen([sys.executable, "-I", "-m", "beat"], env=environ, stderr=subprocess.DEVNULL)
     try:
         wait_until(lambda: "kekkai_backup_targets_missed 3.0" in _scraped(port))
-        wait_until(lambda: any("TARGET MISSED" in body for _, body in server.asked))
+        wait_until(lambda: any("TARGET MISSED" in body for _, body in web_server.asked))
     finally:
         beat.terminate()
         assert beat.wait(30) == 0

@@ -18,12 +18,10 @@ from portal.ops.repository.pins import Pins
 from portal.ops.repository.repository import Repository
 from tests.support.commands import ROOT, done
 from tests.support.kept import put_archive
-from tests.support.portal import Portal, portal
 
 if TYPE_CHECKING:
     from demo.postgres import EmbeddedPostgres
-
-__all__ = ["portal"]
+    from tests.support.portal import Portal
 
 SCRIPT = ROOT / "scripts" / "backup.sh"
 SHORT = {"BACKUP_RETENTION_DAYS": "7", "BACKUP_RETENTION_COUNT": "1"}

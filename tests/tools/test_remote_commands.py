@@ -21,7 +21,7 @@ from portal.ops.verify.verify import Verifier
 from tests.conftest import portal_database_in
 from tests.support.commands import ROOT, done
 from tests.support.crashes import endless_dump
-from tests.support.portal import Portal, portal, portal_in
+from tests.support.portal import Portal, portal_in
 from tests.support.workers import WorkerProcess, client_of, queued, result_of, unacknowledged, wait_until
 from worker.names import Lane
 
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from demo.postgres import EmbeddedPostgres
     from worker.client import Client
-
-__all__ = ["portal"]
 
 TOOLS: Final = ROOT / "tools"
 TIMEOUT: Final = 120

@@ -22,12 +22,10 @@ from portal.ops.repository.repository import Repository
 from portal.ops.restore.job import RestoreConfig, RestoreJob
 from tests.support import commands
 from tests.support.commands import ROOT
-from tests.support.portal import Portal, portal, succeeded
+from tests.support.portal import Portal, succeeded
 
 if TYPE_CHECKING:
     from demo.postgres import EmbeddedPostgres
-
-__all__ = ["portal"]
 
 
 def run(portal: Portal, *arguments: str, code: int = 0, cwd: Path = ROOT, **more: str) -> dict[str, Any]:

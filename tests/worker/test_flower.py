@@ -22,7 +22,6 @@ from demo.compare import table_contents, tree_contents
 from demo.redis import EmbeddedRedis
 from portal.ops.repository.access_log import AccessLog, Action, Outcome
 from portal.ops.repository.repository import LOCK_NAME
-from tests.support.portal import portal
 from tests.support.workers import MOMENT, WorkerProcess, client_of, result_of, run_task, submit, wait_until
 from worker.health import check_lanes
 from worker.names import Lane, TaskName
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
 
     from demo.postgres import EmbeddedPostgres
     from tests.support.portal import Portal
-
-__all__ = ["portal"]
 
 PASSWORD = "not, a: simple one"
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from redis import Redis
 
 from portal.ops.repository.repository import LOCK_NAME
-from tests.support.portal import portal
 from tests.support.workers import MOMENT, WorkerProcess, client_of, submit, wait_until
 from worker.health import check_lanes
 from worker.names import Lane, TaskName
@@ -20,8 +19,6 @@ from worker.names import Lane, TaskName
 if TYPE_CHECKING:
     from demo.redis import EmbeddedRedis
     from tests.support.portal import Portal
-
-__all__ = ["portal"]
 
 Ended = subprocess.CompletedProcess[str]
 

@@ -12,7 +12,6 @@ import pytest
 from demo.redis import EmbeddedRedis
 from portal.ops.repository.access_log import AccessEntry, AccessLog, Action, Outcome
 from portal.ops.verify.verify import Verifier
-from tests.support.portal import portal
 from tests.support.workers import (
     MOMENT,
     WorkerProcess,
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
 
     from demo.postgres import EmbeddedPostgres
     from tests.support.portal import Portal
-
-__all__ = ["portal"]
 
 
 @pytest.fixture

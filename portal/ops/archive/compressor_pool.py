@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _PACKER: Final = "portal.ops.archive.packer"
 
 
-class Lanes:
+class CompressorPool:
     """A pool of threads and, from the first pack on, as many helper processes.
 
     Arguments:
@@ -35,7 +35,7 @@ class Lanes:
     def __init__(self, backup_id: str, jobs: int, *, helpers: bool = True) -> None:
         self.jobs = jobs
         self._backup_id = backup_id
-        self._threads = ThreadPoolExecutor(jobs, thread_name_prefix="lane")
+        self._threads = ThreadPoolExecutor(jobs, thread_name_prefix="compress")
         self._helpers: list[Helper] = []
         self._idle: queue.SimpleQueue[Helper] = queue.SimpleQueue()
         self._wanted = jobs if helpers else 0

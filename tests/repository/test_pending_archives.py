@@ -1,0 +1,247 @@
+"""Archives on their way: the commit, a second writer, and what is left after a crash."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+from portal.ops.errors import BusyError
+from portal.ops.repository.repository import Repository
+from portal.ops.repository.sidecar import read_sidecar, sidecar_of
+from tests.support.repositories import CONTENT, DIGEST, as_nobody, backup_id, names, publish, python
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from portal.ops.model import BackupId
+from portal.ops.repository.durable import write_durably
+from portal.ops.repository.repository import Repository
+from portal.ops.repository.sidecar import sidecar_of
+
+with Repository(Path(sys.argv[1])).draft(BackupId.parse(sys.argv[2])) as draft:
+    draft.out.write(b"half")
+    if sys.argv[3] == "sidecar":
+        write_durably(sidecar_of(draft.final), b"0" * 64 + b"  " + draft.final.name.encode())
+    print("writing", flush=True)
+    sys.stdin.readline()
+    draft.out.write(b" and half")
+    draft.commit(draft.out.finish())
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writer:
+    """Another process, half way through an archive."""
+
+    process: subprocess.Popen[bytes]
+
+    def finish(self) -> None:
+        """Let it write the rest and publish."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"\n")
+        self.process.stdin.flush()
+
+    def die(self) -> None:
+        """End it as a crash does."""
+        self.process.kill()
+        self.process.wait()
+
+
+@contextmanager
+def writer(
+    repository: Repository, *, until: str = "half", name: str = "full_20240115_120000_abc123"
+) -> Iterator[Writer]:
+    with python(WRITER, repository.path, name, until) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"writing\n"
+            yield Writer(process=process)
+        finally:
+            process.kill()
+
+
+class TestCommit:
+    """When an archive begins to exist."""
+
+    def test_nothing_exists_before_the_commit(self, repository: Repository) -> None:
+        """What is being written is not an archive: it has a hidden name and no sidecar."""
+        with repository.draft(backup_id()) as draft:
+            assert draft is not None
+            draft.out.write(CONTENT)
+            assert repository.archives() == []
+            assert names(repository) == {".full_20240115_120000_abc123.tar.gz.partial"}
+            draft.discard()
+
+    def test_the_archive_and_its_sidecar_exist_after_it(self, repository: Repository) -> None:
+        """The commit leaves the archive, its sidecar, and nothing else."""
+        path = publish(repository)
+        assert path.read_bytes() == CONTENT
+        assert names(repository) == {"full_20240115_120000_abc123.tar.gz", "full_20240115_120000_abc123.tar.gz.sha256"}
+
+    def test_sha256sum_agrees(self, repository: Repository) -> None:
+        """The sidecar is in the format of sha256sum, which finds the archive intact."""
+        path = publish(repository)
+        checked = subprocess.run(
+            ["sha256sum", "--check", "--strict", sidecar_of(path).name],
+            cwd=repository.path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (checked.returncode, checked.stdout) == (0, f"{path.name}: OK\n")
+
+    def test_archive_and_sidecar_are_for_their_owner_alone(self, repository: Repository) -> None:
+        """Both files have mode 0600, whatever the umask."""
+        before = os.umask(0)
+        try:
+            path = publish(repository)
+        finally:
+            os.umask(before)
+        assert {stat.S_IMODE(file.stat().st_mode) for file in (path, sidecar_of(path))} == {0o600}
+
+    def test_a_draft_that_fails_leaves_nothing(self, repository: Repository) -> None:
+        """Whatever ends the writing early, all that was written is removed."""
+        with pytest.raises(ZeroDivisionError), repository.draft(backup_id()) as draft:
+            assert draft is not None
+            draft.out.write(CONTENT)
+            raise ZeroDivisionError
+        assert names(repository) == set()
+
+    def test_what_goes_wrong_after_it_leaves_the_archive(self, repository: Repository) -> None:
+        """A failure after the commit takes nothing back."""
+        with pytest.raises(ZeroDivisionError), repository.draft(backup_id()) as draft:
+            assert draft is not None
+            draft.out.write(CONTENT)
+            path = draft.commit(draft.out.finish())
+            raise ZeroDivisionError
+        assert read_sidecar(path) == DIGEST
+        assert names(repository) == {path.name, sidecar_of(path).name}
+
+    def test_an_archive_that_exists_is_not_begun_again(self, repository: Repository) -> None:
+        """The same id a second time finds the first one's archive."""
+        publish(repository)
+        with repository.draft(backup_id()) as draft:
+            assert draft is None
+        assert not list(repository.path.glob(".full*"))
+
+
+class TestSecondWriter:
+    """Two processes with the same id."""
+
+    def test_it_waits_and_then_finds_the_archive(self, tmp_path: Path) -> None:
+        """While one process writes, another waits; when it is done, there is nothing left to do."""
+        repository = Repository(tmp_path, lock_timeout=30)
+        found: list[object] = []
+
+        def wait() -> None:
+            with repository.draft(backup_id()) as draft:
+                found.append(draft)
+
+        with writer(repository) as other:
+            waiting = threading.Thread(target=wait)
+            waiting.start()
+            time.sleep(0.2)
+            assert waiting.is_alive()
+            other.finish()
+            waiting.join(10)
+        assert found == [None]
+        assert repository.archive_path(backup_id()).read_bytes() == b"half and half"
+
+    def test_it_gives_up_as_busy(self, repository: Repository) -> None:
+        """A writer that does not end in time makes the other one busy, with the id in the message."""
+        busy = pytest.raises(BusyError, match="full_20240115_120000_abc123 is being written")
+        with writer(repository), busy, repository.draft(backup_id()):
+            pass
+
+    def test_it_takes_over_when_the_first_one_dies(self, tmp_path: Path) -> None:
+        """When the writer that is waited for is killed, the one that waits starts from the beginning."""
+        repository = Repository(tmp_path, lock_timeout=30)
+        with writer(repository) as other:
+            threading.Timer(0.2, other.die).start()
+            path = publish(repository)
+        assert path.read_bytes() == CONTENT
+
+    def test_another_id_does_not_wait(self, repository: Repository) -> None:
+        """Different archives are written side by side."""
+        with writer(repository):
+            publish(repository, "full_20240115_120000_def456")
+        assert repository.find("full_20240115_120000_def456").size == len(CONTENT)
+
+
+class TestSweep:
+    """What is left of backups that were killed."""
+
+    def test_remains_of_the_dead_are_removed(self, repository: Repository) -> None:
+        """What a killed writer left is removed, and named."""
+        with writer(repository) as other:
+            other.die()
+        assert repository.sweep() == [".full_20240115_120000_abc123.tar.gz.partial"]
+        assert names(repository) == set()
+
+    def test_work_in_progress_is_left_alone(self, repository: Repository) -> None:
+        """A living writer's file stays, and its archive comes to be."""
+        with writer(repository) as other:
+            assert repository.sweep() == []
+            other.finish()
+            other.process.wait(10)
+        assert repository.find("latest").path.read_bytes() == b"half and half"
+
+    def test_a_sidecar_without_an_archive_is_removed(self, repository: Repository) -> None:
+        """After a crash between sidecar and rename, neither of the two stays."""
+        with writer(repository, until="sidecar") as other:
+            assert len(names(repository)) == 2
+            other.die()
+        repository.sweep()
+        assert names(repository) == set()
+
+    def test_temporary_sidecars_are_removed(self, repository: Repository) -> None:
+        """After a crash while the sidecar was written, its temporary file goes too."""
+        with writer(repository) as other:
+            (repository.path / ".full_20240115_120000_abc123.tar.gz.sha256.17.tmp").write_bytes(b"0123")
+            other.die()
+        repository.sweep()
+        assert names(repository) == set()
+
+    def test_archives_and_strangers_are_left_alone(self, repository: Repository) -> None:
+        """Whole archives, their sidecars and everybody else's files stay."""
+        publish(repository)
+        for name in ("notes.txt", ".hidden", "other.tar.gz.partial", ".other.tar.gz.partial"):
+            (repository.path / name).touch()
+        before = names(repository)
+        assert repository.sweep() == []
+        assert names(repository) == before
+
+    def test_remains_of_another_user_do_not_stop_a_backup(self, public_directory: Path) -> None:
+        """What root left half done, and the portal's user cannot open, is passed over."""
+        remains = public_directory / ".full_20240115_120000_abc123.tar.gz.partial"
+        remains.touch(mode=0o600)
+        public_directory.chmod(0o777)
+        with as_nobody():
+            assert Repository(public_directory).sweep() == []
+        assert remains.exists()
+
+
+def test_a_repository_on_a_killed_machine_stays_usable(repository: Repository) -> None:
+    """After a kill between any two steps of a commit, the next backup of the same id succeeds."""
+    for until in ("half", "sidecar"):
+        with writer(repository, until=until) as other:
+            os.kill(other.process.pid, signal.SIGKILL)
+            other.process.wait()
+        path = publish(repository)
+        assert read_sidecar(path) == DIGEST
+        path.unlink()
+        sidecar_of(path).unlink()

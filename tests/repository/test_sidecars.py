@@ -1,0 +1,53 @@
+"""Checksum files: what is understood, and what is damage."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from portal.ops.errors import NotIntactError
+from portal.ops.repository.sidecar import read_sidecar
+from tests.support.repositories import DIGEST
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class TestSidecar:
+    """Reading the checksum that an archive should have."""
+
+    @pytest.mark.parametrize("line", [f"{DIGEST}  x.tar.gz\n", f"{DIGEST} *x.tar.gz\n", f"{DIGEST}  x.tar.gz"])
+    def test_what_sha256sum_writes_is_understood(self, tmp_path: Path, line: str) -> None:
+        """Text and binary mode, with and without a last line end."""
+        (tmp_path / "x.tar.gz.sha256").write_text(line)
+        assert read_sidecar(tmp_path / "x.tar.gz") == DIGEST
+
+    def test_a_path_in_it_does_not_matter(self, tmp_path: Path) -> None:
+        """A sidecar that was made from another directory names the archive with a path."""
+        (tmp_path / "x.tar.gz.sha256").write_text(f"{DIGEST}  /backups/x.tar.gz\n")
+        assert read_sidecar(tmp_path / "x.tar.gz") == DIGEST
+
+    def test_none_is_no_damage(self, tmp_path: Path) -> None:
+        """An archive can be without one."""
+        assert read_sidecar(tmp_path / "x.tar.gz") is None
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"",
+            b"\0" * 80,
+            b"x.tar.gz\n",
+            DIGEST.encode(),
+            f"{DIGEST[:-1]}  x.tar.gz\n".encode(),
+            f"{DIGEST}0  x.tar.gz\n".encode(),
+            f"{DIGEST}  y.tar.gz\n".encode(),
+            f"{DIGEST}  x.tar.gz\n{DIGEST}  x.tar.gz\n".encode(),
+            DIGEST.replace(DIGEST[0], "\xff").encode("latin-1") + b"  x.tar.gz\n",
+        ],
+    )
+    def test_a_damaged_one_is_refused(self, tmp_path: Path, content: bytes) -> None:
+        """Whatever is not one digest and the archive's name is no sidecar of it."""
+        (tmp_path / "x.tar.gz.sha256").write_bytes(content)
+        with pytest.raises(NotIntactError, match=r"the checksum file x\.tar\.gz\.sha256 is damaged, or another"):
+            read_sidecar(tmp_path / "x.tar.gz")
