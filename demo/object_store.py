@@ -149,7 +149,7 @@ class EmbeddedObjectStore:
     def create_bucket(self, name: str) -> None:
         """Make a bucket, by making the directory that a bucket is on this server."""
         place = f"http://127.0.0.1:{self._ports['filer']}/buckets/{name}/"
-        request = urllib.request.Request(place, method="POST")  # noqa: S310  (the server of our own)
+        request = urllib.request.Request(place, method="POST")
         with urllib.request.urlopen(request, timeout=_START_SECONDS):  # noqa: S310
             pass
 
@@ -178,7 +178,7 @@ class EmbeddedObjectStore:
         """Whether a request is taken that every part of the server has a share in."""
         for service in ("s3", "filer"):
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self._ports[service]}/", timeout=2):  # noqa: S310
+                with urllib.request.urlopen(f"http://127.0.0.1:{self._ports[service]}/", timeout=2):
                     pass
             except urllib.error.HTTPError:
                 continue  # it asks who we are

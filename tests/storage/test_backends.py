@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from demo.object_store import EmbeddedObjectStore
     from portal.ops.storage.backend import Backend
 
-pytest_plugins = ["tests.support.stores"]
-
 CONTENT = os.urandom(3_000_001)
 
 

@@ -116,6 +116,35 @@ def parse_destinations(text: str) -> tuple[Destination, ...]:
     return found
 
 
+def with_own_names(
+    urls: tuple[Destination, ...], *, place: str | None, bucket: str | None, prefix: str, endpoint: str | None
+) -> tuple[Destination, ...]:
+    """Destinations, with the bucket that the portal's own names describe.
+
+    Arguments:
+        urls: those that are given as URLs.
+        place: ``s3`` asks for the bucket, ``local`` for no copy by these names; nothing leaves it to the bucket.
+
+    Raises:
+        DestinationError: the names contradict one another, or the URLs.
+    """
+    named = bool(bucket or prefix or endpoint)
+    if place == "local" and named:
+        raise DestinationError("has the destination local, but names a bucket, its prefix or its endpoint too")
+    if not named and place != Scheme.S3:
+        return urls
+    if not bucket:
+        raise DestinationError("asks for a copy on S3, but names no bucket")
+    own = parse_destination(f"s3://{bucket}/{prefix.strip('/')}" + (f"?endpoint={endpoint}" if endpoint else ""))
+    if not urls:
+        return (own,)
+    if not any(
+        own.shown == one.shown and own.options.get("endpoint") in (None, one.options.get("endpoint")) for one in urls
+    ):
+        raise DestinationError(f"names {own.shown}, which is not among the URLs of off-site copies")
+    return urls
+
+
 def _place(scheme: Scheme, host: str, netloc: str) -> str:
     if scheme is Scheme.FILE:
         if netloc:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import ConfigurationError, IdentityError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
 _ALPHABET: Final = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
 _GENERATOR: Final = (0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)
@@ -72,10 +72,10 @@ def read_identities(path: Path) -> tuple[Identity, ...]:
             hint="BACKUP_ENCRYPTION_IDENTITY_FILE names the file with the secret key; put it there for the restore.",
         ) from None
     keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    found = [_key_of(text, _IDENTITY) for text in keys]
-    if not found or not all(found):
+    found = [key for text in keys if (key := _key_of(text, _IDENTITY))]
+    if not found or len(found) < len(keys):
         raise IdentityError(
-            f"{path} holds {'a line that is no age identity' if found else 'no age identity'}",
+            f"{path} holds {'a line that is no age identity' if keys else 'no age identity'}",
             hint="It has one line for each secret key, AGE-SECRET-KEY-1…; passphrases and SSH keys are not supported.",
         )
     return tuple(Identity(secret=secret) for secret in found)

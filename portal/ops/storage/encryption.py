@@ -94,11 +94,12 @@ class Encryptor:
     @contextmanager
     def _sealed(self, buffer: int) -> Iterator[Sealed]:
         assert self._helper is not None
-        answers = cast("io.BufferedReader", self._helper.answers).raw  # so that no answer waits unseen in a buffer
+        # Without a buffer, in which an answer could wait unseen.
+        answers = cast("BinaryIO", cast("io.BufferedReader", self._helper.answers).raw)
         while not select.select([answers], [], [], _PATIENCE_SECONDS)[0]:
             pass
         try:
-            size, digest, fault = receive(cast("BinaryIO", answers))
+            size, digest, fault = receive(answers)
         except EOFError as error:
             raise _gone() from error
         if fault:

@@ -44,6 +44,14 @@ _PERMISSIONS_HINT: Final = "Compare what the credentials permit with docs/operat
 _DENIED: Final = ("403 Forbidden", "AccessDenied", "401 Unauthorized", "SignatureDoesNotMatch", "InvalidAccessKeyId")
 _LOCKED: Final = ("ObjectLocked", "WORM", "object lock", "ObjectUnderRetention", "retention")
 _FULL: Final = ("507 ", "InsufficientStorage", "QuotaExceeded", "EntityTooLarge", "No space", "XMinioStorageFull")
+_AZURE: Final = {
+    "AZURE_STORAGE_ACCOUNT_NAME": "account_name",
+    "AZURE_STORAGE_ACCOUNT_KEY": "account_key",
+    "AZURE_STORAGE_SAS_TOKEN": "sas_key",
+    "AZURE_TENANT_ID": "tenant_id",
+    "AZURE_CLIENT_ID": "client_id",
+    "AZURE_CLIENT_SECRET": "client_secret",
+}
 _NO_BUCKET: Final = ("NoSuchBucket", "ContainerNotFound")
 _AWAY: Final = ("error sending request", "timed out", "Connect", "connection", "status code: 5", "Server error")
 
@@ -90,7 +98,12 @@ class ObjectStoreBackend:
                 data,
                 mode="create",
                 use_multipart=False,
-                attributes=self._attributes,  # type: ignore[arg-type]  # a dictionary of two strings
+                attributes=self._attributes,
+            )
+        if self._head is not None and (kept := self._head.sha256(name)) not in (None, sha256):
+            raise StorageError(
+                f"{self.shown}/{name} is not what was sent: the store has the SHA-256 {kept}",
+                hint="Look at the store; what it says that it has cannot be relied on.",
             )
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
@@ -247,6 +260,9 @@ def _azure(destination: Destination, environ: Mapping[str, str], options: dict[s
     from obstore.store import AzureStore
 
     given: dict[str, Any] = {}
+    for variable, name in _AZURE.items():
+        if value := environ.get(variable):
+            given[name] = value
     if account := destination.options.get("account"):
         given["account_name"] = account
     if endpoint := destination.options.get("endpoint"):
