@@ -163,8 +163,11 @@ def drill(arguments: argparse.Namespace) -> int:
 
     settings, show = watched_settings()
     if remote.is_remote(settings, arguments):
-        given = {"archive": remote.absolute(arguments.archive)}
-        return remote.do_remotely(settings, show, arguments, "drill.restore", given, {"drill": tell_of_drill})
+        from worker.arguments import DrillArguments
+        from worker.operations import DRILL_RESTORE
+
+        given = DrillArguments(archive=remote.absolute(arguments.archive))
+        return remote.do_remotely(settings, show, arguments, DRILL_RESTORE, given, {"drill": tell_of_drill})
     config, observer = RestoreConfig.from_settings(settings), Aftermath(settings)
     report = DrillJob(config, progress=show, actor=person(), observer=observer).run(arguments.archive)
     tell_of_drill(report.to_dict())

@@ -24,6 +24,7 @@
     │   ├── StoreFullError         exit 1   the store has no space left
     │   ├── ObjectExistsError      exit 1   an object of that name is there already
     │   └── ObjectAbsentError      exit 1   no object of that name
+    ├── CommandFailedError         exit 1   the operator's command before the work failed, so it was not started
     └── RestoreError               exit 1   a restore stopped; the live data is as it was
 
 A message says what happened, a hint what to do next. Only entry points turn an error into an exit.
@@ -163,6 +164,10 @@ class ObjectExistsError(StorageError):
 
 class ObjectAbsentError(StorageError):
     """The store has no object of that name."""
+
+
+class CommandFailedError(OpsError):
+    """The operator's command before the work failed, so the work was not started."""
 
 
 class RestoreError(OpsError):

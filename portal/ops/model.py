@@ -131,6 +131,15 @@ def _time(hour: int, minute: int, second: int) -> str:
     return f"{hour:02d}:{minute:02d}:{second:02d}"
 
 
+class Compression(StrEnum):
+    """How hard archives are compressed."""
+
+    AUTO = "auto"
+    """As hard as the source leaves time for."""
+    FAST = "fast"
+    SMALL = "small"
+
+
 def version_of(kind: BackupType, parent: str | None) -> int:
     """The format of an archive, by its type and by whether it follows another one."""
     if kind is BackupType.BASE:

@@ -71,7 +71,7 @@ class Collection:
         self.meter.expect = self._expected_bytes
         jobs = self.config.jobs or available_cores()
         helpers = self.increment is None or len(self.increment.delta.taken) > _FEW
-        with CompressorPool(str(self.backup_id), jobs, helpers=helpers) as pool:
+        with CompressorPool(str(self.backup_id), jobs, helpers=helpers, compression=self.config.compression) as pool:
             writer = ArchiveWriter(
                 self.draft.out,
                 str(self.backup_id),

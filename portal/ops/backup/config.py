@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from zoneinfo import ZoneInfo
 
 from portal.ops.errors import ConfigurationError
-from portal.ops.model import BackupType, Component, timestamp, version_of
+from portal.ops.model import BackupType, Component, Compression, timestamp, version_of
 from portal.ops.retention.policy import RetentionPolicy, RetentionRule, own_rules
 from portal.ops.settings.load import DatabaseTarget, Secret, Settings, refuse_unbuilt
 
@@ -46,6 +46,7 @@ class BackupConfig:
         dump_timeout: seconds that pg_dump may take.
         lock_timeout: seconds to wait for a lock.
         jobs: processes and threads that work at once; by default the cores there are.
+        compression: how hard to compress; ``auto`` is as hard as the source leaves time for.
         chain_length: incrementals that a chain has at the most.
         chain_percent: their size together, in percent of the base, at the most.
         wal: whether WAL is received, so that base backups are worth something.
@@ -87,6 +88,7 @@ class BackupConfig:
     dump_timeout: float = 21600
     lock_timeout: float = 60
     jobs: int | None = None
+    compression: Compression = Compression.AUTO
     chain_length: int = 500
     chain_percent: int = 100
     wal: bool = False
@@ -158,6 +160,7 @@ class BackupConfig:
             dump_timeout=settings.dump_timeout,
             lock_timeout=settings.lock_timeout,
             jobs=settings.jobs,
+            compression=settings.compression,
             chain_length=settings.chain_length,
             chain_percent=settings.chain_percent,
             wal=settings.pitr.wal,
