@@ -37,7 +37,7 @@ from portal.ops.errors import (
 )
 from portal.ops.model import Component, VerifyLevel
 from portal.ops.repository.access_log import Action, Observer, Outcome, Witness
-from portal.ops.repository.locks import hold
+from portal.ops.repository.locks import archive_lock
 from portal.ops.repository.repository import ArchiveFile, Repository
 from portal.ops.repository.sidecar import read_sidecar
 from portal.ops.repository.verifications import Verification, Verifications
@@ -333,7 +333,7 @@ class RestoreJob:
         if done:
             return
         archive = choose_archive(self.repository, draft, path)
-        held = hold(archive.path, self.config.lock_timeout)
+        held = archive_lock(archive.path, self.config.lock_timeout)
         with self.repository.shared(), held, structlog.contextvars.bound_contextvars(restore_id=restore_id):
             self._verify(archive, draft.result.scope, thorough=self.config.verify_before_restore)
             with closing(open_tree(archive.path)) as opened, self._checksum(archive) as checksum:
