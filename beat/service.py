@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from beat.heartbeat import Heartbeat
 from portal.ops.errors import OpsError
-from portal.ops.runtime.progress import read_text, utc_now
-from portal.ops.settings.load import load_settings
+from portal.ops.runtime.environment import current_settings
+from portal.ops.runtime.progress import utc_now
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +36,7 @@ def run_service(name: str, meaning: str, heartbeat_name: str, serve: Callable[[S
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _end)
     try:
-        settings = load_settings(os.environ, read_text)
+        settings = current_settings()
         if is_health_asked:
             return _tell_health(name, Heartbeat(settings.local_path / heartbeat_name))
         from worker.logs import log_to_standard_error

@@ -122,8 +122,14 @@ def _back_up(arguments: argparse.Namespace) -> int:
     if remote.is_remote(settings, arguments):
         if not arguments.wait:  # a worker's environment may ask for less than this one
             refuse_unbuilt(settings.unbuilt)
-        given = {"moment": remote.now(), **({"incremental": True} if incremental else {})}
-        return remote.do_remotely(settings, show, arguments, f"backup.{arguments.type}", given, _TELLERS)
+        from worker.arguments import BackupArguments, MediaArguments
+        from worker.operations import OPERATIONS
+
+        operation = OPERATIONS[f"backup.{arguments.type}"]
+        given = BackupArguments(moment=remote.now())
+        if incremental:
+            given = MediaArguments(moment=given.moment, incremental=True)
+        return remote.do_remotely(settings, show, arguments, operation, given, _TELLERS)
     job = _job(settings, show)
     if incremental:
         result = job.backup_media(incremental=True)
@@ -214,8 +220,11 @@ def _verify(arguments: argparse.Namespace) -> int:
         return drill(arguments)
     settings, show = watched_settings()
     if remote.is_remote(settings, arguments):
-        given = {"archive": remote.absolute(arguments.archive), "level": arguments.level}
-        return remote.do_remotely(settings, show, arguments, "verify.archive", given, _TELLERS)
+        from worker.arguments import VerifyArguments
+        from worker.operations import VERIFY_ARCHIVE
+
+        given = VerifyArguments(archive=remote.absolute(arguments.archive), level=arguments.level)
+        return remote.do_remotely(settings, show, arguments, VERIFY_ARCHIVE, given, _TELLERS)
     found = _job(settings, show).verify(arguments.archive, VerifyLevel(arguments.level))
     _tell_of_verification(found.to_dict())
     return 0 if found.intact else 4

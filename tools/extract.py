@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from portal.ops.archive.index import Member
-    from portal.ops.archive.reader import ArchiveReader
-    from portal.ops.chains.reader import ChainReader
+    from portal.ops.archive.protocol import IndexedArchive
 
 
 def extract(archive: Path, path: str, output: str | None) -> dict[str, Any]:
@@ -38,7 +37,7 @@ def extract(archive: Path, path: str, output: str | None) -> dict[str, Any]:
             f"{archive.name} has no index at its end, so one file cannot be taken out of it alone",
             hint=f"If tar and gzip made it, use tar: tar xzf {archive} <backup_id>/{path}. If not, it is cut short.",
         )
-    reader = cast("ArchiveReader | ChainReader", open_tree(archive))
+    reader = cast("IndexedArchive", open_tree(archive))
     member = reader.find(path)
     if member is not None and member.type is MemberType.HARDLINK:
         member = reader.find(member.link)

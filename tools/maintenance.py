@@ -50,10 +50,9 @@ def person() -> str | None:
 
 
 def _settings() -> Settings:
-    from portal.ops.runtime.progress import read_text
-    from portal.ops.settings.load import load_settings
+    from portal.ops.runtime.environment import current_settings
 
-    return load_settings(os.environ, read_text)
+    return current_settings()
 
 
 def _repository(settings: Settings) -> Repository:
@@ -164,8 +163,11 @@ def drill(arguments: argparse.Namespace) -> int:
 
     settings, show = watched_settings()
     if remote.is_remote(settings, arguments):
-        given = {"archive": remote.absolute(arguments.archive)}
-        return remote.do_remotely(settings, show, arguments, "drill.restore", given, {"drill": tell_of_drill})
+        from worker.arguments import DrillArguments
+        from worker.operations import DRILL_RESTORE
+
+        given = DrillArguments(archive=remote.absolute(arguments.archive))
+        return remote.do_remotely(settings, show, arguments, DRILL_RESTORE, given, {"drill": tell_of_drill})
     config, observer = RestoreConfig.from_settings(settings), Aftermath(settings)
     report = DrillJob(config, progress=show, actor=person(), observer=observer).run(arguments.archive)
     tell_of_drill(report.to_dict())

@@ -37,12 +37,12 @@ def _status(arguments: argparse.Namespace) -> int:
     from portal.ops.monitoring.facts import read_status
     from portal.ops.monitoring.observer import Aftermath
     from portal.ops.monitoring.text import status_lines
-    from portal.ops.runtime.progress import read_text, utc_now
-    from portal.ops.settings.load import load_settings
+    from portal.ops.runtime.environment import current_settings
+    from portal.ops.runtime.progress import utc_now
     from tools.terminal import watched_log
 
     gc.disable()  # there may be very many archives, and none of what is made for them is garbage
-    settings = load_settings(os.environ, read_text)
+    settings = current_settings()
     watched_log(settings.log_format)
     status = read_status(settings, utc_now())
     Aftermath(settings).refresh(status)
@@ -55,12 +55,12 @@ def _status(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     """Write the report, whole or not at all."""
-    from portal.ops.runtime.progress import read_text, utc_now
-    from portal.ops.settings.load import load_settings
+    from portal.ops.runtime.environment import current_settings
+    from portal.ops.runtime.progress import utc_now
     from tools.report.page import page
     from tools.report.story import read_story
 
-    text = page(read_story(load_settings(os.environ, read_text), utc_now()))
+    text = page(read_story(current_settings(), utc_now()))
     path = os.path.abspath(arguments.output)
     _write(path, text.encode("utf-8", "replace"))
     say(f"the report is {path}; it needs nothing else, and any browser shows it")
@@ -115,13 +115,13 @@ def _findings() -> Iterator[Finding]:
 
 def _look_at_settings(read: list[Settings]) -> Finding:
     from portal.ops.monitoring.doctor.run import ok, warning
-    from portal.ops.runtime.progress import read_text
-    from portal.ops.settings.load import load_settings, refuse_unbuilt, unknown_settings
+    from portal.ops.runtime.environment import current_settings, merged_environment
+    from portal.ops.settings.load import refuse_unbuilt, unknown_settings
 
-    settings = load_settings(os.environ, read_text)
+    settings = current_settings()
     read.append(settings)
     refuse_unbuilt(settings.unbuilt)
-    strangers = unknown_settings(os.environ)
+    strangers = unknown_settings(merged_environment())
     if strangers:
         return warning("; ".join(strangers), "Correct the name where it is set; docs/settings.md has every name.")
     return ok("every variable that is set can be used")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import ConfigurationError, NotConfirmedError
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from portal.ops.restore.plan import RestorePlan
     from portal.ops.runtime.progress import Step
     from portal.ops.settings.load import Settings
-    from tools.submit import Errand
+    from tools.submit import RemoteTask
+    from worker.arguments import Arguments, RestoreArguments
+    from worker.operations import Operation
 
 _EXAMPLES: Final = f"""examples:
   restore.sh latest --dry-run            what would be done? changes nothing
@@ -230,13 +232,11 @@ class _Workers:
     show: Callable[[Step], None]
     arguments: argparse.Namespace
 
-    def hand_over(self, task: str, given: Mapping[str, Any], *, needs_permit: bool = True) -> Errand:
-        """Give a worker a task, with the permit that a person gives by starting this command."""
-        from worker.names import TaskName
+    def hand_over(self, operation: Operation, given: Arguments, *, authorize: bool = True) -> RemoteTask:
+        """Give a worker a task, with the authorization that a person gives by starting this command."""
+        return self._there().hand_over(operation, given, authorize=authorize)
 
-        return self._there().hand_over(TaskName(task), {"actor": remote.person(), **given}, needs_permit=needs_permit)
-
-    def pick_up(self, task_id: str) -> Errand:
+    def pick_up(self, task_id: str) -> RemoteTask:
         """A task that was handed over before."""
         return self._there().pick_up(task_id)
 
@@ -248,53 +248,58 @@ class _Workers:
 
 def _restore_remotely(workers: _Workers, person: _Person) -> int:
     """Have a worker plan, ask, and have it restore; the exit code."""
+    from worker.operations import RESTORE_ARCHIVE
+
     arguments = workers.arguments
     given = _given_remotely(arguments)
     if arguments.dry_run or not arguments.force:
-        plan, exit_code = workers.hand_over("restore.archive", {**given, "dry_run": True}, needs_permit=False).result()
+        plan, exit_code = workers.hand_over(RESTORE_ARCHIVE, replace(given, dry_run=True), authorize=False).result()
         if arguments.dry_run or exit_code:
             person.report(plan)
             return exit_code
         if not person.agrees(plan["plan"]):
             raise NotConfirmedError("nobody said yes, so nothing was changed", hint=_SAY_YES)
-        given = {**given, "archive": plan["backup_file"], "verify": False, "moment": remote.now()}
-    return _finish(workers.hand_over("restore.archive", given), person, arguments, is_rollback=False)
+        given = replace(given, archive=plan["backup_file"], verify=False, moment=remote.now())
+    return _finish(workers.hand_over(RESTORE_ARCHIVE, given), person, arguments, is_rollback=False)
 
 
-def _finish(errand: Errand, person: _Person, arguments: argparse.Namespace, *, is_rollback: bool) -> int:
+def _finish(task: RemoteTask, person: _Person, arguments: argparse.Namespace, *, is_rollback: bool) -> int:
     if arguments.no_wait:
-        say(f"handed over; './tools/restore.sh --wait {errand.task_id}' waits for it")
-        print_result({"success": True, "task_id": errand.task_id})
+        say(f"handed over; './tools/restore.sh --wait {task.task_id}' waits for it")
+        print_result({"success": True, "task_id": task.task_id})
         return 0
-    result, exit_code = errand.result()
+    result, exit_code = task.result()
     person.report(result, is_rollback=is_rollback)
     return exit_code
 
 
-def _given_remotely(arguments: argparse.Namespace) -> dict[str, Any]:
+def _given_remotely(arguments: argparse.Namespace) -> RestoreArguments:
     """The task's arguments that the command line has."""
+    from worker.arguments import RestoreArguments
+
     given = _given(arguments)
     given["verify"] = given.pop("verify_before_restore")
-    given["patterns"] = list(given["patterns"])
     if "media_path" in given:
         given["media_dir"] = given.pop("media_path")
-    return {
+    return RestoreArguments(
         **given,
-        "archive": remote.absolute(arguments.archive),
-        "scope": arguments.scope or "full",
-        "moment": remote.now(),
-    }
+        archive=remote.absolute(arguments.archive),
+        scope=arguments.scope or "full",
+        moment=remote.now(),
+    )
 
 
 def _wait(arguments: argparse.Namespace) -> int:
+    from worker.operations import RESTORE_ROLLBACK
+
     settings, show = watched_settings()
     remote.is_remote(settings, arguments)
-    errand = _Workers(settings, show, arguments).pick_up(arguments.wait)
-    if not errand.task.value.startswith("restore."):
+    task = _Workers(settings, show, arguments).pick_up(arguments.wait)
+    if task.operation.family != "restore":
         raise ConfigurationError(
             f"{arguments.wait} is no restore", hint=f"'./tools/backup.sh --wait {arguments.wait}' waits for it."
         )
-    return _finish(errand, _Person(asks=False), arguments, is_rollback=errand.task.value == "restore.rollback")
+    return _finish(task, _Person(asks=False), arguments, is_rollback=task.operation is RESTORE_ROLLBACK)
 
 
 def _go_back(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
@@ -308,11 +313,14 @@ def _go_back(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
     if arguments.list:
         return _list_restores(job)
     if not arguments.forget and remote.is_remote(settings, arguments):
+        from worker.arguments import RollbackArguments
+        from worker.operations import RESTORE_ROLLBACK
+
         restore_id, plan = job.plan_rollback(arguments.archive)
         if not person.confirm(plan):
             raise NotConfirmedError("nobody said yes, so nothing was changed", hint=_SAY_YES)
-        errand = _Workers(settings, show, arguments).hand_over("restore.rollback", {"restore_id": restore_id})
-        return _finish(errand, person, arguments, is_rollback=True)
+        task = _Workers(settings, show, arguments).hand_over(RESTORE_ROLLBACK, RollbackArguments(restore_id=restore_id))
+        return _finish(task, person, arguments, is_rollback=True)
     result = job.forget(arguments.forget) if arguments.forget else job.rollback(arguments.archive)
     person.report(result.to_dict(), is_rollback=True)
     return result.exit_code

@@ -47,24 +47,25 @@ def schedule_of(settings: Settings, now: datetime) -> list[dict[str, Any]]:
     Raises:
         RepositoryError: the repository cannot be read.
     """
-    from beat.due import Kind, due, last_slots, next_slots
-    from beat.repository_facts import logged, read_standing
+    from beat.due import due, expression_of, last_slots, next_slots
+    from beat.repository_facts import logged, read_facts
     from portal.ops.repository.repository import Repository
+    from worker.operations import SCHEDULED
 
     repository = Repository(settings.local_path)
     last = last_slots(settings.schedules, now)
-    undone = {errand.slot for errand in due(last, read_standing(repository, set(Kind)), now, {})}
-    following = {slot.kind: slot.moment for slot in next_slots(settings.schedules, now)}
+    undone = {task.slot for task in due(last, read_facts(repository, SCHEDULED), now, {})}
+    following = {slot.operation: slot.moment for slot in next_slots(settings.schedules, now)}
     entries = dict(logged(repository))
     return [
         {
-            "kind": kind.value,
-            "expression": getattr(settings.schedules, kind.value),
-            "next": following.get(kind),
-            "due_since": next((slot.moment for slot in last if slot.kind is kind and slot in undone), None),
-            "last": _entry(entries[kind]) if kind in entries else None,
+            "kind": operation.schedule.setting if operation.schedule else "",
+            "expression": expression_of(operation, settings.schedules),
+            "next": following.get(operation),
+            "due_since": next((slot.moment for slot in last if slot.operation is operation and slot in undone), None),
+            "last": _entry(entries[operation]) if operation in entries else None,
         }
-        for kind in Kind
+        for operation in SCHEDULED
     ]
 
 

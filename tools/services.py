@@ -32,15 +32,15 @@ def service_checks(settings: Settings) -> list[Check]:
 def _workers(settings: Settings) -> Finding:
     """A broker that does not answer is an error of its own."""
     from worker.client import Client
-    from worker.health import check_lanes
-    from worker.names import Lane
+    from worker.health import check_queues
+    from worker.operations import Queue
 
-    found = check_lanes(Client(settings.worker), Lane)
-    ill = [lane for lane in found if not lane.is_healthy]
+    found = check_queues(Client(settings.worker), Queue)
+    ill = [queue for queue in found if not queue.is_healthy]
     if ill:
-        said = "; ".join(f"{lane.lane}: {lane.detail}" for lane in ill)
+        said = "; ".join(f"{queue.queue}: {queue.detail}" for queue in ill)
         return fault(said, ill[0].hint or "The log of the worker says more.")
-    return ok("; ".join(f"{lane.lane}: {lane.detail}" for lane in found))
+    return ok("; ".join(f"{queue.queue}: {queue.detail}" for queue in found))
 
 
 def _service(module: str, start: str) -> Finding:

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import ConfigurationError
@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from portal.ops.settings.load import Settings
+    from worker.arguments import Arguments
+    from worker.authorization import Authorizations
     from worker.client import Client, TaskState
     from worker.errors import BrokerAwayError
-    from worker.names import TaskName
+    from worker.operations import Operation
 
 NOT_YET: Final = 6
 
@@ -37,16 +39,6 @@ _AWAY_SECONDS: Final = 60.0
 _LONGER_EACH_TIME: Final = 1.1
 _WITHDRAWN: Final = "nobody had begun it, and it was withdrawn"
 _SAFE: Final = "Start it again when the broker is back, or use --local."
-_KINDS: Final = {
-    "full": "backup.full",
-    "database": "backup.database",
-    "media": "backup.media",
-    "scan": "backup.media",
-    "verify": "verify.archive",
-    "prune": "prune.repository",
-    "drill": "drill.restore",
-}
-"""The first words of the tasks' ids that beat and the watcher give."""
 
 
 def add_options(parser: argparse.ArgumentParser, *, with_wait: bool = False) -> None:
@@ -103,30 +95,25 @@ def do_remotely(
     settings: Settings,
     show: Callable[[Step], None],
     arguments: argparse.Namespace,
-    task: str,
-    given: Mapping[str, Any],
+    operation: Operation,
+    given: Arguments,
     tellers: Mapping[str, Callable[[Mapping[str, Any]], None]],
 ) -> int:
     """Have a worker do a task of `backup.sh`, or wait for one that was handed over; the exit code.
 
     Arguments:
-        task: which task; nothing is handed over where another one is waited for.
+        operation: what to do; nothing is handed over where another task is waited for.
         given: its arguments.
-        tellers: tell people and programs of a result, by the first word of the task's name.
+        tellers: tell people and programs of a result, by the family of the operation.
     """
-    from worker.names import TaskName
-
     there = Remote(settings=settings, show=show, command="./tools/backup.sh", timeout=arguments.timeout)
-    if arguments.wait:
-        errand = there.pick_up(arguments.wait)
-    else:
-        errand = there.hand_over(TaskName(task), {"actor": person(), **given})
+    task = there.pick_up(arguments.wait) if arguments.wait else there.hand_over(operation, given)
     if arguments.no_wait:
-        say(f"handed over; './tools/backup.sh --wait {errand.task_id}' waits for it")
-        print_result({"success": True, "task_id": errand.task_id})
+        say(f"handed over; './tools/backup.sh --wait {task.task_id}' waits for it")
+        print_result({"success": True, "task_id": task.task_id})
         return 0
-    result, exit_code = errand.result()
-    tellers.get(errand.task.value.partition(".")[0], print_result)(result)
+    result, exit_code = task.result()
+    tellers.get(task.operation.family, print_result)(result)
     return exit_code
 
 
@@ -146,66 +133,72 @@ class Remote:
     command: str
     timeout: float | None = None
 
-    def hand_over(self, task: TaskName, arguments: Mapping[str, Any], *, needs_permit: bool = False) -> Errand:
+    def hand_over(self, operation: Operation, given: Arguments, *, authorize: bool = False) -> RemoteTask:
         """Give a task to the workers.
+
+        Arguments:
+            operation: what to do.
+            given: its arguments, without the actor.
+            authorize: write the authorization that a task needs which changes live data.
 
         Raises:
             BrokerAwayError: the broker does not answer.
-            RepositoryError: the permit that the task needs cannot be written.
+            RepositoryError: the authorization cannot be written.
         """
-        from worker.authorization import Permits
+        from worker.authorization import Authorizations
         from worker.client import Client, new_task_id
 
-        errand = Errand(
+        task = RemoteTask(
             remote=self,
             client=Client(self.settings.worker),
-            task=task,
-            arguments=arguments,
-            task_id=new_task_id(task),
-            permits=Permits(self.settings.local_path) if needs_permit else None,
+            operation=operation,
+            arguments=replace(given, actor=person()).to_dict(),
+            task_id=new_task_id(operation),
+            authorizations=Authorizations(self.settings.local_path) if authorize else None,
         )
-        errand.submit()
-        return errand
+        task.submit()
+        return task
 
-    def pick_up(self, task_id: str) -> Errand:
+    def pick_up(self, task_id: str) -> RemoteTask:
         """A task that was handed over before.
 
         Raises:
             ConfigurationError: there is no such task.
         """
         from worker.client import Client
-        from worker.names import TaskName
+        from worker.operations import OPERATIONS, PING, of_task_id
 
         client = Client(self.settings.worker)
         state = client.look(task_id)
         if state.is_lost:
             raise _unknown(task_id)
-        word = state.name or task_id.partition("-")[0]
-        task = TaskName(_KINDS.get(word, word)) if word in {*_KINDS, *TaskName} else TaskName.PING
-        return Errand(remote=self, client=client, task=task, arguments=None, task_id=task_id, permits=None)
+        operation = OPERATIONS.get(state.name) or of_task_id(task_id) or PING
+        return RemoteTask(
+            remote=self, client=client, operation=operation, arguments=None, task_id=task_id, authorizations=None
+        )
 
 
 @dataclass(kw_only=True)
-class Errand:
+class RemoteTask:
     """One task, from the hand-over to its result."""
 
     remote: Remote
     client: Client
-    task: TaskName
+    operation: Operation
     arguments: Mapping[str, Any] | None
     task_id: str
-    permits: Any
+    authorizations: Authorizations | None
     _is_attended: bool = False
     _away_since: float | None = None
     _patient_until: float = 0.0
 
     def submit(self) -> None:
-        """Hand it over; with its permit, where it needs one."""
+        """Hand it over; with its authorization, where it needs one."""
         assert self.arguments is not None
         try:
-            if self.permits:
-                self.permits.grant(self.task, self.task_id, self.arguments)
-            self.client.submit(self.task, self.arguments, self.task_id)
+            if self.authorizations:
+                self.authorizations.grant(self.operation, self.task_id, self.arguments)
+            self.client.submit(self.operation, self.arguments, self.task_id)
         except BaseException as error:
             if self.withdraw() and isinstance(error, StoppedError):
                 error.outcome = _WITHDRAWN
@@ -213,7 +206,7 @@ class Errand:
 
     def withdraw(self) -> bool:
         """Let a restore that nobody waits for any more not be done at some later time; whether it will not be."""
-        return self.permits is not None and self.permits.withdraw(self.task_id)
+        return self.authorizations is not None and self.authorizations.withdraw(self.task_id)
 
     def result(self) -> tuple[dict[str, Any], int]:
         """Wait for the result; it, and the exit code.
@@ -250,7 +243,7 @@ class Errand:
                 raise _unknown(self.task_id)
             if state.is_lost and self.arguments is not None:
                 say("the broker has lost the task; handing it over again, which does no harm")
-                self.client.submit(self.task, self.arguments, self.task_id)
+                self.client.submit(self.operation, self.arguments, self.task_id)
             elif not state.is_begun and not state.is_ended and time.monotonic() > self._patient_until:
                 self._make_sure_of_a_worker()
         except BrokerAwayError as error:
@@ -286,13 +279,13 @@ class Errand:
 
         if self._is_attended:
             return
-        if not self.client.is_attended(self.task.lane):
+        if not self.client.is_attended(self.operation.queue):
             stays = "It was withdrawn." if self.withdraw() else f"It stays queued. {self._later()}"
             raise UnattendedError(
-                f"no worker listens for {self.task.lane} tasks",
+                f"no worker listens for {self.operation.queue} tasks",
                 hint=f"Start one ('tools/service.sh worker', or docker compose up), or use --local. {stays}",
             )
-        say(f"every worker for {self.task.lane} tasks is busy; waiting for one")
+        say(f"every worker for {self.operation.queue} tasks is busy; waiting for one")
         self._is_attended = True
 
     def _leave(self, stopped: StoppedError) -> None:

@@ -118,15 +118,17 @@ def watched_log(style: LogFormat, *, line_seconds: float = _LINE_SECONDS) -> Cal
     """Set up logging to standard error; what shows how far a job is, without the two getting mixed up."""
     import structlog
 
+    from portal.ops.runtime.environment import merged_environment
     from portal.ops.runtime.logs import configure_logging
     from portal.ops.settings.load import unbuilt_settings, unknown_settings
 
     log = structlog.get_logger("tools")
     bar = Bar(log, line_seconds=line_seconds)
     configure_logging(style, cast("TextIO", BarAwareStream(bar)))
-    for warning in unknown_settings(os.environ):
+    variables = merged_environment()
+    for warning in unknown_settings(variables):
         log.warning("setting_unknown", detail=warning)
-    for what in unbuilt_settings(os.environ):
+    for what in unbuilt_settings(variables):
         log.warning("setting_unbuilt", detail=f"this release does not have {what}")
 
     return bar
@@ -138,10 +140,9 @@ def watched_settings() -> tuple[Settings, Callable[[Step], None]]:
     Raises:
         ConfigurationError: a setting cannot be used.
     """
-    from portal.ops.runtime.progress import read_text
-    from portal.ops.settings.load import load_settings
+    from portal.ops.runtime.environment import current_settings
 
-    settings = load_settings(os.environ, read_text)
+    settings = current_settings()
     return settings, watched_log(settings.log_format)
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from celery import Celery
 
 from portal.ops.errors import ConfigurationError
-from portal.ops.runtime.progress import read_text
-from portal.ops.settings.load import load_settings
+from portal.ops.runtime.environment import current_settings
 from worker.configuration import configuration
 
 if TYPE_CHECKING:
@@ -36,4 +34,4 @@ def __getattr__(name: str) -> Celery:
     """Make `app` for whoever asks for it by this module's name, as the ``celery`` command does."""
     if name != "app":
         raise AttributeError(name)
-    return make_app(load_settings(os.environ, read_text).worker)
+    return make_app(current_settings().worker)

@@ -1,8 +1,8 @@
 """`python -m worker.flower`: Flower on this application, for people to look at tasks and workers.
 
 It does not start without a password. Its API can put any task on the queue and stop any worker, so it only shows things
-unless ``FLOWER_READ_ONLY=false``; a restore is refused in either case (see `permit`). Its own options are the variables
-``FLOWER_*``; what stands here are our defaults. Its history is kept in a file, since it would have none otherwise.
+unless ``FLOWER_READ_ONLY=false``; a restore is refused in either case (see `authorization`). Its own options are the
+variables ``FLOWER_*``; what stands here are our defaults. Its history is kept in a file.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from flower.options import options
 from flower.urls import settings as web_settings
 
 from portal.ops.errors import ConfigurationError, OpsError
+from portal.ops.runtime.environment import current_settings
 from portal.ops.runtime.logs import engine_log
-from portal.ops.runtime.progress import read_text
-from portal.ops.settings.load import load_settings
 from worker.app import make_app
 from worker.flower_progress import follow
 from worker.logs import log_to_standard_error
@@ -121,7 +120,7 @@ def _choose_options(repository: Path) -> None:
 def main() -> int:
     """Run Flower; the exit code."""
     try:
-        settings = load_settings(os.environ, read_text)
+        settings = current_settings()
         log_to_standard_error(settings.log_format)
         logging.getLogger("tornado.access").setLevel(logging.WARNING)
         run(settings)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from portal.ops.archive.compressor_pool import Lanes
+    from portal.ops.archive.compressor_pool import CompressorPool
     from portal.ops.repository.verifications import Verification
 
 SHARES = 8
@@ -80,14 +80,14 @@ def frames_of(path: Path) -> list[tuple[int, int, set[str]]]:
 
 
 @pytest.fixture(scope="module")
-def lanes() -> Iterator[Lanes]:
+def pool() -> Iterator[CompressorPool]:
     """Helper processes that all tests of this module share."""
-    with archives.lanes() as lanes:
-        yield lanes
+    with archives.compressor_pool() as pool:
+        yield pool
 
 
 @pytest.fixture(scope="module")
-def sample(lanes: Lanes, tmp_path_factory: pytest.TempPathFactory) -> Sample:
+def sample(pool: CompressorPool, tmp_path_factory: pytest.TempPathFactory) -> Sample:
     """An archive with a dump, small files, a link, and a large file that compresses to next to nothing."""
     root = tmp_path_factory.mktemp("sample")
     media = root / "uploads"
@@ -99,7 +99,7 @@ def sample(lanes: Lanes, tmp_path_factory: pytest.TempPathFactory) -> Sample:
     (root / "dump").write_bytes(b"PGDMP" + bytes(range(200)))
     (root / "audit.jsonl").write_bytes(b'{"event": "login"}\n' * 5)
     recipe = Recipe(media=media, audit=root / "audit.jsonl", dump=root / "dump", manifest_room=1024)
-    path = write_archive(root / NAME, lanes, recipe)
+    path = write_archive(root / NAME, pool, recipe)
     with closing(ArchiveReader(path)) as archive:
         index_at = archive.frames.end
     return Sample(data=path.read_bytes(), frames=frames_of(path), index_at=index_at, meaning=meaning(path))
@@ -234,13 +234,13 @@ def test_lost_and_doubled_frames_are_found(sample: Sample, tmp_path: Path) -> No
 
 
 @pytest.fixture(scope="module")
-def other(lanes: Lanes, tmp_path_factory: pytest.TempPathFactory) -> Sample:
+def other(pool: CompressorPool, tmp_path_factory: pytest.TempPathFactory) -> Sample:
     """An archive like the sample, with other contents of the same sizes."""
     root = tmp_path_factory.mktemp("other")
     media = root / "uploads"
     media.mkdir()
     (media / "scan.json").write_bytes(b'{"finding": 2}\n' * 20)
-    path = write_archive(root / NAME, lanes, Recipe(media=media, manifest_room=1024))
+    path = write_archive(root / NAME, pool, Recipe(media=media, manifest_room=1024))
     with closing(ArchiveReader(path)) as archive:
         index_at = archive.frames.end
     return Sample(data=path.read_bytes(), frames=frames_of(path), index_at=index_at, meaning=meaning(path))
@@ -265,13 +265,13 @@ def test_archive_under_another_name_is_looked_at_by_its_contents(sample: Sample,
     assert verify(path).intact
 
 
-def test_all_damaged_files_are_named(lanes: Lanes, tmp_path: Path) -> None:
+def test_all_damaged_files_are_named(pool: CompressorPool, tmp_path: Path) -> None:
     """Damage in several frames is reported for each of them: looking goes on behind the first."""
     media = tmp_path / "uploads"
     media.mkdir()
     for name in "abcd":
         (media / name).write_bytes(os.urandom(1 << 20))
-    path = write_archive(tmp_path / NAME, lanes, Recipe(media=media))
+    path = write_archive(tmp_path / NAME, pool, Recipe(media=media))
     data = bytearray(path.read_bytes())
     for start, end, members in frames_of(path):
         if members & {"media/b", "media/d"}:
@@ -282,13 +282,13 @@ def test_all_damaged_files_are_named(lanes: Lanes, tmp_path: Path) -> None:
     assert found.files == 2
 
 
-def test_deeply_damaged_archive_has_a_bounded_report(lanes: Lanes, tmp_path: Path) -> None:
+def test_deeply_damaged_archive_has_a_bounded_report(pool: CompressorPool, tmp_path: Path) -> None:
     """However much is broken, the report does not grow without end."""
     media = tmp_path / "uploads"
     media.mkdir()
     for number in range(500):
         (media / f"{number}").write_bytes(b"x" * 3000)
-    path = write_archive(tmp_path / NAME, lanes, Recipe(media=media))
+    path = write_archive(tmp_path / NAME, pool, Recipe(media=media))
     data = bytearray(path.read_bytes())
     for start, end, _ in frames_of(path)[1:]:
         data[(start + end) // 2] ^= 0xFF
@@ -391,7 +391,7 @@ def test_members_are_hashed_once_and_by_whoever_is_to(tmp_path: Path, monkeypatc
     sizes = {"empty": 0, "small": 1000, "large": 100_000, "middle": 3_000_000, "spanning": 6_000_000}
     for name, size in sizes.items():
         (tree / name).write_bytes(random.Random(name).randbytes(size))
-    with archives.lanes() as two:
+    with archives.compressor_pool() as two:
         path = write_archive(tmp_path / NAME, two, Recipe(media=tree))
     hashed: dict[str, int] = defaultdict(int)
 

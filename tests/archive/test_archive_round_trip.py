@@ -41,7 +41,7 @@ from tests.support.trees import MIB, SECOND, Node, grow, trees
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from portal.ops.archive.compressor_pool import Lanes
+    from portal.ops.archive.compressor_pool import CompressorPool
 
 ROOT = Path(__file__).parents[2]
 IS_ROOT = os.geteuid() == 0
@@ -49,10 +49,10 @@ LONG_FORM = os.environ.get("KEKKAI_LONG_TESTS")
 
 
 @pytest.fixture(scope="module")
-def lanes() -> Iterator[Lanes]:
+def pool() -> Iterator[CompressorPool]:
     """Helper processes that all tests of this module share, as the components of one backup do."""
-    with archives.lanes() as lanes:
-        yield lanes
+    with archives.compressor_pool() as pool:
+        yield pool
 
 
 @pytest.fixture
@@ -171,38 +171,38 @@ class Workshop:
         grow(os.fsencode(self.media), node, [])
         self.tree = tree_on_disk(self.media)
 
-    def archive(self, lanes: Lanes, name: str = NAME) -> Path:
+    def archive(self, pool: CompressorPool, name: str = NAME) -> Path:
         """Archive the tree."""
-        return write_archive(self.path / name, lanes, Recipe(media=self.media))
+        return write_archive(self.path / name, pool, Recipe(media=self.media))
 
 
 @drawn
 @given(node=trees)
-def test_tools_extract_what_was_archived(lanes: Lanes, tool: Tool, node: Node) -> None:
+def test_tools_extract_what_was_archived(pool: CompressorPool, tool: Tool, node: Node) -> None:
     """Each tool makes the tree again: names, contents, modes, times, links."""
     with ExitStack() as stack:
         work = Workshop(stack, node)
-        tool.check(work.archive(lanes), work.tree)
+        tool.check(work.archive(pool), work.tree)
 
 
 @drawn
 @given(node=trees)
-def test_engine_reads_what_was_archived(lanes: Lanes, node: Node) -> None:
+def test_engine_reads_what_was_archived(pool: CompressorPool, node: Node) -> None:
     """Reading everything back gives the tree, to the nanosecond, and verification agrees."""
     with ExitStack() as stack:
         work = Workshop(stack, node)
-        archive = work.archive(lanes)
+        archive = work.archive(pool)
         assert tree_in_archive(archive) == work.tree
         assert archives.verify(archive).message.startswith(f"{archives.BACKUP_ID} is intact")
 
 
 @drawn
 @given(node=trees)
-def test_index_lists_what_was_archived(lanes: Lanes, node: Node) -> None:
+def test_index_lists_what_was_archived(pool: CompressorPool, node: Node) -> None:
     """The index has one line for each name, with the size and the inode that it has on the disk."""
     with ExitStack() as stack:
         work = Workshop(stack, node)
-        with closing(ArchiveReader(work.archive(lanes))) as archive:
+        with closing(ArchiveReader(work.archive(pool))) as archive:
             listed = {os.fsencode(member.path): member for member in archive.members()}
         found = {b"media/" + name if name else b"media": entry for name, entry in work.tree.items()}
         assert set(listed) == {*found, b"manifest.json"}
@@ -215,11 +215,11 @@ def test_index_lists_what_was_archived(lanes: Lanes, node: Node) -> None:
 
 @drawn
 @given(node=trees)
-def test_any_file_can_be_taken_out_alone(lanes: Lanes, node: Node) -> None:
+def test_any_file_can_be_taken_out_alone(pool: CompressorPool, node: Node) -> None:
     """Each file is found by its path and read by itself."""
     with ExitStack() as stack:
         work = Workshop(stack, node)
-        archive = stack.enter_context(closing(ArchiveReader(work.archive(lanes))))
+        archive = stack.enter_context(closing(ArchiveReader(work.archive(pool))))
         for name, entry in work.tree.items():
             if entry.kind is MemberType.FILE and entry.first == name:
                 member = archive.find("media/" + os.fsdecode(name))
@@ -229,11 +229,11 @@ def test_any_file_can_be_taken_out_alone(lanes: Lanes, node: Node) -> None:
 
 @drawn
 @given(node=trees)
-def test_same_tree_gives_the_same_bytes(lanes: Lanes, node: Node) -> None:
+def test_same_tree_gives_the_same_bytes(pool: CompressorPool, node: Node) -> None:
     """An archive is a function of what is archived."""
     with ExitStack() as stack:
         work = Workshop(stack, node)
-        assert work.archive(lanes).read_bytes() == work.archive(lanes, "again.tar.gz").read_bytes()
+        assert work.archive(pool).read_bytes() == work.archive(pool, "again.tar.gz").read_bytes()
 
 
 # -- what everybody's tools say of an archive -------------------------------------------------------------------------
@@ -248,30 +248,30 @@ def filled(root: Path) -> Path:
     return root
 
 
-def test_gzip_finds_nothing_wrong(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+def test_gzip_finds_nothing_wrong(pool: CompressorPool, tmp_path: Path, media: Path) -> None:
     """`gzip -t` accepts an archive of many members without a word."""
-    archive = write_archive(tmp_path / NAME, lanes, Recipe(media=filled(media)))
+    archive = write_archive(tmp_path / NAME, pool, Recipe(media=filled(media)))
     done = subprocess.run([program("gzip"), "-tv", archive], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert "OK" in done.stderr
 
 
-def test_sha256sum_agrees_with_the_sidecar(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+def test_sha256sum_agrees_with_the_sidecar(pool: CompressorPool, tmp_path: Path, media: Path) -> None:
     """`sha256sum -c` reads the sidecar and finds the archive unchanged."""
-    write_archive(tmp_path / NAME, lanes, Recipe(media=filled(media)))
+    write_archive(tmp_path / NAME, pool, Recipe(media=filled(media)))
     subprocess.run([program("sha256sum"), "-c", f"{NAME}.sha256"], cwd=tmp_path, check=True, capture_output=True)
 
 
-def test_frames_hold_about_a_mebibyte(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+def test_frames_hold_about_a_mebibyte(pool: CompressorPool, tmp_path: Path, media: Path) -> None:
     """Neither small files nor large ones make frames that are slow to read one file from."""
-    archive = write_archive(tmp_path / NAME, lanes, Recipe(media=filled(media)))
+    archive = write_archive(tmp_path / NAME, pool, Recipe(media=filled(media)))
     with closing(ArchiveReader(archive)) as found:
         assert max(found.frames.tar_lengths) <= 2 * frame.INPUT_BYTES
 
 
-def test_reading_one_file_reads_its_frames_only(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+def test_reading_one_file_reads_its_frames_only(pool: CompressorPool, tmp_path: Path, media: Path) -> None:
     """A file is read although every frame that does not hold it is broken."""
-    archive = write_archive(tmp_path / NAME, lanes, Recipe(media=filled(media)))
+    archive = write_archive(tmp_path / NAME, pool, Recipe(media=filled(media)))
     with closing(ArchiveReader(archive)) as found:
         member = found.find("media/scan-7.json")
         assert member is not None
@@ -289,82 +289,82 @@ def test_reading_one_file_reads_its_frames_only(lanes: Lanes, tmp_path: Path, me
 
 @pytest.mark.parametrize("size", [MIB - 1, MIB, MIB + 1, 3 * MIB])
 def test_hard_links_of_large_and_small_files_share_their_content(
-    lanes: Lanes, tmp_path: Path, media: Path, tool: Tool, size: int
+    pool: CompressorPool, tmp_path: Path, media: Path, tool: Tool, size: int
 ) -> None:
     """A file with three names is in the archive once, and has three names again afterwards."""
     (media / "b").write_bytes(os.urandom(size))
     (media / "deeper").mkdir()
     os.link(media / "b", media / "deeper" / "c")
     os.link(media / "b", media / "z")
-    archive = write_archive(tmp_path / NAME, lanes, Recipe(media=media))
+    archive = write_archive(tmp_path / NAME, pool, Recipe(media=media))
     assert archive.stat().st_size < 1.5 * size
     tool.check(archive, tree_on_disk(media))
 
 
-def test_sparse_file_costs_no_more_than_it_holds(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+def test_sparse_file_costs_no_more_than_it_holds(pool: CompressorPool, tmp_path: Path, media: Path) -> None:
     """A hole of 256 MiB is a small archive, and a hole's worth of zeros when read."""
     with (media / "sparse").open("wb") as file:
         file.write(b"head")
         file.seek(256 * MIB)
         file.write(b"tail")
-    archive = write_archive(tmp_path / NAME, lanes, Recipe(media=media))
+    archive = write_archive(tmp_path / NAME, pool, Recipe(media=media))
     assert archive.stat().st_size < 2 * MIB
     assert tree_in_archive(archive) == tree_on_disk(media)
 
 
 @pytest.mark.skipif(not LONG_FORM, reason="takes two minutes: set KEKKAI_LONG_TESTS=1")
-def test_file_of_more_than_8_gib_is_read_back(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+def test_file_of_more_than_8_gib_is_read_back(pool: CompressorPool, tmp_path: Path, media: Path) -> None:
     """A size that no octal field holds goes in and comes out, and tar lists it."""
     size = 8 * 1024 * MIB + 12345
     with (media / "huge").open("wb") as file:
         file.truncate(size)
-    archive = write_archive(tmp_path / NAME, lanes, Recipe(media=media))
+    archive = write_archive(tmp_path / NAME, pool, Recipe(media=media))
     found = archives.verify(archive)
     assert (found.intact, found.content_bytes) == (True, size)
     listing = subprocess.run([program("tar"), "-tvzf", archive], capture_output=True, text=True, check=True).stdout
     assert f" {size} " in listing
 
 
-def test_tree_of_200_levels_is_read_back(lanes: Lanes, tmp_path: Path, media: Path, tool: Tool) -> None:
+def test_tree_of_200_levels_is_read_back(pool: CompressorPool, tmp_path: Path, media: Path, tool: Tool) -> None:
     """Depth is no limit."""
     directory = media
     for level in range(200):
         directory /= f"level-{level:03}"
         directory.mkdir()
         (directory / "file").write_bytes(b"%d" % level)
-    tool.check(write_archive(tmp_path / NAME, lanes, Recipe(media=media)), tree_on_disk(media))
+    tool.check(write_archive(tmp_path / NAME, pool, Recipe(media=media)), tree_on_disk(media))
 
 
-def test_5000_small_files_are_read_back(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+def test_5000_small_files_are_read_back(pool: CompressorPool, tmp_path: Path, media: Path) -> None:
     """Many small files, over many frames, are all there."""
     for number in range(5000):
         if number % 100 == 0:
             (media / f"tenant-{number // 100}").mkdir()
         (media / f"tenant-{number // 100}" / f"{number}.json").write_bytes(b"%d" % number * (number % 700))
-    archive = write_archive(tmp_path / NAME, lanes, Recipe(media=media))
+    archive = write_archive(tmp_path / NAME, pool, Recipe(media=media))
     assert tree_in_archive(archive) == tree_on_disk(media)
 
 
-def test_long_names_and_targets_leave_nothing_out(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+def test_long_names_and_targets_leave_nothing_out(pool: CompressorPool, tmp_path: Path, media: Path) -> None:
     """A thousand links whose headers alone are many mebibytes are in the archive, and no warning was needed."""
     deep = media.joinpath(*["d" * 200] * 15)
     deep.mkdir(parents=True)
     for number in range(1100):
         (deep / f"link-{number}").symlink_to("t" * 4000)
     recipe = Recipe(media=media)
-    archive = write_archive(tmp_path / NAME, lanes, recipe)
+    archive = write_archive(tmp_path / NAME, pool, recipe)
     assert not recipe.tally.vanished
     assert not recipe.tally.special
     assert tree_in_archive(archive) == tree_on_disk(media)
 
 
 def test_helpers_are_started_once(tmp_path: Path, media: Path) -> None:
-    """A backup of uploads and audit log starts as many helper processes as it has lanes."""
+    """A backup of uploads and audit log starts as many helper processes as it has pool."""
     (media / "scan.json").write_bytes(b"{}")
-    with archives.lanes() as lanes:
+    with archives.compressor_pool() as pool:
         before = child_count()
-        write_archive(tmp_path / NAME, lanes, Recipe(media=media, audit=media))
-        assert child_count() - before == lanes.jobs
+        write_archive(tmp_path / NAME, pool, Recipe(media=media, audit=media))
+        assert child_count() - before == pool.jobs
 
 
 def child_count() -> int:
@@ -374,19 +374,19 @@ def child_count() -> int:
 # -- what is left out, and what must not be ---------------------------------------------------------------------------
 
 
-def test_sockets_and_fifos_are_left_out_with_a_note(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+def test_sockets_and_fifos_are_left_out_with_a_note(pool: CompressorPool, tmp_path: Path, media: Path) -> None:
     """What has no content is named and passed over; nothing waits for its other end."""
     (media / "scan.json").write_bytes(b"{}")
     os.mkfifo(media / "fifo")
     recipe = Recipe(media=media)
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(os.path.relpath(media / "socket"))
-        archive = write_archive(tmp_path / NAME, lanes, recipe)
+        archive = write_archive(tmp_path / NAME, pool, recipe)
     assert recipe.tally.special == ["media/fifo", "media/socket"]
     assert set(tree_in_archive(archive)) == {b"", b"scan.json"}
 
 
-def test_fifo_that_took_the_name_of_a_file_is_left_out(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+def test_fifo_that_took_the_name_of_a_file_is_left_out(pool: CompressorPool, tmp_path: Path, media: Path) -> None:
     """A file that became a FIFO after it was listed is a note, not a hang."""
     (media / "scan.json").write_bytes(b"{}")
 
@@ -398,12 +398,12 @@ def test_fifo_that_took_the_name_of_a_file_is_left_out(lanes: Lanes, tmp_path: P
                 os.mkfifo(media / "scan.json")
 
     recipe = Recipe(media=media, meddle=meddle)
-    archive = write_archive(tmp_path / NAME, lanes, recipe)
+    archive = write_archive(tmp_path / NAME, pool, recipe)
     assert recipe.tally.special == ["media/scan.json"]
     assert archives.verify(archive).intact
 
 
-def test_file_that_took_the_name_of_a_symlink_is_a_note(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+def test_file_that_took_the_name_of_a_symlink_is_a_note(pool: CompressorPool, tmp_path: Path, media: Path) -> None:
     """A symlink that was replaced after it was listed does not fail the backup."""
     (media / "latest").symlink_to("scan.json")
 
@@ -415,7 +415,7 @@ def test_file_that_took_the_name_of_a_symlink_is_a_note(lanes: Lanes, tmp_path: 
                 (media / "latest").write_bytes(b"{}")
 
     recipe = Recipe(media=media, meddle=meddle)
-    archive = write_archive(tmp_path / NAME, lanes, recipe)
+    archive = write_archive(tmp_path / NAME, pool, recipe)
     assert recipe.tally.vanished == ["media/latest"]
     assert archives.verify(archive).intact
 
@@ -471,19 +471,19 @@ def remove_after(path: Path) -> Callable[[Iterator[Found]], Iterator[Found]]:
 
 
 @pytest.mark.parametrize("size", [10, 3 * MIB])
-def test_file_that_vanished_is_a_note(lanes: Lanes, tmp_path: Path, media: Path, size: int) -> None:
+def test_file_that_vanished_is_a_note(pool: CompressorPool, tmp_path: Path, media: Path, size: int) -> None:
     """A file that goes away between the walk and the reading is named; all others are there."""
     for name in "abc":
         (media / name).write_bytes(os.urandom(size))
     recipe = Recipe(media=media, meddle=remove_after(media / "b"))
-    archive = write_archive(tmp_path / NAME, lanes, recipe)
+    archive = write_archive(tmp_path / NAME, pool, recipe)
     # A large file is read as soon as it was listed, so it is there or is not; a small one waits for its frame.
     assert recipe.tally.vanished == (["media/b"] if size < MIB else [])
     assert set(tree_in_archive(archive)) == {b"", b"a", b"c"} | ({b"b"} if size >= MIB else set())
     assert archives.verify(archive).intact
 
 
-def test_large_file_that_vanished_is_a_note(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+def test_large_file_that_vanished_is_a_note(pool: CompressorPool, tmp_path: Path, media: Path) -> None:
     """A large file that is gone when it is opened is named; all others are there."""
     for name in "abc":
         (media / name).write_bytes(os.urandom(2 * MIB))
@@ -495,31 +495,33 @@ def test_large_file_that_vanished_is_a_note(lanes: Lanes, tmp_path: Path, media:
             yield found
 
     recipe = Recipe(media=media, meddle=meddle)
-    archive = write_archive(tmp_path / NAME, lanes, recipe)
+    archive = write_archive(tmp_path / NAME, pool, recipe)
     assert recipe.tally.vanished == ["media/b"]
     assert set(tree_in_archive(archive)) == {b"", b"a", b"c"}
     assert archives.verify(archive).intact
 
 
-def test_directory_that_vanished_is_a_note(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+def test_directory_that_vanished_is_a_note(pool: CompressorPool, tmp_path: Path, media: Path) -> None:
     """A directory that goes away takes nothing else with it."""
     (media / "a").mkdir()
     (media / "a" / "scan.json").write_bytes(b"{}")
     (media / "b").mkdir()
     recipe = Recipe(media=media, meddle=remove_after(media / "a"))
-    archive = write_archive(tmp_path / NAME, lanes, recipe)
+    archive = write_archive(tmp_path / NAME, pool, recipe)
     assert recipe.tally.vanished == ["media/a"]
     assert set(tree_in_archive(archive)) == {b"", b"b"}
 
 
 @pytest.mark.parametrize("size", [10, 3 * MIB])
-def test_content_survives_when_its_first_name_vanished(lanes: Lanes, tmp_path: Path, media: Path, size: int) -> None:
+def test_content_survives_when_its_first_name_vanished(
+    pool: CompressorPool, tmp_path: Path, media: Path, size: int
+) -> None:
     """A file whose first name goes away is in the archive under its other names."""
     content = os.urandom(size)
     (media / "a").write_bytes(content)
     os.link(media / "a", media / "b")
     os.link(media / "a", media / "c")
-    archive = write_archive(tmp_path / NAME, lanes, Recipe(media=media, meddle=remove_after(media / "a")))
+    archive = write_archive(tmp_path / NAME, pool, Recipe(media=media, meddle=remove_after(media / "a")))
     found = tree_in_archive(archive)
     assert {found[name].content for name in (b"b", b"c")} == {sha256(content).hexdigest()}
     assert archives.verify(archive).intact
@@ -527,7 +529,7 @@ def test_content_survives_when_its_first_name_vanished(lanes: Lanes, tmp_path: P
 
 @pytest.mark.parametrize("replacement", ["file", "directory"])
 def test_other_names_keep_their_content_when_the_first_was_replaced(
-    lanes: Lanes, tmp_path: Path, media: Path, replacement: str
+    pool: CompressorPool, tmp_path: Path, media: Path, replacement: str
 ) -> None:
     """What takes the place of the first name, before that was read, does not become the content of the others."""
     (media / "a").write_bytes(b"old")
@@ -540,12 +542,14 @@ def test_other_names_keep_their_content_when_the_first_was_replaced(
                 (media / "a").write_bytes(b"new") if replacement == "file" else (media / "a").mkdir()
             yield found
 
-    archive = write_archive(tmp_path / NAME, lanes, Recipe(media=media, meddle=meddle))
+    archive = write_archive(tmp_path / NAME, pool, Recipe(media=media, meddle=meddle))
     assert tree_in_archive(archive)[b"b"].content == sha256(b"old").hexdigest()
     assert archives.verify(archive).intact
 
 
-def test_small_files_that_grew_large_do_not_disturb_the_others(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+def test_small_files_that_grew_large_do_not_disturb_the_others(
+    pool: CompressorPool, tmp_path: Path, media: Path
+) -> None:
     """Files that outgrow a shared frame after they were listed come whole, and so does a large file behind them."""
     for name in "abcd":
         (media / name).write_bytes(b"small")
@@ -559,14 +563,14 @@ def test_small_files_that_grew_large_do_not_disturb_the_others(lanes: Lanes, tmp
                     (media / name).write_bytes(name.encode() * (2 * MIB))
             yield found
 
-    archive = write_archive(tmp_path / NAME, lanes, Recipe(media=media, meddle=meddle))
+    archive = write_archive(tmp_path / NAME, pool, Recipe(media=media, meddle=meddle))
     found = archives.verify(archive)
     assert found.message.startswith(f"{archives.BACKUP_ID} is intact"), found.message
     assert tree_in_archive(archive) == tree_on_disk(media)
     GNU_TAR.extract(archive, tmp_path)
 
 
-def test_links_behind_files_that_grew_are_kept(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+def test_links_behind_files_that_grew_are_kept(pool: CompressorPool, tmp_path: Path, media: Path) -> None:
     """Files that grow until a shared frame is full push no directory and no symlink out of the archive."""
     for name in "abcde":
         (media / name).write_bytes(b"small")
@@ -579,13 +583,15 @@ def test_links_behind_files_that_grew_are_kept(lanes: Lanes, tmp_path: Path, med
             (media / name).write_bytes(bytes(MIB - 1))
 
     recipe = Recipe(media=media, meddle=meddle)
-    archive = write_archive(tmp_path / NAME, lanes, recipe)
+    archive = write_archive(tmp_path / NAME, pool, recipe)
     assert not recipe.tally.vanished
     assert not recipe.tally.special
     assert tree_in_archive(archive) == tree_on_disk(media)
 
 
-def test_large_file_that_changes_each_time_is_kept_with_a_note(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+def test_large_file_that_changes_each_time_is_kept_with_a_note(
+    pool: CompressorPool, tmp_path: Path, media: Path
+) -> None:
     """A large file that changes whenever it is read is in the archive as it was read last."""
     log = media / "audit.jsonl"
     log.write_bytes(b"line\n" * MIB)
@@ -595,13 +601,13 @@ def test_large_file_that_changes_each_time_is_kept_with_a_note(lanes: Lanes, tmp
             file.write(b"line\n")
 
     recipe = Recipe(media=media, advance=append)
-    archive = write_archive(tmp_path / NAME, lanes, recipe)
+    archive = write_archive(tmp_path / NAME, pool, recipe)
     assert recipe.tally.changed == ["media/audit.jsonl"]
     assert set(read_member(archive, "media/audit.jsonl").split(b"\n")) == {b"line", b""}
     assert archives.verify(archive).intact
 
 
-def test_large_file_that_changed_once_is_read_again(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+def test_large_file_that_changed_once_is_read_again(pool: CompressorPool, tmp_path: Path, media: Path) -> None:
     """A large file that changed during the first reading only is whole, and needs no note."""
     (media / "a").write_bytes(b"first")
     log = media / "audit.jsonl"
@@ -614,18 +620,18 @@ def test_large_file_that_changed_once_is_read_again(lanes: Lanes, tmp_path: Path
                 file.write(left.pop())
 
     recipe = Recipe(media=media, advance=append)
-    archive = write_archive(tmp_path / NAME, lanes, recipe)
+    archive = write_archive(tmp_path / NAME, pool, recipe)
     assert not recipe.tally.changed
     assert tree_in_archive(archive) == tree_on_disk(media)
     assert archives.verify(archive).intact
 
 
-def test_large_file_that_shrinks_is_kept_with_a_note(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+def test_large_file_that_shrinks_is_kept_with_a_note(pool: CompressorPool, tmp_path: Path, media: Path) -> None:
     """A large file that loses its end each time it is read leaves a whole archive."""
     log = media / "audit.jsonl"
     log.write_bytes(b"x" * (8 * MIB))
     recipe = Recipe(media=media, advance=lambda _: os.truncate(log, max(log.stat().st_size - MIB // 2, MIB)))
-    archive = write_archive(tmp_path / NAME, lanes, recipe)
+    archive = write_archive(tmp_path / NAME, pool, recipe)
     assert recipe.tally.changed == ["media/audit.jsonl"]
     assert archives.verify(archive).intact
 
@@ -641,7 +647,7 @@ while os.fstat(descriptor).st_size < int(sys.argv[2]):
 
 @pytest.mark.parametrize(("size", "limit"), [(MIB // 2, MIB - 1), (16 * MIB, 64 * MIB)], ids=["small", "large"])
 def test_file_that_is_written_all_the_time_is_consistent(
-    lanes: Lanes, tmp_path: Path, media: Path, size: int, limit: int
+    pool: CompressorPool, tmp_path: Path, media: Path, size: int, limit: int
 ) -> None:
     """While another process appends to a file, the archive has a state that the file had, and in the end a note."""
     log = media / "audit.jsonl"
@@ -654,7 +660,7 @@ def test_file_that_is_written_all_the_time_is_consistent(
             writing.stdout.readline()
             try:
                 recipe = Recipe(media=media)
-                archive = write_archive(tmp_path / NAME, lanes, recipe)
+                archive = write_archive(tmp_path / NAME, pool, recipe)
             finally:
                 writing.kill()
         assert archives.verify(archive).intact
@@ -669,7 +675,7 @@ def test_file_that_is_written_all_the_time_is_consistent(
 # -- where the tree lies ----------------------------------------------------------------------------------------------
 
 
-def test_repository_inside_the_tree_is_passed_over(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+def test_repository_inside_the_tree_is_passed_over(pool: CompressorPool, tmp_path: Path, media: Path) -> None:
     """The directory of archives is known by its identity: another name for it is no way in."""
     repository = media / "backups"
     repository.mkdir()
@@ -677,11 +683,11 @@ def test_repository_inside_the_tree_is_passed_over(lanes: Lanes, tmp_path: Path,
     elsewhere = tmp_path / "elsewhere"
     elsewhere.symlink_to(repository)
     recipe = Recipe(media=media, excluded=frozenset([identity(elsewhere)]))
-    archive = write_archive(repository / NAME, lanes, recipe)
+    archive = write_archive(repository / NAME, pool, recipe)
     assert set(tree_in_archive(archive)) == {b"", b"scan.json"}
 
 
-def test_repository_under_a_bind_mount_is_passed_over(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+def test_repository_under_a_bind_mount_is_passed_over(pool: CompressorPool, tmp_path: Path, media: Path) -> None:
     """A repository that is mounted into the tree a second time is passed over there too."""
     repository, mounted = tmp_path / "backups", media / "mounted"
     repository.mkdir()
@@ -694,36 +700,36 @@ def test_repository_under_a_bind_mount_is_passed_over(lanes: Lanes, tmp_path: Pa
         pytest.skip(f"this user may not mount: {mount.stderr.strip()}")
     try:
         recipe = Recipe(media=media, excluded=frozenset([identity(repository)]))
-        archive = write_archive(repository / NAME, lanes, recipe)
+        archive = write_archive(repository / NAME, pool, recipe)
     finally:
         subprocess.run([program("umount"), mounted], check=True)
     assert set(tree_in_archive(archive)) == {b""}
 
 
-def test_root_that_is_a_symlink_is_followed(lanes: Lanes, tmp_path: Path, media: Path) -> None:
+def test_root_that_is_a_symlink_is_followed(pool: CompressorPool, tmp_path: Path, media: Path) -> None:
     """The directory of uploads may be a link to where they are; links inside it stay links."""
     (media / "scan.json").write_bytes(b"{}")
     (media / "link").symlink_to("/etc")
     (tmp_path / "configured").symlink_to(media)
-    archive = write_archive(tmp_path / NAME, lanes, Recipe(media=tmp_path / "configured"))
+    archive = write_archive(tmp_path / NAME, pool, Recipe(media=tmp_path / "configured"))
     assert tree_in_archive(archive) == tree_on_disk(media)
 
 
 @pytest.mark.parametrize("size", [0, 100, 3 * MIB])
-def test_audit_path_may_be_the_file_itself(lanes: Lanes, tmp_path: Path, size: int) -> None:
+def test_audit_path_may_be_the_file_itself(pool: CompressorPool, tmp_path: Path, size: int) -> None:
     """An audit log that is one file lies below `audit/` under its own name."""
     log = tmp_path / "audit.jsonl"
     log.write_bytes(os.urandom(size))
-    archive = write_archive(tmp_path / NAME, lanes, Recipe(audit=log))
+    archive = write_archive(tmp_path / NAME, pool, Recipe(audit=log))
     found = tree_in_archive(archive, "audit")
     assert set(found) == {b"audit.jsonl"}
     assert found[b"audit.jsonl"].content == sha256(log.read_bytes()).hexdigest()
     assert archives.verify(archive).intact
 
 
-def test_empty_directory_is_an_archive(lanes: Lanes, tmp_path: Path, media: Path, tool: Tool) -> None:
+def test_empty_directory_is_an_archive(pool: CompressorPool, tmp_path: Path, media: Path, tool: Tool) -> None:
     """A portal without an upload has a whole backup."""
-    archive = write_archive(tmp_path / NAME, lanes, Recipe(media=media))
+    archive = write_archive(tmp_path / NAME, pool, Recipe(media=media))
     assert archives.verify(archive).intact
     tool.check(archive, tree_on_disk(media))
 

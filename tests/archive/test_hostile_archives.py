@@ -357,7 +357,7 @@ def test_plan_says_what_the_stage_would_say(lie: str, target: Path, tmp_path: Pa
     """What the members say of each other is a blocker of the plan, with the words and the hint of the stage."""
     (tmp_path / "archives").mkdir()
     archive = write_indexed(tmp_path / "archives", INDEXED[lie])
-    found = restore(target).plan(open_archive(archive).members())  # type: ignore[union-attr]
+    found = restore(target).plan(open_archive(archive).members())
     refused = assert_refused(archive, target)
     assert (str(found.blockers[0]), found.blockers[0].hint) == (str(refused), refused.hint)
 
@@ -365,7 +365,7 @@ def test_plan_says_what_the_stage_would_say(lie: str, target: Path, tmp_path: Pa
 def test_many_faults_are_a_few_blockers(target: Path, tmp_path: Path) -> None:
     """A plan stays short, whatever an archive holds."""
     pieces = [symlink(f"media/{number}", "/etc") for number in range(100)]
-    found = restore(target).plan(open_archive(write_indexed(tmp_path, [MEDIA, *pieces])).members())  # type: ignore[union-attr]
+    found = restore(target).plan(open_archive(write_indexed(tmp_path, [MEDIA, *pieces])).members())
     assert len(found.blockers) == 5
 
 
@@ -373,7 +373,7 @@ def test_links_that_are_restored_are_warned_of(target: Path, tmp_path: Path) -> 
     """Where links may lead out, plan and stage name them all the same."""
     archive = write_indexed(tmp_path, [MEDIA, symlink("media/a", "/var/lib/reports")])
     allowed = restore(target, allow_outside_links=True)
-    warnings = allowed.plan(open_archive(archive).members()).warnings  # type: ignore[union-attr]
+    warnings = allowed.plan(open_archive(archive).members()).warnings
     assert warnings == (
         "the link media/a leads out of the tree, to /var/lib/reports: it is restored with --allow-outside-links only",
     )
@@ -393,7 +393,7 @@ def test_links_that_are_restored_are_warned_of(target: Path, tmp_path: Path) -> 
 def test_plan_warns_of_names_that_differ_in_case_or_form(target: Path, tmp_path: Path, one: str, other: str) -> None:
     """What the report would say of such names is said beforehand too, of files and of directories."""
     pieces = [file(f"media/{one}"), file(f"media/{other}"), directory(f"media/d/{one}"), directory(f"media/d/{other}")]
-    found = restore(target).plan(open_archive(write_indexed(tmp_path, [MEDIA, *pieces])).members())  # type: ignore[union-attr]
+    found = restore(target).plan(open_archive(write_indexed(tmp_path, [MEDIA, *pieces])).members())
     assert not found.blockers
     assert [warning.split()[0] for warning in found.warnings] == [other, f"d/{other}"]
     assert "differs from another name" in found.warnings[0]
@@ -404,7 +404,7 @@ def test_plan_knows_how_long_a_name_may_be(target: Path, tmp_path: Path) -> None
     for name, blockers in ((("ä" * 127) + "a", 0), ("ä" * 128, 1), (f"{'d' * 256}/a", 1)):
         archive = write_indexed(tmp_path, [MEDIA, file(f"media/{name}")])
         for place in (target, tmp_path / "not" / "there"):
-            found = restore(place).plan(open_archive(archive).members())  # type: ignore[union-attr]
+            found = restore(place).plan(open_archive(archive).members())
             assert [error.exit_code for error in found.blockers] == [4] * blockers
 
 
@@ -424,7 +424,7 @@ def test_hard_link_that_is_taken_alone_is_no_fault(target: Path, tmp_path: Path)
     archive = write_indexed(tmp_path, [MEDIA, *pieces])
     some = FileRestore(target, restore_id="restore_1", component=Component.MEDIA, patterns=("y",))
     opened = open_archive(archive)
-    found = some.plan(list(opened.members()))  # type: ignore[union-attr]
+    found = some.plan(list(opened.members()))
     assert (found.blockers, found.new, found.examples) == ((), 1, ("y/b",))
     some.stage_from(opened, 2)
     some.apply()

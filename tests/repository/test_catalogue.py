@@ -22,7 +22,7 @@ from portal.ops.repository.pins import Pins
 from portal.ops.repository.repository import Repository
 from portal.ops.repository.verifications import Verifications
 from tests.support.ages import age
-from tests.support.archives import NAME, Recipe, lanes, write_archive
+from tests.support.archives import NAME, Recipe, compressor_pool, write_archive
 from tests.support.kept import finding, packed, put_archive, put_sidecar
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class TestEntries:
         """The start of an archive of ours gives the manifest that the whole archive gives."""
         (tmp_path / "tree").mkdir()
         (tmp_path / "tree" / "file").write_text("content")
-        with lanes() as two:
+        with compressor_pool() as two:
             path = write_archive(tmp_path / NAME, two, Recipe(media=tmp_path / "tree"))
         archive = open_archive(path)
         assert peek_manifest(path) == archive.manifest()

@@ -22,9 +22,9 @@ from tests.support.portal import succeeded
 from tests.support.repositories import NOBODY
 from tests.support.restoring import remove
 from tests.support.world import config_of
-from worker.authorization import Permits
+from worker.authorization import Authorizations
 from worker.delivery import sole_delivery
-from worker.names import TaskName
+from worker.operations import RESTORE_ARCHIVE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from tests.support.portal import Portal
+    from worker.operations import Operation
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make what belongs to somebody else")
 
@@ -41,7 +42,7 @@ NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 class Nobody:
     """Workers that are away."""
 
-    def submit(self, task: TaskName, arguments: Mapping[str, Any], task_id: str) -> None:
+    def submit(self, operation: Operation, arguments: Mapping[str, Any], task_id: str) -> None:
         """Refuse."""
         raise ConnectionFailedError("away")
 
@@ -98,12 +99,12 @@ def test_what_the_services_make_is_the_owners(tmp_path: Path) -> None:
     os.chown(archives, NOBODY, NOBODY)
     with sole_delivery(archives, "one"):
         assert strangers(archives) == set()
-    Permits(archives).grant(TaskName.RESTORE_ARCHIVE, "two", {})
+    Authorizations(archives).grant(RESTORE_ARCHIVE, "two", {})
     outbox = Outbox(archives, Nobody(), lambda: NOON, lambda: 0.0)
     outbox.put(frozenset(["a.json"]))
     outbox.post()
     Notices(archives, host="h", tell=lambda *_: True, clock=lambda: NOON).after(None, [])
-    assert {path.name for path in archives.iterdir()} == {".deliveries", ".permits", ".watch", ".notices.lock"}
+    assert {path.name for path in archives.iterdir()} == {".deliveries", ".authorizations", ".watch", ".notices.lock"}
     assert (archives / ".watch" / "dirty.json").exists()
     assert strangers(archives) == set()
 

@@ -96,7 +96,7 @@ class TestCommit:
         """The sidecar is in the format of sha256sum, which finds the archive intact."""
         path = publish(repository)
         checked = subprocess.run(
-            ["sha256sum", "--check", "--strict", sidecar_of(path).name],  # noqa: S607
+            ["sha256sum", "--check", "--strict", sidecar_of(path).name],
             cwd=repository.path,
             capture_output=True,
             text=True,

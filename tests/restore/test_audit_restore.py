@@ -12,7 +12,7 @@ from demo.portal_files import write_audit_log
 from portal.ops.archive.open import open_archive
 from portal.ops.model import Component
 from portal.ops.restore.audit_chain import Chain, Continuation, check_log, check_logs
-from portal.ops.restore.files.restore import FileRestore, FilesReport, forget, list_restores
+from portal.ops.restore.files.restore import FileRestore, FilesReport, discard_rollback_data, list_restores
 from tests.support import archives
 from tests.support.archives import NAME, Recipe, tree_on_disk, write_archive
 from tests.support.hostile import file, write_plain
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from portal.ops.archive.compressor_pool import Lanes
+    from portal.ops.archive.compressor_pool import CompressorPool
 
 
 @pytest.fixture(scope="module")
-def lanes() -> Iterator[Lanes]:
+def pool() -> Iterator[CompressorPool]:
     """Helper processes that all tests of this module share."""
-    with archives.lanes() as lanes:
-        yield lanes
+    with archives.compressor_pool() as pool:
+        yield pool
 
 
 @pytest.fixture
@@ -64,9 +64,9 @@ def restored(archive: Path, target: Path) -> FilesReport:
     return restore.apply()
 
 
-def test_log_that_is_a_file_is_restored_beside(lanes: Lanes, tmp_path: Path, log: Path) -> None:
+def test_log_that_is_a_file_is_restored_beside(pool: CompressorPool, tmp_path: Path, log: Path) -> None:
     """The live log is not touched; the restored one lies beside it and is told to be its start."""
-    archive = write_archive(tmp_path / NAME, lanes, Recipe(audit=log))
+    archive = write_archive(tmp_path / NAME, pool, Recipe(audit=log))
     old = log.read_bytes()
     write_audit_log(log, entries=25)
     live = log.read_bytes()
@@ -78,9 +78,9 @@ def test_log_that_is_a_file_is_restored_beside(lanes: Lanes, tmp_path: Path, log
     assert (chain.chain, chain.continuation) == (Chain.UNBROKEN, Continuation.CONTINUED)
 
 
-def test_directory_of_logs_is_restored_beside(lanes: Lanes, tmp_path: Path, log: Path) -> None:
+def test_directory_of_logs_is_restored_beside(pool: CompressorPool, tmp_path: Path, log: Path) -> None:
     """Each log of a directory is looked at; nothing in the live directory or beside it is moved, even if exact."""
-    archive = write_archive(tmp_path / NAME, lanes, Recipe(audit=log.parent))
+    archive = write_archive(tmp_path / NAME, pool, Recipe(audit=log.parent))
     before = tree_on_disk(log.parent)
     report = restored(archive, log.parent)
     assert tree_on_disk(log.parent) == before
@@ -88,9 +88,9 @@ def test_directory_of_logs_is_restored_beside(lanes: Lanes, tmp_path: Path, log:
     assert [chain.name for chain in report.chains] == ["audit.jsonl"]
 
 
-def test_restored_log_is_taken_back(lanes: Lanes, tmp_path: Path, log: Path) -> None:
+def test_restored_log_is_taken_back(pool: CompressorPool, tmp_path: Path, log: Path) -> None:
     """A rollback removes the restored log from beside the live one."""
-    archive = write_archive(tmp_path / NAME, lanes, Recipe(audit=log))
+    archive = write_archive(tmp_path / NAME, pool, Recipe(audit=log))
     report = restored(archive, log)
     FileRestore(log, restore_id="restore_1", component=Component.AUDIT_LOGS).rollback()
     assert not report.place.exists()
@@ -105,7 +105,7 @@ def test_log_inside_of_the_uploads_does_not_collide_with_them(tmp_path: Path, lo
     media.stage_from(open_archive(archive), 2)
     media.apply()
     assert [len(list_restores(place)) for place in (log, log.parent)] == [1, 1]
-    assert forget(log, "restore_1") >= 0
+    assert discard_rollback_data(log, "restore_1") >= 0
     media.rollback()
     assert not (log.parent / "a").exists()
 

@@ -11,10 +11,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from portal.ops.archive.compressor_pool import Lanes
+from portal.ops.archive.compressor_pool import CompressorPool
 from portal.ops.archive.index import MemberType
 from portal.ops.archive.open import open_archive
-from portal.ops.archive.output_file import OutFile
+from portal.ops.archive.output_file import OutputFile
 from portal.ops.archive.packer import Item
 from portal.ops.archive.reader import ArchiveReader
 from portal.ops.archive.writer import ArchiveWriter, Tally
@@ -68,16 +68,16 @@ class Recipe:
     tally: Tally = field(default_factory=Tally)
 
 
-def lanes() -> Lanes:
-    """Two lanes for archives of these tests; to be closed by who asked for them."""
-    return Lanes(BACKUP_ID, 2)
+def compressor_pool() -> CompressorPool:
+    """A pool of two for archives of these tests; the caller closes it."""
+    return CompressorPool(BACKUP_ID, 2)
 
 
-def write_archive(path: Path, lanes: Lanes, recipe: Recipe) -> Path:
+def write_archive(path: Path, pool: CompressorPool, recipe: Recipe) -> Path:
     """Write an archive and its sidecar as a backup does; the archive."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    out = OutFile(descriptor)
-    writer = ArchiveWriter(out, BACKUP_ID, lanes, spool_directory=path.parent, advance=recipe.advance)
+    out = OutputFile(descriptor)
+    writer = ArchiveWriter(out, BACKUP_ID, pool, spool_directory=path.parent, advance=recipe.advance)
     try:
         writer.reserve(recipe.manifest_room)
         details = {}
@@ -263,7 +263,7 @@ def read_member(path: Path, name: str) -> bytes:
 def main() -> None:
     """Archive a tree of uploads in a process of its own: the tree, the archive."""
     tree, archive = map(Path, sys.argv[1:])
-    with lanes() as own:
+    with compressor_pool() as own:
         write_archive(archive, own, Recipe(media=tree))
 
 

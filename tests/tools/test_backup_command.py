@@ -264,9 +264,9 @@ class TestExitCodes:
         directory = Path(files["BACKUP_LOCAL_PATH"])
         directory.mkdir()
         (directory / ".lock").touch()
-        holder = subprocess.Popen(["flock", "--exclusive", directory / ".lock", "cat"], stdin=subprocess.PIPE)  # noqa: S607
+        holder = subprocess.Popen(["flock", "--exclusive", directory / ".lock", "cat"], stdin=subprocess.PIPE)
         try:
-            while subprocess.run(["flock", "-n", directory / ".lock", "true"], check=False).returncode == 0:  # noqa: S607
+            while subprocess.run(["flock", "-n", directory / ".lock", "true"], check=False).returncode == 0:
                 pass
             ended = run("media", environ=files | {"BACKUP_LOCK_TIMEOUT": "0"})
         finally:
@@ -389,7 +389,7 @@ class TestVerifyAndExtract:
 
     def test_an_archive_without_an_index(self, files: dict[str, str], tmp_path: Path) -> None:
         """What tar and gzip made is refused with tar's own command, and not called damaged."""
-        subprocess.run(["tar", "czf", tmp_path / "old.tar.gz", "-C", tmp_path, "uploads"], check=True)  # noqa: S607
+        subprocess.run(["tar", "czf", tmp_path / "old.tar.gz", "-C", tmp_path, "uploads"], check=True)
         ended = run("extract", str(tmp_path / "old.tar.gz"), "media/scan.sarif", environ=files)
         assert ended.returncode == 2
         assert "use tar: tar xzf" in answer(ended)["error"]

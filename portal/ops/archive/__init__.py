@@ -1,15 +1,12 @@
 """The archive format: a plain tar, cut into gzip members that can be compressed, checked and read by themselves.
 
-tar.py      the header bytes of a member
-frame.py    one gzip member
-index.py    the member table, and where the frames lie
-packer.py   a helper process: reads small files and answers with a finished frame
-lanes.py    compresses on all cores, hands the frames back in order
-helper.py   starts a helper process; messages.py is how one talks to it
-writer.py   puts an archive together
-reader.py   opens one, and reads a single member of it
-runs.py     which members can be read without the others
-plain.py    opens what tar and gzip wrote without any of this
+Promises that an archive says the same to this engine, to tar and to gunzip, and that nothing is read from it unchecked.
+May import runtime and the pure core.
+
+    tar, frame, index                      the bytes: headers, gzip members, the table of members
+    writer, compressor_pool, packer        make an archive; the packer is a helper process for small files
+    reader, plain, open, protocol          open one, with an index or without
+    runs, read_ahead                       which members can be read by themselves, and reading before it is needed
 
 `docs/design.md` has the layout, byte by byte.
 """

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from portal.ops.archive.reader import ArchiveReader, is_indexed
-from portal.ops.errors import RepositoryError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from portal.ops.archive.plain import PlainArchive
 from typing import TYPE_CHECKING, Final
 
 from isal import isal_zlib
 
 from portal.ops.archive.frame import DeflateError
 from portal.ops.archive.index import MANIFEST
+from portal.ops.archive.reader import ArchiveReader, is_indexed
+from portal.ops.errors import RepositoryError
 from portal.ops.manifest import Manifest
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from portal.ops.archive.protocol import Archive
 
-def open_archive(path: Path) -> ArchiveReader | PlainArchive:
+_BLOCK: Final = 512
+_READ_BYTES: Final = 32 << 10
+_MOST_BYTES: Final = 4 << 20
+_GZIP: Final = 16 + 15
+
+
+def open_archive(path: Path) -> Archive:
     """Open an archive that has an index, or that tar and gzip made.
 
     Raises:
@@ -52,15 +52,6 @@ def check_readable(path: Path) -> None:
         raise RepositoryError(
             f"cannot read {path}: {error.strerror}", hint="Look at its name, its permissions and the disk it is on."
         ) from error
-
-
-_BLOCK: Final = 512
-
-_READ_BYTES: Final = 32 << 10
-
-_MOST_BYTES: Final = 4 << 20
-
-_GZIP: Final = 16 + 15
 
 
 def peek_manifest(path: Path) -> Manifest | None:

@@ -14,7 +14,7 @@ _WRITE_BEHIND_BYTES: Final = 32 << 20
 _READ_BYTES: Final = 1 << 20
 
 
-class OutFile:
+class OutputFile:
     """Append, patch what was reserved, sync.
 
     While the next bytes are still being made, a thread pushes the ones before to the disk: the last sync then has

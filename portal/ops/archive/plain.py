@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from portal.ops.archive.protocol import Contents
+
 _DECIMAL: Final = re.compile(r"(-?)([0-9]{1,20})(?:\.([0-9]*))?")
 _READ_BYTES: Final = 1 << 20
 _MANIFEST_MAX: Final = 1 << 26
@@ -79,7 +81,7 @@ class _Header(tarfile.TarInfo):
 
 
 class PlainArchive:
-    """An archive without an index, opened for reading; the same face as `ArchiveReader` where both can do a thing.
+    """An archive without an index, opened for reading.
 
     Arguments:
         path: the archive's file.
@@ -87,6 +89,8 @@ class PlainArchive:
     Raises:
         NotIntactError: it is not a tar archive compressed by gzip, or has no directory at its top.
     """
+
+    has_index: Final = False
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -123,7 +127,16 @@ class PlainArchive:
             writer="",
         )
 
-    def contents(self, jobs: int, *, below: str | None = None) -> Iterator[tuple[Member, Iterator[memoryview]]]:  # noqa: ARG002
+    def members(self) -> Iterator[Member]:
+        """All members in the order of the tar: the archive is read through for them.
+
+        Raises:
+            NotIntactError: the archive is damaged from here on.
+        """
+        for member, _ in self.contents(1):
+            yield member
+
+    def contents(self, jobs: int, *, below: str | None = None) -> Contents:  # noqa: ARG002
         """Every member with its content, in the order of the tar.
 
         Arguments:

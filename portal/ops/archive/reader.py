@@ -31,17 +31,14 @@ from portal.ops.archive.read_ahead import (
 from portal.ops.errors import NotIntactError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from concurrent.futures import Executor
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from portal.ops.archive.protocol import Contents
     from portal.ops.archive.runs import Run
     from portal.ops.manifest import Manifest
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractContextManager
 
 
 _TRAILER_BYTES: Final = len(frame.with_extra(tar.END_OF_ARCHIVE, TRAILER_ID, bytes(TRAILER.size)))
@@ -71,6 +68,8 @@ class ArchiveReader:
     Raises:
         NotIntactError: the index cannot be read, or does not fit the file.
     """
+
+    has_index: Final = True
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -152,9 +151,7 @@ class ArchiveReader:
         cursor = _Cursor(self, frames, start=(member.frame, member.at))
         yield from cursor.content(member)
 
-    def contents(
-        self, jobs: int, *, below: str | None = None, together: bool = False
-    ) -> Iterator[tuple[Member, Iterator[memoryview]]]:
+    def contents(self, jobs: int, *, below: str | None = None, together: bool = False) -> Contents:
         """Every member with its content, in the order of the tar; `jobs` threads decompress and hash ahead.
 
         Whatever was not read of a content is passed over when the next member is asked for, also after a damage.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from zoneinfo import ZoneInfo
 
 from portal.ops.errors import ConfigurationError
-from portal.ops.model import FORMAT_VERSION, INCREMENTAL_VERSION, BackupType, Component, timestamp
+from portal.ops.model import BackupType, Component, Compression, timestamp, version_of
 from portal.ops.retention.policy import RetentionPolicy, RetentionRule, own_rules
 from portal.ops.settings.load import DatabaseTarget, Secret, Settings, refuse_unbuilt
 
@@ -46,8 +46,12 @@ class BackupConfig:
         dump_timeout: seconds that pg_dump may take.
         lock_timeout: seconds to wait for a lock.
         jobs: processes and threads that work at once; by default the cores there are.
+        compression: how hard to compress; ``auto`` is as hard as the source leaves time for.
         chain_length: incrementals that a chain has at the most.
         chain_percent: their size together, in percent of the base, at the most.
+        wal: whether WAL is received, so that base backups are worth something.
+        replication_target: the server as the role that may replicate; by default that of the ``db_`` arguments.
+        pitr_days: how far back a recovery to any moment reaches.
         unbuilt: what the environment asks for beside all this and this release cannot do, in words. It makes no backup
             then; archives that are there can be looked after.
 
@@ -84,8 +88,12 @@ class BackupConfig:
     dump_timeout: float = 21600
     lock_timeout: float = 60
     jobs: int | None = None
+    compression: Compression = Compression.AUTO
     chain_length: int = 500
     chain_percent: int = 100
+    wal: bool = False
+    replication_target: DatabaseTarget | None = None
+    pitr_days: int = 7
     unbuilt: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -152,8 +160,12 @@ class BackupConfig:
             dump_timeout=settings.dump_timeout,
             lock_timeout=settings.lock_timeout,
             jobs=settings.jobs,
+            compression=settings.compression,
             chain_length=settings.chain_length,
             chain_percent=settings.chain_percent,
+            wal=settings.pitr.wal,
+            replication_target=replace(settings.database, **settings.pitr.replication),
+            pitr_days=settings.pitr.days,
             unbuilt=settings.unbuilt,
         )
 
@@ -169,6 +181,11 @@ class BackupConfig:
             password=Secret(password) if isinstance(password, str) else password,
             options=self.db_options,
         )
+
+    @property
+    def replication(self) -> DatabaseTarget:
+        """The server, as the role that may replicate."""
+        return self.replication_target or self.database
 
     @property
     def retention(self) -> RetentionPolicy:
@@ -249,7 +266,7 @@ class BackupResult:
             "error": self.error,
             "duration_seconds": round(self.duration_seconds, 3),
             "encrypted": self.encrypted,
-            "format_version": INCREMENTAL_VERSION if self.parent else FORMAT_VERSION,
+            "format_version": version_of(self.backup_type, self.parent),
             "parent": self.parent,
             "base": self.base,
             "unchanged": self.unchanged,

@@ -43,10 +43,11 @@ from portal.ops.repository.repository import ArchiveFile, Repository
 from portal.ops.repository.sidecar import file_digest, read_sidecar
 from portal.ops.repository.verifications import Verification, Verifications
 from portal.ops.retention.prune import PruneJob
+from portal.ops.runtime.environment import current_settings
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.process import ProcessRunner, SystemRunner
-from portal.ops.runtime.progress import Clock, Meter, PathLike, Progress, available_cores, read_text, utc_now
-from portal.ops.settings.load import load_settings, refuse_unbuilt
+from portal.ops.runtime.progress import Clock, Meter, PathLike, Progress, available_cores, utc_now
+from portal.ops.settings.load import refuse_unbuilt
 from portal.ops.verify.verify import Expected, Verifier
 
 if TYPE_CHECKING:
@@ -133,6 +134,10 @@ class BackupJob:
                 there or gone. Without them the whole tree is compared, by metadata.
         """
         return self._run(BackupType.MEDIA, moment, request_id, incremental=incremental, changed=changed)
+
+    def backup_base(self, *, moment: datetime | None = None, request_id: str | None = None) -> BackupResult:
+        """Back up the whole database cluster, for recoveries to any later moment; arguments as for `backup_full`."""
+        return self._run(BackupType.BASE, moment, request_id)
 
     def list_backups(self) -> list[dict[str, Any]]:
         """The archives of the repository, newest first, with what is known of each.
@@ -332,6 +337,13 @@ class BackupJob:
         if kind is BackupType.FULL:
             files = (component for component in Component if self.config.source(component))
             return (Component.DATABASE, *files)
+        if kind is BackupType.BASE:
+            if not self.config.wal:
+                raise ConfigurationError(
+                    "a base backup is worth nothing without the WAL that follows it, and BACKUP_WAL is off",
+                    hint="Set BACKUP_WAL=on and start the WAL service: tools/service.sh wal.",
+                )
+            return (Component.CLUSTER,)
         component = Component(kind.value)
         if component is not Component.DATABASE and self.config.source(component) is None:
             raise ConfigurationError(
@@ -423,7 +435,7 @@ def create_backup_job(
     Raises:
         ConfigurationError: the environment or an argument makes no sense.
     """
-    config = BackupConfig.from_settings(load_settings(os.environ if environ is None else environ, read_text))
+    config = BackupConfig.from_settings(current_settings(environ))
     given = {"local_path": local_path, "db_host": db_host, "db_name": db_name, "media_path": media_path, **others}
     return BackupJob(replace(config, **{name: value for name, value in given.items() if value is not None}))
 

@@ -22,7 +22,7 @@ from portal.ops.model import DELETED, Component
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from portal.ops.archive.reader import ArchiveReader
+    from portal.ops.archive.protocol import IndexedArchive
 
 _PREFIX: Final = Component.MEDIA.member
 
@@ -32,7 +32,7 @@ def encode_deletions(paths: Iterable[str]) -> io.BytesIO:
     return io.BytesIO("".join(f'{{"path":{quote(path)}}}\n' for path in paths).encode("ascii"))
 
 
-def deletions(reader: ArchiveReader) -> Iterator[str]:
+def deletions(reader: IndexedArchive) -> Iterator[str]:
     """What an archive says is gone; nothing where it does not follow another.
 
     Raises:

@@ -27,17 +27,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from portal.ops.archive.index import Member
-    from portal.ops.archive.plain import PlainArchive
+    from portal.ops.archive.protocol import Archive, Contents
     from portal.ops.chains.lineage import Ancestor
-    from portal.ops.manifest import Manifest
-from typing import TYPE_CHECKING
-
-from portal.ops.archive.plain import PlainArchive
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from portal.ops.archive.index import Member
     from portal.ops.manifest import Manifest
 
 _PREFIX: Final = Component.MEDIA.member
@@ -45,7 +36,7 @@ _MOST_OPEN: Final = 8
 
 
 class ChainReader:
-    """An incremental and all that it stands on, opened for reading; the same face as `ArchiveReader`.
+    """An incremental and all that it stands on, opened for reading as one tree.
 
     Arguments:
         path: the incremental's file; the others are looked for beside it.
@@ -53,6 +44,8 @@ class ChainReader:
     Raises:
         NotIntactError: one of them is missing or damaged, or is not the one that the next was made on.
     """
+
+    has_index: Final = True
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -135,7 +128,7 @@ class ChainReader:
         with _named(self.line[number]):
             yield from self._reader(number).extract(member._replace(frame=member.frame - self._first_frames[number]))
 
-    def contents(self, jobs: int, *, below: str | None = None) -> Iterator[tuple[Member, Iterator[memoryview]]]:
+    def contents(self, jobs: int, *, below: str | None = None) -> Contents:
         """Everything in the tree with its content; each archive is read once, from front to back.
 
         Arguments:
@@ -179,7 +172,7 @@ class ChainReader:
         return self._open[number]
 
 
-def open_tree(path: Path) -> ArchiveReader | PlainArchive | ChainReader:
+def open_tree(path: Path) -> Archive:
     """Open an archive for a restore: an incremental together with all that it stands on.
 
     Raises:
@@ -209,6 +202,3 @@ def _named(ancestor: Ancestor) -> Iterator[None]:
         yield
     except NotIntactError as error:
         raise NotIntactError(f"in {ancestor.name}: {error.message}", hint=error.hint or HINT) from error
-
-
-Archive = ArchiveReader | PlainArchive | ChainReader

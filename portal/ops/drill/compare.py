@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 
 from portal.ops.archive.damage import Damage, is_below
 from portal.ops.archive.index import Member, MemberType
-from portal.ops.archive.plain import PlainArchive
 from portal.ops.model import RESTORE_DIRECTORY
 from portal.ops.postgres.connection import connect
 from portal.ops.postgres.server import restoring_errors
@@ -19,7 +18,7 @@ from portal.ops.postgres.server import restoring_errors
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from portal.ops.chains.reader import Archive
+    from portal.ops.archive.protocol import Archive
     from portal.ops.settings.database_url import DatabaseTarget
 
 MOST_DAMAGES: Final = 100
@@ -114,7 +113,7 @@ class Comparison:
 
 def _members(archive: Archive, prefix: str) -> Iterator[Member]:
     """The members of a component with their digests; an archive without an index has to be read for them."""
-    if not isinstance(archive, PlainArchive):
+    if archive.has_index:
         yield from (member for member in archive.members() if is_below(member.path, prefix))
         return
     for member, content in archive.contents(1, below=prefix):

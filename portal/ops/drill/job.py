@@ -56,7 +56,7 @@ from portal.ops.runtime.progress import Clock, PathLike, Progress, Step, availab
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from portal.ops.chains.reader import Archive
+    from portal.ops.archive.protocol import Archive
     from portal.ops.manifest import Manifest
     from portal.ops.restore.config import RestoreConfig
 

@@ -7,7 +7,7 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from portal.ops.archive.output_file import OutFile
+from portal.ops.archive.output_file import OutputFile
 from portal.ops.repository.durable import give_to_owner, sync_directory, write_whole
 from portal.ops.repository.locks import try_lock
 from portal.ops.repository.sidecar import sidecar_of
@@ -25,7 +25,7 @@ class Draft:
     def __init__(self, final: Path, descriptor: int) -> None:
         self.final = final
         self.partial = _partial(final)
-        self.out = OutFile(descriptor)
+        self.out = OutputFile(descriptor)
 
     def commit(self, digest: str) -> Path:
         """Publish the archive; everything in it must be on the disk, and `digest` be its SHA-256."""

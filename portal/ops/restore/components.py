@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from portal.ops.archive.damage import is_below
 from portal.ops.archive.index import MemberType
-from portal.ops.archive.plain import PlainArchive
 from portal.ops.errors import DiskFullError, NotIntactError
 from portal.ops.model import RESTORE_DIRECTORY, Component
 from portal.ops.postgres.database_names import Names, Role
@@ -24,14 +23,14 @@ from portal.ops.repository.durable import make_hidden
 from portal.ops.restore.database.model import DatabaseState, RestoreMode
 from portal.ops.restore.dump_source import dump_content, dump_of, rows_of
 from portal.ops.restore.files.free_space import room
-from portal.ops.restore.files.restore import FileRestore, forget, list_restores
+from portal.ops.restore.files.restore import FileRestore, discard_rollback_data, list_restores
 from portal.ops.runtime.progress import available_cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from portal.ops.archive.index import Member
-    from portal.ops.chains.reader import Archive
+    from portal.ops.archive.protocol import Archive
     from portal.ops.manifest import Manifest
     from portal.ops.restore.config import RestoreConfig
     from portal.ops.restore.database.model import DatabaseReport
@@ -275,7 +274,7 @@ class FilesPart:
         """Remove the restore's directory in the tree."""
         target = self._restore.target
         if any(one.restore_id == self._restore.restore_id for one in list_restores(target)):
-            forget(target, self._restore.restore_id)
+            discard_rollback_data(target, self._restore.restore_id)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -408,15 +407,6 @@ def _facts(report: DatabaseReport) -> dict[str, Any]:
     }
 
 
-def _members(archive: Archive) -> Iterator[Member]:
-    """The members of an archive; one without an index has to be read for them."""
-    if isinstance(archive, PlainArchive):
-        for member, _ in archive.contents(1):
-            yield member
-    else:
-        yield from archive.members()
-
-
 class _Counted:
     """The members of an archive, as often as they are asked for; those of a component are counted on the way.
 
@@ -433,7 +423,7 @@ class _Counted:
 
     def __iter__(self) -> Iterator[Member]:
         self._files = self._members = 0
-        for member in _members(self._archive):
+        for member in self._archive.members():
             if is_below(member.path, self._component.member):
                 self._members += 1
                 self._files += member.type is MemberType.FILE

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from portal.ops.archive.index import Member
-    from portal.ops.chains.reader import Archive
+    from portal.ops.archive.protocol import Archive
     from portal.ops.manifest import Manifest
     from portal.ops.runtime.progress import Advance
 
@@ -47,7 +47,7 @@ def dump_content(archive: Archive, jobs: int) -> Iterator[tuple[Member, Iterator
         NotIntactError: the archive does not have it.
     """
     contents = archive.contents(jobs, below=Component.DATABASE.member)
-    with closing(contents):  # type: ignore[type-var]  # both archives' are generators
+    with closing(contents):
         found = next(contents, None)
         if found is None:
             raise NotIntactError(

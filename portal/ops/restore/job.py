@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from portal.ops.chains.lineage import is_incremental, line_of
-from portal.ops.chains.reader import Archive, open_tree
+from portal.ops.chains.reader import open_tree
 from portal.ops.errors import (
     NotConfirmedError,
     NotIntactError,
@@ -51,15 +51,16 @@ from portal.ops.restore.journal import RestoreRecord, RestoreRecords, RestoreSta
 from portal.ops.restore.outcome import Draft, reported
 from portal.ops.restore.plan import RestorePlan
 from portal.ops.restore.select_archive import absolute, choose_archive, choose_components, name_of
+from portal.ops.runtime.environment import current_settings
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.process import ProcessRunner, SystemRunner
-from portal.ops.runtime.progress import Clock, Meter, PathLike, Progress, available_cores, read_text, utc_now
-from portal.ops.settings.load import load_settings
+from portal.ops.runtime.progress import Clock, Meter, PathLike, Progress, available_cores, utc_now
 from portal.ops.verify.verify import Expected, Verifier
 
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from portal.ops.archive.protocol import Archive
     from portal.ops.backup.job import BackupJob
 
 __all__ = [
@@ -524,7 +525,7 @@ def create_restore_job(
     Raises:
         ConfigurationError: the environment or an argument makes no sense.
     """
-    config = RestoreConfig.from_settings(load_settings(os.environ if environ is None else environ, read_text))
+    config = RestoreConfig.from_settings(current_settings(environ))
     given = {"db_host": db_host, "db_name": db_name, "media_path": media_path, **others}
     chosen = {name: value for name, value in given.items() if value is not None}
     return RestoreJob(replace(config, dry_run=dry_run, **chosen), backup_job)

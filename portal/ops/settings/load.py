@@ -1,35 +1,53 @@
-"""The settings: what the environment says, checked once and turned into values.
+"""The settings: what the environment and a file say, checked once and turned into values.
 
-Nothing is read here but the mapping that is passed in; the file of a ``*_FILE`` variable is read by the caller's
-function. A value that is empty counts as not set, but for one: an empty ``PORTAL_UPLOAD_DIR`` leaves the media out.
+Nothing is read here but the mappings that are passed in; the file of a ``*_FILE`` variable is read by the caller's
+function. A value that is empty counts as not set, but for one: an empty ``PORTAL_UPLOAD_DIR`` excludes the media.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from portal.ops.errors import ConfigurationError, UnsupportedError
 from portal.ops.model import LogFormat
-from portal.ops.settings import table as variables
 from portal.ops.settings.database_url import DatabaseTarget, Secret
+from portal.ops.settings.env_file import EnvFile
 from portal.ops.settings.parsers import OFF, Setting, UnusableError, own_numbers
-from portal.ops.settings.table import SETTINGS, WatchMode
+from portal.ops.settings.table import (
+    GROUP,
+    SETTING,
+    SETTINGS,
+    DatabaseSettings,
+    RetentionSettings,
+    ScheduleSettings,
+    Settings,
+    TargetSettings,
+    WatchMode,
+    WatchSettings,
+    WorkerSettings,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-    from datetime import timedelta
-    from pathlib import Path
-    from zoneinfo import ZoneInfo
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 __all__ = [
+    "ENV_FILE",
     "SETTINGS",
     "DatabaseTarget",
+    "EffectiveSetting",
+    "EnvFile",
     "LogFormat",
+    "RetentionSettings",
+    "ScheduleSettings",
     "Secret",
     "Setting",
     "Settings",
+    "TargetSettings",
     "WatchMode",
+    "WatchSettings",
+    "WorkerSettings",
+    "effective_settings",
     "load_settings",
     "refuse_unbuilt",
     "unbuilt_settings",
@@ -38,7 +56,10 @@ __all__ = [
 
 T = TypeVar("T")
 
-_FAMILIES: Final = ("BACKUP_", "DD_DATABASE_", "PORTAL_")
+ENV_FILE: Final = "BACKUP_ENV_FILE"
+"""Names the file of settings; it is no setting itself, since it cannot stand in that file."""
+
+_FAMILIES: Final = ("BACKUP_", "DD_DATABASE_", "PORTAL_", "CELERY_")
 _TYPO_LIKENESS: Final = 0.9
 
 _DESTINATION: Final = "BACKUP_DESTINATION"
@@ -47,139 +68,40 @@ _S3: Final = "BACKUP_S3_"
 _ENCRYPTION: Final = "BACKUP_ENCRYPTION"
 _SWITCHES: Final = (_ENCRYPTION, f"{_ENCRYPTION}_ENABLED")
 _NO: Final = frozenset({"0", "false", "no", OFF})
+_NO_FILE: Final = EnvFile(path="")
+_URL_PARTS: Final = {
+    "host": "DD_DATABASE_HOST",
+    "port": "DD_DATABASE_PORT",
+    "name": "DD_DATABASE_NAME",
+    "user": "DD_DATABASE_USER",
+    "password": "DD_DATABASE_PASSWORD",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetentionSettings:
-    """How long archives are kept.
+class EffectiveSetting:
+    """A setting as it is in force, for people.
 
     Arguments:
-        days: an archive is kept so long.
-        count: so many are kept whatever their age.
-        hourly: the last one of each of so many hours is kept, and likewise for the longer periods.
-        rules: for types of backups that have one of their own, by the type's name: its numbers by their names.
+        setting: which one.
+        shown: its text, asterisks for a secret, nothing where it is not set.
+        origin: ``default``, ``environment``, or the file with the line.
+        fault: why the value cannot be used; then the default is in force.
     """
 
-    days: int
-    count: int
-    hourly: int
-    daily: int
-    weekly: int
-    monthly: int
-    yearly: int
-    rules: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    setting: Setting[object]
+    shown: str
+    origin: str
+    fault: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkerSettings:
-    """How work is handed to workers, and how they behave.
+class _Found:
+    """Where a setting was found: the variable, its text, and the origin in words."""
 
-    Arguments:
-        broker_url: where tasks are queued; nothing where commands do the work themselves.
-        result_backend: where results are kept; nothing means the broker.
-        allowed_paths: directories beside the repository that a task may name.
-        task_timeout: seconds that a task may take.
-        attempts: how often a task is started at the most.
-        shutdown_grace: seconds that a task has to end when its worker has to.
-    """
-
-    broker_url: Secret | None
-    result_backend: Secret | None
-    allowed_paths: tuple[Path, ...]
-    task_timeout: int
-    attempts: int
-    shutdown_grace: int
-    flower_password: Secret | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScheduleSettings:
-    """When what starts by itself: cron expressions in one time zone; nothing is never."""
-
-    full: str | None
-    database: str | None
-    verify: str | None
-    prune: str | None
-    drill: str | None
-    time_zone: ZoneInfo
-
-
-@dataclass(frozen=True, kw_only=True)
-class WatchSettings:
-    """How the uploads are watched.
-
-    Arguments:
-        quiet: how long nothing may have changed before a backup.
-        latest: how long a change waits at the most.
-        scan: how often the whole tree is looked at.
-    """
-
-    quiet: timedelta
-    latest: timedelta
-    scan: timedelta
-    mode: WatchMode
-
-
-@dataclass(frozen=True, kw_only=True)
-class TargetSettings:
-    """What is expected of the backups, and who is told.
-
-    Arguments:
-        rpo_database: the age that the newest backup may have; likewise for the other components.
-        verified_age: the age that the newest one known to be intact may have.
-        drill_age: the age that the last successful drill may have.
-        notify_urls: URLs of Apprise, separated by spaces.
-        ping_url: called after a full backup.
-    """
-
-    rpo_database: timedelta
-    rpo_media: timedelta
-    rpo_audit_logs: timedelta
-    verified_age: timedelta
-    drill_age: timedelta
-    metrics_file: Path | None
-    metrics_port: int | None
-    notify_urls: Secret | None
-    ping_url: Secret | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Every setting, valid.
-
-    Arguments:
-        local_path: the repository.
-        upload_dir: the media; ``None`` leaves them out.
-        audit_dir: the directory of the audit log, or the log itself; ``None`` leaves it out.
-        retention: how long archives are kept.
-        chain_length: incrementals that a chain has at the most.
-        chain_percent: their size together, in percent of the base, at the most.
-        rollback_days: days that what takes a restore back is kept.
-        pg_bin_dir: where the PostgreSQL client programs are; ``None`` chooses by the server's version.
-        dump_timeout: seconds that pg_dump may take.
-        lock_timeout: seconds to wait for a lock.
-        jobs: processes and threads; ``None`` is one for each core that may be used.
-        unbuilt: what the environment asks for and this release does not have; see `refuse_unbuilt`.
-    """
-
-    database: DatabaseTarget
-    local_path: Path
-    upload_dir: Path | None
-    audit_dir: Path | None
-    retention: RetentionSettings
-    chain_length: int
-    chain_percent: int
-    rollback_days: int
-    pg_bin_dir: Path | None
-    dump_timeout: int
-    lock_timeout: int
-    jobs: int | None
-    log_format: LogFormat
-    worker: WorkerSettings
-    schedules: ScheduleSettings
-    watch: WatchSettings
-    targets: TargetSettings
-    unbuilt: tuple[str, ...] = ()
+    name: str
+    text: str
+    origin: str
 
 
 class _Reader:
@@ -188,164 +110,144 @@ class _Reader:
     Arguments:
         environ: the variables.
         read_text: reads the file of a ``*_FILE`` variable.
+        env_file: settings of lower priority than the environment.
     """
 
-    def __init__(self, environ: Mapping[str, str], read_text: Callable[[str], str]) -> None:
+    def __init__(self, environ: Mapping[str, str], read_text: Callable[[str], str], env_file: EnvFile) -> None:
         self._environ = environ
         self._read_text = read_text
+        self._env_file = env_file
         self.faults: list[str] = []
 
     def __call__(self, setting: Setting[T]) -> T:
         """Read a setting, and note what is wrong with it."""
-        name, text = self._find(setting)
+        found = self.find(setting)
         try:
-            if "\0" in text:
+            if "\0" in found.text:
                 raise UnusableError("has a NUL character in it")
-            return setting.parse(text)
+            return setting.parse(found.text)
         except UnusableError as error:
-            self.faults.append(f"{name}: {'the value' if setting.secret else repr(text)} {error}")
+            value = "the value" if setting.secret else repr(found.text)
+            self.faults.append(f"{self._at(found.name, found.origin)}: {value} {error}")
             return setting.parse(setting.default)
 
-    def _find(self, setting: Setting[object]) -> tuple[str, str]:
-        """Say which variable gives the setting, and its text."""
-        text = self._environ.get(setting.name)
-        file_name = f"{setting.name}_FILE"
-        if setting.secret and self._environ.get(file_name):
-            if text:
-                self.faults.append(f"{file_name}: {setting.name} is set too; expected one of the two")
-            return file_name, self._read_file(file_name)
-        if text is None or (text == "" and not setting.empty_counts):
-            text = setting.default
-        return setting.name, text
+    def find(self, setting: Setting[object]) -> _Found:
+        """Say which variable gives the setting, its text, and where it stands.
 
-    def _read_file(self, name: str) -> str:
-        """Read the file that a variable names, less one line end. The name is not shown: it may be the secret."""
+        The environment comes first as a whole: a secret that it gives as a file hides the one that the file of
+        settings gives directly.
+        """
+        for origin, variables in (("environment", self._environ), (self._env_file.path, self._env_file.values)):
+            if found := self._find_in(variables, origin, setting):
+                return found
+        return _Found(name=setting.name, text=setting.default, origin="default")
+
+    def is_in_environment(self, name: str) -> bool:
+        """Whether the environment gives a setting, directly or as a file."""
+        return bool(self._environ.get(name) or self._environ.get(f"{name}_FILE"))
+
+    def _find_in(self, variables: Mapping[str, str], origin: str, setting: Setting[object]) -> _Found | None:
+        text = variables.get(setting.name)
+        file_name = f"{setting.name}_FILE"
+        if setting.secret and variables.get(file_name):
+            if text:
+                at = self._at(file_name, origin)
+                self.faults.append(f"{at}: {setting.name} is set too; expected one of the two")
+            return _Found(name=file_name, text=self._read_file(variables[file_name], file_name, origin), origin=origin)
+        if text or (text is not None and setting.empty_counts):
+            return _Found(name=setting.name, text=text, origin=origin)
+        return None
+
+    def _read_file(self, path: str, name: str, origin: str) -> str:
+        """Read the file that a variable names, less one line end. The path is not shown: it may be the secret."""
         try:
-            return self._read_text(self._environ[name]).removesuffix("\n").removesuffix("\r")
+            return self._read_text(path).removesuffix("\n").removesuffix("\r")
         except OSError as error:
             reason = error.strerror or type(error).__name__
         except ValueError:
             reason = "it is not text"
-        self.faults.append(f"{name}: the file cannot be read ({reason}); expected one that holds the secret")
+        self.faults.append(
+            f"{self._at(name, origin)}: the file cannot be read ({reason}); expected one that holds the secret"
+        )
         return ""
 
+    def _at(self, name: str, origin: str) -> str:
+        return f"{name} ({self.place(name, origin)})" if origin == self._env_file.path else name
 
-def load_settings(environ: Mapping[str, str], read_text: Callable[[str], str]) -> Settings:
+    def place(self, name: str, origin: str) -> str:
+        """Where a variable stands, in words."""
+        return f"{origin}, line {self._env_file.lines[name]}" if origin == self._env_file.path else origin
+
+
+def load_settings(
+    environ: Mapping[str, str], read_text: Callable[[str], str], env_file: EnvFile = _NO_FILE
+) -> Settings:
     """Read and check every setting.
 
     Arguments:
         environ: the variables, such as `os.environ`.
         read_text: reads the file that a ``*_FILE`` variable names; its `OSError` becomes a fault.
+        env_file: settings from a file; each counts where the environment does not have it.
 
     Raises:
         ConfigurationError: names every variable that cannot be used, and shows nothing of a secret.
     """
-    read = _Reader(environ, read_text)
-    settings = Settings(
-        database=_read_database(read),
-        local_path=read(variables.LOCAL_PATH),
-        upload_dir=read(variables.UPLOAD_DIR),
-        audit_dir=read(variables.AUDIT_DIR),
-        retention=_read_retention(read),
-        chain_length=read(variables.CHAIN_LENGTH),
-        chain_percent=read(variables.CHAIN_PERCENT),
-        rollback_days=read(variables.ROLLBACK_DAYS),
-        pg_bin_dir=read(variables.PG_BIN_DIR),
-        dump_timeout=read(variables.DUMP_TIMEOUT),
-        lock_timeout=read(variables.LOCK_TIMEOUT),
-        jobs=read(variables.JOBS),
-        log_format=read(variables.LOG_FORMAT),
-        worker=_read_worker(read),
-        schedules=_read_schedules(read),
-        watch=_read_watch(read),
-        targets=_read_targets(read),
-        unbuilt=unbuilt_settings(environ),
-    )
+    read = _Reader(environ, read_text, env_file)
+    settings: Settings = _fill(Settings, read)
+    _check_rules(settings.retention, read)
     if read.faults:
         raise ConfigurationError(
-            "\n  ".join(["the environment has settings that cannot be used:", *read.faults]),
+            "\n  ".join(["some settings cannot be used:", *read.faults]),
             hint="correct them where they are set; docs/settings.md says what each one takes",
         )
-    return settings
+    return replace(settings, unbuilt=unbuilt_settings({**env_file.values, **environ}))
 
 
-def _read_database(read: _Reader) -> DatabaseTarget:
-    """Read the single variables, and put the parts of the URL over them."""
-    single = DatabaseTarget(
-        host=read(variables.DATABASE_HOST),
-        port=read(variables.DATABASE_PORT),
-        name=read(variables.DATABASE_NAME),
-        user=read(variables.DATABASE_USER),
-        password=read(variables.DATABASE_PASSWORD),
-    )
-    return replace(single, **read(variables.DATABASE_URL))
+def effective_settings(
+    environ: Mapping[str, str], read_text: Callable[[str], str], env_file: EnvFile = _NO_FILE
+) -> Iterator[EffectiveSetting]:
+    """Say for every setting what is in force and where it comes from; secrets are masked. Arguments as above."""
+    for setting in SETTINGS:
+        read = _Reader(environ, read_text, env_file)
+        found = read.find(setting)
+        read.faults.clear()
+        read(setting)
+        origin = read.place(found.name, found.origin)
+        if found.name != setting.name:
+            origin += f" ({found.name})"
+        shown = str(Secret("")) if setting.secret and found.text else found.text
+        yield EffectiveSetting(setting=setting, shown=shown, origin=origin, fault="; ".join(read.faults))
 
 
-def _read_retention(read: _Reader) -> RetentionSettings:
-    """Read numbers and rules. A type's rule that keeps nothing is a fault; of the general one, the prune tells."""
-    settings = RetentionSettings(
-        days=read(variables.RETENTION_DAYS),
-        count=read(variables.RETENTION_COUNT),
-        hourly=read(variables.KEEP_HOURLY),
-        daily=read(variables.KEEP_DAILY),
-        weekly=read(variables.KEEP_WEEKLY),
-        monthly=read(variables.KEEP_MONTHLY),
-        yearly=read(variables.KEEP_YEARLY),
-        rules=read(variables.RETENTION_RULES),
-    )
-    for kind, numbers in settings.rules.items():
-        if not any(own_numbers(numbers, days=settings.days, count=settings.count).values()):
+def _fill(kind: type[Any], read: _Reader) -> Any:
+    """Read all fields of a group."""
+    values: dict[str, object] = {}
+    for each in fields(kind):
+        if SETTING in each.metadata:
+            values[each.name] = read(each.metadata[SETTING])
+        elif GROUP in each.metadata:
+            values[each.name] = _fill(each.metadata[GROUP], read)
+    return _target(values, read) if kind is DatabaseSettings else kind(**values)
+
+
+def _target(values: dict[str, Any], read: _Reader) -> DatabaseTarget:
+    """Put the database together; a URL overrides single variables, except those of a higher priority."""
+    url = next(setting for setting in SETTINGS if setting.name == "DD_DATABASE_URL")
+    if not read.is_in_environment(url.name):
+        values["url"] = {
+            part: value for part, value in values["url"].items() if not read.is_in_environment(_URL_PARTS.get(part, ""))
+        }
+    return DatabaseSettings(**values).target()
+
+
+def _check_rules(retention: RetentionSettings, read: _Reader) -> None:
+    """A type's rule that keeps nothing is a fault; of the general one, the prune tells."""
+    for kind, numbers in retention.rules.items():
+        if not any(own_numbers(numbers, days=retention.days, count=retention.count).values()):
             read.faults.append(
-                f"{variables.RETENTION_RULES.name}: the rule for {kind} keeps nothing: every number in it is 0; "
+                f"BACKUP_RETENTION_RULES: the rule for {kind} keeps nothing: every number in it is 0; "
                 "expected one that is more than 0"
             )
-    return settings
-
-
-def _read_worker(read: _Reader) -> WorkerSettings:
-    return WorkerSettings(
-        broker_url=read(variables.BROKER_URL),
-        result_backend=read(variables.RESULT_BACKEND),
-        allowed_paths=read(variables.ALLOWED_PATHS),
-        task_timeout=read(variables.TASK_TIMEOUT),
-        attempts=read(variables.TASK_ATTEMPTS),
-        shutdown_grace=read(variables.SHUTDOWN_GRACE),
-        flower_password=read(variables.FLOWER_PASSWORD),
-    )
-
-
-def _read_schedules(read: _Reader) -> ScheduleSettings:
-    return ScheduleSettings(
-        full=read(variables.SCHEDULE_FULL),
-        database=read(variables.SCHEDULE_DATABASE),
-        verify=read(variables.SCHEDULE_VERIFY),
-        prune=read(variables.SCHEDULE_PRUNE),
-        drill=read(variables.SCHEDULE_DRILL),
-        time_zone=read(variables.TIME_ZONE),
-    )
-
-
-def _read_watch(read: _Reader) -> WatchSettings:
-    return WatchSettings(
-        quiet=read(variables.WATCH_QUIET),
-        latest=read(variables.WATCH_LATEST),
-        scan=read(variables.WATCH_SCAN),
-        mode=read(variables.WATCH_MODE),
-    )
-
-
-def _read_targets(read: _Reader) -> TargetSettings:
-    return TargetSettings(
-        rpo_database=read(variables.RPO_DATABASE),
-        rpo_media=read(variables.RPO_MEDIA),
-        rpo_audit_logs=read(variables.RPO_AUDIT_LOGS),
-        verified_age=read(variables.VERIFIED_AGE),
-        drill_age=read(variables.DRILL_AGE),
-        metrics_file=read(variables.METRICS_FILE),
-        metrics_port=read(variables.METRICS_PORT),
-        notify_urls=read(variables.NOTIFY_URLS),
-        ping_url=read(variables.PING_URL),
-    )
 
 
 def unknown_settings(environ: Mapping[str, str]) -> list[str]:

@@ -78,6 +78,14 @@ def optional_port(text: str) -> int | None:
     return whole_number(1, 65535)(text) if text else None
 
 
+def switch(text: str) -> bool:
+    """Take ``on`` or ``off``."""
+    word = text.strip().lower()
+    if word not in ("on", OFF):
+        raise UnusableError(f"is neither on nor {OFF}")
+    return word == "on"
+
+
 def directory(text: str) -> Path:
     """Take an absolute path: a relative one would be another place for cron than for a person."""
     if not text.startswith("/"):

@@ -1,11 +1,17 @@
-"""Every variable of the environment that is read, with its meaning and default: docs/settings.md is this list."""
+"""The table of settings: every setting is one entry, a field of the group it belongs to.
+
+An entry has the field's name and type, the variable, its meaning for docs/settings.md, a parser and a default. Nothing
+else has to be written to add one: loading, ``config``, the documentation test and `SETTINGS` read this table.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from portal.ops.model import LogFormat
+from portal.ops.model import Compression, LogFormat
+from portal.ops.settings.database_url import DatabaseTarget, Secret, UrlParts
 from portal.ops.settings.parsers import (
     HUNDRED_YEARS,
     MOST_KEPT,
@@ -22,9 +28,25 @@ from portal.ops.settings.parsers import (
     optional_jobs,
     optional_port,
     rules,
+    switch,
     time_zone,
     whole_number,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from datetime import timedelta
+    from pathlib import Path
+    from zoneinfo import ZoneInfo
+
+T = TypeVar("T")
+
+SETTING: Final = "setting"
+GROUP: Final = "group"
+"""Keys of a field's metadata: what it is read from."""
+
+RULED_TYPES: Final = ("full", "database", "media", "audit_logs")
+RULE_WORDS: Final = ("days", "count", "hourly", "daily", "weekly", "monthly", "yearly")
 
 
 class WatchMode(StrEnum):
@@ -35,302 +57,315 @@ class WatchMode(StrEnum):
     POLLING = "polling"
 
 
-RULED_TYPES: Final = ("full", "database", "media", "audit_logs")
-RULE_WORDS: Final = ("days", "count", "hourly", "daily", "weekly", "monthly", "yearly")
+def setting(
+    name: str,
+    meaning: str,
+    parse: Callable[[str], T],
+    default: str = "",
+    *,
+    without: str = "(optional)",
+    secret: bool = False,
+    empty_counts: bool = False,
+) -> T:
+    """One entry of the table, as the value of a dataclass field: see `Setting` for the arguments."""
+    entry = Setting(
+        name=name,
+        meaning=meaning,
+        parse=parse,
+        default=default,
+        without=without,
+        secret=secret,
+        empty_counts=empty_counts,
+    )
+    return field(default_factory=lambda: parse(default), metadata={SETTING: entry})
 
-DATABASE_HOST: Final = Setting(
-    name="DD_DATABASE_HOST",
-    meaning="PostgreSQL host, or the directory of its socket",
-    default="localhost",
-    parse=as_text,
-)
-DATABASE_PORT: Final = Setting(
-    name="DD_DATABASE_PORT", meaning="PostgreSQL port", default="5432", parse=whole_number(1, 65535)
-)
-DATABASE_NAME: Final = Setting(name="DD_DATABASE_NAME", meaning="Database name", default="defectdojo", parse=as_text)
-DATABASE_USER: Final = Setting(name="DD_DATABASE_USER", meaning="Database user", default="defectdojo", parse=as_text)
-DATABASE_PASSWORD: Final = Setting(
-    name="DD_DATABASE_PASSWORD", meaning="Database password", without="(required)", parse=as_secret, secret=True
-)
-DATABASE_URL: Final = Setting(
-    name="DD_DATABASE_URL",
-    meaning="All of these as `postgres://user:password@host:port/name?sslmode=require`",
-    parse=database_url,
-    secret=True,
-)
-LOCAL_PATH: Final = Setting(
-    name="BACKUP_LOCAL_PATH",
-    meaning="Backup storage directory",
-    default="/var/lib/kekkai-portal/backups",
-    parse=directory,
-)
-UPLOAD_DIR: Final = Setting(
-    name="PORTAL_UPLOAD_DIR",
-    meaning="Media uploads directory; set to nothing, it leaves the media out",
-    default="/var/lib/kekkai-portal/uploads",
-    parse=optional_directory,
-    empty_counts=True,
-)
-AUDIT_DIR: Final = Setting(
-    name="PORTAL_AUDIT_DIR", meaning="Audit logs directory, or the log file itself", parse=optional_directory
-)
-RETENTION_DAYS: Final = Setting(
-    name="BACKUP_RETENTION_DAYS",
-    meaning="Days to keep backups",
-    default="30",
-    parse=whole_number(0, HUNDRED_YEARS),
-)
-RETENTION_COUNT: Final = Setting(
-    name="BACKUP_RETENTION_COUNT",
-    meaning="Minimum backups to keep",
-    default="10",
-    parse=whole_number(0, MOST_KEPT),
-)
-ROLLBACK_DAYS: Final = Setting(
-    name="BACKUP_ROLLBACK_DAYS",
-    meaning="Days to keep what takes a restore back; the next prune or restore removes it then",
-    default="7",
-    parse=whole_number(0, HUNDRED_YEARS),
-)
-PG_BIN_DIR: Final = Setting(
-    name="BACKUP_PG_BIN_DIR",
-    meaning="Where the PostgreSQL client programs are",
-    without="(chosen by the server's version)",
-    parse=optional_directory,
-)
-DUMP_TIMEOUT: Final = Setting(
-    name="BACKUP_DUMP_TIMEOUT",
-    meaning="Seconds that `pg_dump` may take",
-    default="21600",
-    parse=whole_number(1),
-)
-LOCK_TIMEOUT: Final = Setting(
-    name="BACKUP_LOCK_TIMEOUT",
-    meaning="Seconds to wait for a lock before giving up as busy",
-    default="60",
-    parse=whole_number(0),
-)
-JOBS: Final = Setting(
-    name="BACKUP_JOBS",
-    meaning="Processes and threads that work at once",
-    without="(the cores this process may use)",
-    parse=optional_jobs,
-)
-LOG_FORMAT: Final = Setting(
-    name="BACKUP_LOG_FORMAT",
-    meaning="`json`, `console`, or `auto`: JSON unless standard error is a terminal",
-    default="auto",
-    parse=one_of(LogFormat),
-)
-CHAIN_LENGTH: Final = Setting(
-    name="BACKUP_CHAIN_LENGTH",
-    meaning="Incremental media backups before a new base is made",
-    default="500",
-    parse=whole_number(1),
-)
-CHAIN_PERCENT: Final = Setting(
-    name="BACKUP_CHAIN_PERCENT",
-    meaning="Size of all incrementals of a chain, in percent of its base, before a new base is made",
-    default="100",
-    parse=whole_number(1),
-)
-KEEP_HOURLY: Final = Setting(
-    name="BACKUP_KEEP_HOURLY",
-    meaning="Keep the last backup of each type of so many hours, beyond days and count",
-    default="0",
-    parse=whole_number(0, MOST_KEPT),
-)
-KEEP_DAILY: Final = Setting(
-    name="BACKUP_KEEP_DAILY", meaning="The same, of so many days", default="0", parse=whole_number(0, MOST_KEPT)
-)
-KEEP_WEEKLY: Final = Setting(
-    name="BACKUP_KEEP_WEEKLY", meaning="The same, of so many weeks", default="0", parse=whole_number(0, MOST_KEPT)
-)
-KEEP_MONTHLY: Final = Setting(
-    name="BACKUP_KEEP_MONTHLY", meaning="The same, of so many months", default="0", parse=whole_number(0, MOST_KEPT)
-)
-KEEP_YEARLY: Final = Setting(
-    name="BACKUP_KEEP_YEARLY", meaning="The same, of so many years", default="0", parse=whole_number(0, MOST_KEPT)
-)
-RETENTION_RULES: Final = Setting(
-    name="BACKUP_RETENTION_RULES",
-    meaning="Rules of their own for types of backups, such as `database: count 48, hourly 24; media: days 7`",
-    parse=rules(RULED_TYPES, RULE_WORDS),
-)
-BROKER_URL: Final = Setting(
-    name="CELERY_BROKER_URL",
-    meaning="Redis database of the workers' own, as `redis://:password@host:6379/5`; without it commands do the work "
-    "themselves",
-    parse=as_secret,
-    secret=True,
-)
-RESULT_BACKEND: Final = Setting(
-    name="CELERY_RESULT_BACKEND",
-    meaning="Redis database of the results",
-    without="(the broker's)",
-    parse=as_secret,
-    secret=True,
-)
-ALLOWED_PATHS: Final = Setting(
-    name="BACKUP_ALLOWED_PATHS",
-    meaning="Directories beside the repository that a task may read archives from or restore files to, with colons "
-    "between them",
-    parse=directories,
-)
-TASK_TIMEOUT: Final = Setting(
-    name="BACKUP_TASK_TIMEOUT",
-    meaning="Seconds that a task may take before it is ended",
-    default="28800",
-    parse=whole_number(10),
-)
-TASK_ATTEMPTS: Final = Setting(
-    name="BACKUP_TASK_ATTEMPTS",
-    meaning="How often a task is begun at the most: when its worker died, and when it failed but may succeed later",
-    default="3",
-    parse=whole_number(1, 100),
-)
-SHUTDOWN_GRACE: Final = Setting(
-    name="BACKUP_SHUTDOWN_GRACE",
-    meaning="Seconds that a worker which is asked to end gives to the task at hand",
-    default="20",
-    parse=whole_number(1),
-)
-FLOWER_PASSWORD: Final = Setting(
-    name="BACKUP_FLOWER_PASSWORD",
-    meaning="Password of user `kekkai` in Flower, which does not start without one",
-    parse=as_secret,
-    secret=True,
-)
-SCHEDULE_FULL: Final = Setting(
-    name="BACKUP_SCHEDULE_FULL", meaning="When a full backup is made: cron, or `off`", default="0 2 * * *", parse=cron
-)
-SCHEDULE_DATABASE: Final = Setting(
-    name="BACKUP_SCHEDULE_DATABASE", meaning="When the database is backed up", default="0 * * * *", parse=cron
-)
-SCHEDULE_VERIFY: Final = Setting(
-    name="BACKUP_SCHEDULE_VERIFY",
-    meaning="When new archives, and a seventh of the others, are verified",
-    default="0 4 * * *",
-    parse=cron,
-)
-SCHEDULE_PRUNE: Final = Setting(
-    name="BACKUP_SCHEDULE_PRUNE",
-    meaning="When old archives are removed; a backup without a worker removes them itself, unless this is `off`",
-    default="30 3 * * *",
-    parse=cron,
-)
-SCHEDULE_DRILL: Final = Setting(
-    name="BACKUP_SCHEDULE_DRILL", meaning="When a restore is tried", default="0 5 * * 0", parse=cron
-)
-TIME_ZONE: Final = Setting(name="BACKUP_TIMEZONE", meaning="Time zone of the schedules", default="UTC", parse=time_zone)
-WATCH_QUIET: Final = Setting(
-    name="BACKUP_WATCH_QUIET", meaning="Quiet after an upload before it is backed up", default="2s", parse=duration
-)
-WATCH_LATEST: Final = Setting(
-    name="BACKUP_WATCH_LATEST",
-    meaning="How long an upload waits at the most where it is never quiet",
-    default="30s",
-    parse=duration,
-)
-WATCH_SCAN: Final = Setting(
-    name="BACKUP_WATCH_SCAN", meaning="How often the whole tree is looked at", default="15m", parse=duration
-)
-WATCH_MODE: Final = Setting(
-    name="BACKUP_WATCH_MODE",
-    meaning="`events`, `polling`, or `auto`: polling where the file system has no events",
-    default="auto",
-    parse=one_of(WatchMode),
-)
-RPO_DATABASE: Final = Setting(
-    name="BACKUP_RPO_DATABASE",
-    meaning="Age that the newest backup of the database may have",
-    default="2h",
-    parse=duration,
-)
-RPO_MEDIA: Final = Setting(name="BACKUP_RPO_MEDIA", meaning="The same for the uploads", default="26h", parse=duration)
-RPO_AUDIT_LOGS: Final = Setting(
-    name="BACKUP_RPO_AUDIT_LOGS", meaning="The same for the audit log", default="26h", parse=duration
-)
-VERIFIED_AGE: Final = Setting(
-    name="BACKUP_VERIFIED_AGE",
-    meaning="Age that the newest backup known to be intact may have",
-    default="2d",
-    parse=duration,
-)
-DRILL_AGE: Final = Setting(
-    name="BACKUP_DRILL_AGE", meaning="Age that the last successful drill may have", default="8d", parse=duration
-)
-METRICS_FILE: Final = Setting(
-    name="BACKUP_METRICS_FILE",
-    meaning="Where metrics are written for Prometheus' textfile collector",
-    parse=optional_directory,
-)
-METRICS_PORT: Final = Setting(
-    name="BACKUP_METRICS_PORT", meaning="Port at which beat serves metrics to Prometheus", parse=optional_port
-)
-NOTIFY_URLS: Final = Setting(
-    name="BACKUP_NOTIFY_URLS",
-    meaning="Whom to tell of failures, recoveries and missed targets: URLs of Apprise, with spaces between them",
-    parse=as_secret,
-    secret=True,
-)
-PING_URL: Final = Setting(
-    name="BACKUP_PING_URL",
-    meaning="URL that is called after each full backup, with `/fail` behind it after one that failed",
-    parse=as_secret,
-    secret=True,
-)
 
-SETTINGS: Final[tuple[Setting[object], ...]] = (
-    DATABASE_HOST,
-    DATABASE_PORT,
-    DATABASE_NAME,
-    DATABASE_USER,
-    DATABASE_PASSWORD,
-    DATABASE_URL,
-    LOCAL_PATH,
-    UPLOAD_DIR,
-    AUDIT_DIR,
-    RETENTION_DAYS,
-    RETENTION_COUNT,
-    KEEP_HOURLY,
-    KEEP_DAILY,
-    KEEP_WEEKLY,
-    KEEP_MONTHLY,
-    KEEP_YEARLY,
-    RETENTION_RULES,
-    CHAIN_LENGTH,
-    CHAIN_PERCENT,
-    ROLLBACK_DAYS,
-    PG_BIN_DIR,
-    DUMP_TIMEOUT,
-    LOCK_TIMEOUT,
-    JOBS,
-    LOG_FORMAT,
-    BROKER_URL,
-    RESULT_BACKEND,
-    ALLOWED_PATHS,
-    TASK_TIMEOUT,
-    TASK_ATTEMPTS,
-    SHUTDOWN_GRACE,
-    FLOWER_PASSWORD,
-    SCHEDULE_FULL,
-    SCHEDULE_DATABASE,
-    SCHEDULE_VERIFY,
-    SCHEDULE_PRUNE,
-    SCHEDULE_DRILL,
-    TIME_ZONE,
-    WATCH_QUIET,
-    WATCH_LATEST,
-    WATCH_SCAN,
-    WATCH_MODE,
-    RPO_DATABASE,
-    RPO_MEDIA,
-    RPO_AUDIT_LOGS,
-    VERIFIED_AGE,
-    DRILL_AGE,
-    METRICS_FILE,
-    METRICS_PORT,
-    NOTIFY_URLS,
-    PING_URL,
-)
+def group(kind: type[Any]) -> Any:
+    """A field that holds a group of settings.
+
+    Arguments:
+        kind: the dataclass whose fields are the entries.
+    """
+    return field(default_factory=kind, metadata={GROUP: kind})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatabaseSettings:
+    """The database, as the environment gives it: single variables, and a URL that overrides them."""
+
+    host: str = setting("DD_DATABASE_HOST", "PostgreSQL host, or the directory of its socket", as_text, "localhost")
+    port: int = setting("DD_DATABASE_PORT", "PostgreSQL port", whole_number(1, 65535), "5432")
+    name: str = setting("DD_DATABASE_NAME", "Database name", as_text, "defectdojo")
+    user: str = setting("DD_DATABASE_USER", "Database user", as_text, "defectdojo")
+    password: Secret | None = setting(
+        "DD_DATABASE_PASSWORD", "Database password", as_secret, without="(required)", secret=True
+    )
+    url: UrlParts = setting(
+        "DD_DATABASE_URL",
+        "All of these as `postgres://user:password@host:port/name?sslmode=require`",
+        database_url,
+        secret=True,
+    )
+
+    def target(self) -> DatabaseTarget:
+        """The database to connect to: the parts of the URL, and the single variables for the others."""
+        single = DatabaseTarget(host=self.host, port=self.port, name=self.name, user=self.user, password=self.password)
+        return replace(single, **self.url)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetentionSettings:
+    """How long archives are kept."""
+
+    days: int = setting("BACKUP_RETENTION_DAYS", "Days to keep backups", whole_number(0, HUNDRED_YEARS), "30")
+    count: int = setting("BACKUP_RETENTION_COUNT", "Minimum backups to keep", whole_number(0, MOST_KEPT), "10")
+    hourly: int = setting(
+        "BACKUP_KEEP_HOURLY",
+        "Also keep the last backup of each type from each of the last N hours",
+        whole_number(0, MOST_KEPT),
+        "0",
+    )
+    daily: int = setting("BACKUP_KEEP_DAILY", "The same for days", whole_number(0, MOST_KEPT), "0")
+    weekly: int = setting("BACKUP_KEEP_WEEKLY", "The same for weeks", whole_number(0, MOST_KEPT), "0")
+    monthly: int = setting("BACKUP_KEEP_MONTHLY", "The same for months", whole_number(0, MOST_KEPT), "0")
+    yearly: int = setting("BACKUP_KEEP_YEARLY", "The same for years", whole_number(0, MOST_KEPT), "0")
+    rules: Mapping[str, Mapping[str, int]] = setting(
+        "BACKUP_RETENTION_RULES",
+        "Separate rules for single backup types, such as `database: count 48, hourly 24; media: days 7`",
+        rules(RULED_TYPES, RULE_WORDS),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    """How work is handed to workers, and how they behave."""
+
+    broker_url: Secret | None = setting(
+        "CELERY_BROKER_URL",
+        "Redis database of the task queues, such as `redis://:password@host:6379/5`; without it, commands do the work "
+        "themselves",
+        as_secret,
+        secret=True,
+    )
+    result_backend: Secret | None = setting(
+        "CELERY_RESULT_BACKEND",
+        "Redis database of the task results",
+        as_secret,
+        without="(the broker's)",
+        secret=True,
+    )
+    allowed_paths: tuple[Path, ...] = setting(
+        "BACKUP_ALLOWED_PATHS",
+        "Directories, separated by colons, that a task may read archives from or restore files to, besides the "
+        "repository",
+        directories,
+    )
+    task_timeout: int = setting(
+        "BACKUP_TASK_TIMEOUT", "Seconds after which a running task is stopped", whole_number(10), "28800"
+    )
+    attempts: int = setting(
+        "BACKUP_TASK_ATTEMPTS",
+        "How often a task is started at most, after its worker died or after a failure that may pass",
+        whole_number(1, 100),
+        "3",
+    )
+    shutdown_grace: int = setting(
+        "BACKUP_SHUTDOWN_GRACE",
+        "Seconds that a stopping worker gives to the running task",
+        whole_number(1),
+        "20",
+    )
+    flower_password: Secret | None = setting(
+        "BACKUP_FLOWER_PASSWORD",
+        "Password of user `kekkai` in Flower; Flower does not start without one",
+        as_secret,
+        secret=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSettings:
+    """When scheduled work starts: cron expressions in one time zone; ``None`` means never."""
+
+    full: str | None = setting("BACKUP_SCHEDULE_FULL", "Schedule of full backups: cron, or `off`", cron, "0 2 * * *")
+    database: str | None = setting("BACKUP_SCHEDULE_DATABASE", "Schedule of database backups", cron, "0 * * * *")
+    verify: str | None = setting(
+        "BACKUP_SCHEDULE_VERIFY",
+        "When new archives, and one seventh of the others, are verified",
+        cron,
+        "0 4 * * *",
+    )
+    prune: str | None = setting(
+        "BACKUP_SCHEDULE_PRUNE",
+        "When old archives are removed; without a worker, each backup removes them itself, unless this is `off`",
+        cron,
+        "30 3 * * *",
+    )
+    drill: str | None = setting("BACKUP_SCHEDULE_DRILL", "Schedule of test restores (drills)", cron, "0 5 * * 0")
+    base: str | None = setting(
+        "BACKUP_SCHEDULE_BASE",
+        "Schedule of base backups of the database cluster, if `BACKUP_WAL` is `on`",
+        cron,
+        "0 1 * * *",
+    )
+    time_zone: ZoneInfo = setting("BACKUP_TIMEZONE", "Time zone of the schedules", time_zone, "UTC")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchSettings:
+    """How the uploads are watched."""
+
+    quiet: timedelta = setting(
+        "BACKUP_WATCH_QUIET", "Time without changes after which uploads are backed up", duration, "2s"
+    )
+    latest: timedelta = setting(
+        "BACKUP_WATCH_LATEST", "Longest time an upload waits while changes continue", duration, "30s"
+    )
+    scan: timedelta = setting("BACKUP_WATCH_SCAN", "Interval between scans of the whole tree", duration, "15m")
+    mode: WatchMode = setting(
+        "BACKUP_WATCH_MODE",
+        "`events`, `polling`, or `auto`: polling if the file system has no events",
+        one_of(WatchMode),
+        "auto",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetSettings:
+    """What is expected of the backups, and who is told."""
+
+    rpo_database: timedelta = setting(
+        "BACKUP_RPO_DATABASE", "Maximum age of the newest backup of the database", duration, "2h"
+    )
+    rpo_media: timedelta = setting("BACKUP_RPO_MEDIA", "The same for the uploads", duration, "26h")
+    rpo_audit_logs: timedelta = setting("BACKUP_RPO_AUDIT_LOGS", "The same for the audit log", duration, "26h")
+    verified_age: timedelta = setting(
+        "BACKUP_VERIFIED_AGE", "Maximum age of the newest backup that passed verification", duration, "2d"
+    )
+    drill_age: timedelta = setting("BACKUP_DRILL_AGE", "Maximum age of the last successful drill", duration, "8d")
+    metrics_file: Path | None = setting(
+        "BACKUP_METRICS_FILE", "File to write metrics to, for Prometheus' textfile collector", optional_directory
+    )
+    metrics_port: int | None = setting(
+        "BACKUP_METRICS_PORT", "Port on which beat serves metrics to Prometheus", optional_port
+    )
+    notify_urls: Secret | None = setting(
+        "BACKUP_NOTIFY_URLS",
+        "Recipients of alerts about failures, recoveries and missed targets: Apprise URLs, separated by spaces",
+        as_secret,
+        secret=True,
+    )
+    ping_url: Secret | None = setting(
+        "BACKUP_PING_URL",
+        "URL called after each full backup, with `/fail` appended if the backup failed",
+        as_secret,
+        secret=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PitrSettings:
+    """Recovery to a point in time."""
+
+    wal: bool = setting(
+        "BACKUP_WAL", "`on`: receive the server's WAL, so that the portal can be recovered to any second", switch, "off"
+    )
+    replication: UrlParts = setting(
+        "BACKUP_REPLICATION_URL",
+        "The server as a role with `REPLICATION`, such as `postgres://user:password@host:port/postgres`",
+        database_url,
+        without="(as for the database)",
+        secret=True,
+    )
+    days: int = setting(
+        "BACKUP_PITR_DAYS", "Days that a recovery to any second reaches back", whole_number(0, HUNDRED_YEARS), "7"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Every setting, valid. ``None`` stands for a setting that is not set and has no default.
+
+    Arguments:
+        database: the database to connect to: the group `DatabaseSettings`, put together.
+        unbuilt: what the environment asks for and this release does not have; see `refuse_unbuilt`.
+    """
+
+    database: DatabaseTarget = field(
+        default_factory=lambda: DatabaseSettings().target(), metadata={GROUP: DatabaseSettings}
+    )
+    local_path: Path = setting(
+        "BACKUP_LOCAL_PATH", "Backup storage directory", directory, "/var/lib/kekkai-portal/backups"
+    )
+    upload_dir: Path | None = setting(
+        "PORTAL_UPLOAD_DIR",
+        "Media uploads directory; set to an empty value, it excludes the media",
+        optional_directory,
+        "/var/lib/kekkai-portal/uploads",
+        empty_counts=True,
+    )
+    audit_dir: Path | None = setting(
+        "PORTAL_AUDIT_DIR", "Audit logs directory, or the log file itself", optional_directory
+    )
+    retention: RetentionSettings = group(RetentionSettings)
+    chain_length: int = setting(
+        "BACKUP_CHAIN_LENGTH", "Incremental media backups before a new base is made", whole_number(1), "500"
+    )
+    chain_percent: int = setting(
+        "BACKUP_CHAIN_PERCENT",
+        "Total size of a chain's incrementals, in percent of its base, before a new base is made",
+        whole_number(1),
+        "100",
+    )
+    rollback_days: int = setting(
+        "BACKUP_ROLLBACK_DAYS",
+        "Days to keep rollback data; the next prune or restore discards it then",
+        whole_number(0, HUNDRED_YEARS),
+        "7",
+    )
+    pg_bin_dir: Path | None = setting(
+        "BACKUP_PG_BIN_DIR",
+        "Directory of the PostgreSQL client programs",
+        optional_directory,
+        without="(chosen by the server's version)",
+    )
+    dump_timeout: int = setting("BACKUP_DUMP_TIMEOUT", "Seconds that `pg_dump` may take", whole_number(1), "21600")
+    lock_timeout: int = setting(
+        "BACKUP_LOCK_TIMEOUT", "Seconds to wait for a lock before giving up as busy", whole_number(0), "60"
+    )
+    jobs: int | None = setting(
+        "BACKUP_JOBS",
+        "Processes and threads that work at the same time",
+        optional_jobs,
+        without="(the cores this process may use)",
+    )
+    compression: Compression = setting(
+        "BACKUP_COMPRESSION",
+        "`fast`, `small`, or `auto`: as hard as the source leaves time for",
+        one_of(Compression),
+        "auto",
+    )
+    log_format: LogFormat = setting(
+        "BACKUP_LOG_FORMAT",
+        "`json`, `console`, or `auto`: JSON unless standard error is a terminal",
+        one_of(LogFormat),
+        "auto",
+    )
+    worker: WorkerSettings = group(WorkerSettings)
+    schedules: ScheduleSettings = group(ScheduleSettings)
+    watch: WatchSettings = group(WatchSettings)
+    targets: TargetSettings = group(TargetSettings)
+    pitr: PitrSettings = group(PitrSettings)
+    unbuilt: tuple[str, ...] = ()
+
+
+def entries(kind: type[Any] = Settings) -> Iterator[Setting[object]]:
+    """Every entry of a group and of the groups in it, in the order of the table."""
+    for each in fields(kind):
+        if SETTING in each.metadata:
+            yield each.metadata[SETTING]
+        elif GROUP in each.metadata:
+            yield from entries(each.metadata[GROUP])
+
+
+SETTINGS: Final[tuple[Setting[object], ...]] = tuple(entries())

@@ -20,15 +20,17 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
-from portal.ops.archive.damage import Damage, DamagedError
+from portal.ops.archive.damage import Damage, DamagedError, is_below
 from portal.ops.archive.index import MANIFEST, Member, MemberType
 from portal.ops.archive.open import open_archive
-from portal.ops.archive.plain import PlainArchive
+from portal.ops.archive.protocol import is_indexed_archive
 from portal.ops.archive.reader import ArchiveReader, is_indexed
 from portal.ops.chains.deletions import deletions
 from portal.ops.chains.lineage import is_incremental, line_of
 from portal.ops.errors import ConfigurationError, NotIntactError, OpsError
 from portal.ops.model import DELETED, Component, VerifyLevel
+from portal.ops.pitr.base_manifest import MANIFEST as SERVER_MANIFEST
+from portal.ops.pitr.base_manifest import PREFIX, manifest_faults
 from portal.ops.postgres.client_tools import find_client
 from portal.ops.postgres.dump_format import HEAD_BYTES, dump_major, start_decoding
 from portal.ops.repository.sidecar import file_digest, read_sidecar
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
+    from portal.ops.archive.protocol import Archive
     from portal.ops.manifest import Manifest
     from portal.ops.runtime.progress import Advance
 
@@ -164,7 +167,7 @@ class _Look:
         """Look at everything; what is wrong is in `damages` afterwards."""
         try:
             with closing(open_archive(path)) as archive:
-                self.has_digests = isinstance(archive, ArchiveReader)
+                self.has_digests = archive.has_index
                 self.manifest = archive.manifest()
                 for member, content in archive.contents(self._verifier.jobs):
                     self._member(member, content)
@@ -231,11 +234,13 @@ class _Look:
     def _is_list_of_deleted(self, member: Member) -> bool:
         return member.path == DELETED and self.manifest is not None and self.manifest.parent is not None
 
-    def _hold_against_manifest(self, manifest: Manifest, archive: ArchiveReader | PlainArchive) -> None:
+    def _hold_against_manifest(self, manifest: Manifest, archive: Archive) -> None:
         if manifest.backup_id != archive.backup_id:
             self._note(Damage(what="the manifest is another archive's", path=MANIFEST))
         if manifest.parent is not None:
             self._hold_deletions(manifest, archive)
+        if Component.CLUSTER in manifest.components:
+            self._hold_cluster(archive)
         for component in Component:
             files, others = self._held[component]
             listed = component in manifest.components
@@ -247,8 +252,21 @@ class _Look:
             if expected != files:
                 self._note(Damage(what=f"{component.value} has {files} files, and the manifest says {expected}"))
 
-    def _hold_deletions(self, manifest: Manifest, archive: ArchiveReader | PlainArchive) -> None:
-        if isinstance(archive, PlainArchive):
+    def _hold_cluster(self, archive: Archive) -> None:
+        """Hold the files of a cluster against the server's own list of them, as pg_verifybackup does."""
+        if not is_indexed_archive(archive) or not (listed := archive.find(f"{PREFIX}/{SERVER_MANIFEST}")):
+            self._note(Damage(what=f"it holds a cluster, and no {SERVER_MANIFEST} of the server's"))
+            return
+        files = {
+            member.path.removeprefix(f"{PREFIX}/"): (member.size, member.sha256)
+            for member in archive.members()
+            if member.type is MemberType.FILE and is_below(member.path, PREFIX)
+        }
+        for fault in manifest_faults(files, b"".join(archive.extract(listed)))[:MOST_DAMAGES]:
+            self._note(Damage(what=fault, path=PREFIX))
+
+    def _hold_deletions(self, manifest: Manifest, archive: Archive) -> None:
+        if not is_indexed_archive(archive):
             self._note(Damage(what="it follows another archive, and has no index"))
             return
         count = sum(1 for _ in deletions(archive))

@@ -61,8 +61,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def archive(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with archives.lanes() as lanes:
-        return write_archive(tmp_path_factory.mktemp("repository") / NAME, lanes, Recipe(media=source))
+    with archives.compressor_pool() as pool:
+        return write_archive(tmp_path_factory.mktemp("repository") / NAME, pool, Recipe(media=source))
 
 
 def restore(tmp_path: Path) -> FileRestore:
@@ -79,7 +79,7 @@ def staged(restoring: FileRestore, archive: Path, advance: Callable[[int], None]
 def helpers() -> list[int]:
     """The helpers that this thread has started; other tests' servers may be its children too."""
     listed = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text(encoding="ascii")
-    return [int(pid) for pid in listed.split() if b"file_unpacker" in command_line(int(pid))]
+    return [int(pid) for pid in listed.split() if b"restore.files.unpacker" in command_line(int(pid))]
 
 
 def command_line(pid: int) -> bytes:

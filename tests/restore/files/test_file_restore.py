@@ -22,7 +22,7 @@ from portal.ops.model import RESTORE_DIRECTORY, Component
 from portal.ops.restore.files import journal as file_journal
 from portal.ops.restore.files import safe_tree as file_tree
 from portal.ops.restore.files.record import RestoreDirectory
-from portal.ops.restore.files.restore import FileRestore, FilesReport, FilesState, forget, list_restores
+from portal.ops.restore.files.restore import FileRestore, FilesReport, FilesState, discard_rollback_data, list_restores
 from portal.ops.restore.files.selection import matches
 from tests.support import archives
 from tests.support.archives import NAME, Recipe, Tree, tree_on_disk, write_archive
@@ -32,7 +32,7 @@ from tests.support.trees import grow, trees
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from portal.ops.archive.compressor_pool import Lanes
+    from portal.ops.archive.compressor_pool import CompressorPool
     from tests.support.trees import Node
 
 MIB = 1 << 20
@@ -46,10 +46,10 @@ drawn = settings(
 
 
 @pytest.fixture(scope="module")
-def lanes() -> Iterator[Lanes]:
+def pool() -> Iterator[CompressorPool]:
     """Helper processes that all tests of this module share."""
-    with archives.lanes() as lanes:
-        yield lanes
+    with archives.compressor_pool() as pool:
+        yield pool
 
 
 @pytest.fixture
@@ -67,9 +67,9 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def archive(lanes: Lanes, tmp_path: Path, source: Path) -> Path:
+def archive(pool: CompressorPool, tmp_path: Path, source: Path) -> Path:
     """A backup of `source`."""
-    return write_archive(tmp_path / NAME, lanes, Recipe(media=source))
+    return write_archive(tmp_path / NAME, pool, Recipe(media=source))
 
 
 @pytest.fixture
@@ -130,13 +130,13 @@ def live_tree(root: Path) -> Tree:
 
 @drawn
 @given(node=trees)
-def test_any_tree_comes_back(lanes: Lanes, node: Node) -> None:
+def test_any_tree_comes_back(pool: CompressorPool, node: Node) -> None:
     """Names, contents, modes, times and links are restored to a directory that was not there, and it goes again."""
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         grow(os.fsencode(place / "source"), node, [])
         expected = without_special_bits(tree_on_disk(place / "source"))
-        archive = write_archive(place / NAME, lanes, Recipe(media=place / "source"))
+        archive = write_archive(place / NAME, pool, Recipe(media=place / "source"))
         restore = FileRestore(place / "target", restore_id="r", component=Component.MEDIA, allow_outside_links=True)
         run(restore, archive)
         assert live_tree(place / "target") == expected
@@ -146,14 +146,14 @@ def test_any_tree_comes_back(lanes: Lanes, node: Node) -> None:
 
 @drawn
 @given(before=trees, after=trees)
-def test_any_tree_is_exchanged_for_any_other(lanes: Lanes, before: Node, after: Node) -> None:
+def test_any_tree_is_exchanged_for_any_other(pool: CompressorPool, before: Node, after: Node) -> None:
     """An exact restore over another tree gives the backup's; a rollback gives back the other, to the nanosecond."""
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for name, node in (("source", after), ("target", before)):
             grow(os.fsencode(place / name), node, [])
         expected, old = without_special_bits(tree_on_disk(place / "source")), tree_on_disk(place / "target")
-        archive = write_archive(place / NAME, lanes, Recipe(media=place / "source"))
+        archive = write_archive(place / NAME, pool, Recipe(media=place / "source"))
         restore = FileRestore(
             place / "target", restore_id="r", component=Component.MEDIA, exact=True, allow_outside_links=True
         )
@@ -177,7 +177,7 @@ def without_special_bits(tree: Tree) -> Tree:
 def test_plan_counts_and_touches_nothing(archive: Path, target: Path) -> None:
     """What would be new, replaced and left is said beforehand, with what is in the way."""
     before = tree_on_disk(target)
-    plan = restore_of(target).plan(open_archive(archive).members())  # type: ignore[union-attr]
+    plan = restore_of(target).plan(open_archive(archive).members())
     assert (plan.new, plan.replaced, plan.same, plan.left) == (8, 1, 0, 1)
     assert plan.in_the_way == ("tenant-b is a file, and a directory in the backup",)
     assert not plan.blockers
@@ -187,7 +187,7 @@ def test_plan_counts_and_touches_nothing(archive: Path, target: Path) -> None:
 
 def test_plan_of_a_directory_that_is_not_there(archive: Path, tmp_path: Path) -> None:
     """Everything would be new, and nothing is made."""
-    plan = restore_of(tmp_path / "a" / "b").plan(open_archive(archive).members())  # type: ignore[union-attr]
+    plan = restore_of(tmp_path / "a" / "b").plan(open_archive(archive).members())
     assert plan.new == 9
     assert not (tmp_path / "a").exists()
 
@@ -195,7 +195,7 @@ def test_plan_of_a_directory_that_is_not_there(archive: Path, tmp_path: Path) ->
 def test_plan_says_where_there_is_no_room(tmp_path: Path) -> None:
     """A stage that cannot fit is a blocker before anything is written."""
     archive = write_indexed(tmp_path, [directory("media"), file("media/a", size=1 << 60)])
-    plan = restore_of(tmp_path / "live").plan(open_archive(archive).members())  # type: ignore[union-attr]
+    plan = restore_of(tmp_path / "live").plan(open_archive(archive).members())
     assert "needs about" in plan.blockers[0].message
 
 
@@ -264,7 +264,9 @@ def test_exact_leaves_the_repository_alone(archive: Path, target: Path) -> None:
     assert not (target / "ops" / "other").exists()
 
 
-def test_new_directories_are_moved_as_a_whole(lanes: Lanes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_directories_are_moved_as_a_whole(
+    pool: CompressorPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One rename for each that stands beside others, whatever is in it; what is taken back is asked one by one."""
     source, target, moved = tmp_path / "source", tmp_path / "live", list[str]()
     for number in range(30):
@@ -280,7 +282,7 @@ def test_new_directories_are_moved_as_a_whole(lanes: Lanes, tmp_path: Path, monk
 
     monkeypatch.setattr(file_journal, "move", noted)
     target.mkdir()
-    report = run(restore_of(target), write_archive(tmp_path / NAME, lanes, Recipe(media=source)))
+    report = run(restore_of(target), write_archive(tmp_path / NAME, pool, Recipe(media=source)))
     assert report.new == 31
     assert sorted(moved) == ["tenant-0", "tenant-1", "tenant-2", "top.json"]
     assert live_tree(target) == tree_on_disk(source)
@@ -420,15 +422,17 @@ def test_some_files_are_restored_and_no_others(archive: Path, target: Path) -> N
 
 
 @pytest.mark.usefixtures("hands")
-def test_one_file_is_read_from_its_frames_alone(lanes: Lanes, tmp_path: Path, source: Path, target: Path) -> None:
+def test_one_file_is_read_from_its_frames_alone(
+    pool: CompressorPool, tmp_path: Path, source: Path, target: Path
+) -> None:
     """Damage elsewhere in an archive does not keep a single file from being restored."""
     (source / "tenant-b" / "large.bin").write_bytes(os.urandom(3 * MIB))
-    archive = write_archive(tmp_path / NAME, lanes, Recipe(media=source))
-    reader = open_archive(archive)
-    large = reader.find("media/tenant-b/large.bin")  # type: ignore[union-attr]
+    archive = write_archive(tmp_path / NAME, pool, Recipe(media=source))
+    reader = ArchiveReader(archive)
+    large = reader.find("media/tenant-b/large.bin")
     assert large is not None
     with archive.open("r+b") as data:
-        data.seek(reader.frames.offsets[large.frame + 1] + 1000)  # type: ignore[union-attr]
+        data.seek(reader.frames.offsets[large.frame + 1] + 1000)
         data.write(b"damage")
     run(restore_of(target, patterns=("tenant-a/2024/scan-1.sarif",)), archive)
     assert (target / "tenant-a" / "2024" / "scan-1.sarif").read_text() == "tenant-a 1"
@@ -436,13 +440,13 @@ def test_one_file_is_read_from_its_frames_alone(lanes: Lanes, tmp_path: Path, so
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_frames_are_read_once(
-    lanes: Lanes, tmp_path: Path, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
+    pool: CompressorPool, tmp_path: Path, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
 ) -> None:
     """However many of the files in a frame are asked for; frames that have none of them are not read."""
     for number in range(60):
         (source / "tenant-a" / f"half-{number}").write_bytes(os.urandom(MIB // 2))
     (source / "tenant-a" / "half-1x").write_bytes(os.urandom(9 * MIB))
-    archive = write_archive(tmp_path / NAME, lanes, Recipe(media=source))
+    archive = write_archive(tmp_path / NAME, pool, Recipe(media=source))
     read: Counter[int] = Counter()
     original = ArchiveReader.read_frame
 
@@ -492,7 +496,7 @@ def test_restores_are_listed_and_forgotten(archive: Path, target: Path) -> None:
     (found,) = list_restores(target)
     assert (found.restore_id, found.state) == ("restore_1", FilesState.APPLIED)
     after = live_tree(target)
-    assert forget(target, "restore_1") > 0
+    assert discard_rollback_data(target, "restore_1") > 0
     assert list_restores(target) == []
     assert tree_on_disk(target) == after
 

@@ -15,10 +15,10 @@ from portal.ops.errors import DiskFullError, NotIntactError, RestoreError
 from portal.ops.restore.files.changes import OURS, protected_paths
 from portal.ops.restore.files.free_space import room
 from portal.ops.restore.files.name_set import Kind
-from portal.ops.restore.files.preflight import Ground, closed
+from portal.ops.restore.files.preflight import Preflight, closed
 from portal.ops.restore.files.report import FilesPlan
 from portal.ops.restore.files.safe_tree import IS_ROOT, Attributes, Tree, explained
-from portal.ops.restore.files.tree_rules import Shape
+from portal.ops.restore.files.tree_rules import TreeRules
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -73,7 +73,7 @@ class Comparison:
     _obstacles: list[OpsError] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._shape = Shape(prefix=self.prefix, top=self.top, allow_outside_links=self.allow_outside_links)
+        self._rules = TreeRules(prefix=self.prefix, top=self.top, allow_outside_links=self.allow_outside_links)
 
     def plan(self, members: Iterable[Member], place: Path) -> FilesPlan:
         """Hold the members against the tree."""
@@ -95,7 +95,7 @@ class Comparison:
             free_bytes=free,
             examples=tuple(self._examples),
             in_the_way=tuple(self._in_the_way),
-            warnings=self._shape.warnings(),
+            warnings=self._rules.warnings(),
             blockers=(*self._faults, *self._obstacles, *self._blockers(above, free)),
         )
 
@@ -104,20 +104,20 @@ class Comparison:
         with ExitStack() as stack:
             live = stack.enter_context(Tree(self.root)) if os.path.isdir(self.root) else None
             protected = self._protected()
-            ground = Ground(live, protected, partial=self.partial) if live is not None else None
+            preflight = Preflight(live, protected, partial=self.partial) if live is not None else None
             for member in members:
                 try:
-                    path = self._shape.add(member)
+                    path = self._rules.add(member)
                     self._check_name(path)
-                    self._compare(member, path, live, ground)
+                    self._compare(member, path, live, preflight)
                 except NotIntactError as error:
                     if len(self._faults) < _MOST_FAULTS:
                         self._faults.append(error)
-            if live is None or ground is None or self.partial:
-                self._obstacles += ground.obstacles() if ground else ()
+            if live is None or preflight is None or self.partial:
+                self._obstacles += preflight.obstacles() if preflight else ()
                 return self._met
-            present = self._count_files(live, ground)
-            self._obstacles += ground.obstacles()
+            present = self._count_files(live, preflight)
+            self._obstacles += preflight.obstacles()
             return present
 
     def _protected(self) -> frozenset[str]:
@@ -134,7 +134,7 @@ class Comparison:
         ):
             raise explained(OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG)), "", self.root)
 
-    def _compare(self, member: Member, path: str, live: Tree | None, ground: Ground | None) -> None:
+    def _compare(self, member: Member, path: str, live: Tree | None, preflight: Preflight | None) -> None:
         found = self._look(live, path)
         fits = found is not None and stat.S_IFMT(found.st_mode) == _KINDS[member.type]
         if found is not None and not fits and len(self._in_the_way) < _MOST_IN_THE_WAY:
@@ -142,10 +142,10 @@ class Comparison:
         if found is not None and not stat.S_ISDIR(found.st_mode):
             self._met += 1
         is_directory = member.type is MemberType.DIRECTORY
-        if ground is not None and found is not None and fits and is_directory:
-            ground.set_attributes(path, found, Attributes(member.mode, member.uid, member.gid, member.mtime_ns))
-        elif ground is not None:
-            ground.change(path, moves=found is not None and not fits, makes=is_directory)
+        if preflight is not None and found is not None and fits and is_directory:
+            preflight.set_attributes(path, found, Attributes(member.mode, member.uid, member.gid, member.mtime_ns))
+        elif preflight is not None:
+            preflight.change(path, moves=found is not None and not fits, makes=is_directory)
         if is_directory:
             return
         self._stage_bytes += member.size + _ENTRY_BYTES
@@ -167,7 +167,7 @@ class Comparison:
             self._absent = path
         return found
 
-    def _count_files(self, live: Tree, ground: Ground) -> int:
+    def _count_files(self, live: Tree, preflight: Preflight) -> int:
         """How many files there are; on the way, what of them would be moved aside."""
         count = 0
         settled: set[str] = set()  # directories whose content goes or stays with them
@@ -176,10 +176,10 @@ class Comparison:
                 continue
             is_directory = stat.S_ISDIR(found.st_mode)
             count += not is_directory
-            if not self.exact or self._shape.names.kind(path) is not Kind.NOTHING:
+            if not self.exact or self._rules.names.kind(path) is not Kind.NOTHING:
                 continue
             goes_with_it = path.rpartition("/")[0] in settled
-            if (goes_with_it or ground.strange(path)) and is_directory:
+            if (goes_with_it or preflight.strange(path)) and is_directory:
                 settled.add(path)
         return count
 

@@ -20,7 +20,7 @@ import re
 _MOST_NAMED: Final = 3
 
 
-class Ground:
+class Preflight:
     """Is told of every change that a restore would make to a tree, and says in the end what is in the way.
 
     Arguments:
@@ -157,15 +157,15 @@ def obstacles_in(top: str, *, most: int, partial: bool = False) -> list[OpsError
         OSError: the tree cannot be read.
     """
     with Tree(top) as live:
-        ground = Ground(live, frozenset(), partial=partial)
+        preflight = Preflight(live, frozenset(), partial=partial)
         if partial:
-            ground.change("one more")
+            preflight.change("one more")
         else:
-            ground.set_attributes("", found := os.stat(top), Attributes.of(found))
+            preflight.set_attributes("", found := os.stat(top), Attributes.of(found))
             for path, found in islice(live.below(""), most):
                 if not path.startswith(OURS) and not stat.S_ISDIR(found.st_mode):
-                    ground.change(path)
-        return ground.obstacles()
+                    preflight.change(path)
+        return preflight.obstacles()
 
 
 def _few(paths: Collection[str]) -> str:

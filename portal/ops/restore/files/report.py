@@ -140,7 +140,7 @@ class FilesRestore:
         restore_id: its name.
         started: when, as the manifest writes it.
         state: how far it is.
-        held_bytes: what `forget` would free.
+        held_bytes: what `discard_rollback_data` would free.
     """
 
     restore_id: str

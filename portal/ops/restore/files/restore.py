@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.archive.damage import is_below
-from portal.ops.archive.plain import PlainArchive
+from portal.ops.archive.protocol import is_indexed_archive
 from portal.ops.errors import ConfigurationError, OpsError, RestoreError
 from portal.ops.model import RESTORE_DIRECTORY, Component, timestamp
 from portal.ops.restore.audit_chain import ChainReport, check_logs
@@ -46,8 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from portal.ops.archive.index import Member
-    from portal.ops.archive.reader import ArchiveReader
-    from portal.ops.chains.reader import ChainReader
+    from portal.ops.archive.protocol import Archive
     from portal.ops.runtime.progress import Advance
 
 __all__ = [
@@ -57,7 +56,7 @@ __all__ = [
     "FilesRestore",
     "FilesState",
     "StageReport",
-    "forget",
+    "discard_rollback_data",
     "list_restores",
 ]
 
@@ -135,9 +134,7 @@ class FileRestore:
             wanted = (member for member in members if is_below(member.path, prefix))
         return comparison.plan(wanted, Path(root, top) if top else self.target)
 
-    def stage_from(
-        self, archive: ArchiveReader | PlainArchive | ChainReader, jobs: int, advance: Advance = lambda _: None
-    ) -> StageReport:
+    def stage_from(self, archive: Archive, jobs: int, advance: Advance = lambda _: None) -> StageReport:
         """Stage what is asked for; with patterns, an archive with an index is read where that lies, and nowhere else.
 
         Arguments:
@@ -148,7 +145,7 @@ class FileRestore:
             OpsError: as `stage`.
         """
         choice = choose(archive, self.component.member, self.patterns)
-        if isinstance(archive, PlainArchive):
+        if not is_indexed_archive(archive):
             return self.stage(selected(archive, choice, jobs), advance)
         return self._stage(lambda stage: stage.fill_from(archive.layers(), choice, jobs), advance)
 
@@ -375,7 +372,7 @@ def list_restores(target: Path) -> list[FilesRestore]:
     return sorted(found, key=lambda one: (one.started, one.restore_id), reverse=True)
 
 
-def forget(target: Path, restore_id: str) -> int:
+def discard_rollback_data(target: Path, restore_id: str) -> int:
     """Remove all that is kept of a restore, which can then not be taken back; the bytes that are freed.
 
     Raises:

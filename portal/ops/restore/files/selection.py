@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from portal.ops.archive.damage import is_below
 from portal.ops.archive.index import Member, MemberType
-from portal.ops.archive.plain import PlainArchive
+from portal.ops.archive.protocol import is_indexed_archive
 from portal.ops.archive.runs import Run, runs
 from portal.ops.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from portal.ops.archive.protocol import Archive
     from portal.ops.archive.reader import ArchiveReader, Layer
-    from portal.ops.chains.reader import ChainReader
 
-    Archive = ArchiveReader | PlainArchive | ChainReader
     Contents = Iterator[tuple[Member, Iterator[memoryview]]]
 
 LONG_FRAMES: Final = 8
@@ -76,10 +75,7 @@ def choose(archive: Archive, prefix: str, patterns: Sequence[str]) -> Choice:
     if not patterns:
         return Everything(prefix)
     selection = Selection(prefix, patterns)
-    if isinstance(archive, PlainArchive):
-        selection.prepare(member for member, _ in archive.contents(1))
-    else:
-        selection.prepare(archive.members())
+    selection.prepare(archive.members())
     return selection
 
 
@@ -92,7 +88,7 @@ def selected(archive: Archive, choice: Choice, jobs: int) -> Contents:
     Raises:
         NotIntactError: the archive is damaged.
     """
-    if isinstance(archive, PlainArchive):
+    if not is_indexed_archive(archive):
         for member, content in archive.contents(1):
             if (taken := choice.take(member)) is not None:
                 yield taken, content

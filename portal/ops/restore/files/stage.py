@@ -19,7 +19,7 @@ from portal.ops.restore.files.free_space import Room
 from portal.ops.restore.files.helpers import Helpers
 from portal.ops.restore.files.safe_tree import IS_ROOT, Attributes, Tree
 from portal.ops.restore.files.selection import LONG_FRAMES, chosen_runs, run_contents
-from portal.ops.restore.files.tree_rules import Shape, staged_path
+from portal.ops.restore.files.tree_rules import TreeRules, staged_path
 from portal.ops.restore.files.unpacker import CHECKED, PASSED
 from portal.ops.restore.files.writers import Writers
 
@@ -76,7 +76,7 @@ class Stage:
     _content_bytes: int = 0
 
     def __post_init__(self) -> None:
-        self._shape = Shape(prefix=self.prefix, top=self.top, allow_outside_links=self.allow_outside_links)
+        self._rules = TreeRules(prefix=self.prefix, top=self.top, allow_outside_links=self.allow_outside_links)
 
     def fill(self, contents: Iterable[tuple[Member, Iterator[memoryview]]]) -> StageReport:
         """Write everything that belongs to the component, and put it on the disk.
@@ -144,7 +144,7 @@ class Stage:
 
     def _place(self, member: Member) -> str | None:
         """Where the file of a member belongs; nothing for a directory, which is made, or a link, which comes later."""
-        path = self._shape.add(member)
+        path = self._rules.add(member)
         if member.type is MemberType.DIRECTORY:
             self._directory(path, member)
             return None
@@ -166,7 +166,7 @@ class Stage:
             files=self._files,
             directories=len(self.attributes),
             content_bytes=self._content_bytes,
-            warnings=self._shape.warnings(),
+            warnings=self._rules.warnings(),
         )
 
     def _directory(self, path: str, member: Member) -> None:

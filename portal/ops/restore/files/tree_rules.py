@@ -35,7 +35,7 @@ _DIRECTORIES: Final = (Kind.IMPLIED, Kind.DIRECTORY)
 
 
 @dataclass(kw_only=True)
-class Shape:
+class TreeRules:
     """Judges the members of one component, in the order of the archive.
 
     Arguments:

@@ -1,4 +1,4 @@
-"""One lane of a worker: the processes that take their work from one queue."""
+"""The Celery worker of one queue."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 from celery.signals import worker_ready, worker_shutting_down
 
 from portal.ops.errors import OpsError
+from portal.ops.runtime.environment import current_settings
 from portal.ops.runtime.logs import engine_log
-from portal.ops.runtime.progress import read_text
-from portal.ops.settings.load import load_settings
 from worker.app import make_app
 from worker.event_batches import EventBatches
 from worker.logs import log_to_standard_error
-from worker.names import Lane
+from worker.operations import Queue
 from worker.recovery import follow_kills, tidy, watch
 
 if TYPE_CHECKING:
@@ -23,25 +22,25 @@ if TYPE_CHECKING:
 
     from portal.ops.settings.load import Settings
 
-log = engine_log("worker.lane")
+log = engine_log("worker.queue_worker")
 
 
-_OURS: Final = (b"celeryev", b"celery.pidbox", b"reply.celery.pidbox", *(lane.value.encode() for lane in Lane))
+_OURS: Final = (b"celeryev", b"celery.pidbox", b"reply.celery.pidbox", *(queue.value.encode() for queue in Queue))
 _BINDING: Final = b"_kombu.binding."
 
 
-def run_lane(lane: Lane, processes: int) -> int:
+def serve_queue(queue: Queue, processes: int) -> int:
     """Work until somebody asks this process to end; its exit code."""
-    settings = load_settings(os.environ, read_text)
+    settings = current_settings()
     log_to_standard_error(settings.log_format)
     app = make_app(settings.worker)
     app.steps["consumer"].add(EventBatches)
-    tidy(settings, lane)
-    follow_kills(lane)
-    _follow(app, settings, lane)
+    tidy(settings, queue)
+    follow_kills(queue)
+    _follow(app, settings, queue)
     worker = app.Worker(
-        hostname=f"{lane.value}@{os.uname().nodename}",
-        queues=[lane.value],
+        hostname=f"{queue.value}@{os.uname().nodename}",
+        queues=[queue.value],
         concurrency=processes,
         loglevel="INFO",
         quiet=True,
@@ -52,19 +51,19 @@ def run_lane(lane: Lane, processes: int) -> int:
     return int(worker.exitcode or 0)
 
 
-def _follow(app: Celery, settings: Settings, lane: Lane) -> None:
-    """Have it said when the lane takes work and when it stops, and look after abandoned messages in between."""
+def _follow(app: Celery, settings: Settings, queue: Queue) -> None:
+    """Log when the worker takes tasks and when it stops, and look after abandoned messages in between."""
     ends: list[Any] = []
 
     def ready(**_: Any) -> None:
-        ends.append(watch(app, settings, lane))
+        ends.append(watch(app, settings, queue))
         _warn_of_strangers(app)
-        log.info("worker_ready", lane=lane.value, pid=os.getpid())
+        log.info("worker_ready", queue=queue.value, pid=os.getpid())
 
     def leaving(**_: Any) -> None:
         for end in ends:
             end()
-        log.info("worker_leaving", lane=lane.value)
+        log.info("worker_leaving", queue=queue.value)
 
     worker_ready.connect(ready, weak=False)
     worker_shutting_down.connect(leaving, weak=False)
@@ -84,9 +83,9 @@ def _warn_of_strangers(app: Celery) -> None:
 
 
 def main() -> int:
-    """Run the lane that the arguments name; the exit code."""
+    """Serve the queue that the arguments name; the exit code."""
     try:
-        return run_lane(Lane(sys.argv[1]), int(sys.argv[2]))
+        return serve_queue(Queue(sys.argv[1]), int(sys.argv[2]))
     except OpsError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
