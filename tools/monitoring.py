@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 
 _REPORT: Final = "kekkai-backup-report.html"
+_STANDARD_OUTPUT: Final = "-"
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -27,7 +29,12 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     status.add_argument("--json", action="store_true", help="say nothing to people: only the JSON of standard output")
     status.set_defaults(run=_status)
     report = commands.add_parser("report", help="write a page that shows what became of the backups")
-    report.add_argument("--output", metavar="FILE", default=_REPORT, help="where to (default: %(default)s)")
+    report.add_argument(
+        "--output",
+        metavar="FILE",
+        help=f"file to write, or - for standard output (default: {_REPORT} in this directory, or in the repository if "
+        "this directory is not writable)",
+    )
     report.set_defaults(run=_report)
     commands.add_parser("doctor", help="check everything that a backup and a restore need").set_defaults(run=_doctor)
 
@@ -60,9 +67,14 @@ def _report(arguments: argparse.Namespace) -> int:
     from tools.report.page import page
     from tools.report.story import read_story
 
-    text = page(read_story(current_settings(), utc_now()))
-    path = os.path.abspath(arguments.output)
-    _write(path, text.encode("utf-8", "replace"))
+    settings = current_settings()
+    data = page(read_story(settings, utc_now())).encode("utf-8", "replace")
+    if arguments.output == _STANDARD_OUTPUT:
+        sys.stdout.buffer.write(data)
+        return 0
+    here = os.getcwd() if os.access(os.curdir, os.W_OK) else settings.local_path
+    path = os.path.abspath(arguments.output or os.path.join(here, _REPORT))
+    _write(path, data)
     say(f"the report is {path}; it needs nothing else, and any browser shows it")
     print_result({"success": True, "path": path, "size_bytes": os.path.getsize(path)})
     return 0

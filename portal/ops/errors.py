@@ -17,6 +17,7 @@
     ├── RepositoryError            exit 1   the directory of archives cannot be read or written
     │   ├── DiskFullError          exit 1   no space left
     │   └── ArchiveAbsentError     exit 2   no archive of that name
+    ├── CommandFailedError         exit 1   the operator's command before the work failed, so it was not started
     └── RestoreError               exit 1   a restore stopped; the live data is as it was
 
 A message says what happened, a hint what to do next. Only entry points turn an error into an exit.
@@ -126,6 +127,10 @@ class ArchiveAbsentError(RepositoryError):
     """The repository has no archive of that name."""
 
     exit_code = 2
+
+
+class CommandFailedError(OpsError):
+    """The operator's command before the work failed, so the work was not started."""
 
 
 class RestoreError(OpsError):

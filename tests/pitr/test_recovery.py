@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from portal.ops.pitr.recovery import OutsideWindowError, plan_recovery, recovered
+from portal.ops.pitr.plan import OutsideWindowError, plan_recovery
+from portal.ops.pitr.recovery import recovered
 from portal.ops.pitr.scratch import DIRECTORY
 from portal.ops.postgres.connection import connect
 from portal.ops.runtime.process import SystemRunner

@@ -1,4 +1,4 @@
-"""Recovering the cluster to a moment: a plan, then a scratch server that has replayed everything up to it.
+"""Recovering the cluster to a moment, by a scratch server that replays everything up to it.
 
 plan      the newest base backup before the moment, and the WAL from there; refused outside the recovery window
 unpack    the base backup, into a directory that always disappears
@@ -10,131 +10,25 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
-from portal.ops.errors import ConfigurationError
-from portal.ops.model import SUFFIX
-from portal.ops.pitr.look import base_of, look
 from portal.ops.pitr.scratch import scratch_directory, server_owner, sweep_scratch
 from portal.ops.pitr.scratch_server import ScratchServer, Target
 from portal.ops.pitr.unpack import unpack_cluster
 from portal.ops.pitr.wal_feed import WalFeed
-from portal.ops.pitr.window import choose_span
 from portal.ops.repository.locks import archive_lock
 from portal.ops.runtime.logs import engine_log
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from portal.ops.pitr.wal_archive import WalArchive
-    from portal.ops.pitr.window import Span, Window
+    from portal.ops.pitr.plan import RecoveryPlan
     from portal.ops.repository.repository import Repository
     from portal.ops.runtime.process import ProcessRunner
     from portal.ops.runtime.progress import Advance
 
 log = engine_log("portal.ops.pitr.recovery")
-
-_WAL_KEPT_BYTES: Final = 3 << 30
-"""A replaying server recycles its WAL from about here on."""
-
-_SPARE_BYTES: Final = 64 << 20
-
-
-class OutsideWindowError(ConfigurationError):
-    """The moment cannot be recovered to."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecoveryPlan:
-    """How a moment will be recovered to.
-
-    Arguments:
-        moment: nothing means as late as possible.
-        path: the base backup's archive.
-        facts: what its manifest says of the cluster.
-        wal_bytes: how much WAL there is to replay at the most.
-    """
-
-    moment: datetime | None
-    window: Window
-    span: Span
-    path: Path
-    facts: Mapping[str, Any]
-    wal_bytes: int
-    archive: WalArchive
-
-    @property
-    def major(self) -> int:
-        """The server's major version."""
-        return self.archive.cluster.major
-
-    @property
-    def reached(self) -> datetime:
-        """The moment, or the latest one that there is."""
-        return self.moment or self.span.end
-
-    @property
-    def needed_bytes(self) -> int:
-        """The room that a scratch server takes, about."""
-        return int(self.facts["bytes"]) + min(self.wal_bytes, _WAL_KEPT_BYTES) + _SPARE_BYTES
-
-    def lines(self) -> list[str]:
-        """The plan in plain words."""
-        when = f"{self.reached:%Y-%m-%d %H:%M:%S}{'' if self.moment else ', the latest moment there is'}"
-        return [
-            f"The database as of {when} (UTC)",
-            f"Base backup {self.span.base.name}, complete at {self.span.base.ended:%Y-%m-%d %H:%M:%S}",
-            f"Then up to {self.wal_bytes >> 20} MB of WAL on timeline {self.span.timeline}",
-            f"Recovery window: {self.window}",
-            f"Room for a scratch server: about {self.needed_bytes >> 20} MB; it is removed afterwards",
-        ]
-
-
-def plan_recovery(repository: Repository, moment: datetime | None) -> RecoveryPlan:
-    """Find what leads to a moment; touches nothing.
-
-    Arguments:
-        moment: by the server's clock; nothing means as late as possible.
-
-    Raises:
-        OutsideWindowError: nothing leads there.
-        RepositoryError: the repository cannot be read.
-    """
-    found = look(repository)
-    if found.archive is None or found.window is None:
-        raise OutsideWindowError(
-            "there is nothing to recover to a moment from: it takes a base backup and the WAL that follows it",
-            hint="Set BACKUP_WAL=on, start the WAL service, and make a base backup; archives can be restored as ever.",
-        )
-    span = choose_span(found.spans, moment)
-    if span is None:
-        raise OutsideWindowError(
-            f"{moment:%Y-%m-%d %H:%M:%S%z} lies outside the recovery window, which is {found.window}",
-            hint="Name a moment inside it, or restore an archive.",
-        )
-    path = repository.path / f"{span.base.name}{SUFFIX}"
-    described = base_of(path)
-    assert described is not None
-    return RecoveryPlan(
-        moment=moment,
-        window=found.window,
-        span=span,
-        path=path,
-        facts=described[1],
-        wal_bytes=_wal_bytes(span, moment, found.archive),
-        archive=found.archive,
-    )
-
-
-def clock_offset(archive: WalArchive | None) -> timedelta:
-    """How far the server's clock is ahead of ours, by the last look of the WAL service."""
-    state = archive.state() if archive else {}
-    if not state.get("server_clock") or state.get("problem"):
-        return timedelta(0)
-    return datetime.fromisoformat(state["server_clock"]) - datetime.fromisoformat(state["updated"])
 
 
 @contextmanager
@@ -215,14 +109,3 @@ def scratch_server(
 def _neutralise(data: Path) -> None:
     """Take away what the live server's administrators have set by ALTER SYSTEM."""
     (data / "postgresql.auto.conf").write_text("")
-
-
-def _wal_bytes(span: Span, moment: datetime | None, archive: WalArchive) -> int:
-    """How much WAL lies between the base backup and the moment, at the most."""
-    first = span.base.start_lsn // archive.cluster.segment_bytes
-    count = 0
-    for name, file in archive.files().items():
-        segment = archive.segment(name)
-        if segment and segment.number >= first and (moment is None or not file.covered or file.covered <= moment):
-            count += 1
-    return min(count + 1, span.segments) * archive.cluster.segment_bytes

@@ -11,11 +11,9 @@ import os
 import signal
 import subprocess
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
-
-import psycopg
 
 from portal.ops.errors import ClientToolError, RestoreError
 from portal.ops.pitr.scratch import reachable
@@ -40,6 +38,9 @@ _PORT: Final = 5432
 _POLL_SECONDS: Final = 0.02
 _STOP_SECONDS: Final = 30.0
 _IDLE_REQUESTS: Final = 3
+"""A server that asks for WAL so often, and does not move, has replayed all that there is."""
+
+_PROGRESS: Final = "SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()::text, pg_last_xact_replay_timestamp()"
 _TAIL_BYTES: Final = 16 << 10
 _EVENT_TRIGGERS_SINCE: Final = 17
 
@@ -105,6 +106,7 @@ class ScratchServer:
         owner: whom it runs as, where that is not the user of this process.
         major: the server's major version.
         limits: for settings that replay depends on, what they have to be at the least.
+        last_transaction: when the last transaction was committed that was replayed, once that is known.
         is_durable: whether what it writes has to survive a crash of the machine.
     """
 
@@ -117,6 +119,7 @@ class ScratchServer:
     runner: ProcessRunner
     bin_dir: Path | None = None
     is_durable: bool = False
+    last_transaction: datetime | None = field(default=None, init=False)
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def recover(self, feed: WalFeed, target: Target) -> None:
@@ -157,7 +160,6 @@ class ScratchServer:
             "config_file": str(configuration),
             "hba_file": str(rules),
             "ident_file": str(configuration),
-            "external_pid_file": "",
             **settings,
         }
         command: list[str | Path] = [
@@ -236,31 +238,33 @@ class ScratchServer:
     # -- waiting ----------------------------------------------------------------------------------------------------
 
     def _wait_until_promoted(self, feed: WalFeed) -> None:
-        asked = False
-        while True:
-            state = self._state()
-            if state == "ready":
-                return
-            if feed.failure:
-                raise RestoreError(
-                    f"a file of WAL cannot be used: {feed.failure}", hint="Recover to an earlier moment."
-                )
-            if state == "standby" and not asked and feed.idle_requests >= _IDLE_REQUESTS and self._waits_for_wal(feed):
-                with connect(self.target("postgres")) as connection:
-                    connection.execute("SELECT pg_promote(false)")
-                asked = True
-            time.sleep(_POLL_SECONDS)
-
-    def _waits_for_wal(self, feed: WalFeed) -> bool:
-        """Whether the server has replayed all that there is: it asks again and again, and does not move."""
-        with suppress(psycopg.Error), connect(self.target("postgres")) as connection:
-            before, asked = _replayed(connection), feed.idle_requests
-            while feed.idle_requests < asked + _IDLE_REQUESTS:
-                if feed.idle_requests < asked or self._state() != "standby":
-                    return False
+        """Wait for the target, or for the end of the WAL: where that comes first, nothing was committed in between."""
+        with ExitStack() as opened:
+            while not self._accepts_connections(feed):
                 time.sleep(_POLL_SECONDS)
-            return _replayed(connection) == before
-        return False
+            connection = opened.enter_context(connect(self.target("postgres")))
+            position, idle, is_asked = "", 0, False
+            while True:
+                self._accepts_connections(feed)
+                in_recovery, replayed, self.last_transaction = _progress(connection)
+                if not in_recovery:
+                    return
+                if replayed != position or feed.idle_requests < idle:
+                    position, idle = replayed, feed.idle_requests
+                elif not is_asked and feed.idle_requests >= idle + _IDLE_REQUESTS:
+                    connection.execute("SELECT pg_promote(false)")
+                    is_asked = True
+                time.sleep(_POLL_SECONDS)
+
+    def _accepts_connections(self, feed: WalFeed) -> bool:
+        """Whether the server can be asked.
+
+        Raises:
+            RestoreError: it has ended, or does not get what it needs.
+        """
+        if feed.failure:
+            raise RestoreError(f"the WAL cannot be used: {feed.failure}", hint="Recover to an earlier moment.")
+        return self._state() == "ready"
 
     def _state(self) -> str:
         """What the server says of itself in its pid file; empty before it says anything.
@@ -297,6 +301,8 @@ class ScratchServer:
             os.chown(path, self.owner.uid, self.owner.gid)
 
 
-def _replayed(connection: Connection) -> str:
-    row = connection.execute("SELECT pg_last_wal_replay_lsn()::text").fetchone()
-    return str(row[0]) if row else ""
+def _progress(connection: Connection) -> tuple[bool, str, datetime | None]:
+    """Whether the server still replays, how far it is, and when the last transaction was committed."""
+    row = connection.execute(_PROGRESS).fetchone()
+    assert row is not None
+    return bool(row[0]), str(row[1]), row[2]

@@ -27,7 +27,7 @@ from portal.ops.restore.files.restore import FileRestore, discard_rollback_data,
 from portal.ops.runtime.progress import available_cores
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from portal.ops.archive.index import Member
     from portal.ops.archive.protocol import Archive
@@ -285,6 +285,7 @@ class PartMaker:
         restore_id: which restore.
         directory: the restore's own, in the repository.
         repository: never touched by a restore of files, wherever it lies.
+        database_part: makes the database's part; another one where that comes from no archive.
     """
 
     config: RestoreConfig
@@ -292,6 +293,7 @@ class PartMaker:
     restore_id: str
     directory: Path
     repository: Path
+    database_part: Callable[..., DatabasePart] = DatabasePart
 
     def parts(self, components: Iterable[Component]) -> list[Part]:
         """The parts of a new restore."""
@@ -357,7 +359,7 @@ class PartMaker:
             create_database=create_database,
             safety_dump=self.directory / "before.dump",
         )
-        return DatabasePart(restore, self.directory, mode=mode, create_database=create_database, jobs=self._jobs)
+        return self.database_part(restore, self.directory, mode=mode, create_database=create_database, jobs=self._jobs)
 
     @property
     def _jobs(self) -> int:

@@ -6,11 +6,13 @@ A parser takes the text and gives a value, or raises `UnusableError`, whose mess
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from portal.ops.settings.database_url import DatabaseUrlError, Secret, UrlParts, parse_database_url
@@ -159,6 +161,24 @@ def duration(text: str) -> timedelta:
     if not found or timedelta(days=HUNDRED_YEARS) < (value := timedelta(**{_UNITS[found[2]]: int(found[1])})):
         raise UnusableError("is not a time such as 90s, 15m, 2h or 8d")
     return value
+
+
+def command(text: str) -> tuple[str, ...]:
+    """Take a program and its arguments, quoted as for a shell, which is not used; nothing for none."""
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise UnusableError(f"is not a command: {error}") from None
+
+
+def web_url(text: str) -> str | None:
+    """Take the URL of a page, or nothing."""
+    if not text:
+        return None
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UnusableError("is not a URL such as http://localhost:8000/api/v1/health")
+    return text
 
 
 def cron(text: str) -> str | None:

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from portal.ops.model import Compression, LogFormat
 from portal.ops.settings.database_url import DatabaseTarget, Secret, UrlParts
+from portal.ops.settings.file_columns import FileColumns, file_columns
 from portal.ops.settings.parsers import (
     HUNDRED_YEARS,
     MOST_KEPT,
     Setting,
     as_secret,
     as_text,
+    command,
     cron,
     database_url,
     directories,
@@ -30,6 +32,7 @@ from portal.ops.settings.parsers import (
     rules,
     switch,
     time_zone,
+    web_url,
     whole_number,
 )
 
@@ -283,6 +286,47 @@ class PitrSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PortalSettings:
+    """What belongs to the portal: its key, its files, its own checks, and the operator's commands around our work."""
+
+    credential_key: Secret | None = setting(
+        "DD_CREDENTIAL_AES_256_KEY",
+        "The portal's key for stored credentials: each backup notes its fingerprint, and a drill decrypts with it",
+        as_secret,
+        secret=True,
+    )
+    file_columns: FileColumns = setting(
+        "BACKUP_FILE_COLUMNS",
+        "Database columns with paths of uploads, besides DefectDojo's, such as `report.file, scan.path=scans`; `off` "
+        "if the database refers to files in another tree",
+        file_columns,
+        without="(DefectDojo's)",
+    )
+    before_command: tuple[str, ...] = setting(
+        "BACKUP_BEFORE_COMMAND",
+        "Command that runs before each backup, and before a restore changes live data; if it fails, nothing is done",
+        command,
+    )
+    after_command: tuple[str, ...] = setting(
+        "BACKUP_AFTER_COMMAND", "Command that runs after each backup and each restore, whatever the result", command
+    )
+    drill_command: tuple[str, ...] = setting(
+        "BACKUP_DRILL_COMMAND", "Command that checks the restored portal at the end of each drill", command
+    )
+    command_timeout: timedelta = setting(
+        "BACKUP_COMMAND_TIMEOUT", "Time limit of each of these commands", duration, "10m"
+    )
+    health_url: str | None = setting(
+        "PORTAL_HEALTH_URL",
+        "URL that is asked after a restore until the portal answers, such as `http://localhost:8000/api/v1/health`",
+        web_url,
+    )
+    health_timeout: timedelta = setting(
+        "PORTAL_HEALTH_TIMEOUT", "Time that the portal has to answer after a restore", duration, "1m"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """Every setting, valid. ``None`` stands for a setting that is not set and has no default.
 
@@ -355,6 +399,7 @@ class Settings:
     schedules: ScheduleSettings = group(ScheduleSettings)
     watch: WatchSettings = group(WatchSettings)
     targets: TargetSettings = group(TargetSettings)
+    portal: PortalSettings = group(PortalSettings)
     pitr: PitrSettings = group(PitrSettings)
     unbuilt: tuple[str, ...] = ()
 
