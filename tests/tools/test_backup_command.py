@@ -206,12 +206,12 @@ class TestExitCodes:
         assert not Path(files["BACKUP_LOCAL_PATH"]).exists()
 
     @pytest.mark.parametrize("kind", ["full", "database", "media"])
-    @pytest.mark.parametrize("asked", [{"BACKUP_S3_BUCKET": "offsite"}, {"BACKUP_ENCRYPTION": "true"}])
+    @pytest.mark.parametrize("asked", [{"BACKUP_S3_REGION": "offsite"}, {"BACKUP_ENCRYPTION": "true"}])
     def test_what_is_not_built(self, portal: Portal, kind: str, asked: dict[str, str]) -> None:
         """Nobody gets an archive that is plain and here, and believes it to be encrypted or on S3."""
         ended = run(kind, environ=portal.environ(**asked))
         assert ended.returncode == 2
-        assert f"this release does not have {'encryption' if 'true' in asked.values() else 'a dest'}" in ended.stderr
+        assert f"this release does not have {'encryption' if 'true' in asked.values() else 'S3'}" in ended.stderr
         assert f"({next(iter(asked))})\n  hint: Leave it out" in answer(ended)["error"]
         assert not list(portal.archives.glob("*.tar.gz"))
 
