@@ -85,8 +85,8 @@ class Packer:
         self._view = memoryview(mmap.mmap(-1, _BUFFER_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         self._end = 0
 
-    def pack(self, backup_id: str, items: Sequence[Item]) -> Pack:
-        """Read the items and put them into one frame."""
+    def pack(self, backup_id: str, items: Sequence[Item], effort: frame.Effort = frame.Effort.FAST) -> Pack:
+        """Read the items and put them into one frame, compressed as hard as is said."""
         done = Pack()
         self._end = 0
         for item in items:
@@ -102,7 +102,7 @@ class Packer:
                     done.failure = item[1], error.errno or 0
                     return done
         if done.lines:
-            done.frame = frame.compress(self._view[: self._end])
+            done.frame = frame.compress(self._view[: self._end], effort)
             done.tar_length = self._end
         return done
 
@@ -231,7 +231,7 @@ def main() -> None:
     packer = Packer()
     while True:
         try:
-            backup_id, items = receive(requests)
+            backup_id, items, effort = receive(requests)
         except EOFError:
             return
-        send_pack(answers, packer.pack(backup_id, items))
+        send_pack(answers, packer.pack(backup_id, items, frame.Effort(effort)))

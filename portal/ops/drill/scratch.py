@@ -15,10 +15,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.drill.report import DIRECTORY
-from portal.ops.errors import BusyError, DiskFullError, OpsError, RepositoryError, RestoreError
+from portal.ops.errors import BusyError, DiskFullError, OpsError, RestoreError
 from portal.ops.postgres.database_names import LONGEST_NAME
-from portal.ops.postgres.server import create_like, drop_forced, end_orphans, find_database, maintenance, read_me
-from portal.ops.repository.durable import sync_directory, write_durably
+from portal.ops.postgres.removal import remove_database
+from portal.ops.postgres.server import create_like, end_orphans, find_database, maintenance, read_me
+from portal.ops.repository.durable import make_hidden, sync_directory, write_durably
+from portal.ops.repository.faults import explain
 from portal.ops.repository.repository import Repository
 from portal.ops.restore.files.safe_tree import remove_tree
 from portal.ops.runtime.logs import engine_log
@@ -59,7 +61,7 @@ class Scratch:
             DiskFullError: there is no room for that.
             OSError: it cannot be made.
         """
-        self.directory.parent.mkdir(mode=0o700, exist_ok=True)
+        make_hidden(self.directory.parent)
         disk = os.statvfs(self.directory.parent)
         free, needed = disk.f_bavail * disk.f_frsize, needed_bytes + _RESERVE_BYTES
         if free < needed:
@@ -67,7 +69,7 @@ class Scratch:
                 f"a drill needs about {needed >> 20} MiB in {self.directory.parent}, and {free >> 20} are free there",
                 hint="Make room, or name a smaller archive; nothing was restored.",
             )
-        self.directory.mkdir(mode=0o700)
+        make_hidden(self.directory, is_new=True)
         sync_directory(self.directory.parent)
 
     def database(self, live: DatabaseTarget) -> DatabaseTarget:
@@ -99,7 +101,7 @@ class Scratch:
             OpsError: the server does not do it.
         """
         scratch = self.database(live)
-        with maintenance(scratch) as connection:
+        with maintenance(replace(scratch, name=live.name)) as connection:
             if find_database(connection, scratch.name):
                 raise RestoreError(
                     f"there is a database {scratch.name} already, which this drill has not made",
@@ -107,7 +109,6 @@ class Scratch:
                 )
             note = {"database": scratch.name, "live": live.name, "host": live.host, "port": live.port}
             write_durably(self.directory / _NOTE, json.dumps(note).encode("ascii") + b"\n")
-            sync_directory(self.directory)
             model = find_database(connection, live.name) or identity
             said = create_like(connection, scratch.name, model, read_me(connection).name)
         return scratch, said
@@ -130,18 +131,17 @@ class Scratch:
                     f"{self.directory / _NOTE} names {note['database']}, which is no database of that drill",
                     hint="Look at it, and remove the directory by hand.",
                 )
-            end_orphans(scratch, self.drill_id)
-            with maintenance(scratch) as connection:
-                drop_forced(connection, scratch.name)
+            end_orphans(replace(scratch, name=noted.name), self.drill_id)
+            with maintenance(replace(scratch, name=noted.name)) as connection:
+                remove_database(connection, scratch, scratch.name)
         try:
             remove_tree(self.directory)
             sync_directory(self.directory.parent)
         except FileNotFoundError:
             pass
         except OSError as error:
-            raise RepositoryError(
-                f"cannot remove {self.directory}: {error.strerror}", hint="Remove it by hand, as its owner or as root."
-            ) from error
+            by_hand = "Remove it by hand, as its owner or as root."
+            raise explain(error, "cannot remove", self.directory, denied=by_hand, hint=by_hand) from error
 
     def _note(self) -> dict[str, Any]:
         try:
@@ -165,7 +165,7 @@ def drills_locked(repository: Repository) -> Iterator[None]:
     """
     repository.prepare()
     directory = repository.path / DIRECTORY
-    directory.mkdir(mode=0o700, exist_ok=True)
+    make_hidden(directory)
     with ExitStack() as stack:
         try:
             stack.enter_context(Repository(directory, lock_timeout=0).exclusive())

@@ -265,23 +265,6 @@ def list_old_databases(target: DatabaseTarget) -> list[OldDatabase]:
     return [OldDatabase(marked=marked, size_bytes=facts.size_bytes) for marked, facts in found if facts]
 
 
-def drop_old(target: DatabaseTarget, name: str) -> None:
-    """Drop a database that a restore has left; harmless where it is gone.
-
-    Raises:
-        BusyError: somebody is in it: another restore fills it, or somebody looks at it.
-        SourceError: the server does not do it.
-        AccessDeniedError: it is not a database of a restore, so it is not touched.
-    """
-    if Marked.parse(name, target.name) is None:
-        raise AccessDeniedError(
-            f"{name} is not a database that a restore of {target.name} has left",
-            hint="'./tools/restore.sh --rollback --list' shows those that can be dropped",
-        )
-    with maintenance(target) as connection:
-        connection.execute(SQL("DROP DATABASE IF EXISTS {}").format(Identifier(name)))
-
-
 def drop_forced(connection: Connection, name: str) -> None:
     """Drop a database, and end whoever is in it; harmless where there is none."""
     connection.execute(SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(Identifier(name)))

@@ -19,6 +19,7 @@ from portal.ops.errors import DiskFullError, NotIntactError
 from portal.ops.model import RESTORE_DIRECTORY, Component
 from portal.ops.postgres.database_names import Names, Role
 from portal.ops.postgres.dump_format import HEAD_BYTES, dump_major
+from portal.ops.repository.durable import make_hidden
 from portal.ops.restore.database.model import DatabaseState, RestoreMode
 from portal.ops.restore.dump_source import backed_up, dump_content, dump_of, identity_of, rows_of
 from portal.ops.restore.files.free_space import room
@@ -26,7 +27,7 @@ from portal.ops.restore.files.restore import FileRestore, discard_rollback_data,
 from portal.ops.runtime.progress import available_cores
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from portal.ops.archive.index import Member
     from portal.ops.archive.protocol import Archive
@@ -85,8 +86,8 @@ class Part(Protocol):
     def kept(self, *, rolled_back: bool) -> str:
         """In words, what is kept of the restore, if anything; says it without looking."""
 
-    def forget(self) -> None:
-        """Remove what is kept; harmless where there is nothing."""
+    def forget(self) -> tuple[str, ...]:
+        """Remove what is kept; harmless where there is nothing. What others may miss of it, in words."""
 
 
 class DatabasePart:
@@ -137,7 +138,8 @@ class DatabasePart:
 
     def stage(self, archive: Archive, manifest: Manifest, advance: Advance) -> None:
         """Fill and check a database beside the live one, where the mode is swap."""
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_hidden(self._directory.parent)
+        make_hidden(self._directory)
         dump = dump_of(archive, manifest, self._dump, jobs=self._jobs, advance=advance)
         self._restore.stage(dump, rows_of(manifest), identity_of(manifest))
 
@@ -184,15 +186,17 @@ class DatabasePart:
         name = Names.of(target.name, self._restore.restore_id).name(role)
         return f"database {name} on {target.host}:{target.port}"
 
-    def forget(self) -> None:
-        """Drop the database that is kept, and remove the safety dump."""
+    def forget(self) -> tuple[str, ...]:
+        """Drop the database that is kept, and remove the safety dump; what others may miss, in words."""
         from portal.ops.restore.database.restore import drop_old, list_old_databases
 
+        said: list[str] = []
         if self._mode is not RestoreMode.IN_PLACE:
             for old in list_old_databases(self._restore.target):
                 if old.marked.restore_id == self._restore.restore_id:
-                    drop_old(self._restore.target, old.marked.name)
+                    said += drop_old(self._restore.target, old.marked.name)
         shutil.rmtree(self._directory, ignore_errors=True)
+        return tuple(said)
 
     def _applied(self, report: DatabaseReport) -> dict[str, Any]:
         self._dump.unlink(missing_ok=True)
@@ -276,11 +280,12 @@ class FilesPart:
         what = "what was restored" if rolled_back else "what was replaced"
         return f"{what} of {target}, in {root / RESTORE_DIRECTORY}"
 
-    def forget(self) -> None:
+    def forget(self) -> tuple[str, ...]:
         """Remove the restore's directory in the tree."""
         target = self._restore.target
         if any(one.restore_id == self._restore.restore_id for one in list_restores(target)):
             discard_rollback_data(target, self._restore.restore_id)
+        return ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,6 +296,7 @@ class PartMaker:
         restore_id: which restore.
         directory: the restore's own, in the repository.
         repository: never touched by a restore of files, wherever it lies.
+        database_part: makes the database's part; another one where that comes from no archive.
     """
 
     config: RestoreConfig
@@ -298,6 +304,7 @@ class PartMaker:
     restore_id: str
     directory: Path
     repository: Path
+    database_part: Callable[..., DatabasePart] = DatabasePart
 
     def parts(self, components: Iterable[Component]) -> list[Part]:
         """The parts of a new restore."""
@@ -363,7 +370,7 @@ class PartMaker:
             create_database=create_database,
             safety_dump=self.directory / "before.dump",
         )
-        return DatabasePart(restore, self.directory, mode=mode, create_database=create_database, jobs=self._jobs)
+        return self.database_part(restore, self.directory, mode=mode, create_database=create_database, jobs=self._jobs)
 
     @property
     def _jobs(self) -> int:

@@ -280,12 +280,12 @@ class RestoreHistory:
 
     def forget(self, record: RestoreRecord) -> tuple[str, ...]:
         """Remove what is kept of a restore; what could not be removed, in words. One that was cut off is undone."""
-        left = []
+        left: list[str] = []
         for part in self._parts_of(record):
             try:
                 if not record.state.is_settled:
                     part.undo()
-                part.forget()
+                left += part.forget()
             except _FAULTS as error:
                 what = part.kept(rolled_back=record.state is RestoreState.ROLLED_BACK)
                 left.append(f"{what} is left, to be removed by hand: {_brief(error)}")
@@ -299,7 +299,7 @@ class RestoreHistory:
         Arguments:
             newest: the one that has just succeeded, and is not old whatever its clock said.
         """
-        said = []
+        said: list[str] = []
         limit = self._clock() - timedelta(days=self._days)
         for record in self._records.all():
             if (
@@ -310,7 +310,7 @@ class RestoreHistory:
                 continue
             try:
                 for part in self._parts_of(record):
-                    part.forget()
+                    said += part.forget()
                 self._records.forget(record)
                 said.append(f"{record.restore_id} is more than {self._days} days old and can no longer be taken back")
             except _FAULTS as error:

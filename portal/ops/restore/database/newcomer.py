@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from portal.ops.errors import RepositoryError
-from portal.ops.repository.durable import sync_directory, write_durably
+from portal.ops.repository.durable import write_durably
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,7 +57,6 @@ class Newcomer:
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_durably(self.path, json.dumps({"restore_id": self.restore_id, "oid": number}).encode("ascii"))
-            sync_directory(self.path.parent)
         except OSError as error:
             raise RepositoryError(
                 f"cannot write {self.path}: {error.strerror}", hint="make room in the repository, and try again"

@@ -25,12 +25,11 @@ from portal.ops.postgres.database_names import LONGEST_NAME, Marked, Names, Role
 from portal.ops.postgres.dump_file import read_dump_major
 from portal.ops.postgres.identity import give_identity
 from portal.ops.postgres.pg_restore import find_restorer
+from portal.ops.postgres.removal import disabled_subscriptions, drop_old, remove_database
 from portal.ops.postgres.server import (
     OldDatabase,
     Session,
     create_like,
-    drop_forced,
-    drop_old,
     end_orphans,
     find_database,
     list_marked,
@@ -280,7 +279,8 @@ class DatabaseRestore:
         self._note_newcomer()
         done = self._exchange(Role.BEFORE, Role.STAGED, inherits=True)
         kept = None if self.replaced_nothing else self._names.name(Role.BEFORE)
-        return self._report(RestoreMode.SWAP, done.downtime_seconds, kept=kept, warnings=done.warnings)
+        warnings = (*done.warnings, *disabled_subscriptions(self.target))
+        return self._report(RestoreMode.SWAP, done.downtime_seconds, kept=kept, warnings=warnings)
 
     def _exchange(self, kept_as: Role, incoming: Role | None, *, inherits: bool) -> Exchanged:
         names = self._names
@@ -311,7 +311,7 @@ class DatabaseRestore:
         """Drop the scratch database."""
         with maintenance(self.target) as connection:
             for role in (Role.RESTORING, Role.STAGED):
-                drop_forced(connection, self._names.name(role))
+                remove_database(connection, self.target, self._names.name(role))
         self._newcomer.forget()
         before = self._before()
         if before is not None:
@@ -339,7 +339,8 @@ class DatabaseRestore:
             if not self._came_through(before):
                 raise
         downtime = time.monotonic() - started
-        return self._report(RestoreMode.IN_PLACE, downtime, warnings=self._differences(settle(self.target, self._jobs)))
+        warnings = (*self._differences(settle(self.target, self._jobs)), *disabled_subscriptions(self.target))
+        return self._report(RestoreMode.IN_PLACE, downtime, warnings=warnings)
 
     def _came_through(self, before: Before) -> bool:
         """Whether the server has committed although its client failed: it can be lost between the two."""

@@ -23,8 +23,9 @@ from portal.ops.errors import OpsError
 from portal.ops.postgres.connection import connect
 from portal.ops.postgres.database_names import Role
 from portal.ops.postgres.identity import give_identity
+from portal.ops.postgres.removal import remove_database
 from portal.ops.postgres.row_counts import count_rows, list_tables, partition_roots
-from portal.ops.postgres.server import create_like, drop_forced, find_database, maintenance, read_me, restoring_errors
+from portal.ops.postgres.server import create_like, find_database, maintenance, read_me, restoring_errors
 from portal.ops.restore.database.carry import carry_rows
 from portal.ops.restore.database.fill import filling
 from portal.ops.restore.database.row_check import RowCheck, check_rows
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
     from portal.ops.postgres.dump_file import Dump
     from portal.ops.postgres.identity import DatabaseIdentity
     from portal.ops.postgres.pg_restore import Restorer
-    from portal.ops.postgres.row_counts import Table
+    from portal.ops.postgres.removal import remove_database
+from portal.ops.postgres.row_counts import Table
     from portal.ops.settings.database_url import DatabaseTarget
 
     _Task = Callable[[Connection], dict[str, int]]
@@ -96,7 +98,7 @@ def stage(
     owner = owner or objects_owner(target)
     with maintenance(target) as connection:
         for role in (Role.RESTORING, Role.STAGED):
-            drop_forced(connection, names.name(role))
+            remove_database(connection, target, names.name(role))
         me, live = read_me(connection), find_database(connection, names.live)
         if live is None:
             owner = owner or known_owner(connection, identity)
@@ -114,7 +116,7 @@ def stage(
         said += _close(target, names, None if live else identity, owner or me.name)
     except BaseException:
         with suppress(OpsError), maintenance(target) as connection:
-            drop_forced(connection, names.name(Role.RESTORING))
+            remove_database(connection, target, names.name(Role.RESTORING))
         raise
     return Staged(row_counts=counted, warnings=(*said, *work.warnings, *checked.warnings()))
 
