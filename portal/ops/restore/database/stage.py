@@ -38,8 +38,7 @@ if TYPE_CHECKING:
     from portal.ops.postgres.dump_file import Dump
     from portal.ops.postgres.identity import DatabaseIdentity
     from portal.ops.postgres.pg_restore import Restorer
-    from portal.ops.postgres.removal import remove_database
-from portal.ops.postgres.row_counts import Table
+    from portal.ops.postgres.row_counts import Table
     from portal.ops.settings.database_url import DatabaseTarget
 
     _Task = Callable[[Connection], dict[str, int]]
