@@ -98,7 +98,7 @@ def forget_restores(settings: Settings) -> list[str]:
 
     try:
         config, observer = RestoreConfig.from_settings(settings), Aftermath(settings)
-        return list(RestoreJob(config, actor=person(), observer=observer).forget_old())
+        return list(RestoreJob(config, actor=person(), observer=observer).discard_old())
     except OpsError as error:
         return [f"what takes old restores back was not looked at: {error}"]
 

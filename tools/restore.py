@@ -321,7 +321,7 @@ def _go_back(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
             raise NotConfirmedError("nobody said yes, so nothing was changed", hint=_SAY_YES)
         task = _Workers(settings, show, arguments).hand_over(RESTORE_ROLLBACK, RollbackArguments(restore_id=restore_id))
         return _finish(task, person, arguments, is_rollback=True)
-    result = job.forget(arguments.forget) if arguments.forget else job.rollback(arguments.archive)
+    result = job.discard(arguments.forget) if arguments.forget else job.rollback(arguments.archive)
     person.report(result.to_dict(), is_rollback=True)
     return result.exit_code
 
