@@ -80,7 +80,7 @@ class RestoreContext:
             NotConfirmedError: it was not.
         """
         if self.confirm and not self.confirm(plan):
-            raise NotConfirmedError("not confirmed; nothing was changed", hint=_SAY_YES)
+            raise NotConfirmedError("Not confirmed; nothing was changed", hint=_SAY_YES)
 
     def parts_of(self, record: RestoreRecord) -> list[Part]:
         """The parts of a restore that was recorded."""
