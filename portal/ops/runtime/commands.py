@@ -250,8 +250,9 @@ def around(around: Around) -> Iterator[Around]:
         around.before()
         yield around
         limit = around.commands.timeout_seconds
-    except Exception as error:
-        limit = around.commands.timeout_seconds
+    except BaseException as error:
+        if isinstance(error, Exception):
+            limit = around.commands.timeout_seconds
         around.note(result="failed", error=str(error).partition("\n")[0])
         raise
     finally:
