@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from portal.ops.model import Compression, LogFormat
 from portal.ops.settings.database_url import DatabaseTarget, Secret, UrlParts
+from portal.ops.settings.destination import with_own_names
 from portal.ops.settings.file_columns import FileColumns, file_columns
 from portal.ops.settings.parsers import (
     HUNDRED_YEARS,
@@ -22,6 +23,7 @@ from portal.ops.settings.parsers import (
     command,
     cron,
     database_url,
+    destinations,
     directories,
     directory,
     duration,
@@ -29,11 +31,14 @@ from portal.ops.settings.parsers import (
     optional_directory,
     optional_jobs,
     optional_port,
+    optional_switch,
+    recipients,
     rules,
     switch,
     time_zone,
     web_url,
     whole_number,
+    words_of,
 )
 
 if TYPE_CHECKING:
@@ -42,6 +47,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from zoneinfo import ZoneInfo
 
+    from portal.ops.settings.destination import Destination
+
 T = TypeVar("T")
 
 SETTING: Final = "setting"
@@ -49,7 +56,15 @@ GROUP: Final = "group"
 """Keys of a field's metadata: what it is read from."""
 
 RULED_TYPES: Final = ("full", "database", "media", "audit_logs")
+COPIED_TYPES: Final = (*RULED_TYPES, "base")
 RULE_WORDS: Final = ("days", "count", "hourly", "daily", "weekly", "monthly", "yearly")
+
+
+class Place(StrEnum):
+    """Where archives go beside the repository, in the words of the portal's own configuration."""
+
+    LOCAL = "local"
+    S3 = "s3"
 
 
 class WatchMode(StrEnum):
@@ -242,6 +257,9 @@ class TargetSettings:
     )
     rpo_media: timedelta = setting("BACKUP_RPO_MEDIA", "The same for the uploads", duration, "26h")
     rpo_audit_logs: timedelta = setting("BACKUP_RPO_AUDIT_LOGS", "The same for the audit log", duration, "26h")
+    rpo_offsite: timedelta = setting(
+        "BACKUP_RPO_OFFSITE", "Maximum age of the newest archive copied to each off-site destination", duration, "26h"
+    )
     verified_age: timedelta = setting(
         "BACKUP_VERIFIED_AGE", "Maximum age of the newest backup that passed verification", duration, "2d"
     )
@@ -283,6 +301,84 @@ class PitrSettings:
     days: int = setting(
         "BACKUP_PITR_DAYS", "Days that a recovery to any second reaches back", whole_number(0, HUNDRED_YEARS), "7"
     )
+
+
+def _place(text: str) -> Place | None:
+    return one_of(Place)(text) if text.strip() else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OffsiteSettings:
+    """Encrypted copies elsewhere. What the portal's own names say has to fit the other settings."""
+
+    urls: tuple[Destination, ...] = setting(
+        "BACKUP_OFFSITE_URLS",
+        "Destinations of off-site copies, separated by spaces: `s3://`, `gs://`, `az://`, `sftp://` or `file://` URLs",
+        destinations,
+    )
+    recipients: tuple[str, ...] = setting(
+        "BACKUP_ENCRYPTION_RECIPIENTS",
+        "age public keys that copies are encrypted for, separated by spaces; without one, nothing leaves the machine",
+        recipients,
+    )
+    identity_file: Path | None = setting(
+        "BACKUP_ENCRYPTION_IDENTITY_FILE",
+        "File with the age secret key; only on machines that restore from off-site copies",
+        optional_directory,
+    )
+    encryption: bool = setting(
+        "BACKUP_OFFSITE_ENCRYPTION",
+        "`off`: store copies unencrypted, if there are no recipients",
+        switch,
+        "on",
+    )
+    types: tuple[str, ...] = setting(
+        "BACKUP_OFFSITE_TYPES",
+        "Types of archives to copy, separated by spaces",
+        words_of(COPIED_TYPES),
+        without="(all)",
+    )
+    rate: int = setting(
+        "BACKUP_OFFSITE_RATE", "Average bytes per second that a copy may send; `0`: no limit", whole_number(0), "0"
+    )
+    lock_days: int = setting(
+        "BACKUP_OFFSITE_LOCK",
+        "Days that the store locks each new object (S3 object lock); `0`: as the bucket says",
+        whole_number(0, HUNDRED_YEARS),
+        "0",
+    )
+    password: Secret | None = setting(
+        "BACKUP_OFFSITE_SFTP_PASSWORD", "Password of SFTP servers that take no key", as_secret, secret=True
+    )
+    rules: Mapping[str, Mapping[str, int]] = setting(
+        "BACKUP_OFFSITE_RETENTION_RULES",
+        "Retention rules of off-site copies, in the words of `BACKUP_RETENTION_RULES`",
+        rules(COPIED_TYPES, RULE_WORDS),
+        without="(as in the repository)",
+    )
+    destination: Place | None = setting(
+        "BACKUP_DESTINATION",
+        "The portal's own name: `s3` asks for a copy in `BACKUP_S3_BUCKET`, `local` for none",
+        _place,
+    )
+    s3_bucket: str = setting("BACKUP_S3_BUCKET", "The portal's own name of a bucket for off-site copies", as_text)
+    s3_prefix: str = setting("BACKUP_S3_PREFIX", "The prefix in this bucket", as_text)
+    s3_endpoint: str = setting("BACKUP_S3_ENDPOINT", "The endpoint of this bucket", as_text)
+    encryption_enabled: bool | None = setting(
+        "BACKUP_ENCRYPTION_ENABLED",
+        "The portal's own switch: `true` requires recipients, `false` forbids them",
+        optional_switch,
+    )
+
+    def destinations(self) -> tuple[Destination, ...]:
+        """All destinations: the URLs, and the bucket by the portal's own names.
+
+        Raises:
+            DestinationError: these contradict one another.
+        """
+        return with_own_names(
+            self.urls, place=self.destination, bucket=self.s3_bucket, prefix=self.s3_prefix, endpoint=self.s3_endpoint
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,6 +429,7 @@ class Settings:
     Arguments:
         database: the database to connect to: the group `DatabaseSettings`, put together.
         unbuilt: what the environment asks for and this release does not have; see `refuse_unbuilt`.
+        store_variables: what the variables of off-site stores say, such as ``AWS_ACCESS_KEY_ID``; some are secrets.
     """
 
     database: DatabaseTarget = field(
@@ -401,7 +498,9 @@ class Settings:
     targets: TargetSettings = group(TargetSettings)
     portal: PortalSettings = group(PortalSettings)
     pitr: PitrSettings = group(PitrSettings)
+    offsite: OffsiteSettings = group(OffsiteSettings)
     unbuilt: tuple[str, ...] = ()
+    store_variables: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 def entries(kind: type[Any] = Settings) -> Iterator[Setting[object]]:
