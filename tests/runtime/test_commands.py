@@ -14,9 +14,9 @@ from portal.ops.runtime.commands import (
     MOST_OUTPUT_BYTES,
     Around,
     AroundCommands,
-    around,
     command_environment,
     run_command,
+    within,
 )
 from portal.ops.runtime.process import SystemRunner
 from portal.ops.settings.database_url import DatabaseTarget, Secret
@@ -102,21 +102,21 @@ class TestAround:
         out = tmp_path / "out"
         line = f"echo $DD_DATABASE_NAME $PGPASSWORD $KEKKAI_RESULT $KEKKAI_BACKUP_ID >>{out}"
         wrapped = self.commands(before=line, after=line)
-        with around(wrapped):
+        with within(wrapped):
             wrapped.note(result="succeeded", backup_id="full_1")
         assert out.read_text().splitlines() == ["defectdojo hunter22 failed", "defectdojo hunter22 succeeded full_1"]
 
     def test_a_failure_before_it_prevents_the_work(self, tmp_path: Path) -> None:
         """The second command runs all the same: the first one may have stopped the portal half way."""
         wrapped = self.commands(before="echo no; exit 7", after=f"echo $KEKKAI_RESULT >{tmp_path}/out")
-        with pytest.raises(CommandFailedError, match="BACKUP_BEFORE_COMMAND ended with 7: no"), around(wrapped):
+        with pytest.raises(CommandFailedError, match="BACKUP_BEFORE_COMMAND ended with 7: no"), within(wrapped):
             pytest.fail("the work was begun")
         assert (tmp_path / "out").read_text() == "failed\n"
 
     def test_a_failure_after_it_is_a_warning(self) -> None:
         """The work is done by then."""
         wrapped = self.commands(after="echo still busy >&2; exit 1")
-        with around(wrapped):
+        with within(wrapped):
             wrapped.note(result="succeeded")
         assert wrapped.warnings == ["BACKUP_AFTER_COMMAND ended with 1: still busy"]
 
@@ -124,14 +124,14 @@ class TestAround:
         """The second command knows of it, also where the work is interrupted."""
         for error in (ValueError("disk full"), KeyboardInterrupt()):
             wrapped = self.commands(after=f"echo $KEKKAI_RESULT $KEKKAI_ERROR >{tmp_path}/out")
-            with pytest.raises(type(error)), around(wrapped):
+            with pytest.raises(type(error)), within(wrapped):
                 wrapped.note(result="succeeded")
                 raise error
             assert (tmp_path / "out").read_text().startswith("failed")
 
     def test_a_limit_of_time(self) -> None:
         """One that hangs is ended, and so the work does not start."""
-        with pytest.raises(CommandFailedError, match="was stopped after"), around(self.commands("sleep 600", "", 0.3)):
+        with pytest.raises(CommandFailedError, match="was stopped after"), within(self.commands("sleep 600", "", 0.3)):
             pytest.fail("the work was begun")
 
 
