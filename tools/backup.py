@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, meaning in (
         ("full", "back up database, media and audit log (the default)"),
         ("database", "back up the database only"),
+        ("base", "back up the whole database cluster, for recoveries to any later moment"),
     ):
         command = commands.add_parser(name, help=meaning)
         remote.add_options(command, with_wait=True)
@@ -134,7 +135,8 @@ def _back_up(arguments: argparse.Namespace) -> int:
     if incremental:
         result = job.backup_media(incremental=True)
     else:
-        result = {"full": job.backup_full, "database": job.backup_database, "media": job.backup_media}[arguments.type]()
+        makers = {"database": job.backup_database, "media": job.backup_media, "base": job.backup_base}
+        result = makers.get(arguments.type, job.backup_full)()
     found = result.to_dict()
     _say_how_it_ended(found)
     print_result({**found, **(_prune(settings, found) if result.success else {"pruned": []})})

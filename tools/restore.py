@@ -34,6 +34,7 @@ _EXAMPLES: Final = f"""examples:
                                          into a database beside the live one, to have a look
   restore.sh latest --media-only --media-dir /tmp/try --force
                                          the uploads into another directory
+  restore.sh --at '10 minutes ago'       database and uploads as they were then
   restore.sh --rollback                  takes the last restore back
   restore.sh --rollback --list           shows what can be taken back, and what is kept for that
   restore.sh --rollback --forget restore_20240115_120000_abc123
@@ -58,8 +59,10 @@ def main() -> int:
         return _go_back(parser, arguments)
     if arguments.list or arguments.forget:
         parser.error("--list and --forget go with --rollback")
-    if not arguments.archive:
-        parser.error("which archive? a path, an id, or 'latest'")
+    if arguments.at and arguments.archive:
+        parser.error("--at finds the archives itself: name none")
+    if not (arguments.archive or arguments.at):
+        parser.error("which archive? a path, an id, or 'latest'; or --at for a moment")
     if arguments.dry_run and arguments.no_wait:
         parser.error("a dry run is for somebody who waits for it")
     settings, show = watched_settings()
@@ -81,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("archive", nargs="?", help="a path, an id or the start of one, or 'latest'; with --rollback: a restore's id")
     add("--dry-run", action="store_true", help="check the archive, show the plan, change nothing")
+    add("--at", metavar="TIME", help="restore to a moment: '2026-11-28 14:03:07+00:00', '10 minutes ago', or 'latest'")
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--database-only", dest="scope", action="store_const", const="database", help="only the database")
     part.add_argument("--media-only", dest="scope", action="store_const", const="media", help="only the uploads")
@@ -103,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 _ONLY_RESTORE: Final = (
+    "at",
     "scope",
     "mode",
     "exact",
@@ -131,6 +136,10 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _restore(job: RestoreJob, arguments: argparse.Namespace) -> RestoreResult:
+    if arguments.at:
+        from portal.ops.restore.config import RestoreScope
+
+        return job.restore_at(arguments.at, scope=RestoreScope(arguments.scope or "full"))
     restore = {
         None: job.restore_full,
         "database": job.restore_database,
@@ -259,7 +268,8 @@ def _restore_remotely(workers: _Workers, person: _Person) -> int:
             return exit_code
         if not person.agrees(plan["plan"]):
             raise NotConfirmedError("nobody said yes, so nothing was changed", hint=_SAY_YES)
-        given = replace(given, archive=plan["backup_file"], verify=False, moment=remote.now())
+        chosen = {"at": plan["at"]} if arguments.at else {"archive": plan["backup_file"]}
+        given = replace(given, **chosen, verify=False, moment=remote.now())
     return _finish(workers.hand_over(RESTORE_ARCHIVE, given), person, arguments, is_rollback=False)
 
 
@@ -283,7 +293,8 @@ def _given_remotely(arguments: argparse.Namespace) -> RestoreArguments:
         given["media_dir"] = given.pop("media_path")
     return RestoreArguments(
         **given,
-        archive=remote.absolute(arguments.archive),
+        archive="" if arguments.at else remote.absolute(arguments.archive),
+        at=arguments.at,
         scope=arguments.scope or "full",
         moment=remote.now(),
     )

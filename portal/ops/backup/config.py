@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -164,7 +164,7 @@ class BackupConfig:
             chain_length=settings.chain_length,
             chain_percent=settings.chain_percent,
             wal=settings.pitr.wal,
-            replication_target=replace(settings.database, **settings.pitr.replication),
+            replication_target=settings.replication,
             pitr_days=settings.pitr.days,
             unbuilt=settings.unbuilt,
         )
@@ -203,7 +203,12 @@ class BackupConfig:
             monthly=self.keep_monthly,
             yearly=self.keep_yearly,
         )
-        return RetentionPolicy(rule=rule, rules=own_rules(self.retention_rules, rule), zone=self.time_zone)
+        return RetentionPolicy(
+            rule=rule,
+            rules=own_rules(self.retention_rules, rule),
+            zone=self.time_zone,
+            pitr_days=self.pitr_days,
+        )
 
     def source(self, component: Component) -> Path | None:
         """The directory or file of a component; nothing for the database, and where it is left out."""

@@ -200,7 +200,8 @@ def load_settings(
             "\n  ".join(["some settings cannot be used:", *read.faults]),
             hint="correct them where they are set; docs/settings.md says what each one takes",
         )
-    return replace(settings, unbuilt=unbuilt_settings({**env_file.values, **environ}))
+    schedules = settings.schedules if settings.pitr.wal else replace(settings.schedules, base=None)
+    return replace(settings, schedules=schedules, unbuilt=unbuilt_settings({**env_file.values, **environ}))
 
 
 def effective_settings(
