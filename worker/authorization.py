@@ -18,7 +18,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import RepositoryError
-from portal.ops.repository.durable import write_durably
+from portal.ops.repository.durable import make_hidden, write_durably
 from worker.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -52,12 +52,8 @@ class Authorizations:
         """
         path = self._path(task_id)
         try:
-            self._directory.mkdir(mode=0o700, exist_ok=True)
+            make_hidden(self._directory)
             write_durably(path, json.dumps({"digest": _digest(operation, arguments)}).encode())
-            if os.geteuid() == 0:  # the worker is who the repository belongs to
-                owner = self._repository.stat()
-                for place in (self._directory, path):
-                    os.chown(place, owner.st_uid, owner.st_gid)
         except OSError as error:
             raise RepositoryError(
                 f"a restore by a worker needs an authorization in {self._directory}, which cannot be written: "

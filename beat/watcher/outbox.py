@@ -15,7 +15,7 @@ from beat.backoff import Outage
 from beat.watcher.change_set import Batch
 from beat.watcher.debounce import MOST_PATHS
 from portal.ops.errors import OpsError
-from portal.ops.repository.durable import write_durably
+from portal.ops.repository.durable import make_hidden, write_durably
 from portal.ops.runtime.logs import engine_log
 from worker.operations import BACKUP_MEDIA
 
@@ -149,7 +149,7 @@ class Outbox:
         if dirty == self._kept:
             return
         try:
-            self._path.parent.mkdir(mode=0o700, exist_ok=True)
+            make_hidden(self._path.parent)
             write_durably(self._path, json.dumps(dirty.to_dict()).encode("ascii") + b"\n")
             self._kept = dirty
         except OSError as error:

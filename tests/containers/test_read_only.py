@@ -111,6 +111,8 @@ def test_everything_works_on_it(portal: Portal, redis: EmbeddedRedis) -> None:
         archive = json.loads(made.stdout)["backup_id"]
         container.done(str(ROOT / "scripts" / "restore.sh"), archive, "--force", "--media-only")
         container.done(sys.executable, "-m", "worker.health")
+    report = json.loads(container.done(str(ROOT / "scripts" / "backup.sh"), "report").stdout)["path"]
+    assert report == str(portal.archives / "kekkai-backup-report.html")
     assert any((container.directory / "flower").iterdir())
     assert not any((container.directory / "tmp").iterdir())
     assert "Read-only" not in log.read_text() + web.read_text()

@@ -223,7 +223,7 @@ class TestNothingChanges:
 
         with monkeypatch.context() as patched, suppress(KeyboardInterrupt, RuntimeError):
             patched.setattr(FilesPart, "apply", fail)
-            refused(world.job().restore_full("latest"), 1, "No space left")
+            refused(world.job().restore_full("latest"), 1, "no space left")
         (listed,) = world.job().list_restores()
         assert listed["state"] == "rolled_back"
         done(world.job().forget(listed["restore_id"]))

@@ -195,6 +195,11 @@ class TestCommand:
         assert answer(ended)["size_bytes"] == (out / "report.html").stat().st_size
         assert (out / "report.html").stat().st_mode & 0o777 == 0o600
 
+    def test_it_goes_to_standard_output(self, history: History) -> None:
+        """So that it leaves a container that writes nothing."""
+        ended = run("report", "--output", "-", environ=self.environ(history))
+        assert (ended.returncode, ended.stdout[:15]) == (0, "<!DOCTYPE html>"), ended.stderr
+
     def test_a_place_that_cannot_be_written_is_said(self, history: History) -> None:
         """As an error of usage, with a hint."""
         ended = run("report", "--output", "/proc/no/report.html", environ=self.environ(history))

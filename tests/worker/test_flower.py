@@ -211,6 +211,16 @@ def test_history_outlives_a_kill(portal: Portal, redis: EmbeddedRedis) -> None:
         assert flower.task(task_id)["state"] == "FAILURE"
 
 
+def test_a_history_that_cannot_be_saved_is_refused(portal: Portal, redis: EmbeddedRedis) -> None:
+    """Flower does not start where it would run, look healthy, and lose its history."""
+    environ = portal.environ(
+        CELERY_BROKER_URL=redis.url, BACKUP_FLOWER_PASSWORD=PASSWORD, FLOWER_DB="/proc/self/history"
+    )
+    command = [sys.executable, "-m", "worker.flower"]
+    ended = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.returncode, "directory of Flower's history cannot be written" in ended.stderr) == (2, True)
+
+
 def test_an_end_that_flower_missed_is_found_out(portal: Portal, redis: EmbeddedRedis) -> None:
     """A task that ended while Flower did not run is not shown as at work for ever."""
     portal.archives.mkdir()

@@ -16,7 +16,7 @@ from portal.ops.pitr.scratch import scratch_directory, server_owner, sweep_scrat
 from portal.ops.pitr.scratch_server import ScratchServer, Target
 from portal.ops.pitr.unpack import unpack_cluster
 from portal.ops.pitr.wal_feed import WalFeed
-from portal.ops.repository.locks import hold
+from portal.ops.repository.locks import archive_lock
 from portal.ops.runtime.logs import engine_log
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def recovered(
     sweep_scratch(repository)
     with (
         repository.shared(),
-        hold(plan.path, lock_timeout),
+        archive_lock(plan.path, lock_timeout),
         scratch_directory(repository, owner, plan.needed_bytes) as directory,
     ):
         data = directory / "data"

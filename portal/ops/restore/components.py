@@ -19,6 +19,7 @@ from portal.ops.errors import DiskFullError, NotIntactError
 from portal.ops.model import RESTORE_DIRECTORY, Component
 from portal.ops.postgres.database_names import Names, Role
 from portal.ops.postgres.dump_format import HEAD_BYTES, dump_major
+from portal.ops.repository.durable import make_hidden
 from portal.ops.restore.database.model import DatabaseState, RestoreMode
 from portal.ops.restore.dump_source import dump_content, dump_of, rows_of
 from portal.ops.restore.files.free_space import room
@@ -131,7 +132,8 @@ class DatabasePart:
 
     def stage(self, archive: Archive, manifest: Manifest, advance: Advance) -> None:
         """Fill and check a database beside the live one, where the mode is swap."""
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_hidden(self._directory.parent)
+        make_hidden(self._directory)
         dump = dump_of(archive, manifest, self._dump, jobs=self._jobs, advance=advance)
         self._restore.stage(dump, rows_of(manifest))
 

@@ -373,8 +373,8 @@ class RestoreJob:
             return
         sweep_scratch(self.repository)
         source = self._choose(draft, path, is_moment=is_moment)
-        held = source.hold(self.config.lock_timeout)
-        with self.repository.shared(), held, structlog.contextvars.bound_contextvars(restore_id=restore_id):
+        locked = source.lock(self.config.lock_timeout)
+        with self.repository.shared(), locked, structlog.contextvars.bound_contextvars(restore_id=restore_id):
             self._verify(source, draft.result.scope, thorough=self.config.verify_before_restore)
             with closing(source.open()) as opened, self._checksum(source) as checksum:
                 plan, parts = self._plan(source, opened, draft, self._maker(restore_id, source), stuck)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from portal.ops.chains.lineage import is_incremental, line_of
 from portal.ops.chains.reader import open_tree
-from portal.ops.repository.locks import hold
+from portal.ops.repository.locks import archive_lock
 from portal.ops.repository.sidecar import read_sidecar
 from portal.ops.restore.moment import MomentArchive
 
@@ -46,7 +46,7 @@ class RestoreSource:
         """
         return MomentArchive(self.choice) if self.choice else open_tree(self.archive.path)
 
-    def hold(self, timeout: float) -> ExitStack:
+    def lock(self, timeout: float) -> ExitStack:
         """Keep a prune away from what is read, until the context is left.
 
         Arguments:
@@ -54,7 +54,7 @@ class RestoreSource:
         """
         with ExitStack() as held:
             for path in self._paths():
-                held.enter_context(hold(path, timeout))
+                held.enter_context(archive_lock(path, timeout))
             return held.pop_all()
 
     def needed(self) -> dict[Path, str | None]:

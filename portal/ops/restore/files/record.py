@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import RestoreError
 from portal.ops.model import RESTORE_DIRECTORY, Component
-from portal.ops.repository.durable import sync_directory, write_durably
+from portal.ops.repository.durable import write_durably
 from portal.ops.repository.locks import locked_alone
 from portal.ops.restore.files.journal import Places
 from portal.ops.restore.files.safe_tree import Attributes, Tree, remove_tree
@@ -128,7 +128,6 @@ class RestoreDirectory:
     def write(self, record: FilesRecord) -> FilesRecord:
         """Replace its record; the record."""
         write_durably(self.path / _RECORD, json.dumps(asdict(record), separators=(",", ":")).encode("ascii"))
-        sync_directory(self.path)
         return record
 
     def advance(self, record: FilesRecord, state: FilesState, **values: Any) -> FilesRecord:
