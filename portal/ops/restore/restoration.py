@@ -180,7 +180,7 @@ class Restoration:
         text = os.fspath(request.path)
         choice = choose_moment(self._repository, self._config, builder.result.scope, text, self._context.clock())
         archive = self._repository.find(choice.needed[0])
-        builder.note(backup_id=choice.name, backup_file=str(absolute(archive.path)))
+        builder.note(backup_id=choice.name, backup_file=str(absolute(archive.path)), at=choice.moment.isoformat())
         return RestoreSource(archive=archive, choice=choice)
 
     def _verify(self, source: RestoreSource, scope: RestoreScope, *, is_thorough: bool) -> None:
