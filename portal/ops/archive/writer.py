@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 _DONE: Final[Future[None]] = Future()
 _DONE.set_result(None)
 _SPOOL_MEMORY: Final = 8 << 20
-_AHEAD: Final = 3
+_AHEAD: Final = 6
+"""So many blocks may wait: the effort of compression follows how many do."""
 
 
 class Readable(Protocol):
