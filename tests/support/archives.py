@@ -102,9 +102,9 @@ def _add_dump(writer: ArchiveWriter, stream: FileIO) -> dict[str, int]:
 
 def _add_tree(writer: ArchiveWriter, component: Component, root: Path, recipe: Recipe) -> dict[str, int]:
     tally = writer.tally = recipe.tally = Tally()
-    tree = FileTree(root=root, prefix=component.member, excluded=recipe.excluded, tally=tally)
-    items = recipe.meddle(tree.items()) if component is Component.MEDIA else tree.items()
-    writer.add_items(items)
+    with FileTree(root=root, prefix=component.member, excluded=recipe.excluded, tally=tally) as files:
+        items = recipe.meddle(files.items()) if component is Component.MEDIA else files.items()
+        writer.add_items(files.tree, items)
     return {"bytes": tally.content_bytes, "files": tally.files}
 
 
