@@ -1,32 +1,38 @@
-# syntax=docker/dockerfile:1
+# One image for every service (worker, beat, watcher, Flower) and for the commands. Build arguments replace whatever comes
+# from the internet: the base image, the PostgreSQL project's packages and the Python packages. docs/operations.md has
+# examples.
+ARG BASE_IMAGE=python:3.12-slim-trixie
+FROM $BASE_IMAGE
 
-# One image for all that we run: worker, beat, watcher, Flower, and the commands of a person.
-FROM python:3.12-slim-trixie
-
-# The key as Debian's package postgresql-common has it; the build ends where it is another one.
-ADD --checksum=sha256:0144068502a1eddd2a0280ede10ef607d1ec592ce819940991203941564e8e76 --chmod=644 \
-    https://www.postgresql.org/media/keys/ACCC4CF8.asc /usr/share/keyrings/pgdg.asc
-
-# Client programs of every major version that a portal may run: the right one is chosen by the server's.
-RUN . /etc/os-release \
-    && printf 'deb [signed-by=/usr/share/keyrings/pgdg.asc] https://apt.postgresql.org/pub/repos/apt %s-pgdg main\n' \
-        "$VERSION_CODENAME" >/etc/apt/sources.list.d/pgdg.list \
+# PostgreSQL programs of every major version that a portal may run; the server's version decides which are used.
+# The client programs dump and restore. The server programs recover a moment of the past in a scratch server, which needs
+# the same major version; leave POSTGRES_SERVERS empty where that is not wanted.
+# With an empty PGDG_MIRROR only the base image's own distribution is asked, so name only versions that it has.
+ARG POSTGRES_CLIENTS="15 16 17 18"
+ARG POSTGRES_SERVERS="15 16 17 18"
+ARG PGDG_MIRROR=https://apt.postgresql.org/pub/repos/apt
+# postgresql-common brings the key of the PostgreSQL project's packages, signed by the distribution, and makes a cluster
+# for every server that is installed unless it is told not to.
+RUN export DEBIAN_FRONTEND=noninteractive \
     && apt-get update \
-    && apt-get install --yes --no-install-recommends \
-        postgresql-client-15 postgresql-client-16 postgresql-client-17 postgresql-client-18 \
+    && apt-get install --yes --no-install-recommends postgresql-common \
+    && printf 'create_main_cluster = false\n' >/etc/postgresql-common/createcluster.conf \
+    && if [ -n "$PGDG_MIRROR" ]; then \
+        . /etc/os-release \
+        && printf 'deb [signed-by=/usr/share/postgresql-common/pgdg/apt.postgresql.org.asc] %s %s-pgdg main\n' \
+            "$PGDG_MIRROR" "$VERSION_CODENAME" >/etc/apt/sources.list.d/pgdg.list \
+        && apt-get update; \
+    fi \
+    && set -- \
+    && for major in $POSTGRES_CLIENTS; do set -- "$@" "postgresql-client-$major"; done \
+    && for major in $POSTGRES_SERVERS; do set -- "$@" "postgresql-$major"; done \
+    && apt-get install --yes --no-install-recommends --option Dpkg::Options::=--force-confold "$@" \
     && rm -rf /var/lib/apt/lists/*
-
-# The user that owns the portal's uploads, since nobody else may read them; see docs/operations.md.
-ARG KEKKAI_UID=10001
-ARG KEKKAI_GID=10001
-RUN groupadd --non-unique --gid "$KEKKAI_GID" kekkai \
-    && useradd --non-unique --uid "$KEKKAI_UID" --gid kekkai --no-create-home --home-dir /nonexistent \
-        --shell /usr/sbin/nologin kekkai \
-    && install -d -m 700 -o kekkai -g kekkai \
-        /var/lib/kekkai-portal /var/lib/kekkai-portal/backups /var/lib/kekkai-portal/uploads /var/lib/flower
 
 # The locked packages, in a layer of their own that a change of our code leaves as it is. Only wheels: nothing is
 # compiled, so there is no compiler to remove. The commands find the environment where they would have made it.
+# PIP_INDEX_URL names a mirror of PyPI. It stays in the image's history, so it is no place for a password.
+ARG PIP_INDEX_URL
 WORKDIR /opt/kekkai
 COPY pyproject.toml README.md ./
 COPY tools/__init__.py tools/setup.sh tools/constraints.txt tools/
@@ -40,6 +46,15 @@ COPY tools tools
 RUN ln -s tools scripts \
     && chmod -R a+rX portal worker beat tools \
     && .venv/bin/python -m compileall -q portal worker beat tools
+
+# The user that owns the portal's uploads, since nobody else may read them; see docs/operations.md.
+ARG KEKKAI_UID=10001
+ARG KEKKAI_GID=10001
+RUN groupadd --non-unique --gid "$KEKKAI_GID" kekkai \
+    && useradd --non-unique --uid "$KEKKAI_UID" --gid kekkai --no-create-home --home-dir /nonexistent \
+        --shell /usr/sbin/nologin kekkai \
+    && install -d -m 700 -o kekkai -g kekkai \
+        /var/lib/kekkai-backup /var/lib/kekkai-portal /var/lib/kekkai-portal/uploads /var/lib/flower
 
 ARG VERSION=0.1.0
 ARG REVISION=unknown

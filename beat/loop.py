@@ -15,14 +15,15 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from beat.backoff import Memory, Outage
-from beat.due import Errand, Kind, Slot, due, last_slots, next_slots
+from beat.due import ScheduledTask, Slot, due, last_slots, next_slots
 from beat.heartbeat import BEAT_NAME, INTERVAL_SECONDS, Heartbeat
-from beat.repository_facts import read_standing
+from beat.repository_facts import read_facts
 from portal.ops.errors import OpsError
 from portal.ops.model import timestamp
 from portal.ops.repository.repository import Repository
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import Clock, utc_now
+from worker.operations import EachArchive, LoggedEnd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -36,8 +37,8 @@ log = engine_log("beat")
 _LOOK_EVERY: Final = timedelta(minutes=5)
 _MOST_AT_ONCE: Final = 100
 _NO_PAUSE_SECONDS: Final = 0.05
-_COSTLY: Final = frozenset({Kind.VERIFY, Kind.PRUNE, Kind.DRILL})
-"""Once a slot of these is done it is not asked about again: all that was ever found or logged would be read for it."""
+_COSTLY: Final = (LoggedEnd, EachArchive)
+"""Once a slot of these is done it is not looked at again: that would read everything ever found or logged."""
 
 
 class Beat:
@@ -77,7 +78,9 @@ class Beat:
 
     def run(self) -> NoReturn:
         """Go on until the process ends."""
-        log.info("beat_started", next={slot.kind.value: timestamp(slot.moment) for slot in self._next(self._clock())})
+        log.info(
+            "beat_started", next={slot.schedule.setting: timestamp(slot.moment) for slot in self._next(self._clock())}
+        )
         while True:
             looked = self._clock()
             again = self.look()
@@ -105,22 +108,24 @@ class Beat:
         in_question = [slot for slot in slots if slot not in self._settled]
         if not in_question:
             return
-        standing = read_standing(self._repository, {slot.kind for slot in in_question})
-        errands = due(in_question, standing, now, self._memory.times())
-        self._memory.keep_only({errand.task_id for errand in errands})
-        if standing.archives:
-            undone = {errand.slot for errand in errands}
-            self._settled |= {slot for slot in in_question if slot.kind in _COSTLY and slot not in undone}
-        self._send(errands, now)
+        facts = read_facts(self._repository, {slot.operation for slot in in_question})
+        tasks = due(in_question, facts, now, self._memory.times())
+        self._memory.keep_only({task.task_id for task in tasks})
+        if facts.archives:
+            undone = {task.slot for task in tasks}
+            self._settled |= {
+                slot for slot in in_question if isinstance(slot.schedule.done_by, _COSTLY) and slot not in undone
+            }
+        self._send(tasks, now)
 
-    def _send(self, errands: Iterable[Errand], now: datetime) -> None:
+    def _send(self, tasks: Iterable[ScheduledTask], now: datetime) -> None:
         sent = 0
         try:
-            for errand in errands:
-                if sent < _MOST_AT_ONCE and self._is_to_be_sent(errand, now):
-                    self._workers.submit(errand.slot.kind.task, errand.arguments, errand.task_id)
-                    self._memory.note(errand.task_id, now)
-                    log.info("task_sent", task=errand.slot.kind.task.value, task_id=errand.task_id)
+            for task in tasks:
+                if sent < _MOST_AT_ONCE and self._is_to_be_sent(task, now):
+                    self._workers.submit(task.slot.operation, task.arguments, task.task_id)
+                    self._memory.note(task.task_id, now)
+                    log.info("task_sent", task=task.slot.operation.name, task_id=task.task_id)
                     sent += 1
         except OpsError as error:
             if self._outage.fail(self._steady()):
@@ -129,20 +134,23 @@ class Beat:
         if (seconds := self._outage.end(self._steady())) is not None:
             log.info("broker_back", seconds=round(seconds, 1))
 
-    def _is_to_be_sent(self, errand: Errand, now: datetime) -> bool:
+    def _is_to_be_sent(self, task: ScheduledTask, now: datetime) -> bool:
         """Whether its pause is over, and nobody is at work on it; one that takes too long is no longer believed in."""
-        if not self._memory.may_ask(errand.task_id, now):
+        if not self._memory.may_ask(task.task_id, now):
             return False
         believed = now - timedelta(seconds=self._settings.worker.task_timeout)
-        return not (self._memory.was_asked_since(errand.task_id, believed) and self._workers.is_at_work(errand.task_id))
+        return not (self._memory.was_asked_since(task.task_id, believed) and self._workers.is_at_work(task.task_id))
 
     def _next(self, now: datetime) -> list[Slot]:
         return next_slots(self._settings.schedules, now)
 
+    def _next_moments(self, now: datetime) -> dict[str, str]:
+        return {slot.schedule.setting: timestamp(slot.moment) for slot in self._next(now)}
+
     def _show_life(self) -> None:
         now = self._clock()
         facts: dict[str, Any] = {
-            "next": {slot.kind.value: timestamp(slot.moment) for slot in self._next(now)},
+            "next": self._next_moments(now),
             "broker_away": self._outage.lasts,
             "asked": self._memory.to_dict(),
         }

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from beat.due import Held, Kind, Standing
+from beat.due import Held, RepositoryFacts
 from portal.ops.model import BackupId
-from portal.ops.repository.access_log import AccessLog, Action, Outcome
+from portal.ops.repository.access_log import AccessLog, Action
 from portal.ops.repository.catalogue import Catalogue
+from worker.operations import SCHEDULED, EachArchive, LoggedEnd
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -15,48 +16,50 @@ if TYPE_CHECKING:
 
     from portal.ops.repository.access_log import AccessEntry
     from portal.ops.repository.repository import Repository
+    from worker.operations import Operation
 
-_KINDS: Final = {Action.VERIFY: Kind.VERIFY, Action.PRUNE: Kind.PRUNE, Action.DRILL: Kind.DRILL}
-_ENDING: Final = {
-    Kind.PRUNE: frozenset({Outcome.DONE}),
-    Kind.DRILL: frozenset({Outcome.DONE, Outcome.FAILED}),
-}
-"""The outcomes that end a slot: a drill that failed has told what it was to tell."""
+_BY_TYPE: Final = {entry.backup_type: entry for entry in SCHEDULED if entry.backup_type}
+_BY_ACTION: Final = {entry.action: entry for entry in SCHEDULED if entry.action and not entry.backup_type}
 
 _PART: Final = "archives"
 """A detail of the lines that a prune writes on its way; the one at its end has none."""
 
 
-def read_standing(repository: Repository, kinds: Collection[Kind]) -> Standing:
+def read_facts(repository: Repository, operations: Collection[Operation]) -> RepositoryFacts:
     """What there is.
 
     Arguments:
-        kinds: the kinds that are asked about; what only others need is not read.
+        operations: those whose slots are in question; what only others need is not read.
 
     Raises:
         RepositoryError: the repository cannot be read.
     """
-    ended = _last_ends(repository) if _ENDING.keys() & set(kinds) else {}
-    if Kind.VERIFY not in kinds:
+    needs = {type(entry.schedule.done_by) for entry in operations if entry.schedule}
+    ended = _last_ends(repository) if LoggedEnd in needs else {}
+    if EachArchive not in needs:
         found = repository.archives()
         types = [archive.backup_id.type if archive.backup_id else None for archive in found]
         held = (Held(name=one.name, type=kind, moment=one.moment) for one, kind in zip(found, types, strict=True))
-        return Standing(archives=tuple(held), ended=ended)
+        return RepositoryFacts(archives=tuple(held), ended=ended)
     entries = Catalogue(repository).entries()
-    return Standing(
+    return RepositoryFacts(
         archives=tuple(Held(name=entry.name, type=entry.type, moment=entry.moment) for entry in entries),
         verified={entry.name: entry.finding for entry in entries if entry.finding},
         ended=ended,
     )
 
 
-def _last_ends(repository: Repository) -> dict[Kind, datetime]:
-    found = ((kind, entry) for kind, entry in logged(repository) if entry.outcome in _ENDING.get(kind, ()))
-    return {kind: entry.moment for kind, entry in found}
+def _last_ends(repository: Repository) -> dict[Operation, datetime]:
+    return {operation: entry.moment for operation, entry in logged(repository) if _is_end(operation, entry)}
 
 
-def logged(repository: Repository) -> Iterator[tuple[Kind, AccessEntry]]:
-    """What the access log says of work that has a schedule, the oldest first, whoever started it.
+def _is_end(operation: Operation, entry: AccessEntry) -> bool:
+    done_by = operation.schedule.done_by if operation.schedule else None
+    return isinstance(done_by, LoggedEnd) and entry.outcome in done_by.outcomes
+
+
+def logged(repository: Repository) -> Iterator[tuple[Operation, AccessEntry]]:
+    """What the access log says of operations that have a schedule, the oldest first, whoever started them.
 
     Raises:
         RepositoryError: the log cannot be read.
@@ -64,7 +67,7 @@ def logged(repository: Repository) -> Iterator[tuple[Kind, AccessEntry]]:
     for entry in AccessLog(repository).entries():
         if entry.action is Action.BACKUP:
             backup_id = BackupId.parse(entry.subject)
-            if backup_id and backup_id.type.value in set(Kind):
-                yield Kind(backup_id.type.value), entry
-        elif entry.action in _KINDS and _PART not in entry.details:
-            yield _KINDS[entry.action], entry
+            if backup_id and backup_id.type in _BY_TYPE:
+                yield _BY_TYPE[backup_id.type], entry
+        elif entry.action in _BY_ACTION and _PART not in entry.details:
+            yield _BY_ACTION[entry.action], entry

@@ -8,13 +8,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from portal.ops.settings.load import WorkerSettings
-    from worker.names import TaskName
+    from worker.operations import Operation
 
 
 class Workers(Protocol):
     """Who does the work."""
 
-    def submit(self, task: TaskName, arguments: Mapping[str, Any], task_id: str) -> None:
+    def submit(self, operation: Operation, arguments: Mapping[str, Any], task_id: str) -> None:
         """Hand a task over; the same id is the same task.
 
         Raises:
@@ -44,9 +44,9 @@ class QueuedWorkers:
 
         self._client = Client(settings)
 
-    def submit(self, task: TaskName, arguments: Mapping[str, Any], task_id: str) -> None:
+    def submit(self, operation: Operation, arguments: Mapping[str, Any], task_id: str) -> None:
         """Put a task on the queue."""
-        self._client.submit(task, arguments, task_id)
+        self._client.submit(operation, arguments, task_id)
 
     def is_at_work(self, task_id: str) -> bool:
         """Whether the broker knows the task, and no result of it."""

@@ -25,7 +25,7 @@ from demo.redis import EmbeddedRedis
 from portal.ops.runtime.process import launch_command
 from portal.ops.settings.load import load_settings
 from worker.client import Client, new_task_id
-from worker.names import TaskName
+from worker.operations import VERIFY_ARCHIVE, Queue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,7 +79,7 @@ def _worker(log: Path, environ: dict[str, str]) -> Iterator[None]:
         command = [sys.executable, "-I", "-m", "worker", "--processes", str(_PROCESSES)]
         process = subprocess.Popen(launch_command(command), env=environ, stdout=file, stderr=file)
     try:
-        while log.read_text().count('"worker_ready"') < 3:
+        while log.read_text().count('"worker_ready"') < len(Queue):
             time.sleep(0.05)
         yield
     finally:
@@ -119,9 +119,9 @@ class _Measured:
     def many(self) -> str:
         """Queue many verifications at once: the time of all, against the sum of the work divided by the processes."""
         client = Client(load_settings(self.environ, lambda _: "").worker)
-        names = [new_task_id(TaskName.VERIFY_ARCHIVE) for _ in range(_TASKS)]
+        names = [new_task_id(VERIFY_ARCHIVE) for _ in range(_TASKS)]
         for name in names:
-            client.submit(TaskName.VERIFY_ARCHIVE, {"archive": "latest"}, name)
+            client.submit(VERIFY_ARCHIVE, {"archive": "latest"}, name)
         while not client.look(names[-1]).is_ended or not all(client.look(name).is_ended for name in names):
             time.sleep(_POLL_SECONDS)
         wanted = set(names)

@@ -79,6 +79,8 @@ class EmbeddedPostgres:
         self._owner = _server_owner()
         self._process: subprocess.Popen[bytes] | None = None
         self.bin_dir = _bundled_bin_dir()
+        self.reachable_bin_dir = self.bin_dir
+        """The programs where the server's user can run them too; valid while the server runs."""
         self.directory = Path()
         self.port = 0
 
@@ -97,7 +99,7 @@ class EmbeddedPostgres:
         """
         self.directory = _make_directory(self._owner)
         try:
-            server_bin = self._reachable_bin_dir()
+            server_bin = self.reachable_bin_dir = self._find_bin_dir()
             self._initialise(server_bin / "initdb")
             self._launch(server_bin / "postgres")
         except BaseException:
@@ -174,7 +176,7 @@ class EmbeddedPostgres:
         with self.connect() as connection:
             connection.execute(statement)
 
-    def _reachable_bin_dir(self) -> Path:
+    def _find_bin_dir(self) -> Path:
         """Return the binaries, or a copy where the server's user cannot reach them (an environment in root's home)."""
         if self._owner is None or _reachable(self.bin_dir / "postgres"):
             return self.bin_dir

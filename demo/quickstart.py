@@ -123,7 +123,7 @@ class _Show:
     def start_service(self) -> None:
         _step(2, "The service: a real Redis, and a worker that takes tasks off its queues")
         seconds = self.service.start_worker()
-        _tell(f"   three lanes, for backups, restores and maintenance, ready after {seconds:.1f} s")
+        _tell(f"   three queues, for backups, restores and maintenance, ready after {seconds:.1f} s")
 
     def back_up(self) -> float:
         _step(3, "Back it up: the command hands the work to the worker, and waits")

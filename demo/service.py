@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, Self
 from demo.redis import EmbeddedRedis
 from portal.ops.errors import OpsError
 from portal.ops.runtime.process import launch_command
+from worker.operations import Queue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 _READY_SECONDS: Final = 60.0
 _END_SECONDS: Final = 30.0
 _POLL_SECONDS: Final = 0.05
-_LANES: Final = 3
 
 
 @dataclass(kw_only=True)
@@ -59,8 +59,8 @@ class Service:
         self.redis.__exit__()
 
     def start_worker(self) -> float:
-        """Start a worker with all its lanes, and wait until it takes work; seconds that took."""
-        return self._start("worker", lambda said: said.count("worker_ready") == _LANES)
+        """Start a worker with all its queues, and wait until it takes work; seconds that took."""
+        return self._start("worker", lambda said: said.count("worker_ready") == len(Queue))
 
     def start_watcher(self) -> float:
         """Start what watches the uploads; seconds that took."""

@@ -17,13 +17,16 @@ from tests.support.http_server import web_server
 from tests.support.portal import portal
 from tests.support.redis import redis
 from tests.support.servers import server
+from tests.support.stores import bucket_url, object_store
 from tests.support.world import world
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = [
+    "bucket_url",
     "hands",
+    "object_store",
     "portal",
     "portal_database",
     "portal_database_in",

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Runs a part of the service, in the foreground: what systemd or a person at a terminal starts.
 #
-#   tools/service.sh worker [lane...]    does what backup.sh, restore.sh, beat and the watcher hand over
+#   tools/service.sh worker [queue...]    does what backup.sh, restore.sh, beat and the watcher hand over
 #   tools/service.sh beat                holds the schedules, and catches up with what was missed
 #   tools/service.sh watcher             has uploads backed up within seconds
 #   tools/service.sh flower              shows the tasks in a browser
-#   tools/service.sh health [lane...]    is the worker well? exit code 0 or 1; beat and watcher take --health
+#   tools/service.sh health [queue...]    is the worker well? exit code 0 or 1; beat and watcher take --health
 set -euo pipefail
 
 self=$(readlink -f -- "${BASH_SOURCE[0]}")

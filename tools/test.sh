@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
 # Checks everything and stops at the first failure; arguments go to pytest.
+#
+#   tools/test.sh --containers [option...]    the compose files on a real engine instead; tests/containers/smoke says how
 set -euo pipefail
 
 self=$(readlink -f -- "${BASH_SOURCE[0]}")
@@ -18,6 +20,10 @@ check() {
 }
 
 cd -- "$root"
+if [[ ${1:-} == --containers ]]; then
+    check 'containers' pytest -n 0 --verbose --override-ini 'python_files=check_*.py' tests/containers/smoke "${@:2}"
+    exit
+fi
 check 'format' ruff format --check
 check 'lint' ruff check
 check 'types' mypy

@@ -1,5 +1,6 @@
 """The Celery application: what takes work off a queue, and how work is put there.
 
-`names` is all that others have to know to name a task; `client` hands one over and says how far it is. A worker is
-`python -m worker`: one process tree for each lane. The work itself is done by `portal.ops`, which never imports this.
+`operations` is the registry: everything that others have to know to request a task. `client` sends one and reports
+its progress. `python -m worker` starts one Celery worker for each queue. The work itself is done by `portal.ops`,
+which never imports this.
 """

@@ -1,6 +1,6 @@
-"""`python -m worker [lane …]`: the lanes of a worker, each in a process of its own, and the one that looks after them.
+"""`python -m worker [queue …]`: one Celery worker for each queue, and the process that supervises them.
 
-Where a lane ends by itself, all end: whoever started this (compose, systemd) starts it again, whole.
+Where one of them ends by itself, all end: whatever started this (compose, systemd) starts it again as a whole.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from portal.ops.errors import OpsError
 from portal.ops.runtime.environment import current_settings
 from portal.ops.runtime.logs import configure_logging, engine_log
 from portal.ops.runtime.process import launch_command
-from worker.names import Lane
+from worker.operations import Queue
 
 _POLL_SECONDS: Final = 0.2
 _FAILED: Final = 1
 _AT_LEAST_SECONDS: Final = 3.0
-"""A lane that fails sooner would do so again."""
+"""A worker that fails sooner would do so again."""
 
 log = engine_log("worker")
 
@@ -30,19 +30,19 @@ _STOPPING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def main() -> int:
-    """Run the lanes until somebody asks this process to end; the exit code."""
+    """Run the workers until this process is asked to end; the exit code."""
     arguments = _parser().parse_args()
     try:
         settings = current_settings()
-    except OpsError as error:  # said once, not by each lane
+    except OpsError as error:  # said once, not by each worker
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
-    lanes = [Lane(name) for name in arguments.lanes] or list(Lane)
+    queues = [Queue(name) for name in arguments.queues] or list(Queue)
     stopped: list[int] = []
     for number in _STOPPING:
         signal.signal(number, lambda got, _: stopped.append(got))
     configure_logging(settings.log_format, sys.stderr)
-    running = {lane: (_start(lane, arguments.processes), time.monotonic()) for lane in lanes}
+    running = {queue: (_start(queue, arguments.processes), time.monotonic()) for queue in queues}
     while not stopped and _are_up(running, arguments.processes):
         time.sleep(_POLL_SECONDS)
     for process, _ in running.values():
@@ -51,16 +51,16 @@ def main() -> int:
     return 0 if stopped else next((abs(code) for code in codes if code), 1)
 
 
-def _are_up(running: dict[Lane, tuple[subprocess.Popen[bytes], float]], processes: int | None) -> bool:
-    """Whether all lanes run. One that fails after it has worked (a broker that goes can do that) is started again."""
-    for lane, (process, started) in running.items():
+def _are_up(running: dict[Queue, tuple[subprocess.Popen[bytes], float]], processes: int | None) -> bool:
+    """Whether all workers run. One that fails after it has worked (a broker that goes can do that) is started again."""
+    for queue, (process, started) in running.items():
         code = process.poll()
         if code is None:
             continue
         if code != _FAILED or time.monotonic() - started < _AT_LEAST_SECONDS:
             return False
-        log.warning("lane_started_again", lane=lane.value, exit_code=code)
-        running[lane] = (_start(lane, processes), time.monotonic())
+        log.warning("queue_worker_restarted", queue=queue.value, exit_code=code)
+        running[queue] = (_start(queue, processes), time.monotonic())
     return True
 
 
@@ -69,13 +69,13 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m worker", description="Take backup and restore tasks off the queue."
     )
     parser.add_argument(
-        "lanes",
+        "queues",
         nargs="*",
-        metavar="LANE",
-        choices=[*map(str, Lane), []],
-        help=f"which work: {', '.join(Lane)} (default: all)",
+        metavar="QUEUE",
+        choices=[*map(str, Queue), []],
+        help=f"which queues: {', '.join(Queue)} (default: all)",
     )
-    parser.add_argument("--processes", type=_number, metavar="N", help="tasks that a lane works on at once")
+    parser.add_argument("--processes", type=_number, metavar="N", help="tasks of a queue that are worked on at once")
     return parser
 
 
@@ -85,17 +85,14 @@ def _number(text: str) -> int:
     return int(text)
 
 
-def _start(lane: Lane, processes: int | None) -> subprocess.Popen[bytes]:
-    """Start a lane that ends with this process. SIGTERM is to give a task its grace, which Celery does at SIGQUIT."""
-    count = processes or _PROCESSES[lane]
-    command = [sys.executable, "-m", "worker.lane", lane.value, str(count)]
+def _start(queue: Queue, processes: int | None) -> subprocess.Popen[bytes]:
+    """Start a worker that ends with this process. SIGTERM is to give a task its grace, which Celery does at SIGQUIT."""
+    count = processes or queue.processes
+    command = [sys.executable, "-m", "worker.queue_worker", queue.value, str(count)]
     environment = {**os.environ, "REMAP_SIGTERM": "SIGQUIT"}
     # In `/`, where no file is taken for an archive that is named without its path.
     return subprocess.Popen(launch_command(command), env=environment, stdout=subprocess.DEVNULL, cwd="/")
 
-
-_PROCESSES: Final = {Lane.BACKUP: 2, Lane.RESTORE: 1, Lane.MAINTENANCE: 2}
-"""How many tasks a lane works on at once: the backup of an upload is not held up by a full one."""
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,24 +7,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Any, Final, Self, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, get_args, get_origin, get_type_hints
 
-from portal.ops.archive.index import encode_name
+from portal.ops.errors import ConfigurationError
 from portal.ops.model import VerifyLevel
-from portal.ops.restore.config import RestoreScope
 from worker.errors import RefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
+    from enum import StrEnum
+
+Word = TypeVar("Word", bound="StrEnum")
 
 _MOST_CHARACTERS: Final = 4096
 _MOST_PATHS: Final = 100_000
-_PLACE_HINT: Final = "Add the directory that it is in to the worker's BACKUP_ALLOWED_PATHS, or use --local."
-_ARCHIVE_HINT: Final = (
-    "Copy it into the repository, add its directory to the worker's BACKUP_ALLOWED_PATHS, or use --local."
-)
 _HINT: Final = "Tasks are made by ./tools/backup.sh, ./tools/restore.sh, beat and the watcher; this one was not."
 
 
@@ -58,6 +55,15 @@ class Arguments:
         except TypeError as error:
             raise RefusedError("the task lacks an argument", hint=_HINT) from error
 
+    def to_dict(self) -> dict[str, Any]:
+        """The arguments as a message has them: in the types of JSON, without those that have their default."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            field.name: list(given[field.name]) if isinstance(given[field.name], tuple) else given[field.name]
+            for field in fields(self)
+            if given[field.name] != field.default
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class RequestArguments(Arguments):
@@ -83,10 +89,15 @@ class RequestArguments(Arguments):
 
 @dataclass(frozen=True, kw_only=True)
 class BackupArguments(RequestArguments):
-    """What a backup is told.
+    """What a backup is told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaArguments(BackupArguments):
+    """What a backup of the uploads is told.
 
     Arguments:
-        incremental: only what has changed; for the media.
+        incremental: only what has changed.
         changed: what has, relative to the uploads, where somebody knows; the whole tree is looked at otherwise.
     """
 
@@ -111,7 +122,7 @@ class RestoreArguments(RequestArguments):
     """
 
     archive: str
-    scope: str = RestoreScope.FULL.value
+    scope: str = "full"
     dry_run: bool = False
     mode: str = "auto"
     exact: bool = False
@@ -146,33 +157,18 @@ class DrillArguments(Arguments):
     archive: str = "latest"
 
 
-def check_archive(archive: str, repository: Path, allowed: Iterable[Path]) -> None:
-    """Refuse a path that leads to a file which no task may read.
+def word(kind: type[Word], text: str) -> Word:
+    """The member of an enumeration that an argument names.
 
     Raises:
-        RefusedError: it does.
-    """
-    if "/" in archive:
-        check_place(archive, (repository, *allowed), hint=_ARCHIVE_HINT)
-
-
-def check_place(path: str, allowed: Iterable[Path], *, hint: str = _PLACE_HINT) -> None:
-    """Refuse a path outside the directories that a task may use.
-
-    Arguments:
-        hint: what to do about that.
-
-    Raises:
-        RefusedError: it leads elsewhere.
+        ConfigurationError: it names none.
     """
     try:
-        encode_name(path)
-        real = Path(path).resolve()
-        inside = path.startswith("/") and any(real.is_relative_to(place.resolve()) for place in allowed)
-    except (OSError, ValueError, RuntimeError):
-        inside = False
-    if not inside:
-        raise RefusedError(f"a worker may not use {path}", hint=hint)
+        return kind(text)
+    except ValueError:
+        raise ConfigurationError(
+            f"{text!r} is none of {', '.join(kind)}", hint="Correct the task's argument."
+        ) from None
 
 
 def _fits(value: object, hint: Any) -> bool:

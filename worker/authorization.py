@@ -1,11 +1,10 @@
-"""A permit for a restore: left in the repository by the command that a person started, and good for one task.
+"""An authorization for a restore: left in the repository by the command that a person started, valid for one task.
 
-Whoever can reach the broker, or Flower, can put a task on the queue. What changes live data is therefore done only
-where a file `.permits/<task_id>.json` says that it was asked for, with the very arguments that the task has: and that
-file can only be written by somebody who may read the backups anyway.
+A task that changes live data is done only where a file `.authorizations/<task_id>.json` says that it was requested,
+with exactly the arguments that the task has. That file can only be written by somebody who may read the backups anyway.
 
-A worker that begins takes the permit, by a rename to `<task_id>.begun`; the command that asked can withdraw it until
-then. So exactly one of them has it, and each knows whether it is the one.
+A worker that begins takes the authorization, by a rename to `<task_id>.begun`; the command that requested the task can
+withdraw it until then. So exactly one of them has it, and each knows which one.
 """
 
 from __future__ import annotations
@@ -19,23 +18,23 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import RepositoryError
-from portal.ops.repository.durable import write_durably
+from portal.ops.repository.durable import make_hidden, write_durably
 from worker.errors import RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from worker.names import TaskName
+    from worker.operations import Operation
 
-DIRECTORY: Final = ".permits"
+DIRECTORY: Final = ".authorizations"
 LIFETIME_SECONDS: Final = 24 * 3600
 
 _CLOCK_SECONDS: Final = 300
 
 
-class Permits:
-    """The permits of a repository.
+class Authorizations:
+    """The authorizations of a repository.
 
     Arguments:
         repository: its directory.
@@ -45,36 +44,33 @@ class Permits:
         self._repository = repository
         self._directory = repository / DIRECTORY
 
-    def grant(self, task: TaskName, task_id: str, arguments: Mapping[str, Any]) -> None:
-        """Permit one task.
+    def grant(self, operation: Operation, task_id: str, arguments: Mapping[str, Any]) -> None:
+        """Authorize one task.
 
         Raises:
             RepositoryError: this user may not write to the repository.
         """
         path = self._path(task_id)
         try:
-            self._directory.mkdir(mode=0o700, exist_ok=True)
-            write_durably(path, json.dumps({"digest": _digest(task, arguments)}).encode())
-            if os.geteuid() == 0:  # the worker is who the repository belongs to
-                owner = self._repository.stat()
-                for place in (self._directory, path):
-                    os.chown(place, owner.st_uid, owner.st_gid)
+            make_hidden(self._directory)
+            write_durably(path, json.dumps({"digest": _digest(operation, arguments)}).encode())
         except OSError as error:
             raise RepositoryError(
-                f"a restore by a worker needs a permit in {self._directory}, which cannot be written: {error.strerror}",
+                f"a restore by a worker needs an authorization in {self._directory}, which cannot be written: "
+                f"{error.strerror}",
                 hint="Run this as the user that the backups belong to, or give --local to restore without a worker.",
             ) from error
 
     def withdraw(self, task_id: str) -> bool:
-        """Take a permit back that nobody has begun to use; whether that is so, and the task will not be done."""
+        """Withdraw an authorization, unless its task has begun; whether it was withdrawn."""
         try:
             self._path(task_id).unlink()
         except OSError:
             return False
         return True
 
-    def take(self, task: TaskName, task_id: str, arguments: Mapping[str, Any]) -> None:
-        """Begin to use the permit for the task as it is; the same task can do so again after it was cut off.
+    def take(self, operation: Operation, task_id: str, arguments: Mapping[str, Any]) -> None:
+        """Begin to use the authorization for the task as it is; the same task can do so again after it was cut off.
 
         Raises:
             RefusedError: there is none, or it is for something else, or too old.
@@ -82,13 +78,13 @@ class Permits:
         begun = self._begun(task_id)
         with suppress(FileNotFoundError):
             if not -_CLOCK_SECONDS <= time.time() - self._path(task_id).stat().st_mtime <= LIFETIME_SECONDS:
-                raise RefusedError("the permit for this restore is more than a day old", hint=_AGAIN)
+                raise RefusedError("the authorization for this restore is more than a day old", hint=_AGAIN)
             self._path(task_id).rename(begun)
         try:
             digest = json.loads(begun.read_bytes())["digest"]
         except PermissionError:
             raise RefusedError(
-                f"the permit for this restore is another user's, and the worker may not read it: {begun}",
+                f"the authorization for this restore belongs to another user, and the worker may not read it: {begun}",
                 hint=f"chown -R --reference={shlex.quote(str(self._repository))} {shlex.quote(str(self._directory))}",
             ) from None
         except (OSError, ValueError, KeyError, TypeError):
@@ -96,11 +92,11 @@ class Permits:
                 "nobody who may read the backups has asked for this restore",
                 hint="Start restores with ./tools/restore.sh; a task that comes from elsewhere is refused.",
             ) from None
-        if digest != _digest(task, arguments):
-            raise RefusedError("the permit for this restore is for other arguments", hint=_AGAIN)
+        if digest != _digest(operation, arguments):
+            raise RefusedError("the authorization for this restore is for other arguments", hint=_AGAIN)
 
     def use_up(self, task_id: str) -> None:
-        """Be done with a permit; harmless where there is none."""
+        """Remove an authorization; harmless where there is none."""
         for path in (self._path(task_id), self._begun(task_id)):
             with suppress(OSError):
                 path.unlink()
@@ -115,5 +111,5 @@ class Permits:
 _AGAIN: Final = "Start it again with ./tools/restore.sh."
 
 
-def _digest(task: TaskName, arguments: Mapping[str, Any]) -> str:
-    return sha256(json.dumps([task.value, dict(arguments)], sort_keys=True).encode()).hexdigest()
+def _digest(operation: Operation, arguments: Mapping[str, Any]) -> str:
+    return sha256(json.dumps([operation.name, dict(arguments)], sort_keys=True).encode()).hexdigest()

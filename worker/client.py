@@ -22,14 +22,14 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 from worker.app import make_app
 from worker.configuration import RESULT_SECONDS
 from worker.errors import EXIT_CODE, BrokerAwayError, BrokerRefusesError, OperationFailedError, too_slow
-from worker.names import TaskName
+from worker.operations import PING
 from worker.progress import STATE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from portal.ops.settings.load import WorkerSettings
-    from worker.names import Lane
+    from worker.operations import Operation, Queue
 
 _MARK: Final = "kekkai-backup-task-"
 _SEND: Final = {"max_retries": 2, "interval_start": 0.2, "interval_step": 0.4, "interval_max": 1.0}
@@ -62,8 +62,8 @@ class TaskState:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LaneLoad:
-    """What one worker of a lane is at.
+class QueueLoad:
+    """How busy one worker of a queue is.
 
     Arguments:
         worker: its name.
@@ -78,9 +78,9 @@ class LaneLoad:
     begun: int
 
 
-def new_task_id(task: TaskName) -> str:
+def new_task_id(operation: Operation) -> str:
     """A name for a task that nobody has asked for yet, which a person can tell from others."""
-    return f"{task.value}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
+    return f"{operation.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
 
 
 class Client:
@@ -99,8 +99,8 @@ class Client:
         self._app.conf.broker_transport_options = {**self._app.conf.broker_transport_options, **short}
         self._app.conf.update(redis_socket_timeout=_LOOK_SECONDS, redis_socket_connect_timeout=_LOOK_SECONDS)
 
-    def submit(self, task: TaskName, arguments: Mapping[str, Any], task_id: str) -> None:
-        """Put a task on the queue of its lane.
+    def submit(self, operation: Operation, arguments: Mapping[str, Any], task_id: str) -> None:
+        """Put a task on its queue.
 
         Raises:
             BrokerAwayError: the broker does not take it.
@@ -108,7 +108,7 @@ class Client:
         with _broker():
             self._forget_failure(task_id)
             self._app.backend.client.set(f"{_MARK}{task_id}", time.time(), ex=RESULT_SECONDS)
-            self._app.send_task(task.value, kwargs=dict(arguments), task_id=task_id, retry=True, retry_policy=_SEND)
+            self._app.send_task(operation.name, kwargs=dict(arguments), task_id=task_id, retry=True, retry_policy=_SEND)
 
     def _forget_failure(self, task_id: str) -> None:
         """Let a task that is sent again not look as if it had ended, for the failure of the time before."""
@@ -137,32 +137,32 @@ class Client:
             return TaskState(is_begun=status == states.STARTED, name=meta.get("name") or "")
         return _ended(status, result, meta.get("name") or "")
 
-    def is_attended(self, lane: Lane, seconds: float = 2.0) -> bool:
-        """Whether a worker listens to a lane.
+    def is_attended(self, queue: Queue, seconds: float = 2.0) -> bool:
+        """Whether a worker serves a queue.
 
         Raises:
             BrokerAwayError: the broker does not answer.
         """
         with _broker():
             answers = self._app.control.broadcast(
-                "ping", reply=True, timeout=seconds, limit=1, pattern=f"{lane.value}@*", matcher="glob"
+                "ping", reply=True, timeout=seconds, limit=1, pattern=f"{queue.value}@*", matcher="glob"
             )
         return bool(answers)
 
-    def send_ping(self, lane: Lane, seconds: float) -> str:
-        """Ask a lane for a sign of life; the id of the task, which nobody begins once the seconds are over.
+    def send_ping(self, queue: Queue, seconds: float) -> str:
+        """Send a ping through a queue; the id of the task, which nobody begins once the seconds are over.
 
         Raises:
             BrokerAwayError: the broker does not take it.
         """
-        task_id = new_task_id(TaskName.PING)
+        task_id = new_task_id(PING)
         with _broker():
             self._app.backend.client.ping()  # says at once that nobody is there; to send a task would try for long
             self._app.send_task(
-                TaskName.PING.value,
+                PING.name,
                 kwargs={},
                 task_id=task_id,
-                queue=lane.value,
+                queue=queue.value,
                 expires=seconds,
                 sent_event=False,
                 retry=True,
@@ -170,7 +170,7 @@ class Client:
             )
         return task_id
 
-    def clear_away(self, lane: Lane, task_id: str) -> None:
+    def clear_away(self, queue: Queue, task_id: str) -> None:
         """Leave nothing of a ping behind: neither its message, where nobody took it, nor its result.
 
         Raises:
@@ -179,22 +179,22 @@ class Client:
         backend = self._app.backend
         with _broker(), self._app.connection_for_write() as connection:
             redis = connection.default_channel.client
-            for message in redis.lrange(lane.value, 0, -1):
+            for message in redis.lrange(queue.value, 0, -1):
                 if task_id.encode() in message:
-                    redis.lrem(lane.value, 1, message)
+                    redis.lrem(queue.value, 1, message)
             backend.client.delete(backend.get_key_for_task(task_id))
 
-    def loads(self, lane: Lane, seconds: float = 1.0) -> list[LaneLoad]:
-        """What the workers of a lane are at, as their main processes say it; those that do not answer are not in it.
+    def loads(self, queue: Queue, seconds: float = 1.0) -> list[QueueLoad]:
+        """How busy the workers of a queue are, as their main processes say; those that do not answer are left out.
 
         Raises:
             BrokerAwayError: the broker does not answer.
         """
-        ping = TaskName.PING.value
-        stats = self._ask("stats", lane, seconds)
-        tasks = self._ask("active", lane, seconds)
+        ping = PING.name
+        stats = self._ask("stats", queue, seconds)
+        tasks = self._ask("active", queue, seconds)
         return [
-            LaneLoad(
+            QueueLoad(
                 worker=name,
                 processes=one["pool"]["max-concurrency"],
                 busy=sum(task["name"] != ping for task in tasks.get(name, ())),
@@ -203,10 +203,10 @@ class Client:
             for name, one in sorted(stats.items())
         ]
 
-    def _ask(self, question: str, lane: Lane, seconds: float) -> dict[str, Any]:
+    def _ask(self, question: str, queue: Queue, seconds: float) -> dict[str, Any]:
         with _broker():
             answers = self._app.control.broadcast(
-                question, reply=True, timeout=seconds, pattern=f"{lane.value}@*", matcher="glob"
+                question, reply=True, timeout=seconds, pattern=f"{queue.value}@*", matcher="glob"
             )
         return {name: answer for one in answers or () for name, answer in one.items() if "error" not in answer}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from worker.names import Lane, TaskName
+from worker.operations import OPERATIONS, Queue
 
 if TYPE_CHECKING:
     from portal.ops.settings.load import WorkerSettings
@@ -97,10 +97,10 @@ def _results(keepalive: bool) -> dict[str, Any]:
 
 def _queues() -> dict[str, Any]:
     return {
-        # Each task goes to its lane, whoever sends it.
-        "task_routes": {name.value: {"queue": name.lane.value} for name in TaskName},
+        # Each task goes to its queue, whoever sends it.
+        "task_routes": {name: {"queue": operation.queue.value} for name, operation in OPERATIONS.items()},
         # To Celery's own default, a queue named `celery`, nobody would listen.
-        "task_default_queue": Lane.MAINTENANCE.value,
+        "task_default_queue": Queue.MAINTENANCE.value,
     }
 
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import os
 import re
 import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
+from portal.ops.repository.durable import make_directories, make_hidden, open_own
+from portal.ops.repository.locks import try_lock, wait_for
 from worker.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -41,7 +44,8 @@ def sole_delivery(repository: Path, task_id: str) -> Iterator[int]:
         OSError: the repository cannot be written.
     """
     path = _path(repository, task_id)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_directories(path.parent)
+    make_hidden(path.parent)
     descriptor = _lock(path)
     try:
         _count(descriptor)
@@ -69,12 +73,9 @@ def is_abandoned(repository: Path, task_id: str) -> bool:
     except (OSError, RefusedError):
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return try_lock(descriptor, fcntl.LOCK_EX)
     finally:
         os.close(descriptor)
-    return True
 
 
 def is_begun(repository: Path, task_id: str) -> bool:
@@ -104,13 +105,20 @@ def _path(repository: Path, task_id: str) -> Path:
 
 def _lock(path: Path) -> int:
     """A locked descriptor of the file that has the name now: the one before may have gone with its name meanwhile."""
-    while True:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+    def attempt() -> int | None:
+        descriptor = open_own(path, os.O_WRONLY | os.O_APPEND)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
+            if try_lock(descriptor, fcntl.LOCK_EX) and os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
-        except (BlockingIOError, FileNotFoundError):
+        except FileNotFoundError:
             pass
+        except BaseException:
+            os.close(descriptor)
+            raise
         os.close(descriptor)
-        time.sleep(_POLL_SECONDS)
+        return None
+
+    found = wait_for(attempt, math.inf, pause=_POLL_SECONDS)
+    assert found is not None  # only a limit would end the wait without
+    return found

@@ -1,8 +1,8 @@
 """`python -m worker.flower`: Flower on this application, for people to look at tasks and workers.
 
 It does not start without a password. Its API can put any task on the queue and stop any worker, so it only shows things
-unless ``FLOWER_READ_ONLY=false``; a restore is refused in either case (see `permit`). Its own options are the variables
-``FLOWER_*``; what stands here are our defaults. Its history is kept in a file, since it would have none otherwise.
+unless ``FLOWER_READ_ONLY=false``; a restore is refused in either case (see `authorization`). Its own options are the
+variables ``FLOWER_*``; what stands here are our defaults. Its history is kept in a file.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 from typing import TYPE_CHECKING, Final
 
 from flower.app import Flower
@@ -105,15 +106,28 @@ def _choose_options(repository: Path) -> None:
     options.tasks_columns = _COLUMNS
     try:
         apply_env_options()
-        os.makedirs(os.path.dirname(os.path.abspath(options.db)), mode=0o700, exist_ok=True)
     except (ValueError, KeyError) as error:
         raise ConfigurationError(
             f"Flower cannot use one of its variables: {error}", hint="Look at those that begin with FLOWER_."
         ) from error
+    if options.persistent:
+        _make_history_directory(os.path.dirname(os.path.abspath(options.db)))
+
+
+def _make_history_directory(directory: str) -> None:
+    """Make sure that the history can be saved: Flower itself would run, look healthy, and lose it.
+
+    Raises:
+        ConfigurationError: this user cannot write there.
+    """
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
     except OSError as error:
         raise ConfigurationError(
-            f"the directory of Flower's history cannot be made: {error.strerror} ({error.filename})",
-            hint="Set FLOWER_DB to a file in a directory that this user may write to.",
+            f"the directory of Flower's history cannot be written: {error.strerror} ({directory})",
+            hint=f"Give it to user {os.geteuid()}, or set FLOWER_DB to a file in another directory.",
         ) from error
 
 

@@ -14,7 +14,7 @@ from redis import RedisError
 from tornado.ioloop import PeriodicCallback
 
 from portal.ops.units import human_bytes
-from worker.names import TaskName
+from worker.operations import PING
 from worker.progress import STATE
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def follow(flower: Flower) -> PeriodicCallback:
 def _forget_pings(flower: Flower) -> None:
     """Leave the pings of health checks out, which would soon be all that there is to see."""
     tasks = flower.events.state.tasks
-    for task in [task for task in list(tasks.values()) if task.name == TaskName.PING.value and _is_over(task)]:
+    for task in [task for task in list(tasks.values()) if task.name == PING.name and _is_over(task)]:
         tasks.pop(task.uuid, None)
 
 

@@ -1,7 +1,7 @@
-"""`python -m worker.health [lane …]`: does work that is handed over now get done? Exit code 0 or 1, and a line a lane.
+"""`python -m worker.health [queue …]`: does a task sent now get done? Exit code 0 or 1, and a line for each queue.
 
-A ping goes through the queue of each lane, to a process of its pool and back, so everything on the way is there. A lane
-whose processes are all at work on something cannot answer it, and is healthy where its main process says that they are.
+A ping goes through each queue, to a process of its worker's pool and back, so everything on the way is tested. A worker
+whose processes are all busy cannot answer it, and is healthy where its main process says that they are.
 """
 
 from __future__ import annotations
@@ -14,121 +14,121 @@ from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import OpsError
 from portal.ops.runtime.environment import current_settings
-from worker.client import Client, LaneLoad, TaskState
-from worker.names import Lane
+from worker.client import Client, QueueLoad, TaskState
+from worker.operations import Queue
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 WAIT_SECONDS: Final = 5.0
-"""How long a lane that has nothing to do may take to answer."""
+"""How long a queue that has nothing to do may take to answer."""
 
 _POLL_SECONDS: Final = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
-class LaneHealth:
-    """What was found of a lane.
+class QueueHealth:
+    """What was found of a queue.
 
     Arguments:
-        lane: which one.
+        queue: which one.
         is_healthy: work that is handed over now gets done, if not at once.
         detail: how that is known, or what is wrong.
         hint: what to do about it.
     """
 
-    lane: Lane
+    queue: Queue
     is_healthy: bool
     detail: str
     hint: str = ""
 
     def __str__(self) -> str:
-        return f"{self.lane}: {self.detail}" + (f"\n  hint: {self.hint}" if self.hint else "")
+        return f"{self.queue}: {self.detail}" + (f"\n  hint: {self.hint}" if self.hint else "")
 
 
-def check_lanes(client: Client, lanes: Iterable[Lane], seconds: float = WAIT_SECONDS) -> list[LaneHealth]:
-    """Send a ping through each lane, all at once, and say what came back.
+def check_queues(client: Client, queues: Iterable[Queue], seconds: float = WAIT_SECONDS) -> list[QueueHealth]:
+    """Send a ping through each queue, all at once, and say what came back.
 
     Arguments:
         client: the way to the workers.
-        lanes: which ones.
+        queues: which ones.
         seconds: how long to wait for those that do not answer.
 
     Raises:
         BrokerAwayError: the broker does not answer.
     """
     started = time.monotonic()
-    pings = {lane: client.send_ping(lane, seconds) for lane in lanes}
+    pings = {queue: client.send_ping(queue, seconds) for queue in queues}
     try:
         found = _collect(client, pings, started, seconds)
-        return [found.get(lane) or _silent(client, lane, pings[lane], seconds) for lane in pings]
+        return [found.get(queue) or _silent(client, queue, pings[queue], seconds) for queue in pings]
     finally:
-        for lane, task_id in pings.items():
-            client.clear_away(lane, task_id)
+        for queue, task_id in pings.items():
+            client.clear_away(queue, task_id)
 
 
-def _collect(client: Client, pings: Mapping[Lane, str], started: float, seconds: float) -> dict[Lane, LaneHealth]:
+def _collect(client: Client, pings: Mapping[Queue, str], started: float, seconds: float) -> dict[Queue, QueueHealth]:
     """Wait for the answers; those that came."""
-    found: dict[Lane, LaneHealth] = {}
+    found: dict[Queue, QueueHealth] = {}
     while len(found) < len(pings) and time.monotonic() - started < seconds:
-        for lane in pings.keys() - found.keys():
-            if (state := client.look(pings[lane])).is_ended and not state.is_stopped:
-                found[lane] = _answered(lane, state, time.monotonic() - started)
+        for queue in pings.keys() - found.keys():
+            if (state := client.look(pings[queue])).is_ended and not state.is_stopped:
+                found[queue] = _answered(queue, state, time.monotonic() - started)
         time.sleep(_POLL_SECONDS)
     return found
 
 
-def _answered(lane: Lane, state: TaskState, seconds: float) -> LaneHealth:
+def _answered(queue: Queue, state: TaskState, seconds: float) -> QueueHealth:
     if state.result.get("success"):
-        return LaneHealth(lane=lane, is_healthy=True, detail=f"answered after {seconds:.2f} s")
+        return QueueHealth(queue=queue, is_healthy=True, detail=f"answered after {seconds:.2f} s")
     detail, _, hint = str(state.result.get("error")).partition("\n  hint: ")
-    return LaneHealth(lane=lane, is_healthy=False, detail=detail, hint=hint)
+    return QueueHealth(queue=queue, is_healthy=False, detail=detail, hint=hint)
 
 
-def _silent(client: Client, lane: Lane, task_id: str, seconds: float) -> LaneHealth:
-    """A lane that did not answer: is nobody there, or has nobody time? Who had time meanwhile has answered by now."""
-    loads = client.loads(lane)
+def _silent(client: Client, queue: Queue, task_id: str, seconds: float) -> QueueHealth:
+    """A queue that did not answer: is nobody there, or has nobody time? Who had time meanwhile has answered by now."""
+    loads = client.loads(queue)
     if (state := client.look(task_id)).is_ended and not state.is_stopped:
-        return _answered(lane, state, seconds)
+        return _answered(queue, state, seconds)
     if not loads:
-        return LaneHealth(
-            lane=lane,
+        return QueueHealth(
+            queue=queue,
             is_healthy=False,
-            detail=f"no worker listens for {lane} tasks",
+            detail=f"no worker listens for {queue} tasks",
             hint="Start one ('tools/service.sh worker', or docker compose up -d worker); its log says why it ended.",
         )
     idle = [load.worker for load in loads if load.busy < load.processes]
     if not idle:
-        return LaneHealth(lane=lane, is_healthy=True, detail="every process is at work on something")
-    if _begun(client.loads(lane)) > _begun(loads):  # it was looked at between one short task and the next
-        return LaneHealth(lane=lane, is_healthy=True, detail="it works through what was queued before")
-    return LaneHealth(
-        lane=lane,
+        return QueueHealth(queue=queue, is_healthy=True, detail="every process is at work on something")
+    if _begun(client.loads(queue)) > _begun(loads):  # it was looked at between one short task and the next
+        return QueueHealth(queue=queue, is_healthy=True, detail="it works through what was queued before")
+    return QueueHealth(
+        queue=queue,
         is_healthy=False,
         detail=f"{', '.join(idle)} has nothing to do, and did not answer within {seconds:.0f} s",
         hint="Restart it: what it had taken goes back to the queue. Its log says what it did last.",
     )
 
 
-def _begun(loads: list[LaneLoad]) -> int:
+def _begun(loads: list[QueueLoad]) -> int:
     return sum(load.begun for load in loads)
 
 
 def main() -> int:
-    """Check the lanes; the exit code."""
+    """Check the queues; the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m worker.health", description="Do the workers do what they are given?"
     )
     parser.add_argument(
-        "lanes",
+        "queues",
         nargs="*",
-        metavar="LANE",
-        choices=[*map(str, Lane), []],
-        help=f"which: {', '.join(Lane)} (all)",
+        metavar="QUEUE",
+        choices=[*map(str, Queue), []],
+        help=f"which: {', '.join(Queue)} (all)",
     )
-    lanes = [Lane(name) for name in parser.parse_args().lanes] or list(Lane)
+    queues = [Queue(name) for name in parser.parse_args().queues] or list(Queue)
     try:
-        found = check_lanes(Client(current_settings().worker), lanes)
+        found = check_queues(Client(current_settings().worker), queues)
     except OpsError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

@@ -29,12 +29,12 @@ from portal.ops.restore.journal import RestoreRecords
 from portal.ops.runtime.environment import current_settings
 from portal.ops.runtime.logs import configure_logging, engine_log
 from worker.app import make_app
-from worker.authorization import Permits
+from worker.authorization import Authorizations
 from worker.configuration import RESULT_SECONDS
 from worker.delivery import forget_old, is_abandoned, is_begun, sole_delivery
 from worker.errors import OperationFailedError, too_slow
-from worker.handlers import Outcome, write_down
-from worker.names import Lane, TaskName
+from worker.execution import Outcome, write_down
+from worker.operations import OPERATIONS, Queue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from celery import Celery, Task
 
     from portal.ops.settings.load import Settings
+    from worker.operations import Operation
 
 log = engine_log("worker.recovery")
 
@@ -50,15 +51,15 @@ _AGAIN_SECONDS: Final = 60.0
 """A restore that could be neither finished nor undone is left alone for so long."""
 
 
-def tidy(settings: Settings, lane: Lane) -> None:
+def tidy(settings: Settings, queue: Queue) -> None:
     """Sweep what killed backups left, finish or undo restores that were cut off, throw remains of drills away.
 
     It says what it found. Whatever is wrong here is said, and keeps no worker from starting.
     """
     try:
-        if lane is Lane.RESTORE:
+        if queue is Queue.RESTORE:
             RestoreJob(RestoreConfig.from_settings(settings)).recover()
-        elif lane is Lane.BACKUP:
+        elif queue is Queue.BACKUP:
             _sweep(Repository(settings.local_path, lock_timeout=settings.lock_timeout))
         else:
             forget_old(settings.local_path, RESULT_SECONDS)
@@ -74,7 +75,7 @@ def _sweep(repository: Repository) -> None:
             log.warning("remains_swept", name=name)
 
 
-def requeue(app: Celery, settings: Settings, lane: Lane, *, at_start: bool) -> int:
+def requeue(app: Celery, settings: Settings, queue: Queue, *, at_start: bool) -> int:
     """Put messages back that nobody works on any more; how many.
 
     Whose process is gone, and whose task has its result although the message is still there: it was done while the
@@ -88,8 +89,8 @@ def requeue(app: Celery, settings: Settings, lane: Lane, *, at_start: bool) -> i
     with app.connection_for_write() as connection:
         channel = connection.default_channel
         for tag, text in channel.client.hgetall(channel.unacked_key).items():
-            task_id, queue = _task_of(text)
-            if queue != lane.value or not task_id:
+            task_id, source = _task_of(text)
+            if source != queue.value or not task_id:
                 continue
             idle = not is_begun(settings.local_path, task_id) and (at_start or _has_result(app.backend, task_id))
             if idle or is_abandoned(settings.local_path, task_id):
@@ -104,7 +105,7 @@ def _has_result(backend: Any, task_id: str) -> bool:
     return found is not None and backend.decode(found)["status"] in states.READY_STATES
 
 
-def watch(app: Celery, settings: Settings, lane: Lane) -> Callable[[], None]:
+def watch(app: Celery, settings: Settings, queue: Queue) -> Callable[[], None]:
     """Look for abandoned messages every few seconds, in a thread of its own; what ends it."""
     ended = threading.Event()
 
@@ -112,14 +113,14 @@ def watch(app: Celery, settings: Settings, lane: Lane) -> Callable[[], None]:
         at_start, patient_until = True, 0.0
         while not ended.is_set():
             if (
-                lane is Lane.RESTORE
+                queue is Queue.RESTORE
                 and not at_start
                 and time.monotonic() > patient_until
                 and _finish_restores(settings)
             ):
                 patient_until = time.monotonic() + _AGAIN_SECONDS
             try:
-                requeue(app, settings, lane, at_start=at_start)
+                requeue(app, settings, queue, at_start=at_start)
                 at_start = False
             except (RedisError, OperationalError, OSError):  # the worker's own connection says it
                 pass
@@ -136,41 +137,41 @@ def _finish_restores(settings: Settings) -> bool:
     records = RestoreRecords(Repository(settings.local_path))
     with suppress(OpsError, OSError):  # the next restore says it
         if any(not record.state.is_settled for record in records.all()) and not records.are_locked():
-            _run_apart(Lane.RESTORE)
+            _run_apart(Queue.RESTORE)
             return True
     return False
 
 
-def follow_kills(lane: Lane) -> None:
+def follow_kills(queue: Queue) -> None:
     """See to tasks that the hard time limit kills: their messages are done with, so that no delivery does it."""
 
     def ended(sender: Task, task_id: str, exception: BaseException, kwargs: Mapping[str, Any], **_: Any) -> None:
         if isinstance(exception, TimeLimitExceeded):  # Celery says it twice; the second look finds nothing
             killed = {"name": sender.name, "task_id": task_id, "given": kwargs}
-            threading.Thread(target=_run_apart, args=(lane, killed), name="killed", daemon=True).start()
+            threading.Thread(target=_run_apart, args=(queue, killed), name="killed", daemon=True).start()
 
     task_failure.connect(ended, weak=False)
 
 
-def _run_apart(lane: Lane, killed: Mapping[str, Any] | None = None) -> None:
-    """Do it in a process of its own: a lane's main process forks, and what a child inherits of a lock keeps it locked.
+def _run_apart(queue: Queue, killed: Mapping[str, Any] | None = None) -> None:
+    """Do it in a process of its own: a worker's main process forks, and a child that inherits a lock keeps it locked.
 
     It outlives this one, so that what is begun here is brought to its end.
     """
-    command = [sys.executable, "-I", "-m", "worker.recovery", lane.value]
+    command = [sys.executable, "-I", "-m", "worker.recovery", queue.value]
     subprocess.run(command, input=json.dumps(killed).encode() + b"\n", stdout=subprocess.DEVNULL, check=False)
 
 
-def _see_to_killed(settings: Settings, name: TaskName, task_id: str, given: Mapping[str, Any]) -> None:
-    """Once the process of a task is gone: write down how it ended, and leave no permit and no count of it.
+def _see_to_killed(settings: Settings, operation: Operation, task_id: str, given: Mapping[str, Any]) -> None:
+    """Once the process of a task is gone: write down how it ended, and leave no authorization and no count of it.
 
     A process that has ended in good order, if late, has written that down by itself, and left no file of the delivery.
     """
     with sole_delivery(settings.local_path, task_id) as begun:
         if begun > 1:
-            fault = too_slow(name, "killed")
-            Permits(settings.local_path).use_up(task_id)
-            write_down(settings, name, task_id, given, fault)
+            fault = too_slow(operation.name, "killed")
+            Authorizations(settings.local_path).use_up(task_id)
+            write_down(settings, operation, task_id, given, fault)
             backend = make_app(settings.worker).backend
             if not _has_result(backend, task_id):  # its last word was how far it is
                 backend.store_result(task_id, OperationFailedError(Outcome.of_error(fault).result), states.FAILURE)
@@ -182,10 +183,10 @@ def main() -> int:
     configure_logging(settings.log_format, sys.stderr)
     try:
         if killed := json.loads(sys.stdin.readline()):
-            _see_to_killed(settings, TaskName(killed["name"]), killed["task_id"], killed["given"])
+            _see_to_killed(settings, OPERATIONS[killed["name"]], killed["task_id"], killed["given"])
     except (OpsError, OSError, RedisError) as error:
         log.error("recovery_failed", error=str(error))
-    tidy(settings, Lane(sys.argv[1]))
+    tidy(settings, Queue(sys.argv[1]))
     return 0
 
 

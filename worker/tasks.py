@@ -19,11 +19,11 @@ from portal.ops.errors import OpsError
 from portal.ops.monitoring.observer import Aftermath
 from portal.ops.runtime.environment import current_settings
 from portal.ops.runtime.logs import engine_log
-from worker.authorization import Permits
+from worker.authorization import Authorizations
 from worker.delivery import sole_delivery
 from worker.errors import OperationFailedError, too_slow
-from worker.handlers import Order, Outcome, carry_out, unusable, write_down
-from worker.names import TaskName
+from worker.execution import Outcome, TaskRequest, carry_out, unusable, write_down
+from worker.operations import OPERATIONS
 from worker.progress import Reporter
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from portal.ops.repository.access_log import AccessEntry
     from portal.ops.settings.load import Settings
+    from worker.operations import Operation
 
 log = engine_log("worker.tasks")
 
@@ -40,24 +41,24 @@ _FIRST_PAUSE_SECONDS: Final = 2.0
 _PAUSE_GROWTH: Final = 4.0
 
 
-def _perform(task: Task, name: TaskName, given: Mapping[str, Any]) -> dict[str, Any]:
+def _perform(task: Task, operation: Operation, given: Mapping[str, Any]) -> dict[str, Any]:
     """One delivery of a task, from the queue to its result.
 
     Raises:
         OperationFailedError: it did not succeed.
     """
     started = time.monotonic()
-    outcome = _deliver(task, name, given)
+    outcome = _deliver(task, operation, given)
     if outcome.is_new:
-        _tell_end(name, outcome, time.monotonic() - started)
+        _tell_end(operation, outcome, time.monotonic() - started)
     if not outcome.success:
         raise OperationFailedError(outcome.result)
     return outcome.result
 
 
-def _tell_end(name: TaskName, outcome: Outcome, seconds: float) -> None:
+def _tell_end(operation: Operation, outcome: Outcome, seconds: float) -> None:
     """Say how a task ended; a ping that went well would only fill the log."""
-    if outcome.success and name is not TaskName.PING:
+    if outcome.success and operation.is_shown:
         log.info("task_ended", success=True, seconds=round(seconds, 3))
     elif not outcome.success:
         log.error("task_ended", success=False, seconds=round(seconds, 3), error=outcome.result.get("error"))
@@ -87,7 +88,7 @@ def _still_holds(result: Mapping[str, Any]) -> bool:
     return not result.get("path") or os.path.exists(result["path"])
 
 
-def _deliver(task: Task, name: TaskName, given: Mapping[str, Any]) -> Outcome:
+def _deliver(task: Task, operation: Operation, given: Mapping[str, Any]) -> Outcome:
     """Do the work with nobody else at it; whatever goes wrong becomes an outcome."""
     settings: Settings | None = None
     try:
@@ -96,33 +97,33 @@ def _deliver(task: Task, name: TaskName, given: Mapping[str, Any]) -> Outcome:
             structlog.contextvars.bind_contextvars(attempt=attempt)
             if earlier := _earlier(task):
                 return earlier
-            if name is not TaskName.PING:
+            if operation.is_shown:
                 log.info("task_begun", is_redelivered=_is_redelivered(task))
             if attempt > settings.worker.attempts:
-                given_up = _given_up(name, settings.worker.attempts)
-                Permits(settings.local_path).use_up(task.request.id)
-                write_down(settings, name, task.request.id, given, given_up)
+                given_up = _given_up(operation, settings.worker.attempts)
+                Authorizations(settings.local_path).use_up(task.request.id)
+                write_down(settings, operation, task.request.id, given, given_up)
                 return Outcome.of_error(given_up)
-            return _try(task, name, given, settings, attempt)
+            return _try(task, operation, given, settings, attempt)
     except SoftTimeLimitExceeded:
-        return Outcome.of_error(too_slow(name, "ended; nothing of it is left"))
+        return Outcome.of_error(too_slow(operation.name, "ended; nothing of it is left"))
     except OpsError as error:  # there was no delivery: what goes wrong in one is an outcome already
         if settings:
-            write_down(settings, name, task.request.id, given, error)
+            write_down(settings, operation, task.request.id, given, error)
         return Outcome.of_error(error)
     except OSError as error:
         return Outcome.of_error(unusable(error))
 
 
-def _try(task: Task, name: TaskName, given: Mapping[str, Any], settings: Settings, attempt: int) -> Outcome:
+def _try(task: Task, operation: Operation, given: Mapping[str, Any], settings: Settings, attempt: int) -> Outcome:
     """Do it, and again after a pause where it may succeed then. Only what the last try came to is told to people.
 
     Where the engine has not come to write down how it ended, as where a task is refused, that is done here.
     """
     pause = _FIRST_PAUSE_SECONDS
     with Reporter(task) as progress, _told_at_the_end(settings) as heard:
-        order = Order(
-            task=name,
+        request = TaskRequest(
+            operation=operation,
             task_id=task.request.id,
             given=given,
             attempt=attempt,
@@ -132,7 +133,7 @@ def _try(task: Task, name: TaskName, given: Mapping[str, Any], settings: Setting
         )
         for left in reversed(range(settings.worker.attempts)):
             heard.clear()
-            outcome = carry_out(order)
+            outcome = carry_out(request)
             if outcome.success or not outcome.retryable or not left:
                 break
             log.warning("task_put_off", seconds=pause, error=outcome.result.get("error"))
@@ -140,7 +141,7 @@ def _try(task: Task, name: TaskName, given: Mapping[str, Any], settings: Setting
             time.sleep(pause)
             pause *= _PAUSE_GROWTH
         if outcome.fault and not heard:
-            write_down(settings, name, task.request.id, given, outcome.fault)
+            write_down(settings, operation, task.request.id, given, outcome.fault)
     return outcome
 
 
@@ -159,39 +160,27 @@ def _told_at_the_end(settings: Settings) -> Iterator[list[AccessEntry]]:
             tell(entry)
 
 
-def _given_up(name: TaskName, attempts: int) -> OpsError:
+def _given_up(operation: Operation, attempts: int) -> OpsError:
     return OpsError(
-        f"{name} was begun {attempts} times, and each time the process that did it was killed",
+        f"{operation.name} was begun {attempts} times, and each time the process that did it was killed",
         hint="Look for 'out of memory' in the system's log (dmesg) and at the worker's log; then start it again.",
     )
 
 
-def _make(name: TaskName) -> Task:
+def _make(operation: Operation) -> Task:
     def run(self: Task, **given: Any) -> dict[str, Any]:
-        return _perform(self, name, given)
+        return _perform(self, operation, given)
 
-    run.__doc__ = _MEANINGS[name]
-    run.__name__ = name.value.replace(".", "_")
+    run.__doc__ = f"{operation.description}."
+    run.__name__ = operation.name.replace(".", "_")
     decorate: Callable[..., Task] = shared_task(
         bind=True,
-        name=name.value,
+        name=operation.name,
         typing=False,
         throws=(OperationFailedError,),
-        send_events=name is not TaskName.PING,  # Flower shows what people want to see
+        send_events=operation.is_shown,  # Flower shows what people want to see
     )
     return decorate(run)
 
 
-_MEANINGS: Final = {
-    TaskName.BACKUP_FULL: "Back up database, media and audit log.",
-    TaskName.BACKUP_DATABASE: "Back up the database.",
-    TaskName.BACKUP_MEDIA: "Back up the uploads, or what has changed of them.",
-    TaskName.VERIFY_ARCHIVE: "Look at an archive as closely as asked.",
-    TaskName.RESTORE_ARCHIVE: "Restore an archive, or a part of it, or say what that would do.",
-    TaskName.RESTORE_ROLLBACK: "Take a restore back.",
-    TaskName.PRUNE_REPOSITORY: "Remove what the retention policy does not keep.",
-    TaskName.DRILL_RESTORE: "Restore an archive for a try, compare, and throw it away.",
-    TaskName.PING: "Answer.",
-}
-
-TASKS: Final = {name: _make(name) for name in TaskName}
+TASKS: Final = {operation.name: _make(operation) for operation in OPERATIONS.values()}

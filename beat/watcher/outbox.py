@@ -15,9 +15,9 @@ from beat.backoff import Outage
 from beat.watcher.change_set import Batch
 from beat.watcher.debounce import MOST_PATHS
 from portal.ops.errors import OpsError
-from portal.ops.repository.durable import write_durably
+from portal.ops.repository.durable import make_hidden, write_durably
 from portal.ops.runtime.logs import engine_log
-from worker.names import TaskName
+from worker.operations import BACKUP_MEDIA
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,7 +103,7 @@ class Outbox:
             return
         try:
             while batch := self._changes or self._scan:
-                self._workers.submit(TaskName.BACKUP_MEDIA, batch.arguments, batch.task_id)
+                self._workers.submit(BACKUP_MEDIA, batch.arguments, batch.task_id)
                 log.info("changes_sent", task_id=batch.task_id, paths=len(batch.paths), scan=batch.is_scan)
                 self._drop(batch)
         except OpsError as error:
@@ -149,7 +149,7 @@ class Outbox:
         if dirty == self._kept:
             return
         try:
-            self._path.parent.mkdir(mode=0o700, exist_ok=True)
+            make_hidden(self._path.parent)
             write_durably(self._path, json.dumps(dirty.to_dict()).encode("ascii") + b"\n")
             self._kept = dirty
         except OSError as error:

@@ -2,8 +2,9 @@
 
     OpsError                       exit 1   something did not work
     ├── ConfigurationError         exit 2   a setting or an argument makes no sense
-    │   └── UnsupportedError       exit 2   it makes sense, but this release cannot do it
-    ├── NotConfirmedError          exit 3   nobody said yes
+    │   ├── UnsupportedError       exit 2   it makes sense, but this release cannot do it
+    │   └── IdentityError          exit 2   an age identity is missing, or opens nothing that it is tried on
+    ├── NotConfirmedError          exit 3   not confirmed
     ├── NotIntactError             exit 4   an archive is damaged, incomplete or hostile
     ├── BusyError                  exit 5   somebody else holds the lock            (retry)
     ├── SourceError                exit 1   what should be backed up cannot be read
@@ -17,6 +18,13 @@
     ├── RepositoryError            exit 1   the directory of archives cannot be read or written
     │   ├── DiskFullError          exit 1   no space left
     │   └── ArchiveAbsentError     exit 2   no archive of that name
+    ├── StorageError               exit 1   an off-site store cannot be read or written
+    │   ├── StoreUnreachableError  exit 1   the store does not answer               (retry)
+    │   ├── StoreDeniedError       exit 1   the store refused the credentials, or what they may do
+    │   ├── StoreFullError         exit 1   the store has no space left
+    │   ├── ObjectExistsError      exit 1   an object of that name is there already
+    │   └── ObjectAbsentError      exit 1   no object of that name
+    ├── CommandFailedError         exit 1   the operator's command before the work failed, so it was not started
     └── RestoreError               exit 1   a restore stopped; the live data is as it was
 
 A message says what happened, a hint what to do next. Only entry points turn an error into an exit.
@@ -55,6 +63,10 @@ class ConfigurationError(OpsError):
 
 class UnsupportedError(ConfigurationError):
     """What was asked for makes sense, but this release cannot do it."""
+
+
+class IdentityError(ConfigurationError):
+    """An age identity is missing, damaged, or not one that the data was encrypted for."""
 
 
 class NotConfirmedError(OpsError):
@@ -126,6 +138,36 @@ class ArchiveAbsentError(RepositoryError):
     """The repository has no archive of that name."""
 
     exit_code = 2
+
+
+class StorageError(OpsError):
+    """An off-site store cannot be read or written."""
+
+
+class StoreUnreachableError(StorageError):
+    """The store does not answer, or the connection broke."""
+
+    retryable = True
+
+
+class StoreDeniedError(StorageError):
+    """The store refused the credentials, or they do not permit the request."""
+
+
+class StoreFullError(StorageError):
+    """The store has no space left."""
+
+
+class ObjectExistsError(StorageError):
+    """An object of that name is there already; objects are never overwritten."""
+
+
+class ObjectAbsentError(StorageError):
+    """The store has no object of that name."""
+
+
+class CommandFailedError(OpsError):
+    """The operator's command before the work failed, so the work was not started."""
 
 
 class RestoreError(OpsError):

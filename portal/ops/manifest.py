@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import NotIntactError
-from portal.ops.model import FORMAT_VERSION, INCREMENTAL_VERSION, BackupId, Component
+from portal.ops.model import CLUSTER_VERSION, FORMAT_VERSION, INCREMENTAL_VERSION, BackupId, Component
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +21,7 @@ WRITER: Final = "kekkai-backup 0.1.0"
 WARNING_BYTES: Final = 16 << 10
 """About how much room a manifest gives its warnings; what does not fit is counted."""
 
-_VERSIONS: Final = (FORMAT_VERSION, INCREMENTAL_VERSION)
+_VERSIONS: Final = (FORMAT_VERSION, INCREMENTAL_VERSION, CLUSTER_VERSION)
 _SHA256: Final = re.compile("[0-9a-f]{64}")
 
 
@@ -91,7 +91,7 @@ class Manifest:
             found = json.loads(data)
             version = found["format_version"]
             if version not in _VERSIONS:
-                known = " and ".join(map(str, _VERSIONS))
+                known = f"{', '.join(map(str, _VERSIONS[:-1]))} and {_VERSIONS[-1]}"
                 raise NotIntactError(
                     f"the archive has format version {version!r}; this release reads {known}",
                     hint="Use the release that wrote the archive, or a later one.",
@@ -124,9 +124,12 @@ def room_for(table_names: tuple[str, ...]) -> int:
 def _chain(found: Mapping[str, Any]) -> dict[str, str | None]:
     """What an incremental follows; names of archives, since files are opened by them."""
     names = {name: found.get(name) for name in ("parent", "base", "parent_sha256")}
-    if found["format_version"] == FORMAT_VERSION:
-        if any(names.values()):
-            raise ValueError("an archive that follows another has a format of its own")
+    holds_cluster = Component.CLUSTER.value in found["components"]
+    if holds_cluster != (found["format_version"] == CLUSTER_VERSION):
+        raise ValueError("an archive of a cluster has a format of its own")
+    if found["format_version"] == FORMAT_VERSION and any(names.values()):
+        raise ValueError("an archive that follows another has a format of its own")
+    if found["format_version"] == FORMAT_VERSION or (holds_cluster and not any(names.values())):
         return dict.fromkeys(names)
     if not all(BackupId.parse(_text(names[name])) for name in ("parent", "base")):
         raise ValueError("it follows what is no archive")

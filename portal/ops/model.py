@@ -14,6 +14,9 @@ FORMAT_VERSION: Final = 1
 INCREMENTAL_VERSION: Final = 2
 """The format of an archive that is nothing without others: a release that does not know that must not restore it."""
 
+CLUSTER_VERSION: Final = 3
+"""The format of an archive of a whole cluster, which is worth something only together with WAL."""
+
 SUFFIX: Final = ".tar.gz"
 SIDECAR_SUFFIX: Final = ".sha256"
 RESTORE_DIRECTORY: Final = ".kekkai-restore"
@@ -29,6 +32,7 @@ class BackupType(StrEnum):
     DATABASE = "database"
     MEDIA = "media"
     AUDIT_LOGS = "audit_logs"
+    BASE = "base"
 
 
 class Component(StrEnum):
@@ -37,6 +41,7 @@ class Component(StrEnum):
     DATABASE = "database"
     MEDIA = "media"
     AUDIT_LOGS = "audit_logs"
+    CLUSTER = "cluster"
 
     @property
     def member(self) -> str:
@@ -48,6 +53,7 @@ _MEMBERS: Final = {
     Component.DATABASE: "database.sql",
     Component.MEDIA: "media",
     Component.AUDIT_LOGS: "audit",
+    Component.CLUSTER: "data",
 }
 
 
@@ -66,7 +72,7 @@ class VerifyLevel(StrEnum):
 
 
 _ID: Final = re.compile(
-    r"(full|database|media|audit_logs)_(\d{4})(\d\d)(\d\d)_(\d\d)(\d\d)(\d\d)_([0-9a-f]{6,40})", re.ASCII
+    r"(full|database|media|audit_logs|base)_(\d{4})(\d\d)(\d\d)_(\d\d)(\d\d)(\d\d)_([0-9a-f]{6,40})", re.ASCII
 )
 _STAMP: Final = "%Y%m%d_%H%M%S"
 
@@ -123,6 +129,22 @@ def _day(year: int, month: int, day: int) -> str:
 @lru_cache(10_000)
 def _time(hour: int, minute: int, second: int) -> str:
     return f"{hour:02d}:{minute:02d}:{second:02d}"
+
+
+class Compression(StrEnum):
+    """How hard archives are compressed."""
+
+    AUTO = "auto"
+    """As hard as the source leaves time for."""
+    FAST = "fast"
+    SMALL = "small"
+
+
+def version_of(kind: BackupType, parent: str | None) -> int:
+    """The format of an archive, by its type and by whether it follows another one."""
+    if kind is BackupType.BASE:
+        return CLUSTER_VERSION
+    return INCREMENTAL_VERSION if parent else FORMAT_VERSION
 
 
 class LogFormat(StrEnum):

@@ -219,7 +219,7 @@ class TestHalfWay:
         )
         answer = json.loads(ended.stdout.splitlines()[-1])
         assert not answer["success"]
-        assert "File too large" in answer["error"]
+        assert "file too large" in answer["error"]
         assert portal.left() == set()
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from beat.due import Kind, Slot, last_slots
+from beat.due import Slot, last_slots
 from beat.loop import Beat
-from beat.repository_facts import read_standing
+from beat.repository_facts import read_facts
 from beat.task_queue import QueuedWorkers
 from demo.redis import EmbeddedRedis
 from portal.ops.model import VerifyLevel
@@ -21,13 +21,14 @@ from portal.ops.repository.verifications import Verification, Verifications
 from portal.ops.settings.load import Settings, load_settings
 from tests.support.services import ServiceProcess, sent_tasks
 from tests.support.workers import WorkerProcess, wait_until
+from worker.operations import BACKUP_FULL, DRILL_RESTORE, PRUNE_REPOSITORY, SCHEDULED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from tests.support.portal import Portal
-    from worker.names import TaskName
+    from worker.operations import Operation
 
 BEFORE = datetime(2026, 11, 22, 1, 58, tzinfo=UTC)
 TWO = datetime(2026, 11, 22, 2, tzinfo=UTC)
@@ -50,13 +51,13 @@ class Hands:
         self.busy: set[str] = set()
         self.is_failing = False
 
-    def submit(self, task: TaskName, arguments: Mapping[str, Any], task_id: str) -> None:
+    def submit(self, operation: Operation, arguments: Mapping[str, Any], task_id: str) -> None:
         """Do it, or fail."""
         self.tasks.append(task_id)
-        kind, _, moment = task_id.partition("-")
-        if self.is_failing or kind not in ("full", "database"):
+        moment = task_id.partition("-")[2]
+        if self.is_failing or operation.backup_type is None:
             return
-        slot = Slot(kind=Kind(kind), moment=datetime.strptime(moment, "%Y-%m-%dT%H:%M%z"))
+        slot = Slot(operation=operation, moment=datetime.strptime(moment, "%Y-%m-%dT%H:%M%z"))
         self.repository.mkdir(exist_ok=True)
         (self.repository / f"{slot.backup_id}.tar.gz").touch()
 
@@ -138,9 +139,9 @@ def test_a_clock_that_jumps_makes_no_slot_twice_and_misses_none_that_is_the_newe
         time.now += timedelta(seconds=jump)
         for _ in range(2):  # in an empty repository the database waits for the full backup
             beat.look()
-        standing = read_standing(Repository(tmp_path / "archives"), set())
+        facts = read_facts(Repository(tmp_path / "archives"), set())
         for slot in last_slots(settings_of(tmp_path, **BACKUPS_ONLY).schedules, time.now):
-            assert any(slot.moment <= held.moment <= time.now for held in standing.archives)
+            assert any(slot.moment <= held.moment <= time.now for held in facts.archives)
     assert len(hands.tasks) == len(set(hands.tasks))
 
 
@@ -192,8 +193,8 @@ def test_prune_and_drill_are_done_by_what_the_access_log_says(tmp_path: Path) ->
     for number, (action, outcome, details) in enumerate(lines):
         moment = TWO + timedelta(minutes=number)
         log.append(action, "it", outcome, who="beat", host="here", moment=moment, **details)
-    standing = read_standing(repository, {Kind.PRUNE, Kind.DRILL})
-    assert standing.ended == {Kind.PRUNE: TWO, Kind.DRILL: TWO + timedelta(minutes=1)}
+    facts = read_facts(repository, {PRUNE_REPOSITORY, DRILL_RESTORE})
+    assert facts.ended == {PRUNE_REPOSITORY: TWO, DRILL_RESTORE: TWO + timedelta(minutes=1)}
 
 
 def test_each_archive_is_verified_once_for_a_slot(tmp_path: Path) -> None:
@@ -223,8 +224,8 @@ def test_a_broker_that_is_gone_over_the_due_time_gets_the_task_when_it_is_back(
 ) -> None:
     """Once; it was tried after 10 seconds, 20 and 40, whatever the schedule says."""
     settings = settings_of(tmp_path, CELERY_BROKER_URL=redis.url, **BACKUPS_ONLY, BACKUP_SCHEDULE_DATABASE="off")
-    yesterday = Slot(kind=Kind.FULL, moment=TWO - timedelta(days=1))
-    Hands(settings.local_path).submit(yesterday.kind.task, {}, yesterday.task_id)
+    yesterday = Slot(operation=BACKUP_FULL, moment=TWO - timedelta(days=1))
+    Hands(settings.local_path).submit(yesterday.operation, {}, yesterday.task_id)
     time = Time(BEFORE)
     beat = Beat(settings, QueuedWorkers(settings.worker), clock=lambda: time.now, steady=lambda: time.steady)
     beat.look()
@@ -258,7 +259,7 @@ def test_two_beats_and_a_worker_make_one_archive_of_the_slots_name(portal: Porta
     with WorkerProcess(portal, redis, "backup"):
         wait_until(lambda: not sent_tasks(redis) and list(portal.archives.glob("*.tar.gz")))
     (archive,) = portal.archives.glob("*.tar.gz")
-    assert archive.name == f"{Slot(kind=Kind.FULL, moment=TWO).backup_id}.tar.gz"
+    assert archive.name == f"{Slot(operation=BACKUP_FULL, moment=TWO).backup_id}.tar.gz"
     time.pass_by(2000)
     for beat in beats:
         beat.look()
@@ -271,7 +272,7 @@ def test_beat_as_a_process_sends_shows_its_life_and_ends_at_once(tmp_path: Path,
         wait_until(lambda: sent_tasks(redis))
         code, health = beat.health()
         assert (code, health["healthy"]) == (0, True)
-        assert set(health["next"]) == {kind.value for kind in Kind}
+        assert set(health["next"]) == {one.schedule.setting for one in SCHEDULED if one.schedule}
         assert beat.end(signal.SIGTERM) == 0
         beat.start()
         wait_until(lambda: len(sent_tasks(redis)) == 2)

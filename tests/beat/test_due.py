@@ -7,15 +7,16 @@ from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from beat.backoff import Memory, Outage
-from beat.due import Errand, Held, Kind, Slot, Standing, due, last_slots, next_slots
+from beat.due import Held, RepositoryFacts, ScheduledTask, Slot, due, last_slots, next_slots
 from beat.verify_rotation import day_of, to_verify
 from portal.ops.model import BackupType, VerifyLevel
 from portal.ops.settings.load import ScheduleSettings
-from worker.names import TaskName
+from worker.operations import BACKUP_FULL, DRILL_RESTORE, PRUNE_REPOSITORY, VERIFY_ARCHIVE, Operation
 
 SCHEDULES = ScheduleSettings(
     full="0 2 * * *",
@@ -47,17 +48,17 @@ def held(kind: BackupType | None, moment: datetime, name: str = "") -> Held:
 def own(slot: Slot) -> Held:
     """The archive that a slot's task makes."""
     assert slot.backup_id
-    return Held(name=slot.backup_id, type=BackupType(slot.kind.value), moment=slot.moment)
+    return Held(name=slot.backup_id, type=slot.operation.backup_type, moment=slot.moment)
 
 
 def asked_for(
-    standing: Standing, now: datetime = NOW, schedules: ScheduleSettings = SCHEDULES, **asked: int
-) -> list[Errand]:
-    return due(last_slots(schedules, now), standing, now, asked)
+    facts: RepositoryFacts, now: datetime = NOW, schedules: ScheduleSettings = SCHEDULES, **asked: int
+) -> list[ScheduledTask]:
+    return due(last_slots(schedules, now), facts, now, asked)
 
 
-def names(errands: list[Errand]) -> list[str]:
-    return [errand.task_id for errand in errands]
+def names(tasks: list[ScheduledTask]) -> list[str]:
+    return [task.task_id for task in tasks]
 
 
 ONLY_BACKUPS = replace(SCHEDULES, verify=None, prune=None, drill=None)
@@ -65,21 +66,21 @@ ONLY_BACKUPS = replace(SCHEDULES, verify=None, prune=None, drill=None)
 
 def test_a_new_installation_gets_its_first_full_backup_at_once() -> None:
     """Nobody waits until two in the night for it; the database's own, and all that needs an archive, come later."""
-    assert names(asked_for(Standing())) == ["full-2026-11-22T02:00Z"]
+    assert names(asked_for(RepositoryFacts())) == ["full-2026-11-22T02:00Z"]
 
 
 def test_a_slot_is_sent_as_a_backup_of_the_slots_moment() -> None:
     """So its archive has a name that anybody can tell beforehand."""
-    (errand,) = asked_for(Standing())
-    assert errand.slot.kind.task is TaskName.BACKUP_FULL
-    assert errand.arguments == {"actor": "beat", "moment": "2026-11-22T02:00:00Z"}
-    assert str(errand.slot.backup_id).startswith("full_20261122_020000_")
+    (task,) = asked_for(RepositoryFacts())
+    assert task.slot.operation is BACKUP_FULL
+    assert task.arguments == {"actor": "beat", "moment": "2026-11-22T02:00:00Z"}
+    assert str(task.slot.backup_id).startswith("full_20261122_020000_")
 
 
 def test_only_the_newest_missed_slot_of_each_kind_is_due() -> None:
     """A machine that was off for three days makes one full backup and one of the database, not three and seventy."""
-    standing = Standing(archives=(held(BackupType.FULL, NOW - timedelta(days=3)),))
-    assert names(asked_for(standing, schedules=ONLY_BACKUPS)) == [
+    facts = RepositoryFacts(archives=(held(BackupType.FULL, NOW - timedelta(days=3)),))
+    assert names(asked_for(facts, schedules=ONLY_BACKUPS)) == [
         "full-2026-11-22T02:00Z",
         "database-2026-11-22T09:00Z",
     ]
@@ -88,7 +89,7 @@ def test_only_the_newest_missed_slot_of_each_kind_is_due() -> None:
 def test_a_slot_whose_archive_is_there_is_not_due() -> None:
     """Its name is enough."""
     slots = last_slots(ONLY_BACKUPS, NOW)
-    assert not due(slots, Standing(archives=tuple(own(slot) for slot in slots)), NOW, {})
+    assert not due(slots, RepositoryFacts(archives=tuple(own(slot) for slot in slots)), NOW, {})
 
 
 @pytest.mark.parametrize(
@@ -97,54 +98,54 @@ def test_a_slot_whose_archive_is_there_is_not_due() -> None:
 )
 def test_a_backup_by_hand_after_the_slot_does_as_well(kind: BackupType, due_then: list[str]) -> None:
     """A full one for both kinds, one of the database for its own only, one of the media for neither."""
-    standing = Standing(archives=(held(kind, NOW - timedelta(minutes=3)),))
-    assert [errand.slot.kind for errand in asked_for(standing, schedules=ONLY_BACKUPS)] == due_then
+    facts = RepositoryFacts(archives=(held(kind, NOW - timedelta(minutes=3)),))
+    assert [task.slot.schedule.setting for task in asked_for(facts, schedules=ONLY_BACKUPS)] == due_then
 
 
 def test_the_full_backup_satisfies_the_databases_slot_of_the_same_moment() -> None:
     """At two there is one dump, not two."""
     now = TODAY_FULL + timedelta(minutes=20)
-    full = Slot(kind=Kind.FULL, moment=TODAY_FULL)
+    full = Slot(operation=BACKUP_FULL, moment=TODAY_FULL)
     before = held(BackupType.FULL, TODAY_FULL - timedelta(days=1))
-    assert names(asked_for(Standing(archives=(before,)), now, ONLY_BACKUPS)) == ["full-2026-11-22T02:00Z"]
-    assert not asked_for(Standing(archives=(before, own(full))), now, ONLY_BACKUPS)
+    assert names(asked_for(RepositoryFacts(archives=(before,)), now, ONLY_BACKUPS)) == ["full-2026-11-22T02:00Z"]
+    assert not asked_for(RepositoryFacts(archives=(before, own(full))), now, ONLY_BACKUPS)
 
 
 def test_the_database_does_not_wait_for_ever_for_a_full_backup_that_fails() -> None:
     """Uploads that are not mounted are no reason to lose the database too."""
     now = TODAY_FULL + timedelta(minutes=20)
-    standing = Standing(archives=(held(BackupType.FULL, TODAY_FULL - timedelta(days=1)),))
-    found = asked_for(standing, now, ONLY_BACKUPS, **{"full-2026-11-22T02:00Z": 2})
+    facts = RepositoryFacts(archives=(held(BackupType.FULL, TODAY_FULL - timedelta(days=1)),))
+    found = asked_for(facts, now, ONLY_BACKUPS, **{"full-2026-11-22T02:00Z": 2})
     assert names(found) == ["full-2026-11-22T02:00Z", "database-2026-11-22T02:00Z"]
 
 
 def test_an_archive_from_a_time_to_come_satisfies_no_slot_but_its_own() -> None:
     """A clock that was a year ahead for a minute does not stop the backups for a year."""
-    standing = Standing(archives=(held(BackupType.FULL, NOW + timedelta(days=365)),))
-    assert [errand.slot.kind for errand in asked_for(standing, schedules=ONLY_BACKUPS)] == ["full", "database"]
+    facts = RepositoryFacts(archives=(held(BackupType.FULL, NOW + timedelta(days=365)),))
+    assert [task.slot.schedule.setting for task in asked_for(facts, schedules=ONLY_BACKUPS)] == ["full", "database"]
 
 
 def test_a_schedule_that_is_off_has_no_slots() -> None:
     """Neither a last nor a next one."""
     off = replace(SCHEDULES, database=None, verify=None, prune=None, drill=None)
-    assert [slot.kind for slot in last_slots(off, NOW) + next_slots(off, NOW)] == [Kind.FULL, Kind.FULL]
+    assert [slot.operation for slot in last_slots(off, NOW) + next_slots(off, NOW)] == [BACKUP_FULL, BACKUP_FULL]
 
 
-@pytest.mark.parametrize("kind", [Kind.PRUNE, Kind.DRILL])
-def test_prune_and_drill_are_due_until_one_has_ended_since_the_slot(kind: Kind) -> None:
+@pytest.mark.parametrize("operation", [PRUNE_REPOSITORY, DRILL_RESTORE])
+def test_prune_and_drill_are_due_until_one_has_ended_since_the_slot(operation: Operation) -> None:
     """Whoever started it."""
-    (slot,) = (slot for slot in last_slots(SCHEDULES, NOW) if slot.kind is kind)
-    old = Standing(archives=(held(BackupType.FULL, NOW - timedelta(days=3)),))
+    (slot,) = (slot for slot in last_slots(SCHEDULES, NOW) if slot.operation is operation)
+    old = RepositoryFacts(archives=(held(BackupType.FULL, NOW - timedelta(days=3)),))
     assert names(due([slot], old, NOW, {})) == [slot.task_id]
-    assert not due([slot], replace(old, ended={kind: slot.moment + timedelta(minutes=1)}), NOW, {})
-    assert due([slot], replace(old, ended={kind: slot.moment - timedelta(minutes=1)}), NOW, {})
+    assert not due([slot], replace(old, ended={operation: slot.moment + timedelta(minutes=1)}), NOW, {})
+    assert due([slot], replace(old, ended={operation: slot.moment - timedelta(minutes=1)}), NOW, {})
 
 
-@pytest.mark.parametrize("kind", [Kind.PRUNE, Kind.DRILL])
-def test_prune_and_drill_wait_for_a_slot_after_the_first_archive(kind: Kind) -> None:
+@pytest.mark.parametrize("operation", [PRUNE_REPOSITORY, DRILL_RESTORE])
+def test_prune_and_drill_wait_for_a_slot_after_the_first_archive(operation: Operation) -> None:
     """On the day of the installation there is nothing to remove, and no drill of last Sunday to make up for."""
-    (slot,) = (slot for slot in last_slots(SCHEDULES, NOW) if slot.kind is kind)
-    young = Standing(archives=(held(BackupType.FULL, slot.moment + timedelta(minutes=1)),))
+    (slot,) = (slot for slot in last_slots(SCHEDULES, NOW) if slot.operation is operation)
+    young = RepositoryFacts(archives=(held(BackupType.FULL, slot.moment + timedelta(minutes=1)),))
     assert not due([slot], young, NOW, {})
 
 
@@ -195,12 +196,12 @@ def test_the_work_of_a_week_is_spread_over_its_days() -> None:
 
 def test_each_archive_has_a_verification_of_its_own_named_after_slot_and_archive() -> None:
     """So two beats send the same tasks; a name that is not one of ours is none for a task."""
-    slot = Slot(kind=Kind.VERIFY, moment=SLOT)
-    archives = (own(Slot(kind=Kind.FULL, moment=SLOT - DAY)), held(None, SLOT - DAY, "copied by hand"))
-    errands = due([slot], Standing(archives=archives), NOW, {})
-    assert errands[0].task_id == f"verify-2026-11-22T04:00Z-{archives[0].name}"
-    assert errands[1].task_id == "verify-2026-11-22T04:00Z-f8cb8614c7409a1c"
-    assert errands[1].arguments == {"actor": "beat", "archive": "copied by hand", "level": "contents"}
+    slot = Slot(operation=VERIFY_ARCHIVE, moment=SLOT)
+    archives = (own(Slot(operation=BACKUP_FULL, moment=SLOT - DAY)), held(None, SLOT - DAY, "copied by hand"))
+    tasks = due([slot], RepositoryFacts(archives=archives), NOW, {})
+    assert tasks[0].task_id == f"verify-2026-11-22T04:00Z-{archives[0].name}"
+    assert tasks[1].task_id == "verify-2026-11-22T04:00Z-f8cb8614c7409a1c"
+    assert tasks[1].arguments == {"actor": "beat", "archive": "copied by hand", "level": "contents"}
 
 
 # -- time, and two beats --------------------------------------------------------------------------------------------
@@ -208,6 +209,7 @@ def test_each_archive_has_a_verification_of_its_own_named_after_slot_and_archive
 jumps = st.lists(st.integers(-400_000, 400_000), min_size=1, max_size=12)
 
 
+@hypothesis_settings(suppress_health_check=[HealthCheck.too_slow])  # a machine with more to do is no fault
 @given(jumps)
 def test_whatever_the_clock_does_each_slot_has_one_archive_and_the_newest_one_is_there(steps: list[int]) -> None:
     """Two beats look after each jump, the workers do what is sent: never two archives for one slot."""
@@ -215,16 +217,16 @@ def test_whatever_the_clock_does_each_slot_has_one_archive_and_the_newest_one_is
     archives: dict[str, Held] = {}
     for step in steps:
         now += timedelta(seconds=step)
-        views = [asked_for(Standing(archives=tuple(archives.values())), now, ONLY_BACKUPS) for _ in range(2)]
+        views = [asked_for(RepositoryFacts(archives=tuple(archives.values())), now, ONLY_BACKUPS) for _ in range(2)]
         assert names(views[0]) == names(views[1])
-        for errand in views[0]:
-            made = own(errand.slot)
+        for task in views[0]:
+            made = own(task.slot)
             names_made.append(made.name)
             archives[made.name] = made
         for slot in last_slots(ONLY_BACKUPS, now):
-            kinds = {BackupType.FULL, BackupType(slot.kind.value)}
+            kinds = {BackupType.FULL, slot.operation.backup_type}
             assert any(one.type in kinds and slot.moment <= one.moment <= now for one in archives.values()) or (
-                asked_for(Standing(archives=tuple(archives.values())), now, ONLY_BACKUPS)
+                asked_for(RepositoryFacts(archives=tuple(archives.values())), now, ONLY_BACKUPS)
             )
     assert len(names_made) == len(set(names_made))
 

@@ -17,7 +17,7 @@ from tests.support.incrementals import Uploads
 from tests.support.portal import Portal
 from tests.support.services import ServiceProcess
 from tests.support.workers import WorkerProcess, queued, unacknowledged, wait_until
-from worker.names import Lane
+from worker.operations import Queue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -125,7 +125,7 @@ def test_whatever_happens_every_state_that_was_archived_can_be_restored(
         if trouble == "redis":
             redis.start()
         wait_until(lambda: is_up_to_date(uploads), 120)
-        wait_until(lambda: queued(redis, Lane.BACKUP) + unacknowledged(redis) == 0)
+        wait_until(lambda: queued(redis, Queue.BACKUP) + unacknowledged(redis) == 0)
         known[newest(uploads)] = uploads.tree()
     for name, tree in known.items():
         assert uploads.restored(name) == tree

@@ -23,7 +23,7 @@ from tests.support.workers import wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from worker.names import TaskName
+    from worker.operations import Operation
 
 LONG = os.environ.get("KEKKAI_LONG_TESTS") == "1"
 BURST_DIRECTORIES, BURST_FILES = (1000, 20) if LONG else (100, 20)
@@ -316,7 +316,7 @@ class Recorder:
         self.tasks: list[Mapping[str, Any]] = []
         self.is_busy = False
 
-    def submit(self, task: TaskName, arguments: Mapping[str, Any], task_id: str) -> None:
+    def submit(self, task: Operation, arguments: Mapping[str, Any], task_id: str) -> None:
         """Write it down."""
         self.tasks.append(arguments)
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import stat
 import subprocess
 import sys
+import tomllib
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,9 +33,12 @@ if TYPE_CHECKING:
 
     from tests.support.portal import Portal
 
-FILES = ("compose.yaml", "compose.portal.yaml", "compose.defectdojo.yaml")
+FILES = ("compose.yaml", "compose.portal.yaml", "compose.defectdojo.yaml", "compose.media.yaml", "compose.metrics.yaml")
+ATTACHING = ("compose.portal.yaml", "compose.defectdojo.yaml", "compose.media.yaml")
 SERVICES: dict[str, Any] = read_compose()["services"]
 HOME = "/var/lib/kekkai-portal"
+REPOSITORY = "/var/lib/kekkai-backup"
+QUEUE = "kekkai-backup-queue"
 
 CLIENT = """\
 #!{python}
@@ -106,7 +111,7 @@ class TestFile:
             used["volumes"] |= {volume.partition(":")[0] for volume in service["volumes"]}
         assert used == {kind: set(whole[kind]) for kind in used}
 
-    @pytest.mark.parametrize("name", FILES[1:])
+    @pytest.mark.parametrize("name", ATTACHING)
     def test_an_override_changes_what_is_there(self, name: str) -> None:
         """What attaches to another project only says where declared networks and volumes are."""
         whole, override = read_compose(), read_compose(name)
@@ -125,14 +130,62 @@ class TestFile:
             script = str((service.get("command"), service["healthcheck"]))
             named |= {one for one in service["secrets"] if f"/run/secrets/{one}" in script}
             assert named == set(service["secrets"])
+        assert SERVICES["watcher"]["secrets"] == ["broker_url"]
 
     def test_only_flower_listens_and_only_here(self) -> None:
         """One port is open, to this machine alone; Redis is on a network that leads nowhere."""
         assert {name: service.get("ports") for name, service in SERVICES.items() if "ports" in service} == {
             "flower": ["127.0.0.1:5555:5555"]
         }
-        assert SERVICES["redis"]["networks"] == ["queue"]
+        assert SERVICES["redis"]["networks"].keys() == {"queue"}
         assert read_compose()["networks"]["queue"] == {"internal": True}
+
+    def test_metrics_are_published_to_this_machine_alone(self) -> None:
+        """The override for metrics opens the port that it has beat listen at, on this machine."""
+        (beat,) = read_compose("compose.metrics.yaml")["services"].values()
+        assert beat["ports"] == [f"127.0.0.1:9109:{beat['environment']['BACKUP_METRICS_PORT']}"]
+
+    def test_the_queue_has_a_name_of_its_own(self, tmp_path: Path) -> None:
+        """Broker URLs use a name that only the queue's network has, whatever services the portal's network has."""
+        assert SERVICES["redis"]["networks"]["queue"] == {"aliases": [QUEUE]}
+        _make_secrets(tmp_path)
+        assert f"@{QUEUE}:6379/" in (tmp_path / "broker_url").read_text()
+
+    def test_one_service_builds_the_image(self) -> None:
+        """One build makes the image of all services, and none of them is looked for in a registry."""
+        ours = {name: service for name, service in SERVICES.items() if service["image"].startswith("kekkai-backup:")}
+        assert [name for name, service in ours.items() if "build" in service] == ["worker"]
+        assert {service["pull_policy"] for service in ours.values()} == {"never"}
+        assert len({service["image"] for service in ours.values()}) == 1
+
+    def test_the_build_has_the_defaults_of_the_dockerfile(self) -> None:
+        """A build by Compose and one by `docker build` take the same base image, packages and user."""
+        defaults = dict(argument.partition("=")[::2] for argument in _instructions("ARG"))
+        arguments = {name: value for name, value in SERVICES["worker"]["build"]["args"].items() if value}
+        assert arguments == {name: defaults[name].strip('"') for name in arguments}
+
+    def test_nothing_is_mounted_into_the_portals_data_but_its_uploads(self) -> None:
+        """A mount point that the portal does not have would be made in its volume, and belong to root."""
+        mounts = {volume.split(":")[1] for service in SERVICES.values() for volume in service["volumes"]}
+        assert {place for place in mounts if place.startswith(f"{HOME}/")} == {f"{HOME}/uploads"}
+        assert REPOSITORY in mounts
+
+    def test_a_second_instance_shares_nothing(self) -> None:
+        """Every file and port that an instance has is another one where its env file says so."""
+        second = {
+            "KEKKAI_ENV_FILE": "second.env",
+            "KEKKAI_SECRETS": "second",
+            "KEKKAI_FLOWER_LISTEN": "127.0.0.1:5556",
+            "KEKKAI_BACKUPS": "/srv/second",
+        }
+        compose = read_compose(variables=second)
+        assert {secret["file"].partition("/")[0] for secret in compose["secrets"].values()} == {"second"}
+        assert compose["services"]["flower"]["ports"] == ["127.0.0.1:5556:5555"]
+        assert compose["services"]["worker"]["env_file"] == [{"path": "second.env", "required": False}]
+
+    def test_the_demo_database_is_asked_over_tcp(self) -> None:
+        """While the image initialises a cluster its server answers on the socket, and is not ready."""
+        assert "--host 127.0.0.1" in SERVICES["postgres"]["healthcheck"]["test"][1]
 
     def test_only_the_worker_writes_uploads(self) -> None:
         """Uploads are writable where restores are done; the watcher looks at them, and nobody else sees them."""
@@ -153,10 +206,16 @@ class TestFile:
     def test_the_example_names_every_variable(self) -> None:
         """`.env.example` has each variable that a compose file asks for, and only settings besides."""
         lines = (ROOT / ".env.example").read_text().splitlines()
-        named = {line.removeprefix("#").partition("=")[0] for line in lines if "=" in line and " " not in line}
+        pairs = [line.removeprefix("#").partition("=") for line in lines if re.match("#?[A-Z_]+=", line)]
+        named = {name for name, _, _ in pairs}
         asked = set().union(*(variables_of(name) for name in FILES))
         assert asked <= named
-        assert named - asked <= {setting.name for setting in SETTINGS} | {"COMPOSE_FILE", "FLOWER_READ_ONLY"}
+        assert named - asked <= {setting.name for setting in SETTINGS} | {
+            "COMPOSE_FILE",
+            "COMPOSE_PROFILES",
+            "COMPOSE_PROJECT_NAME",
+            "FLOWER_READ_ONLY",
+        }
 
 
 class TestImage:
@@ -174,12 +233,29 @@ class TestImage:
             )
             assert checked.returncode == 0, checked.stdout
 
-    def test_it_has_every_client(self) -> None:
-        """There are client programs for the major versions 15 to 18, from a repository with a key that is pinned."""
+    def test_it_has_every_program_of_postgres(self) -> None:
+        """There are client and server programs for the major versions 15 to 18; packages have a known key."""
+        arguments = _instructions("ARG")
+        assert {'POSTGRES_CLIENTS="15 16 17 18"', 'POSTGRES_SERVERS="15 16 17 18"'} <= set(arguments)
         packages = next(command for command in _instructions("RUN") if "apt-get" in command)
-        assert all(f"postgresql-client-{major}" in packages for major in range(15, 19))
-        assert "signed-by=" in packages
-        assert "--checksum=sha256:" in _instructions("ADD")[0]
+        assert "signed-by=/usr/share/postgresql-common/pgdg/" in packages
+
+    def test_nothing_is_fetched_but_through_an_argument(self) -> None:
+        """Whoever has mirrors only can name them: no instruction and no comment for the builder fetches by itself."""
+        text = (ROOT / "Dockerfile").read_text()
+        assert not text.startswith("# syntax=")
+        assert not _instructions("ADD")
+        lines = [line for line in text.splitlines() if "://" in line]
+        assert [line.partition("=")[0] for line in lines] == ["ARG PGDG_MIRROR"]
+
+    def test_its_labels_say_which_version(self) -> None:
+        """The version is that of the project, and the revision is an argument."""
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        assert f"VERSION={project['version']}" in _instructions("ARG")
+        assert "REVISION=unknown" in _instructions("ARG")
+        (label,) = _instructions("LABEL")
+        assert 'image.version="$VERSION"' in label
+        assert 'image.revision="$REVISION"' in label
 
     def test_what_it_copies_is_sent_to_the_builder(self) -> None:
         """Everything that is copied exists and is let through by .dockerignore, which lets nothing else through."""
@@ -196,8 +272,8 @@ class TestImage:
 
     def test_its_tag_says_which_python(self) -> None:
         """The image it starts from is named by version, and is one that this project supports."""
-        (base,) = _instructions("FROM")
-        assert base == "python:3.12-slim-trixie"
+        assert _instructions("FROM") == ["$BASE_IMAGE"]
+        assert _instructions("ARG")[0] == "BASE_IMAGE=python:3.12-slim-trixie"
 
 
 def _instructions(kind: str) -> list[str]:
@@ -216,7 +292,7 @@ class Stack:
         self.secrets = directory / "secrets"
         self.port = _free_port()
         self.places = {
-            f"{HOME}/backups": str(portal.archives),
+            REPOSITORY: str(portal.archives),
             f"{HOME}/uploads": str(portal.uploads),
             "/run/secrets": str(self.secrets),
             "/var/lib/flower": str(directory / "flower"),
@@ -230,7 +306,7 @@ class Stack:
         """Everything that is there before `docker compose up`: secrets, volumes, and programs of other images."""
         subprocess.run([ROOT / "tools" / "secrets.sh", self.secrets], input=self.portal.password, text=True, check=True)
         url = self.secrets / "broker_url"
-        text = url.read_text().replace("redis:6379", f"127.0.0.1:{self.port}")
+        text = url.read_text().replace(f"{QUEUE}:6379", f"127.0.0.1:{self.port}")
         url.unlink()
         url.write_text(text)
         for name in ("redis", "flower", "bin"):
@@ -337,25 +413,96 @@ def test_what_starts_work_is_healthy(stack: Stack, redis: Service, name: str) ->
     assert all(json.loads(line)["event"] for line in service.text.splitlines())
 
 
+def _make_secrets(
+    directory: Path, *options: str, typed: str = "secret\n", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the script that makes secrets."""
+    return subprocess.run(
+        [ROOT / "tools" / "secrets.sh", *options, directory],
+        env={"PATH": os.environ["PATH"], **environment},
+        input=typed,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 def test_secrets_are_made_once(tmp_path: Path) -> None:
     """The script that makes secrets leaves alone what is there, and lets nobody else read it."""
-    script = [ROOT / "tools" / "secrets.sh", tmp_path / "secrets"]
-    subprocess.run(script, input="what the database wants\n", text=True, check=True)
-    files = {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}
+    directory = tmp_path / "secrets"
+    assert _make_secrets(directory, typed="what the database wants\n").returncode == 0
+    files = {path.name: path.read_text() for path in directory.iterdir()}
     assert files.keys() == read_compose()["secrets"].keys()
     assert files["database_password"] == "what the database wants"
     assert files["redis_password"] in files["broker_url"]
-    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "secrets").iterdir()} == {0o440}
-    subprocess.run(script, stdin=subprocess.DEVNULL, check=True)
-    assert {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()} == files
+    assert {stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()} == {0o440}
+    assert _make_secrets(directory, typed="").returncode == 0
+    assert {path.name: path.read_text() for path in directory.iterdir()} == files
 
 
 def test_secrets_need_a_password(tmp_path: Path) -> None:
     """Without a password for the database the script makes nothing, and says what to do."""
-    script = [ROOT / "tools" / "secrets.sh", tmp_path / "secrets"]
-    ended = subprocess.run(script, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    ended = _make_secrets(tmp_path / "secrets", typed="")
     assert (ended.returncode, list((tmp_path / "secrets").iterdir())) == (2, [])
     assert "hint: " in ended.stderr
+
+
+def test_a_broker_url_of_an_earlier_release_is_replaced(tmp_path: Path) -> None:
+    """One that the script made itself names the queue as it is called now; one that somebody wrote stays."""
+    assert _make_secrets(tmp_path).returncode == 0
+    url, password = tmp_path / "broker_url", (tmp_path / "redis_password").read_text()
+    made = url.read_text()
+    for text, expected in [
+        (f"redis://:{password}@redis:6379/0", made),
+        ("redis://elsewhere:6379/5",) * 2,
+    ]:
+        url.unlink()
+        url.write_text(text)
+        assert _make_secrets(tmp_path).returncode == 0
+        assert url.read_text() == expected
+
+
+def test_an_instance_has_its_secrets_where_its_env_file_says(tmp_path: Path) -> None:
+    """The script reads the file that Compose is given, so that the second instance's secrets are its own."""
+    (tmp_path / "second.env").write_text(f"KEKKAI_SECRETS={tmp_path}/second\n")
+    script = [str(ROOT / "tools" / "secrets.sh"), "--env-file", str(tmp_path / "second.env")]
+    subprocess.run(script, input="secret\n", text=True, check=True, capture_output=True)
+    assert (tmp_path / "second" / "broker_url").exists()
+
+
+def test_a_docker_without_compose_is_mentioned(tmp_path: Path) -> None:
+    """Secrets can be made for another machine, so a missing Compose is no fault; it is named."""
+    _fake_docker(tmp_path / "bin", "26.1.5", "")
+    ended = _make_secrets(tmp_path / "secrets", PATH=f"{tmp_path}/bin:/usr/bin:/bin")
+    assert (ended.returncode, "Compose 2.24 or newer is needed" in ended.stderr) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("engine", "compose", "said"),
+    [
+        ("26.1.5+dfsg1", "2.26.1-4", ""),
+        ("25.0.0", "v2.24.0", ""),
+        ("28.0.1", "v5.0.0", ""),
+        ("24.0.9", "2.26.1", "Docker Engine 24.0.9 is too old"),
+        ("26.1.5", "2.23.3", "Docker Compose 2.23.3 is too old"),
+    ],
+)
+def test_an_old_docker_is_refused(tmp_path: Path, engine: str, compose: str, said: str) -> None:
+    """Releases that do not know what the compose file uses are named before anything is made."""
+    _fake_docker(tmp_path / "bin", engine, compose)
+    ended = _make_secrets(tmp_path / "secrets", PATH=f"{tmp_path}/bin:/usr/bin:/bin")
+    assert said in ended.stderr
+    assert (ended.returncode, (tmp_path / "secrets").exists()) == ((2, False) if said else (0, True))
+
+
+def _fake_docker(directory: Path, engine: str, compose: str) -> None:
+    """A `docker` that knows nothing but its versions; without a version, there is no Compose."""
+    directory.mkdir()
+    program = directory / "docker"
+    program.write_text(
+        f"#!/bin/sh\n[ $1 = compose ] || exec echo '{engine}'\n[ -n '{compose}' ] || exit 1\necho '{compose}'\n"
+    )
+    program.chmod(0o755)
 
 
 def _free_port() -> int:

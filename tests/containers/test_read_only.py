@@ -13,6 +13,7 @@ import pytest
 from demo.redis import EmbeddedRedis
 from tests.support.compose_file import ROOT, image_environment
 from tests.support.workers import wait_until
+from worker.operations import Queue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,11 +106,13 @@ def test_everything_works_on_it(portal: Portal, redis: EmbeddedRedis) -> None:
     """Worker, Flower, a backup, a restore of the uploads and the health check need no place but their volumes."""
     container = Container(portal, redis, "archives", "uploads", "flower")
     with container.running("worker") as log, container.running("worker.flower") as web:
-        wait_until(lambda: log.read_text().count('"worker_ready"') == 3 and "flower_ready" in web.read_text())
+        wait_until(lambda: log.read_text().count('"worker_ready"') == len(Queue) and "flower_ready" in web.read_text())
         made = container.done(str(ROOT / "scripts" / "backup.sh"), "full")
         archive = json.loads(made.stdout)["backup_id"]
         container.done(str(ROOT / "scripts" / "restore.sh"), archive, "--force", "--media-only")
         container.done(sys.executable, "-m", "worker.health")
+    report = json.loads(container.done(str(ROOT / "scripts" / "backup.sh"), "report").stdout)["path"]
+    assert report == str(portal.archives / "kekkai-backup-report.html")
     assert any((container.directory / "flower").iterdir())
     assert not any((container.directory / "tmp").iterdir())
     assert "Read-only" not in log.read_text() + web.read_text()

@@ -15,8 +15,8 @@ import pytest
 from portal.ops.errors import BusyError
 from portal.ops.monitoring.doctor.check import Check, examine, ok
 from portal.ops.monitoring.doctor.files import FileChecks
-from portal.ops.monitoring.doctor.locks import holders
 from portal.ops.monitoring.doctor.run import Finding, State, engine_checks
+from portal.ops.repository.locks import holders
 from portal.ops.repository.repository import LOCK_NAME, Repository
 from portal.ops.runtime.progress import read_text
 from portal.ops.settings.load import load_settings

@@ -380,7 +380,7 @@ class TestRecords:
     def test_one_that_cannot_be_read(self, tmp_path: Path) -> None:
         """A record that cannot be read is an error, not a restore less."""
         (tmp_path / ".restores" / f"{RESTORE_ID}.json").mkdir(parents=True)
-        with pytest.raises(RepositoryError, match="Is a directory"):
+        with pytest.raises(RepositoryError, match="is a directory"):
             RestoreRecords(Repository(tmp_path)).all()
 
     def test_without_a_repository_there_are_none(self, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from portal.ops.errors import BusyError, ConfigurationError
 from portal.ops.model import BackupId, BackupType, VerifyLevel
 from portal.ops.repository.access_log import AccessLog, Action, Outcome
 from portal.ops.repository.catalogue import Catalogue
-from portal.ops.repository.locks import claim, hold
+from portal.ops.repository.locks import archive_lock, claim
 from portal.ops.repository.pins import Pins
 from portal.ops.repository.repository import Repository
 from portal.ops.repository.verifications import Verifications
@@ -205,7 +205,7 @@ class TestBesideOthers:
     def test_what_is_held_is_passed_over(self, repository: Path) -> None:
         """An archive that somebody reads stays, with all that it needs, and goes the next time."""
         tip = next(one for one in archives(repository) if "20260120" in one)
-        with hold(repository / f"{tip}.tar.gz", 1):
+        with archive_lock(repository / f"{tip}.tar.gz", 1):
             result = job(repository).run()
         assert result.success
         assert len(result.spared) == 3
@@ -283,7 +283,7 @@ class TestBesideOthers:
         held = threading.Event()
 
         def read() -> None:
-            with hold(path, 5):
+            with archive_lock(path, 5):
                 held.set()
 
         with claim(path) as is_free:

@@ -386,16 +386,17 @@ class TestUnknownSettings:
         assert load({"BACKUP_RETENTION_DAY": "1"}) == load()
 
 
+RECIPIENT = "age1" + "q" * 58
+
+
 class TestUnbuilt:
     """What the environment asks for and this release does not have."""
 
     @pytest.mark.parametrize(
         ("environ", "names"),
         [
-            ({"BACKUP_S3_BUCKET": "b", "BACKUP_S3_ENDPOINT": "e"}, "BACKUP_S3_BUCKET, BACKUP_S3_ENDPOINT"),
-            ({"BACKUP_DESTINATION": "s3"}, "BACKUP_DESTINATION"),
+            ({"BACKUP_S3_REGION": "r", "BACKUP_S3_KEY": "e"}, "BACKUP_S3_KEY, BACKUP_S3_REGION"),
             ({"BACKUP_ENCRYPTION": "true"}, "BACKUP_ENCRYPTION"),
-            ({"BACKUP_ENCRYPTION_ENABLED": "1"}, "BACKUP_ENCRYPTION_ENABLED"),
             ({"BACKUP_ENCRYPTION_KEY": "hunter2"}, "BACKUP_ENCRYPTION_KEY"),
             ({"BACKUP_ENCRYPTION_KEY_FILE": "/run/secrets/key"}, "BACKUP_ENCRYPTION_KEY_FILE"),
         ],
@@ -420,6 +421,34 @@ class TestUnbuilt:
     def test_what_is_switched_off_is_not_asked_for(self, environ: dict[str, str]) -> None:
         """A variable without a value, or one that says no, asks for nothing."""
         assert load(environ).unbuilt == ()
+
+
+class TestOffsite:
+    """The portal's own names for off-site copies have to fit the other settings."""
+
+    def test_a_bucket_by_the_portals_own_names(self) -> None:
+        """Bucket, prefix and endpoint of the portal's own names are a destination like one that has a URL."""
+        environ = {"BACKUP_S3_BUCKET": "b", "BACKUP_S3_PREFIX": "p/", "BACKUP_S3_ENDPOINT": "http://host"}
+        own = load(environ | {"BACKUP_DESTINATION": "s3"}).offsite.destinations()
+        assert own == load({"BACKUP_OFFSITE_URLS": "s3://b/p?endpoint=http://host"}).offsite.destinations()
+
+    @pytest.mark.parametrize(
+        ("environ", "fault"),
+        [
+            ({"BACKUP_DESTINATION": "s3"}, "names no bucket"),
+            ({"BACKUP_DESTINATION": "local", "BACKUP_S3_BUCKET": "b"}, "has the destination local, but"),
+            ({"BACKUP_S3_BUCKET": "b", "BACKUP_OFFSITE_URLS": "s3://c"}, "not among the URLs"),
+            ({"BACKUP_ENCRYPTION_ENABLED": "true"}, "names no public key"),
+            ({"BACKUP_ENCRYPTION_ENABLED": "false", "BACKUP_ENCRYPTION_RECIPIENTS": RECIPIENT}, "names public keys"),
+            ({"BACKUP_OFFSITE_ENCRYPTION": "off", "BACKUP_ENCRYPTION_RECIPIENTS": RECIPIENT}, "names public keys"),
+            ({"BACKUP_ENCRYPTION_RECIPIENTS": "AGE-SECRET-KEY-1QQ"}, "secret key"),
+            ({"BACKUP_OFFSITE_TYPES": "full other"}, "'other', which is none of"),
+        ],
+    )
+    def test_contradictions_are_refused(self, environ: dict[str, str], fault: str) -> None:
+        """Who believes in a copy or in encryption that is not there is told so, before anything is done."""
+        with pytest.raises(ConfigurationError, match=fault):
+            load(environ)
 
 
 class TestDocumentation:

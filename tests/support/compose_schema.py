@@ -52,7 +52,11 @@ _RESOURCES: Final = _object({"memory": _SIZE, "pids": {"type": "integer", "minim
 _SERVICE: Final = _object(
     {
         "image": _TEXT,
-        "build": _object({"context": _TEXT, "args": {"type": "object", "additionalProperties": _TEXT}}, "context"),
+        "build": _object(
+            {"context": _TEXT, "args": {"type": "object", "additionalProperties": {"type": "string"}}}, "context"
+        ),
+        "pull_policy": {"enum": ["always", "never", "missing", "build"]},
+        "extra_hosts": _TEXTS,
         "command": {"type": "array", "items": _TEXT},
         "user": _TEXT,
         "group_add": _TEXTS,
@@ -74,7 +78,7 @@ _SERVICE: Final = _object(
         },
         "secrets": _TEXTS,
         "volumes": {"type": "array", "items": {"type": "string", "pattern": r"^[^:]+:/[^:]+(:ro)?$"}},
-        "networks": _TEXTS,
+        "networks": {"anyOf": [_TEXTS, _named(_object({"aliases": _TEXTS}))]},
         "ports": {"type": "array", "items": {"type": "string", "pattern": r"^[0-9.:]+$"}},
         "profiles": _TEXTS,
         "depends_on": _named(_CONDITION),

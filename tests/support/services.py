@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from redis import Redis
 
 from tests.support.workers import wait_until
-from worker.names import Lane
+from worker.operations import Queue
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,7 +34,7 @@ class Sent:
 def sent_tasks(redis: EmbeddedRedis) -> list[Sent]:
     """Every task that waits on a queue, those of one queue in the order in which they were sent."""
     with Redis(unix_socket_path=str(redis.socket)) as client:
-        messages = [json.loads(one) for lane in Lane for one in reversed(client.lrange(lane.value, 0, -1))]
+        messages = [json.loads(one) for queue in Queue for one in reversed(client.lrange(queue.value, 0, -1))]
     return [
         Sent(
             name=message["headers"]["task"],

@@ -4,6 +4,18 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def wait_until(is_so: Callable[[], bool], *, seconds: float = 10) -> None:
+    """Wait until a condition holds; an assertion fails where it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, f"{is_so.__qualname__} did not come true within {seconds:g} s"
+        time.sleep(0.02)
 
 
 def ends_soon(pid: int) -> bool:

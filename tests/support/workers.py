@@ -15,13 +15,14 @@ from uuid import uuid4
 
 from portal.ops.settings.load import load_settings
 from worker.client import Client, TaskState, new_task_id
+from worker.operations import Queue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from demo.redis import EmbeddedRedis
     from tests.support.portal import Portal
-    from worker.names import Lane, TaskName
+    from worker.operations import Operation
 
 MARK = "PGTESTMARK"
 """A variable that every process of a worker inherits, pg_dump too: libpq's names begin with PG."""
@@ -38,7 +39,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
 
 
 class WorkerProcess:
-    """`python -m worker`, with its lanes, their pools, and whatever these start; a context manager."""
+    """`python -m worker`, with its queues, their pools, and whatever these start; a context manager."""
 
     def __init__(self, portal: Portal, redis: EmbeddedRedis, *arguments: str, **environ: str) -> None:
         self._mark = uuid4().hex
@@ -55,7 +56,7 @@ class WorkerProcess:
         self.kill_all()
 
     def start(self) -> None:
-        """Start it, and wait until every lane takes work."""
+        """Start it, and wait until every queue takes work."""
         before = self.text().count('"worker_ready"')
         with self._log.open("ab") as log:
             self._popen = subprocess.Popen(
@@ -67,8 +68,8 @@ class WorkerProcess:
                 stderr=log,
                 start_new_session=True,
             )
-        lanes = sum(not argument.startswith("-") and not argument.isdecimal() for argument in self._arguments) or 3
-        wait_until(lambda: self.text().count('"worker_ready"') >= before + lanes)
+        queues = set(self._arguments) & set(Queue) or set(Queue)
+        wait_until(lambda: self.text().count('"worker_ready"') >= before + len(queues))
 
     def text(self) -> str:
         """Everything that it has said."""
@@ -89,17 +90,19 @@ class WorkerProcess:
                     found[int(directory.name)] = (directory / "cmdline").read_bytes()
         return found
 
-    def lanes(self) -> list[int]:
-        """The main process of each lane."""
+    def queues(self) -> list[int]:
+        """The main process of each queue."""
         assert self._popen is not None
         return [
-            pid for pid, line in self.processes().items() if b"worker.lane" in line and _parent(pid) == self._popen.pid
+            pid
+            for pid, line in self.processes().items()
+            if b"worker.queue_worker" in line and _parent(pid) == self._popen.pid
         ]
 
     def pool(self) -> list[int]:
         """The processes that do the tasks."""
-        lanes = self.lanes()
-        return [pid for pid in self.processes() if _parent(pid) in lanes]
+        queues = self.queues()
+        return [pid for pid in self.processes() if _parent(pid) in queues]
 
     def terminate(self) -> int:
         """Ask it to end; its exit code."""
@@ -108,8 +111,8 @@ class WorkerProcess:
         return self._popen.wait(60)
 
     def kill(self) -> None:
-        """Kill the lanes and the process above them, at once; nobody tells their children."""
-        for pid in [*self.lanes(), *([self._popen.pid] if self._popen else [])]:
+        """Kill the queues and the process above them, at once; nobody tells their children."""
+        for pid in [*self.queues(), *([self._popen.pid] if self._popen else [])]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         if self._popen:
@@ -144,7 +147,7 @@ def client_of(redis: EmbeddedRedis) -> Client:
     return Client(load_settings({"CELERY_BROKER_URL": redis.url}, lambda _: "").worker)
 
 
-def submit(redis: EmbeddedRedis, task: TaskName, task_id: str = "", **arguments: Any) -> str:
+def submit(redis: EmbeddedRedis, task: Operation, task_id: str = "", **arguments: Any) -> str:
     """Put a task on the queue; its id."""
     task_id = task_id or new_task_id(task)
     client_of(redis).submit(task, arguments, task_id)
@@ -164,17 +167,17 @@ def result_of(redis: EmbeddedRedis, task_id: str, seconds: float = 60) -> TaskSt
     return found[-1]
 
 
-def run_task(redis: EmbeddedRedis, task: TaskName, **arguments: Any) -> TaskState:
+def run_task(redis: EmbeddedRedis, task: Operation, **arguments: Any) -> TaskState:
     """Have a task done."""
     return result_of(redis, submit(redis, task, **arguments))
 
 
-def queued(redis: EmbeddedRedis, lane: Lane) -> int:
-    """How many messages wait for a lane."""
+def queued(redis: EmbeddedRedis, queue: Queue) -> int:
+    """How many messages wait for a queue."""
     from redis import Redis
 
     with Redis(unix_socket_path=str(redis.socket)) as connection:
-        return int(connection.llen(lane.value))
+        return int(connection.llen(queue.value))
 
 
 def unacknowledged(redis: EmbeddedRedis) -> int:

@@ -14,7 +14,7 @@ from urllib.request import urlopen
 
 from tests.support.commands import answer, run
 from tests.support.workers import MOMENT, WorkerProcess, client_of, result_of, submit, wait_until
-from worker.names import TaskName
+from worker.operations import BACKUP_FULL
 
 if TYPE_CHECKING:
     from demo.redis import EmbeddedRedis
@@ -36,12 +36,12 @@ class TestDoctor:
         found = doctored(portal, "redis://127.0.0.1:1/0")
         assert (found["workers"], found["beat"], found["watcher"]) == ("fault", "warning", "warning")
 
-    def test_a_lane_without_a_worker_is_a_fault(self, portal: Portal, redis: EmbeddedRedis) -> None:
+    def test_a_queue_without_a_worker_is_a_fault(self, portal: Portal, redis: EmbeddedRedis) -> None:
         """Work that is handed over would wait for ever."""
         assert doctored(portal, redis.url)["workers"] == "fault"
 
     def test_workers_that_answer_are_well(self, portal: Portal, redis: EmbeddedRedis) -> None:
-        """Each lane has answered a ping."""
+        """Each queue has answered a ping."""
         with WorkerProcess(portal, redis):
             assert doctored(portal, redis.url)["workers"] == "ok"
 
@@ -63,7 +63,7 @@ def test_what_fails_in_a_worker_reaches_people_and_the_dead_mans_url(
         "PORTAL_UPLOAD_DIR": str(portal.directory / "gone"),
     }
     with WorkerProcess(portal, redis, "backup", **told):
-        task_id = submit(redis, TaskName.BACKUP_FULL, moment=MOMENT)
+        task_id = submit(redis, BACKUP_FULL, moment=MOMENT)
         wait_until(lambda: client_of(redis).look(task_id).is_ended)
     assert "/ping/fail" in [path for path, _ in web_server.asked]
     notes = [json.loads(body) for path, body in web_server.asked if path.startswith("/note")]
@@ -115,7 +115,7 @@ def test_a_failure_that_passes_by_itself_is_not_told(portal: Portal, redis: Embe
     with Detour(portal.database.port) as detour:
         variables["DD_DATABASE_PORT"] = str(detour.port)
         with WorkerProcess(portal, redis, "backup", **variables) as worker:
-            task_id = submit(redis, TaskName.BACKUP_FULL, moment=MOMENT)
+            task_id = submit(redis, BACKUP_FULL, moment=MOMENT)
             wait_until(lambda: worker.events("task_put_off"))
             detour.open()
             assert result_of(redis, task_id).result["success"]

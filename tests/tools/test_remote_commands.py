@@ -23,7 +23,7 @@ from tests.support.commands import ROOT, done
 from tests.support.crashes import endless_dump
 from tests.support.portal import Portal, portal_in
 from tests.support.workers import WorkerProcess, client_of, queued, result_of, unacknowledged, wait_until
-from worker.names import Lane
+from worker.operations import Queue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +39,7 @@ TIMEOUT: Final = 120
 def service(
     tmp_path_factory: pytest.TempPathFactory, postgres: EmbeddedPostgres
 ) -> Iterator[tuple[Portal, EmbeddedRedis, WorkerProcess]]:
-    """A portal with all lanes of a worker."""
+    """A portal with all queues of a worker."""
     with portal_database_in(postgres) as database, EmbeddedRedis() as broker:
         found = portal_in(tmp_path_factory.mktemp("service"), database, postgres)
         with WorkerProcess(found, broker) as worker:
@@ -75,7 +75,7 @@ class TestTheSameAsWithoutAWorker:
         remote, said = run(portal, redis.url, "backup.sh", "full")
         local, _ = run(portal, redis.url, "backup.sh", "full", "--local")
         assert remote.keys() == local.keys()
-        assert f"backup {remote['backup_id']} is whole" in said
+        assert f"backup {remote['backup_id']} is complete" in said
         done = {event["backup_id"] for event in worker.events("archive_published")}
         assert remote["backup_id"] in done
         assert local["backup_id"] not in done
@@ -231,7 +231,7 @@ class TestNobodyDoesIt:
         assert "It was withdrawn." in unattended["error"]
         with WorkerProcess(portal, redis, "restore") as worker:
             wait_until(lambda: worker.events("task_ended"))
-            wait_until(lambda: queued(redis, Lane.RESTORE) + unacknowledged(redis) == 0)
+            wait_until(lambda: queued(redis, Queue.RESTORE) + unacknowledged(redis) == 0)
         assert upload.read_text() == "changed"
 
     def test_a_restore_whose_terminal_is_closed_is_not_done_later(self, portal: Portal, redis: EmbeddedRedis) -> None:
@@ -245,13 +245,13 @@ class TestNobodyDoesIt:
             stderr=subprocess.PIPE,
             text=True,
         )
-        wait_until(lambda: queued(redis, Lane.RESTORE) == 1)
+        wait_until(lambda: queued(redis, Queue.RESTORE) == 1)
         time.sleep(0.5)  # it waits by now
         process.send_signal(signal.SIGHUP)
         output, _ = process.communicate(timeout=TIMEOUT)
         assert process.returncode == 128 + signal.SIGHUP
         assert "it was withdrawn" in json.loads(output)["error"]
-        assert not list((portal.archives / ".permits").iterdir())
+        assert not list((portal.archives / ".authorizations").iterdir())
 
     def test_the_broker_is_away(self, portal: Portal) -> None:
         """It is said at once, with exit code 6 and the way on."""

@@ -8,11 +8,12 @@ import sys
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from beat.due import Kind, Slot
+from beat.due import Slot
 from portal.ops.repository.access_log import AccessLog, Action, Outcome
 from portal.ops.repository.repository import Repository
 from portal.ops.settings.load import load_settings
-from tools.schedule import schedule_of
+from tools.commands.schedule import schedule_of
+from worker.operations import BACKUP_FULL
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +28,7 @@ def schedules(directory: Path, **environ: str) -> dict[str, dict[str, Any]]:
 
 def test_it_says_what_is_next_and_what_is_due(tmp_path: Path) -> None:
     """A full backup of the night is there; the database's of this hour is not."""
-    full = Slot(kind=Kind.FULL, moment=datetime(2026, 11, 22, 2, tzinfo=UTC))
+    full = Slot(operation=BACKUP_FULL, moment=datetime(2026, 11, 22, 2, tzinfo=UTC))
     (tmp_path / f"{full.backup_id}.tar.gz").touch()
     found = schedules(tmp_path)
     assert found["full"]["next"] == datetime(2026, 11, 23, 2, tzinfo=UTC)

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING
 import pytest
 
 from portal.ops.errors import RepositoryError
-from worker.authorization import LIFETIME_SECONDS, Permits
+from worker.authorization import LIFETIME_SECONDS, Authorizations
 from worker.errors import RefusedError
-from worker.names import TaskName
+from worker.operations import RESTORE_ARCHIVE
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-TASK = TaskName.RESTORE_ARCHIVE
+TASK = RESTORE_ARCHIVE
 ASKED = {"archive": "latest", "patterns": ["a"]}
 
 
 def test_what_was_permitted_is_done_once(tmp_path: Path) -> None:
     """A permit is there until it is used up; then the same task is refused."""
-    permits = Permits(tmp_path)
+    permits = Authorizations(tmp_path)
     permits.grant(TASK, "one", ASKED)
     permits.take(TASK, "one", ASKED)
     permits.use_up("one")
@@ -32,7 +32,7 @@ def test_what_was_permitted_is_done_once(tmp_path: Path) -> None:
 
 def test_what_was_cut_off_can_go_on(tmp_path: Path) -> None:
     """A second delivery of a task that was begun has the permit still."""
-    permits = Permits(tmp_path)
+    permits = Authorizations(tmp_path)
     permits.grant(TASK, "one", ASKED)
     permits.take(TASK, "one", ASKED)
     permits.take(TASK, "one", ASKED)
@@ -40,7 +40,7 @@ def test_what_was_cut_off_can_go_on(tmp_path: Path) -> None:
 
 def test_what_was_withdrawn_is_not_begun(tmp_path: Path) -> None:
     """Who withdraws a permit first knows that nothing will be done."""
-    permits = Permits(tmp_path)
+    permits = Authorizations(tmp_path)
     permits.grant(TASK, "one", ASKED)
     assert permits.withdraw("one")
     with pytest.raises(RefusedError, match="nobody who may read the backups"):
@@ -49,7 +49,7 @@ def test_what_was_withdrawn_is_not_begun(tmp_path: Path) -> None:
 
 def test_what_was_begun_is_not_withdrawn(tmp_path: Path) -> None:
     """Who comes after the worker knows that it may be done."""
-    permits = Permits(tmp_path)
+    permits = Authorizations(tmp_path)
     permits.grant(TASK, "one", ASKED)
     permits.take(TASK, "one", ASKED)
     assert not permits.withdraw("one")
@@ -57,7 +57,7 @@ def test_what_was_begun_is_not_withdrawn(tmp_path: Path) -> None:
 
 def test_a_forged_task_costs_the_real_one_nothing(tmp_path: Path) -> None:
     """Other arguments under the same id are refused, and those that were asked for are still permitted."""
-    permits = Permits(tmp_path)
+    permits = Authorizations(tmp_path)
     permits.grant(TASK, "one", ASKED)
     with pytest.raises(RefusedError, match="other arguments"):
         permits.take(TASK, "one", {**ASKED, "exact": True})
@@ -67,16 +67,16 @@ def test_a_forged_task_costs_the_real_one_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("seconds", [LIFETIME_SECONDS + 60, -3600])
 def test_an_old_permit_is_void(tmp_path: Path, seconds: float) -> None:
     """After a day, or from a time to come, nobody remembers what was asked for."""
-    permits = Permits(tmp_path)
+    permits = Authorizations(tmp_path)
     permits.grant(TASK, "one", ASKED)
     then = time.time() - seconds
-    os.utime(tmp_path / ".permits" / "one.json", (then, then))
+    os.utime(tmp_path / ".authorizations" / "one.json", (then, then))
     with pytest.raises(RefusedError, match="more than a day old"):
         permits.take(TASK, "one", ASKED)
 
 
 def test_who_may_not_write_there_may_not_permit(tmp_path: Path) -> None:
     """The reason is told, with the ways out."""
-    (tmp_path / ".permits").write_text("")
+    (tmp_path / ".authorizations").write_text("")
     with pytest.raises(RepositoryError, match="--local"):
-        Permits(tmp_path).grant(TASK, "one", ASKED)
+        Authorizations(tmp_path).grant(TASK, "one", ASKED)

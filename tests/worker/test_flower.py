@@ -23,8 +23,8 @@ from demo.redis import EmbeddedRedis
 from portal.ops.repository.access_log import AccessLog, Action, Outcome
 from portal.ops.repository.repository import LOCK_NAME
 from tests.support.workers import MOMENT, WorkerProcess, client_of, result_of, run_task, submit, wait_until
-from worker.health import check_lanes
-from worker.names import Lane, TaskName
+from worker.health import check_queues
+from worker.operations import BACKUP_FULL, BACKUP_MEDIA, VERIFY_ARCHIVE, Queue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -171,7 +171,7 @@ def test_a_backup_is_shown_from_its_start_to_its_result(portal: Portal, redis: E
         flower.listen()
         with (portal.archives / LOCK_NAME).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            task_id = submit(redis, TaskName.BACKUP_FULL, moment=MOMENT)
+            task_id = submit(redis, BACKUP_FULL, moment=MOMENT)
             assert flower.wait_for(task_id, "PROGRESS")["result"] == "starting"
         done = flower.wait_for(task_id, "SUCCESS")
         assert (done["name"], done["kwargs"]) == ("backup.full", f"{{'moment': '{MOMENT}'}}")
@@ -186,14 +186,14 @@ def test_pings_are_not_shown(portal: Portal, redis: EmbeddedRedis) -> None:
     """Health checks come all the time, and would soon be all that there is to see."""
     with WorkerProcess(portal, redis, "maintenance"), FlowerProcess(portal, redis) as flower:
         flower.listen()
-        for health in check_lanes(client_of(redis), [Lane.MAINTENANCE]):
+        for health in check_queues(client_of(redis), [Queue.MAINTENANCE]):
             assert health.is_healthy
-        run_task(redis, TaskName.VERIFY_ARCHIVE, archive="nothing")
+        run_task(redis, VERIFY_ARCHIVE, archive="nothing")
 
         def shown() -> set[str]:
             return {str(task["name"]) for task in json.loads(flower.ask("/api/tasks")[1]).values()}
 
-        wait_until(lambda: shown() == {TaskName.VERIFY_ARCHIVE.value})
+        wait_until(lambda: shown() == {VERIFY_ARCHIVE.name})
 
 
 def test_history_outlives_a_kill(portal: Portal, redis: EmbeddedRedis) -> None:
@@ -203,12 +203,22 @@ def test_history_outlives_a_kill(portal: Portal, redis: EmbeddedRedis) -> None:
         FlowerProcess(portal, redis, FLOWER_STATE_SAVE_INTERVAL="100") as flower,
     ):
         flower.listen()
-        task_id = submit(redis, TaskName.VERIFY_ARCHIVE, archive="none_of_that_name")
+        task_id = submit(redis, VERIFY_ARCHIVE, archive="none_of_that_name")
         flower.wait_for(task_id, "FAILURE")
         time.sleep(1)
         flower.end(signal.SIGKILL)
         flower.start()
         assert flower.task(task_id)["state"] == "FAILURE"
+
+
+def test_a_history_that_cannot_be_saved_is_refused(portal: Portal, redis: EmbeddedRedis) -> None:
+    """Flower does not start where it would run, look healthy, and lose its history."""
+    environ = portal.environ(
+        CELERY_BROKER_URL=redis.url, BACKUP_FLOWER_PASSWORD=PASSWORD, FLOWER_DB="/proc/self/history"
+    )
+    command = [sys.executable, "-m", "worker.flower"]
+    ended = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.returncode, "directory of Flower's history cannot be written" in ended.stderr) == (2, True)
 
 
 def test_an_end_that_flower_missed_is_found_out(portal: Portal, redis: EmbeddedRedis) -> None:
@@ -218,7 +228,7 @@ def test_an_end_that_flower_missed_is_found_out(portal: Portal, redis: EmbeddedR
         flower.listen()
         with (portal.archives / LOCK_NAME).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            task_id = submit(redis, TaskName.BACKUP_MEDIA, moment=MOMENT)
+            task_id = submit(redis, BACKUP_MEDIA, moment=MOMENT)
             flower.wait_for(task_id, "PROGRESS")
             flower.end(signal.SIGTERM)
         result_of(redis, task_id)
@@ -261,7 +271,7 @@ def test_a_restore_from_there_is_refused(portal: Portal, redis: EmbeddedRedis, p
     """A restore that is put on the queue by Flower's API ends as refused, changes nothing, and is in the access log."""
     with WorkerProcess(portal, redis), FlowerProcess(portal, redis, FLOWER_READ_ONLY="false") as flower:
         flower.listen()
-        archive = run_task(redis, TaskName.BACKUP_FULL, moment=MOMENT).result["backup_id"]
+        archive = run_task(redis, BACKUP_FULL, moment=MOMENT).result["backup_id"]
         (portal.uploads / "later.sarif").write_text("{}")
         with postgres.connect(portal.database.name) as connection:
             before = table_contents(connection), tree_contents(portal.uploads)

@@ -1,4 +1,4 @@
-"""The health check: a ping through every lane, and what it makes of a lane that has no time for it."""
+"""The health check: a ping through every queue, and what it makes of a queue that has no time for it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from redis import Redis
 
 from portal.ops.repository.repository import LOCK_NAME
 from tests.support.workers import MOMENT, WorkerProcess, client_of, submit, wait_until
-from worker.health import check_lanes
-from worker.names import Lane, TaskName
+from worker.health import check_queues
+from worker.operations import BACKUP_MEDIA, VERIFY_ARCHIVE, Queue
 
 if TYPE_CHECKING:
     from demo.redis import EmbeddedRedis
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 Ended = subprocess.CompletedProcess[str]
 
 
-def check(portal: Portal, redis: EmbeddedRedis, *lanes: str) -> Ended:
+def check(portal: Portal, redis: EmbeddedRedis, *queues: str) -> Ended:
     """Run the health check as compose does."""
     return subprocess.run(
-        [sys.executable, "-m", "worker.health", *lanes],
+        [sys.executable, "-m", "worker.health", *queues],
         env=portal.environ(CELERY_BROKER_URL=redis.url),
         capture_output=True,
         text=True,
@@ -41,21 +41,21 @@ def keys(redis: EmbeddedRedis) -> set[bytes]:
         return {key for key in found if not key.startswith(b"_kombu.binding")}
 
 
-def test_every_lane_answers_and_nothing_is_left(portal: Portal, redis: EmbeddedRedis) -> None:
-    """Lanes with time answer; the check exits with 0, and leaves no key in Redis and no word in the worker's log."""
+def test_every_queue_answers_and_nothing_is_left(portal: Portal, redis: EmbeddedRedis) -> None:
+    """Queues with time answer; the check exits with 0, and leaves no key in Redis and no word in the worker's log."""
     with WorkerProcess(portal, redis) as worker:
         before, said = keys(redis), worker.text()
         ended = check(portal, redis)
         after = keys(redis)
         events = worker.events()
     assert ended.returncode == 0, ended.stderr
-    assert [line.partition(":")[0] for line in ended.stdout.splitlines()] == list(Lane)
+    assert [line.partition(":")[0] for line in ended.stdout.splitlines()] == list(Queue)
     assert after == before
     assert not any("health.ping" in str(event) for event in events[said.count("\n") :])
 
 
-def test_a_lane_that_nobody_works_for_is_named(portal: Portal, redis: EmbeddedRedis) -> None:
-    """Where one lane has no worker, the check exits with 1 and says which; its ping does not stay in the queue."""
+def test_a_queue_that_nobody_works_for_is_named(portal: Portal, redis: EmbeddedRedis) -> None:
+    """Where one queue has no worker, the check exits with 1 and says which; its ping does not stay in the queue."""
     with WorkerProcess(portal, redis, "backup"):
         ended = check(portal, redis, "backup", "restore")
         assert not any(b"restore" in key for key in keys(redis))
@@ -81,27 +81,27 @@ def test_a_repository_that_cannot_be_written_is_said(portal: Portal, redis: Embe
     assert ended.stderr.startswith("backup: the repository cannot be used")
 
 
-def test_a_busy_lane_is_healthy(portal: Portal, redis: EmbeddedRedis) -> None:
-    """A lane whose every process works on a task is healthy, and its ping does not wait behind it."""
+def test_a_busy_queue_is_healthy(portal: Portal, redis: EmbeddedRedis) -> None:
+    """A queue whose every process works on a task is healthy, and its ping does not wait behind it."""
     portal.archives.mkdir()
     with (
         (portal.archives / LOCK_NAME).open("w") as lock,
         WorkerProcess(portal, redis, "backup", "--processes", "1") as worker,
     ):
         fcntl.flock(lock, fcntl.LOCK_EX)
-        submit(redis, TaskName.BACKUP_MEDIA, moment=MOMENT)
+        submit(redis, BACKUP_MEDIA, moment=MOMENT)
         wait_until(lambda: worker.events("task_begun"))
-        (found,) = check_lanes(client_of(redis), [Lane.BACKUP], seconds=1)
+        (found,) = check_queues(client_of(redis), [Queue.BACKUP], seconds=1)
         assert b"backup" not in keys(redis)
     assert (found.is_healthy, found.detail) == (True, "every process is at work on something")
 
 
-def test_an_idle_lane_that_does_not_answer_is_not_healthy(portal: Portal, redis: EmbeddedRedis) -> None:
-    """A lane whose main process answers while its idle pool does not is named, with its worker."""
+def test_an_idle_queue_that_does_not_answer_is_not_healthy(portal: Portal, redis: EmbeddedRedis) -> None:
+    """A queue whose main process answers while its idle pool does not is named, with its worker."""
     with WorkerProcess(portal, redis, "maintenance", "--processes", "1") as worker:
         for pid in worker.pool():
             os.kill(pid, signal.SIGSTOP)
-        (found,) = check_lanes(client_of(redis), [Lane.MAINTENANCE], seconds=1)
+        (found,) = check_queues(client_of(redis), [Queue.MAINTENANCE], seconds=1)
         for pid in worker.pool():
             os.kill(pid, signal.SIGCONT)
     assert not found.is_healthy
@@ -109,9 +109,9 @@ def test_an_idle_lane_that_does_not_answer_is_not_healthy(portal: Portal, redis:
 
 
 def test_a_long_queue_of_short_tasks_is_healthy(portal: Portal, redis: EmbeddedRedis) -> None:
-    """A lane that has no time for a ping since much was queued before it is healthy, whenever it is looked at."""
+    """A queue that has no time for a ping since much was queued before it is healthy, whenever it is looked at."""
     for _ in range(400):
-        submit(redis, TaskName.VERIFY_ARCHIVE, archive="none_of_that_name")
+        submit(redis, VERIFY_ARCHIVE, archive="none_of_that_name")
     with WorkerProcess(portal, redis, "maintenance", "--processes", "1"):
-        (found,) = check_lanes(client_of(redis), [Lane.MAINTENANCE], seconds=0.1)
+        (found,) = check_queues(client_of(redis), [Queue.MAINTENANCE], seconds=0.1)
     assert found.is_healthy, found.detail

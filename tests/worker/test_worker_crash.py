@@ -1,4 +1,4 @@
-"""Everything is killed, at any instant: the process of a task, a lane, a whole worker, the broker, the database server.
+"""Everything is killed, at any instant: a task, a queue's worker, the whole service, the broker, the database server.
 
 Afterwards there is exactly one archive, which is whole; whoever waits has its result; no process, lock or remains are
 left.
@@ -38,8 +38,8 @@ from tests.support.workers import (
     wait_until,
 )
 from worker.app import make_app
-from worker.authorization import Permits
-from worker.names import Lane, TaskName
+from worker.authorization import Authorizations
+from worker.operations import BACKUP_FULL, RESTORE_ARCHIVE, Queue
 from worker.progress import STATE
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def test_a_kill_costs_no_backup(
     with WorkerProcess(portal, redis, "backup", BACKUP_LOCK_TIMEOUT="20") as worker:
         for _ in range(ROUNDS):
             command = Command(portal, redis)
-            wait_until(lambda: queued(redis, Lane.BACKUP) + unacknowledged(redis) > 0)
+            wait_until(lambda: queued(redis, Queue.BACKUP) + unacknowledged(redis) > 0)
             time.sleep(instants.uniform(0.05, USUAL_SECONDS))
             kill(worker, redis, portal)
             backup_id = command.backup_id()
@@ -174,7 +174,7 @@ def _has_children(pid: int) -> bool:
 def test_a_crash_loop_ends(portal: Portal) -> None:
     """A task whose process is killed each time is given up after so many times, with a result that says so."""
     with EmbeddedRedis() as redis, WorkerProcess(portal, redis, "backup", BACKUP_TASK_ATTEMPTS="2") as worker:
-        task_id = submit(redis, TaskName.BACKUP_FULL, "doomed", moment=MOMENT)
+        task_id = submit(redis, BACKUP_FULL, "doomed", moment=MOMENT)
         killed: set[int] = set()
         while not client_of(redis).look(task_id).is_ended:
             for pid in worker.pool():
@@ -206,7 +206,7 @@ def test_a_worker_that_is_asked_to_end_gives_the_task_back(portal: Portal) -> No
     """SIGTERM ends a worker in its grace, its children too; the task is done by the next worker."""
     with EmbeddedRedis() as redis:
         with WorkerProcess(portal, redis, "backup", **slow(portal), BACKUP_SHUTDOWN_GRACE="1") as first:
-            task_id = submit(redis, TaskName.BACKUP_FULL, "patient", moment=MOMENT)
+            task_id = submit(redis, BACKUP_FULL, "patient", moment=MOMENT)
             wait_until(lambda: any(b"sleep" in line for line in first.processes().values()))
             started = time.monotonic()
             assert first.terminate() == 0
@@ -224,7 +224,7 @@ def test_a_task_that_takes_too_long_is_ended_with_its_children(portal: Portal) -
         EmbeddedRedis() as redis,
         WorkerProcess(portal, redis, "backup", **slow(portal), BACKUP_TASK_TIMEOUT="10") as worker,
     ):
-        late = result_of(redis, submit(redis, TaskName.BACKUP_FULL, "late", moment=MOMENT))
+        late = result_of(redis, submit(redis, BACKUP_FULL, "late", moment=MOMENT))
         assert "took longer than a task may" in late.result["error"]
         wait_until(lambda: not any(b"sleep" in line or b"pg_dump" in line for line in worker.processes().values()))
         assert not [name for name in portal.left() if name.endswith(".partial")]
@@ -236,7 +236,7 @@ def test_a_task_that_does_not_hear_is_killed_with_its_children(portal: Portal) -
         EmbeddedRedis() as redis,
         WorkerProcess(portal, redis, "backup", "--processes", "1", **slow(portal), BACKUP_TASK_TIMEOUT="10") as worker,
     ):
-        task_id = submit(redis, TaskName.BACKUP_FULL, "deaf", moment=MOMENT)
+        task_id = submit(redis, BACKUP_FULL, "deaf", moment=MOMENT)
         wait_until(lambda: any(b"sleep" in line for line in worker.processes().values()))
         (deaf,) = [pid for pid in worker.pool() if _has_children(pid)]
         os.kill(deaf, signal.SIGSTOP)
@@ -255,7 +255,7 @@ def test_what_a_killed_backup_leaves_is_swept_and_told(portal: Portal) -> None:
         EmbeddedRedis() as redis,
         WorkerProcess(portal, redis, "backup", "--processes", "1", **slow(portal), BACKUP_TASK_TIMEOUT="10") as worker,
     ):
-        task_id = submit(redis, TaskName.BACKUP_FULL, "deaf", moment=MOMENT, actor="ada")
+        task_id = submit(redis, BACKUP_FULL, "deaf", moment=MOMENT, actor="ada")
         wait_until(lambda: any(b"sleep" in line for line in worker.processes().values()))
         (deaf,) = [pid for pid in worker.pool() if _has_children(pid)]
         os.kill(deaf, signal.SIGSTOP)
@@ -271,7 +271,7 @@ def test_what_a_killed_backup_leaves_is_swept_and_told(portal: Portal) -> None:
 def test_a_killed_restore_is_told_and_its_permit_used_up(portal: Portal) -> None:
     """A restore that the hard time limit has killed is in the access log, once, and cannot be done by its permit."""
     archive = Path(portal.job().backup_full().destination_path or "")
-    permits = portal.archives / ".permits"
+    permits = portal.archives / ".authorizations"
     given = {"archive": "latest", "moment": MOMENT, "scope": "media"}
     environ = {"BACKUP_LOCK_TIMEOUT": "60", "BACKUP_TASK_TIMEOUT": "10"}
     with (
@@ -280,8 +280,8 @@ def test_a_killed_restore_is_told_and_its_permit_used_up(portal: Portal) -> None
         archive.open("rb") as held,
     ):
         fcntl.flock(held, fcntl.LOCK_EX)
-        Permits(portal.archives).grant(TaskName.RESTORE_ARCHIVE, "deaf", given)
-        submit(redis, TaskName.RESTORE_ARCHIVE, "deaf", **given)
+        Authorizations(portal.archives).grant(RESTORE_ARCHIVE, "deaf", given)
+        submit(redis, RESTORE_ARCHIVE, "deaf", **given)
         wait_until(lambda: list(permits.glob("*.begun")))
         for pid in worker.pool():
             os.kill(pid, signal.SIGSTOP)
@@ -315,7 +315,7 @@ def test_a_late_word_of_progress_does_not_hide_the_end(portal: Portal) -> None:
     assert not delivery.exists()
 
 
-def test_a_lane_goes_on_looking_for_abandoned_messages(portal: Portal) -> None:
+def test_a_queue_goes_on_looking_for_abandoned_messages(portal: Portal) -> None:
     """What makes no sense in the broker is said, and does not end the looking."""
     from redis import Redis
 
@@ -335,7 +335,7 @@ def test_a_worker_sweeps_what_an_earlier_one_left(portal: Portal) -> None:
 
     with EmbeddedRedis() as redis:
         with WorkerProcess(portal, redis, "backup", **slow(portal)) as first:
-            submit(redis, TaskName.BACKUP_FULL, "cut-off", moment=MOMENT)
+            submit(redis, BACKUP_FULL, "cut-off", moment=MOMENT)
             wait_until(lambda: any(b"sleep" in line for line in first.processes().values()))
         remains = {name for name in portal.left() if name.endswith(".partial")}
         assert remains

@@ -22,8 +22,20 @@ from tests.support.workers import (
     unacknowledged,
     wait_until,
 )
-from worker.authorization import Permits
-from worker.names import Lane, TaskName
+from worker.authorization import Authorizations
+from worker.operations import (
+    BACKUP_DATABASE,
+    BACKUP_FULL,
+    BACKUP_MEDIA,
+    DRILL_RESTORE,
+    PING,
+    PRUNE_REPOSITORY,
+    RESTORE_ARCHIVE,
+    RESTORE_ROLLBACK,
+    VERIFY_ARCHIVE,
+    Operation,
+    Queue,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +54,7 @@ def redis() -> Iterator[EmbeddedRedis]:
 def test_a_backup_through_the_queue_is_the_engines(portal: Portal, redis: EmbeddedRedis) -> None:
     """A task's result has what the same backup's result has in this process, and the archive is whole."""
     with WorkerProcess(portal, redis, "backup"):
-        done = run_task(redis, TaskName.BACKUP_FULL, moment=MOMENT)
+        done = run_task(redis, BACKUP_FULL, moment=MOMENT)
     assert (done.exit_code, done.result["success"]) == (0, True)
     assert done.result.keys() == portal.job().backup_full().to_dict().keys()
     assert done.result["backup_id"].startswith("full_20261122_020000_")
@@ -52,9 +64,9 @@ def test_a_backup_through_the_queue_is_the_engines(portal: Portal, redis: Embedd
 def test_the_same_task_twice_is_one_archive(portal: Portal, redis: EmbeddedRedis) -> None:
     """A task that is sent again after it was done gives the first result, and makes nothing."""
     with WorkerProcess(portal, redis, "backup"):
-        first = result_of(redis, submit(redis, TaskName.BACKUP_DATABASE, "slot-1", moment=MOMENT))
+        first = result_of(redis, submit(redis, BACKUP_DATABASE, "slot-1", moment=MOMENT))
         before = portal.left()
-        submit(redis, TaskName.BACKUP_DATABASE, "slot-1", moment=MOMENT)
+        submit(redis, BACKUP_DATABASE, "slot-1", moment=MOMENT)
         wait_until(lambda: unacknowledged(redis) == 0)
         again = result_of(redis, "slot-1")
     assert again == first
@@ -64,19 +76,19 @@ def test_the_same_task_twice_is_one_archive(portal: Portal, redis: EmbeddedRedis
 def test_a_task_whose_archive_was_removed_is_done_again(portal: Portal, redis: EmbeddedRedis) -> None:
     """A result is worth nothing without the archive that it names."""
     with WorkerProcess(portal, redis, "backup"):
-        first = result_of(redis, submit(redis, TaskName.BACKUP_DATABASE, "slot-4", moment=MOMENT))
+        first = result_of(redis, submit(redis, BACKUP_DATABASE, "slot-4", moment=MOMENT))
         Path(first.result["path"]).unlink()
-        submit(redis, TaskName.BACKUP_DATABASE, "slot-4", moment=MOMENT)
+        submit(redis, BACKUP_DATABASE, "slot-4", moment=MOMENT)
         wait_until(lambda: Path(first.result["path"]).exists())
 
 
 def test_fifty_deliveries_are_one_archive(portal: Portal, redis: EmbeddedRedis) -> None:
     """Fifty messages of one request, to four processes at once, make one archive, and nothing is left of the others."""
     for _ in range(50):
-        submit(redis, TaskName.BACKUP_FULL, "slot-2", moment=MOMENT)
+        submit(redis, BACKUP_FULL, "slot-2", moment=MOMENT)
     with WorkerProcess(portal, redis, "backup"), WorkerProcess(portal, redis, "backup") as second:
         done = result_of(redis, "slot-2")
-        wait_until(lambda: _is_drained(redis, Lane.BACKUP))
+        wait_until(lambda: _is_drained(redis, Queue.BACKUP))
         assert result_of(redis, "slot-2").result["backup_id"] == done.result["backup_id"]
         assert second.events("task_ended") == [] or all(event["success"] for event in second.events("task_ended"))
     archives = list(portal.archives.glob("*.tar.gz"))
@@ -85,16 +97,16 @@ def test_fifty_deliveries_are_one_archive(portal: Portal, redis: EmbeddedRedis) 
     assert not list((portal.archives / ".deliveries").iterdir())
 
 
-def _is_drained(redis: EmbeddedRedis, lane: Lane) -> bool:
+def _is_drained(redis: EmbeddedRedis, queue: Queue) -> bool:
     from tests.support.workers import queued
 
-    return queued(redis, lane) == 0 and unacknowledged(redis) == 0
+    return queued(redis, queue) == 0 and unacknowledged(redis) == 0
 
 
 def test_a_failure_is_a_failed_task_with_the_engines_result(portal: Portal, redis: EmbeddedRedis) -> None:
     """A backup that cannot be made ends as a failure that carries error, hint and exit code."""
     with WorkerProcess(portal, redis, "backup", DD_DATABASE_NAME="nowhere") as worker:
-        failed = run_task(redis, TaskName.BACKUP_DATABASE, moment=MOMENT)
+        failed = run_task(redis, BACKUP_DATABASE, moment=MOMENT)
         assert "Traceback" not in worker.text()
     assert (failed.exit_code, failed.result["success"]) == (1, False)
     assert "nowhere" in failed.result["error"]
@@ -105,7 +117,7 @@ def test_a_failure_is_a_failed_task_with_the_engines_result(portal: Portal, redi
 def test_what_is_not_built_is_refused(portal: Portal, redis: EmbeddedRedis) -> None:
     """A worker whose environment asks for encryption makes no backup that somebody would take for encrypted."""
     with WorkerProcess(portal, redis, "backup", BACKUP_ENCRYPTION="true"):
-        refused = run_task(redis, TaskName.BACKUP_MEDIA, moment=MOMENT)
+        refused = run_task(redis, BACKUP_MEDIA, moment=MOMENT)
     assert (refused.exit_code, refused.result["success"]) == (2, False)
     assert "this release does not have encryption (BACKUP_ENCRYPTION)" in refused.result["error"]
     assert not list(portal.archives.glob("*.tar.gz"))
@@ -115,9 +127,9 @@ def test_a_failed_task_that_is_sent_again_is_tried_again(portal: Portal, redis: 
     """What failed for a reason that is gone succeeds under the same id."""
     portal.uploads.rename(portal.uploads.with_name("away"))
     with WorkerProcess(portal, redis, "backup"):
-        failed = result_of(redis, submit(redis, TaskName.BACKUP_MEDIA, "slot-3", moment=MOMENT))
+        failed = result_of(redis, submit(redis, BACKUP_MEDIA, "slot-3", moment=MOMENT))
         portal.uploads.with_name("away").rename(portal.uploads)
-        submit(redis, TaskName.BACKUP_MEDIA, "slot-3", moment=MOMENT)
+        submit(redis, BACKUP_MEDIA, "slot-3", moment=MOMENT)
         wait_until(lambda: client_of(redis).look("slot-3").result.get("success"))
     assert not failed.result["success"]
 
@@ -125,26 +137,26 @@ def test_a_failed_task_that_is_sent_again_is_tried_again(portal: Portal, redis: 
 @pytest.mark.parametrize(
     ("task", "arguments"),
     [
-        (TaskName.BACKUP_FULL, {}),
-        (TaskName.BACKUP_FULL, {"moment": "yesterday"}),
-        (TaskName.BACKUP_FULL, {"moment": MOMENT, "local_path": "/etc"}),
-        (TaskName.BACKUP_FULL, {"moment": 7}),
-        (TaskName.BACKUP_FULL, {"moment": "2131-01-01T00:00:00+00:00"}),
-        (TaskName.BACKUP_MEDIA, {"moment": MOMENT, "incremental": 1}),
-        (TaskName.BACKUP_MEDIA, {"moment": MOMENT, "incremental": True, "changed": "a"}),
-        (TaskName.BACKUP_MEDIA, {"moment": MOMENT, "incremental": True, "changed": ["a\0b"]}),
-        (TaskName.VERIFY_ARCHIVE, {"archive": "/etc/passwd"}),
-        (TaskName.VERIFY_ARCHIVE, {"archive": "../outside.tar.gz"}),
-        (TaskName.VERIFY_ARCHIVE, {"archive": "latest", "level": "glance"}),
-        (TaskName.VERIFY_ARCHIVE, {"archive": ["latest"]}),
-        (TaskName.RESTORE_ARCHIVE, {"archive": "latest", "moment": MOMENT}),
-        (TaskName.RESTORE_ARCHIVE, {"archive": "latest", "moment": MOMENT, "patterns": "a"}),
-        (TaskName.RESTORE_ARCHIVE, {"archive": "latest", "moment": MOMENT, "dry_run": True, "media_dir": "/etc"}),
-        (TaskName.RESTORE_ROLLBACK, {"restore_id": "restore_20240115_120000_abc123"}),
+        (BACKUP_FULL, {}),
+        (BACKUP_FULL, {"moment": "yesterday"}),
+        (BACKUP_FULL, {"moment": MOMENT, "local_path": "/etc"}),
+        (BACKUP_FULL, {"moment": 7}),
+        (BACKUP_FULL, {"moment": "2131-01-01T00:00:00+00:00"}),
+        (BACKUP_MEDIA, {"moment": MOMENT, "incremental": 1}),
+        (BACKUP_MEDIA, {"moment": MOMENT, "incremental": True, "changed": "a"}),
+        (BACKUP_MEDIA, {"moment": MOMENT, "incremental": True, "changed": ["a\0b"]}),
+        (VERIFY_ARCHIVE, {"archive": "/etc/passwd"}),
+        (VERIFY_ARCHIVE, {"archive": "../outside.tar.gz"}),
+        (VERIFY_ARCHIVE, {"archive": "latest", "level": "glance"}),
+        (VERIFY_ARCHIVE, {"archive": ["latest"]}),
+        (RESTORE_ARCHIVE, {"archive": "latest", "moment": MOMENT}),
+        (RESTORE_ARCHIVE, {"archive": "latest", "moment": MOMENT, "patterns": "a"}),
+        (RESTORE_ARCHIVE, {"archive": "latest", "moment": MOMENT, "dry_run": True, "media_dir": "/etc"}),
+        (RESTORE_ROLLBACK, {"restore_id": "restore_20240115_120000_abc123"}),
     ],
 )
 def test_what_no_task_may_be_told_is_refused(
-    service: tuple[Portal, EmbeddedRedis, WorkerProcess], task: TaskName, arguments: dict[str, Any]
+    service: tuple[Portal, EmbeddedRedis, WorkerProcess], task: Operation, arguments: dict[str, Any]
 ) -> None:
     """Arguments that nobody of ours would send end the task with exit code 2 and a hint, before anything is done.
 
@@ -164,11 +176,11 @@ def test_what_no_task_may_be_told_is_refused(
 
 
 _ACTIONS = {
-    TaskName.BACKUP_FULL: Action.BACKUP,
-    TaskName.BACKUP_MEDIA: Action.BACKUP,
-    TaskName.VERIFY_ARCHIVE: Action.VERIFY,
-    TaskName.RESTORE_ARCHIVE: Action.RESTORE,
-    TaskName.RESTORE_ROLLBACK: Action.ROLLBACK,
+    BACKUP_FULL: Action.BACKUP,
+    BACKUP_MEDIA: Action.BACKUP,
+    VERIFY_ARCHIVE: Action.VERIFY,
+    RESTORE_ARCHIVE: Action.RESTORE,
+    RESTORE_ROLLBACK: Action.ROLLBACK,
 }
 
 
@@ -181,7 +193,7 @@ def test_a_refused_task_is_written_down_as_it_came(service: tuple[Portal, Embedd
     """Who, to what and which task are in the line, without what would make it look like two."""
     portal, redis, _ = service
     given = {"archive": "/etc/passwd\n\x1b[2J" + "x" * 2000, "actor": "mallory"}
-    task_id = submit(redis, TaskName.VERIFY_ARCHIVE, **given)
+    task_id = submit(redis, VERIFY_ARCHIVE, **given)
     assert result_of(redis, task_id).exit_code == 2
     line = logged(portal)[-1]
     assert (line.who, line.details["task_id"]) == ("mallory", task_id)
@@ -196,20 +208,20 @@ def test_a_task_with_an_id_that_is_none_is_written_down(
     """A restore that is refused for its id is in the access log, and the permit of another one is not used up."""
     portal, redis, _ = service
     given = {"archive": "latest", "moment": MOMENT}
-    Permits(portal.archives).grant(TaskName.RESTORE_ARCHIVE, "wanted", given)
+    Authorizations(portal.archives).grant(RESTORE_ARCHIVE, "wanted", given)
     written = len(logged(portal))
-    assert result_of(redis, submit(redis, TaskName.RESTORE_ARCHIVE, "../wanted", **given)).exit_code == 2
+    assert result_of(redis, submit(redis, RESTORE_ARCHIVE, "../wanted", **given)).exit_code == 2
     (line,) = logged(portal)[written:]
     assert (line.action, line.subject, line.outcome) == (Action.RESTORE, "latest", Outcome.REFUSED)
-    assert Permits(portal.archives).withdraw("wanted")
+    assert Authorizations(portal.archives).withdraw("wanted")
 
 
 def test_a_ping_is_not_written_down(service: tuple[Portal, EmbeddedRedis, WorkerProcess]) -> None:
     """Neither one that is answered nor one that is refused."""
     portal, redis, _ = service
     written = logged(portal)
-    assert run_task(redis, TaskName.PING).result["success"]
-    assert run_task(redis, TaskName.PING, archive="latest").exit_code == 2
+    assert run_task(redis, PING).result["success"]
+    assert run_task(redis, PING, archive="latest").exit_code == 2
     assert logged(portal) == written
 
 
@@ -228,9 +240,9 @@ def service(
             yield found, broker, worker
 
 
-FAILING_LANE = """
+FAILING_WORKER = """
 import os, sys, threading
-if "worker.lane" in sys.orig_argv:
+if "worker.queue_worker" in sys.orig_argv:
     timer = threading.Timer(4, os._exit, [1])
     timer.daemon = True
     timer.start()
@@ -238,18 +250,18 @@ if "worker.lane" in sys.orig_argv:
 
 
 @pytest.mark.parametrize(
-    ("style", "said"), [("console", "lane started again"), ("json", '"event": "lane_started_again"')]
+    ("style", "said"), [("console", "queue worker restarted"), ("json", '"event": "queue_worker_restarted"')]
 )
-def test_a_lane_that_is_started_again_is_told_as_the_setting_wants_it(
+def test_a_queue_worker_that_is_restarted_is_logged_as_the_setting_wants_it(
     portal: Portal, redis: EmbeddedRedis, tmp_path: Path, style: str, said: str
 ) -> None:
-    """A lane that fails is started again, and the line about it has the form of BACKUP_LOG_FORMAT."""
-    (tmp_path / "sitecustomize.py").write_text(FAILING_LANE)
+    """A worker that fails is restarted, and the line about it has the form of BACKUP_LOG_FORMAT."""
+    (tmp_path / "sitecustomize.py").write_text(FAILING_WORKER)
     own = {"CELERY_BROKER_URL": redis.url, "BACKUP_LOG_FORMAT": style, "PYTHONPATH": str(tmp_path)}
     command = [sys.executable, "-I", "-m", "worker", "maintenance"]
     with subprocess.Popen(command, cwd="/", env=portal.environ(**own), stderr=subprocess.PIPE, text=True) as worker:
         assert worker.stderr is not None
-        line = next(line for line in worker.stderr if "started again" in line.replace("_", " "))
+        line = next(line for line in worker.stderr if "restarted" in line)
         worker.terminate()
         worker.stderr.read()
     assert said in line
@@ -259,10 +271,10 @@ def test_a_prune_by_a_worker_removes_what_is_too_old(portal: Portal, redis: Embe
     """The task does what the command does: the older of two goes, and is named in result and access log."""
     with WorkerProcess(portal, redis, BACKUP_RETENTION_DAYS="1", BACKUP_RETENTION_COUNT="1") as worker:
         moments = (f"2020-01-0{day}T02:00:00+00:00" for day in (1, 2))
-        old, new = (run_task(redis, TaskName.BACKUP_DATABASE, moment=moment).result["backup_id"] for moment in moments)
-        assert run_task(redis, TaskName.PRUNE_REPOSITORY, dry_run=True).result["removed"] == [old]
+        old, new = (run_task(redis, BACKUP_DATABASE, moment=moment).result["backup_id"] for moment in moments)
+        assert run_task(redis, PRUNE_REPOSITORY, dry_run=True).result["removed"] == [old]
         assert len(list(portal.archives.glob("*.tar.gz"))) == 2
-        done = run_task(redis, TaskName.PRUNE_REPOSITORY, actor="ada")
+        done = run_task(redis, PRUNE_REPOSITORY, actor="ada")
         assert (done.exit_code, done.result["success"], done.result["removed"]) == (0, True, [old])
         assert worker.events("prune_finished")[0]["removed"] == 1
     assert [path.name for path in portal.archives.glob("*.tar.gz")] == [f"{new}.tar.gz"]
@@ -275,7 +287,7 @@ def test_a_drill_by_a_worker_restores_for_a_try(
 ) -> None:
     """The task restores into a database and a directory of its own, compares, leaves neither, and is written down."""
     portal, redis, worker = service
-    done = run_task(redis, TaskName.DRILL_RESTORE, actor="ada")
+    done = run_task(redis, DRILL_RESTORE, actor="ada")
     assert (done.exit_code, done.result["success"]) == (0, True)
     assert done.result["seconds"] > 0
     assert worker.events("drill_finished")[0]["backup_id"] == done.result["backup_id"]
@@ -289,7 +301,7 @@ def test_a_drill_by_a_worker_restores_for_a_try(
 
 
 def test_a_restore_does_not_wait_behind_verifications(portal: Portal, redis: EmbeddedRedis) -> None:
-    """With more verifications than the maintenance lane can work on, and none that ends, a restore is done at once."""
+    """With more verifications than the maintenance queue can work on, and none that ends, a restore is done at once."""
     assert portal.job().backup_full().success
     upload = damage(portal)
     endless = portal.directory / "bin" / "pg_restore"
@@ -297,7 +309,7 @@ def test_a_restore_does_not_wait_behind_verifications(portal: Portal, redis: Emb
     endless.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exec "{portal.bin_dir}/pg_restore" "$@"\nexec sleep 600\n')
     endless.chmod(0o755)
     with WorkerProcess(portal, redis, BACKUP_PG_BIN_DIR=str(endless.parent)) as worker:
-        verifications = [submit(redis, TaskName.VERIFY_ARCHIVE, archive="latest", level="dump") for _ in range(3)]
+        verifications = [submit(redis, VERIFY_ARCHIVE, archive="latest", level="dump") for _ in range(3)]
         wait_until(lambda: sum(b"sleep" in line for line in worker.processes().values()) == 2)
         assert result_of(redis, restore(portal, redis, "restore-soon")).result["success"]
         assert not any(client_of(redis).look(task_id).is_ended for task_id in verifications)
@@ -306,7 +318,7 @@ def test_a_restore_does_not_wait_behind_verifications(portal: Portal, redis: Emb
 
 @pytest.mark.parametrize("wrong", ["restores", "--processes=0"])
 def test_a_worker_that_is_started_wrongly_says_how_to_start_it(portal: Portal, wrong: str) -> None:
-    """A lane that there is not, and a number of processes that cannot be, end with exit code 2 and what there is."""
+    """A queue that there is not, and a number of processes that cannot be, end with exit code 2 and what there is."""
     ended = subprocess.run(
         [sys.executable, "-m", "worker", wrong],
         env=portal.environ(CELERY_BROKER_URL="redis://127.0.0.1:1"),
@@ -322,8 +334,8 @@ def test_a_worker_that_is_started_wrongly_says_how_to_start_it(portal: Portal, w
 def restore(portal: Portal, redis: EmbeddedRedis, task_id: str, **arguments: Any) -> str:
     """Ask for a restore as the command does."""
     given = {"archive": "latest", "moment": MOMENT, "scope": "media", **arguments}
-    Permits(portal.archives).grant(TaskName.RESTORE_ARCHIVE, task_id, given)
-    return submit(redis, TaskName.RESTORE_ARCHIVE, task_id, **given)
+    Authorizations(portal.archives).grant(RESTORE_ARCHIVE, task_id, given)
+    return submit(redis, RESTORE_ARCHIVE, task_id, **given)
 
 
 def damage(portal: Portal) -> Path:
@@ -345,10 +357,10 @@ class TestRestores:
         assert upload.read_text() != "changed"
         damage(portal)
         given = {"archive": "latest", "moment": MOMENT, "scope": "media"}
-        refused = result_of(redis, submit(redis, TaskName.RESTORE_ARCHIVE, "restore-2", **given))
+        refused = result_of(redis, submit(redis, RESTORE_ARCHIVE, "restore-2", **given))
         assert "nobody who may read the backups has asked" in refused.result["error"]
         assert upload.read_text() == "changed"
-        assert not list((portal.archives / ".permits").iterdir())
+        assert not list((portal.archives / ".authorizations").iterdir())
 
     def test_a_permit_is_for_the_arguments_that_were_asked_for(
         self, service: tuple[Portal, EmbeddedRedis, WorkerProcess]
@@ -356,8 +368,8 @@ class TestRestores:
         """A task that says something else than its permit is refused."""
         portal, redis, _ = service
         asked = {"archive": "latest", "moment": MOMENT, "scope": "media"}
-        Permits(portal.archives).grant(TaskName.RESTORE_ARCHIVE, "restore-3", asked)
-        refused = result_of(redis, submit(redis, TaskName.RESTORE_ARCHIVE, "restore-3", **{**asked, "scope": "full"}))
+        Authorizations(portal.archives).grant(RESTORE_ARCHIVE, "restore-3", asked)
+        refused = result_of(redis, submit(redis, RESTORE_ARCHIVE, "restore-3", **{**asked, "scope": "full"}))
         assert "for other arguments" in refused.result["error"]
 
     def test_a_restore_that_was_done_is_not_done_again(
@@ -373,7 +385,7 @@ class TestRestores:
         with Redis(unix_socket_path=str(redis.socket)) as connection:
             connection.flushdb()
         given = {"archive": "latest", "moment": MOMENT, "scope": "media"}
-        again = result_of(redis, submit(redis, TaskName.RESTORE_ARCHIVE, "restore-4", **given))
+        again = result_of(redis, submit(redis, RESTORE_ARCHIVE, "restore-4", **given))
         assert again.result["restore_id"] == first.result["restore_id"]
         assert again.result["success"]
         assert upload.read_text() == "changed"
@@ -384,9 +396,9 @@ class TestRestores:
         upload = damage(portal)
         restored = result_of(redis, restore(portal, redis, "restore-5", moment="2026-11-22T03:00:00+00:00"))
         given = {"restore_id": restored.result["restore_id"]}
-        assert "nobody" in result_of(redis, submit(redis, TaskName.RESTORE_ROLLBACK, "back-1", **given)).result["error"]
-        Permits(portal.archives).grant(TaskName.RESTORE_ROLLBACK, "back-2", given)
-        assert result_of(redis, submit(redis, TaskName.RESTORE_ROLLBACK, "back-2", **given)).result["success"]
+        assert "nobody" in result_of(redis, submit(redis, RESTORE_ROLLBACK, "back-1", **given)).result["error"]
+        Authorizations(portal.archives).grant(RESTORE_ROLLBACK, "back-2", given)
+        assert result_of(redis, submit(redis, RESTORE_ROLLBACK, "back-2", **given)).result["success"]
         assert upload.read_text() == "changed"
 
     def test_a_rollback_that_was_done_is_not_refused_later(
@@ -399,16 +411,16 @@ class TestRestores:
         damage(portal)
         restored = result_of(redis, restore(portal, redis, "restore-6", moment="2026-11-22T04:00:00+00:00"))
         given = {"restore_id": restored.result["restore_id"]}
-        Permits(portal.archives).grant(TaskName.RESTORE_ROLLBACK, "back-3", given)
-        assert result_of(redis, submit(redis, TaskName.RESTORE_ROLLBACK, "back-3", **given)).result["success"]
+        Authorizations(portal.archives).grant(RESTORE_ROLLBACK, "back-3", given)
+        assert result_of(redis, submit(redis, RESTORE_ROLLBACK, "back-3", **given)).result["success"]
         with Redis(unix_socket_path=str(redis.socket)) as connection:
             connection.flushdb()
-        again = result_of(redis, submit(redis, TaskName.RESTORE_ROLLBACK, "back-3", **given))
+        again = result_of(redis, submit(redis, RESTORE_ROLLBACK, "back-3", **given))
         assert again.result["components_restored"] == ["media"]
 
     def test_a_dry_run_needs_none(self, service: tuple[Portal, EmbeddedRedis, WorkerProcess]) -> None:
         """What changes nothing may be asked for by anybody; the plan comes back."""
         _, redis, _ = service
-        planned = run_task(redis, TaskName.RESTORE_ARCHIVE, archive="latest", moment=MOMENT, dry_run=True)
+        planned = run_task(redis, RESTORE_ARCHIVE, archive="latest", moment=MOMENT, dry_run=True)
         assert planned.result["success"]
         assert any("Database" in line for line in planned.result["plan"])

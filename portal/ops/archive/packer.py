@@ -88,8 +88,8 @@ class Packer:
         self._view = memoryview(mmap.mmap(-1, _BUFFER_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         self._end = 0
 
-    def pack(self, backup_id: str, tree: Tree, items: Sequence[Item]) -> Pack:
-        """Read the items of a tree and put them into one frame."""
+    def pack(self, backup_id: str, tree: Tree, items: Sequence[Item], effort: frame.Effort = frame.Effort.FAST) -> Pack:
+        """Read the items of a tree and put them into one frame, compressed as hard as is said."""
         done = Pack()
         self._end = 0
         tree.forget()  # another directory may have taken the name of one that is open
@@ -106,7 +106,7 @@ class Packer:
                     done.failure = item[0], error.errno or 0
                     return done
         if done.lines:
-            done.frame = frame.compress(self._view[: self._end])
+            done.frame = frame.compress(self._view[: self._end], effort)
             done.tar_length = self._end
         return done
 
@@ -250,9 +250,9 @@ def main() -> None:
     trees: dict[int, Tree] = {}
     while True:
         try:
-            backup_id, number, items = receive(requests)
+            backup_id, number, items, effort = receive(requests)
         except EOFError:
             return
         while number not in trees:
             trees.update([_take_over(control)])
-        send_pack(answers, packer.pack(backup_id, trees[number], items))
+        send_pack(answers, packer.pack(backup_id, trees[number], items, frame.Effort(effort)))

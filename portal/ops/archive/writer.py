@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from portal.ops.archive import frame, index, packer, tar
 from portal.ops.archive.index import Member, MemberType
+from portal.ops.errors import SourceError
 from portal.ops.filesystem.refusals import unreadable
 from portal.ops.filesystem.tree import GONE
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from portal.ops.archive.compressor_pool import CompressorPool
     from portal.ops.archive.output_file import OutputFile
     from portal.ops.archive.packer import Item
-    from portal.ops.errors import SourceError
     from portal.ops.filesystem.tree import Tree
 
 _DONE: Final[Future[None]] = Future()
@@ -146,6 +146,64 @@ class ArchiveWriter:
         self._out.patch(header_at, frame.store(index.tar_header(member, self._backup_id)))
         self._add_lines([index.encode_member(member)], member.frame)
         return member
+
+    def add_members(self, members: Iterable[tuple[Member, Readable]]) -> Iterator[Member]:
+        """Append members whose metadata is known and whose content comes as a stream; each with its digest.
+
+        Arguments:
+            members: what to add; a content is read to the member's size before the next one is asked for.
+
+        Raises:
+            SourceError: a content ends before its size.
+        """
+        shared: _Shared | None = None
+        for member, stream in members:
+            header = index.tar_header(member, self._backup_id)
+            is_large = member.type is MemberType.FILE and member.size >= packer.LARGE_BYTES
+            if shared and (is_large or not shared.has_room_for(header, member)):
+                self._submit_shared(shared)
+                shared = None
+            if is_large:
+                digest = self._stream_large(member, stream)
+            else:
+                shared = shared or _Shared(self._blocks.get())
+                digest = shared.add(header, member, stream)
+            yield member._replace(sha256=digest)
+        if shared:
+            self._submit_shared(shared)
+        self._drain()
+
+    def _submit_shared(self, shared: _Shared) -> None:
+        """Have the frame of small members compressed and written."""
+
+        def take(done: bytes) -> None:
+            self._blocks.put(shared.block)
+            number = self._write_frame(done, shared.end)
+            self._add_lines(shared.lines, number)
+            self._count(shared.files, shared.content_bytes)
+
+        self._submit(self._pool.compress(shared.block.data[: shared.end]), take)
+        self._advance(shared.content_bytes)
+
+    def _stream_large(self, member: Member, stream: Readable) -> str:
+        """Append a large file in frames of its own; its SHA-256."""
+        numbers: list[int] = []
+        digest = sha256()
+        ahead, rest = index.tar_header(member, self._backup_id), member.size
+        while rest or ahead:
+            block = self._blocks.get()
+            start = block.put(ahead)
+            wanted = min(rest, frame.INPUT_BYTES)
+            if _fill(stream, block.data[start : start + wanted]) < wanted:
+                raise _short(member)
+            digest.update(block.data[start : start + wanted])
+            self._advance(wanted)
+            rest -= wanted
+            end = start + wanted
+            self._submit_block(block, end if rest else end + block.zero(end, tar.padding(member.size)), numbers)
+            ahead = b""
+        self._submit(_DONE, lambda _: self._take_large(member, numbers[0], digest.hexdigest()))
+        return digest.hexdigest()
 
     def add_items(self, tree: Tree, items: Iterable[tuple[Item, int]]) -> None:
         """Append files, directories and links.
@@ -395,6 +453,45 @@ class ArchiveWriter:
         while data := self._spool.read(frame.INPUT_BYTES):
             self._out.write(data)
         self._out.write(frame.with_extra(tar.END_OF_ARCHIVE, index.TRAILER_ID, index.TRAILER.pack(starts_at)))
+
+
+class _Shared:
+    """Small members on their way into a frame that they share.
+
+    Arguments:
+        block: the memory for it.
+    """
+
+    def __init__(self, block: _Block) -> None:
+        self.block = block
+        self.end = 0
+        self.files = self.content_bytes = 0
+        self.lines: list[str] = []
+
+    def has_room_for(self, header: bytes, member: Member) -> bool:
+        return not self.end or self.end + len(header) + member.size <= frame.INPUT_BYTES
+
+    def add(self, header: bytes, member: Member, stream: Readable) -> str:
+        """Add a member, and return the SHA-256 of its content; nothing of what is no file."""
+        data, at = self.block.data, self.end
+        start = at + len(header)
+        end = start + member.size
+        data[at:start] = header
+        if _fill(stream, data[start:end]) < member.size:
+            raise _short(member)
+        is_file = member.type is MemberType.FILE
+        digest = sha256(data[start:end]).hexdigest() if is_file else ""
+        self.end = end + self.block.zero(end, tar.padding(member.size))
+        self.lines.append(index.encode_member(member._replace(at=at, sha256=digest)))
+        self.files += is_file
+        self.content_bytes += member.size
+        return digest
+
+
+def _short(member: Member) -> SourceError:
+    return SourceError(
+        f"{member.path} ended before its {member.size} bytes", hint="See the server's log, then start it again."
+    )
 
 
 def _fill(stream: Readable, room: memoryview) -> int:

@@ -15,7 +15,7 @@ from portal.ops.backup.walk import FileTree, identity, tree_bytes
 from portal.ops.chains.deletions import encode_deletions
 from portal.ops.chains.state_cache import Totals
 from portal.ops.manifest import Manifest, room_for
-from portal.ops.model import DELETED, INCREMENTAL_VERSION, Component, timestamp
+from portal.ops.model import DELETED, INCREMENTAL_VERSION, Component, timestamp, version_of
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import available_cores
 
@@ -71,7 +71,7 @@ class Collection:
         self.meter.expect = self._expected_bytes
         jobs = self.config.jobs or available_cores()
         helpers = self.increment is None or len(self.increment.delta.taken) > _FEW
-        with CompressorPool(str(self.backup_id), jobs, helpers=helpers) as pool:
+        with CompressorPool(str(self.backup_id), jobs, helpers=helpers, compression=self.config.compression) as pool:
             writer = ArchiveWriter(
                 self.draft.out,
                 str(self.backup_id),
@@ -106,6 +106,10 @@ class Collection:
     def _collect(self, component: Component, writer: ArchiveWriter) -> dict[str, Any]:
         if component is Component.DATABASE:
             self._details[component.value] = self._dump(writer)
+        elif component is Component.CLUSTER:
+            from portal.ops.backup.cluster import copy_cluster  # late: it brings the database driver
+
+            self._details[component.value] = copy_cluster(self.config, self.runner, writer, self.meter)
         else:
             if not writer.reserved:
                 writer.reserve(room_for(()))
@@ -200,9 +204,9 @@ class Collection:
         return manifest
 
     def _chain(self) -> dict[str, Any]:
-        """The manifest's keys of an incremental."""
+        """The manifest's keys that say what it follows, and its format."""
         if self.increment is None:
-            return {}
+            return {"format_version": version_of(self.backup_id.type, None)}
         base, parent = self.increment.line[0], self.increment.parent
         return {
             "format_version": INCREMENTAL_VERSION,

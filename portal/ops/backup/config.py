@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from zoneinfo import ZoneInfo
 
 from portal.ops.errors import ConfigurationError
-from portal.ops.model import FORMAT_VERSION, INCREMENTAL_VERSION, BackupType, Component, timestamp
+from portal.ops.model import BackupType, Component, Compression, timestamp, version_of
 from portal.ops.retention.policy import RetentionPolicy, RetentionRule, own_rules
 from portal.ops.settings.load import DatabaseTarget, Secret, Settings, refuse_unbuilt
 
@@ -23,6 +23,13 @@ _UTC: Final = ZoneInfo("UTC")
 _SECRET_OPTIONS: Final = frozenset({"password", "sslpassword"})
 
 
+class BackupDestination(Enum):
+    """Where archives go first. Copies elsewhere are made by the settings of off-site copies."""
+
+    LOCAL = "local"
+    S3 = "s3"
+
+
 @dataclass(frozen=True, kw_only=True)
 class BackupConfig:
     """What to back up, and where to.
@@ -30,13 +37,15 @@ class BackupConfig:
     Arguments:
         destination: where archives go; ``local`` is the only place of this release.
         local_path: the repository.
-        s3_bucket: not in this release, like `s3_prefix` and `s3_endpoint`.
+        s3_bucket: refused, like `s3_endpoint`, since off-site copies have settings of their own; `s3_prefix` alone
+            asks for nothing.
         db_host: the server, or the directory of its socket.
         db_password: where it is not given, libpq looks for it in ``~/.pgpass``.
         db_options: further connection options of libpq, such as ``sslmode``.
-        media_path: the uploads; nothing leaves them out.
+        media_path: the uploads; ``None`` or an empty path excludes them.
         audit_log_path: the audit log's directory, or the file itself; nothing leaves it out.
-        encryption_enabled: not in this release.
+        encryption_enabled: archives in the repository are not encrypted; asking for it is refused.
+        encryption_key: refused likewise.
         retention_days: days to keep archives.
         retention_count: how many archives of each type to keep whatever their age.
         keep_hourly: keep the last archive of each type of so many hours; likewise for the longer periods.
@@ -46,8 +55,12 @@ class BackupConfig:
         dump_timeout: seconds that pg_dump may take.
         lock_timeout: seconds to wait for a lock.
         jobs: processes and threads that work at once; by default the cores there are.
+        compression: how hard to compress; ``auto`` is as hard as the source leaves time for.
         chain_length: incrementals that a chain has at the most.
         chain_percent: their size together, in percent of the base, at the most.
+        wal: whether WAL is received, so that base backups are worth something.
+        replication_target: the server as the role that may replicate; by default that of the ``db_`` arguments.
+        pitr_days: how far back a recovery to any moment reaches.
         unbuilt: what the environment asks for beside all this and this release cannot do, in words. It makes no backup
             then; archives that are there can be looked after.
 
@@ -67,9 +80,10 @@ class BackupConfig:
     db_user: str = "defectdojo"
     db_password: Secret | str | None = None
     db_options: Mapping[str, str] = field(default_factory=dict)
-    media_path: PathLike | None = None
+    media_path: PathLike | None = Path("/var/lib/kekkai-portal/uploads")
     audit_log_path: PathLike | None = None
     encryption_enabled: bool = False
+    encryption_key: bytes | str | None = field(default=None, repr=False)
     retention_days: int = 30
     retention_count: int = 10
     keep_hourly: int = 0
@@ -84,8 +98,12 @@ class BackupConfig:
     dump_timeout: float = 21600
     lock_timeout: float = 60
     jobs: int | None = None
+    compression: Compression = Compression.AUTO
     chain_length: int = 500
     chain_percent: int = 100
+    wal: bool = False
+    replication_target: DatabaseTarget | None = None
+    pitr_days: int = 7
     unbuilt: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -120,8 +138,8 @@ class BackupConfig:
         place = self.destination.value if isinstance(self.destination, Enum) else self.destination
         wanted = {
             f"the destination {place!r}": place != "local",
-            "a copy on S3": bool(self.s3_bucket or self.s3_endpoint or self.s3_prefix),
-            "encryption": self.encryption_enabled,
+            "a copy on S3": bool(self.s3_bucket or self.s3_endpoint),
+            "encryption": bool(self.encryption_enabled or self.encryption_key),
             "an archive that is not compressed": not self.compress,
         }
         refuse_unbuilt(what for what, asked in wanted.items() if asked)
@@ -152,8 +170,12 @@ class BackupConfig:
             dump_timeout=settings.dump_timeout,
             lock_timeout=settings.lock_timeout,
             jobs=settings.jobs,
+            compression=settings.compression,
             chain_length=settings.chain_length,
             chain_percent=settings.chain_percent,
+            wal=settings.pitr.wal,
+            replication_target=replace(settings.database, **settings.pitr.replication),
+            pitr_days=settings.pitr.days,
             unbuilt=settings.unbuilt,
         )
 
@@ -169,6 +191,11 @@ class BackupConfig:
             password=Secret(password) if isinstance(password, str) else password,
             options=self.db_options,
         )
+
+    @property
+    def replication(self) -> DatabaseTarget:
+        """The server, as the role that may replicate."""
+        return self.replication_target or self.database
 
     @property
     def retention(self) -> RetentionPolicy:
@@ -249,7 +276,7 @@ class BackupResult:
             "error": self.error,
             "duration_seconds": round(self.duration_seconds, 3),
             "encrypted": self.encrypted,
-            "format_version": INCREMENTAL_VERSION if self.parent else FORMAT_VERSION,
+            "format_version": version_of(self.backup_type, self.parent),
             "parent": self.parent,
             "base": self.base,
             "unchanged": self.unchanged,

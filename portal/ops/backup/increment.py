@@ -25,7 +25,8 @@ from portal.ops.chains.lineage import Ancestor, line_of, read_manifest
 from portal.ops.chains.state_cache import MediaState, Totals
 from portal.ops.errors import ArchiveAbsentError, OpsError, RepositoryError
 from portal.ops.model import SUFFIX, BackupType, Component
-from portal.ops.repository.locks import hold
+from portal.ops.repository.durable import make_hidden, open_own
+from portal.ops.repository.locks import archive_lock
 from portal.ops.repository.verifications import Verifications
 from portal.ops.runtime.logs import engine_log
 
@@ -184,7 +185,7 @@ def held(increment: Increment, timeout: float) -> Iterator[None]:
     """
     with ExitStack() as stack:
         try:
-            stack.enter_context(hold(increment.parent.path, timeout))
+            stack.enter_context(archive_lock(increment.parent.path, timeout))
         except ArchiveAbsentError as error:
             raise BaseNeededError(f"{increment.parent.name} has just been removed") from error
         yield
@@ -281,8 +282,8 @@ def _opened(place: Path | None) -> MediaState | None:
     """The state, in a file of ours or in memory; nothing where the file cannot be used."""
     try:
         if place is not None:
-            place.parent.mkdir(mode=0o700, exist_ok=True)
-            os.close(os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+            make_hidden(place.parent)
+            os.close(open_own(place))
         return MediaState(place)
     except (sqlite3.Error, OSError) as error:
         _drop(place, error)

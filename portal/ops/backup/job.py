@@ -11,7 +11,6 @@ A backup that is reported is whole: every component that was asked for is in it,
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 import uuid
@@ -32,15 +31,14 @@ from portal.ops.errors import (
     ConfigurationError,
     DiskFullError,
     OpsError,
-    RepositoryError,
     SourceError,
 )
 from portal.ops.filesystem.refusals import unreadable
 from portal.ops.model import SUFFIX, BackupId, BackupType, Component, VerifyLevel, timestamp
 from portal.ops.repository.access_log import Action, Observer, Outcome, Witness
 from portal.ops.repository.catalogue import Catalogue
-from portal.ops.repository.faults import disk_full
-from portal.ops.repository.locks import hold
+from portal.ops.repository.faults import disk_full, explain_any, is_full
+from portal.ops.repository.locks import archive_lock
 from portal.ops.repository.repository import ArchiveFile, Repository
 from portal.ops.repository.sidecar import file_digest, read_sidecar
 from portal.ops.repository.verifications import Verification, Verifications
@@ -65,6 +63,7 @@ __all__ = ["BackupConfig", "BackupJob", "BackupResult", "BackupType", "create_ba
 log = engine_log("portal.ops.backup")
 
 _DISK_RESERVE: Final = 64 << 20
+_AGAIN: Final = "Look at the disk and the permissions there, then start the backup again; nothing of this one is left."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +135,10 @@ class BackupJob:
         """
         return self._run(BackupType.MEDIA, moment, request_id, incremental=incremental, changed=changed)
 
+    def backup_base(self, *, moment: datetime | None = None, request_id: str | None = None) -> BackupResult:
+        """Back up the whole database cluster, for recoveries to any later moment; arguments as for `backup_full`."""
+        return self._run(BackupType.BASE, moment, request_id)
+
     def list_backups(self) -> list[dict[str, Any]]:
         """The archives of the repository, newest first, with what is known of each.
 
@@ -195,7 +198,7 @@ class BackupJob:
             jobs=self.config.jobs or available_cores(),
             advance=meter.advance,
         )
-        with self._held(archive), hold(archive.path, self.config.lock_timeout):
+        with self._held(archive), archive_lock(archive.path, self.config.lock_timeout):
             found = verifier.verify(archive.path, level)
         tell, event = (log.info, "archive_verified") if found.intact else (log.error, "archive_damaged")
         tell(
@@ -234,7 +237,8 @@ class BackupJob:
             except OpsError as error:
                 result = _failed(result, error)
             except OSError as error:
-                result = _failed(result, self._explain(error))
+                full = is_full(error)
+                result = _failed(result, disk_full(self.repository.path) if full else explain_any(error, _AGAIN))
             result = replace(result, duration_seconds=time.monotonic() - started)
             _log_result(result)
             seen.note(Outcome.of(result.exit_code), error=result.error)
@@ -333,6 +337,13 @@ class BackupJob:
         if kind is BackupType.FULL:
             files = (component for component in Component if self.config.source(component))
             return (Component.DATABASE, *files)
+        if kind is BackupType.BASE:
+            if not self.config.wal:
+                raise ConfigurationError(
+                    "a base backup is worth nothing without the WAL that follows it, and BACKUP_WAL is off",
+                    hint="Set BACKUP_WAL=on and start the WAL service: tools/service.sh wal.",
+                )
+            return (Component.CLUSTER,)
         component = Component(kind.value)
         if component is not Component.DATABASE and self.config.source(component) is None:
             raise ConfigurationError(
@@ -400,15 +411,6 @@ class BackupJob:
             warnings=manifest.warnings,
             parent=manifest.parent,
             base=manifest.base,
-        )
-
-    def _explain(self, error: OSError) -> OpsError:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return disk_full(self.repository.path)
-        place = f" ({error.filename})" if error.filename else ""
-        return RepositoryError(
-            f"the operating system refused: {error.strerror}{place}",
-            hint="Look at the disk and the permissions of the repository, then start the backup again.",
         )
 
 

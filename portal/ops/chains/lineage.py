@@ -13,6 +13,7 @@ from portal.ops.archive.open import peek_manifest
 from portal.ops.chains.graph import HINT, absent, circle
 from portal.ops.errors import NotIntactError, RepositoryError
 from portal.ops.model import SUFFIX, Component
+from portal.ops.repository.faults import explain
 from portal.ops.repository.sidecar import file_digest, read_sidecar
 
 if TYPE_CHECKING:
@@ -51,9 +52,7 @@ def read_manifest(path: Path) -> Manifest | None:
     try:
         return peek_manifest(path)
     except OSError as error:
-        raise RepositoryError(
-            f"cannot read {path}: {error.strerror}", hint="Look at the disk and its rights."
-        ) from error
+        raise explain(error, "cannot read", path) from error
 
 
 def line_of(path: Path) -> tuple[Ancestor, ...]:

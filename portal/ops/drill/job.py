@@ -40,7 +40,8 @@ from portal.ops.model import BackupType, Component, VerifyLevel
 from portal.ops.postgres.pg_restore import find_restorer
 from portal.ops.postgres.server import maintenance
 from portal.ops.repository.access_log import Action, Observer, Outcome, Witness
-from portal.ops.repository.locks import hold
+from portal.ops.repository.faults import explain_any
+from portal.ops.repository.locks import archive_lock
 from portal.ops.repository.repository import ArchiveFile, Repository
 from portal.ops.repository.sidecar import file_digest, read_sidecar
 from portal.ops.repository.verifications import Verification, Verifications
@@ -158,7 +159,7 @@ class DrillJob:
         found = self._find(archive)
         draft.archive = found
         draft.note(backup_id=found.name)
-        with drills_locked(self.repository), hold(found.path, self.config.lock_timeout):
+        with drills_locked(self.repository), archive_lock(found.path, self.config.lock_timeout):
             draft.found.warnings += throw_remains_away(self.repository, self.config.database)
             with (
                 ThreadPoolExecutor(1, thread_name_prefix="checksum") as thread,
@@ -294,16 +295,12 @@ def _reported(draft: _Draft) -> Iterator[None]:
     """Every fault becomes part of the report."""
     try:
         yield
-    except OpsError as error:
-        log.error("drill_failed", error=str(error))
-        if isinstance(error, NotIntactError) and draft.archive:
-            draft.found.damages.append(Damage(what=error.message))
-        draft.note(success=False, error=str(error), exit_code=error.exit_code)
-    except OSError as error:
-        place = f" ({error.filename})" if error.filename else ""
-        said = f"the operating system refused: {error.strerror}{place}\n  hint: Look at the disk of the repository."
-        log.error("drill_failed", error=said)
-        draft.note(success=False, error=said, exit_code=OpsError.exit_code)
+    except (OpsError, OSError) as error:
+        fault = error if isinstance(error, OpsError) else explain_any(error, "Look at the disk of the repository.")
+        log.error("drill_failed", error=str(fault))
+        if isinstance(fault, NotIntactError) and draft.archive:
+            draft.found.damages.append(Damage(what=fault.message))
+        draft.note(success=False, error=str(fault), exit_code=fault.exit_code)
 
 
 def _figures(draft: _Draft) -> dict[str, Any]:

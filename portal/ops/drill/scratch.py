@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.drill.report import DIRECTORY
-from portal.ops.errors import BusyError, DiskFullError, OpsError, RepositoryError, RestoreError
+from portal.ops.errors import BusyError, DiskFullError, OpsError, RestoreError
 from portal.ops.filesystem.tree import remove_tree
 from portal.ops.postgres.database_names import LONGEST_NAME
 from portal.ops.postgres.server import create_like, drop_forced, end_orphans, find_database, maintenance, read_me
-from portal.ops.repository.durable import sync_directory, write_durably
+from portal.ops.repository.durable import make_hidden, sync_directory, write_durably
+from portal.ops.repository.faults import explain
 from portal.ops.repository.repository import Repository
 from portal.ops.runtime.logs import engine_log
 
@@ -58,7 +59,7 @@ class Scratch:
             DiskFullError: there is no room for that.
             OSError: it cannot be made.
         """
-        self.directory.parent.mkdir(mode=0o700, exist_ok=True)
+        make_hidden(self.directory.parent)
         disk = os.statvfs(self.directory.parent)
         free, needed = disk.f_bavail * disk.f_frsize, needed_bytes + _RESERVE_BYTES
         if free < needed:
@@ -66,7 +67,7 @@ class Scratch:
                 f"a drill needs about {needed >> 20} MiB in {self.directory.parent}, and {free >> 20} are free there",
                 hint="Make room, or name a smaller archive; nothing was restored.",
             )
-        self.directory.mkdir(mode=0o700)
+        make_hidden(self.directory, is_new=True)
         sync_directory(self.directory.parent)
 
     def database(self, live: DatabaseTarget) -> DatabaseTarget:
@@ -98,7 +99,6 @@ class Scratch:
                 )
             note = {"database": scratch.name, "live": live.name, "host": live.host, "port": live.port}
             write_durably(self.directory / _NOTE, json.dumps(note).encode("ascii") + b"\n")
-            sync_directory(self.directory)
             create_like(connection, scratch.name, find_database(connection, live.name), read_me(connection).name)
         return scratch
 
@@ -129,9 +129,8 @@ class Scratch:
         except FileNotFoundError:
             pass
         except OSError as error:
-            raise RepositoryError(
-                f"cannot remove {self.directory}: {error.strerror}", hint="Remove it by hand, as its owner or as root."
-            ) from error
+            by_hand = "Remove it by hand, as its owner or as root."
+            raise explain(error, "cannot remove", self.directory, denied=by_hand, hint=by_hand) from error
 
     def _note(self) -> dict[str, Any]:
         try:
@@ -155,7 +154,7 @@ def drills_locked(repository: Repository) -> Iterator[None]:
     """
     repository.prepare()
     directory = repository.path / DIRECTORY
-    directory.mkdir(mode=0o700, exist_ok=True)
+    make_hidden(directory)
     with ExitStack() as stack:
         try:
             stack.enter_context(Repository(directory, lock_timeout=0).exclusive())

@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,8 +18,8 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from portal.ops.monitoring.failures import answered, failure_of, is_failure
-from portal.ops.repository.durable import write_durably
-from portal.ops.repository.locks import try_lock
+from portal.ops.repository.durable import open_own, write_whole
+from portal.ops.repository.locks import lock_within
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import Clock, utc_now
 
@@ -40,7 +39,7 @@ _VERSION: Final = 1
 _AGAIN: Final = timedelta(days=1)
 _UNDELIVERED_AGAIN: Final = timedelta(minutes=30)
 _PATIENCE_SECONDS: Final = 3.0
-_POLL_SECONDS: Final = 0.02
+
 _FAILURE: Final = "failure "
 _MISS: Final = "target "
 
@@ -262,12 +261,12 @@ class Notices:
         Where that is not locked in time, new troubles are kept for the next time and no change is written.
         """
         try:
-            lock = os.open(self._directory / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            lock = open_own(self._directory / _LOCK_NAME)
         except OSError:
             yield _Memory(self._memory, locked=True)
             return
         try:
-            locked = _locked_within(patience, lock)  # held for the time of a small file's writing
+            locked = lock_within(lock, fcntl.LOCK_EX, patience)  # for the time that a small file's writing takes
             before = self._load()
             troubles = self._unwritten | before
             yield _Memory(troubles, locked=locked)
@@ -294,15 +293,6 @@ class Notices:
     def _save(self, troubles: Troubles) -> None:
         facts = {kind: trouble.to_dict() for kind, trouble in troubles.items()}
         try:
-            write_durably(self._directory / NAME, json.dumps({"version": _VERSION, "troubles": facts}).encode() + b"\n")
+            write_whole(self._directory / NAME, json.dumps({"version": _VERSION, "troubles": facts}).encode() + b"\n")
         except OSError as error:
             log.warning("notices_unremembered", reason=error.strerror)
-
-
-def _locked_within(seconds: float, descriptor: int) -> bool:
-    deadline = time.monotonic() + seconds
-    while not try_lock(descriptor, fcntl.LOCK_EX):
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(_POLL_SECONDS)
-    return True

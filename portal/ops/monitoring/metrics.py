@@ -13,8 +13,9 @@ from prometheus_client import CollectorRegistry, generate_latest, start_http_ser
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from portal.ops.errors import ConfigurationError, OpsError, RepositoryError
+from portal.ops.errors import ConfigurationError, OpsError
 from portal.ops.monitoring.facts import read_status
+from portal.ops.repository.faults import explain
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import Clock, utc_now
 
@@ -222,10 +223,8 @@ def write_metrics(status: Status, path: Path) -> None:
         temporary.rename(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise RepositoryError(
-            f"cannot write the metrics to {path}: {error.strerror}",
-            hint="Make the directory of BACKUP_METRICS_FILE writable for the user of the backups.",
-        ) from error
+        writable = "Make the directory of BACKUP_METRICS_FILE writable for the user of the backups."
+        raise explain(error, "cannot write the metrics to", path, denied=writable, hint=writable) from error
 
 
 def serve(settings: Settings, *, port: int, clock: Clock = utc_now) -> WSGIServer:

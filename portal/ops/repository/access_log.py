@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
-from portal.ops.errors import OpsError, RepositoryError
+from portal.ops.errors import BusyError, OpsError
 from portal.ops.repository.access_check import Check
 from portal.ops.repository.access_entry import (
     START,
@@ -37,8 +37,9 @@ from portal.ops.repository.access_entry import (
     decode,
     sealed,
 )
-from portal.ops.repository.durable import give_to_owner, write_durably
-from portal.ops.repository.locks import try_lock
+from portal.ops.repository.durable import open_own, write_whole
+from portal.ops.repository.faults import explain
+from portal.ops.repository.locks import holder, lock_within
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import utc_now
 
@@ -72,7 +73,6 @@ _AGAIN: Final = (
     "Start it again to have it done; what was not finished has been taken back, or the next one goes on with it."
 )
 _LOCK_SECONDS: Final = 10.0
-_POLL_SECONDS: Final = 0.02
 _TAIL_BYTES: Final = 64 << 10
 
 
@@ -128,7 +128,7 @@ class AccessLog:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise self._unreadable(error) from error
+            raise explain(error, "cannot read", self.path) from error
         return [entry for line in lines[1 if start else 0 :] if (entry := decode(line))]
 
     def verify(self) -> AccessReport:
@@ -153,14 +153,10 @@ class AccessLog:
 
     @contextmanager
     def _locked(self) -> Iterator[int]:
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor = open_own(self.path, os.O_RDWR | os.O_APPEND)
         try:
-            give_to_owner(descriptor, self.path.parent)
-            deadline = time.monotonic() + _LOCK_SECONDS
-            while not try_lock(descriptor, fcntl.LOCK_EX):
-                if time.monotonic() >= deadline:
-                    raise RepositoryError(f"{self.path} is locked by another process", hint="Look at that process.")
-                time.sleep(_POLL_SECONDS)
+            if not lock_within(descriptor, fcntl.LOCK_EX, _LOCK_SECONDS):
+                raise BusyError(f"{self.path} is locked by {holder(descriptor)}", hint="Look at that process.")
             yield descriptor
         finally:
             os.close(descriptor)
@@ -210,7 +206,7 @@ class AccessLog:
             os.ftruncate(descriptor, size)
             raise
         text = json.dumps({"version": VERSION, "number": entry.number, "hash": entry.hash})
-        write_durably(self.head_path, text.encode("ascii") + b"\n")
+        write_whole(self.head_path, text.encode("ascii") + b"\n")
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
@@ -221,12 +217,7 @@ class AccessLog:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise self._unreadable(error) from error
-
-    def _unreadable(self, error: OSError) -> RepositoryError:
-        return RepositoryError(
-            f"cannot read {self.path}: {error.strerror}", hint="Run this as the user that the backups belong to."
-        )
+            raise explain(error, "cannot read", self.path) from error
 
     def _head(self) -> tuple[int, str] | None:
         """Number and hash of the last line, as they were written down; ValueError where that makes no sense."""

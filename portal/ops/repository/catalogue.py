@@ -20,11 +20,12 @@ from stat import S_ISLNK, S_ISREG
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.archive.open import open_archive, peek_manifest
-from portal.ops.errors import OpsError, RepositoryError
+from portal.ops.errors import OpsError
 from portal.ops.model import SIDECAR_SUFFIX, SUFFIX, BackupId, BackupType, Component, VerifyLevel
 from portal.ops.repository.bulk_stat import ABSENT, STAMP, stamp, states
 from portal.ops.repository.catalogue_cache import CatalogueCache, Memory
 from portal.ops.repository.entry import Entry, Finding
+from portal.ops.repository.faults import explain
 from portal.ops.repository.pins import Pins
 from portal.ops.repository.restorability import chain_faults
 from portal.ops.repository.sidecar import read_sidecar
@@ -80,7 +81,7 @@ class Catalogue:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise _unreadable(self._repository.path, error) from error
+            raise explain(error, "cannot read", self._repository.path) from error
         try:
             pinned = Pins(self._repository).names()
             try:
@@ -218,7 +219,7 @@ class _Look:
         try:
             return [name for name in os.listdir(os.fsencode(path)) if name.endswith(_SUFFIX)]
         except OSError as error:
-            raise _unreadable(path, error) from error
+            raise explain(error, "cannot read", path) from error
 
 
 class _Rows:
@@ -295,10 +296,3 @@ def kin_of(path: Path) -> tuple[str, ...] | None:
     if manifest is None:
         return None if _may_follow(backup_id) else ()
     return tuple(name for name in (manifest.parent, manifest.base) if name)
-
-
-def _unreadable(path: Path, error: OSError) -> RepositoryError:
-    return RepositoryError(
-        f"cannot read {path}: {(error.strerror or '').lower()}",
-        hint="Run this as the user that the backups belong to; BACKUP_LOCAL_PATH names the directory.",
-    )

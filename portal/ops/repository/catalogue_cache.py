@@ -10,7 +10,7 @@ import sqlite3
 from contextlib import ExitStack, closing, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from portal.ops.repository.durable import give_to_owner, make_hidden
+from portal.ops.repository.durable import make_hidden, open_own
 from portal.ops.runtime.logs import engine_log
 
 if TYPE_CHECKING:
@@ -113,11 +113,7 @@ class CatalogueCache:
 
     def _prepare(self) -> None:
         make_hidden(self._path.parent)
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            give_to_owner(descriptor, self._path.parent)
-        finally:
-            os.close(descriptor)
+        os.close(open_own(self._path))
 
     def _make_tables(self, database: sqlite3.Connection) -> None:
         if _version(database) != _VERSION:

@@ -1,4 +1,4 @@
-"""What the operating system refuses in a repository, as errors that say what to do."""
+"""What the operating system refuses, as errors that name the path and say what to do."""
 
 from __future__ import annotations
 
@@ -7,38 +7,74 @@ import os
 import shlex
 from typing import TYPE_CHECKING, Final
 
-from portal.ops.errors import DiskFullError, RepositoryError
+from portal.ops.errors import DiskFullError, OpsError, RepositoryError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-
-_OWNER_HINT: Final = (
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_DENIED: Final = frozenset({errno.EACCES, errno.EPERM})
+_OWNER: Final = (
     "Run this as the user that the backups belong to, or give them to the user that runs it: "
     "chown -R kekkai:kekkai {path}"
 )
-
-_MAKE_HINT: Final = "Make it once, as root: install -d -m 700 -o kekkai -g kekkai {path}"
-
-
-def _trouble(error: OSError, doing: str, path: Path, *, denied: str = "") -> RepositoryError:
-    reason = os.strerror(error.errno or 0).lower()
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return disk_full(path)
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return RepositoryError(f"{doing} {path}: {reason}", hint=denied or _hint(_OWNER_HINT, path))
-    return RepositoryError(
-        f"{doing} {path}: {reason}", hint="Look at the disk and its mount; BACKUP_LOCAL_PATH names it."
-    )
+_MAKE: Final = "Make it once, as root: install -d -m 700 -o kekkai -g kekkai {path}"
+_DISK: Final = "Look at the disk and its mount; BACKUP_LOCAL_PATH names it."
+_ROOM: Final = "Free space on its file system; nothing of what was being written there is left."
 
 
-def _hint(text: str, path: Path) -> str:
-    return text.format(path=shlex.quote(str(path)))
+def is_full(error: OSError) -> bool:
+    """Whether a disk, or what a user may have of it, is full."""
+    return error.errno in _FULL
+
+
+def explain(error: OSError, doing: str, path: Path, *, denied: str = "", hint: str = "") -> RepositoryError:
+    """The error for something of a repository that the operating system refused.
+
+    Arguments:
+        doing: what was tried, such as ``cannot read``.
+        path: with what.
+        denied: what to do where the user lacks the right; by default, to give the file's directory to that user.
+        hint: what to do about anything else.
+    """
+    if is_full(error):
+        return DiskFullError(f"{doing} {path}: {_reason(error)}", hint=_ROOM)
+    if error.errno in _DENIED:
+        return RepositoryError(f"{doing} {path}: {_reason(error)}", hint=denied or owner_hint(path))
+    return RepositoryError(f"{doing} {path}: {_reason(error)}", hint=hint or _DISK)
+
+
+def explain_any(error: OSError, hint: str, *, kind: type[OpsError] = RepositoryError) -> OpsError:
+    """The error for something that was refused in the midst of an operation; the operating system may name the path.
+
+    Arguments:
+        hint: what to do.
+        kind: what the error is, where it is not a full disk.
+    """
+    what = f"cannot use {os.fsdecode(error.filename)}" if error.filename else "the operating system refused"
+    said = f"{what}: {_reason(error)}"
+    if is_full(error):
+        return DiskFullError(said, hint=f"Free space on its file system. {hint}")
+    return kind(said, hint=hint)
+
+
+def owner_hint(path: Path) -> str:
+    """What to do where a file of a repository belongs to somebody else."""
+    return _OWNER.format(path=shlex.quote(str(path)))
+
+
+def make_hint(path: Path) -> str:
+    """What to do where a repository cannot be made."""
+    return _MAKE.format(path=shlex.quote(str(path)))
 
 
 def disk_full(path: Path) -> DiskFullError:
-    """The error for a repository that has no room left."""
+    """The error for a repository that has no room left for an archive."""
     return DiskFullError(
         f"no space left for the archive in {path}",
         hint="Remove old archives, or move BACKUP_LOCAL_PATH to a larger disk; what was written of this one is gone.",
     )
+
+
+def _reason(error: OSError) -> str:
+    return (os.strerror(error.errno) if error.errno else str(error)).lower()

@@ -1,97 +1,92 @@
-"""Holding single archives: whoever needs one keeps a prune away from it, and nobody else from anything.
+"""Locks: who may work on what at the same time, how long others wait, and who keeps them waiting.
 
-A lock on the repository would make a prune wait for the longest backup there is. So a reader locks the archive that it
-reads, shared; a prune locks what it is about to remove, alone, and passes over what somebody holds.
+A lock is the kernel's, on an open file (`flock`): it ends with the process, however that ends. The lock on a repository
+is shared by everyone who reads or adds. An archive has a lock of its own, shared by its readers, so that a prune need
+not wait for the longest backup there is: it locks what it is about to remove, alone, and passes over what is in use.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import re
 import time
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from portal.ops.errors import ArchiveAbsentError, BusyError, RepositoryError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-from typing import TYPE_CHECKING
+from portal.ops.errors import ArchiveAbsentError, BusyError
+from portal.ops.repository.durable import open_own
+from portal.ops.repository.faults import explain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+    Found = TypeVar("Found")
 
 _POLL_SECONDS: Final = 0.05
+_WAIT: Final = "Wait for it to end, then try again."
+
+
+def wait_for(attempt: Callable[[], Found | None], seconds: float, *, pause: float = _POLL_SECONDS) -> Found | None:
+    """Try something until it gives a result; nothing where it has not after so many seconds.
+
+    Arguments:
+        attempt: tried at once, and then after each pause.
+        seconds: how long to go on; infinity for ever.
+        pause: seconds between two attempts.
+    """
+    deadline = time.monotonic() + seconds
+    while (found := attempt()) is None:
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(pause)
+    return found
+
+
+def try_lock(descriptor: int, kind: int) -> bool:
+    """Lock an open file, without waiting; whether that was possible.
+
+    Arguments:
+        kind: `fcntl.LOCK_SH` or `fcntl.LOCK_EX`.
+    """
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def lock_within(descriptor: int, kind: int, seconds: float) -> bool:
+    """Lock an open file as soon as it is free; whether that was within so many seconds."""
+    return wait_for(lambda: try_lock(descriptor, kind) or None, seconds) is not None
 
 
 @contextmanager
-def hold(archive: Path, timeout: float) -> Iterator[None]:
-    """Keep a prune away from an archive; it takes no more than the right to read it.
+def locked_file(path: Path, kind: int, seconds: float, *, what: str, hint: str = _WAIT) -> Iterator[None]:
+    """Keep a lock file locked.
 
     Arguments:
-        timeout: seconds to wait for a prune that is just looking at it.
+        path: the file; it need not exist yet.
+        kind: `fcntl.LOCK_SH` or `fcntl.LOCK_EX`.
+        seconds: how long to wait for others.
+        what: what it protects, for the error.
+        hint: what to do where it does not become free.
 
     Raises:
-        ArchiveAbsentError: it has just been removed.
         BusyError: it did not become free in time.
         RepositoryError: it cannot be opened.
     """
-    descriptor = _open(archive)
     try:
-        deadline = time.monotonic() + timeout
-        while not try_lock(descriptor, fcntl.LOCK_SH):
-            if time.monotonic() >= deadline:
-                raise BusyError(f"{archive.name} is locked by another process", hint="Wait for it, then try again.")
-            time.sleep(_POLL_SECONDS)
-        if not _is_still(descriptor, archive):
-            raise _absent(archive)
+        descriptor = open_own(path)
+    except OSError as error:
+        raise explain(error, "cannot open", path) from error
+    try:
+        if not lock_within(descriptor, kind, seconds):
+            raise BusyError(f"{what} is locked by {holder(descriptor)}", hint=hint)
         yield
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def claim(archive: Path) -> Iterator[bool]:
-    """Keep everybody away from an archive, to remove it; whether it is there, and nobody holds it.
-
-    Raises:
-        RepositoryError: it cannot be opened.
-    """
-    try:
-        descriptor = _open(archive)
-    except ArchiveAbsentError:
-        yield False
-        return
-    try:
-        yield try_lock(descriptor, fcntl.LOCK_EX) and _is_still(descriptor, archive)
-    finally:
-        os.close(descriptor)
-
-
-def _open(archive: Path) -> int:
-    try:
-        return os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise _absent(archive) from error
-    except OSError as error:
-        raise RepositoryError(
-            f"cannot read {archive}: {(error.strerror or '').lower()}",
-            hint="Run this as the user that the backups belong to.",
-        ) from error
-
-
-def _is_still(descriptor: int, archive: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(archive))
-    except FileNotFoundError:
-        return False
-
-
-def _absent(archive: Path) -> ArchiveAbsentError:
-    return ArchiveAbsentError(
-        f"{archive.name} has just been removed", hint="'./tools/backup.sh list' shows what there is."
-    )
 
 
 @contextmanager
@@ -108,20 +103,137 @@ def locked_alone(directory: Path, busy: str) -> Iterator[None]:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         if not try_lock(descriptor, fcntl.LOCK_EX):
-            raise BusyError(busy, hint="Wait for it to end, then try again.")
+            raise BusyError(f"{busy}: {holder(descriptor)}", hint=_WAIT)
         yield
     finally:
         os.close(descriptor)
 
 
-def try_lock(descriptor: int, kind: int) -> bool:
-    """Lock an open file, without waiting; whether that was possible.
+@contextmanager
+def archive_lock(archive: Path, timeout: float) -> Iterator[None]:
+    """Keep a prune from removing an archive; it takes no more than the right to read it.
 
     Arguments:
-        kind: `fcntl.LOCK_SH` or `fcntl.LOCK_EX`.
+        timeout: seconds to wait for a prune that is just looking at it.
+
+    Raises:
+        ArchiveAbsentError: it has just been removed.
+        BusyError: it did not become free in time.
+        RepositoryError: it cannot be opened.
+    """
+    descriptor = _open_archive(archive)
+    try:
+        if not lock_within(descriptor, fcntl.LOCK_SH, timeout):
+            raise BusyError(f"{archive.name} is locked by {holder(descriptor)}", hint=_WAIT)
+        if not _is_still(descriptor, archive):
+            raise _absent(archive)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def claim(archive: Path) -> Iterator[bool]:
+    """Keep everybody away from an archive, to remove it; whether it is there, and nobody uses it.
+
+    Raises:
+        RepositoryError: it cannot be opened.
     """
     try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
+        descriptor = _open_archive(archive)
+    except ArchiveAbsentError:
+        yield False
+        return
+    try:
+        yield try_lock(descriptor, fcntl.LOCK_EX) and _is_still(descriptor, archive)
+    finally:
+        os.close(descriptor)
+
+
+def _open_archive(archive: Path) -> int:
+    try:
+        return os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise _absent(archive) from error
+    except OSError as error:
+        raise explain(error, "cannot read", archive) from error
+
+
+def _is_still(descriptor: int, archive: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(archive))
+    except FileNotFoundError:
         return False
-    return True
+
+
+def _absent(archive: Path) -> ArchiveAbsentError:
+    return ArchiveAbsentError(
+        f"{archive.name} has just been removed", hint="'./tools/backup.sh list' shows what there is."
+    )
+
+
+# -- who has a lock --------------------------------------------------------------------------------------------------
+
+_LISTED: Final = re.compile(
+    r"^\d+: FLOCK +\S+ +(READ|WRITE) +(\d+) ([0-9a-f]+):([0-9a-f]+):(\d+) ", re.MULTILINE | re.IGNORECASE
+)
+_KINDS: Final = {"READ": "", "WRITE": ", alone"}
+_COMMAND_LENGTH: Final = 60
+_SOMEBODY: Final = "another process"
+
+
+def holders(paths: Iterable[Path], *, proc: Path = Path("/proc")) -> dict[Path, list[str]]:
+    """The processes that have each of these files locked, in words; files that nobody has locked are left out.
+
+    Arguments:
+        proc: where the kernel tells of locks and processes.
+    """
+    listed = _listed(proc)
+    found = {}
+    for path in paths:
+        with suppress(OSError):
+            seen = path.stat()
+            found[path] = listed.get((seen.st_dev, seen.st_ino), [])
+    return {path: who for path, who in found.items() if who}
+
+
+def holder(descriptor: int) -> str:
+    """The process that has an open file locked, in words, as far as the kernel tells."""
+    seen = os.fstat(descriptor)
+    who = _listed(Path("/proc")).get((seen.st_dev, seen.st_ino), [])
+    return who[0].removesuffix(_KINDS["WRITE"]) if who else _SOMEBODY
+
+
+def is_locked_alone(path: Path) -> bool:
+    """Whether somebody has a file locked alone; also where the kernel does not say who."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        return not try_lock(descriptor, fcntl.LOCK_SH)
+    finally:
+        os.close(descriptor)
+
+
+def _listed(proc: Path) -> dict[tuple[int, int], list[str]]:
+    """Who has which file locked, by its device and inode."""
+    try:
+        text = (proc / "locks").read_text()
+    except OSError:
+        return {}
+    found: dict[tuple[int, int], list[str]] = {}
+    for kind, pid, major, minor, inode in _LISTED.findall(text):
+        place = (os.makedev(int(major, 16), int(minor, 16)), int(inode))
+        found.setdefault(place, []).append(f"process {pid} ({_command(proc, pid)}){_KINDS[kind.upper()]}")
+    return found
+
+
+def _command(proc: Path, pid: str) -> str:
+    """The program and its first words: arguments hold no secret of ours, but other people's may."""
+    try:
+        words = (proc / pid / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return "of another user or container"
+    text = " ".join(os.fsdecode(word) for word in words[:6] if word)[:_COMMAND_LENGTH]
+    return "".join(letter if letter.isascii() and letter.isprintable() else "?" for letter in text)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.archive.output_file import OutputFile
-from portal.ops.repository.durable import sync_directory, write_durably
+from portal.ops.repository.durable import give_to_owner, sync_directory, write_whole
 from portal.ops.repository.locks import try_lock
 from portal.ops.repository.sidecar import sidecar_of
 
@@ -30,7 +30,7 @@ class Draft:
     def commit(self, digest: str) -> Path:
         """Publish the archive; everything in it must be on the disk, and `digest` be its SHA-256."""
         sidecar = sidecar_of(self.final)
-        write_durably(sidecar, f"{digest}  {self.final.name}\n".encode())
+        write_whole(sidecar, f"{digest}  {self.final.name}\n".encode())
         self.partial.rename(self.final)  # the commit
         sync_directory(self.final.parent)
         return self.final
@@ -65,8 +65,12 @@ def _open_locked(partial: Path, *, create: bool = True) -> int | None:
     descriptor = os.open(partial, flags, 0o600)
     try:
         if try_lock(descriptor, fcntl.LOCK_EX) and os.path.samestat(os.fstat(descriptor), partial.stat()):
+            give_to_owner(descriptor, partial.parent)
             return descriptor
     except FileNotFoundError:
         pass
+    except BaseException:
+        os.close(descriptor)
+        raise
     os.close(descriptor)
     return None

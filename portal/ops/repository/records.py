@@ -6,7 +6,6 @@ that is damaged is named with a hint, and counts as absent: a record is knowledg
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 from hashlib import sha256
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import OpsError, RepositoryError
 from portal.ops.repository.durable import make_hidden, sync_directory, write_durably
-from portal.ops.repository.faults import disk_full
+from portal.ops.repository.faults import explain
 from portal.ops.runtime.logs import engine_log
 
 if TYPE_CHECKING:
@@ -54,9 +53,8 @@ class RecordStore:
         try:
             make_hidden(self.directory)
             write_durably(self._path(name), data)
-            sync_directory(self.directory)
         except OSError as error:
-            raise self._trouble("cannot write", self._path(name), error) from error
+            raise explain(error, "cannot write", self._path(name)) from error
         return sha256(data).hexdigest()
 
     def read(self, name: str) -> dict[str, Any] | None:
@@ -73,7 +71,7 @@ class RecordStore:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise self._trouble("cannot read", path, error) from error
+            raise explain(error, "cannot read", path) from error
         try:
             found = json.loads(data)
             version = found["version"]
@@ -94,7 +92,7 @@ class RecordStore:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise self._trouble("cannot read", self._path(name), error) from error
+            raise explain(error, "cannot read", self._path(name)) from error
 
     def names(self) -> list[str]:
         """What there are records of, in the order of their names.
@@ -107,7 +105,7 @@ class RecordStore:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise self._trouble("cannot read", self.directory, error) from error
+            raise explain(error, "cannot read", self.directory) from error
         return sorted(name.removesuffix(_SUFFIX) for name in names if is_record(name))
 
     def each(self, decode: Callable[[dict[str, Any]], Any]) -> Iterator[tuple[str, Any]]:
@@ -150,7 +148,7 @@ class RecordStore:
         except FileNotFoundError:
             return False
         except OSError as error:
-            raise self._trouble("cannot remove", self._path(name), error) from error
+            raise explain(error, "cannot remove", self._path(name)) from error
         return True
 
     def damaged(self, name: str) -> DamagedRecordError:
@@ -163,14 +161,6 @@ class RecordStore:
 
     def _path(self, name: str) -> Path:
         return self.directory / f"{name}{_SUFFIX}"
-
-    def _trouble(self, doing: str, path: Path, error: OSError) -> RepositoryError:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return disk_full(path.parent)
-        return RepositoryError(
-            f"{doing} {path}: {(error.strerror or str(error)).lower()}",
-            hint="Run this as the user that the backups belong to, and look at the disk.",
-        )
 
 
 def is_record(name: str) -> bool:

@@ -12,8 +12,7 @@ import fcntl
 import os
 import signal
 import stat
-import time
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,9 +20,9 @@ from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import ArchiveAbsentError, BusyError
 from portal.ops.model import SIDECAR_SUFFIX, SUFFIX, BackupId, BackupType
-from portal.ops.repository.durable import give_to_owner
-from portal.ops.repository.faults import _MAKE_HINT, _OWNER_HINT, _hint, _trouble
-from portal.ops.repository.locks import try_lock
+from portal.ops.repository.durable import make_directories
+from portal.ops.repository.faults import explain, is_full, make_hint
+from portal.ops.repository.locks import locked_file, wait_for
 from portal.ops.repository.pending import PARTIAL_SUFFIX, Draft, _final, _open_locked, _partial, _remove_remains
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 LOCK_NAME: Final = ".lock"
 CHAIN_LOCK_NAME: Final = ".chain.lock"
 
-_POLL_SECONDS: Final = 0.05
+_WAIT_LONGER: Final = "Wait for it to end, then try again; BACKUP_LOCK_TIMEOUT sets how long to wait."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +80,12 @@ class Repository:
             RepositoryError: it cannot.
         """
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_directories(self.path)
         except OSError as error:
-            raise _trouble(error, "cannot create", self.path, denied=_hint(_MAKE_HINT, self.path)) from error
+            raise explain(error, "cannot create", self.path, denied=make_hint(self.path)) from error
         if not os.access(self.path, os.W_OK | os.X_OK):
             reason = errno.EROFS if os.statvfs(self.path).f_flag & os.ST_RDONLY else errno.EACCES
-            raise _trouble(OSError(reason, ""), "cannot write to", self.path)
+            raise explain(OSError(reason, ""), "cannot write to", self.path)
 
     def archive_path(self, backup_id: BackupId) -> Path:
         """Where the archive of a backup is, or will be."""
@@ -106,7 +105,7 @@ class Repository:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise _trouble(error, "cannot read", self.path) from error
+            raise explain(error, "cannot read", self.path) from error
         paths = [self.path / name for name in names if name.endswith(SUFFIX) and not name.startswith(".")]
         found = [archive for path in paths if (archive := _look_at(path))]
         return sorted(found, key=lambda archive: (archive.moment, archive.modified, archive.name), reverse=True)
@@ -139,35 +138,29 @@ class Repository:
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def shared(self) -> Iterator[None]:
+    def shared(self) -> AbstractContextManager[None]:
         """Hold off a prune; any number of backups and verifications can do so at once.
 
         Raises:
             BusyError: a prune did not end in time.
         """
-        with self._locked(fcntl.LOCK_SH):
-            yield
+        return self._locked(fcntl.LOCK_SH)
 
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
+    def exclusive(self) -> AbstractContextManager[None]:
         """Hold off everybody else.
 
         Raises:
             BusyError: somebody holds the lock, shared or not, and did not end in time.
         """
-        with self._locked(fcntl.LOCK_EX):
-            yield
+        return self._locked(fcntl.LOCK_EX)
 
-    @contextmanager
-    def chain(self) -> Iterator[None]:
+    def chain(self) -> AbstractContextManager[None]:
         """Hold off other incremental backups, so that two never follow the same archive.
 
         Raises:
             BusyError: another one did not end in time.
         """
-        with self._locked(fcntl.LOCK_EX, CHAIN_LOCK_NAME):
-            yield
+        return self._locked(fcntl.LOCK_EX, CHAIN_LOCK_NAME)
 
     @contextmanager
     def draft(self, backup_id: BackupId) -> Iterator[Draft | None]:
@@ -180,18 +173,19 @@ class Repository:
             RepositoryError: the directory cannot be written.
         """
         final = self.archive_path(backup_id)
-        deadline = time.monotonic() + self._lock_timeout
         draft = None
+
+        def begin() -> bool | None:
+            nonlocal draft
+            if final.exists():
+                return False
+            with _signals_held_back():
+                draft = self._begin(final)
+            return None if draft is None else True
+
         try:
-            while draft is None and not final.exists():
-                with _signals_held_back():
-                    draft = self._begin(final)
-                if draft is None and time.monotonic() >= deadline:
-                    raise BusyError(
-                        f"{backup_id} is being written by another process", hint="Wait for it, then try again."
-                    )
-                if draft is None:
-                    time.sleep(_POLL_SECONDS)
+            if wait_for(begin, self._lock_timeout) is None:
+                raise BusyError(f"{backup_id} is being written by another process", hint="Wait for it, then try again.")
             yield draft
         except BaseException:
             if draft is not None:
@@ -207,7 +201,7 @@ class Repository:
         try:
             descriptor = _open_locked(partial)
         except OSError as error:
-            raise _trouble(error, "cannot write to", self.path) from error
+            raise explain(error, "cannot write to", self.path) from error
         if descriptor is None:
             return None
         if final.exists():  # its writer finished between our two looks
@@ -230,7 +224,7 @@ class Repository:
                 descriptor = _open_locked(partial)
                 is_ours = descriptor is not None
             except OSError as error:
-                is_ours = error.errno in (errno.ENOSPC, errno.EDQUOT)
+                is_ours = is_full(error)
             yield is_ours and not os.path.lexists(final)
         finally:
             if descriptor is not None:
@@ -255,26 +249,9 @@ class Repository:
                 swept.append(partial.name)
         return swept
 
-    @contextmanager
-    def _locked(self, kind: int, name: str = LOCK_NAME) -> Iterator[None]:
-        lock = self.path / name
-        try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise _trouble(error, "cannot open", lock, denied=_hint(_OWNER_HINT, self.path)) from error
-        try:
-            give_to_owner(descriptor, self.path)
-            deadline = time.monotonic() + self._lock_timeout
-            while not try_lock(descriptor, kind):
-                if time.monotonic() >= deadline:
-                    raise BusyError(
-                        f"the repository {self.path} is locked by another process",
-                        hint="Wait for it to end, then try again; BACKUP_LOCK_TIMEOUT sets how long to wait.",
-                    )
-                time.sleep(_POLL_SECONDS)
-            yield
-        finally:
-            os.close(descriptor)
+    def _locked(self, kind: int, name: str = LOCK_NAME) -> AbstractContextManager[None]:
+        what = f"the repository {self.path}"
+        return locked_file(self.path / name, kind, self._lock_timeout, what=what, hint=_WAIT_LONGER)
 
 
 _NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
@@ -289,7 +266,7 @@ def _look_at(path: Path) -> ArchiveFile | None:
     except OSError as error:
         if error.errno in _NOT_THERE:
             return None
-        raise _trouble(error, "cannot read", path) from error
+        raise explain(error, "cannot read", path) from error
     if not stat.S_ISREG(found.st_mode):
         return None
     return ArchiveFile(
@@ -306,9 +283,9 @@ def _absent(text: str, hits: list[ArchiveFile], path: Path) -> ArchiveAbsentErro
         return ArchiveAbsentError(f"{text!r} could be any of {', '.join(hit.name for hit in hits[:5])}", hint=hint)
     if text == "latest":
         return ArchiveAbsentError(
-            f"there is no archive in {path}", hint="'./tools/backup.sh full' makes the first one."
+            f"archive not found: there is none in {path}", hint="'./tools/backup.sh full' makes the first one."
         )
-    return ArchiveAbsentError(f"there is no archive {text!r}, neither as a path nor in {path}", hint=hint)
+    return ArchiveAbsentError(f"archive not found: {text!r} is neither a path nor in {path}", hint=hint)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Final
 
 from portal.ops.errors import NotIntactError
 from portal.ops.model import SIDECAR_SUFFIX
-from portal.ops.repository.faults import _trouble
+from portal.ops.repository.faults import explain
 
 _SIDECAR: Final = re.compile(r"([0-9a-f]{64})[ \t]+\*?([^\n]+)\n?")
 
@@ -32,7 +32,7 @@ def read_sidecar(archive: Path) -> str | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise _trouble(error, "cannot read", sidecar_of(archive)) from error
+        raise explain(error, "cannot read", sidecar_of(archive)) from error
     found = _SIDECAR.fullmatch(text)
     if not found or Path(found[2]).name != archive.name:
         raise NotIntactError(
@@ -55,5 +55,5 @@ def file_digest(path: Path) -> str:
             while count := file.readinto(buffer):
                 digest.update(view[:count])
     except OSError as error:
-        raise _trouble(error, "cannot read", path) from error
+        raise explain(error, "cannot read", path) from error
     return digest.hexdigest()

@@ -6,7 +6,8 @@ import threading
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final, Self
 
-from portal.ops.errors import NotIntactError, OpsError, RepositoryError
+from portal.ops.errors import NotIntactError, OpsError
+from portal.ops.repository.faults import explain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,11 +63,9 @@ class Checksum:
                 while not self._enough.is_set() and (count := file.readinto(buffer)):
                     digest.update(view[:count])
         except OSError as error:
-            raise RepositoryError(
-                f"cannot read {path}: {error.strerror}", hint="Look at the disk that it is on."
-            ) from error
+            raise explain(error, "cannot read", path) from error
         if not self._enough.is_set() and digest.hexdigest() != expected:
             raise NotIntactError(
-                f"the SHA-256 of {path.name} is {digest.hexdigest()}, and should be {expected}",
+                f"checksum mismatch: the SHA-256 of {path.name} is {digest.hexdigest()}, and should be {expected}",
                 hint="Copy the archive and its .sha256 file again from where they were made, or take another archive.",
             )

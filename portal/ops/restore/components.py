@@ -19,6 +19,7 @@ from portal.ops.errors import DiskFullError, NotIntactError
 from portal.ops.model import RESTORE_DIRECTORY, Component
 from portal.ops.postgres.database_names import Names, Role
 from portal.ops.postgres.dump_format import HEAD_BYTES, dump_major
+from portal.ops.repository.durable import make_hidden
 from portal.ops.restore.database.model import DatabaseState, RestoreMode
 from portal.ops.restore.dump_source import dump_content, dump_of, rows_of
 from portal.ops.restore.files.free_space import room
@@ -26,7 +27,7 @@ from portal.ops.restore.files.restore import FileRestore, discard_rollback_data,
 from portal.ops.runtime.progress import available_cores
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from portal.ops.archive.index import Member
     from portal.ops.archive.protocol import Archive
@@ -131,7 +132,8 @@ class DatabasePart:
 
     def stage(self, archive: Archive, manifest: Manifest, advance: Advance) -> None:
         """Fill and check a database beside the live one, where the mode is swap."""
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_hidden(self._directory.parent)
+        make_hidden(self._directory)
         dump = dump_of(archive, manifest, self._dump, jobs=self._jobs, advance=advance)
         self._restore.stage(dump, rows_of(manifest))
 
@@ -283,6 +285,7 @@ class PartMaker:
         restore_id: which restore.
         directory: the restore's own, in the repository.
         repository: never touched by a restore of files, wherever it lies.
+        database_part: makes the database's part; another one where that comes from no archive.
     """
 
     config: RestoreConfig
@@ -290,6 +293,7 @@ class PartMaker:
     restore_id: str
     directory: Path
     repository: Path
+    database_part: Callable[..., DatabasePart] = DatabasePart
 
     def parts(self, components: Iterable[Component]) -> list[Part]:
         """The parts of a new restore."""
@@ -355,7 +359,7 @@ class PartMaker:
             create_database=create_database,
             safety_dump=self.directory / "before.dump",
         )
-        return DatabasePart(restore, self.directory, mode=mode, create_database=create_database, jobs=self._jobs)
+        return self.database_part(restore, self.directory, mode=mode, create_database=create_database, jobs=self._jobs)
 
     @property
     def _jobs(self) -> int:

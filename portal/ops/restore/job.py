@@ -21,14 +21,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from portal.ops.chains.lineage import is_incremental, line_of
-from portal.ops.chains.reader import open_tree
 from portal.ops.errors import (
     NotConfirmedError,
     NotIntactError,
@@ -36,21 +35,22 @@ from portal.ops.errors import (
     RestoreError,
 )
 from portal.ops.model import Component, VerifyLevel
+from portal.ops.pitr.scratch import sweep_scratch
 from portal.ops.repository.access_log import Action, Observer, Outcome, Witness
-from portal.ops.repository.locks import hold
-from portal.ops.repository.repository import ArchiveFile, Repository
-from portal.ops.repository.sidecar import read_sidecar
+from portal.ops.repository.repository import Repository
 from portal.ops.repository.verifications import Verification, Verifications
 from portal.ops.restore.background_checksum import Checksum
-from portal.ops.restore.components import Part, PartMaker, short_of_room
+from portal.ops.restore.components import DatabasePart, Part, PartMaker, short_of_room
 from portal.ops.restore.config import RestoreConfig, RestoreResult, RestoreScope
 from portal.ops.restore.database.model import RestoreMode
 from portal.ops.restore.files.selection import choose, selected
 from portal.ops.restore.history import RestoreHistory, Stuck
 from portal.ops.restore.journal import RestoreRecord, RestoreRecords, RestoreState
+from portal.ops.restore.moment import choose_moment
 from portal.ops.restore.outcome import Draft, reported
 from portal.ops.restore.plan import RestorePlan
 from portal.ops.restore.select_archive import absolute, choose_archive, choose_components, name_of
+from portal.ops.restore.source import RestoreSource
 from portal.ops.runtime.environment import current_settings
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.process import ProcessRunner, SystemRunner
@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 
     from portal.ops.archive.protocol import Archive
     from portal.ops.backup.job import BackupJob
+    from portal.ops.pitr.plan import RecoveryPlan
 
 __all__ = [
     "RestoreConfig",
@@ -146,6 +147,23 @@ class RestoreJob:
     ) -> RestoreResult:
         """Restore the audit log alone, beside the live one; see `restore_full`."""
         return self._run(RestoreScope.AUDIT_LOGS, path, moment, request_id)
+
+    def restore_at(
+        self,
+        at: str,
+        *,
+        scope: RestoreScope = RestoreScope.FULL,
+        moment: datetime | None = None,
+        request_id: str | None = None,
+    ) -> RestoreResult:
+        """Restore the database and the uploads as they were at a moment.
+
+        Arguments:
+            at: the moment, such as ``2026-11-28 14:03:07+00:00``, ``10 minutes ago`` or ``latest``.
+            scope: both, or one of them alone.
+            moment: when it was asked for; with `request_id` as for `restore_full`.
+        """
+        return self._run(scope, at, moment, request_id, is_moment=True)
 
     def validate_backup(self, path: PathLike) -> tuple[bool, dict[str, Any]]:
         """Whether an archive could be restored as far as it goes by itself, and what was found in it.
@@ -295,50 +313,71 @@ class RestoreJob:
     # -- one restore ------------------------------------------------------------------------------------------------
 
     def _run(
-        self, scope: RestoreScope, path: PathLike, moment: datetime | None, request_id: str | None
+        self,
+        scope: RestoreScope,
+        path: PathLike,
+        moment: datetime | None,
+        request_id: str | None,
+        *,
+        is_moment: bool = False,
     ) -> RestoreResult:
-        """One restore from recover to report; every fault becomes a result."""
+        """One restore from recover to report; every fault becomes a result.
+
+        Arguments:
+            path: the archive; or a moment, where `is_moment` says so.
+        """
         if scope is RestoreScope.FULL and self.config.patterns:
             scope = RestoreScope.MEDIA
         draft = self._draft(scope, backup_file=os.fspath(path), dry_run=self.config.dry_run)
         if self.config.dry_run:
             with reported(draft):
-                self._dry_run(draft, path)
+                self._dry_run(draft, path, is_moment=is_moment)
         else:
             restore_id = _restore_id(moment or draft.result.timestamp, request_id or uuid.uuid4().hex)
             seen = self._witnessed(Action.RESTORE, draft, os.fspath(path))
             with seen, reported(draft), self._records.locked():
-                self._restore(draft, path, restore_id)
+                self._restore(draft, path, restore_id, is_moment=is_moment)
         return draft.result
 
-    def _dry_run(self, draft: Draft, path: PathLike) -> None:
+    def _dry_run(self, draft: Draft, path: PathLike, *, is_moment: bool) -> None:
         """All of it up to the question; nothing is touched."""
         draft.warn(self._history.to_recover())
-        archive = choose_archive(self.repository, draft, path)
-        self._verify(archive, draft.result.scope, thorough=True)
-        with closing(open_tree(archive.path)) as opened:
+        source = self._choose(draft, path, is_moment=is_moment)
+        self._verify(source, draft.result.scope, thorough=True)
+        with closing(source.open()) as opened:
             if self.config.patterns:
                 self._read_selected(opened, draft.result.scope)
-            plan, _ = self._plan(archive, opened, draft, self._maker(_restore_id(draft.result.timestamp, "")))
+            maker = self._maker(_restore_id(draft.result.timestamp, ""), source)
+            plan, _ = self._plan(source, opened, draft, maker)
         if self._confirm:
             self._confirm(plan)
         if plan.blockers:
             raise plan.blockers[0]
         draft.note(success=True)
 
-    def _restore(self, draft: Draft, path: PathLike, restore_id: str) -> None:
+    def _choose(self, draft: Draft, path: PathLike, *, is_moment: bool) -> RestoreSource:
+        """Find what is restored, and tell the draft."""
+        if not is_moment:
+            return RestoreSource(archive=choose_archive(self.repository, draft, path))
+        choice = choose_moment(self.repository, self.config, draft.result.scope, os.fspath(path), self._clock())
+        archive = self.repository.find(choice.needed[0])
+        draft.note(backup_id=choice.name, backup_file=str(absolute(archive.path)))
+        return RestoreSource(archive=archive, choice=choice)
+
+    def _restore(self, draft: Draft, path: PathLike, restore_id: str, *, is_moment: bool) -> None:
         said, stuck = self._history.recover()
         if done := self._settled(restore_id):  # the same request, cut off before it could say so
             draft.result = done
         draft.warn(said)
         if done:
             return
-        archive = choose_archive(self.repository, draft, path)
-        held = hold(archive.path, self.config.lock_timeout)
-        with self.repository.shared(), held, structlog.contextvars.bound_contextvars(restore_id=restore_id):
-            self._verify(archive, draft.result.scope, thorough=self.config.verify_before_restore)
-            with closing(open_tree(archive.path)) as opened, self._checksum(archive) as checksum:
-                plan, parts = self._plan(archive, opened, draft, self._maker(restore_id), stuck)
+        sweep_scratch(self.repository)
+        source = self._choose(draft, path, is_moment=is_moment)
+        locked = source.lock(self.config.lock_timeout)
+        with self.repository.shared(), locked, structlog.contextvars.bound_contextvars(restore_id=restore_id):
+            self._verify(source, draft.result.scope, thorough=self.config.verify_before_restore)
+            with closing(source.open()) as opened, self._checksum(source) as checksum:
+                plan, parts = self._plan(source, opened, draft, self._maker(restore_id, source), stuck)
                 if plan.blockers:
                     raise plan.blockers[0]
                 self._ask(plan)
@@ -355,11 +394,11 @@ class RestoreJob:
         draft.warn(self._forget_old(record))
         log.info("restore_finished", restore_id=restore_id, backup_id=plan.backup_id)
 
-    def _verify(self, archive: ArchiveFile, scope: RestoreScope, *, thorough: bool) -> None:
+    def _verify(self, source: RestoreSource, scope: RestoreScope, *, thorough: bool) -> None:
         """Look at the whole archive; not where single files are asked for, which are checked when they are read."""
-        if read_sidecar(archive.path) is None and not self.config.allow_unverified:
+        if (unchecked := source.unchecked()) and not self.config.allow_unverified:
             raise NotIntactError(
-                f"{archive.path.name} has no .sha256 file beside it, so it may be anything",
+                f"{unchecked[0].name} has no .sha256 file beside it, so it may be anything",
                 hint="Copy the .sha256 file from where the archive was made; --allow-unverified does without.",
             )
         if self.config.patterns or not thorough:
@@ -367,22 +406,16 @@ class RestoreJob:
         with_dump = scope in (RestoreScope.FULL, RestoreScope.DATABASE)
         level = VerifyLevel.DUMP if with_dump else VerifyLevel.CONTENTS
         started = time.monotonic()
-        needed = self._needed(archive)
+        needed = source.needed()
         meter = self._verify_meter(needed)
         for path in needed:
             self._look_at(path, level, meter, alone=True).raise_damage()
         log.info("archive_verified", verify_level=level.value, seconds=_since(started))
 
-    def _needed(self, archive: ArchiveFile) -> dict[Path, str | None]:
-        """The archives that a restore reads, the oldest first, and the SHA-256 that each should have."""
-        if is_incremental(archive.path):
-            return {ancestor.path: ancestor.sha256 for ancestor in line_of(archive.path)}
-        return {archive.path: read_sidecar(archive.path)}
-
-    def _checksum(self, archive: ArchiveFile) -> Checksum:
+    def _checksum(self, source: RestoreSource) -> Checksum:
         """What was not looked at before is hashed while it is staged; single files are not a reason to read it all."""
         needless = self.config.verify_before_restore or self.config.patterns
-        expected = {} if needless else self._needed(archive)
+        expected = {} if needless else source.needed()
         return Checksum({path: sha256 for path, sha256 in expected.items() if sha256 is not None})
 
     def _read_selected(self, opened: Archive, scope: RestoreScope) -> None:
@@ -393,7 +426,7 @@ class RestoreJob:
                 pass
 
     def _plan(
-        self, archive: ArchiveFile, opened: Archive, draft: Draft, maker: PartMaker, stuck: Sequence[Stuck] = ()
+        self, source: RestoreSource, opened: Archive, draft: Draft, maker: PartMaker, stuck: Sequence[Stuck] = ()
     ) -> tuple[RestorePlan, list[Part]]:
         manifest = opened.manifest()
         components, left_out = choose_components(self.config, draft.result.scope, manifest)
@@ -403,8 +436,8 @@ class RestoreJob:
         in_the_way = [one.error() for one in stuck if one.record.overlaps(records)]
         notes = [f"the backup itself says: {warning}" for warning in manifest.warnings]
         plan = RestorePlan(
-            backup_id=name_of(archive, manifest),
-            backup_file=absolute(archive.path),
+            backup_id=name_of(source.archive, manifest),
+            backup_file=absolute(source.archive.path),
             timestamp=manifest.timestamp,
             components=components,
             parts=plans,
@@ -442,7 +475,7 @@ class RestoreJob:
 
     def _ask(self, plan: RestorePlan) -> None:
         if self._confirm and not self._confirm(plan):
-            raise NotConfirmedError("nobody said yes, so nothing was changed", hint=_SAY_YES)
+            raise NotConfirmedError("Not confirmed; nothing was changed", hint=_SAY_YES)
 
     # -- small things -----------------------------------------------------------------------------------------------
 
@@ -452,13 +485,27 @@ class RestoreJob:
     def _parts_of(self, record: RestoreRecord) -> list[Part]:
         return self._maker(record.restore_id).from_record(record.parts)
 
-    def _maker(self, restore_id: str) -> PartMaker:
+    def _maker(self, restore_id: str, source: RestoreSource | None = None) -> PartMaker:
         return PartMaker(
             config=self.config,
             runner=self._runner,
             restore_id=restore_id,
             directory=self._records.directory_of(restore_id),
             repository=self.repository.path,
+            database_part=self._recovered_part(source.recovery) if source and source.recovery else DatabasePart,
+        )
+
+    def _recovered_part(self, recovery: RecoveryPlan) -> Callable[..., DatabasePart]:
+        from portal.ops.restore.recovered_database import RecoveredDatabasePart  # late: it brings the database driver
+
+        return partial(
+            RecoveredDatabasePart,
+            recovery=recovery,
+            source=self.config.db_name,
+            repository=self.repository,
+            runner=self._runner,
+            bin_dir=Path(self.config.pg_bin_dir) if self.config.pg_bin_dir else None,
+            lock_timeout=self.config.lock_timeout,
         )
 
     def _look_at(self, path: Path, level: VerifyLevel, meter: Meter, *, alone: bool = False) -> Verification:

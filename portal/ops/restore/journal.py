@@ -21,9 +21,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from portal.ops.errors import BusyError, RepositoryError, RestoreError
+from portal.ops.errors import BusyError, RestoreError
 from portal.ops.model import Component
-from portal.ops.repository.durable import sync_directory, write_durably
+from portal.ops.repository.durable import make_hidden, sync_directory, write_durably
+from portal.ops.repository.faults import explain
 from portal.ops.repository.repository import LOCK_NAME, Repository
 
 if TYPE_CHECKING:
@@ -102,9 +103,8 @@ class RestoreRecords:
     def save(self, record: RestoreRecord, **changes: Any) -> RestoreRecord:
         """Write a record with changes, durably; the record as it is now."""
         changed = replace(record, **changes)
-        self.directory.mkdir(mode=0o700, exist_ok=True)
+        make_hidden(self.directory)
         write_durably(self._path(changed.restore_id), json.dumps(asdict(changed), indent=2).encode() + b"\n")
-        sync_directory(self.directory)
         return changed
 
     def forget(self, record: RestoreRecord) -> None:
@@ -124,7 +124,7 @@ class RestoreRecords:
         except (FileNotFoundError, NotADirectoryError):  # what the repository is, whoever reads it finds out
             return []
         except OSError as error:
-            raise _unreadable(self.directory, error) from error
+            raise explain(error, "cannot read", self.directory) from error
         paths = [self.directory / name for name in names if name.startswith(_PREFIX) and name.endswith(_SUFFIX)]
         return sorted((_load(path) for path in paths), key=lambda record: record.number, reverse=True)
 
@@ -137,7 +137,7 @@ class RestoreRecords:
             RepositoryError: the repository cannot be written.
         """
         self._repository.prepare()
-        self.directory.mkdir(mode=0o700, exist_ok=True)
+        make_hidden(self.directory)
         with ExitStack() as stack:
             try:
                 stack.enter_context(Repository(self.directory, lock_timeout=_PATIENCE_SECONDS).exclusive())
@@ -166,15 +166,9 @@ def _load(path: Path) -> RestoreRecord:
         found = json.loads(path.read_bytes())
         return RestoreRecord(**{**found, "state": RestoreState(found["state"])})
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise explain(error, "cannot read", path) from error
     except (TypeError, ValueError, KeyError) as error:
         raise RestoreError(
             f"the record of a restore, {path}, makes no sense",
             hint="Restore it from a copy, or move it away: that restore can then no longer be taken back by itself.",
         ) from error
-
-
-def _unreadable(path: Path, error: OSError) -> RepositoryError:
-    return RepositoryError(
-        f"cannot read {path}: {error.strerror}", hint="Run this as the user that the backups belong to."
-    )

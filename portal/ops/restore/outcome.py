@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from portal.ops.errors import DiskFullError, OpsError, RestoreError
+from portal.ops.errors import OpsError, RestoreError
+from portal.ops.repository.faults import explain_any
 from portal.ops.runtime.logs import engine_log
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from portal.ops.restore.config import RestoreResult
 
 log = engine_log("portal.ops.restore")
+
+_AGAIN: Final = "Look at the disk and the permissions there, then start it again: it goes on, or undoes what was begun."
 
 
 @dataclass(kw_only=True)
@@ -49,14 +51,5 @@ def reported(draft: Draft) -> Iterator[None]:
     except OpsError as error:
         draft.fail(error)
     except OSError as error:
-        draft.fail(_explain(error))
+        draft.fail(explain_any(error, _AGAIN, kind=RestoreError))
     draft.note(duration_seconds=time.monotonic() - started)
-
-
-def _explain(error: OSError) -> OpsError:
-    place = f" ({error.filename})" if error.filename else ""
-    kind = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else RestoreError
-    return kind(
-        f"the operating system refused: {error.strerror}{place}",
-        hint="Look at the disk and the permissions there, then start it again: it goes on, or undoes what was begun.",
-    )

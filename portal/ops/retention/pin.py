@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from portal.ops.errors import ArchiveAbsentError, ConfigurationError
 from portal.ops.repository.access_log import Action, Witness
-from portal.ops.repository.locks import hold
+from portal.ops.repository.locks import archive_lock
 from portal.ops.repository.pins import Pin, Pins
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import PathLike, utc_now
@@ -49,7 +49,7 @@ def pin(
         found = repository.find(archive)
         _refuse_outside(repository, found)
         seen.subject = found.name
-        with hold(found.path, _HOLD_SECONDS):  # a prune that is about to remove it looks at the pins after this
+        with archive_lock(found.path, _HOLD_SECONDS):  # a prune that is about to remove it looks at the pins after this
             pinned = Pins(repository).pin(found.name, reason=reason, who=witness.name, moment=clock())
     log.info("archive_pinned", backup_id=found.name)
     return pinned

@@ -25,6 +25,7 @@ from portal.ops.model import FORMAT_VERSION, SIDECAR_SUFFIX, SUFFIX, BackupId, B
 from portal.ops.repository.access_log import Action, Observer, Outcome, Witness, brief
 from portal.ops.repository.catalogue import Catalogue, kin_of
 from portal.ops.repository.durable import sync_directory, unfinished
+from portal.ops.repository.faults import explain_any
 from portal.ops.repository.locks import claim, locked_alone
 from portal.ops.repository.pins import Pins
 from portal.ops.repository.repository import Repository
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from portal.ops.runtime.progress import Clock
 
 log = engine_log("portal.ops.retention.prune")
+
+_UNHARMED: Final = "Look at the disk and the permissions of the repository; the archives that are left are complete."
 
 _GROUP: Final = 50
 """So many archives are claimed at once: a reader of one of them waits for the others."""
@@ -182,7 +185,7 @@ class PruneJob:
         except OpsError as error:
             fault = error
         except OSError as error:
-            fault = _explained(error)
+            fault = explain_any(error, _UNHARMED)
         if fault:
             log.error("prune_failed", error=str(fault))
         return draft.result(fault)
@@ -369,11 +372,3 @@ class _Crowd:
             self._needs[name] = kin
         for other in kin:
             self._needed_by[other].add(name)
-
-
-def _explained(error: OSError) -> RepositoryError:
-    place = f" ({error.filename})" if error.filename else ""
-    return RepositoryError(
-        f"the operating system refused: {error.strerror}{place}",
-        hint="Look at the disk and the permissions of the repository; what is still there is whole.",
-    )

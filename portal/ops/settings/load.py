@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from portal.ops.errors import ConfigurationError, UnsupportedError
 from portal.ops.model import LogFormat
 from portal.ops.settings.database_url import DatabaseTarget, Secret
+from portal.ops.settings.destination import DestinationError
 from portal.ops.settings.env_file import EnvFile
 from portal.ops.settings.parsers import OFF, Setting, UnusableError, own_numbers
 from portal.ops.settings.table import (
@@ -19,6 +20,7 @@ from portal.ops.settings.table import (
     SETTING,
     SETTINGS,
     DatabaseSettings,
+    OffsiteSettings,
     RetentionSettings,
     ScheduleSettings,
     Settings,
@@ -38,6 +40,7 @@ __all__ = [
     "EffectiveSetting",
     "EnvFile",
     "LogFormat",
+    "OffsiteSettings",
     "RetentionSettings",
     "ScheduleSettings",
     "Secret",
@@ -48,6 +51,7 @@ __all__ = [
     "WatchSettings",
     "WorkerSettings",
     "effective_settings",
+    "foreign_names",
     "load_settings",
     "refuse_unbuilt",
     "unbuilt_settings",
@@ -60,13 +64,13 @@ ENV_FILE: Final = "BACKUP_ENV_FILE"
 """Names the file of settings; it is no setting itself, since it cannot stand in that file."""
 
 _FAMILIES: Final = ("BACKUP_", "DD_DATABASE_", "PORTAL_", "CELERY_")
+_OWN_FAMILIES: Final = ("BACKUP_", "DD_DATABASE_", "PORTAL_UPLOAD", "PORTAL_AUDIT")
+_STORES: Final = ("AWS_", "AZURE_", "GOOGLE_")
 _TYPO_LIKENESS: Final = 0.9
+_LIKENESS: Final = 0.75
 
-_DESTINATION: Final = "BACKUP_DESTINATION"
-_LOCAL: Final = "local"
 _S3: Final = "BACKUP_S3_"
 _ENCRYPTION: Final = "BACKUP_ENCRYPTION"
-_SWITCHES: Final = (_ENCRYPTION, f"{_ENCRYPTION}_ENABLED")
 _NO: Final = frozenset({"0", "false", "no", OFF})
 _NO_FILE: Final = EnvFile(path="")
 _URL_PARTS: Final = {
@@ -195,12 +199,15 @@ def load_settings(
     read = _Reader(environ, read_text, env_file)
     settings: Settings = _fill(Settings, read)
     _check_rules(settings.retention, read)
+    _check_offsite(settings.offsite, read)
     if read.faults:
         raise ConfigurationError(
             "\n  ".join(["some settings cannot be used:", *read.faults]),
             hint="correct them where they are set; docs/settings.md says what each one takes",
         )
-    return replace(settings, unbuilt=unbuilt_settings({**env_file.values, **environ}))
+    both = {**env_file.values, **environ}
+    of_stores = {name: text for name, text in both.items() if name.startswith(_STORES)}
+    return replace(settings, unbuilt=unbuilt_settings(both), store_variables=of_stores)
 
 
 def effective_settings(
@@ -250,6 +257,20 @@ def _check_rules(retention: RetentionSettings, read: _Reader) -> None:
             )
 
 
+def _check_offsite(offsite: OffsiteSettings, read: _Reader) -> None:
+    """What contradicts itself is a fault: nobody should believe in a copy, or in encryption, that is not there."""
+    try:
+        offsite.destinations()
+    except DestinationError as error:
+        read.faults.append(f"BACKUP_DESTINATION, BACKUP_S3_…: the environment {error}")
+    if offsite.encryption_enabled and not offsite.recipients:
+        read.faults.append("BACKUP_ENCRYPTION_ENABLED: it is on, but BACKUP_ENCRYPTION_RECIPIENTS names no public key")
+    if offsite.encryption_enabled is False and offsite.recipients:
+        read.faults.append("BACKUP_ENCRYPTION_ENABLED: it is off, but BACKUP_ENCRYPTION_RECIPIENTS names public keys")
+    if not offsite.encryption and offsite.recipients:
+        read.faults.append("BACKUP_OFFSITE_ENCRYPTION: it is off, but BACKUP_ENCRYPTION_RECIPIENTS names public keys")
+
+
 def unknown_settings(environ: Mapping[str, str]) -> list[str]:
     """Find variables that look like a mistyped setting.
 
@@ -269,23 +290,47 @@ def unknown_settings(environ: Mapping[str, str]) -> list[str]:
     ]
 
 
+def foreign_names(environ: Mapping[str, str], env_file: EnvFile) -> list[str]:
+    """Find every name that is not a setting: of our families in the environment, and any in the file.
+
+    Returns:
+        a sentence for each, with the nearest setting if there is one.
+    """
+    from difflib import get_close_matches
+
+    known = {setting.name for setting in SETTINGS} | {f"{setting.name}_FILE" for setting in SETTINGS if setting.secret}
+    ours = {ENV_FILE} | {name for names in _unbuilt_names(environ).values() for name in names}
+    places = {name: "environment" for name in environ if name.startswith(_OWN_FAMILIES)}
+    places |= {name: f"{env_file.path}, line {number}" for name, number in env_file.lines.items()}
+    told = []
+    for name in sorted(places.keys() - known - ours):
+        if name.startswith(_STORES):
+            continue
+        near = get_close_matches(name, known, n=1, cutoff=_LIKENESS)
+        told.append(f"{name} ({places[name]}) is not a setting" + (f"; did you mean {near[0]}?" if near else ""))
+    return told
+
+
 def unbuilt_settings(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """What the environment asks for and this release does not have: encryption, or a copy on S3.
+    """What the environment asks for and this release does not have: encryption, or S3, by settings that it lacks.
 
     Every command but a backup can do without it. A backup would be taken for what it is not: see `refuse_unbuilt`.
 
     Returns:
         for each a few words with the variables' names, never a value.
     """
-    given = {name: text.strip().lower() for name, text in environ.items() if text.strip()}
+    return tuple(f"{what} ({', '.join(names)})" for what, names in _unbuilt_names(environ).items() if names)
+
+
+def _unbuilt_names(environ: Mapping[str, str]) -> dict[str, list[str]]:
+    known = {setting.name for setting in SETTINGS}
+    given = {name: text.strip().lower() for name, text in environ.items() if text.strip() and name not in known}
     s3 = sorted(name for name in given if name.startswith(_S3))
-    if given.get(_DESTINATION, _LOCAL) != _LOCAL:
-        s3.insert(0, _DESTINATION)
     encryption = sorted(name for name in given if name.startswith(_ENCRYPTION))
-    if any(given.get(switch) in _NO for switch in _SWITCHES):
+    switch = environ.get(f"{_ENCRYPTION}_ENABLED", "").strip().lower()
+    if given.get(_ENCRYPTION) in _NO or switch in _NO:
         encryption = []
-    wanted = {"a destination elsewhere, such as S3": s3, "encryption": encryption}
-    return tuple(f"{what} ({', '.join(names)})" for what, names in wanted.items() if names)
+    return {"S3": s3, "encryption": encryption}
 
 
 def refuse_unbuilt(wanted: Iterable[str]) -> None:
@@ -300,5 +345,5 @@ def refuse_unbuilt(wanted: Iterable[str]) -> None:
     if unbuilt := list(wanted):
         raise UnsupportedError(
             f"this release does not have {' and '.join(unbuilt)}",
-            hint="Leave it out; copy archives and their .sha256 files away with a tool of your own until then.",
+            hint="Leave it out; docs/settings.md has the settings of off-site copies and their encryption.",
         )

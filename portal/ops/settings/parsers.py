@@ -6,14 +6,17 @@ A parser takes the text and gives a value, or raises `UnusableError`, whose mess
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from portal.ops.settings.database_url import DatabaseUrlError, Secret, UrlParts, parse_database_url
+from portal.ops.settings.destination import Destination, DestinationError, parse_destinations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +38,9 @@ MOST_KEPT: Final = 1_000_000
 OFF: Final = "off"
 
 _DURATION: Final = re.compile(r"([0-9]{1,9})\s*([smhd])")
+_RECIPIENT: Final = re.compile(r"age1[02-9ac-hj-np-z]{58}")
+_YES: Final = ("on", "true", "yes", "1")
+_NO: Final = (OFF, "false", "no", "0")
 _RULE_NUMBER: Final = re.compile(r"[0-9]{1,6}")
 _ANY_MOMENT: Final = datetime(2024, 1, 1, tzinfo=UTC)
 _CRON_FIELDS: Final = 5
@@ -76,6 +82,54 @@ def optional_jobs(text: str) -> int | None:
 def optional_port(text: str) -> int | None:
     """Take a port, or nothing."""
     return whole_number(1, 65535)(text) if text else None
+
+
+def switch(text: str) -> bool:
+    """Take ``on`` or ``off``."""
+    word = text.strip().lower()
+    if word not in ("on", OFF):
+        raise UnusableError(f"is neither on nor {OFF}")
+    return word == "on"
+
+
+def optional_switch(text: str) -> bool | None:
+    """Take ``on`` or ``off``, ``true`` or ``false``, ``1`` or ``0``, or nothing."""
+    word = text.strip().lower()
+    if word in ("", *_YES, *_NO):
+        return word in _YES if word else None
+    raise UnusableError("is neither on nor off")
+
+
+def destinations(text: str) -> tuple[Destination, ...]:
+    """Take URLs of off-site stores with spaces between them."""
+    try:
+        return parse_destinations(text)
+    except DestinationError as error:
+        raise UnusableError(str(error)) from None
+
+
+def recipients(text: str) -> tuple[str, ...]:
+    """Take age public keys with spaces or commas between them; whether each is one, whoever encrypts finds out."""
+    found = tuple(text.replace(",", " ").split())
+    if secret := [one for one in found if one.upper().startswith("AGE-SECRET-KEY-")]:
+        raise UnusableError(f"holds {len(secret)} secret key(s); expected public keys only, which start with age1")
+    if not all(_RECIPIENT.fullmatch(one) for one in found):
+        raise UnusableError("is not a row of age public keys (age1 and 58 letters and digits)")
+    if len(set(found)) < len(found):
+        raise UnusableError("names the same recipient twice")
+    return found
+
+
+def words_of(kinds: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """Make a parser of some of the words `kinds`, with spaces or commas between them."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        found = tuple(text.lower().replace(",", " ").split())
+        if strange := [one for one in found if one not in kinds]:
+            raise UnusableError(f"has {strange[0]!r}, which is none of {', '.join(kinds)}")
+        return found
+
+    return parse
 
 
 def directory(text: str) -> Path:
@@ -151,6 +205,24 @@ def duration(text: str) -> timedelta:
     if not found or timedelta(days=HUNDRED_YEARS) < (value := timedelta(**{_UNITS[found[2]]: int(found[1])})):
         raise UnusableError("is not a time such as 90s, 15m, 2h or 8d")
     return value
+
+
+def command(text: str) -> tuple[str, ...]:
+    """Take a program and its arguments, quoted as for a shell, which is not used; nothing for none."""
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise UnusableError(f"is not a command: {error}") from None
+
+
+def web_url(text: str) -> str | None:
+    """Take the URL of a page, or nothing."""
+    if not text:
+        return None
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UnusableError("is not a URL such as http://localhost:8000/api/v1/health")
+    return text
 
 
 def cron(text: str) -> str | None:

@@ -10,16 +10,20 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from portal.ops.model import LogFormat
+from portal.ops.model import Compression, LogFormat
 from portal.ops.settings.database_url import DatabaseTarget, Secret, UrlParts
+from portal.ops.settings.destination import with_own_names
+from portal.ops.settings.file_columns import FileColumns, file_columns
 from portal.ops.settings.parsers import (
     HUNDRED_YEARS,
     MOST_KEPT,
     Setting,
     as_secret,
     as_text,
+    command,
     cron,
     database_url,
+    destinations,
     directories,
     directory,
     duration,
@@ -27,9 +31,14 @@ from portal.ops.settings.parsers import (
     optional_directory,
     optional_jobs,
     optional_port,
+    optional_switch,
+    recipients,
     rules,
+    switch,
     time_zone,
+    web_url,
     whole_number,
+    words_of,
 )
 
 if TYPE_CHECKING:
@@ -38,6 +47,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from zoneinfo import ZoneInfo
 
+    from portal.ops.settings.destination import Destination
+
 T = TypeVar("T")
 
 SETTING: Final = "setting"
@@ -45,7 +56,15 @@ GROUP: Final = "group"
 """Keys of a field's metadata: what it is read from."""
 
 RULED_TYPES: Final = ("full", "database", "media", "audit_logs")
+COPIED_TYPES: Final = (*RULED_TYPES, "base")
 RULE_WORDS: Final = ("days", "count", "hourly", "daily", "weekly", "monthly", "yearly")
+
+
+class Place(StrEnum):
+    """Where archives go beside the repository, in the words of the portal's own configuration."""
+
+    LOCAL = "local"
+    S3 = "s3"
 
 
 class WatchMode(StrEnum):
@@ -201,6 +220,12 @@ class ScheduleSettings:
         "30 3 * * *",
     )
     drill: str | None = setting("BACKUP_SCHEDULE_DRILL", "Schedule of test restores (drills)", cron, "0 5 * * 0")
+    base: str | None = setting(
+        "BACKUP_SCHEDULE_BASE",
+        "Schedule of base backups of the database cluster, if `BACKUP_WAL` is `on`",
+        cron,
+        "0 1 * * *",
+    )
     time_zone: ZoneInfo = setting("BACKUP_TIMEZONE", "Time zone of the schedules", time_zone, "UTC")
 
 
@@ -232,6 +257,9 @@ class TargetSettings:
     )
     rpo_media: timedelta = setting("BACKUP_RPO_MEDIA", "The same for the uploads", duration, "26h")
     rpo_audit_logs: timedelta = setting("BACKUP_RPO_AUDIT_LOGS", "The same for the audit log", duration, "26h")
+    rpo_offsite: timedelta = setting(
+        "BACKUP_RPO_OFFSITE", "Maximum age of the newest archive copied to each off-site destination", duration, "26h"
+    )
     verified_age: timedelta = setting(
         "BACKUP_VERIFIED_AGE", "Maximum age of the newest backup that passed verification", duration, "2d"
     )
@@ -257,12 +285,151 @@ class TargetSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PitrSettings:
+    """Recovery to a point in time."""
+
+    wal: bool = setting(
+        "BACKUP_WAL", "`on`: receive the server's WAL, so that the portal can be recovered to any second", switch, "off"
+    )
+    replication: UrlParts = setting(
+        "BACKUP_REPLICATION_URL",
+        "The server as a role with `REPLICATION`, such as `postgres://user:password@host:port/postgres`",
+        database_url,
+        without="(as for the database)",
+        secret=True,
+    )
+    days: int = setting(
+        "BACKUP_PITR_DAYS", "Days that a recovery to any second reaches back", whole_number(0, HUNDRED_YEARS), "7"
+    )
+
+
+def _place(text: str) -> Place | None:
+    return one_of(Place)(text) if text.strip() else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OffsiteSettings:
+    """Encrypted copies elsewhere. What the portal's own names say has to fit the other settings."""
+
+    urls: tuple[Destination, ...] = setting(
+        "BACKUP_OFFSITE_URLS",
+        "Destinations of off-site copies, separated by spaces: `s3://`, `gs://`, `az://`, `sftp://` or `file://` URLs",
+        destinations,
+    )
+    recipients: tuple[str, ...] = setting(
+        "BACKUP_ENCRYPTION_RECIPIENTS",
+        "age public keys that copies are encrypted for, separated by spaces; without one, nothing leaves the machine",
+        recipients,
+    )
+    identity_file: Path | None = setting(
+        "BACKUP_ENCRYPTION_IDENTITY_FILE",
+        "File with the age secret key; only on machines that restore from off-site copies",
+        optional_directory,
+    )
+    encryption: bool = setting(
+        "BACKUP_OFFSITE_ENCRYPTION",
+        "`off`: store copies unencrypted, if there are no recipients",
+        switch,
+        "on",
+    )
+    types: tuple[str, ...] = setting(
+        "BACKUP_OFFSITE_TYPES",
+        "Types of archives to copy, separated by spaces",
+        words_of(COPIED_TYPES),
+        without="(all)",
+    )
+    rate: int = setting(
+        "BACKUP_OFFSITE_RATE", "Average bytes per second that a copy may send; `0`: no limit", whole_number(0), "0"
+    )
+    lock_days: int = setting(
+        "BACKUP_OFFSITE_LOCK",
+        "Days that the store locks each new object (S3 object lock); `0`: as the bucket says",
+        whole_number(0, HUNDRED_YEARS),
+        "0",
+    )
+    password: Secret | None = setting(
+        "BACKUP_OFFSITE_SFTP_PASSWORD", "Password of SFTP servers that take no key", as_secret, secret=True
+    )
+    rules: Mapping[str, Mapping[str, int]] = setting(
+        "BACKUP_OFFSITE_RETENTION_RULES",
+        "Retention rules of off-site copies, in the words of `BACKUP_RETENTION_RULES`",
+        rules(COPIED_TYPES, RULE_WORDS),
+        without="(as in the repository)",
+    )
+    destination: Place | None = setting(
+        "BACKUP_DESTINATION",
+        "The portal's own name: `s3` asks for a copy in `BACKUP_S3_BUCKET`, `local` for none",
+        _place,
+    )
+    s3_bucket: str = setting("BACKUP_S3_BUCKET", "The portal's own name of a bucket for off-site copies", as_text)
+    s3_prefix: str = setting("BACKUP_S3_PREFIX", "The prefix in this bucket", as_text)
+    s3_endpoint: str = setting("BACKUP_S3_ENDPOINT", "The endpoint of this bucket", as_text)
+    encryption_enabled: bool | None = setting(
+        "BACKUP_ENCRYPTION_ENABLED",
+        "The portal's own switch: `true` requires recipients, `false` forbids them",
+        optional_switch,
+    )
+
+    def destinations(self) -> tuple[Destination, ...]:
+        """All destinations: the URLs, and the bucket by the portal's own names.
+
+        Raises:
+            DestinationError: these contradict one another.
+        """
+        return with_own_names(
+            self.urls, place=self.destination, bucket=self.s3_bucket, prefix=self.s3_prefix, endpoint=self.s3_endpoint
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PortalSettings:
+    """What belongs to the portal: its key, its files, its own checks, and the operator's commands around our work."""
+
+    credential_key: Secret | None = setting(
+        "DD_CREDENTIAL_AES_256_KEY",
+        "The portal's key for stored credentials: each backup notes its fingerprint, and a drill decrypts with it",
+        as_secret,
+        secret=True,
+    )
+    file_columns: FileColumns = setting(
+        "BACKUP_FILE_COLUMNS",
+        "Database columns with paths of uploads, besides DefectDojo's, such as `report.file, scan.path=scans`; `off` "
+        "if the database refers to files in another tree",
+        file_columns,
+        without="(DefectDojo's)",
+    )
+    before_command: tuple[str, ...] = setting(
+        "BACKUP_BEFORE_COMMAND",
+        "Command that runs before each backup, and before a restore changes live data; if it fails, nothing is done",
+        command,
+    )
+    after_command: tuple[str, ...] = setting(
+        "BACKUP_AFTER_COMMAND", "Command that runs after each backup and each restore, whatever the result", command
+    )
+    drill_command: tuple[str, ...] = setting(
+        "BACKUP_DRILL_COMMAND", "Command that checks the restored portal at the end of each drill", command
+    )
+    command_timeout: timedelta = setting(
+        "BACKUP_COMMAND_TIMEOUT", "Time limit of each of these commands", duration, "10m"
+    )
+    health_url: str | None = setting(
+        "PORTAL_HEALTH_URL",
+        "URL that is asked after a restore until the portal answers, such as `http://localhost:8000/api/v1/health`",
+        web_url,
+    )
+    health_timeout: timedelta = setting(
+        "PORTAL_HEALTH_TIMEOUT", "Time that the portal has to answer after a restore", duration, "1m"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """Every setting, valid. ``None`` stands for a setting that is not set and has no default.
 
     Arguments:
         database: the database to connect to: the group `DatabaseSettings`, put together.
         unbuilt: what the environment asks for and this release does not have; see `refuse_unbuilt`.
+        store_variables: what the variables of off-site stores say, such as ``AWS_ACCESS_KEY_ID``; some are secrets.
     """
 
     database: DatabaseTarget = field(
@@ -313,6 +480,12 @@ class Settings:
         optional_jobs,
         without="(the cores this process may use)",
     )
+    compression: Compression = setting(
+        "BACKUP_COMPRESSION",
+        "`fast`, `small`, or `auto`: as hard as the source leaves time for",
+        one_of(Compression),
+        "auto",
+    )
     log_format: LogFormat = setting(
         "BACKUP_LOG_FORMAT",
         "`json`, `console`, or `auto`: JSON unless standard error is a terminal",
@@ -323,7 +496,11 @@ class Settings:
     schedules: ScheduleSettings = group(ScheduleSettings)
     watch: WatchSettings = group(WatchSettings)
     targets: TargetSettings = group(TargetSettings)
+    portal: PortalSettings = group(PortalSettings)
+    pitr: PitrSettings = group(PitrSettings)
+    offsite: OffsiteSettings = group(OffsiteSettings)
     unbuilt: tuple[str, ...] = ()
+    store_variables: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 def entries(kind: type[Any] = Settings) -> Iterator[Setting[object]]:

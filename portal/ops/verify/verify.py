@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
-from portal.ops.archive.damage import Damage, DamagedError
+from portal.ops.archive.damage import Damage, DamagedError, is_below
 from portal.ops.archive.index import MANIFEST, Member, MemberType
 from portal.ops.archive.open import open_archive
 from portal.ops.archive.protocol import is_indexed_archive
@@ -29,6 +29,8 @@ from portal.ops.chains.deletions import deletions
 from portal.ops.chains.lineage import is_incremental, line_of
 from portal.ops.errors import ConfigurationError, NotIntactError, OpsError
 from portal.ops.model import DELETED, Component, VerifyLevel
+from portal.ops.pitr.base_manifest import MANIFEST as SERVER_MANIFEST
+from portal.ops.pitr.base_manifest import PREFIX, manifest_faults
 from portal.ops.postgres.client_tools import find_client
 from portal.ops.postgres.dump_format import HEAD_BYTES, dump_major, start_decoding
 from portal.ops.repository.sidecar import file_digest, read_sidecar
@@ -133,7 +135,7 @@ class Verifier:
             look.run(path)
             checksum = hashing.result()
         if expected is not None and checksum != expected:
-            damages.append(Damage(what=f"its SHA-256 is {checksum}, and should be {expected}"))
+            damages.append(Damage(what=f"checksum mismatch: its SHA-256 is {checksum}, and should be {expected}"))
         return Verification(
             path=path,
             level=level,
@@ -237,6 +239,8 @@ class _Look:
             self._note(Damage(what="the manifest is another archive's", path=MANIFEST))
         if manifest.parent is not None:
             self._hold_deletions(manifest, archive)
+        if Component.CLUSTER in manifest.components:
+            self._hold_cluster(archive)
         for component in Component:
             files, others = self._held[component]
             listed = component in manifest.components
@@ -247,6 +251,19 @@ class _Look:
             expected = manifest.details.get(component.value, {}).get("files", files)
             if expected != files:
                 self._note(Damage(what=f"{component.value} has {files} files, and the manifest says {expected}"))
+
+    def _hold_cluster(self, archive: Archive) -> None:
+        """Hold the files of a cluster against the server's own list of them, as pg_verifybackup does."""
+        if not is_indexed_archive(archive) or not (listed := archive.find(f"{PREFIX}/{SERVER_MANIFEST}")):
+            self._note(Damage(what=f"it holds a cluster, and no {SERVER_MANIFEST} of the server's"))
+            return
+        files = {
+            member.path.removeprefix(f"{PREFIX}/"): (member.size, member.sha256)
+            for member in archive.members()
+            if member.type is MemberType.FILE and is_below(member.path, PREFIX)
+        }
+        for fault in manifest_faults(files, b"".join(archive.extract(listed)))[:MOST_DAMAGES]:
+            self._note(Damage(what=fault, path=PREFIX))
 
     def _hold_deletions(self, manifest: Manifest, archive: Archive) -> None:
         if not is_indexed_archive(archive):
@@ -283,5 +300,5 @@ def _expected(path: Path, damages: list[Damage], notes: list[str]) -> str | None
         damages.append(Damage(what=error.message))
         return None
     if expected is None:
-        notes.append(f"there is no {path.name}.sha256: the archive was checked by its contents alone")
+        notes.append(f"checksum file not found: without {path.name}.sha256, only the contents were verified")
     return expected

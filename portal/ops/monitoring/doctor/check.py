@@ -8,6 +8,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import OpsError
+from portal.ops.repository.faults import explain_any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -98,8 +99,8 @@ def _look(check: Check) -> Finding:
     except OpsError as error:
         return fault(error.message, error.hint)
     except OSError as error:
-        place = f" ({error.filename})" if error.filename else ""
-        return fault(f"the operating system refused: {error.strerror}{place}", "Look at its permissions and the disk.")
+        refused = explain_any(error, "Look at its permissions and the disk.")
+        return fault(refused.message, refused.hint)
     except Exception as error:
         # Not its text: nobody knows what that holds.
         return fault(

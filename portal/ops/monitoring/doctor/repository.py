@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from portal.ops.model import SUFFIX, BackupType
 from portal.ops.monitoring.doctor.check import Check, Finding, fault, ok, warning
-from portal.ops.monitoring.doctor.locks import holders, is_held
+from portal.ops.repository.locks import holders, is_locked_alone
 from portal.ops.repository.pending import PARTIAL_SUFFIX
 from portal.ops.repository.repository import LOCK_NAME, Repository
 from portal.ops.restore.journal import DIRECTORY as RESTORES
@@ -150,13 +150,13 @@ class RepositoryChecks:
         held += [
             f"{what}: held, by whom cannot be seen"
             for path, what in whose.items()
-            if path not in seen and is_held(path)
+            if path not in seen and is_locked_alone(path)
         ]
         return ok("; ".join(held) or "nobody holds one")
 
     def _remains(self) -> Finding:
         partials = list(self._path.glob(f".*{SUFFIX}{PARTIAL_SUFFIX}"))
-        left = [path.name for path in partials if not is_held(path)]
+        left = [path.name for path in partials if not is_locked_alone(path)]
         records = RestoreRecords(self._repository)
         cut_off = [record.restore_id for record in records.all() if not record.state.is_settled]
         if cut_off and not records.are_locked():

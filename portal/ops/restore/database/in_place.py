@@ -14,7 +14,6 @@ What is written between the safety dump and the transaction is lost by a rollbac
 from __future__ import annotations
 
 import json
-import os
 import threading
 from bisect import bisect_left
 from contextlib import contextmanager
@@ -28,6 +27,8 @@ from portal.ops.postgres.connection import connect
 from portal.ops.postgres.dump import open_dump
 from portal.ops.postgres.row_counts import list_tables
 from portal.ops.postgres.server import MAY_END, maintenance, restoring_errors
+from portal.ops.repository.durable import write_durably
+from portal.ops.repository.faults import explain
 from portal.ops.restore.database.stage import objects_owner
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from psycopg.sql import Composed
 
+    from portal.ops.postgres.dump import DatabaseDump
     from portal.ops.postgres.pg_restore import Restorer
     from portal.ops.postgres.row_counts import Table
     from portal.ops.runtime.process import ProcessRunner
@@ -127,12 +129,11 @@ class Before:
         record = {"restore_id": restore_id, "tables": numbers, "restored": sorted(before.restored)}
         try:
             dump.unlink(missing_ok=True)
-            _write_durably(_record(dump), [json.dumps(record).encode()])
+            write_durably(_record(dump), json.dumps(record).encode())
             _write_dump(target, dump, runner, bin_dir)
         except OSError as error:
-            raise RepositoryError(
-                f"cannot write the safety dump {dump}: {error.strerror}", hint="it needs as much room as the database"
-            ) from error
+            room = "it needs as much room as the database"
+            raise explain(error, "cannot write the safety dump", dump, hint=room) from error
         return before
 
     def remove(self) -> None:
@@ -252,23 +253,14 @@ def _record(dump: Path) -> Path:
 
 
 def _write_dump(target: DatabaseTarget, dump: Path, runner: ProcessRunner, bin_dir: Path | None) -> None:
-    partial = dump.with_name(f"{dump.name}.partial")
-    try:
-        with open_dump(target, runner=runner, bin_dir=bin_dir, timeout_seconds=_DUMP_SECONDS) as source:
-            _write_durably(partial, iter(lambda: source.stdout.read(_READ_BYTES), b""))
-            source.finish()
-        partial.rename(dump)
-    finally:
-        partial.unlink(missing_ok=True)
+    with open_dump(target, runner=runner, bin_dir=bin_dir, timeout_seconds=_DUMP_SECONDS) as source:
+        write_durably(dump, _content(source))
 
 
-def _write_durably(path: Path, pieces: Iterable[bytes]) -> None:
-    with path.open("wb") as file:
-        path.chmod(0o600)
-        for piece in pieces:
-            file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
+def _content(source: DatabaseDump) -> Iterator[bytes]:
+    """What is dumped; it ends well only where the dump does."""
+    yield from iter(lambda: source.stdout.read(_READ_BYTES), b"")
+    source.finish()
 
 
 def no_safety_dump() -> RestoreError:

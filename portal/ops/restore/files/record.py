@@ -22,7 +22,7 @@ from portal.ops.errors import RestoreError
 from portal.ops.filesystem.attributes import Attributes
 from portal.ops.filesystem.tree import Tree, remove_tree
 from portal.ops.model import RESTORE_DIRECTORY, Component
-from portal.ops.repository.durable import sync_directory, write_durably
+from portal.ops.repository.durable import write_durably
 from portal.ops.repository.locks import locked_alone
 from portal.ops.restore.files.journal import Places
 
@@ -129,7 +129,6 @@ class RestoreDirectory:
     def write(self, record: FilesRecord) -> FilesRecord:
         """Replace its record; the record."""
         write_durably(self.path / _RECORD, json.dumps(asdict(record), separators=(",", ":")).encode("ascii"))
-        sync_directory(self.path)
         return record
 
     def advance(self, record: FilesRecord, state: FilesState, **values: Any) -> FilesRecord:

@@ -1,0 +1,145 @@
+"""Checks of the restored portal beyond its bytes: files that rows refer to, the credential key, the portal's command.
+
+An archive can be restored exactly and still not give a working portal. What is found here is a problem of the portal,
+not damage to the archive: the drill has failed, and the archive remains intact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from portal.ops.backup.credential_key import fingerprint_of, is_key_of
+from portal.ops.drill.credentials import try_credentials
+from portal.ops.drill.references import check_references
+from portal.ops.errors import ConfigurationError
+from portal.ops.runtime.commands import CommandResult, command_environment, database_environment, run_command
+from portal.ops.settings.file_columns import FileColumns
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from portal.ops.manifest import Manifest
+    from portal.ops.runtime.process import ProcessRunner
+    from portal.ops.settings.database_url import DatabaseTarget, Secret
+
+DRILL_COMMAND: Final = "BACKUP_DRILL_COMMAND"
+KEY: Final = "DD_CREDENTIAL_AES_256_KEY"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PortalCheckConfig:
+    """What a drill checks beyond the bytes.
+
+    Arguments:
+        command: the portal's own check; empty means none.
+        timeout_seconds: its time limit.
+        file_columns: the columns that refer to uploads.
+        credential_key: the key of today's portal.
+    """
+
+    command: tuple[str, ...] = ()
+    timeout_seconds: float = 600.0
+    file_columns: FileColumns = field(default_factory=FileColumns)
+    credential_key: Secret | None = None
+
+
+@dataclass(kw_only=True)
+class PortalChecks:
+    """What was checked so far, and what a restored portal would lack.
+
+    Arguments:
+        database: the restored database; None if the archive has none.
+        uploads: the restored uploads; None if the archive has none.
+        live_uploads: where the portal keeps them.
+    """
+
+    config: PortalCheckConfig
+    manifest: Manifest
+    database: DatabaseTarget | None = None
+    uploads: Path | None = None
+    live_uploads: str = ""
+    checks: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    command: CommandResult | None = None
+
+    def run(self, runner: ProcessRunner, facts: dict[str, str]) -> None:
+        """All of them, the portal's own command last: it may change what was restored.
+
+        Arguments:
+            facts: more variables for the command.
+
+        Raises:
+            SourceError: the server cannot be asked.
+            ConfigurationError: there is no such command.
+        """
+        if self.database is not None:
+            self._references(self.database)
+            self._key(self.database)
+        if self.config.command:
+            self._ask_the_portal(runner, facts)
+
+    def _references(self, database: DatabaseTarget) -> None:
+        if not self.config.file_columns.checked or self.uploads is None:
+            return
+        configured = self.config.file_columns.columns
+        found = check_references(database, self.uploads, configured, media_root=self.live_uploads)
+        self.problems += found.problems()
+        if found.elsewhere:
+            self.warnings.append(
+                f"{found.elsewhere:,} paths in {', '.join(found.columns)} are outside the uploads, so the backup does "
+                "not have these files"
+            )
+        if found.columns:
+            self.checks.append(
+                f"{found.count:,} files that the database refers to ({', '.join(found.columns)}), {found.missing:,} of "
+                f"them missing; {found.orphans:,} files that no row refers to"
+            )
+
+    def _key(self, database: DatabaseTarget) -> None:
+        key = self.config.credential_key
+        if key is None:
+            if fingerprint_of(self.manifest):
+                self.warnings.append(f"{KEY} is not set, so it was not checked whether it is the one of this backup")
+            return
+        is_the_one = is_key_of(self.manifest, key)
+        if is_the_one is False:
+            self.problems.append(f"{KEY} is not the key that the portal had when this backup was made")
+        found = try_credentials(database, key)
+        if found.closed:
+            self.problems.append(
+                f"{KEY} does not open {found.tried - found.opened} of {found.tried} stored credentials "
+                f"({', '.join(found.closed)}); the portal would show them as empty"
+            )
+        if is_the_one or found.opened:
+            noted = "it is the one of this backup" if is_the_one else "the backup does not say which one it needs"
+            self.checks.append(f"{KEY}: {noted}; {found.opened} of {found.tried} stored credentials opened")
+
+    def _ask_the_portal(self, runner: ProcessRunner, facts: dict[str, str]) -> None:
+        key = self.config.credential_key
+        uploads = str(self.uploads) if self.uploads else ""
+        database = database_environment(self.database) if self.database else {}
+        environment = command_environment(
+            {
+                **database,
+                "PORTAL_UPLOAD_DIR": uploads,
+                "DD_MEDIA_ROOT": uploads,
+                **({KEY: key.reveal()} if key else {}),
+                **facts,
+            }
+        )
+        try:
+            self.command = run_command(
+                runner,
+                self.config.command,
+                environment=environment,
+                timeout_seconds=self.config.timeout_seconds,
+                secrets=[key, self.database.password if self.database else None],
+            )
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{DRILL_COMMAND}: {error.message}", hint=error.hint) from error
+        if self.command.succeeded:
+            self.checks.append(f"{DRILL_COMMAND} ended with 0 after {self.command.seconds:.1f} s")
+        else:
+            self.problems.append(f"{DRILL_COMMAND} {self.command.failure()}")

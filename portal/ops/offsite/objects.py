@@ -1,0 +1,153 @@
+"""Single objects off-site, such as segments of WAL: encrypted, stored once, read back.
+
+The name of an object has to be a function of its content, as ``wal/<segment>.<start of its SHA-256>.age`` is: then an
+object that is there already is the same one, and storing it again after a crash needs no memory of the first time.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from portal.ops.errors import ConfigurationError, NotIntactError, ObjectExistsError
+from portal.ops.storage.age_format import StreamDecryptor
+from portal.ops.storage.age_keys import read_identities
+from portal.ops.storage.backend import read_all
+from portal.ops.storage.encryption import Encryptor
+from portal.ops.storage.open import open_backend
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from portal.ops.settings.destination import Destination
+    from portal.ops.settings.load import OffsiteSettings, Settings
+    from portal.ops.storage.age_keys import Identity
+    from portal.ops.storage.backend import Backend
+
+MOST_BYTES = 1 << 28
+"""A larger object is no single object of ours."""
+
+
+class Stored(NamedTuple):
+    """An object that is off-site now.
+
+    Arguments:
+        name: relative to the destination.
+        size: bytes that were sent; 0 where it was there already.
+        is_new: whether it was stored by this call.
+    """
+
+    name: str
+    size: int
+    is_new: bool
+
+
+def open_destination(
+    destination: Destination, offsite: OffsiteSettings, environ: Mapping[str, str], *, is_writing: bool = True
+) -> Backend:
+    """The store of a destination, as the settings say.
+
+    Arguments:
+        environ: the variables of stores, which `Settings.store_variables` has.
+        is_writing: lock what is stored, if the settings ask for that.
+    """
+    lock_days = offsite.lock_days if is_writing else 0
+    return open_backend(destination, environ, lock_days=lock_days, password=offsite.password)
+
+
+def recipients_of(offsite: OffsiteSettings) -> tuple[str, ...]:
+    """The public keys to encrypt for; none where encryption is switched off.
+
+    Raises:
+        ConfigurationError: there is none, and encryption is not switched off.
+    """
+    if offsite.encryption and not offsite.recipients:
+        raise ConfigurationError(
+            "there is no recipient to encrypt off-site copies for, so nothing leaves this machine",
+            hint="Make a key with 'keygen', and set BACKUP_ENCRYPTION_RECIPIENTS to its public part.",
+        )
+    return offsite.recipients
+
+
+class ObjectWriter:
+    """Stores single objects in one destination; a context manager. One process encrypts for as long as it is open.
+
+    Arguments:
+        backend: the store; closed with this.
+        recipients: age public keys; without any, objects are stored as they are.
+    """
+
+    def __init__(self, backend: Backend, recipients: Sequence[str]) -> None:
+        self._backend = backend
+        self._encryptor = Encryptor(recipients) if recipients else None
+
+    @classmethod
+    def of(cls, settings: Settings, destination: Destination) -> Self:
+        """As the settings say.
+
+        Raises:
+            ConfigurationError: there is no recipient.
+            StorageError: the store cannot be used.
+        """
+        recipients = recipients_of(settings.offsite)
+        return cls(open_destination(destination, settings.offsite, settings.store_variables), recipients)
+
+    def __enter__(self) -> Self:
+        if self._encryptor is not None:
+            self._encryptor.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._encryptor is not None:
+            self._encryptor.__exit__()
+        self._backend.close()
+
+    def store(self, name: str, content: bytes) -> Stored:
+        """Store an object under a name that its content determines; nothing is sent twice.
+
+        Arguments:
+            name: relative to the destination, such as ``wal/…``.
+
+        Raises:
+            StorageError: it could not be stored; one that says that it is retryable may be stored later.
+        """
+        try:
+            if self._encryptor is None:
+                self._backend.put(name, content, sha256(content).hexdigest())
+                return Stored(name, len(content), is_new=True)
+            self._encryptor.begin(0, self._encryptor.load(content), 0)
+            with self._encryptor.sealed(0) as sealed:
+                self._backend.put(name, sealed.data, sealed.sha256)
+                return Stored(name, len(sealed.data), is_new=True)
+        except ObjectExistsError:
+            return Stored(name, 0, is_new=False)
+
+
+def identities_of(offsite: OffsiteSettings) -> tuple[Identity, ...]:
+    """The identities to decrypt with.
+
+    Raises:
+        IdentityError: the file cannot be read; nothing where none is named.
+    """
+    return read_identities(offsite.identity_file) if offsite.identity_file else ()
+
+
+def read_object(backend: Backend, name: str, identities: Sequence[Identity]) -> bytes:
+    """The content of a single object, decrypted.
+
+    Arguments:
+        identities: nothing where objects are stored unencrypted.
+
+    Raises:
+        IdentityError: it was not encrypted for any of the identities.
+        NotIntactError: it was changed.
+        ObjectAbsentError: there is none.
+    """
+    data = read_all(backend, name, MOST_BYTES)
+    if not identities:
+        return data
+    decryptor = StreamDecryptor(identities)
+    try:
+        return b"".join((*decryptor.feed(data), decryptor.finish()))
+    except NotIntactError as error:
+        raise NotIntactError(f"{backend.shown}/{name}: {error.message}", hint=error.hint) from error

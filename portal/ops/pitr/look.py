@@ -1,0 +1,117 @@
+"""What a repository has for recoveries to a moment: base backups and WAL, read for the pure window."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from portal.ops.chains.lineage import read_manifest
+from portal.ops.errors import OpsError
+from portal.ops.model import SUFFIX, BackupType, Component
+from portal.ops.pitr.lsn import PARTIAL, parse_history_name, parse_lsn
+from portal.ops.pitr.wal_archive import WalArchive
+from portal.ops.pitr.window import Base, Piece, Span, Wal, Window, find_spans, find_window
+from portal.ops.repository.catalogue import Catalogue
+from portal.ops.repository.restorability import own_fault
+from portal.ops.runtime.logs import engine_log
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from portal.ops.repository.entry import Entry
+    from portal.ops.repository.repository import Repository
+
+log = engine_log("portal.ops.pitr.look")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PitrLook:
+    """One look at what there is.
+
+    Arguments:
+        archive: the WAL of the current cluster; nothing where none was ever received.
+        bases: its base backups that are complete, as far as that is known.
+        state: what the WAL service said last.
+    """
+
+    archive: WalArchive | None
+    bases: tuple[Base, ...]
+    wal: Wal
+    spans: tuple[Span, ...]
+    window: Window | None
+    state: Mapping[str, Any]
+
+
+def look(repository: Repository, entries: list[Entry] | None = None) -> PitrLook:
+    """Look at base backups and WAL; no server is asked, and no WAL is read.
+
+    Arguments:
+        entries: what the catalogue says, where that was asked already.
+
+    Raises:
+        RepositoryError: the repository cannot be read.
+    """
+    archive = WalArchive.current(repository)
+    if archive is None:
+        return PitrLook(archive=None, bases=(), wal=Wal(segment_bytes=1, pieces=()), spans=(), window=None, state={})
+    listed = Catalogue(repository).entries() if entries is None else entries
+    bases = tuple(_bases(repository, listed, archive.cluster.system_identifier))
+    state = archive.state()
+    wal = read_wal(archive, state)
+    spans = find_spans(bases, wal)
+    return PitrLook(archive=archive, bases=bases, wal=wal, spans=spans, window=find_window(spans), state=state)
+
+
+def read_wal(archive: WalArchive, state: Mapping[str, Any]) -> Wal:
+    """The segments and timelines of an archive; the segment that is being received covers what the service says."""
+    files = archive.files()
+    pieces: list[Piece] = []
+    created: dict[int, datetime] = {}
+    for name, file in files.items():
+        if timeline := parse_history_name(name):
+            created |= {timeline: file.until} if file.until else {}
+        elif segment := archive.segment(name):
+            pieces.append(Piece(segment=segment, covered=file.covered, is_whole=PARTIAL not in name))
+    covered_to = datetime.fromisoformat(state["covered_to"]).astimezone(UTC) if state.get("covered_to") else None
+    if archive.receiving.is_dir():
+        received = [(path, covered_to, False) for path in archive.partials()]
+        received += [(path, None, True) for path in archive.completed()]
+        pieces += [
+            Piece(segment=segment, covered=covered, is_whole=is_whole)
+            for path, covered, is_whole in received
+            if (segment := archive.segment(path.name))
+        ]
+    return Wal(
+        segment_bytes=archive.cluster.segment_bytes, pieces=pieces, histories=archive.histories(), created=created
+    )
+
+
+def base_of(path: Path) -> tuple[Base, Mapping[str, Any]] | None:
+    """A base backup and what its manifest says of the cluster; nothing where it is none, or cannot be read."""
+    try:
+        manifest = read_manifest(path)
+        if manifest is None:
+            return None
+        facts = manifest.details[Component.CLUSTER.value]
+        base = Base(
+            name=manifest.backup_id,
+            timeline=int(facts["timeline"]),
+            start_lsn=parse_lsn(facts["start_lsn"]),
+            end_lsn=parse_lsn(facts["end_lsn"]),
+            ended=datetime.fromisoformat(facts["ended"]).astimezone(UTC),
+        )
+    except (OpsError, KeyError, TypeError, ValueError) as error:
+        log.warning("base_unreadable", path=str(path), detail=str(error))
+        return None
+    return base, facts
+
+
+def _bases(repository: Repository, entries: list[Entry], system_identifier: str) -> Iterator[Base]:
+    for entry in entries:
+        if entry.type is not BackupType.BASE or own_fault(entry):
+            continue
+        found = base_of(repository.path / f"{entry.name}{SUFFIX}")
+        if found and found[1].get("system_identifier") == system_identifier:
+            yield found[0]

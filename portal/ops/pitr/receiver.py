@@ -1,0 +1,346 @@
+"""Receiving WAL: a slot on the server, pg_receivewal under supervision, and what it completes put into the archive.
+
+    check     the role may replicate, the server limits what a slot holds back
+    slot      made where there is none; one that was lost is a gap, and a new base backup is asked for
+    receive   pg_receivewal confirms only what is on our disk
+    archive   completed segments are compressed and made durable before the originals go
+    watch     every second: how far the server, the slot and the archive are
+
+What goes wrong ends one turn and is tried again after a while. The slot keeps the WAL meanwhile, as far as the server
+lets it. A full disk stops the receiving before it fills what backups need.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections import deque
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+import psycopg
+
+from portal.ops.errors import BusyError, DiskFullError, OpsError, RepositoryError, SourceError
+from portal.ops.pitr.lsn import PARTIAL, format_lsn, parse_history_name
+from portal.ops.pitr.replication import SLOT, Position, check, ensure_slot, named, position, server_clock
+from portal.ops.pitr.wal_archive import WalArchive
+from portal.ops.postgres.client_tools import find_client
+from portal.ops.postgres.connection import conninfo, libpq_environment
+from portal.ops.postgres.server import maintenance
+from portal.ops.repository.faults import disk_full
+from portal.ops.runtime.logs import engine_log
+from portal.ops.runtime.process import DEVNULL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from threading import Event
+
+    from portal.ops.pitr.lsn import Segment
+    from portal.ops.postgres.connection import Connection
+    from portal.ops.repository.repository import Repository
+    from portal.ops.runtime.process import ProcessRunner, RunningProcess
+    from portal.ops.settings.load import DatabaseTarget
+
+log = engine_log("portal.ops.pitr.receiver")
+
+APPLICATION: Final = "kekkai-wal"
+
+_TICK_SECONDS: Final = 0.1
+_WATCH_SECONDS: Final = 1.0
+_FIRST_PAUSE_SECONDS: Final = 0.5
+_LONGEST_PAUSE_SECONDS: Final = 30.0
+_STEADY_SECONDS: Final = 60.0
+"""After so long without a fault the next pause is a short one again."""
+
+_RESERVE_BYTES: Final = 64 << 20
+_GONE: Final = ("has already been removed", "is not in this server's history")
+"""What pg_receivewal says where the server cannot continue where our files end."""
+
+
+class ReceiverEndedError(SourceError):
+    """pg_receivewal ended although nobody asked it to."""
+
+    retryable = True
+
+
+class GapError(SourceError):
+    """The server does not have the WAL any more that would continue ours."""
+
+    retryable = True
+
+
+class Coverage:
+    """Which moments of the server's clock a position covers.
+
+    A transaction takes its time a moment before its record reaches the WAL. So a clock reading counts only with the
+    position that was read one look later.
+    """
+
+    def __init__(self) -> None:
+        self._looks: deque[tuple[int, datetime]] = deque()
+        self._clock: datetime | None = None
+
+    def note(self, clock: datetime, flushed: int) -> None:
+        """Note one look at the server: what its clock said, and how far its WAL was on its disk."""
+        if self._clock:
+            if self._looks and self._looks[-1][0] == flushed:
+                self._looks.pop()
+            self._looks.append((flushed, self._clock))
+        self._clock = clock
+
+    def at(self, lsn: int) -> datetime | None:
+        """The latest moment of which everything lies before a position; nothing where no look tells."""
+        return max((clock for flushed, clock in self._looks if flushed <= lsn), default=None)
+
+    def forget(self, lsn: int) -> None:
+        """Drop what only tells of positions before this one."""
+        while len(self._looks) > 1 and self._looks[1][0] <= lsn:
+            self._looks.popleft()
+
+
+class WalReceiver:
+    """Receives WAL until it is told to stop.
+
+    Arguments:
+        repository: where the archive is.
+        target: the server, as the role that may replicate.
+        runner: what starts pg_receivewal.
+        bin_dir: the only directory to look for it in.
+        slot: the replication slot's name.
+        on_archived: told of every file that is durable in the archive.
+        on_gap: told, in words, why a new base backup is needed.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        target: DatabaseTarget,
+        *,
+        runner: ProcessRunner,
+        bin_dir: Path | None = None,
+        slot: str = SLOT,
+        on_archived: Callable[[str], None] = lambda _: None,
+        on_gap: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._repository = repository
+        self._target = named(target, APPLICATION)
+        self._runner = runner
+        self._bin_dir = bin_dir
+        self._slot = slot
+        self._on_archived = on_archived
+        self._on_gap = on_gap
+        self._covered = Coverage()
+        self._archive: WalArchive | None = None
+
+    def run(self, stop: Event) -> None:
+        """Work until `stop` is set; faults are logged, shown in the state, and tried again.
+
+        Raises:
+            BusyError: another service receives into this repository.
+        """
+        pause = _FIRST_PAUSE_SECONDS
+        while not stop.is_set():
+            started = time.monotonic()
+            try:
+                self._turn(stop)
+            except BusyError:
+                raise
+            except (OpsError, OSError, psycopg.Error) as error:
+                fault = error if isinstance(error, OpsError) else self._explained(error)
+                if time.monotonic() - started > _STEADY_SECONDS:
+                    pause = _FIRST_PAUSE_SECONDS
+                log.error("wal_interrupted", error=fault.message, hint=fault.hint, pause_seconds=pause)
+                self._report(problem=str(fault))
+                stop.wait(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    def _explained(self, error: Exception) -> OpsError:
+        if isinstance(error, OSError):
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                return disk_full(self._repository.path)
+            return RepositoryError(
+                f"the operating system refused: {error}", hint="Look at the disk and the permissions."
+            )
+        return SourceError(f"the server refuses: {str(error).splitlines()[0]}", hint="See the server's log.")
+
+    def _turn(self, stop: Event) -> None:
+        """From check to the first fault."""
+        self._repository.prepare()
+        with maintenance(self._target) as connection:
+            settings = check(connection, self._target)
+            archive = self._archive = WalArchive.prepare(self._repository, settings.cluster)
+            with archive.receiving_alone():
+                self._check_space(archive)
+                self._sweep(archive, connection)
+                self._take_slot(archive, connection)
+                self._receive(archive, connection, stop)
+
+    def _take_slot(self, archive: WalArchive, connection: Connection) -> None:
+        """Have a slot. A new one may not continue what was received before: pg_receivewal finds that out."""
+        if not ensure_slot(connection, self._slot):
+            return
+        log.info("slot_created", slot=self._slot)
+        if archive.files() or archive.partials():
+            self._gap(f"the slot {self._slot} was lost or removed", certain=False)
+
+    def _gap(self, reason: str, *, certain: bool) -> None:
+        log.warning("wal_gap_suspected" if not certain else "wal_gap", reason=reason)
+        self._on_gap(reason)
+
+    def _receive(self, archive: WalArchive, connection: Connection, stop: Event) -> None:
+        tool = find_client("pg_receivewal", archive.cluster.major, runner=self._runner, bin_dir=self._bin_dir)
+        command = [
+            str(tool.path),
+            f"--directory={archive.receiving}",
+            f"--slot={self._slot}",
+            "--synchronous",
+            "--no-loop",
+            "--no-password",
+            "--status-interval=1",
+            f"--dbname={conninfo(self._target)}",
+        ]
+        process = self._runner.start(command, environment=libpq_environment(self._target), stdout=DEVNULL)
+        log.info("wal_receiving", slot=self._slot, version=tool.version, directory=str(archive.receiving))
+        try:
+            self._watch(archive, connection, process, stop)
+        finally:
+            process.kill()
+
+    def _watch(self, archive: WalArchive, connection: Connection, process: RunningProcess, stop: Event) -> None:
+        next_look = 0.0
+        while not stop.wait(_TICK_SECONDS):
+            if _has_ended(process):
+                self._raise_end(archive, connection, process)
+            if time.monotonic() >= next_look:
+                next_look = time.monotonic() + _WATCH_SECONDS
+                self._check_space(archive)
+                self._look(archive, connection)
+            if len(os.listdir(archive.receiving)) > 1:
+                self._collect(archive, connection)
+
+    def _raise_end(self, archive: WalArchive, connection: Connection, process: RunningProcess) -> None:
+        """Say why pg_receivewal has ended; where the server cannot continue our files, what we have is put away."""
+        code = process.wait()
+        said = [line for line in process.stderr_tail().strip().splitlines() if line]
+        last = next(
+            (line for line in reversed(said) if "error" in line.lower()), said[-1] if said else f"exit code {code}"
+        )
+        if any(gone in line for line in said for gone in _GONE):
+            self._collect(archive, connection, with_last=True)
+            self._gap(last, certain=True)
+            raise GapError(f"the WAL cannot be continued: {last}", hint="A new base backup begins a new window.")
+        raise ReceiverEndedError(
+            f"pg_receivewal ended: {last}", hint="It is started again; the server's log may say more."
+        )
+
+    # -- archiving --------------------------------------------------------------------------------------------------
+
+    def _collect(self, archive: WalArchive, connection: Connection, *, with_last: bool = False) -> None:
+        """Put into the archive what pg_receivewal has completed, and partial segments that a newer one has replaced.
+
+        Arguments:
+            with_last: also the partial segment that is the newest, because it will not be continued.
+        """
+        partials = archive.partials()
+        sources = [*archive.completed(), *(partials if with_last else partials[:-1])]
+        until = server_clock(connection) if sources else None
+        for source in sources:
+            self._publish(archive, source, until)
+
+    def _publish(self, archive: WalArchive, source: Path, until: datetime | None) -> None:
+        is_history = parse_history_name(source.name) is not None
+        segment = archive.segment(source.name)
+        end = 0 if is_history else self._end(archive, segment, source.name)
+        covered = self._covered.at(end)
+        file = archive.publish(source, covered=covered, until=until)
+        log.info("wal_archived", name=file.name, bytes=file.size)
+        self._covered.forget(end)
+        self._on_archived(file.name)
+
+    def _end(self, archive: WalArchive, segment: Segment | None, name: str) -> int:
+        assert segment is not None
+        if name.endswith(PARTIAL):
+            return int(archive.state().get("received", 0))
+        return (segment.number + 1) * archive.cluster.segment_bytes
+
+    def _sweep(self, archive: WalArchive, connection: Connection) -> None:
+        """Remove what a kill has left: unfinished copies, and a segment that pg_receivewal was just making room for."""
+        for left in archive.path.glob(".*.tmp"):
+            left.unlink(missing_ok=True)
+        for partial in archive.partials():
+            if partial.stat().st_size != archive.cluster.segment_bytes:  # nothing is in it before it has its size
+                partial.unlink()
+        self._collect(archive, connection)
+
+    # -- watching ---------------------------------------------------------------------------------------------------
+
+    def _check_space(self, archive: WalArchive) -> None:
+        disk = os.statvfs(archive.path)
+        free, needed = disk.f_bavail * disk.f_frsize, _RESERVE_BYTES + 2 * archive.cluster.segment_bytes
+        if free < needed:
+            raise DiskFullError(
+                f"{archive.path} has {free >> 20} MiB free, and receiving WAL needs {needed >> 20}",
+                hint="Make room in the repository soon: the server keeps WAL only as far as max_slot_wal_keep_size.",
+            )
+
+    def _look(self, archive: WalArchive, connection: Connection) -> None:
+        found = position(connection, self._slot)
+        if not found.is_usable:
+            raise GapError(
+                f"the replication slot {self._slot} is {'lost' if found.has_slot else 'gone'}",
+                hint="It is made again, and a new base backup is begun; see who has removed it, and the server's disk.",
+            )
+        self._covered.note(found.clock.astimezone(UTC), found.flushed_lsn)
+        self._save(archive, found, problem=None)
+
+    def _report(self, *, problem: str) -> None:
+        """Say what is wrong, also where the server cannot be asked."""
+        if self._archive is not None:
+            with suppress(OSError):
+                state = {**self._archive.state(), "problem": problem, "updated": _now(), "pid": os.getpid()}
+                self._archive.save_state(state)
+
+    def _save(self, archive: WalArchive, found: Position, *, problem: str | None) -> None:
+        known = archive.state()
+        covered = self._covered.at(found.restart_lsn)
+        covered_to = (
+            max(covered.isoformat(timespec="microseconds") if covered else "", known.get("covered_to") or "") or None
+        )
+        received = max(found.restart_lsn, int(known.get("received", 0)))
+        clock = found.clock.astimezone(UTC)
+        is_level = found.restart_lsn >= found.flushed_lsn
+        behind = (clock - datetime.fromisoformat(covered_to)).total_seconds() if covered_to else None
+        archive.save_state(
+            {
+                "updated": _now(),
+                "pid": os.getpid(),
+                "server_clock": clock.isoformat(timespec="microseconds"),
+                "received": received,
+                "received_lsn": format_lsn(received),
+                "covered_to": covered_to,
+                "lag_bytes": max(0, found.flushed_lsn - found.restart_lsn),
+                "lag_seconds": 0.0 if is_level else behind,
+                "slot": {
+                    "name": self._slot,
+                    "active": found.active,
+                    "wal_status": found.wal_status,
+                    "safe_wal_size": found.safe_wal_size,
+                },
+                "problem": problem,
+            }
+        )
+
+
+def _has_ended(process: RunningProcess) -> bool:
+    try:
+        process.wait(0)
+    except TimeoutError:
+        return False
+    return True
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")

@@ -1,0 +1,111 @@
+"""Recovering the cluster to a moment, by a scratch server that replays everything up to it.
+
+plan      the newest base backup before the moment, and the WAL from there; refused outside the recovery window
+unpack    the base backup, into a directory that always disappears
+replay    the WAL up to the moment, by a server of the same version
+open      for questions and dumps; the live server is never touched
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from portal.ops.pitr.scratch import scratch_directory, server_owner, sweep_scratch
+from portal.ops.pitr.scratch_server import ScratchServer, Target
+from portal.ops.pitr.unpack import unpack_cluster
+from portal.ops.pitr.wal_feed import WalFeed
+from portal.ops.repository.locks import archive_lock
+from portal.ops.runtime.logs import engine_log
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from portal.ops.pitr.plan import RecoveryPlan
+    from portal.ops.repository.repository import Repository
+    from portal.ops.runtime.process import ProcessRunner
+    from portal.ops.runtime.progress import Advance
+
+log = engine_log("portal.ops.pitr.recovery")
+
+
+@contextmanager
+def recovered(
+    repository: Repository,
+    plan: RecoveryPlan,
+    *,
+    runner: ProcessRunner,
+    bin_dir: Path | None,
+    jobs: int,
+    lock_timeout: float,
+    advance: Advance = lambda _: None,
+) -> Iterator[ScratchServer]:
+    """A scratch server that has everything up to the moment, open for questions and dumps.
+
+    Arguments:
+        advance: told of every number of bytes of the base backup that was unpacked.
+
+    Raises:
+        RestoreError: the server did not get there.
+        OpsError: it cannot be made.
+    """
+    owner = server_owner()
+    sweep_scratch(repository)
+    with (
+        repository.shared(),
+        archive_lock(plan.path, lock_timeout),
+        scratch_directory(repository, owner, plan.needed_bytes) as directory,
+    ):
+        data = directory / "data"
+        server = scratch_server(plan, directory, data, runner=runner, bin_dir=bin_dir)
+        server.find_program()  # before the work, not after it
+        started = time.monotonic()
+        unpack_cluster(plan.path, data, owner=owner, jobs=jobs, advance=advance)
+        _neutralise(data)
+        unpacked = time.monotonic()
+        try:
+            with WalFeed(plan.archive, directory, owner) as feed:
+                server.recover(feed, Target(moment=plan.moment, timeline=plan.span.timeline))
+                log.info(
+                    "scratch_server_ready",
+                    base=plan.span.base.name,
+                    moment=plan.reached.isoformat(),
+                    unpack_seconds=round(unpacked - started, 3),
+                    replay_seconds=round(time.monotonic() - unpacked, 3),
+                )
+                yield server
+        finally:
+            server.stop()
+
+
+def scratch_server(
+    plan: RecoveryPlan,
+    directory: Path,
+    data: Path,
+    *,
+    runner: ProcessRunner,
+    bin_dir: Path | None,
+    is_durable: bool = False,
+) -> ScratchServer:
+    """The server of a recovery, not started yet."""
+    limits = dict(plan.facts.get("limits", {}))
+    for name, value in plan.archive.cluster.limits.items():
+        limits[name] = max(int(value), int(limits.get(name, 0)))
+    return ScratchServer(
+        directory=directory,
+        data=data,
+        owner=server_owner(),
+        major=plan.major,
+        superuser=str(plan.facts.get("superuser", "postgres")),
+        limits=limits,
+        runner=runner,
+        bin_dir=bin_dir,
+        is_durable=is_durable,
+    )
+
+
+def _neutralise(data: Path) -> None:
+    """Take away what the live server's administrators have set by ALTER SYSTEM."""
+    (data / "postgresql.auto.conf").write_text("")

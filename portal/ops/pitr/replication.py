@@ -1,0 +1,233 @@
+"""What the server says of its WAL, asked over an ordinary connection: identity, slot, positions, and what is missing.
+
+The role needs REPLICATION; nothing here needs a superuser.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import UTC
+from typing import TYPE_CHECKING, Final
+
+from psycopg.rows import class_row
+
+from portal.ops.errors import AccessDeniedError, ConfigurationError
+from portal.ops.pitr.lsn import parse_lsn
+from portal.ops.pitr.wal_archive import Cluster
+from portal.ops.postgres.server import maintenance
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+
+    from portal.ops.postgres.connection import Connection
+    from portal.ops.settings.load import DatabaseTarget
+
+SLOT: Final = "kekkai_backup"
+LOST: Final = "lost"
+
+REPLAY_LIMITS: Final = (
+    "max_connections",
+    "max_locks_per_transaction",
+    "max_prepared_transactions",
+    "max_wal_senders",
+    "max_worker_processes",
+)
+"""A server that replays WAL needs each of these to be at least what it is on the server that writes it."""
+
+_SETTINGS: Final = """
+    SELECT name, setting FROM pg_settings
+    WHERE name = ANY(%s) OR name IN ('wal_level', 'wal_segment_size', 'max_replication_slots', 'max_slot_wal_keep_size')
+"""
+_IDENTITY: Final = "SELECT system_identifier::text FROM pg_control_system()"
+_POSITION: Final = """
+    SELECT clock_timestamp() AS clock,
+           (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_flush_lsn() END)::text
+               AS flushed,
+           s.slot_name IS NOT NULL AS has_slot, coalesce(s.active, false) AS active, s.restart_lsn::text AS restart,
+           s.wal_status, s.safe_wal_size
+    FROM (SELECT) AS one LEFT JOIN pg_replication_slots AS s ON s.slot_name = %s
+"""
+_CREATE: Final = "SELECT pg_create_physical_replication_slot(%s, true)"
+_DROP: Final = (
+    "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s AND NOT active"
+)
+_MAY_REPLICATE: Final = "SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user"
+_SUPERUSER: Final = "SELECT rolname FROM pg_roles WHERE oid = 10"
+_TABLESPACES: Final = "SELECT spcname FROM pg_tablespace WHERE spcname NOT IN ('pg_default', 'pg_global') ORDER BY 1"
+_SIZE: Final = "SELECT sum(pg_database_size(oid))::bigint FROM pg_database WHERE has_database_privilege(oid, 'CONNECT')"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """What of the server's configuration matters.
+
+    Arguments:
+        slot_keep_bytes: how much WAL a slot may hold back; nothing where there is no limit.
+    """
+
+    cluster: Cluster
+    version: int
+    wal_level: str
+    max_wal_senders: int
+    max_replication_slots: int
+    slot_keep_bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """How far the server and the slot are.
+
+    Arguments:
+        clock: the server's clock.
+        flushed: how far the server's WAL is on its disk.
+        restart: how far the slot's user has confirmed; nothing where it never connected, or the slot is lost.
+        wal_status: ``reserved``, ``extended``, ``unreserved`` or ``lost``.
+        safe_wal_size: how much WAL may still be written before the slot is lost.
+    """
+
+    clock: datetime
+    flushed: str
+    has_slot: bool
+    active: bool
+    restart: str | None
+    wal_status: str | None
+    safe_wal_size: int | None
+
+    @property
+    def flushed_lsn(self) -> int:
+        """The position as a number."""
+        return parse_lsn(self.flushed)
+
+    @property
+    def restart_lsn(self) -> int:
+        """The position as a number; 0 where there is none."""
+        return parse_lsn(self.restart) if self.restart else 0
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the slot is there, and still has the WAL that it stands for."""
+        return self.has_slot and self.restart is not None and self.wal_status != LOST
+
+
+def read_settings(connection: Connection) -> ServerSettings:
+    """Ask for what matters, and for the cluster's identity."""
+    found: dict[str, str] = dict(connection.execute(_SETTINGS, [list(REPLAY_LIMITS)]).fetchall())
+    (identifier,) = connection.execute(_IDENTITY).fetchone() or ("",)
+    keep = int(found["max_slot_wal_keep_size"])
+    version = connection.info.server_version
+    return ServerSettings(
+        cluster=Cluster(
+            system_identifier=str(identifier),
+            segment_bytes=int(found["wal_segment_size"]),
+            major=version // 10000,
+            limits={name: int(found[name]) for name in REPLAY_LIMITS},
+        ),
+        version=version,
+        wal_level=str(found["wal_level"]),
+        max_wal_senders=int(found["max_wal_senders"]),
+        max_replication_slots=int(found["max_replication_slots"]),
+        slot_keep_bytes=None if keep < 0 else keep << 20,
+    )
+
+
+def faults(settings: ServerSettings) -> Iterator[tuple[str, str]]:
+    """What makes receiving WAL impossible or dangerous: what is wrong, and the statement that corrects it."""
+    if settings.wal_level == "minimal":
+        yield (
+            "wal_level is minimal, so the WAL is not enough to recover from",
+            "ALTER SYSTEM SET wal_level = 'replica'; -- and restart the server",
+        )
+    if settings.max_wal_senders < 2:
+        yield (
+            f"max_wal_senders is {settings.max_wal_senders}; the WAL service and a base backup need 2",
+            "ALTER SYSTEM SET max_wal_senders = 10; -- and restart the server",
+        )
+    if settings.max_replication_slots < 1:
+        yield (
+            "max_replication_slots is 0",
+            "ALTER SYSTEM SET max_replication_slots = 10; -- and restart the server",
+        )
+    if settings.slot_keep_bytes is None:
+        yield (
+            "max_slot_wal_keep_size is not limited, so a slot that nobody reads would fill the server's disk",
+            "ALTER SYSTEM SET max_slot_wal_keep_size = '8GB'; SELECT pg_reload_conf();",
+        )
+
+
+def check(connection: Connection, target: DatabaseTarget) -> ServerSettings:
+    """The settings, where they allow WAL to be received safely.
+
+    Raises:
+        AccessDeniedError: the role may not replicate.
+        ConfigurationError: the server is not configured for it.
+    """
+    (may,) = connection.execute(_MAY_REPLICATE).fetchone() or (False,)
+    if not may:
+        raise AccessDeniedError(
+            f"role {target.user} may not receive WAL",
+            hint=f'As an administrator: ALTER ROLE "{target.user}" REPLICATION; or set BACKUP_REPLICATION_URL.',
+        )
+    settings = read_settings(connection)
+    wrong = list(faults(settings))
+    if wrong:
+        raise ConfigurationError(
+            f"the server is not configured for WAL to be received: {'; '.join(what for what, _ in wrong)}",
+            hint=f"As an administrator: {' '.join(statement for _, statement in wrong)}",
+        )
+    return settings
+
+
+def position(connection: Connection, slot: str = SLOT) -> Position:
+    """How far the server and the slot are at this moment."""
+    with connection.cursor(row_factory=class_row(Position)) as cursor:
+        found = cursor.execute(_POSITION, [slot]).fetchone()
+    assert found is not None
+    return found
+
+
+def server_clock(connection: Connection) -> datetime:
+    """What the server's clock says."""
+    (moment,) = connection.execute("SELECT clock_timestamp()").fetchone() or (None,)
+    assert moment is not None
+    found: datetime = moment.astimezone(UTC)
+    return found
+
+
+def ensure_slot(connection: Connection, slot: str = SLOT) -> bool:
+    """Make the slot where there is none, or only a lost one; whether it was made."""
+    found = position(connection, slot)
+    if found.is_usable:
+        return False
+    if found.has_slot:
+        connection.execute(_DROP, [slot])
+    connection.execute(_CREATE, [slot])
+    return True
+
+
+def drop_slot(target: DatabaseTarget, slot: str = SLOT) -> None:
+    """Remove the slot, so that the server keeps no WAL for us any more; harmless where there is none."""
+    with maintenance(target) as connection:
+        connection.execute(_DROP, [slot])
+
+
+def superuser_name(connection: Connection) -> str:
+    """The role that a cluster was made with; a scratch server is asked as this one."""
+    (name,) = connection.execute(_SUPERUSER).fetchone() or ("postgres",)
+    return str(name)
+
+
+def tablespaces(connection: Connection) -> list[str]:
+    """The tablespaces beside the two that every cluster has."""
+    return [name for (name,) in connection.execute(_TABLESPACES)]
+
+
+def cluster_bytes(connection: Connection) -> int:
+    """About how large the cluster is, as far as we may ask."""
+    (size,) = connection.execute(_SIZE).fetchone() or (0,)
+    return int(size or 0)
+
+
+def named(target: DatabaseTarget, application: str) -> DatabaseTarget:
+    """The same server, under the name by which its sessions are found."""
+    return replace(target, options={**target.options, "application_name": application})

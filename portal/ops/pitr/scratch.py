@@ -1,0 +1,181 @@
+"""Where a scratch server lies: a directory that always disappears, at the latest when the next command looks.
+
+    .scratch/<name>   in the repository: a file that its process holds locked, with the path of the directory in it
+
+A process that was killed holds no lock. So whoever finds such a file unlocked removes the directory that it names.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import secrets
+import shutil
+import tempfile
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from portal.ops.errors import DiskFullError, RepositoryError
+from portal.ops.repository.durable import make_hidden
+from portal.ops.repository.locks import try_lock
+from portal.ops.runtime.logs import engine_log
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from portal.ops.repository.repository import Repository
+
+import fcntl
+
+log = engine_log("portal.ops.pitr.scratch")
+
+DIRECTORY: Final = ".scratch"
+
+_PREFIX: Final = "kekkai-scratch-"
+_LONGEST_PATH: Final = 60
+"""The path of a socket below it has 107 bytes at the most."""
+
+_PLAIN: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+,:@")
+_SERVER_USERS: Final = ("postgres", "nobody")
+_LOOKS: Final = 50
+_PAUSE_SECONDS: Final = 0.1
+
+
+class Owner(NamedTuple):
+    """Whom a scratch server runs as, where that is not the user of this process."""
+
+    uid: int
+    gid: int
+    name: str
+
+
+def server_owner() -> Owner | None:
+    """The user for a scratch server: PostgreSQL refuses to run as root. Nothing means the user of this process.
+
+    Raises:
+        RepositoryError: this process is root's, and there is no other user.
+    """
+    if os.geteuid() != 0:
+        return None
+    for name in _SERVER_USERS:
+        with suppress(KeyError):
+            found = pwd.getpwnam(name)
+            return Owner(found.pw_uid, found.pw_gid, name)
+    raise RepositoryError(
+        "a scratch server cannot run as root, and there is neither a user postgres nor nobody",
+        hint="Run the restore as the user that the backups belong to, or create a user postgres.",
+    )
+
+
+def scratch_parent(repository: Path, owner: Owner | None) -> Path:
+    """The directory that a scratch server's will be made in: one that its user can reach, and whose path fits."""
+    places = [repository / DIRECTORY, Path(tempfile.gettempdir()).resolve(), Path("/var/tmp")]  # noqa: S108
+    for place in places:
+        if _suits(place, owner):
+            return place
+    return Path("/tmp")  # noqa: S108  (a directory of our own is made in it)
+
+
+@contextmanager
+def scratch_directory(repository: Repository, owner: Owner | None, needed_bytes: int) -> Iterator[Path]:
+    """A directory for one scratch server, gone again in the end.
+
+    Arguments:
+        needed_bytes: room that it will take, about.
+
+    Raises:
+        DiskFullError: there is no room for it.
+        RepositoryError: it cannot be made.
+    """
+    records = repository.path / DIRECTORY
+    parent = scratch_parent(repository.path, owner)
+    try:
+        make_hidden(records)
+        check_room(parent, needed_bytes)
+        name = _PREFIX + secrets.token_hex(6)
+        directory = parent / name
+        record = records / f"{name}.lock"
+        descriptor = os.open(record, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise RepositoryError(
+            f"cannot make a directory for a scratch server in {parent}: {error.strerror}",
+            hint="Look at the disk and at its rights; TMPDIR names another place.",
+        ) from error
+    try:
+        try_lock(descriptor, fcntl.LOCK_EX)
+        os.write(descriptor, os.fsencode(directory))
+        os.fsync(descriptor)
+        directory.mkdir(mode=0o700)
+        if owner:
+            os.chown(directory, owner.uid, owner.gid)
+        yield directory
+    finally:
+        _remove(directory)
+        record.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def check_room(place: Path, needed_bytes: int) -> None:
+    """Make sure that a scratch server has room.
+
+    Raises:
+        DiskFullError: it has not.
+    """
+    there = next(path for path in (place, *place.parents) if path.is_dir())
+    disk = os.statvfs(there)
+    free = disk.f_bavail * disk.f_frsize
+    if free < needed_bytes:
+        raise DiskFullError(
+            f"a scratch server needs about {needed_bytes >> 20} MiB in {there}, and {free >> 20} are free",
+            hint="Make room, or set TMPDIR to a directory on a larger disk.",
+        )
+
+
+def sweep_scratch(repository: Repository) -> list[str]:
+    """Remove what scratch servers of killed processes have left; the directories that are gone."""
+    records = repository.path / DIRECTORY
+    swept = []
+    for record in sorted(records.glob(f"{_PREFIX}*.lock")) if records.is_dir() else ():
+        with suppress(FileNotFoundError, PermissionError):
+            descriptor = os.open(record, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                if not try_lock(descriptor, fcntl.LOCK_EX):
+                    continue
+                directory = Path(os.fsdecode(os.read(descriptor, 4096)))
+                if directory.name == record.name.removesuffix(".lock"):
+                    _remove(directory)
+                record.unlink(missing_ok=True)
+                swept.append(str(directory))
+                log.warning("scratch_swept", path=str(directory))
+            finally:
+                os.close(descriptor)
+    return swept
+
+
+def _remove(directory: Path) -> None:
+    """Remove a tree that a server, which is just ending, may still write to."""
+    for _ in range(_LOOKS):
+        shutil.rmtree(directory, ignore_errors=True)
+        if not directory.exists():
+            return
+        time.sleep(_PAUSE_SECONDS)
+    log.warning("scratch_left", path=str(directory))
+
+
+def _suits(place: Path, owner: Owner | None) -> bool:
+    if len(str(place)) > _LONGEST_PATH or not set(str(place)) <= _PLAIN:
+        return False
+    there = place if place.is_dir() else place.parent
+    if owner is None:
+        return os.access(there, os.W_OK | os.X_OK)
+    return all(reachable(path, owner) for path in (there, *there.parents))
+
+
+def reachable(path: Path, owner: Owner) -> bool:
+    """Whether a user may pass through a directory, or run a program."""
+    found = path.stat()
+    if found.st_uid == owner.uid:
+        return bool(found.st_mode & 0o100)
+    return bool(found.st_mode & (0o010 if found.st_gid == owner.gid else 0o001))

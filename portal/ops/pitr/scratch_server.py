@@ -1,0 +1,308 @@
+"""A PostgreSQL server for a while: it replays WAL onto a base backup, is asked, and disappears.
+
+It runs as a user without privileges, with a configuration of our own: a private socket and no network, none of the
+live server's libraries, no archiving, no subscriptions, and nothing that needs to survive a crash. It ends with the
+thread that started it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from portal.ops.errors import ClientToolError, RestoreError
+from portal.ops.pitr.scratch import reachable
+from portal.ops.postgres.client_tools import find_client
+from portal.ops.postgres.connection import Connection, connect
+from portal.ops.runtime.logs import engine_log
+from portal.ops.runtime.process import launch_command
+from portal.ops.settings.database_url import DatabaseTarget
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+    from pathlib import Path
+
+    from portal.ops.pitr.scratch import Owner
+    from portal.ops.pitr.wal_feed import WalFeed
+    from portal.ops.runtime.process import ProcessRunner
+
+log = engine_log("portal.ops.pitr.scratch_server")
+
+_PORT: Final = 5432
+_POLL_SECONDS: Final = 0.02
+_STOP_SECONDS: Final = 30.0
+_IDLE_REQUESTS: Final = 3
+"""A server that asks for WAL so often, and does not move, has replayed all that there is."""
+
+_PROGRESS: Final = "SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()::text, pg_last_xact_replay_timestamp()"
+_TAIL_BYTES: Final = 16 << 10
+_EVENT_TRIGGERS_SINCE: Final = 17
+
+_SETTINGS: Final = {
+    "listen_addresses": "",
+    "port": str(_PORT),
+    "unix_socket_permissions": "0700",
+    "ssl": "off",
+    "shared_preload_libraries": "",
+    "session_preload_libraries": "",
+    "local_preload_libraries": "",
+    "archive_mode": "off",
+    "archive_command": "",
+    "archive_cleanup_command": "",
+    "recovery_end_command": "",
+    "primary_conninfo": "",
+    "primary_slot_name": "",
+    "max_logical_replication_workers": "0",
+    "logging_collector": "off",
+    "log_destination": "stderr",
+    "log_min_messages": "log",
+    "lc_messages": "C",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "hot_standby": "on",
+    "wal_level": "replica",
+    "wal_retrieve_retry_interval": "50ms",
+    "autovacuum": "off",
+    "synchronous_commit": "off",
+    "synchronous_standby_names": "",
+    "full_page_writes": "off",
+    "checkpoint_timeout": "30min",
+    "max_wal_size": "2GB",
+    "shared_buffers": "128MB",
+    "maintenance_work_mem": "64MB",
+    "huge_pages": "off",
+    "jit": "off",
+    "max_connections": "100",
+    "max_worker_processes": "8",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where a replay ends.
+
+    Arguments:
+        moment: the last one whose transactions count; nothing means the end of the WAL.
+        timeline: the timeline it lies on.
+    """
+
+    moment: datetime | None
+    timeline: int
+
+
+@dataclass(kw_only=True)
+class ScratchServer:
+    """A server on a data directory.
+
+    Arguments:
+        directory: the scratch directory; sockets, configuration and log lie in it.
+        data: the data directory, which a base backup was unpacked to.
+        owner: whom it runs as, where that is not the user of this process.
+        major: the server's major version.
+        limits: for settings that replay depends on, what they have to be at the least.
+        last_transaction: when the last transaction was committed that was replayed, once that is known.
+        is_durable: whether what it writes has to survive a crash of the machine.
+    """
+
+    directory: Path
+    data: Path
+    owner: Owner | None
+    major: int
+    superuser: str
+    limits: Mapping[str, int]
+    runner: ProcessRunner
+    bin_dir: Path | None = None
+    is_durable: bool = False
+    last_transaction: datetime | None = field(default=None, init=False)
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+
+    def recover(self, feed: WalFeed, target: Target) -> None:
+        """Replay WAL up to the target, and open the database for writing.
+
+        Raises:
+            RestoreError: the server ended, or WAL was damaged.
+        """
+        (self.data / "standby.signal").touch(mode=0o600)
+        self._give(self.data / "standby.signal")
+        settings = {"restore_command": feed.command, "recovery_target_timeline": str(target.timeline)}
+        if target.moment:
+            settings |= {
+                "recovery_target_time": target.moment.isoformat(sep=" ", timespec="microseconds"),
+                "recovery_target_action": "promote",
+            }
+        self.start(settings)
+        self._wait_until_promoted(feed)
+
+    def start(self, settings: Mapping[str, str] = {}) -> None:
+        """Start the server; it may still be replaying WAL when this returns."""
+        program = self.find_program()
+        socket = self.directory / "socket"
+        socket.mkdir(mode=0o700, exist_ok=True)
+        self._give(socket)
+        configuration, rules = self.directory / "empty.conf", self.directory / "hba.conf"
+        configuration.write_text("")
+        rules.write_text("local all all trust\n")
+        for path in (configuration, rules):
+            self._give(path)
+        given = {
+            **_SETTINGS,
+            **({"event_triggers": "off"} if self.major >= _EVENT_TRIGGERS_SINCE else {}),
+            **{name: str(max(value, int(_SETTINGS.get(name, 0)))) for name, value in self.limits.items()},
+            "fsync": "on" if self.is_durable else "off",
+            "full_page_writes": "on" if self.is_durable else "off",
+            "unix_socket_directories": str(socket),
+            "config_file": str(configuration),
+            "hba_file": str(rules),
+            "ident_file": str(configuration),
+            **settings,
+        }
+        command: list[str | Path] = [
+            program,
+            "-D",
+            str(self.data),
+            *(f"--{name}={value}" for name, value in given.items()),
+        ]
+        owner = (self.owner.uid, self.owner.gid) if self.owner else None
+        with self._log.open("ab") as output:
+            self._process = subprocess.Popen(
+                launch_command(command, owner=owner, death_signal=signal.SIGQUIT),
+                env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC", "HOME": str(self.directory)},
+                cwd=self.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    def find_program(self) -> Path:
+        """The server's program, of the same major version, which its user may run.
+
+        Raises:
+            ClientToolError: there is none.
+        """
+        tool = find_client("postgres", self.major, runner=self.runner, bin_dir=self.bin_dir)
+        if tool.major != self.major:
+            raise ClientToolError(
+                f"a recovery needs a server of version {self.major}, and there is only {tool.version} ({tool.path})",
+                hint=f"apt-get install postgresql-{self.major}, or point BACKUP_PG_BIN_DIR at its programs.",
+            )
+        path = tool.path.resolve()
+        if self.owner and not all(reachable(part, self.owner) for part in (path, *path.parents)):
+            raise ClientToolError(
+                f"user {self.owner.name}, whom a scratch server runs as, may not run {path}",
+                hint=f"apt-get install postgresql-{self.major}, or set BACKUP_PG_BIN_DIR to programs that it may run.",
+            )
+        return path
+
+    def target(self, database: str) -> DatabaseTarget:
+        """How to connect to one of its databases, without running what the database would have run at a connect."""
+        options = "-c session_preload_libraries= -c local_preload_libraries="
+        if self.major >= _EVENT_TRIGGERS_SINCE:
+            options += " -c event_triggers=off"
+        return DatabaseTarget(
+            host=str(self.directory / "socket"),
+            port=_PORT,
+            name=database,
+            user=self.superuser,
+            options={"options": options, "application_name": "kekkai-scratch"},
+        )
+
+    def stop(self, *, fast: bool = False) -> None:
+        """End the server; harmless where it does not run.
+
+        Arguments:
+            fast: with a checkpoint, so that the data directory is complete; otherwise at once.
+
+        Raises:
+            RestoreError: it was to end with a checkpoint and did not.
+        """
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(signal.SIGINT if fast else signal.SIGQUIT)
+        try:
+            code = process.wait(None if fast else _STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            code = process.wait()
+        if fast and code != 0:
+            raise self._failed()
+
+    # -- waiting ----------------------------------------------------------------------------------------------------
+
+    def _wait_until_promoted(self, feed: WalFeed) -> None:
+        """Wait for the target, or for the end of the WAL: where that comes first, nothing was committed in between."""
+        with ExitStack() as opened:
+            while not self._accepts_connections(feed):
+                time.sleep(_POLL_SECONDS)
+            connection = opened.enter_context(connect(self.target("postgres")))
+            position, idle, is_asked = "", 0, False
+            while True:
+                self._accepts_connections(feed)
+                in_recovery, replayed, self.last_transaction = _progress(connection)
+                if not in_recovery:
+                    return
+                if replayed != position or feed.idle_requests < idle:
+                    position, idle = replayed, feed.idle_requests
+                elif not is_asked and feed.idle_requests >= idle + _IDLE_REQUESTS:
+                    connection.execute("SELECT pg_promote(false)")
+                    is_asked = True
+                time.sleep(_POLL_SECONDS)
+
+    def _accepts_connections(self, feed: WalFeed) -> bool:
+        """Whether the server can be asked.
+
+        Raises:
+            RestoreError: it has ended, or does not get what it needs.
+        """
+        if feed.failure:
+            raise RestoreError(f"the WAL cannot be used: {feed.failure}", hint="Recover to an earlier moment.")
+        return self._state() == "ready"
+
+    def _state(self) -> str:
+        """What the server says of itself in its pid file; empty before it says anything.
+
+        Raises:
+            RestoreError: it has ended.
+        """
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise self._failed()
+        try:
+            lines = (self.data / "postmaster.pid").read_text().splitlines()
+        except (FileNotFoundError, ValueError):
+            return ""
+        return lines[7].strip() if len(lines) > 7 else ""
+
+    def _failed(self) -> RestoreError:
+        with self._log.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+            said = file.read().decode("utf-8", "replace").splitlines()
+        grave = [line for line in said if any(word in line for word in ("FATAL:", "PANIC:", "ERROR:"))] or said[-1:]
+        reason = grave[-1].partition(":  ")[2] or grave[-1] if grave else "it says nothing"
+        log.error("scratch_server_ended", log=said[-20:])
+        return RestoreError(
+            f"the scratch server ended: {reason}", hint="Its last lines are in the log; recover to another moment."
+        )
+
+    @property
+    def _log(self) -> Path:
+        return self.directory / "server.log"
+
+    def _give(self, path: Path) -> None:
+        if self.owner:
+            os.chown(path, self.owner.uid, self.owner.gid)
+
+
+def _progress(connection: Connection) -> tuple[bool, str, datetime | None]:
+    """Whether the server still replays, how far it is, and when the last transaction was committed."""
+    row = connection.execute(_PROGRESS).fetchone()
+    assert row is not None
+    return bool(row[0]), str(row[1]), row[2]

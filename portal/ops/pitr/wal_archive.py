@@ -1,0 +1,302 @@
+"""The WAL archive: a directory of the repository for each cluster, named after its system identifier.
+
+    wal/current.json                the cluster that is received now
+    wal/<identifier>/cluster.json   size of its segments, and the limits a scratch server has to be given
+    wal/<identifier>/index.jsonl    every file with its digest, and the time that it covers
+    wal/<identifier>/state.json     how far the WAL service is; may be lost
+    wal/<identifier>/receiving/     what pg_receivewal writes: the segment at hand, and those just completed
+    wal/<identifier>/<name>.gz      completed segments; gunzip reads them
+    wal/<identifier>/<name>         history files of timelines
+
+A segment leaves `receiving/` once its compressed copy, and its line in the index, are on the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from isal import isal_zlib
+
+from portal.ops.errors import BusyError, NotIntactError, RepositoryError
+from portal.ops.pitr import archive_index
+from portal.ops.pitr.archive_index import WalFile
+from portal.ops.pitr.lsn import PARTIAL, Segment, parse_history, parse_history_name, parse_segment
+from portal.ops.repository.durable import make_hidden, sync_directory, write_durably
+from portal.ops.repository.repository import LOCK_NAME, Repository
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from datetime import datetime
+    from pathlib import Path
+
+DIRECTORY: Final = "wal"
+RECEIVING: Final = "receiving"
+SUFFIX: Final = ".gz"
+
+_CURRENT: Final = "current.json"
+_CLUSTER: Final = "cluster.json"
+_STATE: Final = "state.json"
+_LEVEL: Final = 1
+_BLOCK_BYTES: Final = 1 << 20
+_GZIP: Final = 31
+_InflateError = cast("type[Exception]", isal_zlib.error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """What does not change about a cluster, or only grows.
+
+    Arguments:
+        system_identifier: the server's own number for it.
+        segment_bytes: size of a segment.
+        major: the server's major version.
+        limits: for each setting that replay depends on the highest value that was seen.
+    """
+
+    system_identifier: str
+    segment_bytes: int
+    major: int
+    limits: Mapping[str, int] = field(default_factory=dict)
+
+    def including(self, other: Cluster) -> Cluster:
+        """This cluster, with limits that suit the other one's too."""
+        names = {**self.limits, **other.limits}
+        limits = {name: max(self.limits.get(name, 0), other.limits.get(name, 0)) for name in names}
+        return replace(other, limits=limits)
+
+
+class WalArchive:
+    """The WAL of one cluster.
+
+    Arguments:
+        repository: whose archive it is.
+        cluster: which cluster.
+    """
+
+    def __init__(self, repository: Repository, cluster: Cluster) -> None:
+        self.repository = repository
+        self.cluster = cluster
+        self.path = repository.path / DIRECTORY / cluster.system_identifier
+        self.receiving = self.path / RECEIVING
+
+    @classmethod
+    def current(cls, repository: Repository) -> WalArchive | None:
+        """The archive of the cluster that is received, or was last; nothing where there is none."""
+        found = _read_json(repository.path / DIRECTORY / _CURRENT)
+        return cls.of(repository, str(found["system_identifier"])) if found else None
+
+    @classmethod
+    def of(cls, repository: Repository, system_identifier: str) -> WalArchive | None:
+        """The archive of a cluster; nothing where there is none."""
+        found = _read_json(repository.path / DIRECTORY / system_identifier / _CLUSTER)
+        return cls(repository, Cluster(**found)) if found else None
+
+    @classmethod
+    def prepare(cls, repository: Repository, cluster: Cluster) -> WalArchive:
+        """The archive of a cluster, made where it is not there yet, and the current one from now on.
+
+        Raises:
+            RepositoryError: it cannot be made.
+        """
+        known = cls.of(repository, cluster.system_identifier)
+        archive = cls(repository, known.cluster.including(cluster) if known else cluster)
+        try:
+            for directory in (archive.path.parent, archive.path, archive.receiving):
+                make_hidden(directory)
+            if known is None or known.cluster != archive.cluster:
+                write_durably(archive.path / _CLUSTER, _json(asdict(archive.cluster)))
+            current = _json({"system_identifier": cluster.system_identifier})
+            if (text := archive.path.parent / _CURRENT) and (not text.exists() or text.read_bytes() != current):
+                write_durably(text, current)
+            sync_directory(archive.path)
+        except OSError as error:
+            raise RepositoryError(
+                f"cannot make the WAL archive in {archive.path}: {error.strerror}",
+                hint="Run this as the user that the backups belong to, and look at the disk.",
+            ) from error
+        return archive
+
+    @contextmanager
+    def receiving_alone(self) -> Iterator[None]:
+        """Keep a second service away.
+
+        Raises:
+            BusyError: one is running.
+        """
+        try:
+            with Repository(self.path, lock_timeout=0).exclusive():
+                yield
+        except BusyError as error:
+            raise BusyError(
+                f"another WAL service receives into {self.path} (it holds {LOCK_NAME} there)",
+                hint="One service is enough; stop one of the two.",
+            ) from error
+
+    # -- writing ----------------------------------------------------------------------------------------------------
+
+    def completed(self) -> list[Path]:
+        """What pg_receivewal has finished, in order: history files and whole segments."""
+        names = sorted(os.listdir(self.receiving))
+        return [self.receiving / name for name in names if self._is_segment(name) or parse_history_name(name)]
+
+    def partials(self) -> list[Path]:
+        """The segments that are not complete, oldest first; the last one is being written."""
+        names = sorted(os.listdir(self.receiving))
+        return [
+            self.receiving / name for name in names if self._is_segment(name.removesuffix(PARTIAL)) and PARTIAL in name
+        ]
+
+    def publish(self, source: Path, *, covered: datetime | None, until: datetime | None) -> WalFile:
+        """Compress, hash and store a completed file durably, then remove the original.
+
+        Raises:
+            OSError: it cannot be written; the original is still there.
+        """
+        is_history = parse_history_name(source.name) is not None
+        final = self.path / (source.name if is_history else source.name + SUFFIX)
+        temporary = self.path / f".{final.name}.{os.getpid()}.tmp"
+        try:
+            size, digest = _copy(source, temporary, compress=not is_history)
+            os.rename(temporary, final)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        sync_directory(self.path)
+        file = WalFile(name=source.name, size=size, sha256=digest, covered=covered, until=until)
+        archive_index.append(self.path, file)
+        source.unlink()
+        return file
+
+    def save_state(self, state: Mapping[str, Any]) -> None:
+        """Replace the state; not synced, since it is written every second and can be lost."""
+        temporary = self.path / f".{_STATE}.{os.getpid()}.tmp"
+        temporary.write_bytes(_json(state))
+        temporary.rename(self.path / _STATE)
+
+    def remove(self, names: set[str]) -> int:
+        """Remove files; the bytes that were freed.
+
+        Lines of the index go last, so that what is there is always known.
+        """
+        files = archive_index.load(self.path)
+        for name in sorted(names):
+            self.stored(name).unlink(missing_ok=True)
+        sync_directory(self.path)
+        archive_index.rewrite(self.path, [file for name, file in files.items() if name not in names])
+        return sum(files[name].size for name in names if name in files)
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """What the service said last; empty where it has not said anything."""
+        return _read_json(self.path / _STATE) or {}
+
+    def files(self) -> dict[str, WalFile]:
+        """The files of the index that are there."""
+        there = set(os.listdir(self.path)) if self.path.is_dir() else set()
+        return {name: file for name, file in archive_index.load(self.path).items() if self.stored(name).name in there}
+
+    def stored(self, name: str) -> Path:
+        """Where a file lies, or would."""
+        return self.path / (name if parse_history_name(name) else name + SUFFIX)
+
+    def histories(self) -> dict[int, tuple[tuple[int, int], ...]]:
+        """The ancestors of each timeline that has a history file."""
+        found = {}
+        for place in (self.path, self.receiving):
+            for name in os.listdir(place) if place.is_dir() else ():
+                if timeline := parse_history_name(name):
+                    found[timeline] = parse_history((place / name).read_text("utf-8", "replace"))
+        return found
+
+    def segment(self, name: str) -> Segment | None:
+        """The segment of a name, whether it is partial or not."""
+        return parse_segment(name.removesuffix(PARTIAL), self.cluster.segment_bytes)
+
+    def read(self, name: str, destination: Path) -> bool:
+        """Put a file of the WAL, as PostgreSQL wants it, into a new file; whether there is one.
+
+        A segment is looked for among the stored ones, then among those being received, last as a partial one.
+
+        Raises:
+            NotIntactError: what is stored is damaged.
+        """
+        stored = self.stored(name)
+        sources = (
+            stored,
+            self.receiving / name,
+            self.path / f"{name}{PARTIAL}{SUFFIX}",
+            self.receiving / (name + PARTIAL),
+        )
+        for source in sources:
+            with suppress(FileNotFoundError):
+                _unpack(source, destination)
+                return True
+        return stored.exists() and self.read(name, destination)  # it was completed between two looks
+
+    def _is_segment(self, name: str) -> bool:
+        return parse_segment(name, self.cluster.segment_bytes) is not None
+
+
+def _copy(source: Path, destination: Path, *, compress: bool) -> tuple[int, str]:
+    """Copy a file, compressed or as it is, onto the disk; size and SHA-256 of the copy."""
+    digest, size = sha256(), 0
+    squeeze = isal_zlib.compressobj(_LEVEL, isal_zlib.DEFLATED, _GZIP)
+    with source.open("rb", buffering=0) as reader, destination.open("wb") as writer:
+        os.fchmod(writer.fileno(), 0o600)
+        while block := reader.read(_BLOCK_BYTES):
+            piece = squeeze.compress(block) if compress else block
+            digest.update(piece)
+            size += writer.write(piece)
+        if compress:
+            piece = squeeze.flush()
+            digest.update(piece)
+            size += writer.write(piece)
+        writer.flush()
+        os.fsync(writer.fileno())
+    return size, digest.hexdigest()
+
+
+def _unpack(source: Path, destination: Path) -> None:
+    """Write what a stored or a received file holds."""
+    with source.open("rb", buffering=0) as reader, destination.open("wb") as writer:
+        if source.suffix != SUFFIX:
+            while block := reader.read(_BLOCK_BYTES):
+                writer.write(block)
+            return
+        inflate = isal_zlib.decompressobj(_GZIP)
+        try:
+            while block := reader.read(_BLOCK_BYTES):
+                writer.write(inflate.decompress(block))
+        except _InflateError as error:
+            raise _damaged(source) from error
+        if not inflate.eof:
+            raise _damaged(source)
+
+
+def _damaged(source: Path) -> NotIntactError:
+    return NotIntactError(
+        f"the WAL file {source} is damaged", hint="Fetch it from the off-site copy, or recover to an earlier moment."
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    except OSError as error:
+        raise RepositoryError(
+            f"cannot read {path}: {error.strerror}", hint="Run this as the user that the backups belong to."
+        ) from error
+    return found if isinstance(found, dict) else None
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, indent=2, sort_keys=True).encode() + b"\n"

@@ -1,0 +1,236 @@
+"""The recovery window: to which moments the database can be recovered, and from what. A pure function.
+
+A base backup and all WAL after it, without a missing segment, make a span of moments. It begins when the copy of the
+cluster was complete, and ends with the last moment of which everything is in the WAL. The window is all spans together;
+what lies between two of them is a gap. Moments are those of the server's clock.
+
+Where a server was promoted, or recovered to an earlier moment, its WAL goes on upon a new timeline. A moment is looked
+for on the timeline that was live then.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from portal.ops.pitr.lsn import Segment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from datetime import datetime
+
+_NO_END: Final = 1 << 63
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """A base backup.
+
+    Arguments:
+        name: the archive.
+        start_lsn: the first position that a recovery from it reads.
+        ended: from this moment on it can be recovered to.
+    """
+
+    name: str
+    timeline: int
+    start_lsn: int
+    end_lsn: int
+    ended: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A segment that is there, whole or in part.
+
+    Arguments:
+        covered: every transaction that committed up to this moment lies in it or before; nothing where that is unknown.
+        is_whole: whether the next segment continues it.
+    """
+
+    segment: Segment
+    covered: datetime | None
+    is_whole: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wal:
+    """What WAL there is.
+
+    Arguments:
+        pieces: every segment.
+        histories: for a timeline its ancestors, oldest first, each with the position at which the next one left it.
+        created: when a timeline began, as far as that is known.
+    """
+
+    segment_bytes: int
+    pieces: Sequence[Piece]
+    histories: Mapping[int, Sequence[tuple[int, int]]] = field(default_factory=dict)
+    created: Mapping[int, datetime] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """Moments that one base backup and the WAL after it lead to.
+
+    Arguments:
+        timeline: where the WAL ends.
+        segments: how many segments lie between base and end.
+        live: from when on its timeline was the live one; nothing means always.
+    """
+
+    base: Base
+    timeline: int
+    start: datetime
+    end: datetime
+    segments: int
+    live: datetime | None = None
+
+    def holds(self, moment: datetime) -> bool:
+        """Whether the moment can be recovered to from here."""
+        return self.start <= moment <= self.end
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """All moments that can be recovered to.
+
+    Arguments:
+        gaps: from when to when nothing can be recovered to, oldest first.
+    """
+
+    start: datetime
+    end: datetime
+    gaps: tuple[tuple[datetime, datetime], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The window in the types of JSON."""
+        return {
+            "from": _text(self.start),
+            "to": _text(self.end),
+            "gaps": [{"from": _text(start), "to": _text(end)} for start, end in self.gaps],
+        }
+
+    def __str__(self) -> str:
+        gaps = "".join(f", except {_text(start)} to {_text(end)}" for start, end in self.gaps)
+        return f"{_text(self.start)} to {_text(self.end)}{gaps}"
+
+
+def find_spans(bases: Iterable[Base], wal: Wal) -> tuple[Span, ...]:
+    """The span of each base backup on each timeline that its WAL leads to, oldest first."""
+    pieces = {(piece.segment, piece.is_whole): piece for piece in wal.pieces}
+    timelines = {piece.segment.timeline for piece in wal.pieces} | set(wal.histories)
+    spans = []
+    for base in bases:
+        for timeline in sorted(timelines | {base.timeline}):
+            path = _path(base, timeline, wal.histories)
+            if path and (span := _span(base, path, pieces, wal)):
+                spans.append(span)
+    return tuple(sorted(spans, key=lambda span: (span.start, span.timeline)))
+
+
+def find_window(spans: Sequence[Span]) -> Window | None:
+    """All spans together; nothing where there is none."""
+    merged: list[tuple[datetime, datetime]] = []
+    for span in sorted(spans, key=lambda span: span.start):
+        if merged and span.start <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(merged[-1][1], span.end)
+        else:
+            merged.append((span.start, span.end))
+    if not merged:
+        return None
+    gaps = tuple((one[1], other[0]) for one, other in itertools.pairwise(merged))
+    return Window(start=merged[0][0], end=merged[-1][1], gaps=gaps)
+
+
+def choose_span(spans: Sequence[Span], moment: datetime | None) -> Span | None:
+    """The span to recover from: the least WAL to replay, on the timeline that was live; nothing where there is none.
+
+    Arguments:
+        moment: where to; nothing means as late as possible.
+    """
+    if moment is None:
+        return max(spans, key=lambda span: (span.end, span.timeline, span.start), default=None)
+    fitting = [span for span in spans if span.holds(moment)]
+    lived = [span for span in fitting if span.live is None or span.live <= moment]
+    return max(lived or fitting, key=lambda span: (span.timeline, span.start), default=None)
+
+
+def first_needed(bases: Iterable[Base]) -> int | None:
+    """Where in the WAL the oldest base backup begins: what lies before is of no use; nothing where there is none."""
+    return min((base.start_lsn for base in bases), default=None)
+
+
+def unneeded(bases: Sequence[Base], wal: Wal) -> frozenset[Segment]:
+    """The segments that no base backup needs: a base keeps all WAL after it, and takes none with it that others need.
+
+    Before the first base there is nothing that WAL could follow, but the base may be under way: then all is needed.
+    """
+    first = first_needed(bases)
+    if first is None:
+        return frozenset()
+    number = first // wal.segment_bytes
+    return frozenset(piece.segment for piece in wal.pieces if piece.segment.number < number)
+
+
+def _path(
+    base: Base, timeline: int, histories: Mapping[int, Sequence[tuple[int, int]]]
+) -> tuple[tuple[int, int], ...] | None:
+    """The timelines from a base to a timeline, each with where it ends; nothing where none leads there."""
+    path = (*histories.get(timeline, ()), (timeline, _NO_END))
+    for at, (ancestor, end) in enumerate(path):
+        if ancestor == base.timeline and base.end_lsn <= end:
+            return tuple(path[at:])
+    return None
+
+
+def _span(
+    base: Base, path: Sequence[tuple[int, int]], pieces: Mapping[tuple[Segment, bool], Piece], wal: Wal
+) -> Span | None:
+    covered, count, last = base.ended, 0, base.timeline
+    for piece in _run(base, path, pieces, wal.segment_bytes):
+        covered = max(covered, piece.covered or covered)
+        count, last = count + 1, piece.segment.timeline
+    reached = (base.start_lsn // wal.segment_bytes + count) * wal.segment_bytes
+    if reached < base.end_lsn or last != path[-1][0] or covered == base.ended:
+        return None
+    timeline = path[-1][0]
+    return Span(
+        base=base,
+        timeline=timeline,
+        start=base.ended,
+        end=covered,
+        segments=count,
+        live=wal.created.get(timeline) if timeline != base.timeline else None,
+    )
+
+
+def _run(
+    base: Base, path: Sequence[tuple[int, int]], pieces: Mapping[tuple[Segment, bool], Piece], segment_bytes: int
+) -> Iterator[Piece]:
+    """The segments after a base, as far as each continues the one before."""
+    number = base.start_lsn // segment_bytes
+    while True:
+        owner = next(timeline for timeline, end in path if end > number * segment_bytes)
+        newest = _newest_in(path, number, segment_bytes)
+        whole = next((pieces[key] for one in (newest, owner) if (key := (Segment(one, number), True)) in pieces), None)
+        if whole and whole.segment.timeline == newest:
+            yield whole
+            number += 1
+            continue
+        if part := pieces.get((Segment(newest, number), False)) or whole or pieces.get((Segment(owner, number), False)):
+            yield part
+        return
+
+
+def _newest_in(path: Sequence[tuple[int, int]], number: int, segment_bytes: int) -> int:
+    """The timeline whose file of a segment has everything: the last one that begins before the segment's end."""
+    begins = [0, *(end for _, end in path[:-1])]
+    return max(
+        timeline for (timeline, _), begin in zip(path, begins, strict=True) if begin < (number + 1) * segment_bytes
+    )
+
+
+def _text(moment: datetime) -> str:
+    return moment.isoformat(sep=" ", timespec="seconds")

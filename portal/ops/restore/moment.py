@@ -1,0 +1,246 @@
+"""Restoring to a moment: the database from a base backup and WAL, the uploads from the archives of that time.
+
+The uploads are those of the newest archive that was complete by then, with the files of the next ones that were there
+by then too: an upload is backed up some seconds after it was written.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing, nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from portal.ops.archive.damage import is_below
+from portal.ops.archive.index import MemberType
+from portal.ops.archive.reader import ArchiveReader, Layer
+from portal.ops.chains.reader import open_tree
+from portal.ops.errors import ConfigurationError, NotIntactError
+from portal.ops.manifest import Manifest
+from portal.ops.model import SUFFIX, BackupType, Component, timestamp
+from portal.ops.pitr.moment import parse_moment
+from portal.ops.pitr.plan import OutsideWindowError, clock_offset, plan_recovery
+from portal.ops.pitr.wal_archive import WalArchive
+from portal.ops.repository.catalogue import Catalogue
+from portal.ops.restore.config import RestoreScope
+from portal.ops.runtime.logs import engine_log
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from portal.ops.archive.index import Member
+    from portal.ops.archive.protocol import Archive, Contents, IndexedArchive
+    from portal.ops.pitr.plan import RecoveryPlan
+    from portal.ops.repository.entry import Entry
+    from portal.ops.repository.repository import Repository
+    from portal.ops.restore.config import RestoreConfig
+
+log = engine_log("portal.ops.restore.moment")
+
+_MEDIA: Final = Component.MEDIA.member
+_WRITTEN: Final = timedelta(seconds=1)
+"""How much later than a file its directory entry may have been changed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MomentChoice:
+    """What a moment is restored from.
+
+    Arguments:
+        text: the moment as it was asked for.
+        recovery: how the database gets there; nothing where it is not wanted.
+        media: the archive of the uploads; nothing where they are not wanted.
+        later: the archives after it, up to the first one that was begun after the moment.
+    """
+
+    text: str
+    moment: datetime
+    recovery: RecoveryPlan | None
+    media: Path | None = None
+    later: tuple[Path, ...] = ()
+
+    @property
+    def needed(self) -> tuple[Path, ...]:
+        """The archives that are read; the chain of the uploads' one is not among them."""
+        base = (self.recovery.path,) if self.recovery else ()
+        return (*base, *((self.media,) if self.media else ()), *self.later)
+
+    @property
+    def name(self) -> str:
+        """What the restore is of, for records and people."""
+        return f"{self.moment:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def choose_moment(
+    repository: Repository, config: RestoreConfig, scope: RestoreScope, text: str, now: datetime
+) -> MomentChoice:
+    """Find what leads to a moment; touches nothing.
+
+    Arguments:
+        text: the moment as a person wrote it.
+
+    Raises:
+        ConfigurationError: it is no moment, or lies outside of what can be restored.
+    """
+    if scope is RestoreScope.AUDIT_LOGS:
+        raise ConfigurationError(
+            "an audit log is not restored to a moment: it only grows", hint="Restore it from an archive."
+        )
+    wanted = parse_moment(text, now + clock_offset(WalArchive.current(repository)))
+    recovery = plan_recovery(repository, wanted) if scope is not RestoreScope.MEDIA else None
+    moment = recovery.reached if recovery else wanted or now.astimezone(UTC)
+    if scope is RestoreScope.DATABASE or config.media_path is None:
+        if scope is RestoreScope.MEDIA:
+            raise ConfigurationError("there is no place for uploads", hint="Set PORTAL_UPLOAD_DIR or give --media-dir.")
+        return MomentChoice(text=text, moment=moment, recovery=recovery)
+    media, later = _choose_media(Catalogue(repository).entries(), None if wanted is None else moment)
+    paths = [repository.path / f"{entry.name}{SUFFIX}" for entry in (media, *later)]
+    return MomentChoice(text=text, moment=moment, recovery=recovery, media=paths[0], later=tuple(paths[1:]))
+
+
+def _choose_media(entries: Sequence[Entry], moment: datetime | None) -> tuple[Entry, list[Entry]]:
+    """The newest archive of uploads that was complete by a moment, and those after it, oldest first.
+
+    Raises:
+        OutsideWindowError: none is as old.
+    """
+    held = [entry for entry in entries if Component.MEDIA in entry.components and not entry.fault]
+    held.sort(key=lambda entry: entry.modified)
+    before = [entry for entry in held if moment is None or entry.modified <= moment]
+    if not before:
+        since = f"; the oldest one is of {held[0].modified:%Y-%m-%d %H:%M:%S} UTC" if held else ""
+        raise OutsideWindowError(
+            f"no archive of the uploads is as old as that moment{since}",
+            hint="--database-only restores the database to that moment and leaves the uploads as they are.",
+        )
+    later: list[Entry] = []
+    for entry in held[held.index(before[-1]) + 1 :] if moment else ():
+        later.append(entry)
+        if moment and entry.moment > moment:
+            break
+    return before[-1], later
+
+
+class MomentArchive:
+    """What a moment is restored from, with the face of one archive: the uploads are in it, the database is not.
+
+    Arguments:
+        choice: what it consists of.
+    """
+
+    def __init__(self, choice: MomentChoice) -> None:
+        self._choice = choice
+        self._opened = ExitStack()
+        self._tree: Archive | None = None
+        self._more: list[tuple[ArchiveReader, frozenset[str]]] = []
+        self.backup_id = choice.name
+        self.path = choice.needed[0]
+        try:
+            if choice.media:
+                self._tree = self._opened.enter_context(closing(open_tree(choice.media)))
+                self._find_more(self._tree)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def has_index(self) -> bool:
+        """Whether single files can be read."""
+        return self._tree is None or self._tree.has_index
+
+    def close(self) -> None:
+        """Close all archives."""
+        self._opened.close()
+
+    def manifest(self) -> Manifest:
+        """What would be the manifest of such an archive."""
+        tree = self._tree.manifest() if self._tree else None
+        components: tuple[Component, ...] = (Component.DATABASE,) if self._choice.recovery else ()
+        details: dict[str, Mapping[str, Any]] = {}
+        if tree:
+            components = (*components, Component.MEDIA)
+            files = int(tree.details.get(Component.MEDIA.value, {}).get("files", 0))
+            more = sum(1 for _, member in self._more_members() if member.type is MemberType.FILE)
+            details[Component.MEDIA.value] = {**tree.details.get(Component.MEDIA.value, {}), "files": files + more}
+        return Manifest(
+            backup_id=self.backup_id,
+            type=BackupType.FULL.value,
+            timestamp=timestamp(self._choice.moment),
+            components=components,
+            hostname="",
+            db_name="",
+            details=details,
+        )
+
+    def members(self) -> Iterator[Member]:
+        """The uploads."""
+        if self._tree:
+            for member in self._tree.members():
+                if is_below(member.path, _MEDIA):
+                    yield member
+            for _, member in self._more_members():
+                yield member
+
+    def contents(self, jobs: int, *, below: str | None = None) -> Contents:
+        """The uploads with their content."""
+        if self._tree:
+            yield from self._tree.contents(jobs, below=below or _MEDIA)
+            for reader, names in self._more:
+                for member, content in reader.contents(jobs, below=_MEDIA):
+                    if member.path in names and (below is None or is_below(member.path, below)):
+                        yield member, content
+
+    def find(self, path: str) -> Member | None:
+        """The member of that path."""
+        found = self._indexed().find(path) if self._tree else None
+        return found or next((member for _, member in self._more_members() if member.path == path), None)
+
+    def extract(self, member: Member) -> Iterator[memoryview]:
+        """The content of one file."""
+        for reader, names in self._more:
+            if member.path in names:
+                return reader.extract(member)
+        return self._indexed().extract(member)
+
+    def layers(self) -> Iterator[Layer]:
+        """The archives that hold something of it."""
+        if self._tree:
+            yield from self._indexed().layers()
+            for reader, names in self._more:
+                yield Layer(reader, len(names), names.__contains__, nullcontext)
+
+    def _indexed(self) -> IndexedArchive:
+        from portal.ops.archive.protocol import is_indexed_archive
+
+        assert self._tree is not None
+        if not is_indexed_archive(self._tree):
+            raise NotIntactError(f"{self._tree.path.name} has no index", hint="Restore that archive by itself.")
+        return self._tree
+
+    def _find_more(self, tree: Archive) -> None:
+        """Look in the archives after the tree for files that were there by the moment."""
+        if not tree.has_index:
+            return
+        begun = int(tree.manifest().details.get(Component.MEDIA.value, {}).get("read_from_ns", 0))
+        latest = int((self._choice.moment + _WRITTEN).timestamp() * 1_000_000_000)
+        known: set[str] = set()
+        for path in self._choice.later:
+            reader = self._opened.enter_context(closing(ArchiveReader(path)))
+            names = {
+                member.path
+                for member in reader.members()
+                if is_below(member.path, _MEDIA)
+                and begun <= member.ctime_ns <= latest
+                and member.path not in known
+                and self._indexed().find(member.path) is None
+            }
+            known |= names
+            if names:
+                self._more.append((reader, frozenset(names)))
+
+    def _more_members(self) -> Iterator[tuple[ArchiveReader, Member]]:
+        for reader, names in self._more:
+            for member in reader.members():
+                if member.path in names:
+                    yield reader, member

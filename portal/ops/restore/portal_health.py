@@ -1,0 +1,100 @@
+"""Whether the portal answers on restored data: its health page is asked until it does, or for as long as is allowed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit, urlunsplit
+
+from portal.ops.runtime.logs import engine_log
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+log = engine_log("portal.ops.restore")
+
+_PAUSE_SECONDS: Final = 1.0
+_ANSWER_SECONDS: Final = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealthCheck:
+    """Where to ask, and for how long.
+
+    Arguments:
+        url: of the page; None asks nobody.
+        timeout_seconds: how long the portal has to come back.
+    """
+
+    url: str | None = None
+    timeout_seconds: float = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Health:
+    """What the portal said.
+
+    Arguments:
+        answers: it said that it is well.
+        url: without a password.
+        what: its last answer, in words.
+        seconds: how long it took until then.
+    """
+
+    answers: bool
+    url: str
+    what: str
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """It in the types of JSON."""
+        return {"answers": self.answers, "url": self.url, "what": self.what, "seconds": round(self.seconds, 3)}
+
+    def warnings(self, restore_id: str) -> list[str]:
+        """What a person has to know if it does not answer."""
+        if self.answers:
+            return []
+        return [
+            f"the portal does not answer at {self.url} {self.seconds:.0f} s after the restore: {self.what}. "
+            f"Start it, or look at its log; a rollback of {restore_id} brings the previous data back"
+        ]
+
+
+def ask_portal(check: HealthCheck, *, sleep: Callable[[float], None] = time.sleep) -> Health | None:
+    """Ask until the portal answers, or its time is over; None if nobody is to be asked."""
+    if not check.url:
+        return None
+    started = time.monotonic()
+    while True:
+        answers, what = _answer(check.url)
+        seconds = time.monotonic() - started
+        if answers or seconds >= check.timeout_seconds:
+            break
+        sleep(min(_PAUSE_SECONDS, check.timeout_seconds - seconds))
+    health = Health(answers=answers, url=_shown(check.url), what=what, seconds=seconds)
+    tell = log.info if answers else log.warning
+    tell("portal_asked", url=health.url, answers=answers, answer=what, seconds=round(seconds, 3))
+    return health
+
+
+def _answer(url: str) -> tuple[bool, str]:
+    from http.client import HTTPException
+    from urllib.error import HTTPError, URLError
+    from urllib.request import Request, urlopen
+
+    try:
+        with urlopen(Request(url, headers={"User-Agent": "kekkai-backup"}), timeout=_ANSWER_SECONDS) as answer:  # noqa: S310
+            return True, f"HTTP {answer.status}"
+    except HTTPError as error:
+        return False, f"HTTP {error.code}"
+    except URLError as error:
+        return False, str(error.reason)
+    except (HTTPException, OSError, ValueError) as error:
+        return False, str(error) or type(error).__name__
+
+
+def _shown(url: str) -> str:
+    """The URL without user, password and query, which may hold a secret."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

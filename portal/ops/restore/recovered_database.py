@@ -1,0 +1,113 @@
+"""The database of a restore to a moment: recovered on a scratch server, and restored from there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from portal.ops.pitr.recovery import recovered
+from portal.ops.pitr.scratch import scratch_parent, server_owner
+from portal.ops.restore.components import DatabasePart
+from portal.ops.restore.scratch_dump import RowCounts, ScratchDump
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from portal.ops.archive.protocol import Archive
+    from portal.ops.errors import OpsError
+    from portal.ops.manifest import Manifest
+    from portal.ops.pitr.plan import RecoveryPlan
+    from portal.ops.repository.repository import Repository
+    from portal.ops.restore.database.restore import DatabaseRestore
+    from portal.ops.restore.plan import PartPlan
+    from portal.ops.runtime.process import ProcessRunner
+    from portal.ops.runtime.progress import Advance
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RecoveredPlan:
+    """What will be done to the database, and from where it is recovered."""
+
+    database: PartPlan
+    recovery: RecoveryPlan
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What should be known."""
+        return self.database.warnings
+
+    @property
+    def blockers(self) -> tuple[OpsError, ...]:
+        """What makes it impossible."""
+        return self.database.blockers
+
+    def lines(self) -> list[str]:
+        """The plan in plain words."""
+        return [*self.recovery.lines(), *self.database.lines()]
+
+
+class RecoveredDatabasePart(DatabasePart):
+    """The database as it was at a moment: recovered on a scratch server, and restored from there.
+
+    Arguments:
+        recovery: how the scratch server gets to the moment.
+        source: the name of the database there.
+    """
+
+    def __init__(
+        self,
+        restore: DatabaseRestore,
+        directory: Path,
+        *,
+        recovery: RecoveryPlan,
+        source: str,
+        repository: Repository,
+        runner: ProcessRunner,
+        bin_dir: Path | None,
+        lock_timeout: float,
+        **others: Any,
+    ) -> None:
+        super().__init__(restore, directory, **others)
+        self._recovery = recovery
+        self._source = source
+        self._repository = repository
+        self._runner = runner
+        self._bin_dir = bin_dir
+        self._lock_timeout = lock_timeout
+
+    def plan(self, archive: Archive, manifest: Manifest) -> PartPlan:  # noqa: ARG002  (the database is in none)
+        """What would become of the database."""
+        size = int(self._recovery.facts["bytes"])
+        plan = self._restore.plan(dump_major=self._recovery.major, dump_bytes=size, row_counts={})
+        self._mode, self._dump_bytes = plan.mode, size
+        return _RecoveredPlan(database=plan, recovery=self._recovery)
+
+    def stage_room(self) -> tuple[Path, int]:
+        """That of the scratch server; in place, the dump lies beside it for a while."""
+        place, size = super().stage_room()
+        return (place, size) if size else (scratch_parent(self._repository.path, server_owner()), self._needed_bytes())
+
+    def content_bytes(self) -> int:
+        """The cluster's, and about as much for the dump."""
+        return 2 * self._dump_bytes
+
+    def stage(self, archive: Archive, manifest: Manifest, advance: Advance) -> None:  # noqa: ARG002
+        """Recover, and fill and check a database beside the live one."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        recovering = recovered(
+            self._repository,
+            self._recovery,
+            runner=self._runner,
+            bin_dir=self._bin_dir,
+            jobs=self._jobs,
+            lock_timeout=self._lock_timeout,
+            advance=advance,
+        )
+        with recovering as server:
+            target = server.target(self._source)
+            rows = RowCounts(target)
+            with ScratchDump(target, self._recovery.major, runner=self._runner, bin_dir=self._bin_dir) as scratch:
+                self._restore.stage(scratch.dump(self._dump, advance), rows)
+
+    def _needed_bytes(self) -> int:
+        return self._recovery.needed_bytes

@@ -1,0 +1,75 @@
+"""What is restored: one archive with all that it stands on, or what leads to a moment."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from portal.ops.chains.lineage import is_incremental, line_of
+from portal.ops.chains.reader import open_tree
+from portal.ops.repository.locks import archive_lock
+from portal.ops.repository.sidecar import read_sidecar
+from portal.ops.restore.moment import MomentArchive
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from portal.ops.archive.protocol import Archive
+    from portal.ops.pitr.plan import RecoveryPlan
+    from portal.ops.repository.repository import ArchiveFile
+    from portal.ops.restore.moment import MomentChoice
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestoreSource:
+    """What is restored.
+
+    Arguments:
+        archive: the archive; of a moment the first one that leads to it.
+        choice: what leads to a moment; nothing for an archive by itself.
+    """
+
+    archive: ArchiveFile
+    choice: MomentChoice | None = None
+
+    @property
+    def recovery(self) -> RecoveryPlan | None:
+        """How the database gets to a moment, where it comes from no archive."""
+        return self.choice.recovery if self.choice else None
+
+    def open(self) -> Archive:
+        """Open it for reading.
+
+        Raises:
+            NotIntactError: it, or something that it needs, is damaged where it has to be read first, or is not there.
+        """
+        return MomentArchive(self.choice) if self.choice else open_tree(self.archive.path)
+
+    def lock(self, timeout: float) -> ExitStack:
+        """Keep a prune away from what is read, until the context is left.
+
+        Arguments:
+            timeout: seconds to wait for a prune that is just looking at it.
+        """
+        with ExitStack() as held:
+            for path in self._paths():
+                held.enter_context(archive_lock(path, timeout))
+            return held.pop_all()
+
+    def needed(self) -> dict[Path, str | None]:
+        """The archives that a restore reads, the oldest of a chain first, and the SHA-256 that each should have."""
+        needed: dict[Path, str | None] = {}
+        for path in self._paths():
+            if is_incremental(path):
+                needed |= {ancestor.path: ancestor.sha256 for ancestor in line_of(path)}
+            else:
+                needed[path] = read_sidecar(path)
+        return needed
+
+    def unchecked(self) -> list[Path]:
+        """Archives that have no sidecar, so that they may be anything."""
+        return [path for path in self._paths() if read_sidecar(path) is None]
+
+    def _paths(self) -> tuple[Path, ...]:
+        return self.choice.needed if self.choice else (self.archive.path,)

@@ -1,0 +1,291 @@
+"""Object stores: S3 and its relatives, Google Cloud Storage, Azure Blob Storage, through `obstore`.
+
+A segment is one PUT that must not replace anything. To S3 it goes with its SHA-256, which the store checks and keeps;
+Google and Azure keep other digests, so there the bytes are read for one.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256 as new_digest
+from typing import TYPE_CHECKING, Any, Final
+
+from portal.ops.errors import (
+    ConfigurationError,
+    ObjectAbsentError,
+    ObjectExistsError,
+    StorageError,
+    StoreDeniedError,
+    StoreFullError,
+    StoreUnreachableError,
+)
+from portal.ops.settings.destination import Destination, Scheme
+from portal.ops.storage.backend import READ_BYTES, StoredObject
+from portal.ops.storage.credentials import find_credentials
+from portal.ops.storage.s3_head import S3Head
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from obstore.store import ObjectStore
+
+    from portal.ops.storage.backend import Data
+
+_DEFAULT_REGION: Final = "us-east-1"
+_RETRIES: Final = 4
+_RETRY_SECONDS: Final = 60
+_CONNECT_SECONDS: Final = 10
+_READ_SECONDS: Final = 60
+_PUT_SECONDS: Final = 1800
+"""A segment of 64 MiB over the slowest line worth using, 40 kB/s."""
+
+_PERMISSIONS_HINT: Final = "Compare what the credentials permit with docs/operations.md, 'Off-site copies'."
+_DENIED: Final = ("403 Forbidden", "AccessDenied", "401 Unauthorized", "SignatureDoesNotMatch", "InvalidAccessKeyId")
+_LOCKED: Final = ("ObjectLocked", "WORM", "object lock", "ObjectUnderRetention", "retention")
+_FULL: Final = ("507 ", "InsufficientStorage", "QuotaExceeded", "EntityTooLarge", "No space", "XMinioStorageFull")
+_AZURE: Final = {
+    "AZURE_STORAGE_ACCOUNT_NAME": "account_name",
+    "AZURE_STORAGE_ACCOUNT_KEY": "account_key",
+    "AZURE_STORAGE_SAS_TOKEN": "sas_key",
+    "AZURE_TENANT_ID": "tenant_id",
+    "AZURE_CLIENT_ID": "client_id",
+    "AZURE_CLIENT_SECRET": "client_secret",
+}
+_NO_BUCKET: Final = ("NoSuchBucket", "ContainerNotFound")
+_AWAY: Final = ("error sending request", "timed out", "Connect", "connection", "status code: 5", "Server error")
+
+
+class ObjectStoreBackend:
+    """Objects in a bucket.
+
+    Arguments:
+        destination: which bucket, and the prefix in it.
+        environ: variables with credentials.
+        lock_days: days that a new object is locked for; 0 leaves that to the bucket.
+    """
+
+    def __init__(self, destination: Destination, environ: Mapping[str, str], *, lock_days: int = 0) -> None:
+        self._destination = destination
+        self._is_s3 = destination.scheme is Scheme.S3
+        if lock_days and not self._is_s3:
+            raise ConfigurationError(
+                f"{destination.shown} knows no lock for single objects",
+                hint="Unset BACKUP_OFFSITE_LOCK, and give the bucket a retention policy of its own.",
+            )
+        self._attributes = {"Storage-Class": kind} if (kind := destination.options.get("storage_class")) else None
+        connect = _s3 if self._is_s3 else _azure if destination.scheme is Scheme.AZ else _google
+        with self._explained(""):
+            self._store = connect(destination, environ, _options(destination, _READ_SECONDS, reading=True))
+            self._writing = connect(
+                destination, environ, _options(destination, _PUT_SECONDS, headers=_lock(destination, lock_days))
+            )
+        self._head = S3Head.of(destination, environ) if self._is_s3 else None
+
+    @property
+    def shown(self) -> str:
+        """The URL without options."""
+        return self._destination.shown
+
+    def put(self, name: str, data: Data, sha256: str) -> None:
+        """Store an object with one PUT; see `Backend.put`."""
+        import obstore
+
+        with self._explained(name):
+            obstore.put(
+                self._writing,
+                name,
+                data,
+                mode="create",
+                use_multipart=False,
+                attributes=self._attributes,
+            )
+        if self._head is not None and (kept := self._head.sha256(name)) not in (None, sha256):
+            raise StorageError(
+                f"{self.shown}/{name} is not what was sent: the store has the SHA-256 {kept}",
+                hint="Look at the store; what it says that it has cannot be relied on.",
+            )
+
+    def read(self, name: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """The bytes of an object; see `Backend.read`."""
+        import obstore
+
+        if length == 0:
+            return
+        wanted: Any = {"offset": start} if length is None else (start, start + length)
+        options: Any = None if start == 0 and length is None else {"range": wanted}
+        with self._explained(name):
+            for piece in obstore.get(self._store, name, options=options).stream(READ_BYTES):
+                yield bytes(piece)
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        """The objects below a prefix; see `Backend.list`."""
+        import obstore
+
+        with self._explained(prefix):
+            found = [one for some in obstore.list(self._store, prefix or None) for one in some]
+        for one in sorted(found, key=lambda one: str(one["path"])):
+            yield _stored(one)
+
+    def list_top(self) -> Iterator[StoredObject]:
+        """The objects directly below the destination; see `Backend.list_top`."""
+        import obstore
+
+        with self._explained(""):
+            found = obstore.list_with_delimiter(self._store)["objects"]
+        for one in sorted(found, key=lambda one: str(one["path"])):
+            yield _stored(one)
+
+    def head(self, name: str) -> StoredObject:
+        """An object with its digest; see `Backend.head`."""
+        import obstore
+
+        with self._explained(name):
+            found = obstore.head(self._store, name)
+        if self._head is not None and (own := self._head.sha256(name)):
+            return _stored(found, own, is_own=True)
+        digest = new_digest()
+        for piece in self.read(name):
+            digest.update(piece)
+        return _stored(found, digest.hexdigest())
+
+    def delete(self, name: str) -> None:
+        """Remove an object; see `Backend.delete`."""
+        import obstore
+
+        with self._explained(name):
+            try:
+                obstore.delete(self._store, name)
+            except FileNotFoundError:
+                return
+
+    def close(self) -> None:
+        """Connections close by themselves."""
+
+    @contextmanager
+    def _explained(self, name: str) -> Iterator[None]:
+        """Make errors of `obstore` ours."""
+        from obstore import exceptions
+
+        try:
+            yield
+        except (exceptions.BaseError, FileNotFoundError, OSError, ValueError) as error:
+            raise self._explain(error, name) from error
+
+    def _explain(self, error: Exception, name: str) -> StorageError:
+        from obstore import exceptions
+
+        what = f"{self.shown}/{name}" if name else self.shown
+        said = str(error)
+        if isinstance(error, exceptions.AlreadyExistsError | exceptions.PreconditionError):
+            return ObjectExistsError(f"{what} is there already", hint="Nothing is overwritten off-site.")
+        if any(word in said for word in _NO_BUCKET):
+            return StoreDeniedError(
+                f"there is no bucket {self._destination.place}",
+                hint="Create it, or correct BACKUP_OFFSITE_URLS; a bucket is never created by a backup.",
+            )
+        if isinstance(error, FileNotFoundError):
+            return ObjectAbsentError(f"there is no {what}", hint="List the copies to see what there is.")
+        refused = isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError)
+        if refused or any(word in said for word in _DENIED):
+            locked = "it is locked, or " if any(word in said for word in _LOCKED) else ""
+            return StoreDeniedError(
+                f"{what} refused the request: {locked}the credentials are wrong or do not permit it",
+                hint=_PERMISSIONS_HINT,
+            )
+        if any(word in said for word in _FULL):
+            return StoreFullError(f"{self.shown} has no space left", hint="Make room there, or raise its quota.")
+        if any(word in said for word in _AWAY):
+            return StoreUnreachableError(
+                f"{self.shown} does not answer: {_brief(said)}", hint="Look at the network and at the store itself."
+            )
+        return StorageError(f"{what} cannot be used: {_brief(said)}", hint="Look at the store itself.")
+
+
+def _options(
+    destination: Destination, seconds: int, *, reading: bool = False, headers: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """How requests are made: time limits that a hanging server cannot outlast, and a few retries."""
+    client: dict[str, Any] = {
+        "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
+        "timeout": timedelta(seconds=_PUT_SECONDS if reading else seconds),
+        "allow_http": destination.options.get("endpoint", "").startswith("http://"),
+        "user_agent": "kekkai-backup",
+    }
+    if reading:
+        client["read_timeout"] = timedelta(seconds=seconds)
+    if headers:
+        client["default_headers"] = dict(headers)
+    retry = {"max_retries": _RETRIES, "retry_timeout": timedelta(seconds=_RETRY_SECONDS)}
+    return {"client_options": client, "retry_config": retry}
+
+
+def _lock(destination: Destination, days: int) -> dict[str, str]:
+    """The headers that lock a new object."""
+    if not days:
+        return {}
+    until = datetime.now(UTC) + timedelta(days=days)
+    return {
+        "x-amz-object-lock-mode": destination.options.get("lock", "governance").upper(),
+        "x-amz-object-lock-retain-until-date": until.strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+
+
+def _s3(destination: Destination, environ: Mapping[str, str], options: dict[str, Any]) -> ObjectStore:
+    from obstore.store import S3Store
+
+    given: dict[str, Any] = {"checksum_algorithm": "SHA256"}
+    given["region"] = region_of(destination, environ)
+    if endpoint := destination.options.get("endpoint"):
+        given["endpoint"] = endpoint
+        given["virtual_hosted_style_request"] = destination.options.get("addressing") == "host"
+    if found := find_credentials(environ):
+        given["access_key_id"] = found.access_key
+        given["secret_access_key"] = found.secret_key
+        if found.session_token:
+            given["session_token"] = found.session_token
+    return S3Store(destination.place, prefix=destination.prefix or None, **given, **options)
+
+
+def _google(destination: Destination, environ: Mapping[str, str], options: dict[str, Any]) -> ObjectStore:
+    from obstore.store import GCSStore
+
+    given: dict[str, Any] = {}
+    if path := environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
+        given["application_credentials"] = path
+    return GCSStore(destination.place, prefix=destination.prefix or None, **given, **options)
+
+
+def _azure(destination: Destination, environ: Mapping[str, str], options: dict[str, Any]) -> ObjectStore:
+    from obstore.store import AzureStore
+
+    given: dict[str, Any] = {}
+    for variable, name in _AZURE.items():
+        if value := environ.get(variable):
+            given[name] = value
+    if account := destination.options.get("account"):
+        given["account_name"] = account
+    if endpoint := destination.options.get("endpoint"):
+        given["endpoint"] = endpoint
+    return AzureStore(destination.place, prefix=destination.prefix or None, **given, **options)
+
+
+def region_of(destination: Destination, environ: Mapping[str, str]) -> str:
+    """The region that requests are signed for."""
+    given = environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION")
+    return destination.options.get("region") or given or _DEFAULT_REGION
+
+
+def _stored(found: Any, digest: str | None = None, *, is_own: bool = False) -> StoredObject:
+    return StoredObject(
+        name=str(found["path"]),
+        size=int(found["size"]),
+        modified=found["last_modified"],
+        sha256=digest,
+        is_own_digest=is_own,
+    )
+
+
+def _brief(said: str) -> str:
+    """The first line of a message of `obstore`, whose others are for its developers."""
+    return said.strip().partition("\n")[0][:300]

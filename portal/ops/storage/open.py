@@ -1,0 +1,47 @@
+"""Opens the store of a destination."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from portal.ops.errors import ConfigurationError
+from portal.ops.settings.destination import Destination, Scheme
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from portal.ops.settings.database_url import Secret
+    from portal.ops.storage.backend import Backend
+
+
+def open_backend(
+    destination: Destination, environ: Mapping[str, str], *, lock_days: int = 0, password: Secret | None = None
+) -> Backend:
+    """The store of a destination; libraries are imported for the kind that is asked for.
+
+    Arguments:
+        environ: the variables that a store's own credentials are in.
+        lock_days: days that new objects are locked for, where the store can.
+        password: of an SFTP server that takes no key.
+
+    Raises:
+        ConfigurationError: the credentials make no sense, or the store cannot lock.
+        StorageError: it cannot be used.
+    """
+    if destination.scheme in (Scheme.FILE, Scheme.SFTP) and lock_days:
+        raise ConfigurationError(
+            f"{destination.shown} cannot lock what is written there",
+            hint="Unset BACKUP_OFFSITE_LOCK, or use an S3 bucket with object lock.",
+        )
+    if destination.scheme is Scheme.FILE:
+        from portal.ops.storage.directory import DirectoryBackend
+
+        return DirectoryBackend(Path(destination.prefix))
+    if destination.scheme is Scheme.SFTP:
+        from portal.ops.storage.sftp import SftpBackend
+
+        return SftpBackend(destination, password)
+    from portal.ops.storage.object_store import ObjectStoreBackend
+
+    return ObjectStoreBackend(destination, environ, lock_days=lock_days)

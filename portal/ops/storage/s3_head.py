@@ -1,0 +1,135 @@
+"""Asks S3 for the SHA-256 that it keeps of an object: the one request that `obstore` cannot make.
+
+The request is signed as AWS describes it ("Signature Version 4"): a canonical request, a string to sign, a key derived
+from date, region and service.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import http.client
+import ssl
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote, urlsplit
+
+from portal.ops.errors import StoreUnreachableError
+from portal.ops.storage.credentials import Credentials, find_credentials
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from portal.ops.settings.destination import Destination
+
+_NOTHING: Final = sha256(b"").hexdigest()
+_SECONDS: Final = 30
+_ALGORITHM: Final = "AWS4-HMAC-SHA256"
+
+
+class S3Head:
+    """Requests to one bucket, with one connection that is kept open.
+
+    Arguments:
+        endpoint: scheme and host, such as ``https://s3.eu-central-1.amazonaws.com``.
+        path: what stands before the name of an object, with a slash at its end.
+    """
+
+    def __init__(self, endpoint: str, path: str, region: str, credentials: Credentials) -> None:
+        parts = urlsplit(endpoint)
+        self._host = parts.netloc
+        self._is_plain = parts.scheme == "http"
+        self._path = parts.path.rstrip("/") + path
+        self._region = region
+        self._credentials = credentials
+        self._connection: http.client.HTTPConnection | None = None
+
+    @classmethod
+    def of(cls, destination: Destination, environ: Mapping[str, str]) -> S3Head | None:
+        """For a destination; nothing where its credentials are known to its cloud alone."""
+        from portal.ops.storage.object_store import region_of
+
+        if (credentials := find_credentials(environ)) is None:
+            return None
+        region = region_of(destination, environ)
+        prefix = f"/{destination.prefix}/" if destination.prefix else "/"
+        given = destination.options.get("endpoint")
+        if given and destination.options.get("addressing") != "host":
+            return cls(given, f"/{destination.place}{prefix}", region, credentials)
+        endpoint = given or f"https://s3.{region}.amazonaws.com"
+        if given:
+            return cls(endpoint, prefix, region, credentials)
+        return cls(endpoint, f"/{destination.place}{prefix}", region, credentials)
+
+    def sha256(self, name: str) -> str | None:
+        """The digest that the store made of an object when it was written; nothing where it keeps none.
+
+        Raises:
+            StoreUnreachableError: it does not answer.
+        """
+        path = quote(self._path + name, safe="/-_.~")
+        try:
+            answer = self._request(path)
+        except (OSError, http.client.HTTPException) as error:
+            raise StoreUnreachableError(
+                f"{self._host} does not answer: {error}", hint="Look at the network and at the store itself."
+            ) from error
+        kept = answer.getheader("x-amz-checksum-sha256", "")
+        if answer.status != 200 or answer.getheader("x-amz-checksum-type", "FULL_OBJECT") != "FULL_OBJECT":
+            return None
+        try:
+            digest = base64.b64decode(kept, validate=True)
+        except binascii.Error:  # of an upload in parts: a digest of digests
+            return None
+        return digest.hex() if len(digest) == sha256().digest_size else None
+
+    def _request(self, path: str) -> http.client.HTTPResponse:
+        """One HEAD; once more over a new connection where the store has closed the old one."""
+        for is_again in (False, True):
+            connection = self._connection or self._connect()
+            try:
+                connection.request("HEAD", path, headers=self._signed(path))
+                answer = connection.getresponse()
+                answer.read()
+                self._connection = connection
+                return answer
+            except (OSError, http.client.HTTPException):
+                connection.close()
+                self._connection = None
+                if is_again:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _connect(self) -> http.client.HTTPConnection:
+        if self._is_plain:
+            return http.client.HTTPConnection(self._host, timeout=_SECONDS)
+        return http.client.HTTPSConnection(self._host, timeout=_SECONDS, context=ssl.create_default_context())
+
+    def _signed(self, path: str) -> dict[str, str]:
+        """The headers of a HEAD of `path`, with their signature."""
+        now = datetime.now(UTC)
+        stamp, day = now.strftime("%Y%m%dT%H%M%SZ"), now.strftime("%Y%m%d")
+        headers = {
+            "host": self._host,
+            "x-amz-checksum-mode": "ENABLED",
+            "x-amz-content-sha256": _NOTHING,
+            "x-amz-date": stamp,
+        }
+        if self._credentials.session_token:
+            headers["x-amz-security-token"] = self._credentials.session_token
+        names = ";".join(sorted(headers))
+        lines = "".join(f"{name}:{headers[name]}\n" for name in sorted(headers))
+        canonical = "\n".join(("HEAD", path, "", lines, names, _NOTHING))
+        scope = f"{day}/{self._region}/s3/aws4_request"
+        to_sign = "\n".join((_ALGORITHM, stamp, scope, sha256(canonical.encode()).hexdigest()))
+        key = f"AWS4{self._credentials.secret_key}".encode()
+        for part in (day, self._region, "s3", "aws4_request"):
+            key = hmac.digest(key, part.encode(), "sha256")
+        signature = hmac.new(key, to_sign.encode(), "sha256").hexdigest()
+        access = self._credentials.access_key
+        headers["authorization"] = (
+            f"{_ALGORITHM} Credential={access}/{scope}, SignedHeaders={names}, Signature={signature}"
+        )
+        return headers

@@ -1,0 +1,87 @@
+"""A cluster is recovered to moments, by a server that disappears."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from portal.ops.pitr.plan import OutsideWindowError, plan_recovery
+from portal.ops.pitr.recovery import recovered
+from portal.ops.pitr.scratch import DIRECTORY
+from portal.ops.postgres.connection import connect
+from portal.ops.runtime.process import SystemRunner
+from tests.support.wal_servers import WalPortal, a_moment, wal_portal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from portal.ops.postgres.connection import Connection
+
+
+@pytest.fixture(scope="module")
+def portal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WalPortal]:
+    """A server with a base backup whose WAL is received."""
+    with wal_portal(tmp_path_factory.mktemp("pitr")) as made:
+        with made.postgres.connect() as connection:
+            connection.execute("CREATE TABLE stamped (number int)")
+        with made.receiving():
+            assert made.job().backup_base().success
+            yield made
+
+
+def write(portal: WalPortal, *statements: str) -> datetime:
+    """Run statements, one transaction each; a moment after them."""
+    with portal.postgres.connect() as connection:
+        for statement in statements:
+            connection.execute(statement)
+    return a_moment()
+
+
+def numbers_at(portal: WalPortal, moment: datetime | None) -> list[int] | None:
+    """What the table held at a moment; nothing where it was not there."""
+
+    def ask(connection: Connection) -> list[int] | None:
+        if connection.execute("SELECT to_regclass('stamped') IS NULL").fetchone() == (True,):
+            return None
+        return [number for (number,) in connection.execute("SELECT number FROM stamped ORDER BY 1")]
+
+    plan = plan_recovery(portal.repository, moment)
+    recovering = recovered(
+        portal.repository, plan, runner=SystemRunner(), bin_dir=portal.bin_dir, jobs=2, lock_timeout=5
+    )
+    with recovering as server, connect(server.target("postgres")) as connection:
+        return ask(connection)
+
+
+def test_each_moment_has_what_was_committed_by_then(portal: WalPortal) -> None:
+    """Before and after TRUNCATE and DROP, in the middle of a transaction, over the end of a segment, and at last."""
+    write(portal, "TRUNCATE stamped")
+    one = write(portal, "INSERT INTO stamped VALUES (1)")
+    with portal.postgres.connect() as connection, connection.transaction():
+        connection.execute("INSERT INTO stamped VALUES (2)")
+        midst = a_moment()
+    two = write(portal, "SELECT pg_switch_wal()")
+    empty = write(portal, "TRUNCATE stamped")
+    gone = write(portal, "INSERT INTO stamped VALUES (3)", "DROP TABLE stamped")
+    write(portal, "CREATE TABLE stamped (number int)", "INSERT INTO stamped VALUES (4)")
+    portal.wait_until_covered()
+    found = [numbers_at(portal, moment) for moment in (one, midst, two, empty, gone, None)]
+    assert found == [[1], [1], [1, 2], [], None, [4]]
+
+
+def test_nothing_is_left_of_a_scratch_server(portal: WalPortal) -> None:
+    """Directory and record are gone."""
+    portal.wait_until_covered()
+    numbers_at(portal, None)
+    assert list((portal.repository.path / DIRECTORY).iterdir()) == []
+
+
+def test_outside_the_window_is_refused(portal: WalPortal) -> None:
+    """The error names the window, and it is a wrong usage."""
+    portal.wait_until_covered()
+    for moment in (datetime.now(UTC) + timedelta(hours=1), datetime(2020, 1, 1, tzinfo=UTC)):
+        with pytest.raises(OutsideWindowError, match="outside the recovery window, which is 20") as caught:
+            plan_recovery(portal.repository, moment)
+        assert caught.value.exit_code == 2

@@ -1,0 +1,139 @@
+"""The portal is restored to a moment: the database by a swap, the uploads from the archives of that time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from portal.ops.backup.job import BackupJob
+from portal.ops.restore.config import RestoreConfig, RestoreScope
+from portal.ops.restore.job import RestoreJob
+from tests.support.wal_servers import WalPortal, a_moment, wal_portal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+    from pathlib import Path
+
+    from portal.ops.restore.config import RestoreResult
+
+
+@pytest.fixture(scope="module")
+def portal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WalPortal]:
+    """A portal with a database of its own, whose WAL is received."""
+    with wal_portal(tmp_path_factory.mktemp("moments")) as made:
+        made.postgres.create_database("portal")
+        with made.postgres.connect("portal") as connection:
+            connection.execute("CREATE TABLE finding (number int PRIMARY KEY, title text)")
+        with made.receiving():
+            assert made.job().backup_base().success
+            yield made
+
+
+@pytest.fixture
+def uploads(tmp_path: Path) -> Path:
+    """The directory of uploads."""
+    directory = tmp_path / "uploads"
+    directory.mkdir()
+    return directory
+
+
+def rows(portal: WalPortal) -> list[int]:
+    with portal.postgres.connect("portal") as connection:
+        return [number for (number,) in connection.execute("SELECT number FROM finding ORDER BY 1")]
+
+
+def write(portal: WalPortal, statement: str) -> datetime:
+    with portal.postgres.connect("portal") as connection:
+        connection.execute(statement)
+    return a_moment()
+
+
+def restorer(portal: WalPortal, uploads: Path | None = None, **others: object) -> RestoreJob:
+    target = portal.target
+    config = RestoreConfig(
+        local_path=portal.repository.path,
+        db_host=target.host,
+        db_port=target.port,
+        db_name="portal",
+        db_user=target.user,
+        db_password=target.password,
+        media_path=uploads,
+        pg_bin_dir=portal.bin_dir,
+        **others,  # type: ignore[arg-type]
+    )
+    return RestoreJob(config)
+
+
+def backer(portal: WalPortal, uploads: Path) -> BackupJob:
+    job = portal.job()
+    return BackupJob(type(job.config)(**{**vars(job.config), "media_path": uploads}))
+
+
+def restored(result: RestoreResult) -> RestoreResult:
+    assert result.success, result.error
+    return result
+
+
+def test_accident_is_undone_and_can_be_rolled_back(portal: WalPortal, uploads: Path) -> None:
+    """Rows and files are as they were a moment before; a rollback brings back what was live."""
+    (uploads / "one.sarif").write_text("one")
+    write(portal, "TRUNCATE finding")
+    assert backer(portal, uploads).backup_media().success
+    (uploads / "two.sarif").write_text("two")
+    before = write(portal, "INSERT INTO finding SELECT g, 'a finding' FROM generate_series(1, 500) g")
+    assert backer(portal, uploads).backup_media(incremental=True).success
+    for upload in uploads.iterdir():
+        upload.unlink()
+    write(portal, "DELETE FROM finding WHERE number > 3")
+    portal.wait_until_covered()
+    job = restorer(portal, uploads)
+    result = restored(job.restore_at(before.isoformat()))
+    assert rows(portal) == list(range(1, 501))
+    assert {path.name for path in uploads.iterdir() if path.is_file()} == {"one.sarif", "two.sarif"}
+    assert result.components_restored == ("database", "media")
+    assert job.rollback().success
+    assert rows(portal) == [1, 2, 3]
+    assert not [path for path in uploads.iterdir() if path.is_file()]
+
+
+def test_dry_run_shows_the_plan_and_touches_nothing(portal: WalPortal) -> None:
+    """The plan names base backup, window and room; no scratch server is started."""
+    moment = write(portal, "TRUNCATE finding")
+    portal.wait_until_covered()
+    result = restored(restorer(portal, dry_run=True).restore_at(moment.isoformat(), scope=RestoreScope.DATABASE))
+    plan = "\n".join(result.plan)
+    for part in ("Base backup base_", "Recovery window: 20", "Room for a scratch server"):
+        assert part in plan
+    assert not result.restore_id
+
+
+def test_other_database_receives_it(portal: WalPortal) -> None:
+    """With a target database the live one is left alone."""
+    moment = write(portal, "TRUNCATE finding; INSERT INTO finding VALUES (7, 'seven')")
+    write(portal, "TRUNCATE finding")
+    portal.wait_until_covered()
+    job = restorer(portal, target_database="looked_at", create_database=True)
+    restored(job.restore_at(moment.isoformat(), scope=RestoreScope.DATABASE))
+    assert rows(portal) == []
+    with portal.postgres.connect("looked_at") as connection:
+        assert connection.execute("SELECT number FROM finding").fetchall() == [(7,)]
+
+
+def test_uploads_alone(portal: WalPortal, uploads: Path) -> None:
+    """No server is needed for the uploads of a moment."""
+    (uploads / "kept.json").write_text("kept")
+    assert backer(portal, uploads).backup_media().success
+    moment = a_moment()
+    (uploads / "kept.json").unlink()
+    restored(restorer(portal, uploads).restore_at(moment.isoformat(), scope=RestoreScope.MEDIA))
+    assert (uploads / "kept.json").read_text() == "kept"
+
+
+def test_moment_outside_the_window_is_refused(portal: WalPortal) -> None:
+    """Exit code 2, and the window in the message."""
+    portal.wait_until_covered()
+    result = restorer(portal).restore_at("2020-01-01 00:00:00+00:00", scope=RestoreScope.DATABASE)
+    assert result.exit_code == 2
+    assert "outside the recovery window" in (result.error or "")

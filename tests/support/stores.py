@@ -1,0 +1,160 @@
+"""Off-site stores for tests: a real S3 server, a real SFTP server, directories, and stores that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING, Any, Final, Self
+from uuid import uuid4
+
+import pytest
+
+from demo.object_store import ADMINISTRATOR, Account, EmbeddedObjectStore
+from portal.ops.errors import StoreUnreachableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from portal.ops.storage.backend import Backend, Data, StoredObject
+
+HOST: Final = Account(name="host", secret="hosts-secret", actions=("Read:backup", "List:backup", "Write:backup"))
+BUCKET: Final = "backup"
+PASSWORD: Final = "sftp-secret"
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[EmbeddedObjectStore]:
+    """One S3 server for all tests of a process; each test takes a prefix of its own."""
+    with EmbeddedObjectStore((HOST,)) as server:
+        server.create_bucket(BUCKET)
+        yield server
+
+
+@pytest.fixture
+def bucket_url(object_store: EmbeddedObjectStore, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A destination of the test's own on the S3 server; its credentials are in the environment."""
+    for name, value in ADMINISTRATOR.environ().items():
+        monkeypatch.setenv(name, value)
+    return object_store.url(BUCKET, f"test-{uuid4().hex[:8]}")
+
+
+class SftpServer:
+    """An SFTP server in a thread of its own; use it as a context manager.
+
+    Arguments:
+        directory: keys go here; what is stored, into `root`.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.root = directory / "served"
+        self.root.mkdir()
+        self.port = 0
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._server: Any = None
+
+    def __enter__(self) -> Self:
+        import asyncssh
+
+        key = asyncssh.generate_private_key("ssh-ed25519")
+        self._thread.start()
+        self._server = asyncio.run_coroutine_threadsafe(self._listen(key), self._loop).result(10)
+        self.port = self._server.get_port()
+        public = key.export_public_key().decode().strip()
+        (self.directory / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {public}\n")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._server.close)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+
+    @property
+    def url(self) -> str:
+        """The destination."""
+        return f"sftp://kekkai@127.0.0.1:{self.port}{self.root}?known_hosts={self.directory / 'known_hosts'}"
+
+    async def _listen(self, key: Any) -> Any:
+        import asyncssh
+
+        class Doorkeeper(asyncssh.SSHServer):
+            def begin_auth(self, _: str) -> bool:
+                return True
+
+            def password_auth_supported(self) -> bool:
+                return True
+
+            def validate_password(self, _: str, password: str) -> bool:
+                return password == PASSWORD
+
+        return await asyncssh.listen(
+            "127.0.0.1", 0, server_factory=Doorkeeper, server_host_keys=[key], sftp_factory=True
+        )
+
+
+class Unsteady:
+    """A store whose connection breaks now and then: a fake in front of a real one.
+
+    Arguments:
+        fails: asked before each call, with its name; true breaks the connection before, ``"after"`` after the work.
+    """
+
+    def __init__(self, real: Backend, fails: Callable[[str], bool | str]) -> None:
+        self._real = real
+        self._fails = fails
+
+    @property
+    def shown(self) -> str:
+        """As the real one."""
+        return self._real.shown
+
+    def put(self, name: str, data: Data, sha256: str) -> None:
+        """Store, unless the connection breaks; or store, and break before the answer."""
+        how = self._break("put")
+        self._real.put(name, data, sha256)
+        if how == "after":
+            raise _broken()
+
+    def read(self, name: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """Read, and break in the midst of it."""
+        how = self._break("read")
+        for piece in self._real.read(name, start, length):
+            yield piece
+            if how == "after":
+                raise _broken()
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        """List, unless the connection breaks."""
+        self._break("list")
+        return self._real.list(prefix)
+
+    def list_top(self) -> Iterator[StoredObject]:
+        """List, unless the connection breaks."""
+        self._break("list")
+        return self._real.list_top()
+
+    def head(self, name: str) -> StoredObject:
+        """Look, unless the connection breaks."""
+        self._break("head")
+        return self._real.head(name)
+
+    def delete(self, name: str) -> None:
+        """Delete, unless the connection breaks."""
+        self._break("delete")
+        self._real.delete(name)
+
+    def close(self) -> None:
+        """Close the real one."""
+        self._real.close()
+
+    def _break(self, what: str) -> bool | str:
+        how = self._fails(what)
+        if how is True:
+            raise _broken()
+        return how
+
+
+def _broken() -> StoreUnreachableError:
+    return StoreUnreachableError("the connection was reset", hint="Try again.")

@@ -1,0 +1,119 @@
+"""A PostgreSQL server whose WAL can be received, and a WAL service beside it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from demo.postgres import EmbeddedPostgres
+from portal.ops.backup.config import BackupConfig
+from portal.ops.backup.job import BackupJob
+from portal.ops.pitr.look import PitrLook, look
+from portal.ops.pitr.receiver import WalReceiver
+from portal.ops.repository.repository import Repository
+from portal.ops.runtime.process import SystemRunner
+from portal.ops.settings.load import DatabaseTarget, Secret
+from tests.support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SETTINGS: Final = {
+    "wal_level": "replica",
+    "max_wal_senders": "10",
+    "max_replication_slots": "10",
+    "max_slot_wal_keep_size": "256MB",
+}
+
+
+@dataclass(kw_only=True)
+class WalPortal:
+    """A server, a repository, and what was told of the WAL service.
+
+    Arguments:
+        bin_dir: programs of the server's version, which the user of a scratch server may run.
+    """
+
+    postgres: EmbeddedPostgres
+    repository: Repository
+    bin_dir: Path
+    gaps: list[str] = field(default_factory=list)
+
+    @property
+    def target(self) -> DatabaseTarget:
+        """The database, as the superuser."""
+        address = self.postgres.superuser()
+        return DatabaseTarget(
+            host=address.host,
+            port=address.port,
+            name=address.database,
+            user=address.user,
+            password=Secret(address.password),
+        )
+
+    def job(self) -> BackupJob:
+        """What makes backups."""
+        target = self.target
+        config = BackupConfig(
+            local_path=self.repository.path,
+            db_host=target.host,
+            db_port=target.port,
+            db_name=target.name,
+            db_user=target.user,
+            db_password=target.password,
+            pg_bin_dir=self.bin_dir,
+            wal=True,
+        )
+        return BackupJob(config)
+
+    @contextmanager
+    def receiving(self) -> Iterator[WalReceiver]:
+        """A WAL service in a thread."""
+        stop = threading.Event()
+        receiver = WalReceiver(
+            self.repository, self.target, runner=SystemRunner(), bin_dir=self.bin_dir, on_gap=self.gaps.append
+        )
+        thread = threading.Thread(target=receiver.run, args=(stop,))
+        thread.start()
+        try:
+            yield receiver
+        finally:
+            stop.set()
+            thread.join()
+
+    def look(self) -> PitrLook:
+        """What there is to recover to."""
+        return look(self.repository)
+
+    def wait_until_covered(self, moment: datetime | None = None) -> datetime:
+        """Wait until the window reaches a moment, by default this one; the moment."""
+        wanted = moment or datetime.now(UTC)
+
+        def is_covered() -> bool:
+            window = self.look().window
+            return window is not None and window.end >= wanted
+
+        wait_until(is_covered, seconds=30)
+        return wanted
+
+
+@contextmanager
+def wal_portal(directory: Path, **settings: str) -> Iterator[WalPortal]:
+    """A server whose WAL can be received, and a repository."""
+    with EmbeddedPostgres(unsafe_speed=True, settings=SETTINGS | settings) as postgres:
+        yield WalPortal(
+            postgres=postgres, repository=Repository(directory / "repository"), bin_dir=postgres.reachable_bin_dir
+        )
+
+
+def a_moment() -> datetime:
+    """This moment, with some milliseconds on both sides in which nothing is committed."""
+    time.sleep(0.05)
+    moment = datetime.now(UTC)
+    time.sleep(0.05)
+    return moment

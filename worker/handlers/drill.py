@@ -1,0 +1,19 @@
+"""Drills."""
+
+from __future__ import annotations
+
+from portal.ops.drill.job import DrillJob
+from portal.ops.restore.config import RestoreConfig
+from worker.allowed_paths import check_archive
+from worker.arguments import DrillArguments
+from worker.errors import EXIT_CODE
+from worker.execution import Outcome, TaskRequest
+
+
+def drill(request: TaskRequest) -> Outcome:
+    """Restore an archive to a scratch place and compare."""
+    arguments = DrillArguments.of(request.given)
+    check_archive(arguments.archive, request.repository, request.settings.worker.allowed_paths)
+    config = RestoreConfig.from_settings(request.settings)
+    report = DrillJob(config, progress=request.progress, **request.known(arguments)).run(arguments.archive)
+    return Outcome(result=report.to_dict() | {EXIT_CODE: report.exit_code}, success=report.success)

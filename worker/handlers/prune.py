@@ -1,0 +1,31 @@
+"""Pruning by the retention policy."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from portal.ops.backup.config import BackupConfig
+from portal.ops.repository.repository import Repository
+from portal.ops.restore.config import RestoreConfig
+from portal.ops.restore.job import RestoreJob
+from portal.ops.retention.prune import PruneJob
+from worker.arguments import PruneArguments
+from worker.errors import EXIT_CODE
+from worker.execution import Outcome, TaskRequest
+
+_MOST_NAMES: Final = 1000
+"""So many names of archives that were removed are in a result at the most; the access log has all."""
+
+
+def prune(request: TaskRequest) -> Outcome:
+    """Remove what the policy does not keep, and rollback data that is too old."""
+    arguments = PruneArguments.of(request.given)
+    repository = Repository(request.repository, lock_timeout=request.settings.lock_timeout)
+    policy = BackupConfig.from_settings(request.settings).retention
+    result = PruneJob(repository, policy, **request.known(arguments)).run(dry_run=arguments.dry_run)
+    facts = result.to_dict() | {"removed": [decision.entry.name for decision in result.removed[:_MOST_NAMES]]}
+    if result.success and not arguments.dry_run:
+        job = RestoreJob(RestoreConfig.from_settings(request.settings), **request.known(arguments))
+        facts["restores_forgotten"] = list(job.forget_old())
+    retryable = result.fault is not None and result.fault.retryable
+    return Outcome(result=facts | {EXIT_CODE: result.exit_code}, success=result.success, retryable=retryable)

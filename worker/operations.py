@@ -1,0 +1,243 @@
+"""The registry of operations: one entry for everything that a worker can be asked to do.
+
+An entry says what the operation is called, which queue its tasks go to, which arguments it takes, who may request it,
+which schedule starts it, and which function carries it out. The Celery tasks, the requests of the commands, the
+schedules of beat and the texts in Flower are made from the entries, so that adding an operation means adding one entry.
+Nothing here imports Celery or the engine's jobs, so a command that only names an operation starts quickly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final
+
+from portal.ops.model import BackupType
+from portal.ops.repository.access_entry import Action, Outcome
+from worker.arguments import (
+    Arguments,
+    BackupArguments,
+    DrillArguments,
+    MediaArguments,
+    PruneArguments,
+    RestoreArguments,
+    RollbackArguments,
+    VerifyArguments,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Queue(StrEnum):
+    """A queue, served by worker processes of its own: a restore never waits behind a verification."""
+
+    BACKUP = "backup"
+    RESTORE = "restore"
+    MAINTENANCE = "maintenance"
+    OFFSITE = "offsite"
+
+    @property
+    def processes(self) -> int:
+        """How many tasks are worked on at once by default: a full backup does not hold up that of an upload."""
+        return 2 if self in (Queue.BACKUP, Queue.MAINTENANCE) else 1
+
+
+class Requester(StrEnum):
+    """Who requests a task."""
+
+    COMMAND = "command"
+    BEAT = "beat"
+    WATCHER = "watcher"
+    FLOWER = "flower"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeArchive:
+    """A slot is done when there is an archive of one of these types, made since the slot."""
+
+    types: frozenset[BackupType]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggedEnd:
+    """A slot is done when the access log has an end of the operation since the slot, with one of these outcomes.
+
+    It is due only where an archive is as old as the slot: before, there is nothing to do.
+    """
+
+    outcomes: frozenset[Outcome]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EachArchive:
+    """A slot has one task for each archive whose turn it is (see `beat.verify_rotation`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """When an operation starts without a request.
+
+    Arguments:
+        setting: the field of `ScheduleSettings` that has the cron expression; also the first word of the tasks' ids.
+        done_by: what shows that a slot is done.
+    """
+
+    setting: str
+    done_by: MadeArchive | LoggedEnd | EachArchive
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """One thing that a worker does.
+
+    Arguments:
+        name: of its tasks, as Celery, Flower and the logs show it.
+        queue: where its tasks go.
+        description: what it does, as an imperative without a full stop.
+        arguments: what its tasks take, by name and type.
+        requesters: who may request it.
+        handler: the function that carries it out, as ``module:name``; imported by the process that does the work.
+        action: what the access log calls it; nothing for what is not logged.
+        backup_type: the type of the archive that it makes; nothing where it makes none.
+        schedule: when it starts by itself; nothing where it does not.
+        id_words: first words of the ids of its tasks, beside that of its schedule.
+        is_shown: whether logs and Flower show its tasks.
+    """
+
+    name: str
+    queue: Queue
+    description: str
+    handler: str
+    arguments: type[Arguments] = Arguments
+    requesters: frozenset[Requester] = frozenset({Requester.COMMAND})
+    action: Action | None = None
+    backup_type: BackupType | None = None
+    schedule: Schedule | None = None
+    id_words: tuple[str, ...] = ()
+    is_shown: bool = True
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def help(self) -> str:
+        """The description as the help of a command shows it."""
+        return self.description[0].lower() + self.description[1:]
+
+    @property
+    def family(self) -> str:
+        """The first word of the name: tasks of one family have results of one form."""
+        return self.name.partition(".")[0]
+
+
+_EVERYBODY: Final = frozenset(Requester)
+_SCHEDULED: Final = frozenset({Requester.COMMAND, Requester.BEAT, Requester.FLOWER})
+
+BACKUP_FULL: Final = Operation(
+    name="backup.full",
+    queue=Queue.BACKUP,
+    description="Back up database, media and audit log",
+    arguments=BackupArguments,
+    requesters=_SCHEDULED,
+    handler="worker.handlers.backup:back_up",
+    action=Action.BACKUP,
+    backup_type=BackupType.FULL,
+    schedule=Schedule(setting="full", done_by=MadeArchive(types=frozenset({BackupType.FULL}))),
+)
+BACKUP_DATABASE: Final = Operation(
+    name="backup.database",
+    queue=Queue.BACKUP,
+    description="Back up the database",
+    arguments=BackupArguments,
+    requesters=_SCHEDULED,
+    handler="worker.handlers.backup:back_up",
+    action=Action.BACKUP,
+    backup_type=BackupType.DATABASE,
+    schedule=Schedule(setting="database", done_by=MadeArchive(types=frozenset({BackupType.FULL, BackupType.DATABASE}))),
+)
+BACKUP_MEDIA: Final = Operation(
+    name="backup.media",
+    queue=Queue.BACKUP,
+    description="Back up the uploads, or only what has changed",
+    arguments=MediaArguments,
+    requesters=_EVERYBODY,
+    handler="worker.handlers.backup:back_up",
+    action=Action.BACKUP,
+    backup_type=BackupType.MEDIA,
+    id_words=("media", "scan"),
+)
+VERIFY_ARCHIVE: Final = Operation(
+    name="verify.archive",
+    queue=Queue.MAINTENANCE,
+    description="Check that an archive is intact",
+    arguments=VerifyArguments,
+    requesters=_SCHEDULED,
+    handler="worker.handlers.verify:verify",
+    action=Action.VERIFY,
+    schedule=Schedule(setting="verify", done_by=EachArchive()),
+)
+RESTORE_ARCHIVE: Final = Operation(
+    name="restore.archive",
+    queue=Queue.RESTORE,
+    description="Restore an archive or a part of it, or show the plan",
+    arguments=RestoreArguments,
+    handler="worker.handlers.restore:restore",
+    action=Action.RESTORE,
+)
+RESTORE_ROLLBACK: Final = Operation(
+    name="restore.rollback",
+    queue=Queue.RESTORE,
+    description="Roll a restore back",
+    arguments=RollbackArguments,
+    handler="worker.handlers.restore:roll_back",
+    action=Action.ROLLBACK,
+)
+PRUNE_REPOSITORY: Final = Operation(
+    name="prune.repository",
+    queue=Queue.MAINTENANCE,
+    description="Remove the archives that the retention policy does not keep",
+    arguments=PruneArguments,
+    requesters=frozenset({Requester.COMMAND, Requester.BEAT}),
+    handler="worker.handlers.prune:prune",
+    action=Action.PRUNE,
+    schedule=Schedule(setting="prune", done_by=LoggedEnd(outcomes=frozenset({Outcome.DONE}))),
+)
+DRILL_RESTORE: Final = Operation(
+    name="drill.restore",
+    queue=Queue.MAINTENANCE,
+    description="Restore an archive into a scratch database and directory, compare everything, discard it",
+    arguments=DrillArguments,
+    requesters=_SCHEDULED,
+    handler="worker.handlers.drill:drill",
+    action=Action.DRILL,
+    # A drill that failed has shown what it was to show.
+    schedule=Schedule(setting="drill", done_by=LoggedEnd(outcomes=frozenset({Outcome.DONE, Outcome.FAILED}))),
+)
+PING: Final = Operation(
+    name="health.ping",
+    queue=Queue.MAINTENANCE,
+    description="Answer a health check",
+    handler="worker.handlers.health:ping",
+    is_shown=False,
+)
+
+OPERATIONS: Final[Mapping[str, Operation]] = {
+    entry.name: entry for entry in tuple(globals().values()) if isinstance(entry, Operation)
+}
+"""Every operation by its name, in the order of this file."""
+
+SCHEDULED: Final = tuple(entry for entry in OPERATIONS.values() if entry.schedule)
+"""The operations that have a schedule."""
+
+
+def of_task_id(task_id: str) -> Operation | None:
+    """The operation that a task's id was made for by a command, beat or the watcher; nothing for other ids."""
+    word = task_id.partition("-")[0]
+    if word in OPERATIONS:
+        return OPERATIONS[word]
+    return next((entry for entry in OPERATIONS.values() if word in _id_words(entry)), None)
+
+
+def _id_words(entry: Operation) -> tuple[str, ...]:
+    return (*entry.id_words, *((entry.schedule.setting,) if entry.schedule else ()))
