@@ -21,11 +21,11 @@ from portal.ops.archive.open import open_archive
 from portal.ops.archive.reader import ArchiveReader
 from portal.ops.archive.runs import Run, runs
 from portal.ops.errors import DiskFullError, NotIntactError, RestoreError
+from portal.ops.filesystem.tree import Tree
 from portal.ops.model import Component
 from portal.ops.restore.files import stage as file_stage
 from portal.ops.restore.files.helpers import Helpers
 from portal.ops.restore.files.restore import FileRestore
-from portal.ops.restore.files.safe_tree import Tree
 from portal.ops.restore.files.unpacker import CHECKED, PASSED, Use
 from tests.support import archives
 from tests.support.archives import NAME, Recipe, tree_on_disk, write_archive
