@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from portal.ops.runtime.process import ProcessRunner
     from portal.ops.settings.database_url import DatabaseTarget
 
+UNKNOWN_ROWS: Final = "the manifest does not say how many rows there were: nothing is held against it"
+
 _COUNTED_UP_TO_BYTES: Final = 2_000_000_000
 _COPY_PER_DUMP_BYTE: Final = 1.3
 _EMPTY_DATABASE_BYTES: Final = 8_000_000
@@ -267,7 +269,7 @@ def _warnings(
     if slots and is_swap:
         yield f"replication slots stay with the old database: {', '.join(slots)}"
     if not request.row_counts:
-        yield "the manifest does not say how many rows there were: nothing is held against it"
+        yield UNKNOWN_ROWS
     newer = sorted(contents.rows.keys() - request.row_counts.keys()) if request.row_counts else []
     if newer:
         where = "go with the old database" if is_swap else "stay as they are"
