@@ -1,7 +1,7 @@
 """What surrounds a change of live data: the operator's commands, and the question whether the portal answers on it.
 
-The command before it runs when everything is staged, so that a portal that it stops is away for as short as possible. If
-it fails, live data has not been touched, and what was staged is removed.
+The command before it runs when everything is staged, so that a portal that it stops is away for a short time. If it
+fails, live data has not been touched, and what was staged is removed.
 """
 
 from __future__ import annotations
