@@ -12,7 +12,7 @@ from beat.due import Slot
 from portal.ops.repository.access_log import AccessLog, Action, Outcome
 from portal.ops.repository.repository import Repository
 from portal.ops.settings.load import load_settings
-from tools.schedule import schedule_of
+from tools.commands.schedule import schedule_of
 from worker.operations import BACKUP_FULL
 
 if TYPE_CHECKING:

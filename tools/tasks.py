@@ -1,4 +1,4 @@
-"""Hands a command's work to a worker, waits for it, and shows how far it is.
+"""Hands a command's work to a worker as a task, waits for it, and shows how far it is.
 
 Without ``CELERY_BROKER_URL``, or with ``--local``, a command does the work itself; result and exit code are the same.
 """
@@ -11,11 +11,13 @@ import signal
 import sys
 import time
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import ConfigurationError
 from portal.ops.runtime.progress import Step
-from tools.terminal import StoppedError, print_result, say
+from tools.terminal.output import ask, print_result, say
+from tools.terminal.run import StoppedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -37,24 +39,26 @@ _RETURN_SECONDS: Final = 30.0
 
 _AWAY_SECONDS: Final = 60.0
 _LONGER_EACH_TIME: Final = 1.1
-_WITHDRAWN: Final = "nobody had begun it, and it was withdrawn"
+_WITHDRAWN: Final = "the task had not started, and was withdrawn"
 _SAFE: Final = "Start it again when the broker is back, or use --local."
+_TOLD_BY: Final = frozenset({"backup", "verify", "drill"})
+"""Modules of commands that tell how a task of theirs ended, by the family of the operation."""
 
 
 def add_options(parser: argparse.ArgumentParser, *, with_wait: bool = False) -> None:
     """Add the options that say who does the work, and how long to wait for it.
 
     Arguments:
-        with_wait: a task that was handed over before can be waited for.
+        with_wait: a task that was queued before can be waited for.
     """
-    group = parser.add_argument_group("where CELERY_BROKER_URL names a broker, a worker does the work")
-    group.add_argument("--local", action="store_true", help="do it here, without broker and worker")
-    group.add_argument("--no-wait", action="store_true", help="hand it over, print the task's id, and end")
+    group = parser.add_argument_group("if CELERY_BROKER_URL names a broker, a worker does the work")
+    group.add_argument("--local", action="store_true", help="do the work here, without broker and worker")
+    group.add_argument("--no-wait", action="store_true", help="queue the task, print its id, and exit")
     if with_wait:
-        group.add_argument("--wait", metavar="TASK_ID", help="wait for a task that was handed over before")
+        group.add_argument("--wait", metavar="TASK_ID", help="wait for a task that was queued before")
     else:
         parser.set_defaults(wait=None)
-    group.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="stop waiting after so long; it goes on")
+    group.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="stop waiting after this time")
 
 
 def _seconds(text: str) -> float:
@@ -73,8 +77,8 @@ def is_remote(settings: Settings, arguments: argparse.Namespace) -> bool:
         return True
     if arguments.wait or arguments.no_wait or arguments.timeout:
         raise ConfigurationError(
-            "--wait, --no-wait and --timeout are about a worker, and none is asked",
-            hint="Set CELERY_BROKER_URL and leave --local out, or leave these options out.",
+            "--wait, --no-wait and --timeout need a worker, and this command does the work itself",
+            hint="Set CELERY_BROKER_URL and omit --local, or omit these options.",
         )
     return False
 
@@ -97,23 +101,24 @@ def do_remotely(
     arguments: argparse.Namespace,
     operation: Operation,
     given: Arguments,
-    tellers: Mapping[str, Callable[[Mapping[str, Any]], None]],
 ) -> int:
-    """Have a worker do a task of `backup.sh`, or wait for one that was handed over; the exit code.
+    """Have a worker do a task of `backup.sh`, or wait for one that was queued; the exit code.
 
     Arguments:
-        operation: what to do; nothing is handed over where another task is waited for.
+        operation: what to do; nothing is queued where another task is waited for.
         given: its arguments.
-        tellers: tell people and programs of a result, by the family of the operation.
     """
     there = Remote(settings=settings, show=show, command="./tools/backup.sh", timeout=arguments.timeout)
     task = there.pick_up(arguments.wait) if arguments.wait else there.hand_over(operation, given)
     if arguments.no_wait:
-        say(f"handed over; './tools/backup.sh --wait {task.task_id}' waits for it")
+        say(f"queued; './tools/backup.sh --wait {task.task_id}' waits for it")
         print_result({"success": True, "task_id": task.task_id})
         return 0
     result, exit_code = task.result()
-    tellers.get(task.operation.family, print_result)(result)
+    if task.operation.family in _TOLD_BY:
+        import_module(f"tools.commands.{task.operation.family}").tell(result)
+    else:
+        print_result(result)
     return exit_code
 
 
@@ -160,7 +165,7 @@ class Remote:
         return task
 
     def pick_up(self, task_id: str) -> RemoteTask:
-        """A task that was handed over before.
+        """A task that was queued before.
 
         Raises:
             ConfigurationError: there is no such task.
@@ -242,7 +247,7 @@ class RemoteTask:
             if state.is_lost and self.arguments is None:
                 raise _unknown(self.task_id)
             if state.is_lost and self.arguments is not None:
-                say("the broker has lost the task; handing it over again, which does no harm")
+                say("the broker lost the task; queueing it again, which does no harm")
                 self.client.submit(self.operation, self.arguments, self.task_id)
             elif not state.is_begun and not state.is_ended and time.monotonic() > self._patient_until:
                 self._make_sure_of_a_worker()
@@ -260,10 +265,10 @@ class RemoteTask:
 
         if self.withdraw():
             raise StillAtWorkError(
-                f"{self.task_id} was not begun within {waited:.0f} s, and is withdrawn",
-                hint="Start it again when the workers have less to do, or use --local.",
+                f"{self.task_id} did not start within {waited:.0f} s, and was withdrawn",
+                hint="Try again when the workers have less to do, or use --local.",
             )
-        raise StillAtWorkError(f"{self.task_id} is not done after {waited:.0f} s; it goes on", hint=self._later())
+        raise StillAtWorkError(f"{self.task_id} is not finished after {waited:.0f} s; it goes on", hint=self._later())
 
     def _be_patient(self, error: BrokerAwayError) -> None:
         """Wait a while for a broker that is away: the work goes on meanwhile, if it was begun."""
@@ -271,7 +276,7 @@ class RemoteTask:
             say(f"{error.message}; waiting for it")
             self._away_since = time.monotonic()
         if time.monotonic() - self._away_since > _AWAY_SECONDS:
-            hint = f"Nobody has begun it, and it was withdrawn. {_SAFE}" if self.withdraw() else self._later()
+            hint = f"The task had not started, and was withdrawn. {_SAFE}" if self.withdraw() else self._later()
             raise type(error)(f"{error.message}, for {_AWAY_SECONDS:.0f} s now", hint=hint) from error
 
     def _make_sure_of_a_worker(self) -> None:
@@ -307,11 +312,11 @@ class RemoteTask:
             self.client.stop(self.task_id)
         except BrokerAwayError as error:
             return f"the worker could not be told to stop: {error.message}", f"{error.hint} {self._later()}"
-        return "the worker was told to stop, and takes back what it had begun", "Start it again to have it done."
+        return "the worker was told to stop, and undoes its unfinished work", "Start it again to finish it."
 
     def _is_left_running(self) -> bool:
-        say("\nLeave the task running? Type no to stop it, anything else to leave it: ")
-        return sys.stdin.readline().strip().lower() not in ("n", "no")
+        answer = ask("\nLeave the task running? Type no to stop it, anything else to leave it: ")
+        return answer.lower() not in ("n", "no")
 
     def _later(self) -> str:
         return f"'{self.remote.command} --wait {self.task_id}' waits for it again."

@@ -1,8 +1,9 @@
-"""Takes one file out of an archive, by its index."""
+"""`backup.sh extract`: take one file out of an archive, by its index."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from portal.ops.archive.index import MemberType
@@ -15,17 +16,47 @@ from portal.ops.errors import (
     NotIntactError,
     UnsupportedError,
 )
+from tools.jobs import backup_job
+from tools.terminal.output import print_result, say
+from tools.terminal.run import watched_settings
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterator
-    from pathlib import Path
 
     from portal.ops.archive.index import Member
     from portal.ops.archive.protocol import IndexedArchive
 
 
+def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
+    """Add what the command takes."""
+    parser.add_argument("archive", help="a path, an id or the start of one, or 'latest': of those with such files")
+    parser.add_argument("member", help="the file's path in the archive, such as media/tenant-a/scan.sarif")
+    parser.add_argument("--output", metavar="FILE", help="where to put it (default: its name, in this directory)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Take one file out of an archive."""
+    found = extract(_archive_path(arguments.archive, arguments.member), arguments.member, arguments.output)
+    say(f"extracted: {found['path']}")
+    print_result(found)
+    return 0
+
+
+def _archive_path(archive: str, member: str) -> Path:
+    """The archive's file; settings are read only if it is not given by its path, which keeps the command quick."""
+    if archive != "latest" and os.path.isfile(archive):
+        return Path(archive)
+    from portal.ops.model import BackupType, Component
+
+    top = member.partition("/")[0]
+    own = [BackupType(component.value) for component in Component if component.member == top]
+    kinds = [BackupType.FULL, *own] if own else list(BackupType)
+    return backup_job(*watched_settings()).repository.find(archive, latest_of=kinds).path
+
+
 def extract(archive: Path, path: str, output: str | None) -> dict[str, Any]:
-    """Write one file of an archive to `output`, whole or not at all; what a program wants to know of it.
+    """Write one file of an archive to `output`, completely or not at all; the facts for a program.
 
     Raises:
         NotIntactError: the file is damaged in the archive; nothing was written.
@@ -34,8 +65,8 @@ def extract(archive: Path, path: str, output: str | None) -> dict[str, Any]:
     check_readable(archive)
     if not is_indexed(archive):
         raise UnsupportedError(
-            f"{archive.name} has no index at its end, so one file cannot be taken out of it alone",
-            hint=f"If tar and gzip made it, use tar: tar xzf {archive} <backup_id>/{path}. If not, it is cut short.",
+            f"{archive.name} has no index at its end, so a single file cannot be extracted",
+            hint=f"If tar and gzip made it, use tar: tar xzf {archive} <backup_id>/{path}. Otherwise it is truncated.",
         )
     reader = cast("IndexedArchive", open_tree(archive))
     member = reader.find(path)
@@ -44,7 +75,7 @@ def extract(archive: Path, path: str, output: str | None) -> dict[str, Any]:
     if member is None or member.type is not MemberType.FILE:
         raise ArchiveAbsentError(
             f"there is no file {path!r} in {archive.name}",
-            hint=f"'tar tzf {archive}' lists what there is; leave the first directory out.",
+            hint=f"'tar tzf {archive}' lists the files; omit the first directory.",
         )
     target = output or os.path.basename(path)
     _write(reader.extract(member), member, target)
@@ -74,5 +105,5 @@ def _write(content: Iterator[memoryview], member: Member, target: str) -> None:
         raise
     except OSError as error:
         raise ConfigurationError(
-            f"cannot write {target}: {error.strerror}", hint="Give another place with --output FILE."
+            f"cannot write {target}: {error.strerror}", hint="Choose another place with --output FILE."
         ) from error

@@ -1,10 +1,11 @@
-"""`backup.sh schedule`: when what starts by itself starts next, and how it ended last."""
+"""`backup.sh schedule`: the next and the last run of everything that is scheduled."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tools.terminal import print_result, say, watched_settings
+from tools.terminal.output import print_result, say
+from tools.terminal.run import watched_settings
 
 if TYPE_CHECKING:
     import argparse
@@ -16,13 +17,12 @@ if TYPE_CHECKING:
     from portal.ops.settings.load import Settings
 
 
-def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to those of `backup.sh`."""
-    meaning = "show when what starts by itself starts next, and how it ended last"
-    commands.add_parser("schedule", help=meaning).set_defaults(run=_schedule)
+def add_arguments(_parser: argparse.ArgumentParser, _name: str) -> None:
+    """It takes nothing."""
 
 
-def _schedule(_: argparse.Namespace) -> int:
+def run(_: argparse.Namespace) -> int:
+    """Show every schedule."""
     from portal.ops.runtime.progress import utc_now
 
     settings, _show = watched_settings()

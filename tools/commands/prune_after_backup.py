@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 from portal.ops.errors import OpsError
 from portal.ops.model import SUFFIX
 from portal.ops.runtime.progress import utc_now
-from tools.maintenance import forget_restores, person
-from tools.terminal import StoppedError
+from tools.commands.prune import forget_restores
+from tools.jobs import person
+from tools.terminal.run import StoppedError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,7 +46,7 @@ class Pruned:
 
     def lines(self) -> list[str]:
         """What was done, for people; nothing where there was nothing to do."""
-        return [*self._removed(), *self.restores, *(f"warning: {warning}" for warning in self.warnings)]
+        return [*self._removed(), *self.restores]
 
     def _removed(self) -> list[str]:
         from portal.ops.units import human_bytes

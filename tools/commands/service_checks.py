@@ -1,4 +1,4 @@
-"""What the doctor looks at beside the engine: broker, workers, beat and watcher, where there are any."""
+"""What the doctor checks besides the engine: broker, workers, beat and watcher, if there are any."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SECONDS: Final = 15
 def service_checks(settings: Settings) -> list[Check]:
     """The checks of what runs all the time; where no broker is set, there is nothing of the kind."""
     if settings.worker.broker_url is None:
-        what = "no CELERY_BROKER_URL: commands do the work themselves, and cron or systemd starts them"
+        what = "CELERY_BROKER_URL is not set: commands do the work themselves, started by cron or systemd"
         return [Check(name="workers", look=lambda: ok(what))]
     checks = [
         Check(name="workers", look=lambda: _workers(settings)),
