@@ -263,4 +263,3 @@ def _trouble(error: OSError, path: Path) -> RepositoryError:
         f"cannot use {path}: {(error.strerror or str(error)).lower()}",
         hint="Run this as the user that the backups belong to, and look at the disk.",
     )
-
