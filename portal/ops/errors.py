@@ -4,7 +4,7 @@
     ├── ConfigurationError         exit 2   a setting or an argument makes no sense
     │   ├── UnsupportedError       exit 2   it makes sense, but this release cannot do it
     │   └── IdentityError          exit 2   an age identity is missing, or opens nothing that it is tried on
-    ├── NotConfirmedError          exit 3   nobody said yes
+    ├── NotConfirmedError          exit 3   not confirmed
     ├── NotIntactError             exit 4   an archive is damaged, incomplete or hostile
     ├── BusyError                  exit 5   somebody else holds the lock            (retry)
     ├── SourceError                exit 1   what should be backed up cannot be read

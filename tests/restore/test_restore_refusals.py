@@ -65,7 +65,7 @@ class TestNothingChanges:
 
     def test_nobody_says_yes(self, world: World) -> None:
         """A plan that is not agreed to is not carried out, with exit code 3; it stands in the result."""
-        result = refused(world.job(confirm=lambda _: False).restore_full("latest"), 3, "nobody said yes")
+        result = refused(world.job(confirm=lambda _: False).restore_full("latest"), 3, "Not confirmed")
         assert result.plan[0].startswith("Restore database, media, audit_logs from full_")
 
     def test_everything_in_the_way_is_told(self, world: World) -> None:

@@ -132,7 +132,7 @@ class TestCutOff:
     def test_the_next_one_removes_its_remains(self, world: World) -> None:
         """Even a restore of an archive that does not exist first removes what the last one has left."""
         restore_id = cut_off(world)
-        result = refused(world.job().restore_full("absent"), 2, "there is no archive")
+        result = refused(world.job().restore_full("absent"), 2, "archive not found")
         assert any(restore_id in warning and "its remains are removed" in warning for warning in result.warnings)
         assert world.databases() == {world.portal.database.name}
         assert world.stages() == []

@@ -75,7 +75,7 @@ class TestTheSameAsWithoutAWorker:
         remote, said = run(portal, redis.url, "backup.sh", "full")
         local, _ = run(portal, redis.url, "backup.sh", "full", "--local")
         assert remote.keys() == local.keys()
-        assert f"backup {remote['backup_id']} is whole" in said
+        assert f"backup {remote['backup_id']} is complete" in said
         done = {event["backup_id"] for event in worker.events("archive_published")}
         assert remote["backup_id"] in done
         assert local["backup_id"] not in done

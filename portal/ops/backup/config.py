@@ -23,6 +23,13 @@ _UTC: Final = ZoneInfo("UTC")
 _SECRET_OPTIONS: Final = frozenset({"password", "sslpassword"})
 
 
+class BackupDestination(Enum):
+    """Where archives go first. Copies elsewhere are made by the settings of off-site copies."""
+
+    LOCAL = "local"
+    S3 = "s3"
+
+
 @dataclass(frozen=True, kw_only=True)
 class BackupConfig:
     """What to back up, and where to.
@@ -30,13 +37,15 @@ class BackupConfig:
     Arguments:
         destination: where archives go; ``local`` is the only place of this release.
         local_path: the repository.
-        s3_bucket: not in this release, like `s3_prefix` and `s3_endpoint`.
+        s3_bucket: refused, like `s3_endpoint`, since off-site copies have settings of their own; `s3_prefix` alone
+            asks for nothing.
         db_host: the server, or the directory of its socket.
         db_password: where it is not given, libpq looks for it in ``~/.pgpass``.
         db_options: further connection options of libpq, such as ``sslmode``.
-        media_path: the uploads; nothing leaves them out.
+        media_path: the uploads; ``None`` or an empty path excludes them.
         audit_log_path: the audit log's directory, or the file itself; nothing leaves it out.
-        encryption_enabled: not in this release.
+        encryption_enabled: archives in the repository are not encrypted; asking for it is refused.
+        encryption_key: refused likewise.
         retention_days: days to keep archives.
         retention_count: how many archives of each type to keep whatever their age.
         keep_hourly: keep the last archive of each type of so many hours; likewise for the longer periods.
@@ -71,9 +80,10 @@ class BackupConfig:
     db_user: str = "defectdojo"
     db_password: Secret | str | None = None
     db_options: Mapping[str, str] = field(default_factory=dict)
-    media_path: PathLike | None = None
+    media_path: PathLike | None = Path("/var/lib/kekkai-portal/uploads")
     audit_log_path: PathLike | None = None
     encryption_enabled: bool = False
+    encryption_key: bytes | str | None = field(default=None, repr=False)
     retention_days: int = 30
     retention_count: int = 10
     keep_hourly: int = 0
@@ -128,8 +138,8 @@ class BackupConfig:
         place = self.destination.value if isinstance(self.destination, Enum) else self.destination
         wanted = {
             f"the destination {place!r}": place != "local",
-            "a copy on S3": bool(self.s3_bucket or self.s3_endpoint or self.s3_prefix),
-            "encryption": self.encryption_enabled,
+            "a copy on S3": bool(self.s3_bucket or self.s3_endpoint),
+            "encryption": bool(self.encryption_enabled or self.encryption_key),
             "an archive that is not compressed": not self.compress,
         }
         refuse_unbuilt(what for what, asked in wanted.items() if asked)

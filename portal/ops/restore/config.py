@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from portal.ops.errors import ConfigurationError
+from portal.ops.errors import ConfigurationError, UnsupportedError
 from portal.ops.model import FORMAT_VERSION, timestamp
 from portal.ops.restore.database.model import RestoreMode
 from portal.ops.settings.load import DatabaseTarget, Secret, Settings
@@ -33,9 +33,10 @@ class RestoreConfig:
     Arguments:
         local_path: the repository: archives are looked for here, and restores are recorded here.
         db_host: the server to restore to; the other ``db_`` arguments as for a backup.
-        media_path: where the uploads go; nothing leaves them out.
+        media_path: where the uploads go; ``None`` or an empty path excludes them.
         audit_log_path: the live audit log; what is restored is put beside it. Nothing leaves it out.
         dry_run: verify and plan, and change nothing.
+        stop_services: refused if set: a restore stops no services. It ends the database sessions itself when it swaps.
         verify_before_restore: look at the whole archive first. What is restored is checked while it is staged anyway.
         mode: how the database is replaced.
         exact: what is in the uploads but not in the backup is moved aside.
@@ -57,10 +58,11 @@ class RestoreConfig:
     db_user: str = "defectdojo"
     db_password: Secret | str | None = None
     db_options: Mapping[str, str] = field(default_factory=dict)
-    media_path: str | Path | None = None
+    media_path: str | Path | None = Path("/var/lib/kekkai-portal/uploads")
     audit_log_path: str | Path | None = None
     dry_run: bool = False
     verify_before_restore: bool = True
+    stop_services: bool = False
     mode: RestoreMode | str = RestoreMode.AUTO
     exact: bool = False
     patterns: tuple[str, ...] = ()
@@ -81,6 +83,12 @@ class RestoreConfig:
             raise ConfigurationError("local_path is empty", hint="Name the directory of the archives.")
         if self.jobs is not None and self.jobs < 1:
             raise ConfigurationError(f"{self.jobs} processes cannot do anything", hint="Give 1 or more as jobs.")
+        if self.stop_services:
+            raise UnsupportedError(
+                "a restore does not stop services, as stop_services=True asks for",
+                hint="Omit it: the restore ends database sessions itself when it swaps. Stop the portal before, if you "
+                "want to be sure that nobody writes meanwhile.",
+            )
         if self.rollback_days < 0:
             raise ConfigurationError("rollback_days is negative", hint="Give 0 or more days.")
         if isinstance(self.db_password, str):

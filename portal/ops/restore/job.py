@@ -475,7 +475,7 @@ class RestoreJob:
 
     def _ask(self, plan: RestorePlan) -> None:
         if self._confirm and not self._confirm(plan):
-            raise NotConfirmedError("nobody said yes, so nothing was changed", hint=_SAY_YES)
+            raise NotConfirmedError("Not confirmed; nothing was changed", hint=_SAY_YES)
 
     # -- small things -----------------------------------------------------------------------------------------------
 
