@@ -191,13 +191,13 @@ class TestInterrupted:
 
     def test_the_memory_of_it_was_lost(self, offsite: Offsite) -> None:
         """Where nobody knows any more what was sent, the copy starts again beside it, and nothing is overwritten."""
-        broken = [True]
-        job = with_store(offsite, lambda real: Unsteady(real, lambda what: what == "put" and broken and broken.pop()))
         calls: list[str] = []
-        job = with_store(
-            offsite,
-            lambda real: Unsteady(real, lambda what: what == "put" and (calls.append(what) or len(calls) == 3)),
-        )
+
+        def fails(what: str) -> bool:
+            calls.append(what)
+            return calls.count("put") == 3 and what == "put"
+
+        job = with_store(offsite, lambda real: Unsteady(real, fails))
         assert job.run().error is not None
         before = {path: path.read_bytes() for path in (offsite.directory / "disk").rglob("*.age")}
         assert before

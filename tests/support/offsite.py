@@ -56,7 +56,7 @@ class Offsite:
 
     def copied(self, archive: str | None = None, **changes: str) -> CopyResult:
         """Copy what is missing, which must not fail."""
-        result = self.copy(archive, **changes)
+        result = self.copy(archive, again=False, **changes)
         assert result.error is None, result.error
         return result
 
