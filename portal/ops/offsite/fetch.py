@@ -161,7 +161,7 @@ class FetchJob:
                 try:
                     backend = self._open(destination)
                     opened.append(backend)
-                    listing = list_copies(backend)
+                    listing = list_copies(backend, name)
                     hits.append((backend, listing, listing.find(name)))
                 except OpsError as error:
                     faults.append(error)

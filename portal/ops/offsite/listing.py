@@ -13,7 +13,8 @@ from portal.ops.runtime.logs import engine_log
 from portal.ops.storage.backend import read_all
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
+    from datetime import datetime
 
     from portal.ops.storage.backend import Backend
 
@@ -89,23 +90,55 @@ class Listing:
         return tuple(reversed(line))
 
 
-def list_copies(backend: Backend) -> Listing:
-    """Every copy that a destination has.
+def list_copies(backend: Backend, name: str | None = None) -> Listing:
+    """The copies that a destination has.
+
+    Arguments:
+        name: of an archive that somebody wants; of others, no more is read than whether there are any.
 
     Raises:
         StorageError: it cannot be looked at.
     """
-    commits, damaged = [], []
-    for stem in commit_stems(backend):
-        try:
-            commits.append(_read(backend, stem))
-        except NotIntactError as error:
-            log.warning("offsite_commit_damaged", stem=str(stem), error=error.message)
-            damaged.append(str(stem))
-        except ObjectAbsentError:
-            continue  # removed meanwhile
+    stems = list(commit_stems(backend))
+    wanted = _wanted_ids(stems, name)
+    commits: list[Commit] = []
+    damaged: list[str] = []
+    read: set[str] = set()
+    while wanted:
+        ids, wanted = wanted - read, set()
+        for stem in (stem for stem in stems if stem.backup_id in ids):
+            try:
+                commit = _read(backend, stem)
+            except NotIntactError as error:
+                log.warning("offsite_commit_damaged", stem=str(stem), error=error.message)
+                damaged.append(str(stem))
+                continue
+            except ObjectAbsentError:
+                continue  # removed meanwhile
+            commits.append(commit)
+            if commit.parent and commit.parent not in read | ids:
+                wanted.add(commit.parent)
+        read |= ids
     commits.sort(key=lambda commit: (commit.moment, commit.backup_id, commit.stem.generation), reverse=True)
     return Listing(shown=backend.shown, commits=tuple(commits), damaged=tuple(damaged))
+
+
+def _wanted_ids(stems: Sequence[Stem], name: str | None) -> set[str]:
+    """Of which archives the commits are read: all, but for an exact id, or the newest full one."""
+    ids = {stem.backup_id for stem in stems}
+    if name is None:
+        return ids
+    if name == LATEST:
+        full = [one for one in ids if one.startswith("full_")]
+        return {max(full or ids, key=_moment_of)} if ids else set()
+    exact = parse_stem(name.removesuffix(".0"))
+    return {exact.backup_id} if exact is not None and exact.backup_id in ids else ids
+
+
+def _moment_of(backup_id: str) -> datetime:
+    found = BackupId.parse(backup_id)
+    assert found is not None  # stems have ids
+    return found.moment
 
 
 def commit_stems(backend: Backend) -> Iterable[Stem]:
