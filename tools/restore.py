@@ -18,6 +18,9 @@ _EXAMPLES: Final = f"""examples:
                                          into a database beside the live one, to have a look
   restore.sh latest --media-only --media-dir /tmp/try --force
                                          the uploads into another directory
+  restore.sh --at '10 minutes ago'       database and uploads as they were then
+  restore.sh --at latest --data-dir /srv/postgresql
+                                         the database cluster itself, for a new server
   restore.sh --rollback                  rolls the last restore back
   restore.sh --rollback --list           shows what can be rolled back, and its rollback data
   restore.sh --rollback --forget restore_20240115_120000_abc123

@@ -118,10 +118,13 @@ class RestoreArguments(RequestArguments):
     """What a restore is told: the options of `restore.sh`.
 
     Arguments:
+        archive: which archive; with `at` none.
+        at: the moment to restore to, in ISO 8601 or as a person writes it.
         verify: look at the whole archive first; what is restored is checked while it is staged anyway.
     """
 
-    archive: str
+    archive: str = ""
+    at: str | None = None
     scope: str = "full"
     dry_run: bool = False
     mode: str = "auto"

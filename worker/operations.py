@@ -167,6 +167,18 @@ BACKUP_MEDIA: Final = Operation(
     backup_type=BackupType.MEDIA,
     id_words=("media", "scan"),
 )
+BACKUP_BASE: Final = Operation(
+    name="backup.base",
+    queue=Queue.BACKUP,
+    description="Back up the whole database cluster, for recoveries to any later moment",
+    arguments=BackupArguments,
+    requesters=_SCHEDULED,
+    handler="worker.handlers.backup:back_up",
+    action=Action.BACKUP,
+    backup_type=BackupType.BASE,
+    schedule=Schedule(setting="base", done_by=MadeArchive(types=frozenset({BackupType.BASE}))),
+    id_words=("wal",),
+)
 VERIFY_ARCHIVE: Final = Operation(
     name="verify.archive",
     queue=Queue.MAINTENANCE,

@@ -24,6 +24,7 @@ SCHEDULES = ScheduleSettings(
     verify="0 4 * * *",
     prune="30 3 * * *",
     drill="0 5 * * 0",
+    base=None,
     time_zone=ZoneInfo("UTC"),
 )
 NOW = datetime(2026, 11, 22, 9, 10, tzinfo=UTC)

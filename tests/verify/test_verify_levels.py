@@ -364,7 +364,7 @@ class TestCommand:
         assert (ended.returncode, found["success"]) == (4, False)
         assert all(f"damage: {damage}\n" in ended.stderr for damage in found["damages"])
         assert f"error: {archive.name} is not intact\n" in ended.stderr
-        assert "hint: If it was copied here" in ended.stderr
+        assert "hint: If the archive was copied here" in ended.stderr
         assert '"event": "archive_damaged"' in ended.stderr
         assert '"level": "error"' in ended.stderr
 

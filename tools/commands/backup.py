@@ -1,4 +1,4 @@
-"""`backup.sh full`, `database` and `media`: make a backup."""
+"""`backup.sh full`, `database`, `media` and `base`: make a backup."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.command == "media":
         result = job.backup_media(incremental=incremental)
     else:
-        result = (job.backup_full if arguments.command == "full" else job.backup_database)()
+        makers = {"full": job.backup_full, "database": job.backup_database, "base": job.backup_base}
+        result = makers[arguments.command]()
     found = result.to_dict()
     _say_how_it_ended(found)
     print_result({**found, **(_prune(settings, found) if result.success else {"pruned": []})})

@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run a drill, or have a worker run it."""
     from portal.ops.drill.job import DrillJob
+    from portal.ops.drill.portal_checks import PortalCheckConfig
     from portal.ops.monitoring.observer import Aftermath
     from portal.ops.restore.config import RestoreConfig
 
@@ -34,7 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
         given = DrillArguments(archive=tasks.absolute(arguments.archive))
         return tasks.do_remotely(settings, show, arguments, DRILL_RESTORE, given)
     config, observer = RestoreConfig.from_settings(settings), Aftermath(settings)
-    report = DrillJob(config, progress=show, actor=person(), observer=observer).run(arguments.archive)
+    checks = PortalCheckConfig.from_settings(settings)
+    report = DrillJob(config, checks=checks, progress=show, actor=person(), observer=observer).run(arguments.archive)
     tell(report.to_dict())
     return report.exit_code
 

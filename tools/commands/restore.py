@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from worker.operations import Operation
 
 ONLY_RESTORE: Final = (
+    "at",
+    "data_dir",
     "scope",
     "mode",
     "exact",
@@ -51,6 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what a restore takes."""
     add = parser.add_argument
     add("--dry-run", action="store_true", help="verify the archive, show the plan, change nothing")
+    add("--at", metavar="TIME", help="restore to a moment: '2026-11-28 14:03:07+00:00', '10 minutes ago', or 'latest'")
+    add("--data-dir", metavar="DIR", help="with --at: write the recovered database cluster here, for a new server")
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--database-only", dest="scope", action="store_const", const="database", help="only the database")
     part.add_argument("--media-only", dest="scope", action="store_const", const="media", help="only the uploads")
@@ -71,8 +75,14 @@ def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
     """Refuse arguments that do not go together."""
     if arguments.list or arguments.forget:
         parser.error("--list and --forget need --rollback")
-    if not arguments.archive:
-        parser.error("which archive? give a path, an id, or 'latest'")
+    if arguments.at and arguments.archive:
+        parser.error("--at finds the archives itself; name none")
+    if arguments.data_dir and not arguments.at:
+        parser.error("--data-dir needs --at")
+    if arguments.data_dir and arguments.scope:
+        parser.error("--data-dir delivers the database cluster as a whole, and no uploads")
+    if not (arguments.archive or arguments.at):
+        parser.error("which archive? give a path, an id, or 'latest'; or --at for a moment")
     if arguments.dry_run and arguments.no_wait:
         parser.error("--dry-run cannot be combined with --no-wait")
 
@@ -80,6 +90,10 @@ def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
 def run(arguments: argparse.Namespace) -> int:
     """Restore an archive, or have a worker do it."""
     settings, show = watched_settings()
+    if arguments.data_dir:
+        from tools.commands.data_dir import deliver_cluster
+
+        return deliver_cluster(settings, show, arguments)
     person = Person(asks=not (arguments.force or arguments.dry_run))
     if tasks.is_remote(settings, arguments):
         return _restore_remotely(Workers(settings, show, arguments), person)
@@ -114,6 +128,10 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _restore(job: RestoreJob, arguments: argparse.Namespace) -> RestoreResult:
+    if arguments.at:
+        from portal.ops.restore.config import RestoreScope
+
+        return job.restore_at(arguments.at, scope=RestoreScope(arguments.scope or "full"))
     restore = {
         None: job.restore_full,
         "database": job.restore_database,
@@ -161,7 +179,8 @@ def _restore_remotely(workers: Workers, person: Person) -> int:
             return exit_code
         if not person.agrees(plan["plan"]):
             raise NotConfirmedError(NOT_CONFIRMED, hint=SAY_YES)
-        given = replace(given, archive=plan["backup_file"], verify=False, moment=tasks.now())
+        chosen = {"at": plan["at"]} if arguments.at else {"archive": plan["backup_file"]}
+        given = replace(given, **chosen, verify=False, moment=tasks.now())
     return finish(workers.hand_over(RESTORE_ARCHIVE, given), person, arguments, is_rollback=False)
 
 
@@ -186,7 +205,8 @@ def _given_remotely(arguments: argparse.Namespace) -> RestoreArguments:
         given["media_dir"] = given.pop("media_path")
     return RestoreArguments(
         **given,
-        archive=tasks.absolute(arguments.archive),
+        archive="" if arguments.at else tasks.absolute(arguments.archive),
+        at=arguments.at,
         scope=arguments.scope or "full",
         moment=tasks.now(),
     )

@@ -24,7 +24,9 @@ EXIT_CODES: Final = """exit codes:
   6 not done yet: no worker, no broker, or not in time"""
 
 _STOPPING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_TOLD_IN_THE_END: Final = frozenset({"backup_failed", "restore_failed", "prune_failed", "drill_failed"})
+_TOLD_IN_THE_END: Final = frozenset(
+    {"backup_failed", "restore_failed", "prune_failed", "drill_failed", "archive_damaged"}
+)
 """Events of the engine whose error the command tells itself, with the hint."""
 
 

@@ -20,7 +20,8 @@ def restore(request: TaskRequest) -> Outcome:
     """Restore what is asked for, or plan it."""
     arguments = RestoreArguments.of(request.given)
     settings, allowed = request.settings, request.settings.worker.allowed_paths
-    check_archive(arguments.archive, request.repository, allowed)
+    if arguments.at is None:
+        check_archive(arguments.archive, request.repository, allowed)
     if arguments.media_dir is not None:
         uploads = (settings.upload_dir,) if settings.upload_dir else ()
         check_place(arguments.media_dir, (*uploads, *allowed))
@@ -38,6 +39,9 @@ def restore(request: TaskRequest) -> Outcome:
 
 
 def _restore_scope(job: RestoreJob, request: TaskRequest, arguments: RestoreArguments) -> RestoreResult:
+    if arguments.at is not None:
+        scope = word(RestoreScope, arguments.scope)
+        return job.restore_at(arguments.at, scope=scope, moment=arguments.when(), request_id=request.task_id)
     run = {
         RestoreScope.FULL: job.restore_full,
         RestoreScope.DATABASE: job.restore_database,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from portal.ops.archive.compressor_pool import CompressorPool
 from portal.ops.archive.writer import ArchiveWriter, Readable, Tally
+from portal.ops.backup.credential_key import credential_detail
 from portal.ops.backup.walk import FileTree, identity, tree_bytes
 from portal.ops.chains.deletions import encode_deletions
 from portal.ops.chains.state_cache import Totals
@@ -146,6 +147,7 @@ class Collection:
             "sha256": member.sha256,
             "server_version": facts.server_version,
             "pg_dump_version": facts.pg_dump_version,
+            **credential_detail(self.config.credential_key, str(self.backup_id)),
             "rows": facts.row_counts,
             "table_bytes": large,
         }

@@ -43,6 +43,7 @@ from portal.ops.repository.repository import ArchiveFile, Repository
 from portal.ops.repository.sidecar import file_digest, read_sidecar
 from portal.ops.repository.verifications import Verification, Verifications
 from portal.ops.retention.prune import PruneJob
+from portal.ops.runtime.commands import Around, within
 from portal.ops.runtime.environment import current_settings
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.process import ProcessRunner, SystemRunner
@@ -232,8 +233,13 @@ class BackupJob:
             structlog.contextvars.bound_contextvars(backup_id=str(backup_id)),
             self._witness.watching(Action.BACKUP, str(backup_id)) as seen,
         ):
+            around = Around(commands=self.config.commands, runner=self._runner, target=self.config.database)
+            around.note(operation="backup", backup_id=backup_id, backup_type=kind.value, actor=self._witness.name)
             try:
-                result = self._back_up(_Request(backup_id=backup_id, **asked), result)
+                with within(around):
+                    result = self._back_up(_Request(backup_id=backup_id, **asked), result)
+                    around.note(result="succeeded", archive=result.destination_path, components=result.components)
+                result = replace(result, warnings=(*result.warnings, *around.warnings))
             except OpsError as error:
                 result = _failed(result, error)
             except OSError as error:

@@ -268,8 +268,7 @@ class WalReceiver:
 
     def _sweep(self, archive: WalArchive, connection: Connection) -> None:
         """Remove what a kill has left: unfinished copies, and a segment that pg_receivewal was just making room for."""
-        for left in archive.path.glob(".*.tmp"):
-            left.unlink(missing_ok=True)
+        archive.sweep()
         for partial in archive.partials():
             if partial.stat().st_size != archive.cluster.segment_bytes:  # nothing is in it before it has its size
                 partial.unlink()

@@ -169,9 +169,17 @@ class WalArchive:
             raise
         sync_directory(self.path)
         file = WalFile(name=source.name, size=size, sha256=digest, covered=covered, until=until)
-        archive_index.append(self.path, file)
+        with archive_index.index_lock(self.path):
+            archive_index.append(self.path, file)
         source.unlink()
         return file
+
+    def sweep(self) -> None:
+        """Remove copies that were not finished; only whoever receives alone may do that."""
+        for left in self.path.glob(".*.tmp"):
+            name = left.name.removeprefix(".").partition(".")[0]
+            if self._is_segment(name) or parse_history_name(f"{name}.history"):
+                left.unlink(missing_ok=True)
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Replace the state; not synced, since it is written every second and can be lost."""
@@ -184,11 +192,12 @@ class WalArchive:
 
         Lines of the index go last, so that what is there is always known.
         """
-        files = archive_index.load(self.path)
         for name in sorted(names):
             self.stored(name).unlink(missing_ok=True)
         sync_directory(self.path)
-        archive_index.rewrite(self.path, [file for name, file in files.items() if name not in names])
+        with archive_index.index_lock(self.path):
+            files = archive_index.load(self.path)
+            archive_index.rewrite(self.path, [file for name, file in files.items() if name not in names])
         return sum(files[name].size for name in names if name in files)
 
     # -- reading ----------------------------------------------------------------------------------------------------

@@ -148,6 +148,7 @@ class RestoreResult:
         plan: what it did, or would do, in plain words.
         facts: figures of the restore, such as the downtime of the database.
         exit_code: the code that a program should end with.
+        at: the moment that was restored to, in ISO 8601; empty where an archive was restored.
         is_rollback: a restore was taken back or forgotten, so that there is nothing to take back.
     """
 
@@ -166,6 +167,7 @@ class RestoreResult:
     facts: Mapping[str, Any] = field(default_factory=dict)
     exit_code: int = 0
     is_rollback: bool = False
+    at: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The result in the types of JSON."""
@@ -183,6 +185,7 @@ class RestoreResult:
             "restore_id": self.restore_id,
             "rollback": None if self.is_rollback or not self.restore_id else f"{_ROLLBACK} {self.restore_id}",
             "facts": dict(self.facts),
+            **({"at": self.at} if self.at else {}),
             "plan": list(self.plan),
             "format_version": FORMAT_VERSION,
         }

@@ -361,7 +361,7 @@ class RestoreJob:
             return RestoreSource(archive=choose_archive(self.repository, draft, path))
         choice = choose_moment(self.repository, self.config, draft.result.scope, os.fspath(path), self._clock())
         archive = self.repository.find(choice.needed[0])
-        draft.note(backup_id=choice.name, backup_file=str(absolute(archive.path)))
+        draft.note(backup_id=choice.name, backup_file=str(absolute(archive.path)), at=choice.moment.isoformat())
         return RestoreSource(archive=archive, choice=choice)
 
     def _restore(self, draft: Draft, path: PathLike, restore_id: str, *, is_moment: bool) -> None:

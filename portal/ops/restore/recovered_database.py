@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from portal.ops.pitr.recovery import recovered
 from portal.ops.pitr.scratch import scratch_parent, server_owner
 from portal.ops.restore.components import DatabasePart
+from portal.ops.restore.database.plan import UNKNOWN_ROWS
 from portal.ops.restore.scratch_dump import RowCounts, ScratchDump
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class _RecoveredPlan:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What should be known."""
-        return self.database.warnings
+        return tuple(warning for warning in self.database.warnings if warning != UNKNOWN_ROWS)
 
     @property
     def blockers(self) -> tuple[OpsError, ...]:
@@ -43,7 +44,9 @@ class _RecoveredPlan:
 
     def lines(self) -> list[str]:
         """The plan in plain words."""
-        return [*self.recovery.lines(), *self.database.lines()]
+        rows = "The rows of every table are counted in the scratch server, and after the restore"
+        lines = (rows if line.startswith("In the backup:") else line for line in self.database.lines())
+        return [*self.recovery.lines(), *lines]
 
 
 class RecoveredDatabasePart(DatabasePart):

@@ -207,7 +207,8 @@ def load_settings(
         )
     both = {**env_file.values, **environ}
     of_stores = {name: text for name, text in both.items() if name.startswith(_STORES)}
-    return replace(settings, unbuilt=unbuilt_settings(both), store_variables=of_stores)
+    schedules = settings.schedules if settings.pitr.wal else replace(settings.schedules, base=None)
+    return replace(settings, schedules=schedules, unbuilt=unbuilt_settings(both), store_variables=of_stores)
 
 
 def effective_settings(

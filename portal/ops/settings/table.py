@@ -502,6 +502,11 @@ class Settings:
     unbuilt: tuple[str, ...] = ()
     store_variables: Mapping[str, str] = field(default_factory=dict, repr=False)
 
+    @property
+    def replication(self) -> DatabaseTarget:
+        """The server, as the role that may receive WAL."""
+        return replace(self.database, **self.pitr.replication)
+
 
 def entries(kind: type[Any] = Settings) -> Iterator[Setting[object]]:
     """Every entry of a group and of the groups in it, in the order of the table."""

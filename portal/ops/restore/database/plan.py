@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from portal.ops.runtime.process import ProcessRunner
     from portal.ops.settings.database_url import DatabaseTarget
 
+UNKNOWN_ROWS: Final = "the manifest does not say how many rows there were: nothing is held against it"
+
 _COUNTED_UP_TO_BYTES: Final = 2_000_000_000
 _COPY_PER_DUMP_BYTE: Final = 1.3
 _NAMED_IN_MESSAGE: Final = 5
@@ -335,7 +337,7 @@ def _warnings(
     if slots and seen.mode is RestoreMode.SWAP:
         yield f"replication slots stay with the old database: {', '.join(slots)}"
     if not request.row_counts:
-        yield "the manifest does not say how many rows there were: nothing is held against it"
+        yield UNKNOWN_ROWS
     if restorer and restorer.trips_over_server:
         yield f"the dump was written for PostgreSQL {request.dump_major}, and the server is older: {seen.version}"
     newer = sorted(contents.rows.keys() - request.row_counts.keys()) if request.row_counts else []
