@@ -19,6 +19,7 @@ from worker.arguments import (
     BackupArguments,
     DrillArguments,
     MediaArguments,
+    OffsiteCopyArguments,
     PruneArguments,
     RestoreArguments,
     RollbackArguments,
@@ -225,6 +226,16 @@ DRILL_RESTORE: Final = Operation(
     action=Action.DRILL,
     # A drill that failed has shown what it was to show.
     schedule=Schedule(setting="drill", done_by=LoggedEnd(outcomes=frozenset({Outcome.DONE, Outcome.FAILED}))),
+)
+OFFSITE_COPY: Final = Operation(
+    name="offsite.copy",
+    queue=Queue.OFFSITE,
+    description="Copy off-site what is missing there",
+    arguments=OffsiteCopyArguments,
+    requesters=_SCHEDULED,
+    handler="worker.handlers.offsite:copy",
+    action=Action.OFFSITE_COPY,
+    id_words=("offsite",),
 )
 PING: Final = Operation(
     name="health.ping",

@@ -19,9 +19,17 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
-from portal.ops.errors import DiskFullError, IdentityError, NotIntactError, OpsError, RepositoryError
+from portal.ops.errors import (
+    ArchiveAbsentError,
+    DiskFullError,
+    IdentityError,
+    NotIntactError,
+    OpsError,
+    RepositoryError,
+)
 from portal.ops.model import FORMAT_VERSION, SUFFIX, BackupId
 from portal.ops.offsite.listing import LATEST, PREFIX, Listing, list_copies
+from portal.ops.offsite.reading import find_file
 from portal.ops.repository.access_log import Action, Observer, Witness
 from portal.ops.repository.faults import disk_full
 from portal.ops.repository.repository import Repository
@@ -36,6 +44,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from portal.ops.archive.index import Member
+    from portal.ops.archive.reader import ArchiveReader
     from portal.ops.offsite.commit import Commit
     from portal.ops.offsite.config import OffsiteConfig
     from portal.ops.runtime.progress import Advance
@@ -174,6 +184,32 @@ class FetchJob:
         finally:
             for backend in opened:
                 backend.close()
+
+    @contextmanager
+    def file(self, name: str, path: str) -> Iterator[tuple[ArchiveReader, Member, Callable[[], int]]]:
+        """One file of a copy, with what reads it and what tells how much was downloaded for it.
+
+        Arguments:
+            name: the archive's id or the start of one, or ``latest``.
+            path: the file's path in the archive.
+
+        Raises:
+            ArchiveAbsentError: the archive has no such file.
+            OpsError: as `run`.
+        """
+        with self.found(name) as (backend, listing, commit):
+            line = listing.line_of(commit)
+            with self._witness.watching(
+                Action.OFFSITE_READ, commit.backup_id, destination=backend.shown, files=1
+            ) as seen:
+                found = find_file(backend, line, self._identities(line), path)
+                if found is None:
+                    raise ArchiveAbsentError(
+                        f"there is no file {path!r} in {commit.backup_id}",
+                        hint="The path starts with media/ or audit/, as in the archive.",
+                    )
+                yield found.reader, found.member, found.received
+                seen.details["bytes"] = found.received()
 
     def _identities(self, line: Sequence[Commit]) -> tuple[Identity, ...]:
         if not any(one.is_encrypted for one in line):

@@ -1,4 +1,4 @@
-"""Makes an archive that is named ``offsite:<id>`` one of the repository, for whoever restores, verifies or drills it."""
+"""Makes an archive named ``offsite:<id>`` one of the repository, for whoever restores, verifies or drills it."""
 
 from __future__ import annotations
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from portal.ops.archive.index import MemberType
 from portal.ops.archive.reader import ArchiveReader
 from portal.ops.chains.deletions import deletions
 from portal.ops.errors import NotIntactError
@@ -147,9 +148,24 @@ class RemoteFile:
         )
 
 
-def find_file(
-    backend: Backend, line: Sequence[Commit], identities: Sequence[Identity], path: str
-) -> tuple[ArchiveReader, Member] | None:
+class FoundFile(NamedTuple):
+    """A file of a copy.
+
+    Arguments:
+        reader: gives its content.
+        files: the archives that were looked at for it.
+    """
+
+    reader: ArchiveReader
+    member: Member
+    files: tuple[RemoteFile, ...]
+
+    def received(self) -> int:
+        """Bytes that were downloaded so far."""
+        return sum(one.received for one in self.files)
+
+
+def find_file(backend: Backend, line: Sequence[Commit], identities: Sequence[Identity], path: str) -> FoundFile | None:
     """A file as the last archive of a chain has it; nothing where there is none.
 
     Arguments:
@@ -158,6 +174,7 @@ def find_file(
     Raises:
         NotIntactError: an index is damaged.
     """
+    files: list[RemoteFile] = []
     for number, commit in reversed(tuple(enumerate(line))):
         if number and commit.parent_sha256 != line[number - 1].archive_sha256:
             raise NotIntactError(
@@ -165,10 +182,13 @@ def find_file(
                 hint="Take an older archive: 'offsite list' shows them.",
             )
         name = Path(f"{commit.backup_id}{SUFFIX}")
-        reader = ArchiveReader(name, RemoteFile(backend, commit, identities))
+        files.append(RemoteFile(backend, commit, identities))
+        reader = ArchiveReader(name, files[-1])
         member = reader.find(path)
+        if member is not None and member.type is MemberType.HARDLINK:
+            member = reader.find(member.link)
         if member is not None:
-            return reader, member
+            return FoundFile(reader, member, tuple(files)) if member.type is MemberType.FILE else None
         if commit.parent is not None and _is_gone(path, set(deletions(reader))):
             return None
     return None
