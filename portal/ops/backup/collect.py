@@ -156,8 +156,8 @@ class Collection:
         writer.tally = tally = Tally()
         excluded = frozenset([identity(self.draft.final.parent)])
         read_from = time.time_ns()
-        tree = FileTree(root=source, prefix=component.member, excluded=excluded, tally=tally)
-        writer.add_items(tree.items())
+        with FileTree(root=source, prefix=component.member, excluded=excluded, tally=tally) as files:
+            writer.add_items(files.tree, files.items())
         self._warnings += _warnings(tally)
         return {
             "bytes": tally.content_bytes,
@@ -170,7 +170,7 @@ class Collection:
         """What differs from the parent, then the list of what is gone: also what vanishes before it can be read."""
         writer.tally = tally = Tally(special=[*increment.delta.special])
         read_from = time.time_ns()
-        writer.add_items(increment.delta.items())
+        writer.add_items(increment.tree, increment.delta.items())
         increment.lose(tally)
         deleted = increment.delta.deleted()
         if deleted:

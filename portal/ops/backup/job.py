@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from portal.ops.archive.open import open_archive
-from portal.ops.archive.writer import unreadable
 from portal.ops.backup.collect import Collection
 from portal.ops.backup.config import BackupConfig, BackupResult
 from portal.ops.backup.increment import CACHE, BaseNeededError, Increment, held, plan_increment, remember
@@ -34,6 +33,7 @@ from portal.ops.errors import (
     OpsError,
     SourceError,
 )
+from portal.ops.filesystem.refusals import unreadable
 from portal.ops.model import SUFFIX, BackupId, BackupType, Component, VerifyLevel, timestamp
 from portal.ops.repository.access_log import Action, Observer, Outcome, Witness
 from portal.ops.repository.catalogue import Catalogue
@@ -373,7 +373,7 @@ class BackupJob:
                     hint=f"Mount or create it, or correct {name}; set {name} to nothing to leave it out on purpose.",
                 ) from error
             except OSError as error:
-                raise unreadable(os.fsencode(source), error.errno or 0) from error
+                raise unreadable(str(source), error.errno or 0) from error
             if any(identity(parent) == repository for parent in (place, *place.parents)):
                 raise ConfigurationError(
                     f"{source} lies inside the repository {self.repository.path}",
