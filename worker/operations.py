@@ -76,6 +76,11 @@ class EachArchive:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NothingMissing:
+    """A slot is done when every archive that should have an off-site copy has one, as the repository remembers."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Schedule:
     """When an operation starts without a request.
 
@@ -85,7 +90,7 @@ class Schedule:
     """
 
     setting: str
-    done_by: MadeArchive | LoggedEnd | EachArchive
+    done_by: MadeArchive | LoggedEnd | EachArchive | NothingMissing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +240,7 @@ OFFSITE_COPY: Final = Operation(
     requesters=_SCHEDULED,
     handler="worker.handlers.offsite:copy",
     action=Action.OFFSITE_COPY,
-    id_words=("offsite",),
+    schedule=Schedule(setting="offsite", done_by=NothingMissing()),
 )
 PING: Final = Operation(
     name="health.ping",

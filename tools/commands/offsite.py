@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from datetime import datetime
 
+    from portal.ops.offsite.copy import CopyResult
     from portal.ops.runtime.progress import Step
     from portal.ops.settings.load import Settings
 
@@ -100,7 +101,7 @@ def _copy(arguments: argparse.Namespace, settings: Settings, show: Callable[[Ste
 
 def copy_missing(
     settings: Settings, show: Callable[[Step], None] | None, archive: str | None = None, *, again: bool = False
-) -> Any:
+) -> CopyResult:
     """Copy what is missing, as the settings say; the engine's `CopyResult`."""
     from portal.ops.backup.config import BackupConfig
     from portal.ops.offsite.config import OffsiteConfig

@@ -18,13 +18,13 @@ from portal.ops.model import FORMAT_VERSION
 from portal.ops.offsite.layout import Stem, stem_of_commit
 from portal.ops.offsite.ledger import CopyRecord, Ledger
 from portal.ops.offsite.listing import read_commit
+from portal.ops.offsite.missing import line_of_entry, wanted_copies
 from portal.ops.offsite.prune import offsite_policy
 from portal.ops.offsite.sending import AlreadyCopiedError, Sender
 from portal.ops.repository.access_log import Action, Observer, Witness
 from portal.ops.repository.catalogue import Catalogue
 from portal.ops.repository.locks import archive_lock
 from portal.ops.repository.repository import Repository
-from portal.ops.retention.plan import plan
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import Clock, Meter, Progress, utc_now
 from portal.ops.storage.objects import recipients_of
@@ -166,15 +166,8 @@ class CopyJob:
                 )
             if entry.fault:
                 raise ConfigurationError(f"{entry.name} is not copied: {entry.fault}", hint="Copy an intact archive.")
-            return list(_line(entry, by_name))
-        decided = plan(entries, self._policy, self._clock())
-        kept = {decision.entry.name for decision in decided.decisions if decision.keep}
-        chosen: dict[str, Entry] = {}
-        for entry in entries:
-            damaged = entry.finding is not None and not entry.finding.intact
-            if self._config.includes(entry.type) and entry.name in kept and not entry.fault and not damaged:
-                chosen |= {one.name: one for one in _line(entry, by_name)}
-        return list(chosen.values())
+            return list(line_of_entry(entry, by_name))
+        return wanted_copies(self._config, self._policy, entries, self._clock())
 
     def _to_destination(
         self,
@@ -274,11 +267,3 @@ def reconcile(backend: Backend, ledger: Ledger) -> dict[Stem, CopyRecord]:
     if found != known and ledger.can_be_kept:
         ledger.replace(found.values())
     return found
-
-
-def _line(entry: Entry, by_name: dict[str, Entry]) -> Iterable[Entry]:
-    """An archive with all that it needs, its base first."""
-    line = [entry]
-    while (parent := line[-1].parent) is not None and parent in by_name and by_name[parent] not in line:
-        line.append(by_name[parent])
-    return reversed(line)
