@@ -286,6 +286,8 @@ def _done(result: Mapping[str, Any], *, is_rollback: bool) -> list[str]:
             lines.append(_done_to_database(facts, is_rollback=is_rollback))
         else:
             lines += FilesReport.from_dict(facts).lines()
+    if (portal := result.get("portal")) and portal["answers"]:
+        lines.append(f"the portal answers at {portal['url']}: {portal['what']} after {portal['seconds']:.1f} s.")
     return lines
 
 
