@@ -257,7 +257,7 @@ class TestAbort:
             "import os, sys\n"
             "from pathlib import Path\n"
             "from portal.ops.runtime.process import SystemRunner\n"
-            "from portal.ops.settings import DatabaseTarget, Secret\n"
+            "from portal.ops.settings.database_url import DatabaseTarget, Secret\n"
             "from portal.ops.postgres.dump import open_dump\n"
             "host, port, name, user, bin_dir = sys.argv[1:]\n"
             "target = DatabaseTarget(host=host, port=int(port), name=name, user=user,\n"

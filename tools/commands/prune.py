@@ -54,7 +54,7 @@ def forget_restores(settings: Settings) -> list[str]:
     if not os.path.exists(settings.local_path / DIRECTORY):  # most often so; what follows takes a while to import
         return []
     try:
-        return list(restore_job(settings).forget_old())
+        return list(restore_job(settings).discard_old())
     except OpsError as error:
         return [f"the rollback data of old restores was not looked at: {error}"]
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from portal.ops.archive.compressor_pool import CompressorPool
 from portal.ops.archive.writer import ArchiveWriter, Readable, Tally
+from portal.ops.backup.credential_key import credential_detail
 from portal.ops.backup.walk import FileTree, identity, tree_bytes
 from portal.ops.chains.deletions import encode_deletions
 from portal.ops.chains.state_cache import Totals
@@ -146,6 +147,7 @@ class Collection:
             "sha256": member.sha256,
             "server_version": facts.server_version,
             "pg_dump_version": facts.pg_dump_version,
+            **credential_detail(self.config.credential_key, str(self.backup_id)),
             "rows": facts.row_counts,
             "table_bytes": large,
         }
@@ -154,8 +156,8 @@ class Collection:
         writer.tally = tally = Tally()
         excluded = frozenset([identity(self.draft.final.parent)])
         read_from = time.time_ns()
-        tree = FileTree(root=source, prefix=component.member, excluded=excluded, tally=tally)
-        writer.add_items(tree.items())
+        with FileTree(root=source, prefix=component.member, excluded=excluded, tally=tally) as files:
+            writer.add_items(files.tree, files.items())
         self._warnings += _warnings(tally)
         return {
             "bytes": tally.content_bytes,
@@ -168,7 +170,7 @@ class Collection:
         """What differs from the parent, then the list of what is gone: also what vanishes before it can be read."""
         writer.tally = tally = Tally(special=[*increment.delta.special])
         read_from = time.time_ns()
-        writer.add_items(increment.delta.items())
+        writer.add_items(increment.tree, increment.delta.items())
         increment.lose(tally)
         deleted = increment.delta.deleted()
         if deleted:

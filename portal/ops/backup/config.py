@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 from portal.ops.errors import ConfigurationError
 from portal.ops.model import BackupType, Component, Compression, timestamp, version_of
 from portal.ops.retention.policy import RetentionPolicy, RetentionRule, own_rules
+from portal.ops.runtime.commands import AroundCommands, around_commands
 from portal.ops.settings.load import DatabaseTarget, Secret, Settings, refuse_unbuilt
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class BackupConfig:
         wal: whether WAL is received, so that base backups are worth something.
         replication_target: the server as the role that may replicate; by default that of the ``db_`` arguments.
         pitr_days: how far back a recovery to any moment reaches.
+        credential_key: the portal's key for stored credentials, whose fingerprint a backup of the database notes.
+        commands: what the operator runs before and after each backup.
         unbuilt: what the environment asks for beside all this and this release cannot do, in words. It makes no backup
             then; archives that are there can be looked after.
 
@@ -104,14 +107,18 @@ class BackupConfig:
     wal: bool = False
     replication_target: DatabaseTarget | None = None
     pitr_days: int = 7
+    credential_key: Secret | str | None = None
+    commands: AroundCommands = field(default_factory=AroundCommands)
     unbuilt: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("local_path", "media_path", "audit_log_path", "pg_bin_dir"):
             value = getattr(self, name)
             object.__setattr__(self, name, Path(value) if value else None)
-        if isinstance(self.db_password, str):
-            object.__setattr__(self, "db_password", Secret(self.db_password) if self.db_password else None)
+        for name in ("db_password", "credential_key"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                object.__setattr__(self, name, Secret(value) if value else None)
         self._refuse_nonsense()
         self._refuse_unbuilt()
 
@@ -176,6 +183,8 @@ class BackupConfig:
             wal=settings.pitr.wal,
             replication_target=settings.replication,
             pitr_days=settings.pitr.days,
+            credential_key=settings.portal.credential_key,
+            commands=around_commands(settings.portal),
             unbuilt=settings.unbuilt,
         )
 

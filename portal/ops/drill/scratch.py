@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.drill.report import DIRECTORY
 from portal.ops.errors import BusyError, DiskFullError, OpsError, RestoreError
+from portal.ops.filesystem.tree import remove_tree
 from portal.ops.postgres.database_names import LONGEST_NAME
 from portal.ops.postgres.server import create_like, drop_forced, end_orphans, find_database, maintenance, read_me
 from portal.ops.repository.durable import make_hidden, sync_directory, write_durably
 from portal.ops.repository.faults import explain
 from portal.ops.repository.repository import Repository
-from portal.ops.restore.files.safe_tree import remove_tree
 from portal.ops.runtime.logs import engine_log
 
 if TYPE_CHECKING:

@@ -1,7 +1,8 @@
 """A directory tree that is only ever reached from its top, step by step, without following a symlink.
 
-Whatever a path of an archive says, and whatever somebody puts into the tree meanwhile, an operation happens below the
-top or not at all: each directory on the way is opened by its name in the one above it.
+Whatever a path says, and whatever somebody puts into the tree meanwhile, an operation happens below the top or not at
+all: each directory on the way is opened by its name in the one above it. So a path may also be longer than the 4,096
+bytes that the kernel takes at once.
 """
 
 from __future__ import annotations
@@ -9,50 +10,24 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import shutil
 import stat
-from contextlib import suppress
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
-
-from portal.ops.errors import AccessDeniedError, DiskFullError, NotIntactError, OpsError, RestoreError
+import sys
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Final, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
     from types import TracebackType
 
+GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+"""What opening a file says when its name, or a directory above it, is not what it was a moment ago."""
+
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MOST_OPEN: Final = 64
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
-
-IS_ROOT: Final = os.geteuid() == 0
-SPECIAL_BITS: Final = stat.S_ISUID | stat.S_ISGID
-
-
-class Attributes(NamedTuple):
-    """What a file or directory has beside its content: permission bits, owner, and time in nanoseconds since 1970."""
-
-    mode: int
-    uid: int
-    gid: int
-    mtime_ns: int
-
-    @classmethod
-    def of(cls, found: os.stat_result) -> Attributes:
-        """The attributes that a `stat` tells."""
-        return cls(stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid, found.st_mtime_ns)
-
-    def give_to(self, descriptor: int, born: Attributes | None = None) -> None:
-        """Set them on an open file or directory; the owner where that is allowed.
-
-        Arguments:
-            born: what it was made with: of that nothing has to be set that is right already.
-        """
-        if IS_ROOT and not (born and (born.uid, born.gid) == (self.uid, self.gid)):
-            os.fchown(descriptor, self.uid, self.gid)
-        if not (born and born.mode == self.mode):
-            os.fchmod(descriptor, self.mode)
-        os.utime(descriptor, ns=(self.mtime_ns, self.mtime_ns))
+_IS_UTF8: Final = sys.getfilesystemencoding() == "utf-8"
 
 
 class Tree:
@@ -60,11 +35,12 @@ class Tree:
 
     Arguments:
         top: where it is; symlinks in this path are followed.
+        descriptor: the directory, where it is open already; it is closed with the tree.
     """
 
-    def __init__(self, top: str) -> None:
+    def __init__(self, top: str, descriptor: int | None = None) -> None:
         self.top = top
-        self._root = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._root = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if descriptor is None else descriptor
         self._open: dict[str, int] = {}
 
     def __enter__(self) -> Self:
@@ -78,9 +54,17 @@ class Tree:
         self.forget()
         os.close(self._root)
 
+    def again(self) -> Tree:
+        """The same directory with descriptors of its own, for another thread."""
+        return Tree(self.top, os.dup(self._root))
+
     def fileno(self) -> int:
         """The descriptor of the top."""
         return self._root
+
+    def name(self, path: str) -> str:
+        """What a path is called in messages."""
+        return f"{self.top}/{path}" if path else self.top
 
     def forget(self) -> None:
         """Let go of the directories below the top: one of them is about to be renamed."""
@@ -98,7 +82,7 @@ class Tree:
             OSError: a directory on the way is missing, or something else than a directory.
         """
         parent, _, name = path.rpartition("/")
-        return name, self.directory(parent, make=make)
+        return name if _IS_UTF8 else _native(name), self.directory(parent, make=make)
 
     def directory(self, path: str, *, make: bool = False) -> int:
         """A descriptor of a directory; valid until the next call, as with `place`."""
@@ -108,10 +92,11 @@ class Tree:
             missing.append(name)
         descriptor = self._open[known] if known else self._root
         for name in reversed(missing):
+            native = name if _IS_UTF8 else _native(name)
             if make:
                 with suppress(FileExistsError):
-                    os.mkdir(name, 0o700, dir_fd=descriptor)
-            descriptor = os.open(name, _DIRECTORY, dir_fd=descriptor)
+                    os.mkdir(native, 0o700, dir_fd=descriptor)
+            descriptor = os.open(native, _DIRECTORY, dir_fd=descriptor)
             if len(self._open) >= _MOST_OPEN:
                 self.forget()
             known = f"{known}/{name}" if known else name
@@ -132,10 +117,34 @@ class Tree:
                 return None
             raise
 
+    def open_file(self, path: str) -> int:
+        """A descriptor to read a file by; never waits for the other end of a FIFO.
+
+        Raises:
+            OSError: it cannot be opened, or a symlink is in its place or above it.
+        """
+        name, above = self.place(path)
+        return os.open(name, _FILE, dir_fd=above)
+
+    def link(self, path: str) -> str:
+        """What a symlink points to."""
+        name, above = self.place(path)
+        return portable(os.readlink(name, dir_fd=above))
+
     def names(self, path: str) -> list[str]:
         """The names in a directory, sorted."""
         with os.scandir(self.directory(path)) as found:
-            return sorted(entry.name for entry in found)
+            return sorted(portable(entry.name) for entry in found)
+
+    @contextmanager
+    def entries(self, path: str) -> Iterator[list[os.DirEntry[str]]]:
+        """What is in a directory, in no order; the entries can be asked for `stat` as long as the context lasts."""
+        descriptor = os.dup(self.directory(path))
+        try:
+            with os.scandir(descriptor) as found:
+                yield list(found)
+        finally:
+            os.close(descriptor)
 
     def below(self, path: str) -> Iterator[tuple[str, os.stat_result]]:
         """Everything below a directory, each with what `stat` says; a directory comes before what is in it."""
@@ -144,13 +153,48 @@ class Tree:
             directory = todo.pop()
             deeper = []
             with os.scandir(self.directory(directory)) as entries:
-                found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+                found = [(portable(entry.name), entry.stat(follow_symlinks=False)) for entry in entries]
             for name, what in sorted(found):
                 inner = f"{directory}/{name}" if directory else name
                 yield inner, what
                 if stat.S_ISDIR(what.st_mode):
                     deeper.append(inner)
             todo += reversed(deeper)
+
+    def remove(self, path: str) -> None:
+        """Remove a directory with all that is in it, also where the rights of directories stand against it.
+
+        Raises:
+            OSError: it is not there, or something in it is another user's.
+        """
+        todo = [(path, False)]
+        while todo:
+            directory, is_empty = todo.pop()
+            name, above = self.place(directory)
+            if is_empty:
+                os.rmdir(name, dir_fd=above)
+                if (descriptor := self._open.pop(directory, None)) is not None:
+                    os.close(descriptor)
+                continue
+            todo.append((directory, True))
+            todo += [(inner, False) for inner in self._emptied(directory, name, above)]
+
+    def _emptied(self, directory: str, name: str, above: int) -> list[str]:
+        """The directories in a directory, after everything else in it was removed."""
+        try:
+            descriptor = self.directory(directory)
+        except PermissionError:
+            os.chmod(name, 0o700, dir_fd=above)
+            descriptor = self.directory(directory)
+        with os.scandir(descriptor) as found:
+            entries = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in found]
+        if entries:
+            with suppress(PermissionError):
+                os.fchmod(descriptor, 0o700)
+        for inner, is_directory in entries:
+            if not is_directory:
+                os.unlink(inner, dir_fd=descriptor)
+        return [f"{directory}/{portable(inner)}" for inner, is_directory in entries if is_directory]
 
     def sync(self) -> None:
         """Put all that was written to this file system on the disk.
@@ -177,52 +221,20 @@ def move(source: Tree, target: Tree, path: str, new: str | None = None, *, make:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory with all that is in it, also where the rights that directories have do not allow that.
+    """Remove a directory with all that is in it, also where the rights of directories stand against it.
 
     Raises:
         OSError: it is not there, or something in it is another user's.
     """
-    try:
-        shutil.rmtree(path)
-    except PermissionError:
-        _open_up(path)
-        shutil.rmtree(path)
+    with Tree(str(path.parent)) as tree:
+        tree.remove(path.name)
 
 
-def _open_up(top: Path) -> None:
-    """Let the owner of a directory do everything in it and below it."""
-    os.chmod(top, 0o700)
-    for directory, names, _ in os.walk(top):
-        for path in (os.path.join(directory, name) for name in names):
-            if not os.path.islink(path):
-                os.chmod(path, 0o700)
+def portable(name: str) -> str:
+    """A name that the system has returned, as archives have it: UTF-8, other bytes as lone surrogates (PEP 383)."""
+    return name if _IS_UTF8 else os.fsencode(name).decode("utf-8", "surrogateescape")
 
 
-def explained(error: OSError, doing: str, top: str) -> OpsError:
-    """The error of this engine for one of the operating system."""
-    reason = (error.strerror or "it refused").lower()
-    if error.errno in _FULL:
-        return DiskFullError(
-            f"no space left in {top} {doing}",
-            hint="Make room there, then start the restore again; what was written of this one is gone.",
-        )
-    if error.errno in _DENIED:
-        return AccessDeniedError(
-            f"{top} may not be changed {doing}: {reason}",
-            hint="Run the restore as the portal's user or as root, or give this user the right to write there.",
-        )
-    if error.errno in _NAMES:
-        return NotIntactError(
-            f"the archive has a name that the file system of {top} does not take: {reason}",
-            hint="Restore to another file system, or take another archive: './tools/backup.sh list' shows them.",
-        )
-    name = f" ({os.fsdecode(error.filename)})" if isinstance(error.filename, str | bytes) else ""
-    return RestoreError(
-        f"the operating system refused {doing} in {top}: {reason}{name}",
-        hint="Look at the disk and its mounts: everything below the directory must be on one file system.",
-    )
-
-
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_DENIED: Final = frozenset({errno.EPERM, errno.EACCES, errno.EROFS})
-_NAMES: Final = frozenset({errno.EINVAL, errno.ENAMETOOLONG, errno.EILSEQ})
+def _native(name: str) -> str:
+    """A name as the functions of `os` take it, where the locale is not UTF-8."""
+    return os.fsdecode(name.encode("utf-8", "surrogateescape"))
