@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import ConfigurationError, NotConfirmedError
 from tools import tasks
-from tools.jobs import restore_job
+from tools.jobs import archive_at_hand, restore_job
 from tools.terminal.output import ask, print_result, say, say_error, warn
 from tools.terminal.run import watched_settings
 
@@ -97,6 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
     person = Person(asks=not (arguments.force or arguments.dry_run))
     if tasks.is_remote(settings, arguments):
         return _restore_remotely(Workers(settings, show, arguments), person)
+    arguments.archive = archive_at_hand(settings, show, arguments.archive)
     result = _restore(restore_job(settings, show, person.confirm, **_given(arguments)), arguments)
     person.report(result.to_dict())
     return result.exit_code
@@ -285,6 +286,8 @@ def _done(result: Mapping[str, Any], *, is_rollback: bool) -> list[str]:
             lines.append(_done_to_database(facts, is_rollback=is_rollback))
         else:
             lines += FilesReport.from_dict(facts).lines()
+    if (portal := result.get("portal")) and portal["answers"]:
+        lines.append(f"the portal answers at {portal['url']}: {portal['what']} after {portal['seconds']:.1f} s.")
     return lines
 
 

@@ -15,11 +15,13 @@ from portal.ops.restore.components import DatabasePart, Part, PartMaker
 from portal.ops.restore.config import RestoreResult
 from portal.ops.restore.history import RestoreHistory
 from portal.ops.restore.journal import RestoreRecords
+from portal.ops.restore.live_change import live_change, note_portal_health
 from portal.ops.restore.outcome import ResultBuilder
 from portal.ops.restore.plan import RestorePlan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from portal.ops.pitr.plan import RecoveryPlan
     from portal.ops.repository.repository import Repository
@@ -113,6 +115,28 @@ class RestoreContext:
             bin_dir=Path(self.config.pg_bin_dir) if self.config.pg_bin_dir else None,
             lock_timeout=self.config.lock_timeout,
         )
+
+    def live_change(
+        self,
+        operation: str,
+        record: RestoreRecord,
+        builder: ResultBuilder,
+        *,
+        give_up: Callable[[BaseException], None] | None = None,
+    ) -> AbstractContextManager[None]:
+        """Change live data between the operator's commands; see `live_change`."""
+        facts = {
+            "operation": operation,
+            "restore_id": record.restore_id,
+            "backup_id": record.backup_id,
+            "components": tuple(record.parts),
+            "actor": self.witness.name,
+        }
+        return live_change(self.config, self.runner, builder, facts=facts, give_up=give_up)
+
+    def note_portal_health(self, builder: ResultBuilder) -> None:
+        """Note in a result whether the portal answers on the data that is live now."""
+        note_portal_health(self.config, builder, self.progress)
 
     @contextmanager
     def witnessed(self, action: Action, builder: ResultBuilder, subject: str) -> Iterator[None]:

@@ -19,11 +19,13 @@ import uuid
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC
+from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import structlog
 
+from portal.ops.backup.credential_key import key_warnings
 from portal.ops.errors import NotIntactError, RestoreError
 from portal.ops.model import Component, VerifyLevel
 from portal.ops.pitr.scratch import sweep_scratch
@@ -107,6 +109,7 @@ class Restoration:
         witnessed = self._context.witnessed(Action.RESTORE, builder, subject)
         with witnessed, reported(builder), self._records.locked():
             self._restore(request, builder, restore_id)
+        self._context.note_portal_health(builder)
         return builder.result
 
     def earlier(self, *, moment: datetime, request_id: str) -> RestoreResult | None:
@@ -155,7 +158,9 @@ class Restoration:
                 records = {one.component.value: one.record for one in planned}
                 record = self._history.begin(restore_id, plan.backup_id, str(plan.backup_file), records)
                 self._stage(record, planned, opened, checksum)
-                facts = self._history.apply(record, parts_of(planned))
+                give_up = partial(self._history.give_up, record, parts_of(planned))
+                with self._context.live_change("restore", record, builder, give_up=give_up):
+                    facts = self._history.apply(record, parts_of(planned))
         builder.note(success=True, components_restored=plan.components, restore_id=restore_id, facts=facts)
         builder.warn(warnings_of(facts))
         builder.warn(Rollback(self._context).discard_older(record))
@@ -225,6 +230,8 @@ class Restoration:
         records = {one.component.value: one.record for one in planned}
         in_the_way = [one.error() for one in stuck if one.record.overlaps(records)]
         notes = [f"the backup itself says: {warning}" for warning in manifest.warnings]
+        if Component.DATABASE in components:
+            notes += key_warnings(manifest, self._config.credential_key)
         plan = RestorePlan(
             backup_id=name_of(source.archive, manifest),
             backup_file=absolute(source.archive.path),

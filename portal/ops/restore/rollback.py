@@ -66,13 +66,15 @@ class Rollback:
             if is_repeated and restore_id is not None and self._is_rolled_back(restore_id, builder):
                 return builder.result
             self._roll_back(self._history.find(restore_id), builder)
+        self._context.note_portal_health(builder)
         return builder.result
 
     def _roll_back(self, record: RestoreRecord, builder: ResultBuilder) -> None:
         builder.note(**named(record))
         self._history.check(record)
         self._context.ask(replace(_plan_for(record), takes_back=record.restore_id))
-        facts = self._history.roll_back(record)
+        with self._context.live_change("rollback", record, builder):
+            facts = self._history.roll_back(record)
         builder.note(success=True, components_restored=tuple(record.parts), facts=facts)
         builder.warn(warnings_of(facts))
 
