@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from portal.ops.archive.compressor_pool import CompressorPool
 from portal.ops.archive.writer import ArchiveWriter, Readable, Tally, WrittenIndex
-from portal.ops.backup.credential_key import credential_detail
 from portal.ops.backup.walk import FileTree, identity, tree_bytes
 from portal.ops.chains.deletions import encode_deletions
 from portal.ops.chains.state_cache import Content, Totals
 from portal.ops.manifest import Manifest, room_for
 from portal.ops.model import DELETED, INCREMENTAL_VERSION, Component, timestamp, version_of
+from portal.ops.postgres.credential_key import credential_detail
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import available_cores
 
