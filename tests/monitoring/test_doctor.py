@@ -249,6 +249,22 @@ class TestFiles:
             assert f"process {os.getpid()} " in holders([tmp_path / LOCK_NAME])[tmp_path / LOCK_NAME][0]
 
 
+class TestOperatorCommands:
+    """The commands that run around backups and restores, and in drills."""
+
+    def test_one_that_cannot_be_started_is_a_fault(self, portal: Portal, tmp_path: Path) -> None:
+        """The setting and the program are named; nothing is looked at where none is set."""
+        (tmp_path / "not executable").write_text("")
+        found = look(
+            portal.environ(BACKUP_BEFORE_COMMAND="true", BACKUP_DRILL_COMMAND=f"'{tmp_path}/not executable' --check")
+        )["commands"]
+        assert found.state is State.FAULT
+        assert f"BACKUP_DRILL_COMMAND: {tmp_path}/not executable" in found.what
+        assert "BEFORE" not in found.what
+        assert look(portal.environ(BACKUP_AFTER_COMMAND="sh -c 'exit 1'"))["commands"].state is State.OK
+        assert "commands" not in look(portal.environ())
+
+
 class TestCommand:
     """`backup.sh doctor`, as a person starts it."""
 

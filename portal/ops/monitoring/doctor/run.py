@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from portal.ops.monitoring.doctor.check import Check, Finding, State, examine, fault, ok, warning
+from portal.ops.monitoring.doctor.commands import command_checks
 from portal.ops.monitoring.doctor.database import DatabaseChecks
 from portal.ops.monitoring.doctor.files import FileChecks
 from portal.ops.monitoring.doctor.repository import RepositoryChecks
@@ -49,6 +50,6 @@ def engine_checks(
         clock=clock,
     )
     try:
-        yield [*repository.all(), *files.all(), *database.all()]
+        yield [*repository.all(), *files.all(), *database.all(), *command_checks(settings.portal)]
     finally:
         database.close()
