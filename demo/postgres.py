@@ -121,6 +121,20 @@ class EmbeddedPostgres:
             shutil.rmtree(self.directory, ignore_errors=True)
             self.directory = Path()
 
+    def restart(self, *, crash: bool = False) -> None:
+        """Stop the server and start it again at the same port.
+
+        Arguments:
+            crash: without a checkpoint, as after a crash.
+
+        Raises:
+            ConfigurationError: it did not come up.
+        """
+        assert self._process is not None
+        self._process.send_signal(signal.SIGQUIT if crash else signal.SIGINT)
+        self._process.wait()
+        self._launch(self.reachable_bin_dir / "postgres", self.port)
+
     @property
     def pid(self) -> int:
         """Process number of the server; 0 when it does not run."""
@@ -209,10 +223,10 @@ class EmbeddedPostgres:
         if done.returncode != 0:
             raise ConfigurationError(f"initdb failed: {done.stderr.decode(errors='replace').strip()}")
 
-    def _launch(self, postgres: Path) -> None:
+    def _launch(self, postgres: Path, port: int = 0) -> None:
         """Start the server; somebody else may take the port between choosing and using it, so try several."""
         for _ in range(_PORT_ATTEMPTS):
-            self.port = _free_port()
+            self.port = port or _free_port()
             settings = self._settings | {"listen_addresses": "127.0.0.1", "port": str(self.port)}
             settings["unix_socket_directories"] = str(self.directory)
             command: list[str | Path] = [

@@ -41,7 +41,7 @@ _AWAY_SECONDS: Final = 60.0
 _LONGER_EACH_TIME: Final = 1.1
 _WITHDRAWN: Final = "the task had not started, and was withdrawn"
 _SAFE: Final = "Start it again when the broker is back, or use --local."
-_TOLD_BY: Final = frozenset({"backup", "verify", "drill"})
+_TOLD_BY: Final = frozenset({"backup", "verify", "drill", "offsite"})
 """Modules of commands that tell how a task of theirs ended, by the family of the operation."""
 
 

@@ -160,6 +160,19 @@ class DrillArguments(Arguments):
     archive: str = "latest"
 
 
+@dataclass(frozen=True, kw_only=True)
+class OffsiteCopyArguments(Arguments):
+    """What an off-site copy is told.
+
+    Arguments:
+        archive: which one; whatever is missing by default.
+        again: copy although there is a copy, for the recipients of now.
+    """
+
+    archive: str | None = None
+    again: bool = False
+
+
 def word(kind: type[Word], text: str) -> Word:
     """The member of an enumeration that an argument names.
 

@@ -19,6 +19,7 @@ from worker.arguments import (
     BackupArguments,
     DrillArguments,
     MediaArguments,
+    OffsiteCopyArguments,
     PruneArguments,
     RestoreArguments,
     RollbackArguments,
@@ -75,6 +76,11 @@ class EachArchive:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NothingMissing:
+    """A slot is done when every archive that should have an off-site copy has one, as the repository remembers."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Schedule:
     """When an operation starts without a request.
 
@@ -84,7 +90,7 @@ class Schedule:
     """
 
     setting: str
-    done_by: MadeArchive | LoggedEnd | EachArchive
+    done_by: MadeArchive | LoggedEnd | EachArchive | NothingMissing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +231,16 @@ DRILL_RESTORE: Final = Operation(
     action=Action.DRILL,
     # A drill that failed has shown what it was to show.
     schedule=Schedule(setting="drill", done_by=LoggedEnd(outcomes=frozenset({Outcome.DONE, Outcome.FAILED}))),
+)
+OFFSITE_COPY: Final = Operation(
+    name="offsite.copy",
+    queue=Queue.OFFSITE,
+    description="Copy off-site what is missing there",
+    arguments=OffsiteCopyArguments,
+    requesters=_SCHEDULED,
+    handler="worker.handlers.offsite:copy",
+    action=Action.OFFSITE_COPY,
+    schedule=Schedule(setting="offsite", done_by=NothingMissing()),
 )
 PING: Final = Operation(
     name="health.ping",

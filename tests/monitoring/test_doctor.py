@@ -229,6 +229,13 @@ class TestFiles:
         assert "s3cr3t" not in str(look(portal.environ() | {KEY: "s3cr3t"}))
         assert look(portal.environ())["credential key"].state is State.WARNING
 
+    def test_an_empty_file_is_no_key(self, portal: Portal, tmp_path: Path) -> None:
+        """Compose names a file that is empty until somebody puts the key into it."""
+        (tmp_path / "key").write_text("")
+        assert look(portal.environ() | {f"{KEY}_FILE": str(tmp_path / "key")})["credential key"].state is State.WARNING
+        (tmp_path / "key").write_text("k")
+        assert look(portal.environ() | {f"{KEY}_FILE": str(tmp_path / "key")})["credential key"].state is State.OK
+
     def test_remains_of_a_crash_are_told(self, portal: Portal) -> None:
         """A hidden file that nobody holds is left from a crash."""
         portal.archives.mkdir()

@@ -20,6 +20,8 @@ BACKUP_COMMANDS: Final = {
     "extract": ("extract", "take one file out of an archive", "reading the archive"),
     "drill": ("drill", "test a restore: restore, compare everything, throw it away", "preparing the drill"),
     "prune": ("prune", "remove old archives as the retention policy says", "deciding what to keep"),
+    "offsite": ("offsite", "copy archives off-site; list, verify, fetch and prune copies", "asking the store"),
+    "keygen": ("keygen", "make the key that off-site copies are encrypted for", "making a key"),
     "pin": ("pin", "keep an archive until it is unpinned", "reading the archives"),
     "unpin": ("pin", "let the retention policy remove an archive again", "reading the archives"),
     "schedule": ("schedule", "show the next and the last run of everything that is scheduled", "reading the archives"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import ConfigurationError, NotConfirmedError
 from tools import tasks
-from tools.jobs import restore_job
+from tools.jobs import archive_at_hand, restore_job
 from tools.terminal.output import ask, print_result, say, say_error, warn
 from tools.terminal.run import watched_settings
 
@@ -97,6 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
     person = Person(asks=not (arguments.force or arguments.dry_run))
     if tasks.is_remote(settings, arguments):
         return _restore_remotely(Workers(settings, show, arguments), person)
+    arguments.archive = archive_at_hand(settings, show, arguments.archive)
     result = _restore(restore_job(settings, show, person.confirm, **_given(arguments)), arguments)
     person.report(result.to_dict())
     return result.exit_code

@@ -224,6 +224,30 @@ class WalArchive:
                     found[timeline] = parse_history((place / name).read_text("utf-8", "replace"))
         return found
 
+    def freeze(self, directory: Path) -> set[str]:
+        """Copy what is being received, so that it does not change any more; the names of what can be read from here.
+
+        Arguments:
+            directory: where the copies go, each under the name of the whole segment.
+        """
+        frozen = set()
+        for path in (*self.partials(), *self.completed()) if self.receiving.is_dir() else ():
+            with suppress(FileNotFoundError):  # it is stored by now
+                name = path.name.removesuffix(PARTIAL)
+                _unpack(path, directory / name)
+                frozen.add(name)
+        stored = {name.removesuffix(PARTIAL) for name in self.files()}
+        for name in frozen & {name for name in self.files() if PARTIAL not in name}:
+            (directory / name).unlink(missing_ok=True)
+        return stored
+
+    def has_segment_at(self, lsn: int) -> bool:
+        """Whether the segment that a position lies in, or ends, is here."""
+        numbers = {lsn // self.cluster.segment_bytes, max(0, lsn - 1) // self.cluster.segment_bytes}
+        names = os.listdir(self.receiving) if self.receiving.is_dir() else []
+        held = (self.segment(name.removesuffix(SUFFIX)) for name in (*names, *os.listdir(self.path)))
+        return any(segment is not None and segment.number in numbers for segment in held)
+
     def segment(self, name: str) -> Segment | None:
         """The segment of a name, whether it is partial or not."""
         return parse_segment(name.removesuffix(PARTIAL), self.cluster.segment_bytes)

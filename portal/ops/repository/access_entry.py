@@ -33,6 +33,11 @@ class Action(StrEnum):
     DRILL = "drill"
     PIN = "pin"
     UNPIN = "unpin"
+    OFFSITE_COPY = "offsite.copy"
+    OFFSITE_VERIFY = "offsite.verify"
+    OFFSITE_FETCH = "offsite.fetch"
+    OFFSITE_READ = "offsite.read"
+    OFFSITE_PRUNE = "offsite.prune"
 
 
 class Outcome(StrEnum):

@@ -208,6 +208,8 @@ def load_settings(
     both = {**env_file.values, **environ}
     of_stores = {name: text for name, text in both.items() if name.startswith(_STORES)}
     schedules = settings.schedules if settings.pitr.wal else replace(settings.schedules, base=None)
+    if not settings.offsite.destinations():  # nothing is scheduled that there is no place for
+        schedules = replace(schedules, offsite=None)
     return replace(settings, schedules=schedules, unbuilt=unbuilt_settings(both), store_variables=of_stores)
 
 

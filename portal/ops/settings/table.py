@@ -226,6 +226,9 @@ class ScheduleSettings:
         cron,
         "0 1 * * *",
     )
+    offsite: str | None = setting(
+        "BACKUP_SCHEDULE_OFFSITE", "When off-site copies that are missing are made up for", cron, "20 * * * *"
+    )
     time_zone: ZoneInfo = setting("BACKUP_TIMEZONE", "Time zone of the schedules", time_zone, "UTC")
 
 
