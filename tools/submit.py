@@ -150,7 +150,7 @@ class Remote:
 
         task = RemoteTask(
             remote=self,
-            client=Client(self.settings.worker),
+            client=Client(self.settings),
             operation=operation,
             arguments=replace(given, actor=person()).to_dict(),
             task_id=new_task_id(operation),
@@ -168,7 +168,7 @@ class Remote:
         from worker.client import Client
         from worker.operations import OPERATIONS, PING, of_task_id
 
-        client = Client(self.settings.worker)
+        client = Client(self.settings)
         state = client.look(task_id)
         if state.is_lost:
             raise _unknown(task_id)

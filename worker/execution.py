@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from portal.ops.errors import OpsError, RepositoryError
 from portal.ops.model import BackupId
@@ -13,6 +13,7 @@ from portal.ops.monitoring.observer import Aftermath
 from portal.ops.repository.access_log import Outcome as AccessOutcome
 from portal.ops.repository.access_log import Witness
 from portal.ops.repository.repository import Repository
+from portal.ops.units import printable
 from worker.arguments import RequestArguments
 from worker.errors import EXIT_CODE, RefusedError
 
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from portal.ops.settings.load import Settings
     from worker.arguments import Arguments
     from worker.operations import Operation
-
-_MOST_SHOWN: Final = 500
-"""So many characters of what a task says of itself are in the access log."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,21 +113,16 @@ def write_down(
             subject = str(BackupId.of(operation.backup_type, moment, task_id))
     repository = Repository(settings.local_path, lock_timeout=settings.lock_timeout)
     witness = Witness(
-        repository=repository, who=_shown(actor) if isinstance(actor, str) else None, observer=Aftermath(settings)
+        repository=repository, who=printable(actor) if isinstance(actor, str) else None, observer=Aftermath(settings)
     )
     witness.saw(
         operation.action,
-        _shown(str(subject)),
+        printable(str(subject)),
         AccessOutcome.of(error.exit_code),
-        task_id=_shown(task_id),
+        task_id=printable(task_id),
         dry_run=given.get("dry_run") is True or None,
-        error=str(OpsError(_shown(error.message), hint=error.hint)),
+        error=str(OpsError(printable(error.message), hint=error.hint)),
     )
-
-
-def _shown(text: str) -> str:
-    """The text without what could pass for something else in a list: ends of lines, and what moves a cursor."""
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text[:_MOST_SHOWN])
 
 
 def carry_out(request: TaskRequest) -> Outcome:

@@ -40,6 +40,15 @@ def log_to_standard_error(style: LogFormat) -> None:
     task_prerun.connect(_bind, weak=False)
 
 
+def log_as_configured(style: LogFormat) -> None:
+    """Have Celery, when one of its own commands sets up logging, set up ours; nothing is logged before."""
+
+    def set_up(**_: Any) -> None:
+        log_to_standard_error(style)
+
+    setup_logging.connect(set_up, weak=False)
+
+
 def _leave_alone(**_: Any) -> None:
     """Be there: Celery sets up no logging of its own then."""
 

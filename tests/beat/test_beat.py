@@ -21,7 +21,7 @@ from portal.ops.repository.verifications import Verification, Verifications
 from portal.ops.settings.load import Settings, load_settings
 from tests.support.services import ServiceProcess, sent_tasks
 from tests.support.workers import WorkerProcess, wait_until
-from worker.operations import BACKUP_FULL, DRILL_RESTORE, PRUNE_REPOSITORY, SCHEDULED
+from worker.operations import BACKUP_FULL, DRILL_RESTORE, PRUNE_REPOSITORY, SCHEDULED, Requester
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -227,7 +227,7 @@ def test_a_broker_that_is_gone_over_the_due_time_gets_the_task_when_it_is_back(
     yesterday = Slot(operation=BACKUP_FULL, moment=TWO - timedelta(days=1))
     Hands(settings.local_path).submit(yesterday.operation, {}, yesterday.task_id)
     time = Time(BEFORE)
-    beat = Beat(settings, QueuedWorkers(settings.worker), clock=lambda: time.now, steady=lambda: time.steady)
+    beat = Beat(settings, QueuedWorkers(settings, Requester.BEAT), clock=lambda: time.now, steady=lambda: time.steady)
     beat.look()
     assert not sent_tasks(redis)
     redis.stop(signal.SIGKILL)
@@ -250,7 +250,7 @@ def test_two_beats_and_a_worker_make_one_archive_of_the_slots_name(portal: Porta
     )
     time = Time(TWO + timedelta(minutes=10))
     beats = [
-        Beat(settings, QueuedWorkers(settings.worker), clock=lambda: time.now, steady=lambda: time.steady)
+        Beat(settings, QueuedWorkers(settings, Requester.BEAT), clock=lambda: time.now, steady=lambda: time.steady)
         for _ in range(2)
     ]
     for beat in beats:

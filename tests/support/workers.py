@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 MARK = "PGTESTMARK"
 """A variable that every process of a worker inherits, pg_dump too: libpq's names begin with PG."""
 
+_REPOSITORIES: dict[str, Path] = {}
+
 MOMENT = "2026-11-22T02:00:00+00:00"
 
 
@@ -43,6 +45,7 @@ class WorkerProcess:
 
     def __init__(self, portal: Portal, redis: EmbeddedRedis, *arguments: str, **environ: str) -> None:
         self._mark = uuid4().hex
+        use_repository(redis, portal.archives)
         self._arguments = arguments
         self._environ = portal.environ(**{MARK: self._mark, "CELERY_BROKER_URL": redis.url}, **environ)
         self._log = portal.directory / f"worker-{self._mark}.log"
@@ -142,9 +145,22 @@ def _parent(pid: int) -> int:
         return 0
 
 
+def client_environ(redis: EmbeddedRedis) -> dict[str, str]:
+    """The settings of a client: the broker, and the repository of the portal that was last used with it."""
+    found = {"CELERY_BROKER_URL": redis.url}
+    if redis.url in _REPOSITORIES:
+        found["BACKUP_LOCAL_PATH"] = str(_REPOSITORIES[redis.url])
+    return found
+
+
+def use_repository(redis: EmbeddedRedis, repository: Path) -> None:
+    """Have the clients of a broker sign with the key of a repository."""
+    _REPOSITORIES[redis.url] = repository
+
+
 def client_of(redis: EmbeddedRedis) -> Client:
     """A way to the workers of a Redis."""
-    return Client(load_settings({"CELERY_BROKER_URL": redis.url}, lambda _: "").worker)
+    return Client(load_settings(client_environ(redis), lambda _: ""))
 
 
 def submit(redis: EmbeddedRedis, task: Operation, task_id: str = "", **arguments: Any) -> str:
