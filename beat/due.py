@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from beat.schedule import last_slot, next_slot
 from beat.verify_rotation import to_verify
 from portal.ops.model import BackupId, BackupType, VerifyLevel, timestamp
 from worker.operations import BACKUP_DATABASE, BACKUP_FULL, SCHEDULED, EachArchive, MadeArchive, Schedule
+from worker.schedule import last_slot, next_slot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache
+from contextlib import suppress
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from portal.ops.errors import ConfigurationError
@@ -13,6 +14,7 @@ from worker.operations import Requester
 if TYPE_CHECKING:
     from portal.ops.settings.load import Settings
     from worker.celery_internals import Application
+    from worker.errors import RejectedError
 
 
 def make_app(settings: Settings, requester: Requester = Requester.COMMAND) -> Application:
@@ -51,10 +53,26 @@ def make_worker_app(settings: Settings) -> Application:
 
     app = make_app(settings)
     app.steps["consumer"].add(EventBatches)
-    guard_transport(Gate(settings.local_path))
+    guard_transport(Gate(settings.local_path, tell=partial(_tell_refusal, app)))
     check_commands(app.task_keys)
     log_as_configured(settings.log_format)
     return app
+
+
+def _tell_refusal(app: Application, name: str, task_id: str, error: RejectedError) -> None:
+    """Give a refused task a failure for its result, unless it has one: not signed, since the task is not."""
+    from celery import states
+    from celery.app.task import Context
+    from redis import RedisError
+
+    from worker.errors import OperationFailedError
+    from worker.execution import Outcome
+
+    with suppress(RedisError):
+        backend = app.backend
+        if backend.client.get(backend.get_key_for_task(task_id)) is None:
+            result = Outcome.of_error(error).result
+            backend.store_result(task_id, OperationFailedError(result), states.FAILURE, request=Context(task=name))
 
 
 @cache

@@ -19,6 +19,7 @@ from worker.errors import EXIT_CODE, RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from datetime import datetime
     from pathlib import Path
 
     from portal.ops.backup.config import BackupResult
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from portal.ops.runtime.progress import Progress
     from portal.ops.settings.load import Settings
     from worker.arguments import Arguments
-    from worker.operations import Operation
+    from worker.operations import Operation, Requester
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,8 @@ class TaskRequest:
         operation: what is to be done.
         task_id: of the request; the same for every delivery of it.
         given: the arguments as they came.
+        requester: who has signed it.
+        signed_at: when.
         attempt: how often it was begun, this time included.
         settings: of this process.
         progress: told how far it is.
@@ -47,6 +50,8 @@ class TaskRequest:
     operation: Operation
     task_id: str
     given: Mapping[str, Any]
+    requester: Requester
+    signed_at: datetime
     attempt: int
     settings: Settings
     progress: Progress

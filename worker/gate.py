@@ -21,6 +21,7 @@ from worker.rejections import Rejections
 from worker.signing import HEADER, SignedTask, verify_task
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from redis import Redis
@@ -37,11 +38,13 @@ class Gate:
 
     Arguments:
         repository: the directory of the archives.
+        tell: is told of a task that has the form of one, but is refused: who sent it may wait for it.
     """
 
-    def __init__(self, repository: Path) -> None:
+    def __init__(self, repository: Path, *, tell: Callable[[str, str, RejectedError], None] | None = None) -> None:
         self._keys = TaskKeys(repository)
         self._rejections = Rejections(repository)
+        self._tell = tell
 
     def admit(self, raw: bytes, queue: str, client: Redis | None) -> bytes | None:
         """The message as Celery may have it; nothing where it is rejected, which is logged and counted.
@@ -51,7 +54,7 @@ class Gate:
             queue: where it was taken from.
             client: keeps what is rejected aside.
         """
-        name, task_id = "", ""
+        name, task_id, refused = "", "", None
         try:
             message = _parse(raw)
             if queue not in set(Queue):  # an answer of the remote control; its form is checked when it is delivered
@@ -59,12 +62,14 @@ class Gate:
             name, task_id = str(message["headers"].get("task")), str(message["headers"].get("id"))
             return self._checked(message, name, task_id, queue)
         except RejectedError as error:
-            reason = error.reason
+            reason, refused = error.reason, error
         except OpsError:  # the keys cannot be read: nothing can be told of any task
             reason = Rejection.UNKNOWN_KEY
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
             reason = Rejection.MALFORMED
         self._rejections.note(reason, raw, queue=queue, task=name, task_id=task_id, client=client)
+        if self._tell and refused and reason is not Rejection.MALFORMED and TASK_ID.fullmatch(task_id):
+            self._tell(name, task_id, refused)
         return None
 
     def note(self, raw: bytes, queue: str) -> None:

@@ -8,12 +8,15 @@ import sys
 from portal.ops.errors import OpsError
 from portal.ops.runtime.environment import current_settings
 from worker.app import make_worker_app
+from worker.logs import log_to_standard_error
 from worker.operations import Queue
 
 
 def serve_queue(queue: Queue, processes: int) -> int:
     """Work until somebody asks this process to end; its exit code."""
-    worker = make_worker_app(current_settings()).Worker(
+    settings = current_settings()
+    log_to_standard_error(settings.log_format)
+    worker = make_worker_app(settings).Worker(
         hostname=f"{queue.value}@{os.uname().nodename}",
         queues=[queue.value],
         concurrency=processes,

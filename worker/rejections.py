@@ -64,7 +64,9 @@ class Rejections:
     def counts(self) -> dict[str, int]:
         """How many messages were rejected, by reason."""
         try:
-            return _parse(self._path.read_bytes())
+            with self._path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH)
+                return _parse(file.read(_MOST_BYTES))
         except OSError:
             return {}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import contextmanager
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -24,9 +25,9 @@ from worker.delivery import sole_delivery
 from worker.errors import OperationFailedError, too_slow
 from worker.execution import Outcome, TaskRequest, carry_out, unusable, write_down
 from worker.keys import TaskKeys
-from worker.operations import OPERATIONS
+from worker.operations import OPERATIONS, Requester
 from worker.progress import Reporter
-from worker.signing import is_signed_result, sign_result
+from worker.signing import HEADER, is_signed_result, sign_result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -139,11 +140,14 @@ def _try(task: Task, operation: Operation, given: Mapping[str, Any], settings: S
     Where the engine has not come to write down how it ended, as where a task is refused, that is done here.
     """
     pause = _FIRST_PAUSE_SECONDS
+    signature = task.request.get(HEADER)  # the gate has verified it
     with Reporter(task) as progress, _told_at_the_end(settings) as heard:
         request = TaskRequest(
             operation=operation,
             task_id=task.request.id,
             given=given,
+            requester=Requester(signature["requester"]),
+            signed_at=datetime.fromisoformat(signature["at"]),
             attempt=attempt,
             settings=settings,
             progress=progress,

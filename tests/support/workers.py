@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from shutil import copytree
 from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
 
@@ -29,7 +31,8 @@ MARK = "PGTESTMARK"
 
 _REPOSITORIES: dict[str, Path] = {}
 
-MOMENT = "2026-11-22T02:00:00+00:00"
+MOMENT = (datetime.now(UTC) - timedelta(hours=1)).isoformat(timespec="seconds")
+"""A moment that somebody could have requested a backup for just now."""
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
@@ -147,14 +150,18 @@ def _parent(pid: int) -> int:
 
 def client_environ(redis: EmbeddedRedis) -> dict[str, str]:
     """The settings of a client: the broker, and the repository of the portal that was last used with it."""
-    found = {"CELERY_BROKER_URL": redis.url}
-    if redis.url in _REPOSITORIES:
-        found["BACKUP_LOCAL_PATH"] = str(_REPOSITORIES[redis.url])
-    return found
+    return {"CELERY_BROKER_URL": redis.url, "BACKUP_LOCAL_PATH": str(_repository_of(redis))}
+
+
+def _repository_of(redis: EmbeddedRedis) -> Path:
+    return _REPOSITORIES.get(redis.url, redis.socket.parent / "repository")
 
 
 def use_repository(redis: EmbeddedRedis, repository: Path) -> None:
-    """Have the clients of a broker sign with the key of a repository."""
+    """Have the clients of a broker sign with the key of a repository; it takes over the key that they have used."""
+    used = _repository_of(redis) / ".keys"
+    if used.exists() and not (repository / ".keys").exists():
+        copytree(used, repository / ".keys")
     _REPOSITORIES[redis.url] = repository
 
 
