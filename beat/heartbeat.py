@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 BEAT_NAME: Final = ".beat.json"
 WATCHER_NAME: Final = ".watcher.json"
+WAL_NAME: Final = ".wal.json"
 INTERVAL_SECONDS: Final = 20.0
 
 _STALE: Final = timedelta(seconds=5 * INTERVAL_SECONDS)

@@ -4,8 +4,9 @@
 #   tools/service.sh worker [queue...]    does what backup.sh, restore.sh, beat and the watcher hand over
 #   tools/service.sh beat                holds the schedules, and catches up with what was missed
 #   tools/service.sh watcher             has uploads backed up within seconds
+#   tools/service.sh wal                 receives the database's WAL, for recoveries to any second
 #   tools/service.sh flower              shows the tasks in a browser
-#   tools/service.sh health [queue...]    is the worker well? exit code 0 or 1; beat and watcher take --health
+#   tools/service.sh health [queue...]    is the worker well? exit code 0 or 1; beat, watcher and wal take --health
 set -euo pipefail
 
 self=$(readlink -f -- "${BASH_SOURCE[0]}")
@@ -15,13 +16,14 @@ source "${self%/*}/setup.sh"
 case ${1-} in
     worker | beat) module=$1 ;;
     watcher) module=beat.watcher ;;
+    wal) module=beat.wal ;;
     flower | health) module=worker.$1 ;;
     -h | --help)
         sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' -- "$self"
         exit 0
         ;;
     *)
-        echo 'usage: tools/service.sh worker|beat|watcher|flower|health [option...]; --help says what each is' >&2
+        echo 'usage: tools/service.sh worker|beat|watcher|wal|flower|health [option...]; --help says what each is' >&2
         exit 2
         ;;
 esac

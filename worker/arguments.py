@@ -118,10 +118,13 @@ class RestoreArguments(RequestArguments):
     """What a restore is told: the options of `restore.sh`.
 
     Arguments:
+        archive: which archive; with `at` none.
+        at: the moment to restore to, in ISO 8601 or as a person writes it.
         verify: look at the whole archive first; what is restored is checked while it is staged anyway.
     """
 
-    archive: str
+    archive: str = ""
+    at: str | None = None
     scope: str = "full"
     dry_run: bool = False
     mode: str = "auto"
@@ -155,6 +158,19 @@ class DrillArguments(Arguments):
     """What a drill is told: which archive; ``latest`` is the newest full one."""
 
     archive: str = "latest"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OffsiteCopyArguments(Arguments):
+    """What an off-site copy is told.
+
+    Arguments:
+        archive: which one; whatever is missing by default.
+        again: copy although there is a copy, for the recipients of now.
+    """
+
+    archive: str | None = None
+    again: bool = False
 
 
 def word(kind: type[Word], text: str) -> Word:

@@ -23,6 +23,8 @@ _BEAT_LATE: Final = timedelta(hours=1)
 _DELAY: Final = {
     Requester.BEAT: timedelta(days=7),
     Requester.WATCHER: timedelta(days=7),
+    Requester.WAL: timedelta(days=1),
+    Requester.WORKER: timedelta(days=1),
     Requester.COMMAND: timedelta(days=1),
     Requester.FLOWER: timedelta(days=1),
 }

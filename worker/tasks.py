@@ -21,11 +21,12 @@ from portal.ops.monitoring.observer import Aftermath
 from portal.ops.runtime.environment import current_settings
 from portal.ops.runtime.logs import engine_log
 from worker.authorization import Authorizations
+from worker.client import Client
 from worker.delivery import sole_delivery
 from worker.errors import OperationFailedError, too_slow
 from worker.execution import Outcome, TaskRequest, carry_out, unusable, write_down
 from worker.keys import TaskKeys
-from worker.operations import OPERATIONS, Requester
+from worker.operations import OFFSITE_COPY, OPERATIONS, Requester
 from worker.progress import Reporter
 from worker.signing import HEADER, is_signed_result, sign_result
 
@@ -54,6 +55,8 @@ def _perform(task: Task, operation: Operation, given: Mapping[str, Any]) -> dict
     outcome = _deliver(task, operation, given)
     if outcome.is_new:
         _tell_end(operation, outcome, time.monotonic() - started)
+        if operation.backup_type is not None and outcome.success:
+            _request_copy(outcome.result)
     result = _signed(task.request.id, outcome)
     if not outcome.success:
         raise OperationFailedError(result)
@@ -76,6 +79,18 @@ def _tell_end(operation: Operation, outcome: Outcome, seconds: float) -> None:
         log.info("task_ended", success=True, seconds=round(seconds, 3))
     elif not outcome.success:
         log.error("task_ended", success=False, seconds=round(seconds, 3), error=outcome.result.get("error"))
+
+
+def _request_copy(result: Mapping[str, Any]) -> None:
+    """Have a new archive copied off-site, on a queue of its own; where that fails, beat makes up for it."""
+    try:
+        settings = current_settings()
+        if settings.offsite.destinations() and not result.get("unchanged"):
+            Client(settings, Requester.WORKER).submit(
+                OFFSITE_COPY, {"actor": "worker"}, f"offsite-{result['backup_id']}"
+            )
+    except (OpsError, OSError) as error:
+        log.warning("offsite_copy_not_requested", error=str(error))
 
 
 def _is_redelivered(task: Task) -> bool:

@@ -3,3 +3,37 @@
 `portal` itself has no ``__init__.py``: it is a namespace package, so that this engine installs beside the
 portal's own code.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from portal.ops.backup.config import BackupConfig, BackupDestination, BackupResult
+    from portal.ops.backup.job import BackupJob, create_backup_job
+    from portal.ops.model import BackupType
+    from portal.ops.restore.config import RestoreConfig, RestoreResult, RestoreScope
+    from portal.ops.restore.job import RestoreJob, create_restore_job
+
+__all__ = [
+    "BackupConfig",
+    "BackupDestination",
+    "BackupJob",
+    "BackupResult",
+    "BackupType",
+    "RestoreConfig",
+    "RestoreJob",
+    "RestoreResult",
+    "RestoreScope",
+    "create_backup_job",
+    "create_restore_job",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first asked for (PEP 562): a command pays only for what it uses."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    room = "restore" if "estore" in name else "backup"
+    return getattr(import_module(f"portal.ops.{room}"), name)

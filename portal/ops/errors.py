@@ -4,7 +4,7 @@
     ├── ConfigurationError         exit 2   a setting or an argument makes no sense
     │   ├── UnsupportedError       exit 2   it makes sense, but this release cannot do it
     │   └── IdentityError          exit 2   an age identity is missing, or opens nothing that it is tried on
-    ├── NotConfirmedError          exit 3   nobody said yes
+    ├── NotConfirmedError          exit 3   not confirmed
     ├── NotIntactError             exit 4   an archive is damaged, incomplete or hostile
     ├── BusyError                  exit 5   somebody else holds the lock            (retry)
     ├── SourceError                exit 1   what should be backed up cannot be read
@@ -13,6 +13,7 @@
     │   ├── AccessDeniedError      exit 1   the server refused the user, or the user may not read something
     │   │   └── LoginRefusedError  exit 1   it may be the password, or there is no such user
     │   ├── DatabaseAbsentError    exit 1   the server has no such database
+    │   ├── PoolerError            exit 1   a connection pooler answers, not a server
     │   ├── DumpFailedError        exit 1   pg_dump started and did not finish      (retry)
     │   └── UnsteadyError          exit 1   files went away in the midst of it      (retry)
     ├── RepositoryError            exit 1   the directory of archives cannot be read or written
@@ -112,6 +113,10 @@ class LoginRefusedError(AccessDeniedError):
 
 class DatabaseAbsentError(SourceError):
     """The server is there; the database is not."""
+
+
+class PoolerError(SourceError):
+    """A connection pooler answers where a server should."""
 
 
 class DumpFailedError(SourceError):

@@ -464,7 +464,7 @@ def remove_after(path: Path) -> Callable[[Iterator[Found]], Iterator[Found]]:
     def meddle(items: Iterator[Found]) -> Iterator[Found]:
         for found in items:
             yield found
-            if found[0][1] == os.fsencode(path):
+            if found[0][0] == f"media/{path.name}":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     return meddle

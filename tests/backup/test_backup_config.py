@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from portal.ops.backup import BackupDestination
 from portal.ops.backup.job import BackupConfig, BackupJob, create_backup_job
 from portal.ops.errors import ConfigurationError, UnsupportedError
 from portal.ops.settings.load import Secret
@@ -76,7 +77,8 @@ class TestKeywords:
             "defectdojo",
         )
         assert (config.retention_days, config.retention_count) == (30, 10)
-        assert config.media_path is config.audit_log_path is config.db_password is None
+        assert config.media_path == Path("/var/lib/kekkai-portal/uploads")
+        assert config.audit_log_path is config.db_password is None
 
     def test_the_guides_retention_example_works(self) -> None:
         """The guide configures retention alone."""
@@ -87,6 +89,15 @@ class TestKeywords:
     def test_a_string_is_good_enough_for_a_path(self, name: str) -> None:
         """Paths can be strings or paths, and are equal afterwards."""
         assert configured(**{name: "/some/where"}) == configured(**{name: Path("/some/where")})
+
+    def test_a_prefix_alone_asks_for_nothing(self) -> None:
+        """The portal's configuration has a prefix for S3 even where the destination is local."""
+        assert BackupConfig(destination=BackupDestination.LOCAL, s3_prefix="backups/").s3_prefix == "backups/"
+
+    @pytest.mark.parametrize("media_path", [None, ""])
+    def test_no_media_path_excludes_the_media(self, media_path: str | None) -> None:
+        """The default are the uploads of the guide; who wants none says so."""
+        assert configured(media_path=media_path).media_path is None
 
     @pytest.mark.parametrize("name", ["media_path", "audit_log_path", "pg_bin_dir", "db_password"])
     def test_an_empty_string_is_none(self, name: str) -> None:
@@ -116,9 +127,9 @@ class TestRefused:
         ("arguments", "what"),
         [
             ({"s3_bucket": "backups"}, "a copy on S3"),
-            ({"s3_prefix": "portal/"}, "a copy on S3"),
             ({"s3_endpoint": "https://s3.example.org"}, "a copy on S3"),
             ({"encryption_enabled": True}, "encryption"),
+            ({"encryption_key": b"0123456789abcdef"}, "encryption"),
             ({"compress": False}, "an archive that is not compressed"),
             ({"destination": "s3"}, "the destination 's3'"),
             ({"destination": ""}, "the destination ''"),

@@ -164,7 +164,7 @@ def test_a_signal_takes_back_what_was_begun(portal: Portal, number: signal.Signa
     assert run.all_ended_soon()
     assert portal.left() == set()
     assert lock_is_free(portal)
-    assert f'"error": "stopped by {number.name}: what was not finished has been taken back\\n  hint: Start it' in output
+    assert f'"error": "stopped by {number.name}: unfinished work has been undone\\n  hint: Start it' in output
     assert f"error: stopped by {number.name}" in complaints
     assert "Traceback" not in complaints
 

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from portal.ops.archive.index import MemberType
-from portal.ops.backup.changes import TOP, Search, TooMuchError, parts_of
+from portal.ops.backup.changes import TooMuchError, parts_of
 from portal.ops.backup.increment import SMALL_CHAIN
+from portal.ops.backup.search import TOP, Search
 from portal.ops.chains.lineage import line_of, read_manifest
 from portal.ops.chains.state_cache import Known, MediaState, is_unsure, looked_at
 from portal.ops.errors import ConfigurationError, DiskFullError

@@ -180,7 +180,7 @@ class TestFind:
 
     def test_no_latest_in_an_empty_repository(self, repository: Repository) -> None:
         """Where there is nothing, the error says how to begin."""
-        with pytest.raises(ArchiveAbsentError, match=r"there is no archive in .*\n.*backup.sh full"):
+        with pytest.raises(ArchiveAbsentError, match=r"archive not found: there is none in .*\n.*backup.sh full"):
             repository.find("latest")
 
     def test_a_path_that_may_not_be_looked_at_is_an_error(self, public_directory: Path) -> None:

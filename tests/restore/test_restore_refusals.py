@@ -65,7 +65,7 @@ class TestNothingChanges:
 
     def test_nobody_says_yes(self, world: World) -> None:
         """A plan that is not agreed to is not carried out, with exit code 3; it stands in the result."""
-        result = refused(world.job(confirm=lambda _: False).restore_full("latest"), 3, "nobody said yes")
+        result = refused(world.job(confirm=lambda _: False).restore_full("latest"), 3, "Not confirmed")
         assert result.plan[0].startswith("Restore database, media, audit_logs from full_")
 
     def test_everything_in_the_way_is_told(self, world: World) -> None:
@@ -226,7 +226,7 @@ class TestNothingChanges:
             refused(world.job().restore_full("latest"), 1, "no space left")
         (listed,) = world.job().list_restores()
         assert listed["state"] == "rolled_back"
-        done(world.job().forget(listed["restore_id"]))
+        done(world.job().discard(listed["restore_id"]))
 
     def test_another_restore_is_running(self, world: World) -> None:
         """Only one restore of a repository runs at a time; the other one ends at once with 5."""

@@ -74,6 +74,13 @@ def test_a_file_without_secrets_may_be_read_by_everybody(env_file: Path) -> None
     assert current_settings({"BACKUP_ENV_FILE": str(env_file)}).jobs == 3
 
 
+def test_a_secret_of_an_off_site_store_is_one(env_file: Path) -> None:
+    """Variables that are no settings of ours can be secrets too."""
+    env_file.write_text("AWS_SECRET_ACCESS_KEY=hunter2\n")
+    env_file.chmod(0o644)
+    assert "AWS_SECRET_ACCESS_KEY" in refusal(env_file)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user")
 def test_a_file_of_another_user_is_refused(env_file: Path) -> None:
     """Its owner could change it: only root and the user of the process are trusted."""

@@ -20,7 +20,7 @@ from portal.ops.archive.reader import ArchiveReader
 from portal.ops.archive.writer import ArchiveWriter, Tally
 from portal.ops.backup.walk import FileTree, Identity
 from portal.ops.manifest import Manifest
-from portal.ops.model import SUFFIX, Component
+from portal.ops.model import SUFFIX, Component, Compression
 from portal.ops.repository.durable import write_durably
 from portal.ops.verify.verify import Verifier
 
@@ -70,7 +70,7 @@ class Recipe:
 
 def compressor_pool() -> CompressorPool:
     """A pool of two for archives of these tests; the caller closes it."""
-    return CompressorPool(BACKUP_ID, 2)
+    return CompressorPool(BACKUP_ID, 2, compression=Compression.FAST)
 
 
 def write_archive(path: Path, pool: CompressorPool, recipe: Recipe) -> Path:
@@ -102,9 +102,9 @@ def _add_dump(writer: ArchiveWriter, stream: FileIO) -> dict[str, int]:
 
 def _add_tree(writer: ArchiveWriter, component: Component, root: Path, recipe: Recipe) -> dict[str, int]:
     tally = writer.tally = recipe.tally = Tally()
-    tree = FileTree(root=root, prefix=component.member, excluded=recipe.excluded, tally=tally)
-    items = recipe.meddle(tree.items()) if component is Component.MEDIA else tree.items()
-    writer.add_items(items)
+    with FileTree(root=root, prefix=component.member, excluded=recipe.excluded, tally=tally) as files:
+        items = recipe.meddle(files.items()) if component is Component.MEDIA else files.items()
+        writer.add_items(files.tree, items)
     return {"bytes": tally.content_bytes, "files": tally.files}
 
 

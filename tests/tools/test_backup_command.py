@@ -22,7 +22,7 @@ from portal.ops.runtime.progress import Step
 from portal.ops.settings.load import LogFormat
 from tests.support.commands import BACKUP, ROOT, Ended, answer, run
 from tests.support.portal import Portal, portal_in
-from tools.terminal import watched_log
+from tools.terminal.run import watched_log
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,10 +113,11 @@ class TestOutput:
         )
         assert ended.returncode == 0
 
-    def test_a_failure_is_told_once_in_full(self, portal: Portal) -> None:
-        """A person reads the error in a line of the log, and once more in the end with what to do next."""
-        ended = run("full", environ=portal.environ(DD_DATABASE_PORT="1", BACKUP_LOG_FORMAT="console"))
-        assert ended.stderr.count("no PostgreSQL server answers") == 2
+    @pytest.mark.parametrize("style", ["auto", "console", "json"])
+    def test_a_failure_is_told_once(self, portal: Portal, style: str) -> None:
+        """A person reads the error once, with what to do next; the log does not repeat it."""
+        ended = run("full", environ=portal.environ(DD_DATABASE_PORT="1", BACKUP_LOG_FORMAT=style))
+        assert ended.stderr.count("no PostgreSQL server answers") == 1
         assert ended.stderr.count("hint:") == 1
 
     def test_help_is_for_people(self, files: dict[str, str]) -> None:
@@ -132,15 +133,15 @@ class TestOutput:
 class TestTerminal:
     """What a person sees."""
 
-    def test_a_bar_and_lines(self, portal: Portal) -> None:
-        """On a terminal there are a bar with a rate, short lines, and no JSON among them."""
+    def test_a_bar(self, portal: Portal) -> None:
+        """On a terminal there is a bar with a rate, and neither JSON nor the lines of a log."""
         (portal.uploads / "noise").write_bytes(os.urandom(60 << 20))
         code, output, screen = on_a_terminal(portal.environ())
         assert code == 0
         assert json.loads(output)["success"]
         assert re.search(r"(database|media) +[\d.]+ [kM]?B +[\d.]+ [kM]?B/s", screen)
         assert re.search(r"\[#*\.*\] +\d+ %  [\d:]+ (s|min|h) left", screen)
-        assert re.search(r"\d\d:\d\d:\d\d   component collected +database", screen)
+        assert "component collected" not in screen
         assert '"event"' not in screen
 
     def test_the_bar_is_gone_in_the_end(self, portal: Portal) -> None:
@@ -148,6 +149,11 @@ class TestTerminal:
         _, _, screen = on_a_terminal(portal.environ())
         last = screen.rstrip().splitlines()[-1]
         assert last.rpartition("\x1b[K")[2].startswith("backup full_")
+
+    def test_the_steps_are_shown_if_wanted(self, portal: Portal) -> None:
+        """BACKUP_LOG_FORMAT=console writes a line for each step, on a terminal too."""
+        _, _, screen = on_a_terminal(portal.environ(BACKUP_LOG_FORMAT="console"))
+        assert re.search(r"\d\d:\d\d:\d\d   component collected +database", screen)
 
     def test_json_where_a_person_wants_it(self, portal: Portal) -> None:
         """BACKUP_LOG_FORMAT=json writes JSON on a terminal too."""

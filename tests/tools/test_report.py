@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from portal.ops.model import BackupType, Component
+from portal.ops.offsite.layout import Stem
+from portal.ops.offsite.ledger import CopyRecord, Ledger
 from portal.ops.repository.access_log import Action, Outcome
 from tests.support.commands import answer, run
 from tests.support.histories import NOW, History
 from tools.report import charts
+from tools.report.axis import Axis
 from tools.report.page import page
-from tools.report.story import longest_ages, read_story
+from tools.report.story import ages_reached, read_story
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -124,16 +127,51 @@ class TestPage:
         assert words.count(HOSTILE) >= 4
 
     def test_it_has_what_a_phone_needs(self, history: History) -> None:
-        """The width of the device, and each drawing also narrow."""
+        """The width of the device counts, and no drawing has a width of its own."""
         found = parsed(text_of(history))
         assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in found.tags
-        drawings = [names["class"] for tag, names in found.tags if tag == "svg"]
-        assert drawings.count("wide") == drawings.count("narrow") > 5
+        styles = [names["style"] or "" for _, names in found.tags if names.get("style")]
+        assert len(styles) > 50
+        assert not any("px" in style for style in styles)
+
+    def test_it_answers_what_is_asked_first(self, history: History) -> None:
+        """The verdict, what could be lost, and how long a restore takes, in one sentence each."""
+        words = " ".join(parsed(text_of(history)).words)
+        assert (
+            "If the portal were lost now, the last 30 min of the database and the last 60 min of the uploads" in words
+        )
+        assert "The last drill restored everything in 2:09 min, 2 days ago." in words
+        assert "1 of 1 drills succeeded" in words
+        assert "No off-site copies" in words
+
+    def test_the_recovery_window_and_copies_are_drawn(self, history: History) -> None:
+        """Where there are any, they have rows of their own, and the loss is counted from the window's end."""
+        story = story_of(history)
+        windows = [(NOW - 5 * DAY, NOW - 3 * DAY), (NOW - 2 * DAY, NOW - timedelta(seconds=5))]
+        text = page(replace(story, windows=windows, copies=[(NOW - DAY, story.archives[2].name)]))
+        words = " ".join(parsed(text).words)
+        assert "the last 5 s of the database" in words
+        assert "The recovery window has 1 gaps before that." in words
+        assert "Recovery window" in words
+        assert "1 off-site copies; the newest archive among them is 24 h old" in words
+
+    def test_copies_are_read_from_the_repositorys_memory(self, history: History, tmp_path: Path) -> None:
+        """Without asking the store; a destination without copies yet is a gap."""
+        settings = history.settings(BACKUP_OFFSITE_URLS=f"file://{tmp_path}/nas", BACKUP_OFFSITE_ENCRYPTION="off")
+        assert read_story(settings, NOW).copies == []
+        ledger = Ledger(history.repository, settings.offsite.destinations()[0])
+        archive = read_story(settings, NOW).archives[0]
+        ledger.prepare()
+        stem = Stem(backup_id=archive.name)
+        ledger.add(CopyRecord(stem=stem, copied=NOW, archive_sha256="0" * 64, stored_bytes=1000))
+        copies = read_story(settings, NOW).copies
+        assert copies is not None
+        assert [moment for moment, _ in copies] == [archive.moment]
 
     def test_pins_removals_and_failures_are_told(self, history: History) -> None:
         """With their reasons."""
         words = " ".join(parsed(text_of(history)).words)
-        assert "Pinned: kept until somebody lets them go" in words
+        assert "Pinned: kept until somebody unpins them" in words
         assert "full_20240115_120000_abc123" in words
         assert "restored in 2:09 min" in words
         assert "Failures" in words
@@ -142,7 +180,7 @@ class TestPage:
         """Which says that there is nothing yet."""
         words = " ".join(parsed(text_of(History(path=tmp_path / "none"))).words)
         assert "targets are missed" in words
-        assert "There is none yet." in words
+        assert "No archive yet." in words
 
     def test_very_many_archives_stay_readable_and_small(self, tmp_path: Path) -> None:
         """Days are shown instead, in drawings and in the table, and the file is under 2 MB."""
@@ -151,30 +189,55 @@ class TestPage:
             history.archive(BackupType.DATABASE, hour * HOUR + HOUR / 2)
         text = text_of(history)
         assert len(text.encode()) < 2_000_000
-        assert text.count("<circle") < 4 * charts.MOST_POINTS
+        assert text.count("<i class") < 8 * charts.SLICES
         assert "1000 older archives, by day" in text
 
 
-@pytest.mark.parametrize("top", [0, 1, 7, 60, 3600, 10**6, 10**12])
-def test_guides_are_few_and_reach_the_top(top: float) -> None:
-    """From nothing to the first even number that nothing is above."""
-    found = charts.heights(top, [1, 2, 5, 10, 60, 3600])
-    assert found[0] == 0
-    assert found[-1] >= top
-    assert 2 <= len(found) <= 5
+class TestAxis:
+    """One axis of time for everything, whatever the range."""
+
+    @pytest.mark.parametrize(
+        ("length", "first", "last"),
+        [
+            (HOUR, "22 Nov 11:30", "12:30"),
+            (6 * HOUR, "22 Nov 07:00", "12:00"),
+            (20 * HOUR, "21 Nov 18:00", "12:00"),
+            (3 * DAY, "20 Nov", "12:00"),
+            (10 * DAY, "14 Nov", "22 Nov"),
+            (60 * DAY, "5 Oct", "16 Nov"),
+            (300 * DAY, "Mar 2026", "Nov"),
+            (400 * DAY, "Jan 2026", "Oct"),
+            (3000 * DAY, "2020", "2026"),
+        ],
+    )
+    def test_the_labels_fit_the_range(self, length: timedelta, first: str, last: str) -> None:
+        """Hours, days, months or years, and few enough for a phone."""
+        labels = [tick.label for tick in Axis(start=NOW - length, end=NOW).ticks()]
+        assert (labels[0], labels[-1]) == (first, last)
+        assert 2 <= len(labels) <= 7
+        assert len(labels) - len(set(labels)) <= 2
+
+    def test_everything_is_drawn_upon_the_same_one(self, history: History) -> None:
+        """Each drawing has the same labels at the same places."""
+        text = text_of(history)
+        axes = set(re.findall(r'<div class="ticks">(.*?)</div>', text, flags=re.DOTALL))
+        assert len(axes) == 1
+        assert text.count('<div class="ticks">') >= 6
 
 
 class TestAges:
     """What could have been lost."""
 
-    def test_the_age_of_a_day_is_the_greatest_that_was_reached(self, tmp_path: Path) -> None:
-        """A gap of 30 hours is seen on both of its days; archives that are gone since were there then."""
+    def test_the_age_of_a_slice_is_the_greatest_that_was_reached(self, tmp_path: Path) -> None:
+        """Archives that are gone since were there then, and the worst age is that of the longest gap."""
         history = History(path=tmp_path / "archives")
         history.archive(BackupType.DATABASE, 50 * HOUR)
         history.archive(BackupType.DATABASE, 20 * HOUR)
         history.entry(Action.BACKUP, "full_20261122_083000_aaaaaa", seconds=3.0)
-        found = {moment.day: age for moment, age in longest_ages(story_of(history), Component.DATABASE)}
-        assert found == {20: 13.5 * HOUR, 21: 30 * HOUR, 22: 16 * HOUR}
+        found = dict(ages_reached(story_of(history), Component.DATABASE, 51))
+        assert max(found.values()) == 30 * 3600
+        assert found[50] == 4 * 3600
+        assert 0 not in found
 
 
 class TestCommand:
@@ -208,29 +271,41 @@ class TestCommand:
 
 
 @pytest.mark.skipif(not BROWSERS, reason="no browser is installed here; Debian has one in chromium")
-@pytest.mark.parametrize(("width", "shown"), [(390, "narrow"), (1280, "wide")])
-def test_a_browser_shows_it(history: History, tmp_path: Path, width: int, shown: str) -> None:
-    """On a phone and on a desk nothing is wider than the screen, letters can be read, and the fitting drawing shows."""
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("archives", [2, 200])
+def test_a_browser_shows_it(tmp_path: Path, archives: int, width: int) -> None:
+    """On a phone and on a desk nothing is wider than the screen, letters can be read, and labels do not overlap."""
+    history = History(path=tmp_path / "archives")
+    for number in range(archives):
+        history.archive(BackupType.DATABASE, number * HOUR + HOUR / 2, seconds=3.0)
     file = tmp_path / "report.html"
-    probe = f"<script>{_PROBE}</script>"
     text = text_of(history).replace(
         "style-src 'unsafe-inline'", "style-src 'unsafe-inline'; script-src 'unsafe-inline'"
     )
-    file.write_text(text.replace("</body>", f"{probe}</body>"), "utf-8")
+    file.write_text(text.replace("</body>", f"<script>{_PROBE}</script></body>"), "utf-8")
     found = dict(part.split("=") for part in _measured(BROWSERS[0], file, tmp_path / "profile", width).split())
     assert int(found["overflow"]) <= 0
     assert float(found["smallest"]) >= 10
-    assert found[shown] == "1"
+    assert found["overlaps"] == "0"
+    assert int(found["marks"]) >= min(archives, 2)
 
 
 _PROBE = """
-const size = text => parseFloat(getComputedStyle(text).fontSize) *
-    (text.ownerSVGElement ? scale(text.ownerSVGElement) : 1);
-const scale = drawing => drawing.getBoundingClientRect().width / drawing.viewBox.baseVal.width;
-const seen = [...document.querySelectorAll('svg text, p, td, th, li, code')].filter(one => one.getClientRects().length);
-const shows = name => +!!document.querySelector('.timeline svg.' + name).getClientRects().length;
-document.title = 'overflow=' + (document.documentElement.scrollWidth - innerWidth) +
-    ' smallest=' + Math.min(...seen.map(size)).toFixed(1) + ' narrow=' + shows('narrow') + ' wide=' + shows('wide');
+const seen = [...document.querySelectorAll('p, td, th, li, code, u, em, figcaption')]
+    .filter(one => one.getClientRects().length)
+    .map(one => parseFloat(getComputedStyle(one).fontSize));
+let overlaps = 0;
+for (const axis of document.querySelectorAll('.ticks')) {
+    let end = -1;
+    for (const label of axis.children) {
+        const box = label.getBoundingClientRect();
+        if (box.left < end) overlaps++;
+        end = box.right;
+    }
+}
+const marks = document.querySelectorAll('.lane .mark, .lane .slice').length;
+document.title = 'overflow=' + (document.documentElement.scrollWidth - innerWidth) + ' overlaps=' + overlaps +
+    ' marks=' + marks + ' smallest=' + Math.min(...seen).toFixed(1);
 """
 
 

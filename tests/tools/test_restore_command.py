@@ -182,7 +182,7 @@ def test_an_older_record(changed: Portal, postgres: EmbeddedPostgres) -> None:
 def test_no_such_archive(portal: Portal) -> None:
     """An archive that is not there is wrong usage, and the hint says where it was looked for."""
     portal.archives.mkdir()
-    assert "there is no archive 'full_2001'" in run(portal, "full_2001", "--force", code=2)["error"]
+    assert "archive not found: 'full_2001'" in run(portal, "full_2001", "--force", code=2)["error"]
 
 
 def test_a_damaged_archive_is_refused(changed: Portal, postgres: EmbeddedPostgres) -> None:

@@ -205,7 +205,7 @@ class TestDamage:
         """Where the contents are right, the difference of the checksums is the one thing that is reported."""
         sidecar_of(archive).write_text(f"{'0' * 64}  {archive.name}\n")
         found = verifier.verify(archive)
-        assert damages(found) == f"its SHA-256 is {found.checksum}, and should be {'0' * 64}"
+        assert damages(found) == f"checksum mismatch: its SHA-256 is {found.checksum}, and should be {'0' * 64}"
 
     def test_a_sidecar_that_is_damaged(self, archive: Path, verifier: Verifier) -> None:
         """A sidecar that cannot be read is a damage, and is named."""
@@ -242,7 +242,9 @@ class TestWithoutSidecar:
         found = verifier.verify(archive, level)
         assert found.intact
         assert found.level is (DUMP if level is DUMP else CONTENTS)
-        assert found.notes == (f"there is no {archive.name}.sha256: the archive was checked by its contents alone",)
+        assert found.notes == (
+            f"checksum file not found: without {archive.name}.sha256, only the contents were verified",
+        )
 
     def test_a_flip_is_found(self, archive: Path, verifier: Verifier) -> None:
         """What the checksum would have told, the contents tell."""
@@ -331,7 +333,7 @@ class TestApi:
         """The answer is no, and how to see what there is; nothing is raised."""
         valid, message = job.verify_backup("/nowhere/x.tar.gz")
         assert not valid
-        assert message.startswith("there is no archive '/nowhere/x.tar.gz'")
+        assert message.startswith("archive not found: '/nowhere/x.tar.gz'")
 
     def test_a_level_can_be_a_string(self, job: BackupJob, archive: Path) -> None:
         """A level by its name is the level itself, not a lesser one."""
@@ -362,7 +364,7 @@ class TestCommand:
         assert (ended.returncode, found["success"]) == (4, False)
         assert all(f"damage: {damage}\n" in ended.stderr for damage in found["damages"])
         assert f"error: {archive.name} is not intact\n" in ended.stderr
-        assert "hint: If it was copied here" in ended.stderr
+        assert "hint: If the archive was copied here" in ended.stderr
         assert '"event": "archive_damaged"' in ended.stderr
         assert '"level": "error"' in ended.stderr
 

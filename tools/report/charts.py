@@ -1,316 +1,255 @@
-"""The drawings: pygal's, without its scripts, styles and links, so that the page's own style colours them.
+"""The drawings: marks and bars placed in percent by the page's own style, all upon one axis of time.
 
-Each is drawn twice, wide and narrow, since a drawing that is scaled down to a phone has letters that nobody can read.
+Nothing has a size of its own, so a drawing is as wide as the screen or the paper, and its letters are the page's. What
+is too much for single marks is drawn by slices of time.
 """
 
 from __future__ import annotations
 
-import re
+from collections import defaultdict
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from math import ceil
-from typing import TYPE_CHECKING, Any, Final
-from xml.etree import ElementTree as ET
-
-import pygal
-from pygal.etree import etree
-from pygal.style import Style
+from datetime import timedelta
+from html import escape
+from typing import TYPE_CHECKING, Final
 
 from portal.ops.model import BackupType, timestamp
 from portal.ops.monitoring.status import spoken
 from portal.ops.units import duration, human_bytes, span
-from tools.report.story import by_day, longest_ages
+from tools.report.axis import even_top
+from tools.report.story import KIND_NAMES, ages_reached
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from datetime import datetime
 
-    from portal.ops.repository.entry import Entry
+    from tools.report.axis import Axis
     from tools.report.story import Story
 
-etree.to_etree()  # the library's own choice would be lxml, where somebody has installed it
+MOST_MARKS: Final = 150
+"""Beyond that many in a row, slices of time are drawn instead."""
 
-MOST_POINTS: Final = 400
-"""Beyond that many in a row, days are shown instead."""
+SLICES: Final = 120
 
-KINDS: Final = tuple(BackupType)
-STATES: Final = ("known to be intact", "not verified", "damaged", "restored in a drill")
-
-_WIDTHS: Final = {"wide": 1000, "narrow": 380}
-_LABELS: Final = {"wide": 7, "narrow": 3}
-_BARS: Final = {"wide": 60, "narrow": 24}
-_DOTS: Final = {"wide": 3, "narrow": 3}
-_FONT: Final = 14
-_LONG_NUMBER: Final = re.compile(r"(\d+\.\d)\d+")
-_SIZES: Final = tuple(number * 10**zeros for zeros in range(18) for number in (1, 2, 5))
-_TIMES: Final = (
-    *(1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800),
-    *(3600 * hours for hours in (1, 2, 3, 6, 12, 24, 48, 120, 240, 720, 2400, 8760)),
+_SIZES: Final = tuple(float(number * 10**zeros) for zeros in range(18) for number in (1, 2, 5))
+_TIMES: Final = tuple(
+    float(seconds)
+    for seconds in (
+        *(1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800),
+        *(3600 * hours for hours in (1, 2, 3, 6, 12, 24, 48, 96, 240, 720, 2400, 8760)),
+    )
 )
-_GUIDES: Final = 4
-
-Point = tuple[datetime, float, str]
-"""Where it is on the axis of time, how high, and what is said of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing:
-    """A drawing in both widths.
+class Mark:
+    """Something that happened.
 
     Arguments:
-        legend: what its colours mean, by the number of the colour.
-        svgs: by the name of the width.
+        style: how it looks: ``good``, ``plain``, ``bad``.
+        said: what is said of it.
     """
 
-    title: str
-    legend: tuple[tuple[int, str], ...]
-    svgs: dict[str, str]
+    moment: datetime
+    style: str
+    said: str
 
 
-def timeline(story: Story) -> Drawing:
-    """Every archive, in a row for its type, by what is known of it."""
-    kinds = [kind for kind in KINDS if any(archive.type is kind for archive in story.archives)]
-    rows = {kind: len(kinds) - number for number, kind in enumerate(kinds)}
-    series: list[list[Point]] = [[] for _ in STATES]
-    for kind in kinds:
-        archives = [one for one in story.archives if one.type is kind and one.moment >= story.start]
-        for state, moment, said in _marks(archives, story.drilled):
-            series[state].append((moment, rows[kind], said))
-    return _draw(
-        "Archives that are there, by type",
-        story,
-        [(number, STATES[number], points) for number, points in enumerate(series)],
-        height=90 + 46 * len(kinds),
-        rows={row: kind.value.replace("_", " ") for kind, row in rows.items()},
-        stroke=False,
-        dots={"wide": 5, "narrow": 3},
-    )
+# -- the timeline ---------------------------------------------------------------------------------------------------
 
 
-def sizes(story: Story) -> list[Drawing]:
-    """How large the archives of each type are."""
-    drawings = []
-    for number, kind in enumerate(KINDS):
-        archives = [one for one in story.archives if one.type is kind and one.moment >= story.start]
-        if archives:
-            points = _points([(one.moment, float(one.size), one.name) for one in archives], human_bytes)
-            series = [(number, kind.value.replace("_", " "), points)]
-            drawings.append(_draw(f"Size of {_named(kind)}", story, series, formatter=human_bytes))
-    return drawings
+def timeline(story: Story) -> Iterator[str]:
+    """What there was when: a row for each kind of archive, for copies, for proof and for failures."""
+    yield _legend((("good", "verified or succeeded"), ("plain", "not verified"), ("bad", "damaged or failed")))
+    yield '<div class="timeline">'
+    for kind in BackupType:
+        if marks := [_archive_mark(story, number) for number in story.of_kind(kind)]:
+            yield from _row(KIND_NAMES[kind], marks, story.axis)
+    if story.windows:
+        yield from _stretches("Recovery window", story.windows, story.axis)
+    if story.copies is not None:
+        yield from _row("Off-site copies", [_copy_mark(moment, name) for moment, name in story.copies], story.axis)
+    yield from _row("Drills", [_drill_mark(story, number) for number in range(len(story.drills))], story.axis)
+    failures = [Mark(moment=one.moment, style="bad", said=one.action.value) for one in story.failures]
+    yield from _row("Failures", failures, story.axis)
+    yield from _axis_row(story.axis)
+    yield "</div>"
 
 
-def durations(story: Story) -> list[Drawing]:
-    """How long backups of each type took."""
-    drawings = []
-    for number, kind in enumerate(KINDS):
-        runs = [run for run in story.runs if run.kind is kind and run.seconds is not None and run.moment >= story.start]
-        if runs:
-            points = _points([(run.moment, run.seconds or 0.0, "") for run in runs], duration)
-            series = [(number, kind.value.replace("_", " "), points)]
-            drawings.append(_draw(f"Duration of {_named(kind)}", story, series, formatter=duration))
-    return drawings
+def _archive_mark(story: Story, number: int) -> Mark:
+    archive = story.archives[number]
+    finding = archive.finding
+    if archive.fault or (finding and not finding.intact):
+        style, state = "bad", "damaged" if finding and not finding.intact else "not complete"
+    elif finding or archive.name in story.drilled:
+        style, state = "good", "verified"
+    else:
+        style, state = "plain", "not verified"
+    said = f"{archive.name}, {human_bytes(archive.size)}, {state}"
+    return Mark(moment=archive.moment, style=style, said=said)
 
 
-def ages(story: Story) -> list[Drawing]:
-    """What could have been lost, day by day, beside what is allowed."""
-    drawings = []
-    for number, one in enumerate(story.status.components, start=1):
-        found = longest_ages(story, one.component)
-        if not found:
-            continue
-        reached = [(moment, age.total_seconds(), f"{_day(moment)}: {span(age)}") for moment, age in found]
-        line = [(moment, one.rpo.total_seconds(), f"allowed: {span(one.rpo)}") for moment in (story.start, story.now)]
-        drawings.append(
-            _draw(
-                f"Greatest age of the newest backup: {spoken(one.component)}",
-                story,
-                [(number, "reached on that day", reached), (5, "allowed", line)],
-                formatter=lambda seconds: span(timedelta(seconds=seconds)),
-            )
+def _copy_mark(moment: datetime, name: str) -> Mark:
+    return Mark(moment=moment, style="good", said=name)
+
+
+def _drill_mark(story: Story, number: int) -> Mark:
+    drill = story.drills[number]
+    said = f"restored in {duration(drill.seconds)}" if drill.success else "failed"
+    return Mark(moment=drill.moment, style="good" if drill.success else "bad", said=f"{drill.backup_id}, {said}")
+
+
+def _row(name: str, marks: Sequence[Mark], axis: Axis) -> Iterator[str]:
+    seen = [mark for mark in marks if axis.start <= mark.moment <= axis.end]
+    yield f'<div class="row"><span>{escape(name)}</span><div class="lane">'
+    if len(seen) <= MOST_MARKS:
+        for mark in sorted(seen, key=lambda one: one.style == "bad"):
+            said = escape(f"{_when(mark.moment)}: {mark.said}")
+            yield f'<i class="mark {mark.style}" style="left:{axis.position(mark.moment):.2f}%" title="{said}"></i>'
+    else:
+        yield from _dense(seen, axis)
+    yield f"</div><b>{len(seen):,}</b></div>" if seen else "</div><b>&ndash;</b></div>"
+
+
+def _dense(marks: Iterable[Mark], axis: Axis) -> Iterator[str]:
+    """Slices instead of marks, each with the worst and the best that is in it."""
+    slices: dict[int, list[Mark]] = defaultdict(list)
+    for mark in marks:
+        slices[axis.slice_of(mark.moment, SLICES) or 0].append(mark)
+    width = 100 / SLICES
+    for number, some in sorted(slices.items()):
+        good = sum(mark.style == "good" for mark in some)
+        bad = sum(mark.style == "bad" for mark in some)
+        style = "bad" if bad else "good" if good * 2 >= len(some) else "plain"
+        said = f"{_when(some[-1].moment)}: {len(some):,}, {good:,} verified" + (
+            f", {bad:,} damaged or failed" if bad else ""
         )
-    return drawings
+        place = f"left:{number * width:.2f}%;width:{width:.2f}%"
+        yield f'<i class="slice {style}" style="{place}" title="{escape(said)}"></i>'
 
 
-def restore_times(story: Story) -> Drawing | None:
-    """How long drills took to restore everything."""
-    drills = [drill for drill in reversed(story.drills) if drill.moment >= story.start]
-    series = []
-    for number, title, success in ((0, "succeeded", True), (4, "failed", False)):
-        points = [(drill.moment, drill.seconds, drill.backup_id) for drill in drills if drill.success is success]
-        series.append((number, title, _points(points, duration)))
-    if not drills:
-        return None
-    return _draw("Restores, by drills", story, series, formatter=duration, dots={"wide": 4, "narrow": 4})
+def _stretches(name: str, stretches: Sequence[tuple[datetime, datetime]], axis: Axis) -> Iterator[str]:
+    yield f'<div class="row"><span>{escape(name)}</span><div class="lane">'
+    for start, end in stretches:
+        left, right = axis.position(start), axis.position(end)
+        said = f"any moment from {_when(start)} to {_when(end)}"
+        width = max(right - left, 0.4)
+        yield f'<i class="slice good" style="left:{left:.2f}%;width:{width:.2f}%" title="{escape(said)}"></i>'
+    yield f"</div><b>{span(stretches[-1][1] - stretches[0][0])}</b></div>"
 
 
-def space(story: Story) -> Drawing | None:
-    """What the archives that are there take, by when they were made."""
-    if not story.archives:
-        return None
-    return Drawing(
-        title="Space that the archives take, by when they were made",
-        legend=tuple((number, kind.value.replace("_", " ")) for number, kind in enumerate(KINDS) if _has(story, kind)),
-        svgs={width: _bars(story, width) for width in _WIDTHS},
-    )
+# -- bars upon the same axis ----------------------------------------------------------------------------------------
 
 
-def _has(story: Story, kind: BackupType) -> bool:
-    return any(archive.type is kind for archive in story.archives)
-
-
-def _bars(story: Story, width: str) -> str:
-    """As many bars as there is room for, each of the same number of days."""
-    reach = max(1, (story.now.date() - story.start.date()).days + 1)
-    days = -(-reach // _BARS[width])
-    count = -(-reach // days)
-    totals = {kind: [0] * count for kind in KINDS}
-    for archive in story.archives:
-        bar = count - 1 - (story.now.date() - archive.moment.date()).days // days
-        if archive.type is not None and 0 <= bar < count:
-            totals[archive.type][bar] += archive.size
-    chart = pygal.StackedBar(**_options(width, 300, human_bytes))
-    first = [story.now - timedelta(days=(count - bar) * days - 1) for bar in range(count)]
-    chart.x_labels = [_day(moment) for moment in first]
-    step = max(1, count // _LABELS[width])
-    chart.x_labels_major = chart.x_labels[::step]
-    chart.show_minor_x_labels = False
-    top = max(map(sum, zip(*totals.values(), strict=True)))
-    chart.y_labels = heights(top, _SIZES)
-    chart.range = (0, max(top, chart.y_labels[-1]))
-    for kind in KINDS:
-        values = [
-            {"value": total, "label": f"{label}: {human_bytes(total)} of {kind.value}"} if total else None
-            for label, total in zip(chart.x_labels, totals[kind], strict=True)
+def ages(story: Story) -> Iterator[str]:
+    """For each component how old its newest backup had become, in shares of what is allowed: one scale for all."""
+    for one in story.status.components:
+        reached = ages_reached(story, one.component, SLICES)
+        allowed = one.rpo.total_seconds()
+        worst = max((age for _, age in reached), default=0.0)
+        top = max(2 * allowed, worst)
+        bars = [
+            (number, 100 * age / top, "bad" if age > allowed else "good", f"{span(timedelta(seconds=age))} old")
+            for number, age in reached
         ]
-        chart.add(kind.value, values)
-    return _svg(chart, width, "Space that the archives take")
+        title = f"{spoken(one.component).capitalize()}: allowed {span(one.rpo)}, worst {span(timedelta(seconds=worst))}"
+        yield from _bars(title, bars, story.axis, line=(100 * allowed / top, "allowed"))
 
 
-def _marks(archives: Sequence[Entry], drilled: frozenset[str]) -> list[tuple[int, datetime, str]]:
-    """A mark for each archive; where they are very many, for each day, with the worst of it."""
-    if len(archives) <= MOST_POINTS:
-        return [(_state(one, drilled), one.moment, f"{one.name}, {human_bytes(one.size)}") for one in archives]
-    states = {(one.moment, one.name): _state(one, drilled) for one in archives}
-    days: dict[datetime, list[int]] = {}
-    for (moment, _), state in states.items():
-        days.setdefault(moment.replace(hour=12, minute=0, second=0), []).append(state)
-    return [(_of_day(found), day, f"{_day(day)}: {len(found)} archives") for day, found in days.items()]
+def restore_times(story: Story) -> Iterator[str]:
+    """How long the restores of drills took."""
+    done = [(drill.moment, drill.seconds, "good") for drill in story.drills if drill.success]
+    yield from _valued("Restore time in drills", done, story.axis, _TIMES, duration)
 
 
-def _of_day(states: list[int]) -> int:
-    return next(state for state in (2, 3, 0, 1) if state in states)
+def durations(story: Story) -> Iterator[str]:
+    """How long backups of each kind took, all upon one scale."""
+    runs = [run for run in story.runs if run.seconds is not None and run.moment >= story.axis.start]
+    top = even_top(max((run.seconds or 0 for run in runs), default=1), _TIMES)
+    for kind in BackupType:
+        values = [(run.moment, run.seconds or 0.0, "c0") for run in runs if run.kind is kind]
+        if values:
+            yield from _valued(f"Duration: {KIND_NAMES[kind].lower()}", values, story.axis, _TIMES, duration, top=top)
 
 
-def _state(archive: Entry, drilled: frozenset[str]) -> int:
-    if archive.fault or (archive.finding and not archive.finding.intact):
-        return 2
-    if archive.name in drilled:
-        return 3
-    return 0 if archive.finding else 1
-
-
-def _points(values: Sequence[tuple[datetime, float, str]], formatter: Callable[[float], str]) -> list[Point]:
-    """A point for each value; where they are very many, for each day."""
-    if len(values) <= MOST_POINTS:
-        return sorted(
-            (moment, value, f"{name or _minute(moment)}: {formatter(value)}") for moment, value, name in values
-        )
-    days = by_day((moment, value) for moment, value, _ in values)
-    return [(day, value, f"{_day(day)}: {formatter(value)} at the most, of {many}") for day, value, many in days]
-
-
-def _draw(
-    title: str,
-    story: Story,
-    series: Sequence[tuple[int, str, Sequence[Point]]],
-    *,
-    height: int = 260,
-    rows: dict[int, str] | None = None,
-    formatter: Callable[[float], str] | None = None,
-    stroke: bool = True,
-    dots: Mapping[str, int] = _DOTS,
-) -> Drawing:
-    svgs = {}
-    for width in _WIDTHS:
-        chart = pygal.DateTimeLine(**_options(width, height, formatter), stroke=stroke, dots_size=dots[width])
-        chart.x_labels = _ticks(story, _LABELS[width])
-        chart.xrange = (story.start.timestamp(), story.now.timestamp())
-        if rows:
-            chart.y_labels = [{"label": label, "value": row} for row, label in rows.items()]
-            chart.range = (0.5, len(rows) + 0.5)
+def growth(story: Story) -> Iterator[str]:
+    """What all archives take that are there now, by the time they were made."""
+    added = [0] * SLICES
+    before = 0
+    for archive in story.archives:
+        number = story.axis.slice_of(archive.moment, SLICES)
+        if number is None:
+            before += archive.size
         else:
-            top = max((value for _, _, points in series for _, value, _ in points), default=0)
-            chart.y_labels = heights(top, _SIZES if formatter is human_bytes else _TIMES)
-            chart.range = (0, max(top * 1.05, chart.y_labels[-1]))
-        colours = {number for number, _, _ in series}
-        for colour in range(max(colours, default=0) + 1):
-            points = next((points for number, _, points in series if number == colour), ())
-            chart.add("", [{"value": (moment, value), "label": said} for moment, value, said in points])
-        svgs[width] = _svg(chart, width, title)
-    legend = tuple((number, name) for number, name, points in series if points)
-    return Drawing(title=title, legend=legend, svgs=svgs)
+            added[number] += archive.size
+    values = []
+    for number, size in enumerate(added):
+        before += size
+        values.append((number, float(before)))
+    top = even_top(values[-1][1], _SIZES) or 1
+    bars = [(number, 100 * size / top, "c0", human_bytes(size)) for number, size in values]
+    yield from _bars(f"Space used by the archives of today (scale to {human_bytes(top)})", bars, story.axis)
 
 
-def _options(width: str, height: int, formatter: Callable[[float], str] | None) -> dict[str, Any]:
-    style = Style(label_font_size=_FONT, major_label_font_size=_FONT, font_family="sans-serif")
-    options: dict[str, Any] = {
-        "style": style,
-        "js": (),
-        "width": _WIDTHS[width],
-        "height": height,
-        "margin": 8,
-        "margin_right": 24,
-        "show_legend": False,
-        "show_x_guides": False,
-        "truncate_label": -1,
-        "x_value_formatter": _day,
-        "no_data_text": "nothing yet",
-    }
-    return options | ({"value_formatter": formatter} if formatter else {})
+def _valued(
+    title: str,
+    values: Iterable[tuple[datetime, float, str]],
+    axis: Axis,
+    evens: Sequence[float],
+    formatter: Callable[[float], str],
+    top: float = 0,
+) -> Iterator[str]:
+    """Bars of values at moments; of each slice the greatest."""
+    greatest: dict[int, tuple[float, str]] = {}
+    for moment, value, style in values:
+        number = axis.slice_of(moment, SLICES)
+        if number is not None:
+            greatest[number] = max(greatest.get(number, (0.0, style)), (value, style))
+    if not greatest:
+        return
+    top = top or even_top(max(value for value, _ in greatest.values()), evens)
+    bars = [
+        (number, 100 * value / (top or 1), style, formatter(value))
+        for number, (value, style) in sorted(greatest.items())
+    ]
+    yield from _bars(f"{title} (scale to {formatter(top)})", bars, axis)
 
 
-def _ticks(story: Story, count: int) -> list[datetime]:
-    step = (story.now - story.start) / count
-    return [(story.start + step * number).replace(tzinfo=None) for number in range(count + 1)]
+def _bars(
+    title: str, bars: Iterable[tuple[int, float, str, str]], axis: Axis, line: tuple[float, str] | None = None
+) -> Iterator[str]:
+    width = 100 / SLICES
+    yield f'<figure><figcaption>{escape(title)}</figcaption><div class="bars">'
+    for number, height, style, said in bars:
+        begin = axis.start + axis.length * (number / SLICES)
+        yield (
+            f'<i class="{style}" style="left:{number * width:.2f}%;width:{width:.2f}%;height:{max(height, 1):.1f}%" '
+            f'title="{escape(_when(begin))}: {escape(said)}"></i>'
+        )
+    if line:
+        yield f'<em style="bottom:{line[0]:.1f}%">{escape(line[1])}</em>'
+    yield "</div>"
+    yield from _ticks(axis)
+    yield "</figure>"
 
 
-def heights(top: float, steps: Sequence[int]) -> list[float]:
-    """Where the guides are: a few at even numbers, up to the first one that nothing is above."""
-    step = next((step for step in steps if step * _GUIDES >= top), top / _GUIDES)
-    return [step * number for number in range(max(1, ceil(top / step)) + 1)]
+def _ticks(axis: Axis) -> Iterator[str]:
+    yield '<div class="ticks">'
+    for tick in axis.ticks():
+        side = " end" if tick.position > 92 else " start" if tick.position < 8 else ""
+        yield f'<u class="{side.strip()}" style="left:{tick.position:.2f}%">{escape(tick.label)}</u>'
+    yield "</div>"
 
 
-def _svg(chart: Any, width: str, title: str) -> str:
-    """The drawing without anything but shapes and words; what was said of a point becomes its title."""
-    root = chart.render_tree()
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if not isinstance(child.tag, str) or child.tag in ("defs", "title", "script", "style"):
-                parent.remove(child)
-    for parent in list(root.iter()):
-        _say(parent)
-    for name in ("xmlns", "id"):
-        root.attrib.pop(name, None)
-    root.attrib |= {"class": width, "role": "img", "aria-label": title}
-    return _LONG_NUMBER.sub(r"\1", ET.tostring(root, encoding="unicode"))
+def _axis_row(axis: Axis) -> Iterator[str]:
+    yield '<div class="row axis"><span></span><div class="lane-ticks">'
+    yield from _ticks(axis)
+    yield "</div><b></b></div>"
 
 
-def _say(parent: Any) -> None:
-    """Put the words that pygal leaves for its script where a browser shows them by itself."""
-    words = [child for child in parent if child.tag == "desc"]
-    label = next((child.text for child in words if child.attrib.get("class") == "label"), None)
-    for child in words:
-        parent.remove(child)
-    if label:
-        ET.SubElement(parent, "title").text = label
+def _legend(entries: Iterable[tuple[str, str]]) -> str:
+    items = "".join(f'<li><i class="mark {style}"></i>{escape(name)}</li>' for style, name in entries)
+    return f'<ul class="legend">{items}</ul>'
 
 
-def _named(kind: BackupType) -> str:
-    return f"{kind.value.replace('_', ' ')} backups"
-
-
-def _day(moment: datetime) -> str:
-    return f"{moment.day} {moment:%b}"
-
-
-def _minute(moment: datetime) -> str:
-    return timestamp(moment)[:16].replace("T", " ")
+def _when(moment: datetime) -> str:
+    return f"{timestamp(moment)[:16].replace('T', ' ')} UTC"

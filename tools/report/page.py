@@ -1,34 +1,25 @@
-"""The page: what the story tells, in words, tables and drawings. Everything that is shown is escaped."""
+"""The page: the verdict, the answers, the timeline, proof and gaps, growth, and the details. All text is escaped."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from datetime import timedelta
 from html import escape
-from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from portal.ops.model import timestamp
+from portal.ops.model import BackupType, Component
 from portal.ops.monitoring.status import spoken
 from portal.ops.units import duration, human_bytes, span
 from tools.report import charts
+from tools.report.story import ages_reached
+from tools.report.tables import tables, when
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-    from datetime import date, datetime
+    from collections.abc import Iterator
 
     from portal.ops.monitoring.model import ComponentStatus
-    from portal.ops.repository.access_log import AccessEntry
-    from portal.ops.repository.entry import Entry
-    from portal.ops.repository.pins import Pin
-    from tools.report.charts import Drawing
     from tools.report.story import Story
 
-MOST_ARCHIVES: Final = 1000
-"""Beyond that many, the newest half of them are listed, and of the others each day."""
-
-_SHOWN_AT_ONCE: Final = 30
 _STYLE: Final = Path(__file__).with_name("page.css")
 _POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
 
@@ -42,7 +33,7 @@ def page(story: Story) -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
             '<meta name="robots" content="noindex">',
-            "<title>Kekkai Portal backups</title>",
+            "<title>Kekkai Portal backup report</title>",
             f"<style>{_STYLE.read_text('utf-8')}</style></head><body><main>",
             *_sections(story),
             "</main></body></html>\n",
@@ -51,226 +42,163 @@ def page(story: Story) -> str:
 
 
 def _sections(story: Story) -> Iterator[str]:
-    yield "<h1>Kekkai Portal backups</h1>"
-    yield f'<p class="soft">{_when(story.now)} &middot; {escape(story.status.facts.repository)}</p>'
+    yield "<h1>Kekkai Portal backup report</h1>"
+    yield f'<p class="soft">{when(story.now)} &middot; {escape(story.status.facts.repository)}</p>'
     yield from _verdict(story)
-    yield from _tiles(story)
-    yield "<h2>Archives</h2>"
-    yield from _figure(charts.timeline(story), "timeline")
-    yield from _pair(charts.sizes(story))
-    yield "<h2>What could be lost</h2>"
-    yield '<p class="soft">How old the newest backup was at the most, day by day, before the next one came.</p>'
-    yield from _pair(charts.ages(story))
-    yield "<h2>How long it takes</h2>"
-    if drawing := charts.restore_times(story):
-        yield from _figure(drawing)
-    yield from _pair(charts.durations(story))
-    yield "<h2>Space</h2>"
-    yield f'<p class="soft">{escape(_space(story))}</p>'
-    if drawing := charts.space(story):
-        yield from _figure(drawing)
-    yield from _tables(story)
+    yield '<div class="answers">'
+    yield from _answer("What could be lost?", _loss(story), any(one.misses for one in story.status.components))
+    yield from _answer("How long does a restore take?", _restore(story), story.status.drilled is None)
+    yield "</div>"
+    yield "<h2>Timeline</h2><div class=card>"
+    yield from charts.timeline(story)
+    yield "</div>"
+    yield "<h2>Proof and gaps</h2><div class=card><ul class=proof>"
+    for state, text in _proof(story):
+        yield f'<li class="{state}">{text}</li>'
+    yield "</ul></div>"
+    yield "<h2>Age of the newest backup</h2><div class=card>"
+    yield '<p class="soft">How old the newest backup became before the next one was made, against what is allowed.</p>'
+    yield from charts.ages(story)
+    yield "</div><h2>Growth</h2><div class=card>"
+    yield f"<p>{escape(_space(story))}</p>"
+    yield from charts.growth(story)
+    yield "</div><h2>Durations</h2><div class=card>"
+    yield from charts.restore_times(story)
+    yield from charts.durations(story)
+    yield "</div>"
+    yield from tables(story)
 
 
 def _verdict(story: Story) -> Iterator[str]:
     misses = story.status.misses
     if not misses:
-        yield '<div class="card verdict"><strong>Every target is met</strong></div>'
+        yield '<div class="card verdict"><strong>Every target is met.</strong>'
+        yield f'<div class="soft">{escape(_targets(story))}</div></div>'
         return
     many = "1 target is missed" if len(misses) == 1 else f"{len(misses)} targets are missed"
-    yield f'<div class="card verdict missed"><strong>{many}</strong><ul>'
+    yield f'<div class="card verdict missed"><strong>{many}.</strong><ul>'
     for miss in misses:
         yield f'<li>{escape(miss.what)}<div class="soft">{escape(miss.mend)}</div></li>'
     yield "</ul></div>"
 
 
-def _tiles(story: Story) -> Iterator[str]:
-    status = story.status
-    yield '<div class="tiles">'
-    for one in status.components:
-        yield _component(one, story.now)
-    drilled = status.drilled
-    if drilled:
-        lines = [f"tried {span(story.now - drilled.moment)} ago", f"allowed: {span(status.drill_age)}"]
-        yield _tile("A restore takes", duration(drilled.seconds), lines)
-    else:
-        yield _tile("A restore", "never tried", ["'./tools/backup.sh drill' does"])
-    facts = status.facts
-    free = human_bytes(facts.free) if facts.total else "unknown"
-    yield _tile("Space free", free, [f"{facts.archives} archives, {human_bytes(facts.bytes)}"])
-    yield "</div>"
-
-
-def _component(one: ComponentStatus, now: datetime) -> str:
-    newest = f"{span(now - one.newest.moment)} ago" if one.newest else "no backup"
-    verified = f"known to be intact: {span(now - one.verified.moment)} ago" if one.verified else "none verified yet"
-    return _tile(spoken(one.component).capitalize(), newest, [f"allowed: {span(one.rpo)}", verified], bool(one.misses))
-
-
-def _tile(label: str, figure: str, lines: Sequence[str], missed: bool = False) -> str:
-    below = "".join(f'<p class="soft">{escape(line)}</p>' for line in lines)
-    return (
-        f'<div class="card tile"><span class="soft">{escape(label)}</span>'
-        f"<b{' class=bad' if missed else ''}>{escape(figure)}</b>{below}</div>"
+def _targets(story: Story) -> str:
+    """What is expected, in a sentence."""
+    newest = ", ".join(f"{spoken(one.component)} {span(one.rpo)}" for one in story.status.components)
+    verified = (
+        span(max(one.verified_age for one in story.status.components)) if story.status.components else "unlimited"
     )
+    return f"Maximum ages: {newest}; verified backup {verified}; drill {span(story.status.drill_age)}."
 
 
-def _figure(drawing: Drawing, kind: str = "") -> Iterator[str]:
-    yield f'<section class="card {kind}"><h3>{escape(drawing.title)}</h3><ul class="legend">'
-    if len(drawing.legend) > 1 or kind:
-        yield from (f'<li><i class="c{colour}"></i>{escape(name)}</li>' for colour, name in drawing.legend)
-    yield "</ul>"
-    yield from drawing.svgs.values()
-    yield "</section>"
+# -- the two answers ------------------------------------------------------------------------------------------------
 
 
-def _pair(drawings: Iterable[Drawing]) -> Iterator[str]:
-    """Drawings side by side where there is room, so the narrow ones are taken."""
-    yield '<div class="pair">'
-    for drawing in drawings:
-        yield from _figure(drawing)
-    yield "</div>"
+def _answer(question: str, answer: str, is_bad: bool) -> Iterator[str]:
+    yield f'<div class="card answer"><h3>{question}</h3><p class="{"bad" if is_bad else ""}">{escape(answer)}</p></div>'
+
+
+def _loss(story: Story) -> str:
+    """One sentence on what would be gone if the portal were lost now."""
+    known = [
+        (spoken(one.component), lost) for one in story.status.components if (lost := _lost(story, one)) is not None
+    ]
+    never = [spoken(one.component) for one in story.status.components if _lost(story, one) is None]
+    parts = [f"the last {span(lost)} of the {name}" for name, lost in known]
+    if never:
+        parts.append(f"all of the {_and(never)}, of which there is no backup")
+    return f"If the portal were lost now, {_and(parts)} would be gone."
+
+
+def _lost(story: Story, one: ComponentStatus) -> timedelta | None:
+    moments = [one.newest.moment] if one.newest else []
+    if one.component is Component.DATABASE and story.windows:
+        moments.append(story.windows[-1][1])
+    return story.now - max(moments) if moments else None
+
+
+def _restore(story: Story) -> str:
+    """One sentence on the restore time, as drills have measured it."""
+    drilled = story.status.drilled
+    if drilled is None:
+        return "Unknown: no drill has restored a backup yet."
+    return f"The last drill restored everything in {duration(drilled.seconds)}, {span(story.now - drilled.moment)} ago."
+
+
+# -- proof and gaps -------------------------------------------------------------------------------------------------
+
+
+def _proof(story: Story) -> Iterator[tuple[str, str]]:
+    """What is proven and what is not: a state and a sentence each."""
+    for one in story.status.components:
+        name, verified = escape(spoken(one.component)), one.verified
+        if verified is None:
+            yield "bad", f"The {name}: no backup has been verified."
+        else:
+            age = story.now - verified.moment
+            state = "good" if age <= one.verified_age else "bad"
+            yield state, f"The {name}: the newest verified backup is {span(age)} old ({verified.level})."
+    drills = story.drills
+    done = sum(drill.success for drill in drills)
+    last = (
+        ""
+        if not drills
+        else f"; the last one, {span(story.now - drills[0].moment)} ago, "
+        + ("succeeded" if drills[0].success else "failed")
+    )
+    said = f"{done} of {len(drills)} drills succeeded{last}." if drills else "No drill has tried a restore yet."
+    yield ("good" if drills and drills[0].success else "bad"), said
+    yield from _archives(story)
+    for one in story.status.components:
+        worst = max((age for _, age in ages_reached(story, one.component, charts.SLICES)), default=0.0)
+        if worst > one.rpo.total_seconds():
+            said = f"the newest backup of the {spoken(one.component)} was once {span(timedelta(seconds=worst))} old"
+            yield "bad", f"A gap: {escape(said)}; {span(one.rpo)} are allowed."
+    yield from _elsewhere(story)
+
+
+def _archives(story: Story) -> Iterator[tuple[str, str]]:
+    total = len(story.archives)
+    verified = sum(archive.finding is not None or archive.name in story.drilled for archive in story.archives)
+    damaged = len(story.status.facts.damaged)
+    yield ("good" if verified == total else "warm"), f"{verified:,} of {total:,} archives have been verified."
+    if damaged:
+        yield "bad", f"{damaged:,} {'archive is' if damaged == 1 else 'archives are'} damaged."
+    if not_complete := sum(map(len, story.status.facts.not_whole.values())):
+        yield "bad", f"{not_complete:,} {'archive is' if not_complete == 1 else 'archives are'} not complete."
+
+
+def _elsewhere(story: Story) -> Iterator[tuple[str, str]]:
+    if story.copies is None:
+        yield "warm", "No off-site copies: whatever destroys this host destroys the backups too."
+    elif not story.copies:
+        yield "bad", "Off-site copies are configured, and there is none yet."
+    else:
+        newest = max(moment for moment, _ in story.copies)
+        yield (
+            "good",
+            f"{len(story.copies):,} off-site copies; the newest archive among them is {span(story.now - newest)} old.",
+        )
+    if story.windows:
+        start, end = story.windows[-1]
+        yield "good", f"The database can be recovered to any second from {when(start)} to {when(end)}."
+        if len(story.windows) > 1:
+            yield "warm", f"The recovery window has {len(story.windows) - 1} gaps before that."
+    elif any(archive.type is BackupType.BASE for archive in story.archives):
+        yield "bad", "There are base backups, but no moment that the database can be recovered to."
 
 
 def _space(story: Story) -> str:
     facts, foreseen = story.status.facts, story.status.forecast
-    used = f"{human_bytes(facts.bytes)} in {facts.archives} archives, {human_bytes(facts.free)} free."
+    used = f"{facts.archives:,} archives take {human_bytes(facts.bytes)}; {human_bytes(facts.free)} are free."
     if foreseen is None:
-        return f"{used} There is too little history to say how long that lasts."
-    pace = f"{used} A usual day takes {human_bytes(foreseen.added_per_day)}."
+        return f"{used} There is too little history for a forecast."
+    pace = f"{used} A usual day adds {human_bytes(foreseen.added_per_day)}."
     if foreseen.days_left is None:
-        return f"{pace} With what is removed, the space lasts."
+        return f"{pace} With what retention removes, the space lasts."
     day = (story.now + timedelta(days=foreseen.days_left)).date()
-    return f"{pace} At that pace it is full on about {day.isoformat()}."
+    return f"{pace} At this rate the disk is full on about {day.isoformat()}."
 
 
-# -- tables ----------------------------------------------------------------------------------------------------------
-
-
-def _tables(story: Story) -> Iterator[str]:
-    yield from _table(
-        "Pinned: kept until somebody lets them go",
-        ("Archive", "Why"),
-        [(_code(pin.backup_id), _reason(pin)) for pin in story.pins],
-        "Nothing is pinned.",
-    )
-    yield from _table(
-        "Removed, and why",
-        ("Archive", "Why"),
-        list(islice(_removals(story.removals), MOST_ARCHIVES)),
-        "Nothing was removed yet.",
-    )
-    yield from _table(
-        "Drills",
-        ("When", "Archive", "How it ended"),
-        [
-            (
-                _when(drill.moment),
-                _code(drill.backup_id),
-                f'<span class="good">restored in {duration(drill.seconds)}</span>'
-                if drill.success
-                else f'<span class="bad">failed</span> {escape(drill.error)}',
-            )
-            for drill in story.drills
-        ],
-        "No restore was tried yet.",
-    )
-    yield from _table(
-        "Failures",
-        ("When", "What", "Why"),
-        [(_when(entry.moment), _what(entry), _why(entry)) for entry in story.failures],
-        "Nothing failed.",
-    )
-    pinned = {pin.backup_id for pin in story.pins}
-    listed = story.archives if len(story.archives) <= MOST_ARCHIVES else story.archives[: MOST_ARCHIVES // 2]
-    yield from _table(
-        "All archives" if len(listed) == len(story.archives) else f"The newest {len(listed)} archives",
-        ("Made", "Size", "State"),
-        [_row(archive, story, pinned) for archive in listed],
-        "There is none yet.",
-    )
-    older = story.archives[len(listed) :]
-    if older:
-        yield from _table(f"{len(older)} older archives, by day", ("Day", "Size", "Archives"), list(_by_day(older)), "")
-
-
-def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], nothing: str) -> Iterator[str]:
-    """A table; where it is long, the rest of it is folded away."""
-    yield f"<h2>{escape(title)}</h2><div class=card>"
-    if not rows:
-        yield f'<p class="soft">{escape(nothing)}</p></div>'
-        return
-    yield from _grid(heads, rows[:_SHOWN_AT_ONCE])
-    if rest := rows[_SHOWN_AT_ONCE:]:
-        yield f"<details><summary>{len(rest)} more</summary>"
-        yield from _grid(heads, rest)
-        yield "</details>"
-    yield "</div>"
-
-
-def _grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield f'<div class="scroll"><table><tr>{"".join(f"<th>{head}</th>" for head in heads)}</tr>'
-    for row in rows:
-        yield f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>"
-    yield "</table></div>"
-
-
-def _row(archive: Entry, story: Story, pinned: set[str]) -> tuple[str, str, str]:
-    states = []
-    if archive.fault:
-        states.append(f'<span class="bad">not whole: {escape(archive.fault)}</span>')
-    if archive.finding and not archive.finding.intact:
-        states.append('<span class="bad">damaged</span>')
-    elif archive.finding:
-        states.append(f'<span class="good">intact</span> ({archive.finding.level.value})')
-    elif not archive.fault:
-        states.append('<span class="soft">not verified</span>')
-    if archive.name in story.drilled:
-        states.append('<span class="good">restored in a drill</span>')
-    if archive.name in pinned:
-        states.append('<span class="warm">pinned</span>')
-    return _when(archive.moment) + _code(archive.name), human_bytes(archive.size), "<br>".join(states)
-
-
-def _by_day(archives: Sequence[Entry]) -> Iterator[tuple[str, str, str]]:
-    days: dict[date, list[int]] = defaultdict(list)
-    for archive in archives:
-        days[archive.moment.date()].append(archive.size)
-    for day, sizes in days.items():
-        yield day.isoformat(), human_bytes(sum(sizes)), str(len(sizes))
-
-
-def _what(entry: AccessEntry) -> str:
-    return f"{entry.action.value}{_code(entry.subject)}"
-
-
-def _why(entry: AccessEntry) -> str:
-    error, hint = (escape(str(entry.details.get(name, ""))) for name in ("error", "hint"))
-    return f'{error or "no reason was noted"}<div class="soft">{hint}</div>'
-
-
-def _removals(entries: Iterable[AccessEntry]) -> Iterator[tuple[str, str]]:
-    """A row for each archive that a prune has removed."""
-    for entry in entries:
-        names, reasons = (entry.details.get(name) for name in ("archives", "reasons"))
-        if isinstance(names, list):
-            whys = reasons if isinstance(reasons, list) else []
-            for name, why in zip_longest(names, whys[: len(names)], fillvalue="no reason was noted"):
-                yield _code(str(name)), f'{escape(str(why))}<div class="soft">{_by(entry)}</div>'
-
-
-def _by(entry: AccessEntry) -> str:
-    return escape(f"{entry.who}, {_when(entry.moment)}")
-
-
-def _reason(pin: Pin) -> str:
-    by = f"{pin.who or 'somebody'}, {_when(pin.moment)}"
-    return f'{escape(pin.reason or "no reason was given")}<div class="soft">{escape(by)}</div>'
-
-
-def _code(text: str) -> str:
-    return f"<code>{escape(text)}</code>"
-
-
-def _when(moment: datetime) -> str:
-    return f"{timestamp(moment)[:16].replace('T', ' ')} UTC"
+def _and(parts: list[str]) -> str:
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

@@ -1,24 +1,26 @@
-"""What there is to tell: archives, those that are gone, drills, pins, removals and failures, in the order of time."""
+"""The facts of the report: archives, removed ones, drills, pins, removals and failures, in the order of time."""
 
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.model import BackupId, BackupType, Component
 from portal.ops.monitoring.facts import read_status
 from portal.ops.monitoring.failures import is_failure
+from portal.ops.offsite.ledger import Ledger
+from portal.ops.pitr.look import look
 from portal.ops.repository.access_log import AccessLog, Action, Outcome
 from portal.ops.repository.catalogue import Catalogue
 from portal.ops.repository.pins import Pins
 from portal.ops.repository.repository import Repository
+from tools.report.axis import Axis
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from datetime import date
 
     from portal.ops.monitoring.model import Drill, Status
     from portal.ops.repository.access_log import AccessEntry
@@ -26,11 +28,20 @@ if TYPE_CHECKING:
     from portal.ops.repository.pins import Pin
     from portal.ops.settings.load import Settings
 
-WINDOW: Final = timedelta(days=180)
-"""What drawings go back to."""
+WINDOW: Final = timedelta(days=400)
+"""How far drawings go back."""
+
+KIND_NAMES: Final = {
+    BackupType.FULL: "Full backups",
+    BackupType.DATABASE: "Database",
+    BackupType.MEDIA: "Uploads",
+    BackupType.AUDIT_LOGS: "Audit log",
+    BackupType.BASE: "Base backups",
+}
 
 _LOG_BYTES: Final = 32 << 20
 _MOST_LISTED: Final = 100
+_MARGIN: Final = 1.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +67,8 @@ class Story:
         removals: what prunes have removed, the newest first.
         failures: the newest first.
         drilled: the archives that a drill has restored.
+        windows: the stretches of time that the database can be recovered to, to the second; the oldest first.
+        copies: off-site copies with the moments of their archives; nothing if none are configured.
     """
 
     status: Status
@@ -66,18 +79,25 @@ class Story:
     pins: Sequence[Pin]
     removals: Sequence[AccessEntry]
     failures: Sequence[AccessEntry]
+    windows: Sequence[tuple[datetime, datetime]] = ()
+    copies: Sequence[tuple[datetime, str]] | None = None
 
     @property
     def now(self) -> datetime:
         """When the report was made."""
         return self.status.moment
 
-    @property
-    def start(self) -> datetime:
-        """Where drawings begin."""
+    @cached_property
+    def axis(self) -> Axis:
+        """The time that all drawings show: from the first backup, at least an hour."""
         moments = [run.moment for run in self.runs[:1]] + [archive.moment for archive in self.archives[-1:]]
-        first = min(moments, default=self.now - timedelta(days=1))
-        return min(max(first, self.now - WINDOW), self.now - timedelta(hours=12))
+        first = max(min(moments, default=self.now - timedelta(days=1)), self.now - WINDOW)
+        length = max(self.now - first, timedelta(hours=1))
+        return Axis(start=self.now - length * _MARGIN, end=self.now)
+
+    def of_kind(self, kind: BackupType) -> list[int]:
+        """The places of a kind's archives in `archives`."""
+        return [number for number, archive in enumerate(self.archives) if archive.type is kind]
 
 
 def read_story(settings: Settings, now: datetime) -> Story:
@@ -101,7 +121,34 @@ def read_story(settings: Settings, now: datetime) -> Story:
         pins=pins,
         removals=[entry for entry in reversed(entries) if "archives" in entry.details],
         failures=[entry for entry in reversed(entries) if is_failure(entry)][:_MOST_LISTED],
+        copies=_copies(settings, repository),
+        windows=_merged((span.start, span.end) for span in look(repository, list(archives)).spans),
     )
+
+
+def _copies(settings: Settings, repository: Repository) -> list[tuple[datetime, str]] | None:
+    """The off-site copies that the repository remembers, with the moments of their archives."""
+    destinations = settings.offsite.destinations()
+    if not destinations:
+        return None
+    found = [
+        (backup_id.moment, f"{backup_id} on {destination.shown}")
+        for destination in destinations
+        for stem in Ledger(repository, destination).copies()
+        if (backup_id := BackupId.parse(stem.backup_id))
+    ]
+    return sorted(found)
+
+
+def _merged(spans: Iterable[tuple[datetime, datetime]]) -> list[tuple[datetime, datetime]]:
+    """Stretches of time without those that overlap."""
+    merged: list[tuple[datetime, datetime]] = []
+    for start, end in sorted(spans):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged
 
 
 def _runs(entries: Iterable[AccessEntry]) -> Iterator[Run]:
@@ -116,40 +163,26 @@ def _runs(entries: Iterable[AccessEntry]) -> Iterator[Run]:
             )
 
 
-def longest_ages(story: Story, component: Component) -> list[tuple[datetime, timedelta]]:
-    """For each day the greatest age that the newest backup of a component had reached: what could have been lost.
+def ages_reached(story: Story, component: Component, slices: int) -> list[tuple[int, float]]:
+    """For each slice of the axis the greatest age that the newest backup of a component had reached, in seconds.
 
     Archives that were removed since count too, by the access log: they were there then.
     """
     moments = {archive.moment for archive in story.archives if component in archive.components}
     moments |= {run.moment for run in story.runs if component in _held(run.kind, story)}
     times = [*sorted(moment for moment in moments if moment <= story.now), story.now]
-    longest: dict[date, timedelta] = {}
+    axis = story.axis
+    reached: dict[int, float] = {}
     for earlier, later in itertools.pairwise(times):
-        for day in _days(max(earlier, story.start), later):
-            end = min(later, datetime.combine(day + timedelta(days=1), datetime.min.time(), UTC))
-            longest[day] = max(longest.get(day, timedelta()), end - earlier)
-    return [(_noon(day), age) for day, age in sorted(longest.items())]
-
-
-def by_day(points: Iterable[tuple[datetime, float]]) -> list[tuple[datetime, float, int]]:
-    """The greatest value of each day, and of how many it is."""
-    days: dict[date, list[float]] = defaultdict(list)
-    for moment, value in points:
-        days[moment.date()].append(value)
-    return [(_noon(day), max(values), len(values)) for day, values in sorted(days.items())]
+        if later < axis.start:
+            continue
+        first = axis.slice_of(max(earlier, axis.start), slices) or 0
+        last = axis.slice_of(later, slices) or 0
+        for number in range(first, last + 1):
+            end = min(later, axis.start + axis.length * ((number + 1) / slices))
+            reached[number] = max(reached.get(number, 0.0), (end - earlier).total_seconds())
+    return sorted(reached.items())
 
 
 def _held(kind: BackupType, story: Story) -> tuple[Component, ...]:
     return story.status.facts.components if kind is BackupType.FULL else (Component(kind.value),)
-
-
-def _days(first: datetime, last: datetime) -> Iterator[date]:
-    day = first.date()
-    while day <= last.date():
-        yield day
-        day += timedelta(days=1)
-
-
-def _noon(day: date) -> datetime:
-    return datetime(day.year, day.month, day.day, 12, tzinfo=UTC)

@@ -26,6 +26,8 @@ def back_up(request: TaskRequest) -> Outcome:
         )
     elif request.operation.backup_type is BackupType.FULL:
         result = job.backup_full(moment=moment, request_id=request.task_id)
+    elif request.operation.backup_type is BackupType.BASE:
+        result = job.backup_base(moment=moment, request_id=request.task_id)
     else:
         result = job.backup_database(moment=moment, request_id=request.task_id)
     return Outcome.of(result)

@@ -26,6 +26,6 @@ def prune(request: TaskRequest) -> Outcome:
     facts = result.to_dict() | {"removed": [decision.entry.name for decision in result.removed[:_MOST_NAMES]]}
     if result.success and not arguments.dry_run:
         job = RestoreJob(RestoreConfig.from_settings(request.settings), **request.known(arguments))
-        facts["restores_forgotten"] = list(job.forget_old())
+        facts["restores_forgotten"] = list(job.discard_old())
     retryable = result.fault is not None and result.fault.retryable
     return Outcome(result=facts | {EXIT_CODE: result.exit_code}, success=result.success, retryable=retryable)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from portal.ops.restore.config import RestoreConfig, RestoreResult, RestoreScope
 from portal.ops.restore.job import RestoreJob
-from worker.allowed_paths import check_archive, check_place
+from worker.allowed_paths import check_place
 from worker.arguments import RestoreArguments, RollbackArguments, word
 from worker.authorization import Authorizations
 from worker.execution import Outcome, TaskRequest
+from worker.handlers.offsite import archive_at_hand
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +22,8 @@ def restore(request: TaskRequest) -> Outcome:
     """Restore what is asked for, or plan it."""
     arguments = RestoreArguments.of(request.given)
     settings, allowed = request.settings, request.settings.worker.allowed_paths
-    check_archive(arguments.archive, request.repository, allowed)
+    if arguments.at is None:
+        arguments = replace(arguments, archive=archive_at_hand(request, arguments, arguments.archive))
     if arguments.media_dir is not None:
         uploads = (settings.upload_dir,) if settings.upload_dir else ()
         check_place(arguments.media_dir, (*uploads, *allowed))
@@ -38,6 +41,9 @@ def restore(request: TaskRequest) -> Outcome:
 
 
 def _restore_scope(job: RestoreJob, request: TaskRequest, arguments: RestoreArguments) -> RestoreResult:
+    if arguments.at is not None:
+        scope = word(RestoreScope, arguments.scope)
+        return job.restore_at(arguments.at, scope=scope, moment=arguments.when(), request_id=request.task_id)
     run = {
         RestoreScope.FULL: job.restore_full,
         RestoreScope.DATABASE: job.restore_database,

@@ -6,11 +6,13 @@ Deflating and hashing a large block release Python's lock, so threads do it in p
 
 from __future__ import annotations
 
+import itertools
 import os
 import queue
+import socket
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeVar
 
 from portal.ops.archive import frame, packer
 from portal.ops.archive.frame import Effort
@@ -23,11 +25,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
+    from portal.ops.filesystem.tree import Tree
+
 T = TypeVar("T")
 
 _PACKER: Final = "portal.ops.archive.packer"
+_FEW_WAITING: Final = 2
 _NICENESS: Final = 5
 """How far the threads that compress step back behind the source: the main thread, pg_dump and the server."""
+
+
+class _PackingHelper(NamedTuple):
+    """A helper process, the socket that trees are handed over by, and the numbers of those that it has."""
+
+    helper: Helper
+    control: socket.socket
+    trees: set[int]
 
 
 class CompressorPool:
@@ -49,8 +62,10 @@ class CompressorPool:
         self._threads = ThreadPoolExecutor(jobs, thread_name_prefix="compress", initializer=_step_back)
         self._waiting = 0
         self._counting = threading.Lock()
-        self._helpers: list[Helper] = []
-        self._idle: queue.SimpleQueue[Helper] = queue.SimpleQueue()
+        self._helpers: list[_PackingHelper] = []
+        self._idle: queue.SimpleQueue[_PackingHelper] = queue.SimpleQueue()
+        self._numbers = itertools.count()
+        self._trees: dict[int, Tree] = {}
         self._wanted = jobs if helpers else 0
         self._own = packer.Packer()
         self._turn = threading.Lock()
@@ -60,19 +75,31 @@ class CompressorPool:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if kind is not None:
-            for helper in self._helpers:
-                helper.process.kill()
+            for one in self._helpers:
+                one.helper.process.kill()
         self._threads.shutdown(cancel_futures=True)
-        end_helpers(self._helpers)
+        for one in self._helpers:
+            one.control.close()
+        for tree in self._trees.values():
+            tree.close()
+        end_helpers([one.helper for one in self._helpers])
 
     def compress(self, data: frame.Buffer) -> Future[bytes]:
         """One frame of a block."""
         return self._submit(lambda effort: frame.compress(data, effort))
 
-    def pack(self, items: Sequence[packer.Item]) -> Future[packer.Pack]:
-        """One frame of small files."""
+    def number(self) -> int:
+        """A number for a tree that items will be packed of."""
+        return next(self._numbers)
+
+    def pack(self, number: int, tree: Tree, items: Sequence[packer.Item]) -> Future[packer.Pack]:
+        """One frame of small files of a tree.
+
+        Arguments:
+            number: the tree's own number, from `number`.
+        """
         self.start_helpers()
-        return self._submit(lambda effort: self._pack(items, effort))
+        return self._submit(lambda effort: self._pack(number, tree, items, effort))
 
     def _submit(self, work: Callable[[Effort], T]) -> Future[T]:
         with self._counting:
@@ -86,30 +113,40 @@ class CompressorPool:
             waiting = self._waiting
         if self._compression is not Compression.AUTO:
             return Effort.FAST if self._compression is Compression.FAST else Effort.HARD
-        return (Effort.HARD, Effort.MEDIUM, Effort.FAST)[min(waiting, 2)]
+        if waiting <= _FEW_WAITING:
+            return Effort.HARD
+        return Effort.MEDIUM if waiting <= 2 * _FEW_WAITING else Effort.FAST
 
     def start_helpers(self) -> None:
         """Start the helper processes that do not run yet: they are ready when the first files have been found."""
         for _ in range(self._wanted - len(self._helpers)):
-            helper = start_helper(_PACKER)
-            self._helpers.append(helper)
-            self._idle.put(helper)
+            ours, theirs = socket.socketpair()
+            with theirs:
+                helper = start_helper(_PACKER, str(theirs.fileno()), descriptors=[theirs.fileno()])
+            one = _PackingHelper(helper, ours, set())
+            self._helpers.append(one)
+            self._idle.put(one)
 
-    def _pack(self, items: Sequence[packer.Item], effort: Effort) -> packer.Pack:
+    def _pack(self, number: int, tree: Tree, items: Sequence[packer.Item], effort: Effort) -> packer.Pack:
         if not self._wanted:
             with self._turn:
-                return self._own.pack(self._backup_id, items, effort)
-        helper = self._idle.get()
+                if number not in self._trees:
+                    self._trees[number] = tree.again()
+                return self._own.pack(self._backup_id, self._trees[number], items, effort)
+        one = self._idle.get()
         try:
-            send(helper.requests, (self._backup_id, items, int(effort)))
-            return packer.receive_pack(helper.answers)
+            if number not in one.trees:
+                packer.hand_over(one.control, number, tree.fileno())
+                one.trees.add(number)
+            send(one.helper.requests, (self._backup_id, number, items, int(effort)))
+            return packer.receive_pack(one.helper.answers)
         except (EOFError, OSError) as error:
             raise OpsError(
                 "a helper process of the backup ended unexpectedly",
                 hint="Look for 'out of memory' in the system's log (dmesg), then start the backup again.",
             ) from error
         finally:
-            self._idle.put(helper)
+            self._idle.put(one)
 
 
 def _step_back() -> None:

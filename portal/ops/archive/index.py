@@ -34,6 +34,9 @@ TRAILER: Final = Struct("<Q")
 """What the last frame's gzip header carries: where in the file the index starts."""
 
 VERSION: Final = 1
+PATH_BYTES: Final = 1 << 15
+"""No path of a directory is longer: a backup refuses it."""
+
 LINE_BYTES: Final = 1 << 16
 """No line is longer: a path and a link target of 4,096 bytes each, every byte escaped, are shorter."""
 

@@ -2,10 +2,13 @@
 
 Many small files cost more Python than compression, and one process runs Python on one core only. So the archive's
 process hands lists of paths to a few of these, over pipes, and gets frames back: read, hashed, framed, compressed.
+The directory that the paths are relative to comes as a descriptor, over a socket: its path may mean something else by
+now.
 """
 
 from __future__ import annotations
 
+import _socket
 import errno
 import mmap
 import os
@@ -13,11 +16,13 @@ import signal
 import stat
 import sys
 from hashlib import sha256
+from struct import Struct
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from portal.ops.archive import frame, tar
-from portal.ops.archive.index import Member, MemberType, decode_name, encode_member, tar_header
+from portal.ops.archive.index import Member, MemberType, encode_member, tar_header
 from portal.ops.archive.links import leads_out
+from portal.ops.filesystem.tree import GONE, Tree
 from portal.ops.runtime.pipe_messages import receive, send
 
 if TYPE_CHECKING:
@@ -35,18 +40,16 @@ ITEM_BYTES: Final = 2 * tar.BLOCK
 ATTEMPTS: Final = 3
 """How often a file is read that changes while it is read."""
 
-GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
-"""What opening a file says when its name, or a directory above it, is not what it was a moment ago."""
-
 _FILES_BYTES: Final = 4 * frame.INPUT_BYTES
 _BUFFER_BYTES: Final = _FILES_BYTES + frame.INPUT_BYTES // ITEM_BYTES * HEADER_ROOM
-_OPEN: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_DESCRIPTOR: Final = Struct("i")
+_TREE: Final = Struct("<Q")
 
 _FORMS: Final = {"directory": stat.S_ISDIR, "symlink": stat.S_ISLNK, "hardlink": stat.S_ISREG}
 
-Item = tuple[str, bytes, str, str]
-"""What to pack: the member's path, the path to read, its type and, for a file with several names, the member that holds
-the content (for that member itself: its own path)."""
+Item = tuple[str, str, str]
+"""What to pack: the member's path, its type and, for a file with several names, the member that holds the content (for
+that member itself: its own path). What the path has behind its first name is the path in the tree that is read."""
 
 
 class Pack:
@@ -71,7 +74,7 @@ class Pack:
         self.special: list[str] = []
         self.outside: list[tuple[str, str]] = []
         self.large: list[Item] = []
-        self.failure: tuple[bytes, int] | None = None
+        self.failure: tuple[str, int] | None = None
 
 
 class Packer:
@@ -85,13 +88,14 @@ class Packer:
         self._view = memoryview(mmap.mmap(-1, _BUFFER_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         self._end = 0
 
-    def pack(self, backup_id: str, items: Sequence[Item], effort: frame.Effort = frame.Effort.FAST) -> Pack:
-        """Read the items and put them into one frame, compressed as hard as is said."""
+    def pack(self, backup_id: str, tree: Tree, items: Sequence[Item], effort: frame.Effort = frame.Effort.FAST) -> Pack:
+        """Read the items of a tree and put them into one frame, compressed as hard as is said."""
         done = Pack()
         self._end = 0
+        tree.forget()  # another directory may have taken the name of one that is open
         for item in items:
             try:
-                self._add(done, backup_id, item)
+                self._add(done, backup_id, tree, item)
             except OSError as error:
                 if error.errno == errno.ENXIO:  # a socket has taken the file's name
                     done.special.append(item[0])
@@ -99,37 +103,37 @@ class Packer:
                     done.vanished.append(item[0])
                 else:
                     done = Pack()
-                    done.failure = item[1], error.errno or 0
+                    done.failure = item[0], error.errno or 0
                     return done
         if done.lines:
             done.frame = frame.compress(self._view[: self._end], effort)
             done.tar_length = self._end
         return done
 
-    def _add(self, done: Pack, backup_id: str, item: Item) -> None:
-        path, source, kind, link = item
+    def _add(self, done: Pack, backup_id: str, tree: Tree, item: Item) -> None:
+        path, kind, link = item
         if kind == "file":
             if self._end > _FILES_BYTES - LARGE_BYTES - HEADER_ROOM:
                 done.large.append(item)
             else:
-                self._add_file(done, backup_id, item)
+                self._add_file(done, backup_id, tree, item)
         else:
-            found = os.lstat(source)
-            if not _FORMS[kind](found.st_mode):  # something else has taken its name
+            found = tree.look(source_of(path))
+            if found is None or not _FORMS[kind](found.st_mode):  # something else has taken its name
                 done.vanished.append(path)
                 return
             if kind == "symlink":
-                link = decode_name(os.readlink(source))
+                link = tree.link(source_of(path))
                 if leads_out(path, link, path.partition("/")[0]):
                     done.outside.append((path, link))
             member = member_of(path, MemberType(kind), found, link=link, at=self._end)
             self._put_header(tar_header(member, backup_id))
             done.lines.append(encode_member(member))
 
-    def _add_file(self, done: Pack, backup_id: str, item: Item) -> None:
-        path, source, _, _ = item
+    def _add_file(self, done: Pack, backup_id: str, tree: Tree, item: Item) -> None:
+        path = item[0]
         for attempt in range(1, ATTEMPTS + 1):
-            descriptor = open_file(source)
+            descriptor = tree.open_file(source_of(path))
             try:
                 before = os.fstat(descriptor)
                 if not stat.S_ISREG(before.st_mode):
@@ -183,9 +187,9 @@ def same_content(before: os.stat_result, after: os.stat_result) -> bool:
     )
 
 
-def open_file(source: bytes) -> int:
-    """A descriptor to read `source` by; never follows a symlink, never waits for the other end of a FIFO."""
-    return os.open(source, _OPEN)
+def source_of(path: str) -> str:
+    """Where a member lies in the tree that is read: without the component's name."""
+    return path.partition("/")[2]
 
 
 def member_of(path: str, kind: MemberType, found: os.stat_result, *, link: str = "", at: int = 0) -> Member:
@@ -224,14 +228,31 @@ def receive_pack(stream: BinaryIO) -> Pack:
     return done
 
 
+def hand_over(control: _socket.socket, number: int, descriptor: int) -> None:
+    """Give a helper the directory of a tree, by the number that requests name it by."""
+    rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, _DESCRIPTOR.pack(descriptor))]
+    control.sendmsg([_TREE.pack(number)], rights)
+
+
+def _take_over(control: _socket.socket) -> tuple[int, Tree]:
+    """The next tree that was handed over, and its number."""
+    data, rights, _, _ = control.recvmsg(_TREE.size, _socket.CMSG_SPACE(_DESCRIPTOR.size), _socket.MSG_CMSG_CLOEXEC)
+    (number,), (descriptor,) = _TREE.unpack(data), _DESCRIPTOR.unpack(rights[0][2])
+    return number, Tree("", descriptor)
+
+
 def main() -> None:
-    """Answer requests until standard input ends."""
+    """Answer requests until standard input ends; its argument is the descriptor of the socket that trees come by."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one decides
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    control = _socket.socket(fileno=int(sys.argv[1]))
     packer = Packer()
+    trees: dict[int, Tree] = {}
     while True:
         try:
-            backup_id, items, effort = receive(requests)
+            backup_id, number, items, effort = receive(requests)
         except EOFError:
             return
-        send_pack(answers, packer.pack(backup_id, items, frame.Effort(effort)))
+        while number not in trees:
+            trees.update([_take_over(control)])
+        send_pack(answers, packer.pack(backup_id, trees[number], items, frame.Effort(effort)))

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from portal.ops.archive import frame, index, packer, tar
 from portal.ops.archive.index import Member, MemberType
 from portal.ops.errors import SourceError
+from portal.ops.filesystem.refusals import unreadable
+from portal.ops.filesystem.tree import GONE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -30,11 +32,13 @@ if TYPE_CHECKING:
     from portal.ops.archive.compressor_pool import CompressorPool
     from portal.ops.archive.output_file import OutputFile
     from portal.ops.archive.packer import Item
+    from portal.ops.filesystem.tree import Tree
 
 _DONE: Final[Future[None]] = Future()
 _DONE.set_result(None)
 _SPOOL_MEMORY: Final = 8 << 20
-_AHEAD: Final = 3
+_AHEAD: Final = 6
+"""So many blocks may wait: the effort of compression follows how many do."""
 
 
 class Readable(Protocol):
@@ -107,8 +111,10 @@ class ArchiveWriter:
         self._members = 0
         self._manifest_room = 0
         self.reserved = False
-        self._unsettled: dict[str, bytes] = {}
+        self._unsettled: set[str] = set()
         self._grown: list[Item] = []
+        self._tree: Tree | None = None
+        self._tree_number = 0
         self.tally = Tally()
 
     def reserve(self, manifest_bytes: int) -> None:
@@ -200,34 +206,40 @@ class ArchiveWriter:
         self._submit(_DONE, lambda _: self._take_large(member, numbers[0], digest.hexdigest()))
         return digest.hexdigest()
 
-    def add_items(self, items: Iterable[tuple[Item, int]]) -> None:
+    def add_items(self, tree: Tree, items: Iterable[tuple[Item, int]]) -> None:
         """Append files, directories and links.
 
         Arguments:
+            tree: where they are read.
             items: what to add, each with the size it had a moment ago.
 
         Raises:
             SourceError: one of them cannot be read.
         """
         self._pool.start_helpers()
+        self._tree_number = self._pool.number()
+        with tree.again() as self._tree:
+            self._add_items(items)
+
+    def _add_items(self, items: Iterable[tuple[Item, int]]) -> None:
         batch: list[Item] = []
         weight = 0
         for item, size in items:
             if self._grown:
                 self._add_grown()
-            if size >= packer.LARGE_BYTES and item[2] == "file":
+            if size >= packer.LARGE_BYTES and item[1] == "file":
                 self._submit_pack(batch)  # first: the directory it lies in may be among them
                 batch, weight = [], 0
                 self._add_large(item)
                 continue
-            if item[2] == "hardlink" and item[3] in self._unsettled:
+            if item[1] == "hardlink" and item[2] in self._unsettled:
                 self._submit_pack(batch)
                 batch, weight = [], 0
                 item = self._settled(item)
-            elif item[2] == "file" and item[3]:
-                self._unsettled[item[3]] = item[1]
+            elif item[1] == "file" and item[2]:
+                self._unsettled.add(item[2])
             batch.append(item)
-            weight += (size if item[2] == "file" else 0) + packer.ITEM_BYTES
+            weight += (size if item[1] == "file" else 0) + packer.ITEM_BYTES
             if weight >= frame.INPUT_BYTES:
                 self._submit_pack(batch)
                 batch, weight = [], 0
@@ -236,12 +248,21 @@ class ArchiveWriter:
 
     def _settled(self, item: Item) -> Item:
         """A hard link; if what it links to was no longer the same file when it was read, a file of its own."""
-        path, source, _, link = item
-        first = self._unsettled[link]
+        path, _, link = item
         self._settle()
-        if link in self.tally.vanished or not _is_same(first, source):
-            return path, source, "file", ""
+        if link in self.tally.vanished or not self._is_same(link, path):
+            return path, "file", ""
         return item
+
+    def _is_same(self, first: str, second: str) -> bool:
+        """Whether two names are names of one file."""
+        one, other = (self._source.look(packer.source_of(path)) for path in (first, second))
+        return one is not None and other is not None and os.path.samestat(one, other)
+
+    @property
+    def _source(self) -> Tree:
+        assert self._tree is not None
+        return self._tree
 
     def _settle(self) -> None:
         """Have everything written that was submitted, also what has grown meanwhile."""
@@ -279,12 +300,13 @@ class ArchiveWriter:
     # -- large files ------------------------------------------------------------------------------------------------
 
     def _add_large(self, item: Item) -> None:
-        path, source, _, _ = item
+        path = item[0]
         for attempt in range(1, packer.ATTEMPTS + 1):
             try:
-                descriptor = packer.open_file(source)
+                self._source.forget()  # another directory may have taken the name of one that is open
+                descriptor = self._source.open_file(packer.source_of(path))
             except OSError as error:
-                self._note_unreadable(path, source, error)
+                self._note_unreadable(path, error)
                 return
             try:
                 if self._stream_file(path, descriptor, keep=attempt == packer.ATTEMPTS):
@@ -307,7 +329,10 @@ class ArchiveWriter:
             block = self._blocks.get()
             start = block.put(ahead)
             wanted = min(rest, frame.INPUT_BYTES)
-            length = _fill(file, block.data[start : start + wanted])
+            try:
+                length = _fill(file, block.data[start : start + wanted])
+            except OSError as error:
+                raise self._unreadable(path, error.errno or 0) from error
             whole = whole and length == wanted
             block.zero(start + length, wanted - length)
             digest.update(block.data[start : start + wanted])
@@ -331,13 +356,16 @@ class ArchiveWriter:
         self._count(1, member.size)
         self._add_lines([index.encode_member(member._replace(sha256=digest))], number)
 
-    def _note_unreadable(self, path: str, source: bytes, error: OSError) -> None:
+    def _note_unreadable(self, path: str, error: OSError) -> None:
         if error.errno == errno.ENXIO:  # a socket has taken the file's name
             self.tally.special.append(path)
-        elif error.errno in packer.GONE:
+        elif error.errno in GONE:
             self.tally.vanished.append(path)
         else:
-            raise unreadable(source, error.errno or 0) from error
+            raise self._unreadable(path, error.errno or 0) from error
+
+    def _unreadable(self, path: str, number: int) -> SourceError:
+        return unreadable(self._source.name(packer.source_of(path)), number)
 
     # -- the pipeline -----------------------------------------------------------------------------------------------
 
@@ -357,7 +385,7 @@ class ArchiveWriter:
 
     def _submit_pack(self, items: list[Item]) -> None:
         if items:
-            self._submit(self._pool.pack(items), self._take_pack)
+            self._submit(self._pool.pack(self._tree_number, self._source, items), self._take_pack)
 
     def _submit(self, future: Future[Any], take: Callable[[Any], None]) -> None:
         self._pending.append((future, take))
@@ -377,7 +405,7 @@ class ArchiveWriter:
 
     def _take_pack(self, pack: packer.Pack) -> None:
         if pack.failure:
-            raise unreadable(*pack.failure)
+            raise self._unreadable(*pack.failure)
         if pack.lines:
             number = self._write_frame(pack.frame, pack.tar_length)
             self._add_lines(pack.lines, number)
@@ -465,23 +493,6 @@ def _short(member: Member) -> SourceError:
     return SourceError(
         f"{member.path} ended before its {member.size} bytes", hint="See the server's log, then start it again."
     )
-
-
-def unreadable(source: bytes, number: int) -> SourceError:
-    """The error for a file that is there and cannot be read."""
-    return SourceError(
-        f"cannot read {os.fsdecode(source)}: {os.strerror(number)}",
-        hint="Run the backup as the portal's user or as root, or give this user the right to read the file; "
-        "then start it again.",
-    )
-
-
-def _is_same(first: bytes, second: bytes) -> bool:
-    """Whether two names are names of one file."""
-    try:
-        return os.path.samestat(os.lstat(first), os.lstat(second))
-    except OSError:
-        return False
 
 
 def _fill(stream: Readable, room: memoryview) -> int:

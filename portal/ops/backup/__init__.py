@@ -10,14 +10,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from portal.ops.backup.config import BackupConfig, BackupResult
+    from portal.ops.backup.config import BackupConfig, BackupDestination, BackupResult
     from portal.ops.backup.job import BackupJob, create_backup_job
     from portal.ops.model import BackupType
 
-__all__ = ["BackupConfig", "BackupJob", "BackupResult", "BackupType", "create_backup_job"]
+__all__ = ["BackupConfig", "BackupDestination", "BackupJob", "BackupResult", "BackupType", "create_backup_job"]
 
 _HOMES = {
     "BackupConfig": "portal.ops.backup.config",
+    "BackupDestination": "portal.ops.backup.config",
     "BackupResult": "portal.ops.backup.config",
     "BackupJob": "portal.ops.backup.job",
     "create_backup_job": "portal.ops.backup.job",

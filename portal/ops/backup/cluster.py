@@ -10,6 +10,7 @@ from portal.ops.manifest import room_for
 from portal.ops.pitr.base_manifest import MANIFEST, PREFIX, manifest_faults, read_facts
 from portal.ops.pitr.base_stream import APPLICATION, open_base
 from portal.ops.pitr.lsn import format_lsn
+from portal.ops.pitr.relations import read_relations
 from portal.ops.pitr.replication import SLOT, named, server_clock
 from portal.ops.postgres.server import maintenance
 
@@ -32,7 +33,8 @@ def copy_cluster(config: BackupConfig, runner: ProcessRunner, writer: ArchiveWri
     """
     target = config.replication
     bin_dir = Path(config.pg_bin_dir) if config.pg_bin_dir else None
-    writer.reserve(room_for(()))
+    relations = read_relations(config.database)
+    writer.reserve(room_for(tuple(relations.get("names", {}).values())))
     files: dict[str, tuple[int, str]] = {}
     with open_base(target, runner=runner, bin_dir=bin_dir, slot=SLOT) as base:
         meter.expect = lambda: base.expected_bytes
@@ -61,4 +63,5 @@ def copy_cluster(config: BackupConfig, runner: ProcessRunner, writer: ArchiveWri
         "start_lsn": format_lsn(facts.start_lsn),
         "end_lsn": format_lsn(facts.end_lsn),
         "ended": ended.isoformat(),
+        "relations": relations,
     }

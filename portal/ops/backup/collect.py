@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from portal.ops.archive.compressor_pool import CompressorPool
 from portal.ops.archive.writer import ArchiveWriter, Readable, Tally
+from portal.ops.backup.credential_key import credential_detail
 from portal.ops.backup.walk import FileTree, identity, tree_bytes
 from portal.ops.chains.deletions import encode_deletions
 from portal.ops.chains.state_cache import Totals
@@ -137,7 +139,9 @@ class Collection:
             large = {
                 table: size for table, size in dump.table_bytes.items() if size * _WORTH_TELLING >= self._dump_bytes
             }
-            writer.reserve(room_for((*dump.table_names, *large)))
+            described = dump.facts.to_dict()
+            writer.reserve(room_for((*dump.table_names, *large)) + 2 * len(json.dumps(described, indent=12)))
+            self._warnings += dump.facts.warnings
             member = writer.add_stream(Component.DATABASE.member, cast("Readable", dump.stdout), mtime_ns=started)
             facts = dump.finish()
         return {
@@ -146,16 +150,18 @@ class Collection:
             "sha256": member.sha256,
             "server_version": facts.server_version,
             "pg_dump_version": facts.pg_dump_version,
+            **credential_detail(self.config.credential_key, str(self.backup_id)),
             "rows": facts.row_counts,
             "table_bytes": large,
+            **described,
         }
 
     def _copy(self, component: Component, source: Path, writer: ArchiveWriter) -> dict[str, Any]:
         writer.tally = tally = Tally()
         excluded = frozenset([identity(self.draft.final.parent)])
         read_from = time.time_ns()
-        tree = FileTree(root=source, prefix=component.member, excluded=excluded, tally=tally)
-        writer.add_items(tree.items())
+        with FileTree(root=source, prefix=component.member, excluded=excluded, tally=tally) as files:
+            writer.add_items(files.tree, files.items())
         self._warnings += _warnings(tally)
         return {
             "bytes": tally.content_bytes,
@@ -168,7 +174,7 @@ class Collection:
         """What differs from the parent, then the list of what is gone: also what vanishes before it can be read."""
         writer.tally = tally = Tally(special=[*increment.delta.special])
         read_from = time.time_ns()
-        writer.add_items(increment.delta.items())
+        writer.add_items(increment.tree, increment.delta.items())
         increment.lose(tally)
         deleted = increment.delta.deleted()
         if deleted:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 from portal.ops.errors import ConfigurationError
 from portal.ops.model import BackupType, Component, Compression, timestamp, version_of
 from portal.ops.retention.policy import RetentionPolicy, RetentionRule, own_rules
+from portal.ops.runtime.commands import AroundCommands, around_commands
 from portal.ops.settings.load import DatabaseTarget, Secret, Settings, refuse_unbuilt
 
 if TYPE_CHECKING:
@@ -23,6 +24,13 @@ _UTC: Final = ZoneInfo("UTC")
 _SECRET_OPTIONS: Final = frozenset({"password", "sslpassword"})
 
 
+class BackupDestination(Enum):
+    """Where archives go first. Copies elsewhere are made by the settings of off-site copies."""
+
+    LOCAL = "local"
+    S3 = "s3"
+
+
 @dataclass(frozen=True, kw_only=True)
 class BackupConfig:
     """What to back up, and where to.
@@ -30,13 +38,15 @@ class BackupConfig:
     Arguments:
         destination: where archives go; ``local`` is the only place of this release.
         local_path: the repository.
-        s3_bucket: not in this release, like `s3_prefix` and `s3_endpoint`.
+        s3_bucket: refused, like `s3_endpoint`, since off-site copies have settings of their own; `s3_prefix` alone
+            asks for nothing.
         db_host: the server, or the directory of its socket.
         db_password: where it is not given, libpq looks for it in ``~/.pgpass``.
         db_options: further connection options of libpq, such as ``sslmode``.
-        media_path: the uploads; nothing leaves them out.
+        media_path: the uploads; ``None`` or an empty path excludes them.
         audit_log_path: the audit log's directory, or the file itself; nothing leaves it out.
-        encryption_enabled: not in this release.
+        encryption_enabled: archives in the repository are not encrypted; asking for it is refused.
+        encryption_key: refused likewise.
         retention_days: days to keep archives.
         retention_count: how many archives of each type to keep whatever their age.
         keep_hourly: keep the last archive of each type of so many hours; likewise for the longer periods.
@@ -52,6 +62,8 @@ class BackupConfig:
         wal: whether WAL is received, so that base backups are worth something.
         replication_target: the server as the role that may replicate; by default that of the ``db_`` arguments.
         pitr_days: how far back a recovery to any moment reaches.
+        credential_key: the portal's key for stored credentials, whose fingerprint a backup of the database notes.
+        commands: what the operator runs before and after each backup.
         unbuilt: what the environment asks for beside all this and this release cannot do, in words. It makes no backup
             then; archives that are there can be looked after.
 
@@ -71,9 +83,10 @@ class BackupConfig:
     db_user: str = "defectdojo"
     db_password: Secret | str | None = None
     db_options: Mapping[str, str] = field(default_factory=dict)
-    media_path: PathLike | None = None
+    media_path: PathLike | None = Path("/var/lib/kekkai-portal/uploads")
     audit_log_path: PathLike | None = None
     encryption_enabled: bool = False
+    encryption_key: bytes | str | None = field(default=None, repr=False)
     retention_days: int = 30
     retention_count: int = 10
     keep_hourly: int = 0
@@ -94,14 +107,18 @@ class BackupConfig:
     wal: bool = False
     replication_target: DatabaseTarget | None = None
     pitr_days: int = 7
+    credential_key: Secret | str | None = None
+    commands: AroundCommands = field(default_factory=AroundCommands)
     unbuilt: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("local_path", "media_path", "audit_log_path", "pg_bin_dir"):
             value = getattr(self, name)
             object.__setattr__(self, name, Path(value) if value else None)
-        if isinstance(self.db_password, str):
-            object.__setattr__(self, "db_password", Secret(self.db_password) if self.db_password else None)
+        for name in ("db_password", "credential_key"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                object.__setattr__(self, name, Secret(value) if value else None)
         self._refuse_nonsense()
         self._refuse_unbuilt()
 
@@ -128,8 +145,8 @@ class BackupConfig:
         place = self.destination.value if isinstance(self.destination, Enum) else self.destination
         wanted = {
             f"the destination {place!r}": place != "local",
-            "a copy on S3": bool(self.s3_bucket or self.s3_endpoint or self.s3_prefix),
-            "encryption": self.encryption_enabled,
+            "a copy on S3": bool(self.s3_bucket or self.s3_endpoint),
+            "encryption": bool(self.encryption_enabled or self.encryption_key),
             "an archive that is not compressed": not self.compress,
         }
         refuse_unbuilt(what for what, asked in wanted.items() if asked)
@@ -164,8 +181,10 @@ class BackupConfig:
             chain_length=settings.chain_length,
             chain_percent=settings.chain_percent,
             wal=settings.pitr.wal,
-            replication_target=replace(settings.database, **settings.pitr.replication),
+            replication_target=settings.replication,
             pitr_days=settings.pitr.days,
+            credential_key=settings.portal.credential_key,
+            commands=around_commands(settings.portal),
             unbuilt=settings.unbuilt,
         )
 
@@ -180,6 +199,7 @@ class BackupConfig:
             user=self.db_user,
             password=Secret(password) if isinstance(password, str) else password,
             options=self.db_options,
+            lock_seconds=self.lock_timeout,
         )
 
     @property
@@ -203,7 +223,12 @@ class BackupConfig:
             monthly=self.keep_monthly,
             yearly=self.keep_yearly,
         )
-        return RetentionPolicy(rule=rule, rules=own_rules(self.retention_rules, rule), zone=self.time_zone)
+        return RetentionPolicy(
+            rule=rule,
+            rules=own_rules(self.retention_rules, rule),
+            zone=self.time_zone,
+            pitr_days=self.pitr_days,
+        )
 
     def source(self, component: Component) -> Path | None:
         """The directory or file of a component; nothing for the database, and where it is left out."""

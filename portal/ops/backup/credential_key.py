@@ -12,10 +12,10 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.model import Component
+from portal.ops.settings.database_url import Secret
 
 if TYPE_CHECKING:
     from portal.ops.manifest import Manifest
-    from portal.ops.settings.database_url import Secret
 
 DETAIL: Final = "credential_key"
 """The fingerprint's name among the details of the database."""
@@ -26,6 +26,11 @@ _PURPOSE: Final = b"kekkai-backup credential key\0"
 def fingerprint(key: Secret, backup_id: str) -> str:
     """The fingerprint of a key for one backup, in hexadecimal."""
     return hmac.new(key.reveal().encode(), _PURPOSE + backup_id.encode(), sha256).hexdigest()
+
+
+def credential_detail(key: Secret | str | None, backup_id: str) -> dict[str, str]:
+    """What a backup of the database notes of the key, among its details; nothing if it is not set."""
+    return {DETAIL: fingerprint(key, backup_id)} if isinstance(key, Secret) else {}
 
 
 def fingerprint_of(manifest: Manifest) -> str | None:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.archive.reader import ArchiveReader
-from portal.ops.backup.changes import Delta, Search, TooMuchError, parts_of
+from portal.ops.backup.changes import Delta, TooMuchError, parts_of
+from portal.ops.backup.search import Search
 from portal.ops.backup.walk import identity
 from portal.ops.chains.graph import Chains, Link
 from portal.ops.chains.lineage import Ancestor, line_of, read_manifest
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from portal.ops.archive.writer import Tally
     from portal.ops.backup.config import BackupConfig
+    from portal.ops.filesystem.tree import Tree
     from portal.ops.manifest import Manifest
     from portal.ops.repository.repository import ArchiveFile, Repository
 
@@ -62,6 +64,7 @@ class Increment:
         delta: what differs from that.
         before: how much the tree had then.
         place: the state's file; nothing where it is in memory.
+        tree: the uploads, in which the delta was found.
     """
 
     line: tuple[Ancestor, ...]
@@ -69,6 +72,7 @@ class Increment:
     delta: Delta
     before: Totals
     place: Path | None
+    tree: Tree
 
     @property
     def parent(self) -> Ancestor:
@@ -111,8 +115,9 @@ class Increment:
             _drop(self.place, error)
 
     def close(self) -> None:
-        """Close the state."""
+        """Close the state, and the uploads."""
         self.state.close()
+        self.tree.close()
 
 
 def plan_increment(
@@ -146,26 +151,25 @@ def plan_increment(
         state = _opened(place)
         if state is None:
             continue
-        try:
-            was_compared = _follow(state, line)
-            search = Search(
-                root=Path(config.media_path),
-                state=state,
-                excluded=frozenset([identity(repository.path)]),
-                advance=advance,
-            )
-            is_enough = was_compared and is_all_read
-            delta = search.of(named) if named is not None and is_enough else search.everything()
-            return Increment(line=line, state=state, delta=delta, before=before, place=place)
-        except sqlite3.Error as error:
-            state.close()
-            _drop(place, error)
-        except TooMuchError as error:
-            state.close()
-            raise BaseNeededError(str(error)) from error
-        except BaseException:
-            state.close()
-            raise
+        with ExitStack() as opened:
+            opened.callback(state.close)
+            try:
+                was_compared = _follow(state, line)
+                search = Search(
+                    root=Path(config.media_path),
+                    state=state,
+                    excluded=frozenset([identity(repository.path)]),
+                    advance=advance,
+                )
+                opened.callback(search.tree.close)
+                is_enough = was_compared and is_all_read
+                delta = search.of(named) if named is not None and is_enough else search.everything()
+                opened.pop_all()
+                return Increment(line=line, state=state, delta=delta, before=before, place=place, tree=search.tree)
+            except sqlite3.Error as error:
+                _drop(place, error)
+            except TooMuchError as error:
+                raise BaseNeededError(str(error)) from error
     raise OpsError("the state of the uploads cannot be kept, not even in memory", hint="Look at the machine's memory.")
 
 

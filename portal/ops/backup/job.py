@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from portal.ops.archive.open import open_archive
-from portal.ops.archive.writer import unreadable
 from portal.ops.backup.collect import Collection
 from portal.ops.backup.config import BackupConfig, BackupResult
 from portal.ops.backup.increment import CACHE, BaseNeededError, Increment, held, plan_increment, remember
@@ -34,6 +33,7 @@ from portal.ops.errors import (
     OpsError,
     SourceError,
 )
+from portal.ops.filesystem.refusals import unreadable
 from portal.ops.model import SUFFIX, BackupId, BackupType, Component, VerifyLevel, timestamp
 from portal.ops.repository.access_log import Action, Observer, Outcome, Witness
 from portal.ops.repository.catalogue import Catalogue
@@ -43,6 +43,7 @@ from portal.ops.repository.repository import ArchiveFile, Repository
 from portal.ops.repository.sidecar import file_digest, read_sidecar
 from portal.ops.repository.verifications import Verification, Verifications
 from portal.ops.retention.prune import PruneJob
+from portal.ops.runtime.commands import Around, within
 from portal.ops.runtime.environment import current_settings
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.process import ProcessRunner, SystemRunner
@@ -232,8 +233,13 @@ class BackupJob:
             structlog.contextvars.bound_contextvars(backup_id=str(backup_id)),
             self._witness.watching(Action.BACKUP, str(backup_id)) as seen,
         ):
+            around = Around(commands=self.config.commands, runner=self._runner, target=self.config.database)
+            around.note(operation="backup", backup_id=backup_id, backup_type=kind.value, actor=self._witness.name)
             try:
-                result = self._back_up(_Request(backup_id=backup_id, **asked), result)
+                with within(around):
+                    result = self._back_up(_Request(backup_id=backup_id, **asked), result)
+                    around.note(result="succeeded", archive=result.destination_path, components=result.components)
+                result = replace(result, warnings=(*result.warnings, *around.warnings))
             except OpsError as error:
                 result = _failed(result, error)
             except OSError as error:
@@ -367,7 +373,7 @@ class BackupJob:
                     hint=f"Mount or create it, or correct {name}; set {name} to nothing to leave it out on purpose.",
                 ) from error
             except OSError as error:
-                raise unreadable(os.fsencode(source), error.errno or 0) from error
+                raise unreadable(str(source), error.errno or 0) from error
             if any(identity(parent) == repository for parent in (place, *place.parents)):
                 raise ConfigurationError(
                     f"{source} lies inside the repository {self.repository.path}",

@@ -1,9 +1,9 @@
 """A tree of files as a source: what there is to back up, in the order in which it goes into an archive.
 
-Symlinks are recorded, never followed. Sockets, FIFOs and devices have no content and are left out with a warning. A
-directory is followed by all that is in it, and by nothing else before that: tar sets a directory's time when it leaves
-it. A file with several names (hard links) has its content under the first one met. What a restore keeps at the top of
-the tree, to take itself back, is passed over.
+Symlinks are recorded, never followed: each directory is opened by its name in the one above it. Sockets, FIFOs and
+devices have no content and are left out with a warning. A directory is followed by all that is in it, and by nothing
+else before that: tar sets a directory's time when it leaves it. A file with several names (hard links) has its content
+under the first one met. The rollback data that a restore keeps at the top of the tree is passed over.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 import os
 import stat
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Self
 
-from portal.ops.archive.index import decode_name
-from portal.ops.archive.packer import GONE, Item
-from portal.ops.archive.writer import Tally, unreadable
+from portal.ops.archive.index import PATH_BYTES, encode_name
+from portal.ops.archive.packer import Item, source_of
+from portal.ops.archive.writer import Tally
 from portal.ops.errors import SourceError
+from portal.ops.filesystem.refusals import unreadable
+from portal.ops.filesystem.tree import GONE, Tree, portable
 from portal.ops.model import RESTORE_DIRECTORY
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 Identity = tuple[int, int]
 """Device and inode: what a directory is, whichever name or mount it is reached by."""
 
-_RESTORES: Final = os.fsencode(RESTORE_DIRECTORY)
-
 
 def identity(path: Path) -> Identity:
     """The identity of a file or directory; symlinks are followed."""
@@ -36,91 +35,136 @@ def identity(path: Path) -> Identity:
     return found.st_dev, found.st_ino
 
 
-@dataclass(kw_only=True)
 class FileTree:
-    """One directory, or one file, to be archived below `prefix`.
+    """One directory, or one file, to be archived below `prefix`; a context manager.
 
     Arguments:
-        root: the directory or the file.
+        root: the directory or the file; symlinks in this path are followed.
         prefix: its name in the archive, such as ``media``.
         excluded: directories that are passed over, wherever below the root they turn up.
         tally: what the writer found vanished; what is special is added here.
+
+    Raises:
+        SourceError: the root is neither directory nor file, or cannot be read.
     """
 
-    root: Path
-    prefix: str
-    excluded: frozenset[Identity] = frozenset()
-    tally: Tally = field(default_factory=Tally)
-    _names: dict[Identity, Item] = field(default_factory=dict)
+    def __init__(
+        self, *, root: Path, prefix: str, excluded: frozenset[Identity] = frozenset(), tally: Tally | None = None
+    ) -> None:
+        self.prefix = prefix
+        self.excluded = excluded
+        self.tally = tally or Tally()
+        self.tree, self._file = open_root(root)
+        self._names: dict[Identity, Item] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.tree.close()
 
     def items(self) -> Iterator[tuple[Item, int]]:
         """Everything there is, each with its size in bytes at this moment.
 
         Raises:
-            SourceError: a directory cannot be read, or the root is neither directory nor file.
+            SourceError: a directory cannot be read.
         """
-        top = os.path.realpath(os.fsencode(self.root))
-        found = os.stat(top)
-        if not stat.S_ISDIR(found.st_mode):
-            if not stat.S_ISREG(found.st_mode):
-                raise SourceError(
-                    f"{self.root} is neither a directory nor a file",
-                    hint="Correct the variable that names it, PORTAL_UPLOAD_DIR or PORTAL_AUDIT_DIR.",
-                )
-            yield (f"{self.prefix}/{decode_name(os.path.basename(top))}", top, "file", ""), found.st_size
+        if self._file is None:
+            yield from self._below()
             return
-        yield from self._below(top, self.prefix)
+        found = self.tree.look(self._file)
+        yield (f"{self.prefix}/{self._file}", "file", ""), found.st_size if found else 0
 
-    def _below(self, top: bytes, prefix: str) -> Iterator[tuple[Item, int]]:
-        todo = [(top, prefix)]
+    def _below(self) -> Iterator[tuple[Item, int]]:
+        todo = [self.prefix]
         while todo:
-            directory, path = todo.pop()
-            yield (path, directory, "directory", ""), 0
+            path = todo.pop()
+            yield (path, "directory", ""), 0
             deeper = []
-            for entry in self._entries(directory):
-                name = f"{path}/{decode_name(entry.name)}"
-                try:
-                    found = entry.stat(follow_symlinks=False)
-                except OSError as error:
-                    self._gone(name, entry.path, error)
-                    continue
-                mode = found.st_mode
-                if stat.S_ISREG(mode):
-                    item = (name, entry.path, "file", "")
-                    yield (item if found.st_nlink == 1 else self._linked(item, found)), found.st_size
-                elif stat.S_ISDIR(mode):
-                    excluded = (found.st_dev, found.st_ino) in self.excluded
-                    if not excluded and (directory != top or entry.name != _RESTORES):
-                        deeper.append((entry.path, name))
-                elif stat.S_ISLNK(mode):
-                    yield (name, entry.path, "symlink", ""), 0
-                else:
-                    self.tally.special.append(name)
+            try:
+                for entry in self._entries(path):
+                    name = f"{path}/{portable(entry.name)}"
+                    try:
+                        found = entry.stat(follow_symlinks=False)
+                    except OSError as error:
+                        self._gone(name, error)
+                        continue
+                    mode = found.st_mode
+                    if stat.S_ISREG(mode):
+                        item = (name, "file", "")
+                        yield (item if found.st_nlink == 1 else self._linked(item, found)), found.st_size
+                    elif stat.S_ISDIR(mode):
+                        if not self._is_passed_over(name, found):
+                            deeper.append(name)
+                    elif stat.S_ISLNK(mode):
+                        yield (name, "symlink", ""), 0
+                    else:
+                        self.tally.special.append(name)
+            except OSError as error:
+                if error.errno not in GONE:
+                    raise unreadable(self.tree.name(source_of(path)), error.errno or 0) from error
+                # the directory itself is in the archive, empty: that is what it was last
             todo += reversed(deeper)
 
-    def _entries(self, directory: bytes) -> list[os.DirEntry[bytes]]:
-        try:
-            with os.scandir(directory) as found:
-                return sorted(found, key=lambda entry: entry.name)
-        except OSError as error:
-            if error.errno in GONE:  # the directory itself is in the archive, empty: that is what it was last
-                return []
-            raise unreadable(directory, error.errno or 0) from error
+    def _entries(self, path: str) -> Iterator[os.DirEntry[str]]:
+        check_length(path)
+        with self.tree.entries(source_of(path)) as found:
+            found.sort(key=lambda entry: os.fsencode(entry.name))
+            yield from found
 
-    def _gone(self, path: str, source: bytes, error: OSError) -> None:
+    def _is_passed_over(self, path: str, found: os.stat_result) -> bool:
+        return (found.st_dev, found.st_ino) in self.excluded or path == f"{self.prefix}/{RESTORE_DIRECTORY}"
+
+    def _gone(self, path: str, error: OSError) -> None:
         if error.errno not in GONE:
-            raise unreadable(source, error.errno or 0) from error
+            raise unreadable(self.tree.name(source_of(path)), error.errno or 0) from error
         self.tally.vanished.append(path)
 
     def _linked(self, item: Item, found: os.stat_result) -> Item:
         """A file with several names: the first one names itself as the link, the others the first."""
-        path, source, _, _ = item
+        path = item[0]
         file = found.st_dev, found.st_ino
-        first = self._names.setdefault(file, (path, source, "file", path))
-        if first[1] != source and _still(first[1], file):
-            return path, source, "hardlink", first[0]
-        self._names[file] = path, source, "file", path
+        first = self._names.setdefault(file, (path, "file", path))
+        if first[0] != path and self._is_still(first[0], file):
+            return path, "hardlink", first[0]
+        self._names[file] = path, "file", path
         return self._names[file]
+
+    def _is_still(self, path: str, file: Identity) -> bool:
+        found = self.tree.look(source_of(path))
+        return found is not None and (found.st_dev, found.st_ino) == file
+
+
+def open_root(root: Path) -> tuple[Tree, str | None]:
+    """The tree of a source; for a source that is one file, the tree that the file is in, and its name.
+
+    Raises:
+        SourceError: it is neither directory nor file.
+        OSError: it cannot be opened.
+    """
+    top = os.path.realpath(root)
+    mode = os.stat(top).st_mode
+    if stat.S_ISDIR(mode):
+        return Tree(top), None
+    if not stat.S_ISREG(mode):
+        raise SourceError(
+            f"{root} is neither a directory nor a file",
+            hint="Correct the variable that names it, PORTAL_UPLOAD_DIR or PORTAL_AUDIT_DIR.",
+        )
+    return Tree(os.path.dirname(top)), portable(os.path.basename(top))
+
+
+def check_length(path: str) -> None:
+    """Refuse a directory whose path is longer than an index takes.
+
+    Raises:
+        SourceError: it is.
+    """
+    if len(path) > PATH_BYTES // 4 and len(encode_name(path)) > PATH_BYTES:
+        raise SourceError(
+            f"the path of a directory is longer than {PATH_BYTES:,} bytes: {path[:100]}…",
+            hint="No program needs such a path: move the directory up, or remove it; then start the backup again.",
+        )
 
 
 def tree_bytes(root: Path, excluded: frozenset[Identity] = frozenset()) -> int:
@@ -128,25 +172,20 @@ def tree_bytes(root: Path, excluded: frozenset[Identity] = frozenset()) -> int:
     if not root.is_dir():
         return root.stat().st_size
     total = 0
-    top = os.fsencode(root)
-    todo = [top]
-    while todo:
-        directory = todo.pop()
-        with suppress(OSError), os.scandir(directory) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
+    with Tree(str(root)) as tree:
+        todo = [""]
+        while todo:
+            directory = todo.pop()
+            with suppress(OSError), tree.entries(directory) as entries:
+                for entry in entries:
                     found = entry.stat(follow_symlinks=False)
-                    is_passed_over = directory == top and entry.name == _RESTORES
-                    if not is_passed_over and (found.st_dev, found.st_ino) not in excluded:
-                        todo.append(entry.path)
-                elif entry.is_file(follow_symlinks=False):
-                    total += entry.stat(follow_symlinks=False).st_size
+                    path = f"{directory}/{portable(entry.name)}" if directory else portable(entry.name)
+                    if stat.S_ISREG(found.st_mode):
+                        total += found.st_size
+                    elif (
+                        stat.S_ISDIR(found.st_mode)
+                        and path != RESTORE_DIRECTORY
+                        and (found.st_dev, found.st_ino) not in excluded
+                    ):
+                        todo.append(path)
     return total
-
-
-def _still(source: bytes, file: Identity) -> bool:
-    try:
-        found = os.lstat(source)
-    except OSError:
-        return False
-    return (found.st_dev, found.st_ino) == file

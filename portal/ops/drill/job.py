@@ -3,6 +3,7 @@
     recover   what a drill that was killed has left is thrown away
     restore   the database into a scratch database, the files into a scratch directory; the time is taken
     compare   every table's rows, every index and constraint, every file's content, mode and time
+    check     what the portal needs beyond that: files that rows refer to, the credential key, its own command
     forget    the scratch is dropped and removed, whatever happened
     report    what was shown, kept in `.drills/`, and recorded as the highest level of verification
 
@@ -26,6 +27,7 @@ import structlog
 from portal.ops.archive.damage import Damage
 from portal.ops.chains.reader import open_tree
 from portal.ops.drill.compare import Comparison
+from portal.ops.drill.portal_checks import PortalCheckConfig, PortalChecks
 from portal.ops.drill.report import DIRECTORY, DrillReport, DrillReports
 from portal.ops.drill.scratch import Scratch, drills_locked, throw_remains_away
 from portal.ops.errors import (
@@ -37,17 +39,21 @@ from portal.ops.errors import (
     RepositoryError,
 )
 from portal.ops.model import BackupType, Component, VerifyLevel
+from portal.ops.postgres.connection import connect
+from portal.ops.postgres.dump_contents import SUBSCRIPTIONS
 from portal.ops.postgres.pg_restore import find_restorer
-from portal.ops.postgres.server import maintenance
+from portal.ops.postgres.row_counts import partition_roots
+from portal.ops.postgres.server import maintenance, restoring_errors
 from portal.ops.repository.access_log import Action, Observer, Outcome, Witness
 from portal.ops.repository.faults import explain_any
 from portal.ops.repository.locks import archive_lock
 from portal.ops.repository.repository import ArchiveFile, Repository
 from portal.ops.repository.sidecar import file_digest, read_sidecar
 from portal.ops.repository.verifications import Verification, Verifications
-from portal.ops.restore.database.fill import fill
+from portal.ops.restore.database.fill import filling
+from portal.ops.restore.database.means import drill_obstacles, look_at_means
 from portal.ops.restore.database.stage import settle
-from portal.ops.restore.dump_source import dump_of, rows_of
+from portal.ops.restore.dump_source import backed_up, dump_of, identity_of, rows_of
 from portal.ops.restore.files.restore import FileRestore
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.process import ProcessRunner, SystemRunner
@@ -59,6 +65,7 @@ if TYPE_CHECKING:
     from portal.ops.archive.protocol import Archive
     from portal.ops.manifest import Manifest
     from portal.ops.restore.config import RestoreConfig
+    from portal.ops.settings.database_url import DatabaseTarget
 
 log = engine_log("portal.ops.drill")
 
@@ -77,6 +84,7 @@ class _Draft:
     found: Comparison = field(default_factory=Comparison)
     archive: ArchiveFile | None = None
     manifest: Manifest | None = None
+    portal: PortalChecks | None = None
 
     def note(self, **facts: Any) -> None:
         self.report = replace(self.report, **facts)
@@ -87,6 +95,7 @@ class DrillJob:
 
     Arguments:
         config: the repository, and the server that the live database is on.
+        checks: what is checked beyond the bytes.
         runner: what starts pg_restore.
         clock: what time it is.
         progress: told what a drill is at.
@@ -98,6 +107,7 @@ class DrillJob:
         self,
         config: RestoreConfig,
         *,
+        checks: PortalCheckConfig | None = None,
         runner: ProcessRunner | None = None,
         clock: Clock = utc_now,
         progress: Progress | None = None,
@@ -106,6 +116,7 @@ class DrillJob:
     ) -> None:
         self.config = config
         self.repository = Repository(Path(config.local_path), lock_timeout=config.lock_timeout)
+        self._checks = checks or PortalCheckConfig()
         self._runner = runner or SystemRunner()
         self._clock = clock
         self._progress = progress
@@ -173,7 +184,12 @@ class DrillJob:
                 draft.found.damages.append(
                     Damage(what=f"its SHA-256 is {draft.report.checksum}, and should be {expected}")
                 )
-        draft.note(success=not draft.found.damages, exit_code=NotIntactError.exit_code if draft.found.damages else 0)
+        problems = draft.portal.problems if draft.portal else []
+        draft.note(success=not draft.found.damages and not problems)
+        if problems:
+            draft.note(exit_code=OpsError.exit_code, error=f"the restored portal is not complete: {problems[0]}")
+        if draft.found.damages:
+            draft.note(exit_code=NotIntactError.exit_code)
 
     def _find(self, archive: PathLike) -> ArchiveFile:
         found = self.repository.find(archive, latest_of=(BackupType.FULL,))
@@ -200,14 +216,21 @@ class DrillJob:
             drill_id=draft.report.drill_id,
             directory=self.repository.path / DIRECTORY / draft.report.drill_id,
         )
+        draft.portal = checks = PortalChecks(
+            config=self._checks, manifest=manifest, live_uploads=os.fspath(self.config.media_path or "")
+        )
         needed = sum(int(manifest.details.get(component.value, {}).get("bytes", 0)) for component in _FILES)
         try:
             scratch.make(needed)
             if Component.DATABASE in manifest.components:
-                self._database(draft, opened, scratch)
+                checks.database = self._database(draft, opened, scratch)
             for component in _FILES:
                 if component in manifest.components:
-                    self._files(draft, opened, component, scratch)
+                    place = self._files(draft, opened, component, scratch)
+                    if component is Component.MEDIA:
+                        checks.uploads = place
+            self._tell("check the portal")
+            checks.run(self._runner, {"KEKKAI_BACKUP_ID": manifest.backup_id, "KEKKAI_DRILL_ID": scratch.drill_id})
         finally:
             self._tell("clean up")
             self._throw_away(draft, scratch)
@@ -220,12 +243,15 @@ class DrillJob:
         except OpsError as error:
             draft.found.warnings.append(f"what was restored is left for the next drill to throw away: {error.message}")
 
-    def _database(self, draft: _Draft, opened: Archive, scratch: Scratch) -> None:
+    def _database(self, draft: _Draft, opened: Archive, scratch: Scratch) -> DatabaseTarget:
+        """Restore and compare the database; where it is."""
         self._tell(Component.DATABASE.value)
         jobs = self.config.jobs or available_cores()
-        target = scratch.create_database(self.config.database)
-        started = time.monotonic()
         assert draft.manifest is not None
+        self._refuse_impossible(opened, draft.manifest, scratch)
+        target, said = scratch.create_database(self.config.database, identity_of(draft.manifest))
+        draft.found.warnings += said
+        started = time.monotonic()
         dump = dump_of(opened, draft.manifest, scratch.directory / "database.dump", jobs=jobs)
         with maintenance(target) as connection:
             major = connection.info.server_version // 10000
@@ -236,13 +262,30 @@ class DrillJob:
             runner=self._runner,
             bin_dir=Path(self.config.pg_bin_dir) if self.config.pg_bin_dir else None,
         )
-        fill(restorer, dump, target, jobs=jobs, role=None)
-        rows = settle(target, jobs)
+        # A subscription would take part in what the live one does with its publisher.
+        with filling(restorer, dump, target, jobs=jobs, role=None, without=SUBSCRIPTIONS) as work:
+            work.fill()
+            rows = settle(target, jobs)
+            work.finish()
+        draft.found.warnings += work.warnings
         draft.note(database_seconds=time.monotonic() - started, server_version=version)
-        draft.found.rows_of_tables(rows, rows_of(draft.manifest))
+        with connect(target) as connection, restoring_errors(target):
+            roots = partition_roots(connection)
+        draft.found.rows_of_tables(rows, rows_of(draft.manifest), roots)
         draft.found.keys_of_tables(target)
+        return target
 
-    def _files(self, draft: _Draft, opened: Archive, component: Component, scratch: Scratch) -> None:
+    def _refuse_impossible(self, opened: Archive, manifest: Manifest, scratch: Scratch) -> None:
+        """Say what a drill lacks before it begins, in words of its own."""
+        database = self.config.database
+        entries = backed_up(opened, manifest, scratch.directory / "database.dump").entries
+        with maintenance(database) as connection:
+            against = drill_obstacles(look_at_means(database, connection, entries))
+        if against:
+            raise against[0]
+
+    def _files(self, draft: _Draft, opened: Archive, component: Component, scratch: Scratch) -> Path:
+        """Restore and compare the files of a component; where they are."""
         self._tell(component.value)
         started = time.monotonic()
         target = scratch.directory / component.value / component.member
@@ -256,6 +299,7 @@ class DrillJob:
         self._tell("compare")
         place = target.with_name(f"{target.name}.restored-{scratch.drill_id}") if is_audit else target
         draft.found.files_of(opened, component.member, place)
+        return place
 
     # -- what came of it --------------------------------------------------------------------------------------------
 
@@ -267,7 +311,7 @@ class DrillJob:
         report = draft.report
         if report.exit_code in _REFUSED:
             return ""
-        if draft.archive and (report.success or draft.found.damages):
+        if draft.archive and (report.success or report.problems or draft.found.damages):
             verification = Verification(
                 path=draft.archive.path,
                 level=VerifyLevel.DRILL,
@@ -305,12 +349,17 @@ def _reported(draft: _Draft) -> Iterator[None]:
 
 def _figures(draft: _Draft) -> dict[str, Any]:
     found = draft.found
+    portal = draft.portal
+    command = portal.command if portal else None
     return {
         "tables": found.tables,
         "rows": found.rows,
         "files": found.files,
         "bytes": found.bytes,
-        "checks": tuple(found.checks),
+        "checks": (*found.checks, *(portal.checks if portal else ())),
+        "problems": tuple(portal.problems) if portal else (),
+        "command_exit_code": command.exit_code if command else None,
+        "command_output": command.output if command else "",
         "damages": tuple(map(str, found.damages)),
-        "warnings": tuple(found.warnings),
+        "warnings": (*found.warnings, *(portal.warnings if portal else ())),
     }

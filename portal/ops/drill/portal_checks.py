@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from portal.ops.manifest import Manifest
     from portal.ops.runtime.process import ProcessRunner
     from portal.ops.settings.database_url import DatabaseTarget, Secret
+    from portal.ops.settings.table import Settings
 
 DRILL_COMMAND: Final = "BACKUP_DRILL_COMMAND"
 KEY: Final = "DD_CREDENTIAL_AES_256_KEY"
@@ -42,6 +43,17 @@ class PortalCheckConfig:
     timeout_seconds: float = 600.0
     file_columns: FileColumns = field(default_factory=FileColumns)
     credential_key: Secret | None = None
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> PortalCheckConfig:
+        """The checks that the environment describes."""
+        portal = settings.portal
+        return cls(
+            command=portal.drill_command,
+            timeout_seconds=portal.command_timeout.total_seconds(),
+            file_columns=portal.file_columns,
+            credential_key=portal.credential_key,
+        )
 
 
 @dataclass(kw_only=True)
@@ -72,7 +84,6 @@ class PortalChecks:
 
         Raises:
             SourceError: the server cannot be asked.
-            ConfigurationError: there is no such command.
         """
         if self.database is not None:
             self._references(self.database)
@@ -138,7 +149,8 @@ class PortalChecks:
                 secrets=[key, self.database.password if self.database else None],
             )
         except ConfigurationError as error:
-            raise ConfigurationError(f"{DRILL_COMMAND}: {error.message}", hint=error.hint) from error
+            self.problems.append(f"{DRILL_COMMAND}: {error.message}")
+            return
         if self.command.succeeded:
             self.checks.append(f"{DRILL_COMMAND} ended with 0 after {self.command.seconds:.1f} s")
         else:

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from portal.ops.repository.repository import Repository
 
 DIRECTORY: Final = ".drills"
+_SHOWN_LINES: Final = 20
 
-_TUPLES: Final = frozenset({"damages", "warnings", "checks"})
+_TUPLES: Final = frozenset({"damages", "problems", "warnings", "checks"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class DrillReport:
         backup_id: what was restored.
         started: when.
         who: who asked for it, on which `host`.
-        success: everything was restored, and is as in the backup.
+        success: everything was restored, is as in the backup, and makes a complete portal.
         seconds: how long the restore took: the RTO. `database_seconds` and `files_seconds` are its parts.
         total_seconds: with looking for remains, comparing and throwing away.
         tables: how many were compared; likewise `rows`, `files`, `bytes` of content.
@@ -41,6 +42,9 @@ class DrillReport:
         checksum: the SHA-256 of the archive.
         checks: what was compared, in words.
         damages: what is not as in the backup.
+        problems: what a portal restored from it would lack, although it is as in the backup.
+        command_exit_code: how the portal's own check ended; None if there was none, or it took too long.
+        command_output: the end of what that check wrote.
         warnings: what should be known.
         error: why it was not finished, and what to do.
         exit_code: the code that a program should end with.
@@ -64,6 +68,9 @@ class DrillReport:
     checksum: str = ""
     checks: tuple[str, ...] = ()
     damages: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    command_exit_code: int | None = None
+    command_output: str = ""
     warnings: tuple[str, ...] = ()
     error: str | None = None
     exit_code: int = 0
@@ -72,6 +79,10 @@ class DrillReport:
         """The report in plain words."""
         name = self.backup_id or "the archive"
         lines = [f"damage: {damage}" for damage in self.damages if damage not in (self.error or "")]
+        lines += [f"problem: {problem}" for problem in self.problems]
+        if self.command_output and self.problems:
+            lines += ["the end of what the portal's own check wrote:"]
+            lines += [f"  {line}" for line in self.command_output.splitlines()[-_SHOWN_LINES:]]
         lines += [f"warning: {warning}" for warning in self.warnings]
         if self.success:
             lines += [
@@ -82,6 +93,8 @@ class DrillReport:
             ]
         elif self.damages:
             lines.append(f"{name} was restored for a try, and is NOT as in the backup")
+        elif self.problems:
+            lines.append(f"{name} was restored as it was backed up, but the portal would NOT be complete")
         return lines
 
     def to_dict(self) -> dict[str, Any]:

@@ -16,6 +16,9 @@ from portal.ops.monitoring.failures import last_outcomes, unanswered
 from portal.ops.monitoring.forecast import Usage
 from portal.ops.monitoring.model import Archive, Drill, Facts, Failure, Status
 from portal.ops.monitoring.status import evaluate
+from portal.ops.pitr.health import PitrFacts
+from portal.ops.pitr.look import look
+from portal.ops.pitr.plan import clock_offset
 from portal.ops.repository.access_log import AccessLog, Action, brief
 from portal.ops.repository.catalogue import Catalogue
 from portal.ops.repository.pins import Pins
@@ -90,6 +93,18 @@ def read_facts(settings: Settings, now: datetime, archives: Sequence[Entry]) -> 
             if record.state is RestoreState.APPLIED
         ),
         cut_off=_cut_off(repository, restores),
+        pitr=_pitr(repository, archives) if settings.pitr.wal else None,
+    )
+
+
+def _pitr(repository: Repository, archives: Sequence[Entry]) -> PitrFacts:
+    """What is known of recoveries to a moment."""
+    found = look(repository, list(archives))
+    return PitrFacts(
+        window=found.window,
+        state=found.state,
+        wal_bytes=sum(file.size for file in found.archive.files().values()) if found.archive else 0,
+        ahead=clock_offset(found.archive),
     )
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer
 
     from portal.ops.monitoring.model import ComponentStatus, Status
+    from portal.ops.pitr.window import Window
     from portal.ops.settings.load import Settings
 
 log = engine_log("portal.ops.monitoring.metrics")
@@ -75,6 +76,10 @@ def _lasts(status: Status) -> float | None:
     return None if left is None else left * 86400.0
 
 
+def _window(status: Status) -> Window | None:
+    return status.facts.pitr.window if status.facts.pitr else None
+
+
 METRICS: Final = (
     _each(
         "component",
@@ -112,6 +117,31 @@ METRICS: Final = (
         meaning="1 for each target that is missed",
         label="target",
         values=lambda status: ((miss.target, 1) for miss in status.misses),
+    ),
+    _one(
+        "kekkai_backup_wal_lag_bytes",
+        "WAL that the server has and the WAL archive has not",
+        lambda status: status.facts.pitr.lag_bytes if status.facts.pitr else None,
+    ),
+    _one(
+        "kekkai_backup_wal_lag_seconds",
+        "For how long the WAL archive is not complete any more",
+        lambda status: status.facts.pitr.lag_seconds(status.moment) if status.facts.pitr else None,
+    ),
+    _one(
+        "kekkai_backup_recovery_window_start_timestamp_seconds",
+        "The earliest moment that the database can be recovered to",
+        lambda status: window.start.timestamp() if (window := _window(status)) else None,
+    ),
+    _one(
+        "kekkai_backup_recovery_window_end_timestamp_seconds",
+        "The latest moment that the database can be recovered to",
+        lambda status: window.end.timestamp() if (window := _window(status)) else None,
+    ),
+    _one(
+        "kekkai_backup_recovery_window_gaps",
+        "How many gaps there are between the two",
+        lambda status: len(window.gaps) if (window := _window(status)) else None,
     ),
     _one("kekkai_backup_archives", "How many archives there are", lambda status: status.facts.archives),
     _one("kekkai_backup_archives_size_bytes", "Size of all archives", lambda status: status.facts.bytes),

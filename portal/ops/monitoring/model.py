@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
     from portal.ops.monitoring.forecast import Forecast, Usage
+    from portal.ops.pitr.health import PitrFacts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +94,7 @@ class Facts:
         pins: the reason of each pin, by the archive's name.
         restores: those that can be taken back, the newest first: id, archive, moment.
         cut_off: restores that were cut off, and are neither finished nor undone.
+        pitr: what is known of recoveries to a moment; nothing where no WAL is to be received.
     """
 
     repository: str
@@ -113,6 +115,7 @@ class Facts:
     pins: Mapping[str, str] = field(default_factory=dict)
     restores: tuple[tuple[str, str, str], ...] = ()
     cut_off: tuple[str, ...] = ()
+    pitr: PitrFacts | None = None
 
     @property
     def history_days(self) -> int:
@@ -201,6 +204,7 @@ class Status:
                 for restore_id, backup_id, started in facts.restores
             ],
             "restores_cut_off": list(facts.cut_off),
+            "recovery_window": facts.pitr.to_dict(self.moment) if facts.pitr else None,
         }
 
     def _component(self, one: ComponentStatus) -> dict[str, Any]:

@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING, Final
 from portal.ops.model import Component
 from portal.ops.monitoring.forecast import forecast
 from portal.ops.monitoring.model import Archive, ComponentStatus, Drill, Facts, Miss, Status
+from portal.ops.pitr.health import misses as pitr_misses
 from portal.ops.units import span
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from portal.ops.pitr.health import PitrMiss
     from portal.ops.settings.load import TargetSettings
 
 SPACE_WARNING: Final = timedelta(days=14)
@@ -34,6 +38,7 @@ def evaluate(facts: Facts, targets: TargetSettings, now: datetime) -> Status:
         *(miss for component in components for miss in component.misses),
         *_missed_drill(last, drilled, facts, targets.drill_age, now),
         *_missed_space(days_left),
+        *(Miss(target=miss.target, what=miss.what, mend=miss.mend) for miss in _missed_pitr(facts, now)),
     ]
     return Status(
         moment=now,
@@ -55,7 +60,8 @@ def _component(component: Component, facts: Facts, targets: TargetSettings, now:
     }[component]
     newest, verified = facts.newest.get(component), facts.verified.get(component)
     misses = []
-    if late := _late(newest, rpo, now):
+    covered = facts.pitr.covered if facts.pitr and component is Component.DATABASE else None
+    if (late := _late(newest, rpo, now)) and (covered is None or now - covered > rpo):
         misses.append(
             Miss(
                 target=f"rpo_{component.value}",
@@ -99,6 +105,10 @@ def _missed_drill(
         what = f"the last successful drill was {span(age)} ago, and {span(allowed)} are allowed"
         return [Miss(target="drill", what=what, mend=mend)]
     return []
+
+
+def _missed_pitr(facts: Facts, now: datetime) -> Iterable[PitrMiss]:
+    return pitr_misses(facts.pitr, now) if facts.pitr else ()
 
 
 def _missed_space(days_left: int | None) -> list[Miss]:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from portal.ops.monitoring.model import Archive, ComponentStatus, Status
+    from portal.ops.pitr.health import PitrFacts
 
 _MOST: Final = 4
 _LABEL: Final = 11
@@ -70,6 +71,8 @@ def _rest(status: Status) -> Iterator[str]:
     yield from _entry("newest", [one.newest.backup_id for one in status.components if one.newest])
     yield f"{'space':<{_LABEL}}{facts.archives} archives, {human_bytes(facts.bytes)}; {_free(status)}"
     yield f"{'':<{_LABEL}}{_outlook(status)}"
+    if facts.pitr:
+        yield from _entry("recovery", [_window(facts.pitr, now)])
     yield from _entry(
         "failed",
         [
@@ -85,6 +88,16 @@ def _rest(status: Status) -> Iterator[str]:
     yield from _entry(
         "restores", [f"{restore} of {archive}, can be taken back" for restore, archive, _ in facts.restores]
     )
+
+
+def _window(facts: PitrFacts, now: datetime) -> str:
+    if facts.window is None:
+        return "none yet"
+    lag = facts.lag_seconds(now)
+    gaps = f", {len(facts.window.gaps)} gaps" if facts.window.gaps else ""
+    ago = "" if lag is None else f" (up to {duration(lag)} ago)"
+    start, end = facts.window.start, facts.window.end
+    return f"{start:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S} UTC{ago}{gaps}"
 
 
 def _not_whole(fault: str, names: Sequence[str]) -> str:

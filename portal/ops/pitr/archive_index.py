@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
@@ -11,10 +13,11 @@ from typing import TYPE_CHECKING, Final
 from portal.ops.repository.durable import write_durably
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 NAME: Final = "index.jsonl"
+LOCK: Final = ".index.lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +70,19 @@ def load(directory: Path) -> dict[str, WalFile]:
     return {found.name: found for line in lines if (found := WalFile.decode(line))}
 
 
+@contextmanager
+def index_lock(directory: Path) -> Iterator[None]:
+    """Keep others from changing the index: the WAL service appends to it while a prune replaces it."""
+    descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def append(directory: Path, file: WalFile) -> None:
-    """Add a line durably; one that was cut off before it is ended first."""
+    """Add a line durably; one that was cut off before it is ended first. Whoever calls this holds the lock."""
     descriptor = os.open(directory / NAME, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
         size = os.fstat(descriptor).st_size
@@ -80,7 +94,7 @@ def append(directory: Path, file: WalFile) -> None:
 
 
 def rewrite(directory: Path, files: Iterable[WalFile]) -> None:
-    """Replace all lines at once."""
+    """Replace all lines at once. Whoever calls this holds the lock."""
     write_durably(directory / NAME, b"".join(file.encode() for file in files))
 
 

@@ -79,18 +79,21 @@ def scratch_parent(repository: Path, owner: Owner | None) -> Path:
 
 
 @contextmanager
-def scratch_directory(repository: Repository, owner: Owner | None, needed_bytes: int) -> Iterator[Path]:
+def scratch_directory(
+    repository: Repository, owner: Owner | None, needed_bytes: int, *, parent: Path | None = None
+) -> Iterator[Path]:
     """A directory for one scratch server, gone again in the end.
 
     Arguments:
         needed_bytes: room that it will take, about.
+        parent: where it will be; by default in a place that suits a server.
 
     Raises:
         DiskFullError: there is no room for it.
         RepositoryError: it cannot be made.
     """
     records = repository.path / DIRECTORY
-    parent = scratch_parent(repository.path, owner)
+    parent = parent or scratch_parent(repository.path, owner)
     try:
         make_hidden(records)
         check_room(parent, needed_bytes)

@@ -169,9 +169,17 @@ class WalArchive:
             raise
         sync_directory(self.path)
         file = WalFile(name=source.name, size=size, sha256=digest, covered=covered, until=until)
-        archive_index.append(self.path, file)
+        with archive_index.index_lock(self.path):
+            archive_index.append(self.path, file)
         source.unlink()
         return file
+
+    def sweep(self) -> None:
+        """Remove copies that were not finished; only whoever receives alone may do that."""
+        for left in self.path.glob(".*.tmp"):
+            name = left.name.removeprefix(".").partition(".")[0]
+            if self._is_segment(name) or parse_history_name(f"{name}.history"):
+                left.unlink(missing_ok=True)
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Replace the state; not synced, since it is written every second and can be lost."""
@@ -184,11 +192,12 @@ class WalArchive:
 
         Lines of the index go last, so that what is there is always known.
         """
-        files = archive_index.load(self.path)
         for name in sorted(names):
             self.stored(name).unlink(missing_ok=True)
         sync_directory(self.path)
-        archive_index.rewrite(self.path, [file for name, file in files.items() if name not in names])
+        with archive_index.index_lock(self.path):
+            files = archive_index.load(self.path)
+            archive_index.rewrite(self.path, [file for name, file in files.items() if name not in names])
         return sum(files[name].size for name in names if name in files)
 
     # -- reading ----------------------------------------------------------------------------------------------------
@@ -214,6 +223,30 @@ class WalArchive:
                 if timeline := parse_history_name(name):
                     found[timeline] = parse_history((place / name).read_text("utf-8", "replace"))
         return found
+
+    def freeze(self, directory: Path) -> set[str]:
+        """Copy what is being received, so that it does not change any more; the names of what can be read from here.
+
+        Arguments:
+            directory: where the copies go, each under the name of the whole segment.
+        """
+        frozen = set()
+        for path in (*self.partials(), *self.completed()) if self.receiving.is_dir() else ():
+            with suppress(FileNotFoundError):  # it is stored by now
+                name = path.name.removesuffix(PARTIAL)
+                _unpack(path, directory / name)
+                frozen.add(name)
+        stored = {name.removesuffix(PARTIAL) for name in self.files()}
+        for name in frozen & {name for name in self.files() if PARTIAL not in name}:
+            (directory / name).unlink(missing_ok=True)
+        return stored
+
+    def has_segment_at(self, lsn: int) -> bool:
+        """Whether the segment that a position lies in, or ends, is here."""
+        numbers = {lsn // self.cluster.segment_bytes, max(0, lsn - 1) // self.cluster.segment_bytes}
+        names = os.listdir(self.receiving) if self.receiving.is_dir() else []
+        held = (self.segment(name.removesuffix(SUFFIX)) for name in (*names, *os.listdir(self.path)))
+        return any(segment is not None and segment.number in numbers for segment in held)
 
     def segment(self, name: str) -> Segment | None:
         """The segment of a name, whether it is partial or not."""

@@ -25,12 +25,19 @@ class Action(StrEnum):
     BACKUP = "backup"
     RESTORE = "restore"
     ROLLBACK = "rollback"
+    DISCARD = "discard"
     FORGET = "forget"
+    """What earlier releases called the discarding of rollback data."""
     VERIFY = "verify"
     PRUNE = "prune"
     DRILL = "drill"
     PIN = "pin"
     UNPIN = "unpin"
+    OFFSITE_COPY = "offsite.copy"
+    OFFSITE_VERIFY = "offsite.verify"
+    OFFSITE_FETCH = "offsite.fetch"
+    OFFSITE_READ = "offsite.read"
+    OFFSITE_PRUNE = "offsite.prune"
 
 
 class Outcome(StrEnum):

@@ -283,9 +283,9 @@ def _absent(text: str, hits: list[ArchiveFile], path: Path) -> ArchiveAbsentErro
         return ArchiveAbsentError(f"{text!r} could be any of {', '.join(hit.name for hit in hits[:5])}", hint=hint)
     if text == "latest":
         return ArchiveAbsentError(
-            f"there is no archive in {path}", hint="'./tools/backup.sh full' makes the first one."
+            f"archive not found: there is none in {path}", hint="'./tools/backup.sh full' makes the first one."
         )
-    return ArchiveAbsentError(f"there is no archive {text!r}, neither as a path nor in {path}", hint=hint)
+    return ArchiveAbsentError(f"archive not found: {text!r} is neither a path nor in {path}", hint=hint)
 
 
 @contextmanager

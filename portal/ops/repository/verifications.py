@@ -239,7 +239,9 @@ class Verification:
             NotIntactError: something is.
         """
         if self.damages:
-            raise NotIntactError(self.message, hint="Take another archive: './tools/backup.sh list' shows them.")
+            raise NotIntactError(
+                f"verification failed: {self.message}", hint="Use another archive: './tools/backup.sh list' shows them."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The finding in the types of JSON."""

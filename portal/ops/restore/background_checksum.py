@@ -66,6 +66,6 @@ class Checksum:
             raise explain(error, "cannot read", path) from error
         if not self._enough.is_set() and digest.hexdigest() != expected:
             raise NotIntactError(
-                f"the SHA-256 of {path.name} is {digest.hexdigest()}, and should be {expected}",
+                f"checksum mismatch: the SHA-256 of {path.name} is {digest.hexdigest()}, and should be {expected}",
                 hint="Copy the archive and its .sha256 file again from where they were made, or take another archive.",
             )

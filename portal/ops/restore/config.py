@@ -7,9 +7,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from portal.ops.errors import ConfigurationError
+from portal.ops.errors import ConfigurationError, UnsupportedError
 from portal.ops.model import FORMAT_VERSION, timestamp
 from portal.ops.restore.database.model import RestoreMode
+from portal.ops.restore.portal_health import HealthCheck
+from portal.ops.runtime.commands import AroundCommands, around_commands
 from portal.ops.settings.load import DatabaseTarget, Secret, Settings
 
 if TYPE_CHECKING:
@@ -33,9 +35,10 @@ class RestoreConfig:
     Arguments:
         local_path: the repository: archives are looked for here, and restores are recorded here.
         db_host: the server to restore to; the other ``db_`` arguments as for a backup.
-        media_path: where the uploads go; nothing leaves them out.
+        media_path: where the uploads go; ``None`` or an empty path excludes them.
         audit_log_path: the live audit log; what is restored is put beside it. Nothing leaves it out.
         dry_run: verify and plan, and change nothing.
+        stop_services: refused if set: a restore stops no services. It ends the database sessions itself when it swaps.
         verify_before_restore: look at the whole archive first. What is restored is checked while it is staged anyway.
         mode: how the database is replaced.
         exact: what is in the uploads but not in the backup is moved aside.
@@ -45,6 +48,9 @@ class RestoreConfig:
         allow_unverified: take an archive that has no sidecar.
         allow_outside_links: restore symlinks that lead out of the uploads.
         rollback_days: what an older restore needs to be taken back is removed when a later one has succeeded.
+        credential_key: the portal's key for stored credentials; the plan compares it with the backup's.
+        commands: what the operator runs before and after live data changes.
+        health: where the portal is asked afterwards whether it answers.
 
     Raises:
         ConfigurationError: a value makes no sense.
@@ -57,10 +63,11 @@ class RestoreConfig:
     db_user: str = "defectdojo"
     db_password: Secret | str | None = None
     db_options: Mapping[str, str] = field(default_factory=dict)
-    media_path: str | Path | None = None
+    media_path: str | Path | None = Path("/var/lib/kekkai-portal/uploads")
     audit_log_path: str | Path | None = None
     dry_run: bool = False
     verify_before_restore: bool = True
+    stop_services: bool = False
     mode: RestoreMode | str = RestoreMode.AUTO
     exact: bool = False
     patterns: tuple[str, ...] = ()
@@ -72,6 +79,9 @@ class RestoreConfig:
     lock_timeout: float = 60
     jobs: int | None = None
     rollback_days: int = 7
+    credential_key: Secret | None = None
+    commands: AroundCommands = field(default_factory=AroundCommands)
+    health: HealthCheck = field(default_factory=HealthCheck)
 
     def __post_init__(self) -> None:
         for name in ("local_path", "media_path", "audit_log_path", "pg_bin_dir"):
@@ -81,6 +91,12 @@ class RestoreConfig:
             raise ConfigurationError("local_path is empty", hint="Name the directory of the archives.")
         if self.jobs is not None and self.jobs < 1:
             raise ConfigurationError(f"{self.jobs} processes cannot do anything", hint="Give 1 or more as jobs.")
+        if self.stop_services:
+            raise UnsupportedError(
+                "a restore does not stop services, as stop_services=True asks for",
+                hint="Omit it: the restore ends database sessions itself when it swaps. Stop the portal before, if you "
+                "want to be sure that nobody writes meanwhile.",
+            )
         if self.rollback_days < 0:
             raise ConfigurationError("rollback_days is negative", hint="Give 0 or more days.")
         if isinstance(self.db_password, str):
@@ -110,6 +126,11 @@ class RestoreConfig:
                 "lock_timeout": settings.lock_timeout,
                 "jobs": settings.jobs,
                 "rollback_days": settings.rollback_days,
+                "credential_key": settings.portal.credential_key,
+                "commands": around_commands(settings.portal),
+                "health": HealthCheck(
+                    url=settings.portal.health_url, timeout_seconds=settings.portal.health_timeout.total_seconds()
+                ),
                 **others,
             }
         )
@@ -125,6 +146,7 @@ class RestoreConfig:
             user=self.db_user,
             password=Secret(password) if isinstance(password, str) else password,
             options=self.db_options,
+            lock_seconds=self.lock_timeout,
         )
 
 
@@ -140,7 +162,9 @@ class RestoreResult:
         plan: what it did, or would do, in plain words.
         facts: figures of the restore, such as the downtime of the database.
         exit_code: the code that a program should end with.
+        at: the moment that was restored to, in ISO 8601; empty where an archive was restored.
         is_rollback: a restore was taken back or forgotten, so that there is nothing to take back.
+        portal: whether the portal answers on the data that is live now; None if it was not asked.
     """
 
     success: bool
@@ -158,6 +182,8 @@ class RestoreResult:
     facts: Mapping[str, Any] = field(default_factory=dict)
     exit_code: int = 0
     is_rollback: bool = False
+    portal: Mapping[str, Any] | None = None
+    at: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The result in the types of JSON."""
@@ -175,6 +201,8 @@ class RestoreResult:
             "restore_id": self.restore_id,
             "rollback": None if self.is_rollback or not self.restore_id else f"{_ROLLBACK} {self.restore_id}",
             "facts": dict(self.facts),
+            "portal": dict(self.portal) if self.portal else None,
+            **({"at": self.at} if self.at else {}),
             "plan": list(self.plan),
             "format_version": FORMAT_VERSION,
         }

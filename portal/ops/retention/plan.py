@@ -93,12 +93,16 @@ def plan(archives: Sequence[Entry], policy: RetentionPolicy, now: datetime) -> R
         for reason in _own_reasons(entry, family):
             reasons.add(entry.name, reason)
     for kind, whole in _by_type(archives, family).items():
-        _keep_of_type(whole, policy.of(kind), policy.zone, now, reasons.add)
+        if kind is BackupType.BASE:
+            _keep_bases(whole, policy.pitr_days, now, reasons.add)
+        else:
+            _keep_of_type(whole, policy.of(kind), policy.zone, now, reasons.add)
     warnings = _keep_all_if_the_clock_is_wrong(archives, now, reasons)
     warnings += _keep_what_strays_may_need(archives, reasons)
     _keep_chains_with_a_gap(archives, family, reasons)
     _keep_what_is_needed(archives, family, reasons)
     gone = {kind: (_gone(kind, policy.of(kind)),) for kind in BackupType}
+    gone[BackupType.BASE] = (f"recoveries reach back {_days(policy.pitr_days)} without it",)
     decisions = tuple(_decision(entry, reasons.of(entry.name), gone) for entry in archives)
     removals = sorted(
         (decision for decision in decisions if not decision.keep),
@@ -206,6 +210,25 @@ def _keep_of_type(
     for name, count in rule.periods():
         for entry in _last_of_each(whole, _PERIOD_OF[name], zone, count):
             keep(entry.name, f"it is the last of its {_NAMES[name]}")
+
+
+def _keep_bases(whole: Sequence[Entry], days: int, now: datetime, keep: Callable[[str, str], None]) -> None:
+    """Say which base backups are kept: all that are young, and the one that the earliest recoveries begin with.
+
+    Arguments:
+        whole: the whole ones, newest first.
+        days: how far back recoveries reach.
+        keep: takes a name and a reason.
+    """
+    keep(whole[0].name, "it is the newest base backup")
+    for name, level in _newest_verified(whole).items():
+        keep(name, f"it is the newest base backup that has passed a verification ({level})")
+    earliest = now - timedelta(days=days)
+    for entry in whole:
+        if entry.modified <= earliest:  # until then it was not complete
+            keep(entry.name, f"recoveries to {_days(days)} ago begin with it")
+            return
+        keep(entry.name, f"it is not older than {_days(days)}")
 
 
 def _newest_verified(whole: Sequence[Entry]) -> dict[str, VerifyLevel]:

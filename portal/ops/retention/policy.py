@@ -64,11 +64,13 @@ class RetentionPolicy:
         rule: for every type that has none of its own.
         rules: the types' own.
         zone: whose hours, days and weeks are meant.
+        pitr_days: how far back recoveries to any moment reach; base backups are kept by this alone.
     """
 
     rule: RetentionRule = field(default_factory=RetentionRule)
     rules: Mapping[BackupType, RetentionRule] = field(default_factory=dict)
     zone: tzinfo = UTC
+    pitr_days: int = 7
 
     def of(self, kind: BackupType) -> RetentionRule:
         """The rule of a type."""

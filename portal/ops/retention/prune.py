@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from portal.ops.errors import BusyError, OpsError, RepositoryError
 from portal.ops.model import FORMAT_VERSION, SIDECAR_SUFFIX, SUFFIX, BackupId, BackupType
+from portal.ops.pitr.prune_wal import prune_wal
 from portal.ops.repository.access_log import Action, Observer, Outcome, Witness, brief
 from portal.ops.repository.catalogue import Catalogue, kin_of
 from portal.ops.repository.durable import sync_directory, unfinished
@@ -60,6 +61,7 @@ class PruneResult:
     Arguments:
         success: everything that the plan removes is gone, but for what somebody needs or holds at the moment.
         plan: what was decided; nothing where it did not come to that.
+        wal_bytes: how much WAL is gone, because no base backup needs it any more.
         removed: what is gone; for a dry run what would be.
         spared: what the plan removes, but is held, or is needed by then.
         swept: remains of backups and prunes that were killed.
@@ -70,6 +72,7 @@ class PruneResult:
     success: bool = False
     dry_run: bool = False
     plan: RetentionPlan | None = None
+    wal_bytes: int = 0
     removed: tuple[Decision, ...] = ()
     spared: tuple[str, ...] = ()
     swept: tuple[str, ...] = ()
@@ -110,6 +113,7 @@ class PruneResult:
             "dry_run": self.dry_run,
             "removed": [decision.entry.name for decision in self.removed],
             "freed_bytes": self.freed_bytes,
+            "wal_bytes": self.wal_bytes,
             "kept": kept + len(self.spared),
             "spared": list(self.spared),
             "swept": list(self.swept),
@@ -205,6 +209,7 @@ class PruneJob:
                 rest = iter(decided.removals)
                 while group := list(islice(rest, _GROUP)):
                     self._remove(group, crowd, draft)
+                draft.wal_bytes = prune_wal(self.repository)
                 draft.swept += (*self.repository.sweep(), *self._sweep(), *self._sweep_unfinished())
             finally:
                 seen.details |= {"removed": len(draft.removed), "bytes": draft.freed_bytes}
@@ -301,6 +306,7 @@ class _Draft:
 
     dry_run: bool
     plan: RetentionPlan | None = None
+    wal_bytes: int = 0
     removed: list[Decision] = field(default_factory=list)
     spared: list[str] = field(default_factory=list)
     swept: list[str] = field(default_factory=list)
@@ -323,6 +329,7 @@ class _Draft:
             success=fault is None,
             dry_run=self.dry_run,
             plan=self.plan,
+            wal_bytes=self.wal_bytes,
             removed=tuple(self.removed),
             spared=tuple(self.spared),
             swept=tuple(self.swept),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from portal.ops.runtime.process import ProcessRunner, RunningProcess
     from portal.ops.settings.database_url import DatabaseTarget, Secret
+    from portal.ops.settings.table import PortalSettings
 
 log = engine_log("portal.ops.commands")
 
@@ -179,6 +180,15 @@ class AroundCommands:
     timeout_seconds: float = 600.0
 
 
+def around_commands(settings: PortalSettings) -> AroundCommands:
+    """The commands that the environment names."""
+    return AroundCommands(
+        before=settings.before_command,
+        after=settings.after_command,
+        timeout_seconds=settings.command_timeout.total_seconds(),
+    )
+
+
 @dataclass(kw_only=True)
 class Around:
     """An operation with commands around it; `facts` grow while it runs, and the command after it sees all of them."""
@@ -235,7 +245,7 @@ class Around:
 
 
 @contextmanager
-def around(around: Around) -> Iterator[Around]:
+def within(around: Around) -> Iterator[None]:
     """Run an operation between its commands: the one after it runs whenever the one before it was started.
 
     The body notes ``result``: without it, the operation has failed. An interruption leaves the command after it ten
@@ -248,10 +258,11 @@ def around(around: Around) -> Iterator[Around]:
     limit = _INTERRUPTED_SECONDS
     try:
         around.before()
-        yield around
+        yield
         limit = around.commands.timeout_seconds
-    except Exception as error:
-        limit = around.commands.timeout_seconds
+    except BaseException as error:
+        if isinstance(error, Exception):
+            limit = around.commands.timeout_seconds
         around.note(result="failed", error=str(error).partition("\n")[0])
         raise
     finally:

@@ -6,6 +6,7 @@ cron, systemd and a shell have different environments; a file that all of them r
 from __future__ import annotations
 
 import os
+import re
 import stat
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 DEFAULT_ENV_FILE: Final = "/etc/kekkai-backup/backup.env"
 _NO_FILE: Final = EnvFile(path="")
+_SECRET: Final = re.compile(r"(PASSWORD|SECRET|TOKEN|KEY)\w*(?<!_FILE)$")
 _MOST_BYTES: Final = 1_000_000
 
 
@@ -95,7 +97,10 @@ def _refuse_foreign_hands(path: str, status: os.stat_result) -> None:
 
 
 def _refuse_foreign_eyes(found: EnvFile, status: os.stat_result) -> None:
-    secrets = [setting.name for setting in SETTINGS if setting.secret and found.values.get(setting.name)]
+    secret_settings = {setting.name for setting in SETTINGS if setting.secret}
+    secrets = [
+        name for name, text in found.values.items() if text and (name in secret_settings or _SECRET.search(name))
+    ]
     if secrets and status.st_mode & stat.S_IROTH:
         said = f"contains a secret ({', '.join(secrets)}), and every user can read it"
         raise _unusable(found.path, said, f"Run: chmod o-r {found.path}")

@@ -8,7 +8,7 @@ from typing import Final
 
 from portal.ops.settings.parsers import OFF, UnusableError
 
-_COLUMN: Final = re.compile(r"(?:([^.=\s]+)\.)?([^.=\s]+)\.([^.=\s]+)(?:=([^=]+))?")
+_COLUMN: Final = re.compile(r"(?:([^.=\s]+)\.)?([^.=\s]+)\.([^.=\s]+)(?:\s*=\s*([^=]+))?")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,6 +51,7 @@ __all__ = [
     "WatchSettings",
     "WorkerSettings",
     "effective_settings",
+    "foreign_names",
     "load_settings",
     "refuse_unbuilt",
     "unbuilt_settings",
@@ -63,8 +64,10 @@ ENV_FILE: Final = "BACKUP_ENV_FILE"
 """Names the file of settings; it is no setting itself, since it cannot stand in that file."""
 
 _FAMILIES: Final = ("BACKUP_", "DD_DATABASE_", "PORTAL_", "CELERY_")
+_OWN_FAMILIES: Final = ("BACKUP_", "DD_DATABASE_", "PORTAL_UPLOAD", "PORTAL_AUDIT")
 _STORES: Final = ("AWS_", "AZURE_", "GOOGLE_")
 _TYPO_LIKENESS: Final = 0.9
+_LIKENESS: Final = 0.75
 
 _S3: Final = "BACKUP_S3_"
 _ENCRYPTION: Final = "BACKUP_ENCRYPTION"
@@ -204,7 +207,10 @@ def load_settings(
         )
     both = {**env_file.values, **environ}
     of_stores = {name: text for name, text in both.items() if name.startswith(_STORES)}
-    return replace(settings, unbuilt=unbuilt_settings(both), store_variables=of_stores)
+    schedules = settings.schedules if settings.pitr.wal else replace(settings.schedules, base=None)
+    if not settings.offsite.destinations():  # nothing is scheduled that there is no place for
+        schedules = replace(schedules, offsite=None)
+    return replace(settings, schedules=schedules, unbuilt=unbuilt_settings(both), store_variables=of_stores)
 
 
 def effective_settings(
@@ -287,6 +293,27 @@ def unknown_settings(environ: Mapping[str, str]) -> list[str]:
     ]
 
 
+def foreign_names(environ: Mapping[str, str], env_file: EnvFile) -> list[str]:
+    """Find every name that is not a setting: of our families in the environment, and any in the file.
+
+    Returns:
+        a sentence for each, with the nearest setting if there is one.
+    """
+    from difflib import get_close_matches
+
+    known = {setting.name for setting in SETTINGS} | {f"{setting.name}_FILE" for setting in SETTINGS if setting.secret}
+    ours = {ENV_FILE} | {name for names in _unbuilt_names(environ).values() for name in names}
+    places = {name: "environment" for name in environ if name.startswith(_OWN_FAMILIES)}
+    places |= {name: f"{env_file.path}, line {number}" for name, number in env_file.lines.items()}
+    told = []
+    for name in sorted(places.keys() - known - ours):
+        if name.startswith(_STORES):
+            continue
+        near = get_close_matches(name, known, n=1, cutoff=_LIKENESS)
+        told.append(f"{name} ({places[name]}) is not a setting" + (f"; did you mean {near[0]}?" if near else ""))
+    return told
+
+
 def unbuilt_settings(environ: Mapping[str, str]) -> tuple[str, ...]:
     """What the environment asks for and this release does not have: encryption, or S3, by settings that it lacks.
 
@@ -295,6 +322,10 @@ def unbuilt_settings(environ: Mapping[str, str]) -> tuple[str, ...]:
     Returns:
         for each a few words with the variables' names, never a value.
     """
+    return tuple(f"{what} ({', '.join(names)})" for what, names in _unbuilt_names(environ).items() if names)
+
+
+def _unbuilt_names(environ: Mapping[str, str]) -> dict[str, list[str]]:
     known = {setting.name for setting in SETTINGS}
     given = {name: text.strip().lower() for name, text in environ.items() if text.strip() and name not in known}
     s3 = sorted(name for name in given if name.startswith(_S3))
@@ -302,8 +333,7 @@ def unbuilt_settings(environ: Mapping[str, str]) -> tuple[str, ...]:
     switch = environ.get(f"{_ENCRYPTION}_ENABLED", "").strip().lower()
     if given.get(_ENCRYPTION) in _NO or switch in _NO:
         encryption = []
-    wanted = {"S3": s3, "encryption": encryption}
-    return tuple(f"{what} ({', '.join(names)})" for what, names in wanted.items() if names)
+    return {"S3": s3, "encryption": encryption}
 
 
 def refuse_unbuilt(wanted: Iterable[str]) -> None:

@@ -226,6 +226,9 @@ class ScheduleSettings:
         cron,
         "0 1 * * *",
     )
+    offsite: str | None = setting(
+        "BACKUP_SCHEDULE_OFFSITE", "When off-site copies that are missing are made up for", cron, "20 * * * *"
+    )
     time_zone: ZoneInfo = setting("BACKUP_TIMEZONE", "Time zone of the schedules", time_zone, "UTC")
 
 
@@ -501,6 +504,11 @@ class Settings:
     offsite: OffsiteSettings = group(OffsiteSettings)
     unbuilt: tuple[str, ...] = ()
     store_variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def replication(self) -> DatabaseTarget:
+        """The server, as the role that may receive WAL."""
+        return replace(self.database, **self.pitr.replication)
 
 
 def entries(kind: type[Any] = Settings) -> Iterator[Setting[object]]:

@@ -135,7 +135,7 @@ class Verifier:
             look.run(path)
             checksum = hashing.result()
         if expected is not None and checksum != expected:
-            damages.append(Damage(what=f"its SHA-256 is {checksum}, and should be {expected}"))
+            damages.append(Damage(what=f"checksum mismatch: its SHA-256 is {checksum}, and should be {expected}"))
         return Verification(
             path=path,
             level=level,
@@ -300,5 +300,5 @@ def _expected(path: Path, damages: list[Damage], notes: list[str]) -> str | None
         damages.append(Damage(what=error.message))
         return None
     if expected is None:
-        notes.append(f"there is no {path.name}.sha256: the archive was checked by its contents alone")
+        notes.append(f"checksum file not found: without {path.name}.sha256, only the contents were verified")
     return expected

@@ -21,11 +21,11 @@ from portal.ops.archive.open import open_archive
 from portal.ops.archive.reader import ArchiveReader
 from portal.ops.archive.runs import Run, runs
 from portal.ops.errors import DiskFullError, NotIntactError, RestoreError
+from portal.ops.filesystem.tree import Tree
 from portal.ops.model import Component
 from portal.ops.restore.files import stage as file_stage
 from portal.ops.restore.files.helpers import Helpers
 from portal.ops.restore.files.restore import FileRestore
-from portal.ops.restore.files.safe_tree import Tree
 from portal.ops.restore.files.unpacker import CHECKED, PASSED, Use
 from tests.support import archives
 from tests.support.archives import NAME, Recipe, tree_on_disk, write_archive
@@ -101,12 +101,12 @@ def once(do: Callable[[], object]) -> Callable[[int], None]:
 
 
 def damaged(archive: Path, tmp_path: Path, frame: int) -> Path:
-    """A copy of which one frame has a byte that is wrong."""
+    """A copy of which one frame has bytes that are wrong (one wrong bit may decode to the same zeros)."""
     reader = ArchiveReader(archive)
     offset = reader.frames.offsets[frame] + reader.frames.lengths[frame] // 2
     reader.close()
     content = bytearray(archive.read_bytes())
-    content[offset] ^= 0x10
+    content[offset : offset + 8] = bytes(byte ^ 0xFF for byte in content[offset : offset + 8])
     copy = tmp_path / NAME
     copy.write_bytes(content)
     return copy

@@ -18,9 +18,9 @@ from portal.ops.archive.open import open_archive
 from portal.ops.archive.reader import ArchiveReader
 from portal.ops.backup.walk import FileTree, tree_bytes
 from portal.ops.errors import BusyError, ConfigurationError, NotIntactError, RestoreError
+from portal.ops.filesystem import tree as file_tree
 from portal.ops.model import RESTORE_DIRECTORY, Component
 from portal.ops.restore.files import journal as file_journal
-from portal.ops.restore.files import safe_tree as file_tree
 from portal.ops.restore.files.record import RestoreDirectory
 from portal.ops.restore.files.restore import FileRestore, FilesReport, FilesState, discard_rollback_data, list_restores
 from portal.ops.restore.files.selection import matches

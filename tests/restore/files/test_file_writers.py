@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from portal.ops.restore.files.safe_tree import Attributes
+from portal.ops.filesystem.attributes import Attributes
 from portal.ops.restore.files.writers import ALIGNMENT, BLOCK_BYTES, Writers
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from portal.ops.drill.scratch import Scratch
+from portal.ops.filesystem.tree import remove_tree
 from portal.ops.restore.files.record import RestoreDirectory
-from portal.ops.restore.files.safe_tree import remove_tree
 from portal.ops.settings.database_url import DatabaseTarget
 from tests.support.unprivileged import done_by_nobody
 

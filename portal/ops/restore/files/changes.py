@@ -9,11 +9,13 @@ from io import FileIO
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import RestoreError
+from portal.ops.filesystem.attributes import Attributes
 from portal.ops.restore.files.journal import Do, Step
-from portal.ops.restore.files.safe_tree import Attributes, Tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from portal.ops.filesystem.tree import Tree
 
 OURS: Final = ".kekkai-"
 """What starts with this at the top of a tree is never moved."""

@@ -6,12 +6,13 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import NotIntactError
-from portal.ops.restore.files.safe_tree import SPECIAL_BITS, Attributes, Tree
+from portal.ops.filesystem.attributes import SPECIAL_BITS, Attributes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from portal.ops.archive.index import Member
+    from portal.ops.filesystem.tree import Tree
     from portal.ops.restore.files.free_space import Room
     from portal.ops.restore.files.writers import Writers, WrittenFile
     from portal.ops.runtime.progress import Advance

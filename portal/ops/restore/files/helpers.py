@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from portal.ops.archive.reader import ArchiveReader
     from portal.ops.archive.runs import Run
-    from portal.ops.restore.files.safe_tree import Tree
+    from portal.ops.filesystem.tree import Tree
     from portal.ops.restore.files.unpacker import Use
 
 _UNPACKER: Final = "portal.ops.restore.files.unpacker"

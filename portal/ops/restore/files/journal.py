@@ -25,7 +25,8 @@ from json.encoder import encode_basestring_ascii as quote
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from portal.ops.errors import RestoreError
-from portal.ops.restore.files.safe_tree import Attributes, Tree, move
+from portal.ops.filesystem.attributes import Attributes
+from portal.ops.filesystem.tree import Tree, move
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

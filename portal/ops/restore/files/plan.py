@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Final
 from portal.ops.archive.damage import is_below
 from portal.ops.archive.index import Member, MemberType, encode_name
 from portal.ops.errors import DiskFullError, NotIntactError, RestoreError
+from portal.ops.filesystem.attributes import IS_ROOT, Attributes
+from portal.ops.filesystem.tree import Tree
 from portal.ops.restore.files.changes import OURS, protected_paths
 from portal.ops.restore.files.free_space import room
 from portal.ops.restore.files.name_set import Kind
 from portal.ops.restore.files.preflight import Preflight, closed
+from portal.ops.restore.files.refusals import explained
 from portal.ops.restore.files.report import FilesPlan
-from portal.ops.restore.files.safe_tree import IS_ROOT, Attributes, Tree, explained
 from portal.ops.restore.files.tree_rules import TreeRules
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import AccessDeniedError, RestoreError
+from portal.ops.filesystem.attributes import Attributes
+from portal.ops.filesystem.tree import Tree
 from portal.ops.restore.files.changes import OURS, must_stay
-from portal.ops.restore.files.safe_tree import Attributes, Tree
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import RestoreError
+from portal.ops.filesystem.attributes import Attributes
+from portal.ops.filesystem.tree import Tree, remove_tree
 from portal.ops.model import RESTORE_DIRECTORY, Component
 from portal.ops.repository.durable import write_durably
 from portal.ops.repository.locks import locked_alone
 from portal.ops.restore.files.journal import Places
-from portal.ops.restore.files.safe_tree import Attributes, Tree, remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

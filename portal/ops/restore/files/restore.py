@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Final
 from portal.ops.archive.damage import is_below
 from portal.ops.archive.protocol import is_indexed_archive
 from portal.ops.errors import ConfigurationError, OpsError, RestoreError
+from portal.ops.filesystem.attributes import Attributes
+from portal.ops.filesystem.tree import Tree
 from portal.ops.model import RESTORE_DIRECTORY, Component, timestamp
 from portal.ops.restore.audit_chain import ChainReport, check_logs
 from portal.ops.restore.files.changes import Changes, protected_paths
@@ -37,8 +39,8 @@ from portal.ops.restore.files.journal import (
 )
 from portal.ops.restore.files.plan import Comparison
 from portal.ops.restore.files.record import FilesRecord, FilesState, RestoreDirectory
+from portal.ops.restore.files.refusals import explained
 from portal.ops.restore.files.report import FilesPlan, FilesReport, FilesRestore
-from portal.ops.restore.files.safe_tree import Attributes, Tree, explained
 from portal.ops.restore.files.selection import Selection, choose, selected
 from portal.ops.restore.files.stage import Stage, StageReport
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Final
 
 from portal.ops.archive.damage import is_below
 from portal.ops.archive.index import Member, MemberType
+from portal.ops.filesystem.attributes import IS_ROOT, Attributes
 from portal.ops.restore.files.file_writer import FileMaker, drain, no_file, twice
 from portal.ops.restore.files.free_space import Room
 from portal.ops.restore.files.helpers import Helpers
-from portal.ops.restore.files.safe_tree import IS_ROOT, Attributes, Tree
 from portal.ops.restore.files.selection import LONG_FRAMES, chosen_runs, run_contents
 from portal.ops.restore.files.tree_rules import TreeRules, staged_path
 from portal.ops.restore.files.unpacker import CHECKED, PASSED
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from portal.ops.archive.reader import Layer
+    from portal.ops.filesystem.tree import Tree
     from portal.ops.restore.files.selection import Choice
     from portal.ops.restore.files.unpacker import Use
     from portal.ops.runtime.progress import Advance

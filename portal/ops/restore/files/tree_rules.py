@@ -14,10 +14,10 @@ from portal.ops.archive.damage import is_below
 from portal.ops.archive.index import Member, MemberType
 from portal.ops.archive.links import leads_out
 from portal.ops.errors import NotIntactError
+from portal.ops.filesystem.attributes import SPECIAL_BITS
 from portal.ops.model import RESTORE_DIRECTORY
 from portal.ops.restore.files.file_writer import HINT, no_file, twice
 from portal.ops.restore.files.name_set import Kind, Names
-from portal.ops.restore.files.safe_tree import SPECIAL_BITS
 
 MOST_WARNINGS: Final = 50
 _MOST_TIME_NS: Final = 1 << 63

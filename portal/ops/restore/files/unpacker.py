@@ -20,9 +20,9 @@ from portal.ops.archive.index import Member, MemberType
 from portal.ops.archive.reader import ArchiveReader
 from portal.ops.archive.runs import Run
 from portal.ops.errors import DiskFullError, NotIntactError
+from portal.ops.filesystem.tree import Tree
 from portal.ops.restore.files.file_writer import FileMaker, drain
 from portal.ops.restore.files.free_space import Room
-from portal.ops.restore.files.safe_tree import Tree
 from portal.ops.restore.files.writers import Writers
 from portal.ops.runtime.pipe_messages import encode, receive, send
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Self
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from portal.ops.restore.files.safe_tree import Attributes
+    from portal.ops.filesystem.attributes import Attributes
 
     _Job = tuple["WrittenFile", memoryview, int, int]
 

@@ -1,0 +1,149 @@
+"""`python -m beat.wal`: receives the WAL, and sees to it that there is a base backup for it.
+
+The main thread receives: pg_receivewal ends with it. Another one gives a sign of life, and asks for a base backup where
+the WAL that arrives now has none: on the first start, and after a gap.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from beat.heartbeat import WAL_NAME, Heartbeat
+from beat.service import run_service
+from portal.ops.errors import ConfigurationError, OpsError
+from portal.ops.monitoring.observer import Aftermath
+from portal.ops.pitr.look import look
+from portal.ops.repository.repository import Repository
+from portal.ops.runtime.logs import engine_log
+from portal.ops.runtime.process import SystemRunner
+from portal.ops.runtime.progress import utc_now
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from portal.ops.pitr.look import PitrLook
+    from portal.ops.settings.load import Settings
+
+log = engine_log("beat.wal")
+
+_LOOK_SECONDS: Final = 5.0
+_PATIENCE: Final = timedelta(seconds=15)
+"""So long WAL may arrive without a base backup before one is asked for: an interruption is no gap."""
+
+_AGAIN_SECONDS: Final = 300.0
+"""So long a base backup that was asked for is waited for before it is asked for again."""
+
+
+class BaseKeeper:
+    """Asks for a base backup where the WAL that arrives has none.
+
+    Arguments:
+        ask: has a base backup made.
+        steady: a reading in seconds of a clock that nobody can set.
+    """
+
+    def __init__(self, ask: Callable[[], None], *, steady: Callable[[], float] = time.monotonic) -> None:
+        self._ask = ask
+        self._steady = steady
+        self._missing_since: float | None = None
+        self._asked_at: float | None = None
+
+    def see(self, found: PitrLook) -> None:
+        """Look at what there is, and ask if it is time to."""
+        if not lacks_base(found):
+            self._missing_since = self._asked_at = None
+            return
+        now = self._steady()
+        if self._missing_since is None:
+            self._missing_since = now
+        is_known = bool(found.spans)
+        is_time = now - self._missing_since >= (_PATIENCE.total_seconds() if is_known else 0.0)
+        if is_time and (self._asked_at is None or now - self._asked_at >= _AGAIN_SECONDS):
+            self._asked_at = now
+            log.info("base_requested")
+            self._ask()
+
+
+def lacks_base(found: PitrLook) -> bool:
+    """Whether WAL arrives that no base backup leads to."""
+    covered = found.state.get("covered_to")
+    if covered is None or found.state.get("problem"):
+        return False
+    return found.window is None or found.window.end < datetime.fromisoformat(covered).astimezone(UTC)
+
+
+def serve(settings: Settings) -> NoReturn:
+    """Go on until the process ends."""
+    from portal.ops.pitr.receiver import WalReceiver  # late: it brings the database driver
+
+    if not settings.pitr.wal:
+        raise ConfigurationError(
+            "BACKUP_WAL is off, so there is no WAL to receive", hint="Set BACKUP_WAL=on; the doctor checks the rest."
+        )
+    repository = Repository(settings.local_path, lock_timeout=settings.lock_timeout)
+    repository.prepare()
+    observer = Aftermath(settings)
+    receiver = WalReceiver(
+        repository,
+        settings.replication,
+        runner=SystemRunner(),
+        bin_dir=settings.pg_bin_dir,
+        on_gap=lambda _: observer.refresh(),
+    )
+    attend = _Attendant(settings, repository)
+    threading.Thread(target=attend.run, name="attendant", daemon=True).start()
+    receiver.run(threading.Event())
+    sys.exit(0)
+
+
+class _Attendant:
+    """Gives signs of life, and keeps base backups coming."""
+
+    def __init__(self, settings: Settings, repository: Repository) -> None:
+        self._settings = settings
+        self._repository = repository
+        self._keeper = BaseKeeper(self._ask_for_base)
+        self._heartbeat = Heartbeat(settings.local_path / WAL_NAME)
+        self._observer = Aftermath(settings)
+        self._told = ""
+
+    def run(self) -> NoReturn:
+        """Go on until the process ends."""
+        while True:
+            try:
+                found = look(self._repository)
+                problem = str(found.state.get("problem") or "")
+                self._heartbeat.beat(utc_now(), ready=not problem, waits_for=problem)
+                self._keeper.see(found)
+                if problem != self._told:
+                    self._told = problem
+                    self._observer.refresh()
+            except (OpsError, OSError) as error:
+                log.error("attendance_failed", error=str(error))
+            time.sleep(_LOOK_SECONDS)
+
+    def _ask_for_base(self) -> None:
+        """Hand it to a worker where there is a broker; otherwise do it here, while the WAL goes on arriving."""
+        if self._settings.worker.broker_url is None:
+            from portal.ops.backup.config import BackupConfig
+            from portal.ops.backup.job import BackupJob
+
+            job = BackupJob(BackupConfig.from_settings(self._settings), actor="wal", observer=self._observer)
+            threading.Thread(target=job.backup_base, name="base-backup", daemon=True).start()
+            return
+        from beat.task_queue import QueuedWorkers
+        from worker.operations import BACKUP_BASE, Requester
+
+        moment = utc_now().replace(microsecond=0)
+        task_id = f"wal-{moment:%Y-%m-%dT%H:%M:%SZ}"
+        QueuedWorkers(self._settings, Requester.WAL).submit(
+            BACKUP_BASE, {"actor": "wal", "moment": moment.isoformat()}, task_id
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(run_service("wal", "Receive the database's WAL.", WAL_NAME, serve))

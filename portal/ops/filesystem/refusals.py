@@ -1,0 +1,36 @@
+"""The error for a file that is to be backed up and cannot be read."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Final
+
+from portal.ops.errors import SourceError
+
+_DENIED: Final = frozenset({errno.EACCES, errno.EPERM})
+_DAMAGED: Final = frozenset({errno.EIO, errno.ENODATA, errno.EUCLEAN, errno.EBADMSG, errno.EREMOTEIO, errno.ENXIO})
+
+
+def unreadable(path: str, number: int) -> SourceError:
+    """The error for a file that is there and cannot be read.
+
+    Arguments:
+        path: the file.
+        number: the error number of the operating system.
+    """
+    return SourceError(f"cannot read {path}: {os.strerror(number)}", hint=_hint(number))
+
+
+def _hint(number: int) -> str:
+    if number in _DENIED:
+        return (
+            "Run the backup as the portal's user or as root, or give this user the right to read the file; "
+            "then start it again."
+        )
+    if number in _DAMAGED:
+        return (
+            "The disk that holds this file is failing, not the one of the repository: 'dmesg' names the device. "
+            "Restore the file from an older archive, or move it away; then start the backup again."
+        )
+    return "Look at the disk or the mount that holds this file, not at the repository; then start the backup again."

@@ -1,0 +1,240 @@
+"""A directory tree that is only ever reached from its top, step by step, without following a symlink.
+
+Whatever a path says, and whatever somebody puts into the tree meanwhile, an operation happens below the top or not at
+all: each directory on the way is opened by its name in the one above it. So a path may also be longer than the 4,096
+bytes that the kernel takes at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+import sys
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Final, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from types import TracebackType
+
+GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+"""What opening a file says when its name, or a directory above it, is not what it was a moment ago."""
+
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_MOST_OPEN: Final = 64
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
+_IS_UTF8: Final = sys.getfilesystemencoding() == "utf-8"
+
+
+class Tree:
+    """A directory and what is below it; paths are relative to it, with `/` between names, and empty for itself.
+
+    Arguments:
+        top: where it is; symlinks in this path are followed.
+        descriptor: the directory, where it is open already; it is closed with the tree.
+    """
+
+    def __init__(self, top: str, descriptor: int | None = None) -> None:
+        self.top = top
+        self._root = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if descriptor is None else descriptor
+        self._open: dict[str, int] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the descriptors back."""
+        self.forget()
+        os.close(self._root)
+
+    def again(self) -> Tree:
+        """The same directory with descriptors of its own, for another thread."""
+        return Tree(self.top, os.dup(self._root))
+
+    def fileno(self) -> int:
+        """The descriptor of the top."""
+        return self._root
+
+    def name(self, path: str) -> str:
+        """What a path is called in messages."""
+        return f"{self.top}/{path}" if path else self.top
+
+    def forget(self) -> None:
+        """Let go of the directories below the top: one of them is about to be renamed."""
+        for descriptor in self._open.values():
+            os.close(descriptor)
+        self._open.clear()
+
+    def place(self, path: str, *, make: bool = False) -> tuple[str, int]:
+        """The last name of a path, and a descriptor of the directory that it is in; valid until the next call.
+
+        Arguments:
+            make: create the directories on the way that are missing.
+
+        Raises:
+            OSError: a directory on the way is missing, or something else than a directory.
+        """
+        parent, _, name = path.rpartition("/")
+        return name if _IS_UTF8 else _native(name), self.directory(parent, make=make)
+
+    def directory(self, path: str, *, make: bool = False) -> int:
+        """A descriptor of a directory; valid until the next call, as with `place`."""
+        known, missing = path, []
+        while known and known not in self._open:
+            known, _, name = known.rpartition("/")
+            missing.append(name)
+        descriptor = self._open[known] if known else self._root
+        for name in reversed(missing):
+            native = name if _IS_UTF8 else _native(name)
+            if make:
+                with suppress(FileExistsError):
+                    os.mkdir(native, 0o700, dir_fd=descriptor)
+            descriptor = os.open(native, _DIRECTORY, dir_fd=descriptor)
+            if len(self._open) >= _MOST_OPEN:
+                self.forget()
+            known = f"{known}/{name}" if known else name
+            self._open[known] = descriptor
+        return descriptor
+
+    def look(self, path: str) -> os.stat_result | None:
+        """What is there; nothing where there is nothing. A symlink is looked at itself."""
+        try:
+            if not path:
+                return os.fstat(self._root)
+            name, above = self.place(path)
+            return os.stat(name, dir_fd=above, follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            if error.errno == errno.ELOOP:  # a symlink on the way: nothing of this tree is behind it
+                return None
+            raise
+
+    def open_file(self, path: str) -> int:
+        """A descriptor to read a file by; never waits for the other end of a FIFO.
+
+        Raises:
+            OSError: it cannot be opened, or a symlink is in its place or above it.
+        """
+        name, above = self.place(path)
+        return os.open(name, _FILE, dir_fd=above)
+
+    def link(self, path: str) -> str:
+        """What a symlink points to."""
+        name, above = self.place(path)
+        return portable(os.readlink(name, dir_fd=above))
+
+    def names(self, path: str) -> list[str]:
+        """The names in a directory, sorted."""
+        with os.scandir(self.directory(path)) as found:
+            return sorted(portable(entry.name) for entry in found)
+
+    @contextmanager
+    def entries(self, path: str) -> Iterator[list[os.DirEntry[str]]]:
+        """What is in a directory, in no order; the entries can be asked for `stat` as long as the context lasts."""
+        descriptor = os.dup(self.directory(path))
+        try:
+            with os.scandir(descriptor) as found:
+                yield list(found)
+        finally:
+            os.close(descriptor)
+
+    def below(self, path: str) -> Iterator[tuple[str, os.stat_result]]:
+        """Everything below a directory, each with what `stat` says; a directory comes before what is in it."""
+        todo = [path]
+        while todo:
+            directory = todo.pop()
+            deeper = []
+            with os.scandir(self.directory(directory)) as entries:
+                found = [(portable(entry.name), entry.stat(follow_symlinks=False)) for entry in entries]
+            for name, what in sorted(found):
+                inner = f"{directory}/{name}" if directory else name
+                yield inner, what
+                if stat.S_ISDIR(what.st_mode):
+                    deeper.append(inner)
+            todo += reversed(deeper)
+
+    def remove(self, path: str) -> None:
+        """Remove a directory with all that is in it, also where the rights of directories stand against it.
+
+        Raises:
+            OSError: it is not there, or something in it is another user's.
+        """
+        todo = [(path, False)]
+        while todo:
+            directory, is_empty = todo.pop()
+            name, above = self.place(directory)
+            if is_empty:
+                os.rmdir(name, dir_fd=above)
+                if (descriptor := self._open.pop(directory, None)) is not None:
+                    os.close(descriptor)
+                continue
+            todo.append((directory, True))
+            todo += [(inner, False) for inner in self._emptied(directory, name, above)]
+
+    def _emptied(self, directory: str, name: str, above: int) -> list[str]:
+        """The directories in a directory, after everything else in it was removed."""
+        try:
+            descriptor = self.directory(directory)
+        except PermissionError:
+            os.chmod(name, 0o700, dir_fd=above)
+            descriptor = self.directory(directory)
+        with os.scandir(descriptor) as found:
+            entries = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in found]
+        if entries:
+            with suppress(PermissionError):
+                os.fchmod(descriptor, 0o700)
+        for inner, is_directory in entries:
+            if not is_directory:
+                os.unlink(inner, dir_fd=descriptor)
+        return [f"{directory}/{portable(inner)}" for inner, is_directory in entries if is_directory]
+
+    def sync(self) -> None:
+        """Put all that was written to this file system on the disk.
+
+        One call for the whole file system, where one for each file would be tens of thousands of waits.
+
+        Raises:
+            OSError: something could not be written.
+        """
+        if _LIBC.syncfs(self._root) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), self.top)
+
+
+def move(source: Tree, target: Tree, path: str, new: str | None = None, *, make: bool = False) -> None:
+    """Rename what is at a path of one tree to the same path, or a new one, of another on the same file system.
+
+    Arguments:
+        make: create the directories in `target` that are missing.
+    """
+    old_name, old_above = source.place(path)
+    new_name, new_above = target.place(path if new is None else new, make=make)
+    os.rename(old_name, new_name, src_dir_fd=old_above, dst_dir_fd=new_above)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory with all that is in it, also where the rights of directories stand against it.
+
+    Raises:
+        OSError: it is not there, or something in it is another user's.
+    """
+    with Tree(str(path.parent)) as tree:
+        tree.remove(path.name)
+
+
+def portable(name: str) -> str:
+    """A name that the system has returned, as archives have it: UTF-8, other bytes as lone surrogates (PEP 383)."""
+    return name if _IS_UTF8 else os.fsencode(name).decode("utf-8", "surrogateescape")
+
+
+def _native(name: str) -> str:
+    """A name as the functions of `os` take it, where the locale is not UTF-8."""
+    return os.fsdecode(name.encode("utf-8", "surrogateescape"))

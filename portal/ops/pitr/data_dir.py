@@ -1,0 +1,190 @@
+"""Delivering the recovered cluster itself, for a new server.
+
+unpack    beside where it will be, under a name that says it is worthless
+replay    by a scratch server that writes durably, up to the moment
+stop      with a checkpoint; the live server's configuration is put back
+publish   everything on the disk, then renamed
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from portal.ops.errors import ConfigurationError, RestoreError
+from portal.ops.pitr.plan import plan_recovery
+from portal.ops.pitr.recovery import scratch_server
+from portal.ops.pitr.scratch import reachable, scratch_directory, server_owner, sweep_scratch
+from portal.ops.pitr.scratch_server import Target
+from portal.ops.pitr.unpack import unpack_cluster
+from portal.ops.pitr.wal_feed import WalFeed
+from portal.ops.repository.durable import sync_directory
+from portal.ops.repository.locks import archive_lock
+from portal.ops.runtime.logs import engine_log
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from portal.ops.pitr.plan import RecoveryPlan
+    from portal.ops.pitr.scratch import Owner
+    from portal.ops.repository.repository import Repository
+    from portal.ops.runtime.process import ProcessRunner
+    from portal.ops.runtime.progress import Advance
+
+log = engine_log("portal.ops.pitr.data_dir")
+
+_AUTO: Final = "postgresql.auto.conf"
+_CONFIGURATION: Final = "postgresql.conf"
+_RULES: Final = "pg_hba.conf"
+_IDENTITIES: Final = "pg_ident.conf"
+_SIDE_BYTES: Final = 256 << 20
+"""What a scratch server puts beside its data: WAL on its way, its log."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivered:
+    """A cluster that is ready to start.
+
+    Arguments:
+        directory: the data directory.
+        moment: what it holds, by the clock of the server that it comes from.
+        commands: what starts it.
+        notes: what should be known.
+    """
+
+    directory: Path
+    moment: datetime
+    commands: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result in the types of JSON."""
+        return {
+            "success": True,
+            "data_dir": str(self.directory),
+            "at": self.moment.isoformat(),
+            "commands": list(self.commands),
+            "notes": list(self.notes),
+        }
+
+
+def plan_delivery(repository: Repository, moment: datetime | None, directory: Path) -> RecoveryPlan:
+    """Find what leads to a moment, and look at where the cluster will be; touches nothing.
+
+    Raises:
+        ConfigurationError: the directory is not empty, or cannot be there; or the moment lies outside the window.
+    """
+    plan = plan_recovery(repository, moment)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ConfigurationError(f"{directory} is not an empty directory", hint="Name one that does not exist yet.")
+    if not directory.parent.is_dir():
+        raise ConfigurationError(f"{directory.parent} does not exist", hint="Create it first.")
+    owner = server_owner()
+    if owner and not all(reachable(path, owner) for path in (directory.parent, *directory.parent.parents)):
+        raise ConfigurationError(
+            f"user {owner.name}, who replays the WAL, cannot reach {directory.parent}",
+            hint="Name a directory that other users can pass through, such as one in /var/lib/postgresql.",
+        )
+    return plan
+
+
+def deliver(
+    repository: Repository,
+    plan: RecoveryPlan,
+    directory: Path,
+    *,
+    runner: ProcessRunner,
+    bin_dir: Path | None,
+    jobs: int,
+    lock_timeout: float,
+    advance: Advance = lambda _: None,
+) -> Delivered:
+    """Recover the cluster into a directory.
+
+    Arguments:
+        directory: the data directory to be.
+        advance: told of every number of bytes that was unpacked.
+
+    Raises:
+        RestoreError: the moment was not reached, or the directory cannot be written.
+    """
+    owner = server_owner()
+    sweep_scratch(repository)
+    with (
+        repository.shared(),
+        archive_lock(plan.path, lock_timeout),
+        scratch_directory(repository, owner, _SIDE_BYTES) as side,
+        scratch_directory(repository, owner, plan.needed_bytes, parent=directory.parent) as place,
+    ):
+        data = place / "data"
+        server = scratch_server(plan, side, data, runner=runner, bin_dir=bin_dir, is_durable=True)
+        program = server.find_program()
+        unpack_cluster(plan.path, data, owner=owner, jobs=jobs, advance=advance)
+        settings = (data / _AUTO).read_bytes() if (data / _AUTO).exists() else b""
+        (data / _AUTO).write_text("")
+        try:
+            with WalFeed(plan.archive, side, owner) as feed:
+                server.recover(feed, Target(moment=plan.moment, timeline=plan.span.timeline))
+            server.stop(fast=True)
+        finally:
+            server.stop()
+        (data / _AUTO).write_bytes(settings)
+        notes = _complete(data, owner, server.limits)
+        _sync(data)
+        try:
+            if directory.exists():
+                directory.rmdir()
+            data.rename(directory)
+            sync_directory(directory.parent)
+        except OSError as error:
+            raise RestoreError(
+                f"cannot put the cluster to {directory}: {error.strerror}", hint="Name another directory."
+            ) from error
+    log.info("cluster_delivered", path=str(directory), moment=plan.reached.isoformat())
+    return Delivered(
+        directory=directory, moment=plan.reached, commands=_commands(directory, owner, program), notes=notes
+    )
+
+
+def _complete(data: Path, owner: Owner | None, limits: Mapping[str, int]) -> tuple[str, ...]:
+    """Put configuration files where the cluster has none, since its server had them elsewhere."""
+    (data / "postmaster.opts").unlink(missing_ok=True)
+    texts = {
+        _CONFIGURATION: "".join(f"{name} = {value}\n" for name, value in sorted(limits.items())),
+        _RULES: "local all all peer\nhost all all samehost scram-sha-256\n",
+        _IDENTITIES: "",
+    }
+    made = [name for name in texts if not (data / name).exists()]
+    for name in made:
+        (data / name).write_text(texts[name])
+        (data / name).chmod(0o600)
+        if owner:
+            os.chown(data / name, owner.uid, owner.gid)
+    if _CONFIGURATION not in made:
+        return ("the configuration is the old server's; look at it before the start",)
+    return ("the old server had its configuration elsewhere; a minimal one was written",)
+
+
+def _sync(data: Path) -> None:
+    """Put every file and every name on the disk."""
+    for place, _, names in os.walk(data):
+        for name in names:
+            descriptor = os.open(os.path.join(place, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        sync_directory(Path(place))
+
+
+def _commands(directory: Path, owner: Owner | None, program: Path) -> tuple[str, ...]:
+    control = shlex.quote(str(program.with_name("pg_ctl")))
+    start = f"{control} -D {shlex.quote(str(directory))} -l {shlex.quote(f'{directory}.log')} start"
+    if owner is None:
+        return (start,)
+    chown = f"chown -R postgres:postgres {shlex.quote(str(directory))}"
+    return (*(() if owner.name == "postgres" else (chown,)), f"runuser -u postgres -- {start}")

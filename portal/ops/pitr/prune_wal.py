@@ -1,0 +1,62 @@
+"""Removing the WAL that no base backup needs any more."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from portal.ops.errors import OpsError
+from portal.ops.model import SUFFIX, BackupId, BackupType
+from portal.ops.pitr.look import base_of, read_wal
+from portal.ops.pitr.lsn import parse_history_name
+from portal.ops.pitr.wal_archive import DIRECTORY, WalArchive
+from portal.ops.pitr.window import Base, unneeded
+from portal.ops.runtime.logs import engine_log
+
+if TYPE_CHECKING:
+    from portal.ops.repository.repository import Repository
+
+log = engine_log("portal.ops.pitr.prune_wal")
+
+_PATTERN: Final = f"{BackupType.BASE}_*{SUFFIX}"
+
+
+def prune_wal(repository: Repository) -> int:
+    """Remove segments that lie before every base backup of their cluster; the bytes that were freed.
+
+    A base backup that cannot be read keeps all WAL: nobody knows where it begins. Where there is none at all, WAL stays
+    too, since one may be under way. History files are small, and stay.
+
+    Raises:
+        OSError: a file cannot be removed.
+    """
+    found: dict[str, list[Base]] = {}
+    for path in repository.path.glob(_PATTERN):
+        if BackupId.parse(path.name.removesuffix(SUFFIX)) is None:
+            continue
+        described = base_of(path)
+        if described is None:
+            log.warning("wal_kept", reason=f"{path.name} cannot be read")
+            return 0
+        found.setdefault(str(described[1].get("system_identifier")), []).append(described[0])
+    return sum(_prune(repository, identifier, bases) for identifier, bases in found.items())
+
+
+def _prune(repository: Repository, identifier: str, bases: list[Base]) -> int:
+    try:
+        archive = WalArchive.of(repository, identifier)
+    except OpsError as error:
+        log.warning("wal_kept", reason=error.message)
+        return 0
+    if archive is None:
+        return 0
+    gone = unneeded(bases, read_wal(archive, archive.state()))
+    names = {
+        name
+        for name in archive.files()
+        if not parse_history_name(name) and (segment := archive.segment(name)) and segment in gone
+    }
+    if not names:
+        return 0
+    freed = archive.remove(names)
+    log.info("wal_removed", directory=f"{DIRECTORY}/{identifier}", files=len(names), bytes=freed)
+    return freed

@@ -1,0 +1,146 @@
+"""What happened when: the moments that can be gone back to, and when many rows of which tables were removed.
+
+The WAL has numbers of files instead of the names of tables. Every base backup has the names of its time, and the server
+those of today.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from portal.ops.model import SUFFIX, timestamp
+from portal.ops.pitr.look import base_of, look
+from portal.ops.pitr.wal_reader import commits, segments_between
+from portal.ops.repository.catalogue import Catalogue
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from portal.ops.pitr.look import PitrLook
+    from portal.ops.pitr.wal_reader import Commit, Relation
+    from portal.ops.pitr.window import Window
+    from portal.ops.repository.entry import Entry
+    from portal.ops.repository.repository import Repository
+    from portal.ops.runtime.process import ProcessRunner
+
+MANY_ROWS: Final = 100
+"""A transaction that removes fewer rows of a table is everyday work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removal:
+    """Rows that one transaction removed.
+
+    Arguments:
+        moment: when it was committed, by the server's clock.
+        table: its name; its number where the name is not known.
+        rows: how many; nothing for a whole table.
+    """
+
+    moment: datetime
+    table: str
+    rows: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The removal in the types of JSON."""
+        return {"moment": self.moment.isoformat(), "table": self.table, "rows": self.rows}
+
+    def __str__(self) -> str:
+        what = "emptied, dropped or rewritten" if self.rows is None else f"{self.rows:,} rows removed"
+        return f"{self.table}: {what}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timeline:
+    """What one can go back to, and what happened.
+
+    Arguments:
+        window: nothing where nothing can be recovered to a moment.
+    """
+
+    window: Window | None
+    archives: tuple[Entry, ...]
+    removals: tuple[Removal, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The timeline in the types of JSON."""
+        return {
+            "recovery_window": self.window.to_dict() if self.window else None,
+            "archives": [
+                {"backup_id": entry.name, "type": entry.type, "timestamp": timestamp(entry.moment)}
+                for entry in self.archives
+            ],
+            "removals": [removal.to_dict() for removal in self.removals],
+        }
+
+    def lines(self) -> list[str]:
+        """The timeline for people, oldest first."""
+        window = f"recovery window: {self.window}" if self.window else "there is no recovery window"
+        entries = [(entry.moment, f"{entry.type or 'archive'} backup {entry.name}") for entry in self.archives]
+        entries += [(removal.moment, f"! {removal}") for removal in self.removals]
+        shown = [
+            f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 1000:03d}  {what}" for moment, what in sorted(entries)
+        ]
+        return [*shown, window]
+
+
+def read_timeline(
+    repository: Repository,
+    *,
+    start: datetime | None,
+    end: datetime | None,
+    live_names: Mapping[Relation, str],
+    runner: ProcessRunner,
+    bin_dir: Path | None,
+) -> Timeline:
+    """Read what happened between two moments.
+
+    Arguments:
+        start: the first moment; nothing means the beginning of the recovery window.
+        end: the last one; nothing means now.
+        live_names: the names of tables that the server has now.
+
+    Raises:
+        RepositoryError: the repository cannot be read.
+        ClientToolError: there is no pg_waldump of the server's version.
+    """
+    entries = Catalogue(repository).entries()
+    found = look(repository, entries)
+    removals: list[Removal] = []
+    if found.archive is not None:
+        segments = segments_between(found.archive, start or (found.window.start if found.window else None), end)
+        names = {**_names_of_bases(repository, found), **live_names}
+        for commit in commits(found.archive, segments, runner=runner, bin_dir=bin_dir, with_rows=True):
+            if (start is None or start <= commit.moment) and (end is None or commit.moment <= end):
+                removals += _removals(commit, names)
+    held = tuple(
+        entry
+        for entry in reversed(entries)
+        if (start is None or start <= entry.moment) and (end is None or entry.moment <= end)
+    )
+    return Timeline(window=found.window, archives=held, removals=tuple(removals))
+
+
+def _removals(commit: Commit, names: Mapping[Relation, str]) -> Sequence[Removal]:
+    moment = commit.moment.astimezone(UTC)
+    many = [
+        Removal(moment=moment, table=names.get(relation, f"table {relation[1]}"), rows=rows)
+        for relation, rows in commit.deleted.items()
+        if rows >= MANY_ROWS
+    ]
+    whole = {names[relation] for relation in commit.removed if relation in names}
+    return [*many, *(Removal(moment=moment, table=name, rows=None) for name in sorted(whole))]
+
+
+def _names_of_bases(repository: Repository, found: PitrLook) -> dict[Relation, str]:
+    """The names that tables had when base backups were made."""
+    names: dict[Relation, str] = {}
+    for base in sorted(found.bases, key=lambda base: base.ended):
+        described = base_of(repository.path / f"{base.name}{SUFFIX}")
+        relations = described[1].get("relations", {}) if described else {}
+        database = int(relations.get("database", 0))
+        names |= {(database, int(number)): str(name) for number, name in relations.get("names", {}).items()}
+    return names

@@ -1,0 +1,39 @@
+"""The errors of this engine for what the operating system refuses in a tree that is restored."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Final
+
+from portal.ops.errors import AccessDeniedError, DiskFullError, NotIntactError, OpsError, RestoreError
+
+
+def explained(error: OSError, doing: str, top: str) -> OpsError:
+    """The error of this engine for one of the operating system."""
+    reason = (error.strerror or "it refused").lower()
+    if error.errno in _FULL:
+        return DiskFullError(
+            f"no space left in {top} {doing}",
+            hint="Make room there, then start the restore again; what was written of this one is gone.",
+        )
+    if error.errno in _DENIED:
+        return AccessDeniedError(
+            f"{top} may not be changed {doing}: {reason}",
+            hint="Run the restore as the portal's user or as root, or give this user the right to write there.",
+        )
+    if error.errno in _NAMES:
+        return NotIntactError(
+            f"the archive has a name that the file system of {top} does not take: {reason}",
+            hint="Restore to another file system, or take another archive: './tools/backup.sh list' shows them.",
+        )
+    name = f" ({os.fsdecode(error.filename)})" if isinstance(error.filename, str | bytes) else ""
+    return RestoreError(
+        f"the operating system refused {doing} in {top}: {reason}{name}",
+        hint="Look at the disk and its mounts: everything below the directory must be on one file system.",
+    )
+
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_DENIED: Final = frozenset({errno.EPERM, errno.EACCES, errno.EROFS})
+_NAMES: Final = frozenset({errno.EINVAL, errno.ENAMETOOLONG, errno.EILSEQ})

@@ -1,0 +1,190 @@
+"""Sessions recorded on terminals of 80 and 200 columns: what a person sees, and that no JSON is among it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.commands import BACKUP, RESTORE, answer, run
+from tests.support.terminals import record
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support.terminals import Session
+
+WIDTHS = [80, 200]
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    """The variables of a portal without a database: uploads, and an empty repository."""
+    (tmp_path / "uploads").mkdir()
+    (tmp_path / "uploads" / "scan.sarif").write_text('{"runs": []}')
+    return {
+        "PATH": os.environ["PATH"],
+        "BACKUP_LOCAL_PATH": str(tmp_path / "archives"),
+        "PORTAL_UPLOAD_DIR": str(tmp_path / "uploads"),
+        "BACKUP_ENV_FILE": "/dev/null",
+        "BACKUP_JOBS": "1",
+        "COLUMNS": "",
+    }
+
+
+def on_a_terminal(environ: dict[str, str], *arguments: str, columns: int = 80) -> Session:
+    return record([BACKUP, *arguments], environ, columns=columns)
+
+
+class TestText:
+    @pytest.mark.parametrize("columns", WIDTHS)
+    def test_a_backup_ends_with_one_line(self, environ: dict[str, str], columns: int) -> None:
+        """Where the archive is and how large, on one line, and nothing else."""
+        session = on_a_terminal(environ, "media", columns=columns)
+        assert session.code == 0
+        assert re.fullmatch(r"backup media_\w+ is complete: [\d.]+ k?B in /.*\.tar\.gz", session.text)
+
+    @pytest.mark.parametrize("columns", WIDTHS)
+    def test_the_list_is_a_table_that_fits(self, environ: dict[str, str], columns: int) -> None:
+        """A head, a row for each archive, no line wider than the terminal, and no JSON."""
+        made = [answer(run("media", environ=environ))["backup_id"]]
+        answer(run("verify", "latest", environ=environ))
+        answer(run("pin", "latest", environ=environ))
+        session = on_a_terminal(environ, "list", columns=columns)
+        head, row = session.screen
+        assert head.split() == ["TIME", "(UTC)", "TYPE", "SIZE", "ARCHIVE", "STATE"]
+        assert made[0] in row
+        assert ("verified: contents, pinned" in row) == (columns == 200)
+        assert max(map(len, session.screen)) <= columns
+        assert "{" not in session.text
+
+    @pytest.mark.parametrize("command", ["status", "schedule", "audit", "prune", "doctor", "config"])
+    def test_nothing_is_followed_by_json(self, environ: dict[str, str], command: str) -> None:
+        """Every command tells a person what there is as text alone."""
+        run("media", environ=environ)
+        session = on_a_terminal(environ, command)
+        assert '"success"' not in session.text
+        assert len(session.screen) >= 1
+
+    def test_a_fault_is_told_once(self, environ: dict[str, str]) -> None:
+        """One message with its hint, not a line of the log, a message and a result."""
+        session = on_a_terminal(environ | {"PORTAL_UPLOAD_DIR": "/nowhere/uploads"}, "media")
+        assert session.code == 1
+        assert session.text.count("/nowhere/uploads") == 1
+        assert session.text.count("hint:") == 1
+
+    def test_a_restore_shows_its_plan_and_asks(self, environ: dict[str, str]) -> None:
+        """The plan, the question and the result are on the screen once each."""
+        run("media", environ=environ)
+        session = record([RESTORE, "latest", "--media-only"], environ, keys="yes\n", until="continue: ")
+        assert session.code == 0
+        assert session.text.count("Type yes to continue:") == 1
+        assert "restored: media from media_" in session.text
+        assert '"success"' not in session.text
+
+
+class TestOptions:
+    @pytest.mark.parametrize("arguments", [["list", "--json"], ["--json", "list"]])
+    def test_json_is_there_for_who_asks(self, environ: dict[str, str], arguments: list[str]) -> None:
+        """--json writes JSON and no text, on a terminal too, wherever the option stands."""
+        run("media", environ=environ)
+        session = on_a_terminal(environ, *arguments)
+        assert len(json.loads(session.text)["backups"]) == 1
+
+    def test_quiet_says_nothing_of_success(self, environ: dict[str, str]) -> None:
+        """--quiet leaves errors, warnings and the exit code."""
+        assert on_a_terminal(environ, "media", "--quiet").text == ""
+        assert on_a_terminal(environ, "verify", "nothing", "--quiet").text.startswith("error: ")
+
+    def test_a_quiet_list_is_ids(self, environ: dict[str, str]) -> None:
+        """For a loop in a shell, one id on each line."""
+        made = answer(run("media", environ=environ))["backup_id"]
+        assert on_a_terminal(environ, "list", "--quiet").screen == [made]
+
+    @pytest.mark.parametrize("variables", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}])
+    def test_colours_can_be_switched_off(self, environ: dict[str, str], variables: dict[str, str]) -> None:
+        """Colours are there on a terminal, and gone with --no-color, NO_COLOR or a dumb terminal."""
+        session = on_a_terminal(environ | variables, "status")
+        assert ("\x1b[31mNOT OK" in session.raw) == (not variables)
+        assert "\x1b[31m" not in on_a_terminal(environ | variables, "status", "--no-color").raw
+
+    def test_no_colours_in_a_pipe(self, environ: dict[str, str]) -> None:
+        """Whoever reads a pipe gets no escape sequences."""
+        ended = run("status", environ=environ)
+        assert "\x1b" not in ended.stdout + ended.stderr
+
+    @pytest.mark.parametrize("script", [BACKUP, RESTORE])
+    def test_the_version(self, environ: dict[str, str], script: Path) -> None:
+        """--version names the package and its version."""
+        ended = run("--version", environ=environ, script=script)
+        assert (ended.returncode, ended.stdout[:14]) == (0, "kekkai-backup ")
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("script", "arguments", "meant"),
+        [
+            (BACKUP, ["lst"], "did you mean 'list'?"),
+            (BACKUP, ["verfy", "latest"], "did you mean 'verify'?"),
+            (BACKUP, ["media", "--incremntal"], "did you mean --incremental?"),
+            (BACKUP, ["verify", "latest", "--level", "content"], "did you mean contents?"),
+            (BACKUP, ["xyzzy"], "the commands are full, database"),
+            (RESTORE, ["latest", "--dry-rn"], "did you mean --dry-run?"),
+        ],
+    )
+    def test_the_nearest_is_suggested(
+        self, environ: dict[str, str], script: Path, arguments: list[str], meant: str
+    ) -> None:
+        """A mistyped command, option or choice ends with 2 and names what was probably meant."""
+        ended = run(*arguments, environ=environ, script=script)
+        assert ended.returncode == 2
+        assert meant in ended.stderr
+
+    def test_a_mistyped_setting_is_flagged(self, environ: dict[str, str], tmp_path: Path) -> None:
+        """config names what is no setting with the nearest one, and --check ends with 2 for scripts."""
+        file = tmp_path / "backup.env"
+        file.write_text("BACKUP_RETENTON_DAYS=7\nSOMETHING=1\nBACKUP_PING_URL=https://hunter2\n")
+        file.chmod(0o600)
+        named = environ | {"BACKUP_ENV_FILE": str(file)}
+        ended = run("config", environ=named)
+        shown = answer(ended)
+        assert ended.returncode == 0
+        assert f"BACKUP_RETENTON_DAYS ({file}, line 1) is not a setting; did you mean BACKUP_RETENTION_DAYS?" in (
+            ended.stderr
+        )
+        assert f"SOMETHING ({file}, line 2) is not a setting" in shown["unknown"]
+        assert {one["name"]: one for one in shown["settings"]}["BACKUP_PING_URL"] == {
+            "name": "BACKUP_PING_URL",
+            "value": "********",
+            "origin": f"{file}, line 3",
+            "fault": None,
+        }
+        assert "hunter2" not in ended.stdout + ended.stderr
+        assert run("config", "--check", environ=named).returncode == 2
+        assert run("config", "--check", environ=environ).returncode == 0
+
+
+class TestCompletion:
+    def test_bash_completes_commands_and_options(self, environ: dict[str, str]) -> None:
+        """The script that --completion prints completes in a real bash."""
+        ended = run("--completion", "bash", environ=environ)
+        assert ended.returncode == 0
+        ask = (
+            "COMP_WORDS=(backup.sh {0}); COMP_CWORD={1}; "
+            "_shtab_backup_sh backup.sh {2} ''; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+        )
+        script = "\n".join([ended.stdout, ask.format("ver", 1, "ver"), ask.format("media --inc", 2, "--inc")])
+        shown = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+        assert shown.stdout.split() == ["verify", "--incremental"]
+
+    @pytest.mark.parametrize("script", [BACKUP, RESTORE])
+    @pytest.mark.parametrize("shell", ["bash", "zsh"])
+    def test_there_is_a_script_for_each_shell(self, environ: dict[str, str], script: Path, shell: str) -> None:
+        """Both programs print one for bash and zsh."""
+        ended = run("--completion", shell, environ=environ, script=script)
+        assert ended.returncode == 0
+        assert "--quiet" in ended.stdout

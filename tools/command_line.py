@@ -1,0 +1,164 @@
+"""The command line: which command a word names, the options that every command has, and help with mistakes."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from tools.terminal import output
+from tools.terminal.progress import Activity
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+PACKAGE: Final = "kekkai-backup"
+_SHELLS: Final = ("bash", "zsh")
+_NEAR: Final = 0.6
+_UNKNOWN: Final = re.compile(r"unrecognized arguments: (.*)")
+_CHOICE: Final = re.compile(r"invalid choice: '(.*?)'")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors name the option or word that was probably meant."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Tell how the command is used, what is wrong, and what may have been meant; exit code 2."""
+        output.tell(self.format_usage())
+        output.tell(f"{self.prog}: error: {message}{self._suggestion(message)}\n")
+        sys.exit(2)
+
+    def _suggestion(self, message: str) -> str:
+        options = [name for action in self._actions for name in action.option_strings]
+        if found := _UNKNOWN.search(message):
+            for word in found[1].split():
+                if word.startswith("-") and (near := nearest(word.partition("=")[0], options)):
+                    return f"; did you mean {near}?"
+        if found := _CHOICE.search(message):
+            choices = [str(choice) for action in self._actions for choice in action.choices or ()]
+            if near := nearest(found[1], choices):
+                return f"; did you mean {near}?"
+        return ""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that a mistyped one is most like, if any is."""
+    from difflib import get_close_matches
+
+    return next(iter(get_close_matches(word, list(known), n=1, cutoff=_NEAR)), None)
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what is written and how."""
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="write JSON and no text, even on a terminal")
+    group.add_argument("--quiet", action="store_true", help="no progress and no text except errors and warnings")
+    group.add_argument("--no-color", action="store_true", help="no colours (NO_COLOR does the same)")
+
+
+def add_program_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the program as a whole."""
+    group = parser.add_argument_group("this program")
+    group.add_argument("--version", action="store_true", help="show the version")
+    group.add_argument("--completion", choices=_SHELLS, help="print a script for tab completion in that shell")
+
+
+def configure(arguments: argparse.Namespace) -> None:
+    """Write as the options say."""
+    output.configure_output(json=arguments.json, quiet=arguments.quiet, colour=not arguments.no_color)
+
+
+def run(arguments: argparse.Namespace, doing: str) -> int:
+    """Run the command that was parsed; the exit code.
+
+    Arguments:
+        doing: what it does, for a person who has to wait.
+    """
+    configure(arguments)
+    with Activity(doing):
+        code: int = arguments.run(arguments)
+    return code
+
+
+def show_version() -> int:
+    """Print the version."""
+    from importlib.metadata import version
+
+    sys.stdout.write(f"{PACKAGE} {version(PACKAGE)}\n")
+    return 0
+
+
+def show_completion(parser: argparse.ArgumentParser, shell: str) -> int:
+    """Print a script that completes the commands and options of a parser."""
+    import shtab
+
+    sys.stdout.write(shtab.complete(parser, shell=shell))
+    return 0
+
+
+class Commands:
+    """Commands that are imported when they are named, so that no command pays for the others.
+
+    Arguments:
+        prog: the program.
+        table: the commands by their names: the module in `tools.commands` that has `add_arguments` and `run`, what the
+            help says, and what a person who waits is told.
+        default: the command that is meant if none is named.
+    """
+
+    def __init__(self, prog: str, table: Mapping[str, tuple[str, str, str]], *, default: str) -> None:
+        self._prog = prog
+        self._table = table
+        self._default = default
+
+    def choose(self, argv: Sequence[str]) -> tuple[str | None, list[str]]:
+        """The command that the arguments name, and the arguments without its name; nothing if there is no such one."""
+        for number, word in enumerate(argv):
+            if not word.startswith("-"):
+                return (word if word in self._table else None), [*argv[:number], *argv[number + 1 :]]
+            if word not in ("--json", "--quiet", "--no-color"):
+                break
+        return self._default, list(argv)
+
+    def unknown(self, word: str) -> int:
+        """Tell that there is no such command; exit code 2."""
+        near = nearest(word, self._table)
+        meant = f"did you mean '{near}'?" if near else f"the commands are {', '.join(self._table)}"
+        output.tell(f"usage: {self._prog} [COMMAND] [OPTION ...]\n")
+        output.tell(f"{self._prog}: error: there is no command {word!r}; {meant}\n")
+        return 2
+
+    def parser(self, name: str) -> Parser:
+        """The parser of one command."""
+        module, meaning, _ = self._table[name]
+        parser = Parser(prog=f"{self._prog} {name}", description=f"{meaning[:1].upper()}{meaning[1:]}.")
+        self._fill(parser, name, module)
+        return parser
+
+    def doing(self, name: str) -> str:
+        """What a person who waits for a command is told."""
+        return self._table[name][2]
+
+    def all(self, **options: Any) -> Parser:
+        """One parser of all commands, for tab completion."""
+        parser = Parser(prog=self._prog, **options)
+        commands = parser.add_subparsers(metavar="COMMAND", title="commands", parser_class=Parser)
+        for name, (module, meaning, _) in self._table.items():
+            self._fill(commands.add_parser(name, help=meaning, description=meaning), name, module)
+        return parser
+
+    def lines(self) -> str:
+        """The commands with what they do, for the help."""
+        longest = max(map(len, self._table))
+        return "\n".join(f"  {name:<{longest}}  {meaning}" for name, (_, meaning, _) in self._table.items())
+
+    def _fill(self, parser: argparse.ArgumentParser, name: str, module: str) -> None:
+        command = import_module(f"tools.commands.{module}")
+        command.add_arguments(parser, name)
+        add_output_options(parser)
+        parser.set_defaults(run=command.run, command=name)

@@ -1,0 +1,33 @@
+"""The commands of `backup.sh`, one module for each, and the restore commands of `restore.sh`.
+
+A module has `add_arguments`, which tells the parser what the command takes, and `run`, which calls the engine and tells
+how it ended. It decides nothing about backups itself. Adding a command means adding its module and its line here.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+BACKUP_COMMANDS: Final = {
+    "full": ("backup", "back up database, media and audit log (the default)", "starting the backup"),
+    "database": ("backup", "back up the database only", "starting the backup"),
+    "media": ("backup", "back up the uploads only", "starting the backup"),
+    "base": ("backup", "back up the database cluster, for recoveries to any later moment", "starting the backup"),
+    "timeline": ("timeline", "show the moments that can be restored, and when rows were removed", "reading the WAL"),
+    "list": ("list", "list the archives, newest first", "reading the archives"),
+    "status": ("status", "show the backup status; exit code 1 if a target is missed", "reading the archives"),
+    "verify": ("verify", "check that an archive is intact", "reading the archive"),
+    "extract": ("extract", "take one file out of an archive", "reading the archive"),
+    "drill": ("drill", "test a restore: restore, compare everything, throw it away", "preparing the drill"),
+    "prune": ("prune", "remove old archives as the retention policy says", "deciding what to keep"),
+    "offsite": ("offsite", "copy archives off-site; list, verify, fetch and prune copies", "asking the store"),
+    "keygen": ("keygen", "make the key that off-site copies are encrypted for", "making a key"),
+    "pin": ("pin", "keep an archive until it is unpinned", "reading the archives"),
+    "unpin": ("pin", "let the retention policy remove an archive again", "reading the archives"),
+    "schedule": ("schedule", "show the next and the last run of everything that is scheduled", "reading the archives"),
+    "audit": ("audit", "show who did what with the backups", "reading the access log"),
+    "report": ("report", "write the backup report, one HTML page", "reading the archives"),
+    "doctor": ("doctor", "check everything that backups and restores need", "checking"),
+    "config": ("config", "show every setting and where it comes from", "reading the settings"),
+}
+"""By name: the module, what the help says, and what a person who waits is told."""

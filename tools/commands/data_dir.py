@@ -1,0 +1,59 @@
+"""`restore.sh --at TIME --data-dir DIR`: delivers the recovered cluster, for a new server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tools.terminal.output import print_result, say
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+    from portal.ops.runtime.progress import Step
+    from portal.ops.settings.load import Settings
+
+
+def deliver_cluster(settings: Settings, show: Callable[[Step], None], arguments: argparse.Namespace) -> int:
+    """Recover the cluster into a new directory; no server and no live data is touched."""
+    from portal.ops.pitr.data_dir import deliver, plan_delivery
+    from portal.ops.pitr.moment import parse_moment
+    from portal.ops.pitr.plan import clock_offset
+    from portal.ops.pitr.wal_archive import WalArchive
+    from portal.ops.repository.repository import Repository
+    from portal.ops.runtime.process import SystemRunner
+    from portal.ops.runtime.progress import Meter, available_cores, utc_now
+
+    repository = Repository(settings.local_path, lock_timeout=settings.lock_timeout)
+    ahead = clock_offset(WalArchive.current(repository))
+    moment = parse_moment(arguments.at, utc_now() + ahead, settings.schedules.time_zone)
+    directory = Path(arguments.data_dir).absolute()
+    plan = plan_delivery(repository, moment, directory)
+    for line in plan.lines():
+        say(line)
+    if arguments.dry_run:
+        say("\nDry run: nothing was changed.")
+        print_result({"success": True, "dry_run": True, "at": plan.reached.isoformat(), "plan": plan.lines()})
+        return 0
+    meter = Meter(show)
+    meter.phase = "cluster"
+    meter.expect = lambda: int(plan.facts["bytes"])
+    delivered = deliver(
+        repository,
+        plan,
+        directory,
+        runner=SystemRunner(),
+        bin_dir=settings.pg_bin_dir,
+        jobs=arguments.jobs or settings.jobs or available_cores(),
+        lock_timeout=settings.lock_timeout,
+        advance=meter.advance,
+    )
+    say(f"\nthe cluster is in {delivered.directory}, as of {delivered.moment:%Y-%m-%d %H:%M:%S} UTC")
+    for note in delivered.notes:
+        say(f"  {note}")
+    say("to start it:")
+    for command in delivered.commands:
+        say(f"  {command}")
+    print_result(delivered.to_dict())
+    return 0

@@ -1,0 +1,37 @@
+"""`backup.sh pin` and `unpin`: keep an archive, or let the retention policy remove it again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tools.jobs import person, repository
+from tools.terminal.output import print_result, say
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
+    """Add what the command takes."""
+    parser.add_argument("archive", help="a path, an id or the start of one, or 'latest'")
+    if name == "pin":
+        parser.add_argument("--reason", metavar="TEXT", default="", help="why, for those who come later")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Pin or unpin an archive."""
+    from portal.ops.monitoring.observer import Aftermath
+    from portal.ops.retention.pin import pin, unpin
+    from portal.ops.runtime.environment import current_settings
+
+    settings = current_settings()
+    place, observer, name = repository(settings), Aftermath(settings), arguments.archive
+    if arguments.command == "pin":
+        found = pin(place, name, reason=arguments.reason, actor=person(), observer=observer)
+        say(f"pinned: {found.backup_id}; prune keeps it")
+        print_result({"success": True, **found.to_dict()})
+        return 0
+    backup_id, was_pinned = unpin(place, name, actor=person(), observer=observer)
+    say(f"unpinned: {backup_id}" if was_pinned else f"{backup_id} was not pinned")
+    print_result({"success": True, "backup_id": backup_id, "was_pinned": was_pinned})
+    return 0

@@ -1,0 +1,83 @@
+"""`backup.sh prune`: remove old archives as the retention policy says."""
+
+from __future__ import annotations
+
+import gc
+import os
+from typing import TYPE_CHECKING
+
+from tools.jobs import person, repository, restore_job
+from tools.terminal import output
+from tools.terminal.output import Lines, is_json, print_listing, say, say_error, warn
+from tools.terminal.run import watched_log
+
+if TYPE_CHECKING:
+    import argparse
+
+    from portal.ops.retention.prune import PruneJob, PruneResult
+    from portal.ops.settings.load import Settings
+
+
+def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
+    """Add what the command takes."""
+    parser.add_argument("--dry-run", action="store_true", help="show the plan with its reasons, and remove nothing")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Remove old archives, or show which ones would be removed."""
+    from portal.ops.backup.job import BackupConfig
+    from portal.ops.monitoring.observer import Aftermath
+    from portal.ops.retention.prune import PruneJob
+    from portal.ops.runtime.environment import current_settings
+
+    gc.disable()  # there may be very many archives, and none of what is made for them is garbage
+    settings = current_settings()
+    watched_log(settings.log_format)
+    config = BackupConfig.from_settings(settings)
+    job = PruneJob(repository(settings), config.retention, actor=person(), observer=Aftermath(settings))
+    result = job.run(dry_run=arguments.dry_run)
+    discarded = [] if arguments.dry_run or not result.success else forget_restores(settings)
+    _tell(job, result)
+    for line in discarded:
+        say(line)
+    facts = {**result.to_dict(), "restores_forgotten": discarded}
+    plan = result.plan.decisions if result.plan else ()
+    print_listing("plan", (decision.to_dict() for decision in plan), **facts)
+    return result.exit_code
+
+
+def forget_restores(settings: Settings) -> list[str]:
+    """Discard the rollback data of old restores; what was done, in words. A failure of that is only told."""
+    from portal.ops.errors import OpsError
+    from portal.ops.restore.journal import DIRECTORY
+
+    if not os.path.exists(settings.local_path / DIRECTORY):  # most often so; what follows takes a while to import
+        return []
+    try:
+        return list(restore_job(settings).discard_old())
+    except OpsError as error:
+        return [f"the rollback data of old restores was not looked at: {error}"]
+
+
+def _tell(job: PruneJob, result: PruneResult) -> None:
+    from portal.ops.units import human_bytes
+
+    if result.plan:
+        with Lines() as lines:
+            for decision in result.plan.decisions:
+                line = decision.line()
+                lines.say(line if is_json() else line[: output.width() - 1])
+    for name in result.spared:
+        say(f"spared: {name} is in use, or needed by now; the next prune looks again")
+    for name in result.swept:
+        say(f"swept: {name}")
+    for warning in result.warnings:
+        warn(warning)
+    if result.error:
+        say_error(result.error)
+    count = len(result.removed)
+    what = f"{count:,} archive{'' if count == 1 else 's'}, {human_bytes(result.freed_bytes)}"
+    if result.dry_run:
+        say(f"would be removed: {what} in {job.repository.path}; nothing was")
+    else:
+        say(f"removed: {what} in {job.repository.path}")

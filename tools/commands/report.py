@@ -1,0 +1,62 @@
+"""`backup.sh report`: write the backup report, one HTML page."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from portal.ops.errors import ConfigurationError
+from tools.terminal.output import print_result, say
+
+if TYPE_CHECKING:
+    import argparse
+
+_REPORT: Final = "kekkai-backup-report.html"
+_STANDARD_OUTPUT: Final = "-"
+
+
+def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
+    """Add what the command takes."""
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help=f"file to write, or - for standard output (default: {_REPORT} in this directory, or in the repository if "
+        "this directory is not writable)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the report, completely or not at all."""
+    from portal.ops.runtime.environment import current_settings
+    from portal.ops.runtime.progress import utc_now
+    from tools.report.page import page
+    from tools.report.story import read_story
+
+    settings = current_settings()
+    data = page(read_story(settings, utc_now())).encode("utf-8", "replace")
+    if arguments.output == _STANDARD_OUTPUT:
+        sys.stdout.buffer.write(data)
+        return 0
+    here = os.getcwd() if os.access(os.curdir, os.W_OK) else settings.local_path
+    path = os.path.abspath(arguments.output or os.path.join(here, _REPORT))
+    _write(path, data)
+    say(f"the report is {path}; it needs no other file, and any browser shows it")
+    print_result({"success": True, "path": path, "size_bytes": os.path.getsize(path)})
+    return 0
+
+
+def _write(path: str, data: bytes) -> None:
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "xb") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise ConfigurationError(
+            f"cannot write {path}: {error.strerror}", hint="Choose another place with --output FILE."
+        ) from error

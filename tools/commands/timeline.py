@@ -1,0 +1,43 @@
+"""`backup.sh timeline`: shows what one can go back to, and when many rows were removed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tools.terminal.output import print_result, say
+from tools.terminal.run import watched_settings
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001  (what every command has)
+    """Add what the command takes."""
+    moment = "such as '2026-11-28 14:00+00:00' or '2 hours ago'"
+    parser.add_argument("--from", dest="start", metavar="TIME", help=f"the first moment, {moment}")
+    parser.add_argument("--to", dest="end", metavar="TIME", help="the last moment (default: now)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Read archives and WAL, and tell."""
+    from portal.ops.pitr.moment import parse_moment
+    from portal.ops.pitr.relations import by_number, read_relations
+    from portal.ops.pitr.timeline import read_timeline
+    from portal.ops.repository.repository import Repository
+    from portal.ops.runtime.process import SystemRunner
+    from portal.ops.runtime.progress import utc_now
+
+    settings, _ = watched_settings()
+    now, zone = utc_now(), settings.schedules.time_zone
+    found = read_timeline(
+        Repository(settings.local_path),
+        start=parse_moment(arguments.start, now, zone) if arguments.start else None,
+        end=parse_moment(arguments.end, now, zone) if arguments.end else None,
+        live_names=by_number(read_relations(settings.database)),
+        runner=SystemRunner(),
+        bin_dir=settings.pg_bin_dir,
+    )
+    for line in found.lines():
+        say(line)
+    print_result({"success": True, **found.to_dict()})
+    return 0

@@ -1,0 +1,67 @@
+"""The engine's jobs, made as the settings say and in the name of who started the command."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from portal.ops.backup.job import BackupJob
+    from portal.ops.repository.repository import Repository
+    from portal.ops.restore.job import RestoreJob
+    from portal.ops.restore.plan import RestorePlan
+    from portal.ops.runtime.progress import Step
+    from portal.ops.settings.load import Settings
+
+
+def person() -> str | None:
+    """Who is at the keyboard, if that is not the user of this process."""
+    from portal.ops.repository.access_log import sudo_user
+
+    return sudo_user()
+
+
+def repository(settings: Settings) -> Repository:
+    """The repository that the settings name."""
+    from portal.ops.repository.repository import Repository
+
+    return Repository(settings.local_path, lock_timeout=settings.lock_timeout)
+
+
+def backup_job(settings: Settings, show: Callable[[Step], None]) -> BackupJob:
+    """A job that backs up and looks after archives."""
+    from portal.ops.backup.job import BackupConfig, BackupJob
+    from portal.ops.monitoring.observer import Aftermath
+
+    config, observer = BackupConfig.from_settings(settings), Aftermath(settings)
+    return BackupJob(config, progress=show, actor=person(), observer=observer)
+
+
+def restore_job(
+    settings: Settings,
+    show: Callable[[Step], None] | None = None,
+    confirm: Callable[[RestorePlan], bool] | None = None,
+    **given: Any,
+) -> RestoreJob:
+    """A job that restores, and rolls restores back; `given` are arguments of `RestoreConfig`."""
+    from portal.ops.monitoring.observer import Aftermath
+    from portal.ops.restore.job import RestoreConfig, RestoreJob
+
+    return RestoreJob(
+        RestoreConfig.from_settings(settings, **given),
+        confirm=confirm,
+        progress=show,
+        actor=person(),
+        observer=Aftermath(settings),
+    )
+
+
+def archive_at_hand(settings: Settings, show: Callable[[Step], None], archive: str) -> str:
+    """An archive that a command names, fetched from off-site if its name asks for that."""
+    if not archive.startswith("offsite:"):
+        return archive
+    from portal.ops.monitoring.observer import Aftermath
+    from portal.ops.offsite.local import local_archive
+
+    return local_archive(settings, archive, progress=show, actor=person(), observer=Aftermath(settings))

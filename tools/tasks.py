@@ -1,0 +1,350 @@
+"""Hands a command's work to a worker as a task, waits for it, and shows how far it is.
+
+Without ``CELERY_BROKER_URL``, or with ``--local``, a command does the work itself; result and exit code are the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+from portal.ops.errors import ConfigurationError
+from portal.ops.runtime.progress import Step
+from tools.terminal.output import ask, print_result, say
+from tools.terminal.run import StoppedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from portal.ops.settings.load import Settings
+    from worker.arguments import Arguments
+    from worker.authorization import Authorizations
+    from worker.client import Client, TaskState
+    from worker.errors import BrokerAwayError
+    from worker.operations import Operation
+
+NOT_YET: Final = 6
+
+_SLOWEST_LOOK_SECONDS: Final = 0.25
+_QUICKEST_LOOK_SECONDS: Final = 0.02
+_UNATTENDED_SECONDS: Final = 3.0
+_RETURN_SECONDS: Final = 30.0
+"""What workers have to find a broker again that was away."""
+
+_AWAY_SECONDS: Final = 60.0
+_LONGER_EACH_TIME: Final = 1.1
+_WITHDRAWN: Final = "the task had not started, and was withdrawn"
+_SAFE: Final = "Start it again when the broker is back, or use --local."
+_TOLD_BY: Final = frozenset({"backup", "verify", "drill", "offsite"})
+"""Modules of commands that tell how a task of theirs ended, by the family of the operation."""
+
+
+def add_options(parser: argparse.ArgumentParser, *, with_wait: bool = False) -> None:
+    """Add the options that say who does the work, and how long to wait for it.
+
+    Arguments:
+        with_wait: a task that was queued before can be waited for.
+    """
+    group = parser.add_argument_group("if CELERY_BROKER_URL names a broker, a worker does the work")
+    group.add_argument("--local", action="store_true", help="do the work here, without broker and worker")
+    group.add_argument("--no-wait", action="store_true", help="queue the task, print its id, and exit")
+    if with_wait:
+        group.add_argument("--wait", metavar="TASK_ID", help="wait for a task that was queued before")
+    else:
+        parser.set_defaults(wait=None)
+    group.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="stop waiting after this time")
+
+
+def _seconds(text: str) -> float:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds")
+    return float(text)
+
+
+def is_remote(settings: Settings, arguments: argparse.Namespace) -> bool:
+    """Whether a worker does the work.
+
+    Raises:
+        ConfigurationError: no worker does, and there is an option that only makes sense with one.
+    """
+    if settings.worker.broker_url is not None and not arguments.local:
+        return True
+    if arguments.wait or arguments.no_wait or arguments.timeout:
+        raise ConfigurationError(
+            "--wait, --no-wait and --timeout need a worker, and this command does the work itself",
+            hint="Set CELERY_BROKER_URL and omit --local, or omit these options.",
+        )
+    return False
+
+
+def person() -> str:
+    """Who started this command, for the access log."""
+    from portal.ops.repository.access_log import process_user, sudo_user
+
+    return sudo_user() or process_user()
+
+
+def absolute(archive: str) -> str:
+    """An archive as a worker understands it, which works in another directory."""
+    return os.path.abspath(archive) if "/" in archive or os.path.isfile(archive) else archive
+
+
+def do_remotely(
+    settings: Settings,
+    show: Callable[[Step], None],
+    arguments: argparse.Namespace,
+    operation: Operation,
+    given: Arguments,
+) -> int:
+    """Have a worker do a task of `backup.sh`, or wait for one that was queued; the exit code.
+
+    Arguments:
+        operation: what to do; nothing is queued where another task is waited for.
+        given: its arguments.
+    """
+    there = Remote(settings=settings, show=show, command="./tools/backup.sh", timeout=arguments.timeout)
+    task = there.pick_up(arguments.wait) if arguments.wait else there.hand_over(operation, given)
+    if arguments.no_wait:
+        say(f"queued; './tools/backup.sh --wait {task.task_id}' waits for it")
+        print_result({"success": True, "task_id": task.task_id})
+        return 0
+    result, exit_code = task.result()
+    if task.operation.family in _TOLD_BY:
+        import_module(f"tools.commands.{task.operation.family}").tell(result)
+    else:
+        print_result(result)
+    return exit_code
+
+
+@dataclass(kw_only=True)
+class Remote:
+    """The workers, as a command sees them.
+
+    Arguments:
+        settings: where they are, and the repository.
+        show: told how far a task is.
+        command: the command to name when a person has to wait for the task later.
+        timeout: seconds to wait at the most.
+    """
+
+    settings: Settings
+    show: Callable[[Step], None]
+    command: str
+    timeout: float | None = None
+
+    def hand_over(self, operation: Operation, given: Arguments, *, authorize: bool = False) -> RemoteTask:
+        """Give a task to the workers.
+
+        Arguments:
+            operation: what to do.
+            given: its arguments, without the actor.
+            authorize: write the authorization that a task needs which changes live data.
+
+        Raises:
+            BrokerAwayError: the broker does not answer.
+            RepositoryError: the authorization cannot be written.
+        """
+        from worker.authorization import Authorizations
+        from worker.client import Client, new_task_id
+
+        task = RemoteTask(
+            remote=self,
+            client=Client(self.settings),
+            operation=operation,
+            arguments=replace(given, actor=person()).to_dict(),
+            task_id=new_task_id(operation),
+            authorizations=Authorizations(self.settings.local_path) if authorize else None,
+        )
+        task.submit()
+        return task
+
+    def pick_up(self, task_id: str) -> RemoteTask:
+        """A task that was queued before.
+
+        Raises:
+            ConfigurationError: there is no such task.
+        """
+        from worker.client import Client
+        from worker.operations import OPERATIONS, PING, of_task_id
+
+        client = Client(self.settings)
+        state = client.look(task_id)
+        if state.is_lost:
+            raise _unknown(task_id)
+        operation = OPERATIONS.get(state.name) or of_task_id(task_id) or PING
+        return RemoteTask(
+            remote=self, client=client, operation=operation, arguments=None, task_id=task_id, authorizations=None
+        )
+
+
+@dataclass(kw_only=True)
+class RemoteTask:
+    """One task, from the hand-over to its result."""
+
+    remote: Remote
+    client: Client
+    operation: Operation
+    arguments: Mapping[str, Any] | None
+    task_id: str
+    authorizations: Authorizations | None
+    _is_attended: bool = False
+    _away_since: float | None = None
+    _patient_until: float = 0.0
+
+    def submit(self) -> None:
+        """Hand it over; with its authorization, where it needs one."""
+        assert self.arguments is not None
+        try:
+            if self.authorizations:
+                self.authorizations.grant(self.operation, self.task_id, self.arguments)
+            self.client.submit(self.operation, self.arguments, self.task_id)
+        except BaseException as error:
+            if self.withdraw() and isinstance(error, StoppedError):
+                error.outcome = _WITHDRAWN
+            raise
+
+    def withdraw(self) -> bool:
+        """Let a restore that nobody waits for any more not be done at some later time; whether it will not be."""
+        return self.authorizations is not None and self.authorizations.withdraw(self.task_id)
+
+    def result(self) -> tuple[dict[str, Any], int]:
+        """Wait for the result; it, and the exit code.
+
+        Raises:
+            UnattendedError: no worker listens, or the broker is away, or it takes too long.
+        """
+        started = time.monotonic()
+        pause = _QUICKEST_LOOK_SECONDS
+        self._patient_until = started + _UNATTENDED_SECONDS
+        try:
+            while not (state := self._look(started)).is_ended:
+                time.sleep(pause)
+                pause = min(pause * _LONGER_EACH_TIME, _SLOWEST_LOOK_SECONDS)
+        except StoppedError as stopped:
+            self._leave(stopped)
+            raise
+        return self._believed(state)
+
+    def _believed(self, state: TaskState) -> tuple[dict[str, Any], int]:
+        """The result, where the repository has what it claims; what cannot be checked is said."""
+        result = dict(state.result)
+        if not state.is_checked:
+            say(f"warning: {self.remote.settings.local_path} cannot be read: nobody has checked what the broker says")
+        elif result.get("success") and self.operation.backup_type and "path" in result:
+            repository = self.remote.settings.local_path
+            name = os.path.basename(str(result["path"]))
+            if not all(os.path.exists(repository / one) for one in (name, f"{name}.sha256")):
+                error = f"a worker reports {name}, and {repository} does not have it"
+                hint = "Look at BACKUP_LOCAL_PATH here and in the worker's environment: they have to be the same."
+                return {**result, "success": False, "error": f"{error}\n  hint: {hint}"}, 1
+        return result, state.exit_code
+
+    def _look(self, started: float) -> TaskState:
+        from worker.client import TaskState
+        from worker.errors import BrokerAwayError
+
+        waited = time.monotonic() - started
+        if self.remote.timeout is not None and waited > self.remote.timeout:
+            self._give_up(waited)
+        try:
+            state = self.client.look(self.task_id)
+            if self._away_since is not None:
+                say("the broker is back")
+                self._away_since = None
+                self._patient_until = time.monotonic() + _RETURN_SECONDS
+            if state.is_lost and self.arguments is None:
+                raise _unknown(self.task_id)
+            if state.is_lost and self.arguments is not None:
+                say("the broker lost the task; queueing it again, which does no harm")
+                self.client.submit(self.operation, self.arguments, self.task_id)
+            elif not state.is_begun and not state.is_ended and time.monotonic() > self._patient_until:
+                self._make_sure_of_a_worker()
+        except BrokerAwayError as error:
+            self._be_patient(error)
+            return TaskState()
+        if state.progress:
+            total = state.progress.get("total")
+            step = Step(phase=state.progress["phase"], done=state.progress["done"], expect=lambda: total)
+            self.remote.show(step)
+        return state
+
+    def _give_up(self, waited: float) -> None:
+        from worker.errors import StillAtWorkError
+
+        if self.withdraw():
+            raise StillAtWorkError(
+                f"{self.task_id} did not start within {waited:.0f} s, and was withdrawn",
+                hint="Try again when the workers have less to do, or use --local.",
+            )
+        raise StillAtWorkError(f"{self.task_id} is not finished after {waited:.0f} s; it goes on", hint=self._later())
+
+    def _be_patient(self, error: BrokerAwayError) -> None:
+        """Wait a while for a broker that is away: the work goes on meanwhile, if it was begun."""
+        if self._away_since is None:
+            say(f"{error.message}; waiting for it")
+            self._away_since = time.monotonic()
+        if time.monotonic() - self._away_since > _AWAY_SECONDS:
+            hint = f"The task had not started, and was withdrawn. {_SAFE}" if self.withdraw() else self._later()
+            raise type(error)(f"{error.message}, for {_AWAY_SECONDS:.0f} s now", hint=hint) from error
+
+    def _make_sure_of_a_worker(self) -> None:
+        from worker.errors import UnattendedError
+
+        if self._is_attended:
+            return
+        if not self.client.is_attended(self.operation.queue):
+            stays = "It was withdrawn." if self.withdraw() else f"It stays queued. {self._later()}"
+            raise UnattendedError(
+                f"no worker listens for {self.operation.queue} tasks",
+                hint=f"Start one ('tools/service.sh worker', or docker compose up), or use --local. {stays}",
+            )
+        say(f"every worker for {self.operation.queue} tasks is busy; waiting for one")
+        self._is_attended = True
+
+    def _leave(self, stopped: StoppedError) -> None:
+        """Somebody has had enough: ask whether the task is to go on; without a person to ask, it does."""
+        is_asked = stopped.number == signal.SIGINT and sys.stdin.isatty()
+        is_left = is_asked and self._is_left_running()
+        if not is_left and self.withdraw():
+            stopped.outcome = _WITHDRAWN
+        elif is_asked and not is_left:
+            stopped.outcome, stopped.hint = self._stop()
+        else:
+            stopped.outcome, stopped.hint = "the worker goes on", self._later()
+
+    def _stop(self) -> tuple[str, str]:
+        """Tell the worker to stop; what came of that, and what to do next."""
+        from worker.errors import BrokerAwayError
+
+        try:
+            self.client.stop(self.task_id)
+        except BrokerAwayError as error:
+            return f"the worker could not be told to stop: {error.message}", f"{error.hint} {self._later()}"
+        return "the worker was told to stop, and undoes its unfinished work", "Start it again to finish it."
+
+    def _is_left_running(self) -> bool:
+        answer = ask("\nLeave the task running? Type no to stop it, anything else to leave it: ")
+        return answer.lower() not in ("n", "no")
+
+    def _later(self) -> str:
+        return f"'{self.remote.command} --wait {self.task_id}' waits for it again."
+
+
+def _unknown(task_id: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"the broker knows no task {task_id}",
+        hint="Results are kept for 7 days. './tools/backup.sh list' shows whether there is an archive of it.",
+    )
+
+
+def now() -> str:
+    """The moment of a request, as the tasks take it."""
+    from datetime import UTC, datetime
+
+    return datetime.now(UTC).isoformat(timespec="seconds")

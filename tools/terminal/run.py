@@ -1,0 +1,149 @@
+"""Runs a command to its exit code: errors become messages, and signals end it in good order."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO, cast
+
+from portal.ops.errors import OpsError
+from tools.terminal.output import hush, print_result, say_error
+from tools.terminal.progress import Bar, BarAwareStream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, MutableMapping
+
+    from portal.ops.runtime.progress import Step
+    from portal.ops.settings.load import LogFormat, Settings
+
+EXIT_CODES: Final = """exit codes:
+  0 done          1 failed        2 wrong usage or configuration
+  3 not confirmed 4 not intact    5 busy
+  6 not done yet: no worker, no broker, or not in time"""
+
+_STOPPING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_TOLD_IN_THE_END: Final = frozenset(
+    {"backup_failed", "restore_failed", "prune_failed", "drill_failed", "archive_damaged"}
+)
+"""Events of the engine whose error the command tells itself, with the hint."""
+
+
+class StoppedError(BaseException):
+    """A signal asked this process to end; as an exception, so that every `with` on the way out takes back its part.
+
+    Arguments:
+        number: which signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.outcome = "unfinished work has been undone"
+        self.hint = "Start it again to finish it."
+
+
+def run_command(main: Callable[[], int]) -> NoReturn:
+    """Run a command to its exit."""
+    _open_standard_streams()
+    for number in _STOPPING:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+            signal.signal(number, _stop)
+    try:
+        code = main()
+    except OpsError as error:
+        _fail(str(error))
+        code = error.exit_code
+    except StoppedError as stopped:
+        _fail(f"stopped by {signal.Signals(stopped.number).name}: {stopped.outcome}\n  hint: {stopped.hint}")
+        code = 128 + stopped.number
+    except BrokenPipeError:
+        hush(sys.stdout)
+        code = 128 + signal.SIGPIPE
+    except OSError as error:
+        code = OpsError.exit_code
+        if error.filename is None:
+            hush(sys.stdout)
+            said = f"the result cannot be written to standard output: {error.strerror}"
+            say_error(f"{said}\n  hint: The work is done; './tools/backup.sh audit' shows how it ended.")
+        else:
+            said = f"the operating system refused: {error.strerror} ({error.filename})"
+            _fail(f"{said}\n  hint: Check that file, its permissions and its disk, then start the command again.")
+    gc.freeze()  # on its way out Python would look through all there is for garbage, which takes 30 ms
+    sys.exit(code)
+
+
+def watched_log(style: LogFormat, *, line_seconds: float | None = None) -> Callable[[Step], None]:
+    """Set up logging to standard error; what shows how far a job is, without the two getting mixed up."""
+    import structlog
+
+    from portal.ops.runtime.environment import merged_environment
+    from portal.ops.runtime.logs import configure_logging
+    from portal.ops.settings.load import unbuilt_settings, unknown_settings
+
+    log = structlog.get_logger("tools")
+    bar = Bar(log) if line_seconds is None else Bar(log, line_seconds=line_seconds)
+    configure_logging(style, cast("TextIO", BarAwareStream(bar)))
+    processors = structlog.get_config()["processors"]
+    structlog.configure(processors=[_EventFilter(style), *processors])
+    variables = merged_environment()
+    for warning in unknown_settings(variables):
+        log.warning("setting_unknown", detail=warning)
+    for what in unbuilt_settings(variables):
+        log.warning("setting_unbuilt", detail=f"this release does not have {what}")
+    return bar
+
+
+def watched_settings() -> tuple[Settings, Callable[[Step], None]]:
+    """The settings in force, with logging set up as they say, and what shows people how far a job is.
+
+    Raises:
+        ConfigurationError: a setting cannot be used.
+    """
+    from portal.ops.runtime.environment import current_settings
+
+    settings = current_settings()
+    return settings, watched_log(settings.log_format)
+
+
+class _EventFilter:
+    """Leaves out events that would tell a person something twice.
+
+    The error of a job is told when the command ends. A person at a terminal sees a bar and the result; the steps
+    between are only for logs, unless BACKUP_LOG_FORMAT asks for them.
+    """
+
+    def __init__(self, style: LogFormat) -> None:
+        from tools.terminal.output import is_quiet
+
+        self._least = ("warning", "error", "critical") if is_quiet() or self._is_watched(style) else ()
+
+    def __call__(self, _logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        """Drop an event, or let it pass."""
+        if event["event"] in _TOLD_IN_THE_END or (self._least and method not in self._least):
+            import structlog
+
+            raise structlog.DropEvent
+        return event
+
+    def _is_watched(self, style: LogFormat) -> bool:
+        return style.value == "auto" and sys.stderr.isatty()
+
+
+def _open_standard_streams() -> None:
+    """Fill the places of streams that are closed: the next file opened would be taken for one, and be written to."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            setattr(sys, name, open(number, "r" if number == 0 else "w"))  # noqa: SIM115  (as long as the process)
+
+
+def _fail(error: str) -> None:
+    say_error(error)
+    print_result({"success": False, "error": error})
+
+
+def _stop(number: int, _frame: object) -> NoReturn:
+    for other in _STOPPING:  # undoing is not to be interrupted by somebody's impatience
+        signal.signal(other, lambda *_: None)
+    raise StoppedError(number)

@@ -1,0 +1,73 @@
+"""Tables that fit the terminal: rows come one after the other, however many there are."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from tools.terminal import output
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_GAP: Final = "  "
+_CUT: Final = "…"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column.
+
+    Arguments:
+        title: what stands above it.
+        width: how wide it is.
+        least: how narrow it may become on a small terminal; columns that can shrink share what is missing, and the
+            last column takes what is left.
+        is_number: it is set to the right.
+    """
+
+    title: str
+    width: int
+    least: int = 0
+    is_number: bool = False
+
+
+class Table:
+    """Turns rows into lines of one width.
+
+    Arguments:
+        columns: from left to right; the last one is as wide as the terminal allows.
+        columns_there: the width of the terminal.
+    """
+
+    def __init__(self, columns: Sequence[Column], columns_there: int) -> None:
+        self._columns = columns
+        self._widths = _fitted(columns, columns_there)
+
+    def head(self) -> str:
+        """The line of titles."""
+        return output.coloured(self.row([column.title for column in self._columns]), "head", sys.stdout)
+
+    def row(self, cells: Sequence[str]) -> str:
+        """One row; a cell that does not fit is cut, and ends with an ellipsis."""
+        fitted = []
+        for column, width, cell in zip(self._columns, self._widths, cells, strict=True):
+            shown = cell if len(cell) <= width else cell[: width - 1] + _CUT
+            fitted.append(shown.rjust(width) if column.is_number else shown.ljust(width))
+        return _GAP.join(fitted).rstrip()
+
+
+def _fitted(columns: Sequence[Column], there: int) -> list[int]:
+    """The widths: those wished for, less what is missing, taken from the widest column that may shrink."""
+    widths = [column.width for column in columns]
+    free = there - len(_GAP) * (len(columns) - 1)
+    while sum(widths) > free:
+        shrinkable = [
+            number for number, column in enumerate(columns) if widths[number] > (column.least or column.width)
+        ]
+        if not shrinkable:
+            break
+        widths[max(shrinkable, key=lambda number: widths[number])] -= 1
+    widths[-1] += max(0, free - sum(widths))
+    return widths
