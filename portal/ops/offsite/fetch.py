@@ -24,6 +24,7 @@ from portal.ops.errors import (
     DiskFullError,
     IdentityError,
     NotIntactError,
+    ObjectAbsentError,
     OpsError,
     RepositoryError,
 )
@@ -350,6 +351,8 @@ def _receive_segment(
             at += len(plain)
     except NotIntactError as error:
         raise _damaged(name, backend, error.message) from error
+    except ObjectAbsentError as error:
+        raise _damaged(name, backend, "it is missing") from error
     if size != segment.size:
         raise _damaged(name, backend, f"it has {'more' if size > segment.size else 'fewer'} bytes than it should")
     if digest.hexdigest() != segment.sha256:
