@@ -71,14 +71,17 @@ class EmbeddedPostgres:
     Arguments:
         unsafe_speed: never flush to disk: fast, and lost if the machine goes down. For tests.
         settings: more server settings, by name.
+        bin_dir: the directory of another version's programs.
     """
 
-    def __init__(self, *, unsafe_speed: bool = False, settings: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, *, unsafe_speed: bool = False, settings: dict[str, str] | None = None, bin_dir: Path | None = None
+    ) -> None:
         self._settings = _COMMON_SETTINGS | (_UNSAFE_SETTINGS if unsafe_speed else {}) | (settings or {})
         self._password = secrets.token_urlsafe(12)
         self._owner = _server_owner()
         self._process: subprocess.Popen[bytes] | None = None
-        self.bin_dir = _bundled_bin_dir()
+        self.bin_dir = bin_dir or _bundled_bin_dir()
         self.reachable_bin_dir = self.bin_dir
         """The programs where the server's user can run them too; valid while the server runs."""
         self.directory = Path()

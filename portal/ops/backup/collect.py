@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from contextlib import contextmanager
@@ -138,7 +139,9 @@ class Collection:
             large = {
                 table: size for table, size in dump.table_bytes.items() if size * _WORTH_TELLING >= self._dump_bytes
             }
-            writer.reserve(room_for((*dump.table_names, *large)))
+            described = dump.facts.to_dict()
+            writer.reserve(room_for((*dump.table_names, *large)) + 2 * len(json.dumps(described, indent=12)))
+            self._warnings += dump.facts.warnings
             member = writer.add_stream(Component.DATABASE.member, cast("Readable", dump.stdout), mtime_ns=started)
             facts = dump.finish()
         return {
@@ -150,6 +153,7 @@ class Collection:
             **credential_detail(self.config.credential_key, str(self.backup_id)),
             "rows": facts.row_counts,
             "table_bytes": large,
+            **described,
         }
 
     def _copy(self, component: Component, source: Path, writer: ArchiveWriter) -> dict[str, Any]:

@@ -174,6 +174,18 @@ class WalArchive:
         source.unlink()
         return file
 
+    def note_covered(self, received: int, covered: datetime) -> None:
+        """Note what the last segment covers by now, before it is known whether another one continues it.
+
+        Arguments:
+            received: up to where everything is here.
+        """
+        for name, file in self.files().items():
+            segment = self.segment(name)
+            if segment and segment.number == (received - 1) // self.cluster.segment_bytes:
+                with archive_index.index_lock(self.path):
+                    archive_index.append(self.path, replace(file, covered=max(covered, file.covered or covered)))
+
     def sweep(self) -> None:
         """Remove copies that were not finished; only whoever receives alone may do that."""
         for left in self.path.glob(".*.tmp"):

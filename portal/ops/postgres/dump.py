@@ -20,10 +20,11 @@ from psycopg.sql import SQL
 
 from portal.ops.errors import DumpFailedError
 from portal.ops.postgres.client_tools import find_client
-from portal.ops.postgres.connection import connect, conninfo, explained_errors, libpq_environment
+from portal.ops.postgres.connection import connect, conninfo, explained_errors, libpq_environment, silencing_options
 from portal.ops.postgres.failures import explain_dump_failure
 from portal.ops.postgres.inspection import check_readable, read_facts
 from portal.ops.postgres.row_counts import SnapshotCount, list_tables, table_sizes
+from portal.ops.postgres.source_facts import read_source_facts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from portal.ops.postgres.connection import Connection
     from portal.ops.postgres.inspection import ServerFacts
     from portal.ops.postgres.row_counts import Table
+    from portal.ops.postgres.source_facts import SourceFacts
     from portal.ops.runtime.process import ProcessRunner, RunningProcess
     from portal.ops.settings.load import DatabaseTarget
 
@@ -49,7 +51,7 @@ class DumpFacts:
     Arguments:
         server_version: as the server writes it, such as ``17.10``.
         pg_dump_version: the same of the program.
-        row_counts: number of rows in the dump by table, ``schema.table`` quoted where SQL needs it.
+        row_counts: number of rows in the dump by table, as `table_name` writes it.
     """
 
     server_version: str
@@ -89,6 +91,7 @@ def open_dump(
         tables = list_tables(connection)
         _lock(connection, tables, lock_seconds)
         sizes = table_sizes(connection, tables)
+        facts = read_source_facts(connection)
         command = _command(tool, target, snapshot, lock_seconds)
         process = runner.start(command, environment=libpq_environment(target))
         opened.callback(process.stdout.close)
@@ -96,7 +99,14 @@ def open_dump(
         count = SnapshotCount(connect(target), snapshot, tables)
         opened.callback(count.cancel)
         parts = _Parts(
-            target=target, server=server, tool=tool, tables=tables, sizes=sizes, process=process, count=count
+            target=target,
+            server=server,
+            tool=tool,
+            tables=tables,
+            sizes=sizes,
+            facts=facts,
+            process=process,
+            count=count,
         )
         return DatabaseDump(parts, timeout_seconds, opened.pop_all())
 
@@ -110,6 +120,7 @@ class _Parts:
     tool: ClientTool
     tables: Sequence[Table]
     sizes: dict[str, int]
+    facts: SourceFacts
     process: RunningProcess
     count: SnapshotCount
 
@@ -130,6 +141,7 @@ class DatabaseDump:
         self._expired = threading.Event()
         self.stdout = parts.process.stdout
         self.server = parts.server
+        self.facts = parts.facts
         self.expected_tables = len(parts.tables)
         self.table_names = tuple(table.name for table in parts.tables)
         self.table_bytes = parts.sizes
@@ -228,7 +240,7 @@ def _command(tool: ClientTool, target: DatabaseTarget, snapshot: str, lock_secon
         "--no-password",
         f"--snapshot={snapshot}",
         f"--lock-wait-timeout={_milliseconds(lock_seconds)}",
-        f"--dbname={conninfo(target)}",
+        f"--dbname={conninfo(target, options=silencing_options(target))}",
     ]
 
 

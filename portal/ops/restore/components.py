@@ -21,7 +21,7 @@ from portal.ops.postgres.database_names import Names, Role
 from portal.ops.postgres.dump_format import HEAD_BYTES, dump_major
 from portal.ops.repository.durable import make_hidden
 from portal.ops.restore.database.model import DatabaseState, RestoreMode
-from portal.ops.restore.dump_source import dump_content, dump_of, rows_of
+from portal.ops.restore.dump_source import backed_up, dump_content, dump_of, identity_of, rows_of
 from portal.ops.restore.files.free_space import room
 from portal.ops.restore.files.restore import FileRestore, discard_rollback_data, list_restores
 from portal.ops.runtime.progress import available_cores
@@ -109,8 +109,8 @@ class Part(Protocol):
     def kept(self, *, rolled_back: bool) -> str:
         """In words, what is kept of the restore, if anything; says it without looking."""
 
-    def discard(self) -> None:
-        """Remove what is kept; harmless where there is nothing."""
+    def discard(self) -> tuple[str, ...]:
+        """Remove what is kept; harmless where there is nothing. What others may miss of it, in words."""
 
 
 class DatabasePart:
@@ -143,7 +143,13 @@ class DatabasePart:
         """
         with dump_content(archive, 1) as (member, content):
             head = bytes(next(content, memoryview(b""))[:HEAD_BYTES])
-        plan = self._restore.plan(dump_major=dump_major(head), dump_bytes=member.size, row_counts=rows_of(manifest))
+        major = dump_major(head)
+        plan = self._restore.plan(
+            dump_major=major,
+            dump_bytes=member.size,
+            row_counts=rows_of(manifest),
+            backed_up=None if major is None else backed_up(archive, manifest, self._dump),
+        )
         return PlannedPart(
             part=self,
             plan=plan,
@@ -158,7 +164,7 @@ class DatabasePart:
         """Fill and check a database beside the live one, where the mode is swap."""
         self._make_directory()
         dump = dump_of(archive, planned.manifest, self._dump, jobs=self._jobs, advance=advance)
-        self._restore.stage(dump, rows_of(planned.manifest))
+        self._restore.stage(dump, rows_of(planned.manifest), identity_of(planned.manifest))
 
     def apply(self) -> dict[str, Any]:
         """Swap, or replace in one transaction."""
@@ -196,20 +202,24 @@ class DatabasePart:
         """The name of a database, or a directory."""
         if self._mode is RestoreMode.IN_PLACE:
             return "" if rolled_back else f"the safety dump in {self._directory}"
+        if self._restore.replaced_nothing and not rolled_back:
+            return ""
         role = Role.UNDONE if rolled_back else Role.BEFORE
         target = self._restore.target
         name = Names.of(target.name, self._restore.restore_id).name(role)
         return f"database {name} on {target.host}:{target.port}"
 
-    def discard(self) -> None:
-        """Drop the database that is kept, and remove the safety dump."""
+    def discard(self) -> tuple[str, ...]:
+        """Drop the database that is kept, and remove the safety dump; what others may miss, in words."""
         from portal.ops.restore.database.restore import drop_old, list_old_databases
 
+        said: list[str] = []
         if self._mode is not RestoreMode.IN_PLACE:
             for old in list_old_databases(self._restore.target):
                 if old.marked.restore_id == self._restore.restore_id:
-                    drop_old(self._restore.target, old.marked.name)
+                    said += drop_old(self._restore.target, old.marked.name)
         shutil.rmtree(self._directory, ignore_errors=True)
+        return tuple(said)
 
     def _make_directory(self) -> None:
         """Make the restore's directory in the repository, for what has to lie on a disk."""
@@ -296,11 +306,12 @@ class FilesPart:
         what = "what was restored" if rolled_back else "what was replaced"
         return f"{what} of {target}, in {root / RESTORE_DIRECTORY}"
 
-    def discard(self) -> None:
+    def discard(self) -> tuple[str, ...]:
         """Remove the restore's directory in the tree."""
         target = self._restore.target
         if any(one.restore_id == self._restore.restore_id for one in list_restores(target)):
             discard_rollback_data(target, self._restore.restore_id)
+        return ()
 
 
 @dataclass(frozen=True, kw_only=True)

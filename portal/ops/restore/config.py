@@ -146,6 +146,7 @@ class RestoreConfig:
             user=self.db_user,
             password=Secret(password) if isinstance(password, str) else password,
             options=self.db_options,
+            lock_seconds=self.lock_timeout,
         )
 
 

@@ -286,12 +286,12 @@ class RestoreHistory:
 
     def discard(self, record: RestoreRecord) -> tuple[str, ...]:
         """Discard a restore's rollback data; what could not be removed, in words. One that was cut off is undone."""
-        left = []
+        left: list[str] = []
         for part in self._parts_of(record):
             try:
                 if not record.state.is_settled:
                     part.undo()
-                part.discard()
+                left += part.discard()
             except _FAULTS as error:
                 what = part.kept(rolled_back=record.state is RestoreState.ROLLED_BACK)
                 left.append(f"{what} is left, to be removed by hand: {_brief(error)}")
@@ -305,7 +305,7 @@ class RestoreHistory:
         Arguments:
             newest: the one that has just succeeded, and is not old whatever its clock said.
         """
-        said = []
+        said: list[str] = []
         limit = self._clock() - timedelta(days=self._days)
         for record in self._records.all():
             if (
@@ -316,7 +316,7 @@ class RestoreHistory:
                 continue
             try:
                 for part in self._parts_of(record):
-                    part.discard()
+                    said += part.discard()
                 self._records.remove(record)
                 said.append(f"{record.restore_id} is more than {self._days} days old and can no longer be taken back")
             except _FAULTS as error:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import threading
-from bisect import bisect_left
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, LiteralString
@@ -25,8 +24,11 @@ from psycopg.sql import SQL
 from portal.ops.errors import RepositoryError, RestoreError
 from portal.ops.postgres.connection import connect
 from portal.ops.postgres.dump import open_dump
+from portal.ops.postgres.dump_contents import EXTENSION, needs_administrator
+from portal.ops.postgres.dump_file import read_file_contents
 from portal.ops.postgres.row_counts import list_tables
-from portal.ops.postgres.server import MAY_END, maintenance, restoring_errors
+from portal.ops.postgres.server import MAY_END, maintenance, read_me, restoring_errors
+from portal.ops.postgres.table_names import normal_name
 from portal.ops.repository.durable import write_durably
 from portal.ops.repository.faults import explain
 from portal.ops.restore.database.stage import objects_owner
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from portal.ops.postgres.dump import DatabaseDump
     from portal.ops.postgres.pg_restore import Restorer
     from portal.ops.postgres.row_counts import Table
+    from portal.ops.postgres.toc import Entry
     from portal.ops.runtime.process import ProcessRunner
     from portal.ops.settings.database_url import DatabaseTarget
 
@@ -54,7 +57,11 @@ _RELATIONS: Final = """
       AND NOT EXISTS (
         SELECT FROM pg_depend AS d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
 """
-# An entry: 217; 1259 16391 TABLE public finding portal
+_EXTENSION_TABLES: Final = """
+    SELECT n.nspname, c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    JOIN pg_depend AS d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
+    WHERE c.relkind IN ('r', 'p')
+"""
 _RELATION_KINDS: Final = ("TABLE", "VIEW", "MATERIALIZED VIEW", "FOREIGN TABLE")
 _END_BLOCKERS: Final[LiteralString] = f"""
     SELECT pg_terminate_backend(a.pid)
@@ -94,8 +101,8 @@ class Before:
             found = cls(
                 restore_id=record["restore_id"],
                 dump=dump,
-                tables=record["tables"],
-                restored=frozenset(record["restored"]),
+                tables={normal_name(name): number for name, number in record["tables"].items()},
+                restored=frozenset(map(normal_name, record["restored"])),
             )
         except (OSError, ValueError, KeyError) as error:
             raise RepositoryError(
@@ -173,7 +180,7 @@ def replace_contents(
     role = owner if owner != target.user else None
     with connect(target) as connection, restoring_errors(target):
         drop = _drop([table for table in list_tables(connection) if table.name in brought])
-    contents = wanted_contents(target, restorer.list(dump))
+    contents = wanted_entries(target, read_file_contents(dump).entries)
     with _ending_blockers(target, restore_id):
         restorer.replace(dump, target, role=role, contents=contents, drop=drop)
 
@@ -189,32 +196,29 @@ def roll_back(target: DatabaseTarget, before: Before, *, restorer: Restorer, res
     replace_contents(target, before.dump, restorer=restorer, restore_id=restore_id, brought=before.brought)
 
 
-def wanted_contents(target: DatabaseTarget, contents: list[str]) -> list[str]:
-    """Leave out of a table of contents what must not be dropped: present extensions, and schemas with newer tables."""
+def wanted_entries(target: DatabaseTarget, entries: Sequence[Entry]) -> list[Entry]:
+    """Leave out of a dump what must not be dropped: present extensions, and schemas with newer tables.
+
+    So does what only an administrator creates, for anybody else, and what is in a present extension's own tables.
+    """
     with connect(target) as connection, restoring_errors(target):
-        extensions = [name for (name,) in connection.execute(_EXTENSIONS)]
+        extensions = {str(name) for (name,) in connection.execute(_EXTENSIONS)}
         relations = connection.execute(_RELATIONS).fetchall()
-    entries = [_entry(line) for line in contents]
-    known = sorted(
-        entry.removeprefix(f"{kind} ") for entry in entries for kind in _RELATION_KINDS if entry.startswith(f"{kind} ")
-    )
-    newer = {schema for schema, name in relations if not _starts_one(f"{schema} {name} ", known)}
-    kept = (
-        *(f"EXTENSION - {name} " for name in extensions),
-        *(f"COMMENT - EXTENSION {name} " for name in extensions),
-        *(f"SCHEMA - {name} " for name in newer),
-    )
-    return [line for line, entry in zip(contents, entries, strict=True) if not entry.startswith(kept)]
-
-
-def _entry(line: str) -> str:
-    return "" if line.startswith(";") else (line.split(" ", 3) + [""] * 3)[3]
-
-
-def _starts_one(beginning: str, entries: Sequence[str]) -> bool:
-    """Whether one of these, which are sorted, starts with this."""
-    at = bisect_left(entries, beginning)
-    return at < len(entries) and entries[at].startswith(beginning)
+        is_superuser = read_me(connection).superuser
+        tables = {(str(schema), str(name)) for schema, name in connection.execute(_EXTENSION_TABLES)}
+    known = {(entry.schema, entry.name) for entry in entries if entry.kind in _RELATION_KINDS}
+    newer = {schema for schema, name in relations if (schema, name) not in known}
+    kept = {
+        entry.number
+        for entry in entries
+        if (entry.kind == EXTENSION and entry.name in extensions)
+        or (entry.kind == "SCHEMA" and entry.name in newer)
+        or (entry.kind == "TABLE DATA" and (entry.schema, entry.name) in tables)
+        or (entry.kind != EXTENSION and not is_superuser and needs_administrator(entry))
+    }
+    return [
+        entry for entry in entries if entry.number not in kept and not (entry.kind == "COMMENT" and entry.needs & kept)
+    ]
 
 
 def _drop(tables: list[Table]) -> Composed | None:
