@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from portal.ops.backup.credential_key import fingerprint_of, is_key_of
 from portal.ops.drill.credentials import try_credentials
 from portal.ops.drill.references import check_references
 from portal.ops.errors import ConfigurationError
+from portal.ops.postgres.credential_key import fingerprint_of, is_key_of
 from portal.ops.runtime.commands import CommandResult, command_environment, database_environment, run_command
 from portal.ops.settings.file_columns import FileColumns
 

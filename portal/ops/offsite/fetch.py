@@ -229,17 +229,17 @@ class FetchJob:
         assert identifier is not None
         with self._witness.watching(Action.OFFSITE_FETCH, commit.backup_id, destination=backend.shown):
             started = time.monotonic()
-            with self.repository.shared(), self.repository.draft(identifier) as draft:
-                if draft is None:
+            with self.repository.shared(), self.repository.pending(identifier) as pending:
+                if pending is None:
                     return  # somebody else has just brought it
                 try:
-                    receive(backend, commit, identities, draft.out.patch, advance)
-                    digest = draft.out.finish()
+                    receive(backend, commit, identities, pending.out.patch, advance)
+                    digest = pending.out.finish()
                 except OSError as error:
                     raise _unwritable(self.repository.path, error) from error
                 if digest != commit.archive_sha256:
                     raise _other_archive(commit, backend)
-                draft.commit(digest)
+                pending.commit(digest)
         log.info(
             "offsite_fetched",
             backup_id=commit.backup_id,
