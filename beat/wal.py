@@ -148,11 +148,11 @@ class _Attendant:
             threading.Thread(target=job.backup_base, name="base-backup", daemon=True).start()
             return
         from beat.task_queue import QueuedWorkers
-        from worker.operations import BACKUP_BASE
+        from worker.operations import BACKUP_BASE, Requester
 
         moment = utc_now().replace(microsecond=0)
         task_id = f"wal-{moment:%Y-%m-%dT%H:%M:%SZ}"
-        QueuedWorkers(self._settings.worker).submit(
+        QueuedWorkers(self._settings, Requester.WAL).submit(
             BACKUP_BASE, {"actor": "wal", "moment": moment.isoformat()}, task_id
         )
 
