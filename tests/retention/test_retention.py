@@ -18,8 +18,8 @@ from portal.ops.model import BackupId, BackupType, VerifyLevel
 from portal.ops.repository.entry import Entry, Finding
 from portal.ops.retention.plan import RetentionPlan, plan
 from portal.ops.retention.policy import RetentionPolicy, RetentionRule
+from portal.ops.settings.entry import RULE_WORDS, RULED_TYPES
 from portal.ops.settings.load import load_settings
-from portal.ops.settings.table import RULE_WORDS, RULED_TYPES
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 GOLDEN = Path(__file__).parents[1] / "golden" / "plans"
