@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from beat.schedule import last_slot, next_slot
 from beat.verify_rotation import to_verify
 from portal.ops.model import BackupId, BackupType, VerifyLevel, timestamp
 from worker.operations import (
@@ -25,6 +24,7 @@ from worker.operations import (
     NothingMissing,
     Schedule,
 )
+from worker.schedule import last_slot, next_slot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

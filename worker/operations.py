@@ -50,6 +50,8 @@ class Requester(StrEnum):
     COMMAND = "command"
     BEAT = "beat"
     WATCHER = "watcher"
+    WAL = "wal"
+    WORKER = "worker"
     FLOWER = "flower"
 
 
@@ -178,7 +180,7 @@ BACKUP_BASE: Final = Operation(
     queue=Queue.BACKUP,
     description="Back up the whole database cluster, for recoveries to any later moment",
     arguments=BackupArguments,
-    requesters=_SCHEDULED,
+    requesters=_SCHEDULED | {Requester.WAL},
     handler="worker.handlers.backup:back_up",
     action=Action.BACKUP,
     backup_type=BackupType.BASE,
@@ -237,7 +239,7 @@ OFFSITE_COPY: Final = Operation(
     queue=Queue.OFFSITE,
     description="Copy off-site what is missing there",
     arguments=OffsiteCopyArguments,
-    requesters=_SCHEDULED,
+    requesters=_SCHEDULED | {Requester.WORKER},
     handler="worker.handlers.offsite:copy",
     action=Action.OFFSITE_COPY,
     schedule=Schedule(setting="offsite", done_by=NothingMissing()),

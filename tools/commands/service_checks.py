@@ -36,7 +36,7 @@ def _workers(settings: Settings) -> Finding:
     from worker.health import check_queues
     from worker.operations import Queue
 
-    found = check_queues(Client(settings.worker), Queue)
+    found = check_queues(Client(settings), Queue)
     ill = [queue for queue in found if not queue.is_healthy]
     if ill:
         said = "; ".join(f"{queue.queue}: {queue.detail}" for queue in ill)

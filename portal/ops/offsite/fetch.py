@@ -24,6 +24,7 @@ from portal.ops.errors import (
     DiskFullError,
     IdentityError,
     NotIntactError,
+    ObjectAbsentError,
     OpsError,
     RepositoryError,
 )
@@ -228,17 +229,17 @@ class FetchJob:
         assert identifier is not None
         with self._witness.watching(Action.OFFSITE_FETCH, commit.backup_id, destination=backend.shown):
             started = time.monotonic()
-            with self.repository.shared(), self.repository.draft(identifier) as draft:
-                if draft is None:
+            with self.repository.shared(), self.repository.pending(identifier) as pending:
+                if pending is None:
                     return  # somebody else has just brought it
                 try:
-                    receive(backend, commit, identities, draft.out.patch, advance)
-                    digest = draft.out.finish()
+                    receive(backend, commit, identities, pending.out.patch, advance)
+                    digest = pending.out.finish()
                 except OSError as error:
                     raise _unwritable(self.repository.path, error) from error
                 if digest != commit.archive_sha256:
                     raise _other_archive(commit, backend)
-                draft.commit(digest)
+                pending.commit(digest)
         log.info(
             "offsite_fetched",
             backup_id=commit.backup_id,
@@ -350,12 +351,20 @@ def _receive_segment(
             at += len(plain)
     except NotIntactError as error:
         raise _damaged(name, backend, error.message) from error
+    except ObjectAbsentError as error:
+        raise _damaged(name, backend, "it is missing") from error
+    if fault := _fault(commit, number, size, digest.hexdigest(), at - start):
+        raise _damaged(name, backend, fault)
+
+
+def _fault(commit: Commit, number: int, size: int, digest: str, plain_size: int) -> str:
+    """What is wrong with a segment that was received; empty where nothing is."""
+    segment = commit.segments[number]
     if size != segment.size:
-        raise _damaged(name, backend, f"it has {'more' if size > segment.size else 'fewer'} bytes than it should")
-    if digest.hexdigest() != segment.sha256:
-        raise _damaged(name, backend, "its SHA-256 is not the one of the commit")
-    if at - start != commit.plain_size(number):
-        raise _damaged(name, backend, "it holds another part of an archive")
+        return f"it has {'more' if size > segment.size else 'fewer'} bytes than it should"
+    if digest != segment.sha256:
+        return "its SHA-256 is not the one of the commit"
+    return "" if plain_size == commit.plain_size(number) else "it holds another part of an archive"
 
 
 def _damaged(name: str, backend: Backend, what: str) -> NotIntactError:

@@ -157,7 +157,9 @@ class WalReceiver:
         state = archive.state()
         self._received, self._is_streaming = int(state.get("received", 0)), False
         if covered_to := state.get("covered_to"):
-            self._covered.recall(datetime.fromisoformat(covered_to), self._received)
+            covered = datetime.fromisoformat(covered_to)
+            self._covered.recall(covered, self._received)
+            archive.note_covered(self._received, covered)
 
     def _take_slot(self, archive: WalArchive, connection: Connection) -> None:
         """Have a slot. A new one may not continue what was received before: pg_receivewal finds that out."""
@@ -199,7 +201,7 @@ class WalReceiver:
                 next_look = time.monotonic() + _WATCH_SECONDS
                 self._check_space(archive)
                 self._look(archive, connection)
-            if len(os.listdir(archive.receiving)) > 1:
+            if archive.completed() or len(archive.partials()) > 1:
                 self._collect(archive, connection)
 
     def _raise_end(self, archive: WalArchive, connection: Connection, process: RunningProcess) -> None:

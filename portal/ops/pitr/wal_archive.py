@@ -174,12 +174,36 @@ class WalArchive:
         source.unlink()
         return file
 
+    def note_covered(self, received: int, covered: datetime) -> None:
+        """Note what the last segment covers by now, before it is known whether another one continues it.
+
+        Arguments:
+            received: up to where everything is here.
+        """
+        for name, file in self.files().items():
+            segment = self.segment(name)
+            if segment and segment.number == (received - 1) // self.cluster.segment_bytes:
+                with archive_index.index_lock(self.path):
+                    archive_index.append(self.path, replace(file, covered=max(covered, file.covered or covered)))
+
     def sweep(self) -> None:
         """Remove copies that were not finished; only whoever receives alone may do that."""
         for left in self.path.glob(".*.tmp"):
             name = left.name.removeprefix(".").partition(".")[0]
             if self._is_segment(name) or parse_history_name(f"{name}.history"):
                 left.unlink(missing_ok=True)
+
+    def take(self, name: str, content: bytes, *, covered: datetime | None, until: datetime | None) -> None:
+        """Take in a file as it is stored, from an off-site copy.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        write_durably(self.stored(name), content)
+        sync_directory(self.path)
+        file = WalFile(name=name, size=len(content), sha256=sha256(content).hexdigest(), covered=covered, until=until)
+        with archive_index.index_lock(self.path):
+            archive_index.append(self.path, file)
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Replace the state; not synced, since it is written every second and can be lost."""

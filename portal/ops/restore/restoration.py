@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from portal.ops.backup.credential_key import key_warnings
 from portal.ops.errors import NotIntactError, RestoreError
 from portal.ops.model import Component, VerifyLevel
 from portal.ops.pitr.scratch import sweep_scratch
+from portal.ops.postgres.credential_key import key_warnings
 from portal.ops.repository.access_log import Action
 from portal.ops.restore.background_checksum import Checksum
 from portal.ops.restore.components import short_of_room

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from portal.ops.model import VerifyLevel
@@ -18,7 +19,6 @@ from portal.ops.verify.verify import Expected, Verifier
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
-    from pathlib import Path
 
     from portal.ops.repository.repository import ArchiveFile, Repository
 
@@ -44,7 +44,7 @@ class VerifyJob:
     repository: Repository
     witness: Witness
     runner: ProcessRunner = field(default_factory=SystemRunner)
-    pg_bin_dir: str | Path | None = None
+    pg_bin_dir: PathLike | None = None
     jobs: int | None = None
     lock_timeout: float = 60
     is_recorded: bool = True
@@ -76,7 +76,7 @@ class VerifyJob:
         meter.expect = Expected(paths)
         verifier = Verifier(
             runner=self.runner,
-            pg_bin_dir=_directory(self.pg_bin_dir),
+            pg_bin_dir=Path(self.pg_bin_dir) if self.pg_bin_dir else None,
             jobs=self.jobs or available_cores(),
             advance=meter.advance,
         )
@@ -93,12 +93,6 @@ class VerifyJob:
         is_ours = archive.path.parent == self.repository.path and os.access(self.repository.path, os.W_OK)
         with self.repository.shared() if is_ours else nullcontext(), archive_lock(archive.path, self.lock_timeout):
             yield
-
-
-def _directory(path: str | Path | None) -> Path | None:
-    from pathlib import Path
-
-    return Path(path) if path else None
 
 
 def _log(found: Verification) -> None:

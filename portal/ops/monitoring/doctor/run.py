@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from portal.ops.monitoring.doctor.check import Check, Finding, State, examine, fault, ok, warning
+from portal.ops.monitoring.doctor.commands import command_checks
 from portal.ops.monitoring.doctor.database import DatabaseChecks
 from portal.ops.monitoring.doctor.files import FileChecks
 from portal.ops.monitoring.doctor.pitr import PitrChecks
@@ -42,7 +43,12 @@ def engine_checks(
     repository = RepositoryChecks(
         Repository(settings.local_path), data={what: Path(path) for what, path in data.items() if path}, clock=clock
     )
-    files = FileChecks(uploads=settings.upload_dir, audit=settings.audit_dir, environ=environ)
+    files = FileChecks(
+        uploads=settings.upload_dir,
+        audit=settings.audit_dir,
+        environ=environ,
+        has_key=settings.portal.credential_key is not None,
+    )
     database = DatabaseChecks(
         settings.database,
         runner=runner,
@@ -51,6 +57,8 @@ def engine_checks(
         clock=clock,
     )
     try:
-        yield [*repository.all(), *files.all(), *database.all(), *PitrChecks(settings, runner=runner).all()]
+        portal = command_checks(settings.portal)
+        recovery = PitrChecks(settings, runner=runner)
+        yield [*repository.all(), *files.all(), *database.all(), *recovery.all(), *portal]
     finally:
         database.close()
