@@ -14,7 +14,7 @@ import threading
 import time
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import chain, repeat
 from typing import IO, TYPE_CHECKING, Self
 
 import psycopg
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from portal.ops.settings.load import DatabaseTarget
 
 _NAMED = 5
-# We hold the locks that pg_dump wants. Where it has to wait for one, somebody who wants to drop the table is in the queue
+# We hold the locks that pg_dump wants. Where it has to wait for one, whoever wants to drop the table is in the queue
 # between us, and waits for us in turn: only to begin anew helps.
 _QUEUED_SECONDS = 1.0
 _PAUSES_SECONDS = (0.1, 0.2, 0.4, 0.8, 1.6)
@@ -86,7 +86,7 @@ def open_dump(
             no pg_dump that fits; each as an error of its own.
     """
     until = time.monotonic() + lock_timeout_seconds
-    for pause in (*_PAUSES_SECONDS, *repeat(_PAUSES_SECONDS[-1])):
+    for pause in chain(_PAUSES_SECONDS, repeat(_PAUSES_SECONDS[-1])):
         try:
             return _open(target, runner, timeout_seconds, bin_dir, lock_timeout_seconds)
         except SchemaChangedError:
