@@ -10,6 +10,7 @@ from beat.loop import Beat
 from beat.service import run_service
 from beat.task_queue import QueuedWorkers
 from portal.ops.monitoring.observer import Aftermath
+from worker.operations import Requester
 
 if TYPE_CHECKING:
     from portal.ops.settings.load import Settings
@@ -21,7 +22,7 @@ def serve(settings: Settings) -> NoReturn:
         from portal.ops.monitoring.metrics import serve as serve_metrics
 
         serve_metrics(settings, port=settings.targets.metrics_port)
-    Beat(settings, QueuedWorkers(settings.worker), after_look=Aftermath(settings).refresh).run()
+    Beat(settings, QueuedWorkers(settings, Requester.BEAT), after_look=Aftermath(settings).refresh).run()
 
 
 if __name__ == "__main__":

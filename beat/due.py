@@ -13,10 +13,18 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from beat.schedule import last_slot, next_slot
 from beat.verify_rotation import to_verify
 from portal.ops.model import BackupId, BackupType, VerifyLevel, timestamp
-from worker.operations import BACKUP_DATABASE, BACKUP_FULL, SCHEDULED, EachArchive, MadeArchive, Schedule
+from worker.operations import (
+    BACKUP_DATABASE,
+    BACKUP_FULL,
+    SCHEDULED,
+    EachArchive,
+    MadeArchive,
+    NothingMissing,
+    Schedule,
+)
+from worker.schedule import last_slot, next_slot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -81,11 +89,13 @@ class RepositoryFacts:
         archives: everything that the repository has.
         verified: what verifications have found, by the archives' names.
         ended: when the operations ended last whose slots are done by an entry of the access log.
+        uncopied: whether an archive that should have an off-site copy has none.
     """
 
     archives: tuple[Held, ...] = ()
     verified: Mapping[str, Verified] = field(default_factory=dict)
     ended: Mapping[Operation, datetime] = field(default_factory=dict)
+    uncopied: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +172,9 @@ def _tasks_of(slot: Slot, facts: RepositoryFacts, now: datetime) -> Iterator[Sch
         for archive in to_verify(slot.moment, facts.archives, facts.verified, now):
             arguments = {**common, "archive": archive.name, "level": VerifyLevel.CONTENTS.value}
             yield ScheduledTask(slot=slot, task_id=f"{slot.task_id}-{_short(archive.name)}", arguments=arguments)
+    elif isinstance(done_by, NothingMissing):
+        if facts.uncopied:
+            yield ScheduledTask(slot=slot, task_id=slot.task_id, arguments=common)
     elif not _has_ended(slot, facts, now) and any(held.moment <= slot.moment for held in facts.archives):
         yield ScheduledTask(slot=slot, task_id=slot.task_id, arguments=common)
 

@@ -108,7 +108,7 @@ class Beat:
         in_question = [slot for slot in slots if slot not in self._settled]
         if not in_question:
             return
-        facts = read_facts(self._repository, {slot.operation for slot in in_question})
+        facts = read_facts(self._repository, {slot.operation for slot in in_question}, self._settings)
         tasks = due(in_question, facts, now, self._memory.times())
         self._memory.keep_only({task.task_id for task in tasks})
         if facts.archives:

@@ -5,17 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from beat.due import Held, RepositoryFacts
+from portal.ops.backup.config import BackupConfig
 from portal.ops.model import BackupId
+from portal.ops.offsite.config import OffsiteConfig
+from portal.ops.offsite.missing import missing_copies
+from portal.ops.offsite.prune import offsite_policy
 from portal.ops.repository.access_log import AccessLog, Action
 from portal.ops.repository.catalogue import Catalogue
-from worker.operations import SCHEDULED, EachArchive, LoggedEnd
+from portal.ops.runtime.progress import utc_now
+from worker.operations import SCHEDULED, EachArchive, LoggedEnd, NothingMissing
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Sequence
     from datetime import datetime
 
     from portal.ops.repository.access_log import AccessEntry
+    from portal.ops.repository.entry import Entry
     from portal.ops.repository.repository import Repository
+    from portal.ops.settings.load import Settings
     from worker.operations import Operation
 
 _BY_TYPE: Final = {entry.backup_type: entry for entry in SCHEDULED if entry.backup_type}
@@ -25,10 +32,13 @@ _PART: Final = "archives"
 """A detail of the lines that a prune writes on its way; the one at its end has none."""
 
 
-def read_facts(repository: Repository, operations: Collection[Operation]) -> RepositoryFacts:
+def read_facts(
+    repository: Repository, operations: Collection[Operation], settings: Settings | None = None
+) -> RepositoryFacts:
     """What there is.
 
     Arguments:
+        settings: destinations and rules of off-site copies; without them nothing is missing there.
         operations: those whose slots are in question; what only others need is not read.
 
     Raises:
@@ -36,7 +46,8 @@ def read_facts(repository: Repository, operations: Collection[Operation]) -> Rep
     """
     needs = {type(entry.schedule.done_by) for entry in operations if entry.schedule}
     ended = _last_ends(repository) if LoggedEnd in needs else {}
-    if EachArchive not in needs:
+    is_offsite = settings is not None and NothingMissing in needs and bool(settings.offsite.destinations())
+    if EachArchive not in needs and not is_offsite:
         found = repository.archives()
         types = [archive.backup_id.type if archive.backup_id else None for archive in found]
         held = (Held(name=one.name, type=kind, moment=one.moment) for one, kind in zip(found, types, strict=True))
@@ -46,7 +57,14 @@ def read_facts(repository: Repository, operations: Collection[Operation]) -> Rep
         archives=tuple(Held(name=entry.name, type=entry.type, moment=entry.moment) for entry in entries),
         verified={entry.name: entry.finding for entry in entries if entry.finding},
         ended=ended,
+        uncopied=settings is not None and is_offsite and _is_uncopied(settings, repository, entries),
     )
+
+
+def _is_uncopied(settings: Settings, repository: Repository, entries: Sequence[Entry]) -> bool:
+    config = OffsiteConfig.from_settings(settings)
+    policy = offsite_policy(BackupConfig.from_settings(settings).retention, settings.offsite.rules)
+    return any(missing_copies(config, policy, repository, entries, utc_now()).values())
 
 
 def _last_ends(repository: Repository) -> dict[Operation, datetime]:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from portal.ops.settings.load import WorkerSettings
-    from worker.operations import Operation
+    from portal.ops.settings.load import Settings
+    from worker.operations import Operation, Requester
 
 
 class Workers(Protocol):
@@ -33,16 +33,17 @@ class QueuedWorkers:
     """The workers behind the broker.
 
     Arguments:
-        settings: where the broker is.
+        settings: where the broker is, and the repository.
+        requester: who sends the tasks.
 
     Raises:
         ConfigurationError: there is none.
     """
 
-    def __init__(self, settings: WorkerSettings) -> None:
+    def __init__(self, settings: Settings, requester: Requester) -> None:
         from worker.client import Client
 
-        self._client = Client(settings)
+        self._client = Client(settings, requester)
 
     def submit(self, operation: Operation, arguments: Mapping[str, Any], task_id: str) -> None:
         """Put a task on the queue."""

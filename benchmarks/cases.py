@@ -26,6 +26,7 @@ OURS = "ours"
 TAR = "tar czf"
 PIGZ = "tar -I pigz"
 ZSTD = "tar -I 'zstd -3 -T2'"
+CAREFUL_TAR = "the same, then sync and sha256sum"
 RESTIC = "restic backup"
 BORG = "borg create, lz4"
 PG_DUMP = "pg_dump -Fc"
@@ -98,9 +99,9 @@ def all_cases(scale: float = 1.0) -> tuple[Case, ...]:
     """Return every case over `scale` times the data, in the order in which they run."""
     sarif = SARIF.scaled(scale)
     return (
-        _backup("sarif", sarif, tar=10, restic=3, borg=1.5),
-        _backup("small", SMALL.scaled(scale), tar=4, restic=5, borg=3),
-        _backup("random", RANDOM.scaled(scale), tar=5, restic=1.8, borg=0.8),
+        _backup("sarif", sarif, tar=10, careful=1.2, restic=3, borg=1.5),
+        _backup("small", SMALL.scaled(scale), tar=4, careful=1, restic=5, borg=3),
+        _backup("random", RANDOM.scaled(scale), tar=5, careful=1, restic=1.8, borg=0.8),
         _database(DATABASE.scaled(scale)),
         _verify(sarif),
         _extract(sarif),
@@ -112,7 +113,7 @@ def all_cases(scale: float = 1.0) -> tuple[Case, ...]:
     )
 
 
-def _backup(name: str, data: DataSet, *, tar: float, restic: float, borg: float) -> Case:
+def _backup(name: str, data: DataSet, *, tar: float, careful: float, restic: float, borg: float) -> Case:
     return Case(
         name=name,
         title=f"first backup of {data.description()}",
@@ -120,6 +121,7 @@ def _backup(name: str, data: DataSet, *, tar: float, restic: float, borg: float)
         contenders=(_our_backup(), *_tars(), _restic(), _borg()),
         targets=(
             _faster(TAR, tar),
+            _faster(CAREFUL_TAR, careful),
             _faster(RESTIC, restic),
             _faster(BORG, borg),
             Target(measure=Measure.SIZE, subject=OURS, reference=TAR, bound=Bound.AT_MOST, wanted=1.08),
@@ -147,6 +149,21 @@ def _tars() -> tuple[Contender, ...]:
         Contender(name=TAR, run=_tar_into("{out}"), output="archive.tar.gz", needs=("tar", "gzip")),
         _tar_through(PIGZ, "pigz"),
         _tar_through(ZSTD, "zstd -3 -T2"),
+        _careful_tar(),
+    )
+
+
+def _careful_tar() -> Contender:
+    """What a careful person types: the archive is on the disk, and has a digest, as ours is and has."""
+    script = (
+        'tar -I \'zstd -3 -T2\' -cf "$2/archive.tar" -C "$1" . && sync "$2/archive.tar" "$2" && '
+        'sha256sum "$2/archive.tar" >"$2/archive.tar.sha256"'
+    )
+    return Contender(
+        name=CAREFUL_TAR,
+        run=Command(argv=("sh", "-c", script, "sh", "{data}", "{out}")),
+        output="archive.tar",
+        needs=("tar", "zstd", "sha256sum"),
     )
 
 

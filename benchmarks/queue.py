@@ -118,7 +118,7 @@ class _Measured:
 
     def many(self) -> str:
         """Queue many verifications at once: the time of all, against the sum of the work divided by the processes."""
-        client = Client(load_settings(self.environ, lambda _: "").worker)
+        client = Client(load_settings(self.environ, lambda _: ""))
         names = [new_task_id(VERIFY_ARCHIVE) for _ in range(_TASKS)]
         for name in names:
             client.submit(VERIFY_ARCHIVE, {"archive": "latest"}, name)

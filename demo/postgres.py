@@ -71,14 +71,17 @@ class EmbeddedPostgres:
     Arguments:
         unsafe_speed: never flush to disk: fast, and lost if the machine goes down. For tests.
         settings: more server settings, by name.
+        bin_dir: the directory of another version's programs.
     """
 
-    def __init__(self, *, unsafe_speed: bool = False, settings: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, *, unsafe_speed: bool = False, settings: dict[str, str] | None = None, bin_dir: Path | None = None
+    ) -> None:
         self._settings = _COMMON_SETTINGS | (_UNSAFE_SETTINGS if unsafe_speed else {}) | (settings or {})
         self._password = secrets.token_urlsafe(12)
         self._owner = _server_owner()
         self._process: subprocess.Popen[bytes] | None = None
-        self.bin_dir = _bundled_bin_dir()
+        self.bin_dir = bin_dir or _bundled_bin_dir()
         self.reachable_bin_dir = self.bin_dir
         """The programs where the server's user can run them too; valid while the server runs."""
         self.directory = Path()
@@ -120,6 +123,20 @@ class EmbeddedPostgres:
         if self.directory != Path():
             shutil.rmtree(self.directory, ignore_errors=True)
             self.directory = Path()
+
+    def restart(self, *, crash: bool = False) -> None:
+        """Stop the server and start it again at the same port.
+
+        Arguments:
+            crash: without a checkpoint, as after a crash.
+
+        Raises:
+            ConfigurationError: it did not come up.
+        """
+        assert self._process is not None
+        self._process.send_signal(signal.SIGQUIT if crash else signal.SIGINT)
+        self._process.wait()
+        self._launch(self.reachable_bin_dir / "postgres", self.port)
 
     @property
     def pid(self) -> int:
@@ -209,10 +226,10 @@ class EmbeddedPostgres:
         if done.returncode != 0:
             raise ConfigurationError(f"initdb failed: {done.stderr.decode(errors='replace').strip()}")
 
-    def _launch(self, postgres: Path) -> None:
+    def _launch(self, postgres: Path, port: int = 0) -> None:
         """Start the server; somebody else may take the port between choosing and using it, so try several."""
         for _ in range(_PORT_ATTEMPTS):
-            self.port = _free_port()
+            self.port = port or _free_port()
             settings = self._settings | {"listen_addresses": "127.0.0.1", "port": str(self.port)}
             settings["unix_socket_directories"] = str(self.directory)
             command: list[str | Path] = [

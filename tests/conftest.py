@@ -14,6 +14,7 @@ from portal.ops.restore.files import stage as file_stage
 from portal.ops.runtime.process import SystemRunner
 from portal.ops.settings.load import DatabaseTarget, Secret
 from tests.support.http_server import web_server
+from tests.support.offsite import offsite, small_segments
 from tests.support.portal import portal
 from tests.support.redis import redis
 from tests.support.servers import server
@@ -27,6 +28,7 @@ __all__ = [
     "bucket_url",
     "hands",
     "object_store",
+    "offsite",
     "portal",
     "portal_database",
     "portal_database_in",
@@ -34,6 +36,7 @@ __all__ = [
     "redis",
     "runner",
     "server",
+    "small_segments",
     "web_server",
     "world",
 ]

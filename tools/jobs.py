@@ -55,3 +55,13 @@ def restore_job(
         actor=person(),
         observer=Aftermath(settings),
     )
+
+
+def archive_at_hand(settings: Settings, show: Callable[[Step], None], archive: str) -> str:
+    """An archive that a command names, fetched from off-site if its name asks for that."""
+    if not archive.startswith("offsite:"):
+        return archive
+    from portal.ops.monitoring.observer import Aftermath
+    from portal.ops.offsite.local import local_archive
+
+    return local_archive(settings, archive, progress=show, actor=person(), observer=Aftermath(settings))

@@ -11,6 +11,7 @@ from tools.terminal.run import EXIT_CODES, run_command
 _EXAMPLES: Final = f"""examples:
   restore.sh latest --dry-run            shows the plan, changes nothing
   restore.sh latest                      shows the plan, asks, restores everything
+  restore.sh offsite:latest              fetches the newest off-site copy, then the same
   restore.sh full_2024 --database-only   only the database, as it was in that archive
   restore.sh latest --path 'tenant-a/*.sarif'
                                          single files of the uploads
@@ -62,7 +63,9 @@ def _parser() -> command_line.Parser:
         epilog=_EXAMPLES,
     )
     parser.add_argument(
-        "archive", nargs="?", help="a path, an id or the start of one, or 'latest'; with --rollback: a restore's id"
+        "archive",
+        nargs="?",
+        help="a path, an id or the start of one, 'latest', or 'offsite:ID'; with --rollback: a restore's id",
     )
     restore.add_arguments(parser)
     rollback.add_arguments(parser)

@@ -41,7 +41,7 @@ _AWAY_SECONDS: Final = 60.0
 _LONGER_EACH_TIME: Final = 1.1
 _WITHDRAWN: Final = "the task had not started, and was withdrawn"
 _SAFE: Final = "Start it again when the broker is back, or use --local."
-_TOLD_BY: Final = frozenset({"backup", "verify", "drill"})
+_TOLD_BY: Final = frozenset({"backup", "verify", "drill", "offsite"})
 """Modules of commands that tell how a task of theirs ended, by the family of the operation."""
 
 
@@ -155,7 +155,7 @@ class Remote:
 
         task = RemoteTask(
             remote=self,
-            client=Client(self.settings.worker),
+            client=Client(self.settings),
             operation=operation,
             arguments=replace(given, actor=person()).to_dict(),
             task_id=new_task_id(operation),
@@ -173,7 +173,7 @@ class Remote:
         from worker.client import Client
         from worker.operations import OPERATIONS, PING, of_task_id
 
-        client = Client(self.settings.worker)
+        client = Client(self.settings)
         state = client.look(task_id)
         if state.is_lost:
             raise _unknown(task_id)
@@ -229,7 +229,21 @@ class RemoteTask:
         except StoppedError as stopped:
             self._leave(stopped)
             raise
-        return dict(state.result), state.exit_code
+        return self._believed(state)
+
+    def _believed(self, state: TaskState) -> tuple[dict[str, Any], int]:
+        """The result, where the repository has what it claims; what cannot be checked is said."""
+        result = dict(state.result)
+        if not state.is_checked:
+            say(f"warning: {self.remote.settings.local_path} cannot be read: nobody has checked what the broker says")
+        elif result.get("success") and self.operation.backup_type and "path" in result:
+            repository = self.remote.settings.local_path
+            name = os.path.basename(str(result["path"]))
+            if not all(os.path.exists(repository / one) for one in (name, f"{name}.sha256")):
+                error = f"a worker reports {name}, and {repository} does not have it"
+                hint = "Look at BACKUP_LOCAL_PATH here and in the worker's environment: they have to be the same."
+                return {**result, "success": False, "error": f"{error}\n  hint: {hint}"}, 1
+        return result, state.exit_code
 
     def _look(self, started: float) -> TaskState:
         from worker.client import TaskState

@@ -2,36 +2,86 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from functools import cache, partial
 from typing import TYPE_CHECKING
-
-from celery import Celery
 
 from portal.ops.errors import ConfigurationError
 from portal.ops.runtime.environment import current_settings
 from worker.configuration import configuration
+from worker.operations import Requester
 
 if TYPE_CHECKING:
-    from portal.ops.settings.load import WorkerSettings
+    from portal.ops.settings.load import Settings
+    from worker.celery_internals import Application
+    from worker.errors import RejectedError
 
 
-def make_app(settings: WorkerSettings) -> Celery:
-    """The application.
+def make_app(settings: Settings, requester: Requester = Requester.COMMAND) -> Application:
+    """The application, for those who send tasks and ask how far they are.
+
+    Arguments:
+        settings: of this process.
+        requester: on whose behalf it sends tasks.
 
     Raises:
         ConfigurationError: there is no broker.
     """
-    if settings.broker_url is None:
+    from worker.celery_internals import Application
+
+    if settings.worker.broker_url is None:
         raise ConfigurationError(
             "there is no broker for the workers",
             hint="Set CELERY_BROKER_URL to a Redis database of their own, such as redis://localhost:6379/5.",
         )
-    app = Celery("kekkai-backup", set_as_current=False)
+    app = Application(settings, requester)
     app.conf.update(configuration(settings))
     return app
 
 
-def __getattr__(name: str) -> Celery:
+def make_worker_app(settings: Settings) -> Application:
+    """The application of a process that does tasks, and of Celery's own commands.
+
+    Raises:
+        ConfigurationError: there is no broker.
+    """
+    from worker.celery_internals import EventBatches
+    from worker.gate import Gate
+    from worker.kombu_internals import guard_transport
+    from worker.logs import log_as_configured
+    from worker.remote_control import check_commands
+
+    app = make_app(settings)
+    app.steps["consumer"].add(EventBatches)
+    guard_transport(Gate(settings.local_path, tell=partial(_tell_refusal, app)))
+    check_commands(app.task_keys)
+    log_as_configured(settings.log_format)
+    return app
+
+
+def _tell_refusal(app: Application, name: str, task_id: str, error: RejectedError) -> None:
+    """Give a refused task a failure for its result, unless it has one: not signed, since the task is not."""
+    from celery import states
+    from celery.app.task import Context
+    from redis import RedisError
+
+    from worker.errors import OperationFailedError
+    from worker.execution import Outcome
+
+    with suppress(RedisError):
+        backend = app.backend
+        if backend.client.get(backend.get_key_for_task(task_id)) is None:
+            result = Outcome.of_error(error).result
+            backend.store_result(task_id, OperationFailedError(result), states.FAILURE, request=Context(task=name))
+
+
+@cache
+def _own_app() -> Application:
+    return make_worker_app(current_settings())
+
+
+def __getattr__(name: str) -> Application:
     """Make `app` for whoever asks for it by this module's name, as the ``celery`` command does."""
     if name != "app":
         raise AttributeError(name)
-    return make_app(current_settings().worker)
+    return _own_app()

@@ -132,6 +132,7 @@ class RestoreArguments(RequestArguments):
     patterns: tuple[str, ...] = ()
     target_database: str | None = None
     create_database: bool = False
+    owner: str | None = None
     media_dir: str | None = None
     jobs: int | None = None
     allow_unverified: bool = False
@@ -158,6 +159,19 @@ class DrillArguments(Arguments):
     """What a drill is told: which archive; ``latest`` is the newest full one."""
 
     archive: str = "latest"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OffsiteCopyArguments(Arguments):
+    """What an off-site copy is told.
+
+    Arguments:
+        archive: which one; whatever is missing by default.
+        again: copy although there is a copy, for the recipients of now.
+    """
+
+    archive: str | None = None
+    again: bool = False
 
 
 def word(kind: type[Word], text: str) -> Word:

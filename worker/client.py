@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,16 +19,19 @@ from kombu.exceptions import OperationalError
 from redis import RedisError
 from redis.exceptions import AuthenticationError, NoPermissionError
 
+from portal.ops.errors import OpsError
+from portal.ops.units import printable
 from worker.app import make_app
 from worker.configuration import RESULT_SECONDS
 from worker.errors import EXIT_CODE, BrokerAwayError, BrokerRefusesError, OperationFailedError, too_slow
-from worker.operations import PING
+from worker.operations import PING, Requester
 from worker.progress import STATE
+from worker.signing import RESULT_FIELD, is_signed_result
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from portal.ops.settings.load import WorkerSettings
+    from portal.ops.settings.load import Settings
     from worker.operations import Operation, Queue
 
 _MARK: Final = "kekkai-backup-task-"
@@ -45,6 +48,8 @@ class TaskState:
         is_ended: there is a result.
         is_lost: the broker has forgotten that it was ever given it.
         is_stopped: it ended because somebody stopped it, or because it was not begun before it expired.
+        is_signed: a worker has signed the result; whoever can write to the broker can write any other.
+        is_checked: it could be found out whether a worker has; not where the repository cannot be read.
         name: which task it is, where the broker knows.
         progress: phase, bytes done, bytes in total, as the worker said last.
         result: what the engine's `to_dict` gave, once it has ended.
@@ -55,6 +60,8 @@ class TaskState:
     is_ended: bool = False
     is_lost: bool = False
     is_stopped: bool = False
+    is_signed: bool = False
+    is_checked: bool = True
     name: str = ""
     progress: Mapping[str, Any] = field(default_factory=dict)
     result: Mapping[str, Any] = field(default_factory=dict)
@@ -87,14 +94,16 @@ class Client:
     """A way to the workers.
 
     Arguments:
-        settings: where the broker is.
+        settings: where the broker is, and the repository with the key that tasks are signed with.
+        requester: on whose behalf tasks are sent.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: there is no broker.
     """
 
-    def __init__(self, settings: WorkerSettings) -> None:
-        self._app = make_app(settings)
+    def __init__(self, settings: Settings, requester: Requester = Requester.COMMAND) -> None:
+        self._app = make_app(settings, requester)
+        self._keys = self._app.task_keys
         short = {"socket_timeout": _LOOK_SECONDS, "socket_connect_timeout": _LOOK_SECONDS}
         self._app.conf.broker_transport_options = {**self._app.conf.broker_transport_options, **short}
         self._app.conf.update(redis_socket_timeout=_LOOK_SECONDS, redis_socket_connect_timeout=_LOOK_SECONDS)
@@ -104,6 +113,8 @@ class Client:
 
         Raises:
             BrokerAwayError: the broker does not take it.
+            RepositoryError: the key to sign it with can be neither read nor created.
+            RefusedError: the requester may not start that operation.
         """
         with _broker():
             self._forget_failure(task_id)
@@ -115,7 +126,13 @@ class Client:
         backend = self._app.backend
         key = backend.get_key_for_task(task_id)
         found = backend.client.get(key)
-        if found is not None and backend.decode(found)["status"] in (states.FAILURE, states.REVOKED):
+        if found is None:
+            return
+        try:
+            is_failure = backend.decode(found)["status"] in (states.FAILURE, states.REVOKED)
+        except Exception:  # anybody may have written it, in any form
+            is_failure = True
+        if is_failure:
             backend.client.delete(key)
 
     def look(self, task_id: str) -> TaskState:
@@ -129,13 +146,23 @@ class Client:
             found, mark = backend.client.mget([backend.get_key_for_task(task_id), f"{_MARK}{task_id}"])
         if found is None:
             return TaskState(is_lost=mark is None)
-        meta = backend.meta_from_decoded(backend.decode(found))
-        status, result = meta["status"], meta["result"]
+        try:
+            meta = backend.meta_from_decoded(backend.decode(found))
+            status, result, name = str(meta["status"]), meta["result"], str(meta.get("name") or "")
+        except Exception:  # anybody may have written it, in any form
+            return _forged("", task_id)
         if status == STATE:
-            return TaskState(is_begun=True, progress=result, name=meta.get("name") or "")
+            return TaskState(is_begun=True, progress=_progress(result), name=name)
         if status not in states.READY_STATES:
-            return TaskState(is_begun=status == states.STARTED, name=meta.get("name") or "")
-        return _ended(status, result, meta.get("name") or "")
+            return TaskState(is_begun=status == states.STARTED, name=name)
+        said = result.result if isinstance(result, OperationFailedError) else result
+        try:
+            is_signed = is_signed_result(task_id, said, self._keys.named, success=status == states.SUCCESS)
+        except OpsError:
+            return replace(_ended(status, result, name), is_checked=False)
+        if status == states.SUCCESS and not is_signed:
+            return _forged(name, task_id)
+        return replace(_ended(status, result, name), is_signed=is_signed)
 
     def is_attended(self, queue: Queue, seconds: float = 2.0) -> bool:
         """Whether a worker serves a queue.
@@ -144,10 +171,8 @@ class Client:
             BrokerAwayError: the broker does not answer.
         """
         with _broker():
-            answers = self._app.control.broadcast(
-                "ping", reply=True, timeout=seconds, limit=1, pattern=f"{queue.value}@*", matcher="glob"
-            )
-        return bool(answers)
+            answers = self._app.control.broadcast("active_queues", reply=True, timeout=seconds)
+        return bool(_serving(queue, answers))
 
     def send_ping(self, queue: Queue, seconds: float) -> str:
         """Send a ping through a queue; the id of the task, which nobody begins once the seconds are over.
@@ -191,8 +216,12 @@ class Client:
             BrokerAwayError: the broker does not answer.
         """
         ping = PING.name
-        stats = self._ask("stats", queue, seconds)
-        tasks = self._ask("active", queue, seconds)
+        with _broker():
+            serving = _serving(queue, self._app.control.broadcast("active_queues", reply=True, timeout=seconds))
+        if not serving:
+            return []
+        stats = self._ask("stats", serving, seconds)
+        tasks = self._ask("active", serving, seconds)
         return [
             QueueLoad(
                 worker=name,
@@ -203,11 +232,9 @@ class Client:
             for name, one in sorted(stats.items())
         ]
 
-    def _ask(self, question: str, queue: Queue, seconds: float) -> dict[str, Any]:
+    def _ask(self, question: str, workers: list[str], seconds: float) -> dict[str, Any]:
         with _broker():
-            answers = self._app.control.broadcast(
-                question, reply=True, timeout=seconds, pattern=f"{queue.value}@*", matcher="glob"
-            )
+            answers = self._app.control.broadcast(question, workers, reply=True, timeout=seconds, limit=len(workers))
         return {name: answer for one in answers or () for name, answer in one.items() if "error" not in answer}
 
     def stop(self, task_id: str) -> None:
@@ -221,9 +248,29 @@ class Client:
             self._app.control.revoke(task_id, terminate=True, signal="SIGQUIT")
 
 
+def _forged(name: str, task_id: str) -> TaskState:
+    said = {
+        "success": False,
+        "error": f"the broker has a result of {printable(task_id)} that no worker of this repository has signed\n"
+        "  hint: Somebody else writes to the broker, or a worker of an older release has done the task. "
+        "Look at the archives themselves: 'backup.sh list'.",
+    }
+    return TaskState(is_begun=True, is_ended=True, name=name, exit_code=1, result=said)
+
+
+def _progress(result: Any) -> dict[str, Any]:
+    """What a worker says of its progress; nothing where it makes no sense."""
+    if not isinstance(result, dict) or not isinstance(result.get("phase"), str):
+        return {}
+    done, total = result.get("done"), result.get("total")
+    is_sound = isinstance(done, int) and (total is None or isinstance(total, int))
+    return {"phase": printable(result["phase"], 80), "done": done, "total": total} if is_sound else {}
+
+
 def _ended(status: str, result: Any, name: str) -> TaskState:
+    said: dict[str, Any]
     if status == states.SUCCESS:
-        said = dict(result)
+        said = dict(result) if isinstance(result, dict) else {"success": False, "error": "the result has no form"}
     elif isinstance(result, OperationFailedError):
         said = dict(result.result)
     elif status == states.REVOKED:
@@ -232,15 +279,31 @@ def _ended(status: str, result: Any, name: str) -> TaskState:
         said = {"success": False, "error": str(too_slow(name or "the task", "killed")), EXIT_CODE: 1}
     else:
         hint = "The worker's log says more; start it again."
-        said = {"success": False, "error": f"the worker could not do it: {result}\n  hint: {hint}", EXIT_CODE: 1}
+        said = {
+            "success": False,
+            "error": f"the worker could not do it: {printable(str(result))}\n  hint: {hint}",
+            EXIT_CODE: 1,
+        }
+    said.pop(RESULT_FIELD, None)
+    exit_code = said.pop(EXIT_CODE, 0 if said.get("success") is True else 1)
     return TaskState(
         is_begun=True,
         is_ended=True,
         is_stopped=status == states.REVOKED,
         name=name,
-        exit_code=said.pop(EXIT_CODE, 0),
+        exit_code=exit_code,
         result=said,
     )
+
+
+def _serving(queue: Queue, answers: Any) -> list[str]:
+    """The names of the workers that take tasks from a queue, by their answers."""
+    return [
+        name
+        for answer in answers or ()
+        for name, queues in answer.items()
+        if isinstance(queues, list) and any(one.get("name") == queue.value for one in queues)
+    ]
 
 
 @contextmanager

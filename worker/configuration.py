@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from worker.operations import OPERATIONS, Queue
+from worker.operations import OPERATIONS, SCHEDULED, Queue
 
 if TYPE_CHECKING:
-    from portal.ops.settings.load import WorkerSettings
+    from portal.ops.settings.load import ScheduleSettings, Settings, WorkerSettings
 
 RESULT_SECONDS: Final = 7 * 24 * 3600
 SOFT_SECONDS: Final = 30
@@ -17,8 +17,9 @@ _LATE_SECONDS: Final = 600
 _ANSWER_SECONDS: Final = 5
 
 
-def configuration(settings: WorkerSettings) -> dict[str, Any]:
+def configuration(whole: Settings) -> dict[str, Any]:
     """The configuration of the Celery application, for workers and for those who give them work."""
+    settings = whole.worker
     broker = settings.broker_url.reveal() if settings.broker_url else ""
     results = settings.result_backend.reveal() if settings.result_backend else broker
     return {
@@ -30,6 +31,7 @@ def configuration(settings: WorkerSettings) -> dict[str, Any]:
         **_results(_keepalive(results)),
         **_queues(),
         **_worker(settings),
+        **_schedules(whole.schedules),
     }
 
 
@@ -97,6 +99,8 @@ def _results(keepalive: bool) -> dict[str, Any]:
 
 def _queues() -> dict[str, Any]:
     return {
+        # What `celery worker` without -Q serves.
+        "task_queues": {queue.value: {"routing_key": queue.value} for queue in Queue},
         # Each task goes to its queue, whoever sends it.
         "task_routes": {name: {"queue": operation.queue.value} for name, operation in OPERATIONS.items()},
         # To Celery's own default, a queue named `celery`, nobody would listen.
@@ -115,4 +119,17 @@ def _worker(settings: WorkerSettings) -> dict[str, Any]:
         "worker_redirect_stdouts": False,
         # What leaks a little is gone after a while.
         "worker_max_tasks_per_child": 1000,
+    }
+
+
+def _schedules(schedules: ScheduleSettings) -> dict[str, Any]:
+    """What `celery beat` does and shows: our scheduler, with an entry for each operation that has a schedule."""
+    return {
+        "beat_scheduler": "beat.scheduler:RepositoryScheduler",
+        "timezone": str(schedules.time_zone),
+        "beat_schedule": {
+            operation.description: {"task": operation.name, "schedule": expression}
+            for operation in SCHEDULED
+            if operation.schedule and (expression := getattr(schedules, operation.schedule.setting)) is not None
+        },
     }

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 DIRECTORY: Final = ".deliveries"
 
-_TASK_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+-]{0,199}")
+TASK_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+-]{0,199}")
 _POLL_SECONDS: Final = 0.1
 
 
@@ -96,7 +96,7 @@ def forget_old(repository: Path, seconds: float) -> None:
 
 
 def _path(repository: Path, task_id: str) -> Path:
-    if not _TASK_ID.fullmatch(task_id):
+    if not TASK_ID.fullmatch(task_id):
         raise RefusedError(
             "the task's id is none that a command, beat or the watcher gives", hint="Start the work with backup.sh."
         )

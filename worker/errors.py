@@ -6,10 +6,12 @@ OpsError
 │   │   └── BrokerRefusesError  exit 6   it answers, but not this user or password      (retry)
 │   └── StillAtWorkError        exit 6   it takes longer than somebody wants to wait    (retry)
 └── RefusedError                exit 2   a task asks for what no task may ask for
+    └── RejectedError           exit 2   a message is no task that someone with access to the repository has signed
 """
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Any, Final
 
 from portal.ops.errors import ConfigurationError, OpsError
@@ -39,6 +41,30 @@ class StillAtWorkError(UnattendedError):
 
 class RefusedError(ConfigurationError):
     """A task asks for what no task may ask for."""
+
+
+class Rejection(StrEnum):
+    """Why a message is rejected, as logs and metrics count it."""
+
+    MALFORMED = "malformed"
+    UNSIGNED = "unsigned"
+    UNKNOWN_KEY = "unknown_key"
+    ALTERED = "altered"
+    UNKNOWN_TASK = "unknown_task"
+    EXPIRED = "expired"
+    NOT_ALLOWED = "not_allowed"
+
+
+class RejectedError(RefusedError):
+    """A message is no valid task.
+
+    Arguments:
+        reason: in one word, for logs and metrics.
+    """
+
+    def __init__(self, reason: Rejection, message: str, *, hint: str) -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
 
 
 def too_slow(name: str, end: str) -> OpsError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from portal.ops.errors import OpsError, RepositoryError
 from portal.ops.model import BackupId
@@ -13,11 +13,13 @@ from portal.ops.monitoring.observer import Aftermath
 from portal.ops.repository.access_log import Outcome as AccessOutcome
 from portal.ops.repository.access_log import Witness
 from portal.ops.repository.repository import Repository
+from portal.ops.units import printable
 from worker.arguments import RequestArguments
 from worker.errors import EXIT_CODE, RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from datetime import datetime
     from pathlib import Path
 
     from portal.ops.backup.config import BackupResult
@@ -26,10 +28,7 @@ if TYPE_CHECKING:
     from portal.ops.runtime.progress import Progress
     from portal.ops.settings.load import Settings
     from worker.arguments import Arguments
-    from worker.operations import Operation
-
-_MOST_SHOWN: Final = 500
-"""So many characters of what a task says of itself are in the access log."""
+    from worker.operations import Operation, Requester
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +39,8 @@ class TaskRequest:
         operation: what is to be done.
         task_id: of the request; the same for every delivery of it.
         given: the arguments as they came.
+        requester: who has signed it.
+        signed_at: when.
         attempt: how often it was begun, this time included.
         settings: of this process.
         progress: told how far it is.
@@ -49,6 +50,8 @@ class TaskRequest:
     operation: Operation
     task_id: str
     given: Mapping[str, Any]
+    requester: Requester
+    signed_at: datetime
     attempt: int
     settings: Settings
     progress: Progress
@@ -115,21 +118,16 @@ def write_down(
             subject = str(BackupId.of(operation.backup_type, moment, task_id))
     repository = Repository(settings.local_path, lock_timeout=settings.lock_timeout)
     witness = Witness(
-        repository=repository, who=_shown(actor) if isinstance(actor, str) else None, observer=Aftermath(settings)
+        repository=repository, who=printable(actor) if isinstance(actor, str) else None, observer=Aftermath(settings)
     )
     witness.saw(
         operation.action,
-        _shown(str(subject)),
+        printable(str(subject)),
         AccessOutcome.of(error.exit_code),
-        task_id=_shown(task_id),
+        task_id=printable(task_id),
         dry_run=given.get("dry_run") is True or None,
-        error=str(OpsError(_shown(error.message), hint=error.hint)),
+        error=str(OpsError(printable(error.message), hint=error.hint)),
     )
-
-
-def _shown(text: str) -> str:
-    """The text without what could pass for something else in a list: ends of lines, and what moves a cursor."""
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text[:_MOST_SHOWN])
 
 
 def carry_out(request: TaskRequest) -> Outcome:

@@ -25,6 +25,7 @@ from portal.ops.runtime.logs import engine_log
 from worker.app import make_app
 from worker.flower_progress import follow
 from worker.logs import log_to_standard_error
+from worker.operations import Requester
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +56,7 @@ def run(settings: Settings) -> None:
             "Flower has no password, and would let anybody start tasks",
             hint="Set BACKUP_FLOWER_PASSWORD_FILE to a file that holds one, or BACKUP_FLOWER_PASSWORD.",
         )
-    app = make_app(settings.worker)
+    app = make_app(settings, Requester.FLOWER)
     app.conf.timezone = str(settings.schedules.time_zone)
     app.set_default()
     _choose_options(settings.local_path)

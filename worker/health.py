@@ -128,7 +128,7 @@ def main() -> int:
     )
     queues = [Queue(name) for name in parser.parse_args().queues] or list(Queue)
     try:
-        found = check_queues(Client(current_settings().worker), queues)
+        found = check_queues(Client(current_settings()), queues)
     except OpsError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

@@ -32,12 +32,26 @@ def log_to_standard_error(style: LogFormat) -> None:
     pool_logger().handlers[:] = [handler]  # it hands nothing on to the root, and says it bare where it has no handler
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
-    # Root matters to Celery where messages can hold code, and ours are JSON; the other is about a default that is set.
-    for category in (SecurityWarning, CPendingDeprecationWarning):
-        warnings.filterwarnings("ignore", category=category)
+    _ignore_warnings()
     logging.captureWarnings(True)
     setup_logging.connect(_leave_alone, weak=False)
     task_prerun.connect(_bind, weak=False)
+
+
+def log_as_configured(style: LogFormat) -> None:
+    """Have Celery, when one of its own commands sets up logging, set up ours; nothing is logged before."""
+
+    def set_up(**_: Any) -> None:
+        log_to_standard_error(style)
+
+    _ignore_warnings()
+    setup_logging.connect(set_up, weak=False)
+
+
+def _ignore_warnings() -> None:
+    """Root matters to Celery where messages can hold code, and ours are JSON; the other is about a setting."""
+    for category in (SecurityWarning, CPendingDeprecationWarning):
+        warnings.filterwarnings("ignore", category=category)
 
 
 def _leave_alone(**_: Any) -> None:

@@ -19,6 +19,7 @@ from worker.arguments import (
     BackupArguments,
     DrillArguments,
     MediaArguments,
+    OffsiteCopyArguments,
     PruneArguments,
     RestoreArguments,
     RollbackArguments,
@@ -49,6 +50,8 @@ class Requester(StrEnum):
     COMMAND = "command"
     BEAT = "beat"
     WATCHER = "watcher"
+    WAL = "wal"
+    WORKER = "worker"
     FLOWER = "flower"
 
 
@@ -75,6 +78,11 @@ class EachArchive:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NothingMissing:
+    """A slot is done when every archive that should have an off-site copy has one, as the repository remembers."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Schedule:
     """When an operation starts without a request.
 
@@ -84,7 +92,7 @@ class Schedule:
     """
 
     setting: str
-    done_by: MadeArchive | LoggedEnd | EachArchive
+    done_by: MadeArchive | LoggedEnd | EachArchive | NothingMissing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +180,7 @@ BACKUP_BASE: Final = Operation(
     queue=Queue.BACKUP,
     description="Back up the whole database cluster, for recoveries to any later moment",
     arguments=BackupArguments,
-    requesters=_SCHEDULED,
+    requesters=_SCHEDULED | {Requester.WAL},
     handler="worker.handlers.backup:back_up",
     action=Action.BACKUP,
     backup_type=BackupType.BASE,
@@ -225,6 +233,16 @@ DRILL_RESTORE: Final = Operation(
     action=Action.DRILL,
     # A drill that failed has shown what it was to show.
     schedule=Schedule(setting="drill", done_by=LoggedEnd(outcomes=frozenset({Outcome.DONE, Outcome.FAILED}))),
+)
+OFFSITE_COPY: Final = Operation(
+    name="offsite.copy",
+    queue=Queue.OFFSITE,
+    description="Copy off-site what is missing there",
+    arguments=OffsiteCopyArguments,
+    requesters=_SCHEDULED | {Requester.WORKER},
+    handler="worker.handlers.offsite:copy",
+    action=Action.OFFSITE_COPY,
+    schedule=Schedule(setting="offsite", done_by=NothingMissing()),
 )
 PING: Final = Operation(
     name="health.ping",

@@ -7,6 +7,7 @@ on its delivery tells at once that nobody works on it any more.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from celery import states
 from celery.exceptions import TimeLimitExceeded
-from celery.signals import task_failure
+from celery.signals import task_failure, worker_ready, worker_shutting_down
 from kombu.exceptions import OperationalError
 from redis import RedisError
 
@@ -28,6 +29,7 @@ from portal.ops.restore.job import RestoreJob
 from portal.ops.restore.journal import RestoreRecords
 from portal.ops.runtime.environment import current_settings
 from portal.ops.runtime.logs import configure_logging, engine_log
+from portal.ops.units import printable
 from worker.app import make_app
 from worker.authorization import Authorizations
 from worker.configuration import RESULT_SECONDS
@@ -35,17 +37,21 @@ from worker.delivery import forget_old, is_abandoned, is_begun, sole_delivery
 from worker.errors import OperationFailedError, too_slow
 from worker.execution import Outcome, write_down
 from worker.operations import OPERATIONS, Queue
+from worker.signing import sign_result
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from celery import Celery, Task
 
     from portal.ops.settings.load import Settings
+    from worker.celery_internals import Application
     from worker.operations import Operation
 
 log = engine_log("worker.recovery")
 
+_OURS: Final = (b"celeryev", b"celery.pidbox", b"reply.celery.pidbox", *(queue.value.encode() for queue in Queue))
+_BINDING: Final = b"_kombu.binding."
 _EVERY_SECONDS: Final = 5.0
 _AGAIN_SECONDS: Final = 60.0
 """A restore that could be neither finished nor undone is left alone for so long."""
@@ -105,6 +111,45 @@ def _has_result(backend: Any, task_id: str) -> bool:
     return found is not None and backend.decode(found)["status"] in states.READY_STATES
 
 
+def begin_recovery(app: Application) -> None:
+    """Recover what a worker of the same queues has left, and go on looking while this one works."""
+    settings = app.settings
+    queues = [queue for queue in Queue if queue.value in app.amqp.queues.consume_from]
+    for queue in queues:
+        tidy(settings, queue)
+    follow_kills(queues)
+    ends: list[Callable[[], None]] = []
+
+    def ready(**_: Any) -> None:
+        ends.extend(watch(app, settings, queue) for queue in queues)
+        _warn_of_strangers(app)
+        for queue in queues:
+            log.info("worker_ready", queue=queue.value, pid=os.getpid())
+
+    def leaving(**_: Any) -> None:
+        for end in ends:
+            end()
+        if ends:  # at each signal, but said once
+            log.info("worker_leaving", queues=[queue.value for queue in queues])
+        ends.clear()
+
+    worker_ready.connect(ready, weak=False)
+    worker_shutting_down.connect(leaving, weak=False)
+
+
+def _warn_of_strangers(app: Celery) -> None:
+    """Say so where another application uses the same Redis database: its visibility timeout would count for us too."""
+    with app.connection_for_write() as connection:
+        names = [key.removeprefix(_BINDING) for key in connection.default_channel.client.scan_iter(_BINDING + b"*")]
+    strangers = sorted(name.decode(errors="replace") for name in names if name not in _OURS and b"pidbox" not in name)
+    if strangers:
+        log.warning(
+            "broker_shared",
+            queues=[printable(name) for name in strangers],
+            hint="Give the backup workers a Redis database of their own: the number at the end of CELERY_BROKER_URL.",
+        )
+
+
 def watch(app: Celery, settings: Settings, queue: Queue) -> Callable[[], None]:
     """Look for abandoned messages every few seconds, in a thread of its own; what ends it."""
     ended = threading.Event()
@@ -142,12 +187,15 @@ def _finish_restores(settings: Settings) -> bool:
     return False
 
 
-def follow_kills(queue: Queue) -> None:
+def follow_kills(queues: Sequence[Queue]) -> None:
     """See to tasks that the hard time limit kills: their messages are done with, so that no delivery does it."""
 
     def ended(sender: Task, task_id: str, exception: BaseException, kwargs: Mapping[str, Any], **_: Any) -> None:
-        if isinstance(exception, TimeLimitExceeded):  # Celery says it twice; the second look finds nothing
+        if (
+            isinstance(exception, TimeLimitExceeded) and OPERATIONS[sender.name].queue in queues
+        ):  # Celery says it twice; the second look finds nothing
             killed = {"name": sender.name, "task_id": task_id, "given": kwargs}
+            queue = OPERATIONS[sender.name].queue
             threading.Thread(target=_run_apart, args=(queue, killed), name="killed", daemon=True).start()
 
     task_failure.connect(ended, weak=False)
@@ -172,9 +220,10 @@ def _see_to_killed(settings: Settings, operation: Operation, task_id: str, given
             fault = too_slow(operation.name, "killed")
             Authorizations(settings.local_path).use_up(task_id)
             write_down(settings, operation, task_id, given, fault)
-            backend = make_app(settings.worker).backend
-            if not _has_result(backend, task_id):  # its last word was how far it is
-                backend.store_result(task_id, OperationFailedError(Outcome.of_error(fault).result), states.FAILURE)
+            app = make_app(settings)
+            if not _has_result(app.backend, task_id):  # its last word was how far it is
+                result = sign_result(app.task_keys.current(), task_id, Outcome.of_error(fault).result, success=False)
+                app.backend.store_result(task_id, OperationFailedError(result), states.FAILURE)
 
 
 def main() -> int:

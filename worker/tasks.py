@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import contextmanager
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -20,11 +21,14 @@ from portal.ops.monitoring.observer import Aftermath
 from portal.ops.runtime.environment import current_settings
 from portal.ops.runtime.logs import engine_log
 from worker.authorization import Authorizations
+from worker.client import Client
 from worker.delivery import sole_delivery
 from worker.errors import OperationFailedError, too_slow
 from worker.execution import Outcome, TaskRequest, carry_out, unusable, write_down
-from worker.operations import OPERATIONS
+from worker.keys import TaskKeys
+from worker.operations import OFFSITE_COPY, OPERATIONS, Requester
 from worker.progress import Reporter
+from worker.signing import HEADER, is_signed_result, sign_result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -51,9 +55,22 @@ def _perform(task: Task, operation: Operation, given: Mapping[str, Any]) -> dict
     outcome = _deliver(task, operation, given)
     if outcome.is_new:
         _tell_end(operation, outcome, time.monotonic() - started)
+        if operation.backup_type is not None and outcome.success:
+            _request_copy(outcome.result)
+    result = _signed(task.request.id, outcome)
     if not outcome.success:
-        raise OperationFailedError(outcome.result)
-    return outcome.result
+        raise OperationFailedError(result)
+    return result
+
+
+def _signed(task_id: str, outcome: Outcome) -> dict[str, Any]:
+    """The result with its signature; without one where the repository is what failed."""
+    try:
+        key = TaskKeys(current_settings().local_path).current()
+    except OpsError as error:
+        log.error("result_unsigned", error=str(error))
+        return outcome.result
+    return sign_result(key, task_id, outcome.result, success=outcome.success)
 
 
 def _tell_end(operation: Operation, outcome: Outcome, seconds: float) -> None:
@@ -64,23 +81,40 @@ def _tell_end(operation: Operation, outcome: Outcome, seconds: float) -> None:
         log.error("task_ended", success=False, seconds=round(seconds, 3), error=outcome.result.get("error"))
 
 
+def _request_copy(result: Mapping[str, Any]) -> None:
+    """Have a new archive copied off-site, on a queue of its own; where that fails, beat makes up for it."""
+    try:
+        settings = current_settings()
+        if settings.offsite.destinations() and not result.get("unchanged"):
+            Client(settings, Requester.WORKER).submit(
+                OFFSITE_COPY, {"actor": "worker"}, f"offsite-{result['backup_id']}"
+            )
+    except (OpsError, OSError) as error:
+        log.warning("offsite_copy_not_requested", error=str(error))
+
+
 def _is_redelivered(task: Task) -> bool:
     return bool((task.request.delivery_info or {}).get("redelivered"))
 
 
-def _earlier(task: Task) -> Outcome | None:
+def _earlier(task: Task, keys: TaskKeys) -> Outcome | None:
     """The result of a delivery before this one, which was cut off before it could take its message off the queue.
 
-    A failure counts for a redelivery only: who sends a task a second time wants it tried a second time.
+    A failure counts for a redelivery only: who sends a task a second time wants it tried a second time. What no worker
+    has signed counts for nothing, and a success only while the repository has the archive that it names.
     """
     meta = task.backend.get_task_meta(task.request.id)
-    if meta["status"] == states.SUCCESS and (_is_redelivered(task) or _still_holds(meta["result"])):
-        log.info("result_found")
-        return Outcome(result=meta["result"], success=True, is_new=False)
-    if meta["status"] == states.FAILURE and _is_redelivered(task) and isinstance(meta["result"], OperationFailedError):
-        log.info("result_found")
-        return Outcome(result=meta["result"].result, success=False, is_new=False)
-    return None
+    success = meta["status"] == states.SUCCESS
+    result = meta["result"].result if isinstance(meta["result"], OperationFailedError) else meta["result"]
+    if not success and not (_is_redelivered(task) and meta["status"] == states.FAILURE):
+        return None
+    if not is_signed_result(task.request.id, result, keys.named, success=success):
+        log.warning("result_not_believed", status=meta["status"])
+        return None
+    if success and not _still_holds(result):
+        return None
+    log.info("result_found")
+    return Outcome(result=result, success=success, is_new=False)
 
 
 def _still_holds(result: Mapping[str, Any]) -> bool:
@@ -95,7 +129,7 @@ def _deliver(task: Task, operation: Operation, given: Mapping[str, Any]) -> Outc
         settings = current_settings()
         with sole_delivery(settings.local_path, task.request.id) as attempt:
             structlog.contextvars.bind_contextvars(attempt=attempt)
-            if earlier := _earlier(task):
+            if earlier := _earlier(task, TaskKeys(settings.local_path)):
                 return earlier
             if operation.is_shown:
                 log.info("task_begun", is_redelivered=_is_redelivered(task))
@@ -121,11 +155,14 @@ def _try(task: Task, operation: Operation, given: Mapping[str, Any], settings: S
     Where the engine has not come to write down how it ended, as where a task is refused, that is done here.
     """
     pause = _FIRST_PAUSE_SECONDS
+    signature = task.request.get(HEADER)  # the gate has verified it
     with Reporter(task) as progress, _told_at_the_end(settings) as heard:
         request = TaskRequest(
             operation=operation,
             task_id=task.request.id,
             given=given,
+            requester=Requester(signature["requester"]),
+            signed_at=datetime.fromisoformat(signature["at"]),
             attempt=attempt,
             settings=settings,
             progress=progress,

@@ -12,6 +12,7 @@ from beat.service import run_service
 from beat.task_queue import QueuedWorkers
 from beat.watcher.loop import Watcher
 from portal.ops.runtime.logs import engine_log
+from worker.operations import Requester
 
 if TYPE_CHECKING:
     from portal.ops.settings.load import Settings
@@ -23,7 +24,7 @@ def serve(settings: Settings) -> NoReturn:
     """Go on until the process ends."""
     logging.getLogger("watchdog").setLevel(logging.ERROR)  # an overflow is told of by the watcher
     threading.excepthook = _tell
-    Watcher(settings, QueuedWorkers(settings.worker)).run()
+    Watcher(settings, QueuedWorkers(settings, Requester.WATCHER)).run()
 
 
 def _tell(failure: threading.ExceptHookArgs) -> None:

@@ -13,6 +13,7 @@
     │   ├── AccessDeniedError      exit 1   the server refused the user, or the user may not read something
     │   │   └── LoginRefusedError  exit 1   it may be the password, or there is no such user
     │   ├── DatabaseAbsentError    exit 1   the server has no such database
+    │   ├── PoolerError            exit 1   a connection pooler answers, not a server
     │   ├── DumpFailedError        exit 1   pg_dump started and did not finish      (retry)
     │   └── UnsteadyError          exit 1   files went away in the midst of it      (retry)
     ├── RepositoryError            exit 1   the directory of archives cannot be read or written
@@ -112,6 +113,10 @@ class LoginRefusedError(AccessDeniedError):
 
 class DatabaseAbsentError(SourceError):
     """The server is there; the database is not."""
+
+
+class PoolerError(SourceError):
+    """A connection pooler answers where a server should."""
 
 
 class DumpFailedError(SourceError):

@@ -153,6 +153,6 @@ class TestRequests:
         archive = repository.find(first.backup_id)
         archive.path.unlink()
         assert archive.backup_id is not None
-        with repository.draft(archive.backup_id):
+        with repository.pending(archive.backup_id):
             second = portal.job(lock_timeout=0.1).backup_media(moment=NOON, request_id="task-1")
         assert (second.success, second.exit_code) == (False, 5)

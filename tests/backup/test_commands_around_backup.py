@@ -6,7 +6,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from portal.ops.archive.open import open_archive
-from portal.ops.backup.credential_key import fingerprint_of, is_key_of
+from portal.ops.postgres.credential_key import fingerprint_of, is_key_of
 from portal.ops.runtime.commands import AroundCommands
 from portal.ops.settings.database_url import Secret
 from tests.support import commands

@@ -23,6 +23,7 @@ import pytest
 from portal.ops.archive.index import MemberType
 from portal.ops.backup.changes import TooMuchError, parts_of
 from portal.ops.backup.increment import SMALL_CHAIN
+from portal.ops.backup.run import BackupRun
 from portal.ops.backup.search import TOP, Search
 from portal.ops.chains.lineage import line_of, read_manifest
 from portal.ops.chains.state_cache import Known, MediaState, is_unsure, looked_at
@@ -107,7 +108,7 @@ def test_where_nothing_has_changed_there_is_no_archive(uploads: Uploads) -> None
 def test_what_is_gone_is_listed(uploads: Uploads) -> None:
     """A directory stands for everything that was in it."""
     uploads.base()
-    shutil.rmtree(uploads.root / "tenant-1" / "old")
+    shutil.rmtree(uploads.root / "tenant-1" / "old", ignore_errors=True)
     (uploads.root / "tenant-2" / "scan.json").unlink()
     assert deleted(uploads.incremental()) == ["media/tenant-1/old", "media/tenant-2/scan.json"]
 
@@ -115,7 +116,7 @@ def test_what_is_gone_is_listed(uploads: Uploads) -> None:
 def test_a_stranger_needs_no_more_than_tar_and_rm(uploads: Uploads, tmp_path: Path) -> None:
     """Base unpacked, what is listed removed, incremental unpacked on top: the tree as it was."""
     base = uploads.base()
-    shutil.rmtree(uploads.root / "tenant-1" / "old")
+    shutil.rmtree(uploads.root / "tenant-1" / "old", ignore_errors=True)
     uploads.write("tenant-1/old", b"a file where a directory was")
     uploads.write("tenant-2/deep/new.json", b"new")
     second = uploads.incremental()
@@ -275,13 +276,13 @@ def test_a_file_that_vanishes_on_the_way_is_gone(uploads: Uploads, monkeypatch: 
     uploads.base()
     file = uploads.write("tenant-1/scan.json", b"changed")
     job = uploads.job()
-    check = job._check_space
+    check = BackupRun._check_space
 
-    def vanish(expected: int) -> None:
+    def vanish(run: BackupRun, expected: int) -> None:
         file.unlink()
-        check(expected)
+        check(run, expected)
 
-    monkeypatch.setattr(job, "_check_space", vanish)
+    monkeypatch.setattr(BackupRun, "_check_space", vanish)
     result = succeeded(job.backup_media(incremental=True))
     assert deleted(result) == ["media/tenant-1/scan.json"]
     assert b"tenant-1/scan.json" not in tree_of_chain(Path(result.destination_path))
@@ -294,13 +295,13 @@ def test_a_directory_that_vanishes_on_the_way_is_gone_with_all_in_it(
     uploads.base()
     uploads.write("tenant-1/old/new.json", b"makes the directory another")
     job = uploads.job()
-    check = job._check_space
+    check = BackupRun._check_space
 
-    def vanish(expected: int) -> None:
-        shutil.rmtree(uploads.root / "tenant-1" / "old")
-        check(expected)
+    def vanish(run: BackupRun, expected: int) -> None:
+        shutil.rmtree(uploads.root / "tenant-1" / "old", ignore_errors=True)
+        check(run, expected)
 
-    monkeypatch.setattr(job, "_check_space", vanish)
+    monkeypatch.setattr(BackupRun, "_check_space", vanish)
     first = succeeded(job.backup_media(incremental=True))
     assert deleted(first) == ["media/tenant-1/old"]
     assert manifest_of(first).details["media"]["tree"]["files"] == 2
@@ -318,13 +319,13 @@ def test_content_that_vanishes_on_the_way_with_its_directory_is_not_linked_to(
     uploads.base()
     uploads.write("tenant-1/old/new.json", b"makes the directory another")
     job = uploads.job()
-    check = job._check_space
+    check = BackupRun._check_space
 
-    def vanish(expected: int) -> None:
-        shutil.rmtree(uploads.root / "tenant-1" / "old")
-        check(expected)
+    def vanish(run: BackupRun, expected: int) -> None:
+        shutil.rmtree(uploads.root / "tenant-1" / "old", ignore_errors=True)
+        check(run, expected)
 
-    monkeypatch.setattr(job, "_check_space", vanish)
+    monkeypatch.setattr(BackupRun, "_check_space", vanish)
     result = job.backup_media(incremental=True)
     assert (result.success, result.retryable) == (False, True)
     assert uploads.restored(uploads.incremental().backup_id) == uploads.tree()
@@ -341,7 +342,7 @@ def test_only_what_is_named_is_looked_at(uploads: Uploads) -> None:
     uploads.write("tenant-1/unnamed.json")
     uploads.write("tenant-2/scan.json", b"another content")
     uploads.write("tenant-3/deep/new.json")
-    shutil.rmtree(uploads.root / "tenant-1" / "old")
+    shutil.rmtree(uploads.root / "tenant-1" / "old", ignore_errors=True)
     result = uploads.incremental(["tenant-2/scan.json", "./tenant-3//deep/new.json", "tenant-1/old/report.sarif"])
     assert set(held(result)) == {
         "",
@@ -591,11 +592,12 @@ def test_a_line_that_was_taken_up_in_vain_is_still_another(uploads: Uploads, mon
     uploads.write("last.json")
     job = uploads.job()
 
-    def refuse(_: int) -> None:
-        raise DiskFullError("no room")
+    def refuse(_: BackupRun, expected: int) -> None:
+        raise DiskFullError(f"no room for {expected}")
 
-    monkeypatch.setattr(job, "_check_space", refuse)
-    assert not job.backup_media(incremental=True, changed=["last.json"]).success
+    with monkeypatch.context() as patched:
+        patched.setattr(BackupRun, "_check_space", refuse)
+        assert not job.backup_media(incremental=True, changed=["last.json"]).success
     result = uploads.incremental(["last.json"])
     assert tree_of_chain(Path(result.destination_path)) == uploads.tree()
 

@@ -6,6 +6,7 @@ import signal
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -21,7 +22,8 @@ from portal.ops.repository.verifications import Verification, Verifications
 from portal.ops.settings.load import Settings, load_settings
 from tests.support.services import ServiceProcess, sent_tasks
 from tests.support.workers import WorkerProcess, wait_until
-from worker.operations import BACKUP_FULL, DRILL_RESTORE, PRUNE_REPOSITORY, SCHEDULED
+from worker.operations import BACKUP_FULL, DRILL_RESTORE, PRUNE_REPOSITORY, SCHEDULED, Requester
+from worker.schedule import last_slot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -227,7 +229,7 @@ def test_a_broker_that_is_gone_over_the_due_time_gets_the_task_when_it_is_back(
     yesterday = Slot(operation=BACKUP_FULL, moment=TWO - timedelta(days=1))
     Hands(settings.local_path).submit(yesterday.operation, {}, yesterday.task_id)
     time = Time(BEFORE)
-    beat = Beat(settings, QueuedWorkers(settings.worker), clock=lambda: time.now, steady=lambda: time.steady)
+    beat = Beat(settings, QueuedWorkers(settings, Requester.BEAT), clock=lambda: time.now, steady=lambda: time.steady)
     beat.look()
     assert not sent_tasks(redis)
     redis.stop(signal.SIGKILL)
@@ -248,18 +250,20 @@ def test_two_beats_and_a_worker_make_one_archive_of_the_slots_name(portal: Porta
     settings = replace(
         settings_of(portal.directory, CELERY_BROKER_URL=redis.url, **BACKUPS_ONLY), local_path=portal.archives
     )
-    time = Time(TWO + timedelta(minutes=10))
+    slot = last_slot("0 2 * * *", ZoneInfo("UTC"), datetime.now(UTC))  # a worker refuses an older one
+    assert slot is not None
+    time = Time(slot + timedelta(minutes=10))
     beats = [
-        Beat(settings, QueuedWorkers(settings.worker), clock=lambda: time.now, steady=lambda: time.steady)
+        Beat(settings, QueuedWorkers(settings, Requester.BEAT), clock=lambda: time.now, steady=lambda: time.steady)
         for _ in range(2)
     ]
     for beat in beats:
         beat.look()
-    assert [task.task_id for task in sent_tasks(redis)] == ["full-2026-11-22T02:00Z"] * 2
+    assert [task.task_id for task in sent_tasks(redis)] == [f"full-{slot:%Y-%m-%dT%H:%MZ}"] * 2
     with WorkerProcess(portal, redis, "backup"):
         wait_until(lambda: not sent_tasks(redis) and list(portal.archives.glob("*.tar.gz")))
     (archive,) = portal.archives.glob("*.tar.gz")
-    assert archive.name == f"{Slot(operation=BACKUP_FULL, moment=TWO).backup_id}.tar.gz"
+    assert archive.name == f"{Slot(operation=BACKUP_FULL, moment=slot).backup_id}.tar.gz"
     time.pass_by(2000)
     for beat in beats:
         beat.look()

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from portal.ops.backup.credential_key import fingerprint, is_key_of, key_warnings
 from portal.ops.drill.credentials import decrypt, try_credentials
 from portal.ops.manifest import Manifest
 from portal.ops.model import Component
+from portal.ops.postgres.credential_key import fingerprint, is_key_of, key_warnings
 from portal.ops.settings.database_url import Secret
 from tests.support.portal import execute
 

@@ -52,7 +52,7 @@ def test_a_complete_portal(portal: Portal) -> None:
     assert (report.success, report.exit_code, report.problems) == (True, 0, ())
     assert (report.command_exit_code, report.command_output) == (0, "uploaded_files/a.txt\na")
     checks = "\n".join(report.checks)
-    assert "1 files that the database refers to (dojo_fileupload.file), 0 of them missing" in checks
+    assert "1 file referred to in dojo_fileupload.file, 0 of them missing; 4 files that no row refers to" in checks
     assert "it is the one of this backup; 1 of 1 stored credentials opened" in checks
 
 

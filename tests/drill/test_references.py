@@ -42,7 +42,7 @@ def database(portal_database: DatabaseTarget) -> DatabaseTarget:
         "CREATE TABLE dojo_risk_acceptance (id int, path varchar(100))",
         "INSERT INTO dojo_risk_acceptance VALUES (1, 'risk/2026/01/02/risk.pdf'), (2, NULL)",
         "CREATE TABLE dojo_engagement (id int, tmodel_path varchar(1000))",
-        "INSERT INTO dojo_engagement VALUES (1, '/app/media/threat/1.png')",
+        "INSERT INTO dojo_engagement VALUES (1, '/app/media/threat/1.png'), (2, 'none'), (3, 'none')",
     )
     return portal_database
 

@@ -229,6 +229,13 @@ class TestFiles:
         assert "s3cr3t" not in str(look(portal.environ() | {KEY: "s3cr3t"}))
         assert look(portal.environ())["credential key"].state is State.WARNING
 
+    def test_an_empty_file_is_no_key(self, portal: Portal, tmp_path: Path) -> None:
+        """Compose names a file that is empty until somebody puts the key into it."""
+        (tmp_path / "key").write_text("")
+        assert look(portal.environ() | {f"{KEY}_FILE": str(tmp_path / "key")})["credential key"].state is State.WARNING
+        (tmp_path / "key").write_text("k")
+        assert look(portal.environ() | {f"{KEY}_FILE": str(tmp_path / "key")})["credential key"].state is State.OK
+
     def test_remains_of_a_crash_are_told(self, portal: Portal) -> None:
         """A hidden file that nobody holds is left from a crash."""
         portal.archives.mkdir()
@@ -247,6 +254,22 @@ class TestFiles:
         assert holders([tmp_path / LOCK_NAME]) == {}
         with repository.exclusive():
             assert f"process {os.getpid()} " in holders([tmp_path / LOCK_NAME])[tmp_path / LOCK_NAME][0]
+
+
+class TestOperatorCommands:
+    """The commands that run around backups and restores, and in drills."""
+
+    def test_one_that_cannot_be_started_is_a_fault(self, portal: Portal, tmp_path: Path) -> None:
+        """The setting and the program are named; nothing is looked at where none is set."""
+        (tmp_path / "not executable").write_text("")
+        found = look(
+            portal.environ(BACKUP_BEFORE_COMMAND="true", BACKUP_DRILL_COMMAND=f"'{tmp_path}/not executable' --check")
+        )["commands"]
+        assert found.state is State.FAULT
+        assert f"BACKUP_DRILL_COMMAND: {tmp_path}/not executable" in found.what
+        assert "BEFORE" not in found.what
+        assert look(portal.environ(BACKUP_AFTER_COMMAND="sh -c 'exit 1'"))["commands"].state is State.OK
+        assert "commands" not in look(portal.environ())
 
 
 class TestCommand:

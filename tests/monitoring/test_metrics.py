@@ -158,7 +158,7 @@ def test_restores_that_are_forgotten_are_in_the_metrics_at_once(history: History
     RestoreRecords(history.repository).save(record)
     text = metrics_after(history, tmp_path / "metrics.prom", "prune")
     forgotten = list(AccessLog(history.repository).entries())[-1]
-    assert (forgotten.action, forgotten.subject) == (Action.FORGET, record.restore_id)
+    assert (forgotten.action, forgotten.subject) == (Action.DISCARD, record.restore_id)
     (read,) = re.findall(r"^kekkai_backup_status_timestamp_seconds (\S+)$", text, re.MULTILINE)
     assert float(read) > forgotten.moment.timestamp()
 

@@ -71,6 +71,20 @@ def test_each_moment_has_what_was_committed_by_then(portal: WalPortal) -> None:
     assert found == [[1], [1], [1, 2], [], None, [4]]
 
 
+def test_moment_after_the_last_transaction(portal: WalPortal) -> None:
+    """Where nothing was committed since, a moment has what was there last; what comes later is not in it."""
+    write(portal, "TRUNCATE stamped", "INSERT INTO stamped VALUES (5)")
+    quiet = portal.wait_until_covered()
+    plan = plan_recovery(portal.repository, quiet)
+    recovering = recovered(
+        portal.repository, plan, runner=SystemRunner(), bin_dir=portal.bin_dir, jobs=2, lock_timeout=5
+    )
+    with recovering as server, connect(server.target("postgres")) as connection:
+        assert connection.execute("SELECT number FROM stamped").fetchall() == [(5,)]
+    write(portal, "INSERT INTO stamped VALUES (6)")
+    assert numbers_at(portal, quiet) == [5]
+
+
 def test_nothing_is_left_of_a_scratch_server(portal: WalPortal) -> None:
     """Directory and record are gone."""
     portal.wait_until_covered()

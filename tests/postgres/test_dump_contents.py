@@ -2,43 +2,56 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import pytest
 
-from portal.ops.postgres.dump_contents import MOST_SHARES, privileges, share_out
+from portal.ops.postgres.dump_contents import (
+    MOST_SHARES,
+    divide,
+    needs_administrator,
+    roles_of,
+    share_out,
+    statements_without,
+)
+from portal.ops.postgres.toc import Entry, Section
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def entry(number: int, kind: str, name: str, *needs: int, **facts: Any) -> Entry:
+    """An entry of a table of contents."""
+    facts.setdefault("schema", "public")
+    facts.setdefault("section", Section.DATA if kind in ("TABLE DATA", "SEQUENCE SET") else Section.PRE_DATA)
+    return Entry(number=number, kind=kind, name=name, needs=frozenset(needs), **facts)
+
 
 CONTENTS = [
-    ";",
-    "; Archive created at 2026-01-02 03:04:05 UTC",
-    "217; 1259 16385 TABLE public finding portal",
-    "218; 1259 16386 TABLE public note portal",
-    "3400; 0 0 ACL public TABLE finding portal",
-    ";\tdepends on: 217",
-    "3412; 0 16385 TABLE DATA public finding portal",
-    ";\tdepends on: 217",
-    "3413; 0 16386 TABLE DATA public note portal",
-    ";\tdepends on: 218",
-    "3414; 0 16387 TABLE DATA public test portal",
-    "3415; 0 16388 TABLE DATA public engagement portal",
-    "3416; 0 16389 TABLE DATA public product portal",
-    "3420; 0 0 SEQUENCE SET public finding_id_seq portal",
-    "3430; 826 16500 DEFAULT ACL public DEFAULT PRIVILEGES FOR TABLES portal",
+    entry(217, "TABLE", "finding"),
+    entry(218, "TABLE", "note"),
+    entry(3400, "ACL", "TABLE finding", 217),
+    entry(3412, "TABLE DATA", "finding", 217),
+    entry(3413, "TABLE DATA", "note", 218),
+    entry(3414, "TABLE DATA", "test"),
+    entry(3415, "TABLE DATA", "engagement"),
+    entry(3416, "TABLE DATA", "product"),
+    entry(3420, "SEQUENCE SET", "finding_id_seq"),
+    entry(3430, "DEFAULT ACL", "DEFAULT PRIVILEGES FOR TABLES", section=Section.POST_DATA),
 ]
-ENTRIES = [line for line in CONTENTS if not line.startswith(";")]
+ENTRIES = CONTENTS
 TABLES = ("finding", "note", "test", "engagement", "product")
 EVEN = {f"public.{table}": 1000 for table in TABLES}
 
 
-def numbers(share: list[str]) -> list[int]:
+def numbers(share: Iterable[Entry]) -> list[int]:
     """The numbers of a share's entries."""
-    return [int(line.partition(";")[0]) for line in share]
+    return [one.number for one in share]
 
 
-def loads(shares: list[list[str]], weights: dict[str, int]) -> list[int]:
+def loads(shares: list[list[Entry]], weights: dict[str, int]) -> list[int]:
     """How much each share has of the tables."""
-    return [
-        sum(weights[f"public.{table}"] for table in TABLES if any(f"DATA public {table} " in line for line in share))
-        for share in shares
-    ]
+    return [sum(weights[f"public.{one.name}"] for one in share if one.kind == "TABLE DATA") for share in shares]
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 3, 4, 16])
@@ -79,19 +92,74 @@ def test_small_tables_stay_with_the_first() -> None:
 
 def test_what_depends_on_each_other_stays_together() -> None:
     """A table whose rows need those of another is loaded after it, by the same program."""
-    contents = [*CONTENTS[:9], ";\tdepends on: 218 3412", *CONTENTS[10:]]
+    contents = [*CONTENTS[:4], entry(3413, "TABLE DATA", "note", 218, 3412), *CONTENTS[5:]]
     shares = share_out(contents, EVEN, 4)
     assert len(shares) > 1
     assert {3412, 3413} <= set(numbers(shares[0]))
 
 
 def test_a_name_that_sql_quotes() -> None:
-    """Capital letters and blanks are in the contents as they are, and quoted in the manifest."""
-    contents = ["1; 0 5 TABLE DATA Odd My Table portal", "2; 0 6 TABLE DATA public note portal"]
-    shares = share_out(contents, {'"Odd"."My Table"': 500, "public.note": 500}, 2)
-    assert [numbers(share) for share in shares] == [[1], [2]]
+    """Names are raw in the contents; a manifest of any release names the same tables, quoted or not."""
+    contents = [entry(1, "TABLE DATA", "My Table", schema="Odd"), entry(2, "TABLE DATA", "order")]
+    for order in ("public.order", 'public."order"'):
+        shares = share_out(contents, {'"Odd"."My Table"': 500, order: 500}, 2)
+        assert sorted(map(numbers, shares)) == [[1], [2]]
 
 
-def test_privileges() -> None:
-    """Grants come by themselves, those of objects and those of objects to come."""
-    assert numbers(privileges(CONTENTS)) == [3400, 3430]
+def test_a_dump_is_divided() -> None:
+    """Each entry is in one part: before the rows, rows, after them, grants, views, and what acts by itself."""
+    contents = [
+        *CONTENTS,
+        entry(1, "EXTENSION", "pageinspect"),
+        entry(2, "COMMENT", "EXTENSION pageinspect", 1),
+        entry(3500, "INDEX", "finding_id", section=Section.POST_DATA),
+        entry(3501, "MATERIALIZED VIEW DATA", "totals", section=Section.POST_DATA),
+        entry(3502, "EVENT TRIGGER", "login", section=Section.POST_DATA),
+        entry(3503, "COMMENT", "EVENT TRIGGER login", 3502, section=Section.POST_DATA),
+        entry(3504, "PUBLICATION", "some", section=Section.POST_DATA),
+        entry(3505, "SUBSCRIPTION", "from_there", section=Section.POST_DATA),
+        entry(3506, "DATABASE", "portal"),
+    ]
+    division = divide(contents, without=("SUBSCRIPTION",))
+    before, last = (
+        [(numbers(run.entries), run.as_administrator) for run in part] for part in (division.before, division.last)
+    )
+    assert before == [([217, 218], False), ([1, 2], True)]
+    assert numbers(division.rows) == [3412, 3413, 3414, 3415, 3416, 3420]
+    assert numbers(division.after) == [3500]
+    assert numbers(division.privileges) == [3400, 3430]
+    assert numbers(division.views) == [3501]
+    assert last == [([3502, 3503], True), ([3504], False)]
+
+
+def test_extensions_of_an_administrator() -> None:
+    """What whoever owns the database may create is created as its owner."""
+    assert needs_administrator(entry(1, "EXTENSION", "pageinspect"), trusted=["pg_trgm"])
+    assert not needs_administrator(entry(1, "EXTENSION", "pg_trgm"), trusted=["pg_trgm"])
+
+
+GRANTS = """REVOKE ALL ON TABLE public.finding FROM "Owner of; it";
+GRANT SELECT ON TABLE public.finding TO PUBLIC;
+GRANT SELECT,INSERT ON TABLE public.finding TO reader WITH GRANT OPTION;
+SET SESSION AUTHORIZATION reader;
+GRANT SELECT ON TABLE public.finding TO guest;
+RESET SESSION AUTHORIZATION;
+"""
+
+
+def test_roles_of_a_privilege() -> None:
+    """Who grants and who is granted to, by their raw names; everybody is no role."""
+    assert roles_of(entry(1, "ACL", "TABLE finding", definition=GRANTS)) == ["Owner of; it", "reader", "guest"]
+
+
+def test_roles_of_a_policy() -> None:
+    """Each role that a policy is for."""
+    policy = 'CREATE POLICY p ON public.t FOR SELECT TO reader, "Other Role" USING ((a > 1));\n'
+    assert roles_of(entry(1, "POLICY", "t p", definition=policy)) == ["reader", "Other Role"]
+
+
+def test_what_a_missing_role_takes_along() -> None:
+    """What it is granted and what it has granted cannot be; the rest can."""
+    possible, impossible = statements_without(entry(1, "ACL", "TABLE finding", definition=GRANTS), ["reader"])
+    assert [statement.split(" ")[0] for statement in possible] == ["REVOKE", "GRANT"]
+    assert len(impossible) == 3

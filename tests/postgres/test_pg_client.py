@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from portal.ops.errors import ClientToolError
-from portal.ops.postgres.client_tools import client_environment, find_client
+from portal.ops.postgres.client_tools import find_client
+from portal.ops.postgres.environment import client_environment
 
 if TYPE_CHECKING:
     from pathlib import Path

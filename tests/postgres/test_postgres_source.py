@@ -18,6 +18,7 @@ import pytest
 
 from portal.ops.errors import (
     AccessDeniedError,
+    BusyError,
     ClientToolError,
     ConfigurationError,
     ConnectionFailedError,
@@ -122,7 +123,10 @@ class TestDump:
     ) -> None:
         """TRUNCATE would show through a snapshot, so the dump locks it out."""
         with open_dump(portal_database, runner=runner, bin_dir=postgres.bin_dir, timeout_seconds=60) as source:
-            with pytest.raises(ConnectionFailedError), connect_explained(portal_database) as connection:
+            with (
+                pytest.raises(BusyError, match="holds AccessShareLock on"),
+                connect_explained(portal_database) as connection,
+            ):
                 connection.execute("SET lock_timeout = '100ms'")
                 connection.execute("TRUNCATE note")
             read_all(source)
@@ -257,7 +261,7 @@ class TestAbort:
             "import os, sys\n"
             "from pathlib import Path\n"
             "from portal.ops.runtime.process import SystemRunner\n"
-            "from portal.ops.settings import DatabaseTarget, Secret\n"
+            "from portal.ops.settings.database_url import DatabaseTarget, Secret\n"
             "from portal.ops.postgres.dump import open_dump\n"
             "host, port, name, user, bin_dir = sys.argv[1:]\n"
             "target = DatabaseTarget(host=host, port=int(port), name=name, user=user,\n"

@@ -15,7 +15,7 @@ from portal.ops.archive.open import open_archive, peek_manifest
 from portal.ops.backup.job import BackupConfig, BackupJob
 from portal.ops.errors import RepositoryError
 from portal.ops.model import BackupType, Component, VerifyLevel
-from portal.ops.repository import bulk_stat as file_states
+from portal.ops.repository import bulk_stat
 from portal.ops.repository.catalogue import Catalogue
 from portal.ops.repository.catalogue_cache import CatalogueCache, Memory
 from portal.ops.repository.pins import Pins
@@ -180,19 +180,19 @@ class TestManyArchives:
     def test_a_helper_that_ends_early(self, tmp_path: Path, names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         """What it has not said is found out without it, and no process is left behind."""
         wanted = entries(tmp_path)
-        parent, state, fork = os.getpid(), file_states._state, os.fork
+        parent, state, fork = os.getpid(), bulk_stat._state, os.fork
         helpers: list[int] = []
 
         def forks() -> int:
             helpers.append(fork())
             return helpers[-1]
 
-        def dies(directory: int, name: bytes) -> file_states.State:
+        def dies(directory: int, name: bytes) -> bulk_stat.State:
             if os.getpid() != parent and name.startswith(names[0].encode()):
                 os.kill(os.getpid(), signal.SIGKILL)
             return state(directory, name)
 
-        monkeypatch.setattr(file_states, "_state", dies)
+        monkeypatch.setattr(bulk_stat, "_state", dies)
         monkeypatch.setattr("os.fork", forks)
         assert entries(tmp_path) == wanted
         assert len(helpers) == 1
@@ -339,3 +339,14 @@ class TestMemory:
         """Who may only read still gets everything."""
         (tmp_path / ".cache").write_text("in the way")
         assert [entry.name for entry in entries(tmp_path)] == names
+
+
+def test_an_archive_says_when_its_data_was_read(tmp_path: Path) -> None:
+    """A backup that is asked for under an earlier moment has that in its name; what was read is of today."""
+    (tmp_path / "uploads").mkdir()
+    config = BackupConfig(local_path=tmp_path / "archives", media_path=tmp_path / "uploads")
+    begun = datetime.now(UTC)
+    assert BackupJob(config).backup_media(moment=begun - timedelta(days=20)).success
+    (found,) = Catalogue(Repository(tmp_path / "archives")).entries()
+    assert found.moment < begun - timedelta(days=19)
+    assert begun <= found.read_at <= datetime.now(UTC)

@@ -32,7 +32,7 @@ from portal.ops.repository.durable import write_durably
 from portal.ops.repository.repository import Repository
 from portal.ops.repository.sidecar import sidecar_of
 
-with Repository(Path(sys.argv[1])).draft(BackupId.parse(sys.argv[2])) as draft:
+with Repository(Path(sys.argv[1])).pending(BackupId.parse(sys.argv[2])) as draft:
     draft.out.write(b"half")
     if sys.argv[3] == "sidecar":
         write_durably(sidecar_of(draft.final), b"0" * 64 + b"  " + draft.final.name.encode())
@@ -79,7 +79,7 @@ class TestCommit:
 
     def test_nothing_exists_before_the_commit(self, repository: Repository) -> None:
         """What is being written is not an archive: it has a hidden name and no sidecar."""
-        with repository.draft(backup_id()) as draft:
+        with repository.pending(backup_id()) as draft:
             assert draft is not None
             draft.out.write(CONTENT)
             assert repository.archives() == []
@@ -115,7 +115,7 @@ class TestCommit:
 
     def test_a_draft_that_fails_leaves_nothing(self, repository: Repository) -> None:
         """Whatever ends the writing early, all that was written is removed."""
-        with pytest.raises(ZeroDivisionError), repository.draft(backup_id()) as draft:
+        with pytest.raises(ZeroDivisionError), repository.pending(backup_id()) as draft:
             assert draft is not None
             draft.out.write(CONTENT)
             raise ZeroDivisionError
@@ -123,7 +123,7 @@ class TestCommit:
 
     def test_what_goes_wrong_after_it_leaves_the_archive(self, repository: Repository) -> None:
         """A failure after the commit takes nothing back."""
-        with pytest.raises(ZeroDivisionError), repository.draft(backup_id()) as draft:
+        with pytest.raises(ZeroDivisionError), repository.pending(backup_id()) as draft:
             assert draft is not None
             draft.out.write(CONTENT)
             path = draft.commit(draft.out.finish())
@@ -134,7 +134,7 @@ class TestCommit:
     def test_an_archive_that_exists_is_not_begun_again(self, repository: Repository) -> None:
         """The same id a second time finds the first one's archive."""
         publish(repository)
-        with repository.draft(backup_id()) as draft:
+        with repository.pending(backup_id()) as draft:
             assert draft is None
         assert not list(repository.path.glob(".full*"))
 
@@ -148,7 +148,7 @@ class TestSecondWriter:
         found: list[object] = []
 
         def wait() -> None:
-            with repository.draft(backup_id()) as draft:
+            with repository.pending(backup_id()) as draft:
                 found.append(draft)
 
         with writer(repository) as other:
@@ -164,7 +164,7 @@ class TestSecondWriter:
     def test_it_gives_up_as_busy(self, repository: Repository) -> None:
         """A writer that does not end in time makes the other one busy, with the id in the message."""
         busy = pytest.raises(BusyError, match="full_20240115_120000_abc123 is being written")
-        with writer(repository), busy, repository.draft(backup_id()):
+        with writer(repository), busy, repository.pending(backup_id()):
             pass
 
     def test_it_takes_over_when_the_first_one_dies(self, tmp_path: Path) -> None:

@@ -103,9 +103,9 @@ class FakePart:
         """What is kept."""
         return f"the old {self._name}"
 
-    def forget(self) -> None:
+    def discard(self) -> None:
         """Nothing is kept any more."""
-        self._disk.step(f"forget {self._name}")
+        self._disk.step(f"discard {self._name}")
 
     def _become(self, what: str) -> None:
         self._disk.parts[self._name] = what
@@ -123,9 +123,9 @@ class DyingRecords(RestoreRecords):
         self._disk.step("save", lambda: RestoreRecords.save(self, record, **changes))
         return replace(record, **changes)
 
-    def forget(self, record: RestoreRecord) -> None:
+    def remove(self, record: RestoreRecord) -> None:
         """Remove, or die before or after it."""
-        self._disk.step("forget", lambda: RestoreRecords.forget(self, record))
+        self._disk.step("remove", lambda: RestoreRecords.remove(self, record))
 
 
 @dataclass
@@ -151,7 +151,9 @@ class Bench:
     def begin(self) -> RestoreRecord:
         """Write down that it is being staged."""
         (self.path / ".restores").mkdir(exist_ok=True)
-        return self.history().begin(RESTORE_ID, "full_1", "/a", self.parts())
+        return self.history().begin(
+            RESTORE_ID, "full_1", "/a", {name: FakePart(name, self.disk).record() for name in PARTS}
+        )
 
     def apply(self) -> RestoreRecord:
         """Stage and apply."""

@@ -45,19 +45,17 @@ def test_it_is_asked_until_it_answers() -> None:
     with answering(503, 500, 200) as place:
         health = ask_portal(HealthCheck(url=f"http://{place}"), sleep=no_pause)
     assert health is not None
-    assert (health.answers, health.what, health.warnings("restore_1")) == (True, "HTTP 200", [])
+    assert (health.answers, health.what) == (True, "HTTP 200")
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/health", "http://user:secret@127.0.0.1:1/health?token=secret"])
-def test_one_that_does_not_answer_is_a_warning(url: str) -> None:
-    """It names the restore to roll back, and shows nothing of the URL that may be secret."""
+def test_one_that_does_not_answer_is_named(url: str) -> None:
+    """With its address, and nothing of the URL that may be secret."""
     health = ask_portal(HealthCheck(url=url, timeout_seconds=0), sleep=no_pause)
     assert health is not None
-    (warning,) = health.warnings("restore_1")
     assert not health.answers
-    assert "http://127.0.0.1:1/health" in warning
-    assert "restore_1" in warning
-    assert "secret" not in warning + str(health.to_dict())
+    assert "does not answer at http://127.0.0.1:1/health" in health.sentence()
+    assert "secret" not in health.sentence() + str(health.to_dict())
 
 
 def test_one_that_says_that_it_is_not_well() -> None:

@@ -226,7 +226,7 @@ class TestNothingChanges:
             refused(world.job().restore_full("latest"), 1, "no space left")
         (listed,) = world.job().list_restores()
         assert listed["state"] == "rolled_back"
-        done(world.job().forget(listed["restore_id"]))
+        done(world.job().discard(listed["restore_id"]))
 
     def test_another_restore_is_running(self, world: World) -> None:
         """Only one restore of a repository runs at a time; the other one ends at once with 5."""

@@ -69,7 +69,7 @@ class TestForgetting:
         assert len(world.databases()) == 2
         (listed,) = world.job().list_restores()
         assert any("_before_" in kept for kept in listed["kept"])
-        done(world.job().forget(restore_id))
+        done(world.job().discard(restore_id))
         assert world.databases() == {world.portal.database.name}
         assert world.stages() == []
         assert world.job().list_restores() == []
@@ -78,13 +78,13 @@ class TestForgetting:
     def test_in_place(self, world: World) -> None:
         """The safety dump of a restore in place goes too."""
         restore_id = done(world.job(mode="in-place").restore_database("latest")).restore_id
-        done(world.job().forget(restore_id))
+        done(world.job().discard(restore_id))
         assert not (world.portal.archives / ".restores" / restore_id).exists()
 
     def test_asks(self, world: World) -> None:
         """Nothing is forgotten that nobody agreed to."""
         restore_id = done(world.job().restore_media("latest")).restore_id
-        refused(world.job(confirm=lambda _: False).forget(restore_id), 3)
+        refused(world.job(confirm=lambda _: False).discard(restore_id), 3)
         done(world.job().rollback(restore_id))
 
     def test_of_itself(self, world: World) -> None:
@@ -95,7 +95,7 @@ class TestForgetting:
         newest = done(later.restore_media("latest")).restore_id
         assert [one["restore_id"] for one in later.list_restores()] == [newest, younger]
         logged = AccessLog(later.repository).entries()
-        assert [entry.subject for entry in logged if entry.action == "forget"] == [old]
+        assert [entry.subject for entry in logged if entry.action == "discard"] == [old]
         assert world.databases() == {world.portal.database.name}
         assert not any(old in name for name in world.stages())
 
@@ -150,15 +150,15 @@ class TestCutOff:
             restore_id in warning and "cannot be finished or undone now" in warning for warning in result.warnings
         )
         refused(world.job().restore_media("latest"), 1, "has to be finished or undone first", f"--forget {restore_id}")
-        given_up = done(world.job().forget(restore_id))
+        given_up = done(world.job().discard(restore_id))
         assert any("to be removed by hand" in warning for warning in given_up.warnings)
         done(world.job().restore_media("latest"))
 
     def test_what_was_asked_for_is_remembered(self, world: World) -> None:
         """What another process finishes is what was asked for, whatever is asked for now."""
         result = done(world.job(exact=True, create_database=True, mode="swap").restore_full("latest"))
-        record = world.job()._history.record(result.restore_id)
-        parts = world.job(mode="in-place", db_host="elsewhere", media_path="/elsewhere")._parts_of(record)
+        record = world.job()._context.history.record(result.restore_id)
+        parts = world.job(mode="in-place", db_host="elsewhere", media_path="/elsewhere")._context.parts_of(record)
         assert [part.record() for part in parts] == list(record.parts.values())
         assert record.parts["media"]["exact"] is True
         assert record.parts["database"]["mode"] == "swap"

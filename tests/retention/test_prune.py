@@ -268,7 +268,7 @@ class TestBesideOthers:
 
         class Overtaken(PruneJob):
             def _tidy(self, gone: Any) -> None:
-                with Repository(repository).draft(backup_id) as draft:
+                with Repository(repository).pending(backup_id) as draft:
                     assert draft
                     super()._tidy(gone)
                     assert sidecar.exists()

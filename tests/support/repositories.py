@@ -33,7 +33,7 @@ def backup_id(text: str = "full_20240115_120000_abc123") -> BackupId:
 
 
 def publish(repository: Repository, name: str = "full_20240115_120000_abc123", content: bytes = CONTENT) -> Path:
-    with repository.draft(backup_id(name)) as draft:
+    with repository.pending(backup_id(name)) as draft:
         assert draft is not None
         draft.out.write(content)
         return draft.commit(draft.out.finish())

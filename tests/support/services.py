@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from redis import Redis
 
-from tests.support.workers import wait_until
+from tests.support.workers import use_repository, wait_until
 from worker.operations import Queue
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class ServiceProcess:
 
     def __init__(self, module: str, directory: Path, redis: EmbeddedRedis, **environ: str) -> None:
         self.module = module
+        use_repository(redis, directory / "archives")
         self._log = directory / f"{module}-{id(self)}.log"
         self.environ = {
             "CELERY_BROKER_URL": redis.url,

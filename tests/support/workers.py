@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from shutil import copytree
 from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
 
@@ -27,7 +29,10 @@ if TYPE_CHECKING:
 MARK = "PGTESTMARK"
 """A variable that every process of a worker inherits, pg_dump too: libpq's names begin with PG."""
 
-MOMENT = "2026-11-22T02:00:00+00:00"
+_REPOSITORIES: dict[str, Path] = {}
+
+MOMENT = (datetime.now(UTC) - timedelta(hours=1)).isoformat(timespec="seconds")
+"""A moment that somebody could have requested a backup for just now."""
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
@@ -43,6 +48,7 @@ class WorkerProcess:
 
     def __init__(self, portal: Portal, redis: EmbeddedRedis, *arguments: str, **environ: str) -> None:
         self._mark = uuid4().hex
+        use_repository(redis, portal.archives)
         self._arguments = arguments
         self._environ = portal.environ(**{MARK: self._mark, "CELERY_BROKER_URL": redis.url}, **environ)
         self._log = portal.directory / f"worker-{self._mark}.log"
@@ -142,9 +148,26 @@ def _parent(pid: int) -> int:
         return 0
 
 
+def client_environ(redis: EmbeddedRedis) -> dict[str, str]:
+    """The settings of a client: the broker, and the repository of the portal that was last used with it."""
+    return {"CELERY_BROKER_URL": redis.url, "BACKUP_LOCAL_PATH": str(_repository_of(redis))}
+
+
+def _repository_of(redis: EmbeddedRedis) -> Path:
+    return _REPOSITORIES.get(redis.url, redis.socket.parent / "repository")
+
+
+def use_repository(redis: EmbeddedRedis, repository: Path) -> None:
+    """Have the clients of a broker sign with the key of a repository; it takes over the key that they have used."""
+    used = _repository_of(redis) / ".keys"
+    if used.exists() and not (repository / ".keys").exists():
+        copytree(used, repository / ".keys")
+    _REPOSITORIES[redis.url] = repository
+
+
 def client_of(redis: EmbeddedRedis) -> Client:
     """A way to the workers of a Redis."""
-    return Client(load_settings({"CELERY_BROKER_URL": redis.url}, lambda _: "").worker)
+    return Client(load_settings(client_environ(redis), lambda _: ""))
 
 
 def submit(redis: EmbeddedRedis, task: Operation, task_id: str = "", **arguments: Any) -> str:

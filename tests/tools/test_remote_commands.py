@@ -104,7 +104,7 @@ class TestTheSameAsWithoutAWorker:
         upload.write_text("changed")
         planned, said = run(portal, redis.url, "restore.sh", "latest", "--media-only", "--dry-run")
         assert planned["dry_run"]
-        assert "This was a dry run: nothing was changed." in said
+        assert "Dry run: nothing was changed." in said
         assert upload.read_text() == "changed"
         restored, said = run(portal, redis.url, "restore.sh", "latest", "--media-only", "--force")
         assert restored["rollback"] == f"./tools/restore.sh --rollback {restored['restore_id']}"
@@ -199,7 +199,7 @@ class TestHandingOver:
         handed, _ = run(portal, redis.url, "backup.sh", "media", "--no-wait")
         run(portal, redis.url, "backup.sh", "--wait", handed["task_id"])
         refused, _ = run(portal, redis.url, "restore.sh", "--wait", handed["task_id"], code=2)
-        assert "is no restore" in refused["error"]
+        assert "is not a restore" in refused["error"]
 
     def test_without_a_broker_there_is_nothing_to_wait_for(self, portal: Portal) -> None:
         """Options about a worker are refused where none is asked, and no backup is made instead."""
@@ -250,7 +250,7 @@ class TestNobodyDoesIt:
         process.send_signal(signal.SIGHUP)
         output, _ = process.communicate(timeout=TIMEOUT)
         assert process.returncode == 128 + signal.SIGHUP
-        assert "it was withdrawn" in json.loads(output)["error"]
+        assert "was withdrawn" in json.loads(output)["error"]
         assert not list((portal.archives / ".authorizations").iterdir())
 
     def test_the_broker_is_away(self, portal: Portal) -> None:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from portal.ops.model import BackupType, Component
+from portal.ops.offsite.layout import Stem
+from portal.ops.offsite.ledger import CopyRecord, Ledger
 from portal.ops.repository.access_log import Action, Outcome
 from tests.support.commands import answer, run
 from tests.support.histories import NOW, History
@@ -152,6 +154,19 @@ class TestPage:
         assert "The recovery window has 1 gaps before that." in words
         assert "Recovery window" in words
         assert "1 off-site copies; the newest archive among them is 24 h old" in words
+
+    def test_copies_are_read_from_the_repositorys_memory(self, history: History, tmp_path: Path) -> None:
+        """Without asking the store; a destination without copies yet is a gap."""
+        settings = history.settings(BACKUP_OFFSITE_URLS=f"file://{tmp_path}/nas", BACKUP_OFFSITE_ENCRYPTION="off")
+        assert read_story(settings, NOW).copies == []
+        ledger = Ledger(history.repository, settings.offsite.destinations()[0])
+        archive = read_story(settings, NOW).archives[0]
+        ledger.prepare()
+        stem = Stem(backup_id=archive.name)
+        ledger.add(CopyRecord(stem=stem, copied=NOW, archive_sha256="0" * 64, stored_bytes=1000))
+        copies = read_story(settings, NOW).copies
+        assert copies is not None
+        assert [moment for moment, _ in copies] == [archive.moment]
 
     def test_pins_removals_and_failures_are_told(self, history: History) -> None:
         """With their reasons."""

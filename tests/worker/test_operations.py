@@ -35,7 +35,7 @@ def test_every_operation_can_be_carried_out(operation: Operation) -> None:
     assert callable(resolve_name(operation.handler))
     assert TASKS[operation.name].name == operation.name
     assert operation.description in str(TASKS[operation.name].__doc__)
-    routes = configuration(load_settings({}, lambda _: "").worker)["task_routes"]
+    routes = configuration(load_settings({}, lambda _: ""))["task_routes"]
     assert routes[operation.name] == {"queue": operation.queue.value}
 
 

@@ -30,11 +30,13 @@ from tests.support.servers import no_session_soon
 from tests.support.workers import (
     MOMENT,
     WorkerProcess,
+    client_environ,
     client_of,
     queued,
     result_of,
     submit,
     unacknowledged,
+    use_repository,
     wait_until,
 )
 from worker.app import make_app
@@ -299,7 +301,8 @@ def test_a_late_word_of_progress_does_not_hide_the_end(portal: Portal) -> None:
     delivery.write_text(".")
     killed = {"name": "backup.full", "task_id": "deaf", "given": {"moment": MOMENT}}
     with EmbeddedRedis() as redis:
-        backend = make_app(load_settings({"CELERY_BROKER_URL": redis.url}, lambda _: "").worker).backend
+        use_repository(redis, portal.archives)
+        backend = make_app(load_settings(client_environ(redis), lambda _: "")).backend
         backend.store_result("deaf", {"phase": "database", "done": 1, "total": None}, STATE)
         assert client_of(redis).look("deaf").progress
         subprocess.run(

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from portal.ops.errors import OpsError
 from tools import tasks
 from tools.jobs import backup_job
 from tools.terminal.output import print_result, say, say_error, warn
-from tools.terminal.run import watched_settings
+from tools.terminal.run import StoppedError, watched_settings
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
+    from portal.ops.runtime.progress import Step
     from portal.ops.settings.load import Settings
+
+
+_STOPPED: Final = "the off-site copy after this backup was stopped; the next one goes on with it"
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
@@ -51,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         result = makers[arguments.command]()
     found = result.to_dict()
     _say_how_it_ended(found)
+    found |= _copy(settings, show, found) if result.success else {"offsite": []}
     print_result({**found, **(_prune(settings, found) if result.success else {"pruned": []})})
     return result.exit_code
 
@@ -58,7 +64,30 @@ def run(arguments: argparse.Namespace) -> int:
 def tell(result: Mapping[str, Any]) -> None:
     """Tell how a worker's backup ended, for people and programs."""
     _say_how_it_ended(result)
-    print_result({**result, "pruned": []})  # beat has workers prune, and not after each backup
+    print_result({**result, "offsite": [], "pruned": []})  # beat has workers prune, and not after each backup
+
+
+def _copy(settings: Settings, show: Callable[[Step], None], result: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy off-site what is missing there; a failure is a warning, for the backup is made."""
+    if not settings.offsite.destinations():
+        return {"offsite": []}
+    from tools.commands.offsite import copy_lines, copy_missing
+
+    try:
+        done = copy_missing(settings, show)
+    except (OpsError, OSError) as error:
+        warn(failed := f"off-site copies were not made: {error}")
+        return {"offsite": [], "warnings": [*result["warnings"], failed]}
+    except StoppedError:
+        warn(_STOPPED)
+        return {"offsite": [], "warnings": [*result["warnings"], _STOPPED]}
+    for line in copy_lines(done.to_dict()) if done.copied else ():
+        say(line)
+    failures = [f"off-site copies were not made: {fault}" for fault in dict.fromkeys(map(str, done.faults))]
+    for warning in (*done.warnings, *failures):
+        warn(warning)
+    copied = [{"destination": place, "backup_id": name} for place, name in done.copied]
+    return {"offsite": copied, "warnings": [*result["warnings"], *done.warnings, *failures]}
 
 
 def _prune(settings: Settings, result: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tools import tasks
-from tools.jobs import person
+from tools.jobs import archive_at_hand, person
 from tools.terminal.output import print_result, say, say_error
 from tools.terminal.run import watched_settings
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
     """Add what the command takes."""
-    parser.add_argument("archive", nargs="?", default="latest", help="which one (default: the newest full one)")
+    parser.add_argument(
+        "archive", nargs="?", default="latest", help="which one (default: the newest full one); also 'offsite:ID'"
+    )
     tasks.add_options(parser)
 
 
@@ -34,9 +36,14 @@ def run(arguments: argparse.Namespace) -> int:
 
         given = DrillArguments(archive=tasks.absolute(arguments.archive))
         return tasks.do_remotely(settings, show, arguments, DRILL_RESTORE, given)
+    archive = archive_at_hand(settings, show, arguments.archive)
     config, observer = RestoreConfig.from_settings(settings), Aftermath(settings)
     checks = PortalCheckConfig.from_settings(settings)
-    report = DrillJob(config, checks=checks, progress=show, actor=person(), observer=observer).run(arguments.archive)
+    report = DrillJob(config, checks=checks, progress=show, actor=person(), observer=observer).run(archive)
+    if archive != arguments.archive:
+        from portal.ops.offsite.local import note_drill
+
+        note_drill(settings, arguments.archive, success=report.success, backup_id=report.backup_id)
     tell(report.to_dict())
     return report.exit_code
 

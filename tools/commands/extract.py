@@ -17,7 +17,7 @@ from portal.ops.errors import (
     NotIntactError,
     UnsupportedError,
 )
-from tools.jobs import backup_job
+from tools.jobs import backup_job, person
 from tools.terminal.output import print_result, say
 from tools.terminal.run import watched_settings
 
@@ -31,13 +31,20 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
     """Add what the command takes."""
-    parser.add_argument("archive", help="a path, an id or the start of one, or 'latest': of those with such files")
+    parser.add_argument(
+        "archive", help="a path, an id or the start of one, 'latest' (of those with such files), or 'offsite:ID'"
+    )
     parser.add_argument("member", help="the file's path in the archive, such as media/tenant-a/scan.sarif")
     parser.add_argument("--output", metavar="FILE", help="where to put it (default: its name, in this directory)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Take one file out of an archive."""
+    if arguments.archive.startswith("offsite:"):
+        found = _extract_offsite(arguments.archive, arguments.member, arguments.output)
+        say(f"extracted: {found['path']}")
+        print_result(found)
+        return 0
     found = extract(_archive_path(arguments.archive, arguments.member), arguments.member, arguments.output)
     say(f"extracted: {found['path']}")
     print_result(found)
@@ -78,6 +85,23 @@ def extract(archive: Path, path: str, output: str | None) -> dict[str, Any]:
             f"there is no file {path!r} in {archive.name}",
             hint=f"'tar tzf {archive}' lists the files; omit the first directory.",
         )
+    return _extracted(reader, member, path, output)
+
+
+def _extract_offsite(name: str, path: str, output: str | None) -> dict[str, Any]:
+    """The same from an off-site copy, of which only the index and what holds the file is read."""
+    from portal.ops.monitoring.observer import Aftermath
+    from portal.ops.offsite.config import OffsiteConfig
+    from portal.ops.offsite.fetch import FetchJob
+
+    settings, show = watched_settings()
+    job = FetchJob(OffsiteConfig.from_settings(settings), progress=show, actor=person(), observer=Aftermath(settings))
+    with job.file(name, path) as (reader, member, received):
+        found = _extracted(reader, member, path, output)
+        return {**found, "received_bytes": received()}
+
+
+def _extracted(reader: IndexedArchive, member: Member, path: str, output: str | None) -> dict[str, Any]:
     target = output or os.path.basename(path)
     _write(reader.extract(member), member, target)
     return {

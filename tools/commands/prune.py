@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import gc
-import os
 from typing import TYPE_CHECKING
 
-from tools.jobs import person, repository, restore_job
+from tools.jobs import person, repository
 from tools.terminal import output
 from tools.terminal.output import Lines, is_json, print_listing, say, say_error, warn
 from tools.terminal.run import watched_log
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     import argparse
 
     from portal.ops.retention.prune import PruneJob, PruneResult
-    from portal.ops.settings.load import Settings
 
 
 def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
@@ -27,36 +25,24 @@ def run(arguments: argparse.Namespace) -> int:
     """Remove old archives, or show which ones would be removed."""
     from portal.ops.backup.job import BackupConfig
     from portal.ops.monitoring.observer import Aftermath
-    from portal.ops.retention.prune import PruneJob
+    from portal.ops.restore.cleanup import CleanupJob
+    from portal.ops.restore.config import RestoreConfig
     from portal.ops.runtime.environment import current_settings
 
     gc.disable()  # there may be very many archives, and none of what is made for them is garbage
     settings = current_settings()
     watched_log(settings.log_format)
     config = BackupConfig.from_settings(settings)
-    job = PruneJob(repository(settings), config.retention, actor=person(), observer=Aftermath(settings))
-    result = job.run(dry_run=arguments.dry_run)
-    discarded = [] if arguments.dry_run or not result.success else forget_restores(settings)
-    _tell(job, result)
-    for line in discarded:
+    restoring, observer = RestoreConfig.from_settings(settings), Aftermath(settings)
+    job = CleanupJob(repository(settings), config.retention, restoring, actor=person(), observer=observer)
+    cleaned = job.run(dry_run=arguments.dry_run)
+    result = cleaned.pruned
+    _tell(job.prune, result)
+    for line in cleaned.discarded:
         say(line)
-    facts = {**result.to_dict(), "restores_forgotten": discarded}
     plan = result.plan.decisions if result.plan else ()
-    print_listing("plan", (decision.to_dict() for decision in plan), **facts)
+    print_listing("plan", (decision.to_dict() for decision in plan), **cleaned.to_dict())
     return result.exit_code
-
-
-def forget_restores(settings: Settings) -> list[str]:
-    """Discard the rollback data of old restores; what was done, in words. A failure of that is only told."""
-    from portal.ops.errors import OpsError
-    from portal.ops.restore.journal import DIRECTORY
-
-    if not os.path.exists(settings.local_path / DIRECTORY):  # most often so; what follows takes a while to import
-        return []
-    try:
-        return list(restore_job(settings).forget_old())
-    except OpsError as error:
-        return [f"the rollback data of old restores was not looked at: {error}"]
 
 
 def _tell(job: PruneJob, result: PruneResult) -> None:

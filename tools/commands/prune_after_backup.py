@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 from portal.ops.errors import OpsError
 from portal.ops.model import SUFFIX
 from portal.ops.runtime.progress import utc_now
-from tools.commands.prune import forget_restores
 from tools.jobs import person
 from tools.terminal.run import StoppedError
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from portal.ops.repository.repository import Repository
+    from portal.ops.restore.cleanup import CleanupJob
     from portal.ops.retention.plan import Decision
     from portal.ops.retention.prune import PruneJob
     from portal.ops.settings.load import Settings
@@ -65,9 +65,10 @@ def prune_after_backup(settings: Settings) -> Pruned:
         return Pruned()
     pruned = Pruned()
     try:
-        pruned = _prune(settings)
+        cleanup = _job(settings)
+        pruned = _prune(cleanup.prune)
         if _STOPPED not in pruned.warnings:
-            pruned = replace(pruned, restores=tuple(forget_restores(settings)))
+            pruned = replace(pruned, restores=cleanup.discard_old())
     except OpsError as error:
         return _warned(pruned, _not_removed(error))
     except OSError as error:
@@ -81,9 +82,8 @@ def _warned(pruned: Pruned, warning: str) -> Pruned:
     return replace(pruned, warnings=(*pruned.warnings, warning))
 
 
-def _prune(settings: Settings) -> Pruned:
+def _prune(job: PruneJob) -> Pruned:
     """Look at names first, then at the plan, which takes no lock: mostly there is nothing to remove."""
-    job = _job(settings)
     if not _may_be_old(job.repository, job.least_days):
         return Pruned()
     decided = job.plan()
@@ -93,7 +93,8 @@ def _prune(settings: Settings) -> Pruned:
     try:
         result = job.run()
     except StoppedError:
-        gone = [one for one in decided.removals if not (settings.local_path / f"{one.entry.name}{SUFFIX}").exists()]
+        there = job.repository.path
+        gone = [one for one in decided.removals if not (there / f"{one.entry.name}{SUFFIX}").exists()]
         return _pruned(gone, (_STOPPED,))
     return _pruned(result.removed, (*result.warnings, *([_not_removed(result.error)] if result.error else [])))
 
@@ -112,15 +113,17 @@ def _pruned(removed: Sequence[Decision], warnings: tuple[str, ...]) -> Pruned:
     )
 
 
-def _job(settings: Settings) -> PruneJob:
+def _job(settings: Settings) -> CleanupJob:
     from portal.ops.backup.config import BackupConfig
     from portal.ops.monitoring.observer import Aftermath
     from portal.ops.repository.repository import Repository
-    from portal.ops.retention.prune import PruneJob
+    from portal.ops.restore.cleanup import CleanupJob
+    from portal.ops.restore.config import RestoreConfig
 
     repository = Repository(settings.local_path, lock_timeout=settings.lock_timeout)
     policy = BackupConfig.from_settings(settings).retention
-    return PruneJob(repository, policy, actor=person(), observer=Aftermath(settings))
+    config = RestoreConfig.from_settings(settings)
+    return CleanupJob(repository, policy, config, actor=person(), observer=Aftermath(settings))
 
 
 def _not_removed(why: Any) -> str:

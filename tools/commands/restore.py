@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import ConfigurationError, NotConfirmedError
 from tools import tasks
-from tools.jobs import restore_job
+from tools.jobs import archive_at_hand, restore_job
 from tools.terminal.output import ask, print_result, say, say_error, warn
 from tools.terminal.run import watched_settings
 
@@ -33,6 +33,7 @@ ONLY_RESTORE: Final = (
     "exact",
     "target_database",
     "create_database",
+    "owner",
     "media_dir",
     "path",
     "jobs",
@@ -64,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--exact", action="store_true", help="move uploads that are not in the backup aside (never deleted)")
     add("--target-database", metavar="NAME", help="restore into this database instead of the configured one")
     add("--create-database", action="store_true", help="create the database if it does not exist")
+    add("--owner", metavar="ROLE", help="the role that is to own the database and everything in it")
     add("--media-dir", metavar="DIR", help="restore the uploads here instead of PORTAL_UPLOAD_DIR")
     add("--path", metavar="PATTERN", action="append", default=[], help="only uploads that match; can be repeated")
     add("--jobs", metavar="N", type=int, help="how many processes work at the same time")
@@ -97,6 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     person = Person(asks=not (arguments.force or arguments.dry_run))
     if tasks.is_remote(settings, arguments):
         return _restore_remotely(Workers(settings, show, arguments), person)
+    arguments.archive = archive_at_hand(settings, show, arguments.archive)
     result = _restore(restore_job(settings, show, person.confirm, **_given(arguments)), arguments)
     person.report(result.to_dict())
     return result.exit_code
@@ -118,7 +121,7 @@ def wait(arguments: argparse.Namespace) -> int:
 
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `RestoreConfig` that the command line has, besides those of the settings."""
-    names = ("dry_run", "mode", "exact", "target_database", "create_database", "allow_unverified")
+    names = ("dry_run", "mode", "exact", "target_database", "create_database", "owner", "allow_unverified")
     given = {name: getattr(arguments, name) for name in (*names, "allow_outside_links")}
     given["patterns"] = tuple(arguments.path)
     given["verify_before_restore"] = not arguments.force
@@ -285,6 +288,8 @@ def _done(result: Mapping[str, Any], *, is_rollback: bool) -> list[str]:
             lines.append(_done_to_database(facts, is_rollback=is_rollback))
         else:
             lines += FilesReport.from_dict(facts).lines()
+    if (portal := result.get("portal")) and portal["answers"]:
+        lines.append(f"the portal answers at {portal['url']}: {portal['what']} after {portal['seconds']:.1f} s.")
     return lines
 
 

@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise NotConfirmedError(NOT_CONFIRMED, hint=SAY_YES)
         task = Workers(settings, show, arguments).hand_over(RESTORE_ROLLBACK, RollbackArguments(restore_id=restore_id))
         return finish(task, person, arguments, is_rollback=True)
-    result = job.forget(arguments.forget) if arguments.forget else job.rollback(arguments.archive)
+    result = job.discard(arguments.forget) if arguments.forget else job.rollback(arguments.archive)
     person.report(result.to_dict(), is_rollback=True)
     return result.exit_code
 

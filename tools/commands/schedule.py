@@ -54,7 +54,7 @@ def schedule_of(settings: Settings, now: datetime) -> list[dict[str, Any]]:
 
     repository = Repository(settings.local_path)
     last = last_slots(settings.schedules, now)
-    undone = {task.slot for task in due(last, read_facts(repository, SCHEDULED), now, {})}
+    undone = {task.slot for task in due(last, read_facts(repository, SCHEDULED, settings), now, {})}
     following = {slot.operation: slot.moment for slot in next_slots(settings.schedules, now)}
     entries = dict(logged(repository))
     return [

@@ -17,16 +17,17 @@ _SECONDS: Final = 15
 
 def service_checks(settings: Settings) -> list[Check]:
     """The checks of what runs all the time; where no broker is set, there is nothing of the kind."""
+    wal = [Check(name="WAL service", look=lambda: _service("beat.wal", "wal"))] if settings.pitr.wal else []
     if settings.worker.broker_url is None:
         what = "CELERY_BROKER_URL is not set: commands do the work themselves, started by cron or systemd"
-        return [Check(name="workers", look=lambda: ok(what))]
+        return [Check(name="workers", look=lambda: ok(what)), *wal]
     checks = [
         Check(name="workers", look=lambda: _workers(settings)),
         Check(name="beat", look=lambda: _service("beat", "beat")),
     ]
     if settings.upload_dir is not None:
         checks.append(Check(name="watcher", look=lambda: _service("beat.watcher", "watcher")))
-    return checks
+    return [*checks, *wal]
 
 
 def _workers(settings: Settings) -> Finding:
@@ -35,7 +36,7 @@ def _workers(settings: Settings) -> Finding:
     from worker.health import check_queues
     from worker.operations import Queue
 
-    found = check_queues(Client(settings.worker), Queue)
+    found = check_queues(Client(settings), Queue)
     ill = [queue for queue in found if not queue.is_healthy]
     if ill:
         said = "; ".join(f"{queue.queue}: {queue.detail}" for queue in ill)

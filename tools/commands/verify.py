@@ -27,7 +27,7 @@ _DAMAGED_HINT: Final = (
 
 def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
     """Add what the command takes."""
-    parser.add_argument("archive", help="a path, an id or the start of one, or 'latest'")
+    parser.add_argument("archive", help="a path, an id or the start of one, 'latest', or 'offsite:ID'")
     parser.add_argument("--level", choices=("checksum", "contents", "dump", "drill"), default="contents", help=_LEVELS)
     tasks.add_options(parser)
 
@@ -39,6 +39,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.level == VerifyLevel.DRILL:
         return drill.run(arguments)
     settings, show = watched_settings()
+    if arguments.archive.startswith("offsite:"):
+        from tools.commands.offsite import verify_copy
+
+        return verify_copy(settings, show, arguments.archive, arguments.level)
     if tasks.is_remote(settings, arguments):
         from worker.arguments import VerifyArguments
         from worker.operations import VERIFY_ARCHIVE

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from portal.ops.model import BackupId, BackupType, Component
 from portal.ops.monitoring.facts import read_status
 from portal.ops.monitoring.failures import is_failure
+from portal.ops.offsite.ledger import Ledger
 from portal.ops.pitr.look import look
 from portal.ops.repository.access_log import AccessLog, Action, Outcome
 from portal.ops.repository.catalogue import Catalogue
@@ -120,8 +121,23 @@ def read_story(settings: Settings, now: datetime) -> Story:
         pins=pins,
         removals=[entry for entry in reversed(entries) if "archives" in entry.details],
         failures=[entry for entry in reversed(entries) if is_failure(entry)][:_MOST_LISTED],
+        copies=_copies(settings, repository),
         windows=_merged((span.start, span.end) for span in look(repository, list(archives)).spans),
     )
+
+
+def _copies(settings: Settings, repository: Repository) -> list[tuple[datetime, str]] | None:
+    """The off-site copies that the repository remembers, with the moments of their archives."""
+    destinations = settings.offsite.destinations()
+    if not destinations:
+        return None
+    found = [
+        (backup_id.moment, f"{backup_id} on {destination.shown}")
+        for destination in destinations
+        for stem in Ledger(repository, destination).copies()
+        if (backup_id := BackupId.parse(stem.backup_id))
+    ]
+    return sorted(found)
 
 
 def _merged(spans: Iterable[tuple[datetime, datetime]]) -> list[tuple[datetime, datetime]]:

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-from typing import Final
-
 from portal.ops.backup.config import BackupConfig
 from portal.ops.backup.job import BackupJob
-from portal.ops.model import BackupType, timestamp
-from portal.ops.runtime.progress import utc_now
+from portal.ops.model import BackupType
 from worker.arguments import BackupArguments, MediaArguments
-from worker.errors import RefusedError
 from worker.execution import Outcome, TaskRequest
-
-_CLOCKS_DIFFER: Final = timedelta(minutes=5)
+from worker.moments import check_moment
 
 
 def back_up(request: TaskRequest) -> Outcome:
@@ -21,11 +15,7 @@ def back_up(request: TaskRequest) -> Outcome:
     arguments = request.operation.arguments.of(request.given)
     assert isinstance(arguments, BackupArguments)
     moment = arguments.when()
-    if moment > utc_now() + _CLOCKS_DIFFER:
-        raise RefusedError(
-            f"a backup for {timestamp(moment)}, which is to come, would be the newest until then",
-            hint="Look at the clock of the machine that asked for it.",
-        )
+    check_moment(request.operation, moment, request.requester, request.signed_at, request.settings.schedules)
     job = BackupJob(BackupConfig.from_settings(request.settings), progress=request.progress, **request.known(arguments))
     if isinstance(arguments, MediaArguments):
         result = job.backup_media(

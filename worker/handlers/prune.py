@@ -6,9 +6,8 @@ from typing import Final
 
 from portal.ops.backup.config import BackupConfig
 from portal.ops.repository.repository import Repository
+from portal.ops.restore.cleanup import CleanupJob
 from portal.ops.restore.config import RestoreConfig
-from portal.ops.restore.job import RestoreJob
-from portal.ops.retention.prune import PruneJob
 from worker.arguments import PruneArguments
 from worker.errors import EXIT_CODE
 from worker.execution import Outcome, TaskRequest
@@ -22,10 +21,9 @@ def prune(request: TaskRequest) -> Outcome:
     arguments = PruneArguments.of(request.given)
     repository = Repository(request.repository, lock_timeout=request.settings.lock_timeout)
     policy = BackupConfig.from_settings(request.settings).retention
-    result = PruneJob(repository, policy, **request.known(arguments)).run(dry_run=arguments.dry_run)
-    facts = result.to_dict() | {"removed": [decision.entry.name for decision in result.removed[:_MOST_NAMES]]}
-    if result.success and not arguments.dry_run:
-        job = RestoreJob(RestoreConfig.from_settings(request.settings), **request.known(arguments))
-        facts["restores_forgotten"] = list(job.forget_old())
+    config = RestoreConfig.from_settings(request.settings)
+    cleaned = CleanupJob(repository, policy, config, **request.known(arguments)).run(dry_run=arguments.dry_run)
+    result = cleaned.pruned
+    facts = cleaned.to_dict() | {"removed": [decision.entry.name for decision in result.removed[:_MOST_NAMES]]}
     retryable = result.fault is not None and result.fault.retryable
     return Outcome(result=facts | {EXIT_CODE: result.exit_code}, success=result.success, retryable=retryable)

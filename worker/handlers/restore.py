@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from portal.ops.restore.config import RestoreConfig, RestoreResult, RestoreScope
 from portal.ops.restore.job import RestoreJob
-from worker.allowed_paths import check_archive, check_place
+from worker.allowed_paths import check_place
 from worker.arguments import RestoreArguments, RollbackArguments, word
 from worker.authorization import Authorizations
 from worker.execution import Outcome, TaskRequest
+from worker.handlers.offsite import archive_at_hand
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +23,7 @@ def restore(request: TaskRequest) -> Outcome:
     arguments = RestoreArguments.of(request.given)
     settings, allowed = request.settings, request.settings.worker.allowed_paths
     if arguments.at is None:
-        check_archive(arguments.archive, request.repository, allowed)
+        arguments = replace(arguments, archive=archive_at_hand(request, arguments, arguments.archive))
     if arguments.media_dir is not None:
         uploads = (settings.upload_dir,) if settings.upload_dir else ()
         check_place(arguments.media_dir, (*uploads, *allowed))
@@ -60,6 +62,7 @@ def _options(arguments: RestoreArguments) -> dict[str, Any]:
         "patterns": arguments.patterns,
         "target_database": arguments.target_database,
         "create_database": arguments.create_database,
+        "owner": arguments.owner,
         "allow_unverified": arguments.allow_unverified,
         "allow_outside_links": arguments.allow_outside_links,
         "verify_before_restore": arguments.verify,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _PACKER: Final = "portal.ops.archive.packer"
+_FEW_WAITING: Final = 2
 _NICENESS: Final = 5
 """How far the threads that compress step back behind the source: the main thread, pg_dump and the server."""
 
@@ -112,7 +113,9 @@ class CompressorPool:
             waiting = self._waiting
         if self._compression is not Compression.AUTO:
             return Effort.FAST if self._compression is Compression.FAST else Effort.HARD
-        return (Effort.HARD, Effort.MEDIUM, Effort.FAST)[min(waiting, 2)]
+        if waiting <= _FEW_WAITING:
+            return Effort.HARD
+        return Effort.MEDIUM if waiting <= 2 * _FEW_WAITING else Effort.FAST
 
     def start_helpers(self) -> None:
         """Start the helper processes that do not run yet: they are ready when the first files have been found."""

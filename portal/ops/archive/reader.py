@@ -28,6 +28,7 @@ from portal.ops.archive.read_ahead import (
     hashed,
     one_thread,
 )
+from portal.ops.archive.source import FileSource
 from portal.ops.archive.sparse import NoSuchTableError, expanded
 from portal.ops.errors import NotIntactError
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     from portal.ops.archive.protocol import Contents
     from portal.ops.archive.runs import Run
+    from portal.ops.archive.source import Source
     from portal.ops.manifest import Manifest
 
 
@@ -64,7 +66,8 @@ class ArchiveReader:
     """An archive with an index, opened for reading.
 
     Arguments:
-        path: the archive's file.
+        path: the archive's file; only its name, where there is a source.
+        source: where the bytes are read from, if that is not the file.
 
     Raises:
         NotIntactError: the index cannot be read, or does not fit the file.
@@ -72,11 +75,11 @@ class ArchiveReader:
 
     has_index: Final = True
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, source: Source | None = None) -> None:
         self.path = path
-        self._file = path.open("rb", buffering=0)
+        self._source = source or FileSource(path)
         try:
-            self._size = os.fstat(self._file.fileno()).st_size
+            self._size = self._source.size
             self._index_at = self._read_trailer()
             self.frames = index.FrameTable()
             lines = self._lines()
@@ -86,16 +89,17 @@ class ArchiveReader:
             if len(self.frames) != frame_count or self.frames.end != self._index_at:
                 raise DamagedError(Damage(what="the index does not describe the frames that are there"))
         except BaseException:
-            self._file.close()
+            self._source.close()
             raise
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        self._source.close()
 
     def fileno(self) -> int:
-        """The file's descriptor."""
-        return self._file.fileno()
+        """The descriptor of the archive's file."""
+        assert isinstance(self._source, FileSource)
+        return self._source.fileno()
 
     def manifest(self) -> Manifest:
         """The manifest; reads the first frame only.
@@ -208,7 +212,7 @@ class ArchiveReader:
         """What one frame holds, or what is wrong with it."""
         length = self.frames.lengths[number]
         try:
-            data = os.pread(self._file.fileno(), length, self.frames.offsets[number])
+            data = self._source.read_at(length, self.frames.offsets[number])
             frame.check_header(data)
             return frame.decompress(data, self.frames.tar_lengths[number])
         except OSError as error:
@@ -219,7 +223,7 @@ class ArchiveReader:
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _read_trailer(self) -> int:
-        data = os.pread(self._file.fileno(), _TRAILER_BYTES, max(0, self._size - _TRAILER_BYTES))
+        data = self._source.read_at(_TRAILER_BYTES, max(0, self._size - _TRAILER_BYTES))
         extra = frame.extra_of(data, TRAILER_ID)
         if extra is None or len(extra) != TRAILER.size:
             raise DamagedError(Damage(what="the archive does not end as it should: it is cut short, or not finished"))
@@ -255,7 +259,7 @@ class ArchiveReader:
         try:
             inflate = self._start_frame(at)
             while at < end:
-                data = os.pread(self._file.fileno(), min(_READ_BYTES, end - at), at)
+                data = self._source.read_at(min(_READ_BYTES, end - at), at)
                 at += len(data)
                 if not data:
                     break
@@ -271,7 +275,7 @@ class ArchiveReader:
 
     def _start_frame(self, offset: int) -> Any:
         try:
-            frame.check_header(os.pread(self._file.fileno(), frame.HEADER_BYTES, offset))
+            frame.check_header(self._source.read_at(frame.HEADER_BYTES, offset))
         except NotIntactError as error:
             raise DamagedError(Damage(what=f"the index has a damaged frame: {error.message}")) from error
         return isal_zlib.decompressobj(31)

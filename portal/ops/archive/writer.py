@@ -7,6 +7,7 @@ into room of a fixed size; everything else is appended.
 from __future__ import annotations
 
 import errno
+import gzip
 import os
 import stat
 import tempfile
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
 _DONE: Final[Future[None]] = Future()
 _DONE.set_result(None)
 _SPOOL_MEMORY: Final = 8 << 20
-_AHEAD: Final = 3
+_AHEAD: Final = 6
+"""So many blocks may wait: the effort of compression follows how many do."""
 
 
 class Readable(Protocol):
@@ -110,6 +112,7 @@ class ArchiveWriter:
         self._lines: list[str] = []
         self._line_bytes = 0
         self._spooled_bytes = 0
+        self._is_index_taken = False
         self._members = 0
         self._version = index.VERSION
         self._manifest_room = 0
@@ -292,13 +295,19 @@ class ArchiveWriter:
         self._write_index(member, mtime_ns)
         return self._out.finish()
 
+    def take_index(self) -> WrittenIndex:
+        """The index, once the archive is finished; from then on it is the caller's to close."""
+        self._is_index_taken = True
+        return WrittenIndex(self._spool)
+
     def manifest_fits(self, manifest: bytes) -> bool:
         """Whether a manifest fits into the room that was reserved."""
         return frame.padded_bytes(2 * tar.BLOCK + len(manifest)) <= self._manifest_room
 
     def close(self) -> None:
-        """Give up the index's spool; the file itself is the caller's."""
-        self._spool.close()
+        """Give up the index's spool, unless it was taken; the file itself is the caller's."""
+        if not self._is_index_taken:
+            self._spool.close()
 
     # -- large files ------------------------------------------------------------------------------------------------
 
@@ -469,6 +478,29 @@ class ArchiveWriter:
         while data := self._spool.read(frame.INPUT_BYTES):
             self._out.write(data)
         self._out.write(frame.with_extra(tar.END_OF_ARCHIVE, index.TRAILER_ID, index.TRAILER.pack(starts_at)))
+
+
+class WrittenIndex:
+    """The index of an archive that was just written, without the archive being read again.
+
+    Arguments:
+        spool: the index as it is in the archive, without its head and the frames.
+    """
+
+    def __init__(self, spool: tempfile.SpooledTemporaryFile[bytes]) -> None:
+        self._spool = spool
+
+    def members(self) -> Iterator[Member]:
+        """Every member but the manifest, in the order of the archive."""
+        self._spool.seek(0)
+        with gzip.GzipFile(fileobj=self._spool, mode="rb") as lines:
+            for line in lines:
+                if not line.startswith(b"\0"):  # what fills up the last block of the tar
+                    yield index.decode_member(line)
+
+    def close(self) -> None:
+        """Give up the spool."""
+        self._spool.close()
 
 
 class _Shared:

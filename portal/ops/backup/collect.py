@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from contextlib import contextmanager
@@ -10,24 +11,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from portal.ops.archive.compressor_pool import CompressorPool
-from portal.ops.archive.writer import ArchiveWriter, Readable, Tally
-from portal.ops.backup.credential_key import credential_detail
+from portal.ops.archive.writer import ArchiveWriter, Readable, Tally, WrittenIndex
 from portal.ops.backup.walk import FileTree, identity, tree_bytes
 from portal.ops.chains.deletions import encode_deletions
-from portal.ops.chains.state_cache import Totals
+from portal.ops.chains.state_cache import Content, Totals
 from portal.ops.manifest import Manifest, room_for
 from portal.ops.model import DELETED, INCREMENTAL_VERSION, Component, timestamp, version_of
+from portal.ops.postgres.credential_key import credential_detail
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import available_cores
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from datetime import datetime
 
     from portal.ops.backup.config import BackupConfig
     from portal.ops.backup.increment import Increment
     from portal.ops.model import BackupId
-    from portal.ops.repository.pending import Draft
+    from portal.ops.repository.pending import PendingArchive
     from portal.ops.runtime.process import ProcessRunner
     from portal.ops.runtime.progress import Meter
 
@@ -42,13 +43,39 @@ _FEW: Final = 200
 """So many files are packed before a helper process is ready."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """An archive that is on the disk, and not published yet; to be closed.
+
+    Arguments:
+        manifest: what it says of itself.
+        digest: its SHA-256.
+        index: its members.
+        deleted: what an incremental says is gone.
+    """
+
+    manifest: Manifest
+    digest: str
+    index: WrittenIndex
+    deleted: tuple[str, ...] = ()
+
+    @property
+    def content(self) -> Content:
+        """What it has of the uploads."""
+        return Content(manifest=self.manifest, members=self.index.members(), deleted=self.deleted)
+
+    def close(self) -> None:
+        """Give up the index."""
+        self.index.close()
+
+
 @dataclass(kw_only=True)
 class Collection:
     """Fills one archive with the components of one backup.
 
     Arguments:
         config: where the components are.
-        draft: the archive.
+        pending: the archive.
         components: what goes into it, in this order.
         runner: what starts pg_dump.
         meter: told how much was read.
@@ -56,7 +83,7 @@ class Collection:
     """
 
     config: BackupConfig
-    draft: Draft
+    pending: PendingArchive
     backup_id: BackupId
     components: tuple[Component, ...]
     runner: ProcessRunner
@@ -64,20 +91,21 @@ class Collection:
     increment: Increment | None = None
     _dump_bytes: int = 0
     _file_bytes: int | None = None
+    _deleted: Sequence[str] = ()
     _details: dict[str, dict[str, Any]] = field(default_factory=dict)
     _warnings: list[str] = field(default_factory=list)
 
-    def run(self, moment: datetime) -> tuple[Manifest, str]:
-        """Collect, describe, and put everything on the disk; the manifest and the archive's SHA-256."""
+    def run(self, moment: datetime) -> Written:
+        """Collect, describe, and put everything on the disk."""
         self.meter.expect = self._expected_bytes
         jobs = self.config.jobs or available_cores()
         helpers = self.increment is None or len(self.increment.delta.taken) > _FEW
         with CompressorPool(str(self.backup_id), jobs, helpers=helpers, compression=self.config.compression) as pool:
             writer = ArchiveWriter(
-                self.draft.out,
+                self.pending.out,
                 str(self.backup_id),
                 pool,
-                spool_directory=self.draft.final.parent,
+                spool_directory=self.pending.final.parent,
                 advance=self.meter.advance,
             )
             try:
@@ -89,8 +117,10 @@ class Collection:
                 self.meter.phase = "publish"
                 with _phase("archive_finished") as facts:
                     digest = writer.finish(manifest.encode(), mtime_ns=int(moment.timestamp()) * 1_000_000_000)
-                    facts["bytes"] = self.draft.out.position
-                return manifest, digest
+                    facts["bytes"] = self.pending.out.position
+                return Written(
+                    manifest=manifest, digest=digest, index=writer.take_index(), deleted=tuple(self._deleted)
+                )
             finally:
                 writer.close()
 
@@ -99,7 +129,7 @@ class Collection:
         if self._file_bytes is None and self.increment:
             self._file_bytes = self.increment.delta.content_bytes
         if self._file_bytes is None:
-            excluded = frozenset([identity(self.draft.final.parent)])
+            excluded = frozenset([identity(self.pending.final.parent)])
             sources = (self.config.source(component) for component in self.components)
             self._file_bytes = sum(tree_bytes(source, excluded) for source in sources if source)
         return self._dump_bytes + self._file_bytes
@@ -126,7 +156,7 @@ class Collection:
         from portal.ops.postgres.dump import open_dump
 
         bin_dir = Path(self.config.pg_bin_dir) if self.config.pg_bin_dir else None
-        started = time.time_ns() // 1_000_000_000 * 1_000_000_000
+        read_from = time.time_ns()
         with open_dump(
             self.config.database,
             runner=self.runner,
@@ -138,8 +168,11 @@ class Collection:
             large = {
                 table: size for table, size in dump.table_bytes.items() if size * _WORTH_TELLING >= self._dump_bytes
             }
-            writer.reserve(room_for((*dump.table_names, *large)))
-            member = writer.add_stream(Component.DATABASE.member, cast("Readable", dump.stdout), mtime_ns=started)
+            described = dump.facts.to_dict()
+            writer.reserve(room_for((*dump.table_names, *large)) + 2 * len(json.dumps(described, indent=12)))
+            self._warnings += dump.facts.warnings
+            begun = read_from // _SECOND * _SECOND
+            member = writer.add_stream(Component.DATABASE.member, cast("Readable", dump.stdout), mtime_ns=begun)
             facts = dump.finish()
         return {
             "bytes": member.size,
@@ -149,12 +182,14 @@ class Collection:
             "pg_dump_version": facts.pg_dump_version,
             **credential_detail(self.config.credential_key, str(self.backup_id)),
             "rows": facts.row_counts,
+            "read_from_ns": read_from,
             "table_bytes": large,
+            **described,
         }
 
     def _copy(self, component: Component, source: Path, writer: ArchiveWriter) -> dict[str, Any]:
         writer.tally = tally = Tally()
-        excluded = frozenset([identity(self.draft.final.parent)])
+        excluded = frozenset([identity(self.pending.final.parent)])
         read_from = time.time_ns()
         with FileTree(root=source, prefix=component.member, excluded=excluded, tally=tally) as files:
             writer.add_items(files.tree, files.items())
@@ -172,7 +207,7 @@ class Collection:
         read_from = time.time_ns()
         writer.add_items(increment.tree, increment.delta.items())
         increment.lose(tally)
-        deleted = increment.delta.deleted()
+        self._deleted = deleted = increment.delta.deleted()
         if deleted:
             writer.add_stream(DELETED, encode_deletions(deleted), mtime_ns=read_from // _SECOND * _SECOND)
         self._warnings += _warnings(tally)

@@ -55,6 +55,7 @@ class BackupConfig:
         pg_bin_dir: where pg_dump is; by default chosen by the server's version.
         dump_timeout: seconds that pg_dump may take.
         lock_timeout: seconds to wait for a lock.
+        rollback_days: days to keep the rollback data of restores, which a cleanup discards after that.
         jobs: processes and threads that work at once; by default the cores there are.
         compression: how hard to compress; ``auto`` is as hard as the source leaves time for.
         chain_length: incrementals that a chain has at the most.
@@ -100,6 +101,7 @@ class BackupConfig:
     pg_bin_dir: PathLike | None = None
     dump_timeout: float = 21600
     lock_timeout: float = 60
+    rollback_days: int = 7
     jobs: int | None = None
     compression: Compression = Compression.AUTO
     chain_length: int = 500
@@ -176,6 +178,7 @@ class BackupConfig:
             pg_bin_dir=settings.pg_bin_dir,
             dump_timeout=settings.dump_timeout,
             lock_timeout=settings.lock_timeout,
+            rollback_days=settings.rollback_days,
             jobs=settings.jobs,
             compression=settings.compression,
             chain_length=settings.chain_length,
@@ -199,6 +202,7 @@ class BackupConfig:
             user=self.db_user,
             password=Secret(password) if isinstance(password, str) else password,
             options=self.db_options,
+            lock_seconds=self.lock_timeout,
         )
 
     @property

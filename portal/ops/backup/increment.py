@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from portal.ops.archive.reader import ArchiveReader
 from portal.ops.backup.changes import Delta, TooMuchError, parts_of
 from portal.ops.backup.search import Search
 from portal.ops.backup.walk import identity
 from portal.ops.chains.graph import Chains, Link
 from portal.ops.chains.lineage import Ancestor, line_of, read_manifest
-from portal.ops.chains.state_cache import MediaState, Totals
+from portal.ops.chains.state_cache import Content, MediaState, Totals
 from portal.ops.errors import ArchiveAbsentError, OpsError, RepositoryError
 from portal.ops.model import SUFFIX, BackupType, Component
 from portal.ops.repository.durable import make_hidden, open_own
@@ -105,12 +104,15 @@ class Increment:
             self.state.confirm(self.delta.confirmed)
             self.state.settle()
 
-    def publish(self, path: Path, sha256: str) -> None:
-        """Note that the archive is there; a cache that cannot learn of it is of no use: it would not miss it either."""
+    def publish(self, content: Content, sha256: str) -> None:
+        """Note that the archive is there; a cache that cannot learn of it is of no use: it would not miss it either.
+
+        Arguments:
+            content: what it has.
+        """
         try:
-            with closing(ArchiveReader(path)) as reader:
-                self.state.confirm(self.delta.confirmed)
-                self.state.take(reader, sha256)
+            self.state.confirm(self.delta.confirmed)
+            self.state.take(content, sha256)
         except (sqlite3.Error, OSError, OpsError) as error:
             _drop(self.place, error)
 
@@ -174,7 +176,7 @@ def plan_increment(
 
 
 @contextmanager
-def held(increment: Increment, timeout: float) -> Iterator[None]:
+def parent_locked(increment: Increment, timeout: float) -> Iterator[None]:
     """Keep a prune away from the parent, and so from all that this needs.
 
     Arguments:
@@ -191,13 +193,18 @@ def held(increment: Increment, timeout: float) -> Iterator[None]:
         yield
 
 
-def remember(repository: Repository, base: Path) -> None:
-    """Fill the cache with a base that was just made, so that the next incremental need not; other incrementals wait."""
+def remember(repository: Repository, content: Content, sha256: str) -> None:
+    """Fill the cache with a base that was just made, so that the next incremental need not; other incrementals wait.
+
+    Arguments:
+        content: what it has.
+        sha256: its digest.
+    """
     with _forgiven():
         state = _opened(repository.path / CACHE)
         if state is not None:
             with closing(state):
-                state.follow(line_of(base))
+                state.restart(content, sha256)
 
 
 def _line(repository: Repository, config: BackupConfig, begun: float) -> tuple[tuple[Ancestor, ...], bool]:

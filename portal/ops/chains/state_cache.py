@@ -12,6 +12,7 @@ from __future__ import annotations
 import sqlite3
 import stat
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from portal.ops.archive.damage import is_below
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from portal.ops.chains.lineage import Ancestor
+    from portal.ops.manifest import Manifest
 
 VERSION: Final = 3
 GRANULE_NS: Final = 2_000_000_000
@@ -57,6 +59,21 @@ _FORMS: Final = {
 }
 _CONTENT, _OTHER_NAME = 1, 2
 _BATCH: Final = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """What an archive has, as far as this is concerned with it.
+
+    Arguments:
+        manifest: what it says of itself.
+        members: everything in it.
+        deleted: what it says is gone.
+    """
+
+    manifest: Manifest
+    members: Iterable[Member]
+    deleted: Iterable[str] = ()
 
 
 class Known(NamedTuple):
@@ -159,18 +176,28 @@ class MediaState:
                     self._sql.execute("DELETE FROM entry")
                 for ancestor in missing:
                     with closing(ArchiveReader(ancestor.path)) as reader:
-                        self._take(reader)
+                        manifest = reader.manifest()
+                        gone = deletions(reader) if manifest.parent else ()
+                        self._take(Content(manifest=manifest, members=reader.members(), deleted=gone))
                 self._stand_for(line[-1].name, line[-1].sha256)
                 if not is_on_it:
                     self._sql.execute("UPDATE head SET compared = 0")
         return is_on_it and bool(compared)
 
-    def take(self, reader: ArchiveReader, sha256: str) -> None:
+    def take(self, content: Content, sha256: str) -> None:
         """Go on to an archive that was just made on the one that this stands for."""
         with self._transaction():
-            self._take(reader)
-            self._stand_for(reader.backup_id, sha256)
+            self._take(content)
+            self._stand_for(content.manifest.backup_id, sha256)
             self._sql.execute("UPDATE head SET compared = 1")
+
+    def restart(self, content: Content, sha256: str) -> None:
+        """Begin a new line with a base that was just made; the uploads were not compared with it yet."""
+        with self._transaction():
+            self._sql.execute("DELETE FROM entry")
+            self._take(content)
+            self._stand_for(content.manifest.backup_id, sha256)
+            self._sql.execute("UPDATE head SET compared = 0")
 
     # -- asking -----------------------------------------------------------------------------------------------------
 
@@ -213,15 +240,14 @@ class MediaState:
         with self._transaction():
             self._sql.executemany(_PUT, seen)
 
-    def _take(self, reader: ArchiveReader) -> None:
-        manifest = reader.manifest()
-        read_from = manifest.details.get(_PREFIX, {}).get("read_from_ns")
+    def _take(self, content: Content) -> None:
+        read_from = content.manifest.details.get(_PREFIX, {}).get("read_from_ns")
         if not isinstance(read_from, int):
-            raise NotIntactError(f"{reader.backup_id} does not say when its media were read")
-        for path in deletions(reader) if manifest.parent else ():
-            self._forget(encode_name(path))
+            raise NotIntactError(f"{content.manifest.backup_id} does not say when its media were read")
+        for path in content.deleted:
+            self._remove(encode_name(path))
         batch: list[Known] = []
-        for member in reader.members():
+        for member in content.members:
             if not is_below(member.path, _PREFIX):
                 continue
             if member.type is MemberType.HARDLINK:
@@ -242,7 +268,7 @@ class MediaState:
         parent, _, name = encode_name(member.path).rpartition(b"/")
         return [first._replace(linked=_CONTENT), first._replace(parent=parent, name=name, linked=_OTHER_NAME)]
 
-    def _forget(self, path: bytes) -> None:
+    def _remove(self, path: bytes) -> None:
         parent, _, name = path.rpartition(b"/")
         self._sql.execute("DELETE FROM entry WHERE parent = ? AND name = ?", [parent, name])
         self._sql.execute("DELETE FROM entry WHERE parent = ?", [path])

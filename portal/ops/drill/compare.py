@@ -10,6 +10,7 @@ from portal.ops.archive.damage import Damage
 from portal.ops.drill.compare_files import FileComparison
 from portal.ops.postgres.connection import connect
 from portal.ops.postgres.server import restoring_errors
+from portal.ops.restore.database.row_check import check_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,18 +46,22 @@ class Comparison:
     damages: list[Damage] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def rows_of_tables(self, found: Mapping[str, int], expected: Mapping[str, int]) -> None:
-        """Hold the rows of every table against the manifest; one that has none to say of them is a warning."""
+    def rows_of_tables(
+        self, found: Mapping[str, int], expected: Mapping[str, int], roots: Mapping[str, str] | None = None
+    ) -> None:
+        """Hold the rows of every table against the manifest; one that has none to say of them is a warning.
+
+        Arguments:
+            roots: the partitioned table that each partition belongs to.
+        """
         self.tables, self.rows = len(found), sum(found.values())
         if not expected:
             self.warnings.append("the manifest does not say how many rows there were, so they could not be compared")
             return
-        for table in sorted(found.keys() | expected.keys()):
-            if found.get(table) != expected.get(table):
-                self._damage(
-                    f"table {table} has {found.get(table, 'no')} rows, and had {expected.get(table, 'no')} when it was "
-                    "backed up"
-                )
+        checked = check_rows(found, expected, roots or {})
+        for what in checked.wrong:
+            self._damage(f"table {what}")
+        self.warnings += checked.warnings()
         self.checks.append(f"{self.tables:,} tables with {self.rows:,} rows")
 
     def keys_of_tables(self, scratch: DatabaseTarget) -> None:

@@ -27,6 +27,7 @@ import structlog
 from portal.ops.archive.damage import Damage
 from portal.ops.chains.reader import open_tree
 from portal.ops.drill.compare import Comparison
+from portal.ops.drill.moments import Shown, drill_moments
 from portal.ops.drill.portal_checks import PortalCheckConfig, PortalChecks
 from portal.ops.drill.report import DIRECTORY, DrillReport, DrillReports
 from portal.ops.drill.scratch import Scratch, drills_locked, throw_remains_away
@@ -39,17 +40,21 @@ from portal.ops.errors import (
     RepositoryError,
 )
 from portal.ops.model import BackupType, Component, VerifyLevel
+from portal.ops.postgres.connection import connect
+from portal.ops.postgres.dump_contents import SUBSCRIPTIONS
 from portal.ops.postgres.pg_restore import find_restorer
-from portal.ops.postgres.server import maintenance
+from portal.ops.postgres.row_counts import partition_roots
+from portal.ops.postgres.server import maintenance, restoring_errors
 from portal.ops.repository.access_log import Action, Observer, Outcome, Witness
 from portal.ops.repository.faults import explain_any
 from portal.ops.repository.locks import archive_lock
 from portal.ops.repository.repository import ArchiveFile, Repository
 from portal.ops.repository.sidecar import file_digest, read_sidecar
 from portal.ops.repository.verifications import Verification, Verifications
-from portal.ops.restore.database.fill import fill
+from portal.ops.restore.database.fill import filling
+from portal.ops.restore.database.means import drill_obstacles, look_at_means
 from portal.ops.restore.database.stage import settle
-from portal.ops.restore.dump_source import dump_of, rows_of
+from portal.ops.restore.dump_source import backed_up, dump_of, identity_of, rows_of
 from portal.ops.restore.files.restore import FileRestore
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.process import ProcessRunner, SystemRunner
@@ -81,6 +86,7 @@ class _Draft:
     archive: ArchiveFile | None = None
     manifest: Manifest | None = None
     portal: PortalChecks | None = None
+    moments: Shown = field(default_factory=lambda: Shown([], []))
 
     def note(self, **facts: Any) -> None:
         self.report = replace(self.report, **facts)
@@ -180,7 +186,9 @@ class DrillJob:
                 draft.found.damages.append(
                     Damage(what=f"its SHA-256 is {draft.report.checksum}, and should be {expected}")
                 )
-        problems = draft.portal.problems if draft.portal else []
+        self._tell("recover to moments")
+        draft.moments = drill_moments(self.repository, self.config, runner=self._runner)
+        problems = [*(draft.portal.problems if draft.portal else ()), *draft.moments.problems]
         draft.note(success=not draft.found.damages and not problems)
         if problems:
             draft.note(exit_code=OpsError.exit_code, error=f"the restored portal is not complete: {problems[0]}")
@@ -243,9 +251,11 @@ class DrillJob:
         """Restore and compare the database; where it is."""
         self._tell(Component.DATABASE.value)
         jobs = self.config.jobs or available_cores()
-        target = scratch.create_database(self.config.database)
-        started = time.monotonic()
         assert draft.manifest is not None
+        self._refuse_impossible(opened, draft.manifest, scratch)
+        target, said = scratch.create_database(self.config.database, identity_of(draft.manifest))
+        draft.found.warnings += said
+        started = time.monotonic()
         dump = dump_of(opened, draft.manifest, scratch.directory / "database.dump", jobs=jobs)
         with maintenance(target) as connection:
             major = connection.info.server_version // 10000
@@ -256,12 +266,27 @@ class DrillJob:
             runner=self._runner,
             bin_dir=Path(self.config.pg_bin_dir) if self.config.pg_bin_dir else None,
         )
-        fill(restorer, dump, target, jobs=jobs, role=None)
-        rows = settle(target, jobs)
+        # A subscription would take part in what the live one does with its publisher.
+        with filling(restorer, dump, target, jobs=jobs, role=None, without=SUBSCRIPTIONS) as work:
+            work.fill()
+            rows = settle(target, jobs)
+            work.finish()
+        draft.found.warnings += work.warnings
         draft.note(database_seconds=time.monotonic() - started, server_version=version)
-        draft.found.rows_of_tables(rows, rows_of(draft.manifest))
+        with connect(target) as connection, restoring_errors(target):
+            roots = partition_roots(connection)
+        draft.found.rows_of_tables(rows, rows_of(draft.manifest), roots)
         draft.found.keys_of_tables(target)
         return target
+
+    def _refuse_impossible(self, opened: Archive, manifest: Manifest, scratch: Scratch) -> None:
+        """Say what a drill lacks before it begins, in words of its own."""
+        database = self.config.database
+        entries = backed_up(opened, manifest, scratch.directory / "database.dump").entries
+        with maintenance(database) as connection:
+            against = drill_obstacles(look_at_means(database, connection, entries))
+        if against:
+            raise against[0]
 
     def _files(self, draft: _Draft, opened: Archive, component: Component, scratch: Scratch) -> Path:
         """Restore and compare the files of a component; where they are."""
@@ -335,8 +360,8 @@ def _figures(draft: _Draft) -> dict[str, Any]:
         "rows": found.rows,
         "files": found.files,
         "bytes": found.bytes,
-        "checks": (*found.checks, *(portal.checks if portal else ())),
-        "problems": tuple(portal.problems) if portal else (),
+        "checks": (*found.checks, *(portal.checks if portal else ()), *draft.moments.checks),
+        "problems": (*(portal.problems if portal else ()), *draft.moments.problems),
         "command_exit_code": command.exit_code if command else None,
         "command_output": command.output if command else "",
         "damages": tuple(map(str, found.damages)),

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from portal.ops.backup.credential_key import fingerprint_of, is_key_of
 from portal.ops.drill.credentials import try_credentials
 from portal.ops.drill.references import check_references
 from portal.ops.errors import ConfigurationError
+from portal.ops.postgres.credential_key import fingerprint_of, is_key_of
 from portal.ops.runtime.commands import CommandResult, command_environment, database_environment, run_command
 from portal.ops.settings.file_columns import FileColumns
 
@@ -104,8 +104,8 @@ class PortalChecks:
             )
         if found.columns:
             self.checks.append(
-                f"{found.count:,} files that the database refers to ({', '.join(found.columns)}), {found.missing:,} of "
-                f"them missing; {found.orphans:,} files that no row refers to"
+                f"{_files(found.count)} referred to in {', '.join(found.columns)}, {found.missing:,} of them missing; "
+                f"{_files(found.orphans)} that no row refers to"
             )
 
     def _key(self, database: DatabaseTarget) -> None:
@@ -125,7 +125,8 @@ class PortalChecks:
             )
         if is_the_one or found.opened:
             noted = "it is the one of this backup" if is_the_one else "the backup does not say which one it needs"
-            self.checks.append(f"{KEY}: {noted}; {found.opened} of {found.tried} stored credentials opened")
+            opened = f"{found.opened} of {found.tried} stored credentials opened" if found.tried else "nothing to open"
+            self.checks.append(f"{KEY}: {noted}; {opened}")
 
     def _ask_the_portal(self, runner: ProcessRunner, facts: dict[str, str]) -> None:
         key = self.config.credential_key
@@ -155,3 +156,7 @@ class PortalChecks:
             self.checks.append(f"{DRILL_COMMAND} ended with 0 after {self.command.seconds:.1f} s")
         else:
             self.problems.append(f"{DRILL_COMMAND} {self.command.failure()}")
+
+
+def _files(count: int) -> str:
+    return f"{count:,} file{'' if count == 1 else 's'}"

@@ -33,9 +33,12 @@ _KNOWN: Final = (
     ("dojo_fileupload", "file"),
     ("dojo_risk_acceptance", "path"),
     ("dojo_engagement", "tmodel_path"),
+    ("dojo_cred_user", "selenium_script"),
     ("dojo_findingimage", "image"),  # until DefectDojo 1.8
     ("dojo_report", "file"),  # until DefectDojo 2.0
 )
+_NO_FILE: Final = "none"
+"""What DefectDojo writes into its columns for no file."""
 _MEDIA_ROOTS: Final = ("/app/media/", "/opt/dojo/media/", "/media/")
 
 _EXISTING: Final = """
@@ -111,6 +114,8 @@ def check_references(
         columns, absent = _find(connection, configured)
         for column in columns:
             for value in _values(connection, column):
+                if value == _NO_FILE and (column.table, column.name) in _KNOWN:
+                    continue
                 path = _below(value, column.directory, roots)
                 if path is None:
                     elsewhere += 1

@@ -18,7 +18,8 @@ from portal.ops.drill.report import DIRECTORY
 from portal.ops.errors import BusyError, DiskFullError, OpsError, RestoreError
 from portal.ops.filesystem.tree import remove_tree
 from portal.ops.postgres.database_names import LONGEST_NAME
-from portal.ops.postgres.server import create_like, drop_forced, end_orphans, find_database, maintenance, read_me
+from portal.ops.postgres.removal import remove_database
+from portal.ops.postgres.server import create_like, end_orphans, find_database, maintenance, read_me
 from portal.ops.repository.durable import make_hidden, sync_directory, write_durably
 from portal.ops.repository.faults import explain
 from portal.ops.repository.repository import Repository
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from portal.ops.postgres.identity import DatabaseIdentity
     from portal.ops.settings.database_url import DatabaseTarget
 
 log = engine_log("portal.ops.drill")
@@ -83,15 +85,23 @@ class Scratch:
         name = live.name.encode()[: LONGEST_NAME - len(suffix)].decode(errors="ignore") + suffix
         return replace(live, name=name, options={**live.options, "application_name": self.drill_id})
 
-    def create_database(self, live: DatabaseTarget) -> DatabaseTarget:
+    def create_database(
+        self, live: DatabaseTarget, identity: DatabaseIdentity | None = None
+    ) -> tuple[DatabaseTarget, tuple[str, ...]]:
         """Create the scratch database, as the live one is; that one is only looked at.
+
+        Arguments:
+            identity: what the backup says of its database, where there is no live one.
+
+        Returns:
+            the database, and what is not as it should be.
 
         Raises:
             RestoreError: there is such a database already, so it is not ours.
             OpsError: the server does not do it.
         """
         scratch = self.database(live)
-        with maintenance(scratch) as connection:
+        with maintenance(replace(scratch, name=live.name)) as connection:
             if find_database(connection, scratch.name):
                 raise RestoreError(
                     f"there is a database {scratch.name} already, which this drill has not made",
@@ -99,8 +109,9 @@ class Scratch:
                 )
             note = {"database": scratch.name, "live": live.name, "host": live.host, "port": live.port}
             write_durably(self.directory / _NOTE, json.dumps(note).encode("ascii") + b"\n")
-            create_like(connection, scratch.name, find_database(connection, live.name), read_me(connection).name)
-        return scratch
+            model = find_database(connection, live.name) or identity
+            said = create_like(connection, scratch.name, model, read_me(connection).name)
+        return scratch, said
 
     def throw_away(self, live: DatabaseTarget) -> None:
         """Drop the database, if one was noted down, and remove the directory.
@@ -120,9 +131,9 @@ class Scratch:
                     f"{self.directory / _NOTE} names {note['database']}, which is no database of that drill",
                     hint="Look at it, and remove the directory by hand.",
                 )
-            end_orphans(scratch, self.drill_id)
-            with maintenance(scratch) as connection:
-                drop_forced(connection, scratch.name)
+            end_orphans(replace(scratch, name=noted.name), self.drill_id)
+            with maintenance(replace(scratch, name=noted.name)) as connection:
+                remove_database(connection, scratch, scratch.name)
         try:
             remove_tree(self.directory)
             sync_directory(self.directory.parent)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from portal.ops.repository.access_log import AccessEntry
 
-_UNCOUNTED: Final = frozenset({Action.PIN, Action.UNPIN, Action.FORGET})
+_UNCOUNTED: Final = frozenset({Action.PIN, Action.UNPIN, Action.DISCARD, Action.FORGET})
 _STARTED_BY_ITSELF: Final = frozenset({Action.BACKUP, Action.PRUNE, Action.DRILL})
 """Where a refusal is a failure: no person is there who reads it."""
 

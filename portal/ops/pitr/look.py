@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -74,18 +74,29 @@ def read_wal(archive: WalArchive, state: Mapping[str, Any]) -> Wal:
             created |= {timeline: file.until} if file.until else {}
         elif segment := archive.segment(name):
             pieces.append(Piece(segment=segment, covered=file.covered, is_whole=PARTIAL not in name))
-    covered_to = datetime.fromisoformat(state["covered_to"]).astimezone(UTC) if state.get("covered_to") else None
     if archive.receiving.is_dir():
-        received = [(path, covered_to, False) for path in archive.partials()]
-        received += [(path, None, True) for path in archive.completed()]
+        found = [(path, False) for path in archive.partials()] + [(path, True) for path in archive.completed()]
         pieces += [
-            Piece(segment=segment, covered=covered, is_whole=is_whole)
-            for path, covered, is_whole in received
+            Piece(segment=segment, covered=None, is_whole=is_whole)
+            for path, is_whole in found
             if (segment := archive.segment(path.name))
         ]
+    pieces = _with_last_covered(pieces, state, archive.cluster.segment_bytes)
     return Wal(
         segment_bytes=archive.cluster.segment_bytes, pieces=pieces, histories=archive.histories(), created=created
     )
+
+
+def _with_last_covered(pieces: list[Piece], state: Mapping[str, Any], segment_bytes: int) -> list[Piece]:
+    """Have the segment that was received last cover what the service says, be it complete or not."""
+    if not state.get("covered_to") or not state.get("received"):
+        return pieces
+    covered = datetime.fromisoformat(state["covered_to"]).astimezone(UTC)
+    number = (int(state["received"]) - 1) // segment_bytes
+    return [
+        replace(piece, covered=max(covered, piece.covered or covered)) if piece.segment.number == number else piece
+        for piece in pieces
+    ]
 
 
 def base_of(path: Path) -> tuple[Base, Mapping[str, Any]] | None:

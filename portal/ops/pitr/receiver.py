@@ -15,7 +15,6 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections import deque
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
@@ -23,9 +22,10 @@ from typing import TYPE_CHECKING, Final
 import psycopg
 
 from portal.ops.errors import BusyError, DiskFullError, OpsError, RepositoryError, SourceError
-from portal.ops.pitr.lsn import PARTIAL, format_lsn, parse_history_name
+from portal.ops.pitr.lsn import PARTIAL, parse_history_name
 from portal.ops.pitr.replication import SLOT, Position, check, ensure_slot, named, position, server_clock
 from portal.ops.pitr.wal_archive import WalArchive
+from portal.ops.pitr.wal_state import Coverage, state_of
 from portal.ops.postgres.client_tools import find_client
 from portal.ops.postgres.connection import conninfo, libpq_environment
 from portal.ops.postgres.server import maintenance
@@ -72,35 +72,6 @@ class GapError(SourceError):
     retryable = True
 
 
-class Coverage:
-    """Which moments of the server's clock a position covers.
-
-    A transaction takes its time a moment before its record reaches the WAL. So a clock reading counts only with the
-    position that was read one look later.
-    """
-
-    def __init__(self) -> None:
-        self._looks: deque[tuple[int, datetime]] = deque()
-        self._clock: datetime | None = None
-
-    def note(self, clock: datetime, flushed: int) -> None:
-        """Note one look at the server: what its clock said, and how far its WAL was on its disk."""
-        if self._clock:
-            if self._looks and self._looks[-1][0] == flushed:
-                self._looks.pop()
-            self._looks.append((flushed, self._clock))
-        self._clock = clock
-
-    def at(self, lsn: int) -> datetime | None:
-        """The latest moment of which everything lies before a position; nothing where no look tells."""
-        return max((clock for flushed, clock in self._looks if flushed <= lsn), default=None)
-
-    def forget(self, lsn: int) -> None:
-        """Drop what only tells of positions before this one."""
-        while len(self._looks) > 1 and self._looks[1][0] <= lsn:
-            self._looks.popleft()
-
-
 class WalReceiver:
     """Receives WAL until it is told to stop.
 
@@ -134,6 +105,8 @@ class WalReceiver:
         self._on_gap = on_gap
         self._covered = Coverage()
         self._archive: WalArchive | None = None
+        self._received = 0
+        self._is_streaming = False
 
     def run(self, stop: Event) -> None:
         """Work until `stop` is set; faults are logged, shown in the state, and tried again.
@@ -174,9 +147,19 @@ class WalReceiver:
             archive = self._archive = WalArchive.prepare(self._repository, settings.cluster)
             with archive.receiving_alone():
                 self._check_space(archive)
+                self._recall(archive)
                 self._sweep(archive, connection)
                 self._take_slot(archive, connection)
                 self._receive(archive, connection, stop)
+
+    def _recall(self, archive: WalArchive) -> None:
+        """Take up what was known when the service ended."""
+        state = archive.state()
+        self._received, self._is_streaming = int(state.get("received", 0)), False
+        if covered_to := state.get("covered_to"):
+            covered = datetime.fromisoformat(covered_to)
+            self._covered.recall(covered, self._received)
+            archive.note_covered(self._received, covered)
 
     def _take_slot(self, archive: WalArchive, connection: Connection) -> None:
         """Have a slot. A new one may not continue what was received before: pg_receivewal finds that out."""
@@ -218,7 +201,7 @@ class WalReceiver:
                 next_look = time.monotonic() + _WATCH_SECONDS
                 self._check_space(archive)
                 self._look(archive, connection)
-            if len(os.listdir(archive.receiving)) > 1:
+            if archive.completed() or len(archive.partials()) > 1:
                 self._collect(archive, connection)
 
     def _raise_end(self, archive: WalArchive, connection: Connection, process: RunningProcess) -> None:
@@ -263,7 +246,7 @@ class WalReceiver:
     def _end(self, archive: WalArchive, segment: Segment | None, name: str) -> int:
         assert segment is not None
         if name.endswith(PARTIAL):
-            return int(archive.state().get("received", 0))
+            return self._received
         return (segment.number + 1) * archive.cluster.segment_bytes
 
     def _sweep(self, archive: WalArchive, connection: Connection) -> None:
@@ -293,7 +276,7 @@ class WalReceiver:
                 hint="It is made again, and a new base backup is begun; see who has removed it, and the server's disk.",
             )
         self._covered.note(found.clock.astimezone(UTC), found.flushed_lsn)
-        self._save(archive, found, problem=None)
+        self._save(archive, found)
 
     def _report(self, *, problem: str) -> None:
         """Say what is wrong, also where the server cannot be asked."""
@@ -302,34 +285,17 @@ class WalReceiver:
                 state = {**self._archive.state(), "problem": problem, "updated": _now(), "pid": os.getpid()}
                 self._archive.save_state(state)
 
-    def _save(self, archive: WalArchive, found: Position, *, problem: str | None) -> None:
-        known = archive.state()
-        covered = self._covered.at(found.restart_lsn)
-        covered_to = (
-            max(covered.isoformat(timespec="microseconds") if covered else "", known.get("covered_to") or "") or None
-        )
-        received = max(found.restart_lsn, int(known.get("received", 0)))
-        clock = found.clock.astimezone(UTC)
-        is_level = found.restart_lsn >= found.flushed_lsn
-        behind = (clock - datetime.fromisoformat(covered_to)).total_seconds() if covered_to else None
+    def _save(self, archive: WalArchive, found: Position) -> None:
+        """Say how far everything is.
+
+        What the slot says counts once it speaks of a segment that is here: a new slot begins where the server likes.
+        """
+        is_streaming, self._is_streaming = self._is_streaming and found.active, found.active
+        if is_streaming and archive.has_segment_at(found.restart_lsn):
+            self._received = max(self._received, found.restart_lsn)
         archive.save_state(
-            {
-                "updated": _now(),
-                "pid": os.getpid(),
-                "server_clock": clock.isoformat(timespec="microseconds"),
-                "received": received,
-                "received_lsn": format_lsn(received),
-                "covered_to": covered_to,
-                "lag_bytes": max(0, found.flushed_lsn - found.restart_lsn),
-                "lag_seconds": 0.0 if is_level else behind,
-                "slot": {
-                    "name": self._slot,
-                    "active": found.active,
-                    "wal_status": found.wal_status,
-                    "safe_wal_size": found.safe_wal_size,
-                },
-                "problem": problem,
-            }
+            state_of(found, known=archive.state(), received=self._received, covered=self._covered.at(self._received))
+            | {"updated": _now(), "pid": os.getpid(), "problem": None}
         )
 
 

@@ -41,7 +41,7 @@ _SETTINGS: Final = """
 """
 _IDENTITY: Final = "SELECT system_identifier::text FROM pg_control_system()"
 _POSITION: Final = """
-    SELECT clock_timestamp() AS clock,
+    SELECT clock_timestamp() AS clock, %s AS slot,
            (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_flush_lsn() END)::text
                AS flushed,
            s.slot_name IS NOT NULL AS has_slot, coalesce(s.active, false) AS active, s.restart_lsn::text AS restart,
@@ -87,6 +87,7 @@ class Position:
     """
 
     clock: datetime
+    slot: str
     flushed: str
     has_slot: bool
     active: bool
@@ -155,6 +156,12 @@ def faults(settings: ServerSettings) -> Iterator[tuple[str, str]]:
         )
 
 
+def may_replicate(connection: Connection) -> bool:
+    """Whether the role may open replication connections."""
+    (may,) = connection.execute(_MAY_REPLICATE).fetchone() or (False,)
+    return bool(may)
+
+
 def check(connection: Connection, target: DatabaseTarget) -> ServerSettings:
     """The settings, where they allow WAL to be received safely.
 
@@ -162,8 +169,7 @@ def check(connection: Connection, target: DatabaseTarget) -> ServerSettings:
         AccessDeniedError: the role may not replicate.
         ConfigurationError: the server is not configured for it.
     """
-    (may,) = connection.execute(_MAY_REPLICATE).fetchone() or (False,)
-    if not may:
+    if not may_replicate(connection):
         raise AccessDeniedError(
             f"role {target.user} may not receive WAL",
             hint=f'As an administrator: ALTER ROLE "{target.user}" REPLICATION; or set BACKUP_REPLICATION_URL.',
@@ -181,7 +187,7 @@ def check(connection: Connection, target: DatabaseTarget) -> ServerSettings:
 def position(connection: Connection, slot: str = SLOT) -> Position:
     """How far the server and the slot are at this moment."""
     with connection.cursor(row_factory=class_row(Position)) as cursor:
-        found = cursor.execute(_POSITION, [slot]).fetchone()
+        found = cursor.execute(_POSITION, [slot, slot]).fetchone()
     assert found is not None
     return found
 

@@ -40,6 +40,7 @@ _STOP_SECONDS: Final = 30.0
 _IDLE_REQUESTS: Final = 3
 """A server that asks for WAL so often, and does not move, has replayed all that there is."""
 
+_MOMENT: Final = ("recovery_target_time", "recovery_target_action")
 _PROGRESS: Final = "SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()::text, pg_last_xact_replay_timestamp()"
 _TAIL_BYTES: Final = 16 << 10
 _EVENT_TRIGGERS_SINCE: Final = 17
@@ -137,7 +138,11 @@ class ScratchServer:
                 "recovery_target_action": "promote",
             }
         self.start(settings)
-        self._wait_until_promoted(feed)
+        if not self._reaches_target(feed, has_target=target.moment is not None):
+            # All WAL there is lies before the moment, and the server would not accept that: no target, then.
+            self.stop()
+            self.start({name: value for name, value in settings.items() if name not in _MOMENT})
+            self._reaches_target(feed, has_target=False)
 
     def start(self, settings: Mapping[str, str] = {}) -> None:
         """Start the server; it may still be replaying WAL when this returns."""
@@ -186,19 +191,7 @@ class ScratchServer:
         Raises:
             ClientToolError: there is none.
         """
-        tool = find_client("postgres", self.major, runner=self.runner, bin_dir=self.bin_dir)
-        if tool.major != self.major:
-            raise ClientToolError(
-                f"a recovery needs a server of version {self.major}, and there is only {tool.version} ({tool.path})",
-                hint=f"apt-get install postgresql-{self.major}, or point BACKUP_PG_BIN_DIR at its programs.",
-            )
-        path = tool.path.resolve()
-        if self.owner and not all(reachable(part, self.owner) for part in (path, *path.parents)):
-            raise ClientToolError(
-                f"user {self.owner.name}, whom a scratch server runs as, may not run {path}",
-                hint=f"apt-get install postgresql-{self.major}, or set BACKUP_PG_BIN_DIR to programs that it may run.",
-            )
-        return path
+        return find_server_program(self.major, self.owner, runner=self.runner, bin_dir=self.bin_dir)
 
     def target(self, database: str) -> DatabaseTarget:
         """How to connect to one of its databases, without running what the database would have run at a connect."""
@@ -237,8 +230,12 @@ class ScratchServer:
 
     # -- waiting ----------------------------------------------------------------------------------------------------
 
-    def _wait_until_promoted(self, feed: WalFeed) -> None:
-        """Wait for the target, or for the end of the WAL: where that comes first, nothing was committed in between."""
+    def _reaches_target(self, feed: WalFeed, *, has_target: bool) -> bool:
+        """Wait for the target, or for the end of the WAL; whether the database is open for writing.
+
+        Arguments:
+            has_target: where the WAL ends before the target, leave it at that; otherwise its end is the target.
+        """
         with ExitStack() as opened:
             while not self._accepts_connections(feed):
                 time.sleep(_POLL_SECONDS)
@@ -248,10 +245,12 @@ class ScratchServer:
                 self._accepts_connections(feed)
                 in_recovery, replayed, self.last_transaction = _progress(connection)
                 if not in_recovery:
-                    return
+                    return True
                 if replayed != position or feed.idle_requests < idle:
                     position, idle = replayed, feed.idle_requests
                 elif not is_asked and feed.idle_requests >= idle + _IDLE_REQUESTS:
+                    if has_target:
+                        return False
                     connection.execute("SELECT pg_promote(false)")
                     is_asked = True
                 time.sleep(_POLL_SECONDS)
@@ -299,6 +298,27 @@ class ScratchServer:
     def _give(self, path: Path) -> None:
         if self.owner:
             os.chown(path, self.owner.uid, self.owner.gid)
+
+
+def find_server_program(major: int, owner: Owner | None, *, runner: ProcessRunner, bin_dir: Path | None) -> Path:
+    """The server's program of a major version, which a user may run.
+
+    Raises:
+        ClientToolError: there is none.
+    """
+    tool = find_client("postgres", major, runner=runner, bin_dir=bin_dir)
+    if tool.major != major:
+        raise ClientToolError(
+            f"a recovery needs a server of version {major}, and there is only {tool.version} ({tool.path})",
+            hint=f"apt-get install postgresql-{major}, or point BACKUP_PG_BIN_DIR at its programs.",
+        )
+    path = tool.path.resolve()
+    if owner and not all(reachable(part, owner) for part in (path, *path.parents)):
+        raise ClientToolError(
+            f"user {owner.name}, whom a scratch server runs as, may not run {path}",
+            hint=f"apt-get install postgresql-{major}, or set BACKUP_PG_BIN_DIR to programs that it may run.",
+        )
+    return path
 
 
 def _progress(connection: Connection) -> tuple[bool, str, datetime | None]:

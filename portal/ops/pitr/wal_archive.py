@@ -174,12 +174,36 @@ class WalArchive:
         source.unlink()
         return file
 
+    def note_covered(self, received: int, covered: datetime) -> None:
+        """Note what the last segment covers by now, before it is known whether another one continues it.
+
+        Arguments:
+            received: up to where everything is here.
+        """
+        for name, file in self.files().items():
+            segment = self.segment(name)
+            if segment and segment.number == (received - 1) // self.cluster.segment_bytes:
+                with archive_index.index_lock(self.path):
+                    archive_index.append(self.path, replace(file, covered=max(covered, file.covered or covered)))
+
     def sweep(self) -> None:
         """Remove copies that were not finished; only whoever receives alone may do that."""
         for left in self.path.glob(".*.tmp"):
             name = left.name.removeprefix(".").partition(".")[0]
             if self._is_segment(name) or parse_history_name(f"{name}.history"):
                 left.unlink(missing_ok=True)
+
+    def take(self, name: str, content: bytes, *, covered: datetime | None, until: datetime | None) -> None:
+        """Take in a file as it is stored, from an off-site copy.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        write_durably(self.stored(name), content)
+        sync_directory(self.path)
+        file = WalFile(name=name, size=len(content), sha256=sha256(content).hexdigest(), covered=covered, until=until)
+        with archive_index.index_lock(self.path):
+            archive_index.append(self.path, file)
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Replace the state; not synced, since it is written every second and can be lost."""
@@ -223,6 +247,30 @@ class WalArchive:
                 if timeline := parse_history_name(name):
                     found[timeline] = parse_history((place / name).read_text("utf-8", "replace"))
         return found
+
+    def freeze(self, directory: Path) -> set[str]:
+        """Copy what is being received, so that it does not change any more; the names of what can be read from here.
+
+        Arguments:
+            directory: where the copies go, each under the name of the whole segment.
+        """
+        frozen = set()
+        for path in (*self.partials(), *self.completed()) if self.receiving.is_dir() else ():
+            with suppress(FileNotFoundError):  # it is stored by now
+                name = path.name.removesuffix(PARTIAL)
+                _unpack(path, directory / name)
+                frozen.add(name)
+        stored = {name.removesuffix(PARTIAL) for name in self.files()}
+        for name in frozen & {name for name in self.files() if PARTIAL not in name}:
+            (directory / name).unlink(missing_ok=True)
+        return stored
+
+    def has_segment_at(self, lsn: int) -> bool:
+        """Whether the segment that a position lies in, or ends, is here."""
+        numbers = {lsn // self.cluster.segment_bytes, max(0, lsn - 1) // self.cluster.segment_bytes}
+        names = os.listdir(self.receiving) if self.receiving.is_dir() else []
+        held = (self.segment(name.removesuffix(SUFFIX)) for name in (*names, *os.listdir(self.path)))
+        return any(segment is not None and segment.number in numbers for segment in held)
 
     def segment(self, name: str) -> Segment | None:
         """The segment of a name, whether it is partial or not."""

@@ -3,6 +3,8 @@
 The server runs a shell command for each file (`restore_command`), as a user who may not read the repository. The
 command writes the name into one pipe and reads the answer from another; meanwhile the file is put where it can be
 moved from. Segments that come next are decompressed ahead.
+
+What is given out is the WAL as it was when this began: the segment that is being received is copied first.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ class WalFeed:
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="wal-feed")
         self._ready: dict[str, Future[bool]] = {}
         self._given: set[str] = set()
+        self._stored: frozenset[str] = frozenset()
         self._thread = threading.Thread(target=self._serve, name="wal-feed", daemon=True)
         self._pipes: list[int] = []
         self.idle_requests = 0
@@ -62,8 +65,10 @@ class WalFeed:
         return f'/bin/sh "{self._directory}/fetch.sh" "%f" "%p"'
 
     def __enter__(self) -> Self:
-        staging = self._directory / "wal"
+        staging, frozen = self._directory / "wal", self._directory / "frozen"
         staging.mkdir(mode=0o700)
+        frozen.mkdir(mode=0o700)
+        self._stored = frozenset(self._archive.freeze(frozen))
         (self._directory / "fetch.sh").write_text(_SCRIPT.format(directory=self._directory))
         made = [staging, self._directory / "fetch.sh"]
         for name in ("request", "reply"):
@@ -118,14 +123,19 @@ class WalFeed:
             return
         for step in range(1, _AHEAD + 1):
             following = Segment(segment.timeline, segment.number + step).name(self._archive.cluster.segment_bytes)
-            if following not in self._ready and self._archive.stored(following).exists():
+            if following not in self._ready and following in self._stored:
                 self._ready[following] = self._fetch(following)
 
     def _fetch(self, name: str) -> Future[bool]:
         return self._pool.submit(self._unpack, name)
 
     def _unpack(self, name: str) -> bool:
-        if os.sep in name or not self._archive.read(name, place := self._directory / "wal" / name):
+        place, frozen = self._directory / "wal" / name, self._directory / "frozen" / name
+        if os.sep in name:
+            return False
+        if frozen.exists():
+            frozen.rename(place)
+        elif name not in self._stored or not self._archive.read(name, place):
             return False
         self._give(place)
         return True

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.pitr.lsn import PARTIAL
-from portal.ops.postgres.client_tools import client_environment, find_client
+from portal.ops.postgres.client_tools import find_client
+from portal.ops.postgres.environment import client_environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

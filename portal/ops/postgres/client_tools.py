@@ -6,7 +6,6 @@ pg_restore. So the program of the server's own major version comes first, and th
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from portal.ops.errors import ClientToolError
+from portal.ops.postgres.environment import client_environment
 from portal.ops.runtime.process import run
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ _PLACES = ("usr/lib/postgresql/{major}/bin", "usr/pgsql-{major}/bin", "usr/local
 _UNVERSIONED_PLACES = ("usr/local/pgsql/bin",)
 _VERSION = re.compile(r"\(PostgreSQL\) ((\d+)\S*)")
 _VERSION_SECONDS = 10.0
-_INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
-_INHERITED_PREFIXES = ("PG", "KRB5")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +70,6 @@ def find_client(
     if not newer:
         raise _too_old(program, server_major, max(found, key=_by_major), bin_dir)
     return min(newer, key=_by_major)
-
-
-def client_environment() -> dict[str, str]:
-    """Return the environment for a client program: what it may need of this one's, and messages in English."""
-    inherited = {
-        name: value for name, value in os.environ.items() if name in _INHERITED or name.startswith(_INHERITED_PREFIXES)
-    }
-    return inherited | {"LC_ALL": "C"}
 
 
 def _candidates(

@@ -1,188 +1,86 @@
-"""Connections to the portal's database, and what a refused one means in words a person understands.
+"""Connections to the portal's database that change nothing for anybody else, and wait for nobody without a limit.
 
-libpq gives no SQLSTATE for a connection that fails, only text, and the server writes that text in its own language
-(``lc_messages``). So English phrases are looked for, and a refusal in another language is quoted as it came.
+Nothing of the caller's ``PG…`` variables but secrets and certificates counts. A connection pooler is refused: its
+server connections are shared, and what pg_dump sets in one of them would be seen by the portal. Event triggers that
+fire at login are kept from firing for our sessions, where the user may do that.
 """
 
 from __future__ import annotations
 
-import re
-import shlex
+import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from traceback import clear_frames
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from portal.ops.errors import (
-    AccessDeniedError,
-    ConfigurationError,
-    ConnectionFailedError,
-    DatabaseAbsentError,
-    LoginRefusedError,
-    SourceError,
-)
-from portal.ops.postgres.client_tools import client_environment
+from portal.ops.errors import AccessDeniedError, ConfigurationError, ConnectionFailedError, PoolerError, SourceError
+from portal.ops.postgres.environment import client_environment, only_our_variables
+from portal.ops.postgres.refusals import POOLER_HINT, explain_refusal, reason_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from portal.ops.settings.load import DatabaseTarget
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
-_CONNECTION_SETTINGS = {
+_CONNECTION_SETTINGS: Final = {
     "connect_timeout": "10",
     "application_name": "kekkai-backup",
     "keepalives": "1",
     "keepalives_idle": "30",
     "keepalives_interval": "10",
     "keepalives_count": "3",
+    "tcp_user_timeout": "60000",
 }
+# For the driver alone: pg_dump writes a dump in the encoding that is asked for here, and should write it in its own.
+_DRIVER_SETTINGS: Final = {"client_encoding": "UTF8", "hostaddr": "", "target_session_attrs": "any"}
 # A limit that was set for the role must not end our session half way; rows that a policy hides must not go unnoticed;
 # and the server should see within seconds that we are gone. Older servers lack some of these.
-_SESSION_SETTINGS = {
+_SESSION_SETTINGS: Final = {
     "statement_timeout": "0",
-    "lock_timeout": "0",
     "transaction_timeout": "0",
     "idle_session_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
     "client_connection_check_interval": "10s",
     "row_security": "off",
+    "default_transaction_read_only": "off",
 }
-_APPLY_SETTINGS = """
+_APPLY_SETTINGS: Final = """
     SELECT set_config(name, value, false)
     FROM unnest(%s::text[], %s::text[]) AS wanted (name, value) JOIN pg_settings AS known USING (name)
 """
-_PASSWORD_SOURCES = "DD_DATABASE_PASSWORD, DD_DATABASE_PASSWORD_FILE or ~/.pgpass"  # noqa: S105
+_OUR_PID: Final = "SELECT pg_backend_pid()"
 
-_CREATE_USER = "createuser --host={host} --port={port} --pwprompt {user}"
+# An encoding that means nothing to the server or to Python; every byte is a character of this one.
+_BYTE_FOR_BYTE: Final = "LATIN1"
+_NO_CONVERSION: Final = "conversion between UTF8"
+_WITHOUT_CONVERSION: Final = ("SQL_ASCII", "MULE_INTERNAL")
 
+_EVENT_TRIGGERS_OFF: Final = "-c event_triggers=off"
+_EVENT_TRIGGERS_SINCE: Final = 170000
+_MAY_SET: Final = "SELECT has_parameter_privilege('event_triggers', 'SET')"
+_MAINTENANCE: Final = "postgres"
+_PATIENCE_SECONDS: Final = 0.2
 
-@dataclass(frozen=True, kw_only=True)
-class _Refusal:
-    """What a phrase of the server's answer means; `message` and `hint` are filled in with the target's fields."""
-
-    phrase: re.Pattern[str]
-    error: type[SourceError | ConfigurationError]
-    message: str
-    hint: str
-
-
-def _refusal(phrase: str, error: type[SourceError | ConfigurationError], message: str, hint: str) -> _Refusal:
-    return _Refusal(phrase=re.compile(phrase), error=error, message=message, hint=hint)
+_silent: dict[tuple[str, int, str], bool] = {}
+"""Whether a user of a server may keep event triggers from firing, as far as that was asked."""
 
 
-_REFUSALS = (
-    _refusal(
-        "no password supplied",
-        AccessDeniedError,
-        "the server at {host}:{port} wants a password of user {user}, and there is none",
-        f"put it in {_PASSWORD_SOURCES}",
-    ),
-    _refusal(
-        "(Peer|Ident) authentication failed",
-        AccessDeniedError,
-        "the server at {host}:{port} takes user {user} only from the account of the same name",
-        "run this as that account, or connect over TCP with a password: DD_DATABASE_HOST=127.0.0.1",
-    ),
-    _refusal(
-        "authentication failed",
-        LoginRefusedError,
-        "the server at {host}:{port} refused the password of user {user}",
-        f"check {_PASSWORD_SOURCES}, and DD_DATABASE_USER: the answer is the same when there is no such user; "
-        f"an administrator creates it: {_CREATE_USER}",
-    ),
-    _refusal(
-        'role ".*" does not exist',
-        LoginRefusedError,
-        "the server at {host}:{port} has no user {user}",
-        f"check DD_DATABASE_USER; an administrator creates the user: {_CREATE_USER}",
-    ),
-    _refusal(
-        'role ".*" is not permitted to log in',
-        AccessDeniedError,
-        "user {user} may not log in at {host}:{port}",
-        "as an administrator: ALTER ROLE {user} LOGIN",
-    ),
-    _refusal(
-        "permission denied for database",
-        AccessDeniedError,
-        "user {user} may not connect to database {name}",
-        "as an administrator: GRANT CONNECT ON DATABASE {name} TO {user}",
-    ),
-    _refusal(
-        'database ".*" does not exist',
-        DatabaseAbsentError,
-        "the server at {host}:{port} has no database {name}",
-        "check DD_DATABASE_NAME, or create it: createdb --host={host} --port={port} --owner={user} {name}",
-    ),
-    _refusal(
-        "no pg_hba.conf entry.*(no encryption|SSL off)",
-        AccessDeniedError,
-        "the server at {host}:{port} does not take user {user} for database {name} without encryption",
-        "ask for encryption (?sslmode=require in DD_DATABASE_URL), or allow this machine in the server's pg_hba.conf",
-    ),
-    _refusal(
-        "no pg_hba.conf entry|pg_hba.conf rejects",
-        AccessDeniedError,
-        "the server at {host}:{port} does not take user {user} for database {name} from this machine",
-        "allow this machine in the server's pg_hba.conf",
-    ),
-    _refusal(
-        "server does not support SSL",
-        ConfigurationError,
-        "the server at {host}:{port} has no encryption, but sslmode asks for it",
-        "turn on ssl in the server, or use sslmode=prefer",
-    ),
-    _refusal(
-        "certificate",
-        ConfigurationError,
-        "the certificates do not fit the server at {host}:{port}: {reason}",
-        "check sslmode and sslrootcert (or sslcert and sslkey)",
-    ),
-    _refusal(
-        "too many (clients|connections)|remaining connection slots",
-        ConnectionFailedError,
-        "the server at {host}:{port} has no free connection for user {user}",
-        "try again later; a backup takes 3 connections, see max_connections and the limits of role and database",
-    ),
-    _refusal(
-        "starting up|shutting down|recovery mode|not (yet )?accepting connections",
-        ConnectionFailedError,
-        "the server at {host}:{port} is not ready: {reason}",
-        "try again in a moment",
-    ),
-    _refusal(
-        "FATAL",
-        ConnectionFailedError,
-        "the server at {host}:{port} refused the connection: {reason}",
-        "the reason is in the server's own words; its log may say more",
-    ),
-    _refusal(
-        "",
-        ConnectionFailedError,
-        "no PostgreSQL server answers at {host}:{port}: {reason}",
-        "is it running, and are DD_DATABASE_HOST and DD_DATABASE_PORT right?",
-    ),
-)
+def conninfo(target: DatabaseTarget, *, options: str = "") -> str:
+    """Return libpq's connection string for a client program, without the password.
 
-
-def conninfo(target: DatabaseTarget) -> str:
-    """Return libpq's connection string for a database, without the password.
+    Arguments:
+        options: server settings of the session, as ``-c name=value``.
 
     Raises:
         ConfigurationError: the target has an option that libpq does not know.
     """
-    parameters = _CONNECTION_SETTINGS | dict(target.options)
-    try:
-        return make_conninfo("", host=target.host, port=target.port, dbname=target.name, user=target.user, **parameters)
-    except psycopg.ProgrammingError as error:
-        raise ConfigurationError(
-            f"the database connection makes no sense: {error}", hint="check the options of DD_DATABASE_URL"
-        ) from error
+    given = {name: value for name, value in target.options.items() if name != "client_encoding"}
+    return _conninfo(target, given, options)
 
 
 def libpq_environment(target: DatabaseTarget) -> dict[str, str]:
@@ -196,20 +94,91 @@ def libpq_environment(target: DatabaseTarget) -> dict[str, str]:
 def connect(target: DatabaseTarget) -> Connection:
     """Open an autocommit connection that no time limit of the role or the database ends.
 
+    It waits for no lock longer than `target.lock_seconds`.
+
     Raises:
         ConnectionFailedError: the server cannot be reached, or has no room (a retry can help).
         AccessDeniedError: the server does not want this user; a `LoginRefusedError` where there may be none.
         DatabaseAbsentError: it has no such database.
+        PoolerError: a connection pooler answers.
         ConfigurationError: the connection's options make no sense.
     """
+    was_known = _key(target) in _silent
+    options = silencing_options(target)
+    try:
+        return _open(target, options)
+    except ConnectionFailedError:
+        if was_known:
+            raise
+        # The connection that was just asked may not be gone yet, and count towards a limit of the user.
+        time.sleep(_PATIENCE_SECONDS)
+        return _open(target, options)
+
+
+def silencing_options(target: DatabaseTarget) -> str:
+    """The server settings that keep event triggers from firing for a session; empty where they cannot be set.
+
+    It has to be known before a session is in the database, so another database of the server is asked, once.
+
+    Raises:
+        ConnectionFailedError: the server cannot be reached.
+    """
+    key = _key(target)
+    if key not in _silent and target.name != _MAINTENANCE:
+        try:
+            with _open(replace(target, name=_MAINTENANCE), "") as connection:
+                _silent[key] = _may_silence(connection)
+        except ConnectionFailedError:
+            raise
+        except (SourceError, ConfigurationError, psycopg.Error):  # it is said when the live database is opened
+            _silent[key] = False
+    return _EVENT_TRIGGERS_OFF if _silent.get(key, False) else ""
+
+
+@contextmanager
+def explained_errors(target: DatabaseTarget) -> Iterator[None]:
+    """Turn what the driver raises on an open connection into errors of the engine.
+
+    Raises:
+        AccessDeniedError: the user lacks a privilege.
+        BusyError: another session kept a lock for too long (a retry can help).
+        ConnectionFailedError: the connection was lost (a retry can help).
+        SourceError: anything else that the server does not do.
+    """
+    try:
+        yield
+    except psycopg.errors.InsufficientPrivilege as error:
+        hint = f"as an administrator: give user {target.user} what is missing"
+        raise AccessDeniedError(f"the server refuses: {reason_of(str(error))}", hint=hint) from error
+    except psycopg.errors.LockNotAvailable as error:
+        from portal.ops.postgres.locks import locked_out
+
+        raise locked_out(target) from error
+    except psycopg.OperationalError as error:
+        raise ConnectionFailedError(
+            f"lost the server at {target.host}:{target.port}: {reason_of(str(error))}",
+            hint="see the server's log, and try again when it is up",
+        ) from error
+    except psycopg.Error as error:
+        raise SourceError(f"the server refuses: {reason_of(str(error))}", hint="see the server's log") from error
+
+
+def _open(target: DatabaseTarget, options: str) -> Connection:
     password = None if target.password is None else target.password.reveal()
-    connecting = conninfo(target)
+    connecting = _conninfo(target, {**target.options, **_DRIVER_SETTINGS, **_hostaddr(target)}, options)
     connection: Connection | None = None
     try:
-        connection = psycopg.connect(connecting, password=password, autocommit=True)
-        connection.execute(_APPLY_SETTINGS, [list(_SESSION_SETTINGS), list(_SESSION_SETTINGS.values())])
+        with only_our_variables():
+            try:
+                connection = psycopg.connect(connecting, password=password, autocommit=True)
+            except psycopg.OperationalError as error:
+                if _NO_CONVERSION not in str(error):
+                    raise
+                plain = make_conninfo(connecting, client_encoding=_BYTE_FOR_BYTE)
+                connection = psycopg.connect(plain, password=password, autocommit=True)
+        _settle(connection, target)
     except psycopg.OperationalError as error:
-        raise _explain(target, error) from error
+        raise explain_refusal(target, error) from error
     except BaseException as error:
         # A signal. What is half connected lives on in the frames of its traceback, and a server that waits for the
         # password lets no DROP DATABASE of another session finish for a minute.
@@ -220,38 +189,41 @@ def connect(target: DatabaseTarget) -> Connection:
     return connection
 
 
-@contextmanager
-def explained_errors(target: DatabaseTarget) -> Iterator[None]:
-    """Turn what the driver raises on an open connection into errors of the engine.
+def _settle(connection: Connection, target: DatabaseTarget) -> None:
+    """Refuse a pooler before anything is set; then set what this session needs."""
+    row = connection.execute(_OUR_PID).fetchone()
+    if row is None or row[0] != connection.info.backend_pid:
+        raise PoolerError(
+            f"what answers at {target.host}:{target.port} is a connection pooler, such as pgbouncer, and no server",
+            hint=POOLER_HINT,
+        )
+    settings = _SESSION_SETTINGS | {"lock_timeout": f"{max(1, round(target.lock_seconds * 1000))}ms"}
+    if connection.info.parameter_status("server_encoding") in _WITHOUT_CONVERSION:
+        settings["client_encoding"] = _BYTE_FOR_BYTE
+    connection.execute(_APPLY_SETTINGS, [list(settings), list(settings.values())])
 
-    Raises:
-        AccessDeniedError: the user lacks a privilege.
-        ConnectionFailedError: the connection was lost (a retry can help).
-        SourceError: anything else that the server does not do.
-    """
+
+def _conninfo(target: DatabaseTarget, given: Mapping[str, str], options: str) -> str:
+    parameters = {**_CONNECTION_SETTINGS, **given}
+    parameters["options"] = f"{given.get('options', '')} {options}".strip()
     try:
-        yield
-    except psycopg.errors.InsufficientPrivilege as error:
-        hint = f"as an administrator: give user {target.user} what is missing"
-        raise AccessDeniedError(f"the server refuses: {_reason(str(error))}", hint=hint) from error
-    except psycopg.OperationalError as error:
-        raise ConnectionFailedError(
-            f"lost the server at {target.host}:{target.port}: {_reason(str(error))}",
-            hint="see the server's log, and try again when it is up",
+        return make_conninfo("", host=target.host, port=target.port, dbname=target.name, user=target.user, **parameters)
+    except psycopg.ProgrammingError as error:
+        raise ConfigurationError(
+            f"the database connection makes no sense: {error}", hint="check the options of DD_DATABASE_URL"
         ) from error
-    except psycopg.Error as error:
-        raise SourceError(f"the server refuses: {_reason(str(error))}", hint="see the server's log") from error
 
 
-def _explain(target: DatabaseTarget, error: psycopg.OperationalError) -> SourceError | ConfigurationError:
-    text = str(error)
-    refusal = next(refusal for refusal in _REFUSALS if refusal.phrase.search(text))
-    plain = {"host": target.host, "port": target.port, "user": target.user, "name": target.name}
-    quoted = {name: shlex.quote(str(value)) for name, value in plain.items()}
-    return refusal.error(refusal.message.format(**plain, reason=_reason(text)), hint=refusal.hint.format(**quoted))
+def _hostaddr(target: DatabaseTarget) -> dict[str, str]:
+    return {name: target.options[name] for name in ("hostaddr", "target_session_attrs") if name in target.options}
 
 
-def _reason(text: str) -> str:
-    """Return the first line of libpq's text that says why, without the address that comes before it."""
-    line = text.splitlines()[0]
-    return line.rpartition(" failed: ")[2].removeprefix("FATAL:").strip()
+def _key(target: DatabaseTarget) -> tuple[str, int, str]:
+    return target.host, target.port, target.user
+
+
+def _may_silence(connection: Connection) -> bool:
+    if connection.info.server_version < _EVENT_TRIGGERS_SINCE:
+        return False
+    row = connection.execute(_MAY_SET).fetchone()
+    return row is not None and bool(row[0])

@@ -20,10 +20,12 @@ from psycopg.sql import SQL
 
 from portal.ops.errors import DumpFailedError
 from portal.ops.postgres.client_tools import find_client
-from portal.ops.postgres.connection import connect, conninfo, explained_errors, libpq_environment
+from portal.ops.postgres.connection import connect, conninfo, explained_errors, libpq_environment, silencing_options
 from portal.ops.postgres.failures import explain_dump_failure
 from portal.ops.postgres.inspection import check_readable, read_facts
+from portal.ops.postgres.locks import lock_holders
 from portal.ops.postgres.row_counts import SnapshotCount, list_tables, table_sizes
+from portal.ops.postgres.source_facts import read_source_facts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,13 +35,11 @@ if TYPE_CHECKING:
     from portal.ops.postgres.connection import Connection
     from portal.ops.postgres.inspection import ServerFacts
     from portal.ops.postgres.row_counts import Table
+    from portal.ops.postgres.source_facts import SourceFacts
     from portal.ops.runtime.process import ProcessRunner, RunningProcess
     from portal.ops.settings.load import DatabaseTarget
 
-_HOLDERS = """
-    SELECT relation::regclass::text, pid FROM pg_locks
-    WHERE relation = ANY(%s::bigint[]::oid[]) AND granted AND mode = 'AccessExclusiveLock' ORDER BY 1
-"""
+_NAMED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class DumpFacts:
     Arguments:
         server_version: as the server writes it, such as ``17.10``.
         pg_dump_version: the same of the program.
-        row_counts: number of rows in the dump by table, ``schema.table`` quoted where SQL needs it.
+        row_counts: number of rows in the dump by table, as `table_name` writes it.
     """
 
     server_version: str
@@ -89,6 +89,7 @@ def open_dump(
         tables = list_tables(connection)
         _lock(connection, tables, lock_seconds)
         sizes = table_sizes(connection, tables)
+        facts = read_source_facts(connection)
         command = _command(tool, target, snapshot, lock_seconds)
         process = runner.start(command, environment=libpq_environment(target))
         opened.callback(process.stdout.close)
@@ -96,7 +97,14 @@ def open_dump(
         count = SnapshotCount(connect(target), snapshot, tables)
         opened.callback(count.cancel)
         parts = _Parts(
-            target=target, server=server, tool=tool, tables=tables, sizes=sizes, process=process, count=count
+            target=target,
+            server=server,
+            tool=tool,
+            tables=tables,
+            sizes=sizes,
+            facts=facts,
+            process=process,
+            count=count,
         )
         return DatabaseDump(parts, timeout_seconds, opened.pop_all())
 
@@ -110,6 +118,7 @@ class _Parts:
     tool: ClientTool
     tables: Sequence[Table]
     sizes: dict[str, int]
+    facts: SourceFacts
     process: RunningProcess
     count: SnapshotCount
 
@@ -130,6 +139,7 @@ class DatabaseDump:
         self._expired = threading.Event()
         self.stdout = parts.process.stdout
         self.server = parts.server
+        self.facts = parts.facts
         self.expected_tables = len(parts.tables)
         self.table_names = tuple(table.name for table in parts.tables)
         self.table_bytes = parts.sizes
@@ -212,11 +222,12 @@ def _lock(connection: Connection, tables: Sequence[Table], timeout_seconds: floa
 
 
 def _locked(connection: Connection, tables: Sequence[Table], timeout_seconds: float) -> DumpFailedError:
-    holders = connection.execute(_HOLDERS, [[table.oid for table in tables]]).fetchall()
-    which = ", ".join(f"{name} (by process {pid} of the server)" for name, pid in holders) or "a table"
+    wanted = {table.name for table in tables}
+    holders = [holder for holder in lock_holders(connection) if holder.what in wanted]
+    which = "; ".join(map(str, holders[:_NAMED])) or "a session that is gone by now"
     return DumpFailedError(
-        f"another session kept {which} locked for more than {timeout_seconds:g} s",
-        hint="perhaps a migration: see pg_stat_activity, and try again when it is done",
+        f"another session kept a table locked for more than {timeout_seconds:g} s: {which}",
+        hint="perhaps a migration: wait until it is done, or end it with pg_terminate_backend, and try again",
     )
 
 
@@ -226,9 +237,10 @@ def _command(tool: ClientTool, target: DatabaseTarget, snapshot: str, lock_secon
         "--format=custom",
         "--compress=0",
         "--no-password",
+        "--quote-all-identifiers",  # a newer server that it is restored to has more keywords
         f"--snapshot={snapshot}",
         f"--lock-wait-timeout={_milliseconds(lock_seconds)}",
-        f"--dbname={conninfo(target)}",
+        f"--dbname={conninfo(target, options=silencing_options(target))}",
     ]
 
 

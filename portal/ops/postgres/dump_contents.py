@@ -1,6 +1,13 @@
-"""A dump's table of contents, and which of the programs that restore it is to have what.
+"""Which part of a dump is restored when, by whom, and by which of the programs that work at once.
 
-Pure: the lines of ``pg_restore --list`` in, and some of them out, as ``pg_restore --use-list`` takes them.
+Pure: entries of a table of contents in, and some of them out.
+
+    before       types, tables, functions: what has no rows yet
+    rows         shared out among several programs
+    after        indexes, constraints, triggers
+    privileges   who owns a table may have no right to fill it
+    views        materialized views, which are filled one by one
+    last         what acts by itself once it is there: event triggers, publications, subscriptions
 """
 
 from __future__ import annotations
@@ -9,89 +16,245 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from portal.ops.postgres.table_names import normal_name, table_name
+from portal.ops.postgres.toc import Section
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+    from portal.ops.postgres.toc import Entry
+
+    _Predicate = Callable[[Entry], bool]
 
 MOST_SHARES: Final = 4
 """So many programs read a dump at the most: each has to have it decompressed anew."""
 
+SUBSCRIPTIONS: Final = ("SUBSCRIPTION", "SUBSCRIPTION TABLE")
+PUBLICATIONS: Final = ("PUBLICATION", "PUBLICATION TABLE", "PUBLICATION TABLES IN SCHEMA")
+EVENT_TRIGGER: Final = "EVENT TRIGGER"
+EXTENSION: Final = "EXTENSION"
+
 _WORTH_MOVING: Final = 20
 """A table that is smaller than one part in this number stays where it is."""
 
-# 3412; 0 16395 TABLE DATA public finding postgres
-_ENTRY: Final = re.compile(r"(?P<number>\d+); \d+ \d+ (?P<what>.*)")
-_TABLE_DATA: Final = "TABLE DATA "
-_PRIVILEGES: Final = ("ACL ", "DEFAULT ACL ")
-# ;	depends on: 217 219
-_DEPENDS: Final = re.compile(r";\s+depends on:(?P<numbers>[ \d]*)")
+_TABLE_DATA: Final = "TABLE DATA"
+_REFRESH: Final = "MATERIALIZED VIEW DATA"
+_PRIVILEGES: Final = ("ACL", "DEFAULT ACL")
+_LAST: Final = (EVENT_TRIGGER, *PUBLICATIONS, *SUBSCRIPTIONS)
+_ABOUT_OTHERS: Final = ("ACL", "COMMENT", "SECURITY LABEL")
+_OF_THE_DATABASE: Final = ("DATABASE", "DATABASE PROPERTIES")
+_ADMINISTRATORS: Final = frozenset(
+    [
+        EVENT_TRIGGER,
+        *SUBSCRIPTIONS,
+        "ACCESS METHOD",
+        "FOREIGN DATA WRAPPER",
+        "OPERATOR CLASS",
+        "OPERATOR FAMILY",
+        "PROCEDURAL LANGUAGE",
+        "SHELL TYPE",
+        "TEXT SEARCH PARSER",
+        "TEXT SEARCH TEMPLATE",
+    ]
+)
+_ADMINISTRATORS_CODE: Final = re.compile(r'\bLANGUAGE "?(c|internal)\b')
+_BASE_TYPE: Final = re.compile(r"^CREATE TYPE .* \(\s+INTERNALLENGTH", re.DOTALL)
+_EVERY_TABLE: Final = re.compile(r"\bFOR ALL TABLES\b")
+
+_ROLE: Final = r'"(?:[^"]|"")+"|[^\s",;]+'
+_GRANTEE: Final = re.compile(rf"\b(?:TO|FROM) ({_ROLE})(?: WITH GRANT OPTION)?(?: GRANTED BY (?:{_ROLE}))?;?$")
+_OTHER_ROLES: Final = re.compile(rf"^SET SESSION AUTHORIZATION ({_ROLE});?$|\bDEFAULT PRIVILEGES FOR ROLE ({_ROLE})")
+_POLICY: Final = re.compile(rf"\bTO ((?:{_ROLE})(?:, (?:{_ROLE}))*)(?: USING | WITH CHECK |;)")
+_EACH_ROLE: Final = re.compile(_ROLE)
+_STATEMENT_END: Final = re.compile(r";\n+")
+_RESET: Final = "RESET SESSION AUTHORIZATION"
 
 
-@dataclass(kw_only=True)
-class _Entry:
-    number: str
-    line: str
-    what: str
-    needs: frozenset[str] = frozenset()
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Entries that one program restores, one after the other.
+
+    Arguments:
+        as_administrator: as the user of the connection, and not as the role that is to own everything.
+    """
+
+    entries: tuple[Entry, ...]
+    as_administrator: bool
 
 
-def privileges(contents: Sequence[str]) -> list[str]:
-    """The entries that grant and revoke: whoever owns a table may have no right to fill it."""
-    return [entry.line for entry in _entries(contents) if entry.what.startswith(_PRIVILEGES)]
+@dataclass(frozen=True, kw_only=True)
+class Division:
+    """A dump, divided.
+
+    Arguments:
+        roleless: entries that name a role that is not there; they are in none of the other parts.
+    """
+
+    before: tuple[Run, ...]
+    rows: tuple[Entry, ...]
+    after: tuple[Entry, ...]
+    privileges: tuple[Entry, ...]
+    views: tuple[Entry, ...]
+    last: tuple[Run, ...]
+    roleless: tuple[Entry, ...]
 
 
-def share_out(contents: Sequence[str], weights: Mapping[str, int], jobs: int) -> list[list[str]]:
+def divide(
+    entries: Iterable[Entry],
+    *,
+    missing_roles: Collection[str] = (),
+    trusted: Collection[str] = (),
+    without: Collection[str] = (),
+) -> Division:
+    """Divide a dump.
+
+    Arguments:
+        missing_roles: roles that the dump names and the server does not have.
+        trusted: extensions that need no administrator.
+        without: kinds of entries that are left out, with what is said about them.
+    """
+    chosen = [entry for entry in entries if entry.kind not in _OF_THE_DATABASE]
+    lost = _with_followers(chosen, lambda entry: entry.kind in without)
+    chosen = [entry for entry in chosen if entry.number not in lost]
+    late = _with_followers(chosen, lambda entry: entry.kind in _LAST)
+    roleless = {entry.number for entry in chosen if set(roles_of(entry)) & set(missing_roles)}
+    kept = [entry for entry in chosen if entry.number not in roleless]
+    administrators = _with_followers(chosen, lambda entry: needs_administrator(entry, trusted))
+
+    def runs(wanted: Iterable[Entry]) -> tuple[Run, ...]:
+        return _runs(wanted, administrators)
+
+    early = [entry for entry in kept if entry.number not in late]
+    ordinary = [entry for entry in early if entry.kind not in (*_PRIVILEGES, _REFRESH)]
+    return Division(
+        before=runs(entry for entry in ordinary if entry.section is Section.PRE_DATA),
+        rows=tuple(entry for entry in ordinary if entry.section is Section.DATA),
+        after=tuple(entry for entry in ordinary if entry.section is Section.POST_DATA),
+        privileges=tuple(entry for entry in early if entry.kind in _PRIVILEGES),
+        views=tuple(entry for entry in early if entry.kind == _REFRESH),
+        last=runs(entry for entry in kept if entry.number in late),
+        roleless=tuple(entry for entry in chosen if entry.number in roleless),
+    )
+
+
+def needs_administrator(entry: Entry, trusted: Collection[str] = ()) -> bool:
+    """Whether only a superuser creates such a thing.
+
+    Arguments:
+        trusted: extensions that need no administrator.
+    """
+    if entry.kind == EXTENSION:
+        return entry.name not in trusted
+    if entry.kind == "FUNCTION":
+        return _ADMINISTRATORS_CODE.search(entry.definition) is not None
+    if entry.kind == "TYPE":
+        return _BASE_TYPE.search(entry.definition) is not None
+    if entry.kind == "PUBLICATION":
+        return _EVERY_TABLE.search(entry.definition) is not None
+    return entry.kind in _ADMINISTRATORS or entry.kind == "PUBLICATION TABLES IN SCHEMA"
+
+
+def roles_of(entry: Entry) -> list[str]:
+    """The roles that a privilege or a policy names."""
+    if entry.kind == "POLICY":
+        found = _POLICY.search(entry.definition)
+        named = _EACH_ROLE.findall(found[1]) if found else []
+    elif entry.kind in _PRIVILEGES:
+        named = [role for statement in statements_of(entry) for role in _roles_in(statement)]
+    else:
+        return []
+    return [_raw(role) for role in dict.fromkeys(named) if role != "PUBLIC"]
+
+
+def statements_of(entry: Entry) -> list[str]:
+    """The statements that a definition consists of."""
+    parts = (part.strip().rstrip(";") for part in _STATEMENT_END.split(entry.definition))
+    return [part for part in parts if part]
+
+
+def statements_without(entry: Entry, missing_roles: Collection[str]) -> tuple[list[str], list[str]]:
+    """The statements of a privilege that can be run, and those that name a missing role.
+
+    What somebody who is missing has granted cannot be granted in their name.
+    """
+    possible: list[str] = []
+    impossible: list[str] = []
+    grantor_is_missing = False
+    for statement in statements_of(entry):
+        roles = {_raw(role) for role in _roles_in(statement)}
+        if entry.kind == "POLICY":
+            roles = set(roles_of(entry))
+        if statement.startswith("SET SESSION AUTHORIZATION"):
+            grantor_is_missing = bool(roles & set(missing_roles))
+        if statement == _RESET and grantor_is_missing:
+            grantor_is_missing = False
+            continue
+        is_lost = grantor_is_missing or bool(roles & set(missing_roles))
+        (impossible if is_lost else possible).append(statement)
+    return possible, impossible
+
+
+def share_out(entries: Sequence[Entry], weights: Mapping[str, int], jobs: int) -> list[list[Entry]]:
     """Share the tables out among programs that each read the whole dump, so that all have about as much to do.
 
     One program alone has everything where a single table is most of it. The first has whatever is not a large table. A
     table that others need, or that needs others, stays with the first as well, where the order is the dump's.
 
     Arguments:
-        contents: the lines of ``pg_restore --list --verbose``.
-        weights: how large each table's part is, by ``schema.table``, each quoted where SQL needs it.
+        weights: how large each table's part is, by the table's name.
         jobs: how many programs there may be.
 
     Returns:
-        the lines of the entries for each program; each entry is in one of them.
+        the entries for each program; each entry is in one of them.
     """
-    entries = _entries(contents)
     total = sum(weights.values())
-    large = {name: weight for name, weight in weights.items() if 0 < total <= weight * _WORTH_MOVING}
-    heavy = _movable(entries, {f"{_TABLE_DATA}{_unquoted(name)} ": weight for name, weight in large.items()})
+    large = {normal_name(name): weight for name, weight in weights.items() if 0 < total <= weight * _WORTH_MOVING}
+    heavy = _movable(entries, large)
     count = min(jobs, MOST_SHARES, total // max(heavy.values(), default=total) if total else 1)
     loads = [total - sum(heavy.values()), *[0] * (count - 1)]
-    shares: list[list[str]] = [[] for _ in loads]
-    chosen: dict[str, int] = {}
+    shares: list[list[Entry]] = [[] for _ in loads]
+    chosen: dict[int, int] = {}
     for number, weight in sorted(heavy.items(), key=lambda item: -item[1]):
         chosen[number] = loads.index(min(loads))
         loads[chosen[number]] += weight
     for entry in entries:
-        shares[chosen.get(entry.number, 0)].append(entry.line)
+        shares[chosen.get(entry.number, 0)].append(entry)
     return [share for number, share in enumerate(shares) if share or not number]
 
 
-def _entries(contents: Sequence[str]) -> list[_Entry]:
-    found: list[_Entry] = []
-    for line in contents:
-        if entry := _ENTRY.match(line):
-            found.append(_Entry(number=entry["number"], line=line, what=entry["what"]))
-        elif found and (needs := _DEPENDS.match(line)):
-            found[-1].needs = frozenset(needs["numbers"].split())
-    return found
-
-
-def _movable(entries: Sequence[_Entry], large: Mapping[str, int]) -> dict[str, int]:
+def _movable(entries: Sequence[Entry], large: Mapping[str, int]) -> dict[int, int]:
     """The numbers of the large tables that stand by themselves, with their weights."""
-    rows = {entry.number: entry for entry in entries if entry.what.startswith(_TABLE_DATA)}
+    rows = {entry.number: entry for entry in entries if entry.kind == _TABLE_DATA}
     bound = {number for entry in rows.values() for number in entry.needs & rows.keys()}
     bound |= {number for number, entry in rows.items() if entry.needs & rows.keys()}
-    return {
-        number: weight
-        for number, entry in rows.items()
-        for start, weight in large.items()
-        if entry.what.startswith(start) and number not in bound
-    }
+    names = {number: table_name(entry.schema, entry.name) for number, entry in rows.items() if number not in bound}
+    return {number: large[name] for number, name in names.items() if name in large}
 
 
-def _unquoted(name: str) -> str:
-    """``schema table`` as the table of contents has it, of ``schema.table`` as SQL has it."""
-    return name.replace('"', "").replace(".", " ", 1)
+def _with_followers(entries: Sequence[Entry], is_wanted: _Predicate) -> set[int]:
+    """The numbers of some entries, and of the comments and privileges that belong to them."""
+    wanted = {entry.number for entry in entries if is_wanted(entry)}
+    return wanted | {entry.number for entry in entries if entry.kind in _ABOUT_OTHERS and entry.needs & wanted}
+
+
+def _runs(entries: Iterable[Entry], administrators: Collection[int]) -> tuple[Run, ...]:
+    found: list[list[Entry]] = []
+    last: bool | None = None
+    for entry in entries:
+        is_administrators = entry.number in administrators
+        if is_administrators is not last:
+            found.append([])
+        found[-1].append(entry)
+        last = is_administrators
+    return tuple(Run(entries=tuple(run), as_administrator=run[0].number in administrators) for run in found)
+
+
+def _roles_in(statement: str) -> list[str]:
+    grantee, others = _GRANTEE.search(statement), _OTHER_ROLES.search(statement)
+    named = [grantee[1]] if grantee else []
+    named += [role for role in others.groups() if role] if others else []
+    return [role for role in named if role != "PUBLIC"]
+
+
+def _raw(role: str) -> str:
+    return role[1:-1].replace('""', '"') if role.startswith('"') else role

@@ -1,5 +1,8 @@
 """A dump on its way to pg_restore: read from its archive as often as it is needed, or put in a file first.
 
+Of a dump that is nowhere on the disk, its start is put in a file: as far as its table of contents, which is all that
+pg_restore needs for everything but the rows.
+
 A file goes through the page cache, where pg_restore finds it again, and is never synced: it is worth nothing after a
 crash.
 """
@@ -8,21 +11,28 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from queue import Queue
 from typing import TYPE_CHECKING, Final, Self
 
-from portal.ops.errors import RestoreError
+from portal.ops.errors import NotIntactError, RestoreError
 from portal.ops.postgres.dump_format import HEAD_BYTES, dump_major
+from portal.ops.postgres.toc import CutShortError, read_contents
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from portal.ops.postgres.toc import Contents
     from portal.ops.runtime.progress import Advance
 
 _AHEAD: Final = 4
+_FIRST_LOOK: Final = 1 << 18
+"""So many bytes of a dump are enough for the table of contents of most; each further look is at twice as many."""
+
+_ANOTHER: Final = "take another archive: './tools/backup.sh list' shows them"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +56,67 @@ class Dump:
         with self.open() as content:
             return dump_major(bytes(next(content, memoryview(b""))[:HEAD_BYTES]))
 
+    def head(self) -> tuple[bytes, Contents]:
+        """The start of it, as far as its table of contents, and that.
+
+        Raises:
+            NotIntactError: it is no dump, or its table of contents makes no sense.
+        """
+        found, enough = bytearray(), _FIRST_LOOK
+        with self.open() as content:
+            for piece in content:
+                found += piece
+                if len(found) >= enough:
+                    enough = 2 * len(found)
+                    with suppress(CutShortError):
+                        return _with_contents(found)
+        try:
+            return _with_contents(found)
+        except CutShortError as error:
+            raise not_a_dump() from error
+
     def save(self) -> None:
         """Put it in its file. Raises what reading raises, and OSError where it cannot be written."""
         with self.open() as content:
             write_dump(self.path, content, self.advance)
+
+
+def not_a_dump() -> NotIntactError:
+    """The error for a dump that is not one."""
+    return NotIntactError(
+        "the database's part of the archive is not a dump in PostgreSQL's custom format", hint=_ANOTHER
+    )
+
+
+def read_file_contents(path: Path) -> Contents:
+    """The table of contents of a dump that is in a file.
+
+    Raises:
+        NotIntactError: it is no dump, or its table of contents makes no sense.
+        RestoreError: the file cannot be read.
+    """
+
+    @contextmanager
+    def content() -> Iterator[Iterator[memoryview]]:
+        with path.open("rb") as file:
+            yield (memoryview(piece) for piece in iter(lambda: file.read(_FIRST_LOOK), b""))
+
+    try:
+        return Dump(open=content, path=path).head()[1]
+    except OSError as error:
+        raise RestoreError(
+            f"cannot read the dump {path}: {error.strerror}", hint="start the restore again from the archive"
+        ) from error
+
+
+def _with_contents(data: bytearray) -> tuple[bytes, Contents]:
+    start = bytes(data)
+    try:
+        return start, read_contents(start)
+    except CutShortError:
+        raise
+    except ValueError as error:
+        raise not_a_dump() from error
 
 
 def read_dump_major(path: Path) -> int | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from portal.ops.postgres.client_tools import client_environment
+from portal.ops.postgres.environment import client_environment
 from portal.ops.runtime.process import DEVNULL, PIPE
 
 if TYPE_CHECKING:

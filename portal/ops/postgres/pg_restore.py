@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import signal
 import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -26,18 +27,21 @@ from portal.ops.errors import (
     OpsError,
     RestoreError,
 )
-from portal.ops.postgres.client_tools import client_environment, find_client
-from portal.ops.postgres.connection import conninfo, libpq_environment
+from portal.ops.postgres.client_tools import find_client
+from portal.ops.postgres.connection import conninfo, libpq_environment, silencing_options
+from portal.ops.postgres.dump_file import not_a_dump
 from portal.ops.postgres.dump_format import start_decoding
-from portal.ops.runtime.process import DEVNULL, PIPE, run
+from portal.ops.postgres.environment import client_environment
+from portal.ops.runtime.process import DEVNULL, PIPE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from psycopg.sql import Composed
 
     from portal.ops.postgres.client_tools import ClientTool
+    from portal.ops.postgres.toc import Entry
     from portal.ops.runtime.process import ProcessRunner, RunningProcess
     from portal.ops.settings.database_url import DatabaseTarget
 
@@ -47,7 +51,6 @@ OPTIONS: Final = ("--clean", "--if-exists", "--no-owner", "--exit-on-error")
 # A stage that a crash loses is done again, so it need not wait for the disk; the commit of the swap waits for it all.
 _STAGE_SETTINGS: Final = "-c synchronous_commit=off -c maintenance_work_mem=256MB"
 _ANOTHER: Final = "take another archive: './tools/backup.sh list' shows them"
-_LIST_SECONDS: Final = 600.0
 _LAST_CHARACTERS: Final = 600
 _OLDER_SERVER_NEEDS: Final = 17
 _UNKNOWN_SETTING: Final = 'unrecognized configuration parameter "transaction_timeout"'
@@ -97,6 +100,11 @@ _CAUSES: Final = (
         ConnectionFailedError,
         "the server went away: see its log, and try again when it is up",
     ),
+    _cause(
+        "out of shared memory|max_locks_per_transaction",
+        RestoreError,
+        "raise max_locks_per_transaction in the server's configuration, or restore with --mode swap",
+    ),
     _cause("deadlock|lock timeout", BusyError, "stop what uses the database, and try again"),
     _cause(
         "other objects depend on it",
@@ -126,18 +134,6 @@ class Restorer:
     def trips_over_server(self) -> bool:
         """Whether it starts with a setting that the older server does not know, and counts that as an error."""
         return self.tool.major >= _OLDER_SERVER_NEEDS > self.server_major
-
-    def list(self, dump: Path, *options: str) -> list[str]:
-        """The lines of the dump's table of contents.
-
-        Raises:
-            NotIntactError: it has none.
-        """
-        argv = [str(self.tool.path), "--list", *options, str(dump)]
-        done = run(self.runner, argv, environment=client_environment(), timeout_seconds=_LIST_SECONDS)
-        if done.returncode != 0:
-            raise explain_failure(done.returncode, done.stderr)
-        return done.stdout.splitlines()
 
     def decode(self, dump: Path) -> None:
         """Read a dump to its end, and throw the result away.
@@ -176,9 +172,7 @@ class Restorer:
     def start_stage(self, target: DatabaseTarget, options: Sequence[str], dump: Path | None = None) -> RunningProcess:
         """Start what `stage` does; without a file the dump is read from the standard input of the program."""
         base = [option for option in OPTIONS if option != "--exit-on-error" or not self.trips_over_server]
-        environment = libpq_environment(target)
-        environment["PGOPTIONS"] = f"{environment.get('PGOPTIONS', '')} {_STAGE_SETTINGS}".strip()
-        return self._start([*base, *options], dump, target, environment)
+        return self._start([*base, *options], dump, target, _STAGE_SETTINGS)
 
     def finish(self, process: RunningProcess) -> None:
         """Wait for a pg_restore. Raises OpsError where it failed."""
@@ -190,35 +184,34 @@ class Restorer:
         target: DatabaseTarget,
         *,
         role: str | None,
-        contents: Sequence[str],
+        contents: Iterable[Entry],
         drop: Composed | None = None,
     ) -> None:
         """Restore over what a database holds, in one transaction: all of it, or nothing.
 
         Arguments:
-            contents: the lines of the table of contents that are wanted.
+            contents: the entries that are wanted, in the order of the dump.
             drop: a statement that comes before all others, as the user of the connection.
 
         Raises:
             OpsError: pg_restore or psql failed, and the database is as it was.
         """
-        with tempfile.NamedTemporaryFile("w", suffix=".list") as chosen:
-            chosen.write("\n".join(contents) + "\n")
-            chosen.flush()
-            options = [*OPTIONS, "--single-transaction", f"--use-list={chosen.name}"]
+        with listed(contents) as wanted:
+            options = [*OPTIONS, "--single-transaction", wanted]
             options += [f"--role={role}"] if role else []
             if drop is None:
-                self.finish(self._start(options, dump, target, libpq_environment(target)))
+                self.finish(self._start(options, dump, target))
             else:
                 self._run_by_psql(options, dump, target, drop)
 
     def _start(
-        self, options: Sequence[str], dump: Path | None, target: DatabaseTarget, environment: dict[str, str]
+        self, options: Sequence[str], dump: Path | None, target: DatabaseTarget, settings: str = ""
     ) -> RunningProcess:
-        command = [str(self.tool.path), "--format=custom", "--no-password", *options, f"--dbname={conninfo(target)}"]
+        where = conninfo(target, options=f"{settings} {silencing_options(target)}".strip())
+        command = [str(self.tool.path), "--format=custom", "--no-password", *options, f"--dbname={where}"]
         command += [] if dump is None else [str(dump)]
         stdin = PIPE if dump is None else DEVNULL
-        return self.runner.start(command, environment=environment, stdin=stdin, stdout=DEVNULL)
+        return self.runner.start(command, environment=libpq_environment(target), stdin=stdin, stdout=DEVNULL)
 
     def _run_by_psql(self, options: Sequence[str], dump: Path, target: DatabaseTarget, drop: Composed) -> None:
         """Let psql run one statement, and then what pg_restore writes, in the transaction of both."""
@@ -226,7 +219,8 @@ class Restorer:
         with tempfile.NamedTemporaryFile("w", suffix=".sql", encoding="utf-8") as prologue:
             prologue.write(_PROLOGUE.format(drop.as_string(None)))
             prologue.flush()
-            psql += [f"--dbname={conninfo(target)}", f"--file={prologue.name}", "--file=-"]
+            where = conninfo(target, options=silencing_options(target))
+            psql += [f"--dbname={where}", f"--file={prologue.name}", "--file=-"]
             command = [str(self.tool.path), "--format=custom", *options, "--file=-", str(dump)]
             writing = self.runner.start(command, environment=client_environment())
             try:
@@ -242,6 +236,15 @@ class Restorer:
                 _finish(writing)
             finally:
                 writing.kill()
+
+
+@contextmanager
+def listed(entries: Iterable[Entry]) -> Iterator[str]:
+    """An option of pg_restore that has it restore some entries and no others."""
+    with tempfile.NamedTemporaryFile("w", suffix=".list") as chosen:
+        chosen.write("".join(f"{entry.number};\n" for entry in entries))
+        chosen.flush()
+        yield f"--use-list={chosen.name}"
 
 
 def _lost_its_reader(writing: RunningProcess) -> bool:
@@ -280,13 +283,6 @@ def find_restorer(server_major: int, major: int | None, *, runner: ProcessRunner
             raise
         tool = find_client("pg_restore", major, runner=runner, bin_dir=bin_dir)
     return Restorer(tool=tool, server_major=server_major, runner=runner, bin_dir=bin_dir)
-
-
-def not_a_dump() -> NotIntactError:
-    """The error for a dump that is not one."""
-    return NotIntactError(
-        "the database's part of the archive is not a dump in PostgreSQL's custom format", hint=_ANOTHER
-    )
 
 
 def explain_failure(returncode: int, stderr: str, program: str = "pg_restore") -> OpsError:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, LiteralString
 import psycopg
 from psycopg.sql import SQL, Identifier, Literal
 
+from portal.ops.postgres.table_names import table_name
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -26,7 +28,7 @@ _CANCEL_SECONDS = 3.0
 _PATIENCE_SECONDS = 1.0
 
 _TABLES: LiteralString = """
-    SELECT n.nspname, c.relname, format('%I.%I', n.nspname, c.relname), c.oid::bigint
+    SELECT n.nspname, c.relname, c.oid::bigint
     FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
     WHERE c.relkind = 'r' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
       AND (c.relpersistence = 'p' OR c.relpersistence = 'u' AND NOT pg_is_in_recovery())
@@ -35,6 +37,13 @@ _TABLES: LiteralString = """
         WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
     ORDER BY 1, 2
 """
+_ROOTS: LiteralString = """
+    SELECT n.nspname, c.relname, rn.nspname, r.relname
+    FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+    JOIN pg_catalog.pg_class AS r ON r.oid = pg_catalog.pg_partition_root(c.oid)
+    JOIN pg_catalog.pg_namespace AS rn ON rn.oid = r.relnamespace
+    WHERE c.relispartition AND c.relkind = 'r'
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +51,7 @@ class Table:
     """A table whose rows are dumped.
 
     Arguments:
-        name: schema and table, each quoted where SQL needs it.
+        name: schema and table, as `table_name` writes them.
     """
 
     name: str
@@ -53,9 +62,17 @@ class Table:
 def list_tables(connection: Connection) -> list[Table]:
     """Return the tables whose rows pg_dump would write, in the order of their names; waits for no lock."""
     return [
-        Table(name=name, identifier=Identifier(schema, relation), oid=oid)
-        for schema, relation, name, oid in connection.execute(_TABLES)
+        Table(name=table_name(schema, relation), identifier=Identifier(schema, relation), oid=oid)
+        for schema, relation, oid in connection.execute(_TABLES)
     ]
+
+
+def partition_roots(connection: Connection) -> dict[str, str]:
+    """Return for each partition the partitioned table at the top, both by their names."""
+    return {
+        table_name(schema, relation): table_name(root_schema, root)
+        for schema, relation, root_schema, root in connection.execute(_ROOTS)
+    }
 
 
 def table_sizes(connection: Connection, tables: Sequence[Table]) -> dict[str, int]:

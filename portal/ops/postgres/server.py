@@ -26,6 +26,7 @@ from portal.ops.errors import (
 )
 from portal.ops.postgres.connection import connect, explained_errors
 from portal.ops.postgres.database_names import Marked
+from portal.ops.postgres.identity import DatabaseIdentity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,6 +75,12 @@ _PROVIDER_SINCE: Final = 150000
 _ORPHAN_LOOKS: Final = 500
 _ORPHAN_PAUSE_SECONDS: Final = 0.02
 _DEFAULT_TABLESPACE: Final = "pg_default"
+_NO_SUCH_LOCALE: Final = (
+    psycopg.errors.WrongObjectType,
+    psycopg.errors.InvalidParameterValue,
+    psycopg.errors.FeatureNotSupported,
+    psycopg.errors.InvalidObjectDefinition,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,13 +152,15 @@ class OldDatabase:
 def maintenance(target: DatabaseTarget) -> Iterator[Connection]:
     """Connect to a database that is not the live one, and explain what the server refuses there.
 
+    Where the user is let into no other one, it is the live one: good enough for everything but renaming it.
+
     Raises:
         SourceError: the server cannot be reached, or the user may connect to no such database.
         DiskFullError: the server's disk is full.
         BusyError: somebody is in a database that has to be empty.
     """
     names = [name for name in _MAINTENANCE if name != target.name]
-    with _connect_first(target, names) as connection, restoring_errors(target):
+    with _connect_first(target, [*names, target.name]) as connection, restoring_errors(target):
         yield connection
 
 
@@ -256,44 +265,50 @@ def list_old_databases(target: DatabaseTarget) -> list[OldDatabase]:
     return [OldDatabase(marked=marked, size_bytes=facts.size_bytes) for marked, facts in found if facts]
 
 
-def drop_old(target: DatabaseTarget, name: str) -> None:
-    """Drop a database that a restore has left; harmless where it is gone.
-
-    Raises:
-        BusyError: somebody is in it: another restore fills it, or somebody looks at it.
-        SourceError: the server does not do it.
-        AccessDeniedError: it is not a database of a restore, so it is not touched.
-    """
-    if Marked.parse(name, target.name) is None:
-        raise AccessDeniedError(
-            f"{name} is not a database that a restore of {target.name} has left",
-            hint="'./tools/restore.sh --rollback --list' shows those that can be dropped",
-        )
-    with maintenance(target) as connection:
-        connection.execute(SQL("DROP DATABASE IF EXISTS {}").format(Identifier(name)))
-
-
 def drop_forced(connection: Connection, name: str) -> None:
     """Drop a database, and end whoever is in it; harmless where there is none."""
     connection.execute(SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(Identifier(name)))
 
 
-def create_like(connection: Connection, name: str, model: DatabaseFacts | None, owner: str) -> None:
+def create_like(
+    connection: Connection, name: str, model: DatabaseFacts | DatabaseIdentity | None, owner: str
+) -> tuple[str, ...]:
     """Create an empty database.
 
     Arguments:
-        model: the database whose encoding, locale and tablespace it gets; nothing means the server's defaults.
+        model: the database whose encoding and locale it gets, and whose tablespace, where it is one of this server;
+            nothing means the server's defaults.
+
+    Returns:
+        a warning where the server does not have the locale.
     """
+    try:
+        _create(connection, name, model, owner)
+    except _NO_SUCH_LOCALE as error:
+        if not isinstance(model, DatabaseIdentity):
+            raise
+        plain = replace(model, collate="C", ctype="C", provider="c", locale=None, icu_rules=None)
+        _create(connection, name, plain, owner)
+        return (
+            f"this server does not have the backup's locale {model.locale or model.collate} ({_first_line(error)}); "
+            "the database has the locale C, which orders texts by their bytes",
+        )
+    return ()
+
+
+def _create(connection: Connection, name: str, model: DatabaseFacts | DatabaseIdentity | None, owner: str) -> None:
     parts = [SQL("CREATE DATABASE {} OWNER {} TEMPLATE template0").format(Identifier(name), Identifier(owner))]
     if model is not None:
         options = _locale_options(connection, model)
         parts += [SQL("{} {}").format(SQL(option), Literal(value)) for option, value in options.items()]
-        if model.tablespace != _DEFAULT_TABLESPACE:  # whose name only a superuser may say
+        if (
+            isinstance(model, DatabaseFacts) and model.tablespace != _DEFAULT_TABLESPACE
+        ):  # whose name only a superuser may say
             parts.append(SQL("TABLESPACE {}").format(Identifier(model.tablespace)))
     connection.execute(SQL(" ").join(parts))
 
 
-def _locale_options(connection: Connection, model: DatabaseFacts) -> dict[LiteralString, str]:
+def _locale_options(connection: Connection, model: DatabaseFacts | DatabaseIdentity) -> dict[LiteralString, str]:
     options: dict[LiteralString, str] = {
         "ENCODING": model.encoding,
         "LC_COLLATE": model.collate,

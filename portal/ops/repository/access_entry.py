@@ -25,12 +25,19 @@ class Action(StrEnum):
     BACKUP = "backup"
     RESTORE = "restore"
     ROLLBACK = "rollback"
+    DISCARD = "discard"
     FORGET = "forget"
+    """What earlier releases called the discarding of rollback data."""
     VERIFY = "verify"
     PRUNE = "prune"
     DRILL = "drill"
     PIN = "pin"
     UNPIN = "unpin"
+    OFFSITE_COPY = "offsite.copy"
+    OFFSITE_VERIFY = "offsite.verify"
+    OFFSITE_FETCH = "offsite.fetch"
+    OFFSITE_READ = "offsite.read"
+    OFFSITE_PRUNE = "offsite.prune"
 
 
 class Outcome(StrEnum):
@@ -48,6 +55,17 @@ class Outcome(StrEnum):
         return cls.REFUSED if exit_code in (2, 3, 5) else cls.FAILED
 
 
+class Found(StrEnum):
+    """What whoever appended a line has found at the end that it follows."""
+
+    REPLACED = "replaced"
+    """An entry is not the one that was written down as the last."""
+    HEAD_MISSING = "head_missing"
+    """It was not written down which entry was the last, so that a cut could not be noticed."""
+    HEAD_BEHIND = "head_behind"
+    """Entries were there that were not written down: a crash or a full disk kept that back, or they were put in."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AccessEntry:
     """One line.
@@ -61,6 +79,7 @@ class AccessEntry:
         previous: the hash of the line before.
         hash: the SHA-256 of this one without it.
         torn: the SHA-256 of the torn line before this one, where a crash has left one.
+        found: what was not as it should be at the end that this line follows; nothing where all was.
     """
 
     number: int
@@ -74,6 +93,7 @@ class AccessEntry:
     previous: str
     hash: str = ""
     torn: str = ""
+    found: Found | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The entry in the types of JSON."""
@@ -89,6 +109,7 @@ class AccessEntry:
             "details": dict(self.details),
             "previous": self.previous,
             **({"torn": self.torn} if self.torn else {}),
+            **({"found": self.found.value} if self.found else {}),
             "hash": self.hash,
         }
 
@@ -110,6 +131,7 @@ class AccessEntry:
             previous=str(facts["previous"]),
             hash=str(facts["hash"]),
             torn=str(facts.get("torn", "")),
+            found=Found(facts["found"]) if "found" in facts else None,
         )
 
 

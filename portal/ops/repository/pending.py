@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PARTIAL_SUFFIX: Final = ".partial"
 
 
-class Draft:
+class PendingArchive:
     """An archive that is being written: `commit` makes it one, `discard` leaves nothing of it."""
 
     def __init__(self, final: Path, descriptor: int) -> None:

@@ -23,7 +23,14 @@ from portal.ops.model import SIDECAR_SUFFIX, SUFFIX, BackupId, BackupType
 from portal.ops.repository.durable import make_directories
 from portal.ops.repository.faults import explain, is_full, make_hint
 from portal.ops.repository.locks import locked_file, wait_for
-from portal.ops.repository.pending import PARTIAL_SUFFIX, Draft, _final, _open_locked, _partial, _remove_remains
+from portal.ops.repository.pending import (
+    PARTIAL_SUFFIX,
+    PendingArchive,
+    _final,
+    _open_locked,
+    _partial,
+    _remove_remains,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -163,40 +170,40 @@ class Repository:
         return self._locked(fcntl.LOCK_EX, CHAIN_LOCK_NAME)
 
     @contextmanager
-    def draft(self, backup_id: BackupId) -> Iterator[Draft | None]:
+    def pending(self, backup_id: BackupId) -> Iterator[PendingArchive | None]:
         """The archive of a backup, to be written and committed; nothing where it exists already.
 
-        Waits for another process that is writing the same one. Where what follows fails, nothing is left of the draft.
+        Waits for another process that is writing the same one. Where what follows fails, nothing is left of it.
 
         Raises:
             BusyError: the other process did not end in time.
             RepositoryError: the directory cannot be written.
         """
         final = self.archive_path(backup_id)
-        draft = None
+        pending = None
 
         def begin() -> bool | None:
-            nonlocal draft
+            nonlocal pending
             if final.exists():
                 return False
             with _signals_held_back():
-                draft = self._begin(final)
-            return None if draft is None else True
+                pending = self._begin(final)
+            return None if pending is None else True
 
         try:
             if wait_for(begin, self._lock_timeout) is None:
                 raise BusyError(f"{backup_id} is being written by another process", hint="Wait for it, then try again.")
-            yield draft
+            yield pending
         except BaseException:
-            if draft is not None:
-                draft.discard()
+            if pending is not None:
+                pending.discard()
             raise
         finally:
-            if draft is not None:
-                draft.out.close()
+            if pending is not None:
+                pending.out.close()
 
-    def _begin(self, final: Path) -> Draft | None:
-        """A draft; nothing where another process has one, or has just finished."""
+    def _begin(self, final: Path) -> PendingArchive | None:
+        """A pending archive; nothing where another process has one, or has just finished."""
         partial = _partial(final)
         try:
             descriptor = _open_locked(partial)
@@ -209,7 +216,7 @@ class Repository:
             os.close(descriptor)
             return None
         os.ftruncate(descriptor, 0)
-        return Draft(final, descriptor)
+        return PendingArchive(final, descriptor)
 
     @contextmanager
     def vacated(self, name: str) -> Iterator[bool]:

@@ -21,7 +21,7 @@ from portal.ops.postgres.database_names import Names, Role
 from portal.ops.postgres.dump_format import HEAD_BYTES, dump_major
 from portal.ops.repository.durable import make_hidden
 from portal.ops.restore.database.model import DatabaseState, RestoreMode
-from portal.ops.restore.dump_source import dump_content, dump_of, rows_of
+from portal.ops.restore.dump_source import backed_up, dump_content, dump_of, identity_of, rows_of
 from portal.ops.restore.files.free_space import room
 from portal.ops.restore.files.restore import FileRestore, discard_rollback_data, list_restores
 from portal.ops.runtime.progress import available_cores
@@ -44,24 +44,47 @@ if TYPE_CHECKING:
 _ANOTHER: Final = "Take another archive: './tools/backup.sh list' shows them."
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlannedPart:
+    """What is planned for one component, with all that the later steps need of it.
+
+    Arguments:
+        part: what does it.
+        plan: for people.
+        manifest: what the archive says of itself.
+        stage_place: where the stage will lie, or a directory above.
+        stage_bytes: how many bytes it takes there.
+        content_bytes: how many bytes of content the stage will tell of.
+        record: what `PartMaker.from_record` needs.
+    """
+
+    part: Part
+    plan: PartPlan
+    manifest: Manifest
+    stage_place: Path
+    stage_bytes: int
+    content_bytes: int
+    record: Mapping[str, Any]
+
+    @property
+    def component(self) -> Component:
+        """Which component."""
+        return self.part.component
+
+
 class Part(Protocol):
     """One component on its way to its place."""
 
     component: Component
 
-    def plan(self, archive: Archive, manifest: Manifest) -> PartPlan:
+    def plan(self, archive: Archive, manifest: Manifest) -> PlannedPart:
         """Look at everything, touch nothing."""
 
-    def stage_room(self) -> tuple[Path, int]:
-        """Where the stage will lie, and how many bytes it takes; known once there is a plan."""
-
-    def content_bytes(self) -> int:
-        """How many bytes of content `stage` will tell of; known once there is a plan."""
-
-    def stage(self, archive: Archive, manifest: Manifest, advance: Advance) -> None:
-        """Put the component beside what is live.
+    def stage(self, planned: PlannedPart, archive: Archive, advance: Advance) -> None:
+        """Put the component beside the live data.
 
         Arguments:
+            planned: what `plan` found.
             advance: called with every number of bytes of content that was written.
         """
 
@@ -81,13 +104,13 @@ class Part(Protocol):
         """Put back what was live before; can be cut off and called again as long as `is_begun`."""
 
     def record(self) -> dict[str, Any]:
-        """What `PartMaker.from_record` needs."""
+        """What `PartMaker.from_record` needs to make it again."""
 
     def kept(self, *, rolled_back: bool) -> str:
         """In words, what is kept of the restore, if anything; says it without looking."""
 
-    def forget(self) -> None:
-        """Remove what is kept; harmless where there is nothing."""
+    def discard(self) -> tuple[str, ...]:
+        """Remove what is kept; harmless where there is nothing. What others may miss of it, in words."""
 
 
 class DatabasePart:
@@ -112,30 +135,36 @@ class DatabasePart:
         self._mode = mode
         self._create_database = create_database
         self._jobs = jobs
-        self._dump_bytes = 0
 
-    def plan(self, archive: Archive, manifest: Manifest) -> PartPlan:
-        """What would become of the database."""
+    def plan(self, archive: Archive, manifest: Manifest) -> PlannedPart:
+        """What would become of the database.
+
+        In place, the dump lies in the repository for a while; one of the live database, about as large, stays.
+        """
         with dump_content(archive, 1) as (member, content):
             head = bytes(next(content, memoryview(b""))[:HEAD_BYTES])
-        plan = self._restore.plan(dump_major=dump_major(head), dump_bytes=member.size, row_counts=rows_of(manifest))
-        self._mode, self._dump_bytes = plan.mode, member.size
-        return plan
+        major = dump_major(head)
+        plan = self._restore.plan(
+            dump_major=major,
+            dump_bytes=member.size,
+            row_counts=rows_of(manifest),
+            backed_up=None if major is None else backed_up(archive, manifest, self._dump),
+        )
+        return PlannedPart(
+            part=self,
+            plan=plan,
+            manifest=manifest,
+            stage_place=self._directory,
+            stage_bytes=member.size * (2 if plan.mode is RestoreMode.IN_PLACE else 0),
+            content_bytes=member.size,
+            record={**self.record(), "mode": plan.mode.value},
+        )
 
-    def stage_room(self) -> tuple[Path, int]:
-        """In place, the dump lies in the repository for a while; one of the live database, about as large, stays."""
-        return self._directory, self._dump_bytes * (2 if self._mode is RestoreMode.IN_PLACE else 0)
-
-    def content_bytes(self) -> int:
-        """The dump's."""
-        return self._dump_bytes
-
-    def stage(self, archive: Archive, manifest: Manifest, advance: Advance) -> None:
+    def stage(self, planned: PlannedPart, archive: Archive, advance: Advance) -> None:
         """Fill and check a database beside the live one, where the mode is swap."""
-        make_hidden(self._directory.parent)
-        make_hidden(self._directory)
-        dump = dump_of(archive, manifest, self._dump, jobs=self._jobs, advance=advance)
-        self._restore.stage(dump, rows_of(manifest))
+        self._make_directory()
+        dump = dump_of(archive, planned.manifest, self._dump, jobs=self._jobs, advance=advance)
+        self._restore.stage(dump, rows_of(planned.manifest), identity_of(planned.manifest))
 
     def apply(self) -> dict[str, Any]:
         """Swap, or replace in one transaction."""
@@ -167,26 +196,36 @@ class DatabasePart:
             "port": target.port,
             "mode": self._mode.value,
             "create_database": self._create_database,
+            "owner": self._restore.owner,
         }
 
     def kept(self, *, rolled_back: bool) -> str:
         """The name of a database, or a directory."""
         if self._mode is RestoreMode.IN_PLACE:
             return "" if rolled_back else f"the safety dump in {self._directory}"
+        if self._restore.replaced_nothing and not rolled_back:
+            return ""
         role = Role.UNDONE if rolled_back else Role.BEFORE
         target = self._restore.target
         name = Names.of(target.name, self._restore.restore_id).name(role)
         return f"database {name} on {target.host}:{target.port}"
 
-    def forget(self) -> None:
-        """Drop the database that is kept, and remove the safety dump."""
+    def discard(self) -> tuple[str, ...]:
+        """Drop the database that is kept, and remove the safety dump; what others may miss, in words."""
         from portal.ops.restore.database.restore import drop_old, list_old_databases
 
+        said: list[str] = []
         if self._mode is not RestoreMode.IN_PLACE:
             for old in list_old_databases(self._restore.target):
                 if old.marked.restore_id == self._restore.restore_id:
-                    drop_old(self._restore.target, old.marked.name)
+                    said += drop_old(self._restore.target, old.marked.name)
         shutil.rmtree(self._directory, ignore_errors=True)
+        return tuple(said)
+
+    def _make_directory(self) -> None:
+        """Make the restore's directory in the repository, for what has to lie on a disk."""
+        make_hidden(self._directory.parent)
+        make_hidden(self._directory)
 
     def _applied(self, report: DatabaseReport) -> dict[str, Any]:
         self._dump.unlink(missing_ok=True)
@@ -207,10 +246,9 @@ class FilesPart:
         self.component = restore.component
         self._restore = restore
         self._jobs = jobs
-        self._stage_bytes = self._content_bytes = 0
 
-    def plan(self, archive: Archive, manifest: Manifest) -> PartPlan:
-        """Which files would be new, replaced, left.
+    def plan(self, archive: Archive, manifest: Manifest) -> PlannedPart:
+        """Which files would be new, replaced, left; the stage lies in the tree itself.
 
         Raises:
             NotIntactError: the archive does not hold what its manifest says.
@@ -218,18 +256,17 @@ class FilesPart:
         members = _Counted(archive, self.component, manifest)
         plan = self._restore.plan(members)
         members.check()
-        self._stage_bytes, self._content_bytes = plan.stage_bytes, plan.content_bytes
-        return plan
+        return PlannedPart(
+            part=self,
+            plan=plan,
+            manifest=manifest,
+            stage_place=self._restore.target,
+            stage_bytes=plan.stage_bytes,
+            content_bytes=plan.content_bytes,
+            record=self.record(),
+        )
 
-    def stage_room(self) -> tuple[Path, int]:
-        """The stage lies in the tree itself."""
-        return self._restore.target, self._stage_bytes
-
-    def content_bytes(self) -> int:
-        """That of all files."""
-        return self._content_bytes
-
-    def stage(self, archive: Archive, manifest: Manifest, advance: Advance) -> None:  # noqa: ARG002 - the index says it
+    def stage(self, planned: PlannedPart, archive: Archive, advance: Advance) -> None:  # noqa: ARG002 - the index says it
         """Put the files into the stage."""
         self._restore.stage_from(archive, self._jobs, advance)
 
@@ -270,11 +307,12 @@ class FilesPart:
         what = "what was restored" if rolled_back else "what was replaced"
         return f"{what} of {target}, in {root / RESTORE_DIRECTORY}"
 
-    def forget(self) -> None:
+    def discard(self) -> tuple[str, ...]:
         """Remove the restore's directory in the tree."""
         target = self._restore.target
         if any(one.restore_id == self._restore.restore_id for one in list_restores(target)):
             discard_rollback_data(target, self._restore.restore_id)
+        return ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,6 +345,7 @@ class PartMaker:
                         replace(config.database, name=config.target_database or config.db_name),
                         RestoreMode(config.mode),
                         create_database=config.create_database,
+                        owner=config.owner,
                     )
                 )
             else:
@@ -327,7 +366,12 @@ class PartMaker:
                 place = {"name": facts["database"], "host": facts["host"], "port": facts["port"]}
                 target = replace(self.config.database, **place)
                 made.append(
-                    self._database(target, RestoreMode(facts["mode"]), create_database=facts["create_database"])
+                    self._database(
+                        target,
+                        RestoreMode(facts["mode"]),
+                        create_database=facts["create_database"],
+                        owner=facts.get("owner"),
+                    )
                 )
             else:
                 patterns = tuple(facts["patterns"])
@@ -346,7 +390,9 @@ class PartMaker:
         )
         return FilesPart(restore, self._jobs)
 
-    def _database(self, target: DatabaseTarget, mode: RestoreMode, *, create_database: bool) -> DatabasePart:
+    def _database(
+        self, target: DatabaseTarget, mode: RestoreMode, *, create_database: bool, owner: str | None
+    ) -> DatabasePart:
         from portal.ops.restore.database.restore import DatabaseRestore  # late: it brings the database driver
 
         restore = DatabaseRestore(
@@ -357,6 +403,7 @@ class PartMaker:
             restore_id=self.restore_id,
             mode=mode,
             create_database=create_database,
+            owner=owner,
             safety_dump=self.directory / "before.dump",
         )
         return self.database_part(restore, self.directory, mode=mode, create_database=create_database, jobs=self._jobs)
@@ -366,18 +413,17 @@ class PartMaker:
         return self.config.jobs or available_cores()
 
 
-def short_of_room(parts: Iterable[Part]) -> list[DiskFullError]:
+def short_of_room(planned: Iterable[PlannedPart]) -> list[DiskFullError]:
     """The disks that have no room for all that the stages put on them; of files alone their plan says it."""
     needed: dict[int, int] = {}
     places: dict[int, list[Path]] = {}
     with_dump: set[int] = set()
-    for part in parts:
-        place, count = part.stage_room()
-        above = _existing(place)
+    for one in planned:
+        above = _existing(one.stage_place)
         device = os.stat(above).st_dev
-        needed[device] = needed.get(device, 0) + count
+        needed[device] = needed.get(device, 0) + one.stage_bytes
         places.setdefault(device, []).append(above)
-        with_dump |= {device} if part.component is Component.DATABASE and count else set()
+        with_dump |= {device} if one.component is Component.DATABASE and one.stage_bytes else set()
     return [
         _short(places[device], room(str(places[device][0])), needed[device])
         for device in sorted(with_dump)

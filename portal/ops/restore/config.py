@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 from portal.ops.errors import ConfigurationError, UnsupportedError
 from portal.ops.model import FORMAT_VERSION, timestamp
 from portal.ops.restore.database.model import RestoreMode
+from portal.ops.restore.portal_health import HealthCheck
+from portal.ops.runtime.commands import AroundCommands, around_commands
 from portal.ops.settings.load import DatabaseTarget, Secret, Settings
 
 if TYPE_CHECKING:
@@ -43,9 +45,14 @@ class RestoreConfig:
         patterns: restore only files that one of these fits, such as ``tenant-a/*.sarif``.
         target_database: restore into this database instead of the configured one.
         create_database: make the database, where there is none.
+        owner: the role that is to own the database and everything in it; nothing means who owns the live one, or else
+            the owner that the backup names.
         allow_unverified: take an archive that has no sidecar.
         allow_outside_links: restore symlinks that lead out of the uploads.
         rollback_days: what an older restore needs to be taken back is removed when a later one has succeeded.
+        credential_key: the portal's key for stored credentials; the plan compares it with the backup's.
+        commands: what the operator runs before and after live data changes.
+        health: where the portal is asked afterwards whether it answers.
 
     Raises:
         ConfigurationError: a value makes no sense.
@@ -68,12 +75,16 @@ class RestoreConfig:
     patterns: tuple[str, ...] = ()
     target_database: str | None = None
     create_database: bool = False
+    owner: str | None = None
     allow_unverified: bool = False
     allow_outside_links: bool = False
     pg_bin_dir: str | Path | None = None
     lock_timeout: float = 60
     jobs: int | None = None
     rollback_days: int = 7
+    credential_key: Secret | None = None
+    commands: AroundCommands = field(default_factory=AroundCommands)
+    health: HealthCheck = field(default_factory=HealthCheck)
 
     def __post_init__(self) -> None:
         for name in ("local_path", "media_path", "audit_log_path", "pg_bin_dir"):
@@ -118,6 +129,11 @@ class RestoreConfig:
                 "lock_timeout": settings.lock_timeout,
                 "jobs": settings.jobs,
                 "rollback_days": settings.rollback_days,
+                "credential_key": settings.portal.credential_key,
+                "commands": around_commands(settings.portal),
+                "health": HealthCheck(
+                    url=settings.portal.health_url, timeout_seconds=settings.portal.health_timeout.total_seconds()
+                ),
                 **others,
             }
         )
@@ -133,6 +149,7 @@ class RestoreConfig:
             user=self.db_user,
             password=Secret(password) if isinstance(password, str) else password,
             options=self.db_options,
+            lock_seconds=self.lock_timeout,
         )
 
 
@@ -150,6 +167,7 @@ class RestoreResult:
         exit_code: the code that a program should end with.
         at: the moment that was restored to, in ISO 8601; empty where an archive was restored.
         is_rollback: a restore was taken back or forgotten, so that there is nothing to take back.
+        portal: whether the portal answers on the data that is live now; None if it was not asked.
     """
 
     success: bool
@@ -167,6 +185,7 @@ class RestoreResult:
     facts: Mapping[str, Any] = field(default_factory=dict)
     exit_code: int = 0
     is_rollback: bool = False
+    portal: Mapping[str, Any] | None = None
     at: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -185,6 +204,7 @@ class RestoreResult:
             "restore_id": self.restore_id,
             "rollback": None if self.is_rollback or not self.restore_id else f"{_ROLLBACK} {self.restore_id}",
             "facts": dict(self.facts),
+            "portal": dict(self.portal) if self.portal else None,
             **({"at": self.at} if self.at else {}),
             "plan": list(self.plan),
             "format_version": FORMAT_VERSION,

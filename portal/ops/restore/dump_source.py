@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from portal.ops.errors import NotIntactError
 from portal.ops.model import Component
 from portal.ops.postgres.dump_file import Dump
+from portal.ops.postgres.table_names import normal_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from portal.ops.archive.index import Member
     from portal.ops.archive.protocol import Archive
     from portal.ops.manifest import Manifest
+    from portal.ops.postgres.identity import DatabaseIdentity
+    from portal.ops.restore.database.plan import BackedUp
     from portal.ops.runtime.progress import Advance
 
 _ANOTHER: Final = "Take another archive: './tools/backup.sh list' shows them."
@@ -57,6 +60,28 @@ def dump_content(archive: Archive, jobs: int) -> Iterator[tuple[Member, Iterator
         yield found
 
 
+def backed_up(archive: Archive, manifest: Manifest, path: Path) -> BackedUp:
+    """What an archive says of its database, beside the rows.
+
+    Raises:
+        NotIntactError: the dump's table of contents, or what the manifest says, makes no sense.
+    """
+    from portal.ops.restore.database.plan import BackedUp
+
+    details = manifest.details.get(Component.DATABASE.value, {})
+    _, contents = dump_of(archive, manifest, path, jobs=1).head()
+    try:
+        size, large_objects = int(details.get("database_bytes", 0)), int(details.get("large_objects", 0))
+    except (TypeError, ValueError) as error:
+        raise NotIntactError("the manifest's size of the database makes no sense", hint=_ANOTHER) from error
+    return BackedUp(
+        entries=contents.entries,
+        identity=identity_of(manifest),
+        database_bytes=size,
+        large_objects=large_objects,
+    )
+
+
 def rows_of(manifest: Manifest) -> dict[str, int]:
     """The number of rows by table; empty where the manifest has none.
 
@@ -66,9 +91,21 @@ def rows_of(manifest: Manifest) -> dict[str, int]:
     return _numbers_of(manifest, "rows")
 
 
+def identity_of(manifest: Manifest) -> DatabaseIdentity | None:
+    """What the manifest says of the database itself; nothing where an older release wrote it.
+
+    Raises:
+        NotIntactError: it makes no sense.
+    """
+    from portal.ops.postgres.identity import DatabaseIdentity
+
+    found = manifest.details.get(Component.DATABASE.value, {}).get("database")
+    return None if found is None else DatabaseIdentity.from_dict(found)
+
+
 def _numbers_of(manifest: Manifest, what: str) -> dict[str, int]:
     numbers = manifest.details.get(Component.DATABASE.value, {}).get(what, {})
     try:
-        return {str(table): int(number) for table, number in numbers.items()}
+        return {normal_name(str(table)): int(number) for table, number in numbers.items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise NotIntactError(f"the manifest's numbers of {what} make no sense", hint=_ANOTHER) from error

@@ -18,7 +18,7 @@ from portal.ops.restore.journal import RestoreRecord, RestoreRecords, RestoreSta
 from portal.ops.runtime.logs import engine_log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from portal.ops.restore.components import Part
 
@@ -76,8 +76,14 @@ class RestoreHistory:
 
     # -- one restore ------------------------------------------------------------------------------------------------
 
-    def begin(self, restore_id: str, backup_id: str, backup_file: str, parts: Sequence[Part]) -> RestoreRecord:
-        """Write down that a restore will be staged; the record."""
+    def begin(
+        self, restore_id: str, backup_id: str, backup_file: str, parts: Mapping[str, Mapping[str, Any]]
+    ) -> RestoreRecord:
+        """Write down that a restore will be staged; the record.
+
+        Arguments:
+            parts: for each component what its part needs to be finished or taken back.
+        """
         now = timestamp(self._clock())
         return self._records.save(
             RestoreRecord(
@@ -87,7 +93,7 @@ class RestoreHistory:
                 backup_file=backup_file,
                 started=now,
                 changed=now,
-                parts={part.component.value: part.record() for part in parts},
+                parts=parts,
             )
         )
 
@@ -140,7 +146,7 @@ class RestoreHistory:
         if failed is not None:
             raise failed
         if record.state is RestoreState.STAGING:
-            self._records.forget(record)
+            self._records.remove(record)
         else:  # what was live for a moment may hold what somebody wrote, so it is kept
             self._save(record, RestoreState.ROLLED_BACK)
 
@@ -265,7 +271,7 @@ class RestoreHistory:
             return parts[0].component is Component.DATABASE and parts[0].is_begun()
         return False
 
-    # -- forgetting -------------------------------------------------------------------------------------------------
+    # -- discarding -------------------------------------------------------------------------------------------------
 
     def record(self, restore_id: str) -> RestoreRecord:
         """A restore, however far it is.
@@ -278,28 +284,28 @@ class RestoreHistory:
                 return record
         raise RestoreError(f"there is no restore {restore_id}", hint=_SHOW)
 
-    def forget(self, record: RestoreRecord) -> tuple[str, ...]:
-        """Remove what is kept of a restore; what could not be removed, in words. One that was cut off is undone."""
-        left = []
+    def discard(self, record: RestoreRecord) -> tuple[str, ...]:
+        """Discard a restore's rollback data; what could not be removed, in words. One that was cut off is undone."""
+        left: list[str] = []
         for part in self._parts_of(record):
             try:
                 if not record.state.is_settled:
                     part.undo()
-                part.forget()
+                left += part.discard()
             except _FAULTS as error:
                 what = part.kept(rolled_back=record.state is RestoreState.ROLLED_BACK)
                 left.append(f"{what} is left, to be removed by hand: {_brief(error)}")
-        self._records.forget(record)
-        log.info("restore_forgotten", restore_id=record.restore_id)
+        self._records.remove(record)
+        log.info("rollback_data_discarded", restore_id=record.restore_id)
         return tuple(left)
 
-    def prune(self, newest: RestoreRecord | None = None) -> tuple[str, ...]:
-        """Forget old restores; what was removed and what could not be, in words.
+    def discard_old(self, newest: RestoreRecord | None = None) -> tuple[str, ...]:
+        """Discard rollback data that is too old; what was removed and what could not be, in words.
 
         Arguments:
             newest: the one that has just succeeded, and is not old whatever its clock said.
         """
-        said = []
+        said: list[str] = []
         limit = self._clock() - timedelta(days=self._days)
         for record in self._records.all():
             if (
@@ -310,8 +316,8 @@ class RestoreHistory:
                 continue
             try:
                 for part in self._parts_of(record):
-                    part.forget()
-                self._records.forget(record)
+                    said += part.discard()
+                self._records.remove(record)
                 said.append(f"{record.restore_id} is more than {self._days} days old and can no longer be taken back")
             except _FAULTS as error:
                 said.append(f"{record.restore_id} is old, but what it keeps cannot be removed: {_brief(error)}")

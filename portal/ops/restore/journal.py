@@ -107,7 +107,7 @@ class RestoreRecords:
         write_durably(self._path(changed.restore_id), json.dumps(asdict(changed), indent=2).encode() + b"\n")
         return changed
 
-    def forget(self, record: RestoreRecord) -> None:
+    def remove(self, record: RestoreRecord) -> None:
         """Remove a record."""
         self._path(record.restore_id).unlink(missing_ok=True)
         sync_directory(self.directory)
@@ -159,6 +159,11 @@ class RestoreRecords:
 
     def _path(self, restore_id: str) -> Path:
         return self.directory / f"{restore_id}{_SUFFIX}"
+
+
+def named(record: RestoreRecord) -> dict[str, Any]:
+    """What a result says of the restore that it is about."""
+    return {"restore_id": record.restore_id, "backup_id": record.backup_id, "backup_file": record.backup_file}
 
 
 def _load(path: Path) -> RestoreRecord:

@@ -1,4 +1,4 @@
-"""The result of a restore on its way: what is known so far counts, whatever happens next."""
+"""The result of a restore while it is built: what is known so far counts, whatever happens next."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from portal.ops.repository.faults import explain_any
 from portal.ops.runtime.logs import engine_log
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from portal.ops.restore.config import RestoreResult
 
@@ -22,8 +22,8 @@ _AGAIN: Final = "Look at the disk and the permissions there, then start it again
 
 
 @dataclass(kw_only=True)
-class Draft:
-    """A result on its way: what is known so far counts, whatever happens next."""
+class ResultBuilder:
+    """A result while it is built: what is known so far counts, whatever happens next."""
 
     result: RestoreResult
 
@@ -43,13 +43,18 @@ class Draft:
 
 
 @contextmanager
-def reported(draft: Draft) -> Iterator[None]:
+def reported(builder: ResultBuilder) -> Iterator[None]:
     """Every fault becomes part of the result, and so does the time that it took."""
     started = time.monotonic()
     try:
         yield
     except OpsError as error:
-        draft.fail(error)
+        builder.fail(error)
     except OSError as error:
-        draft.fail(explain_any(error, _AGAIN, kind=RestoreError))
-    draft.note(duration_seconds=time.monotonic() - started)
+        builder.fail(explain_any(error, _AGAIN, kind=RestoreError))
+    builder.note(duration_seconds=time.monotonic() - started)
+
+
+def warnings_of(facts: Mapping[str, Any]) -> list[str]:
+    """The warnings among the facts of all parts."""
+    return [str(warning) for fact in facts.values() for warning in fact.get("warnings", ())]

@@ -40,7 +40,7 @@ class RestorePlan:
         warnings: what should be known.
         blockers: what makes it impossible; empty where it can be started.
         takes_back: the restore that is taken back, where that is what is planned.
-        forgets: the restore that is forgotten, where that is what is planned; `kept` is what goes with it.
+        discards: the restore whose rollback data is discarded, where that is what is planned; `kept` is that data.
     """
 
     backup_id: str
@@ -51,7 +51,7 @@ class RestorePlan:
     warnings: tuple[str, ...] = ()
     blockers: tuple[OpsError, ...] = ()
     takes_back: str = ""
-    forgets: str = ""
+    discards: str = ""
     kept: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
@@ -59,9 +59,10 @@ class RestorePlan:
         what = ", ".join(self.components)
         if self.takes_back:
             return [f"Take back {self.takes_back}: {what} will be as before {self.backup_id} was restored."]
-        if self.forgets:
+        if self.discards:
             return [
-                f"Forget {self.forgets}, of {self.backup_id}: it can then not be taken back. Removed for ever:",
+                f"Discard the rollback data of {self.discards} ({self.backup_id}): no rollback is possible afterwards. "
+                "Removed for ever:",
                 *(f"  {kept}" for kept in self.kept),
             ]
         made = f", made {self.timestamp}" if self.timestamp else ""

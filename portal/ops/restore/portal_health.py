@@ -51,14 +51,11 @@ class Health:
         """It in the types of JSON."""
         return {"answers": self.answers, "url": self.url, "what": self.what, "seconds": round(self.seconds, 3)}
 
-    def warnings(self, restore_id: str) -> list[str]:
-        """What a person has to know if it does not answer."""
+    def sentence(self) -> str:
+        """It in words."""
         if self.answers:
-            return []
-        return [
-            f"the portal does not answer at {self.url} {self.seconds:.0f} s after the restore: {self.what}. "
-            f"Start it, or look at its log; a rollback of {restore_id} brings the previous data back"
-        ]
+            return f"the portal answers at {self.url}: {self.what} after {self.seconds:.1f} s"
+        return f"the portal does not answer at {self.url} after {self.seconds:.0f} s: {self.what}"
 
 
 def ask_portal(check: HealthCheck, *, sleep: Callable[[float], None] = time.sleep) -> Health | None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from portal.ops.pitr.recovery import recovered
 from portal.ops.pitr.scratch import scratch_parent, server_owner
-from portal.ops.restore.components import DatabasePart
+from portal.ops.restore.components import DatabasePart, PlannedPart
+from portal.ops.restore.database.model import RestoreMode
 from portal.ops.restore.database.plan import UNKNOWN_ROWS
 from portal.ops.restore.scratch_dump import RowCounts, ScratchDump
 
@@ -78,25 +79,27 @@ class RecoveredDatabasePart(DatabasePart):
         self._bin_dir = bin_dir
         self._lock_timeout = lock_timeout
 
-    def plan(self, archive: Archive, manifest: Manifest) -> PartPlan:  # noqa: ARG002  (the database is in none)
-        """What would become of the database."""
+    def plan(self, archive: Archive, manifest: Manifest) -> PlannedPart:  # noqa: ARG002  (the database is in none)
+        """What would become of the database.
+
+        The scratch server needs room; in place, the dump and one of the live database lie beside it.
+        """
         size = int(self._recovery.facts["bytes"])
         plan = self._restore.plan(dump_major=self._recovery.major, dump_bytes=size, row_counts={})
-        self._mode, self._dump_bytes = plan.mode, size
-        return _RecoveredPlan(database=plan, recovery=self._recovery)
+        is_in_place = plan.mode is RestoreMode.IN_PLACE
+        return PlannedPart(
+            part=self,
+            plan=_RecoveredPlan(database=plan, recovery=self._recovery),
+            manifest=manifest,
+            stage_place=self._directory if is_in_place else scratch_parent(self._repository.path, server_owner()),
+            stage_bytes=2 * size if is_in_place else self._recovery.needed_bytes,
+            content_bytes=2 * size,  # the cluster's, and about as much for the dump
+            record={**self.record(), "mode": plan.mode.value},
+        )
 
-    def stage_room(self) -> tuple[Path, int]:
-        """That of the scratch server; in place, the dump lies beside it for a while."""
-        place, size = super().stage_room()
-        return (place, size) if size else (scratch_parent(self._repository.path, server_owner()), self._needed_bytes())
-
-    def content_bytes(self) -> int:
-        """The cluster's, and about as much for the dump."""
-        return 2 * self._dump_bytes
-
-    def stage(self, archive: Archive, manifest: Manifest, advance: Advance) -> None:  # noqa: ARG002
+    def stage(self, planned: PlannedPart, archive: Archive, advance: Advance) -> None:  # noqa: ARG002
         """Recover, and fill and check a database beside the live one."""
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._make_directory()
         recovering = recovered(
             self._repository,
             self._recovery,
@@ -111,6 +114,3 @@ class RecoveredDatabasePart(DatabasePart):
             rows = RowCounts(target)
             with ScratchDump(target, self._recovery.major, runner=self._runner, bin_dir=self._bin_dir) as scratch:
                 self._restore.stage(scratch.dump(self._dump, advance), rows)
-
-    def _needed_bytes(self) -> int:
-        return self._recovery.needed_bytes

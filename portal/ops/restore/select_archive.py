@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from portal.ops.manifest import Manifest
     from portal.ops.repository.repository import ArchiveFile, Repository
     from portal.ops.restore.config import RestoreConfig
-    from portal.ops.restore.outcome import Draft
+    from portal.ops.restore.outcome import ResultBuilder
     from portal.ops.runtime.progress import PathLike
 
 _LATEST: Final = {
@@ -29,22 +29,22 @@ _SET_PLACE: Final = {
 }
 
 
-def choose_archive(repository: Repository, draft: Draft, path: PathLike) -> ArchiveFile:
-    """The archive of a path, an id or ``latest``: the newest that holds what is asked for. The draft is told which.
+def choose_archive(repository: Repository, builder: ResultBuilder, path: PathLike) -> ArchiveFile:
+    """The archive of a path, an id or ``latest``: the newest that holds what is asked for. The result says which.
 
     Until the manifest is read it goes by the name of its file.
 
     Raises:
         ArchiveAbsentError: there is none, or more than one.
     """
-    scope = draft.result.scope
+    scope = builder.result.scope
     archive = repository.find(path, latest_of=_LATEST[scope])
-    draft.note(backup_id=archive.name, backup_file=str(absolute(archive.path)))
+    builder.note(backup_id=archive.name, backup_file=str(absolute(archive.path)))
     if os.fspath(path) == "latest" and scope is RestoreScope.FULL:
         for part, what in ((RestoreScope.DATABASE, "database"), (RestoreScope.MEDIA, "media")):
             newest = repository.find("latest", latest_of=_LATEST[part])
             if newest.moment > archive.moment:
-                draft.warn([f"{newest.name} is newer and holds the {what} alone; --{what}-only would restore that one"])
+                builder.warn([f"{newest.name} is newer and holds the {what} alone; --{what}-only restores that one"])
     return archive
 
 

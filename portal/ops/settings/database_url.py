@@ -88,6 +88,7 @@ class DatabaseTarget:
         host: a name, an address, or the directory of a socket if it starts with ``/``.
         password: without one, libpq looks into ``~/.pgpass``.
         options: further connection parameters of libpq, such as ``sslmode``.
+        lock_seconds: how long to wait for a lock that another session has.
     """
 
     host: str
@@ -96,6 +97,7 @@ class DatabaseTarget:
     user: str
     password: Secret | None = None
     options: Mapping[str, str] = field(default_factory=dict)
+    lock_seconds: float = 60.0
 
 
 class DatabaseUrlError(ValueError):

@@ -13,11 +13,10 @@ from portal.ops.errors import ConfigurationError, UnsupportedError
 from portal.ops.model import LogFormat
 from portal.ops.settings.database_url import DatabaseTarget, Secret
 from portal.ops.settings.destination import DestinationError
+from portal.ops.settings.entry import GROUP, SETTING, WatchMode
 from portal.ops.settings.env_file import EnvFile
 from portal.ops.settings.parsers import OFF, Setting, UnusableError, own_numbers
 from portal.ops.settings.table import (
-    GROUP,
-    SETTING,
     SETTINGS,
     DatabaseSettings,
     OffsiteSettings,
@@ -25,7 +24,6 @@ from portal.ops.settings.table import (
     ScheduleSettings,
     Settings,
     TargetSettings,
-    WatchMode,
     WatchSettings,
     WorkerSettings,
 )
@@ -208,6 +206,8 @@ def load_settings(
     both = {**env_file.values, **environ}
     of_stores = {name: text for name, text in both.items() if name.startswith(_STORES)}
     schedules = settings.schedules if settings.pitr.wal else replace(settings.schedules, base=None)
+    if not settings.offsite.destinations():  # nothing is scheduled that there is no place for
+        schedules = replace(schedules, offsite=None)
     return replace(settings, schedules=schedules, unbuilt=unbuilt_settings(both), store_variables=of_stores)
 
 

@@ -31,6 +31,7 @@ class StoredObject:
         modified: when it was written.
         sha256: its digest in hexadecimal; nothing where it was not asked for.
         is_own_digest: the store computed the digest itself when the object was written, so nothing was read for it.
+        locked_until: until when nobody may remove it, where `head` has found that out.
     """
 
     name: str
@@ -38,6 +39,7 @@ class StoredObject:
     modified: datetime
     sha256: str | None = None
     is_own_digest: bool = False
+    locked_until: datetime | None = None
 
 
 class Backend(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import select
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple, Self, cast
 
 from portal.ops.errors import OpsError, StorageError
@@ -104,12 +104,14 @@ class Encryptor:
             raise _gone() from error
         if fault:
             raise StorageError(f"a part could not be encrypted: {fault}", hint="Verify the archive, then try again.")
-        with mmap.mmap(self._buffers[buffer], size, prot=mmap.PROT_READ) as mapped:
-            view = memoryview(mapped)
-            try:
-                yield Sealed(view, digest)
-            finally:
+        mapped = mmap.mmap(self._buffers[buffer], size, prot=mmap.PROT_READ)
+        view = memoryview(mapped)
+        try:
+            yield Sealed(view, digest)
+        finally:
+            with suppress(BufferError):  # a thread that was left behind still reads it
                 view.release()
+                mapped.close()
                 os.ftruncate(self._buffers[buffer], 0)
 
     def sealed(self, buffer: int) -> AbstractContextManager[Sealed]:

@@ -7,6 +7,7 @@ Google and Azure keep other digests, so there the bytes are read for one.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256 as new_digest
 from typing import TYPE_CHECKING, Any, Final
@@ -100,7 +101,7 @@ class ObjectStoreBackend:
                 use_multipart=False,
                 attributes=self._attributes,
             )
-        if self._head is not None and (kept := self._head.sha256(name)) not in (None, sha256):
+        if self._head is not None and (kept := self._head.look(name).sha256) not in (None, sha256):
             raise StorageError(
                 f"{self.shown}/{name} is not what was sent: the store has the SHA-256 {kept}",
                 hint="Look at the store; what it says that it has cannot be relied on.",
@@ -142,12 +143,13 @@ class ObjectStoreBackend:
 
         with self._explained(name):
             found = obstore.head(self._store, name)
-        if self._head is not None and (own := self._head.sha256(name)):
-            return _stored(found, own, is_own=True)
+        kept = self._head.look(name) if self._head is not None else None
+        if kept is not None and kept.sha256:
+            return replace(_stored(found, kept.sha256), is_own_digest=True, locked_until=kept.locked_until)
         digest = new_digest()
         for piece in self.read(name):
             digest.update(piece)
-        return _stored(found, digest.hexdigest())
+        return replace(_stored(found, digest.hexdigest()), locked_until=kept.locked_until if kept else None)
 
     def delete(self, name: str) -> None:
         """Remove an object; see `Backend.delete`."""
@@ -276,13 +278,12 @@ def region_of(destination: Destination, environ: Mapping[str, str]) -> str:
     return destination.options.get("region") or given or _DEFAULT_REGION
 
 
-def _stored(found: Any, digest: str | None = None, *, is_own: bool = False) -> StoredObject:
+def _stored(found: Any, digest: str | None = None) -> StoredObject:
     return StoredObject(
         name=str(found["path"]),
         size=int(found["size"]),
         modified=found["last_modified"],
         sha256=digest,
-        is_own_digest=is_own,
     )
 
 

@@ -13,7 +13,7 @@ import http.client
 import ssl
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote, urlsplit
 
 from portal.ops.errors import StoreUnreachableError
@@ -27,6 +27,18 @@ if TYPE_CHECKING:
 _NOTHING: Final = sha256(b"").hexdigest()
 _SECONDS: Final = 30
 _ALGORITHM: Final = "AWS4-HMAC-SHA256"
+
+
+class Kept(NamedTuple):
+    """What a store keeps of an object beside its bytes.
+
+    Arguments:
+        sha256: the digest that it made when the object was written; nothing where it keeps none.
+        locked_until: until when nobody may remove the object.
+    """
+
+    sha256: str | None
+    locked_until: datetime | None
 
 
 class S3Head:
@@ -63,8 +75,8 @@ class S3Head:
             return cls(endpoint, prefix, region, credentials)
         return cls(endpoint, f"/{destination.place}{prefix}", region, credentials)
 
-    def sha256(self, name: str) -> str | None:
-        """The digest that the store made of an object when it was written; nothing where it keeps none.
+    def look(self, name: str) -> Kept:
+        """What the store keeps of an object beside its bytes.
 
         Raises:
             StoreUnreachableError: it does not answer.
@@ -76,14 +88,9 @@ class S3Head:
             raise StoreUnreachableError(
                 f"{self._host} does not answer: {error}", hint="Look at the network and at the store itself."
             ) from error
-        kept = answer.getheader("x-amz-checksum-sha256", "")
-        if answer.status != 200 or answer.getheader("x-amz-checksum-type", "FULL_OBJECT") != "FULL_OBJECT":
-            return None
-        try:
-            digest = base64.b64decode(kept, validate=True)
-        except binascii.Error:  # of an upload in parts: a digest of digests
-            return None
-        return digest.hex() if len(digest) == sha256().digest_size else None
+        if answer.status != 200:
+            return Kept(sha256=None, locked_until=None)
+        return Kept(sha256=_digest(answer), locked_until=_lock(answer))
 
     def _request(self, path: str) -> http.client.HTTPResponse:
         """One HEAD; once more over a new connection where the store has closed the old one."""
@@ -133,3 +140,20 @@ class S3Head:
             f"{_ALGORITHM} Credential={access}/{scope}, SignedHeaders={names}, Signature={signature}"
         )
         return headers
+
+
+def _digest(answer: http.client.HTTPResponse) -> str | None:
+    if answer.getheader("x-amz-checksum-type", "FULL_OBJECT") != "FULL_OBJECT":
+        return None  # of an upload in parts: a digest of digests
+    try:
+        digest = base64.b64decode(answer.getheader("x-amz-checksum-sha256", ""), validate=True)
+    except binascii.Error:
+        return None
+    return digest.hex() if len(digest) == sha256().digest_size else None
+
+
+def _lock(answer: http.client.HTTPResponse) -> datetime | None:
+    try:
+        return datetime.fromisoformat(answer.getheader("x-amz-object-lock-retain-until-date", ""))
+    except ValueError:
+        return None

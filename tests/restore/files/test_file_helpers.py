@@ -101,12 +101,12 @@ def once(do: Callable[[], object]) -> Callable[[int], None]:
 
 
 def damaged(archive: Path, tmp_path: Path, frame: int) -> Path:
-    """A copy of which one frame has a byte that is wrong."""
+    """A copy of which one frame has bytes that are wrong (one wrong bit may decode to the same zeros)."""
     reader = ArchiveReader(archive)
     offset = reader.frames.offsets[frame] + reader.frames.lengths[frame] // 2
     reader.close()
     content = bytearray(archive.read_bytes())
-    content[offset] ^= 0x10
+    content[offset : offset + 8] = bytes(byte ^ 0xFF for byte in content[offset : offset + 8])
     copy = tmp_path / NAME
     copy.write_bytes(content)
     return copy

@@ -12,9 +12,16 @@ from portal.ops.monitoring.doctor.check import Check, Finding, fault, ok, warnin
 from portal.ops.postgres.client_tools import find_client
 from portal.ops.postgres.connection import connect, explained_errors
 from portal.ops.postgres.inspection import check_readable, read_facts
-from portal.ops.postgres.server import list_sessions
-from portal.ops.restore.database.model import RestoreMode
-from portal.ops.restore.database.plan import choose_mode, is_local
+from portal.ops.postgres.server import list_sessions, maintenance
+from portal.ops.postgres.source_facts import left_out
+from portal.ops.restore.database.means import (
+    drill_obstacles,
+    in_place_obstacles,
+    least_grants,
+    look_at_means,
+    swap_obstacles,
+)
+from portal.ops.restore.database.plan import is_local
 from portal.ops.units import human_bytes
 
 if TYPE_CHECKING:
@@ -22,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from portal.ops.postgres.connection import Connection
+    from portal.ops.restore.database.means import Means
     from portal.ops.runtime.process import ProcessRunner
     from portal.ops.runtime.progress import Clock
     from portal.ops.settings.database_url import DatabaseTarget
@@ -53,13 +61,16 @@ class DatabaseChecks:
         self._repository = repository
         self._clock = clock
         self._connection: Connection | None = None
+        self._means: Means | None = None
 
     def all(self) -> list[Check]:
         """The checks; the first one connects for the others."""
         following = {
             "client programs": self._programs,
             "reading": self._reading,
+            "whole dump": self._left_out,
             "restoring": self._restoring,
+            "drill": self._drilling,
             "sessions": self._sessions,
             "server's disk": self._disk,
             "clock": self._time,
@@ -116,16 +127,36 @@ class DatabaseChecks:
         check_readable(connection)
         return ok(f"user {self._target.user} may read every table and sequence")
 
-    def _restoring(self, connection: Connection) -> Finding:
-        mode, reason = choose_mode(connection, self._target, RestoreMode.AUTO)
-        why = reason.partition(";")[0]
-        if mode is RestoreMode.SWAP:
-            return ok(f"by swap: {why}")
-        user, name = (Identifier(text).as_string(connection) for text in (self._target.user, self._target.name))
-        return warning(
-            f"only in place, which locks the portal out meanwhile: {why}",
-            f"As an administrator: ALTER ROLE {user} CREATEDB; ALTER DATABASE {name} OWNER TO {user}",
-        )
+    def _left_out(self, connection: Connection) -> Finding:
+        said = left_out(connection)
+        if said:
+            return warning("; ".join(said[:_NAMED]), "Know that no backup has it, or change it as it says there.")
+        return ok("a dump leaves nothing out")
+
+    def _restoring(self, _: Connection) -> Finding:
+        means = self._seen()
+        swap = swap_obstacles(means)
+        if not swap:
+            return ok(f"by swap: user {means.me.name} may create and rename databases")
+        in_place = in_place_obstacles(means, {}, means.inside.large_objects, None)
+        mend = _least(means) or swap[0].hint
+        if in_place:
+            what = "; ".join(dict.fromkeys(error.message for error in (*swap, *in_place)))
+            return fault(f"user {means.me.name} can back up, and not restore: {what}", mend)
+        return warning(f"only in place, which locks the portal out meanwhile: {swap[0].message}", mend)
+
+    def _drilling(self, _: Connection) -> Finding:
+        means = self._seen()
+        against = drill_obstacles(means)
+        if not against:
+            return ok("a drill may create a database for itself, and everything in it")
+        return warning(f"no drill is possible: {against[0].message}", _least(means) or against[0].hint)
+
+    def _seen(self) -> Means:
+        if self._means is None:
+            with maintenance(self._target) as connection:
+                self._means = look_at_means(self._target, connection)
+        return self._means
 
     def _sessions(self, connection: Connection) -> Finding:
         sessions = list_sessions(connection, self._target.name)
@@ -164,3 +195,8 @@ class DatabaseChecks:
         what = f"the clocks of this machine and of the server are {apart:.0f} s apart"
         mend = "Let both be set by NTP: timedatectl set-ntp true; ages and retention go by this machine's clock."
         return fault(what, mend) if apart >= _CLOCK_FAULT_SECONDS else warning(what, mend)
+
+
+def _least(means: Means) -> str:
+    grants = least_grants(means)
+    return f"As an administrator: {grants}" if grants else ""

@@ -36,12 +36,16 @@ class FileChecks:
         uploads: nothing where the media are left out.
         audit: the audit log's directory or file; nothing where it is left out.
         environ: the variables of this process.
+        has_key: the portal's key for stored credentials is set; an empty file does not count.
     """
 
-    def __init__(self, *, uploads: Path | None, audit: Path | None, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, *, uploads: Path | None, audit: Path | None, environ: Mapping[str, str], has_key: bool = False
+    ) -> None:
         self._uploads = uploads
         self._audit = audit
         self._environ = environ
+        self._has_key = has_key
 
     def all(self) -> list[Check]:
         """The checks."""
@@ -56,7 +60,7 @@ class FileChecks:
 
     def _key(self) -> Finding:
         keep = "Keep a copy of it away from this machine and from the archives; no backup holds it."
-        if self._environ.get(_KEY) or self._environ.get(f"{_KEY}_FILE"):
+        if self._has_key:
             return ok(f"{_KEY} is set here. {keep}")
         return warning(
             f"{_KEY} is not set here, so nobody can tell whether it is kept: a restored database needs it",

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from portal.ops.monitoring.doctor.check import Check, Finding, State, examine, fault, ok, warning
+from portal.ops.monitoring.doctor.commands import command_checks
 from portal.ops.monitoring.doctor.database import DatabaseChecks
 from portal.ops.monitoring.doctor.files import FileChecks
+from portal.ops.monitoring.doctor.pitr import PitrChecks
 from portal.ops.monitoring.doctor.repository import RepositoryChecks
 from portal.ops.repository.repository import Repository
 from portal.ops.runtime.process import ProcessRunner, SystemRunner
@@ -36,19 +38,27 @@ def engine_checks(
         runner: what starts pg_dump and pg_restore to ask for their version.
         clock: what time it is.
     """
+    runner = runner or SystemRunner()
     data = {"the uploads": settings.upload_dir, "the audit log": settings.audit_dir}
     repository = RepositoryChecks(
         Repository(settings.local_path), data={what: Path(path) for what, path in data.items() if path}, clock=clock
     )
-    files = FileChecks(uploads=settings.upload_dir, audit=settings.audit_dir, environ=environ)
+    files = FileChecks(
+        uploads=settings.upload_dir,
+        audit=settings.audit_dir,
+        environ=environ,
+        has_key=settings.portal.credential_key is not None,
+    )
     database = DatabaseChecks(
         settings.database,
-        runner=runner or SystemRunner(),
+        runner=runner,
         bin_dir=settings.pg_bin_dir,
         repository=settings.local_path,
         clock=clock,
     )
     try:
-        yield [*repository.all(), *files.all(), *database.all()]
+        portal = command_checks(settings.portal)
+        recovery = PitrChecks(settings, runner=runner)
+        yield [*repository.all(), *files.all(), *database.all(), *recovery.all(), *portal]
     finally:
         database.close()

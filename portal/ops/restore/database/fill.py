@@ -3,10 +3,13 @@
     1 the start of the dump goes into a file, as far as its table of contents: that is all that pg_restore needs for
     2 what comes before the rows: types, tables, functions
     3 the rows come through a pipe, while they are decompressed
-    4 what comes after them, over several connections: indexes, constraints, privileges, materialized views
+    4 what comes after them, over several connections: indexes and constraints; then privileges
+    5 materialized views are filled, one by one: one that fails stays empty, and is named
+    6 when the rows have been counted: event triggers, publications, subscriptions, which act by themselves
 
 Where several tables are large, several programs load rows at once, each its share of the tables; every one of them is
-given the whole dump, and passes over the rest.
+given the whole dump, and passes over the rest. Everything is created as the role that is to own it; a superuser
+creates as itself what only a superuser may create, and loads the rows, since some are in tables of extensions.
 """
 
 from __future__ import annotations
@@ -15,63 +18,185 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final
 
-from portal.ops.errors import NotIntactError
-from portal.ops.postgres.dump_contents import privileges, share_out
-from portal.ops.postgres.pg_restore import not_a_dump
+import psycopg
+from psycopg.sql import SQL, Identifier
+
+from portal.ops.postgres.connection import connect
+from portal.ops.postgres.dump_contents import divide, share_out, statements_without
+from portal.ops.postgres.pg_restore import listed
+from portal.ops.postgres.server import read_me, restoring_errors
+from portal.ops.postgres.surroundings import look_around
+from portal.ops.postgres.table_names import table_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
     from concurrent.futures import Future
 
+    from portal.ops.postgres.connection import Connection
+    from portal.ops.postgres.dump_contents import Division, Run
     from portal.ops.postgres.dump_file import Dump
     from portal.ops.postgres.pg_restore import Restorer
+    from portal.ops.postgres.surroundings import Surroundings
+    from portal.ops.postgres.toc import Entry
     from portal.ops.runtime.process import RunningProcess
     from portal.ops.settings.database_url import DatabaseTarget
 
-_FIRST_LOOK: Final = 1 << 18
-"""So many bytes of a dump are enough for the table of contents of most; each further look is at twice as many."""
+_NAMED: Final = 3
 
 
-def fill(restorer: Restorer, dump: Dump, target: DatabaseTarget, *, jobs: int, role: str | None) -> None:
-    """Restore into a database that nobody uses yet, with several connections at once.
+@contextmanager
+def filling(
+    restorer: Restorer,
+    dump: Dump,
+    target: DatabaseTarget,
+    *,
+    jobs: int,
+    role: str | None,
+    without: Collection[str] = (),
+) -> Iterator[Filling]:
+    """Begin to restore into a database that nobody uses yet.
 
     Arguments:
-        jobs: number of connections.
+        jobs: number of connections that work at once.
         role: who is to own everything; nothing means the user of the connection.
+        without: kinds of entries that are left out.
 
     Raises:
-        NotIntactError: the archive is damaged, or what it holds is no dump.
-        OpsError: pg_restore failed. In each case the database is worth nothing.
+        NotIntactError: what the archive holds is no dump.
+        SourceError: the server cannot be asked.
     """
-    options = [f"--role={role}"] if role else []
-    with tempfile.NamedTemporaryFile(suffix=".dump") as file:
-        contents = _write_head(restorer, dump, file)
-        head = Path(file.name)
-        restorer.stage(target, [*options, "--section=pre-data", "--no-privileges"], head)
-        _Loading(restorer, dump, target, options).run(share_out(contents, dump.weights, jobs))
-        last = [*restorer.list(head, "--section=post-data"), *privileges(contents)]
-        with _listed(last) as wanted:
-            restorer.stage(target, [*options, wanted, f"--jobs={jobs}"], head)
+    start, contents = dump.head()
+    with connect(target) as connection, restoring_errors(target):
+        me, around = read_me(connection), look_around(connection, contents.entries)
+    division = divide(contents.entries, missing_roles=around.missing_roles, trusted=around.trusted, without=without)
+    with tempfile.NamedTemporaryFile(suffix=".dump") as head:
+        head.write(start)
+        head.flush()
+        yield Filling(
+            restorer=restorer,
+            dump=dump,
+            head=Path(head.name),
+            target=target,
+            jobs=jobs,
+            role=None if role == me.name else role,
+            is_superuser=me.superuser,
+            division=division,
+            around=around,
+        )
 
 
-def _write_head(restorer: Restorer, dump: Dump, file: IO[bytes]) -> list[str]:
-    """Write as much of a dump as holds its table of contents, and return the lines of that."""
-    written, enough = 0, _FIRST_LOOK
-    with dump.open() as content:
-        for piece in content:
-            written += file.write(piece)
-            if written < enough:
-                continue
-            file.flush()
-            with suppress(NotIntactError):  # it goes on behind what is there
-                return restorer.list(Path(file.name), "--verbose")
-            enough = 2 * written
-    file.flush()
-    if not written:
-        raise not_a_dump()
-    return restorer.list(Path(file.name), "--verbose")
+class Filling:
+    """One database on its way; made by `filling`.
+
+    Arguments:
+        head: a file with the dump's table of contents.
+        around: what the dump needs and the server lacks.
+    """
+
+    def __init__(
+        self,
+        *,
+        restorer: Restorer,
+        dump: Dump,
+        head: Path,
+        target: DatabaseTarget,
+        jobs: int,
+        role: str | None,
+        is_superuser: bool,
+        division: Division,
+        around: Surroundings,
+    ) -> None:
+        self._restorer = restorer
+        self._dump = dump
+        self._head = head
+        self._target = target
+        self._jobs = jobs
+        self._role = role
+        self._is_superuser = is_superuser
+        self._division = division
+        self._around = around
+        self.warnings: list[str] = []
+
+    def fill(self) -> None:
+        """Restore everything but what acts by itself.
+
+        Raises:
+            NotIntactError: the archive is damaged, or what it holds is no dump.
+            OpsError: pg_restore failed. In each case the database is worth nothing.
+        """
+        division = self._division
+        self._run_each(division.before)
+        _Loading(self._restorer, self._dump, self._target, self._options(as_administrator=True)).run(
+            share_out(division.rows, self._dump.weights, self._jobs)
+        )
+        self._run(division.after, f"--jobs={self._jobs}")
+        self._run(division.privileges, as_administrator=True)
+        if division.roleless or division.views:
+            with connect(self._target) as connection, restoring_errors(self._target):
+                self._grant_the_rest(connection)
+                self._fill_views(connection)
+
+    def finish(self) -> None:
+        """Restore what acts by itself; the rows are counted before that.
+
+        Raises:
+            OpsError: pg_restore failed, and the database is worth nothing.
+        """
+        self._run_each(self._division.last)
+        self.warnings += self._around.warnings()
+
+    def _run_each(self, runs: Iterable[Run]) -> None:
+        for run in runs:
+            self._run(run.entries, as_administrator=run.as_administrator)
+
+    def _run(self, entries: Sequence[Entry], *options: str, as_administrator: bool = False) -> None:
+        if not entries:
+            return
+        with listed(entries) as wanted:
+            self._restorer.stage(
+                self._target, [*self._options(as_administrator=as_administrator), wanted, *options], self._head
+            )
+
+    def _options(self, *, as_administrator: bool = False) -> list[str]:
+        options = ["--no-tablespaces"] if self._around.missing_tablespaces else []
+        if self._role and not (as_administrator and self._is_superuser):
+            options.append(f"--role={self._role}")
+        return options
+
+    def _grant_the_rest(self, connection: Connection) -> None:
+        """Run what can be run of privileges that name a role that is not there; name the rest."""
+        lost: list[str] = []
+        for entry in self._division.roleless:
+            possible, impossible = statements_without(entry, self._around.missing_roles)
+            lost += impossible
+            for statement in possible:
+                connection.execute(statement.encode())
+        if lost:
+            more = f"; and {len(lost) - _NAMED} more" if len(lost) > _NAMED else ""
+            self.warnings.append(f"left out, for want of the role: {'; '.join(lost[:_NAMED])}{more}")
+
+    def _fill_views(self, connection: Connection) -> None:
+        """Fill the materialized views in the order of the dump, which is that of their needs."""
+        connection.execute("SELECT set_config('search_path', '', false)")
+        if self._role:
+            connection.execute(SQL("SET ROLE {}").format(Identifier(self._role)))
+        for entry in self._division.views:
+            name = table_name(entry.schema, entry.name)
+            try:
+                connection.execute(SQL("REFRESH MATERIALIZED VIEW {}").format(Identifier(entry.schema, entry.name)))
+            except psycopg.Error as error:
+                if connection.closed:
+                    raise
+                self.warnings.append(
+                    f"materialized view {name} is there, and empty: {_reason(error)}; when that is mended: "
+                    f"REFRESH MATERIALIZED VIEW {name}"
+                )
+
+
+def _reason(error: psycopg.Error) -> str:
+    return error.diag.message_primary or str(error).splitlines()[0]
 
 
 class _Loading:
@@ -83,7 +208,7 @@ class _Loading:
         self._target = target
         self._options = options
 
-    def run(self, shares: Sequence[Sequence[str]]) -> None:
+    def run(self, shares: Sequence[Sequence[Entry]]) -> None:
         """Load each share, and read the dump to its end, whatever is wanted of it."""
         with ExitStack() as opened:
             first, *others = [self._start(share, opened) for share in shares]
@@ -97,10 +222,9 @@ class _Loading:
             for process in (first, *others):
                 self._restorer.finish(process)
 
-    def _start(self, share: Sequence[str], opened: ExitStack) -> RunningProcess:
-        wanted = opened.enter_context(_listed(share))
-        options = [*self._options, "--section=data", "--no-privileges", wanted]
-        process = self._restorer.start_stage(self._target, options)
+    def _start(self, share: Sequence[Entry], opened: ExitStack) -> RunningProcess:
+        wanted = opened.enter_context(listed(share))
+        process = self._restorer.start_stage(self._target, [*self._options, "--section=data", wanted])
         opened.callback(process.kill)
         return process
 
@@ -127,15 +251,6 @@ class _Loading:
                         return
         with suppress(BrokenPipeError):
             process.stdin.close()
-
-
-@contextmanager
-def _listed(lines: Sequence[str]) -> Iterator[str]:
-    """An option of pg_restore that has it restore some entries and no others."""
-    with tempfile.NamedTemporaryFile("w", suffix=".list") as chosen:
-        chosen.write("".join(f"{line}\n" for line in lines))
-        chosen.flush()
-        yield f"--use-list={chosen.name}"
 
 
 def _kill(processes: Sequence[RunningProcess]) -> None:

@@ -14,21 +14,22 @@ What is written between the safety dump and the transaction is lost by a rollbac
 from __future__ import annotations
 
 import json
-import threading
-from bisect import bisect_left
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, LiteralString
+from typing import TYPE_CHECKING, Final
 
 from psycopg.sql import SQL
 
 from portal.ops.errors import RepositoryError, RestoreError
 from portal.ops.postgres.connection import connect
 from portal.ops.postgres.dump import open_dump
+from portal.ops.postgres.dump_contents import EXTENSION, needs_administrator
+from portal.ops.postgres.dump_file import read_file_contents
 from portal.ops.postgres.row_counts import list_tables
-from portal.ops.postgres.server import MAY_END, maintenance, restoring_errors
+from portal.ops.postgres.server import read_me, restoring_errors
+from portal.ops.postgres.table_names import normal_name
 from portal.ops.repository.durable import write_durably
 from portal.ops.repository.faults import explain
+from portal.ops.restore.database.blockers import ending_blockers
 from portal.ops.restore.database.stage import objects_owner
 
 if TYPE_CHECKING:
@@ -40,12 +41,12 @@ if TYPE_CHECKING:
     from portal.ops.postgres.dump import DatabaseDump
     from portal.ops.postgres.pg_restore import Restorer
     from portal.ops.postgres.row_counts import Table
+    from portal.ops.postgres.toc import Entry
     from portal.ops.runtime.process import ProcessRunner
     from portal.ops.settings.database_url import DatabaseTarget
 
 _DUMP_SECONDS: Final = 6 * 3600.0
 _READ_BYTES: Final = 1 << 20
-_LOOK_EVERY_SECONDS: Final = 0.1
 
 _EXTENSIONS: Final = "SELECT extname FROM pg_extension"
 _RELATIONS: Final = """
@@ -54,14 +55,12 @@ _RELATIONS: Final = """
       AND NOT EXISTS (
         SELECT FROM pg_depend AS d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
 """
-# An entry: 217; 1259 16391 TABLE public finding portal
+_EXTENSION_TABLES: Final = """
+    SELECT n.nspname, c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    JOIN pg_depend AS d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
+    WHERE c.relkind IN ('r', 'p')
+"""
 _RELATION_KINDS: Final = ("TABLE", "VIEW", "MATERIALIZED VIEW", "FOREIGN TABLE")
-_END_BLOCKERS: Final[LiteralString] = f"""
-    SELECT pg_terminate_backend(a.pid)
-    FROM pg_stat_activity AS restoring, unnest(pg_blocking_pids(restoring.pid)) AS blocker (pid),
-         pg_stat_activity AS a
-    WHERE restoring.application_name = %s AND a.pid = blocker.pid AND {MAY_END}
-"""  # noqa: S608  (both parts are constants)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +93,8 @@ class Before:
             found = cls(
                 restore_id=record["restore_id"],
                 dump=dump,
-                tables=record["tables"],
-                restored=frozenset(record["restored"]),
+                tables={normal_name(name): number for name, number in record["tables"].items()},
+                restored=frozenset(map(normal_name, record["restored"])),
             )
         except (OSError, ValueError, KeyError) as error:
             raise RepositoryError(
@@ -173,8 +172,8 @@ def replace_contents(
     role = owner if owner != target.user else None
     with connect(target) as connection, restoring_errors(target):
         drop = _drop([table for table in list_tables(connection) if table.name in brought])
-    contents = wanted_contents(target, restorer.list(dump))
-    with _ending_blockers(target, restore_id):
+    contents = wanted_entries(target, read_file_contents(dump).entries)
+    with ending_blockers(target, restore_id):
         restorer.replace(dump, target, role=role, contents=contents, drop=drop)
 
 
@@ -189,58 +188,35 @@ def roll_back(target: DatabaseTarget, before: Before, *, restorer: Restorer, res
     replace_contents(target, before.dump, restorer=restorer, restore_id=restore_id, brought=before.brought)
 
 
-def wanted_contents(target: DatabaseTarget, contents: list[str]) -> list[str]:
-    """Leave out of a table of contents what must not be dropped: present extensions, and schemas with newer tables."""
+def wanted_entries(target: DatabaseTarget, entries: Sequence[Entry]) -> list[Entry]:
+    """Leave out of a dump what must not be dropped: present extensions, and schemas with newer tables.
+
+    So does what only an administrator creates, for anybody else, and what is in a present extension's own tables.
+    """
     with connect(target) as connection, restoring_errors(target):
-        extensions = [name for (name,) in connection.execute(_EXTENSIONS)]
+        extensions = {str(name) for (name,) in connection.execute(_EXTENSIONS)}
         relations = connection.execute(_RELATIONS).fetchall()
-    entries = [_entry(line) for line in contents]
-    known = sorted(
-        entry.removeprefix(f"{kind} ") for entry in entries for kind in _RELATION_KINDS if entry.startswith(f"{kind} ")
-    )
-    newer = {schema for schema, name in relations if not _starts_one(f"{schema} {name} ", known)}
-    kept = (
-        *(f"EXTENSION - {name} " for name in extensions),
-        *(f"COMMENT - EXTENSION {name} " for name in extensions),
-        *(f"SCHEMA - {name} " for name in newer),
-    )
-    return [line for line, entry in zip(contents, entries, strict=True) if not entry.startswith(kept)]
-
-
-def _entry(line: str) -> str:
-    return "" if line.startswith(";") else (line.split(" ", 3) + [""] * 3)[3]
-
-
-def _starts_one(beginning: str, entries: Sequence[str]) -> bool:
-    """Whether one of these, which are sorted, starts with this."""
-    at = bisect_left(entries, beginning)
-    return at < len(entries) and entries[at].startswith(beginning)
+        is_superuser = read_me(connection).superuser
+        tables = {(str(schema), str(name)) for schema, name in connection.execute(_EXTENSION_TABLES)}
+    known = {(entry.schema, entry.name) for entry in entries if entry.kind in _RELATION_KINDS}
+    newer = {schema for schema, name in relations if (schema, name) not in known}
+    kept = {
+        entry.number
+        for entry in entries
+        if (entry.kind == EXTENSION and entry.name in extensions)
+        or (entry.kind == "SCHEMA" and entry.name in newer)
+        or (entry.kind == "TABLE DATA" and (entry.schema, entry.name) in tables)
+        or (entry.kind != EXTENSION and not is_superuser and needs_administrator(entry))
+    }
+    return [
+        entry for entry in entries if entry.number not in kept and not (entry.kind == "COMMENT" and entry.needs & kept)
+    ]
 
 
 def _drop(tables: list[Table]) -> Composed | None:
     if not tables:
         return None
     return SQL("DROP TABLE IF EXISTS {}").format(SQL(", ").join(table.identifier for table in tables))
-
-
-@contextmanager
-def _ending_blockers(target: DatabaseTarget, restore_id: str) -> Iterator[None]:
-    """End the sessions that the restore waits for, such as one that was left open in a transaction."""
-    enough = threading.Event()
-
-    with maintenance(target) as connection:
-
-        def look() -> None:
-            while not enough.wait(_LOOK_EVERY_SECONDS):
-                connection.execute(_END_BLOCKERS, [restore_id])
-
-        thread = threading.Thread(target=look, name="blocker-eviction", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            enough.set()
-            thread.join()
 
 
 def _table_numbers(target: DatabaseTarget) -> dict[str, int]:
@@ -253,7 +229,9 @@ def _record(dump: Path) -> Path:
 
 
 def _write_dump(target: DatabaseTarget, dump: Path, runner: ProcessRunner, bin_dir: Path | None) -> None:
-    with open_dump(target, runner=runner, bin_dir=bin_dir, timeout_seconds=_DUMP_SECONDS) as source:
+    with open_dump(
+        target, runner=runner, bin_dir=bin_dir, timeout_seconds=_DUMP_SECONDS, lock_timeout_seconds=target.lock_seconds
+    ) as source:
         write_durably(dump, _content(source))
 
 

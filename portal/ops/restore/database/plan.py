@@ -3,35 +3,34 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, LiteralString
 
-from psycopg.sql import Identifier
+from psycopg.errors import LockNotAvailable
 
 from portal.ops.errors import (
-    AccessDeniedError,
     BusyError,
     ClientToolError,
-    DatabaseAbsentError,
     DiskFullError,
     NotIntactError,
     OpsError,
-    UnsupportedError,
 )
 from portal.ops.postgres.connection import connect
+from portal.ops.postgres.dump_contents import PUBLICATIONS, SUBSCRIPTIONS, needs_administrator
+from portal.ops.postgres.locks import lock_holders
 from portal.ops.postgres.pg_restore import find_restorer
 from portal.ops.postgres.row_counts import count_rows, list_tables
-from portal.ops.postgres.server import (
-    create_command,
-    find_database,
-    list_marked,
-    list_sessions,
-    maintenance,
-    owns,
-    read_me,
-    refuse_prepared,
-    restoring_errors,
+from portal.ops.postgres.server import list_marked, maintenance, refuse_prepared, restoring_errors
+from portal.ops.postgres.source_facts import extension_tables
+from portal.ops.postgres.surroundings import create_roles
+from portal.ops.restore.database.means import (
+    database_absent,
+    decide,
+    in_place_obstacles,
+    look_at_means,
+    missing_psql,
+    swap_obstacles,
 )
 from portal.ops.restore.database.model import DatabasePlan, RestoreMode, megabytes
 
@@ -39,8 +38,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from portal.ops.postgres.connection import Connection
+    from portal.ops.postgres.identity import DatabaseIdentity
     from portal.ops.postgres.pg_restore import Restorer
-    from portal.ops.postgres.server import DatabaseFacts, Me, Session
+    from portal.ops.postgres.server import DatabaseFacts
+    from portal.ops.postgres.source_facts import ExtensionTable
+    from portal.ops.postgres.toc import Entry
+    from portal.ops.restore.database.means import Means
     from portal.ops.runtime.process import ProcessRunner
     from portal.ops.settings.database_url import DatabaseTarget
 
@@ -48,20 +51,40 @@ UNKNOWN_ROWS: Final = "the manifest does not say how many rows there were: nothi
 
 _COUNTED_UP_TO_BYTES: Final = 2_000_000_000
 _COPY_PER_DUMP_BYTE: Final = 1.3
-_NAMED_IN_MESSAGE: Final = 5
+_EMPTY_DATABASE_BYTES: Final = 8_000_000
+_RESERVE: Final = 1.1
 _LOCAL_HOSTS: Final = ("localhost", "127.0.0.1", "::1")
 _PORT_LINE: Final = 3
+_LOCK_PATIENCE: Final = "2s"
+_NAMED: Final = 5
 
 _SLOTS: Final = "SELECT slot_name FROM pg_replication_slots WHERE database = %s ORDER BY slot_name"
+_ROLES: Final = "SELECT rolname FROM pg_roles"
 _ESTIMATES: Final = """
     SELECT oid::bigint, greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = ANY(%s::bigint[]::oid[])
 """
-_NOT_OURS: Final = """
-    SELECT c.oid::bigint FROM pg_class AS c
-    WHERE c.oid = ANY(%s::bigint[]::oid[]) AND NOT pg_has_role(c.relowner, 'USAGE')
+_UNREADABLE: Final = """
+    SELECT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = ANY(%s::bigint[]::oid[])
+                   AND NOT (has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(c.relnamespace, 'USAGE')))
 """
-_DEFAULT_RIGHTS: Final = "SELECT EXISTS (SELECT FROM pg_default_acl)"
-_MAY_CREATE: Final = "SELECT has_database_privilege(current_database(), 'CREATE')"
+_DEFAULT_PRIVILEGES: Final = "SELECT EXISTS (SELECT FROM pg_default_acl)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackedUp:
+    """What an archive says of its database, beside the rows.
+
+    Arguments:
+        entries: the dump's table of contents; empty where it was not read.
+        identity: owner, locale and privileges; nothing where an older release made the archive.
+        database_bytes: size of the database on its server; 0 where that is not known.
+        large_objects: how many it had.
+    """
+
+    entries: tuple[Entry, ...] = ()
+    identity: DatabaseIdentity | None = None
+    database_bytes: int = 0
+    large_objects: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +94,7 @@ class Request:
     Arguments:
         target: the live database.
         create_database: whether it may be created.
+        owner: who is to own everything; nothing means who owns the live one, or the owner that the backup names.
         dump_major: version of the pg_dump that wrote the dump; nothing where it is no dump.
         dump_bytes: size of the dump, uncompressed.
         row_counts: the manifest's number of rows by table.
@@ -79,9 +103,11 @@ class Request:
     target: DatabaseTarget
     mode: RestoreMode
     create_database: bool
+    owner: str | None = None
     dump_major: int | None
     dump_bytes: int
     row_counts: Mapping[str, int]
+    backed_up: BackedUp = field(default_factory=BackedUp)
     runner: ProcessRunner
     bin_dir: Path | None
 
@@ -92,56 +118,50 @@ def make_plan(request: Request) -> DatabasePlan:
     Raises:
         SourceError: the server cannot be reached, or does not want the user.
     """
-    target = request.target
+    target, backed_up = request.target, request.backed_up
     with maintenance(target) as connection:
-        seen = _look(connection, request)
-        contents = _look_inside(target, seen.live)
-        restorer, misfit = _restorer(request, seen.major)
-        needed = round(request.dump_bytes * _COPY_PER_DUMP_BYTE)
+        means = look_at_means(target, connection, backed_up.entries)
+        contents = _look_inside(target, means.live)
+        restorer, misfit = _restorer(request, connection.info.server_version // 10000)
+        swap = swap_obstacles(means)
+        in_place = [
+            *in_place_obstacles(means, request.row_counts, backed_up.large_objects, restorer),
+            *missing_psql(request.row_counts, contents.rows, restorer),
+        ]
+        mode, reason = decide(request.mode, means, swap, in_place)
+        needed = _needed_bytes(request, means)
         free = free_bytes(connection, target)
-        blockers = [*_blockers(request, seen, contents, restorer), *misfit, *_short_of_room(needed, free)]
-        warnings = _warnings(connection, request, seen, contents, restorer)
+        absent = [database_absent(target)] if means.live is None and not request.create_database else []
+        against = swap if mode is RestoreMode.SWAP else in_place
         return DatabasePlan(
             database=target.name,
             host=target.host,
             port=target.port,
-            exists=seen.live is not None,
-            mode=seen.mode,
-            reason=seen.reason,
-            server_version=seen.version,
+            exists=means.live is not None,
+            mode=mode,
+            reason=reason,
+            server_version=connection.info.parameter_status("server_version") or "",
             pg_restore_version=restorer.tool.version if restorer else None,
             rows_now=contents.rows,
             rows_are_estimated=contents.estimated,
             rows_in_backup=request.row_counts,
             needed_bytes=needed,
             free_bytes=free,
-            sessions=seen.sessions,
+            sessions=means.sessions,
             leftovers=tuple(list_marked(connection, target.name)),
-            blockers=(*blockers, *_prepared(connection, target)),
-            warnings=tuple(warnings),
+            blockers=(
+                *absent,
+                *against,
+                *misfit,
+                *_short_of_room(needed, free),
+                *_prepared(connection, target),
+            ),
+            warnings=(
+                *means.around.warnings(),
+                *_warnings(connection, request, means, contents, mode),
+                *_warnings_of_versions(request, restorer),
+            ),
         )
-
-
-def choose_mode(connection: Connection, target: DatabaseTarget, wanted: RestoreMode) -> tuple[RestoreMode, str]:
-    """Decide between swap and in place, and say why."""
-    if wanted is not RestoreMode.AUTO:
-        return wanted, f"asked for; {_MEANING[wanted]}"
-    me, live = read_me(connection), find_database(connection, target.name)
-    if not me.creates_databases:
-        mode, why = RestoreMode.IN_PLACE, f"user {me.name} may not create databases"
-    elif live is not None and not owns(connection, live.owner):
-        mode, why = RestoreMode.IN_PLACE, f"user {me.name} does not own the database, {live.owner} does"
-    else:
-        mode, why = RestoreMode.SWAP, f"user {me.name} may create and rename databases"
-    return mode, f"{why}; {_MEANING[mode]}"
-
-
-_MEANING: Final = {
-    RestoreMode.SWAP: "a second database is filled and checked beside the live one, then they change names; the old "
-    "one is kept",
-    RestoreMode.IN_PLACE: "the live database is restored over in one transaction, and cannot be used meanwhile; a "
-    "safety dump of it is made before",
-}
 
 
 def is_local(target: DatabaseTarget) -> bool:
@@ -167,46 +187,14 @@ def free_bytes(connection: Connection, target: DatabaseTarget) -> int | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Seen:
-    """What is seen from outside of the live database; `owned` is whether it is the user's."""
-
-    me: Me
-    live: DatabaseFacts | None
-    owned: bool
-    mode: RestoreMode
-    reason: str
-    version: str
-    major: int
-    sessions: tuple[Session, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Contents:
-    """What is seen in it; `foreign` are tables of another owner."""
+    """What is seen in the live database; `locked` is who keeps its tables locked."""
 
     rows: Mapping[str, int]
     estimated: bool = False
-    foreign: tuple[str, ...] = ()
-    may_create: bool = True
-    has_default_rights: bool = False
-
-
-def _look(connection: Connection, request: Request) -> _Seen:
-    name = request.target.name
-    mode, reason = choose_mode(connection, request.target, request.mode)
-    row = connection.execute("SELECT current_setting('server_version')").fetchone()
-    assert row is not None
-    live = find_database(connection, name)
-    return _Seen(
-        me=read_me(connection),
-        live=live,
-        owned=live is None or owns(connection, live.owner),
-        mode=mode,
-        reason=reason,
-        version=row[0],
-        major=connection.info.server_version // 10000,
-        sessions=tuple(list_sessions(connection, name)),
-    )
+    has_default_privileges: bool = False
+    locked: tuple[str, ...] = ()
+    of_extensions: tuple[ExtensionTable, ...] = ()
 
 
 def _look_inside(target: DatabaseTarget, live: DatabaseFacts | None) -> _Contents:
@@ -215,24 +203,30 @@ def _look_inside(target: DatabaseTarget, live: DatabaseFacts | None) -> _Content
     with connect(target) as connection, restoring_errors(target):
         tables = list_tables(connection)
         names, numbers = {table.oid: table.name for table in tables}, [table.oid for table in tables]
-        foreign = tuple(names[oid] for (oid,) in connection.execute(_NOT_OURS, [numbers]))
-        estimated = bool(foreign) or (live.size_bytes or 0) > _COUNTED_UP_TO_BYTES
-        rows = (
-            {names[oid]: rows for oid, rows in connection.execute(_ESTIMATES, [numbers])}
-            if estimated
-            else count_rows(connection, tables)
-        )
+        locked: tuple[str, ...] = ()
+        rows: dict[str, int] | None = None
+        of_extensions: tuple[ExtensionTable, ...] = ()
+        if not _is_so(connection, _UNREADABLE, numbers) and (live.size_bytes or 0) <= _COUNTED_UP_TO_BYTES:
+            connection.execute("SELECT set_config('lock_timeout', %s, false)", [_LOCK_PATIENCE])
+            try:
+                rows = count_rows(connection, tables)
+                of_extensions = tuple(extension_tables(connection))
+            except LockNotAvailable:
+                rows, locked = None, tuple(map(str, lock_holders(connection)))
+        estimated = rows is None
+        if rows is None:
+            rows = {names[oid]: number for oid, number in connection.execute(_ESTIMATES, [numbers])}
         return _Contents(
             rows=rows,
             estimated=estimated,
-            foreign=foreign,
-            may_create=_is_so(connection, _MAY_CREATE),
-            has_default_rights=_is_so(connection, _DEFAULT_RIGHTS),
+            has_default_privileges=_is_so(connection, _DEFAULT_PRIVILEGES),
+            locked=locked,
+            of_extensions=of_extensions,
         )
 
 
-def _is_so(connection: Connection, query: LiteralString) -> bool:
-    row = connection.execute(query).fetchone()
+def _is_so(connection: Connection, query: LiteralString, *parameters: object) -> bool:
+    row = connection.execute(query, parameters or None).fetchone()
     return row is not None and bool(row[0])
 
 
@@ -244,75 +238,12 @@ def _restorer(request: Request, server_major: int) -> tuple[Restorer | None, lis
     return found, []
 
 
-def _blockers(request: Request, seen: _Seen, contents: _Contents, restorer: Restorer | None) -> Iterator[OpsError]:
-    user, name = Identifier(seen.me.name).as_string(None), Identifier(request.target.name).as_string(None)
-    if seen.live is None and not request.create_database:
-        yield database_absent(request.target)
-    if seen.live is None and not seen.me.creates_databases:
-        yield AccessDeniedError(
-            f"user {seen.me.name} may not create database {request.target.name}",
-            hint=f"as an administrator: CREATE DATABASE {name} OWNER {user}",
-        )
-    if seen.mode is RestoreMode.SWAP:
-        yield from _swap_blockers(request, seen, user, name)
-    else:
-        yield from _in_place_blockers(request, seen, contents, restorer)
-
-
-def _swap_blockers(request: Request, seen: _Seen, user: str, name: str) -> Iterator[OpsError]:
-    if seen.live is not None and not seen.me.creates_databases:
-        yield AccessDeniedError(
-            f"user {seen.me.name} may not create databases",
-            hint=f"as an administrator: ALTER ROLE {user} CREATEDB; or restore with --mode in-place",
-        )
-    if seen.live is not None and not seen.owned:
-        yield AccessDeniedError(
-            f"user {seen.me.name} may not rename database {request.target.name}, {seen.live.owner} owns it",
-            hint=f"as an administrator: ALTER DATABASE {name} OWNER TO {user}; or restore with --mode in-place",
-        )
-    immovable = [session for session in seen.sessions if not session.can_be_ended]
-    if immovable:
-        yield BusyError(
-            f"user {seen.me.name} may not end {', '.join(map(str, immovable[:_NAMED_IN_MESSAGE]))}",
-            hint=f"stop that application, or as an administrator: GRANT pg_signal_backend TO {user}",
-        )
-
-
-def _in_place_blockers(
-    request: Request, seen: _Seen, contents: _Contents, restorer: Restorer | None
-) -> Iterator[OpsError]:
-    user, name = Identifier(seen.me.name).as_string(None), Identifier(request.target.name).as_string(None)
-    replaced = [table for table in contents.foreign if not request.row_counts or table in request.row_counts]
-    if replaced:
-        more = f" and {len(replaced) - _NAMED_IN_MESSAGE} more" if len(replaced) > _NAMED_IN_MESSAGE else ""
-        yield AccessDeniedError(
-            f"user {seen.me.name} does not own {', '.join(replaced[:_NAMED_IN_MESSAGE])}{more}",
-            hint="restore as the user that owns them, or as the server's administrator",
-        )
-    if not contents.may_create:
-        yield AccessDeniedError(
-            f"user {seen.me.name} may not create schemas and extensions in database {request.target.name}",
-            hint=f"as an administrator: GRANT CREATE ON DATABASE {name} TO {user}",
-        )
-    if restorer is not None and restorer.trips_over_server:
-        yield UnsupportedError(
-            f"pg_restore {restorer.tool.version} cannot restore in place on the older server {seen.version}",
-            hint="restore with --mode swap, or upgrade the server",
-        )
-    if restorer is not None and request.row_counts.keys() - contents.rows.keys():
-        # A rollback drops the tables that the restore brings, and only psql does that in the same transaction.
-        try:
-            restorer.find_psql()
-        except ClientToolError as error:
-            yield error
-
-
-def database_absent(target: DatabaseTarget) -> DatabaseAbsentError:
-    """The error for a live database that is not there, with the command that creates it."""
-    return DatabaseAbsentError(
-        f"the server at {target.host}:{target.port} has no database {target.name}",
-        hint=f"restore with --create-database, or create it: {create_command(target)}",
-    )
+def _needed_bytes(request: Request, means: Means) -> int:
+    """About how much a second copy takes: what the source had, or what the live one has, or by the dump."""
+    by_dump = _EMPTY_DATABASE_BYTES + round(request.dump_bytes * _COPY_PER_DUMP_BYTE)
+    if request.backed_up.database_bytes:
+        return max(round(request.backed_up.database_bytes * _RESERVE), by_dump)
+    return max(by_dump, means.live.size_bytes or 0) if means.live is not None else by_dump
 
 
 def _prepared(connection: Connection, target: DatabaseTarget) -> list[OpsError]:
@@ -331,21 +262,75 @@ def _short_of_room(needed: int, free: int | None) -> list[OpsError]:
 
 
 def _warnings(
-    connection: Connection, request: Request, seen: _Seen, contents: _Contents, restorer: Restorer | None
+    connection: Connection, request: Request, means: Means, contents: _Contents, mode: RestoreMode
 ) -> Iterator[str]:
+    is_swap = mode is RestoreMode.SWAP
     slots = [slot for (slot,) in connection.execute(_SLOTS, [request.target.name])]
-    if slots and seen.mode is RestoreMode.SWAP:
+    if slots and is_swap:
         yield f"replication slots stay with the old database: {', '.join(slots)}"
     if not request.row_counts:
         yield UNKNOWN_ROWS
-    if restorer and restorer.trips_over_server:
-        yield f"the dump was written for PostgreSQL {request.dump_major}, and the server is older: {seen.version}"
     newer = sorted(contents.rows.keys() - request.row_counts.keys()) if request.row_counts else []
-    if newer and seen.mode is RestoreMode.IN_PLACE:
-        yield f"tables that are newer than the backup stay as they are: {', '.join(newer)}"
-    if newer and seen.mode is RestoreMode.SWAP:
-        yield f"tables that are newer than the backup go with the old database: {', '.join(newer)}"
-    if seen.mode is RestoreMode.IN_PLACE and contents.has_default_rights:
+    if newer:
+        where = "go with the old database" if is_swap else "stay as they are"
+        yield f"tables that are newer than the backup {where}: {', '.join(newer)}"
+    if not is_swap and contents.has_default_privileges:
         yield "the live database's default privileges (\\ddp in psql) will be added to the rights of restored tables"
-    if seen.mode is RestoreMode.IN_PLACE and seen.live is not None:
+    if not is_swap and means.live is not None:
         yield "stop the portal: what it writes between the safety dump and the restore cannot be taken back"
+    if contents.locked:
+        yield (
+            f"tables are locked, so their rows are estimated: {'; '.join(contents.locked[:_NAMED])}; the restore ends "
+            "such sessions, or names those that it may not end"
+        )
+    for table in contents.of_extensions:
+        yield (
+            f"the rows of {table.name} are in no dump, since it belongs to extension {table.extension}: those of today "
+            f"{'are carried over' if is_swap else 'stay as they are'}"
+        )
+    yield from _replication(request, means, mode)
+    yield from _identity(connection, request, means)
+
+
+def _replication(request: Request, means: Means, mode: RestoreMode) -> Iterator[str]:
+    entries = request.backed_up.entries
+    subscriptions = [entry.name for entry in entries if entry.kind == SUBSCRIPTIONS[0]]
+    publications = [entry.name for entry in entries if entry.kind == PUBLICATIONS[0]]
+    if subscriptions:
+        yield (
+            f"subscriptions are restored disabled: {', '.join(subscriptions)}; the result says how to enable them again"
+        )
+    if publications:
+        yield f"publications are restored, and their subscribers have to be looked at: {', '.join(publications)}"
+    if mode is RestoreMode.IN_PLACE and not means.me.superuser:
+        kept = [f"{entry.kind.lower()} {entry.name}" for entry in entries if needs_administrator(entry)]
+        others = [what for what in kept if not what.startswith("extension ")]
+        if others:
+            yield f"what only an administrator creates stays as it is: {', '.join(others[:_NAMED])}"
+
+
+def _identity(connection: Connection, request: Request, means: Means) -> Iterator[str]:
+    """What becomes of owner and roles where the database is made anew."""
+    identity = request.backed_up.identity
+    if means.live is not None or identity is None:
+        return
+    roles = {str(name) for (name,) in connection.execute(_ROLES)}
+    missing = [role for role in identity.roles() if role not in roles and role not in means.around.missing_roles]
+    owner = request.owner or identity.owner
+    if owner not in roles:
+        yield (
+            f"the owner {owner} is no role of this server, so everything will belong to {means.me.name}; to have it "
+            f"otherwise, before the restore: {create_roles([owner])} LOGIN, or restore with --owner"
+        )
+        missing = [role for role in missing if role != owner]
+    if missing:
+        yield (
+            f"{', '.join(missing)}: no such role on this server, and the database's privileges and settings name it; "
+            f"before the restore, as an administrator: {create_roles(missing)}"
+        )
+
+
+def _warnings_of_versions(request: Request, restorer: Restorer | None) -> Iterator[str]:
+    if restorer and restorer.trips_over_server:
+        major = restorer.server_major
+        yield f"the dump was written for PostgreSQL {request.dump_major}, and the server is older: {major}"

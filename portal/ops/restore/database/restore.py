@@ -20,18 +20,16 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from psycopg.sql import SQL, Identifier
-
 from portal.ops.errors import ConfigurationError, OpsError, RestoreError
 from portal.ops.postgres.database_names import LONGEST_NAME, Marked, Names, Role
 from portal.ops.postgres.dump_file import read_dump_major
+from portal.ops.postgres.identity import give_identity
 from portal.ops.postgres.pg_restore import find_restorer
+from portal.ops.postgres.removal import disabled_subscriptions, drop_old, remove_database
 from portal.ops.postgres.server import (
     OldDatabase,
     Session,
     create_like,
-    drop_forced,
-    drop_old,
     end_orphans,
     find_database,
     list_marked,
@@ -40,9 +38,11 @@ from portal.ops.postgres.server import (
     read_me,
 )
 from portal.ops.restore.database.in_place import Before, no_safety_dump, replace_contents, roll_back
+from portal.ops.restore.database.means import choose_mode, database_absent
 from portal.ops.restore.database.model import DatabasePlan, DatabaseReport, DatabaseState, RestoreMode
-from portal.ops.restore.database.plan import Request, choose_mode, database_absent, make_plan
-from portal.ops.restore.database.stage import settle, stage
+from portal.ops.restore.database.newcomer import Newcomer
+from portal.ops.restore.database.plan import BackedUp, Request, make_plan
+from portal.ops.restore.database.stage import check, known_owner, settle, stage
 from portal.ops.restore.database.swap import Exchange, Exchanged, exchange
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from portal.ops.postgres.dump_file import Dump
+    from portal.ops.postgres.identity import DatabaseIdentity
     from portal.ops.postgres.pg_restore import Restorer
     from portal.ops.runtime.process import ProcessRunner
     from portal.ops.settings.database_url import DatabaseTarget
@@ -84,6 +85,8 @@ class DatabaseRestore:
         target_database: restore into this database instead of the configured one.
         create_database: create the database where there is none.
         safety_dump: where a restore in place puts what it needs to be taken back: a file, as large as the database.
+        owner: who is to own the database and everything in it; nothing means who owns the live one, or else the owner
+            that the backup names.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class DatabaseRestore:
         target_database: str | None = None,
         create_database: bool = False,
         safety_dump: Path | None = None,
+        owner: str | None = None,
     ) -> None:
         # By this name what a crash has left on the server can be found, and what stands in the restore's way.
         options = {**target.options, "application_name": restore_id}
@@ -110,21 +114,36 @@ class DatabaseRestore:
         self._mode = mode
         self._create_database = create_database
         self._safety_dump = safety_dump
+        self.owner = owner
+        self._newcomer = Newcomer(
+            path=safety_dump.with_name(f"{safety_dump.stem}.database.json") if safety_dump else None,
+            restore_id=restore_id,
+        )
+        self._identity: DatabaseIdentity | None = None
         self._dump: Dump | None = None
         self._rows: Mapping[str, int] = {}
+        self._warnings: tuple[str, ...] = ()
 
-    def plan(self, *, dump_major: int | None, dump_bytes: int, row_counts: Mapping[str, int]) -> DatabasePlan:
+    def plan(
+        self,
+        *,
+        dump_major: int | None,
+        dump_bytes: int,
+        row_counts: Mapping[str, int],
+        backed_up: BackedUp | None = None,
+    ) -> DatabasePlan:
         """Say what would be done, and what is in the way; touches nothing.
 
         Arguments:
             dump_major: version of the pg_dump that wrote the dump; nothing where it is no dump.
             dump_bytes: size of the dump, uncompressed.
             row_counts: the manifest's number of rows by table; empty where it has none.
+            backed_up: what else the archive says of the database.
 
         Raises:
             SourceError: the server cannot be reached, or does not want the user.
         """
-        return make_plan(
+        plan = make_plan(
             Request(
                 target=self.target,
                 mode=self._mode,
@@ -132,17 +151,22 @@ class DatabaseRestore:
                 dump_major=dump_major,
                 dump_bytes=dump_bytes,
                 row_counts=row_counts,
+                backed_up=backed_up or BackedUp(),
+                owner=self.owner,
                 runner=self._runner,
                 bin_dir=self._bin_dir,
             )
         )
+        self._mode = plan.mode
+        return plan
 
-    def stage(self, dump: Dump, row_counts: Mapping[str, int]) -> None:
+    def stage(self, dump: Dump, row_counts: Mapping[str, int], identity: DatabaseIdentity | None = None) -> None:
         """Prepare all that can be prepared without touching the live database, and read the dump to its end.
 
         Arguments:
             dump: the dump; in place, it is put in its file, which has to stay until `apply` has returned.
             row_counts: the manifest's number of rows by table; empty where it has none.
+            identity: what the manifest says of the database itself.
 
         Raises:
             NotIntactError: the dump is none, cannot be decoded to its end, or (swap only, where it is counted) does not
@@ -151,9 +175,19 @@ class DatabaseRestore:
         """
         mode = self._decide()
         restorer = self._restorer(dump.major())
-        self._rows = row_counts
+        self._rows, self._identity = row_counts, identity
         if mode is RestoreMode.SWAP:
-            self._rows = stage(self.target, self._names, dump, row_counts, restorer=restorer, jobs=self._jobs)
+            staged = stage(
+                self.target,
+                self._names,
+                dump,
+                row_counts,
+                restorer=restorer,
+                jobs=self._jobs,
+                identity=identity,
+                owner=self.owner,
+            )
+            self._rows, self._warnings = staged.row_counts, staged.warnings
         else:
             dump.save()
             self._dump = dump
@@ -169,7 +203,7 @@ class DatabaseRestore:
         """
         found, in_place = self.state(), self._is_in_place()
         if found is DatabaseState.APPLIED:
-            kept = None if in_place else self._names.name(Role.BEFORE)
+            kept = None if in_place or self.replaced_nothing else self._names.name(Role.BEFORE)
             return self._report(RestoreMode.IN_PLACE if in_place else RestoreMode.SWAP, 0.0, kept=kept)
         if found is DatabaseState.STAGED and not in_place:
             return self._swap_in()
@@ -184,6 +218,11 @@ class DatabaseRestore:
             SourceError: the server cannot be asked.
         """
         found = state(self.target, self.restore_id)
+        if found is DatabaseState.NOTHING and self.replaced_nothing:
+            with maintenance(self.target) as connection:
+                live = find_database(connection, self.target.name)
+            is_ours = live is not None and live.oid == self._newcomer.number()
+            return DatabaseState.APPLIED if is_ours else DatabaseState.NOTHING
         before = self._before()
         if found is not DatabaseState.NOTHING or before is None:
             return found
@@ -224,43 +263,56 @@ class DatabaseRestore:
             raise no_safety_dump() if self._is_in_place() else self._nothing_kept()
         if self._is_in_place():
             return self._replace_back()
-        done = self._exchange(Role.UNDONE, Role.BEFORE, inherits=False)
+        done = self._exchange(Role.UNDONE, None if self.replaced_nothing else Role.BEFORE, inherits=False)
         return self._report(
             RestoreMode.SWAP, done.downtime_seconds, kept=self._names.name(Role.UNDONE), warnings=done.warnings
         )
 
     # -- swap -------------------------------------------------------------------------------------------------------
 
-    def _swap_in(self) -> DatabaseReport:
-        self._stand_in()
-        done = self._exchange(Role.BEFORE, Role.STAGED, inherits=True)
-        return self._report(
-            RestoreMode.SWAP, done.downtime_seconds, kept=self._names.name(Role.BEFORE), warnings=done.warnings
-        )
+    @property
+    def replaced_nothing(self) -> bool:
+        """Whether there was no live database, so that none is kept."""
+        return self._newcomer.number() is not None
 
-    def _exchange(self, kept_as: Role, incoming: Role, *, inherits: bool) -> Exchanged:
+    def _swap_in(self) -> DatabaseReport:
+        self._note_newcomer()
+        done = self._exchange(Role.BEFORE, Role.STAGED, inherits=True)
+        kept = None if self.replaced_nothing else self._names.name(Role.BEFORE)
+        warnings = (*done.warnings, *disabled_subscriptions(self.target))
+        return self._report(RestoreMode.SWAP, done.downtime_seconds, kept=kept, warnings=warnings)
+
+    def _exchange(self, kept_as: Role, incoming: Role | None, *, inherits: bool) -> Exchanged:
         names = self._names
         return exchange(
             self.target,
-            Exchange(live=names.live, kept_as=names.name(kept_as), incoming=names.name(incoming), inherits=inherits),
+            Exchange(
+                live=names.live,
+                kept_as=names.name(kept_as),
+                incoming=None if incoming is None else names.name(incoming),
+                inherits=inherits,
+                owner=self.owner,
+            ),
         )
 
-    def _stand_in(self) -> None:
-        """Where there is no live database, an empty one is kept in its place: what was there before was nothing."""
-        kept = self._names.name(Role.BEFORE)
+    def _note_newcomer(self) -> None:
+        """Where there is no live database, note which one is about to be."""
         with maintenance(self.target) as connection:
-            if find_database(connection, self.target.name) or find_database(connection, kept):
+            if find_database(connection, self.target.name):
+                self._newcomer.forget()
                 return
             if not self._create_database:
                 raise database_absent(self.target)
-            create_like(connection, kept, None, read_me(connection).name)
-            connection.execute(SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(Identifier(kept)))
+            staged = find_database(connection, self._names.name(Role.STAGED))
+        if staged is not None:
+            self._newcomer.note(staged.oid)
 
     def _drop_stage(self) -> None:
-        """Drop the scratch database, and the empty stand-in of a live one that was not there."""
+        """Drop the scratch database."""
         with maintenance(self.target) as connection:
-            for role in (Role.BEFORE, Role.RESTORING, Role.STAGED):
-                drop_forced(connection, self._names.name(role))
+            for role in (Role.RESTORING, Role.STAGED):
+                remove_database(connection, self.target, self._names.name(role))
+        self._newcomer.forget()
         before = self._before()
         if before is not None:
             before.remove()
@@ -287,7 +339,8 @@ class DatabaseRestore:
             if not self._came_through(before):
                 raise
         downtime = time.monotonic() - started
-        return self._report(RestoreMode.IN_PLACE, downtime, warnings=self._differences(settle(self.target, self._jobs)))
+        warnings = (*self._differences(settle(self.target, self._jobs)), *disabled_subscriptions(self.target))
+        return self._report(RestoreMode.IN_PLACE, downtime, warnings=warnings)
 
     def _came_through(self, before: Before) -> bool:
         """Whether the server has committed although its client failed: it can be lost between the two."""
@@ -314,23 +367,24 @@ class DatabaseRestore:
                 return
             if not self._create_database:
                 raise database_absent(self.target)
-            create_like(connection, self.target.name, None, read_me(connection).name)
+            owner = self.owner or known_owner(connection, self._identity) or read_me(connection).name
+            self._warnings += create_like(connection, self.target.name, self._identity, owner)
+            if self._identity is not None:
+                name = self.target.name
+                self._warnings += give_identity(connection, self._identity, name, shown_as=name, owner=owner)
 
     def _differences(self, found: Mapping[str, int]) -> tuple[str, ...]:
         """What the portal may have written since, or a table that was not filled as the manifest says."""
-        return tuple(
-            f"{table} has {found.get(table, 'no')} rows, the backup has {rows}"
-            for table, rows in sorted(self._rows.items())
-            if found.get(table) != rows
-        )
+        known = {table: rows for table, rows in found.items() if table in self._rows}
+        checked = check(self.target, known, self._rows)
+        return (*checked.wrong, *checked.warnings())
 
     # -- both -------------------------------------------------------------------------------------------------------
 
     def _decide(self) -> RestoreMode:
         """Settle what ``auto`` means, once."""
         if self._mode is RestoreMode.AUTO:
-            with maintenance(self.target) as connection:
-                self._mode, _ = choose_mode(connection, self.target, self._mode)
+            self._mode = choose_mode(self.target)
         return self._mode
 
     def _is_in_place(self) -> bool:
@@ -354,7 +408,7 @@ class DatabaseRestore:
             kept_database=kept,
             safety_dump=self._safety_dump if mode is RestoreMode.IN_PLACE else None,
             row_counts=self._rows,
-            warnings=warnings,
+            warnings=(*self._warnings, *warnings),
         )
 
     def _nothing_kept(self) -> RestoreError:

@@ -13,18 +13,22 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from psycopg.sql import SQL, Identifier
 
-from portal.ops.errors import NotIntactError, OpsError
+from portal.ops.errors import OpsError
 from portal.ops.postgres.connection import connect
 from portal.ops.postgres.database_names import Role
-from portal.ops.postgres.row_counts import count_rows, list_tables
-from portal.ops.postgres.server import create_like, drop_forced, find_database, maintenance, read_me, restoring_errors
-from portal.ops.restore.database.fill import fill
+from portal.ops.postgres.identity import give_identity
+from portal.ops.postgres.removal import remove_database
+from portal.ops.postgres.row_counts import count_rows, list_tables, partition_roots
+from portal.ops.postgres.server import create_like, find_database, maintenance, read_me, restoring_errors
+from portal.ops.restore.database.carry import carry_rows
+from portal.ops.restore.database.fill import filling
+from portal.ops.restore.database.row_check import RowCheck, check_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,13 +36,12 @@ if TYPE_CHECKING:
     from portal.ops.postgres.connection import Connection
     from portal.ops.postgres.database_names import Names
     from portal.ops.postgres.dump_file import Dump
+    from portal.ops.postgres.identity import DatabaseIdentity
     from portal.ops.postgres.pg_restore import Restorer
     from portal.ops.postgres.row_counts import Table
     from portal.ops.settings.database_url import DatabaseTarget
 
     _Task = Callable[[Connection], dict[str, int]]
-
-_NAMED_IN_MESSAGE: Final = 5
 
 _SIZES: Final = "SELECT oid::bigint, pg_table_size(oid) FROM pg_class WHERE oid = ANY(%s::bigint[]::oid[])"
 # Who owns most of the live tables; only a role that we may become counts.
@@ -49,6 +52,23 @@ _OWNER: Final = """
                                        THEN 'SET' ELSE 'MEMBER' END)
     GROUP BY c.relowner ORDER BY count(*) DESC, c.relowner LIMIT 1
 """
+_MAY_BECOME: Final = """
+    SELECT pg_has_role(oid, CASE WHEN current_setting('server_version_num')::int >= 160000 THEN 'SET' ELSE 'MEMBER' END)
+    FROM pg_roles WHERE rolname = %s
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Staged:
+    """A database that was filled and checked.
+
+    Arguments:
+        row_counts: the number of rows by table.
+        warnings: what is not quite as it was.
+    """
+
+    row_counts: Mapping[str, int]
+    warnings: tuple[str, ...]
 
 
 def stage(
@@ -59,37 +79,45 @@ def stage(
     *,
     restorer: Restorer,
     jobs: int,
-) -> dict[str, int]:
+    identity: DatabaseIdentity | None = None,
+    owner: str | None = None,
+) -> Staged:
     """Fill the scratch database, and close it.
 
     Arguments:
         target: the live database; it need not exist.
         row_counts: what the manifest says; where it is empty, nothing is held against it.
         jobs: connections that work at once.
-
-    Returns:
-        the number of rows by table.
+        identity: what the backup says of its database; it counts where there is no live one to go by.
+        owner: who is to own the objects; nothing means who owns the live ones, or the owner that the backup names.
 
     Raises:
         OpsError: something went wrong, and the scratch database is gone again.
     """
-    owner = objects_owner(target)
+    owner = owner or objects_owner(target)
     with maintenance(target) as connection:
         for role in (Role.RESTORING, Role.STAGED):
-            drop_forced(connection, names.name(role))
+            remove_database(connection, target, names.name(role))
         me, live = read_me(connection), find_database(connection, names.live)
-        create_like(connection, names.name(Role.RESTORING), live, owner or me.name)
+        if live is None:
+            owner = owner or known_owner(connection, identity)
+        said = create_like(connection, names.name(Role.RESTORING), live or identity, owner or me.name)
     scratch = replace(target, name=names.name(Role.RESTORING))
     try:
-        fill(restorer, dump, scratch, jobs=jobs, role=owner if owner != me.name else None)
-        counted = settle(scratch, jobs)
-        check_rows(counted, row_counts)
-        _close(target, names)
+        with filling(restorer, dump, scratch, jobs=jobs, role=owner) as work:
+            work.fill()
+            counted = settle(scratch, jobs)
+            checked = check(scratch, counted, row_counts)
+            checked.raise_wrong()
+            if live is not None and live.allows_connections:
+                said += tuple(carry_rows(target, scratch, kept_as=names.name(Role.BEFORE)))
+            work.finish()
+        said += _close(target, names, None if live else identity, owner or me.name)
     except BaseException:
         with suppress(OpsError), maintenance(target) as connection:
-            drop_forced(connection, names.name(Role.RESTORING))
+            remove_database(connection, target, names.name(Role.RESTORING))
         raise
-    return counted
+    return Staged(row_counts=counted, warnings=(*said, *work.warnings, *checked.warnings()))
 
 
 def objects_owner(target: DatabaseTarget) -> str | None:
@@ -118,25 +146,14 @@ def settle(target: DatabaseTarget, jobs: int) -> dict[str, int]:
     return {table: rows for share in shares for table, rows in share.result().items()}
 
 
-def check_rows(found: Mapping[str, int], expected: Mapping[str, int]) -> None:
-    """Hold the rows that were restored against the manifest.
+def check(target: DatabaseTarget, found: Mapping[str, int], expected: Mapping[str, int]) -> RowCheck:
+    """Hold the rows of a database that was restored against the manifest.
 
     Raises:
-        NotIntactError: a table is missing, or has another number of rows.
+        SourceError: the server cannot be asked.
     """
-    if not expected:
-        return
-    wrong = [
-        f"{table} has {found.get(table, 'no')} rows, not {expected.get(table, 'any: it is not in the backup')}"
-        for table in sorted(found.keys() | expected.keys())
-        if found.get(table) != expected.get(table)
-    ]
-    if wrong:
-        more = f"; and {len(wrong) - _NAMED_IN_MESSAGE} more" if len(wrong) > _NAMED_IN_MESSAGE else ""
-        raise NotIntactError(
-            f"what was restored is not what was backed up: {'; '.join(wrong[:_NAMED_IN_MESSAGE])}{more}",
-            hint="take another archive: './tools/backup.sh list' shows them",
-        )
+    with connect(target) as connection, restoring_errors(target):
+        return check_rows(found, expected, partition_roots(connection))
 
 
 def _settle_share(target: DatabaseTarget, waiting: deque[_Task]) -> dict[str, int]:
@@ -166,8 +183,22 @@ def _largest_first(connection: Connection, tables: Sequence[Table]) -> list[Tabl
     return sorted(tables, key=lambda table: -sizes.get(table.oid, 0))
 
 
-def _close(target: DatabaseTarget, names: Names) -> None:
-    restoring, staged = Identifier(names.name(Role.RESTORING)), Identifier(names.name(Role.STAGED))
+def known_owner(connection: Connection, identity: DatabaseIdentity | None) -> str | None:
+    """The owner that a backup names, if the server has that role and we may create something for it."""
+    if identity is None:
+        return None
+    row = connection.execute(_MAY_BECOME, [identity.owner]).fetchone()
+    return identity.owner if row is not None and row[0] else None
+
+
+def _close(target: DatabaseTarget, names: Names, identity: DatabaseIdentity | None, owner: str) -> tuple[str, ...]:
+    """Close the database, and give it what the backup says of it; the warnings of that."""
+    restoring, staged = names.name(Role.RESTORING), names.name(Role.STAGED)
+    said: tuple[str, ...] = ()
     with maintenance(target) as connection, connection.transaction():
-        connection.execute(SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(restoring))
-        connection.execute(SQL("ALTER DATABASE {} RENAME TO {}").format(restoring, staged))
+        if identity is not None:
+            said = give_identity(connection, identity, restoring, shown_as=names.live, owner=owner)
+        closing = SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(Identifier(restoring))
+        connection.execute(closing)
+        connection.execute(SQL("ALTER DATABASE {} RENAME TO {}").format(Identifier(restoring), Identifier(staged)))
+    return said

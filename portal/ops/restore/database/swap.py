@@ -23,8 +23,8 @@ import psycopg
 from psycopg.sql import SQL, Identifier
 
 from portal.ops.errors import BusyError
+from portal.ops.postgres.identity import give_identity, read_identity
 from portal.ops.postgres.server import MAY_END, find_database, list_sessions, maintenance, refuse_prepared
-from portal.ops.restore.database.identity import carry_over
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,14 +61,16 @@ class Exchange:
     Arguments:
         live: the name that they change hands over.
         kept_as: the name that the outgoing one gets.
-        incoming: the name of the database that becomes the live one.
-        inherits: whether the incoming one gets owner, rights and settings of the outgoing one.
+        incoming: the name of the database that becomes the live one; nothing where there is to be none.
+        inherits: whether the incoming one gets owner, privileges and settings of the outgoing one.
+        owner: its owner; nothing means that of the outgoing one.
     """
 
     live: str
     kept_as: str
-    incoming: str
+    incoming: str | None
     inherits: bool
+    owner: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +134,8 @@ class _Attempt:
                 if self._outgoing is not None:
                     with _evicting(self._second, self._outgoing.oid):
                         self._rename(wanted.live, wanted.kept_as)
-                self._rename(wanted.incoming, wanted.live)
+                if wanted.incoming is not None:
+                    self._rename(wanted.incoming, wanted.live)
         finally:
             self.seconds = time.monotonic() - started if started is not None else 0.0
 
@@ -141,10 +144,15 @@ class _Attempt:
         milliseconds = str(round(_PATIENCE_SECONDS * 1000))
         self._connection.execute("SELECT set_config('lock_timeout', %s, true)", [milliseconds])
         self._connection.execute(_WAIT_FOR_DISK)
-        if self._outgoing is not None and wanted.inherits:
-            self.warnings = carry_over(self._connection, self._outgoing.name, wanted.incoming)
+        if wanted.incoming is not None and wanted.inherits:
+            identity = read_identity(self._connection, wanted.live)
+            if identity is not None:
+                self.warnings = give_identity(
+                    self._connection, identity, wanted.incoming, shown_as=wanted.live, owner=wanted.owner
+                )
         allow = SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
-        self._connection.execute(allow.format(Identifier(wanted.incoming), SQL("true")))
+        if wanted.incoming is not None:
+            self._connection.execute(allow.format(Identifier(wanted.incoming), SQL("true")))
         if self._outgoing is not None:
             self._connection.execute(allow.format(Identifier(wanted.live), SQL("false")))
         self._connection.execute("SELECT set_config('statement_timeout', %s, true)", [milliseconds])

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from portal.ops.errors import ConfigurationError, IdentityError, NotIntactError
-from portal.ops.offsite.objects import ObjectWriter, identities_of, open_destination, read_object
 from portal.ops.runtime.progress import read_text
 from portal.ops.settings.load import load_settings
 from portal.ops.storage.age_keys import generate
+from portal.ops.storage.objects import ObjectWriter, identities_of, open_destination, read_object
 
 if TYPE_CHECKING:
     from pathlib import Path

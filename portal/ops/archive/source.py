@@ -1,0 +1,52 @@
+"""Where an archive's bytes are read from: a file, or anything that gives bytes at any place."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Source(Protocol):
+    """The bytes of an archive."""
+
+    size: int
+
+    def read_at(self, length: int, offset: int) -> bytes:
+        """Some bytes; fewer where the archive ends before.
+
+        Raises:
+            OSError: they cannot be read.
+        """
+
+    def close(self) -> None:
+        """Read no more."""
+
+
+class FileSource:
+    """A file.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._is_open = True
+        self.size = os.fstat(self._descriptor).st_size
+
+    def read_at(self, length: int, offset: int) -> bytes:
+        """Some bytes; see `Source.read_at`."""
+        return os.pread(self._descriptor, length, offset)
+
+    def fileno(self) -> int:
+        """The file's descriptor."""
+        return self._descriptor
+
+    def close(self) -> None:
+        """Close the file; harmless if it is closed."""
+        if self._is_open:
+            self._is_open = False
+            os.close(self._descriptor)

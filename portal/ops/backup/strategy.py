@@ -1,0 +1,138 @@
+"""What a backup takes: everything, as a base for others, or what differs from the archive that it follows."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from portal.ops.backup.increment import CACHE, parent_locked, plan_increment, remember
+from portal.ops.chains.lineage import is_incremental
+from portal.ops.errors import OpsError
+from portal.ops.model import Component
+from portal.ops.runtime.logs import engine_log
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from portal.ops.backup.collect import Written
+    from portal.ops.backup.config import BackupConfig
+    from portal.ops.backup.increment import Increment
+    from portal.ops.model import BackupType
+    from portal.ops.repository.pending import PendingArchive
+    from portal.ops.repository.repository import Repository
+
+log = engine_log("portal.ops.backup")
+
+
+class Strategy(Protocol):
+    """What a backup takes; to be closed."""
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """What goes into the archive."""
+
+    @property
+    def increment(self) -> Increment | None:
+        """What an incremental follows and takes; nothing for a base."""
+
+    @property
+    def expected_bytes(self) -> int:
+        """About how large the archive will be."""
+
+    def note(self, written: Written) -> None:
+        """Note, for the incrementals that follow, what the archive has that was just published."""
+
+    def close(self) -> None:
+        """Give up what it holds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """Everything, whatever other archives have.
+
+    Arguments:
+        repository: where the archive goes.
+        components: what goes into it.
+        kind: its type.
+        is_chain_locked: whether incrementals are kept waiting already.
+    """
+
+    repository: Repository
+    components: tuple[Component, ...]
+    kind: BackupType
+    is_chain_locked: bool
+    increment: None = None
+
+    @property
+    def expected_bytes(self) -> int:
+        """How large the last backup of the same type was that took everything."""
+        alike = [one for one in self.repository.archives() if one.backup_id and one.backup_id.type is self.kind]
+        return next((one.size for one in alike if not is_incremental(one.path)), 0)
+
+    def note(self, written: Written) -> None:
+        """Fill the cache, where there is one; where that cannot be, the next incremental does it."""
+        is_wanted = Component.MEDIA in self.components and (self.repository.path / CACHE).exists()
+        if not (self.is_chain_locked or is_wanted):
+            return
+        try:
+            with nullcontext() if self.is_chain_locked else self.repository.chain():
+                remember(self.repository, written.content, written.digest)
+        except OpsError as error:
+            log.warning("cache_left_behind", error=error.message)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Incremental:
+    """What differs from the archive that it follows.
+
+    Arguments:
+        increment: that archive, and what differs.
+        opened: what keeps them.
+    """
+
+    increment: Increment
+    opened: ExitStack
+    components: tuple[Component, ...] = (Component.MEDIA,)
+
+    @property
+    def expected_bytes(self) -> int:
+        """The bytes of what differs."""
+        return self.increment.delta.content_bytes
+
+    def note(self, written: Written) -> None:
+        """Bring the cache up to the archive."""
+        self.increment.publish(written.content, written.digest)
+
+    def close(self) -> None:
+        """Close the uploads and the cache, and let the parent go."""
+        self.opened.close()
+
+
+def plan_incremental(
+    repository: Repository,
+    config: BackupConfig,
+    changed: Sequence[str] | None,
+    pending: PendingArchive,
+    advance: Callable[[int], None],
+) -> Incremental:
+    """Find out what an incremental follows, and what it takes.
+
+    Arguments:
+        changed: the only paths to look at; nothing looks at the whole tree.
+        pending: the archive that will be written.
+        advance: called with every number of bytes that were read to compare them.
+
+    Raises:
+        BaseNeededError: there is nothing to follow.
+        OpsError: as `plan_increment`.
+    """
+    begun = pending.partial.stat().st_mtime
+    with ExitStack() as opened:
+        increment = plan_increment(repository, config, changed=changed, begun=begun, advance=advance)
+        opened.callback(increment.close)
+        opened.enter_context(parent_locked(increment, config.lock_timeout))
+        return Incremental(increment=increment, opened=opened.pop_all())

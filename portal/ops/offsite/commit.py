@@ -1,0 +1,190 @@
+"""The commit of a copy: what makes it one, and all that is needed to get the archive back. It holds no secret."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from portal.ops.errors import NotIntactError
+from portal.ops.manifest import WRITER
+from portal.ops.model import BackupId
+from portal.ops.offsite.layout import Stem, parse_stem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+VERSION: Final = 1
+MOST_BYTES: Final = 16 << 20
+"""A commit of 10 TB of archive has 15 MB; a larger object is no commit."""
+
+_SHA256: Final = re.compile("[0-9a-f]{64}")
+_MOST_SEGMENT: Final = 1 << 30
+
+
+class Segment(NamedTuple):
+    """One object of a copy.
+
+    Arguments:
+        size: bytes as they are stored.
+        sha256: their digest.
+    """
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commit:
+    """A copy of an archive.
+
+    Arguments:
+        stem: where the segments lie.
+        copied: when the copy was complete.
+        archive_size: bytes of the archive; `archive_sha256` is its digest.
+        segment_bytes: how much of the archive each segment holds; the last one holds the rest.
+        recipients: the age public keys that it was encrypted for; empty where it is not encrypted.
+        parent: the archive that it follows, where it is an incremental; `parent_sha256` is the digest of that one.
+        base: the first archive of its chain.
+        components: what the archive holds.
+    """
+
+    stem: Stem
+    type: str
+    moment: datetime
+    copied: datetime
+    archive_size: int
+    archive_sha256: str
+    segment_bytes: int
+    segments: tuple[Segment, ...]
+    recipients: tuple[str, ...]
+    parent: str | None = None
+    parent_sha256: str | None = None
+    base: str | None = None
+    components: tuple[str, ...] = ()
+    writer: str = WRITER
+
+    @property
+    def backup_id(self) -> str:
+        """The archive."""
+        return self.stem.backup_id
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether an identity is needed to read it."""
+        return bool(self.recipients)
+
+    @property
+    def stored_bytes(self) -> int:
+        """What all segments take."""
+        return sum(segment.size for segment in self.segments)
+
+    def segment_name(self, number: int) -> str:
+        """The name of a segment."""
+        return self.stem.segment(number, encrypted=self.is_encrypted)
+
+    def plain_size(self, number: int) -> int:
+        """How much of the archive a segment holds."""
+        return min(self.segment_bytes, self.archive_size - number * self.segment_bytes)
+
+    def encode(self) -> bytes:
+        """The bytes of the commit object."""
+        document = {
+            "version": VERSION,
+            "backup_id": self.backup_id,
+            "directory": str(self.stem),
+            "type": self.type,
+            "moment": self.moment.isoformat(),
+            "copied": self.copied.isoformat(),
+            "components": list(self.components),
+            "parent": self.parent,
+            "parent_sha256": self.parent_sha256,
+            "base": self.base,
+            "archive": {"size": self.archive_size, "sha256": self.archive_sha256},
+            "recipients": list(self.recipients),
+            "segment_bytes": self.segment_bytes,
+            "segments": [
+                {"name": self.segment_name(number), "size": one.size, "sha256": one.sha256}
+                for number, one in enumerate(self.segments)
+            ],
+            "writer": self.writer,
+        }
+        return json.dumps(document, indent=1).encode("ascii") + b"\n"
+
+    @classmethod
+    def decode(cls, data: bytes, stem: Stem) -> Commit:
+        """A commit from its bytes.
+
+        Arguments:
+            stem: what its name says.
+
+        Raises:
+            NotIntactError: it makes no sense, is of a later format, or is another copy's.
+        """
+        try:
+            found = json.loads(data)
+            if found["version"] != VERSION:
+                raise NotIntactError(
+                    f"the commit {stem.commit} has format version {found['version']!r}",
+                    hint="Use the release that wrote it, or a later one.",
+                )
+            commit = cls._of(found, stem)
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise NotIntactError(
+                f"the commit {stem.commit} makes no sense", hint="Take another copy; list them to see what there is."
+            ) from error
+        return commit
+
+    @classmethod
+    def _of(cls, found: Mapping[str, Any], stem: Stem) -> Commit:
+        if parse_stem(found["directory"]) != stem or found["backup_id"] != stem.backup_id:
+            raise ValueError("another copy's")
+        identifier = BackupId.parse(stem.backup_id)
+        assert identifier is not None
+        commit = cls(
+            stem=stem,
+            type=identifier.type.value,
+            moment=identifier.moment,
+            copied=_moment(found["copied"]),
+            archive_size=_count(found["archive"]["size"]),
+            archive_sha256=_digest(found["archive"]["sha256"]),
+            segment_bytes=_count(found["segment_bytes"]),
+            segments=tuple(Segment(_count(one["size"]), _digest(one["sha256"])) for one in found["segments"]),
+            recipients=tuple(map(str, found["recipients"])),
+            parent=_name(found["parent"]),
+            parent_sha256=_digest(found["parent_sha256"]) if found["parent_sha256"] else None,
+            base=_name(found["base"]),
+            components=tuple(map(str, found["components"])),
+            writer=str(found["writer"]),
+        )
+        count = -(-commit.archive_size // commit.segment_bytes)
+        if not 0 < commit.segment_bytes <= _MOST_SEGMENT or count != len(commit.segments) or not count:
+            raise ValueError("segments that do not make up the archive")
+        return commit
+
+
+def _moment(text: str) -> datetime:
+    return datetime.fromisoformat(text).astimezone(UTC)
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError("no size")
+    return value
+
+
+def _digest(value: object) -> str:
+    if not isinstance(value, str) or not _SHA256.fullmatch(value):
+        raise ValueError("no SHA-256")
+    return value
+
+
+def _name(value: object) -> str | None:
+    """The name of another archive: files are opened by it."""
+    if value is None:
+        return None
+    if not isinstance(value, str) or BackupId.parse(value) is None:
+        raise ValueError("no archive")
+    return value

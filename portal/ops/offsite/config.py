@@ -1,0 +1,76 @@
+"""What is copied where, and as what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from portal.ops.errors import ConfigurationError
+from portal.ops.storage.objects import open_destination
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from portal.ops.settings.destination import Destination
+    from portal.ops.settings.load import OffsiteSettings, Settings
+    from portal.ops.storage.backend import Backend
+
+
+@dataclass(frozen=True, kw_only=True)
+class OffsiteConfig:
+    """Off-site copies of one repository.
+
+    Arguments:
+        local_path: the repository.
+        destinations: where copies go.
+        settings: recipients, identity, rate and lock.
+        environ: the variables of the stores.
+        lock_timeout: seconds to wait for a lock.
+    """
+
+    local_path: Path
+    destinations: tuple[Destination, ...]
+    settings: OffsiteSettings
+    environ: Mapping[str, str] = field(default_factory=dict, repr=False)
+    lock_timeout: float = 60
+    jobs: int | None = None
+    pg_bin_dir: Path | None = None
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> OffsiteConfig:
+        """The configuration that the environment describes."""
+        return cls(
+            local_path=settings.local_path,
+            destinations=settings.offsite.destinations(),
+            settings=settings.offsite,
+            environ=settings.store_variables,
+            lock_timeout=settings.lock_timeout,
+            jobs=settings.jobs,
+            pg_bin_dir=settings.pg_bin_dir,
+        )
+
+    def require_destinations(self) -> tuple[Destination, ...]:
+        """The destinations.
+
+        Raises:
+            ConfigurationError: there is none.
+        """
+        if not self.destinations:
+            raise ConfigurationError(
+                "there is no destination of off-site copies",
+                hint="Set BACKUP_OFFSITE_URLS, such as s3://bucket/prefix or file:///mnt/nas/kekkai.",
+            )
+        return self.destinations
+
+    def open(self, destination: Destination, *, is_writing: bool = False) -> Backend:
+        """The store of a destination.
+
+        Raises:
+            StorageError: it cannot be used.
+        """
+        return open_destination(destination, self.settings, self.environ, is_writing=is_writing)
+
+    def includes(self, kind: str | None) -> bool:
+        """Whether archives of a type are copied."""
+        return kind is not None and (not self.settings.types or kind in self.settings.types)

@@ -1,0 +1,269 @@
+"""Copies what is missing off-site.
+
+    look      which copies the store has, by the names of its commits
+    choose    whole archives of the types that are copied, which the off-site rules would keep; parents first
+    send      each of them (`sending`)
+
+A failure at one destination keeps nothing from the others, and none from the next attempt.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from portal.ops.errors import BusyError, ConfigurationError, OpsError
+from portal.ops.model import FORMAT_VERSION
+from portal.ops.offsite.layout import Stem, stem_of_commit
+from portal.ops.offsite.ledger import CopyRecord, Ledger
+from portal.ops.offsite.listing import read_commit
+from portal.ops.offsite.missing import line_of_entry, wanted_copies
+from portal.ops.offsite.prune import offsite_policy
+from portal.ops.offsite.sending import AlreadyCopiedError, Sender
+from portal.ops.repository.access_log import Action, Observer, Witness
+from portal.ops.repository.catalogue import Catalogue
+from portal.ops.repository.locks import archive_lock
+from portal.ops.repository.repository import Repository
+from portal.ops.runtime.logs import engine_log
+from portal.ops.runtime.progress import Clock, Meter, Progress, utc_now
+from portal.ops.storage.objects import recipients_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from portal.ops.offsite.config import OffsiteConfig
+    from portal.ops.repository.entry import Entry
+    from portal.ops.retention.policy import RetentionPolicy
+    from portal.ops.settings.destination import Destination
+    from portal.ops.storage.backend import Backend
+
+log = engine_log("portal.ops.offsite.copy")
+
+_ONE_RECIPIENT: Final = (
+    "copies are encrypted for one recipient only: whoever loses that key loses them; add a second one, and keep its "
+    "identity offline"
+)
+_UNENCRYPTED: Final = "copies are not encrypted: BACKUP_OFFSITE_ENCRYPTION is off"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyResult:
+    """What a copy has come to, over all destinations.
+
+    Arguments:
+        copied: copies that were made: destination and archive.
+        missing: archives that have no copy yet, of each destination.
+        warnings: what should be known.
+        faults: what went wrong; the first one gives the exit code.
+    """
+
+    copied: tuple[tuple[str, str], ...] = ()
+    stored_bytes: int = 0
+    missing: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    faults: tuple[OpsError, ...] = ()
+    duration_seconds: float = 0.0
+
+    @property
+    def success(self) -> bool:
+        """Whether nothing went wrong."""
+        return not self.faults
+
+    @property
+    def exit_code(self) -> int:
+        """The code that a program should end with."""
+        return self.faults[0].exit_code if self.faults else 0
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same may succeed if it is tried again."""
+        return bool(self.faults) and all(fault.retryable for fault in self.faults)
+
+    @property
+    def error(self) -> str | None:
+        """What went wrong, and what to do."""
+        return "\n".join(dict.fromkeys(map(str, self.faults))) or None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result in the types of JSON."""
+        return {
+            "success": self.success,
+            "copied": [{"destination": place, "backup_id": name} for place, name in self.copied],
+            "stored_bytes": self.stored_bytes,
+            "missing": {place: list(names) for place, names in self.missing.items()},
+            "warnings": list(self.warnings),
+            "error": self.error,
+            "duration_seconds": round(self.duration_seconds, 3),
+            "format_version": FORMAT_VERSION,
+        }
+
+
+class CopyJob:
+    """Copies archives of a repository to its destinations.
+
+    Arguments:
+        policy: of the repository, which the off-site rules are read on top of.
+        progress: told how far it is.
+        actor: who asked for it, for the access log; the user of this process by default.
+        observer: told of every copy, once it has ended.
+    """
+
+    def __init__(
+        self,
+        config: OffsiteConfig,
+        policy: RetentionPolicy,
+        *,
+        clock: Clock = utc_now,
+        progress: Progress | None = None,
+        actor: str | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self._config = config
+        self._policy = offsite_policy(policy, config.settings.rules)
+        self._repository = Repository(config.local_path, lock_timeout=config.lock_timeout)
+        self._witness = Witness(repository=self._repository, who=actor, clock=clock, observer=observer)
+        self._clock = clock
+        self._progress = progress
+
+    def run(self, archive: str | None = None, *, again: bool = False) -> CopyResult:
+        """Copy everything that is missing, or one archive with all that it needs; every fault becomes a result.
+
+        Arguments:
+            archive: its path, its id or the start of one, or ``latest``.
+            again: copy although there is a copy, for other recipients; needs an archive, or copies all anew.
+        """
+        started = time.monotonic()
+        result = CopyResult(warnings=tuple(self._warnings()))
+        try:
+            destinations = self._config.require_destinations()
+            recipients = recipients_of(self._config.settings)
+            entries = Catalogue(self._repository).entries()
+            wanted = self._wanted(entries, archive)
+        except OpsError as error:
+            return replace(result, faults=(error,), duration_seconds=time.monotonic() - started)
+        for destination in destinations:
+            result = self._to_destination(destination, recipients, wanted, again, result)
+        return replace(result, duration_seconds=time.monotonic() - started)
+
+    def _warnings(self) -> Iterable[str]:
+        settings = self._config.settings
+        if not settings.encryption:
+            yield _UNENCRYPTED
+        elif len(settings.recipients) == 1:
+            yield _ONE_RECIPIENT
+
+    def _wanted(self, entries: Sequence[Entry], archive: str | None) -> list[Entry]:
+        """What there should be copies of: parents before children, newer chains before older ones."""
+        by_name = {entry.name: entry for entry in entries}
+        if archive is not None:
+            found = self._repository.find(archive)
+            entry = by_name.get(found.name)
+            if entry is None or entry.type is None or found.path.parent != self._repository.path:
+                raise ConfigurationError(
+                    f"{found.path} is no archive of {self._repository.path} with an id as its name",
+                    hint="Only archives of the repository are copied; 'list' shows them.",
+                )
+            if entry.fault:
+                raise ConfigurationError(f"{entry.name} is not copied: {entry.fault}", hint="Copy an intact archive.")
+            return list(line_of_entry(entry, by_name))
+        return wanted_copies(self._config, self._policy, entries, self._clock())
+
+    def _to_destination(
+        self,
+        destination: Destination,
+        recipients: tuple[str, ...],
+        wanted: Sequence[Entry],
+        again: bool,
+        so_far: CopyResult,
+    ) -> CopyResult:
+        """Copy what one destination lacks."""
+        ledger = Ledger(self._repository, destination)
+        copied: list[CopyRecord] = []
+        faults: list[OpsError] = []
+        missing = list(wanted)
+        backend: Backend | None = None
+        try:
+            with ledger.locked(self._config.lock_timeout):
+                backend = self._config.open(destination, is_writing=True)
+                there = {stem.backup_id for stem in reconcile(backend, ledger)}
+                missing = [entry for entry in wanted if again or entry.name not in there]
+                sender = self._sender(backend, ledger, recipients, missing)
+                for entry in list(missing):
+                    copied.append(self._copy(sender, entry, destination, again=again))
+                    missing.remove(entry)
+        except BusyError as error:
+            faults.append(error)
+        except OpsError as error:
+            faults.append(error)
+            log.error("offsite_copy_failed", destination=destination.shown, error=str(error))
+        finally:
+            if backend is not None:
+                backend.close()
+        return replace(
+            so_far,
+            copied=(*so_far.copied, *((destination.shown, record.stem.backup_id) for record in copied)),
+            stored_bytes=so_far.stored_bytes + sum(record.stored_bytes for record in copied),
+            missing={**so_far.missing, destination.shown: tuple(entry.name for entry in missing)},
+            faults=(*so_far.faults, *faults),
+        )
+
+    def _sender(
+        self, backend: Backend, ledger: Ledger, recipients: tuple[str, ...], missing: Sequence[Entry]
+    ) -> Sender:
+        meter = Meter(self._progress)
+        meter.phase = "copy"
+        total = sum(entry.size for entry in missing)
+        meter.expect = lambda: total
+        return Sender(
+            backend=backend,
+            ledger=ledger,
+            recipients=recipients,
+            rate=self._config.settings.rate,
+            clock=self._clock,
+            advance=meter.advance,
+        )
+
+    def _copy(self, sender: Sender, entry: Entry, destination: Destination, *, again: bool) -> CopyRecord:
+        """Copy one archive, with a line in the access log."""
+        with self._witness.watching(Action.OFFSITE_COPY, entry.name, destination=destination.shown) as seen:
+            started = time.monotonic()
+            archive = self._repository.find(f"{entry.name}")
+            with archive_lock(archive.path, self._config.lock_timeout):
+                try:
+                    commit = sender.send(archive, entry, again=again)
+                except AlreadyCopiedError as there:
+                    commit = there.commit
+            record = CopyRecord.of(commit)
+            sender.ledger.add(record)
+            sender.ledger.forget_pending(entry.name)
+            seen.details["bytes"] = record.stored_bytes
+        log.info(
+            "offsite_copied",
+            backup_id=entry.name,
+            destination=destination.shown,
+            bytes=record.stored_bytes,
+            seconds=round(time.monotonic() - started, 3),
+        )
+        return record
+
+
+def reconcile(backend: Backend, ledger: Ledger) -> dict[Stem, CopyRecord]:
+    """The copies that a store has, by a look at the names of its commits; the memory of them is brought up to date.
+
+    Raises:
+        StorageError: the store cannot be looked at.
+    """
+    known = ledger.copies()
+    found: dict[Stem, CopyRecord] = {}
+    for one in backend.list_top():
+        stem = stem_of_commit(one.name)
+        if stem is None:
+            continue
+        if stem in known:
+            found[stem] = known[stem]
+        elif commit := read_commit(backend, stem):
+            found[stem] = CopyRecord.of(commit)
+    if found != known and ledger.can_be_kept:
+        ledger.replace(found.values())
+    return found

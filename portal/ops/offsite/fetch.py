@@ -1,0 +1,392 @@
+"""Brings archives back from off-site into the repository: byte for byte, with their sidecars.
+
+list      what the destination has
+lock      a pending archive, as a backup has one
+receive   segments, by two threads: digest, decryption, each to its place in the file
+check     the size and the SHA-256 of the archive
+publish   sidecar, then the rename: only now it is an archive
+"""
+
+from __future__ import annotations
+
+import errno
+import queue
+import shutil
+import threading
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Final
+
+from portal.ops.errors import (
+    ArchiveAbsentError,
+    DiskFullError,
+    IdentityError,
+    NotIntactError,
+    ObjectAbsentError,
+    OpsError,
+    RepositoryError,
+)
+from portal.ops.model import FORMAT_VERSION, SUFFIX, BackupId
+from portal.ops.offsite.listing import LATEST, PREFIX, Listing, list_copies
+from portal.ops.offsite.reading import find_file
+from portal.ops.repository.access_log import Action, Observer, Witness
+from portal.ops.repository.faults import disk_full
+from portal.ops.repository.repository import Repository
+from portal.ops.repository.sidecar import read_sidecar
+from portal.ops.runtime.logs import engine_log
+from portal.ops.runtime.progress import Clock, Meter, Progress, utc_now
+from portal.ops.storage.age_format import StreamDecryptor
+from portal.ops.storage.objects import identities_of
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from portal.ops.archive.index import Member
+    from portal.ops.archive.reader import ArchiveReader
+    from portal.ops.offsite.commit import Commit
+    from portal.ops.offsite.config import OffsiteConfig
+    from portal.ops.runtime.progress import Advance
+    from portal.ops.settings.destination import Destination
+    from portal.ops.storage.age_keys import Identity
+    from portal.ops.storage.backend import Backend
+
+log = engine_log("portal.ops.offsite.fetch")
+
+_THREADS: Final = 2
+_PATIENCE_SECONDS: Final = 1.0
+_DISK_RESERVE: Final = 64 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fetched:
+    """An archive that was asked for, with all that it needs, in the repository.
+
+    Arguments:
+        path: the archive.
+        destination: where it came from.
+        fetched: the archives that were brought here for it; those that were here already are left out.
+    """
+
+    backup_id: str
+    path: Path
+    destination: str
+    checksum: str
+    size: int
+    fetched: tuple[str, ...]
+    duration_seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result in the types of JSON."""
+        return {
+            "success": True,
+            "backup_id": self.backup_id,
+            "path": str(self.path),
+            "destination": self.destination,
+            "checksum": self.checksum,
+            "size_bytes": self.size,
+            "fetched": list(self.fetched),
+            "duration_seconds": round(self.duration_seconds, 3),
+            "format_version": FORMAT_VERSION,
+        }
+
+
+class FetchJob:
+    """Fetches archives from the first destination that has them.
+
+    Arguments:
+        open_store: opens the store of a destination; as it was at a moment, where somebody wants that.
+        progress: told how far it is.
+        actor: who asked for it, for the access log.
+        observer: told of every archive that was fetched.
+    """
+
+    def __init__(
+        self,
+        config: OffsiteConfig,
+        *,
+        open_store: Callable[[Destination], Backend] | None = None,
+        clock: Clock = utc_now,
+        progress: Progress | None = None,
+        actor: str | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self._config = config
+        self._open = open_store or config.open
+        self.repository = Repository(config.local_path, lock_timeout=config.lock_timeout)
+        self._witness = Witness(repository=self.repository, who=actor, clock=clock, observer=observer)
+        self._progress = progress
+
+    def run(self, name: str) -> Fetched:
+        """Fetch an archive, and of a chain everything that it needs.
+
+        Arguments:
+            name: its id or the start of one, or ``latest``; ``offsite:`` may stand before it.
+
+        Raises:
+            ConfigurationError: no destination has it.
+            IdentityError: it is encrypted, and no identity fits.
+            NotIntactError: the copy is damaged.
+            StorageError: a store failed.
+        """
+        started = time.monotonic()
+        with self.found(name) as (backend, listing, commit):
+            line = listing.line_of(commit)
+            identities = self._identities(line)
+            self.repository.prepare()
+            missing = [one for one in line if not self._is_here(one)]
+            self._check_space(sum(one.archive_size for one in missing))
+            meter = Meter(self._progress)
+            meter.phase = "fetch"
+            total = sum(one.archive_size for one in missing)
+            meter.expect = lambda: total
+            for one in missing:
+                self._fetch(backend, one, identities, meter.advance)
+        return Fetched(
+            backup_id=commit.backup_id,
+            path=self._path(commit),
+            destination=listing.shown,
+            checksum=commit.archive_sha256,
+            size=commit.archive_size,
+            fetched=tuple(one.backup_id for one in missing),
+            duration_seconds=time.monotonic() - started,
+        )
+
+    @contextmanager
+    def found(self, name: str) -> Iterator[tuple[Backend, Listing, Commit]]:
+        """The first destination that has a copy, open; for ``latest`` the one with the newest.
+
+        Raises:
+            ConfigurationError: none has it.
+            StorageError: none has it, and one could not be asked.
+        """
+        name = name.removeprefix(PREFIX)
+        hits: list[tuple[Backend, Listing, Commit]] = []
+        faults: list[OpsError] = []
+        opened: list[Backend] = []
+        try:
+            for destination in self._config.require_destinations():
+                try:
+                    backend = self._open(destination)
+                    opened.append(backend)
+                    listing = list_copies(backend, name)
+                    hits.append((backend, listing, listing.find(name)))
+                except OpsError as error:
+                    faults.append(error)
+                    continue
+                if name != LATEST:
+                    break
+            if not hits:
+                raise next((fault for fault in faults if fault.exit_code != 2), faults[0])
+            yield max(hits, key=lambda hit: hit[2].moment)
+        finally:
+            for backend in opened:
+                backend.close()
+
+    @contextmanager
+    def file(self, name: str, path: str) -> Iterator[tuple[ArchiveReader, Member, Callable[[], int]]]:
+        """One file of a copy, with what reads it and what tells how much was downloaded for it.
+
+        Arguments:
+            name: the archive's id or the start of one, or ``latest``.
+            path: the file's path in the archive.
+
+        Raises:
+            ArchiveAbsentError: the archive has no such file.
+            OpsError: as `run`.
+        """
+        with self.found(name) as (backend, listing, commit):
+            line = listing.line_of(commit)
+            with self._witness.watching(
+                Action.OFFSITE_READ, commit.backup_id, destination=backend.shown, files=1
+            ) as seen:
+                found = find_file(backend, line, self._identities(line), path)
+                if found is None:
+                    raise ArchiveAbsentError(
+                        f"there is no file {path!r} in {commit.backup_id}",
+                        hint="The path starts with media/ or audit/, as in the archive.",
+                    )
+                yield found.reader, found.member, found.received
+                seen.details["bytes"] = found.received()
+
+    def _identities(self, line: Sequence[Commit]) -> tuple[Identity, ...]:
+        if not any(one.is_encrypted for one in line):
+            return ()
+        identities = identities_of(self._config.settings)
+        if not identities:
+            raise IdentityError(
+                f"the copy of {line[-1].backup_id} is encrypted, and there is no identity to open it",
+                hint="Name the file with the secret key in BACKUP_ENCRYPTION_IDENTITY_FILE.",
+            )
+        return identities
+
+    def _fetch(self, backend: Backend, commit: Commit, identities: Sequence[Identity], advance: Advance) -> None:
+        """Fetch one archive, with a line in the access log."""
+        identifier = BackupId.parse(commit.backup_id)
+        assert identifier is not None
+        with self._witness.watching(Action.OFFSITE_FETCH, commit.backup_id, destination=backend.shown):
+            started = time.monotonic()
+            with self.repository.shared(), self.repository.pending(identifier) as pending:
+                if pending is None:
+                    return  # somebody else has just brought it
+                try:
+                    receive(backend, commit, identities, pending.out.patch, advance)
+                    digest = pending.out.finish()
+                except OSError as error:
+                    raise _unwritable(self.repository.path, error) from error
+                if digest != commit.archive_sha256:
+                    raise _other_archive(commit, backend)
+                pending.commit(digest)
+        log.info(
+            "offsite_fetched",
+            backup_id=commit.backup_id,
+            destination=backend.shown,
+            bytes=commit.archive_size,
+            seconds=round(time.monotonic() - started, 3),
+        )
+
+    def _is_here(self, commit: Commit) -> bool:
+        """Whether the repository has the archive already, by its sidecar.
+
+        Raises:
+            NotIntactError: it has another one of that name.
+        """
+        path = self._path(commit)
+        if not path.exists():
+            return False
+        if (digest := read_sidecar(path)) in (None, commit.archive_sha256):
+            return digest is not None
+        raise NotIntactError(
+            f"{path} is there, and is not the archive that the copy is of",
+            hint="Verify it; if it is damaged, move it away, and fetch again.",
+        )
+
+    def _check_space(self, needed: int) -> None:
+        free = shutil.disk_usage(self.repository.path).free
+        if needed and free < needed + _DISK_RESERVE:
+            raise DiskFullError(
+                f"{self.repository.path} has {free >> 20} MiB free, and what is fetched needs {needed >> 20} MiB",
+                hint="Make room, or set BACKUP_LOCAL_PATH to a larger disk.",
+            )
+
+    def _path(self, commit: Commit) -> Path:
+        return self.repository.path / f"{commit.backup_id}{SUFFIX}"
+
+
+def receive(
+    backend: Backend,
+    commit: Commit,
+    identities: Sequence[Identity],
+    put: Callable[[int, bytes], None],
+    advance: Advance,
+) -> None:
+    """Give all of an archive to `put`, each piece with its offset; several threads do, in any order.
+
+    Raises:
+        IdentityError: it was not encrypted for any of the identities.
+        NotIntactError: a segment is damaged, missing, or another one's.
+        StorageError: the store failed.
+    """
+    numbers: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for number in range(len(commit.segments)):
+        numbers.put(number)
+    done: queue.SimpleQueue[int | BaseException] = queue.SimpleQueue()
+    stopped = threading.Event()
+
+    def work() -> None:
+        with suppress(queue.Empty):
+            while not stopped.is_set():
+                number = numbers.get_nowait()
+                try:
+                    _receive_segment(backend, commit, number, identities, put, stopped)
+                    done.put(commit.plain_size(number))
+                except BaseException as error:  # whoever waits raises it
+                    done.put(error)
+                    return
+
+    for _ in range(min(_THREADS, len(commit.segments))):
+        threading.Thread(target=work, name="receive", daemon=True).start()
+    try:
+        left = len(commit.segments)
+        while left:
+            with suppress(queue.Empty):
+                result = done.get(timeout=_PATIENCE_SECONDS)
+                if isinstance(result, BaseException):
+                    raise result
+                left -= 1
+                advance(result)
+    finally:
+        stopped.set()
+
+
+def _receive_segment(
+    backend: Backend,
+    commit: Commit,
+    number: int,
+    identities: Sequence[Identity],
+    put: Callable[[int, bytes], None],
+    stopped: threading.Event,
+) -> None:
+    name, segment = commit.segment_name(number), commit.segments[number]
+    start = at = number * commit.segment_bytes
+    digest, size = sha256(), 0
+    decryptor = StreamDecryptor(identities) if commit.is_encrypted else None
+    try:
+        for piece in backend.read(name):
+            if stopped.is_set():
+                return
+            size += len(piece)
+            if size > segment.size:
+                break
+            digest.update(piece)
+            for plain in decryptor.feed(piece) if decryptor else (piece,):
+                put(at, plain)
+                at += len(plain)
+        if decryptor and size == segment.size:
+            plain = decryptor.finish()
+            put(at, plain)
+            at += len(plain)
+    except NotIntactError as error:
+        raise _damaged(name, backend, error.message) from error
+    except ObjectAbsentError as error:
+        raise _damaged(name, backend, "it is missing") from error
+    if fault := _fault(commit, number, size, digest.hexdigest(), at - start):
+        raise _damaged(name, backend, fault)
+
+
+def _fault(commit: Commit, number: int, size: int, digest: str, plain_size: int) -> str:
+    """What is wrong with a segment that was received; empty where nothing is."""
+    segment = commit.segments[number]
+    if size != segment.size:
+        return f"it has {'more' if size > segment.size else 'fewer'} bytes than it should"
+    if digest != segment.sha256:
+        return "its SHA-256 is not the one of the commit"
+    return "" if plain_size == commit.plain_size(number) else "it holds another part of an archive"
+
+
+def _damaged(name: str, backend: Backend, what: str) -> NotIntactError:
+    return NotIntactError(
+        f"the off-site segment {name} in {backend.shown} is damaged: {what}",
+        hint="Take another copy or an older archive: 'offsite list' shows them; with versions, 'offsite list --as-of'.",
+    )
+
+
+def _unwritable(path: Path, error: OSError) -> OpsError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return disk_full(path)
+    return RepositoryError(f"cannot write to {path}: {(error.strerror or '').lower()}", hint="Look at the disk.")
+
+
+def _other_archive(commit: Commit, backend: Backend) -> NotIntactError:
+    return NotIntactError(
+        f"the copy of {commit.backup_id} in {backend.shown} does not give the archive that its commit describes",
+        hint="Take another copy or an older archive: 'offsite list' shows them.",
+    )
+
+
+def is_offsite(name: str | os.PathLike[str]) -> bool:
+    """Whether the name of an archive asks for one from off-site."""
+    return isinstance(name, str) and name.startswith(PREFIX)

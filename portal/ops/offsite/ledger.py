@@ -1,0 +1,265 @@
+"""What the repository remembers of off-site copies, in `.offsite/<destination>/`: a memory, never the truth.
+
+    copies.jsonl           a line for each copy that is known to be complete
+    pending/<id>.json      how far an interrupted copy is
+    proof.json             what the last verification and the last drill have found
+
+The store has the truth: a look at it brings this up to date. Status reads this alone, so it works while the store is
+away.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from portal.ops.errors import BusyError, RepositoryError
+from portal.ops.offsite.layout import Stem, parse_stem
+from portal.ops.repository.durable import make_hidden, sync_directory, write_durably
+from portal.ops.repository.faults import disk_full
+from portal.ops.repository.locks import try_lock
+from portal.ops.repository.records import DamagedRecordError, RecordStore
+from portal.ops.runtime.logs import engine_log
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from portal.ops.offsite.commit import Commit
+    from portal.ops.repository.repository import Repository
+    from portal.ops.settings.destination import Destination
+
+log = engine_log("portal.ops.offsite.ledger")
+
+DIRECTORY: Final = ".offsite"
+VERSION: Final = 1
+
+_COPIES: Final = "copies.jsonl"
+_PENDING: Final = "pending"
+_PROOF: Final = "proof"
+_POLL_SECONDS: Final = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyRecord:
+    """A copy that is known to be complete.
+
+    Arguments:
+        copied: when it was.
+        archive_sha256: the digest of the archive.
+        stored_bytes: what it takes off-site.
+        recipients: for whom it is encrypted.
+    """
+
+    stem: Stem
+    copied: datetime
+    archive_sha256: str
+    stored_bytes: int
+    recipients: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, commit: Commit) -> CopyRecord:
+        """What is remembered of a commit."""
+        return cls(
+            stem=commit.stem,
+            copied=commit.copied,
+            archive_sha256=commit.archive_sha256,
+            stored_bytes=commit.stored_bytes,
+            recipients=commit.recipients,
+        )
+
+    def encode(self) -> bytes:
+        """The line."""
+        facts = {
+            "version": VERSION,
+            "stem": str(self.stem),
+            "copied": self.copied.isoformat(),
+            "archive_sha256": self.archive_sha256,
+            "stored_bytes": self.stored_bytes,
+            "recipients": list(self.recipients),
+        }
+        return json.dumps(facts).encode("ascii") + b"\n"
+
+    @classmethod
+    def decode(cls, line: bytes) -> CopyRecord | None:
+        """The record of a line; nothing where it makes no sense, as one that a crash has cut off."""
+        try:
+            found = json.loads(line)
+            stem = parse_stem(found["stem"])
+            if stem is None or found["version"] != VERSION:
+                return None
+            return cls(
+                stem=stem,
+                copied=datetime.fromisoformat(found["copied"]),
+                archive_sha256=str(found["archive_sha256"]),
+                stored_bytes=int(found["stored_bytes"]),
+                recipients=tuple(map(str, found["recipients"])),
+            )
+        except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError):
+            return None
+
+
+class Ledger:
+    """The memory of the copies in one destination."""
+
+    def __init__(self, repository: Repository, destination: Destination) -> None:
+        self.directory = repository.path / DIRECTORY / destination.identifier
+        self._repository = repository
+        self._destination = destination
+        self._path = self.directory / _COPIES
+        self._pending = RecordStore(self.directory / _PENDING)
+        self._records = RecordStore(self.directory)
+
+    def prepare(self) -> None:
+        """Make the directory, unless it is there.
+
+        Raises:
+            RepositoryError: it cannot be made.
+        """
+        self._repository.prepare()
+        with _explained(self.directory):
+            make_hidden(self.directory.parent)
+            make_hidden(self.directory)
+
+    @property
+    def can_be_kept(self) -> bool:
+        """Whether there is a repository that this user may write to."""
+        return os.access(self._repository.path, os.W_OK | os.X_OK)
+
+    @contextmanager
+    def locked(self, timeout: float) -> Iterator[None]:
+        """Keep others from copying to this destination.
+
+        Raises:
+            BusyError: somebody does, and did not end in time.
+        """
+        self.prepare()
+        descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            deadline = time.monotonic() + timeout
+            while not try_lock(descriptor, fcntl.LOCK_EX):
+                if time.monotonic() >= deadline:
+                    raise BusyError(
+                        f"another process copies to {self._destination.shown}",
+                        hint="It copies whatever is missing; wait for it to end.",
+                    )
+                time.sleep(_POLL_SECONDS)
+            yield
+        finally:
+            os.close(descriptor)
+
+    # -- copies -------------------------------------------------------------------------------------------------------
+
+    def copies(self) -> dict[Stem, CopyRecord]:
+        """Every copy that is known.
+
+        Raises:
+            RepositoryError: the memory cannot be read.
+        """
+        try:
+            lines = self._path.read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise _trouble(error, self._path) from error
+        found = (CopyRecord.decode(line) for line in lines if line)
+        return {record.stem: record for record in found if record}
+
+    def add(self, record: CopyRecord) -> None:
+        """Remember one more copy, durably.
+
+        Raises:
+            RepositoryError: it cannot be written.
+        """
+        with _explained(self._path):
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                size = os.fstat(descriptor).st_size
+                ended = size == 0 or os.pread(descriptor, 1, size - 1) == b"\n"
+                os.write(descriptor, (b"" if ended else b"\n") + record.encode())
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            sync_directory(self.directory)
+
+    def replace(self, records: Iterable[CopyRecord]) -> None:
+        """Remember these copies and no others: what a look at the store has found.
+
+        Raises:
+            RepositoryError: it cannot be written.
+        """
+        self.prepare()
+        with _explained(self._path):
+            write_durably(self._path, b"".join(record.encode() for record in records))
+            sync_directory(self.directory)
+
+    # -- interrupted copies -------------------------------------------------------------------------------------------
+
+    def pending(self, backup_id: str) -> dict[str, Any] | None:
+        """How far the copy of an archive is; nothing where none was interrupted, or its record makes no sense."""
+        try:
+            return self._pending.read(backup_id)
+        except DamagedRecordError as error:
+            log.warning("record_unreadable", error=error.message)
+            return None
+
+    def save_pending(self, backup_id: str, facts: dict[str, Any]) -> None:
+        """Note how far the copy of an archive is, durably."""
+        self._pending.write(backup_id, facts)
+
+    def forget_pending(self, backup_id: str) -> None:
+        """The copy of an archive is complete, or is given up."""
+        self._pending.remove(backup_id)
+
+    def pending_names(self) -> list[str]:
+        """The archives whose copies were interrupted."""
+        return self._pending.names()
+
+    # -- proofs -------------------------------------------------------------------------------------------------------
+
+    def proof(self) -> dict[str, Any]:
+        """What the last verification and the last drill have found; empty where there was none."""
+        try:
+            return self._records.read(_PROOF) or {}
+        except DamagedRecordError as error:
+            log.warning("record_unreadable", error=error.message)
+            return {}
+
+    def note_proof(self, kind: str, facts: dict[str, Any]) -> None:
+        """Keep what was found, beside what is known of other kinds; breaks nothing where it cannot be written.
+
+        Arguments:
+            kind: ``verified`` or ``drilled``.
+        """
+        if not self.can_be_kept:
+            return
+        try:
+            self.prepare()
+            known = {name: value for name, value in self.proof().items() if name != "version"}
+            self._records.write(_PROOF, {**known, kind: facts})
+        except RepositoryError as error:
+            log.warning("proof_unrecorded", error=error.message)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _trouble(error, path) from error
+
+
+def _trouble(error: OSError, path: Path) -> RepositoryError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return disk_full(path.parent)
+    return RepositoryError(
+        f"cannot use {path}: {(error.strerror or str(error)).lower()}",
+        hint="Run this as the user that the backups belong to, and look at the disk.",
+    )

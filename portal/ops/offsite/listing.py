@@ -1,0 +1,179 @@
+"""Which copies a destination has: the truth is the store, and nothing else is needed to know it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from portal.ops.errors import ConfigurationError, NotIntactError, ObjectAbsentError
+from portal.ops.model import BackupId, timestamp
+from portal.ops.offsite.commit import MOST_BYTES, Commit
+from portal.ops.offsite.layout import Stem, parse_stem, stem_of_commit
+from portal.ops.runtime.logs import engine_log
+from portal.ops.storage.backend import read_all
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from datetime import datetime
+
+    from portal.ops.storage.backend import Backend
+
+log = engine_log("portal.ops.offsite.listing")
+
+PREFIX = "offsite:"
+"""What stands before the name of an archive that is to come from off-site."""
+
+LATEST = "latest"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """The copies of one destination, the newest archive first.
+
+    Arguments:
+        shown: the destination.
+        commits: one for each copy; of several copies of an archive the newest first.
+        damaged: stems whose commits make no sense.
+    """
+
+    shown: str
+    commits: tuple[Commit, ...]
+    damaged: tuple[str, ...] = ()
+
+    def newest(self) -> dict[str, Commit]:
+        """Of each archive its newest copy."""
+        found: dict[str, Commit] = {}
+        for commit in self.commits:
+            found.setdefault(commit.backup_id, commit)
+        return found
+
+    def find(self, name: str) -> Commit:
+        """The copy of that id, unambiguous start of an id or stem; ``latest`` is the newest full archive.
+
+        Raises:
+            ConfigurationError: there is none, or more than one.
+        """
+        newest = self.newest()
+        if name == LATEST:
+            full = [commit for commit in newest.values() if commit.type == "full"]
+            hits = (full or list(newest.values()))[:1]
+        else:
+            stem = parse_stem(name.removesuffix(".0"))
+            exact = [commit for commit in self.commits if commit.stem == stem]
+            if stem is not None and not stem.generation and not name.endswith(".0") and stem.backup_id in newest:
+                exact = [newest[stem.backup_id]]
+            hits = exact or [commit for key, commit in newest.items() if name and key.startswith(name)]
+        if len(hits) == 1:
+            return hits[0]
+        if hits:
+            names = ", ".join(commit.backup_id for commit in hits[:5])
+            raise ConfigurationError(f"{name!r} could be any of {names} in {self.shown}", hint="Give more of the id.")
+        raise ConfigurationError(
+            f"there is no copy {name!r} in {self.shown}" if name != LATEST else f"there is no copy in {self.shown}",
+            hint="'offsite list' shows the copies; BACKUP_OFFSITE_URLS says where they are looked for.",
+        )
+
+    def line_of(self, commit: Commit) -> tuple[Commit, ...]:
+        """All that an archive needs, its base first and itself last.
+
+        Raises:
+            NotIntactError: a copy is missing.
+        """
+        newest, line = self.newest(), [commit]
+        while (parent := line[-1].parent) is not None:
+            if parent not in newest or len(line) > len(newest):
+                raise NotIntactError(
+                    f"{commit.backup_id} needs {parent}, of which there is no copy in {self.shown}",
+                    hint="Take an older archive, or another destination.",
+                )
+            line.append(newest[parent])
+        return tuple(reversed(line))
+
+
+def list_copies(backend: Backend, name: str | None = None) -> Listing:
+    """The copies that a destination has.
+
+    Arguments:
+        name: of an archive that somebody wants; of others, no more is read than whether there are any.
+
+    Raises:
+        StorageError: it cannot be looked at.
+    """
+    stems = list(commit_stems(backend))
+    wanted = _wanted_ids(stems, name)
+    commits: list[Commit] = []
+    damaged: list[str] = []
+    read: set[str] = set()
+    while wanted:
+        ids, wanted = wanted - read, set()
+        for stem in (stem for stem in stems if stem.backup_id in ids):
+            try:
+                commit = _read(backend, stem)
+            except NotIntactError as error:
+                log.warning("offsite_commit_damaged", stem=str(stem), error=error.message)
+                damaged.append(str(stem))
+                continue
+            except ObjectAbsentError:
+                continue  # removed meanwhile
+            commits.append(commit)
+            if commit.parent and commit.parent not in read | ids:
+                wanted.add(commit.parent)
+        read |= ids
+    commits.sort(key=lambda commit: (commit.moment, commit.backup_id, commit.stem.generation), reverse=True)
+    return Listing(shown=backend.shown, commits=tuple(commits), damaged=tuple(damaged))
+
+
+def _wanted_ids(stems: Sequence[Stem], name: str | None) -> set[str]:
+    """Of which archives the commits are read: all, but for an exact id, or the newest full one."""
+    ids = {stem.backup_id for stem in stems}
+    if name is None:
+        return ids
+    if name == LATEST:
+        full = [one for one in ids if one.startswith("full_")]
+        return {max(full or ids, key=_moment_of)} if ids else set()
+    exact = parse_stem(name.removesuffix(".0"))
+    return {exact.backup_id} if exact is not None and exact.backup_id in ids else ids
+
+
+def _moment_of(backup_id: str) -> datetime:
+    found = BackupId.parse(backup_id)
+    assert found is not None  # stems have ids
+    return found.moment
+
+
+def commit_stems(backend: Backend) -> Iterable[Stem]:
+    """The stems of all commits, by their names."""
+    return (stem for one in backend.list_top() if (stem := stem_of_commit(one.name)))
+
+
+def read_commit(backend: Backend, stem: Stem) -> Commit | None:
+    """A commit; nothing where it is not there, or makes no sense."""
+    try:
+        return _read(backend, stem)
+    except (NotIntactError, ObjectAbsentError):
+        return None
+
+
+def _read(backend: Backend, stem: Stem) -> Commit:
+    return Commit.decode(read_all(backend, stem.commit, MOST_BYTES), stem)
+
+
+def listed(commit: Commit, destination: str) -> dict[str, Any]:
+    """A copy in the types of JSON."""
+    identifier = BackupId.parse(commit.backup_id)
+    return {
+        "destination": destination,
+        "backup_id": commit.backup_id,
+        "copy": str(commit.stem),
+        "type": identifier.type.value if identifier else None,
+        "timestamp": timestamp(commit.moment),
+        "copied": timestamp(commit.copied),
+        "size_bytes": commit.archive_size,
+        "stored_bytes": commit.stored_bytes,
+        "segments": len(commit.segments),
+        "checksum": commit.archive_sha256,
+        "parent": commit.parent,
+        "base": commit.base,
+        "encrypted": commit.is_encrypted,
+        "recipients": list(commit.recipients),
+    }

@@ -1,0 +1,62 @@
+"""Which archives should have a copy, and which have none; by the repository alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from portal.ops.offsite.ledger import Ledger
+from portal.ops.retention.plan import plan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
+
+    from portal.ops.offsite.config import OffsiteConfig
+    from portal.ops.repository.entry import Entry
+    from portal.ops.repository.repository import Repository
+    from portal.ops.retention.policy import RetentionPolicy
+
+
+def wanted_copies(
+    config: OffsiteConfig, policy: RetentionPolicy, entries: Sequence[Entry], now: datetime
+) -> list[Entry]:
+    """The archives that there should be copies of: parents before children, newer chains before older ones.
+
+    Whole archives of the types that are copied; what the off-site rules would remove at once is left out.
+
+    Arguments:
+        policy: the off-site rules.
+        entries: all archives, the newest first.
+    """
+    by_name = {entry.name: entry for entry in entries}
+    kept = {decision.entry.name for decision in plan(entries, policy, now).decisions if decision.keep}
+    chosen: dict[str, Entry] = {}
+    for entry in entries:
+        damaged = entry.finding is not None and not entry.finding.intact
+        if config.includes(entry.type) and entry.name in kept and not entry.fault and not damaged:
+            chosen |= {one.name: one for one in line_of_entry(entry, by_name)}
+    return list(chosen.values())
+
+
+def line_of_entry(entry: Entry, by_name: Mapping[str, Entry]) -> Iterable[Entry]:
+    """An archive with all that it needs, its base first."""
+    line = [entry]
+    while (parent := line[-1].parent) is not None and parent in by_name and by_name[parent] not in line:
+        line.append(by_name[parent])
+    return reversed(line)
+
+
+def missing_copies(
+    config: OffsiteConfig, policy: RetentionPolicy, repository: Repository, entries: Sequence[Entry], now: datetime
+) -> dict[str, tuple[str, ...]]:
+    """The archives that have no copy, of each destination by its identifier, as far as the repository remembers.
+
+    Raises:
+        RepositoryError: the memory of copies cannot be read.
+    """
+    wanted = [entry.name for entry in wanted_copies(config, policy, entries, now)] if config.destinations else []
+    found = {}
+    for destination in config.destinations:
+        there = {stem.backup_id for stem in Ledger(repository, destination).copies()}
+        found[destination.identifier] = tuple(name for name in wanted if name not in there)
+    return found

@@ -1,0 +1,282 @@
+"""Removes copies that the off-site rules do not keep. It runs where credentials permit removal, never on a host that
+only has to write.
+
+    plan       every archive that has a copy, with a reason for keeping or removing it; chains stay complete
+    look       a copy whose objects are locked is passed over
+    remove     the commit first, so that half a copy is never taken for one; then the segments
+    sweep      copies that a newer one of the same archive replaces, and segments that never got a commit
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from portal.ops.errors import OpsError, StoreDeniedError
+from portal.ops.model import FORMAT_VERSION, BackupType, Component
+from portal.ops.offsite.layout import parse_stem
+from portal.ops.offsite.ledger import Ledger
+from portal.ops.offsite.listing import Listing, list_copies
+from portal.ops.repository.access_log import Action, Observer, Witness
+from portal.ops.repository.entry import Entry
+from portal.ops.repository.repository import Repository
+from portal.ops.retention.plan import Decision, RetentionPlan, plan
+from portal.ops.retention.policy import RetentionPolicy, own_rules
+from portal.ops.runtime.logs import engine_log
+from portal.ops.runtime.progress import Clock, utc_now
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from portal.ops.offsite.commit import Commit
+    from portal.ops.offsite.config import OffsiteConfig
+    from portal.ops.settings.destination import Destination
+    from portal.ops.storage.backend import Backend
+
+log = engine_log("portal.ops.offsite.prune")
+
+_UNFINISHED_AGE: Final = timedelta(days=7)
+"""Segments without a commit may belong to a copy that goes on; after so long, none does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OffsitePruneResult:
+    """How a prune of copies ended.
+
+    Arguments:
+        decisions: of each destination what is kept and removed, and why.
+        removed: copies that are gone, or would be: destination and stem.
+        spared: what the plan removes, but is locked.
+    """
+
+    dry_run: bool = False
+    decisions: tuple[tuple[str, Decision], ...] = ()
+    removed: tuple[tuple[str, str], ...] = ()
+    freed_bytes: int = 0
+    spared: tuple[str, ...] = ()
+    swept: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    faults: tuple[OpsError, ...] = ()
+    duration_seconds: float = 0.0
+
+    @property
+    def success(self) -> bool:
+        """Whether nothing went wrong."""
+        return not self.faults
+
+    @property
+    def exit_code(self) -> int:
+        """The code that a program should end with."""
+        return self.faults[0].exit_code if self.faults else 0
+
+    @property
+    def error(self) -> str | None:
+        """What went wrong, and what to do."""
+        return "\n".join(dict.fromkeys(map(str, self.faults))) or None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result in the types of JSON."""
+        return {
+            "success": self.success,
+            "dry_run": self.dry_run,
+            "removed": [{"destination": place, "copy": stem} for place, stem in self.removed],
+            "freed_bytes": self.freed_bytes,
+            "kept": sum(decision.keep for _, decision in self.decisions),
+            "spared": list(self.spared),
+            "swept": list(self.swept),
+            "warnings": list(self.warnings),
+            "error": self.error,
+            "duration_seconds": round(self.duration_seconds, 3),
+            "format_version": FORMAT_VERSION,
+        }
+
+
+def offsite_policy(policy: RetentionPolicy, rules: Mapping[str, Mapping[str, int]]) -> RetentionPolicy:
+    """The off-site rules: those given, and the repository's for types that have none.
+
+    Raises:
+        ConfigurationError: a rule keeps nothing, or makes no sense.
+    """
+    return replace(policy, rules={**policy.rules, **own_rules(rules, policy.rule)})
+
+
+@dataclass(kw_only=True)
+class _Draft:
+    """A result on its way."""
+
+    dry_run: bool
+    decisions: list[tuple[str, Decision]] = field(default_factory=list)
+    removed: list[tuple[str, str]] = field(default_factory=list)
+    freed_bytes: int = 0
+    spared: list[str] = field(default_factory=list)
+    swept: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    faults: list[OpsError] = field(default_factory=list)
+
+
+class OffsitePruneJob:
+    """Prunes the copies of all destinations.
+
+    Arguments:
+        policy: the repository's; the off-site rules are read on top of it.
+        actor: who asked for it, for the access log.
+        observer: told of what was removed.
+    """
+
+    def __init__(
+        self,
+        config: OffsiteConfig,
+        policy: RetentionPolicy,
+        *,
+        clock: Clock = utc_now,
+        actor: str | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self._config = config
+        self._policy = offsite_policy(policy, config.settings.rules)
+        self._repository = Repository(config.local_path, lock_timeout=config.lock_timeout)
+        self._witness = Witness(repository=self._repository, who=actor, clock=clock, observer=observer)
+        self._clock = clock
+
+    def run(self, *, dry_run: bool = False) -> OffsitePruneResult:
+        """One prune of every destination; every fault becomes a result.
+
+        Arguments:
+            dry_run: decide only.
+        """
+        started = time.monotonic()
+        draft = _Draft(dry_run=dry_run)
+        try:
+            destinations = self._config.require_destinations()
+        except OpsError as error:
+            destinations = ()
+            draft.faults.append(error)
+        for destination in destinations:
+            try:
+                self._prune(destination, draft)
+            except OpsError as error:
+                draft.faults.append(error)
+                log.error("offsite_prune_failed", destination=destination.shown, error=str(error))
+        return OffsitePruneResult(
+            dry_run=dry_run,
+            decisions=tuple(draft.decisions),
+            removed=tuple(draft.removed),
+            freed_bytes=draft.freed_bytes,
+            spared=tuple(draft.spared),
+            swept=tuple(draft.swept),
+            warnings=tuple(dict.fromkeys(draft.warnings)),
+            faults=tuple(draft.faults),
+            duration_seconds=time.monotonic() - started,
+        )
+
+    def _prune(self, destination: Destination, draft: _Draft) -> None:
+        backend = self._config.open(destination)
+        try:
+            listing = list_copies(backend)
+            decided = plan(_entries(listing), self._policy, self._clock())
+            draft.warnings += decided.warnings
+            draft.warnings += (f"the commit {stem} in {destination.shown} makes no sense" for stem in listing.damaged)
+            draft.decisions += ((destination.shown, decision) for decision in decided.decisions)
+            gone = self._doomed(listing, decided)
+            remains = self._remains(backend, listing)
+            if draft.dry_run:
+                draft.removed += ((destination.shown, str(commit.stem)) for commit in gone)
+                draft.freed_bytes += sum(commit.stored_bytes for commit in gone)
+                draft.swept += remains
+            elif gone or remains:
+                with self._witness.watching(Action.OFFSITE_PRUNE, destination.shown) as seen:
+                    before = len(draft.removed)
+                    try:
+                        self._remove(backend, destination, gone, draft)
+                        self._sweep(backend, remains, draft)
+                    finally:
+                        seen.details["removed"] = [stem for _, stem in draft.removed[before:]]
+        finally:
+            backend.close()
+
+    def _doomed(self, listing: Listing, decided: RetentionPlan) -> list[Commit]:
+        """The copies that go, children before parents: what the rules do not keep, and what a newer copy replaces."""
+        newest = listing.newest()
+        replaced = [one for one in listing.commits if newest[one.backup_id] is not one]
+        by_archive: defaultdict[str, list[Commit]] = defaultdict(list)
+        for commit in listing.commits:
+            by_archive[commit.backup_id].append(commit)
+        ruled_out = [commit for one in decided.removals for commit in by_archive[one.entry.name]]
+        return [*ruled_out, *(commit for commit in replaced if commit not in ruled_out)]
+
+    def _remove(self, backend: Backend, destination: Destination, gone: list[Commit], draft: _Draft) -> None:
+        needed_by_spared: set[str] = set()
+        for commit in gone:
+            if commit.backup_id in needed_by_spared:
+                draft.spared.append(f"{commit.stem}: a locked copy needs it")
+            elif why := self._removed(backend, commit):
+                draft.spared.append(f"{commit.stem}: {why}")
+            else:
+                draft.removed.append((destination.shown, str(commit.stem)))
+                draft.freed_bytes += commit.stored_bytes
+                log.info("offsite_copy_removed", stem=str(commit.stem), destination=destination.shown)
+                continue
+            needed_by_spared |= {name for name in (commit.parent, commit.base) if name}
+        ledger = Ledger(self._repository, destination)
+        if ledger.directory.exists() and ledger.can_be_kept:
+            stems = {stem for place, stem in draft.removed if place == destination.shown}
+            ledger.replace(one for one in ledger.copies().values() if str(one.stem) not in stems)
+
+    def _removed(self, backend: Backend, commit: Commit) -> str:
+        """Remove a copy; why it was not removed, where it is locked.
+
+        Raises:
+            StoreDeniedError: the credentials do not permit any removal.
+        """
+        until = backend.head(commit.stem.commit).locked_until
+        if until is not None and until > self._clock():
+            return f"it is locked until {until:%Y-%m-%d}"
+        backend.delete(commit.stem.commit)  # this is its end: what comes after is tidying up
+        for one in list(backend.list(commit.stem.directory)):
+            try:
+                backend.delete(one.name)
+            except StoreDeniedError as error:
+                log.warning("offsite_segment_locked", name=one.name, error=error.message)
+        return ""
+
+    def _remains(self, backend: Backend, listing: Listing) -> list[str]:
+        """The objects of copies that never got a commit, and have not changed for a week."""
+        committed = {str(commit.stem) for commit in listing.commits} | set(listing.damaged)
+        newest: dict[str, Any] = {}
+        objects: defaultdict[str, list[str]] = defaultdict(list)
+        for one in backend.list(""):
+            directory = one.name.partition("/")[0]
+            if "/" in one.name and directory not in committed and parse_stem(directory):
+                objects[directory].append(one.name)
+                newest[directory] = max(one.modified, newest.get(directory, one.modified))
+        old = [stem for stem in sorted(objects) if self._clock() - newest[stem] > _UNFINISHED_AGE]
+        return [name for stem in old for name in objects[stem]]
+
+    def _sweep(self, backend: Backend, remains: list[str], draft: _Draft) -> None:
+        for name in remains:
+            try:
+                backend.delete(name)
+                draft.swept.append(name)
+            except StoreDeniedError as error:
+                draft.spared.append(f"{name}: {error.message}")
+
+
+def _entries(listing: Listing) -> list[Entry]:
+    """The copies as the retention rules look at archives: one for each archive."""
+    return [
+        Entry(
+            name=commit.backup_id,
+            type=BackupType(commit.type),
+            moment=commit.moment,
+            modified=commit.copied,
+            size=commit.stored_bytes,
+            checksum=commit.archive_sha256,
+            parent=commit.parent,
+            base=commit.base,
+            components=tuple(Component(name) for name in commit.components if name in set(Component)),
+        )
+        for commit in listing.newest().values()
+    ]

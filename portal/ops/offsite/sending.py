@@ -1,0 +1,401 @@
+"""Sends one archive: encrypts segment after segment, stores each, notes how far it is.
+
+    choose    a stem that nobody has used; or go on with the one of an interrupted copy
+    seal      the next segment is encrypted while the last one is sent
+    intend    the digest is noted before it is sent: after a crash it tells our object from another's
+    store     one PUT, refused where the name is taken
+    note      the segment is stored; a crash from here on does not send it again
+    check     the archive has the digest of its sidecar
+    commit    the commit object, last, and only if it is not there
+
+What is sent is never overwritten or deleted. Where an object of the stem is there that this memory knows nothing of,
+the copy starts again under the next stem, and `prune` removes the remains.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import queue
+import threading
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from portal.ops.chains.lineage import read_manifest
+from portal.ops.errors import NotIntactError, ObjectAbsentError, ObjectExistsError, OpsError
+from portal.ops.offsite.commit import MOST_BYTES, Commit, Segment
+from portal.ops.offsite.layout import Stem, segment_bytes_for
+from portal.ops.repository.sidecar import read_sidecar
+from portal.ops.runtime.logs import engine_log
+from portal.ops.storage.backend import read_all
+from portal.ops.storage.encryption import BUFFERS, Encryptor, Sealed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+
+    from portal.ops.offsite.ledger import Ledger
+    from portal.ops.repository.entry import Entry
+    from portal.ops.repository.repository import ArchiveFile
+    from portal.ops.runtime.progress import Advance, Clock
+    from portal.ops.storage.backend import Backend
+
+log = engine_log("portal.ops.offsite.sending")
+
+_READ_BYTES: Final = 1 << 20
+_PATIENCE_SECONDS: Final = 1.0
+_MOST_STEMS: Final = 1000
+
+
+class TakenError(Exception):
+    """An object that is not ours has a name that we need."""
+
+
+@dataclass(kw_only=True)
+class _Pending:
+    """How far a copy is; a record of the repository."""
+
+    stem: Stem
+    archive_sha256: str
+    segment_bytes: int
+    recipients: tuple[str, ...]
+    segments: list[Segment] = field(default_factory=list)
+    intended: list[Segment] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "generation": self.stem.generation,
+            "archive_sha256": self.archive_sha256,
+            "segment_bytes": self.segment_bytes,
+            "recipients": list(self.recipients),
+            "segments": [list(one) for one in self.segments],
+            "intended": [list(one) for one in self.intended],
+        }
+
+    @classmethod
+    def from_dict(cls, backup_id: str, found: dict[str, Any]) -> Self:
+        return cls(
+            stem=Stem(backup_id, int(found["generation"])),
+            archive_sha256=str(found["archive_sha256"]),
+            segment_bytes=int(found["segment_bytes"]),
+            recipients=tuple(map(str, found["recipients"])),
+            segments=[Segment(int(size), str(digest)) for size, digest in found["segments"]],
+            intended=[Segment(int(size), str(digest)) for size, digest in found["intended"]],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sender:
+    """Copies archives to one destination, with its ledger locked.
+
+    Arguments:
+        recipients: age public keys; without any, segments are stored as they are.
+        rate: bytes per second on average; 0 is no limit.
+        advance: told of every number of bytes of archives that are off-site.
+    """
+
+    backend: Backend
+    ledger: Ledger
+    recipients: tuple[str, ...]
+    rate: int
+    clock: Clock
+    advance: Advance
+
+    def send(self, archive: ArchiveFile, entry: Entry, *, again: bool = False) -> Commit:
+        """Copy an archive, which the caller keeps locked; its commit.
+
+        Arguments:
+            again: make another copy, although there is one.
+
+        Raises:
+            NotIntactError: the archive is not what its sidecar says; nothing was committed.
+            StorageError: the store failed; what was sent is not sent again.
+        """
+        digest = read_sidecar(archive.path)
+        if digest is None:
+            raise NotIntactError(
+                f"{archive.path.name} has no .sha256 file, so nobody knows whether it is intact",
+                hint="Verify it, then make its .sha256 file with sha256sum.",
+            )
+        pending = self._pending(entry.name, digest)
+        while True:
+            if pending is None:
+                pending = self._start(entry.name, digest, again=again)
+            try:
+                return self._send(archive, entry, pending)
+            except TakenError as taken:
+                log.warning("offsite_name_taken", stem=str(pending.stem), error=str(taken))
+                self.ledger.forget_pending(entry.name)
+                pending = None
+
+    def _send(self, archive: ArchiveFile, entry: Entry, pending: _Pending) -> Commit:
+        descriptor = os.open(archive.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            size = os.fstat(descriptor).st_size
+            with _checksum(descriptor) as checksum:
+                self._send_segments(descriptor, size, pending)
+                if checksum() != pending.archive_sha256:
+                    self.ledger.forget_pending(entry.name)
+                    raise NotIntactError(
+                        f"{archive.path.name} is damaged: its SHA-256 is not the one of its sidecar",
+                        hint="It was not copied. Look at the disk, and make a new backup.",
+                    )
+        finally:
+            os.close(descriptor)
+        return self._commit(archive, entry, pending, size)
+
+    def _send_segments(self, descriptor: int, size: int, pending: _Pending) -> None:
+        length = pending.segment_bytes
+        count = -(-size // length)
+        done = len(pending.segments)
+        self.advance(min(size, done * length))
+        if done == count:
+            return
+        pace = _Pace(self.rate)
+        with self._sealing(descriptor) as seal, _Storing(self.backend) as storing:
+            seal.begin(done * length, min(length, size - done * length), done % BUFFERS)
+            for number in range(done, count):
+                with seal.sealed(number % BUFFERS) as sealed:
+                    following = (number + 1) * length
+                    if following < size:
+                        seal.begin(following, min(length, size - following), (number + 1) % BUFFERS)
+                    self._store(pending, number, sealed, storing)
+                    pace.sent(len(sealed.data))
+                self.advance(min(length, size - number * length))
+
+    def _store(self, pending: _Pending, number: int, sealed: Sealed, storing: _Storing) -> None:
+        name = pending.stem.segment(number, encrypted=bool(pending.recipients))
+        segment = Segment(len(sealed.data), sealed.sha256)
+        pending.intended.append(segment)
+        self._save(pending)
+        try:
+            storing.put(name, sealed)
+        except ObjectExistsError as error:
+            segment = self._own(name, pending.intended, error)
+        pending.segments.append(segment)
+        pending.intended = []
+        self._save(pending)
+
+    def _own(self, name: str, intended: Sequence[Segment], error: ObjectExistsError) -> Segment:
+        """The segment that is there already, if an attempt of ours has stored it before it was cut off."""
+        found = self.backend.head(name)
+        for segment in intended:
+            if (found.size, found.sha256) == segment:
+                return segment
+        raise TakenError(error.message) from error
+
+    def _commit(self, archive: ArchiveFile, entry: Entry, pending: _Pending, size: int) -> Commit:
+        manifest = read_manifest(archive.path)
+        commit = Commit(
+            stem=pending.stem,
+            type=entry.type.value if entry.type else "",
+            moment=entry.moment,
+            copied=self.clock(),
+            archive_size=size,
+            archive_sha256=pending.archive_sha256,
+            segment_bytes=pending.segment_bytes,
+            segments=tuple(pending.segments),
+            recipients=pending.recipients,
+            parent=entry.parent,
+            parent_sha256=manifest.parent_sha256 if manifest else None,
+            base=entry.base,
+            components=tuple(component.value for component in entry.components),
+        )
+        data = commit.encode()
+        try:
+            self.backend.put(pending.stem.commit, data, hashlib.sha256(data).hexdigest())
+        except ObjectExistsError as error:
+            there = self._committed(pending.stem)
+            if there is None or there.segments != commit.segments:
+                raise TakenError(error.message) from error
+            commit = there  # our own, from before a crash
+        return commit
+
+    # -- where to start -----------------------------------------------------------------------------------------------
+
+    def _pending(self, backup_id: str, digest: str) -> _Pending | None:
+        """The copy that was interrupted, if it can go on."""
+        found = self.ledger.pending(backup_id)
+        try:
+            pending = _Pending.from_dict(backup_id, found) if found else None
+        except (KeyError, TypeError, ValueError):
+            pending = None
+        if pending is None or pending.archive_sha256 != digest or pending.recipients != self.recipients:
+            return None
+        return pending
+
+    def _start(self, backup_id: str, digest: str, *, again: bool) -> _Pending:
+        """A new copy, under a stem that nothing is stored under."""
+        for generation in range(_MOST_STEMS):
+            stem = Stem(backup_id, generation)
+            if not self._is_used(stem):
+                pending = _Pending(
+                    stem=stem,
+                    archive_sha256=digest,
+                    segment_bytes=segment_bytes_for(self.rate),
+                    recipients=self.recipients,
+                )
+                self._save(pending)
+                return pending
+            there = self._committed(stem)
+            if there is not None and not again and there.archive_sha256 == digest:
+                raise AlreadyCopiedError(there)
+        raise OpsError(f"{backup_id} has {_MOST_STEMS} copies", hint="Remove some with an administrator's credentials.")
+
+    def _is_used(self, stem: Stem) -> bool:
+        if next(iter(self.backend.list(stem.directory)), None) is not None:
+            return True
+        return self._committed(stem) is not None
+
+    def _committed(self, stem: Stem) -> Commit | None:
+        try:
+            return Commit.decode(read_all(self.backend, stem.commit, MOST_BYTES), stem)
+        except (ObjectAbsentError, NotIntactError):
+            return None
+
+    def _save(self, pending: _Pending) -> None:
+        self.ledger.save_pending(pending.stem.backup_id, pending.to_dict())
+
+    def _sealing(self, descriptor: int) -> Encryptor | _Plain:
+        return Encryptor(self.recipients, descriptor) if self.recipients else _Plain(descriptor)
+
+
+class AlreadyCopiedError(Exception):
+    """The store has the copy; only our memory of it was lost."""
+
+    def __init__(self, commit: Commit) -> None:
+        super().__init__(str(commit.stem))
+        self.commit = commit
+
+
+class _Plain:
+    """Parts of a file as they are: the face of `Encryptor` where encryption is switched off."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._parts: dict[int, tuple[int, int]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._parts.clear()
+
+    def begin(self, start: int, length: int, buffer: int) -> None:
+        """Remember which part is next."""
+        self._parts[buffer] = start, length
+
+    def sealed(self, buffer: int) -> AbstractContextManager[Sealed]:
+        """The part, as it is on the disk."""
+        return self._mapped(*self._parts[buffer])
+
+    @contextmanager
+    def _mapped(self, start: int, length: int) -> Iterator[Sealed]:
+        offset = start - start % mmap.ALLOCATIONGRANULARITY
+        mapped = mmap.mmap(self._descriptor, length + start - offset, prot=mmap.PROT_READ, offset=offset)
+        view = memoryview(mapped)[start - offset :]
+        try:
+            yield Sealed(view, hashlib.sha256(view).hexdigest())
+        finally:
+            with suppress(BufferError):  # a thread that was left behind still reads it
+                view.release()
+                mapped.close()
+
+
+class _Storing:
+    """A thread that stores objects, so that the one which waits for it notices signals; a context manager.
+
+    A request that is under way when the process has to end is left behind: the store gets all of it, or keeps nothing.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._requests: queue.SimpleQueue[tuple[str, Sealed] | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="store", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._requests.put(None)
+
+    def put(self, name: str, sealed: Sealed) -> None:
+        """Store an object, and wait for that.
+
+        Raises:
+            StorageError: it could not be stored.
+        """
+        self._requests.put((name, sealed))
+        while True:
+            with suppress(queue.Empty):
+                failure = self._answers.get(timeout=_PATIENCE_SECONDS)
+                break
+        if failure is not None:
+            raise failure
+
+    def _work(self) -> None:
+        while (request := self._requests.get()) is not None:
+            name, sealed = request
+            try:
+                self._backend.put(name, sealed.data, sealed.sha256)
+                self._answers.put(None)
+            except BaseException as error:  # whoever waits raises it
+                self._answers.put(error)
+            del request, sealed
+
+
+class _Pace:
+    """Keeps what is sent below a rate, on average."""
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self._due = time.monotonic()
+
+    def sent(self, count: int) -> None:
+        """Wait until so many bytes more are within the rate."""
+        if not self._rate:
+            return
+        self._due += count / self._rate
+        while (left := self._due - time.monotonic()) > 0:
+            time.sleep(min(left, _PATIENCE_SECONDS))
+
+
+@contextmanager
+def _checksum(descriptor: int) -> Iterator[Callable[[], str]]:
+    """The SHA-256 of a file, computed by a thread meanwhile; the function waits for it."""
+    found: queue.SimpleQueue[str | OSError] = queue.SimpleQueue()
+    own = os.dup(descriptor)
+    stopped = threading.Event()
+
+    def compute() -> None:
+        digest, at = hashlib.sha256(), 0
+        try:
+            while not stopped.is_set() and (piece := os.pread(own, _READ_BYTES, at)):
+                digest.update(piece)
+                at += len(piece)
+            found.put(digest.hexdigest())
+        except OSError as error:
+            found.put(error)
+        finally:
+            os.close(own)
+
+    threading.Thread(target=compute, name="checksum", daemon=True).start()
+
+    def wait() -> str:
+        while True:
+            with suppress(queue.Empty):
+                result = found.get(timeout=_PATIENCE_SECONDS)
+                break
+        if isinstance(result, OSError):
+            raise result
+        return result
+
+    try:
+        yield wait
+    finally:
+        stopped.set()

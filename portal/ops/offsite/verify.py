@@ -1,0 +1,305 @@
+"""Verifies copies: by the store's own digests, without an identity; deeper by reading them.
+
+checksum   every segment is there, with the size and the SHA-256 that the commit has; nothing is downloaded where the
+           store keeps digests of its own
+contents   the archive is fetched, decrypted and verified, then thrown away
+dump       likewise, with the database's dump decoded to its end
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from portal.ops.errors import ConfigurationError, NotIntactError, ObjectAbsentError
+from portal.ops.model import FORMAT_VERSION, SUFFIX, VerifyLevel
+from portal.ops.offsite.fetch import receive
+from portal.ops.offsite.ledger import DIRECTORY, Ledger
+from portal.ops.offsite.listing import PREFIX, list_copies
+from portal.ops.repository.access_log import Action, Observer, Outcome, Witness
+from portal.ops.repository.durable import make_hidden
+from portal.ops.repository.repository import Repository
+from portal.ops.repository.sidecar import sidecar_of
+from portal.ops.runtime.progress import Clock, Meter, Progress, available_cores, utc_now
+from portal.ops.storage.objects import identities_of
+from portal.ops.verify.verify import Verifier
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from portal.ops.offsite.commit import Commit
+    from portal.ops.offsite.config import OffsiteConfig
+    from portal.ops.offsite.listing import Listing
+    from portal.ops.runtime.progress import Advance
+    from portal.ops.settings.destination import Destination
+    from portal.ops.storage.backend import Backend
+
+_MOST_DAMAGES: Final = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyFinding:
+    """What was found of one copy.
+
+    Arguments:
+        stem: the copy.
+        damages: what is wrong.
+        is_downloaded: whether it was read for that; nothing is where the store keeps digests of its own.
+    """
+
+    destination: str
+    stem: str
+    backup_id: str
+    level: VerifyLevel
+    damages: tuple[str, ...] = ()
+    is_downloaded: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """The finding in the types of JSON."""
+        return {
+            "destination": self.destination,
+            "copy": self.stem,
+            "backup_id": self.backup_id,
+            "level": self.level.value,
+            "intact": not self.damages,
+            "damages": list(self.damages),
+            "downloaded": self.is_downloaded,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class OffsiteVerification:
+    """What was found of all copies that were looked at."""
+
+    findings: tuple[CopyFinding, ...]
+    level: VerifyLevel
+    duration_seconds: float = 0.0
+
+    @property
+    def intact(self) -> bool:
+        """Whether nothing is wrong."""
+        return not any(one.damages for one in self.findings)
+
+    @property
+    def message(self) -> str:
+        """The findings in a sentence."""
+        damaged = [one for one in self.findings if one.damages]
+        count = len(self.findings)
+        what = "1 copy was" if count == 1 else f"{count} copies were"
+        if damaged:
+            return f"{len(damaged)} of {count} copies are damaged: " + "; ".join(
+                f"{one.stem}: {one.damages[0]}" for one in damaged[:3]
+            )
+        return f"{what} verified ({self.level}): every segment is as it should be"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The finding in the types of JSON."""
+        return {
+            "success": self.intact,
+            "level": self.level.value,
+            "message": self.message,
+            "copies": [one.to_dict() for one in self.findings],
+            "error": None if self.intact else self.message,
+            "duration_seconds": round(self.duration_seconds, 3),
+            "format_version": FORMAT_VERSION,
+        }
+
+
+class OffsiteVerifyJob:
+    """Verifies copies in all destinations.
+
+    Arguments:
+        progress: told how far it is.
+        actor: who asked for it, for the access log.
+        observer: told of every finding.
+    """
+
+    def __init__(
+        self,
+        config: OffsiteConfig,
+        *,
+        clock: Clock = utc_now,
+        progress: Progress | None = None,
+        actor: str | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self._config = config
+        self._repository = Repository(config.local_path, lock_timeout=config.lock_timeout)
+        self._witness = Witness(repository=self._repository, who=actor, clock=clock, observer=observer)
+        self._clock = clock
+        self._progress = progress
+
+    def run(self, name: str | None = None, level: VerifyLevel = VerifyLevel.CHECKSUM) -> OffsiteVerification:
+        """Verify one copy, or the newest copy of every archive.
+
+        Arguments:
+            name: the archive's id or the start of one, or ``latest``; nothing means all.
+
+        Raises:
+            ConfigurationError: no destination has it, or the level is a drill.
+            IdentityError: the level needs an identity, and there is none that fits.
+            StorageError: a store failed.
+        """
+        if level is VerifyLevel.DRILL:
+            raise ConfigurationError(
+                "a drill takes more than verifying a copy", hint="Run a drill with 'offsite:<id>' as the archive."
+            )
+        started = time.monotonic()
+        findings: list[CopyFinding] = []
+        faults: list[ConfigurationError] = []
+        for destination in self._config.require_destinations():
+            backend = self._config.open(destination)
+            try:
+                listing = list_copies(backend)
+                try:
+                    chosen = self._chosen(listing, name)
+                except ConfigurationError as error:  # another destination may have it
+                    faults.append(error)
+                    continue
+                findings += self._verify(destination, backend, listing, chosen, level, is_all=name is None)
+            finally:
+                backend.close()
+        if faults and not findings:
+            raise faults[0]
+        return OffsiteVerification(findings=tuple(findings), level=level, duration_seconds=time.monotonic() - started)
+
+    def _chosen(self, listing: Listing, name: str | None) -> list[Commit]:
+        if name is None:
+            return list(listing.newest().values())
+        return [listing.find(name.removeprefix(PREFIX))]
+
+    def _verify(
+        self,
+        destination: Destination,
+        backend: Backend,
+        listing: Listing,
+        chosen: Sequence[Commit],
+        level: VerifyLevel,
+        *,
+        is_all: bool,
+    ) -> list[CopyFinding]:
+        meter = Meter(self._progress)
+        meter.phase = "verify"
+        total = sum(one.archive_size for one in chosen)
+        meter.expect = lambda: total
+        ledger = Ledger(self._repository, destination)
+        known = {record.stem: record.archive_sha256 for record in ledger.copies().values()}
+        findings = [_unreadable(stem, destination, level) for stem in listing.damaged if is_all]
+        for commit in chosen:
+            with self._witness.watching(
+                Action.OFFSITE_VERIFY, commit.backup_id, destination=destination.shown, level=level.value
+            ) as seen:
+                finding = self._look_at(backend, commit, level, meter.advance)
+                if known.get(commit.stem, commit.archive_sha256) != commit.archive_sha256:
+                    finding = _with(finding, "its commit is not the one that was written from here")
+                findings.append(finding)
+                outcome = Outcome.FAILED if finding.damages else Outcome.DONE
+                seen.note(outcome, damages=len(finding.damages), error="; ".join(finding.damages[:3]))
+        if findings:
+            self._note(ledger, findings, level)
+        return findings
+
+    def _note(self, ledger: Ledger, findings: Sequence[CopyFinding], level: VerifyLevel) -> None:
+        damaged = [one.stem for one in findings if one.damages]
+        facts = {
+            "moment": self._clock().isoformat(),
+            "level": level.value,
+            "copies": len(findings),
+            "damaged": damaged[:_MOST_DAMAGES],
+        }
+        ledger.note_proof("verified", facts)
+
+    def _look_at(self, backend: Backend, commit: Commit, level: VerifyLevel, advance: Advance) -> CopyFinding:
+        if level is VerifyLevel.CHECKSUM:
+            return _compared(backend, commit, advance)
+        return self._read(backend, commit, level, advance)
+
+    def _read(self, backend: Backend, commit: Commit, level: VerifyLevel, advance: Advance) -> CopyFinding:
+        """Fetch an archive beside the repository's, verify it, and remove it."""
+        identities = identities_of(self._config.settings) if commit.is_encrypted else ()
+        self._repository.prepare()
+        directory = self._repository.path / DIRECTORY
+        make_hidden(directory)
+        place = directory / f"verify-{os.getpid()}"
+        make_hidden(place)
+        path = place / f"{commit.backup_id}{SUFFIX}"
+        damages: tuple[str, ...] = ()
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                receive(backend, commit, identities, lambda at, data: _write_at(descriptor, at, data), advance)
+            finally:
+                os.close(descriptor)
+            sidecar_of(path).write_text(f"{commit.archive_sha256}  {path.name}\n")
+            found = Verifier(
+                pg_bin_dir=self._config.pg_bin_dir, jobs=self._config.jobs or available_cores()
+            ).verify_alone(path, level)
+            damages = tuple(str(damage) for damage in found.damages)
+        except (NotIntactError, ObjectAbsentError) as error:
+            damages = (error.message,)
+        finally:
+            path.unlink(missing_ok=True)
+            sidecar_of(path).unlink(missing_ok=True)
+            place.rmdir()
+        return CopyFinding(
+            destination=backend.shown,
+            stem=str(commit.stem),
+            backup_id=commit.backup_id,
+            level=level,
+            damages=damages,
+            is_downloaded=True,
+        )
+
+
+def _write_at(descriptor: int, at: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(descriptor, rest, at)
+        at += written
+        rest = rest[written:]
+
+
+def _compared(backend: Backend, commit: Commit, advance: Advance) -> CopyFinding:
+    """Every segment as the store has it, held against the commit."""
+    damages: list[str] = []
+    is_downloaded = False
+    for number, segment in enumerate(commit.segments):
+        name = commit.segment_name(number)
+        try:
+            found = backend.head(name)
+        except ObjectAbsentError:
+            damages.append(f"{name} is missing")
+            continue
+        is_downloaded |= not found.is_own_digest
+        if found.size != segment.size:
+            damages.append(f"{name} has {found.size:,} bytes, and should have {segment.size:,}")
+        elif found.sha256 != segment.sha256:
+            damages.append(f"{name} has another SHA-256 than it should")
+        advance(commit.plain_size(number))
+        if len(damages) >= _MOST_DAMAGES:
+            break
+    return CopyFinding(
+        destination=backend.shown,
+        stem=str(commit.stem),
+        backup_id=commit.backup_id,
+        level=VerifyLevel.CHECKSUM,
+        damages=tuple(damages),
+        is_downloaded=is_downloaded,
+    )
+
+
+def _unreadable(stem: str, destination: Destination, level: VerifyLevel) -> CopyFinding:
+    return CopyFinding(
+        destination=destination.shown,
+        stem=stem,
+        backup_id=stem,
+        level=level,
+        damages=("its commit makes no sense",),
+        is_downloaded=True,
+    )
+
+
+def _with(finding: CopyFinding, damage: str) -> CopyFinding:
+    return replace(finding, damages=(*finding.damages, damage))

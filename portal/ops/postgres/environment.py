@@ -1,0 +1,67 @@
+"""The environment of whatever connects to a server: libpq takes some thirty variables from it, and few are wanted.
+
+Where the password, the certificates and the ticket are, is the caller's to say. Which server, which database, with
+which settings and which encoding, comes from this project's own settings alone.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_INHERITED: Final = frozenset(
+    [
+        "HOME",
+        "LD_LIBRARY_PATH",
+        "LOGNAME",
+        "PATH",
+        "PGCHANNELBINDING",
+        "PGGSSENCMODE",
+        "PGGSSLIB",
+        "PGKRBSRVNAME",
+        "PGPASSFILE",
+        "SSL_CERT_DIR",
+        "SSL_CERT_FILE",
+        "TMPDIR",
+        "TZ",
+        "USER",
+    ]
+)
+_INHERITED_PREFIXES: Final = ("PGSSL", "KRB5")
+_LIBPQ: Final = "PG"
+_changing = threading.Lock()
+
+
+def client_environment() -> dict[str, str]:
+    """Return the environment for a client program: what it may need of this one's, and messages in English."""
+    return {name: value for name, value in os.environ.items() if _is_inherited(name)} | {"LC_ALL": "C"}
+
+
+@contextmanager
+def only_our_variables() -> Iterator[None]:
+    """Hide from libpq, in this process, the variables that are not wanted, while the context lasts.
+
+    libpq reads them from the C library's environment; `os.environ` stays as it is.
+    """
+    ours = {name: value for name, value in os.environ.items() if name.startswith(_LIBPQ)}
+    unwanted = {name: value for name, value in ours.items() if not _is_inherited(name)}
+    if not unwanted:
+        yield
+        return
+    with _changing:
+        for name in unwanted:
+            os.unsetenv(name)
+        try:
+            yield
+        finally:
+            for name, value in unwanted.items():
+                os.putenv(name, value)
+
+
+def _is_inherited(name: str) -> bool:
+    return name in _INHERITED or name.startswith(_INHERITED_PREFIXES)

@@ -1,0 +1,214 @@
+"""The table of contents of a dump in PostgreSQL's custom format, read from the first bytes of the dump.
+
+``pg_restore --list`` prints the same, but with names that cannot be told apart where they hold blanks, and quoted by
+the rules of the version that made the dump. Here every name is raw.
+
+Source: PostgreSQL, src/bin/pg_dump/pg_backup_archiver.c, `ReadHead` and `ReadToc` (formats 1.12 to 1.16).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+_MAGIC: Final = b"PGDMP"
+_OLDEST: Final = (1, 12)
+_TABLE_ACCESS_METHODS: Final = (1, 14)
+_COMPRESSION_IS_A_BYTE: Final = (1, 15)
+_RELATION_KINDS: Final = (1, 16)
+_TIME_FIELDS: Final = 7
+_MOST_ENTRIES: Final = 50_000_000
+_LONGEST_TEXT: Final = 1 << 30
+_ENCODING: Final = re.compile(r"SET client_encoding = '(\w+)'")
+_BYTE_FOR_BYTE: Final = "latin-1"
+# What Python calls an encoding, where it has another name for it than PostgreSQL.
+_CODECS: Final = {
+    "BIG5": "big5",
+    "EUC_CN": "gb2312",
+    "EUC_JIS_2004": "euc_jis_2004",
+    "EUC_JP": "euc_jp",
+    "EUC_KR": "euc_kr",
+    "GB18030": "gb18030",
+    "GBK": "gbk",
+    "JOHAB": "johab",
+    "KOI8R": "koi8_r",
+    "KOI8U": "koi8_u",
+    "SHIFT_JIS_2004": "shift_jis_2004",
+    "SJIS": "shift_jis",
+    "UHC": "cp949",
+    "UTF8": "utf-8",
+    "WIN866": "cp866",
+    "WIN874": "cp874",
+    **{f"WIN125{number}": f"cp125{number}" for number in range(9)},
+    **{f"ISO_8859_{number}": f"iso8859_{number}" for number in range(5, 9)},
+    **{f"LATIN{number}": f"iso8859_{part}" for number, part in enumerate((1, 2, 3, 4, 9, 10, 13, 14, 15, 16), 1)},
+}
+
+
+class Section(IntEnum):
+    """When an entry is restored; the numbers are those of the format."""
+
+    NONE = 1
+    PRE_DATA = 2
+    DATA = 3
+    POST_DATA = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One object of a dump.
+
+    Arguments:
+        number: by which a list for pg_restore names it.
+        kind: such as ``TABLE DATA`` or ``EXTENSION``.
+        name: its name; of a privilege or a comment, what it is for, as SQL has it.
+        section: a privilege or a comment has that of the entry before it.
+        definition: the SQL that creates it.
+        needs: the numbers of what it depends on.
+    """
+
+    number: int
+    kind: str
+    name: str
+    schema: str = ""
+    owner: str = ""
+    tablespace: str = ""
+    section: Section = Section.PRE_DATA
+    definition: str = ""
+    needs: frozenset[int] = frozenset()
+
+
+class CutShortError(ValueError):
+    """The table of contents goes on behind the bytes that are there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """A table of contents.
+
+    Arguments:
+        major: major version of the pg_dump that wrote it.
+        entries: in the order of the dump.
+    """
+
+    major: int
+    entries: tuple[Entry, ...]
+
+
+def read_contents(data: bytes) -> Contents:
+    """The table of contents of a dump.
+
+    Arguments:
+        data: the dump, or as much of its start as holds the table of contents.
+
+    Raises:
+        CutShortError: more of it is needed.
+        ValueError: it is not a dump in the custom format, or one that makes no sense.
+    """
+    cursor = _Cursor(data)
+    dump_version = cursor.head()
+    count = cursor.integer()
+    if not 0 <= count <= _MOST_ENTRIES:
+        raise ValueError(f"a table of contents with {count} entries")
+    section, entries = Section.PRE_DATA, []
+    for _ in range(count):
+        entry = cursor.entry(section)
+        section = entry.section
+        entries.append(entry)
+        if entry.kind == "ENCODING" and (found := _ENCODING.search(entry.definition)):
+            cursor.codec = _CODECS.get(found[1], _BYTE_FOR_BYTE)
+    return Contents(major=int(re.split(r"\D", dump_version, maxsplit=1)[0]), entries=tuple(entries))
+
+
+class _Cursor:
+    """A place in the bytes of a dump."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+        self._integer_bytes = 4
+        self._offset_bytes = 8
+        self._version = _OLDEST
+        self.codec = _BYTE_FOR_BYTE
+
+    def head(self) -> str:
+        """Read what comes before the entries; the version of pg_dump."""
+        if self._take(len(_MAGIC)) != _MAGIC:
+            raise ValueError("not a dump in the custom format")
+        major, minor, _, self._integer_bytes, self._offset_bytes, _ = self._take(6)
+        self._version = major, minor
+        if self._version < _OLDEST:
+            raise ValueError(f"format {major}.{minor} is older than can be read")
+        if self._version >= _COMPRESSION_IS_A_BYTE:
+            self._take(1)
+        else:
+            self.integer()
+        for _ in range(_TIME_FIELDS):
+            self.integer()
+        self._text()  # the database
+        self._text()  # the server's version
+        return self._text()
+
+    def entry(self, before: Section) -> Entry:
+        """Read one entry.
+
+        Arguments:
+            before: the section of the entry before it.
+        """
+        number = self.integer()
+        self.integer()  # whether it has data
+        self._text()  # the catalog's number of its kind
+        self._text()  # the catalog's number of it
+        name, kind = self._text(), self._text()
+        section = Section(self.integer())
+        definition = self._text()
+        self._text()  # how it is dropped
+        self._text()  # how its rows are copied
+        schema, tablespace = self._text(), self._text()
+        if self._version >= _TABLE_ACCESS_METHODS:
+            self._text()
+        if self._version >= _RELATION_KINDS:
+            self.integer()
+        owner = self._text()
+        self._text()  # whether it has the old kind of row numbers
+        needs = []
+        while (need := self._text_or_end()) is not None:
+            needs.append(int(need))
+        self._take(1 + self._offset_bytes)  # where its data are
+        return Entry(
+            number=number,
+            kind=kind,
+            name=name,
+            schema=schema,
+            owner=owner,
+            tablespace=tablespace,
+            section=before if section is Section.NONE else section,
+            definition=definition,
+            needs=frozenset(needs),
+        )
+
+    def integer(self) -> int:
+        """A number: its sign, then its bytes, the lowest first."""
+        found = self._take(1 + self._integer_bytes)
+        value = int.from_bytes(found[1:], "little")
+        return -value if found[0] else value
+
+    def _text(self) -> str:
+        return self._text_or_end() or ""
+
+    def _text_or_end(self) -> str | None:
+        length = self.integer()
+        if length < 0:
+            return None
+        if length > _LONGEST_TEXT:
+            raise ValueError(f"a text of {length} bytes")
+        return self._take(length).decode(self.codec, "surrogateescape")
+
+    def _take(self, count: int) -> bytes:
+        found = self._data[self._at : self._at + count]
+        if len(found) < count:
+            raise CutShortError("the table of contents goes on")
+        self._at += count
+        return found

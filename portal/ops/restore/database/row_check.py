@@ -1,0 +1,76 @@
+"""Whether the rows that were restored are those that were backed up.
+
+What must be equal is the number of rows of each table as a whole. Which partition a row is in is for the server to
+decide: a collation or a hash of another version may choose another one. So a partitioned table is compared as one, and
+rows that have moved within it are only named.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from portal.ops.errors import NotIntactError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_NAMED: Final = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowCheck:
+    """What was found.
+
+    Arguments:
+        wrong: tables that do not have the rows that they had.
+        moved: partitioned tables that have them, in other partitions.
+    """
+
+    wrong: tuple[str, ...]
+    moved: tuple[str, ...]
+
+    def raise_wrong(self) -> None:
+        """Refuse what is not what was backed up.
+
+        Raises:
+            NotIntactError: a table is missing, or has another number of rows.
+        """
+        if not self.wrong:
+            return
+        more = f"; and {len(self.wrong) - _NAMED} more" if len(self.wrong) > _NAMED else ""
+        raise NotIntactError(
+            f"what was restored is not what was backed up: {'; '.join(self.wrong[:_NAMED])}{more}",
+            hint="take another archive: './tools/backup.sh list' shows them",
+        )
+
+    def warnings(self) -> list[str]:
+        """What should be known."""
+        return [f"rows of {table} are in other partitions than they were; none is missing" for table in self.moved]
+
+
+def check_rows(found: Mapping[str, int], expected: Mapping[str, int], roots: Mapping[str, str]) -> RowCheck:
+    """Hold the rows that were restored against the manifest; where that names none, nothing is held against it.
+
+    Arguments:
+        roots: the partitioned table that each partition belongs to.
+    """
+    if not expected:
+        return RowCheck(wrong=(), moved=())
+    now, then = _by_root(found, roots), _by_root(expected, roots)
+    wrong = tuple(
+        f"{table} has {now.get(table, 'no')} rows, not {then.get(table, 'any: it is not in the backup')}"
+        for table in sorted(now.keys() | then.keys())
+        if now.get(table) != then.get(table)
+    )
+    differing = {roots[table] for table in roots if found.get(table, 0) != expected.get(table, 0)}
+    moved = tuple(sorted(root for root in differing if now.get(root) == then.get(root)))
+    return RowCheck(wrong=wrong, moved=moved)
+
+
+def _by_root(counts: Mapping[str, int], roots: Mapping[str, str]) -> dict[str, int]:
+    whole: dict[str, int] = defaultdict(int)
+    for table, rows in counts.items():
+        whole[roots.get(table, table)] += rows
+    return dict(whole)

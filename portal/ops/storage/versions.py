@@ -1,0 +1,178 @@
+"""An S3 bucket as it was at a moment, by the versions that it keeps: for whoever administers it, through `boto3`.
+
+A writer without the right to delete can still hide an object behind a delete marker, or put another one over it. In a
+bucket with versions the older ones are there all the same; here is what lists and reads them.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from hashlib import sha256 as new_digest
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from portal.ops.errors import (
+    ConfigurationError,
+    ObjectAbsentError,
+    StorageError,
+    StoreDeniedError,
+    StoreUnreachableError,
+)
+from portal.ops.settings.destination import Destination, Scheme
+from portal.ops.storage.backend import READ_BYTES, StoredObject
+from portal.ops.storage.credentials import find_credentials
+from portal.ops.storage.object_store import region_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from datetime import datetime
+
+    from portal.ops.storage.backend import Data
+
+_DENIED: Final = frozenset({"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403", "Forbidden"})
+_ABSENT: Final = frozenset({"NoSuchKey", "NoSuchVersion", "404", "NotFound"})
+
+
+class VersionedBackend:
+    """A bucket at a moment, for reading.
+
+    Arguments:
+        destination: which bucket, and the prefix in it.
+        environ: variables with an administrator's credentials.
+        moment: of each object the last version of that time is seen; delete markers that came later are not.
+
+    Raises:
+        ConfigurationError: it is no bucket of S3, or `boto3` is not installed.
+    """
+
+    def __init__(self, destination: Destination, environ: Mapping[str, str], moment: datetime) -> None:
+        if destination.scheme is not Scheme.S3:
+            raise ConfigurationError(
+                f"{destination.shown} has no versions to look back at", hint="Only s3:// destinations have."
+            )
+        self._destination = destination
+        self._moment = moment
+        self._prefix = f"{destination.prefix}/" if destination.prefix else ""
+        self._client = client_of(destination, environ)
+        self._versions: dict[str, tuple[str, StoredObject]] | None = None
+
+    @property
+    def shown(self) -> str:
+        """The URL without options."""
+        return self._destination.shown
+
+    def put(self, name: str, data: Data, sha256: str) -> NoReturn:
+        """Refuse: the past cannot be changed."""
+        del data, sha256
+        raise StorageError(f"{self.shown}/{name} cannot be written in the past", hint="Copy to the present.")
+
+    def read(self, name: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """The bytes of the object as it was; see `Backend.read`."""
+        version, found = self._at(name)
+        if length == 0 or start >= found.size:
+            return
+        end = "" if length is None else start + length - 1
+        given: dict[str, Any] = {"Range": f"bytes={start}-{end}"} if start or length is not None else {}
+        with self._explained(name):
+            answer = self._client.get_object(
+                Bucket=self._destination.place, Key=self._prefix + name, VersionId=version, **given
+            )
+            yield from answer["Body"].iter_chunks(READ_BYTES)
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        """The objects of that time below a prefix; see `Backend.list`."""
+        return (found for name, (_, found) in sorted(self._all().items()) if name.startswith(prefix))
+
+    def list_top(self) -> Iterator[StoredObject]:
+        """The objects of that time directly below the destination; see `Backend.list_top`."""
+        return (found for found in self.list("") if "/" not in found.name)
+
+    def head(self, name: str) -> StoredObject:
+        """The object of that time with the digest of what is read; see `Backend.head`."""
+        digest = new_digest()
+        for piece in self.read(name):
+            digest.update(piece)
+        _, found = self._at(name)
+        return StoredObject(name=name, size=found.size, modified=found.modified, sha256=digest.hexdigest())
+
+    def delete(self, name: str) -> NoReturn:
+        """Refuse: the past cannot be changed."""
+        raise StorageError(f"{self.shown}/{name} cannot be removed from the past", hint="Prune the present.")
+
+    def close(self) -> None:
+        """Close connections."""
+        self._client.close()
+
+    def _at(self, name: str) -> tuple[str, StoredObject]:
+        found = self._all().get(name)
+        if found is None:
+            raise ObjectAbsentError(
+                f"there was no {self.shown}/{name} at {self._moment:%Y-%m-%d %H:%M}", hint="Look at another time."
+            )
+        return found
+
+    def _all(self) -> dict[str, tuple[str, StoredObject]]:
+        """Of each object its version of that time."""
+        if self._versions is None:
+            newest: dict[str, tuple[str, StoredObject]] = {}
+            with self._explained(""):
+                pages = self._client.get_paginator("list_object_versions").paginate(
+                    Bucket=self._destination.place, Prefix=self._prefix
+                )
+                for page in pages:
+                    for one in page.get("Versions", ()):
+                        self._take(newest, one)
+            self._versions = newest
+        return self._versions
+
+    def _take(self, newest: dict[str, tuple[str, StoredObject]], one: Mapping[str, Any]) -> None:
+        name, modified = one["Key"].removeprefix(self._prefix), one["LastModified"]
+        known = newest.get(name)
+        if modified <= self._moment and (known is None or known[1].modified < modified):
+            newest[name] = one["VersionId"], StoredObject(name=name, size=one["Size"], modified=modified)
+
+    @contextmanager
+    def _explained(self, name: str) -> Iterator[None]:
+        """Make errors of `boto3` ours."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        what = f"{self.shown}/{name}" if name else self.shown
+        try:
+            yield
+        except ClientError as error:
+            code = str(error.response.get("Error", {}).get("Code", ""))
+            if code in _ABSENT:
+                raise ObjectAbsentError(f"there is no {what}", hint="Look at another time.") from error
+            if code in _DENIED:
+                raise StoreDeniedError(
+                    f"{what} refused the request: the credentials are wrong or do not permit it",
+                    hint="Listing versions needs s3:ListBucketVersions, reading them s3:GetObjectVersion.",
+                ) from error
+            raise StorageError(f"{what} cannot be used: {code}", hint="Look at the store itself.") from error
+        except BotoCoreError as error:
+            raise StoreUnreachableError(
+                f"{self.shown} does not answer: {type(error).__name__}", hint="Look at the network and the store."
+            ) from error
+
+
+def client_of(destination: Destination, environ: Mapping[str, str]) -> Any:
+    """A client of `boto3` for a destination.
+
+    Raises:
+        ConfigurationError: `boto3` is not installed.
+    """
+    try:
+        import boto3
+        from botocore.config import Config
+    except ImportError:
+        raise ConfigurationError(
+            "looking at versions and locks of a bucket needs boto3", hint="pip install 'kekkai-backup[admin]'"
+        ) from None
+    given: dict[str, Any] = {}
+    if found := find_credentials(environ):
+        given |= {"aws_access_key_id": found.access_key, "aws_secret_access_key": found.secret_key}
+        given |= {"aws_session_token": found.session_token} if found.session_token else {}
+    if endpoint := destination.options.get("endpoint"):
+        given["endpoint_url"] = endpoint
+    addressing = "virtual" if destination.options.get("addressing") == "host" else "path"
+    config = Config(s3={"addressing_style": addressing} if endpoint else {}, retries={"max_attempts": 4})
+    return boto3.client("s3", region_name=region_of(destination, environ), config=config, **given)

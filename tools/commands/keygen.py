@@ -1,0 +1,30 @@
+"""`backup.sh keygen`: make the key that off-site copies are encrypted for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tools.terminal.output import print_result, say
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
+    """Add what the command takes."""
+    parser.add_argument("--output", metavar="FILE", required=True, help="new file for the secret key (mode 0600)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Make a key; only its public part is shown."""
+    from portal.ops.storage.age_keys import generate
+
+    made = generate(Path(os.path.abspath(arguments.output)))
+    say(f"the secret key is in {made.path}")
+    say(f"recipient: {made.recipient}")
+    say("Set BACKUP_ENCRYPTION_RECIPIENTS to the recipient. Move the file to another place than the backups: a safe, a")
+    say("password manager, paper. Without it nobody can read the copies; with it anybody can. Make a second key.")
+    print_result({"success": True, "identity_file": str(made.path), "recipient": made.recipient})
+    return 0

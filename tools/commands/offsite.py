@@ -1,0 +1,282 @@
+"""`backup.sh offsite`: copy archives off-site; list, verify, fetch and prune the copies."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any, Final
+
+from portal.ops.errors import ConfigurationError
+from tools import tasks
+from tools.command_line import Parser, add_output_options
+from tools.jobs import person
+from tools.terminal import output
+from tools.terminal.output import Lines, is_json, print_listing, print_result, say, say_error, warn
+from tools.terminal.run import watched_settings
+from tools.terminal.table import Column, Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from datetime import datetime
+
+    from portal.ops.offsite.copy import CopyResult
+    from portal.ops.runtime.progress import Step
+    from portal.ops.settings.load import Settings
+
+_COLUMNS: Final = (
+    Column(title="TIME (UTC)", width=16),
+    Column(title="TYPE", width=10),
+    Column(title="SIZE", width=8, is_number=True),
+    Column(title="COPY", width=34, least=20),
+    Column(title="DESTINATION", width=20, least=8),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
+    """Add what the commands take."""
+    commands = parser.add_subparsers(metavar="WHAT", dest="what", required=True, parser_class=Parser)
+    copy = commands.add_parser("copy", help="copy whatever is missing, or one archive with all that it needs")
+    copy.add_argument("archive", nargs="?", help="a path, an id or the start of one, or 'latest'")
+    copy.add_argument("--again", action="store_true", help="copy once more, for the recipients of now")
+    tasks.add_options(copy)
+    listing = commands.add_parser("list", help="list the copies, newest first")
+    listing.add_argument(
+        "--as-of", metavar="TIME", help="as they were at that time, by the versions of an S3 bucket (needs boto3)"
+    )
+    verify = commands.add_parser("verify", help="verify copies; exit code 4 if one is damaged")
+    verify.add_argument(
+        "archive", nargs="?", metavar="ID", help="an id or the start of one, or 'latest' (default: all)"
+    )
+    verify.add_argument("--level", choices=("checksum", "contents", "dump"), default="checksum", help=_LEVELS)
+    fetch = commands.add_parser("fetch", help="bring an archive back into the repository")
+    fetch.add_argument("archive", metavar="ID", help="an id or the start of one, or 'latest'")
+    fetch.add_argument("--as-of", metavar="TIME", help="as it was at that time, by the versions of an S3 bucket")
+    prune = commands.add_parser("prune", help="remove copies that BACKUP_OFFSITE_RETENTION_RULES do not keep")
+    prune.add_argument("--dry-run", action="store_true", help="show the plan with its reasons, and remove nothing")
+    for command in (copy, listing, verify, fetch, prune):
+        _add_output_options(command)
+
+
+_LEVELS: Final = (
+    "checksum (default): by the store's own digests, without the key; contents: fetched and decrypted, every file; "
+    "dump: the database dump as well"
+)
+
+
+def _add_output_options(parser: argparse.ArgumentParser) -> None:
+    """The same options behind the second word as behind the first; without them, what the first said counts."""
+    before = set(parser._actions)  # noqa: SLF001  (argparse has no other way to ask)
+    add_output_options(parser)
+    for action in parser._actions:  # noqa: SLF001
+        if action not in before:
+            action.default = argparse.SUPPRESS
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run one of the commands."""
+    command: Callable[[argparse.Namespace, Settings, Callable[[Step], None]], int] = _COMMANDS[arguments.what]
+    return command(arguments, *watched_settings())
+
+
+def _known(settings: Settings) -> dict[str, Any]:
+    from portal.ops.monitoring.observer import Aftermath
+
+    return {"actor": person(), "observer": Aftermath(settings)}
+
+
+# -- copy -------------------------------------------------------------------------------------------------------------
+
+
+def _copy(arguments: argparse.Namespace, settings: Settings, show: Callable[[Step], None]) -> int:
+    if tasks.is_remote(settings, arguments):
+        from worker.arguments import OffsiteCopyArguments
+        from worker.operations import OFFSITE_COPY
+
+        archive = tasks.absolute(arguments.archive) if arguments.archive else None
+        given = OffsiteCopyArguments(archive=archive, again=arguments.again)
+        return tasks.do_remotely(settings, show, arguments, OFFSITE_COPY, given)
+    result = copy_missing(settings, show, arguments.archive, again=arguments.again)
+    tell(result.to_dict())
+    return result.exit_code
+
+
+def copy_missing(
+    settings: Settings, show: Callable[[Step], None] | None, archive: str | None = None, *, again: bool = False
+) -> CopyResult:
+    """Copy what is missing, as the settings say; the engine's `CopyResult`."""
+    from portal.ops.backup.config import BackupConfig
+    from portal.ops.offsite.config import OffsiteConfig
+    from portal.ops.offsite.copy import CopyJob
+
+    policy = BackupConfig.from_settings(settings).retention
+    job = CopyJob(OffsiteConfig.from_settings(settings), policy, progress=show, **_known(settings))
+    return job.run(archive, again=again)
+
+
+def tell(result: Mapping[str, Any]) -> None:
+    """Tell how a copy ended, for people and programs."""
+    for line in copy_lines(result):
+        say(line)
+    for warning in result.get("warnings", ()):
+        warn(warning)
+    if result.get("error"):
+        say_error(result["error"])
+    print_result(result)
+
+
+def copy_lines(result: Mapping[str, Any]) -> Iterable[str]:
+    """What was copied, for people."""
+    from portal.ops.units import human_bytes
+
+    copied = result.get("copied", ())
+    for one in copied:
+        yield f"copied: {one['backup_id']} to {one['destination']}"
+    if copied:
+        yield f"{human_bytes(result['stored_bytes'])} stored in {result['duration_seconds']:.1f} s"
+    elif result["success"]:
+        yield "nothing is missing off-site"
+
+
+# -- list -------------------------------------------------------------------------------------------------------------
+
+
+def _list(arguments: argparse.Namespace, settings: Settings, _show: Callable[[Step], None]) -> int:
+    from portal.ops.offsite.config import OffsiteConfig
+    from portal.ops.offsite.listing import list_copies, listed
+
+    config = OffsiteConfig.from_settings(settings)
+    opening = _opening(settings, arguments.as_of)
+    copies: list[dict[str, Any]] = []
+    damaged: list[str] = []
+    for destination in config.require_destinations():
+        backend = opening(destination)
+        try:
+            found = list_copies(backend)
+        finally:
+            backend.close()
+        copies += (listed(commit, found.shown) for commit in found.commits)
+        damaged += found.damaged
+    copies.sort(key=lambda one: (one["timestamp"], one["copy"]), reverse=True)
+    _show_copies(copies)
+    for stem in damaged:
+        warn(f"the commit of {stem} makes no sense")
+    if not copies:
+        say("there is no copy yet; 'backup.sh offsite copy' makes the first one")
+    print_listing("copies", iter(copies), success=not damaged, damaged=damaged)
+    return 4 if damaged else 0
+
+
+def _show_copies(copies: list[dict[str, Any]]) -> None:
+    from portal.ops.units import human_bytes
+
+    table = Table(_COLUMNS, output.width())
+    with Lines() as lines:
+        if copies and not is_json():
+            lines.say(table.head())
+        for one in copies:
+            kind = f"+ {one['type']}" if one["parent"] else str(one["type"])
+            size = human_bytes(one["stored_bytes"])
+            cells = [one["timestamp"][:16].replace("T", " "), kind, size, one["copy"], one["destination"]]
+            lines.say(f"{'  '.join(cells)}" if is_json() else table.row(cells))
+
+
+def _opening(settings: Settings, as_of: str | None) -> Callable[..., Any]:
+    """What opens the stores: as they are, or as they were at a time."""
+    from portal.ops.offsite.config import OffsiteConfig
+
+    if as_of is None:
+        return OffsiteConfig.from_settings(settings).open
+    from portal.ops.storage.versions import VersionedBackend
+
+    moment = _moment(as_of)
+    return lambda destination: VersionedBackend(destination, settings.store_variables, moment)
+
+
+def _moment(text: str) -> datetime:
+    from datetime import UTC, datetime
+
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigurationError(
+            f"{text!r} is not a time", hint="Write it as 2026-11-28T14:00Z, or 2026-11-28T14:00+01:00."
+        ) from None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+# -- verify, fetch, prune ---------------------------------------------------------------------------------------------
+
+
+def _verify(arguments: argparse.Namespace, settings: Settings, show: Callable[[Step], None]) -> int:
+    return verify_copy(settings, show, arguments.archive, arguments.level)
+
+
+def verify_copy(settings: Settings, show: Callable[[Step], None], name: str | None, level: str) -> int:
+    """Verify copies, and tell what was found; the exit code."""
+    from portal.ops.model import VerifyLevel
+    from portal.ops.offsite.config import OffsiteConfig
+    from portal.ops.offsite.verify import OffsiteVerifyJob
+
+    job = OffsiteVerifyJob(OffsiteConfig.from_settings(settings), progress=show, **_known(settings))
+    found = job.run(name, VerifyLevel(level))
+    if found.intact:
+        say(found.message)
+    else:
+        damages = "".join(f"\n  {one.stem}: {damage}" for one in found.findings for damage in one.damages)
+        hint = (
+            "Take another copy: 'offsite list' shows them; with versions, 'offsite list --as-of TIME' finds older ones."
+        )
+        say_error(f"copies are damaged{damages}\n  hint: {hint}")
+    if any(one.is_downloaded for one in found.findings) and level == "checksum":
+        say("note: a store keeps no SHA-256 of its own, so copies were read for that")
+    print_result(found.to_dict())
+    return 0 if found.intact else 4
+
+
+def _fetch(arguments: argparse.Namespace, settings: Settings, show: Callable[[Step], None]) -> int:
+    from portal.ops.offsite.config import OffsiteConfig
+    from portal.ops.offsite.fetch import FetchJob
+
+    opening = _opening(settings, arguments.as_of)
+    job = FetchJob(OffsiteConfig.from_settings(settings), open_store=opening, progress=show, **_known(settings))
+    fetched = job.run(arguments.archive)
+    for name in fetched.fetched:
+        say(f"fetched: {name} from {fetched.destination}")
+    say(f"the archive is in {fetched.path}")
+    print_result(fetched.to_dict())
+    return 0
+
+
+def _prune(arguments: argparse.Namespace, settings: Settings, _show: Callable[[Step], None]) -> int:
+    from portal.ops.backup.config import BackupConfig
+    from portal.ops.offsite.config import OffsiteConfig
+    from portal.ops.offsite.prune import OffsitePruneJob
+    from portal.ops.units import human_bytes
+
+    policy = BackupConfig.from_settings(settings).retention
+    job = OffsitePruneJob(OffsiteConfig.from_settings(settings), policy, **_known(settings))
+    result = job.run(dry_run=arguments.dry_run)
+    with Lines() as lines:
+        for place, decision in result.decisions:
+            lines.say(f"{place}  {decision.line()}")
+    for spared in result.spared:
+        say(f"spared: {spared}")
+    for warning in result.warnings:
+        warn(warning)
+    if result.error:
+        say_error(result.error)
+    what = (
+        f"{len(result.removed)} {'copy' if len(result.removed) == 1 else 'copies'}, {human_bytes(result.freed_bytes)}"
+    )
+    say(f"would be removed: {what}; nothing was" if arguments.dry_run else f"removed: {what}")
+    plan = ({"destination": place, **decision.to_dict()} for place, decision in result.decisions)
+    print_listing("plan", plan, **result.to_dict())
+    return result.exit_code
+
+
+_COMMANDS: Final[Mapping[str, Callable[..., int]]] = {
+    "copy": _copy,
+    "list": _list,
+    "verify": _verify,
+    "fetch": _fetch,
+    "prune": _prune,
+}

@@ -1,0 +1,135 @@
+"""The gate: every message from a queue is checked here before Celery sees it.
+
+What comes out is a message that has the form of a task, whose signature is valid, and that asks for nothing beyond the
+task: no callbacks, no other time limit, no later start. What has no place in the signature is set to what we send.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from portal.ops.errors import OpsError
+from portal.ops.runtime.progress import utc_now
+from worker.delivery import TASK_ID
+from worker.errors import RejectedError, Rejection
+from worker.keys import TaskKeys
+from worker.operations import PING, Queue
+from worker.rejections import Rejections
+from worker.signing import HEADER, SignedTask, verify_task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from redis import Redis
+
+_TAG: Final = re.compile(r"[A-Za-z0-9-]{1,100}")
+_MOST_BYTES: Final = 64 << 20
+_FORM: Final = "Only backup.sh, restore.sh, beat and the watcher put messages on these queues."
+_NOT_OURS: Final = ("eta", "group", "shadow", "ignore_result", "stamps", "stamped_headers", "retries")
+"""Headers of a message that change what a worker does with it, and that no task of ours has."""
+
+
+class Gate:
+    """Checks messages for the workers of a repository.
+
+    Arguments:
+        repository: the directory of the archives.
+        tell: is told of a task that has the form of one, but is refused: who sent it may wait for it.
+    """
+
+    def __init__(self, repository: Path, *, tell: Callable[[str, str, RejectedError], None] | None = None) -> None:
+        self._keys = TaskKeys(repository)
+        self._rejections = Rejections(repository)
+        self._tell = tell
+
+    def admit(self, raw: bytes, queue: str, client: Redis | None) -> bytes | None:
+        """The message as Celery may have it; nothing where it is rejected, which is logged and counted.
+
+        Arguments:
+            raw: as the broker has it.
+            queue: where it was taken from.
+            client: keeps what is rejected aside.
+        """
+        name, task_id, refused = "", "", None
+        try:
+            message = _parse(raw)
+            if queue not in set(Queue):  # an answer of the remote control; its form is checked when it is delivered
+                return raw
+            name, task_id = str(message["headers"].get("task")), str(message["headers"].get("id"))
+            return self._checked(message, name, task_id, queue)
+        except RejectedError as error:
+            reason, refused = error.reason, error
+        except OpsError:  # the keys cannot be read: nothing can be told of any task
+            reason = Rejection.UNKNOWN_KEY
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
+            reason = Rejection.MALFORMED
+        self._rejections.note(reason, raw, queue=queue, task=name, task_id=task_id, client=client)
+        if self._tell and refused and reason is not Rejection.MALFORMED and TASK_ID.fullmatch(task_id):
+            self._tell(name, task_id, refused)
+        return None
+
+    def note(self, raw: bytes, queue: str) -> None:
+        """Log and count a message that is malformed for the transport already."""
+        self._rejections.note(Rejection.MALFORMED, raw, queue=queue, task="", task_id="", client=None)
+
+    def _checked(self, message: dict[str, Any], name: str, task_id: str, queue: str) -> bytes:
+        headers, properties = message["headers"], message["properties"]
+        arguments, embedded = _body(message)
+        if not TASK_ID.fullmatch(task_id) or not _TAG.fullmatch(properties["delivery_tag"]):
+            _refuse("its id has another form")
+        task = verify_task(name, task_id, arguments, headers.get(HEADER), self._keys.named, utc_now())
+        if task.operation is not PING and task.operation.queue.value != queue:
+            _refuse("it is on the queue of other tasks")
+        if any(embedded.values()) or any(headers.get(one) for one in _NOT_OURS) or any(headers.get("timelimit") or ()):
+            _refuse("it asks for more than the task")
+        headers["argsrepr"], headers["kwargsrepr"] = "", arguments_text(task)
+        properties["priority"] = 0
+        properties["correlation_id"] = task_id
+        properties["reply_to"] = ""
+        delivery = properties.get("delivery_info")
+        is_again = isinstance(delivery, dict) and delivery.get("redelivered") is True
+        properties["delivery_info"] = {"exchange": "", "routing_key": queue, "redelivered": is_again}
+        return json.dumps(message).encode()
+
+
+def arguments_text(task: SignedTask) -> str:
+    """The arguments of a task as Flower shows them."""
+    return show_arguments(task.arguments)
+
+
+def show_arguments(arguments: Any) -> str:
+    """Arguments for a person: ``archive=latest, level=contents``; long lists are counted."""
+    from portal.ops.units import printable
+
+    said = []
+    for name, value in dict(arguments).items():
+        text = f"{len(value):,} paths" if isinstance(value, (list, tuple)) and len(value) > 3 else str(value)
+        said.append(f"{name}={text}")
+    return printable(", ".join(said))
+
+
+def _parse(raw: bytes) -> dict[str, Any]:
+    if len(raw) > _MOST_BYTES:
+        _refuse("it is too long")
+    message = json.loads(raw)
+    if not all(isinstance(part, dict) for part in (message, message["headers"], message["properties"])):
+        _refuse("it has another form")
+    return dict(message)
+
+
+def _body(message: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arguments, and what is to happen around the task."""
+    if message["content-type"] != "application/json" or message["properties"]["body_encoding"] != "base64":
+        _refuse("it is not JSON")
+    positional, arguments, embedded = json.loads(base64.b64decode(message["body"], validate=True))
+    if positional or not isinstance(arguments, dict) or not isinstance(embedded, dict):
+        _refuse("its arguments have another form")
+    return arguments, embedded
+
+
+def _refuse(why: str) -> NoReturn:
+    raise RejectedError(Rejection.MALFORMED, f"the message is no task of ours: {why}", hint=_FORM)

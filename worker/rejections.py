@@ -1,0 +1,90 @@
+"""What becomes of messages that are no valid tasks: logged, counted in the repository, and kept aside in the broker.
+
+The counts are in `.rejected.json`, where the metrics find them. The messages themselves are in the list
+`kekkai-backup-rejected` of the broker, the newest first and at most a hundred, for whoever wants to find their sender.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+from portal.ops.repository.durable import give_to_owner
+from portal.ops.runtime.logs import engine_log
+from portal.ops.units import printable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from redis import Redis
+
+    from worker.errors import Rejection
+
+NAME: Final = ".rejected.json"
+ASIDE: Final = "kekkai-backup-rejected"
+
+_MOST_KEPT: Final = 100
+_MOST_BYTES: Final = 65_536
+
+log = engine_log("worker.gate")
+
+
+class Rejections:
+    """The rejected messages of a repository's workers.
+
+    Arguments:
+        repository: the directory of the archives.
+    """
+
+    def __init__(self, repository: Path) -> None:
+        self._path = repository / NAME
+
+    def note(
+        self, reason: Rejection, message: bytes, *, queue: str, task: str, task_id: str, client: Redis | None
+    ) -> None:
+        """Log a message, count it, and keep it aside."""
+        log.warning(
+            "message_rejected",
+            reason=reason.value,
+            queue=printable(queue),
+            task=printable(task),
+            rejected_id=printable(task_id),
+            bytes=len(message),
+        )
+        try:
+            self._count(reason.value)
+        except (OSError, ValueError) as error:
+            log.error("rejection_uncounted", error=str(error))
+        if client is not None:
+            client.lpush(ASIDE, message[:_MOST_BYTES])
+            client.ltrim(ASIDE, 0, _MOST_KEPT - 1)
+
+    def counts(self) -> dict[str, int]:
+        """How many messages were rejected, by reason."""
+        try:
+            with self._path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH)
+                return _parse(file.read(_MOST_BYTES))
+        except OSError:
+            return {}
+
+    def _count(self, reason: str) -> None:
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            give_to_owner(file.fileno(), self._path.parent)
+            counts = _parse(file.read(_MOST_BYTES))
+            counts[reason] = counts.get(reason, 0) + 1
+            file.seek(0)
+            file.truncate()
+            file.write(json.dumps(counts).encode() + b"\n")
+
+
+def _parse(text: bytes) -> dict[str, int]:
+    try:
+        found: dict[str, Any] = json.loads(text)
+        return {str(reason): int(count) for reason, count in found.items()}
+    except (ValueError, TypeError, AttributeError):
+        return {}
