@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from portal.ops.drill.report import DrillReport
     from portal.ops.model import BackupType
-    from portal.ops.offsite.state import DestinationState
+    from portal.ops.offsite.health import DestinationState
     from portal.ops.repository.entry import Entry
     from portal.ops.retention.policy import RetentionRule
     from portal.ops.settings.load import Settings

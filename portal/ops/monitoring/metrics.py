@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer
 
     from portal.ops.monitoring.model import ComponentStatus, Status
-    from portal.ops.offsite.state import DestinationState
+    from portal.ops.offsite.health import DestinationState
     from portal.ops.pitr.window import Window
     from portal.ops.settings.load import Settings
 

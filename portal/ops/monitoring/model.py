@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
     from portal.ops.monitoring.forecast import Forecast, Usage
-    from portal.ops.offsite.state import DestinationState
+    from portal.ops.offsite.health import DestinationState
     from portal.ops.pitr.health import PitrFacts
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from portal.ops.monitoring.model import Archive, ComponentStatus, Status
-    from portal.ops.offsite.state import DestinationState
+    from portal.ops.offsite.health import DestinationState
     from portal.ops.pitr.health import PitrFacts
 
 _MOST: Final = 4
