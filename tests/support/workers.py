@@ -46,6 +46,8 @@ def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
 class WorkerProcess:
     """`python -m worker`, with its queues, their pools, and whatever these start; a context manager."""
 
+    command: tuple[str, ...] = (sys.executable, "-I", "-m", "worker")
+
     def __init__(self, portal: Portal, redis: EmbeddedRedis, *arguments: str, **environ: str) -> None:
         self._mark = uuid4().hex
         use_repository(redis, portal.archives)
@@ -66,7 +68,7 @@ class WorkerProcess:
         before = self.text().count('"worker_ready"')
         with self._log.open("ab") as log:
             self._popen = subprocess.Popen(
-                [sys.executable, "-I", "-m", "worker", *self._arguments],
+                [*self.command, *self._arguments],
                 cwd="/",
                 env=self._environ,
                 stdin=subprocess.DEVNULL,
