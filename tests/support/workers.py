@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from tests.support.portal import Portal
     from worker.operations import Operation
 
-MARK = "PGTESTMARK"
-"""A variable that every process of a worker inherits, pg_dump too: libpq's names begin with PG."""
+MARK = "PGSSLTESTMARK"
+"""A variable that every process of a worker inherits, pg_dump too: it is given those that begin with PGSSL."""
 
 _REPOSITORIES: dict[str, Path] = {}
 
