@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from beat.heartbeat import WAL_NAME, Heartbeat
@@ -96,8 +97,19 @@ def serve(settings: Settings) -> NoReturn:
     )
     attend = _Attendant(settings, repository)
     threading.Thread(target=attend.run, name="attendant", daemon=True).start()
+    _copy_offsite(settings, repository)
     receiver.run(threading.Event())
     sys.exit(0)
+
+
+def _copy_offsite(settings: Settings, repository: Repository) -> None:
+    """Have the WAL copied to each destination, by a thread of its own."""
+    from portal.ops.pitr.offsite_wal import WalCopier
+    from portal.ops.storage.objects import ObjectWriter
+
+    for destination in settings.offsite.destinations():
+        copier = WalCopier(repository, partial(ObjectWriter.of, settings, destination), shown=destination.shown)
+        threading.Thread(target=copier.run, args=(threading.Event(),), name="wal-copy", daemon=True).start()
 
 
 class _Attendant:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from portal.ops.backup.job import BackupJob
+from portal.ops.drill.moments import drill_moments
 from portal.ops.restore.config import RestoreConfig, RestoreScope
 from portal.ops.restore.job import RestoreJob
+from portal.ops.runtime.process import SystemRunner
 from tests.support.wal_servers import WalPortal, a_moment, wal_portal
 
 if TYPE_CHECKING:
@@ -137,3 +139,14 @@ def test_moment_outside_the_window_is_refused(portal: WalPortal) -> None:
     result = restorer(portal).restore_at("2020-01-01 00:00:00+00:00", scope=RestoreScope.DATABASE)
     assert result.exit_code == 2
     assert "outside the recovery window" in (result.error or "")
+
+
+def test_drill_recovers_to_moments(portal: WalPortal) -> None:
+    """The latest moment and one at random are recovered to, and their rows are counted."""
+    write(portal, "TRUNCATE finding; INSERT INTO finding VALUES (1, 'one'), (2, 'two')")
+    portal.wait_until_covered()
+    config = restorer(portal).config
+    shown = drill_moments(portal.repository, config, runner=SystemRunner(), chance=lambda: 0.5)
+    assert shown.problems == []
+    assert len(shown.checks) == 2
+    assert "the latest moment: 2 rows in 1 tables" in shown.checks[0]

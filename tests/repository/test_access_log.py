@@ -6,12 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
 
 from portal.ops.errors import BusyError, NotIntactError, OpsError
+from portal.ops.repository.access_entry import AccessEntry, canonical, sealed
+from portal.ops.repository.access_entry import decode as decoded
 from portal.ops.repository.access_log import HEAD_NAME, NAME, AccessLog, Action, Outcome, Witness, sudo_user
 from portal.ops.repository.repository import Repository
 from tests.support.access_logs import NOW, add
@@ -27,6 +30,12 @@ def log(tmp_path: Path) -> AccessLog:
     found = AccessLog(Repository(tmp_path))
     for number in range(6):
         add(found, f"full_2026010{number}_000000_abcdef")
+    return found
+
+
+def decode(line: bytes) -> AccessEntry:
+    found = decoded(line)
+    assert found is not None
     return found
 
 
@@ -165,7 +174,38 @@ class TestTampering:
         log.head_path.unlink()
         assert HEAD_NAME in log.verify().faults[0]
         add(log, "later")
-        assert log.verify().intact
+        assert "a cut could not be noticed" in log.verify().faults[0]
+
+    def test_a_last_line_that_was_replaced_stays_visible(self, log: AccessLog) -> None:
+        """Also one that was sealed anew, and however much is appended after it."""
+        *others, last = lines(log)
+        forged = sealed(replace(decode(last), who="mallory"))
+        log.path.write_bytes(b"".join(others) + canonical(forged.to_dict()) + b"\n")
+        assert len(log.verify().faults) == 1
+        for subject in ("later", "and later"):
+            add(log, subject)
+            faults = log.verify().faults
+            assert "entry 7 does not follow the one before: one was exchanged" in faults[0]
+            assert "not the one that had been written" in faults[1]
+
+    def test_lines_that_were_replaced_before_a_head_that_is_behind(self, log: AccessLog) -> None:
+        """The entry that was written down is looked for, also where others have come after it."""
+        *others, last = lines(log)
+        forged = sealed(replace(decode(last), who="mallory"))
+        seventh = sealed(replace(forged, number=7, previous=forged.hash))
+        log.path.write_bytes(b"".join([*others, *(canonical(one.to_dict()) + b"\n" for one in (forged, seventh))]))
+        add(log, "later")
+        assert "not the one that had been written" in log.verify().faults[0]
+
+    def test_lines_that_were_put_in_at_the_end_are_noted(self, log: AccessLog) -> None:
+        """They may have been kept back by a crash; that they were there stays known."""
+        seventh = sealed(replace(decode(lines(log)[-1]), number=7, previous=decode(lines(log)[-1]).hash))
+        log.path.write_bytes(log.path.read_bytes() + canonical(seventh.to_dict()) + b"\n")
+        add(log, "later")
+        add(log, "and later")
+        report = log.verify()
+        assert report.intact
+        assert "were not all written down" in report.notes[0]
 
 
 class TestCrashes:

@@ -339,3 +339,14 @@ class TestMemory:
         """Who may only read still gets everything."""
         (tmp_path / ".cache").write_text("in the way")
         assert [entry.name for entry in entries(tmp_path)] == names
+
+
+def test_an_archive_says_when_its_data_was_read(tmp_path: Path) -> None:
+    """A backup that is asked for under an earlier moment has that in its name; what was read is of today."""
+    (tmp_path / "uploads").mkdir()
+    config = BackupConfig(local_path=tmp_path / "archives", media_path=tmp_path / "uploads")
+    begun = datetime.now(UTC)
+    assert BackupJob(config).backup_media(moment=begun - timedelta(days=20)).success
+    (found,) = Catalogue(Repository(tmp_path / "archives")).entries()
+    assert found.moment < begun - timedelta(days=19)
+    assert begun <= found.read_at <= datetime.now(UTC)

@@ -18,8 +18,8 @@ from portal.ops.model import BackupId, BackupType, VerifyLevel
 from portal.ops.repository.entry import Entry, Finding
 from portal.ops.retention.plan import RetentionPlan, plan
 from portal.ops.retention.policy import RetentionPolicy, RetentionRule
+from portal.ops.settings.entry import RULE_WORDS, RULED_TYPES
 from portal.ops.settings.load import load_settings
-from portal.ops.settings.table import RULE_WORDS, RULED_TYPES
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 GOLDEN = Path(__file__).parents[1] / "golden" / "plans"
@@ -36,6 +36,7 @@ def entry(kind: BackupType | None, age: timedelta, **facts: Any) -> Entry:
     """An archive of an age."""
     moment = NOW - age
     name = f"copy-{age}" if kind is None else str(BackupId.of(kind, moment, str(facts)))
+    facts.pop("request", None)
     return Entry(
         **{"name": name, "type": kind, "moment": moment, "modified": moment, "size": 1000, **facts},
     )
@@ -68,6 +69,15 @@ class TestRules:
         archives = days(FULL, 1, 29, 31, 60, 90)
         assert kept(plan(archives, rule(days=30, count=3), NOW)) == {one.name for one in archives[:3]}
         assert kept(plan(archives, rule(days=30, count=1), NOW)) == {one.name for one in archives[:2]}
+
+    def test_what_counts_is_when_the_data_was_read(self) -> None:
+        """Archives of today under names of earlier days are young, and not the last ones of those days."""
+        true = days(MEDIA, *range(1, 31))
+        forged = [
+            entry(MEDIA, timedelta(days=age) - timedelta(hours=6), request="forged", read=NOW) for age in range(1, 31)
+        ]
+        policy = RetentionPolicy(rule=RetentionRule(days=7, count=10, daily=30))
+        assert {one.name for one in true[:29]} <= kept(plan([*forged, *true], policy, NOW))
 
     def test_the_day_itself_is_kept(self) -> None:
         """An archive of exactly so many days is not older than that."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from portal.ops.errors import ConfigurationError
-from portal.ops.settings.env_file import EnvFile, EnvFileError, parse_env_file
+from portal.ops.settings.env_file import EnvFile, EnvFileError
+from portal.ops.settings.env_format import parse_env_file
 from portal.ops.settings.load import Secret, effective_settings, load_settings
 
 PATH = "/etc/kekkai-backup/backup.env"

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from portal.ops.runtime.environment import read_env_file
-from portal.ops.settings.env_file import parse_env_file
+from portal.ops.settings.env_format import parse_env_file
 from tests.support.commands import ROOT
 from tools.installer.plan import quoted
 

@@ -14,6 +14,7 @@ BACKUP_COMMANDS: Final = {
     "media": ("backup", "back up the uploads only", "starting the backup"),
     "base": ("backup", "back up the database cluster, for recoveries to any later moment", "starting the backup"),
     "timeline": ("timeline", "show the moments that can be restored, and when rows were removed", "reading the WAL"),
+    "wal": ("wal", "show the WAL archive, or fetch it from an off-site copy", "reading the WAL archive"),
     "list": ("list", "list the archives, newest first", "reading the archives"),
     "status": ("status", "show the backup status; exit code 1 if a target is missed", "reading the archives"),
     "verify": ("verify", "check that an archive is intact", "reading the archive"),

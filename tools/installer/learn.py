@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.settings.database_url import DatabaseUrlError, parse_database_url
-from portal.ops.settings.env_file import EnvFileError, parse_env_file
+from portal.ops.settings.env_file import EnvFileError
+from portal.ops.settings.env_format import parse_env_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -156,7 +156,7 @@ class Collection:
         from portal.ops.postgres.dump import open_dump
 
         bin_dir = Path(self.config.pg_bin_dir) if self.config.pg_bin_dir else None
-        started = time.time_ns() // 1_000_000_000 * 1_000_000_000
+        read_from = time.time_ns()
         with open_dump(
             self.config.database,
             runner=self.runner,
@@ -171,7 +171,8 @@ class Collection:
             described = dump.facts.to_dict()
             writer.reserve(room_for((*dump.table_names, *large)) + 2 * len(json.dumps(described, indent=12)))
             self._warnings += dump.facts.warnings
-            member = writer.add_stream(Component.DATABASE.member, cast("Readable", dump.stdout), mtime_ns=started)
+            begun = read_from // _SECOND * _SECOND
+            member = writer.add_stream(Component.DATABASE.member, cast("Readable", dump.stdout), mtime_ns=begun)
             facts = dump.finish()
         return {
             "bytes": member.size,
@@ -181,6 +182,7 @@ class Collection:
             "pg_dump_version": facts.pg_dump_version,
             **credential_detail(self.config.credential_key, str(self.backup_id)),
             "rows": facts.row_counts,
+            "read_from_ns": read_from,
             "table_bytes": large,
             **described,
         }
@@ -265,6 +267,7 @@ def _warnings(tally: Tally) -> list[str]:
         *(f"{path} vanished before it could be read" for path in tally.vanished),
         *(f"{path} changed each time it was read; what was read last is in the archive" for path in tally.changed),
         *(f"{path} is a socket, a FIFO or a device and was left out" for path in tally.special),
+        *(f"{path} has more extended attributes than an archive takes; they were left out" for path in tally.stripped),
         *_links(tally.outside),
     ]
 

@@ -27,6 +27,7 @@ import structlog
 from portal.ops.archive.damage import Damage
 from portal.ops.chains.reader import open_tree
 from portal.ops.drill.compare import Comparison
+from portal.ops.drill.moments import Shown, drill_moments
 from portal.ops.drill.portal_checks import PortalCheckConfig, PortalChecks
 from portal.ops.drill.report import DIRECTORY, DrillReport, DrillReports
 from portal.ops.drill.scratch import Scratch, drills_locked, throw_remains_away
@@ -85,6 +86,7 @@ class _Draft:
     archive: ArchiveFile | None = None
     manifest: Manifest | None = None
     portal: PortalChecks | None = None
+    moments: Shown = field(default_factory=lambda: Shown([], []))
 
     def note(self, **facts: Any) -> None:
         self.report = replace(self.report, **facts)
@@ -184,7 +186,9 @@ class DrillJob:
                 draft.found.damages.append(
                     Damage(what=f"its SHA-256 is {draft.report.checksum}, and should be {expected}")
                 )
-        problems = draft.portal.problems if draft.portal else []
+        self._tell("recover to moments")
+        draft.moments = drill_moments(self.repository, self.config, runner=self._runner)
+        problems = [*(draft.portal.problems if draft.portal else ()), *draft.moments.problems]
         draft.note(success=not draft.found.damages and not problems)
         if problems:
             draft.note(exit_code=OpsError.exit_code, error=f"the restored portal is not complete: {problems[0]}")
@@ -356,8 +360,8 @@ def _figures(draft: _Draft) -> dict[str, Any]:
         "rows": found.rows,
         "files": found.files,
         "bytes": found.bytes,
-        "checks": (*found.checks, *(portal.checks if portal else ())),
-        "problems": tuple(portal.problems) if portal else (),
+        "checks": (*found.checks, *(portal.checks if portal else ()), *draft.moments.checks),
+        "problems": (*(portal.problems if portal else ()), *draft.moments.problems),
         "command_exit_code": command.exit_code if command else None,
         "command_output": command.output if command else "",
         "damages": tuple(map(str, found.damages)),

@@ -24,6 +24,7 @@ from portal.ops.errors import (
     DiskFullError,
     IdentityError,
     NotIntactError,
+    ObjectAbsentError,
     OpsError,
     RepositoryError,
 )
@@ -350,12 +351,20 @@ def _receive_segment(
             at += len(plain)
     except NotIntactError as error:
         raise _damaged(name, backend, error.message) from error
+    except ObjectAbsentError as error:
+        raise _damaged(name, backend, "it is missing") from error
+    if fault := _fault(commit, number, size, digest.hexdigest(), at - start):
+        raise _damaged(name, backend, fault)
+
+
+def _fault(commit: Commit, number: int, size: int, digest: str, plain_size: int) -> str:
+    """What is wrong with a segment that was received; empty where nothing is."""
+    segment = commit.segments[number]
     if size != segment.size:
-        raise _damaged(name, backend, f"it has {'more' if size > segment.size else 'fewer'} bytes than it should")
-    if digest.hexdigest() != segment.sha256:
-        raise _damaged(name, backend, "its SHA-256 is not the one of the commit")
-    if at - start != commit.plain_size(number):
-        raise _damaged(name, backend, "it holds another part of an archive")
+        return f"it has {'more' if size > segment.size else 'fewer'} bytes than it should"
+    if digest != segment.sha256:
+        return "its SHA-256 is not the one of the commit"
+    return "" if plain_size == commit.plain_size(number) else "it holds another part of an archive"
 
 
 def _damaged(name: str, backend: Backend, what: str) -> NotIntactError:

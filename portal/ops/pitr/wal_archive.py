@@ -193,6 +193,18 @@ class WalArchive:
             if self._is_segment(name) or parse_history_name(f"{name}.history"):
                 left.unlink(missing_ok=True)
 
+    def take(self, name: str, content: bytes, *, covered: datetime | None, until: datetime | None) -> None:
+        """Take in a file as it is stored, from an off-site copy.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        write_durably(self.stored(name), content)
+        sync_directory(self.path)
+        file = WalFile(name=name, size=len(content), sha256=sha256(content).hexdigest(), covered=covered, until=until)
+        with archive_index.index_lock(self.path):
+            archive_index.append(self.path, file)
+
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Replace the state; not synced, since it is written every second and can be lost."""
         temporary = self.path / f".{_STATE}.{os.getpid()}.tmp"

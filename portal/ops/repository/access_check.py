@@ -5,7 +5,7 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import Final
 
-from portal.ops.repository.access_entry import START, AccessEntry, AccessReport, canonical, decode, sealed
+from portal.ops.repository.access_entry import START, AccessEntry, AccessReport, Found, canonical, decode, sealed
 
 _MOST_FAULTS: Final = 100
 
@@ -33,6 +33,7 @@ class Check:
         if line.removesuffix(b"\n") != canonical(sealed(entry).to_dict()):
             self.fault(f"line {self._line}: entry {entry.number} was changed: its hash is not that of what it says")
         self._follow(entry)
+        self._recall(entry)
         self._entries += 1
         self._last = (entry.number, entry.hash)
 
@@ -70,6 +71,16 @@ class Check:
         elif entry.number <= number:
             self.fault(f"line {self._line}: entry {entry.number} after {number} was put in, or moved")
 
+    def _recall(self, entry: AccessEntry) -> None:
+        """Say what was found when a line was appended: it stays known, although the end looks as it should since."""
+        if entry.found is None:
+            return
+        text = f"line {self._line}: when entry {entry.number} was written, {_FOUND[entry.found]}"
+        if entry.found is Found.HEAD_BEHIND:
+            self._notes.append(text)
+        else:
+            self.fault(text)
+
     def _settle_odd(self, torn: str) -> None:
         """Say of the odd line before what it is: torn, where the line after it says so."""
         if self._odd is None:
@@ -89,6 +100,13 @@ class Check:
             self._notes.append(f"line {self._odd[0]}, the last one, was torn by a crash")
             self._odd = None
         self._settle_odd("")
+
+
+_FOUND: Final = {
+    Found.REPLACED: "an entry before it was not the one that had been written",
+    Found.HEAD_MISSING: "it was not known which entry had been the last, so that a cut could not be noticed",
+    Found.HEAD_BEHIND: "the entries before it were not all written down: a crash or a full disk kept that back",
+}
 
 
 def _missing(first: int, last: int) -> str:

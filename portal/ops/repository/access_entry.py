@@ -55,6 +55,17 @@ class Outcome(StrEnum):
         return cls.REFUSED if exit_code in (2, 3, 5) else cls.FAILED
 
 
+class Found(StrEnum):
+    """What whoever appended a line has found at the end that it follows."""
+
+    REPLACED = "replaced"
+    """An entry is not the one that was written down as the last."""
+    HEAD_MISSING = "head_missing"
+    """It was not written down which entry was the last, so that a cut could not be noticed."""
+    HEAD_BEHIND = "head_behind"
+    """Entries were there that were not written down: a crash or a full disk kept that back, or they were put in."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AccessEntry:
     """One line.
@@ -68,6 +79,7 @@ class AccessEntry:
         previous: the hash of the line before.
         hash: the SHA-256 of this one without it.
         torn: the SHA-256 of the torn line before this one, where a crash has left one.
+        found: what was not as it should be at the end that this line follows; nothing where all was.
     """
 
     number: int
@@ -81,6 +93,7 @@ class AccessEntry:
     previous: str
     hash: str = ""
     torn: str = ""
+    found: Found | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The entry in the types of JSON."""
@@ -96,6 +109,7 @@ class AccessEntry:
             "details": dict(self.details),
             "previous": self.previous,
             **({"torn": self.torn} if self.torn else {}),
+            **({"found": self.found.value} if self.found else {}),
             "hash": self.hash,
         }
 
@@ -117,6 +131,7 @@ class AccessEntry:
             previous=str(facts["previous"]),
             hash=str(facts["hash"]),
             torn=str(facts.get("torn", "")),
+            found=Found(facts["found"]) if "found" in facts else None,
         )
 
 

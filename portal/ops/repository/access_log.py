@@ -21,7 +21,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from portal.ops.errors import BusyError, OpsError
 from portal.ops.repository.access_check import Check
@@ -31,6 +31,7 @@ from portal.ops.repository.access_entry import (
     AccessEntry,
     AccessReport,
     Action,
+    Found,
     Observer,
     Outcome,
     canonical,
@@ -74,6 +75,8 @@ _AGAIN: Final = (
 )
 _LOCK_SECONDS: Final = 10.0
 _TAIL_BYTES: Final = 64 << 10
+_MOST_TAIL_BYTES: Final = 4 << 20
+"""An end that was not written down for longer than this is not looked at any further."""
 
 
 class AccessLog:
@@ -172,13 +175,15 @@ class AccessLog:
         moment: datetime,
         details: Mapping[str, Any],
     ) -> AccessEntry:
-        """The line that follows the last one; where the end was cut off, the gap is left to be seen."""
-        number, previous, torn = _last(descriptor)
+        """The line that follows the last one; where the end was cut off or exchanged, that is left to be seen."""
         try:
             head = self._head()
         except ValueError:
             head = None
-        if head and head[0] > number:
+        end = _last(descriptor, head[0] if head else 0)
+        number, previous, torn = end.number, end.hash, end.torn
+        found = _found(end, head)
+        if head and (head[0] > number or (head[0] == number and found)):
             number, previous = head
         entry = AccessEntry(
             number=number + 1,
@@ -191,6 +196,7 @@ class AccessLog:
             details=details,
             previous=previous,
             torn=sha256(torn).hexdigest() if torn else "",
+            found=found,
         )
         return sealed(entry)
 
@@ -342,18 +348,51 @@ def sudo_user(environ: Mapping[str, str] = os.environ) -> str | None:
     return environ.get("SUDO_USER") or None
 
 
-def _last(descriptor: int) -> tuple[int, str, bytes]:
-    """Number and hash of the last line that makes sense, and what is torn after the last end of a line."""
+class _End(NamedTuple):
+    """The end of the log.
+
+    Arguments:
+        number: that of the last line that makes sense.
+        hash: its hash.
+        torn: what is torn after the last end of a line.
+        known: the hash of the line that was written down as the last one, as far as it was looked for.
+    """
+
+    number: int
+    hash: str
+    torn: bytes
+    known: str = ""
+
+
+def _found(end: _End, head: tuple[int, str] | None) -> Found | None:
+    """What is not as it should be at the end of the log; a cut shows by itself, in the number of the next line."""
+    if head is None:
+        return Found.HEAD_MISSING if end.number > 1 else None
+    number, own = head
+    if number > end.number:
+        return None
+    if end.known and end.known != own:
+        return Found.REPLACED
+    return Found.HEAD_BEHIND if number < end.number else None
+
+
+def _last(descriptor: int, known: int) -> _End:
+    """The end of the log.
+
+    Arguments:
+        known: the number of the line that was written down as the last one.
+    """
     size, window = os.fstat(descriptor).st_size, _TAIL_BYTES
     while True:
         start = max(0, size - window)
-        tail = os.pread(descriptor, size - start, start)
-        *lines, torn = tail.split(b"\n")
+        *lines, torn = os.pread(descriptor, size - start, start).split(b"\n")
         if entry := decode(torn):  # whole, but for the end of the line
-            return entry.number, entry.hash, b""
-        for line in reversed(lines if start == 0 else lines[1:]):
-            if entry := decode(line):
-                return entry.number, entry.hash, torn
+            lines.append(torn)
+            torn = b""
+        entries = [entry for line in lines[1 if start else 0 :] if (entry := decode(line))]
+        if entries and (start == 0 or entries[0].number <= known or window > _MOST_TAIL_BYTES):
+            hashes = {entry.number: entry.hash for entry in entries}
+            return _End(entries[-1].number, entries[-1].hash, torn, hashes.get(known, ""))
         if start == 0:
-            return 0, START, torn
+            return _End(0, START, torn)
         window *= 8

@@ -56,6 +56,8 @@ _AT_ONCE: Final = 5_000
 _SETTLED_NS: Final = 2_000_000_000
 """A file that has changed more recently could change again without looking different."""
 
+_LATEST_NS: Final = 253_402_300_799 * 1_000_000_000
+"""The end of the last year that a date can have."""
 _UNUSABLE: Final = (sqlite3.Error, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What a memory that is damaged, or was tampered with, leads to."""
 
@@ -142,7 +144,7 @@ class _Look:
         return memory
 
     def _entry(self, row: Row, size: int, modified_ns: int) -> Entry:
-        stem, _, _, kind, taken, parent, base, components, fault, checksum, level, found_at, intact = row
+        stem, _, _, kind, taken, parent, base, components, fault, checksum, level, found_at, intact, read = row
         modified = datetime.fromtimestamp(modified_ns / 1_000_000_000, UTC)
         name = self._once.setdefault(name := stem.decode(*_NAMES), name)
         return Entry(
@@ -159,6 +161,7 @@ class _Look:
             Finding(_LEVELS[level], datetime.fromtimestamp(found_at, UTC), intact == 1) if level else None,
             name in self._pinned,
             stem in self._strays,
+            None if read is None else datetime.fromtimestamp(read, UTC),
         )
 
     # -- reading ----------------------------------------------------------------------------------------------------
@@ -191,6 +194,7 @@ class _Look:
             fault or unreadable or unknown,
             checksum,
             *finding,
+            _read_at(manifest) if manifest else remembered and remembered[13],
         )
         is_read = not (unreadable or unknown) and (checksum or stamps.endswith(ABSENT))
         is_remembered = bool(is_read and self._is_settled(stamps + found))
@@ -280,6 +284,14 @@ def _manifest(path: Path, backup_id: BackupId | None) -> tuple[Manifest | None, 
     if backup_id and manifest.backup_id != str(backup_id):
         return None, "its manifest is another archive's"
     return manifest, ""
+
+
+def _read_at(manifest: Manifest) -> float | None:
+    """When the reading of an archive's data began, in seconds since 1970; nothing where the manifest does not say."""
+    begun = [detail["read_from_ns"] for detail in manifest.details.values() if "read_from_ns" in detail]
+    if not begun or not all(type(moment) is int and 0 <= moment < _LATEST_NS for moment in begun):
+        return None
+    return float(min(begun) / 1_000_000_000)
 
 
 def _may_follow(backup_id: BackupId | None) -> bool:

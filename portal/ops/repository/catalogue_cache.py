@@ -22,9 +22,9 @@ log = engine_log("portal.ops.repository.catalogue")
 Row = tuple[Any, ...]
 
 _COLUMNS: Final = (
-    "name, stamp, finding_stamp, kind, taken, parent, base, components, fault, checksum, level, found_at, intact"
+    "name, stamp, finding_stamp, kind, taken, parent, base, components, fault, checksum, level, found_at, intact, read"
 )
-_VERSION: Final = 3
+_VERSION: Final = 4
 _WAIT_SECONDS: Final = 2.0
 
 

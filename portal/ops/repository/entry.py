@@ -42,6 +42,7 @@ class Entry(NamedTuple):
         finding: what a verification has found; nothing where there was none.
         pinned: whether a person has said that it is to be kept.
         is_stray: whether it may follow another one, and nobody knows which: its manifest cannot be read.
+        read: when its data was read, by its manifest; nothing where that does not say.
     """
 
     name: str
@@ -57,3 +58,9 @@ class Entry(NamedTuple):
     finding: Finding | None = None
     pinned: bool = False
     is_stray: bool = False
+    read: datetime | None = None
+
+    @property
+    def read_at(self) -> datetime:
+        """When its data was read: by its manifest, for a name is only what the backup was asked for under."""
+        return self.read or self.moment

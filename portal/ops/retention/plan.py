@@ -106,7 +106,7 @@ def plan(archives: Sequence[Entry], policy: RetentionPolicy, now: datetime) -> R
     decisions = tuple(_decision(entry, reasons.of(entry.name), gone) for entry in archives)
     removals = sorted(
         (decision for decision in decisions if not decision.keep),
-        key=lambda decision: (-family.depth(decision.entry.name), decision.entry.moment, decision.entry.name),
+        key=lambda decision: (-family.depth(decision.entry.name), decision.entry.read_at, decision.entry.name),
     )
     return RetentionPlan(decisions=decisions, removals=tuple(removals), warnings=warnings)
 
@@ -183,7 +183,7 @@ def _by_type(archives: Sequence[Entry], family: _Family) -> dict[BackupType, lis
         if entry.type is not None and not family.fault(entry.name):
             found[entry.type].append(entry)
     for entries in found.values():
-        entries.sort(key=lambda entry: (entry.moment, entry.name), reverse=True)
+        entries.sort(key=lambda entry: (entry.read_at, entry.name), reverse=True)
     return found
 
 
@@ -202,7 +202,7 @@ def _keep_of_type(
         keep(name, f"it is the newest {kind} backup that has passed a verification ({level})")
     young = f"it is not older than {_days(rule.days)}"
     for entry in whole:
-        if now - entry.moment > timedelta(days=rule.days):
+        if now - entry.read_at > timedelta(days=rule.days):
             break
         keep(entry.name, young)
     for entry in whole[: rule.count]:
@@ -247,7 +247,7 @@ def _last_of_each(
     """The newest archive of each of the newest `count` periods that have one."""
     last: tuple[Any, ...] | None = None
     for entry in whole:
-        period = period_of(entry.moment.astimezone(zone))
+        period = period_of(entry.read_at.astimezone(zone))
         if period == last:
             continue
         if count == 0:
@@ -267,10 +267,10 @@ _PERIOD_OF: Final[Mapping[str, Callable[[datetime], tuple[Any, ...]]]] = {
 
 def _keep_all_if_the_clock_is_wrong(archives: Sequence[Entry], now: datetime, reasons: _Reasons) -> tuple[str, ...]:
     """Where archives come from the future, ages mean nothing; a warning for each of the first few."""
-    ahead = [entry for entry in archives if entry.moment - now > CLOCK_TOLERANCE]
+    ahead = [entry for entry in archives if entry.read_at - now > CLOCK_TOLERANCE]
     if not ahead:
         return ()
-    newest = max(ahead, key=lambda entry: entry.moment)
+    newest = max(ahead, key=lambda entry: entry.read_at)
     doubt = f"the clock is in doubt: {newest.name} is from the future"
     for entry in archives:
         reasons.add(entry.name, doubt)
@@ -285,9 +285,9 @@ def _keep_what_strays_may_need(archives: Sequence[Entry], reasons: _Reasons) -> 
     strays = [entry for entry in archives if entry.is_stray]
     if not strays:
         return ()
-    newest = max(strays, key=lambda entry: (entry.moment, entry.name))
+    newest = max(strays, key=lambda entry: (entry.read_at, entry.name))
     for entry in archives:
-        if entry.type in _FOLLOWED and entry.moment <= newest.moment + _LATENESS:
+        if entry.type in _FOLLOWED and entry.read_at <= newest.read_at + _LATENESS:
             reasons.add(entry.name, f"{newest.name}, which cannot be read, may need it")
     return (
         f"{newest.name} cannot be read, so nobody knows what it needs, and no older backup of uploads is removed. "

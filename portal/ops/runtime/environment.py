@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import ConfigurationError
 from portal.ops.runtime.progress import read_text
-from portal.ops.settings.env_file import EnvFile, EnvFileError, parse_env_file
+from portal.ops.settings.env_file import EnvFile, EnvFileError
 from portal.ops.settings.load import ENV_FILE, SETTINGS, Settings, load_settings
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ def read_env_file(environ: Mapping[str, str] | None = None) -> EnvFile:
         hint = f"Run this as a user who may read it, or set {ENV_FILE}={os.devnull} to do without it."
         raise _unusable(path, f"cannot be read: {error.strerror}", hint) from None
     _refuse_foreign_hands(path, status)
+    from portal.ops.settings.env_format import parse_env_file
+
     try:
         found = parse_env_file(content.decode("utf-8"), path, variables)
     except UnicodeDecodeError:

@@ -13,11 +13,10 @@ from portal.ops.errors import ConfigurationError, UnsupportedError
 from portal.ops.model import LogFormat
 from portal.ops.settings.database_url import DatabaseTarget, Secret
 from portal.ops.settings.destination import DestinationError
+from portal.ops.settings.entry import GROUP, SETTING, WatchMode
 from portal.ops.settings.env_file import EnvFile
 from portal.ops.settings.parsers import OFF, Setting, UnusableError, own_numbers
 from portal.ops.settings.table import (
-    GROUP,
-    SETTING,
     SETTINGS,
     DatabaseSettings,
     OffsiteSettings,
@@ -25,7 +24,6 @@ from portal.ops.settings.table import (
     ScheduleSettings,
     Settings,
     TargetSettings,
-    WatchMode,
     WatchSettings,
     WorkerSettings,
 )

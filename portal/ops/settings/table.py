@@ -6,13 +6,24 @@ else has to be written to add one: loading, ``config``, the documentation test a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final
 
 from portal.ops.model import Compression, LogFormat
 from portal.ops.settings.database_url import DatabaseTarget, Secret, UrlParts
 from portal.ops.settings.destination import with_own_names
+from portal.ops.settings.entry import (
+    COPIED_TYPES,
+    GROUP,
+    RULE_WORDS,
+    RULED_TYPES,
+    Group,
+    Place,
+    WatchMode,
+    entries,
+    group,
+    setting,
+)
 from portal.ops.settings.file_columns import FileColumns, file_columns
 from portal.ops.settings.parsers import (
     HUNDRED_YEARS,
@@ -42,73 +53,16 @@ from portal.ops.settings.parsers import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Mapping
     from datetime import timedelta
     from pathlib import Path
     from zoneinfo import ZoneInfo
 
     from portal.ops.settings.destination import Destination
 
-T = TypeVar("T")
 
-SETTING: Final = "setting"
-GROUP: Final = "group"
-"""Keys of a field's metadata: what it is read from."""
-
-RULED_TYPES: Final = ("full", "database", "media", "audit_logs")
-COPIED_TYPES: Final = (*RULED_TYPES, "base")
-RULE_WORDS: Final = ("days", "count", "hourly", "daily", "weekly", "monthly", "yearly")
-
-
-class Place(StrEnum):
-    """Where archives go beside the repository, in the words of the portal's own configuration."""
-
-    LOCAL = "local"
-    S3 = "s3"
-
-
-class WatchMode(StrEnum):
-    """How changes of the uploads are noticed."""
-
-    AUTO = "auto"
-    EVENTS = "events"
-    POLLING = "polling"
-
-
-def setting(
-    name: str,
-    meaning: str,
-    parse: Callable[[str], T],
-    default: str = "",
-    *,
-    without: str = "(optional)",
-    secret: bool = False,
-    empty_counts: bool = False,
-) -> T:
-    """One entry of the table, as the value of a dataclass field: see `Setting` for the arguments."""
-    entry = Setting(
-        name=name,
-        meaning=meaning,
-        parse=parse,
-        default=default,
-        without=without,
-        secret=secret,
-        empty_counts=empty_counts,
-    )
-    return field(default_factory=lambda: parse(default), metadata={SETTING: entry})
-
-
-def group(kind: type[Any]) -> Any:
-    """A field that holds a group of settings.
-
-    Arguments:
-        kind: the dataclass whose fields are the entries.
-    """
-    return field(default_factory=kind, metadata={GROUP: kind})
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatabaseSettings:
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class DatabaseSettings(Group):
     """The database, as the environment gives it: single variables, and a URL that overrides them."""
 
     host: str = setting("DD_DATABASE_HOST", "PostgreSQL host, or the directory of its socket", as_text, "localhost")
@@ -131,8 +85,8 @@ class DatabaseSettings:
         return replace(single, **self.url)
 
 
-@dataclass(frozen=True, kw_only=True)
-class RetentionSettings:
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class RetentionSettings(Group):
     """How long archives are kept."""
 
     days: int = setting("BACKUP_RETENTION_DAYS", "Days to keep backups", whole_number(0, HUNDRED_YEARS), "30")
@@ -154,8 +108,8 @@ class RetentionSettings:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class WorkerSettings:
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class WorkerSettings(Group):
     """How work is handed to workers, and how they behave."""
 
     broker_url: Secret | None = setting(
@@ -201,8 +155,8 @@ class WorkerSettings:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScheduleSettings:
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class ScheduleSettings(Group):
     """When scheduled work starts: cron expressions in one time zone; ``None`` means never."""
 
     full: str | None = setting("BACKUP_SCHEDULE_FULL", "Schedule of full backups: cron, or `off`", cron, "0 2 * * *")
@@ -232,8 +186,8 @@ class ScheduleSettings:
     time_zone: ZoneInfo = setting("BACKUP_TIMEZONE", "Time zone of the schedules", time_zone, "UTC")
 
 
-@dataclass(frozen=True, kw_only=True)
-class WatchSettings:
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class WatchSettings(Group):
     """How the uploads are watched."""
 
     quiet: timedelta = setting(
@@ -251,8 +205,8 @@ class WatchSettings:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class TargetSettings:
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class TargetSettings(Group):
     """What is expected of the backups, and who is told."""
 
     rpo_database: timedelta = setting(
@@ -287,8 +241,8 @@ class TargetSettings:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class PitrSettings:
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class PitrSettings(Group):
     """Recovery to a point in time."""
 
     wal: bool = setting(
@@ -310,8 +264,8 @@ def _place(text: str) -> Place | None:
     return one_of(Place)(text) if text.strip() else None
 
 
-@dataclass(frozen=True, kw_only=True)
-class OffsiteSettings:
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class OffsiteSettings(Group):
     """Encrypted copies elsewhere. What the portal's own names say has to fit the other settings."""
 
     urls: tuple[Destination, ...] = setting(
@@ -384,8 +338,8 @@ class OffsiteSettings:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class PortalSettings:
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class PortalSettings(Group):
     """What belongs to the portal: its key, its files, its own checks, and the operator's commands around our work."""
 
     credential_key: Secret | None = setting(
@@ -425,8 +379,8 @@ class PortalSettings:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class Settings(Group):
     """Every setting, valid. ``None`` stands for a setting that is not set and has no default.
 
     Arguments:
@@ -511,13 +465,4 @@ class Settings:
         return replace(self.database, **self.pitr.replication)
 
 
-def entries(kind: type[Any] = Settings) -> Iterator[Setting[object]]:
-    """Every entry of a group and of the groups in it, in the order of the table."""
-    for each in fields(kind):
-        if SETTING in each.metadata:
-            yield each.metadata[SETTING]
-        elif GROUP in each.metadata:
-            yield from entries(each.metadata[GROUP])
-
-
-SETTINGS: Final[tuple[Setting[object], ...]] = tuple(entries())
+SETTINGS: Final[tuple[Setting[object], ...]] = tuple(entries(Settings))

@@ -1,0 +1,55 @@
+"""`backup.sh wal`: shows the WAL archive, or brings it back from an off-site copy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from portal.ops.errors import ConfigurationError
+from tools.terminal.output import print_result, say
+from tools.terminal.run import watched_settings
+
+if TYPE_CHECKING:
+    import argparse
+
+    from portal.ops.repository.repository import Repository
+    from portal.ops.settings.load import Settings
+
+
+def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001  (what every command has)
+    """Add what the command takes."""
+    parser.add_argument("--fetch", action="store_true", help="bring the WAL back from the first off-site destination")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Show, or fetch and show."""
+    from portal.ops.pitr.look import look
+    from portal.ops.repository.repository import Repository
+
+    settings, _ = watched_settings()
+    repository = Repository(Path(settings.local_path), lock_timeout=settings.lock_timeout)
+    fetched = _fetch(settings, repository) if arguments.fetch else 0
+    if arguments.fetch:
+        say(f"{fetched} files of WAL were fetched")
+    found = look(repository)
+    files = found.archive.files() if found.archive else {}
+    say(f"{len(files)} files of WAL, {sum(file.size for file in files.values()) >> 20} MB")
+    say(f"recovery window: {found.window}" if found.window else "there is no recovery window")
+    window = found.window.to_dict() if found.window else None
+    print_result({"success": True, "fetched": fetched, "files": len(files), "recovery_window": window})
+    return 0
+
+
+def _fetch(settings: Settings, repository: Repository) -> int:
+    from portal.ops.pitr.offsite_wal import fetch_wal
+    from portal.ops.storage.objects import identities_of, open_destination
+
+    destinations = settings.offsite.destinations()
+    if not destinations:
+        raise ConfigurationError("there is no off-site destination", hint="Set BACKUP_OFFSITE_URLS.")
+    repository.prepare()
+    backend = open_destination(destinations[0], settings.offsite, settings.store_variables, is_writing=False)
+    try:
+        return fetch_wal(repository, backend, identities_of(settings.offsite))
+    finally:
+        backend.close()
