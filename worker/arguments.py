@@ -138,6 +138,7 @@ class RestoreArguments(RequestArguments):
     patterns: tuple[str, ...] = ()
     target_database: str | None = None
     create_database: bool = False
+    owner: str | None = None
     media_dir: str | None = None
     jobs: int | None = None
     allow_unverified: bool = False

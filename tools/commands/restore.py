@@ -33,6 +33,7 @@ ONLY_RESTORE: Final = (
     "exact",
     "target_database",
     "create_database",
+    "owner",
     "media_dir",
     "path",
     "jobs",
@@ -64,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--exact", action="store_true", help="move uploads that are not in the backup aside (never deleted)")
     add("--target-database", metavar="NAME", help="restore into this database instead of the configured one")
     add("--create-database", action="store_true", help="create the database if it does not exist")
+    add("--owner", metavar="ROLE", help="the role that is to own the database and everything in it")
     add("--media-dir", metavar="DIR", help="restore the uploads here instead of PORTAL_UPLOAD_DIR")
     add("--path", metavar="PATTERN", action="append", default=[], help="only uploads that match; can be repeated")
     add("--jobs", metavar="N", type=int, help="how many processes work at the same time")
@@ -119,7 +121,7 @@ def wait(arguments: argparse.Namespace) -> int:
 
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `RestoreConfig` that the command line has, besides those of the settings."""
-    names = ("dry_run", "mode", "exact", "target_database", "create_database", "allow_unverified")
+    names = ("dry_run", "mode", "exact", "target_database", "create_database", "owner", "allow_unverified")
     given = {name: getattr(arguments, name) for name in (*names, "allow_outside_links")}
     given["patterns"] = tuple(arguments.path)
     given["verify_before_restore"] = not arguments.force

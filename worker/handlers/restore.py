@@ -62,6 +62,7 @@ def _options(arguments: RestoreArguments) -> dict[str, Any]:
         "patterns": arguments.patterns,
         "target_database": arguments.target_database,
         "create_database": arguments.create_database,
+        "owner": arguments.owner,
         "allow_unverified": arguments.allow_unverified,
         "allow_outside_links": arguments.allow_outside_links,
         "verify_before_restore": arguments.verify,

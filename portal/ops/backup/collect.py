@@ -279,6 +279,7 @@ def _warnings(tally: Tally) -> list[str]:
         *(f"{path} vanished before it could be read" for path in tally.vanished),
         *(f"{path} changed each time it was read; what was read last is in the archive" for path in tally.changed),
         *(f"{path} is a socket, a FIFO or a device and was left out" for path in tally.special),
+        *(f"{path} has more extended attributes than an archive takes; they were left out" for path in tally.stripped),
         *_links(tally.outside),
     ]
 

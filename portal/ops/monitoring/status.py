@@ -39,6 +39,7 @@ def evaluate(facts: Facts, targets: TargetSettings, now: datetime) -> Status:
         *_missed_drill(last, drilled, facts, targets.drill_age, now),
         *_missed_space(days_left),
         *(Miss(target=miss.target, what=miss.what, mend=miss.mend) for miss in _missed_pitr(facts, now)),
+        *_missed_offsite(facts, targets.rpo_offsite, now),
     ]
     return Status(
         moment=now,
@@ -109,6 +110,13 @@ def _missed_drill(
 
 def _missed_pitr(facts: Facts, now: datetime) -> Iterable[PitrMiss]:
     return pitr_misses(facts.pitr, now) if facts.pitr else ()
+
+
+def _missed_offsite(facts: Facts, allowed: timedelta, now: datetime) -> list[Miss]:
+    """Copies that are missing, too old or damaged, of each destination."""
+    mend = "'./tools/backup.sh offsite copy' copies what is missing, or says why it cannot."
+    faults = ((one, one.fault(allowed, now)) for one in facts.offsite)
+    return [Miss(target=f"offsite_{one.identifier}", what=what, mend=mend) for one, what in faults if what]
 
 
 def _missed_space(days_left: int | None) -> list[Miss]:

@@ -21,7 +21,7 @@ from portal.ops.offsite.listing import read_commit
 from portal.ops.offsite.missing import line_of_entry, wanted_copies
 from portal.ops.offsite.prune import offsite_policy
 from portal.ops.offsite.sending import AlreadyCopiedError, Sender
-from portal.ops.repository.access_log import Action, Observer, Witness
+from portal.ops.repository.access_log import Action, Observer, Outcome, Witness
 from portal.ops.repository.catalogue import Catalogue
 from portal.ops.repository.locks import archive_lock
 from portal.ops.repository.repository import Repository
@@ -183,6 +183,7 @@ class CopyJob:
         faults: list[OpsError] = []
         missing = list(wanted)
         backend: Backend | None = None
+        logged = False  # whether a failure is in the access log already
         try:
             with ledger.locked(self._config.lock_timeout):
                 backend = self._config.open(destination, is_writing=True)
@@ -190,12 +191,21 @@ class CopyJob:
                 missing = [entry for entry in wanted if again or entry.name not in there]
                 sender = self._sender(backend, ledger, recipients, missing)
                 for entry in list(missing):
+                    logged = True
                     copied.append(self._copy(sender, entry, destination, again=again))
                     missing.remove(entry)
         except BusyError as error:
             faults.append(error)
         except OpsError as error:
             faults.append(error)
+            if not logged:
+                self._witness.saw(
+                    Action.OFFSITE_COPY,
+                    destination.shown,
+                    Outcome.of(error.exit_code),
+                    destination=destination.shown,
+                    error=str(error),
+                )
             log.error("offsite_copy_failed", destination=destination.shown, error=str(error))
         finally:
             if backend is not None:

@@ -57,6 +57,7 @@ _OUR_PID: Final = "SELECT pg_backend_pid()"
 
 # An encoding that means nothing to the server or to Python; every byte is a character of this one.
 _BYTE_FOR_BYTE: Final = "LATIN1"
+_NO_CONVERSION: Final = "conversion between UTF8"
 _WITHOUT_CONVERSION: Final = ("SQL_ASCII", "MULE_INTERNAL")
 
 _EVENT_TRIGGERS_OFF: Final = "-c event_triggers=off"
@@ -168,7 +169,13 @@ def _open(target: DatabaseTarget, options: str) -> Connection:
     connection: Connection | None = None
     try:
         with only_our_variables():
-            connection = psycopg.connect(connecting, password=password, autocommit=True)
+            try:
+                connection = psycopg.connect(connecting, password=password, autocommit=True)
+            except psycopg.OperationalError as error:
+                if _NO_CONVERSION not in str(error):
+                    raise
+                plain = make_conninfo(connecting, client_encoding=_BYTE_FOR_BYTE)
+                connection = psycopg.connect(plain, password=password, autocommit=True)
         _settle(connection, target)
     except psycopg.OperationalError as error:
         raise explain_refusal(target, error) from error

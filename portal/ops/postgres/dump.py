@@ -23,6 +23,7 @@ from portal.ops.postgres.client_tools import find_client
 from portal.ops.postgres.connection import connect, conninfo, explained_errors, libpq_environment, silencing_options
 from portal.ops.postgres.failures import explain_dump_failure
 from portal.ops.postgres.inspection import check_readable, read_facts
+from portal.ops.postgres.locks import lock_holders
 from portal.ops.postgres.row_counts import SnapshotCount, list_tables, table_sizes
 from portal.ops.postgres.source_facts import read_source_facts
 
@@ -38,10 +39,7 @@ if TYPE_CHECKING:
     from portal.ops.runtime.process import ProcessRunner, RunningProcess
     from portal.ops.settings.load import DatabaseTarget
 
-_HOLDERS = """
-    SELECT relation::regclass::text, pid FROM pg_locks
-    WHERE relation = ANY(%s::bigint[]::oid[]) AND granted AND mode = 'AccessExclusiveLock' ORDER BY 1
-"""
+_NAMED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,11 +222,12 @@ def _lock(connection: Connection, tables: Sequence[Table], timeout_seconds: floa
 
 
 def _locked(connection: Connection, tables: Sequence[Table], timeout_seconds: float) -> DumpFailedError:
-    holders = connection.execute(_HOLDERS, [[table.oid for table in tables]]).fetchall()
-    which = ", ".join(f"{name} (by process {pid} of the server)" for name, pid in holders) or "a table"
+    wanted = {table.name for table in tables}
+    holders = [holder for holder in lock_holders(connection) if holder.what in wanted]
+    which = "; ".join(map(str, holders[:_NAMED])) or "a session that is gone by now"
     return DumpFailedError(
-        f"another session kept {which} locked for more than {timeout_seconds:g} s",
-        hint="perhaps a migration: see pg_stat_activity, and try again when it is done",
+        f"another session kept a table locked for more than {timeout_seconds:g} s: {which}",
+        hint="perhaps a migration: wait until it is done, or end it with pg_terminate_backend, and try again",
     )
 
 
@@ -238,6 +237,7 @@ def _command(tool: ClientTool, target: DatabaseTarget, snapshot: str, lock_secon
         "--format=custom",
         "--compress=0",
         "--no-password",
+        "--quote-all-identifiers",  # a newer server that it is restored to has more keywords
         f"--snapshot={snapshot}",
         f"--lock-wait-timeout={_milliseconds(lock_seconds)}",
         f"--dbname={conninfo(target, options=silencing_options(target))}",

@@ -57,7 +57,7 @@ _ADMINISTRATORS: Final = frozenset(
         "TEXT SEARCH TEMPLATE",
     ]
 )
-_ADMINISTRATORS_CODE: Final = re.compile(r"\bLANGUAGE (c|internal)\b")
+_ADMINISTRATORS_CODE: Final = re.compile(r'\bLANGUAGE "?(c|internal)\b')
 _BASE_TYPE: Final = re.compile(r"^CREATE TYPE .* \(\s+INTERNALLENGTH", re.DOTALL)
 _EVERY_TABLE: Final = re.compile(r"\bFOR ALL TABLES\b")
 

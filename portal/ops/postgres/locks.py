@@ -11,6 +11,7 @@ from psycopg.rows import class_row
 
 from portal.ops.errors import BusyError, OpsError
 from portal.ops.postgres.connection import connect
+from portal.ops.postgres.table_names import table_name
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -23,17 +24,17 @@ _STRONGEST: Final = "AccessExclusiveLock"
 
 # Locks on tables that a reader has to wait for, and those that somebody waits for already.
 _HOLDERS: Final = """
-    SELECT coalesce(format('%%s.%%s', n.nspname, c.relname), l.locktype) AS what, l.mode, l.pid,
+    SELECT n.nspname AS schema, c.relname AS relation, l.mode, l.pid,
            coalesce(a.application_name, '') AS application, coalesce(a.usename, '') AS user,
            coalesce(a.state, '') AS state,
            coalesce(to_char(a.xact_start AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'), '') AS since
     FROM pg_locks AS l LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
-    LEFT JOIN pg_class AS c ON c.oid = l.relation LEFT JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    JOIN pg_class AS c ON c.oid = l.relation JOIN pg_namespace AS n ON n.oid = c.relnamespace
     WHERE l.granted AND l.pid <> pg_backend_pid() AND l.database = (
         SELECT oid FROM pg_database WHERE datname = current_database())
       AND l.locktype = 'relation' AND c.relkind IN ('r', 'p', 'm', 'S', 'v') AND n.nspname !~ '^pg_'
       AND (cardinality(%(pids)s::int[]) = 0 OR l.pid = ANY(%(pids)s::int[]))
-    ORDER BY l.mode <> 'AccessExclusiveLock', l.mode = 'AccessShareLock', a.xact_start, what
+    ORDER BY l.mode <> 'AccessExclusiveLock', l.mode = 'AccessShareLock', a.xact_start, n.nspname, c.relname
 """
 
 
@@ -45,13 +46,19 @@ class Holder:
         since: when its transaction began, in UTC; empty where the user may not know.
     """
 
-    what: str
+    schema: str
+    relation: str
     mode: str
     pid: int
     application: str
     user: str
     state: str
     since: str
+
+    @property
+    def what(self) -> str:
+        """The table that it has a lock on."""
+        return table_name(self.schema, self.relation)
 
     def __str__(self) -> str:
         who = f"process {self.pid} ({self.application or 'an unnamed application'}, user {self.user or 'unknown'})"

@@ -196,6 +196,7 @@ class DatabasePart:
             "port": target.port,
             "mode": self._mode.value,
             "create_database": self._create_database,
+            "owner": self._restore.owner,
         }
 
     def kept(self, *, rolled_back: bool) -> str:
@@ -344,6 +345,7 @@ class PartMaker:
                         replace(config.database, name=config.target_database or config.db_name),
                         RestoreMode(config.mode),
                         create_database=config.create_database,
+                        owner=config.owner,
                     )
                 )
             else:
@@ -364,7 +366,12 @@ class PartMaker:
                 place = {"name": facts["database"], "host": facts["host"], "port": facts["port"]}
                 target = replace(self.config.database, **place)
                 made.append(
-                    self._database(target, RestoreMode(facts["mode"]), create_database=facts["create_database"])
+                    self._database(
+                        target,
+                        RestoreMode(facts["mode"]),
+                        create_database=facts["create_database"],
+                        owner=facts.get("owner"),
+                    )
                 )
             else:
                 patterns = tuple(facts["patterns"])
@@ -383,7 +390,9 @@ class PartMaker:
         )
         return FilesPart(restore, self._jobs)
 
-    def _database(self, target: DatabaseTarget, mode: RestoreMode, *, create_database: bool) -> DatabasePart:
+    def _database(
+        self, target: DatabaseTarget, mode: RestoreMode, *, create_database: bool, owner: str | None
+    ) -> DatabasePart:
         from portal.ops.restore.database.restore import DatabaseRestore  # late: it brings the database driver
 
         restore = DatabaseRestore(
@@ -394,6 +403,7 @@ class PartMaker:
             restore_id=self.restore_id,
             mode=mode,
             create_database=create_database,
+            owner=owner,
             safety_dump=self.directory / "before.dump",
         )
         return self.database_part(restore, self.directory, mode=mode, create_database=create_database, jobs=self._jobs)

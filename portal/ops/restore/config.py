@@ -45,6 +45,8 @@ class RestoreConfig:
         patterns: restore only files that one of these fits, such as ``tenant-a/*.sarif``.
         target_database: restore into this database instead of the configured one.
         create_database: make the database, where there is none.
+        owner: the role that is to own the database and everything in it; nothing means who owns the live one, or else
+            the owner that the backup names.
         allow_unverified: take an archive that has no sidecar.
         allow_outside_links: restore symlinks that lead out of the uploads.
         rollback_days: what an older restore needs to be taken back is removed when a later one has succeeded.
@@ -73,6 +75,7 @@ class RestoreConfig:
     patterns: tuple[str, ...] = ()
     target_database: str | None = None
     create_database: bool = False
+    owner: str | None = None
     allow_unverified: bool = False
     allow_outside_links: bool = False
     pg_bin_dir: str | Path | None = None

@@ -14,10 +14,8 @@ What is written between the safety dump and the transaction is lost by a rollbac
 from __future__ import annotations
 
 import json
-import threading
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, LiteralString
+from typing import TYPE_CHECKING, Final
 
 from psycopg.sql import SQL
 
@@ -27,10 +25,11 @@ from portal.ops.postgres.dump import open_dump
 from portal.ops.postgres.dump_contents import EXTENSION, needs_administrator
 from portal.ops.postgres.dump_file import read_file_contents
 from portal.ops.postgres.row_counts import list_tables
-from portal.ops.postgres.server import MAY_END, maintenance, read_me, restoring_errors
+from portal.ops.postgres.server import read_me, restoring_errors
 from portal.ops.postgres.table_names import normal_name
 from portal.ops.repository.durable import write_durably
 from portal.ops.repository.faults import explain
+from portal.ops.restore.database.blockers import ending_blockers
 from portal.ops.restore.database.stage import objects_owner
 
 if TYPE_CHECKING:
@@ -48,7 +47,6 @@ if TYPE_CHECKING:
 
 _DUMP_SECONDS: Final = 6 * 3600.0
 _READ_BYTES: Final = 1 << 20
-_LOOK_EVERY_SECONDS: Final = 0.1
 
 _EXTENSIONS: Final = "SELECT extname FROM pg_extension"
 _RELATIONS: Final = """
@@ -63,12 +61,6 @@ _EXTENSION_TABLES: Final = """
     WHERE c.relkind IN ('r', 'p')
 """
 _RELATION_KINDS: Final = ("TABLE", "VIEW", "MATERIALIZED VIEW", "FOREIGN TABLE")
-_END_BLOCKERS: Final[LiteralString] = f"""
-    SELECT pg_terminate_backend(a.pid)
-    FROM pg_stat_activity AS restoring, unnest(pg_blocking_pids(restoring.pid)) AS blocker (pid),
-         pg_stat_activity AS a
-    WHERE restoring.application_name = %s AND a.pid = blocker.pid AND {MAY_END}
-"""  # noqa: S608  (both parts are constants)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +173,7 @@ def replace_contents(
     with connect(target) as connection, restoring_errors(target):
         drop = _drop([table for table in list_tables(connection) if table.name in brought])
     contents = wanted_entries(target, read_file_contents(dump).entries)
-    with _ending_blockers(target, restore_id):
+    with ending_blockers(target, restore_id):
         restorer.replace(dump, target, role=role, contents=contents, drop=drop)
 
 
@@ -227,26 +219,6 @@ def _drop(tables: list[Table]) -> Composed | None:
     return SQL("DROP TABLE IF EXISTS {}").format(SQL(", ").join(table.identifier for table in tables))
 
 
-@contextmanager
-def _ending_blockers(target: DatabaseTarget, restore_id: str) -> Iterator[None]:
-    """End the sessions that the restore waits for, such as one that was left open in a transaction."""
-    enough = threading.Event()
-
-    with maintenance(target) as connection:
-
-        def look() -> None:
-            while not enough.wait(_LOOK_EVERY_SECONDS):
-                connection.execute(_END_BLOCKERS, [restore_id])
-
-        thread = threading.Thread(target=look, name="blocker-eviction", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            enough.set()
-            thread.join()
-
-
 def _table_numbers(target: DatabaseTarget) -> dict[str, int]:
     with connect(target) as connection, restoring_errors(target):
         return {table.name: table.oid for table in list_tables(connection)}
@@ -257,7 +229,9 @@ def _record(dump: Path) -> Path:
 
 
 def _write_dump(target: DatabaseTarget, dump: Path, runner: ProcessRunner, bin_dir: Path | None) -> None:
-    with open_dump(target, runner=runner, bin_dir=bin_dir, timeout_seconds=_DUMP_SECONDS) as source:
+    with open_dump(
+        target, runner=runner, bin_dir=bin_dir, timeout_seconds=_DUMP_SECONDS, lock_timeout_seconds=target.lock_seconds
+    ) as source:
         write_durably(dump, _content(source))
 
 

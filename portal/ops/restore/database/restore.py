@@ -114,7 +114,7 @@ class DatabaseRestore:
         self._mode = mode
         self._create_database = create_database
         self._safety_dump = safety_dump
-        self._owner = owner
+        self.owner = owner
         self._newcomer = Newcomer(
             path=safety_dump.with_name(f"{safety_dump.stem}.database.json") if safety_dump else None,
             restore_id=restore_id,
@@ -152,7 +152,7 @@ class DatabaseRestore:
                 dump_bytes=dump_bytes,
                 row_counts=row_counts,
                 backed_up=backed_up or BackedUp(),
-                owner=self._owner,
+                owner=self.owner,
                 runner=self._runner,
                 bin_dir=self._bin_dir,
             )
@@ -185,7 +185,7 @@ class DatabaseRestore:
                 restorer=restorer,
                 jobs=self._jobs,
                 identity=identity,
-                owner=self._owner,
+                owner=self.owner,
             )
             self._rows, self._warnings = staged.row_counts, staged.warnings
         else:
@@ -291,7 +291,7 @@ class DatabaseRestore:
                 kept_as=names.name(kept_as),
                 incoming=None if incoming is None else names.name(incoming),
                 inherits=inherits,
-                owner=self._owner,
+                owner=self.owner,
             ),
         )
 
@@ -367,7 +367,7 @@ class DatabaseRestore:
                 return
             if not self._create_database:
                 raise database_absent(self.target)
-            owner = self._owner or known_owner(connection, self._identity) or read_me(connection).name
+            owner = self.owner or known_owner(connection, self._identity) or read_me(connection).name
             self._warnings += create_like(connection, self.target.name, self._identity, owner)
             if self._identity is not None:
                 name = self.target.name
