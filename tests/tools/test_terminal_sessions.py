@@ -93,8 +93,8 @@ class TestWaiting:
         """After a second of silence a line says what is being done; in the end it is gone."""
         run("media", environ=environ)
         lock = tmp_path / "archives" / ".lock"
-        holder = subprocess.Popen(["flock", "--exclusive", lock, "cat"], stdin=subprocess.PIPE)  # noqa: S607
-        wait_until(lambda: subprocess.run(["flock", "-n", lock, "true"], check=False).returncode != 0)  # noqa: S607
+        holder = subprocess.Popen(["flock", "--exclusive", lock, "cat"], stdin=subprocess.PIPE)
+        wait_until(lambda: subprocess.run(["flock", "-n", lock, "true"], check=False).returncode != 0)
         session = on_a_terminal(environ | {"BACKUP_LOCK_TIMEOUT": "3"}, "media")
         holder.communicate()
         assert session.code == 5
