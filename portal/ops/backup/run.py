@@ -184,6 +184,7 @@ class BackupRun:
     ) -> BackupResult:
         collection = Collection(
             config=self.config,
+            repository=self.repository,
             pending=pending,
             backup_id=request.backup_id,
             components=strategy.components,
