@@ -59,7 +59,7 @@ def test_the_accident_is_undone(portal: WalPortal, tmp_path: Path) -> None:
         "DD_DATABASE_URL": f"postgres://{address.user}:{address.password}@{address.host}:{address.port}/portal",
     }
     with portal.receiving(), tempfile.TemporaryDirectory(prefix="kekkai-new-", dir="/tmp") as reachable:
-        os.chmod(reachable, 0o755)  # the user of the scratch server passes through it
+        os.chmod(reachable, 0o755)  # noqa: S103  (the user of the scratch server passes through it)
         environ["NEW_DATA_DIR"] = f"{reachable}/data"
         assert portal.job().backup_base().success
         follow("tools/backup.sh media", environ)
