@@ -70,7 +70,8 @@ class Step(NamedTuple):
     def decode(cls, line: bytes) -> Step:
         """The step of a line."""
         do, path, inode, size, mtime_ns, before, after = json.loads(line.decode("ascii"))
-        return cls(Do(do), path, inode, size, mtime_ns, before and Attributes(*before), after and Attributes(*after))
+        known = [values and Attributes.decode(values) for values in (before, after)]
+        return cls(Do(do), path, inode, size, mtime_ns, *known)
 
 
 @dataclass(kw_only=True)

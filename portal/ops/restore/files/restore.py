@@ -253,7 +253,7 @@ class FileRestore:
             target=str(self.target),
             started=timestamp(datetime.now(UTC)),
             created=tuple(created),
-            root=Attributes.of(os.stat(root)),
+            root=Attributes.at(root),
         )
         directory = self._directory()
         directory.make()
