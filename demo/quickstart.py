@@ -130,11 +130,11 @@ class _Show:
         return self._run("backup.sh", "full")[1]
 
     def verify(self) -> float:
-        _step(4, "Is the archive whole? Every file, and the dump to its end")
+        _step(4, "Verify the archive: every file, and the dump to its end")
         return self._run("backup.sh", "verify", "latest", "--level", "dump")[1]
 
     def restore(self) -> tuple[dict[str, Any], float]:
-        _step(5, "Restore it somewhere else")
+        _step(5, "Restore it to another place")
         options = ("--create-database", "--target-database", _RESTORED, "--media-dir", str(self.restored_uploads))
         return self._run("restore.sh", "latest", "--force", *options)
 
@@ -152,7 +152,7 @@ class _Show:
 
     def upload(self) -> float:
         """Have a file uploaded, and wait until an archive holds it; seconds from the one to the other."""
-        _step(7, "Somebody uploads a file: the watcher has it backed up by itself")
+        _step(7, "Somebody uploads a file: the watcher backs it up")
         self.service.start_watcher()
         self.service.wait_for_scan()
         upload = self.uploads / "tenant-001" / "just-now.sarif"
@@ -166,11 +166,11 @@ class _Show:
         return seconds
 
     def drill(self) -> None:
-        _step(8, "A drill: would a restore work? It is tried for real, and thrown away")
+        _step(8, "A drill: restore for real to a scratch place, compare, remove")
         self._run("backup.sh", "drill")
 
     def status(self) -> None:
-        _step(9, "How does it stand?")
+        _step(9, "The status")
         self._run("backup.sh", "status")
 
     def keep(self) -> None:

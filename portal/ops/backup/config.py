@@ -56,6 +56,7 @@ class BackupConfig:
         dump_timeout: seconds that pg_dump may take.
         lock_timeout: seconds to wait for a lock.
         rollback_days: days to keep the rollback data of restores, which a cleanup discards after that.
+        confirm_loss: back up a source that has lost nearly everything since the last backup; it is refused otherwise.
         jobs: processes and threads that work at once; by default the cores there are.
         compression: how hard to compress; ``auto`` is as hard as the source leaves time for.
         chain_length: incrementals that a chain has at the most.
@@ -102,6 +103,7 @@ class BackupConfig:
     dump_timeout: float = 21600
     lock_timeout: float = 60
     rollback_days: int = 7
+    confirm_loss: bool = False
     jobs: int | None = None
     compression: Compression = Compression.AUTO
     chain_length: int = 500

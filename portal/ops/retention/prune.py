@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from portal.ops.errors import BusyError, OpsError, RepositoryError
 from portal.ops.model import FORMAT_VERSION, SIDECAR_SUFFIX, SUFFIX, BackupId, BackupType
 from portal.ops.pitr.prune_wal import prune_wal
+from portal.ops.pitr.scratch import sweep_scratch
 from portal.ops.repository.access_log import Action, Observer, Outcome, Witness, brief
 from portal.ops.repository.catalogue import Catalogue, kin_of
 from portal.ops.repository.durable import sync_directory, unfinished
@@ -210,7 +211,12 @@ class PruneJob:
                 while group := list(islice(rest, _GROUP)):
                     self._remove(group, crowd, draft)
                 draft.wal_bytes = prune_wal(self.repository)
-                draft.swept += (*self.repository.sweep(), *self._sweep(), *self._sweep_unfinished())
+                draft.swept += (
+                    *self.repository.sweep(),
+                    *sweep_scratch(self.repository),
+                    *self._sweep(),
+                    *self._sweep_unfinished(),
+                )
             finally:
                 seen.details |= {"removed": len(draft.removed), "bytes": draft.freed_bytes}
         log.info("prune_finished", removed=len(draft.removed), bytes=draft.freed_bytes)
