@@ -189,7 +189,7 @@ class BackupConfig:
             chain_length=settings.chain_length,
             chain_percent=settings.chain_percent,
             wal=settings.pitr.wal,
-            replication_target=settings.replication,
+            replication_target=settings.replication if settings.pitr.replication else None,
             pitr_days=settings.pitr.days,
             credential_key=settings.portal.credential_key,
             commands=around_commands(settings.portal),
