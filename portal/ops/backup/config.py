@@ -57,6 +57,7 @@ class BackupConfig:
         lock_timeout: seconds to wait for a lock.
         rollback_days: days to keep the rollback data of restores, which a cleanup discards after that.
         confirm_loss: back up a source that has lost nearly everything since the last backup; it is refused otherwise.
+        repository_id: the id of the repository that is meant; a backup to another one is refused. Empty for any.
         jobs: processes and threads that work at once; by default the cores there are.
         compression: how hard to compress; ``auto`` is as hard as the source leaves time for.
         chain_length: incrementals that a chain has at the most.
@@ -104,6 +105,7 @@ class BackupConfig:
     lock_timeout: float = 60
     rollback_days: int = 7
     confirm_loss: bool = False
+    repository_id: str = ""
     jobs: int | None = None
     compression: Compression = Compression.AUTO
     chain_length: int = 500
@@ -181,12 +183,13 @@ class BackupConfig:
             dump_timeout=settings.dump_timeout,
             lock_timeout=settings.lock_timeout,
             rollback_days=settings.rollback_days,
+            repository_id=settings.repository_id,
             jobs=settings.jobs,
             compression=settings.compression,
             chain_length=settings.chain_length,
             chain_percent=settings.chain_percent,
             wal=settings.pitr.wal,
-            replication_target=settings.replication,
+            replication_target=settings.replication if settings.pitr.replication else None,
             pitr_days=settings.pitr.days,
             credential_key=settings.portal.credential_key,
             commands=around_commands(settings.portal),

@@ -160,7 +160,7 @@ class BackupRun:
             raise ConfigurationError(
                 "paths that have changed were named for a backup of everything", hint="Ask for an incremental one."
             )
-        self.repository.prepare()
+        self.repository.prepare(self.config.repository_id)
         self._check_sources(components)
         return components
 
