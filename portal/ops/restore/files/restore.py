@@ -412,6 +412,8 @@ def _remembered(target: Path) -> Iterator[tuple[RestoreDirectory, FilesRecord]]:
 
 def _holds_work_of_others(directory: RestoreDirectory) -> bool:
     """Whether a restore that was taken back keeps what somebody else has written."""
+    if not directory.is_complete():  # its removal was begun, after this was looked at
+        return False
     with directory.places() as places:
         if places.kept.names(""):
             return True
