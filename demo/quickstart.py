@@ -49,7 +49,7 @@ def main() -> int:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kekkai-quickstart-")))
         server = stack.enter_context(EmbeddedPostgres())
         service = stack.enter_context(Service(environ=_environment(server, home), directory=home))
-        show = _Show(server=server, service=service, home=home)
+        show = _Show(server=server, service=service, home=home, is_kept=arguments.keep)
         show.make_portal()
         show.start_service()
         seconds = [show.back_up(), show.verify()]
@@ -87,6 +87,7 @@ class _Show:
     server: EmbeddedPostgres
     service: Service
     home: Path
+    is_kept: bool
 
     @property
     def uploads(self) -> Path:
@@ -123,7 +124,9 @@ class _Show:
     def start_service(self) -> None:
         _step(2, "The service: a real Redis, and a worker that takes tasks off its queues")
         seconds = self.service.start_worker()
-        _tell(f"   three queues, for backups, restores and maintenance, ready after {seconds:.1f} s")
+        if self.is_kept:  # from the start, so that it shows the tasks of this run
+            self.service.start_flower()
+        _tell(f"   four queues, for backups, restores, maintenance and off-site copies, ready after {seconds:.1f} s")
 
     def back_up(self) -> float:
         _step(3, "Back it up: the command hands the work to the worker, and waits")
@@ -176,7 +179,7 @@ class _Show:
     def keep(self) -> None:
         """Leave everything up until somebody ends it."""
         self.service.start_beat()
-        address = self.service.start_flower()
+        address = f"http://127.0.0.1:{self.service.flower_port}"
         file = self.home / "environment"
         settings = self.service.client_environ()
         wanted = [name for name in sorted(settings) if name.startswith(("DD_", "BACKUP_", "PORTAL_", "CELERY_"))]
