@@ -83,6 +83,7 @@ class Application(Celery):  # type: ignore[misc]  # Celery has no types
         signature = sign_task(self.task_keys.current(), operation, task_id, arguments, self.requester, utc_now())
         options["headers"] = {**(options.get("headers") or {}), HEADER: signature}
         options["kwargsrepr"], options["argsrepr"] = show_arguments(arguments), ""
+        options["time_limit"] = options["soft_time_limit"] = None  # the worker's own settings have them
         shown = self.conf.task_send_sent_event
         self.conf.task_send_sent_event = shown and operation.is_shown  # Flower would show what it never hears of again
         try:

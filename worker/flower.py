@@ -69,6 +69,7 @@ def run(settings: Settings) -> None:
         signal.signal(number, end)
     port = _listen(flower)
     log.info("flower_ready", address=options.address, port=port, user=USER, read_only=options.read_only)
+    _give_reasons(flower)
     following = follow(flower)
     try:
         flower.start()
@@ -145,6 +146,7 @@ def serve_by_celery(app: Application, settings: Settings) -> None:
 
         def start(self) -> None:
             """Serve until somebody asks this process to end."""
+            _give_reasons(self)
             following = follow(self)
             try:
                 super().start()
@@ -161,6 +163,21 @@ def _answer_refusals(send: Callable[..., Any], *args: Any, **options: Any) -> An
     except OpsError as error:
         log.warning("request_refused", error=str(error))
         raise HTTPError(403, printable(error.message)) from error
+
+
+def _give_reasons(flower: Flower) -> None:
+    """Have an answer of ours reach whoever asked: Flower makes a 500 without a word of every error."""
+    run = flower.blocking_runner.run
+
+    async def run_and_tell(*args: Any, **options: Any) -> Any:
+        try:
+            return await run(*args, **options)
+        except HTTPError as error:
+            if isinstance(error.__cause__, HTTPError):
+                raise error.__cause__ from None
+            raise
+
+    flower.blocking_runner.run = run_and_tell
 
 
 def _prepare(app: Application, settings: Settings) -> None:
