@@ -56,7 +56,7 @@ def main() -> int:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kekkai-quickstart-")))
         server = stack.enter_context(EmbeddedPostgres(settings={"max_slot_wal_keep_size": "1GB"}))
         service = stack.enter_context(Service(environ=_environment(server, home), directory=home))
-        show = _Show(server=server, service=service, home=home)
+        show = _Show(server=server, service=service, home=home, is_kept=arguments.keep)
         show.make_portal()
         show.start_service()
         seconds = [show.back_up(), show.verify()]
@@ -98,6 +98,7 @@ class _Show:
     server: EmbeddedPostgres
     service: Service
     home: Path
+    is_kept: bool
 
     @property
     def uploads(self) -> Path:
@@ -134,6 +135,8 @@ class _Show:
     def start_service(self) -> None:
         _step(2, "The service: a real Redis, and a worker that takes tasks off its queues")
         seconds = self.service.start_worker()
+        if self.is_kept:  # from the start, so that it shows the tasks of this run
+            self.service.start_flower()
         _tell(f"   queues for backups, restores, maintenance and off-site copies, ready after {seconds:.1f} s")
 
     def back_up(self) -> float:
@@ -252,7 +255,7 @@ class _Show:
     def keep(self) -> None:
         """Leave everything up until somebody ends it."""
         self.service.start_beat()
-        address = self.service.start_flower()
+        address = f"http://127.0.0.1:{self.service.flower_port}"
         file = self.home / "environment"
         settings = self.service.client_environ()
         wanted = [name for name in sorted(settings) if name.startswith(("DD_", "BACKUP_", "PORTAL_", "CELERY_"))]
