@@ -10,12 +10,15 @@ FROM $BASE_IMAGE
 # With an empty PGDG_MIRROR only the base image's own distribution is asked, so name only versions that it has.
 ARG POSTGRES_CLIENTS="15 16 17 18"
 ARG POSTGRES_SERVERS="15 16 17 18"
+# A scratch server opens a database only with the locale that it has on its own server; C and C.UTF-8 are always there.
+ARG LOCALES="en_US.UTF-8"
 ARG PGDG_MIRROR=https://apt.postgresql.org/pub/repos/apt
 # postgresql-common brings the key of the PostgreSQL project's packages, signed by the distribution, and makes a cluster
 # for every server that is installed unless it is told not to.
 RUN export DEBIAN_FRONTEND=noninteractive \
     && apt-get update \
-    && apt-get install --yes --no-install-recommends postgresql-common \
+    && apt-get install --yes --no-install-recommends locales postgresql-common \
+    && for locale in $LOCALES; do localedef -i "${locale%%.*}" -c -f "${locale#*.}" "$locale"; done \
     && printf 'create_main_cluster = false\n' >/etc/postgresql-common/createcluster.conf \
     && if [ -n "$PGDG_MIRROR" ]; then \
         . /etc/os-release \

@@ -75,19 +75,29 @@ class Beat:
         self._outage = Outage()
         self._settled: set[Slot] = set()
         self._told: dict[str, str] = {}
+        self._looked: datetime | None = None
+        self._again = self._clock()
 
     def run(self) -> NoReturn:
         """Go on until the process ends."""
-        log.info(
-            "beat_started", next={slot.schedule.setting: timestamp(slot.moment) for slot in self._next(self._clock())}
-        )
+        self.start()
         while True:
-            looked = self._clock()
-            again = self.look()
+            self._sleep(self.tick())
+
+    def start(self) -> None:
+        """Log what comes next."""
+        log.info("beat_started", next=self._next_moments(self._clock()))
+
+    def tick(self) -> float:
+        """Look where it is time to, else show that this process lives; seconds until the next tick."""
+        now = self._clock()
+        if self._looked is not None and self._looked <= now < self._again:
+            self._show_life()
+        else:  # also where the clock was put back
+            self._looked, self._again = now, self.look()
             self._after_look()
-            while looked <= (now := self._clock()) < again:
-                self._sleep(min((again - now).total_seconds(), INTERVAL_SECONDS) + _NO_PAUSE_SECONDS)
-                self._show_life()
+            now = self._clock()
+        return max(0.0, min((self._again - now).total_seconds(), INTERVAL_SECONDS)) + _NO_PAUSE_SECONDS
 
     def look(self) -> datetime:
         """Send what is due now; when to look again."""

@@ -124,11 +124,12 @@ class EmbeddedPostgres:
             shutil.rmtree(self.directory, ignore_errors=True)
             self.directory = Path()
 
-    def restart(self, *, crash: bool = False) -> None:
+    def restart(self, *, crash: bool = False, data: Path | None = None) -> None:
         """Stop the server and start it again at the same port.
 
         Arguments:
             crash: without a checkpoint, as after a crash.
+            data: a data directory that takes the place of the old one, which is removed.
 
         Raises:
             ConfigurationError: it did not come up.
@@ -136,6 +137,12 @@ class EmbeddedPostgres:
         assert self._process is not None
         self._process.send_signal(signal.SIGQUIT if crash else signal.SIGINT)
         self._process.wait()
+        if data is not None:
+            shutil.rmtree(self._data)
+            shutil.move(data, self._data)
+            if self._owner is not None:
+                for path in (self._data, *self._data.rglob("*")):
+                    os.chown(path, *self._owner)
         self._launch(self.reachable_bin_dir / "postgres", self.port)
 
     @property

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
@@ -43,6 +44,22 @@ __all__ = [
 
 _TEMPLATE = "portal_template"
 _FINDINGS = 400
+
+
+@pytest.fixture(scope="session", autouse=True)
+def usual_signals() -> None:
+    """Have the programs that tests start react to signals, however the tests themselves were started.
+
+    A background job of a shell script ignores SIGINT, what nohup starts ignores SIGHUP, and their children inherit it.
+    """
+    usual: dict[signal.Signals, Any] = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGHUP: signal.SIG_DFL,
+        signal.SIGQUIT: signal.SIG_DFL,
+    }
+    for number, handler in usual.items():
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Measures this project beside tar, restic, borg and pg_dump; `benchmark.sh --help` says how.
 #
-# `benchmark.sh many-archives` and `benchmark.sh uploads` measure what has no peer: a repository of very many archives,
-# and how soon an upload is backed up in a very large tree.
+# `benchmark.sh many-archives`, `uploads` and `pitr` measure what has no peer: a repository of very many archives, how
+# soon an upload is backed up in a very large tree, and recoveries to a second.
 set -euo pipefail
 
 self=$(readlink -f -- "${BASH_SOURCE[0]}")
@@ -10,7 +10,7 @@ self=$(readlink -f -- "${BASH_SOURCE[0]}")
 source "${self%/*}/setup.sh"
 module=benchmarks
 case ${1-} in
-    many-archives | uploads)
+    many-archives | uploads | pitr)
         module+=.${1/-/_}
         shift
         ;;

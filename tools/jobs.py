@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,12 +30,12 @@ def repository(settings: Settings) -> Repository:
     return Repository(settings.local_path, lock_timeout=settings.lock_timeout)
 
 
-def backup_job(settings: Settings, show: Callable[[Step], None]) -> BackupJob:
-    """A job that backs up and looks after archives."""
+def backup_job(settings: Settings, show: Callable[[Step], None], **given: Any) -> BackupJob:
+    """A job that backs up and looks after archives; `given` are arguments of `BackupConfig`."""
     from portal.ops.backup.job import BackupConfig, BackupJob
     from portal.ops.monitoring.observer import Aftermath
 
-    config, observer = BackupConfig.from_settings(settings), Aftermath(settings)
+    config, observer = replace(BackupConfig.from_settings(settings), **given), Aftermath(settings)
     return BackupJob(config, progress=show, actor=person(), observer=observer)
 
 

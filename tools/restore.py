@@ -37,7 +37,7 @@ error.
 
 def main() -> int:
     """Run the command; the exit code."""
-    parser = _parser()
+    parser = restore_parser()
     arguments = parser.parse_args()
     if arguments.version:
         return command_line.show_version()
@@ -56,7 +56,8 @@ def main() -> int:
     return command_line.run(arguments, "reading the archive")
 
 
-def _parser() -> command_line.Parser:
+def restore_parser() -> command_line.Parser:
+    """Make the parser of the command line."""
     parser = command_line.Parser(
         prog="restore.sh",
         description="Restore Kekkai Portal, or a part of it, from an archive.",

@@ -101,6 +101,7 @@ fi
 broker_url kekkai-backup-queue | make broker_url
 random | make flower_password
 make credential_key </dev/null
+make replication_url </dev/null
 make notify_urls </dev/null
 make ping_url </dev/null
 

@@ -89,7 +89,13 @@ class RequestArguments(Arguments):
 
 @dataclass(frozen=True, kw_only=True)
 class BackupArguments(RequestArguments):
-    """What a backup is told."""
+    """What a backup is told.
+
+    Arguments:
+        confirm_loss: a person has confirmed that a source has lost nearly everything.
+    """
+
+    confirm_loss: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,6 +65,8 @@ _WANTED: Final = Mask(
     | InotifyConstants.IN_DELETE
     | InotifyConstants.IN_DELETE_SELF
     | InotifyConstants.IN_ATTRIB
+    | InotifyConstants.IN_DONT_FOLLOW
+    | InotifyConstants.IN_ONLYDIR
 )
 _FILES: Final = (FileClosedEvent, FileAttribEvent, FileDeletedEvent, FileMovedEvent)
 _TREES: Final = (DirCreatedEvent, DirAttribEvent, DirDeletedEvent, DirMovedEvent)

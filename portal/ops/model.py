@@ -72,9 +72,10 @@ class VerifyLevel(StrEnum):
 
 
 _ID: Final = re.compile(
-    r"(full|database|media|audit_logs|base)_(\d{4})(\d\d)(\d\d)_(\d\d)(\d\d)(\d\d)_([0-9a-f]{6,40})", re.ASCII
+    r"(full|database|db|media|audit_logs|base)_(\d{4})(\d\d)(\d\d)_(\d\d)(\d\d)(\d\d)_([0-9a-f]{6,40})", re.ASCII
 )
 _STAMP: Final = "%Y%m%d_%H%M%S"
+_API_DATABASE: Final = "db"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +86,13 @@ class BackupId:
         type: what was asked for.
         moment: the slot or the submission, to the second, in UTC.
         digest: the start of the SHA-256 of the request's own id, in hexadecimal.
+        prefix: what its name begins with, where that is not the type: the portal's own API says ``db``.
     """
 
     type: BackupType
     moment: datetime
     digest: str
+    prefix: str = ""
 
     @classmethod
     def of(cls, kind: BackupType, moment: datetime, request_id: str) -> BackupId:
@@ -109,10 +112,12 @@ class BackupId:
             moment = datetime(year, month, day, hour, minute, second, tzinfo=UTC)
         except ValueError:
             return None
+        if kind == _API_DATABASE:
+            return cls(type=BackupType.DATABASE, moment=moment, digest=digest, prefix=kind)
         return cls(type=BackupType(kind), moment=moment, digest=digest)
 
     def __str__(self) -> str:
-        return f"{self.type.value}_{self.moment.strftime(_STAMP)}_{self.digest}"
+        return f"{self.prefix or self.type.value}_{self.moment.strftime(_STAMP)}_{self.digest}"
 
 
 def timestamp(moment: datetime) -> str:

@@ -106,7 +106,7 @@ INDEXED: dict[str, list[Piece]] = {
     "a directory behind the end of its frame": [Piece(member=MEDIA.member._replace(at=MIB)), file("media/a")],
     "a file behind the end of its frame": [MEDIA, file("media/a", at=MIB), file("media/b")],
     "a size beyond all disks": [MEDIA, file("media/a", size=1 << 62)],
-    "a time beyond all clocks": [MEDIA, file("media/a", mtime_ns=1 << 80)],
+    "a time beyond all clocks": [MEDIA, file("media/a", mtime_ns=(1 << 63) * 1_000_000_000)],
     "an owner that cannot be": [MEDIA, file("media/a", uid=(1 << 32) - 1)],
     "a frame that holds more than it says": [
         MEDIA,

@@ -30,7 +30,7 @@ KILLS = 100 if LONG else 12
 SHARES = 4
 """The instants are shared out among so many tests, so that they run side by side."""
 
-MARK = "PGTESTMARK"
+MARK = "PGSSLTESTMARK"
 """A variable that every process of a backup inherits, pg_dump too: libpq's names begin with PG."""
 
 

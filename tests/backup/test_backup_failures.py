@@ -179,7 +179,7 @@ class TestHalfWay:
         target = config.database
         execute(target, BIG_TABLE)
         before = descendants()
-        result = BackupJob(config, progress=at_first(server.stop)).backup_full()
+        result = BackupJob(config, progress=at_first(server.stop)).backup_database()
         portal = Portal(directory=tmp_path, database=target, bin_dir=server.bin_dir)
         assert "server" in refused(result, portal)
         assert result.exit_code == 1

@@ -177,7 +177,7 @@ def test_a_name_that_is_alone_now_has_its_content_again(tmp_path: Path, unsure: 
     for changed in ([], [parts_of("file")]):
         with closing(MediaState(None)) as state:
             state.confirm(
-                Known._make((*names, *looked_at(place.stat()), linked, unsure, content))
+                Known._make((*names, *looked_at(place.stat()), linked, unsure, content, b""))
                 for names, place, linked in places
             )
             search = Search(root=tmp_path, state=state)
@@ -223,7 +223,7 @@ def test_what_was_read_too_soon_is_read_again(tmp_path: Path, unsure: int) -> No
     file.write_bytes(b"now")
     stat = looked_at(file.stat())
     with closing(MediaState(None)) as state:
-        state.confirm([Known._make((TOP, b"file", *stat, 0, unsure, b"the digest of something else"))])
+        state.confirm([Known._make((TOP, b"file", *stat, 0, unsure, b"the digest of something else", b""))])
         delta = Search(root=tmp_path, state=state).of([parts_of("file")])
     assert (TOP + b"/file" in delta.taken) == bool(unsure)
 
@@ -233,7 +233,7 @@ def test_a_directory_is_always_looked_into() -> None:
     root = Path("/proc/sys/fs")
     places = [(b"", TOP, root), (TOP, b"inotify", root / "inotify")]
     with closing(MediaState(None)) as state:
-        state.confirm(Known._make((*names, *looked_at(place.stat()), 0, 0, b"")) for *names, place in places)
+        state.confirm(Known._make((*names, *looked_at(place.stat()), 0, 0, b"", b"")) for *names, place in places)
         delta = Search(root=root, state=state).everything()
     assert TOP + b"/inotify/max_user_watches" in delta.taken
 

@@ -1,6 +1,7 @@
 """Makes the golden archives; run once for each format, never again for an old one.
 
-`python -m tests.golden.make 1` made those of format 1, `python -m tests.golden.make 2` the chain of format 2.
+`python -m tests.golden.make 1` made those of format 1, `python -m tests.golden.make 2` the chain of format 2,
+`python -m tests.golden.make extended` the archive with an index of version 2.
 The dump is a real one, of a database with two tables, by the pg_dump of the embedded server.
 """
 
@@ -24,6 +25,11 @@ from tests.support.archives import program
 
 HERE: Final = Path(__file__).parent
 MOMENT: Final = datetime(2024, 1, 15, 12, tzinfo=UTC)
+ACCESS_LIST: Final = bytes.fromhex(
+    "0200000001000600ffffffff02000600d204000004000400ffffffff10000600ffffffff20000000ffffffff"
+)
+"""Version 2; the owner may read and write, user 1234 too, the group read, others nothing."""
+
 _TIME_NS: Final = 1_705_319_999_123_456_789
 _TABLES: Final = """
     CREATE TABLE finding (id integer PRIMARY KEY, title text NOT NULL, severity text NOT NULL);
@@ -35,7 +41,7 @@ _TABLES: Final = """
 
 def main() -> None:
     """Make the archives of one format."""
-    {"1": make_whole, "2": make_chain}[sys.argv[1]]()
+    {"1": make_whole, "2": make_chain, "extended": make_extended}[sys.argv[1]]()
 
 
 def make_chain() -> None:
@@ -61,6 +67,34 @@ def make_chain() -> None:
     shutil.rmtree(place / ".cache")
     for lock in place.glob(".*lock"):
         lock.unlink()
+
+
+def make_extended() -> None:
+    """Make an archive with extended attributes, an access list, holes, and times far away."""
+    place = HERE / "extended"
+    place.mkdir()
+    with tempfile.TemporaryDirectory() as directory:
+        tenant = Path(directory) / "uploads" / "tenant-1"
+        tenant.mkdir(parents=True)
+        (tenant / "scan.json").write_bytes(b'{"finding": "XSS"}\n')
+        os.setxattr(tenant / "scan.json", "user.origin=100%", b"scanner\0\xff")
+        os.setxattr(tenant / "scan.json", "system.posix_acl_access", ACCESS_LIST)
+        os.setxattr(tenant, "user.tenant", b"1")
+        with (tenant / ("image-" * 20)).open("wb") as file:
+            file.truncate(1 << 32)
+            for at in (1 << 20, 3 << 30):
+                file.seek(at)
+                file.write(b"data" * 2000)
+        for name, time_ns in (("old", -1_999_999_999_000_000_001), ("far", 10_413_792_000_000_000_000)):
+            (tenant / name).write_bytes(name.encode())
+            os.utime(tenant / name, ns=(0, time_ns))
+        result = BackupJob(BackupConfig(local_path=place, media_path=tenant.parent)).backup_media(
+            moment=MOMENT, request_id="golden"
+        )
+        assert result.success, result.error
+    shutil.rmtree(place / ".cache", ignore_errors=True)
+    for other in place.glob(".*"):
+        other.unlink()
 
 
 def _change_first(tenant: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,12 @@ from portal.ops.model import BackupType, Component
 from portal.ops.monitoring.facts import read_status
 from portal.ops.monitoring.failures import unanswered
 from portal.ops.monitoring.forecast import Forecast, Usage, forecast
+from portal.ops.monitoring.model import Facts
+from portal.ops.monitoring.status import evaluate
 from portal.ops.monitoring.text import status_lines
 from portal.ops.repository.access_log import AccessLog, Action, Outcome
 from portal.ops.repository.sidecar import sidecar_of
+from portal.ops.settings.load import load_settings
 from portal.ops.units import span
 from tests.support.commands import answer, run
 from tests.support.histories import NOW, History
@@ -234,6 +238,14 @@ class TestSpace:
         found = foreseen([70, 0, 0, 0, 0, 0, 0] * 4, 1000, None)
         assert found is not None
         assert found.added_per_day == 10
+
+    def test_a_full_disk_is_a_target_missed(self) -> None:
+        """Also where there is no pace yet to foresee anything from."""
+        targets = load_settings({}, lambda path: "").targets
+        full = Facts(repository="/archives", components=(), free=1 << 20, total=1 << 30)
+        (miss,) = evaluate(full, targets, NOW).misses
+        assert (miss.target, miss.what) == ("space", "the disk of /archives is full: 1.0 MB are free")
+        assert not evaluate(replace(full, free=1 << 29), targets, NOW).misses
 
     def test_little_space_is_a_target_missed(self, history: History) -> None:
         """Archives that would fill the disk within two weeks are told of."""

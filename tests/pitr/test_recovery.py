@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
 from portal.ops.pitr.plan import OutsideWindowError, plan_recovery
 from portal.ops.pitr.recovery import recovered
-from portal.ops.pitr.scratch import DIRECTORY
+from portal.ops.pitr.scratch import DIRECTORY, sweep_scratch
 from portal.ops.postgres.connection import connect
 from portal.ops.runtime.process import SystemRunner
+from tests.support.waiting import wait_until
 from tests.support.wal_servers import WalPortal, a_moment, wal_portal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from portal.ops.postgres.connection import Connection
+
+
+ROOT: Final = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +108,39 @@ def test_outside_the_window_is_refused(portal: WalPortal) -> None:
         with pytest.raises(OutsideWindowError, match="outside the recovery window, which is 20") as caught:
             plan_recovery(portal.repository, moment)
         assert caught.value.exit_code == 2
+
+
+def test_killed_recovery_is_cleaned_up_by_the_next_command(portal: WalPortal) -> None:
+    """Whenever it is killed, the server ends with it, and the next backup removes what it left."""
+    portal.wait_until_covered()
+    records = portal.repository.path / DIRECTORY
+    for seconds in (0.0, 0.5, 2.0):
+        code = (
+            "import sys, time; from pathlib import Path\n"
+            "from portal.ops.pitr.plan import plan_recovery; from portal.ops.pitr.recovery import recovered\n"
+            "from portal.ops.repository.repository import Repository\n"
+            "from portal.ops.runtime.process import SystemRunner\n"
+            "repository = Repository(Path(sys.argv[1])); plan = plan_recovery(repository, None)\n"
+            "programs = Path(sys.argv[2])\n"
+            "with recovered(repository, plan, runner=SystemRunner(), bin_dir=programs, jobs=2, lock_timeout=5):\n"
+            "    time.sleep(60)\n"
+        )
+        process = subprocess.Popen([sys.executable, "-c", code, portal.repository.path, portal.bin_dir], cwd=ROOT)
+        wait_until(lambda: bool(list(records.glob("*.lock"))), seconds=30)
+        time.sleep(seconds)
+        process.kill()
+        process.wait()
+    left = [Path(path.read_text()) for path in records.glob("*.lock")]
+    assert sweep_scratch(portal.repository)
+    assert list(records.iterdir()) == []
+    assert not [path for path in left if path.exists()]
+    wait_until(lambda: not any(str(path).encode() in command for path in left for command in commands_of_processes()))
+
+
+def commands_of_processes() -> list[bytes]:
+    """The command lines of all processes."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            found.append((entry / "cmdline").read_bytes())
+    return found

@@ -17,6 +17,7 @@ from portal.ops.pitr.receiver import WalReceiver
 from portal.ops.repository.repository import Repository
 from portal.ops.runtime.process import SystemRunner
 from portal.ops.settings.load import DatabaseTarget, Secret
+from tests.support.majors import bin_dir_of
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -103,9 +104,9 @@ class WalPortal:
 
 
 @contextmanager
-def wal_portal(directory: Path, **settings: str) -> Iterator[WalPortal]:
+def wal_portal(directory: Path, *, major: int = 17, **settings: str) -> Iterator[WalPortal]:
     """A server whose WAL can be received, and a repository."""
-    with EmbeddedPostgres(unsafe_speed=True, settings=SETTINGS | settings) as postgres:
+    with EmbeddedPostgres(unsafe_speed=True, settings=SETTINGS | settings, bin_dir=bin_dir_of(major)) as postgres:
         yield WalPortal(
             postgres=postgres, repository=Repository(directory / "repository"), bin_dir=postgres.reachable_bin_dir
         )

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from tests.support.portal import Portal
     from worker.operations import Operation
 
-MARK = "PGTESTMARK"
-"""A variable that every process of a worker inherits, pg_dump too: libpq's names begin with PG."""
+MARK = "PGSSLTESTMARK"
+"""A variable that every process of a worker inherits, pg_dump too: it is given those that begin with PGSSL."""
 
 _REPOSITORIES: dict[str, Path] = {}
 
@@ -45,6 +45,8 @@ def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
 
 class WorkerProcess:
     """`python -m worker`, with its queues, their pools, and whatever these start; a context manager."""
+
+    command: tuple[str, ...] = (sys.executable, "-I", "-m", "worker")
 
     def __init__(self, portal: Portal, redis: EmbeddedRedis, *arguments: str, **environ: str) -> None:
         self._mark = uuid4().hex
@@ -66,7 +68,7 @@ class WorkerProcess:
         before = self.text().count('"worker_ready"')
         with self._log.open("ab") as log:
             self._popen = subprocess.Popen(
-                [sys.executable, "-I", "-m", "worker", *self._arguments],
+                [*self.command, *self._arguments],
                 cwd="/",
                 env=self._environ,
                 stdin=subprocess.DEVNULL,

@@ -278,7 +278,7 @@ class TestExitCodes:
         finally:
             holder.communicate()
         assert ended.returncode == 5
-        assert "locked by another process" in answer(ended)["error"]
+        assert "is locked by process" in answer(ended)["error"]
 
 
 class TestList:

@@ -143,6 +143,14 @@ class TestInstall:
         assert "User=1001\nGroup=www\n" in (root / "etc/systemd/system/kekkai-backup.service").read_text()
         assert "kekkai-backup" not in (root / "etc/passwd").read_text()
 
+    def test_a_repository_in_a_home_directory_can_be_written(self, root: Path) -> None:
+        """The units protect home directories, unless something of the backup lies there."""
+        install(root, "--yes")
+        unit = root / "etc/systemd/system/kekkai-backup.service"
+        assert "ProtectHome=read-only" in unit.read_text()
+        install(root, "--yes", "--set", "BACKUP_LOCAL_PATH=/home/backup/archives")
+        assert "ProtectHome" not in unit.read_text()
+
     def test_the_service_needs_a_queue(self, root: Path) -> None:
         """Without a broker, worker, beat and watcher could not start."""
         assert "the service needs a queue" in install(root, "--units", "service", "--dry-run", code=2)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import time
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import pytest
 from redis import Redis
@@ -306,6 +307,19 @@ def _nowhere(portal: Portal) -> str:
     return f"redis+socket://{portal.directory}/nowhere.sock?virtual_host=0"
 
 
+def read_until(stream: IO[str], text: str) -> str:
+    """What a process says up to a text; an error where it does not say it in time."""
+    found = b""
+    deadline = time.monotonic() + TIMEOUT
+    while text.encode() not in found:
+        ready, _, _ = select.select([stream], [], [], max(0.0, deadline - time.monotonic()))
+        assert ready, found
+        block = os.read(stream.fileno(), 4096)
+        assert block, found
+        found += block
+    return found.decode()
+
+
 class TestImpatience:
     """Ctrl-C at a command that waits."""
 
@@ -324,9 +338,11 @@ class TestImpatience:
             )
             wait_until(lambda: any(b"sleep" in line for line in worker.processes().values()))
             process.send_signal(signal.SIGINT)
-            time.sleep(0.2)
+            assert process.stderr is not None
+            asked = read_until(process.stderr, "to leave it: ")
             os.write(parent, f"{answer}\n".encode())
             output, said = process.communicate(timeout=TIMEOUT)
+            said = asked + said
             os.close(parent)
             os.close(child)
             assert process.returncode == 128 + signal.SIGINT

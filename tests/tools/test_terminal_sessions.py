@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.commands import BACKUP, RESTORE, answer, run
 from tests.support.terminals import record
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,6 +86,20 @@ class TestText:
         assert session.text.count("Type yes to continue:") == 1
         assert "restored: media from media_" in session.text
         assert '"success"' not in session.text
+
+
+class TestWaiting:
+    def test_a_command_that_takes_a_while_says_what_it_does(self, environ: dict[str, str], tmp_path: Path) -> None:
+        """After a second of silence a line says what is being done; in the end it is gone."""
+        run("media", environ=environ)
+        lock = tmp_path / "archives" / ".lock"
+        holder = subprocess.Popen(["flock", "--exclusive", lock, "cat"], stdin=subprocess.PIPE)
+        wait_until(lambda: subprocess.run(["flock", "-n", lock, "true"], check=False).returncode != 0)
+        session = on_a_terminal(environ | {"BACKUP_LOCK_TIMEOUT": "3"}, "media")
+        holder.communicate()
+        assert session.code == 5
+        assert "starting the backup ... 1 s" in session.raw
+        assert "starting the backup" not in session.text
 
 
 class TestOptions:

@@ -29,6 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
             action="store_true",
             help="only what differs from the newest archive that contains the uploads",
         )
+    if name in ("full", "media"):
+        parser.add_argument(
+            "--confirm-loss",
+            action="store_true",
+            help="back up uploads or an audit log that have lost nearly everything since the last backup",
+        )
     tasks.add_options(parser, with_wait=True)
 
 
@@ -38,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     settings, show = watched_settings()
     incremental = arguments.command == "media" and arguments.incremental
+    told: dict[str, Any] = {"confirm_loss": getattr(arguments, "confirm_loss", False)}
     if tasks.is_remote(settings, arguments):
         if not arguments.wait:  # a worker's environment may ask for less than this one
             refuse_unbuilt(settings.unbuilt)
@@ -46,9 +53,13 @@ def run(arguments: argparse.Namespace) -> int:
 
         operation = OPERATIONS[f"backup.{arguments.command}"]
         moment = tasks.now()
-        given = MediaArguments(moment=moment, incremental=True) if incremental else BackupArguments(moment=moment)
+        given = (
+            MediaArguments(moment=moment, incremental=True, **told)
+            if incremental
+            else BackupArguments(moment=moment, **told)
+        )
         return tasks.do_remotely(settings, show, arguments, operation, given)
-    job = backup_job(settings, show)
+    job = backup_job(settings, show, **told)
     if arguments.command == "media":
         result = job.backup_media(incremental=incremental)
     else:

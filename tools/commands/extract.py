@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from portal.ops.archive.index import MemberType
 from portal.ops.archive.open import check_readable
 from portal.ops.archive.reader import is_indexed
+from portal.ops.archive.sparse import is_hole
 from portal.ops.chains.reader import open_tree
 from portal.ops.errors import (
     ArchiveAbsentError,
@@ -118,7 +119,9 @@ def _write(content: Iterator[memoryview], member: Member, target: str) -> None:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.writelines(content)
+                for piece in content:
+                    file.seek(len(piece), os.SEEK_CUR) if is_hole(piece) else file.write(piece)
+                file.truncate()
                 os.fchmod(descriptor, member.mode & 0o777)
             os.utime(temporary, ns=(member.mtime_ns, member.mtime_ns))
             os.replace(temporary, target)

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import OpsError
-from tools.jobs import backup_job, restore_job
+from tools.jobs import repository, restore_job
 from tools.terminal import output
 from tools.terminal.output import Lines, is_json, is_quiet, print_listing, say, warn
 from tools.terminal.run import watched_settings
@@ -34,15 +34,16 @@ def add_arguments(_parser: argparse.ArgumentParser, _name: str) -> None:
 
 def run(_: argparse.Namespace) -> int:
     """List the archives, and the restores that were made."""
+    from portal.ops.backup.listing import iterate_archives
+
     gc.disable()  # there may be very many archives, and none of what is made for them is garbage
-    settings, show = watched_settings()
-    job = backup_job(settings, show)
-    found = job.iterate_backups()
+    settings, _show = watched_settings()
+    place = repository(settings)
     restores, trouble = _restores(settings)
-    backups = _told(found)
-    others = {"success": True, "repository": str(job.repository.path), "restores": restores}
+    backups = _told(iterate_archives(place))
+    others = {"success": True, "repository": str(place.path), "restores": restores}
     if not print_listing("backups", backups, **others):
-        say(f"there is no archive in {job.repository.path}; 'backup.sh full' makes the first one")
+        say(f"there is no archive in {place.path}; 'backup.sh full' makes the first one")
     if restores:
         from tools.commands.restore import restore_lines
 
@@ -71,6 +72,10 @@ def _told(backups: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 def _restores(settings: Settings) -> tuple[list[dict[str, Any]], str]:
     """The restores that were made; if they cannot be read that is told, and hides no archive."""
+    from portal.ops.restore.journal import DIRECTORY
+
+    if not (settings.local_path / DIRECTORY).exists():  # what follows takes a while to import
+        return [], ""
     try:
         return restore_job(settings).list_restores(), ""
     except OpsError as error:

@@ -99,7 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
     person = Person(asks=not (arguments.force or arguments.dry_run))
     if tasks.is_remote(settings, arguments):
         return _restore_remotely(Workers(settings, show, arguments), person)
-    arguments.archive = archive_at_hand(settings, show, arguments.archive)
+    if arguments.archive:
+        arguments.archive = archive_at_hand(settings, show, arguments.archive)
     result = _restore(restore_job(settings, show, person.confirm, **_given(arguments)), arguments)
     person.report(result.to_dict())
     return result.exit_code

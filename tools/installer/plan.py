@@ -25,6 +25,7 @@ _TIMED: Final = ("kekkai-backup", "kekkai-backup-database", "kekkai-backup-verif
 _SERVICES: Final = ("kekkai-backup-worker", "kekkai-backup-beat", "kekkai-backup-watcher")
 _EXAMPLES: Final = ROOT / "examples" / "systemd"
 _PLACE_IN_EXAMPLES: Final = "/opt/kekkai-backup"
+_RUNNING_SYSTEMD: Final = "/run/systemd/system"
 _SECRETS: Final = ("DD_DATABASE_PASSWORD", "CELERY_BROKER_URL")
 
 
@@ -117,7 +118,7 @@ class Installation:
         """Everything that uninstalls it, in order; archives stay."""
         every = sorted({path.name for path in _EXAMPLES.glob("kekkai-backup*")})
         steps = []
-        if self._is_here():
+        if self._is_here() and os.path.isdir(_RUNNING_SYSTEMD):
             steps.append(Step(what="stop and disable the units", is_done=lambda: False, do=lambda: _disable(every)))
         for name in [*(f"{UNITS}/{unit}" for unit in every), SETTINGS]:
             path = self._at(name)
@@ -175,6 +176,8 @@ class Installation:
     def _unit(self, name: str, owner: str) -> Step:
         path = self._at(f"{UNITS}/{name}")
         text = (_EXAMPLES / name).read_text("utf-8").replace(_PLACE_IN_EXAMPLES, str(ROOT))
+        if any(path.startswith(("/home/", "/root/")) for path in (self.repository, *self.learned.values.values())):
+            text = text.replace("ProtectHome=read-only\n", "")
         text = text.replace(f"User={USER}\nGroup={USER}\n", f"User={owner}\nGroup={self._group_name(owner)}\n")
 
         def is_done() -> bool:
@@ -201,7 +204,7 @@ class Installation:
             _run(["systemctl", "daemon-reload"])
             _run(["systemctl", "enable", "--now", *started])
 
-        if not os.path.isdir("/run/systemd/system"):
+        if not os.path.isdir(_RUNNING_SYSTEMD):
             what = "systemd does not run here: start the units yourself, or use examples/cron"
             return Step(what=what, is_done=lambda: True, do=do)
         return Step(what=f"enable and start {', '.join(started)}", is_done=lambda: False, do=do)

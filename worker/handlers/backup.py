@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from portal.ops.backup.config import BackupConfig
 from portal.ops.backup.job import BackupJob
 from portal.ops.model import BackupType
@@ -16,7 +18,8 @@ def back_up(request: TaskRequest) -> Outcome:
     assert isinstance(arguments, BackupArguments)
     moment = arguments.when()
     check_moment(request.operation, moment, request.requester, request.signed_at, request.settings.schedules)
-    job = BackupJob(BackupConfig.from_settings(request.settings), progress=request.progress, **request.known(arguments))
+    config = replace(BackupConfig.from_settings(request.settings), confirm_loss=arguments.confirm_loss)
+    job = BackupJob(config, progress=request.progress, **request.known(arguments))
     if isinstance(arguments, MediaArguments):
         result = job.backup_media(
             incremental=arguments.incremental,

@@ -2,7 +2,8 @@
 
 The index is the archive's last member, `index.jsonl`, one JSON object a line:
 
-1. ``{"index_version":1,"backup_id":…,"frames":F,"members":M}``
+1. ``{"index_version":1,"backup_id":…,"frames":F,"members":M}``; the version is 2 where a member has extended attributes
+   or holes, or a line is longer than 64 KiB: releases that know version 1 alone then refuse the archive
 2. F lines ``{"offset":…,"length":…,"tar_length":…}``: where a frame lies in the file, and how much of the tar it holds
 3. M lines, one for each member in the order of the tar: ``{"frame":…,"at":…,"path":…,"type":…,…}``. The header of the
    member starts `at` bytes into that frame. A path is relative to the directory `<backup_id>/`; bytes of a name that
@@ -16,16 +17,21 @@ from __future__ import annotations
 
 import json
 from array import array
+from base64 import b64decode
 from enum import StrEnum
 from json.encoder import encode_basestring_ascii as quote
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from portal.ops.archive import tar
+from portal.ops.archive.sparse import are_possible, payload_bytes
 from portal.ops.errors import NotIntactError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+
+    from portal.ops.filesystem.extents import Extents
+    from portal.ops.filesystem.xattrs import Xattrs
 
 NAME: Final = "index.jsonl"
 MANIFEST: Final = "manifest.json"
@@ -34,15 +40,24 @@ TRAILER: Final = Struct("<Q")
 """What the last frame's gzip header carries: where in the file the index starts."""
 
 VERSION: Final = 1
+EXTENDED_VERSION: Final = 2
+"""The version of an index with members that releases before this one could not read."""
+
 PATH_BYTES: Final = 1 << 15
 """No path of a directory is longer: a backup refuses it."""
 
-LINE_BYTES: Final = 1 << 16
-"""No line is longer: a path and a link target of 4,096 bytes each, every byte escaped, are shorter."""
+LINE_BYTES: Final = 1 << 20
+"""No line is longer, whatever its path, link, extended attributes and extents."""
+
+SHORT_LINE_BYTES: Final = 1 << 16
+"""No line of version 1 is longer."""
 
 
 _MOST: Final = 1 << 63
 _MOST_OWNER: Final = 1 << 32
+_XATTR_NAME_BYTES: Final = 255
+_XATTRS: Final = '"xattrs":{'
+_SPARSE: Final = '"sparse":['
 
 FRAME_MAX: Final = 1 << 26
 """No frame holds more of the tar than this (64 MiB), whatever an index claims: a reader keeps a few in memory."""
@@ -70,7 +85,8 @@ class Member(NamedTuple):
 
     `mode` holds permission bits, `mtime_ns` and `ctime_ns` nanoseconds since 1970, `link` the target of a symlink or,
     for a hard link, the path of the member that it is another name of; `sha256` is the digest of a file's content in
-    hexadecimal. `frame` and `at` say where the header starts.
+    hexadecimal. `frame` and `at` say where the header starts. `xattrs` are extended attributes. `sparse` are the
+    extents of a file with holes: `size` is then the file's own, and `sha256` that of its payload (see `sparse.py`).
     """
 
     path: str
@@ -86,9 +102,16 @@ class Member(NamedTuple):
     sha256: str = ""
     frame: int = 0
     at: int = 0
+    xattrs: Xattrs = ()
+    sparse: Extents = ()
+
+    @property
+    def payload_bytes(self) -> int:
+        """How many bytes of its data are in the tar, before padding."""
+        return payload_bytes(self.size, self.sparse) if self.sparse else self.size
 
 
-_TYPES: Final = (str, MemberType, *[int] * 7, str, str, int, int)
+_TYPES: Final = (str, MemberType, *[int] * 7, str, str, int, int, tuple, tuple)
 
 
 def decode_name(name: bytes) -> str:
@@ -108,25 +131,41 @@ def tar_header(member: Member, backup_id: str) -> bytes:
     return tar.encode(
         encode_name(f"{backup_id}/{member.path}{slash}"),
         typeflag=_TYPEFLAG[member.type],
-        size=member.size,
+        size=member.payload_bytes,
         mode=member.mode,
         uid=member.uid,
         gid=member.gid,
         mtime_ns=member.mtime_ns,
         link=encode_name(link),
+        real_size=member.size if member.sparse else None,
+        xattrs=[(encode_name(name), b64decode(value)) for name, value in member.xattrs],
     )
 
 
 def encode_member(member: Member) -> str:
     """The member's line without the number of its frame, which `number` puts in front."""
-    path, kind, size, mode, uid, gid, mtime_ns, ctime_ns, inode, link, sha256, _, at = member
+    path, kind, size, mode, uid, gid, mtime_ns, ctime_ns, inode, link, sha256, _, at, xattrs, sparse = member
     line = (
         f'"at":{at},"path":{quote(path)},"type":"{kind.value}","mode":"{mode:04o}","uid":{uid},"gid":{gid},'
         f'"mtime_ns":{mtime_ns},"ctime_ns":{ctime_ns},"inode":{inode}'
     )
+    if xattrs:
+        line += f",{_XATTRS}{','.join(f'{quote(name)}:{quote(value)}' for name, value in xattrs)}}}"
+    if sparse:
+        line += f",{_SPARSE}{','.join(f'[{start},{length}]' for start, length in sparse)}]"
     if kind is MemberType.FILE:
         return f'{line},"size":{size},"sha256":"{sha256}"}}\n'
     return f'{line},"link":{quote(link)}}}\n' if link else f"{line}}}\n"
+
+
+def version_of(lines: Sequence[str], text: str) -> int:
+    """The version that an index with these lines has.
+
+    Arguments:
+        text: the lines in one piece.
+    """
+    is_extended = _XATTRS in text or _SPARSE in text or max(map(len, lines), default=0) > SHORT_LINE_BYTES // 2
+    return EXTENDED_VERSION if is_extended else VERSION
 
 
 def number(lines: list[str], frame: int) -> str:
@@ -157,6 +196,8 @@ def decode_member(line: bytes) -> Member:
             found.get("sha256", ""),
             found["frame"],
             found["at"],
+            tuple(found.get("xattrs", {}).items()),
+            tuple((int(start), int(length)) for start, length in found.get("sparse", ())),
         )
         if tuple(map(type, member)) != _TYPES:
             raise TypeError("a value of another type")
@@ -169,7 +210,13 @@ def decode_member(line: bytes) -> Member:
 
 def _is_possible(member: Member) -> bool:
     """Whether a tar header could be made of this; raises ValueError where a name has no bytes."""
-    path, _, size, mode, uid, gid, mtime_ns, _, _, link, _, frame, at = member
+    path, kind, size, mode, uid, gid, mtime_ns, _, _, link, _, frame, at, xattrs, sparse = member
+    for name, value in xattrs:
+        b64decode(value, validate=True)
+        if not name or "\x00" in name or len(encode_name(name)) > _XATTR_NAME_BYTES:
+            return False
+    if sparse and not (kind is MemberType.FILE and are_possible(sparse, size)):
+        return False
     return (
         min(size, mode, uid, gid, frame, at) >= 0
         and max(size, abs(mtime_ns) >> 30) < _MOST
@@ -229,9 +276,9 @@ class FrameTable:
             raise NotIntactError(f"the index has a frame that makes no sense: {line[:200]!r}") from error
 
 
-def head_line(backup_id: str, *, frames: int, members: int) -> str:
+def head_line(backup_id: str, *, frames: int, members: int, version: int = VERSION) -> str:
     """The first line of an index."""
-    head = {"index_version": VERSION, "backup_id": backup_id, "frames": frames, "members": members}
+    head = {"index_version": version, "backup_id": backup_id, "frames": frames, "members": members}
     return json.dumps(head, separators=(",", ":")) + "\n"
 
 
@@ -251,9 +298,9 @@ def decode_head(line: bytes) -> tuple[str, int, int]:
             raise ValueError("no directory has that name")
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise NotIntactError("the index does not start with a line that describes it") from error
-    if version != VERSION:
+    if version not in (VERSION, EXTENDED_VERSION):
         raise NotIntactError(
-            f"the index has version {version!r}; this release reads version {VERSION}",
+            f"the index has version {version!r}; this release reads versions {VERSION} and {EXTENDED_VERSION}",
             hint="Use the release that wrote the archive, or a later one.",
         )
     return found

@@ -23,16 +23,19 @@ from portal.ops.archive import frame, tar
 from portal.ops.archive.index import Member, MemberType, encode_member, tar_header
 from portal.ops.archive.links import leads_out
 from portal.ops.filesystem.tree import GONE, Tree
+from portal.ops.filesystem.xattrs import TooManyXattrsError, read_xattrs
 from portal.ops.runtime.pipe_messages import receive, send
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from portal.ops.filesystem.xattrs import Xattrs
+
 LARGE_BYTES: Final = frame.INPUT_BYTES
 """From this size on a file is not packed with others, but streamed into frames of its own."""
 
-HEADER_ROOM: Final = 1 << 14
-"""More than any header takes: one with the longest name and link target that Linux allows has 12 KiB."""
+HEADER_ROOM: Final = 1 << 18
+"""More than any header takes: one with the longest path, link target and extended attributes has 200 KiB."""
 
 ITEM_BYTES: Final = 2 * tar.BLOCK
 """What an item counts for, at the least, when those of a frame are counted."""
@@ -41,7 +44,7 @@ ATTEMPTS: Final = 3
 """How often a file is read that changes while it is read."""
 
 _FILES_BYTES: Final = 4 * frame.INPUT_BYTES
-_BUFFER_BYTES: Final = _FILES_BYTES + frame.INPUT_BYTES // ITEM_BYTES * HEADER_ROOM
+_FULL_BYTES: Final = _FILES_BYTES - LARGE_BYTES - HEADER_ROOM - tar.BLOCK
 _DESCRIPTOR: Final = Struct("i")
 _TREE: Final = Struct("<Q")
 
@@ -57,8 +60,9 @@ class Pack:
 
     `lines` are the members' lines for the index, still without a number; `vanished`, `changed` and `special` name
     members that were left out, kept although they changed, or left out for what they are; `outside` are symlinks that
-    lead out of the component, with their targets; `large` are files that have grown too large to be packed. `failure`
-    is the path and error number of what could not be read.
+    lead out of the component, with their targets; `stripped` are files whose extended attributes are too many to be
+    kept; `large` are files that have grown too large to be packed; `rest` did not fit into the frame. `failure` is the
+    path and error number of what could not be read.
 
     (No dataclass: importing what makes one takes a helper as long as its first frames.)
     """
@@ -73,6 +77,8 @@ class Pack:
         self.changed: list[str] = []
         self.special: list[str] = []
         self.outside: list[tuple[str, str]] = []
+        self.stripped: list[str] = []
+        self.rest: list[Item] = []
         self.large: list[Item] = []
         self.failure: tuple[str, int] | None = None
 
@@ -80,12 +86,11 @@ class Pack:
 class Packer:
     """Packs item after item into one buffer, which is used again for every frame.
 
-    There is always room for directories and links; files stop being added at `_FILES_BYTES`. What is never touched of
-    the buffer costs no memory.
+    Files that grow, and extended attributes, may fill it before the last item: the rest is for another frame.
     """
 
     def __init__(self) -> None:
-        self._view = memoryview(mmap.mmap(-1, _BUFFER_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        self._view = memoryview(mmap.mmap(-1, _FILES_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         self._end = 0
 
     def pack(self, backup_id: str, tree: Tree, items: Sequence[Item], effort: frame.Effort = frame.Effort.FAST) -> Pack:
@@ -93,7 +98,10 @@ class Packer:
         done = Pack()
         self._end = 0
         tree.forget()  # another directory may have taken the name of one that is open
-        for item in items:
+        for place, item in enumerate(items):
+            if self._end > _FULL_BYTES:
+                done.rest = list(items[place:])
+                break
             try:
                 self._add(done, backup_id, tree, item)
             except OSError as error:
@@ -113,10 +121,7 @@ class Packer:
     def _add(self, done: Pack, backup_id: str, tree: Tree, item: Item) -> None:
         path, kind, link = item
         if kind == "file":
-            if self._end > _FILES_BYTES - LARGE_BYTES - HEADER_ROOM:
-                done.large.append(item)
-            else:
-                self._add_file(done, backup_id, tree, item)
+            self._add_file(done, backup_id, tree, item)
         else:
             found = tree.look(source_of(path))
             if found is None or not _FORMS[kind](found.st_mode):  # something else has taken its name
@@ -127,11 +132,14 @@ class Packer:
                 if leads_out(path, link, path.partition("/")[0]):
                     done.outside.append((path, link))
             member = member_of(path, MemberType(kind), found, link=link, at=self._end)
+            if kind == "directory":
+                member = member._replace(xattrs=xattrs_of(path, tree.directory(source_of(path)), done.stripped))
             self._put_header(tar_header(member, backup_id))
             done.lines.append(encode_member(member))
 
     def _add_file(self, done: Pack, backup_id: str, tree: Tree, item: Item) -> None:
         path = item[0]
+        stripped: list[str] = []
         for attempt in range(1, ATTEMPTS + 1):
             descriptor = tree.open_file(source_of(path))
             try:
@@ -143,6 +151,8 @@ class Packer:
                     done.large.append(item)
                     return
                 member = member_of(path, MemberType.FILE, before, at=self._end)
+                if xattrs := xattrs_of(path, descriptor, stripped):
+                    member = member._replace(xattrs=xattrs)
                 header = tar_header(member, backup_id)
                 start = self._end + len(header)
                 size = self._read(descriptor, start, before.st_size)
@@ -154,6 +164,7 @@ class Packer:
                 done.changed.append(path)
                 member = member._replace(size=size)
                 header = tar_header(member, backup_id)
+        done.stripped += stripped[:1]
         self._put_header(header)
         self._end = start + member.size
         self._put_zeros(tar.padding(member.size))
@@ -185,6 +196,15 @@ def same_content(before: os.stat_result, after: os.stat_result) -> bool:
         and before.st_ctime_ns == after.st_ctime_ns
         and before.st_size == after.st_size
     )
+
+
+def xattrs_of(path: str, descriptor: int, stripped: list[str]) -> Xattrs:
+    """The extended attributes of an open file or directory; where they are too many, none, and its path is noted."""
+    try:
+        return read_xattrs(descriptor)
+    except TooManyXattrsError:
+        stripped.append(path)
+        return ()
 
 
 def source_of(path: str) -> str:

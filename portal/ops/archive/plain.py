@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tarfile
+from dataclasses import replace
 from tarfile import HeaderError, ReadError
 from typing import TYPE_CHECKING, Final, Self
 
@@ -19,7 +20,7 @@ from portal.ops.archive.frame import DeflateError
 from portal.ops.archive.index import MANIFEST, NAME, Member, MemberType
 from portal.ops.errors import NotIntactError
 from portal.ops.manifest import Manifest
-from portal.ops.model import Component
+from portal.ops.model import BackupId, Component, timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,6 +97,7 @@ class PlainArchive:
         self.path = path
         self.backup_id = ""
         self.member_count: int | None = None
+        self._manifest: Manifest | None = None
         first = next(filter(None, (_relative(found.name) for found, _ in self._members())), None)
         if first is None:
             raise DamagedError(Damage(what="there is nothing in the archive"))
@@ -109,19 +111,39 @@ class PlainArchive:
     def manifest(self) -> Manifest:
         """The manifest that is in the archive, or one made from what is.
 
+        The portal's own scripts list all components, whichever are there: what counts is what the archive holds, and
+        what it lacks of the list is a warning.
+
         Raises:
             NotIntactError: the archive or the manifest is damaged.
         """
+        if self._manifest is None:
+            self._manifest = self._read_manifest()
+        return self._manifest
+
+    def _read_manifest(self) -> Manifest:
         tops: set[str] = set()
+        found: Manifest | None = None
         for member, content in self.contents(1):
             if member.path == MANIFEST and member.size <= _MANIFEST_MAX:
-                return Manifest.decode(b"".join(content))
+                found = Manifest.decode(b"".join(content))
+                if found.writer:  # one of ours that was packed again
+                    return found
             tops.add(member.path.split("/")[0])
+        held = tuple(component for component in Component if component.member in tops)
+        if found is not None:
+            lacking = tuple(
+                f"the manifest lists {component.value}, but the archive contains none"
+                for component in found.components
+                if component not in held
+            )
+            return replace(found, components=held, warnings=(*found.warnings, *lacking))
+        identifier = BackupId.parse(self.backup_id)
         return Manifest(
             backup_id=self.backup_id,
-            type=self.backup_id.split("_")[0],
-            timestamp="",
-            components=tuple(component for component in Component if component.member in tops),
+            type=identifier.type.value if identifier else self.backup_id.split("_")[0],
+            timestamp=timestamp(identifier.moment) if identifier else "",
+            components=held,
             hostname="",
             db_name="",
             writer="",

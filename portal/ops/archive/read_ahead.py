@@ -90,8 +90,8 @@ class Coming:
             if member.frame == frame and member.type is MemberType.FILE and member.size >= _WORTH_HASHING:
                 header = index.tar_header(member, self._backup_id)
                 start = member.at + len(header)
-                if start + member.size <= self._tar_lengths[frame]:
-                    found.append((start, start + member.size))
+                if start + member.payload_bytes <= self._tar_lengths[frame]:
+                    found.append((start, start + member.payload_bytes))
             self._waiting.append(Expected(member, header))
         return found
 

@@ -29,10 +29,11 @@ from portal.ops.archive.read_ahead import (
     one_thread,
 )
 from portal.ops.archive.source import FileSource
+from portal.ops.archive.sparse import NoSuchTableError, expanded
 from portal.ops.errors import NotIntactError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterator, Mapping
     from concurrent.futures import Executor
     from contextlib import AbstractContextManager
     from pathlib import Path
@@ -318,7 +319,7 @@ class _Cursor:
                 )
             )
         header = header or index.tar_header(member, self._backup_id)
-        self._left = len(header) + member.size + tar.padding(member.size)
+        self._left = len(header) + member.payload_bytes + tar.padding(member.payload_bytes)
         return self.content(member, header)
 
     def expect_end(self, number: int) -> None:
@@ -334,22 +335,32 @@ class _Cursor:
             header: what `index.tar_header` makes of the member, where that is at hand.
         """
         header = header or index.tar_header(member, self._backup_id)
-        fill = tar.padding(member.size)
-        self._left = len(header) + member.size + fill
+        payload = member.payload_bytes
+        fill = tar.padding(payload)
+        self._left = len(header) + payload + fill
         if b"".join(self._pieces(len(header), member)) != header:
             raise self._damage("its tar header is not what the index makes of it", member)
         if member.type is not MemberType.FILE:
             return
-        made = self._digests.get((self._at, self._at + member.size)) if self._loaded == self._number else None
-        pieces = self._pieces(member.size, member)
-        if made is None:
-            made = yield from hashed(pieces, self._hashing if member.size >= WORTH_A_THREAD else None)
+        made = self._digests.get((self._at, self._at + payload)) if self._loaded == self._number else None
+        pieces = self._pieces(payload, member)
+        if member.sparse:
+            made = yield from self._expanded(pieces, member)
+        elif made is None:
+            made = yield from hashed(pieces, self._hashing if payload >= WORTH_A_THREAD else None)
         else:
             yield from pieces
         if b"".join(self._pieces(fill, member)).strip(b"\x00"):
             raise self._damage("it is not followed by zeros", member)
         if made != member.sha256:
             raise self._damage("its content has another SHA-256 than the index says", member)
+
+    def _expanded(self, pieces: Iterator[memoryview], member: Member) -> Generator[memoryview, None, str]:
+        """A file with holes; returns the SHA-256 of its payload."""
+        try:
+            return (yield from expanded(hashed(pieces, self._hashing), member.size, member.sparse))
+        except NoSuchTableError as error:
+            raise self._damage("its extents are not those that the index says", member) from error
 
     def skip_to_end(self) -> None:
         """Pass over what is left of the current member."""

@@ -1,11 +1,17 @@
 """Tar headers as bytes: values in, bytes out; no file is read here.
 
-POSIX.1-1988 ("ustar") headers with three additions, each understood by GNU tar, bsdtar, busybox and Python alike:
+POSIX.1-1988 ("ustar") headers with additions. These are understood by GNU tar, bsdtar, busybox and Python alike:
 
 - a name or link target over 100 bytes goes ahead in a GNU ``L`` or ``K`` record (busybox ignores the pax ``path``);
 - a number too large for its octal field is written in base 256;
 - a time with a fraction of a second goes ahead in a pax ``mtime`` record. A reader that ignores pax loses the
   fraction and nothing else.
+
+Two are pax records that GNU tar, bsdtar and Python read, and that are written only where a file needs them:
+
+- extended attributes, as ``SCHILY.xattr.<name>``;
+- a file with holes, in GNU's sparse format 1.0. Its header has a name of its own, so that a program which does not
+  know the format cannot put the packed data in the file's place.
 
 Names stay the bytes they were. Owners are numbers: the names of users differ from machine to machine.
 
@@ -15,8 +21,11 @@ Sources: POSIX.1-2017, pax, "ustar Interchange Format" and "pax Extended Header"
 from __future__ import annotations
 
 from struct import Struct
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from zlib import adler32
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 BLOCK: Final = 512
 END_OF_ARCHIVE: Final = bytes(2 * BLOCK)
@@ -48,6 +57,8 @@ def encode(
     gid: int = 0,
     mtime_ns: int = 0,
     link: bytes = b"",
+    real_size: int | None = None,
+    xattrs: Sequence[tuple[bytes, bytes]] = (),
 ) -> bytes:
     """The header of one member, whole blocks, with what has to go ahead of it.
 
@@ -58,10 +69,20 @@ def encode(
         mode: permission bits.
         mtime_ns: nanoseconds since 1970, also before it.
         link: the target of a link.
+        real_size: for a file with holes, its size.
+        xattrs: names and values of extended attributes.
     """
     seconds, fraction = divmod(mtime_ns, _SECOND)
     ahead = b""
-    if fraction or not 0 <= seconds < _LATEST:
+    needs_time = bool(fraction) or not 0 <= seconds < _LATEST
+    if xattrs or real_size is not None:
+        records = [_mtime(mtime_ns)] if needs_time else []
+        if real_size is not None:
+            records += _sparse(name, real_size)
+            name = _packed_name(name)
+        records += [b"SCHILY.xattr.%s=%s\n" % (_keyword(key), value) for key, value in xattrs]
+        ahead = _pax(records)
+    elif needs_time:
         ahead = _pax_mtime(mtime_ns)
     if len(name) > _NAME_BYTES:
         ahead += _long(b"L", name)
@@ -106,9 +127,46 @@ def _long(typeflag: bytes, text: bytes) -> bytes:
     return header + data + bytes(padding(len(data)))
 
 
-def _pax_mtime(mtime_ns: int) -> bytes:
+def _mtime(mtime_ns: int) -> bytes:
     sign = b"-" if mtime_ns < 0 else b""
-    record = b"mtime=%s%d.%09d\n" % (sign, *divmod(abs(mtime_ns), _SECOND))
+    return b"mtime=%s%d.%09d\n" % (sign, *divmod(abs(mtime_ns), _SECOND))
+
+
+def _sparse(name: bytes, real_size: int) -> list[bytes]:
+    return [
+        b"GNU.sparse.major=1\n",
+        b"GNU.sparse.minor=0\n",
+        b"GNU.sparse.name=%s\n" % name,
+        b"GNU.sparse.realsize=%d\n" % real_size,
+    ]
+
+
+def _packed_name(name: bytes) -> bytes:
+    above, _, last = name.rpartition(b"/")
+    return b"%s/GNUSparseFile.0/%s" % (above, last)
+
+
+def _keyword(name: bytes) -> bytes:
+    """A name as GNU tar writes it: the equals sign ends it."""
+    return name.replace(b"%", b"%25").replace(b"=", b"%3D")
+
+
+def _pax(records: list[bytes]) -> bytes:
+    data = b"".join(map(_record, records))
+    header = _block(b"././@PaxHeader", 0o644, 0, 0, len(data), 0, b"x", b"")
+    return header + data + bytes(padding(len(data)))
+
+
+def _record(text: bytes) -> bytes:
+    """A record with its own length in front, which the digits of the length are a part of."""
+    length = len(text) + 2
+    while len(b"%d %s" % (length, text)) > length:
+        length = len(b"%d %s" % (length, text))
+    return b"%d %s" % (length, text)
+
+
+def _pax_mtime(mtime_ns: int) -> bytes:
+    record = _mtime(mtime_ns)
     length = len(record) + 3  # two digits and a space: a record is never as short as 7 or as long as 97 bytes
     data = b"%d %s" % (length, record)
     return _PAX_HEADERS[length] + data + bytes(padding(length))

@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from portal.ops.archive import frame, index, packer, tar
 from portal.ops.archive.index import Member, MemberType
+from portal.ops.archive.sparse import SparsePayload
 from portal.ops.errors import SourceError
+from portal.ops.filesystem.extents import data_extents
 from portal.ops.filesystem.refusals import unreadable
 from portal.ops.filesystem.tree import GONE
 
@@ -59,6 +61,7 @@ class Tally:
     changed: list[str] = field(default_factory=list)
     special: list[str] = field(default_factory=list)
     outside: list[tuple[str, str]] = field(default_factory=list)
+    stripped: list[str] = field(default_factory=list)
 
 
 class _Block:
@@ -111,6 +114,7 @@ class ArchiveWriter:
         self._spooled_bytes = 0
         self._is_index_taken = False
         self._members = 0
+        self._version = index.VERSION
         self._manifest_room = 0
         self.reserved = False
         self._unsettled: set[str] = set()
@@ -328,11 +332,16 @@ class ArchiveWriter:
         if not stat.S_ISREG(before.st_mode):
             self.tally.special.append(path)
             return True
-        file = FileIO(descriptor, closefd=False)
-        member = packer.member_of(path, MemberType.FILE, before)
+        stripped: list[str] = []
+        member = packer.member_of(path, MemberType.FILE, before)._replace(
+            xattrs=packer.xattrs_of(path, descriptor, stripped), sparse=data_extents(descriptor, before)
+        )
+        packed = SparsePayload(descriptor, member.sparse) if member.sparse else None
+        file = packed or FileIO(descriptor, closefd=False)
         numbers: list[int] = []
         digest, whole = sha256(), True
-        ahead, rest = index.tar_header(member, self._backup_id), member.size
+        ahead, rest = index.tar_header(member, self._backup_id), member.payload_bytes
+        self._advance(max(0, member.size - rest))
         while rest or ahead:
             block = self._blocks.get()
             start = block.put(ahead)
@@ -347,8 +356,10 @@ class ArchiveWriter:
             self._advance(wanted)
             rest -= wanted
             end = start + wanted
-            self._submit_block(block, end if rest else end + block.zero(end, tar.padding(member.size)), numbers)
+            fill = 0 if rest else tar.padding(member.payload_bytes)
+            self._submit_block(block, end + block.zero(end, fill), numbers)
             ahead = b""
+        whole = whole and not (packed and packed.is_short)
         unchanged = whole and packer.same_content(before, os.fstat(descriptor))
         if not (unchanged or keep):
             self._drain()
@@ -357,6 +368,7 @@ class ArchiveWriter:
             return False
         if not unchanged:
             self.tally.changed.append(path)
+        self.tally.stripped += stripped
         self._submit(_DONE, lambda _: self._take_large(member, numbers[0], digest.hexdigest()))
         return True
 
@@ -423,7 +435,10 @@ class ArchiveWriter:
         self.tally.changed += pack.changed
         self.tally.special += pack.special
         self.tally.outside += pack.outside
+        self.tally.stripped += pack.stripped
         self._grown += pack.large
+        if pack.rest:
+            self._take_pack(self._pool.pack(self._tree_number, self._source, pack.rest).result())
 
     def _count(self, files: int, content_bytes: int) -> None:
         self.tally.files += files
@@ -434,6 +449,7 @@ class ArchiveWriter:
     def _add_lines(self, lines: list[str], number: int) -> None:
         self._members += len(lines)
         text = index.number(lines, number)
+        self._version = max(self._version, index.version_of(lines, text))
         self._lines.append(text)
         self._line_bytes += len(text)
         if self._line_bytes >= frame.INPUT_BYTES:
@@ -448,7 +464,7 @@ class ArchiveWriter:
 
     def _write_index(self, manifest: Member, mtime_ns: int) -> None:
         front = [
-            index.head_line(self._backup_id, frames=len(self._frames), members=self._members),
+            index.head_line(self._backup_id, frames=len(self._frames), members=self._members, version=self._version),
             index.number([index.encode_member(manifest)], 0),
         ]
         size = sum(map(len, front)) + self._frames.encoded_bytes() + self._spooled_bytes + self._line_bytes

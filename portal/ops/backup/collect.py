@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from portal.ops.archive.compressor_pool import CompressorPool
 from portal.ops.archive.writer import ArchiveWriter, Readable, Tally, WrittenIndex
+from portal.ops.backup.loss import SourceState, check_loss, last_state, place_of
 from portal.ops.backup.walk import FileTree, identity, tree_bytes
 from portal.ops.chains.deletions import encode_deletions
 from portal.ops.chains.state_cache import Content, Totals
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from portal.ops.backup.increment import Increment
     from portal.ops.model import BackupId
     from portal.ops.repository.pending import PendingArchive
+    from portal.ops.repository.repository import Repository
     from portal.ops.runtime.process import ProcessRunner
     from portal.ops.runtime.progress import Meter
 
@@ -75,6 +77,7 @@ class Collection:
 
     Arguments:
         config: where the components are.
+        repository: where the archive goes.
         pending: the archive.
         components: what goes into it, in this order.
         runner: what starts pg_dump.
@@ -83,6 +86,7 @@ class Collection:
     """
 
     config: BackupConfig
+    repository: Repository
     pending: PendingArchive
     backup_id: BackupId
     components: tuple[Component, ...]
@@ -193,12 +197,15 @@ class Collection:
         read_from = time.time_ns()
         with FileTree(root=source, prefix=component.member, excluded=excluded, tally=tally) as files:
             writer.add_items(files.tree, files.items())
+        if not self.config.confirm_loss:
+            check_loss(component, source, last_state(self.repository, component), tally.files)
         self._warnings += _warnings(tally)
         return {
             "bytes": tally.content_bytes,
             "files": tally.files,
             "root": "directory" if source.is_dir() else "file",
             "read_from_ns": read_from,
+            "source": place_of(source),
         }
 
     def _copy_changes(self, increment: Increment, writer: ArchiveWriter) -> dict[str, Any]:
@@ -212,11 +219,16 @@ class Collection:
             writer.add_stream(DELETED, encode_deletions(deleted), mtime_ns=read_from // _SECOND * _SECOND)
         self._warnings += _warnings(tally)
         files, content_bytes = increment.tree_after(Totals(tally.files, tally.content_bytes))
+        source = self.config.source(Component.MEDIA)
+        assert source is not None
+        if not self.config.confirm_loss:
+            check_loss(Component.MEDIA, source, SourceState.of(increment.parent.manifest, Component.MEDIA), files)
         return {
             "bytes": tally.content_bytes,
             "files": tally.files,
             "root": "directory",
             "read_from_ns": read_from,
+            "source": place_of(source),
             "deleted": len(deleted),
             "tree": {"bytes": content_bytes, "files": files},
         }
@@ -267,6 +279,7 @@ def _warnings(tally: Tally) -> list[str]:
         *(f"{path} vanished before it could be read" for path in tally.vanished),
         *(f"{path} changed each time it was read; what was read last is in the archive" for path in tally.changed),
         *(f"{path} is a socket, a FIFO or a device and was left out" for path in tally.special),
+        *(f"{path} has more extended attributes than an archive takes; they were left out" for path in tally.stripped),
         *_links(tally.outside),
     ]
 

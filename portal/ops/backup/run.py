@@ -30,6 +30,7 @@ from portal.ops.backup.walk import identity
 from portal.ops.errors import ConfigurationError, DiskFullError, OpsError, SourceError
 from portal.ops.filesystem.refusals import unreadable
 from portal.ops.model import BackupId, BackupType, Component
+from portal.ops.pitr.scratch import sweep_scratch
 from portal.ops.repository.access_log import Action, Outcome
 from portal.ops.repository.faults import disk_full, explain_any, is_full
 from portal.ops.repository.sidecar import file_digest, read_sidecar
@@ -138,7 +139,7 @@ class BackupRun:
         components = self._check(request)
         chain = self.repository.chain() if request.incremental else nullcontext()
         with self.repository.shared(), chain:
-            for name in self.repository.sweep():
+            for name in (*self.repository.sweep(), *sweep_scratch(self.repository)):
                 log.warning("remains_swept", name=name)
             with self.repository.pending(request.backup_id) as pending:
                 if pending is None:
@@ -159,7 +160,7 @@ class BackupRun:
             raise ConfigurationError(
                 "paths that have changed were named for a backup of everything", hint="Ask for an incremental one."
             )
-        self.repository.prepare()
+        self.repository.prepare(self.config.repository_id)
         self._check_sources(components)
         return components
 
@@ -184,6 +185,7 @@ class BackupRun:
     ) -> BackupResult:
         collection = Collection(
             config=self.config,
+            repository=self.repository,
             pending=pending,
             backup_id=request.backup_id,
             components=strategy.components,

@@ -14,20 +14,24 @@ import stat
 import time
 from dataclasses import dataclass, field
 from hashlib import sha256
+from io import FileIO
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.archive.index import decode_name, encode_name
 from portal.ops.archive.packer import same_content, source_of
+from portal.ops.archive.sparse import SparsePayload
 from portal.ops.backup.changes import KINDS, Delta, Found, TooMuchError
 from portal.ops.backup.walk import check_length, open_root
 from portal.ops.chains.state_cache import Known, MediaState, is_unsure, looked_at
 from portal.ops.errors import SourceError
+from portal.ops.filesystem.extents import data_extents
 from portal.ops.filesystem.refusals import unreadable
 from portal.ops.filesystem.tree import GONE, portable
+from portal.ops.filesystem.xattrs import TooManyXattrsError, digest_of, read_xattrs
 from portal.ops.model import RESTORE_DIRECTORY, Component
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from portal.ops.backup.walk import Identity
@@ -217,7 +221,8 @@ class Search:
         if known is None or (known.linked and found.now.st_nlink == 1):  # the name that has the content may be gone
             self._delta.taken[path] = found
         elif form == stat.S_IFDIR:
-            if (now[0], now[2], now[3], now[4]) != (known.mode, known.uid, known.gid, known.mtime_ns):
+            is_other = (now[0], now[2], now[3], now[4]) != (known.mode, known.uid, known.gid, known.mtime_ns)
+            if is_other or (now[5] != known.ctime_ns and self._directory_xattrs(path) != known.xattrs):
                 self._delta.taken[path] = found
         elif now == known.stat:
             if known.unsure:
@@ -252,7 +257,7 @@ class Search:
             path, found = self._doubts.popitem()
             known, started = found.known, time.time_ns()
             assert known is not None
-            if self._digest(path, found) != known.digest:
+            if self._digests(path, found) != (known.digest, known.xattrs):
                 self._delta.taken[path] = found
                 continue
             *_, ctime_ns, inode = looked_at(found.now)
@@ -263,8 +268,14 @@ class Search:
             self.state.confirm(self._delta.confirmed)
             self._delta.confirmed = []
 
-    def _digest(self, path: bytes, found: Found) -> bytes | None:
-        """The digest of a file; nothing where it changes or goes meanwhile."""
+    def _directory_xattrs(self, path: bytes) -> bytes:
+        try:
+            return digest_of(read_xattrs(self.tree.directory(_source(path))))
+        except (OSError, TooManyXattrsError):
+            return b""
+
+    def _digests(self, path: bytes, found: Found) -> tuple[bytes, bytes] | None:
+        """The digests of a file's content and attributes; nothing where it changes or goes meanwhile."""
         try:
             descriptor = self.tree.open_file(_source(path))
         except OSError as error:
@@ -275,15 +286,25 @@ class Search:
             before = os.fstat(descriptor)
             if (before.st_dev, before.st_ino) != found.identity or not same_content(found.now, before):
                 return None
-            digest = sha256()
-            while data := os.read(descriptor, _READ_BYTES):
-                digest.update(data)
-                self.advance(len(data))
-            return digest.digest() if same_content(before, os.fstat(descriptor)) else None
+            content, xattrs = sha256(), digest_of(read_xattrs(descriptor))
+            for piece in self._payload(descriptor, before):
+                content.update(piece)
+            return (content.digest(), xattrs) if same_content(before, os.fstat(descriptor)) else None
+        except TooManyXattrsError:
+            return None
         except OSError as error:
             raise self._unreadable(path, error) from error
         finally:
             os.close(descriptor)
+
+    def _payload(self, descriptor: int, found: os.stat_result) -> Iterator[memoryview]:
+        """What the digest of a file is made of: its content, or for one with holes what an archive has of it."""
+        extents = data_extents(descriptor, found)
+        file = SparsePayload(descriptor, extents) if extents else FileIO(descriptor, closefd=False)
+        buffer = memoryview(bytearray(min(found.st_size, _READ_BYTES) + 1))
+        while count := file.readinto(buffer):
+            self.advance(count)
+            yield buffer[:count]
 
     # -- several names ----------------------------------------------------------------------------------------------
 
@@ -324,7 +345,7 @@ def _is_as_before(row: tuple[Any, ...], found: os.stat_result) -> bool:
 
     A directory never is, since what is in it is not: on some mounts it has one name and no size, as a file may.
     """
-    _, _, mode, size, uid, gid, mtime_ns, ctime_ns, inode, linked, unsure, _ = row
+    _, _, mode, size, uid, gid, mtime_ns, ctime_ns, inode, linked, unsure, *_ = row
     return (
         ctime_ns == found.st_ctime_ns
         and inode == found.st_ino

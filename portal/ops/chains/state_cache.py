@@ -20,6 +20,7 @@ from portal.ops.archive.index import Member, MemberType, encode_name
 from portal.ops.archive.reader import ArchiveReader
 from portal.ops.chains.deletions import deletions
 from portal.ops.errors import NotIntactError
+from portal.ops.filesystem.xattrs import digest_of
 from portal.ops.model import Component
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from portal.ops.chains.lineage import Ancestor
     from portal.ops.manifest import Manifest
 
-VERSION: Final = 2
+VERSION: Final = 3
 GRANULE_NS: Final = 2_000_000_000
 """File systems may tell two changes apart only when that much time lies between them."""
 
@@ -40,7 +41,8 @@ _SCHEMA: Final = """
     CREATE TABLE head (version INTEGER, backup_id TEXT, sha256 TEXT, compared INTEGER);
     CREATE TABLE entry (
         parent BLOB, name BLOB, mode INTEGER, size INTEGER, uid INTEGER, gid INTEGER, mtime_ns INTEGER,
-        ctime_ns INTEGER, inode INTEGER, linked INTEGER, unsure INTEGER, digest BLOB, PRIMARY KEY (parent, name)
+        ctime_ns INTEGER, inode INTEGER, linked INTEGER, unsure INTEGER, digest BLOB, xattrs BLOB,
+        PRIMARY KEY (parent, name)
     ) WITHOUT ROWID;
     CREATE INDEX linked ON entry (inode) WHERE linked > 0;
 """
@@ -48,7 +50,7 @@ _IN: Final = "SELECT * FROM entry WHERE parent = ?"
 _DEEPER: Final = "SELECT * FROM entry WHERE parent >= ? AND parent < ?"
 _OF_ANY_INODE: Final = "SELECT * FROM entry WHERE inode = ?"
 _OF_LINKED_INODE: Final = "SELECT * FROM entry WHERE inode = ? AND linked > 0"
-_PUT: Final = "INSERT OR REPLACE INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_PUT: Final = "INSERT OR REPLACE INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _FORMS: Final = {
     MemberType.FILE: stat.S_IFREG,
     MemberType.HARDLINK: stat.S_IFREG,
@@ -79,7 +81,7 @@ class Known(NamedTuple):
 
     `parent` is the directory that it is in. `mode` has the type, as `stat` gives it. `linked` is 0 for a file with one
     name, 1 where it has more and the archive holds the content under this one, 2 for the others. `unsure` means that it
-    was read so soon after its last change that a later one might not show.
+    was read so soon after its last change that a later one might not show. `xattrs` is a digest of extended attributes.
     """
 
     parent: bytes
@@ -94,6 +96,7 @@ class Known(NamedTuple):
     linked: int
     unsure: int
     digest: bytes
+    xattrs: bytes = b""
 
     @property
     def path(self) -> bytes:
@@ -316,7 +319,9 @@ def _known(member: Member, read_from_ns: int) -> Known:
     unsure = int(member.type is MemberType.FILE and is_unsure(member.ctime_ns, read_from_ns))
     mode = _FORMS[member.type] | member.mode
     digest = bytes.fromhex(member.sha256)
-    return Known(parent, name, mode, fitted(size), member.uid, member.gid, *times, 0, unsure, digest)
+    return Known(
+        parent, name, mode, fitted(size), member.uid, member.gid, *times, 0, unsure, digest, digest_of(member.xattrs)
+    )
 
 
 def _bounds(path: bytes) -> list[bytes]:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from dataclasses import dataclass, field
-from hashlib import file_digest, sha256
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from portal.ops.archive.damage import Damage, is_below
-from portal.ops.archive.index import Member, MemberType
-from portal.ops.model import RESTORE_DIRECTORY
+from portal.ops.archive.damage import Damage
+from portal.ops.drill.compare_files import FileComparison
 from portal.ops.postgres.connection import connect
 from portal.ops.postgres.server import restoring_errors
 from portal.ops.restore.database.row_check import check_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Mapping
+    from pathlib import Path
 
     from portal.ops.archive.protocol import Archive
     from portal.ops.settings.database_url import DatabaseTarget
@@ -96,74 +93,14 @@ class Comparison:
         Raises:
             NotIntactError: the archive is damaged.
         """
-        expected: set[str] = set()
-        files = content_bytes = 0
-        for member in _members(archive, prefix):
-            below = member.path[len(prefix) + 1 :]
-            expected.add(below)
-            files += member.type is not MemberType.DIRECTORY
-            content_bytes += member.size
-            if what := _difference(member, prefix, place):
-                self._damage(what, member.path)
-        for path in _walk(place):
-            if path not in expected:
-                self._damage("it was restored, and is not in the backup", f"{prefix}/{path}")
+        found = FileComparison(archive, prefix, place)
+        for damage in found.damages():
+            self._damage(damage.what, damage.path)
+        self.warnings += found.warnings
+        files, content_bytes = found.files, found.content_bytes
         self.files, self.bytes = self.files + files, self.bytes + content_bytes
         self.checks.append(f"{prefix}: {files:,} file{'' if files == 1 else 's'} with {content_bytes:,} bytes")
 
     def _damage(self, what: str, path: str | None = None) -> None:
         if len(self.damages) < MOST_DAMAGES:
             self.damages.append(Damage(what=what, path=path))
-
-
-def _members(archive: Archive, prefix: str) -> Iterator[Member]:
-    """The members of a component with their digests; an archive without an index has to be read for them."""
-    if archive.has_index:
-        yield from (member for member in archive.members() if is_below(member.path, prefix))
-        return
-    for member, content in archive.contents(1, below=prefix):
-        digest = sha256()
-        for piece in content:
-            digest.update(piece)
-        yield member._replace(sha256=digest.hexdigest())
-
-
-def _difference(member: Member, prefix: str, place: Path) -> str:
-    """What is different about a member that was restored; empty where nothing is."""
-    path = place / member.path[len(prefix) + 1 :]
-    try:
-        found = path.lstat()
-    except OSError:
-        return "it was not restored"
-    if member.type is MemberType.SYMLINK:
-        return "" if stat.S_ISLNK(found.st_mode) and os.readlink(path) == member.link else "it is another link"
-    if member.type is MemberType.HARDLINK:
-        other = place / member.link[len(prefix) + 1 :]
-        return "" if os.path.samefile(path, other) else f"it is no other name of {member.link}"
-    if stat.S_ISDIR(found.st_mode) != (member.type is MemberType.DIRECTORY):
-        return "it is something else than in the backup"
-    mode, wanted = (bits & 0o7777 & ~_SPECIAL_BITS for bits in (found.st_mode, member.mode))
-    if mode != wanted:
-        return f"its mode is {mode:o}, and was {wanted:o}"
-    return _file_difference(member, path, found) if member.type is MemberType.FILE else ""
-
-
-def _file_difference(member: Member, path: Path, found: os.stat_result) -> str:
-    if found.st_size != member.size:
-        return f"it has {found.st_size} bytes, and had {member.size}"
-    if found.st_mtime_ns != member.mtime_ns:
-        return "its time of change is another one"
-    with path.open("rb") as file:
-        digest = file_digest(file, "sha256").hexdigest()
-    return "" if digest == member.sha256 else f"its SHA-256 is {digest}, and was {member.sha256}"
-
-
-def _walk(place: Path) -> Iterable[str]:
-    """Everything below a directory but what the restore itself keeps there, relative to it."""
-    if not place.is_dir():
-        return
-    for directory, directories, files in os.walk(place):
-        if Path(directory) == place:
-            directories[:] = [name for name in directories if name != RESTORE_DIRECTORY]
-        for name in (*directories, *files):
-            yield os.path.relpath(os.path.join(directory, name), place)

@@ -4,27 +4,53 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from portal.ops.filesystem.tree import Tree
+from portal.ops.filesystem.xattrs import TooManyXattrsError, Xattrs, mode_without_list, read_xattrs, write_xattrs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 IS_ROOT: Final = os.geteuid() == 0
 SPECIAL_BITS: Final = stat.S_ISUID | stat.S_ISGID
 
 
 class Attributes(NamedTuple):
-    """What a file or directory has beside its content: permission bits, owner, and time in nanoseconds since 1970."""
+    """Permission bits, owner, time in nanoseconds since 1970, and extended attributes.
+
+    Without a list of extended attributes, those that a file has are left alone.
+    """
 
     mode: int
     uid: int
     gid: int
     mtime_ns: int
+    xattrs: Xattrs | None = None
 
     @classmethod
-    def of(cls, found: os.stat_result) -> Attributes:
+    def of(cls, found: os.stat_result, xattrs: Xattrs | None = None) -> Attributes:
         """The attributes that a `stat` tells."""
-        return cls(stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid, found.st_mtime_ns)
+        return cls(stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid, found.st_mtime_ns, xattrs)
+
+    @classmethod
+    def at(cls, path: str) -> Attributes:
+        """The attributes of a directory."""
+        with Tree(path) as tree:
+            try:
+                return cls.of(os.fstat(tree.fileno()), read_xattrs(tree.fileno()))
+            except TooManyXattrsError:
+                return cls.of(os.fstat(tree.fileno()))
+
+    @classmethod
+    def decode(cls, values: Sequence[Any]) -> Attributes:
+        """The attributes from the list that JSON makes of them; one of an earlier release has no extended ones."""
+        mode, uid, gid, mtime_ns, *rest = values
+        xattrs = tuple((name, value) for name, value in rest[0]) if rest and rest[0] is not None else None
+        return cls(mode, uid, gid, mtime_ns, xattrs)
 
     def give_to(self, descriptor: int, born: Attributes | None = None) -> None:
-        """Set them on an open file or directory; the owner where that is allowed.
+        """Set them on an open file or directory; owner and extended attributes where that is allowed.
 
         Arguments:
             born: what it was made with: of that nothing has to be set that is right already.
@@ -33,4 +59,8 @@ class Attributes(NamedTuple):
             os.fchown(descriptor, self.uid, self.gid)
         if not (born and born.mode == self.mode):
             os.fchmod(descriptor, self.mode)
+        if self.xattrs is not None and (self.xattrs or born is None):
+            lost_list = write_xattrs(descriptor, self.xattrs, exactly=born is None)
+            if lost_list:
+                os.fchmod(descriptor, mode_without_list(self.mode, self.xattrs))
         os.utime(descriptor, ns=(self.mtime_ns, self.mtime_ns))

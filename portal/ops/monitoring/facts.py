@@ -16,6 +16,8 @@ from portal.ops.monitoring.failures import last_outcomes, unanswered
 from portal.ops.monitoring.forecast import Usage
 from portal.ops.monitoring.model import Archive, Drill, Facts, Failure, Status
 from portal.ops.monitoring.status import evaluate
+from portal.ops.offsite.config import OffsiteConfig
+from portal.ops.offsite.state import destination_states
 from portal.ops.pitr.health import PitrFacts
 from portal.ops.pitr.look import look
 from portal.ops.pitr.plan import clock_offset
@@ -25,6 +27,7 @@ from portal.ops.repository.pins import Pins
 from portal.ops.repository.repository import Repository
 from portal.ops.restore.journal import DIRECTORY as RESTORES
 from portal.ops.restore.journal import RestoreRecord, RestoreRecords, RestoreState
+from portal.ops.retention.policy import RetentionPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -32,8 +35,9 @@ if TYPE_CHECKING:
 
     from portal.ops.drill.report import DrillReport
     from portal.ops.model import BackupType
+    from portal.ops.offsite.health import DestinationState
     from portal.ops.repository.entry import Entry
-    from portal.ops.retention.policy import RetentionPolicy, RetentionRule
+    from portal.ops.retention.policy import RetentionRule
     from portal.ops.settings.load import Settings
 
 _HISTORY_DAYS: Final = 400
@@ -94,6 +98,7 @@ def read_facts(settings: Settings, now: datetime, archives: Sequence[Entry]) -> 
         ),
         cut_off=_cut_off(repository, restores),
         pitr=_pitr(repository, archives) if settings.pitr.wal else None,
+        offsite=_offsite(settings, repository, archives, now),
     )
 
 
@@ -106,6 +111,19 @@ def _pitr(repository: Repository, archives: Sequence[Entry]) -> PitrFacts:
         wal_bytes=sum(file.size for file in found.archive.files().values()) if found.archive else 0,
         ahead=clock_offset(found.archive),
     )
+
+
+def _offsite(
+    settings: Settings, repository: Repository, archives: Sequence[Entry], now: datetime
+) -> tuple[DestinationState, ...]:
+    """What is known of the copies elsewhere."""
+    if not settings.offsite.destinations():
+        return ()
+    try:
+        policy = BackupConfig.from_settings(settings).retention
+    except ConfigurationError:  # a prune refuses it, and says so
+        policy = RetentionPolicy()
+    return destination_states(OffsiteConfig.from_settings(settings), policy, repository, archives, now)
 
 
 def _restores(repository: Repository, now: datetime) -> tuple[list[RestoreRecord], tuple[Failure, ...]]:

@@ -13,9 +13,12 @@ if TYPE_CHECKING:
 
     from portal.ops.repository.access_log import AccessEntry
 
-_UNCOUNTED: Final = frozenset({Action.PIN, Action.UNPIN, Action.DISCARD, Action.FORGET})
-_STARTED_BY_ITSELF: Final = frozenset({Action.BACKUP, Action.PRUNE, Action.DRILL})
+_UNCOUNTED: Final = frozenset({Action.PIN, Action.UNPIN, Action.DISCARD, Action.FORGET, Action.OFFSITE_READ})
+_STARTED_BY_ITSELF: Final = frozenset({Action.BACKUP, Action.PRUNE, Action.DRILL, Action.OFFSITE_COPY})
 """Where a refusal is a failure: no person is there who reads it."""
+
+
+_OF_A_DESTINATION: Final = frozenset({Action.OFFSITE_COPY, Action.OFFSITE_VERIFY, Action.OFFSITE_PRUNE})
 
 
 def kind_of(entry: AccessEntry) -> str:
@@ -25,6 +28,9 @@ def kind_of(entry: AccessEntry) -> str:
     if entry.action is Action.BACKUP:
         backup_id = BackupId.parse(entry.subject)
         return f"backup {backup_id.type.value if backup_id else entry.subject}"
+    if entry.action in _OF_A_DESTINATION:
+        of = f" {entry.subject}" if entry.action is Action.OFFSITE_VERIFY else ""
+        return f"{entry.action} {entry.details.get('destination', entry.subject)}{of}"
     return f"verify {entry.subject}" if entry.action is Action.VERIFY else entry.action.value
 
 

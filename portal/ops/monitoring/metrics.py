@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer
 
     from portal.ops.monitoring.model import ComponentStatus, Status
+    from portal.ops.offsite.health import DestinationState
     from portal.ops.pitr.window import Window
     from portal.ops.settings.load import Settings
 
@@ -61,6 +62,15 @@ def _each(label: str, name: str, meaning: str, value: Callable[[ComponentStatus]
                 yield one.component.value, found
 
     return Metric(name=name, meaning=meaning, label=label, values=values)
+
+
+def _offsite(name: str, meaning: str, value: Callable[[DestinationState], float | None]) -> Metric:
+    def values(status: Status) -> Iterator[Sample]:
+        for one in status.facts.offsite:
+            if (found := value(one)) is not None:
+                yield one.identifier, found
+
+    return Metric(name=name, meaning=meaning, label="destination", values=values)
 
 
 def _one(name: str, meaning: str, value: Callable[[Status], float | None]) -> Metric:
@@ -117,6 +127,19 @@ METRICS: Final = (
         meaning="1 for each target that is missed",
         label="target",
         values=lambda status: ((miss.target, 1) for miss in status.misses),
+    ),
+    _offsite(
+        "kekkai_backup_offsite_newest_timestamp_seconds",
+        "When the newest archive with an off-site copy was made",
+        lambda one: one.moment.timestamp() if one.moment else None,
+    ),
+    _offsite("kekkai_backup_offsite_copies", "How many off-site copies there are", lambda one: one.copies),
+    _offsite("kekkai_backup_offsite_missing", "Archives without an off-site copy", lambda one: len(one.missing)),
+    _offsite("kekkai_backup_offsite_bytes", "What the off-site copies take", lambda one: one.stored_bytes),
+    _offsite(
+        "kekkai_backup_offsite_verified_timestamp_seconds",
+        "When off-site copies were last found intact",
+        lambda one: one.verified.moment.timestamp() if one.verified and not one.verified.damaged else None,
     ),
     _one(
         "kekkai_backup_wal_lag_bytes",

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
     from portal.ops.monitoring.forecast import Forecast, Usage
+    from portal.ops.offsite.health import DestinationState
     from portal.ops.pitr.health import PitrFacts
 
 
@@ -93,6 +94,7 @@ class Facts:
             faults the archives that have it, the newest first.
         pins: the reason of each pin, by the archive's name.
         restores: those that can be taken back, the newest first: id, archive, moment.
+        offsite: the copies of each destination.
         cut_off: restores that were cut off, and are neither finished nor undone.
         pitr: what is known of recoveries to a moment; nothing where no WAL is to be received.
     """
@@ -116,6 +118,8 @@ class Facts:
     restores: tuple[tuple[str, str, str], ...] = ()
     cut_off: tuple[str, ...] = ()
     pitr: PitrFacts | None = None
+
+    offsite: tuple[DestinationState, ...] = ()
 
     @property
     def history_days(self) -> int:
@@ -204,6 +208,7 @@ class Status:
                 for restore_id, backup_id, started in facts.restores
             ],
             "restores_cut_off": list(facts.cut_off),
+            "offsite": [one.to_dict(self.moment) for one in facts.offsite],
             "recovery_window": facts.pitr.to_dict(self.moment) if facts.pitr else None,
         }
 

@@ -9,7 +9,7 @@ from portal.ops.model import Component
 from portal.ops.monitoring.forecast import forecast
 from portal.ops.monitoring.model import Archive, ComponentStatus, Drill, Facts, Miss, Status
 from portal.ops.pitr.health import misses as pitr_misses
-from portal.ops.units import span
+from portal.ops.units import human_bytes, span
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 SPACE_WARNING: Final = timedelta(days=14)
 """Space that lasts for less is a target missed."""
+
+SPACE_NEEDED: Final = 64 << 20
+"""Bytes that a backup leaves free, so that with less none is begun."""
 
 _COMMANDS: Final = {
     Component.DATABASE: "'./tools/backup.sh database'",
@@ -37,8 +40,9 @@ def evaluate(facts: Facts, targets: TargetSettings, now: datetime) -> Status:
     misses = [
         *(miss for component in components for miss in component.misses),
         *_missed_drill(last, drilled, facts, targets.drill_age, now),
-        *_missed_space(days_left),
+        *_missed_space(facts, days_left),
         *(Miss(target=miss.target, what=miss.what, mend=miss.mend) for miss in _missed_pitr(facts, now)),
+        *_missed_offsite(facts, targets.rpo_offsite, now),
     ]
     return Status(
         moment=now,
@@ -111,17 +115,26 @@ def _missed_pitr(facts: Facts, now: datetime) -> Iterable[PitrMiss]:
     return pitr_misses(facts.pitr, now) if facts.pitr else ()
 
 
-def _missed_space(days_left: int | None) -> list[Miss]:
-    if days_left is None or days_left >= SPACE_WARNING.days:
+def _missed_offsite(facts: Facts, allowed: timedelta, now: datetime) -> list[Miss]:
+    """Copies that are missing, too old or damaged, of each destination."""
+    mend = "'./tools/backup.sh offsite copy' copies what is missing, or says why it cannot."
+    faults = ((one, one.fault(allowed, now)) for one in facts.offsite)
+    return [Miss(target=f"offsite_{one.identifier}", what=what, mend=mend) for one, what in faults if what]
+
+
+def _missed_space(facts: Facts, days_left: int | None) -> list[Miss]:
+    """Space that is used up, or will soon be; without a pace nothing is foreseen, but a full disk is full."""
+    if facts.total and facts.free < SPACE_NEEDED:
+        what = f"the disk of {facts.repository} is full: {human_bytes(facts.free)} are free"
+    elif days_left is not None and days_left < SPACE_WARNING.days:
+        what = f"at the pace of the last weeks the space lasts for {days_left} more days"
+    else:
         return []
-    return [
-        Miss(
-            target="space",
-            what=f"at the pace of the last weeks the space lasts for {days_left} more days",
-            mend="Keep less (BACKUP_RETENTION_DAYS or BACKUP_RETENTION_RULES, then './tools/backup.sh prune'), "
-            "or move to a larger disk.",
-        )
-    ]
+    mend = (
+        "Keep less (BACKUP_RETENTION_DAYS or BACKUP_RETENTION_RULES, then './tools/backup.sh prune'), "
+        "or move to a larger disk."
+    )
+    return [Miss(target="space", what=what, mend=mend)]
 
 
 def _late(archive: Archive | None, allowed: timedelta, now: datetime) -> str:

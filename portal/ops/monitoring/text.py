@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from portal.ops.monitoring.model import Archive, ComponentStatus, Status
+    from portal.ops.offsite.health import DestinationState
     from portal.ops.pitr.health import PitrFacts
 
 _MOST: Final = 4
@@ -84,6 +85,7 @@ def _rest(status: Status) -> Iterator[str]:
     yield from _entry("damaged", list(facts.damaged))
     yield from _entry("not whole", [_not_whole(fault, names) for fault, names in facts.not_whole.items()])
     yield from _entry("cut off", [f"{restore}; any restore or rollback settles it" for restore in facts.cut_off])
+    yield from _entry("off-site", [line for one in facts.offsite for line in _offsite(one, now)])
     yield from _entry("pinned", [f"{name}  {reason}".rstrip() for name, reason in facts.pins.items()])
     yield from _entry(
         "restores", [f"{restore} of {archive}, can be taken back" for restore, archive, _ in facts.restores]
@@ -98,6 +100,19 @@ def _window(facts: PitrFacts, now: datetime) -> str:
     ago = "" if lag is None else f" (up to {duration(lag)} ago)"
     start, end = facts.window.start, facts.window.end
     return f"{start:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S} UTC{ago}{gaps}"
+
+
+def _offsite(one: DestinationState, now: datetime) -> Iterator[str]:
+    """The copies of a destination, in a line or two."""
+    newest = f"newest {span(now - one.moment)} old" if one.moment else "none yet"
+    missing = f", {len(one.missing)} missing" if one.missing else ""
+    yield f"{one.shown}: {one.copies} copies, {human_bytes(one.stored_bytes)}, {newest}{missing}"
+    proofs = [one.verified, one.drilled]
+    if last := max((proof for proof in proofs if proof), key=lambda proof: proof.moment, default=None):
+        state = f"DAMAGED: {', '.join(last.damaged[:_MOST])}" if last.damaged else "intact"
+        yield f"  last proof {span(now - last.moment)} ago ({last.level}): {state}"
+    elif one.copies:
+        yield "  not verified yet"
 
 
 def _not_whole(fault: str, names: Sequence[str]) -> str:

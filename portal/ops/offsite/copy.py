@@ -21,7 +21,7 @@ from portal.ops.offsite.listing import read_commit
 from portal.ops.offsite.missing import line_of_entry, wanted_copies
 from portal.ops.offsite.prune import offsite_policy
 from portal.ops.offsite.sending import AlreadyCopiedError, Sender
-from portal.ops.repository.access_log import Action, Observer, Witness
+from portal.ops.repository.access_log import Action, Observer, Outcome, Witness
 from portal.ops.repository.catalogue import Catalogue
 from portal.ops.repository.locks import archive_lock
 from portal.ops.repository.repository import Repository
@@ -183,19 +183,33 @@ class CopyJob:
         faults: list[OpsError] = []
         missing = list(wanted)
         backend: Backend | None = None
+        warnings: list[str] = []
+        logged = False  # whether a failure is in the access log already
         try:
             with ledger.locked(self._config.lock_timeout):
                 backend = self._config.open(destination, is_writing=True)
-                there = {stem.backup_id for stem in reconcile(backend, ledger)}
+                known = ledger.copies()
+                found = reconcile(backend, ledger)
+                warnings += _gone(known, found, destination)
+                there = {stem.backup_id for stem in found}
                 missing = [entry for entry in wanted if again or entry.name not in there]
                 sender = self._sender(backend, ledger, recipients, missing)
                 for entry in list(missing):
+                    logged = True
                     copied.append(self._copy(sender, entry, destination, again=again))
                     missing.remove(entry)
         except BusyError as error:
             faults.append(error)
         except OpsError as error:
             faults.append(error)
+            if not logged:
+                self._witness.saw(
+                    Action.OFFSITE_COPY,
+                    destination.shown,
+                    Outcome.of(error.exit_code),
+                    destination=destination.shown,
+                    error=str(error),
+                )
             log.error("offsite_copy_failed", destination=destination.shown, error=str(error))
         finally:
             if backend is not None:
@@ -205,6 +219,7 @@ class CopyJob:
             copied=(*so_far.copied, *((destination.shown, record.stem.backup_id) for record in copied)),
             stored_bytes=so_far.stored_bytes + sum(record.stored_bytes for record in copied),
             missing={**so_far.missing, destination.shown: tuple(entry.name for entry in missing)},
+            warnings=(*so_far.warnings, *warnings),
             faults=(*so_far.faults, *faults),
         )
 
@@ -246,6 +261,19 @@ class CopyJob:
             seconds=round(time.monotonic() - started, 3),
         )
         return record
+
+
+def _gone(known: Iterable[Stem], found: Iterable[Stem], destination: Destination) -> list[str]:
+    """A warning where copies that were known are gone: a prune elsewhere may have removed them, or somebody else."""
+    names = sorted(map(str, set(known) - set(found)))
+    if not names:
+        return []
+    log.warning("offsite_copies_gone", destination=destination.shown, count=len(names))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return [
+        f"copies in {destination.shown} are gone: {', '.join(names[:3])}{more}; if no prune removed them, look for "
+        "them with 'offsite list --as-of TIME'"
+    ]
 
 
 def reconcile(backend: Backend, ledger: Ledger) -> dict[Stem, CopyRecord]:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from portal.ops.storage.backend import Backend
 
 _MOST_DAMAGES: Final = 20
+_GONE: Final = "it was copied from here, and its commit is gone; if no prune removed it, look for it with --as-of"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +187,13 @@ class OffsiteVerifyJob:
         meter.expect = lambda: total
         ledger = Ledger(self._repository, destination)
         known = {record.stem: record.archive_sha256 for record in ledger.copies().values()}
-        findings = [_unreadable(stem, destination, level) for stem in listing.damaged if is_all]
+        findings = [
+            _broken(stem, destination, level, "its commit makes no sense") for stem in listing.damaged if is_all
+        ]
+        listed = {str(commit.stem) for commit in listing.commits} | set(listing.damaged)
+        if is_all:
+            gone = (str(stem) for stem in known if str(stem) not in listed)
+            findings += [_broken(stem, destination, level, _GONE) for stem in gone]
         for commit in chosen:
             with self._witness.watching(
                 Action.OFFSITE_VERIFY, commit.backup_id, destination=destination.shown, level=level.value
@@ -290,14 +297,13 @@ def _compared(backend: Backend, commit: Commit, advance: Advance) -> CopyFinding
     )
 
 
-def _unreadable(stem: str, destination: Destination, level: VerifyLevel) -> CopyFinding:
+def _broken(stem: str, destination: Destination, level: VerifyLevel, damage: str) -> CopyFinding:
     return CopyFinding(
         destination=destination.shown,
         stem=stem,
         backup_id=stem,
         level=level,
-        damages=("its commit makes no sense",),
-        is_downloaded=True,
+        damages=(damage,),
     )
 
 

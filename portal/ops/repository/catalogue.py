@@ -276,7 +276,8 @@ def _sidecar(path: Path) -> tuple[str | None, str]:
 def _manifest(path: Path, backup_id: BackupId | None) -> tuple[Manifest | None, str]:
     """The manifest, and why it cannot be read or is another's."""
     try:
-        if (manifest := peek_manifest(path)) is None:
+        manifest = peek_manifest(path)
+        if manifest is None or not manifest.writer:  # the portal's own scripts list more than there may be
             with closing(open_archive(path)) as archive:
                 manifest = archive.manifest()
     except (OpsError, OSError) as error:

@@ -22,6 +22,7 @@ from portal.ops.errors import ArchiveAbsentError, BusyError
 from portal.ops.model import SIDECAR_SUFFIX, SUFFIX, BackupId, BackupType
 from portal.ops.repository.durable import make_directories
 from portal.ops.repository.faults import explain, is_full, make_hint
+from portal.ops.repository.identity import check_id, give_id, repository_id
 from portal.ops.repository.locks import locked_file, wait_for
 from portal.ops.repository.pending import (
     PARTIAL_SUFFIX,
@@ -80,12 +81,16 @@ class Repository:
         self.path = path
         self._lock_timeout = lock_timeout
 
-    def prepare(self) -> None:
-        """Make sure that the directory exists and can be written.
+    def prepare(self, wanted_id: str = "") -> None:
+        """Make sure that the directory exists and can be written, and that the repository has an id.
+
+        Arguments:
+            wanted_id: the id of the repository that is meant; where that is empty, any one is meant, also a new one.
 
         Raises:
-            RepositoryError: it cannot.
+            RepositoryError: it cannot, or it is another one.
         """
+        check_id(self.path / LOCK_NAME, wanted_id)
         try:
             make_directories(self.path)
         except OSError as error:
@@ -93,6 +98,12 @@ class Repository:
         if not os.access(self.path, os.W_OK | os.X_OK):
             reason = errno.EROFS if os.statvfs(self.path).f_flag & os.ST_RDONLY else errno.EACCES
             raise explain(OSError(reason, ""), "cannot write to", self.path)
+        give_id(self.path / LOCK_NAME)
+
+    @property
+    def id(self) -> str:
+        """What tells it from other repositories; empty where it has no id yet."""
+        return repository_id(self.path / LOCK_NAME)
 
     def archive_path(self, backup_id: BackupId) -> Path:
         """Where the archive of a backup is, or will be."""

@@ -17,12 +17,14 @@ import time
 from collections import defaultdict
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from portal.ops.errors import BusyError, OpsError, RepositoryError
 from portal.ops.model import FORMAT_VERSION, SIDECAR_SUFFIX, SUFFIX, BackupId, BackupType
 from portal.ops.pitr.prune_wal import prune_wal
+from portal.ops.pitr.scratch import sweep_scratch
 from portal.ops.repository.access_log import Action, Observer, Outcome, Witness, brief
 from portal.ops.repository.catalogue import Catalogue, kin_of
 from portal.ops.repository.durable import sync_directory, unfinished
@@ -150,10 +152,15 @@ class PruneJob:
         self._pins = Pins(repository)
         self._verifications = Verifications(repository)
 
-    @property
-    def least_days(self) -> int:
-        """Whatever its type is, an archive is kept for so many days."""
-        return min(self._policy.of(kind).days for kind in BackupType)
+    def may_remove(self) -> bool:
+        """Whether there is an archive that no days keep, or one from the future, by their names alone: it is quick.
+
+        Raises:
+            RepositoryError: the repository cannot be read.
+        """
+        now = self._clock()
+        oldest = now - timedelta(days=min(self._policy.of(kind).days for kind in BackupType))
+        return any(not oldest <= archive.moment <= now for archive in self.repository.archives())
 
     def plan(self) -> RetentionPlan:
         """What a prune would do at this moment; touches nothing.
@@ -210,7 +217,12 @@ class PruneJob:
                 while group := list(islice(rest, _GROUP)):
                     self._remove(group, crowd, draft)
                 draft.wal_bytes = prune_wal(self.repository)
-                draft.swept += (*self.repository.sweep(), *self._sweep(), *self._sweep_unfinished())
+                draft.swept += (
+                    *self.repository.sweep(),
+                    *sweep_scratch(self.repository),
+                    *self._sweep(),
+                    *self._sweep_unfinished(),
+                )
             finally:
                 seen.details |= {"removed": len(draft.removed), "bytes": draft.freed_bytes}
         log.info("prune_finished", removed=len(draft.removed), bytes=draft.freed_bytes)

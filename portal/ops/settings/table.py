@@ -431,6 +431,9 @@ class Settings(Group):
     lock_timeout: int = setting(
         "BACKUP_LOCK_TIMEOUT", "Seconds to wait for a lock before giving up as busy", whole_number(0), "60"
     )
+    repository_id: str = setting(
+        "BACKUP_REPOSITORY_ID", "Id of the repository; a backup to another one is refused", as_text
+    )
     jobs: int | None = setting(
         "BACKUP_JOBS",
         "Processes and threads that work at the same time",

@@ -176,3 +176,35 @@ def client_of(destination: Destination, environ: Mapping[str, str]) -> Any:
     addressing = "virtual" if destination.options.get("addressing") == "host" else "path"
     config = Config(s3={"addressing_style": addressing} if endpoint else {}, retries={"max_attempts": 4})
     return boto3.client("s3", region_name=region_of(destination, environ), config=config, **given)
+
+
+def bucket_protection(destination: Destination, environ: Mapping[str, str]) -> tuple[bool, str]:
+    """Whether a bucket keeps versions, and how it locks new objects: in words, empty where it does not.
+
+    Raises:
+        ConfigurationError: `boto3` is not installed.
+        StorageError: the store does not tell.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    client = client_of(destination, environ)
+    try:
+        versions = client.get_bucket_versioning(Bucket=destination.place).get("Status") == "Enabled"
+        try:
+            found = client.get_object_lock_configuration(Bucket=destination.place)["ObjectLockConfiguration"]
+        except ClientError as error:
+            if "ObjectLockConfigurationNotFound" not in str(error) and "NoSuch" not in str(error):
+                raise
+            return versions, ""
+    except (BotoCoreError, ClientError) as error:
+        raise StoreDeniedError(
+            f"{destination.shown} does not tell ({type(error).__name__})",
+            hint="This needs s3:GetBucketVersioning and s3:GetBucketObjectLockConfiguration.",
+        ) from error
+    finally:
+        client.close()
+    if found.get("ObjectLockEnabled") != "Enabled":
+        return versions, ""
+    rule = found.get("Rule", {}).get("DefaultRetention", {})
+    length = f"{rule['Days']} days" if rule.get("Days") else f"{rule['Years']} years" if rule.get("Years") else ""
+    return versions, f"{rule.get('Mode', 'no default').lower()} {length}".strip()

@@ -141,7 +141,7 @@ class Verifier:
             level=level,
             checksum=checksum,
             damages=(*damages, *look.damages),
-            notes=tuple(notes),
+            notes=(*notes, *look.notes),
             manifest=look.manifest,
             files=look.files,
             content_bytes=look.content_bytes,
@@ -161,6 +161,7 @@ class _Look:
         self.files = 0
         self.content_bytes = 0
         self.has_digests = True
+        self.notes: tuple[str, ...] = ()
         self._held = {component: [0, 0] for component in Component}
 
     def run(self, path: Path) -> None:
@@ -169,6 +170,7 @@ class _Look:
             with closing(open_archive(path)) as archive:
                 self.has_digests = archive.has_index
                 self.manifest = archive.manifest()
+                self.notes = self.manifest.warnings if not self.manifest.writer else ()
                 for member, content in archive.contents(self._verifier.jobs):
                     self._member(member, content)
                     if len(self.damages) >= MOST_DAMAGES:

@@ -9,6 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from portal.ops.backup.walk import open_root
+from portal.ops.filesystem.tree import GONE, portable
 from portal.ops.monitoring.doctor.check import Check, Finding, fault, ok, warning
 from portal.ops.restore.files.preflight import closed, obstacles_in
 from portal.ops.settings.load import SETTINGS
@@ -110,7 +112,7 @@ def _tree(root: Path | None, variable: str, what: str) -> Finding:
             f"Mount or create it, or correct {variable}; set {variable} to nothing to leave it out on purpose.",
         )
     sample = list(islice(_files(root), _SAMPLE))
-    unreadable = [path for path in sample if not os.access(path, os.R_OK)]
+    unreadable = [path for path, may_read in sample if not may_read]
     if unreadable:
         return fault(
             f"user {os.geteuid()} may not read {', '.join(unreadable[:_NAMED])}",
@@ -119,17 +121,28 @@ def _tree(root: Path | None, variable: str, what: str) -> Finding:
     return ok(f"{root} can be read ({len(sample)} files tried)")
 
 
-def _files(root: Path) -> Iterator[str]:
-    """The files below a directory, and the directories that may not be looked into; the file itself where it is one."""
-    if root.is_file():
-        yield str(root)
-        return
-    hidden: list[str] = []
-    for directory, _, names in os.walk(root, onerror=lambda error: hidden.append(str(error.filename))):
-        yield from hidden
-        hidden.clear()
-        yield from (path for name in names if not os.path.islink(path := os.path.join(directory, name)))
-    yield from hidden
+def _files(root: Path) -> Iterator[tuple[str, bool]]:
+    """The files of a source, reached without following a link, and whether each may be read."""
+    tree, file = open_root(root)
+    with tree:
+        if file is not None:
+            yield str(root), os.access(file, os.R_OK, dir_fd=tree.fileno())
+            return
+        todo = [""]
+        while todo:
+            directory = todo.pop()
+            try:
+                with tree.entries(directory) as entries:
+                    for entry in entries:
+                        path = f"{directory}/{portable(entry.name)}" if directory else portable(entry.name)
+                        if entry.is_dir(follow_symlinks=False):
+                            todo.append(path)
+                        elif not entry.is_symlink():
+                            name, above = tree.place(path)
+                            yield tree.name(path), os.access(name, os.R_OK, dir_fd=above, follow_symlinks=False)
+            except OSError as error:
+                if error.errno not in GONE:
+                    yield tree.name(directory), False
 
 
 def _mode(path: Path) -> int | None:

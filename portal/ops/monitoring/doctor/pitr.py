@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.monitoring.doctor.check import Check, Finding, fault, ok, warning
+from portal.ops.pitr.locales import absent_locales, database_locales
 from portal.ops.pitr.look import look
 from portal.ops.pitr.replication import (
     SLOT,
@@ -135,7 +136,7 @@ class PitrChecks:
     def _scratch(self) -> Finding:
         with maintenance(self._target) as connection:
             settings: ServerSettings = read_settings(connection)
-            size = cluster_bytes(connection)
+            size, absent = cluster_bytes(connection), absent_locales(database_locales(connection))
         owner = server_owner()
         path = find_server_program(settings.cluster.major, owner, runner=self._runner, bin_dir=self._bin_dir)
         place = scratch_parent(Path(self._settings.local_path), owner)
@@ -147,6 +148,12 @@ class PitrChecks:
             return fault(
                 f"{there} has {human_bytes(free)} free; a scratch server needs about {human_bytes(needed)}",
                 "Make room, or set TMPDIR to a directory on a larger disk.",
+            )
+        if absent:
+            return fault(
+                f"this machine lacks the locale {', '.join(absent)} of the server's databases, so a scratch server "
+                "cannot open them",
+                "Install it: locale-gen, or KEKKAI_LOCALES for the container image.",
             )
         return ok(f"{path}, as {who}, in {there}: {human_bytes(free)} free")
 

@@ -81,12 +81,13 @@ class RepositoryChecks:
                 f"user {_user(os.geteuid())} may not read and write {path}, which belongs to {owner}",
                 f"Run this as {owner}, or: chown -R {_user(os.geteuid())} {quoted}",
             )
-        if path.stat().st_uid != os.geteuid():
+        if path.stat().st_uid != os.geteuid() != 0:  # what root writes there is given to its owner
             return warning(
                 f"{path} belongs to {owner}, and this is {_user(os.geteuid())}: what it writes, {owner} cannot read",
                 f"Run backups as {owner}: sudo -u {owner} ./tools/backup.sh doctor",
             )
-        return ok(f"{path} can be written, and belongs to {owner}")
+        known = f"; its id is {identity}" if (identity := self._repository.id) else ""
+        return ok(f"{path} can be written, and belongs to {owner}{known}")
 
     def _permissions(self) -> Finding:
         if not self._path.is_dir():

@@ -13,6 +13,7 @@ from portal.ops.monitoring.doctor.check import Check, Finding, State, examine, f
 from portal.ops.monitoring.doctor.commands import command_checks
 from portal.ops.monitoring.doctor.database import DatabaseChecks
 from portal.ops.monitoring.doctor.files import FileChecks
+from portal.ops.monitoring.doctor.offsite import OffsiteChecks
 from portal.ops.monitoring.doctor.pitr import PitrChecks
 from portal.ops.monitoring.doctor.repository import RepositoryChecks
 from portal.ops.repository.repository import Repository
@@ -59,6 +60,7 @@ def engine_checks(
     try:
         portal = command_checks(settings.portal)
         recovery = PitrChecks(settings, runner=runner)
-        yield [*repository.all(), *files.all(), *database.all(), *recovery.all(), *portal]
+        copies = OffsiteChecks(settings).checks()
+        yield [*repository.all(), *files.all(), *database.all(), *recovery.all(), *copies, *portal]
     finally:
         database.close()

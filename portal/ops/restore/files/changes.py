@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import RestoreError
 from portal.ops.filesystem.attributes import Attributes
+from portal.ops.filesystem.xattrs import TooManyXattrsError, read_xattrs
 from portal.ops.restore.files.journal import Do, Step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from portal.ops.filesystem.tree import Tree
+    from portal.ops.filesystem.xattrs import Xattrs
 
 OURS: Final = ".kekkai-"
 """What starts with this at the top of a tree is never moved."""
@@ -72,7 +74,7 @@ class Changes:
     def _directory(self, path: str) -> Iterator[Step]:
         live = self._live(path)
         if live is not None and stat.S_ISDIR(live.st_mode):
-            self._kept[path] = Attributes.of(live)
+            self._kept[path] = Attributes.of(live, _xattrs(self.live, path))
             yield from self._strangers(path)
             return
         if live is not None:
@@ -121,11 +123,13 @@ class Changes:
 
     def _attribute_steps(self) -> Iterator[Step]:
         for path in sorted(self._made, reverse=True):
-            after = self.attributes.get(path, self.root._replace(mode=self.root.mode | stat.S_IRWXU))
+            after = self.attributes.get(path, self.root._replace(mode=self.root.mode | stat.S_IRWXU, xattrs=None))
             yield Step(Do.ATTRIBUTES, path, after=after)
         for path in sorted(self._kept, reverse=True):
             before = self._kept[path]
             said = None if self.partial else self.attributes.get(path)
+            if said and said.xattrs is None:  # an archive of an earlier release does not tell
+                said = said._replace(xattrs=before.xattrs)
             if not path and path not in self._touched:
                 said = said or before  # making the restore's own directory has changed its time
             if not path or path in self._touched or said not in (None, before):
@@ -136,7 +140,7 @@ class Changes:
         if parent not in self._kept and parent not in self._made:
             found = self.live.look(parent)
             assert found is not None
-            self._kept[parent] = Attributes.of(found)
+            self._kept[parent] = Attributes.of(found, _xattrs(self.live, parent))
         self._touched.add(parent)
 
     def _live(self, path: str) -> os.stat_result | None:
@@ -187,12 +191,21 @@ def _target(tree: Tree, path: str) -> str:
 
 def _same_content(one: Tree, other: Tree, path: str) -> bool:
     with _opened(one, path) as first, _opened(other, path) as second:
+        if (staged := read_xattrs(first.fileno())) and staged != read_xattrs(second.fileno()):
+            return False
         while True:
             block = first.read(_BLOCK)
             if block != second.read(_BLOCK):
                 return False
             if not block:
                 return True
+
+
+def _xattrs(tree: Tree, path: str) -> Xattrs | None:
+    try:
+        return read_xattrs(tree.directory(path))
+    except TooManyXattrsError:
+        return None
 
 
 def _opened(tree: Tree, path: str) -> FileIO:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
+from portal.ops.archive.index import MemberType
+from portal.ops.archive.sparse import is_hole
 from portal.ops.errors import NotIntactError
 from portal.ops.filesystem.attributes import SPECIAL_BITS, Attributes
+from portal.ops.restore.files.writers import ALIGNMENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,10 +19,6 @@ if TYPE_CHECKING:
     from portal.ops.restore.files.free_space import Room
     from portal.ops.restore.files.writers import Writers, WrittenFile
     from portal.ops.runtime.progress import Advance
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from portal.ops.archive.index import Member
 
 HOLE_BYTES: Final = 1 << 16
 """A run of zeros of this length, on a multiple of it, becomes a hole."""
@@ -67,10 +66,10 @@ class FileMaker:
         except (FileExistsError, NotADirectoryError) as error:
             raise twice(member) from error
         self._born = self._born or Attributes.of(os.fstat(descriptor))  # every file of a stage is made alike
-        attributes = Attributes(member.mode & ~SPECIAL_BITS, member.uid, member.gid, member.mtime_ns)
+        attributes = attributes_of(member)
         pieces = self._exactly(member, content)
         if is_large:
-            self._write_large(self._writers.file(descriptor, attributes, self._born), pieces)
+            self._write_large(self._writers.file(descriptor, attributes, self._born), member.size, pieces)
         else:
             self._write(descriptor, attributes, pieces)
 
@@ -83,9 +82,14 @@ class FileMaker:
         finally:
             os.close(descriptor)
 
-    def _write_large(self, file: WrittenFile, pieces: Iterator[memoryview]) -> None:
+    def _write_large(self, file: WrittenFile, whole: int, pieces: Iterator[memoryview]) -> None:
         size = 0
         for piece in pieces:
+            end = size + len(piece)
+            if is_hole(piece) and not size % ALIGNMENT and (end == whole or not end % ALIGNMENT):
+                file.skip(len(piece))
+                size = end
+                continue
             for part in _parts(piece, size):
                 if part == _ZEROS:
                     file.skip(len(part))
@@ -106,6 +110,12 @@ class FileMaker:
             self._advance(len(piece))
         if size != member.size:
             raise NotIntactError(f"{member.path} is shorter than the archive says", hint=HINT)
+
+
+def attributes_of(member: Member) -> Attributes:
+    """The attributes that a member is restored with: no file of a portal needs a setuid or setgid bit."""
+    mode = member.mode & ~SPECIAL_BITS if member.type is MemberType.FILE else member.mode
+    return Attributes(mode, member.uid, member.gid, member.mtime_ns, member.xattrs or None)
 
 
 def drain(content: Iterator[memoryview]) -> None:

@@ -150,7 +150,7 @@ class Comparison:
             preflight.change(path, moves=found is not None and not fits, makes=is_directory)
         if is_directory:
             return
-        self._stage_bytes += member.size + _ENTRY_BYTES
+        self._stage_bytes += member.payload_bytes + _ENTRY_BYTES
         outcome = "new" if found is None else "same" if fits and _looks_same(member, found) else "replaced"
         self._counts[outcome] += 1
         self._bytes[outcome] += member.size

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from portal.ops.errors import RestoreError
 from portal.ops.filesystem.attributes import Attributes
 from portal.ops.filesystem.tree import Tree, remove_tree
+from portal.ops.filesystem.xattrs import drop_default_list
 from portal.ops.model import RESTORE_DIRECTORY, Component
 from portal.ops.repository.durable import write_durably
 from portal.ops.repository.locks import locked_alone
@@ -76,14 +78,14 @@ class FilesRecord:
     def decode(cls, text: str) -> FilesRecord:
         """A record from its JSON."""
         found: dict[str, Any] = json.loads(text)
-        attributes = {path: Attributes(*values) for path, values in found.pop("attributes").items()}
+        attributes = {path: Attributes.decode(values) for path, values in found.pop("attributes").items()}
         return cls(
             **{
                 **found,
                 "component": Component(found["component"]),
                 "state": FilesState(found["state"]),
                 "created": tuple(found["created"]),
-                "root": Attributes(*found["root"]),
+                "root": Attributes.decode(found["root"]),
                 "warnings": tuple(found["warnings"]),
             },
             attributes=attributes,
@@ -106,6 +108,10 @@ class RestoreDirectory:
     def exists(self) -> bool:
         """Whether there is such a restore."""
         return (self.path / _RECORD).exists()
+
+    def is_complete(self) -> bool:
+        """Whether all that belongs into the directory is there."""
+        return all((self.path / part).exists() for part in _PARTS)
 
     def read(self) -> FilesRecord:
         """Its record.
@@ -141,6 +147,7 @@ class RestoreDirectory:
             remove_tree(self.path)  # without a record: what was cut off at this very place
         for path in (self.path.parent, self.path, *(self.path / part for part in _PARTS)):
             path.mkdir(mode=0o700, exist_ok=path == self.path.parent)
+            drop_default_list(str(path))
 
     @contextmanager
     def places(self) -> Iterator[Places]:
@@ -175,8 +182,5 @@ class RestoreDirectory:
 
     def held_bytes(self) -> int:
         """How many bytes of content it keeps from being freed."""
-        total = 0
-        for directory, _, names in os.walk(self.path):
-            for name in names:
-                total += os.lstat(os.path.join(directory, name)).st_size
-        return total
+        with Tree(str(self.path)) as tree:
+            return sum(found.st_size for _, found in tree.below("") if not stat.S_ISDIR(found.st_mode))

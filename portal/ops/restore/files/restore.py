@@ -192,21 +192,23 @@ class FileRestore:
         return self._report(record)
 
     def rollback(self) -> FilesReport:
-        """Take the restore back, or go on with taking it back; what was placed is in the stage again.
+        """Take the restore back, or go on with taking it back; nothing of ours is left in the tree.
 
-        A directory that was made for the restore is removed, where nobody else has written to it.
+        Only where others have changed what was restored, or stood in the way, the restore's directory stays, since
+        their work is in it. A directory that was made for the restore is removed if it is empty.
 
         Raises:
             OpsError: it could not be done; it can be tried again.
         """
         directory = self._directory()
-        if not os.path.isdir(directory.root):  # made for this restore, and removed by a rollback before
+        if not directory.exists():  # a rollback before this one was complete
             return FilesReport(place=self.target, restore_id=self.restore_id, state=FilesState.ROLLED_BACK)
         record = directory.read()
         with directory.locked():
             record, tally = _take_back(directory, record)
-            if record.created and os.listdir(directory.root) == [RESTORE_DIRECTORY]:
-                self._remove(directory)
+            if not _holds_work_of_others(directory):
+                directory.remove()
+                _remove_created(record.created)
         return self._report(record, tally)
 
     # -- after a crash ----------------------------------------------------------------------------------------------
@@ -253,7 +255,7 @@ class FileRestore:
             target=str(self.target),
             started=timestamp(datetime.now(UTC)),
             created=tuple(created),
-            root=Attributes.of(os.stat(root)),
+            root=Attributes.at(root),
         )
         directory = self._directory()
         directory.make()
@@ -406,6 +408,20 @@ def _remembered(target: Path) -> Iterator[tuple[RestoreDirectory, FilesRecord]]:
             for directory in (RestoreDirectory(root, name) for name in names):
                 if directory.exists() and os.path.realpath((record := directory.read()).target) == real:
                     yield directory, record
+
+
+def _holds_work_of_others(directory: RestoreDirectory) -> bool:
+    """Whether a restore that was taken back keeps what somebody else has written."""
+    if not directory.is_complete():  # its removal was begun, after this was looked at
+        return False
+    with directory.places() as places:
+        if places.kept.names(""):
+            return True
+        for step in read_forward(directory.journal) if directory.journal.exists() else ():
+            found = places.stage.look(step.path) if step.do is Do.PLACE else None
+            if found is not None and (found.st_size, found.st_mtime_ns) != (step.size, step.mtime_ns):
+                return True
+    return False
 
 
 def _take_back(directory: RestoreDirectory, record: FilesRecord) -> tuple[FilesRecord, Tally]:

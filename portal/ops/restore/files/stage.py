@@ -9,15 +9,17 @@ more content than was announced, more than the disk holds.
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.archive.damage import is_below
 from portal.ops.archive.index import Member, MemberType
 from portal.ops.filesystem.attributes import IS_ROOT, Attributes
-from portal.ops.restore.files.file_writer import FileMaker, drain, no_file, twice
+from portal.ops.restore.files.file_writer import FileMaker, attributes_of, drain, no_file, twice
 from portal.ops.restore.files.free_space import Room
 from portal.ops.restore.files.helpers import Helpers
+from portal.ops.restore.files.lost_attributes import LostAttributes
 from portal.ops.restore.files.selection import LONG_FRAMES, chosen_runs, run_contents
 from portal.ops.restore.files.tree_rules import TreeRules, staged_path
 from portal.ops.restore.files.unpacker import CHECKED, PASSED
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
     from portal.ops.restore.files.selection import Choice
     from portal.ops.restore.files.unpacker import Use
     from portal.ops.runtime.progress import Advance
+
+_EARLIEST_NS: Final = -(1 << 31) * 1_000_000_000
+_LATEST_NS: Final = (1 << 31) * 1_000_000_000
+"""Times that every file system can store lie between these."""
 
 _WORTH_HELPERS: Final = 500
 """Fewer members are written sooner than helper processes are there."""
@@ -75,6 +81,8 @@ class Stage:
     _symlinks: list[tuple[str, Member]] = field(default_factory=list)
     _files: int = 0
     _content_bytes: int = 0
+    _uncommon: list[tuple[str, Attributes]] = field(default_factory=list)
+    _lost: LostAttributes = field(default_factory=LostAttributes)
 
     def __post_init__(self) -> None:
         self._rules = TreeRules(prefix=self.prefix, top=self.top, allow_outside_links=self.allow_outside_links)
@@ -152,6 +160,7 @@ class Stage:
         self._files += 1
         if member.type is MemberType.FILE:
             self._content_bytes += member.size
+            self._expect(path, member)
             return path
         links = self._hardlinks if member.type is MemberType.HARDLINK else self._symlinks
         links.append((path, member))
@@ -162,13 +171,34 @@ class Stage:
             self._hardlink(path, member)
         for path, member in self._symlinks:
             self._symlink(path, member)
+        self._check_expected()
         self.tree.sync()
         return StageReport(
             files=self._files,
             directories=len(self.attributes),
             content_bytes=self._content_bytes,
-            warnings=self._rules.warnings(),
+            warnings=(*self._rules.warnings(), *self._lost.warnings()),
         )
+
+    def _expect(self, path: str, member: Member) -> None:
+        """Note what a file system may be unable to keep of a member."""
+        if member.xattrs or not _EARLIEST_NS <= member.mtime_ns < _LATEST_NS:
+            self._uncommon.append((path, attributes_of(member)))
+
+    def _check_expected(self) -> None:
+        """Look whether the file system has kept what not every one can."""
+        for path, wanted in self._uncommon:
+            found = self.tree.look(path)
+            if found is None:
+                continue
+            if stat.S_ISDIR(found.st_mode):
+                self._lost.directory(self.tree.directory(path), wanted, path)
+                continue
+            descriptor = self.tree.open_file(path)
+            try:
+                self._lost.file(descriptor, wanted, path)
+            finally:
+                os.close(descriptor)
 
     def _directory(self, path: str, member: Member) -> None:
         if path in self.attributes:
@@ -177,7 +207,8 @@ class Stage:
             self.tree.directory(path, make=True)
         except NotADirectoryError as error:
             raise twice(member) from error
-        self.attributes[path] = Attributes(member.mode, member.uid, member.gid, member.mtime_ns)
+        self.attributes[path] = attributes_of(member)
+        self._expect(path, member)
 
     def _hardlink(self, path: str, member: Member) -> None:
         source, above = self.tree.place(staged_path(member.link, self.prefix, self.top))

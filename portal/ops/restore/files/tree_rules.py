@@ -20,7 +20,9 @@ from portal.ops.restore.files.file_writer import HINT, no_file, twice
 from portal.ops.restore.files.name_set import Kind, Names
 
 MOST_WARNINGS: Final = 50
-_MOST_TIME_NS: Final = 1 << 63
+_MOST_BYTES: Final = 1 << 63
+_MOST_SECONDS: Final = 1 << 63
+_SECOND_NS: Final = 1_000_000_000
 _MOST_OWNER: Final = (1 << 32) - 1
 _LINK_HINT: Final = (
     "Do not trust the archive, unless you know this link and where it leads; then allow it with --allow-outside-links."
@@ -143,11 +145,11 @@ def check_member(member: Member, path: str, top: str = "") -> None:
     if path.partition("/")[0] == RESTORE_DIRECTORY:
         raise NotIntactError(f"{member.path} lies where a restore keeps what is its own", hint=HINT)
     can_be = (
-        0 <= member.size < _MOST_TIME_NS
+        0 <= member.size < _MOST_BYTES
         and 0 <= member.mode < 0o10000
         and 0 <= member.uid < _MOST_OWNER
         and 0 <= member.gid < _MOST_OWNER
-        and -_MOST_TIME_NS < member.mtime_ns < _MOST_TIME_NS
+        and -_MOST_SECONDS <= member.mtime_ns // _SECOND_NS < _MOST_SECONDS
     )
     if not can_be:
         raise NotIntactError(f"{member.path} has a size, mode, owner or time that cannot be", hint=HINT)

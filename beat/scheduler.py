@@ -1,0 +1,93 @@
+"""Beat as Celery runs it: ``celery -A worker.app beat`` starts this scheduler.
+
+Written against Celery 5.7: a service calls `tick`, sleeps for what it returns, and shows `info` when it starts. What is
+due is decided by `beat.loop`, which looks at the repository; nothing is kept in a file. The entries are those of the
+setting ``beat_schedule``, which are made from the registry of operations, so that Celery's users see what they expect.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from celery.beat import ScheduleEntry, Scheduler
+from celery.schedules import BaseSchedule, schedstate
+
+from beat.loop import Beat
+from beat.task_queue import QueuedWorkers
+from portal.ops.monitoring.observer import Aftermath
+from worker.operations import Requester
+from worker.schedule import last_slot, next_slot
+
+if TYPE_CHECKING:
+    from zoneinfo import ZoneInfo
+
+
+class CronSlots(BaseSchedule):  # type: ignore[misc]  # Celery has no types
+    """A cron expression in the time zone of the settings, for whoever asks an entry when it is due.
+
+    Arguments:
+        expression: five fields.
+        zone: whose clocks count.
+    """
+
+    def __init__(self, expression: str, zone: ZoneInfo, app: Any = None) -> None:
+        super().__init__(app=app)
+        self.expression = expression
+        self.zone = zone
+
+    def __repr__(self) -> str:
+        return f"<cron: {self.expression} ({self.zone.key})>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CronSlots) and (self.expression, self.zone) == (other.expression, other.zone)
+
+    def __hash__(self) -> int:
+        return hash((self.expression, self.zone))
+
+    def remaining_estimate(self, last_run_at: datetime) -> timedelta:
+        """The time from a run to the next slot."""
+        slot = next_slot(self.expression, self.zone, last_run_at)
+        return slot - last_run_at if slot else timedelta.max
+
+    def is_due(self, last_run_at: datetime) -> Any:
+        """Whether a slot has come since, and the seconds to the next one."""
+        now = datetime.now(UTC)
+        last, following = (find(self.expression, self.zone, now) for find in (last_slot, next_slot))
+        seconds = (following - now).total_seconds() if following else timedelta(days=365).total_seconds()
+        return schedstate(is_due=last is not None and last_run_at < last, next=seconds)
+
+
+class RepositoryScheduler(Scheduler):  # type: ignore[misc]
+    """Sends what is due by the schedules and by what the repository has."""
+
+    def setup_schedule(self) -> None:
+        """Make the entries and the beat that decides."""
+        from portal.ops.monitoring.metrics import serve as serve_metrics
+
+        settings = self.app.settings
+        zone = settings.schedules.time_zone
+        for name, entry in self.app.conf.beat_schedule.items():
+            slots = CronSlots(entry["schedule"], zone, app=self.app)
+            self.data[name] = ScheduleEntry(name=name, task=entry["task"], schedule=slots, app=self.app)
+        if settings.targets.metrics_port:
+            serve_metrics(settings, port=settings.targets.metrics_port)
+        workers = QueuedWorkers(settings, Requester.BEAT)
+        self._beat = Beat(settings, workers, after_look=Aftermath(settings).refresh)
+        self._beat.start()
+
+    def tick(self, *_: Any, **__: Any) -> float:
+        """Send what is due; seconds to sleep."""
+        return self._beat.tick()
+
+    def sync(self) -> None:
+        """Do nothing: the repository has everything there is to know."""
+
+    @property
+    def info(self) -> str:
+        """What Celery shows of the scheduler when it starts."""
+        entries = "\n".join(
+            f"    . {name}: {entry['task']} at {entry['schedule']}"
+            for name, entry in self.app.conf.beat_schedule.items()
+        )
+        return f"    . repository -> {self.app.settings.local_path}\n{entries}"

@@ -1,0 +1,111 @@
+"""Checks of off-site copies: do the stores answer, who can read the copies, and can they be hidden or overwritten?"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from portal.ops.errors import ConfigurationError, OpsError
+from portal.ops.monitoring.doctor.check import Check, Finding, fault, ok, warning
+from portal.ops.offsite.config import OffsiteConfig
+from portal.ops.offsite.ledger import Ledger
+from portal.ops.offsite.listing import commit_stems
+from portal.ops.repository.repository import Repository
+from portal.ops.settings.destination import Scheme
+from portal.ops.storage.age_keys import check_recipients
+
+if TYPE_CHECKING:
+    from portal.ops.settings.destination import Destination
+    from portal.ops.settings.load import Settings
+
+
+class OffsiteChecks:
+    """The checks of all destinations; none where there is no destination."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._config = OffsiteConfig.from_settings(settings)
+        self._repository = Repository(settings.local_path)
+
+    def checks(self) -> list[Check]:
+        """What to look at."""
+        if not self._config.destinations:
+            return []
+        found = [
+            Check(name="off-site recipients", look=self._recipients),
+            Check(name="off-site identity", look=self._identity),
+        ]
+        for destination in self._config.destinations:
+            found.append(Check(name=f"off-site {destination.shown}", look=partial(self._store, destination)))
+            if destination.scheme is Scheme.S3:
+                found.append(Check(name=f"off-site lock {destination.shown}", look=partial(self._lock, destination)))
+        return found
+
+    def _recipients(self) -> Finding:
+        recipients = self._config.settings.recipients
+        if not self._config.settings.encryption:
+            return warning(
+                "copies are not encrypted", "Set BACKUP_ENCRYPTION_RECIPIENTS, and BACKUP_OFFSITE_ENCRYPTION to on."
+            )
+        if not recipients:
+            return fault(
+                "there is no recipient, so nothing is copied",
+                "Make a key: 'keygen' says how to use it.",
+            )
+        check_recipients(recipients)
+        if len(recipients) == 1:
+            return warning("there is one recipient; who loses its key loses the copies", "Add a second one.")
+        if not any(self._is_proven(destination) for destination in self._config.destinations):
+            return warning(
+                f"{len(recipients)} recipients, which no drill has proven yet",
+                "Run 'drill offsite:latest' where an identity is: only that shows that the copies can be read.",
+            )
+        return ok(f"{len(recipients)} recipients, proven by a drill")
+
+    def _is_proven(self, destination: Destination) -> bool:
+        drilled: dict[str, Any] = Ledger(self._repository, destination).proof().get("drilled", {})
+        recipients = set(self._config.settings.recipients)
+        return bool(drilled.get("success")) and recipients <= set(drilled.get("recipients", ()))
+
+    def _identity(self) -> Finding:
+        path = self._config.settings.identity_file
+        if path is None:
+            return ok("no identity is configured here: this machine cannot read the copies")
+        if not path.exists():
+            return fault(f"the identity file {path} is not there", "Put it there, or unset the setting.")
+        if path.stat().st_mode & 0o077:
+            return fault(f"{path} may be read by others", f"chmod 600 {path}")
+        return warning(
+            f"an identity lies on this machine ({path}): whoever takes it over can read every copy",
+            "Keep it elsewhere, and bring it here for a restore or an off-site drill only.",
+        )
+
+    def _store(self, destination: Destination) -> Finding:
+        backend = self._config.open(destination)
+        try:
+            count = sum(1 for _ in commit_stems(backend))
+        finally:
+            backend.close()
+        return ok(f"it answers, and has {count} {'copy' if count == 1 else 'copies'}")
+
+    def _lock(self, destination: Destination) -> Finding:
+        """Versions and locks of a bucket, where `boto3` is installed and the credentials may ask."""
+        from portal.ops.storage.versions import bucket_protection
+
+        try:
+            has_versions, lock = bucket_protection(destination, self._config.environ)
+        except (ConfigurationError, OpsError) as error:
+            return warning(
+                f"versions and lock cannot be looked at: {error.message}",
+                "An administrator can do it.",
+            )
+        if lock:
+            return ok(f"the bucket has versions and object lock ({lock})")
+        if has_versions:
+            return warning(
+                "the bucket has versions but no object lock", "With object lock, nobody can remove what was copied."
+            )
+        return warning(
+            "the bucket has neither versions nor object lock, so this machine's credentials can overwrite copies",
+            "Switch versions on; docs/operations.md, 'Off-site copies', has the commands.",
+        )

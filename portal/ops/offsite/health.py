@@ -1,0 +1,89 @@
+"""The copies of a destination, and when the target for them is missed. Values in, values out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from portal.ops.model import timestamp
+from portal.ops.units import span
+
+if TYPE_CHECKING:
+    from datetime import datetime, timedelta
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What a verification of copies, or a drill with one, has found.
+
+    Arguments:
+        level: of the verification; ``drill`` for a drill.
+        damaged: copies that were not intact; of a drill that failed, its archive.
+    """
+
+    moment: datetime
+    level: str
+    damaged: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DestinationState:
+    """The copies of one destination.
+
+    Arguments:
+        newest: the newest archive that has a copy; `moment` is when that archive was made.
+        missing: archives that should have a copy and have none.
+        stored_bytes: what all copies take.
+        verified: the last verification.
+        drilled: the last drill with a copy of here.
+        recipients_proven: whether that drill succeeded with an identity of the recipients of now.
+    """
+
+    shown: str
+    identifier: str
+    copies: int
+    newest: str | None
+    moment: datetime | None
+    missing: tuple[str, ...]
+    oldest_missing: datetime | None
+    stored_bytes: int
+    verified: Proof | None
+    drilled: Proof | None
+    recipients_proven: bool
+
+    def fault(self, allowed: timedelta, now: datetime) -> str:
+        """How the target is missed, in words; empty where it is met.
+
+        Arguments:
+            allowed: the age that the newest archive with a copy may have.
+        """
+        if self.verified and self.verified.damaged:
+            return f"copies in {self.shown} are damaged: {', '.join(self.verified.damaged[:3])}"
+        if self.oldest_missing is not None and now - self.oldest_missing > allowed:
+            return (
+                f"{self.missing[-1]} has no copy in {self.shown}, although it is {span(now - self.oldest_missing)} old"
+            )
+        if self.moment is not None and now - self.moment > allowed:
+            age = span(now - self.moment)
+            return f"the newest archive with a copy in {self.shown} is {age} old, and {span(allowed)} are allowed"
+        return ""
+
+    def to_dict(self, now: datetime) -> dict[str, Any]:
+        """The state in the types of JSON."""
+        return {
+            "destination": self.shown,
+            "copies": self.copies,
+            "newest": self.newest,
+            "age_seconds": (now - self.moment).total_seconds() if self.moment else None,
+            "missing": list(self.missing),
+            "stored_bytes": self.stored_bytes,
+            "verified": _proof(self.verified),
+            "drilled": _proof(self.drilled),
+            "recipients_proven": self.recipients_proven,
+        }
+
+
+def _proof(proof: Proof | None) -> dict[str, Any] | None:
+    if proof is None:
+        return None
+    return {"timestamp": timestamp(proof.moment), "level": proof.level, "damaged": list(proof.damaged)}

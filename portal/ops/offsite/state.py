@@ -1,0 +1,83 @@
+"""Gathers the state of the copies of each destination, as the repository remembers it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from portal.ops.model import BackupId
+from portal.ops.offsite.health import DestinationState, Proof
+from portal.ops.offsite.ledger import Ledger
+from portal.ops.offsite.missing import missing_copies
+from portal.ops.offsite.prune import offsite_policy
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from portal.ops.offsite.config import OffsiteConfig
+    from portal.ops.repository.entry import Entry
+    from portal.ops.repository.repository import Repository
+    from portal.ops.retention.policy import RetentionPolicy
+
+
+def destination_states(
+    config: OffsiteConfig, policy: RetentionPolicy, repository: Repository, entries: Sequence[Entry], now: datetime
+) -> tuple[DestinationState, ...]:
+    """The state of every destination.
+
+    Arguments:
+        policy: the repository's.
+        entries: all archives.
+
+    Raises:
+        RepositoryError: the memory of copies cannot be read.
+    """
+    if not config.destinations:
+        return ()
+    rules = offsite_policy(policy, config.settings.rules)
+    missing = missing_copies(config, rules, repository, entries, now)
+    moments = {entry.name: entry.moment for entry in entries}
+    found = []
+    for destination in config.destinations:
+        ledger = Ledger(repository, destination)
+        copies = ledger.copies()
+        ids = {stem.backup_id: BackupId.parse(stem.backup_id) for stem in copies}
+        newest = max((one for one in ids.values() if one), key=lambda one: one.moment, default=None)
+        proof = ledger.proof()
+        drilled = proof.get("drilled", {})
+        lacking = missing[destination.identifier]
+        found.append(
+            DestinationState(
+                shown=destination.shown,
+                identifier=destination.identifier,
+                copies=len(copies),
+                newest=str(newest) if newest else None,
+                moment=newest.moment if newest else None,
+                missing=lacking,
+                oldest_missing=min((moments[name] for name in lacking), default=None),
+                stored_bytes=sum(record.stored_bytes for record in copies.values()),
+                verified=_verified(proof.get("verified")),
+                drilled=_drilled(drilled),
+                recipients_proven=bool(drilled.get("success"))
+                and set(config.settings.recipients) <= set(drilled.get("recipients", ())),
+            )
+        )
+    return tuple(found)
+
+
+def _verified(facts: Mapping[str, Any] | None) -> Proof | None:
+    if not facts:
+        return None
+    try:
+        moment = datetime.fromisoformat(facts["moment"])
+        return Proof(moment=moment, level=str(facts["level"]), damaged=tuple(map(str, facts["damaged"])))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _drilled(facts: Mapping[str, Any]) -> Proof | None:
+    try:
+        damaged = () if facts["success"] else (str(facts["backup_id"]),)
+        return Proof(moment=datetime.fromisoformat(facts["moment"]), level="drill", damaged=damaged)
+    except (KeyError, TypeError, ValueError):
+        return None

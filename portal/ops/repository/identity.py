@@ -1,0 +1,69 @@
+"""Which repository this is: its id, in the lock file that every repository has.
+
+A volume that is not mounted leaves an empty directory, and that is a repository too, only a new one. Where the
+configuration names the id of the repository that it means, no other one is written to.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import uuid
+from typing import TYPE_CHECKING, Final
+
+from portal.ops.errors import RepositoryError
+from portal.ops.repository.durable import open_own
+from portal.ops.repository.locks import try_lock
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_MOST_BYTES: Final = 64
+
+
+def repository_id(lock: Path) -> str:
+    """The id; empty where there is none yet, or it cannot be read.
+
+    Arguments:
+        lock: the repository's lock file.
+    """
+    try:
+        with lock.open("rb") as file:
+            text = file.read(_MOST_BYTES).decode("ascii", "replace").strip()
+    except OSError:
+        return ""
+    return text if text.isalnum() else ""
+
+
+def give_id(lock: Path) -> None:
+    """Give a repository an id, unless it has one. Where others are at work, or the disk is full, a later one does."""
+    try:
+        descriptor = open_own(lock)
+    except OSError:
+        return
+    try:
+        if os.fstat(descriptor).st_size == 0 and try_lock(descriptor, fcntl.LOCK_EX):
+            os.pwrite(descriptor, f"{uuid.uuid4().hex}\n".encode(), 0)
+            os.fsync(descriptor)
+    except OSError:
+        return
+    finally:
+        os.close(descriptor)
+
+
+def check_id(lock: Path, wanted: str) -> None:
+    """Refuse to write to another repository than the one that is meant.
+
+    Arguments:
+        wanted: its id; where that is empty, any one is meant.
+
+    Raises:
+        RepositoryError: this is another one, or none.
+    """
+    if not wanted or (found := repository_id(lock)) == wanted:
+        return
+    what = f"its id is {found}" if found else "it has no id, as a directory whose volume is not mounted has none"
+    raise RepositoryError(
+        f"{lock.parent} is not the repository {wanted}: {what}",
+        hint="See that its volume is mounted. If another one is meant, correct BACKUP_REPOSITORY_ID or clear it.",
+    )

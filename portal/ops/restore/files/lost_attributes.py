@@ -1,0 +1,54 @@
+"""What the file system of a stage has not kept of the attributes in an archive."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from portal.ops.filesystem.xattrs import TooManyXattrsError, read_xattrs, write_xattrs
+
+if TYPE_CHECKING:
+    from portal.ops.filesystem.attributes import Attributes
+
+_NAMED: Final = 5
+
+
+class LostAttributes:
+    """Compares files of a stage with what they should have, and counts what is lost."""
+
+    def __init__(self) -> None:
+        self._xattrs: list[str] = []
+        self._times: list[str] = []
+
+    def file(self, descriptor: int, wanted: Attributes, path: str) -> None:
+        """Compare a file that has its attributes."""
+        self._compare(descriptor, wanted, path)
+        if os.fstat(descriptor).st_mtime_ns != wanted.mtime_ns:
+            self._times.append(path)
+
+    def directory(self, descriptor: int, wanted: Attributes, path: str) -> None:
+        """Try whether a directory, which gets its attributes last, can have its extended ones."""
+        write_xattrs(descriptor, wanted.xattrs or (), exactly=False)
+        self._compare(descriptor, wanted, path)
+        write_xattrs(descriptor, (), exactly=True)  # what is made in it must inherit nothing
+
+    def warnings(self) -> list[str]:
+        """What was lost, in words."""
+        return [
+            *_told(self._xattrs, "extended attributes that this file system or user does not allow"),
+            *_told(self._times, "a time that this file system cannot store"),
+        ]
+
+    def _compare(self, descriptor: int, wanted: Attributes, path: str) -> None:
+        try:
+            found = set(read_xattrs(descriptor))
+        except TooManyXattrsError:
+            return
+        if not found.issuperset(wanted.xattrs or ()):
+            self._xattrs.append(path)
+
+
+def _told(paths: list[str], what: str) -> list[str]:
+    told = [f"{path or 'the directory itself'} has {what}: restored without" for path in paths[:_NAMED]]
+    more = len(paths) - len(told)
+    return [*told, f"{more:,} more have {what}"] if more > 0 else told

@@ -1,0 +1,52 @@
+"""Base backups, WAL, recoveries and the timeline work with servers of several major versions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from portal.ops.model import VerifyLevel
+from portal.ops.pitr.plan import plan_recovery
+from portal.ops.pitr.recovery import recovered
+from portal.ops.pitr.relations import by_number, read_relations
+from portal.ops.pitr.timeline import read_timeline
+from portal.ops.postgres.connection import connect
+from portal.ops.runtime.process import SystemRunner
+from tests.support.wal_servers import a_moment, wal_portal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize("major", [15, 18])
+def test_moment_before_an_accident(major: int, tmp_path: Path) -> None:
+    """The timeline tells of the rows that were removed, and the moment before has them."""
+    with wal_portal(tmp_path, major=major) as portal:
+        with portal.postgres.connect() as connection:
+            connection.execute("CREATE TABLE finding (number int)")
+            connection.execute("INSERT INTO finding SELECT generate_series(1, 500)")
+        with portal.receiving():
+            base = portal.job().backup_base()
+            assert base.success, base.error
+            found = portal.job().verify(base.destination_path, VerifyLevel.CONTENTS)
+            assert found.intact, found.message
+            before = a_moment()
+            with portal.postgres.connect() as connection:
+                connection.execute("DELETE FROM finding WHERE number > 100")
+            portal.wait_until_covered()
+        timeline = read_timeline(
+            portal.repository,
+            start=None,
+            end=None,
+            live_names=by_number(read_relations(portal.target)),
+            runner=SystemRunner(),
+            bin_dir=portal.bin_dir,
+        )
+        assert [(removal.table, removal.rows) for removal in timeline.removals] == [("public.finding", 400)]
+        plan = plan_recovery(portal.repository, before)
+        recovering = recovered(
+            portal.repository, plan, runner=SystemRunner(), bin_dir=portal.bin_dir, jobs=2, lock_timeout=5
+        )
+        with recovering as server, connect(server.target("postgres")) as connection:
+            assert connection.execute("SELECT count(*) FROM finding").fetchone() == (500,)

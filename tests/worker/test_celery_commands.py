@@ -1,0 +1,145 @@
+"""Celery's own commands, as its users type them: they behave as ours do."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from demo.redis import EmbeddedRedis
+from tests.conftest import portal_database_in
+from tests.support.portal import portal_in
+from tests.support.services import sent_tasks
+from tests.support.workers import WorkerProcess, queued, result_of, submit, use_repository, wait_until
+from worker.operations import BACKUP_MEDIA, VERIFY_ARCHIVE, Queue
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.portal import Portal
+
+CELERY = [str(Path(sys.executable).with_name("celery")), "-A", "worker.app"]
+
+
+def environment(portal: Portal, redis: EmbeddedRedis) -> dict[str, str]:
+    return portal.environ(CELERY_BROKER_URL=redis.url, BACKUP_LOG_FORMAT="json")
+
+
+def celery(portal: Portal, redis: EmbeddedRedis, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run one of the commands to its end."""
+    return subprocess.run(
+        [*CELERY, *arguments],
+        cwd=portal.directory,
+        env=environment(portal, redis),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+class CeleryWorker(WorkerProcess):
+    """`celery worker` for all queues."""
+
+    command = (*CELERY, "worker", "-Q", ",".join(Queue), "-c", "2")
+
+    def text(self) -> str:
+        """What it has logged, without Celery's banner."""
+        return "\n".join(line for line in super().text().splitlines() if line.startswith("{"))
+
+
+@pytest.fixture(scope="module")
+def service(
+    tmp_path_factory: pytest.TempPathFactory, postgres: Any
+) -> Iterator[tuple[Portal, EmbeddedRedis, CeleryWorker]]:
+    """Celery's own worker, with one archive and what a killed backup has left."""
+    with portal_database_in(postgres) as database, EmbeddedRedis() as broker:
+        found = portal_in(tmp_path_factory.mktemp("service"), database, postgres)
+        assert found.job().backup_media().success
+        (found.archives / ".media_20240115_120000_abcdef.tar.gz.partial").touch()
+        with CeleryWorker(found, broker) as worker:
+            yield found, broker, worker
+
+
+def test_celery_worker_is_our_worker(service: tuple[Portal, EmbeddedRedis, CeleryWorker]) -> None:
+    """It has swept what a killed backup left, logs JSON, checks signatures, and does the tasks of every queue."""
+    portal, redis, worker = service
+    assert not list(portal.archives.glob(".*.partial"))
+    assert {event["queue"] for event in worker.events("worker_ready")} == set(Queue)
+    assert result_of(redis, submit(redis, VERIFY_ARCHIVE, archive="latest")).result["success"]
+    assert [event for event in worker.events("task_ended") if event["success"]]
+
+
+def test_call_requests_a_task(service: tuple[Portal, EmbeddedRedis, CeleryWorker]) -> None:
+    """It signs what it sends, so it is done; what the registry does not know is refused."""
+    portal, redis, _ = service
+    (portal.uploads / "called.json").write_text("new")
+    called = celery(portal, redis, "call", BACKUP_MEDIA.name, "--kwargs", json.dumps({"actor": "ann"}))
+    assert called.returncode == 0, called.stderr
+    assert result_of(redis, called.stdout.strip()).result["success"]
+    refused = celery(portal, redis, "call", "backup.everything")
+    assert refused.returncode != 0
+    assert "there is no task 'backup.everything'" in refused.stderr
+
+
+@pytest.mark.parametrize("question", ["active", "active_queues", "stats", "registered"])
+def test_inspect_answers(service: tuple[Portal, EmbeddedRedis, CeleryWorker], question: str) -> None:
+    """What a worker is at can be asked by who knows the broker."""
+    portal, redis, _ = service
+    said = celery(portal, redis, "inspect", question, "--json")
+    assert said.returncode == 0, said.stderr
+    (answer,) = json.loads(said.stdout).values()
+    assert answer or question == "active"
+
+
+def test_status_shows_the_worker(service: tuple[Portal, EmbeddedRedis, CeleryWorker]) -> None:
+    """One node is online."""
+    portal, redis, _ = service
+    assert "1 node online" in celery(portal, redis, "status").stdout
+
+
+def test_purge_empties_the_queues(portal: Portal) -> None:
+    """What waits on the queues of ours is gone."""
+    with EmbeddedRedis() as redis:
+        use_repository(redis, portal.archives)
+        submit(redis, VERIFY_ARCHIVE, archive="latest")
+        purged = celery(portal, redis, "purge", "-f")
+        assert purged.returncode == 0, purged.stderr
+        assert queued(redis, Queue.MAINTENANCE) == 0
+
+
+def test_beat_is_our_beat(portal: Portal) -> None:
+    """It makes an empty repository's first backup due, keeps no file, and shows its life to our health check."""
+    with EmbeddedRedis() as redis:
+        for _ in range(2):
+            before = len(sent_tasks(redis))
+            with (portal.directory / "beat.log").open("ab") as log:
+                beat = subprocess.Popen(
+                    [*CELERY, "beat"], cwd=portal.directory, env=environment(portal, redis), stdout=log, stderr=log
+                )
+            wait_until(lambda before=before: len(sent_tasks(redis)) > before)  # type: ignore[misc]
+            health = subprocess.run(
+                [sys.executable, "-I", "-m", "beat", "--health"], env=environment(portal, redis), capture_output=True
+            )
+            assert health.returncode == 0, health.stdout
+            beat.send_signal(signal.SIGTERM)
+            assert beat.wait(30) == 0
+        first, second = sent_tasks(redis)
+    assert (first.name, first.task_id) == ("backup.full", second.task_id)
+    assert not [path.name for path in portal.directory.rglob("celerybeat*")]
+    said = (portal.directory / "beat.log").read_text()
+    assert "Back up the database: backup.database at 0 * * * *" in said
+
+
+def test_celery_worker_ends_when_its_task_has(service: tuple[Portal, EmbeddedRedis, CeleryWorker]) -> None:
+    """Not when the grace of a task is over, and with success. The last test: the worker is gone after it."""
+    _, _, worker = service
+    started = time.monotonic()
+    assert worker.terminate() == 0
+    assert time.monotonic() - started < 20
+    assert not worker.processes()
