@@ -16,6 +16,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -53,22 +54,25 @@ def main() -> int:
     _tell("Kekkai Portal backup: the quick start")
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kekkai-quickstart-")))
-        server = stack.enter_context(EmbeddedPostgres())
+        server = stack.enter_context(EmbeddedPostgres(settings={"max_slot_wal_keep_size": "1GB"}))
         service = stack.enter_context(Service(environ=_environment(server, home), directory=home))
-        show = _Show(server=server, service=service, home=home)
+        show = _Show(server=server, service=service, home=home, is_kept=arguments.keep)
         show.make_portal()
         show.start_service()
         seconds = [show.back_up(), show.verify()]
         result, restoring = show.restore()
         show.compare(result)
         protected = show.upload()
+        service.start_wal()
         show.drill()
+        recovering = show.undo_accident()
         show.status()
         show.recover_from_offsite(stack.enter_context(EmbeddedObjectStore()))
         _tell(
             "\nEverything that was restored equals the original.\n"
             f"Enter to prompt: backup {seconds[0]:.1f} s, verification {seconds[1]:.1f} s, restore {restoring:.1f} s; "
-            f"an upload was safe after {protected:.1f} s.\n"
+            f"an upload was safe after {protected:.1f} s;\n"
+            f"the second before the accident was back after {recovering:.1f} s.\n"
         )
         if arguments.keep:
             show.keep()
@@ -94,6 +98,7 @@ class _Show:
     server: EmbeddedPostgres
     service: Service
     home: Path
+    is_kept: bool
 
     @property
     def uploads(self) -> Path:
@@ -109,7 +114,7 @@ class _Show:
 
     def make_portal(self) -> None:
         _step(1, "A portal to protect")
-        self.server.create_role(_USER, password=_PASSWORD, options="CREATEDB")
+        self.server.create_role(_USER, password=_PASSWORD, options="CREATEDB REPLICATION")
         self.server.create_database(_DATABASE, owner=_USER)
         with self.server.connect(_DATABASE) as connection:
             connection.execute(f"SET ROLE {_USER}")
@@ -130,6 +135,8 @@ class _Show:
     def start_service(self) -> None:
         _step(2, "The service: a real Redis, and a worker that takes tasks off its queues")
         seconds = self.service.start_worker()
+        if self.is_kept:  # from the start, so that it shows the tasks of this run
+            self.service.start_flower()
         _tell(f"   queues for backups, restores, maintenance and off-site copies, ready after {seconds:.1f} s")
 
     def back_up(self) -> float:
@@ -176,8 +183,39 @@ class _Show:
         _step(8, "A drill: restore for real to a scratch place, compare, remove")
         self._run("backup.sh", "drill")
 
+    def undo_accident(self) -> float:
+        """Remove rows that are still needed, and bring the second before back; the seconds that took."""
+        _step(9, "An accident, and the second before it")
+        self._wait_until_covered(datetime.now(UTC))
+        with self.server.connect(_DATABASE) as connection:
+            before = table_contents(connection)
+            moment = datetime.now(UTC)
+            time.sleep(0.1)
+            (rows,) = connection.execute("SELECT count(*) FROM note").fetchone() or (0,)
+            connection.execute("DELETE FROM note")
+        _tell(f"   somebody deletes {rows:,} notes; the WAL has it, to the second")
+        self._wait_until_covered(datetime.now(UTC))
+        self._run("backup.sh", "timeline", "--from", "1 minute ago")
+        seconds = self._run("restore.sh", "--at", moment.isoformat(), "--database-only", "--force")[1]
+        with self.server.connect(_DATABASE) as connection:
+            _expect(
+                "database   as it was a second before the accident: every row", table_contents(connection) == before
+            )
+        return seconds
+
+    def _wait_until_covered(self, moment: datetime) -> None:
+        """Wait until the recovery window reaches a moment."""
+        from portal.ops.pitr.look import look
+        from portal.ops.repository.repository import Repository
+
+        deadline = time.monotonic() + _UPLOAD_SECONDS
+        while (window := look(Repository(self.home / "backups")).window) is None or window.end < moment:
+            if time.monotonic() > deadline:
+                raise OpsError("the WAL did not reach the moment in time", hint="This is a fault of ours.")
+            time.sleep(0.1)
+
     def status(self) -> None:
-        _step(9, "The status")
+        _step(10, "The status")
         self._run("backup.sh", "status")
 
     def recover_from_offsite(self, store: EmbeddedObjectStore) -> None:
@@ -217,7 +255,7 @@ class _Show:
     def keep(self) -> None:
         """Leave everything up until somebody ends it."""
         self.service.start_beat()
-        address = self.service.start_flower()
+        address = f"http://127.0.0.1:{self.service.flower_port}"
         file = self.home / "environment"
         settings = self.service.client_environ()
         wanted = [name for name in sorted(settings) if name.startswith(("DD_", "BACKUP_", "PORTAL_", "CELERY_"))]
@@ -288,7 +326,8 @@ def _environment(server: EmbeddedPostgres, home: Path) -> dict[str, str]:
         "DD_DATABASE_PASSWORD": _PASSWORD,
         "BACKUP_LOCAL_PATH": str(home / "backups"),
         "BACKUP_ALLOWED_PATHS": str(home / "elsewhere"),
-        "BACKUP_PG_BIN_DIR": str(server.bin_dir),
+        "BACKUP_PG_BIN_DIR": str(server.reachable_bin_dir),
+        "BACKUP_WAL": "on",
         "PORTAL_UPLOAD_DIR": str(home / "uploads"),
         "PORTAL_AUDIT_DIR": str(home / "audit" / "audit.jsonl"),
     }
