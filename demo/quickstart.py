@@ -16,10 +16,12 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from demo.compare import file_digest, table_contents, tree_contents
+from demo.object_store import ADMINISTRATOR, EmbeddedObjectStore
 from demo.portal import fill
 from demo.portal_files import write_audit_log, write_uploads
 from demo.postgres import EmbeddedPostgres
@@ -29,6 +31,9 @@ from portal.ops.settings.load import SETTINGS
 from portal.ops.units import human_bytes
 from tools.terminal import StoppedError, run_command
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 _TOOLS: Final = Path(__file__).resolve().parents[1] / "tools"
 _FINDINGS: Final = 20_000
 _TENANTS: Final = 4
@@ -36,6 +41,8 @@ _FILES_PER_TENANT: Final = 75
 _AUDIT_ENTRIES: Final = 1_000
 _DATABASE: Final = "defectdojo"
 _RESTORED: Final = "defectdojo_restored"
+_RECOVERED: Final = "defectdojo_recovered"
+_BUCKET: Final = "kekkai-copies"
 _USER: Final = "defectdojo"
 _PASSWORD: Final = "quick-start"  # noqa: S105  (of a server that lives for seconds)
 _UPLOAD_SECONDS: Final = 60.0
@@ -47,21 +54,25 @@ def main() -> int:
     _tell("Kekkai Portal backup: the quick start")
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kekkai-quickstart-")))
-        server = stack.enter_context(EmbeddedPostgres())
+        server = stack.enter_context(EmbeddedPostgres(settings={"max_slot_wal_keep_size": "1GB"}))
         service = stack.enter_context(Service(environ=_environment(server, home), directory=home))
-        show = _Show(server=server, service=service, home=home)
+        show = _Show(server=server, service=service, home=home, is_kept=arguments.keep)
         show.make_portal()
         show.start_service()
         seconds = [show.back_up(), show.verify()]
         result, restoring = show.restore()
         show.compare(result)
         protected = show.upload()
+        service.start_wal()
         show.drill()
+        recovering = show.undo_accident()
         show.status()
+        show.recover_from_offsite(stack.enter_context(EmbeddedObjectStore()))
         _tell(
             "\nEverything that was restored equals the original.\n"
             f"Enter to prompt: backup {seconds[0]:.1f} s, verification {seconds[1]:.1f} s, restore {restoring:.1f} s; "
-            f"an upload was safe after {protected:.1f} s.\n"
+            f"an upload was safe after {protected:.1f} s;\n"
+            f"the second before the accident was back after {recovering:.1f} s.\n"
         )
         if arguments.keep:
             show.keep()
@@ -87,6 +98,7 @@ class _Show:
     server: EmbeddedPostgres
     service: Service
     home: Path
+    is_kept: bool
 
     @property
     def uploads(self) -> Path:
@@ -102,7 +114,7 @@ class _Show:
 
     def make_portal(self) -> None:
         _step(1, "A portal to protect")
-        self.server.create_role(_USER, password=_PASSWORD, options="CREATEDB")
+        self.server.create_role(_USER, password=_PASSWORD, options="CREATEDB REPLICATION")
         self.server.create_database(_DATABASE, owner=_USER)
         with self.server.connect(_DATABASE) as connection:
             connection.execute(f"SET ROLE {_USER}")
@@ -123,7 +135,9 @@ class _Show:
     def start_service(self) -> None:
         _step(2, "The service: a real Redis, and a worker that takes tasks off its queues")
         seconds = self.service.start_worker()
-        _tell(f"   three queues, for backups, restores and maintenance, ready after {seconds:.1f} s")
+        if self.is_kept:  # from the start, so that it shows the tasks of this run
+            self.service.start_flower()
+        _tell(f"   queues for backups, restores, maintenance and off-site copies, ready after {seconds:.1f} s")
 
     def back_up(self) -> float:
         _step(3, "Back it up: the command hands the work to the worker, and waits")
@@ -169,14 +183,79 @@ class _Show:
         _step(8, "A drill: restore for real to a scratch place, compare, remove")
         self._run("backup.sh", "drill")
 
+    def undo_accident(self) -> float:
+        """Remove rows that are still needed, and bring the second before back; the seconds that took."""
+        _step(9, "An accident, and the second before it")
+        self._wait_until_covered(datetime.now(UTC))
+        with self.server.connect(_DATABASE) as connection:
+            before = table_contents(connection)
+            moment = datetime.now(UTC)
+            time.sleep(0.1)
+            (rows,) = connection.execute("SELECT count(*) FROM note").fetchone() or (0,)
+            connection.execute("DELETE FROM note")
+        _tell(f"   somebody deletes {rows:,} notes; the WAL has it, to the second")
+        self._wait_until_covered(datetime.now(UTC))
+        self._run("backup.sh", "timeline", "--from", "1 minute ago")
+        seconds = self._run("restore.sh", "--at", moment.isoformat(), "--database-only", "--force")[1]
+        with self.server.connect(_DATABASE) as connection:
+            _expect(
+                "database   as it was a second before the accident: every row", table_contents(connection) == before
+            )
+        return seconds
+
+    def _wait_until_covered(self, moment: datetime) -> None:
+        """Wait until the recovery window reaches a moment."""
+        from portal.ops.pitr.look import look
+        from portal.ops.repository.repository import Repository
+
+        deadline = time.monotonic() + _UPLOAD_SECONDS
+        while (window := look(Repository(self.home / "backups")).window) is None or window.end < moment:
+            if time.monotonic() > deadline:
+                raise OpsError("the WAL did not reach the moment in time", hint="This is a fault of ours.")
+            time.sleep(0.1)
+
     def status(self) -> None:
-        _step(9, "The status")
+        _step(10, "The status")
         self._run("backup.sh", "status")
+
+    def recover_from_offsite(self, store: EmbeddedObjectStore) -> None:
+        _step(10, "A copy to an S3 server, encrypted; then the archives are gone, and a new machine restores")
+        store.create_bucket(_BUCKET)
+        key = self.home / "identity"
+        made, _ = self._run("backup.sh", "keygen", "--output", str(key))
+        copies = {
+            **ADMINISTRATOR.environ(),
+            "BACKUP_OFFSITE_URLS": store.url(_BUCKET, "portal"),
+            "BACKUP_ENCRYPTION_RECIPIENTS": made["recipient"],
+        }
+        self._run("backup.sh", "offsite", "copy", "--local", environ=copies)
+        gone = self.home / "gone"
+        gone.mkdir()
+        for path in (self.home / "backups").glob("*.tar.gz*"):
+            path.rename(gone / path.name)
+        try:
+            recovery = {
+                **copies,
+                "BACKUP_LOCAL_PATH": str(self.home / "new-machine"),
+                "BACKUP_ENCRYPTION_IDENTITY_FILE": str(key),
+            }
+            place = self.home / "recovered"
+            options = ("--create-database", "--target-database", _RECOVERED, "--media-dir", str(place))
+            self._run("restore.sh", "offsite:latest", "--force", "--local", *options, environ=recovery)
+        finally:
+            for path in gone.iterdir():
+                path.rename(self.home / "backups" / path.name)
+        with self.server.connect(_RESTORED) as first, self.server.connect(_RECOVERED) as recovered:
+            _expect("database   every row", table_contents(first) == table_contents(recovered))
+        _expect(
+            "uploads    every byte, mode and time",
+            tree_contents(self.restored_uploads) == tree_contents(place),
+        )
 
     def keep(self) -> None:
         """Leave everything up until somebody ends it."""
         self.service.start_beat()
-        address = self.service.start_flower()
+        address = f"http://127.0.0.1:{self.service.flower_port}"
         file = self.home / "environment"
         settings = self.service.client_environ()
         wanted = [name for name in sorted(settings) if name.startswith(("DD_", "BACKUP_", "PORTAL_", "CELERY_"))]
@@ -210,14 +289,16 @@ class _Show:
             time.sleep(0.05)
         raise OpsError(f"nothing was backed up within {_UPLOAD_SECONDS:.0f} s", hint="This is a fault of ours.")
 
-    def _run(self, command: str, *arguments: str) -> tuple[dict[str, Any], float]:
+    def _run(
+        self, command: str, *arguments: str, environ: Mapping[str, str] | None = None
+    ) -> tuple[dict[str, Any], float]:
         """Run a command as an operator does, show what it says, and give back its result and seconds."""
         shown = " ".join((f"tools/{command}", *arguments)).replace(str(self.home), "<demo>")
         _tell(f"   $ {shown}")
         started = time.monotonic()
         process = subprocess.Popen(
             [_TOOLS / command, *arguments],
-            env={**self.service.client_environ(), "BACKUP_LOG_FORMAT": "console"},
+            env={**self.service.client_environ(), "BACKUP_LOG_FORMAT": "console", **(environ or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
@@ -245,7 +326,8 @@ def _environment(server: EmbeddedPostgres, home: Path) -> dict[str, str]:
         "DD_DATABASE_PASSWORD": _PASSWORD,
         "BACKUP_LOCAL_PATH": str(home / "backups"),
         "BACKUP_ALLOWED_PATHS": str(home / "elsewhere"),
-        "BACKUP_PG_BIN_DIR": str(server.bin_dir),
+        "BACKUP_PG_BIN_DIR": str(server.reachable_bin_dir),
+        "BACKUP_WAL": "on",
         "PORTAL_UPLOAD_DIR": str(home / "uploads"),
         "PORTAL_AUDIT_DIR": str(home / "audit" / "audit.jsonl"),
     }

@@ -75,6 +75,10 @@ class Service:
                 raise OpsError("the first scan was not done", hint="This is a fault of ours; please report it.")
             time.sleep(_POLL_SECONDS)
 
+    def start_wal(self) -> float:
+        """Start what receives the database's WAL; seconds that took."""
+        return self._start("beat.wal", lambda said: "wal_receiving" in said)
+
     def start_beat(self) -> float:
         """Start what holds the schedules; seconds that took."""
         return self._start("beat", lambda said: "beat_started" in said)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
 from functools import cache, partial
 from typing import TYPE_CHECKING
@@ -77,7 +78,13 @@ def _tell_refusal(app: Application, name: str, task_id: str, error: RejectedErro
 
 @cache
 def _own_app() -> Application:
-    return make_worker_app(current_settings())
+    settings = current_settings()
+    app = make_worker_app(settings)
+    if "flower" in sys.argv:
+        from worker.flower import serve_by_celery
+
+        serve_by_celery(app, settings)
+    return app
 
 
 def __getattr__(name: str) -> Application:

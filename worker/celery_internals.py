@@ -83,7 +83,13 @@ class Application(Celery):  # type: ignore[misc]  # Celery has no types
         signature = sign_task(self.task_keys.current(), operation, task_id, arguments, self.requester, utc_now())
         options["headers"] = {**(options.get("headers") or {}), HEADER: signature}
         options["kwargsrepr"], options["argsrepr"] = show_arguments(arguments), ""
-        return super().send_task(name, None, arguments, task_id=task_id, **options)
+        options["time_limit"] = options["soft_time_limit"] = None  # the worker's own settings have them
+        shown = self.conf.task_send_sent_event
+        self.conf.task_send_sent_event = shown and operation.is_shown  # Flower would show what it never hears of again
+        try:
+            return super().send_task(name, None, arguments, task_id=task_id, **options)
+        finally:
+            self.conf.task_send_sent_event = shown
 
     @property
     def Worker(self) -> Any:  # noqa: N802  # as Celery calls it

@@ -189,7 +189,6 @@ class Client:
                 task_id=task_id,
                 queue=queue.value,
                 expires=seconds,
-                sent_event=False,
                 retry=True,
                 retry_policy=_SEND,
             )

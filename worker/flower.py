@@ -12,32 +12,37 @@ import os
 import signal
 import sys
 import tempfile
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 from flower.app import Flower
 from flower.command import apply_env_options
 from flower.options import options
 from flower.urls import settings as web_settings
+from tornado.web import HTTPError
 
 from portal.ops.errors import ConfigurationError, OpsError
 from portal.ops.runtime.environment import current_settings
 from portal.ops.runtime.logs import engine_log
+from portal.ops.units import printable
 from worker.app import make_app
 from worker.flower_progress import follow
 from worker.logs import log_to_standard_error
 from worker.operations import Requester
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from portal.ops.settings.load import Settings
+    from worker.celery_internals import Application
 
 log = engine_log("worker.flower")
 
 USER: Final = "kekkai"
 DIRECTORY: Final = ".flower"
 
-_COLUMNS: Final = "name,uuid,state,args,kwargs,result,received,started,runtime,worker"
+_COLUMNS: Final = "name,state,kwargs,result,received,runtime,uuid,worker"
 _SAVE_MILLISECONDS: Final = 10_000
 _MOST_TASKS: Final = 10_000
 _FORGET_WORKER_SECONDS: Final = 3600
@@ -51,16 +56,9 @@ def run(settings: Settings) -> None:
         ConfigurationError: there is no password, no broker, or an option that makes no sense.
         OpsError: the port is taken.
     """
-    if settings.worker.flower_password is None:
-        raise ConfigurationError(
-            "Flower has no password, and would let anybody start tasks",
-            hint="Set BACKUP_FLOWER_PASSWORD_FILE to a file that holds one, or BACKUP_FLOWER_PASSWORD.",
-        )
     app = make_app(settings, Requester.FLOWER)
-    app.conf.timezone = str(settings.schedules.time_zone)
+    _prepare(app, settings)
     app.set_default()
-    _choose_options(settings.local_path)
-    options.basic_auth = [f"{USER}:{settings.worker.flower_password.reveal()}"]
     flower = Flower(capp=app, options=options, **web_settings)
 
     def end(*_: object) -> None:
@@ -71,6 +69,7 @@ def run(settings: Settings) -> None:
         signal.signal(number, end)
     port = _listen(flower)
     log.info("flower_ready", address=options.address, port=port, user=USER, read_only=options.read_only)
+    _give_reasons(flower)
     following = follow(flower)
     try:
         flower.start()
@@ -130,6 +129,68 @@ def _make_history_directory(directory: str) -> None:
             f"the directory of Flower's history cannot be written: {error.strerror} ({directory})",
             hint=f"Give it to user {os.geteuid()}, or set FLOWER_DB to a file in another directory.",
         ) from error
+
+
+def serve_by_celery(app: Application, settings: Settings) -> None:
+    """Have ``celery flower`` show what ours does: called while that command is being set up.
+
+    Raises:
+        ConfigurationError: there is no password, or an option that makes no sense.
+    """
+    from flower import command
+
+    _prepare(app, settings)
+
+    class Followed(Flower):  # type: ignore[misc]  # Flower has no types
+        """Flower that looks after the progress of tasks while it runs."""
+
+        def start(self) -> None:
+            """Serve until somebody asks this process to end."""
+            _give_reasons(self)
+            following = follow(self)
+            try:
+                super().start()
+            finally:
+                following.stop()
+
+    command.Flower = Followed
+
+
+def _answer_refusals(send: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Send a task for the API, or answer it as forbidden where the registry does not let Flower start it."""
+    try:
+        return send(*args, **options)
+    except OpsError as error:
+        log.warning("request_refused", error=str(error))
+        raise HTTPError(403, printable(error.message)) from error
+
+
+def _give_reasons(flower: Flower) -> None:
+    """Have an answer of ours reach whoever asked: Flower makes a 500 without a word of every error."""
+    run = flower.blocking_runner.run
+
+    async def run_and_tell(*args: Any, **options: Any) -> Any:
+        try:
+            return await run(*args, **options)
+        except HTTPError as error:
+            if isinstance(error.__cause__, HTTPError):
+                raise error.__cause__ from None
+            raise
+
+    flower.blocking_runner.run = run_and_tell
+
+
+def _prepare(app: Application, settings: Settings) -> None:
+    """Set what both ways of starting have in common."""
+    if settings.worker.flower_password is None:
+        raise ConfigurationError(
+            "Flower has no password, and would let anybody start tasks",
+            hint="Set BACKUP_FLOWER_PASSWORD_FILE to a file that holds one, or BACKUP_FLOWER_PASSWORD.",
+        )
+    app.requester = Requester.FLOWER
+    app.send_task = partial(_answer_refusals, app.send_task)  # type: ignore[method-assign]
+    _choose_options(settings.local_path)
+    options.basic_auth = [f"{USER}:{settings.worker.flower_password.reveal()}"]
 
 
 def main() -> int:

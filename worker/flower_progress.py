@@ -13,7 +13,8 @@ from celery import states
 from redis import RedisError
 from tornado.ioloop import PeriodicCallback
 
-from portal.ops.units import human_bytes
+from portal.ops.units import human_bytes, printable
+from worker.errors import OperationFailedError
 from worker.operations import PING
 from worker.progress import STATE
 
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from flower.app import Flower
 
 _EVERY_MILLISECONDS: Final = 1000
-_PING_SECONDS: Final = 30.0
+_MOST_AT_ONCE: Final = 500
+_SHOWN_LISTS: Final = ("components", "components_restored", "removed")
 _ENDS: Final = {states.SUCCESS: "succeeded", states.FAILURE: "failed", states.REVOKED: "revoked"}
 
 
@@ -34,16 +36,21 @@ def follow(flower: Flower) -> PeriodicCallback:
 
     async def look() -> None:
         _forget_pings(flower)
-        open_tasks = {task.uuid: task for task in list(flower.events.state.tasks.values()) if not task.ready}
-        if not open_tasks:
+        wanted = {task.uuid: task for task in list(flower.events.state.tasks.values()) if _is_wanted(task)}
+        if not wanted:
             return
         try:
-            found = await flower.io_loop.run_in_executor(None, _read, flower.capp.backend, list(open_tasks))
+            found = await flower.io_loop.run_in_executor(
+                None, _read, flower.capp.backend, list(wanted)[-_MOST_AT_ONCE:]
+            )
         except (RedisError, OSError):  # Flower itself says that the broker is away
             return
         for task_id, meta in found.items():
-            if not open_tasks[task_id].ready:  # it has been told of the end meanwhile
-                _tell(flower, open_tasks[task_id], meta)
+            task = wanted[task_id]
+            if not task.ready:
+                _tell(flower, task, meta)
+            if task.ready:
+                _describe(flower, task, meta)
 
     callback = PeriodicCallback(look, _EVERY_MILLISECONDS)
     callback.start()
@@ -51,15 +58,15 @@ def follow(flower: Flower) -> PeriodicCallback:
 
 
 def _forget_pings(flower: Flower) -> None:
-    """Leave the pings of health checks out, which would soon be all that there is to see."""
+    """Leave the pings of health checks out that another release has told of; ours send no events."""
     tasks = flower.events.state.tasks
-    for task in [task for task in list(tasks.values()) if task.name == PING.name and _is_over(task)]:
+    for task in [task for task in list(tasks.values()) if task.name == PING.name]:
         tasks.pop(task.uuid, None)
 
 
-def _is_over(task: Any) -> bool:
-    """Whether no event of it is still to come, which would bring it back without its name."""
-    return task.ready or time.time() - (task.timestamp or 0) > _PING_SECONDS
+def _is_wanted(task: Any) -> bool:
+    """Whether there is more to know of a task than Flower has been told: its progress, or what its result says."""
+    return not task.ready or any(str(said).startswith("{") for said in (task.result, task.exception) if said)
 
 
 def _read(backend: Any, task_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -78,10 +85,36 @@ def _tell(flower: Flower, task: Any, meta: Mapping[str, Any]) -> None:
         task.event("progress", timestamp=time.time(), fields={"result": progress_sentence(result)})
     elif status in _ENDS:
         said = "exception" if status == states.FAILURE else "result"
-        task.event(_ENDS[status], timestamp=_end(meta), fields={said: str(result)})
+        task.event(_ENDS[status], timestamp=_end(meta), fields={said: printable(str(result))})
     else:
         return
     flower.events.state.search_engine.upsert(task)
+
+
+def _describe(flower: Flower, task: Any, meta: Mapping[str, Any]) -> None:
+    """Put a sentence in the place of a result that Flower shows as Python's."""
+    said = meta["result"].result if isinstance(meta["result"], OperationFailedError) else meta["result"]
+    text = result_sentence(said) if isinstance(said, dict) else printable(str(said))
+    if meta["status"] == states.FAILURE:
+        task.exception = text
+    else:
+        task.result = text
+    flower.events.state.search_engine.upsert(task)
+
+
+def result_sentence(result: Mapping[str, Any]) -> str:
+    """A result for a person: what was made or found, how much of it, and for a failure what to do."""
+    if result.get("error"):
+        return printable(str(result["error"]).replace("\n  hint: ", " Hint: "), 1000)
+    said = [str(result[name]) for name in ("message", "backup_id", "restore_id", "drill_id") if result.get(name)]
+    if result.get("unchanged"):
+        said.append("nothing has changed")
+    if isinstance(result.get("size_bytes"), int):
+        said.append(human_bytes(result["size_bytes"]))
+    lists = {name: result[name] for name in _SHOWN_LISTS if isinstance(result.get(name), list)}
+    said += [f"{name.replace('_', ' ')}: {', '.join(map(str, one[:5])) or 'none'}" for name, one in lists.items()]
+    said += [f"{len(result['warnings'])} warnings"] if result.get("warnings") else []
+    return printable(", ".join(said) or "done", 1000)
 
 
 def _end(meta: Mapping[str, Any]) -> float:
@@ -91,6 +124,8 @@ def _end(meta: Mapping[str, Any]) -> float:
 
 def progress_sentence(state: Mapping[str, Any]) -> str:
     """How far a task is, for a person."""
+    if not isinstance(state, dict) or not {"phase", "done", "total"} <= state.keys():
+        return ""
     if not state["done"]:
         return str(state["phase"])
     total = f" of {human_bytes(state['total'])}" if state["total"] else ""

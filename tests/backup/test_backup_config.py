@@ -30,6 +30,9 @@ def configured(**arguments: Any) -> BackupConfig:
     return BackupConfig(**arguments)
 
 
+RECIPIENT = "age1" + "q" * 58
+
+
 def refusal(**arguments: Any) -> ConfigurationError:
     with pytest.raises(ConfigurationError) as caught:
         BackupConfig(**arguments)
@@ -107,7 +110,23 @@ class TestKeywords:
     def test_a_destination_can_be_an_enum(self) -> None:
         """The portal's own enum is taken by its value."""
         BackupConfig(destination=Destination.LOCAL)
-        assert "the destination 's3'" in refusal(destination=Destination.S3).message
+        assert "names no bucket" in refusal(destination=Destination.S3).message
+        assert BackupConfig(
+            destination=Destination.S3, s3_bucket="b", encryption_recipients=(RECIPIENT,)
+        ).offsite_config()
+
+    @pytest.mark.parametrize(
+        ("arguments", "what"),
+        [
+            ({"s3_bucket": "backups"}, "has the destination local"),
+            ({"s3_endpoint": "https://s3.example.org"}, "has the destination local"),
+            ({"destination": "s3"}, "names no bucket"),
+            ({"destination": "s3", "s3_bucket": "b"}, "nobody to encrypt it for"),
+        ],
+    )
+    def test_contradictions_about_copies_are_refused(self, arguments: dict[str, Any], what: str) -> None:
+        """A copy without a place or a recipient, and a place without a copy, are refused."""
+        assert what in refusal(**arguments).message
 
     def test_positions_mean_nothing(self) -> None:
         """Arguments are given by name only."""
@@ -126,12 +145,9 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("arguments", "what"),
         [
-            ({"s3_bucket": "backups"}, "a copy on S3"),
-            ({"s3_endpoint": "https://s3.example.org"}, "a copy on S3"),
             ({"encryption_enabled": True}, "encryption"),
             ({"encryption_key": b"0123456789abcdef"}, "encryption"),
             ({"compress": False}, "an archive that is not compressed"),
-            ({"destination": "s3"}, "the destination 's3'"),
             ({"destination": ""}, "the destination ''"),
         ],
     )

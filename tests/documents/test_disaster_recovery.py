@@ -111,8 +111,8 @@ def test_the_runbook_brings_the_portal_back(portal: Portal, postgres: EmbeddedPo
         follow(taking_back[-1], variables)  # and the first restore, of everything
         assert not list(new.glob("audit.restored-*"))
         assert not [path for path in new.glob("uploads/**/*") if path.is_file() and "kekkai" not in str(path)]
-        with server.connect("defectdojo") as connection:
-            assert table_contents(connection) == {}
+        with server.connect() as connection:  # which created the database, so its rollback leaves none of that name
+            assert not connection.execute("SELECT FROM pg_database WHERE datname = 'defectdojo'").fetchall()
 
 
 def test_the_steps_of_the_guide(portal: Portal, tmp_path: Path) -> None:

@@ -283,11 +283,11 @@ class TestCommand:
         assert "backups and restores have what they need" in ended.stderr
 
     def test_it_ends_with_1_where_a_fault_is(self, portal: Portal) -> None:
-        """The way to mend it stands under the line."""
+        """The way to fix it stands under the line."""
         ended = run("doctor", environ=portal.environ(DD_DATABASE_PORT="1"))
         assert ended.returncode == 1
         assert "FAULT    server" in ended.stderr
-        assert "mend: is it running" in ended.stderr
+        assert "fix: is it running" in ended.stderr
         assert portal.password not in ended.stdout + ended.stderr
 
     def test_settings_that_make_no_sense_are_a_fault(self, portal: Portal) -> None:

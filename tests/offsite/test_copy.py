@@ -264,3 +264,30 @@ def test_the_ledger_survives_a_torn_line(offsite: Offsite) -> None:
         file.write(b'{"version": 1, "stem"')
     ledger.add(replace(record, stem=record.stem._replace(generation=1)))
     assert [stem.generation for stem in ledger.copies()] == [0, 1]
+
+
+def test_the_portals_own_configuration(
+    tmp_path: Path, object_store: EmbeddedObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job with the portal's own words for S3 copies its archive there; where S3 is away, the backup stands."""
+    for name, value in HOST.environ().items():
+        monkeypatch.setenv(name, value)
+    world = offsite_at(tmp_path, object_store.url("backup", "api"))
+    small_archives(world.uploads, kilobytes=10)
+    own = {
+        "destination": "s3",
+        "s3_bucket": "backup",
+        "s3_prefix": "api",
+        "s3_endpoint": object_store.endpoint,
+        "encryption_enabled": True,
+        "encryption_recipients": (world.environ["BACKUP_ENCRYPTION_RECIPIENTS"],),
+    }
+    result = world.uploads.job(**own).backup_media()
+    assert result.success
+    assert not any("not made" in warning for warning in result.warnings)
+    (commit,) = list_copies(world.backend()).commits
+    assert commit.archive_sha256 == result.checksum
+    monkeypatch.setattr("portal.ops.storage.object_store._RETRIES", 0)
+    away = world.uploads.job(**{**own, "s3_endpoint": "http://127.0.0.1:9"}).backup_media()
+    assert away.success
+    assert any("does not answer" in warning for warning in away.warnings)

@@ -168,3 +168,10 @@ def test_live_log_is_held_against_the_restored(
     restored_log = write(tmp_path / "restored", lines[restored_lines])
     (report,) = check_logs(restored_log, write(tmp_path / "live", lines[live_lines]))
     assert report.continuation is expected
+
+
+def test_an_empty_log_is_called_empty(tmp_path: Path) -> None:
+    """Nothing is said of the hashes of entries that are not there."""
+    report = check_log(write(tmp_path / "log", []), tmp_path / "none", name="log")
+    assert report.chain is Chain.EMPTY
+    assert report.lines() == ["log: it is empty; there is no live log of that name."]

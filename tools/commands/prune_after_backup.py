@@ -1,24 +1,21 @@
-"""What comes after a backup that no worker made: old archives go as the policy of retention says.
+"""After a backup that no worker made: remove old archives as the retention policy says.
 
-Beat prunes by its schedule. Where cron or systemd start backups there is nobody else who would, so the disk would fill.
+Beat prunes by its schedule. If cron or systemd start backups, nobody else would, and the disk would fill.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import OpsError
 from portal.ops.model import SUFFIX
-from portal.ops.runtime.progress import utc_now
-from tools.jobs import person
+from tools.jobs import person, repository
 from tools.terminal.run import StoppedError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from portal.ops.repository.repository import Repository
     from portal.ops.restore.cleanup import CleanupJob
     from portal.ops.retention.plan import Decision
     from portal.ops.retention.prune import PruneJob
@@ -36,7 +33,7 @@ class Pruned:
         names: the archives that are gone.
         freed_bytes: the room that was made.
         restores: what was removed of old restores, in words.
-        warnings: why something was not removed, and what should be known. The backup is whole all the same.
+        warnings: why something was not removed, and what should be known. The backup is complete all the same.
     """
 
     names: tuple[str, ...] = ()
@@ -84,7 +81,7 @@ def _warned(pruned: Pruned, warning: str) -> Pruned:
 
 def _prune(job: PruneJob) -> Pruned:
     """Look at names first, then at the plan, which takes no lock: mostly there is nothing to remove."""
-    if not _may_be_old(job.repository, job.least_days):
+    if not job.may_remove():
         return Pruned()
     decided = job.plan()
     if not decided.removals:
@@ -99,12 +96,6 @@ def _prune(job: PruneJob) -> Pruned:
     return _pruned(result.removed, (*result.warnings, *([_not_removed(result.error)] if result.error else [])))
 
 
-def _may_be_old(repository: Repository, days: int) -> bool:
-    """Whether there is an archive that the days do not keep, or one from a time to come, by their names alone."""
-    now, oldest = utc_now(), utc_now() - timedelta(days=days)
-    return any(not oldest <= archive.moment <= now for archive in repository.archives())
-
-
 def _pruned(removed: Sequence[Decision], warnings: tuple[str, ...]) -> Pruned:
     return Pruned(
         names=tuple(decision.entry.name for decision in removed),
@@ -116,14 +107,12 @@ def _pruned(removed: Sequence[Decision], warnings: tuple[str, ...]) -> Pruned:
 def _job(settings: Settings) -> CleanupJob:
     from portal.ops.backup.config import BackupConfig
     from portal.ops.monitoring.observer import Aftermath
-    from portal.ops.repository.repository import Repository
     from portal.ops.restore.cleanup import CleanupJob
     from portal.ops.restore.config import RestoreConfig
 
-    repository = Repository(settings.local_path, lock_timeout=settings.lock_timeout)
     policy = BackupConfig.from_settings(settings).retention
     config = RestoreConfig.from_settings(settings)
-    return CleanupJob(repository, policy, config, actor=person(), observer=Aftermath(settings))
+    return CleanupJob(repository(settings), policy, config, actor=person(), observer=Aftermath(settings))
 
 
 def _not_removed(why: Any) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -10,9 +11,11 @@ from zoneinfo import ZoneInfo
 
 from portal.ops.errors import ConfigurationError
 from portal.ops.model import BackupType, Component, Compression, timestamp, version_of
+from portal.ops.offsite.config import OffsiteConfig
 from portal.ops.retention.policy import RetentionPolicy, RetentionRule, own_rules
 from portal.ops.runtime.commands import AroundCommands, around_commands
-from portal.ops.settings.load import DatabaseTarget, Secret, Settings, refuse_unbuilt
+from portal.ops.settings.destination import DestinationError, with_own_names
+from portal.ops.settings.load import DatabaseTarget, OffsiteSettings, Secret, Settings, refuse_unbuilt
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,17 +39,20 @@ class BackupConfig:
     """What to back up, and where to.
 
     Arguments:
-        destination: where archives go; ``local`` is the only place of this release.
+        destination: ``s3`` copies each archive to `s3_bucket` once it is in the repository, encrypted.
         local_path: the repository.
-        s3_bucket: refused, like `s3_endpoint`, since off-site copies have settings of their own; `s3_prefix` alone
-            asks for nothing.
+        s3_bucket: for off-site copies, like `s3_prefix` and `s3_endpoint`; without the destination ``s3`` a bucket
+            or an endpoint is a contradiction, and `s3_prefix` alone asks for nothing.
         db_host: the server, or the directory of its socket.
         db_password: where it is not given, libpq looks for it in ``~/.pgpass``.
         db_options: further connection options of libpq, such as ``sslmode``.
         media_path: the uploads; ``None`` or an empty path excludes them.
         audit_log_path: the audit log's directory, or the file itself; nothing leaves it out.
-        encryption_enabled: archives in the repository are not encrypted; asking for it is refused.
-        encryption_key: refused likewise.
+        encryption_enabled: off-site copies are always encrypted, unless the settings say otherwise; archives in the
+            repository are not, and asking for that is refused.
+        encryption_key: refused; off-site copies are encrypted for `encryption_recipients`.
+        encryption_recipients: age public keys; those of the settings by default.
+        offsite: what the settings say of off-site copies; `store_variables` are the credentials of stores.
         retention_days: days to keep archives.
         retention_count: how many archives of each type to keep whatever their age.
         keep_hourly: keep the last archive of each type of so many hours; likewise for the longer periods.
@@ -90,6 +96,9 @@ class BackupConfig:
     audit_log_path: PathLike | None = None
     encryption_enabled: bool = False
     encryption_key: bytes | str | None = field(default=None, repr=False)
+    encryption_recipients: tuple[str, ...] = ()
+    offsite: OffsiteSettings = field(default_factory=OffsiteSettings)
+    store_variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     retention_days: int = 30
     retention_count: int = 10
     keep_hourly: int = 0
@@ -149,19 +158,56 @@ class BackupConfig:
 
     def _refuse_unbuilt(self) -> None:
         place = self.destination.value if isinstance(self.destination, Enum) else self.destination
+        if place == "s3" or (place == "local" and (self.s3_bucket or self.s3_endpoint)):
+            self._check_offsite(str(place))
+        is_copied = place == "s3" and bool(self.offsite_settings.recipients)
         wanted = {
-            f"the destination {place!r}": place != "local",
-            "a copy on S3": bool(self.s3_bucket or self.s3_endpoint),
-            "encryption": bool(self.encryption_enabled or self.encryption_key),
+            f"the destination {place!r}": place not in ("local", "s3"),
+            "encryption": bool(self.encryption_key or (self.encryption_enabled and not is_copied)),
             "an archive that is not compressed": not self.compress,
         }
         refuse_unbuilt(what for what, asked in wanted.items() if asked)
+
+    def _check_offsite(self, place: str) -> None:
+        """Refuse what contradicts itself: a copy without a place, a place without a copy, or no recipient."""
+        hint = "Give destination='s3' with s3_bucket and encryption_recipients, or none of them."
+        try:
+            with_own_names((), place=place, bucket=self.s3_bucket, prefix=self.s3_prefix, endpoint=self.s3_endpoint)
+        except DestinationError as error:
+            raise ConfigurationError(f"the configuration {error}", hint=hint) from None
+        settings = self.offsite_settings
+        if settings.encryption and not settings.recipients:
+            raise ConfigurationError("a copy on S3 is asked for, and nobody to encrypt it for is named", hint=hint)
+
+    @property
+    def offsite_settings(self) -> OffsiteSettings:
+        """What the settings say of off-site copies, with the recipients that were given here."""
+        return replace(self.offsite, recipients=self.encryption_recipients or self.offsite.recipients)
+
+    def offsite_config(self) -> OffsiteConfig | None:
+        """Where the job itself copies its archives; nothing unless `destination` asks for that."""
+        place = self.destination.value if isinstance(self.destination, Enum) else self.destination
+        if place != "s3":
+            return None
+        destinations = with_own_names(
+            (), place="s3", bucket=self.s3_bucket, prefix=self.s3_prefix, endpoint=self.s3_endpoint
+        )
+        return OffsiteConfig(
+            local_path=Path(self.local_path),
+            destinations=destinations,
+            settings=self.offsite_settings,
+            environ=self.store_variables or os.environ,
+            lock_timeout=self.lock_timeout,
+            jobs=self.jobs,
+        )
 
     @classmethod
     def from_settings(cls, settings: Settings) -> BackupConfig:
         """The configuration that the environment describes."""
         return cls(
             local_path=settings.local_path,
+            offsite=settings.offsite,
+            store_variables=settings.store_variables,
             db_host=settings.database.host,
             db_port=settings.database.port,
             db_name=settings.database.name,

@@ -161,7 +161,27 @@ class BackupJob:
             runner=self._runner,
             progress=self._progress,
         )
-        return run.run(request)
+        return self._copied(run.run(request))
+
+    def _copied(self, result: BackupResult) -> BackupResult:
+        """Copy a new archive off-site, if the configuration asks for that; a failure of that is a warning."""
+        config = self.config.offsite_config()
+        if config is None or not result.success or result.unchanged:
+            return result
+        from portal.ops.offsite.copy import CopyJob
+
+        witness = self._witness
+        job = CopyJob(
+            config,
+            self.config.retention,
+            clock=self._clock,
+            progress=self._progress,
+            actor=witness.who,
+            observer=witness.observer,
+        )
+        done = job.run(result.destination_path)
+        failures = (f"off-site copies were not made: {fault}" for fault in done.faults)
+        return replace(result, warnings=(*result.warnings, *done.warnings, *failures))
 
 
 def _restore_config(config: BackupConfig) -> RestoreConfig:

@@ -29,6 +29,7 @@ class Chain(StrEnum):
     UNBROKEN = "unbroken"
     BROKEN = "broken"
     ABSENT = "absent"
+    EMPTY = "empty"
 
 
 class Continuation(StrEnum):
@@ -65,6 +66,7 @@ class ChainReport:
         said = {
             Chain.UNBROKEN: f"its hash chain is unbroken over {self.entries:,} entries",
             Chain.BROKEN: f"its hash chain is broken at line {self.broken_at}",
+            Chain.EMPTY: "it is empty",
             Chain.ABSENT: "its entries carry no hash of the one before, so nothing can be said of a chain",
         }[self.chain]
         return [f"{self.name}: {said}; {_CONTINUATIONS[self.continuation]}."]
@@ -152,6 +154,8 @@ class _Links:
 
     def chain(self) -> Chain:
         """What is to be said of it."""
+        if not self.entries:
+            return Chain.EMPTY
         if not self._linked:
             return Chain.ABSENT
         return Chain.UNBROKEN if self.broken_at is None else Chain.BROKEN

@@ -17,6 +17,7 @@ import time
 from collections import defaultdict
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -151,10 +152,15 @@ class PruneJob:
         self._pins = Pins(repository)
         self._verifications = Verifications(repository)
 
-    @property
-    def least_days(self) -> int:
-        """Whatever its type is, an archive is kept for so many days."""
-        return min(self._policy.of(kind).days for kind in BackupType)
+    def may_remove(self) -> bool:
+        """Whether there is an archive that no days keep, or one from the future, by their names alone: it is quick.
+
+        Raises:
+            RepositoryError: the repository cannot be read.
+        """
+        now = self._clock()
+        oldest = now - timedelta(days=min(self._policy.of(kind).days for kind in BackupType))
+        return any(not oldest <= archive.moment <= now for archive in self.repository.archives())
 
     def plan(self) -> RetentionPlan:
         """What a prune would do at this moment; touches nothing.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
 
 from portal.ops.chains.reader import open_tree
+from portal.ops.errors import AccessDeniedError
 from portal.ops.model import RESTORE_DIRECTORY, Component
 from portal.ops.restore.files.restore import FileRestore
 from tests.support import archives
@@ -95,3 +97,22 @@ def test_restored_file_that_somebody_replaced_is_reported(archive: Path, tmp_pat
     assert report.kept == ("scan.json",)
     assert "somebody's" in {path.read_text() for path in target.rglob("scan.json")}
     assert (target / "scan.json").read_text() == ("live" if was_there else "somebody's")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may make a file immutable")
+def test_immutable_file_is_named(archive: Path, tmp_path: Path) -> None:
+    """Where a file may not be replaced even by root, the error names it, and nothing is changed."""
+    target = tmp_path / "live"
+    (target / "tenant").mkdir(parents=True)
+    for path in ("scan.json", "tenant/notes.json"):
+        (target / path).write_text("live")
+    if subprocess.run(["chattr", "+i", target / "tenant" / "notes.json"], check=False).returncode:
+        pytest.skip("this file system has no such attribute")
+    try:
+        with pytest.raises(AccessDeniedError, match=f"^{target}/tenant/notes.json may not be changed") as refused:
+            restored(archive, target)
+    finally:
+        subprocess.run(["chattr", "-i", target / "tenant" / "notes.json"], check=True)
+    assert "lsattr" in refused.value.hint
+    assert (target / "scan.json").read_text() == "live"
+    assert not (target / RESTORE_DIRECTORY).exists()

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from json.encoder import encode_basestring_ascii as quote
@@ -165,28 +165,47 @@ class Places:
         """Take steps in their order, each or what is left of it."""
         moved: set[str] = set()
         for step in steps:
-            if step.do is Do.ASIDE:
-                self._aside(step)
-            elif step.do is Do.ATTRIBUTES:
-                if step.after is not None and self._is_directory(step.path):
-                    step.after.give_to(self.live.directory(step.path))
-            elif _is_in_one_of(moved, step.path):
-                pass  # it came with its directory
-            elif step.do is Do.PLACE:
-                self._place(step)
-            elif self._make(step.path):
-                moved.add(step.path)
+            with self._named(step):
+                self._take(step, moved)
+
+    @contextmanager
+    def _named(self, step: Step) -> Iterator[None]:
+        """Let an error tell the whole path: the system names its last part alone."""
+        try:
+            yield
+        except OSError as error:
+            error.filename = self.live.name(step.path)
+            raise
+
+    def _take(self, step: Step, moved: set[str]) -> None:
+        """Take one step.
+
+        Arguments:
+            moved: directories that were moved with all that is in them.
+        """
+        if step.do is Do.ASIDE:
+            self._aside(step)
+        elif step.do is Do.ATTRIBUTES:
+            if step.after is not None and self._is_directory(step.path):
+                step.after.give_to(self.live.directory(step.path))
+        elif _is_in_one_of(moved, step.path):
+            pass  # it came with its directory
+        elif step.do is Do.PLACE:
+            self._place(step)
+        elif self._make(step.path):
+            moved.add(step.path)
 
     def take_back(self, step: Step, tally: Tally) -> None:
         """Take one step back, or what is left to take back of it."""
-        if step.do is Do.ASIDE:
-            self._put_back(step, tally)
-        elif step.do is Do.MAKE:
-            self._unmake(step, tally)
-        elif step.do is Do.PLACE:
-            self._displace(step, tally)
-        elif step.before is not None and self._is_directory(step.path):
-            step.before.give_to(self.live.directory(step.path))
+        with self._named(step):
+            if step.do is Do.ASIDE:
+                self._put_back(step, tally)
+            elif step.do is Do.MAKE:
+                self._unmake(step, tally)
+            elif step.do is Do.PLACE:
+                self._displace(step, tally)
+            elif step.before is not None and self._is_directory(step.path):
+                step.before.give_to(self.live.directory(step.path))
 
     def open_up(self, step: Step) -> None:
         """Let the owner write to a directory whose attributes are set later anyway."""

@@ -109,6 +109,10 @@ class RestoreDirectory:
         """Whether there is such a restore."""
         return (self.path / _RECORD).exists()
 
+    def is_complete(self) -> bool:
+        """Whether all that belongs into the directory is there."""
+        return all((self.path / part).exists() for part in _PARTS)
+
     def read(self) -> FilesRecord:
         """Its record.
 

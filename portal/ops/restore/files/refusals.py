@@ -7,19 +7,27 @@ import os
 from typing import Final
 
 from portal.ops.errors import AccessDeniedError, DiskFullError, NotIntactError, OpsError, RestoreError
+from portal.ops.filesystem.attributes import IS_ROOT
 
 
 def explained(error: OSError, doing: str, top: str) -> OpsError:
     """The error of this engine for one of the operating system."""
     reason = (error.strerror or "it refused").lower()
+    path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
     if error.errno in _FULL:
         return DiskFullError(
             f"no space left in {top} {doing}",
             hint="Make room there, then start the restore again; what was written of this one is gone.",
         )
+    if error.errno == errno.EPERM and IS_ROOT:
+        return AccessDeniedError(
+            f"{path or top} may not be changed {doing}, not even by root",
+            hint="It, or the directory that it is in, is immutable or append-only: 'lsattr -d' shows that. Remove the "
+            "attribute with 'chattr -i' or 'chattr -a', or restore to another directory with --media-dir.",
+        )
     if error.errno in _DENIED:
         return AccessDeniedError(
-            f"{top} may not be changed {doing}: {reason}",
+            f"{path or top} may not be changed {doing}: {reason}",
             hint="Run the restore as the portal's user or as root, or give this user the right to write there.",
         )
     if error.errno in _NAMES:
@@ -27,7 +35,7 @@ def explained(error: OSError, doing: str, top: str) -> OpsError:
             f"the archive has a name that the file system of {top} does not take: {reason}",
             hint="Restore to another file system, or take another archive: './tools/backup.sh list' shows them.",
         )
-    name = f" ({os.fsdecode(error.filename)})" if isinstance(error.filename, str | bytes) else ""
+    name = f" ({path})" if path else ""
     return RestoreError(
         f"the operating system refused {doing} in {top}: {reason}{name}",
         hint="Look at the disk and its mounts: everything below the directory must be on one file system.",
