@@ -27,8 +27,9 @@ from portal.ops.errors import (
     SchemaChangedError,
     SourceError,
 )
-from portal.ops.postgres.connection import connect, conninfo, explained_errors, libpq_environment
+from portal.ops.postgres.connection import connect, conninfo, libpq_environment
 from portal.ops.postgres.dump import open_dump
+from portal.ops.postgres.explained import explained_errors
 from portal.ops.postgres.failures import explain_dump_failure
 from portal.ops.postgres.inspection import inspect_server
 from portal.ops.postgres.row_counts import count_rows, list_tables

@@ -22,7 +22,8 @@ from psycopg.sql import SQL
 
 from portal.ops.errors import DumpFailedError, SchemaChangedError
 from portal.ops.postgres.client_tools import find_client
-from portal.ops.postgres.connection import connect, conninfo, explained_errors, libpq_environment, silencing_options
+from portal.ops.postgres.connection import connect, conninfo, libpq_environment, silencing_options
+from portal.ops.postgres.explained import explained_errors
 from portal.ops.postgres.failures import explain_dump_failure
 from portal.ops.postgres.inspection import check_readable, read_facts
 from portal.ops.postgres.locks import lock_holders
