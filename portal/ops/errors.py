@@ -15,6 +15,7 @@
     │   ├── DatabaseAbsentError    exit 1   the server has no such database
     │   ├── PoolerError            exit 1   a connection pooler answers, not a server
     │   ├── DumpFailedError        exit 1   pg_dump started and did not finish      (retry)
+    │   │   └── SchemaChangedError exit 1   tables came or went meanwhile           (retry)
     │   └── UnsteadyError          exit 1   files went away in the midst of it      (retry)
     ├── RepositoryError            exit 1   the directory of archives cannot be read or written
     │   ├── DiskFullError          exit 1   no space left
@@ -123,6 +124,10 @@ class DumpFailedError(SourceError):
     """pg_dump started and did not finish."""
 
     retryable = True
+
+
+class SchemaChangedError(DumpFailedError):
+    """Tables were created or dropped while pg_dump read which there are."""
 
 
 class UnsteadyError(SourceError):

@@ -63,15 +63,19 @@ class Bench:
         restore.apply()
         return restore
 
-    def source(self, **weights: int) -> Dump:
-        """The dump as it comes out of an archive: in pieces, which need not be as large as each other."""
+    def source(self, *, size: int = 0, **weights: int) -> Dump:
+        """The dump as it comes out of an archive: in pieces, which need not be as large as each other.
+
+        Arguments:
+            size: its bytes, where it may be put in a file.
+        """
 
         @contextmanager
         def content() -> Iterator[Iterator[memoryview]]:
             with self.dump.open("rb") as file:
                 yield (memoryview(piece) for piece in iter(lambda: file.read(_PIECE_BYTES), b""))
 
-        return Dump(open=content, path=self.dump.with_name("staged.dump"), weights=weights or self.rows)
+        return Dump(open=content, path=self.dump.with_name("staged.dump"), size=size, weights=weights or self.rows)
 
     def databases(self) -> set[str]:
         """The names of everything on the server that belongs to the live database."""

@@ -11,14 +11,16 @@ It takes three connections. Import this module late: it brings the database driv
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from itertools import chain, repeat
+from typing import IO, TYPE_CHECKING, Self
 
 import psycopg
 from psycopg.sql import SQL
 
-from portal.ops.errors import DumpFailedError
+from portal.ops.errors import DumpFailedError, SchemaChangedError
 from portal.ops.postgres.client_tools import find_client
 from portal.ops.postgres.connection import connect, conninfo, explained_errors, libpq_environment, silencing_options
 from portal.ops.postgres.failures import explain_dump_failure
@@ -40,6 +42,10 @@ if TYPE_CHECKING:
     from portal.ops.settings.load import DatabaseTarget
 
 _NAMED = 5
+# We hold the locks that pg_dump wants. Where it has to wait for one, whoever wants to drop the table is in the queue
+# between us, and waits for us in turn: only to begin anew helps.
+_QUEUED_SECONDS = 1.0
+_PAUSES_SECONDS = (0.1, 0.2, 0.4, 0.8, 1.6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +85,25 @@ def open_dump(
         SourceError: the server cannot be reached, the user may not read everything, a table stays locked, or there is
             no pg_dump that fits; each as an error of its own.
     """
+    until = time.monotonic() + lock_timeout_seconds
+    for pause in chain(_PAUSES_SECONDS, repeat(_PAUSES_SECONDS[-1])):
+        try:
+            return _open(target, runner, timeout_seconds, bin_dir, lock_timeout_seconds)
+        except SchemaChangedError:
+            if time.monotonic() + pause > until:
+                raise
+            time.sleep(pause)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _open(
+    target: DatabaseTarget,
+    runner: ProcessRunner,
+    timeout_seconds: float,
+    bin_dir: Path | None,
+    lock_timeout_seconds: float,
+) -> DatabaseDump:
+    """One attempt: pg_dump writes nothing before it knows the whole schema, so until then nothing is lost."""
     with ExitStack() as opened, explained_errors(target):
         connection = opened.enter_context(closing(connect(target)))
         lock_seconds = min(lock_timeout_seconds, timeout_seconds)
@@ -90,7 +115,7 @@ def open_dump(
         _lock(connection, tables, lock_seconds)
         sizes = table_sizes(connection, tables)
         facts = read_source_facts(connection)
-        command = _command(tool, target, snapshot, lock_seconds)
+        command = _command(tool, target, snapshot, min(lock_seconds, _QUEUED_SECONDS))
         process = runner.start(command, environment=libpq_environment(target))
         opened.callback(process.stdout.close)
         opened.callback(process.kill)
@@ -105,7 +130,9 @@ def open_dump(
             facts=facts,
             process=process,
             count=count,
+            stdout=Started(process.stdout),
         )
+        parts.await_schema()
         return DatabaseDump(parts, timeout_seconds, opened.pop_all())
 
 
@@ -121,6 +148,49 @@ class _Parts:
     facts: SourceFacts
     process: RunningProcess
     count: SnapshotCount
+    stdout: Started
+
+    def await_schema(self) -> None:
+        """Wait for the first byte of the dump.
+
+        Raises:
+            SchemaChangedError: tables came or went while pg_dump looked which there are.
+        """
+        if self.stdout.has_begun():
+            return
+        returncode = self.process.wait()
+        if returncode != 0:
+            error = explain_dump_failure(returncode, self.process.stderr_tail())
+            if isinstance(error, SchemaChangedError):
+                raise error
+
+
+class Started:
+    """The output of a program, whose first byte has been waited for."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._first = b""
+
+    def has_begun(self) -> bool:
+        """Wait for the first byte; whether there is one."""
+        self._first = self._stream.read(1)
+        return bool(self._first)
+
+    def read(self, size: int = -1) -> bytes:
+        """Read what comes next, as much as there is of it or as is wanted."""
+        if not self._first or size == 0:
+            return self._stream.read(size)
+        first, self._first = self._first, b""
+        return first + self._stream.read(size - 1 if size > 0 else size)
+
+    def readinto(self, room: memoryview) -> int:
+        """Read what comes next into a buffer; how many bytes that were."""
+        if self._first and len(room):
+            room[0:1], self._first = self._first, b""
+            return 1
+        found: int = self._stream.readinto(room)  # type: ignore[attr-defined]
+        return found
 
 
 class DatabaseDump:
@@ -137,7 +207,7 @@ class DatabaseDump:
         self._timeout_seconds = timeout_seconds
         self._opened = opened
         self._expired = threading.Event()
-        self.stdout = parts.process.stdout
+        self.stdout = parts.stdout
         self.server = parts.server
         self.facts = parts.facts
         self.expected_tables = len(parts.tables)
@@ -218,7 +288,7 @@ def _lock(connection: Connection, tables: Sequence[Table], timeout_seconds: floa
         connection.execute("ROLLBACK")
         raise _locked(connection, tables, timeout_seconds) from error
     except psycopg.errors.UndefinedTable as error:
-        raise DumpFailedError(f"the schema changed: {error.diag.message_primary}", hint="try again") from error
+        raise SchemaChangedError(f"the schema changed: {error.diag.message_primary}", hint="try again") from error
 
 
 def _locked(connection: Connection, tables: Sequence[Table], timeout_seconds: float) -> DumpFailedError:

@@ -10,6 +10,7 @@ crash.
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ _AHEAD: Final = 4
 _FIRST_LOOK: Final = 1 << 18
 """So many bytes of a dump are enough for the table of contents of most; each further look is at twice as many."""
 
+_LARGEST_FILE: Final = 32 << 30
+_RESERVE: Final = 1 << 30
 _ANOTHER: Final = "take another archive: './tools/backup.sh list' shows them"
 
 
@@ -42,12 +45,14 @@ class Dump:
     Arguments:
         open: gives its content, piece by piece; may be open more than once at a time.
         path: where it is put by `save`.
+        size: bytes of it; 0 where that is not known.
         weights: how large each table's part of it is against the others', by the manifest's name of the table.
         advance: called with every number of bytes that has been read of it, once.
     """
 
     open: Callable[[], AbstractContextManager[Iterator[memoryview]]]
     path: Path
+    size: int = 0
     weights: Mapping[str, int] = field(default_factory=dict)
     advance: Advance = lambda _: None
 
@@ -74,6 +79,14 @@ class Dump:
             return _with_contents(found)
         except CutShortError as error:
             raise not_a_dump() from error
+
+    def fits(self) -> bool:
+        """Whether there is room for it in its file, and for as much again beside it."""
+        try:
+            free = shutil.disk_usage(self.path.parent).free
+        except OSError:
+            return False
+        return 0 < self.size <= _LARGEST_FILE and free >= 2 * self.size + _RESERVE
 
     def save(self) -> None:
         """Put it in its file. Raises what reading raises, and OSError where it cannot be written."""

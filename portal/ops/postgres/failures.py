@@ -6,7 +6,13 @@ import re
 import signal
 from dataclasses import dataclass
 
-from portal.ops.errors import AccessDeniedError, ClientToolError, DumpFailedError, SourceError
+from portal.ops.errors import (
+    AccessDeniedError,
+    ClientToolError,
+    DumpFailedError,
+    SchemaChangedError,
+    SourceError,
+)
 
 _LINES = 3
 _CHARACTERS = 600
@@ -37,8 +43,14 @@ _CAUSES = (
     ),
     _cause("server version mismatch", ClientToolError, "install the client programs of the server's major version"),
     _cause(
-        "LOCK TABLE|lock timeout",
+        "invalid memory alloc request size|Cannot enlarge string buffer|out of memory",
         DumpFailedError,
+        "a value of more than about 500 MB cannot be dumped, since a bytea takes twice its size as text: find it with "
+        "octet_length, and keep it in a file or as a large object",
+    ),
+    _cause(
+        "LOCK TABLE|lock timeout",
+        SchemaChangedError,
         "another session holds a lock, perhaps a migration: see pg_stat_activity, and try again when it is done",
     ),
     _cause(
@@ -56,7 +68,11 @@ _CAUSES = (
         DumpFailedError,
         "the server went away: see its log, and try again when it is up",
     ),
-    _cause("does not exist", DumpFailedError, "the schema changed while it was read: try again"),
+    _cause(
+        "does not exist|cache lookup failed|could not open relation|could not find",
+        SchemaChangedError,
+        "the schema changed while it was read: try again",
+    ),
     _cause("", DumpFailedError, "the reason is in pg_dump's own words; the server's log may say more"),
 )
 

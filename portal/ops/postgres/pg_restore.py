@@ -96,6 +96,17 @@ _CAUSES: Final = (
         "extension that is named",
     ),
     _cause(
+        'could not connect to server "',
+        RestoreError,
+        "a foreign server that the backup names cannot be reached from the database's server: mend that, or drop it",
+    ),
+    _cause(
+        r"does not exist[\s\S]*CONTEXT: +(PL/pgSQL|SQL) function",
+        RestoreError,
+        "a function of the backup finds other objects by its search_path, which is empty in a restore: the context in "
+        "the server's log names it; in the source: ALTER FUNCTION … SET search_path = public, and back up again",
+    ),
+    _cause(
         "terminating connection|server closed the connection|connection to server|SSL SYSCALL|could not receive data",
         ConnectionFailedError,
         "the server went away: see its log, and try again when it is up",

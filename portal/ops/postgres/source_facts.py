@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, LiteralString
 import psycopg
 from psycopg.sql import SQL, Identifier
 
+from portal.ops.postgres.fragile import fragile_expressions
 from portal.ops.postgres.identity import DatabaseIdentity, read_identity
 from portal.ops.postgres.table_names import table_name
 
@@ -142,7 +143,7 @@ def read_source_facts(connection: Connection) -> SourceFacts:
         counts=count_objects(connection),
         invalid_indexes=tuple(table_name(schema, name) for schema, name, _ in invalid),
         unvalidated=tuple(f"{name} of {table_name(schema, table)}" for schema, table, name in unvalidated),
-        warnings=tuple(left_out(connection)),
+        warnings=(*left_out(connection), *fragile_expressions(connection)),
     )
 
 

@@ -39,7 +39,14 @@ def dump_of(archive: Archive, manifest: Manifest, path: Path, *, jobs: int, adva
             yield pieces
 
     weights = _numbers_of(manifest, "table_bytes") or rows_of(manifest)
-    return Dump(open=content, path=path, weights=weights, advance=advance)
+    size = manifest.details.get(Component.DATABASE.value, {}).get("bytes", 0)
+    return Dump(
+        open=content,
+        path=path,
+        size=size if isinstance(size, int) else 0,
+        weights=weights,
+        advance=advance,
+    )
 
 
 @contextmanager

@@ -277,6 +277,18 @@ class TestLocks:
         assert read_contents(owned.target) == before
 
 
+def test_a_dump_in_a_file_is_restored_as_one_through_a_pipe(rich: Bench) -> None:
+    """Where there is room, rows are loaded while indexes are built; what is restored is the same."""
+    before = read_contents(rich.target)
+    restore = rich.restore(mode=SWAP)
+    source = rich.source(size=rich.dump.stat().st_size)
+    assert source.fits()
+    restore.stage(source, rich.rows)
+    restore.apply()
+    assert read_contents(rich.target) == before
+    assert not source.path.exists()
+
+
 class TestRemoval:
     """What a restore has kept can be dropped, whatever ties it to other servers."""
 

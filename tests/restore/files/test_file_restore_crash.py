@@ -97,6 +97,11 @@ class Site:
         return not (self.target / RESTORE_DIRECTORY).exists()
 
 
+def without_top(tree: Tree) -> Tree:
+    """A tree without the attributes of its top."""
+    return {name: entry for name, entry in tree.items() if name}
+
+
 def killed_before_event(number: int, work: Callable[[], None]) -> bool:
     """Do the work in a child that is killed before its event of that number; whether it came to that."""
     child = os.fork()
@@ -200,7 +205,9 @@ def test_kill_while_taking_back_is_taken_back(tmp_path: Path, archive: Path) -> 
             assert number > 20
             return
         site.roll_back()
-        assert site.tree() == site.before
+        # The removal of the restore's own directory, which comes last, changes the time of the top.
+        assert without_top(site.tree()) == without_top(site.before)
+        assert site.is_clean()
     pytest.fail("the rollback never came to its end")
 
 
@@ -224,5 +231,4 @@ def test_kills_at_random_instants_one_after_the_other(tmp_path: Path, seed: int)
     for _ in range(3):
         killed_after(rng.uniform(0, 0.03), site.roll_back)
     site.roll_back()
-    before = {name: one for name, one in site.before.items() if name}
-    assert {name: one for name, one in site.tree().items() if name} == before
+    assert without_top(site.tree()) == without_top(site.before)

@@ -11,6 +11,7 @@ from psycopg.sql import Identifier
 from portal.ops.monitoring.doctor.check import Check, Finding, fault, ok, warning
 from portal.ops.postgres.client_tools import find_client
 from portal.ops.postgres.connection import connect, explained_errors
+from portal.ops.postgres.fragile import fragile_expressions
 from portal.ops.postgres.inspection import check_readable, read_facts
 from portal.ops.postgres.server import list_sessions, maintenance
 from portal.ops.postgres.source_facts import left_out
@@ -128,7 +129,7 @@ class DatabaseChecks:
         return ok(f"user {self._target.user} may read every table and sequence")
 
     def _left_out(self, connection: Connection) -> Finding:
-        said = left_out(connection)
+        said = [*left_out(connection), *fragile_expressions(connection)]
         if said:
             return warning("; ".join(said[:_NAMED]), "Know that no backup has it, or change it as it says there.")
         return ok("a dump leaves nothing out")

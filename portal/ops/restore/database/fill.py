@@ -1,13 +1,14 @@
-"""Filling a database that nobody uses yet from a dump that is nowhere on the disk.
+"""Filling a database that nobody uses yet from a dump that is in an archive.
 
     1 the start of the dump goes into a file, as far as its table of contents: that is all that pg_restore needs for
-    2 what comes before the rows: types, tables, functions
-    3 the rows come through a pipe, while they are decompressed
+    2 what comes before the rows: types, tables, functions; meanwhile the whole dump goes into a file, where that fits
+    3 the rows, over several connections: from that file, together with 4; or through a pipe, as they are decompressed
     4 what comes after them, over several connections: indexes and constraints; then privileges
     5 materialized views are filled, one by one: one that fails stays empty, and is named
     6 when the rows have been counted: event triggers, publications, subscriptions, which act by themselves
 
-Where several tables are large, several programs load rows at once, each its share of the tables; every one of them is
+From a file, pg_restore builds the indexes of one table while it loads the rows of another. Through a pipe, where
+several tables are large, several programs load rows at once, each its share of the tables; every one of them is
 given the whole dump, and passes over the rest. Everything is created as the role that is to own it; a superuser
 creates as itself what only a superuser may create, and loads the rows, since some are in tables of extensions.
 """
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Final
 import psycopg
 from psycopg.sql import SQL, Identifier
 
+from portal.ops.errors import RestoreError
 from portal.ops.postgres.connection import connect
 from portal.ops.postgres.dump_contents import divide, share_out, statements_without
 from portal.ops.postgres.pg_restore import listed
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from portal.ops.settings.database_url import DatabaseTarget
 
 _NAMED: Final = 3
+_HAVE_OWNERS: Final = ("STATISTICS", "RULE")
 
 
 @contextmanager
@@ -127,11 +130,14 @@ class Filling:
             OpsError: pg_restore failed. In each case the database is worth nothing.
         """
         division = self._division
-        self._run_each(division.before)
-        _Loading(self._restorer, self._dump, self._target, self._options(as_administrator=True)).run(
-            share_out(division.rows, self._dump.weights, self._jobs)
-        )
-        self._run(division.after, f"--jobs={self._jobs}")
+        if self._jobs > 1 and self._dump.fits():
+            self._fill_from_file()
+        else:
+            self._run_each(division.before)
+            _Loading(self._restorer, self._dump, self._target, self._options(as_administrator=True)).run(
+                share_out(division.rows, self._dump.weights, self._jobs)
+            )
+            self._run(division.after, f"--jobs={self._jobs}")
         self._run(division.privileges, as_administrator=True)
         if division.roleless or division.views:
             with connect(self._target) as connection, restoring_errors(self._target):
@@ -147,16 +153,40 @@ class Filling:
         self._run_each(self._division.last)
         self.warnings += self._around.warnings()
 
+    def _fill_from_file(self) -> None:
+        """Load rows and build indexes at once; what has an owner of its own comes after that."""
+        division = self._division
+        owned = [entry for entry in division.after if entry.kind in _HAVE_OWNERS]
+        others = [entry for entry in division.after if entry.kind not in _HAVE_OWNERS]
+        try:
+            with ThreadPoolExecutor(1, thread_name_prefix="save-dump") as thread:
+                saving = thread.submit(self._dump.save)  # programs end with the thread that starts them: this one
+                self._run_each(division.before)
+                try:
+                    saving.result()
+                except OSError as error:
+                    raise RestoreError(
+                        f"cannot write the dump to {self._dump.path}: {error.strerror}",
+                        hint="make room in the repository, and start the restore again",
+                    ) from error
+            at_once = f"--jobs={self._jobs}"
+            self._run([*division.rows, *others], at_once, as_administrator=True, file=self._dump.path)
+        finally:
+            self._dump.path.unlink(missing_ok=True)
+        self._run(owned)
+
     def _run_each(self, runs: Iterable[Run]) -> None:
         for run in runs:
             self._run(run.entries, as_administrator=run.as_administrator)
 
-    def _run(self, entries: Sequence[Entry], *options: str, as_administrator: bool = False) -> None:
+    def _run(
+        self, entries: Sequence[Entry], *options: str, as_administrator: bool = False, file: Path | None = None
+    ) -> None:
         if not entries:
             return
         with listed(entries) as wanted:
             self._restorer.stage(
-                self._target, [*self._options(as_administrator=as_administrator), wanted, *options], self._head
+                self._target, [*self._options(as_administrator=as_administrator), wanted, *options], file or self._head
             )
 
     def _options(self, *, as_administrator: bool = False) -> list[str]:

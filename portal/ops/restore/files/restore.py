@@ -201,7 +201,10 @@ class FileRestore:
             OpsError: it could not be done; it can be tried again.
         """
         directory = self._directory()
-        if not directory.exists():  # a rollback before this one was complete
+        if not directory.exists():  # a rollback before this one was complete, but perhaps for the last removals
+            if directory.path.exists():
+                directory.remove()
+            directory.remove_parent()
             return FilesReport(place=self.target, restore_id=self.restore_id, state=FilesState.ROLLED_BACK)
         record = directory.read()
         with directory.locked():
