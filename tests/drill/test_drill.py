@@ -249,7 +249,7 @@ class TestInTheWay:
             for path in (world.archive, world.archive.with_name(world.archive.name + ".sha256")):
                 (tmp_path / "small" / path.name).write_bytes(path.read_bytes())
             report = drill(world.portal, local_path=tmp_path / "small")
-        assert "MiB" in (report.error or "")
+        assert "a drill needs about" in (report.error or "")
         assert report.exit_code == 1
 
 

@@ -108,6 +108,14 @@ def test_the_server_computes_anew_each_time(history: History, server: WSGIServer
     assert scraped(server)["kekkai_backup_archives", ""] == 2
 
 
+def test_messages_that_workers_reject_are_counted(history: History, server: WSGIServer) -> None:
+    """By reason, as the workers have written them down; what is no count is nothing."""
+    (history.path / ".rejected.json").write_text('{"unsigned": 3}')
+    assert scraped(server)["kekkai_backup_rejected_messages", "unsigned"] == 3
+    (history.path / ".rejected.json").write_text("[")
+    assert not [name for name, _ in scraped(server) if name == "kekkai_backup_rejected_messages"]
+
+
 def test_a_repository_that_cannot_be_read_is_a_metric(history: History, server: WSGIServer) -> None:
     """There is an answer all the same, and it is nothing but that."""
     history.path.rename(history.path.with_name("away"))

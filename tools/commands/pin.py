@@ -25,11 +25,13 @@ def run(arguments: argparse.Namespace) -> int:
     from portal.ops.runtime.environment import current_settings
 
     settings = current_settings()
+    from portal.ops.codec import encode
+
     place, observer, name = repository(settings), Aftermath(settings), arguments.archive
     if arguments.command == "pin":
         found = pin(place, name, reason=arguments.reason, actor=person(), observer=observer)
         say(f"pinned: {found.backup_id}; prune keeps it")
-        print_result({"success": True, **found.to_dict()})
+        print_result({"success": True, **encode(found)})
         return 0
     backup_id, was_pinned = unpin(place, name, actor=person(), observer=observer)
     say(f"unpinned: {backup_id}" if was_pinned else f"{backup_id} was not pinned")

@@ -38,6 +38,7 @@ from portal.ops.runtime.commands import Around, within
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import Meter
 from portal.ops.settings.load import refuse_unbuilt
+from portal.ops.units import human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -252,7 +253,8 @@ class BackupRun:
         free = disk.f_bavail * disk.f_frsize
         if free < needed:
             raise DiskFullError(
-                f"{self.repository.path} has {free >> 20} MiB free, and this backup needs about {needed >> 20} MiB",
+                f"{self.repository.path} has {human_bytes(free)} free, "
+                f"and this backup needs about {human_bytes(needed)}",
                 hint="Remove old archives, or move BACKUP_LOCAL_PATH to a larger disk; nothing was written yet.",
             )
 

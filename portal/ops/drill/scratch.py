@@ -24,6 +24,7 @@ from portal.ops.repository.durable import make_hidden, sync_directory, write_dur
 from portal.ops.repository.faults import explain
 from portal.ops.repository.repository import Repository
 from portal.ops.runtime.logs import engine_log
+from portal.ops.units import human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,7 +67,8 @@ class Scratch:
         free, needed = disk.f_bavail * disk.f_frsize, needed_bytes + _RESERVE_BYTES
         if free < needed:
             raise DiskFullError(
-                f"a drill needs about {needed >> 20} MiB in {self.directory.parent}, and {free >> 20} are free there",
+                f"a drill needs about {human_bytes(needed)} in {self.directory.parent}, "
+                f"and {human_bytes(free)} are free",
                 hint="Make room, or name a smaller archive; nothing was restored.",
             )
         make_hidden(self.directory, is_new=True)

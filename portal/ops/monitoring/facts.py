@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter, defaultdict
 from datetime import timedelta
@@ -98,8 +99,18 @@ def read_facts(settings: Settings, now: datetime, archives: Sequence[Entry]) -> 
         ),
         cut_off=_cut_off(repository, restores),
         pitr=_pitr(repository, archives) if settings.pitr.wal else None,
+        rejected=_rejected(repository),
         offsite=_offsite(settings, repository, archives, now),
     )
+
+
+def _rejected(repository: Repository) -> dict[str, int]:
+    """How many messages workers have rejected, by reason, as they count them."""
+    try:
+        found = json.loads((repository.path / ".rejected.json").read_bytes())
+        return {str(reason): int(count) for reason, count in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
 
 
 def _pitr(repository: Repository, archives: Sequence[Entry]) -> PitrFacts:

@@ -121,6 +121,12 @@ METRICS: Final = (
         "Age that the newest backup known to be intact may have",
         lambda one: one.verified_age.total_seconds(),
     ),
+    Metric(
+        name="kekkai_backup_rejected_messages",
+        meaning="How many messages on the queues workers have rejected",
+        label="reason",
+        values=lambda status: status.facts.rejected.items(),
+    ),
     _one("kekkai_backup_targets_missed", "How many targets are missed", lambda status: len(status.misses)),
     Metric(
         name="kekkai_backup_target_missed",

@@ -97,6 +97,7 @@ class Facts:
         offsite: the copies of each destination.
         cut_off: restores that were cut off, and are neither finished nor undone.
         pitr: what is known of recoveries to a moment; nothing where no WAL is to be received.
+        rejected: how many messages workers have rejected, by reason.
     """
 
     repository: str
@@ -118,6 +119,7 @@ class Facts:
     restores: tuple[tuple[str, str, str], ...] = ()
     cut_off: tuple[str, ...] = ()
     pitr: PitrFacts | None = None
+    rejected: Mapping[str, int] = field(default_factory=dict)
 
     offsite: tuple[DestinationState, ...] = ()
 

@@ -184,6 +184,14 @@ class Started:
         first, self._first = self._first, b""
         return first + self._stream.read(size - 1 if size > 0 else size)
 
+    def readinto(self, room: memoryview) -> int:
+        """Read what comes next into a buffer; how many bytes that were."""
+        if self._first and len(room):
+            room[0:1], self._first = self._first, b""
+            return 1
+        found: int = self._stream.readinto(room)  # type: ignore[attr-defined]
+        return found
+
 
 class DatabaseDump:
     """A dump that runs; made by `open_dump`. Leaving its context ends everything that belongs to it.

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from portal.ops.repository.records import RecordStore
+from portal.ops.codec import decode, encode
+from portal.ops.repository.records import ENVELOPE, RecordStore
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,23 +38,6 @@ class Pin:
     who: str
     moment: datetime
 
-    def to_dict(self) -> dict[str, Any]:
-        """The pin in the types of JSON."""
-        return {
-            "backup_id": self.backup_id,
-            "reason": self.reason,
-            "who": self.who,
-            "moment": self.moment.isoformat(),
-        }
-
-    @classmethod
-    def from_dict(cls, facts: Mapping[str, Any]) -> Pin:
-        """The pin that `to_dict` made; ValueError, KeyError or TypeError where it makes no sense."""
-        moment = datetime.fromisoformat(facts["moment"])
-        if moment.tzinfo is None:
-            raise ValueError("no moment in a time zone")
-        return cls(backup_id=str(facts["backup_id"]), reason=str(facts["reason"]), who=str(facts["who"]), moment=moment)
-
 
 class Pins:
     """The pins of a repository."""
@@ -68,7 +52,7 @@ class Pins:
             RepositoryError: it cannot be written.
         """
         pin = Pin(backup_id=backup_id, reason=reason, who=who, moment=moment)
-        self._store.write(backup_id, pin.to_dict())
+        self._store.write(backup_id, encode(pin))
         return pin
 
     def unpin(self, backup_id: str) -> bool:
@@ -93,7 +77,11 @@ class Pins:
         Raises:
             RepositoryError: the pins cannot be read.
         """
-        return {name: pin or _damaged(name) for name, pin in self._store.each(Pin.from_dict)}
+        return {name: pin or _damaged(name) for name, pin in self._store.each(_decoded)}
+
+
+def _decoded(facts: Mapping[str, Any]) -> Pin:
+    return decode(Pin, facts, beside=ENVELOPE)
 
 
 def _damaged(backup_id: str) -> Pin:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 log = engine_log("portal.ops.repository.records")
 
 VERSION: Final = 1
+ENVELOPE: Final = frozenset(["version"])
+"""What a record has beside the fields of what it is of."""
 
 _SUFFIX: Final = ".json"
 _MOST_BYTES: Final = 16 << 20

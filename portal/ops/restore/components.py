@@ -25,6 +25,7 @@ from portal.ops.restore.dump_source import backed_up, dump_content, dump_of, ide
 from portal.ops.restore.files.free_space import room
 from portal.ops.restore.files.restore import FileRestore, discard_rollback_data, list_restores
 from portal.ops.runtime.progress import available_cores
+from portal.ops.units import human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -433,8 +434,8 @@ def short_of_room(planned: Iterable[PlannedPart]) -> list[DiskFullError]:
 
 def _short(places: list[Path], free: int, needed: int) -> DiskFullError:
     return DiskFullError(
-        f"the restore needs about {needed >> 20} MiB for a while in {' and '.join(map(str, places))}, and "
-        f"{free >> 20} are free there",
+        f"the restore needs about {human_bytes(needed)} for a while in {' and '.join(map(str, places))}, and "
+        f"{human_bytes(free)} are free there",
         hint="Make room; or set BACKUP_LOCAL_PATH to a directory on a larger disk, and give the archive by its path.",
     )
 

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping  # noqa: TC003  (the codec reads the annotations)
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from portal.ops.codec import decode, encode
 from portal.ops.errors import BusyError, RestoreError
 from portal.ops.model import Component
 from portal.ops.repository.durable import make_hidden, sync_directory, write_durably
@@ -28,7 +30,7 @@ from portal.ops.repository.faults import explain
 from portal.ops.repository.repository import LOCK_NAME, Repository
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
 DIRECTORY: Final = ".restores"
 
@@ -104,7 +106,7 @@ class RestoreRecords:
         """Write a record with changes, durably; the record as it is now."""
         changed = replace(record, **changes)
         make_hidden(self.directory)
-        write_durably(self._path(changed.restore_id), json.dumps(asdict(changed), indent=2).encode() + b"\n")
+        write_durably(self._path(changed.restore_id), json.dumps(encode(changed), indent=2).encode() + b"\n")
         return changed
 
     def remove(self, record: RestoreRecord) -> None:
@@ -168,8 +170,7 @@ def named(record: RestoreRecord) -> dict[str, Any]:
 
 def _load(path: Path) -> RestoreRecord:
     try:
-        found = json.loads(path.read_bytes())
-        return RestoreRecord(**{**found, "state": RestoreState(found["state"])})
+        return decode(RestoreRecord, json.loads(path.read_bytes()))
     except OSError as error:
         raise explain(error, "cannot read", path) from error
     except (TypeError, ValueError, KeyError) as error:

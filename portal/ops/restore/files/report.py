@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.restore.audit_chain import ChainReport
 from portal.ops.restore.files.record import FilesState
+from portal.ops.units import human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,13 +58,13 @@ class FilesPlan:
         """The plan in plain words."""
         lines = [
             f"To {self.place}:",
-            f"{_files(self.new)} would be new ({_size(self.new_bytes)}), {self.replaced:,} replaced "
-            f"({_size(self.replaced_bytes)}); {self.same:,} are the same by size and time.",
+            f"{_files(self.new)} would be new ({human_bytes(self.new_bytes)}), {self.replaced:,} replaced "
+            f"({human_bytes(self.replaced_bytes)}); {self.same:,} are the same by size and time.",
         ]
         if self.left:
             what = "would be moved aside, into the rollback" if self.exact else "stay"
             lines.append(f"{_files(self.left)} that the backup does not have {what}.")
-        lines.append(f"The stage needs {_size(self.stage_bytes)}; {_size(self.free_bytes)} are free.")
+        lines.append(f"The stage needs {human_bytes(self.stage_bytes)}; {human_bytes(self.free_bytes)} are free.")
         if self.examples:
             lines.append(f"For example: {', '.join(self.examples)}.")
         lines += [f"In the way: {path}." for path in self.in_the_way]
@@ -156,12 +157,3 @@ def _named(what: str, paths: tuple[str, ...]) -> list[str]:
 
 def _files(count: int) -> str:
     return "1 file" if count == 1 else f"{count:,} files"
-
-
-def _size(count: int) -> str:
-    number = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.1f} TB"

@@ -1,0 +1,87 @@
+"""Records in the types of JSON and back: nothing is guessed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping  # noqa: TC003  (read at run time)
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from portal.ops.codec import decode, encode
+from portal.ops.model import BackupType
+
+NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    """A record in a record."""
+
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A record with a field of every kind."""
+
+    name: str
+    moment: datetime
+    kind: BackupType
+    inner: Inner
+    seconds: float = 0.0
+    flag: bool = False
+    words: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    over: datetime | None = None
+
+
+SAMPLE = Sample(
+    name="a", moment=NOON, kind=BackupType.MEDIA, inner=Inner(count=1), words=("b", "c"), facts={"d": [1]}, over=NOON
+)
+
+
+def test_what_was_encoded_comes_back() -> None:
+    """By way of JSON's own types alone."""
+    assert decode(Sample, json.loads(json.dumps(encode(SAMPLE)))) == SAMPLE
+
+
+def test_what_has_a_default_may_be_missing() -> None:
+    """Records of earlier releases have fewer keys."""
+    facts = {"name": "a", "moment": NOON.isoformat(), "kind": "media", "inner": {"count": 1}}
+    assert decode(Sample, facts) == Sample(name="a", moment=NOON, kind=BackupType.MEDIA, inner=Inner(count=1))
+
+
+def test_keys_beside_the_fields_are_named() -> None:
+    """The version of a format is no field."""
+    facts = {**encode(SAMPLE), "version": 1}
+    assert decode(Sample, facts, beside=frozenset(["version"])) == SAMPLE
+    with pytest.raises(ValueError, match="unknown: version"):
+        decode(Sample, facts)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"name": 1},
+        {"name": None},
+        {"moment": "2026-11-22T12:00:00"},
+        {"moment": 3},
+        {"kind": "other"},
+        {"inner": {"count": "1"}},
+        {"inner": {"count": True}},
+        {"inner": {}},
+        {"inner": []},
+        {"words": "bc"},
+        {"words": [1]},
+        {"facts": []},
+        {"flag": 1},
+        {"over": ""},
+    ],
+)
+def test_values_of_another_type_are_refused(wrong: dict[str, Any]) -> None:
+    """Nothing is made to fit."""
+    with pytest.raises(ValueError, match=r"\w"):
+        decode(Sample, encode(SAMPLE) | wrong)
