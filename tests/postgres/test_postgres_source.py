@@ -24,10 +24,12 @@ from portal.ops.errors import (
     ConnectionFailedError,
     DatabaseAbsentError,
     DumpFailedError,
+    SchemaChangedError,
     SourceError,
 )
-from portal.ops.postgres.connection import connect, conninfo, explained_errors, libpq_environment
+from portal.ops.postgres.connection import connect, conninfo, libpq_environment
 from portal.ops.postgres.dump import open_dump
+from portal.ops.postgres.explained import explained_errors
 from portal.ops.postgres.failures import explain_dump_failure
 from portal.ops.postgres.inspection import inspect_server
 from portal.ops.postgres.row_counts import count_rows, list_tables
@@ -323,11 +325,11 @@ class TestFailure:
             ("ERROR:  permission denied for table finding", AccessDeniedError, "pg_read_all_data"),
             ("ERROR:  query would be affected by row-level security policy", AccessDeniedError, "BYPASSRLS"),
             ("aborting because of server version mismatch", ClientToolError, "major version"),
-            ("canceling statement due to lock timeout", DumpFailedError, "migration"),
+            ("canceling statement due to lock timeout", SchemaChangedError, "migration"),
             ("ERROR:  out of shared memory", DumpFailedError, "max_locks_per_transaction"),
             ("ERROR:  invalid page in block 7 of relation base/5/1", DumpFailedError, "damaged"),
             ("FATAL:  terminating connection due to administrator command", DumpFailedError, "went away"),
-            ('ERROR:  relation "finding" does not exist', DumpFailedError, "try again"),
+            ('ERROR:  relation "finding" does not exist', SchemaChangedError, "try again"),
             ("something new", DumpFailedError, "own words"),
         ],
     )

@@ -18,12 +18,12 @@ from hashlib import sha256
 from io import FileIO
 from itertools import chain
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.archive import frame, index, packer, tar
+from portal.ops.archive.blocks import Block, Readable, SharedFrame, fill, too_short
 from portal.ops.archive.index import Member, MemberType
 from portal.ops.archive.sparse import SparsePayload
-from portal.ops.errors import SourceError
 from portal.ops.filesystem.extents import data_extents
 from portal.ops.filesystem.refusals import unreadable
 from portal.ops.filesystem.tree import GONE
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from portal.ops.archive.compressor_pool import CompressorPool
     from portal.ops.archive.output_file import OutputFile
     from portal.ops.archive.packer import Item
+    from portal.ops.errors import SourceError
     from portal.ops.filesystem.tree import Tree
 
 _DONE: Final[Future[None]] = Future()
@@ -42,13 +43,6 @@ _DONE.set_result(None)
 _SPOOL_MEMORY: Final = 8 << 20
 _AHEAD: Final = 6
 """So many blocks may wait: the effort of compression follows how many do."""
-
-
-class Readable(Protocol):
-    """A file or a pipe, unbuffered."""
-
-    def readinto(self, buffer: memoryview, /) -> int | None:
-        """Fill the buffer, or a part of it; how far. Nothing at the end."""
 
 
 @dataclass(kw_only=True)
@@ -62,21 +56,6 @@ class Tally:
     special: list[str] = field(default_factory=list)
     outside: list[tuple[str, str]] = field(default_factory=list)
     stripped: list[str] = field(default_factory=list)
-
-
-class _Block:
-    """Memory for the input of one frame of a stream, with room for a header ahead; used again and again."""
-
-    def __init__(self) -> None:
-        self.data = memoryview(bytearray(frame.INPUT_BYTES + packer.HEADER_ROOM + tar.BLOCK))
-
-    def put(self, data: bytes) -> int:
-        self.data[: len(data)] = data
-        return len(data)
-
-    def zero(self, start: int, count: int) -> int:
-        self.data[start : start + count] = bytes(count)
-        return count
 
 
 class ArchiveWriter:
@@ -105,9 +84,9 @@ class ArchiveWriter:
         self._advance = advance
         self._frames = index.FrameTable()
         self._pending: deque[tuple[Future[Any], Callable[[Any], None]]] = deque()
-        self._blocks: SimpleQueue[_Block] = SimpleQueue()
+        self._blocks: SimpleQueue[Block] = SimpleQueue()
         for _ in range(pool.jobs + _AHEAD + 2):
-            self._blocks.put(_Block())
+            self._blocks.put(Block())
         self._spool = tempfile.SpooledTemporaryFile(_SPOOL_MEMORY, dir=str(spool_directory))  # noqa: SIM115  (`close` closes it)
         self._lines: list[str] = []
         self._line_bytes = 0
@@ -142,7 +121,7 @@ class ArchiveWriter:
         digest, size, more = sha256(), 0, True
         while more:
             block = self._blocks.get()
-            length = _fill(stream, block.data[: frame.INPUT_BYTES])
+            length = fill(stream, block.data[: frame.INPUT_BYTES])
             digest.update(block.data[:length])
             size += length
             self._advance(length)
@@ -163,7 +142,7 @@ class ArchiveWriter:
         Raises:
             SourceError: a content ends before its size.
         """
-        shared: _Shared | None = None
+        shared: SharedFrame | None = None
         for member, stream in members:
             header = index.tar_header(member, self._backup_id)
             is_large = member.type is MemberType.FILE and member.size >= packer.LARGE_BYTES
@@ -173,14 +152,14 @@ class ArchiveWriter:
             if is_large:
                 digest = self._stream_large(member, stream)
             else:
-                shared = shared or _Shared(self._blocks.get())
+                shared = shared or SharedFrame(self._blocks.get())
                 digest = shared.add(header, member, stream)
             yield member._replace(sha256=digest)
         if shared:
             self._submit_shared(shared)
         self._drain()
 
-    def _submit_shared(self, shared: _Shared) -> None:
+    def _submit_shared(self, shared: SharedFrame) -> None:
         """Have the frame of small members compressed and written."""
 
         def take(done: bytes) -> None:
@@ -201,8 +180,8 @@ class ArchiveWriter:
             block = self._blocks.get()
             start = block.put(ahead)
             wanted = min(rest, frame.INPUT_BYTES)
-            if _fill(stream, block.data[start : start + wanted]) < wanted:
-                raise _short(member)
+            if fill(stream, block.data[start : start + wanted]) < wanted:
+                raise too_short(member)
             digest.update(block.data[start : start + wanted])
             self._advance(wanted)
             rest -= wanted
@@ -347,7 +326,7 @@ class ArchiveWriter:
             start = block.put(ahead)
             wanted = min(rest, frame.INPUT_BYTES)
             try:
-                length = _fill(file, block.data[start : start + wanted])
+                length = fill(file, block.data[start : start + wanted])
             except OSError as error:
                 raise self._unreadable(path, error.errno or 0) from error
             whole = whole and length == wanted
@@ -356,8 +335,8 @@ class ArchiveWriter:
             self._advance(wanted)
             rest -= wanted
             end = start + wanted
-            fill = 0 if rest else tar.padding(member.payload_bytes)
-            self._submit_block(block, end + block.zero(end, fill), numbers)
+            pad = 0 if rest else tar.padding(member.payload_bytes)
+            self._submit_block(block, end + block.zero(end, pad), numbers)
             ahead = b""
         whole = whole and not (packed and packed.is_short)
         unchanged = whole and packer.same_content(before, os.fstat(descriptor))
@@ -389,7 +368,7 @@ class ArchiveWriter:
 
     # -- the pipeline -----------------------------------------------------------------------------------------------
 
-    def _submit_block(self, block: _Block, length: int, numbers: list[int] | None = None) -> None:
+    def _submit_block(self, block: Block, length: int, numbers: list[int] | None = None) -> None:
         """Compress the start of a block; the number of its frame goes to `numbers` if it is the first there."""
         if not length:
             self._blocks.put(block)
@@ -501,53 +480,6 @@ class WrittenIndex:
     def close(self) -> None:
         """Give up the spool."""
         self._spool.close()
-
-
-class _Shared:
-    """Small members on their way into a frame that they share.
-
-    Arguments:
-        block: the memory for it.
-    """
-
-    def __init__(self, block: _Block) -> None:
-        self.block = block
-        self.end = 0
-        self.files = self.content_bytes = 0
-        self.lines: list[str] = []
-
-    def has_room_for(self, header: bytes, member: Member) -> bool:
-        return not self.end or self.end + len(header) + member.size <= frame.INPUT_BYTES
-
-    def add(self, header: bytes, member: Member, stream: Readable) -> str:
-        """Add a member, and return the SHA-256 of its content; nothing of what is no file."""
-        data, at = self.block.data, self.end
-        start = at + len(header)
-        end = start + member.size
-        data[at:start] = header
-        if _fill(stream, data[start:end]) < member.size:
-            raise _short(member)
-        is_file = member.type is MemberType.FILE
-        digest = sha256(data[start:end]).hexdigest() if is_file else ""
-        self.end = end + self.block.zero(end, tar.padding(member.size))
-        self.lines.append(index.encode_member(member._replace(at=at, sha256=digest)))
-        self.files += is_file
-        self.content_bytes += member.size
-        return digest
-
-
-def _short(member: Member) -> SourceError:
-    return SourceError(
-        f"{member.path} ended before its {member.size} bytes", hint="See the server's log, then start it again."
-    )
-
-
-def _fill(stream: Readable, room: memoryview) -> int:
-    """Read until the room is full or the stream has ended; how much there was."""
-    length = 0
-    while length < len(room) and (more := stream.readinto(room[length:])):
-        length += more
-    return length
 
 
 def _batches(parts: Iterable[bytes]) -> Iterator[bytes]:

@@ -17,8 +17,9 @@ from portal.ops.postgres.server import maintenance
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from portal.ops.archive.blocks import Readable
     from portal.ops.archive.index import Member
-    from portal.ops.archive.writer import ArchiveWriter, Readable
+    from portal.ops.archive.writer import ArchiveWriter
     from portal.ops.backup.config import BackupConfig
     from portal.ops.runtime.process import ProcessRunner
     from portal.ops.runtime.progress import Meter

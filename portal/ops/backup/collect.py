@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from portal.ops.archive.compressor_pool import CompressorPool
-from portal.ops.archive.writer import ArchiveWriter, Readable, Tally, WrittenIndex
+from portal.ops.archive.writer import ArchiveWriter, Tally, WrittenIndex
 from portal.ops.backup.loss import SourceState, check_loss, last_state, place_of
 from portal.ops.backup.walk import FileTree, identity, tree_bytes
 from portal.ops.chains.deletions import encode_deletions
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from datetime import datetime
 
+    from portal.ops.archive.blocks import Readable
     from portal.ops.backup.config import BackupConfig
     from portal.ops.backup.increment import Increment
     from portal.ops.model import BackupId

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import OpsError
-from portal.ops.postgres.connection import connect, explained_errors
+from portal.ops.postgres.connection import connect
+from portal.ops.postgres.explained import explained_errors
 from portal.ops.runtime.logs import engine_log
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ fire at login are kept from firing for our sessions, where the user may do that.
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from traceback import clear_frames
 from typing import TYPE_CHECKING, Any, Final
@@ -16,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from portal.ops.errors import AccessDeniedError, ConfigurationError, ConnectionFailedError, PoolerError, SourceError
+from portal.ops.errors import ConfigurationError, ConnectionFailedError, PoolerError, SourceError
 from portal.ops.postgres.environment import client_environment, only_our_variables
-from portal.ops.postgres.refusals import POOLER_HINT, explain_refusal, reason_of
+from portal.ops.postgres.refusals import POOLER_HINT, explain_refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from portal.ops.settings.load import DatabaseTarget
 
@@ -133,34 +132,6 @@ def silencing_options(target: DatabaseTarget) -> str:
         except (SourceError, ConfigurationError, psycopg.Error):  # it is said when the live database is opened
             _silent[key] = False
     return _EVENT_TRIGGERS_OFF if _silent.get(key, False) else ""
-
-
-@contextmanager
-def explained_errors(target: DatabaseTarget) -> Iterator[None]:
-    """Turn what the driver raises on an open connection into errors of the engine.
-
-    Raises:
-        AccessDeniedError: the user lacks a privilege.
-        BusyError: another session kept a lock for too long (a retry can help).
-        ConnectionFailedError: the connection was lost (a retry can help).
-        SourceError: anything else that the server does not do.
-    """
-    try:
-        yield
-    except psycopg.errors.InsufficientPrivilege as error:
-        hint = f"as an administrator: give user {target.user} what is missing"
-        raise AccessDeniedError(f"the server refuses: {reason_of(str(error))}", hint=hint) from error
-    except psycopg.errors.LockNotAvailable as error:
-        from portal.ops.postgres.locks import locked_out
-
-        raise locked_out(target) from error
-    except psycopg.OperationalError as error:
-        raise ConnectionFailedError(
-            f"lost the server at {target.host}:{target.port}: {reason_of(str(error))}",
-            hint="see the server's log, and try again when it is up",
-        ) from error
-    except psycopg.Error as error:
-        raise SourceError(f"the server refuses: {reason_of(str(error))}", hint="see the server's log") from error
 
 
 def _open(target: DatabaseTarget, options: str) -> Connection:

@@ -22,7 +22,8 @@ from psycopg.sql import SQL
 
 from portal.ops.errors import DumpFailedError, SchemaChangedError
 from portal.ops.postgres.client_tools import find_client
-from portal.ops.postgres.connection import connect, conninfo, explained_errors, libpq_environment, silencing_options
+from portal.ops.postgres.connection import connect, conninfo, libpq_environment, silencing_options
+from portal.ops.postgres.explained import explained_errors
 from portal.ops.postgres.failures import explain_dump_failure
 from portal.ops.postgres.inspection import check_readable, read_facts
 from portal.ops.postgres.locks import lock_holders
@@ -183,6 +184,14 @@ class Started:
             return self._stream.read(size)
         first, self._first = self._first, b""
         return first + self._stream.read(size - 1 if size > 0 else size)
+
+    def readinto(self, room: memoryview) -> int:
+        """Read what comes next into a buffer; how many bytes that were."""
+        if self._first and len(room):
+            room[0:1], self._first = self._first, b""
+            return 1
+        found: int = self._stream.readinto(room)  # type: ignore[attr-defined]
+        return found
 
 
 class DatabaseDump:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from psycopg.sql import Identifier
 
 from portal.ops.errors import AccessDeniedError
-from portal.ops.postgres.connection import connect, explained_errors
+from portal.ops.postgres.connection import connect
+from portal.ops.postgres.explained import explained_errors
 
 if TYPE_CHECKING:
     from portal.ops.postgres.connection import Connection

@@ -24,8 +24,9 @@ from portal.ops.errors import (
     LoginRefusedError,
     OpsError,
 )
-from portal.ops.postgres.connection import connect, explained_errors
+from portal.ops.postgres.connection import connect
 from portal.ops.postgres.database_names import Marked
+from portal.ops.postgres.explained import explained_errors
 from portal.ops.postgres.identity import DatabaseIdentity
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Final, Self
 
 from portal.ops.errors import DumpFailedError, OpsError
 from portal.ops.postgres.client_tools import find_client
-from portal.ops.postgres.connection import connect, conninfo, explained_errors, libpq_environment
+from portal.ops.postgres.connection import connect, conninfo, libpq_environment
 from portal.ops.postgres.dump_file import Dump
+from portal.ops.postgres.explained import explained_errors
 from portal.ops.postgres.failures import explain_dump_failure
 from portal.ops.postgres.row_counts import count_rows, list_tables
 

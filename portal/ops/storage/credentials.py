@@ -12,6 +12,13 @@ from portal.ops.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from portal.ops.settings.destination import Destination
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
 _SHARED: Final = "~/.aws/credentials"
 
 
@@ -87,3 +94,12 @@ def _unreadable(name: str, error: OSError | UnicodeDecodeError) -> Configuration
     return ConfigurationError(
         f"the file that {name} names cannot be read: {reason}", hint="Make it readable for the user of the backups."
     )
+
+
+_DEFAULT_REGION: Final = "us-east-1"
+
+
+def region_of(destination: Destination, environ: Mapping[str, str]) -> str:
+    """The region that requests are signed for."""
+    given = environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION")
+    return destination.options.get("region") or given or _DEFAULT_REGION

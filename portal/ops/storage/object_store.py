@@ -23,7 +23,7 @@ from portal.ops.errors import (
 )
 from portal.ops.settings.destination import Destination, Scheme
 from portal.ops.storage.backend import READ_BYTES, StoredObject
-from portal.ops.storage.credentials import find_credentials
+from portal.ops.storage.credentials import find_credentials, region_of
 from portal.ops.storage.s3_head import S3Head
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     from portal.ops.storage.backend import Data
 
-_DEFAULT_REGION: Final = "us-east-1"
 _RETRIES: Final = 4
 _RETRY_SECONDS: Final = 60
 _CONNECT_SECONDS: Final = 10
@@ -270,12 +269,6 @@ def _azure(destination: Destination, environ: Mapping[str, str], options: dict[s
     if endpoint := destination.options.get("endpoint"):
         given["endpoint"] = endpoint
     return AzureStore(destination.place, prefix=destination.prefix or None, **given, **options)
-
-
-def region_of(destination: Destination, environ: Mapping[str, str]) -> str:
-    """The region that requests are signed for."""
-    given = environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION")
-    return destination.options.get("region") or given or _DEFAULT_REGION
 
 
 def _stored(found: Any, digest: str | None = None) -> StoredObject:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote, urlsplit
 
 from portal.ops.errors import StoreUnreachableError
-from portal.ops.storage.credentials import Credentials, find_credentials
+from portal.ops.storage.credentials import Credentials, find_credentials, region_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,7 +61,6 @@ class S3Head:
     @classmethod
     def of(cls, destination: Destination, environ: Mapping[str, str]) -> S3Head | None:
         """For a destination; nothing where its credentials are known to its cloud alone."""
-        from portal.ops.storage.object_store import region_of
 
         if (credentials := find_credentials(environ)) is None:
             return None

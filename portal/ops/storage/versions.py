@@ -19,8 +19,7 @@ from portal.ops.errors import (
 )
 from portal.ops.settings.destination import Destination, Scheme
 from portal.ops.storage.backend import READ_BYTES, StoredObject
-from portal.ops.storage.credentials import find_credentials
-from portal.ops.storage.object_store import region_of
+from portal.ops.storage.credentials import find_credentials, region_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

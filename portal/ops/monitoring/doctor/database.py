@@ -10,7 +10,8 @@ from psycopg.sql import Identifier
 
 from portal.ops.monitoring.doctor.check import Check, Finding, fault, ok, warning
 from portal.ops.postgres.client_tools import find_client
-from portal.ops.postgres.connection import connect, explained_errors
+from portal.ops.postgres.connection import connect
+from portal.ops.postgres.explained import explained_errors
 from portal.ops.postgres.fragile import fragile_expressions
 from portal.ops.postgres.inspection import check_readable, read_facts
 from portal.ops.postgres.server import list_sessions, maintenance

@@ -1,0 +1,43 @@
+"""What a server refuses while it is used, as errors that say what to do."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from portal.ops.errors import AccessDeniedError, ConnectionFailedError, SourceError
+from portal.ops.postgres.locks import locked_out
+from portal.ops.postgres.refusals import reason_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from portal.ops.settings.load import DatabaseTarget
+
+
+@contextmanager
+def explained_errors(target: DatabaseTarget) -> Iterator[None]:
+    """Turn what the driver raises on an open connection into errors of the engine.
+
+    Raises:
+        AccessDeniedError: the user lacks a privilege.
+        BusyError: another session kept a lock for too long (a retry can help).
+        ConnectionFailedError: the connection was lost (a retry can help).
+        SourceError: anything else that the server does not do.
+    """
+    try:
+        yield
+    except psycopg.errors.InsufficientPrivilege as error:
+        hint = f"as an administrator: give user {target.user} what is missing"
+        raise AccessDeniedError(f"the server refuses: {reason_of(str(error))}", hint=hint) from error
+    except psycopg.errors.LockNotAvailable as error:
+        raise locked_out(target) from error
+    except psycopg.OperationalError as error:
+        raise ConnectionFailedError(
+            f"lost the server at {target.host}:{target.port}: {reason_of(str(error))}",
+            hint="see the server's log, and try again when it is up",
+        ) from error
+    except psycopg.Error as error:
+        raise SourceError(f"the server refuses: {reason_of(str(error))}", hint="see the server's log") from error
