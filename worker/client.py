@@ -233,7 +233,9 @@ class Client:
 
     def _ask(self, question: str, workers: list[str], seconds: float) -> dict[str, Any]:
         with _broker():
-            answers = self._app.control.broadcast(question, workers, reply=True, timeout=seconds, limit=len(workers))
+            answers = self._app.control.broadcast(
+                question, destination=workers, reply=True, timeout=seconds, limit=len(workers)
+            )
         return {name: answer for one in answers or () for name, answer in one.items() if "error" not in answer}
 
     def stop(self, task_id: str) -> None:
