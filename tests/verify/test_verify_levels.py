@@ -365,8 +365,7 @@ class TestCommand:
         assert all(f"damage: {damage}\n" in ended.stderr for damage in found["damages"])
         assert f"error: {archive.name} is not intact\n" in ended.stderr
         assert "hint: If the archive was copied here" in ended.stderr
-        assert '"event": "archive_damaged"' in ended.stderr
-        assert '"level": "error"' in ended.stderr
+        assert "archive_damaged" not in ended.stderr  # a fault is told once
 
     def test_no_pg_restore(self, archive: Path, tmp_path: Path) -> None:
         """A missing program ends with 1, not with the code for damage."""
