@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 from array import array
 from base64 import b64decode
+from collections.abc import Generator, Iterator
 from enum import StrEnum
 from json.encoder import encode_basestring_ascii as quote
 from struct import Struct
@@ -28,7 +29,7 @@ from portal.ops.archive.sparse import are_possible, payload_bytes
 from portal.ops.errors import NotIntactError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from portal.ops.filesystem.extents import Extents
     from portal.ops.filesystem.xattrs import Xattrs
@@ -109,6 +110,10 @@ class Member(NamedTuple):
     def payload_bytes(self) -> int:
         """How many bytes of its data are in the tar, before padding."""
         return payload_bytes(self.size, self.sparse) if self.sparse else self.size
+
+
+Contents = Generator[tuple[Member, Iterator[memoryview]], None, None]
+"""Members, each with its content piece by piece."""
 
 
 _TYPES: Final = (str, MemberType, *[int] * 7, str, str, int, int, tuple, tuple)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from portal.ops.archive.protocol import Contents
+    from portal.ops.archive.index import Contents
 
 _DECIMAL: Final = re.compile(r"(-?)([0-9]{1,20})(?:\.([0-9]*))?")
 _READ_BYTES: Final = 1 << 20

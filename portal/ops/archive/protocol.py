@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
     from typing import TypeGuard
 
-    from portal.ops.archive.index import Member
+    from portal.ops.archive.index import Contents, Member
     from portal.ops.archive.reader import Layer
     from portal.ops.manifest import Manifest
-
-    Contents = Generator[tuple[Member, Iterator[memoryview]], None, None]
 
 
 class Archive(Protocol):

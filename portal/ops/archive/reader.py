@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from portal.ops.archive.protocol import Contents
+    from portal.ops.archive.index import Contents
     from portal.ops.archive.runs import Run
     from portal.ops.archive.source import Source
     from portal.ops.manifest import Manifest

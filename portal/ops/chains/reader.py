@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from portal.ops.archive.index import Member
-    from portal.ops.archive.protocol import Archive, Contents
+    from portal.ops.archive.index import Contents, Member
+    from portal.ops.archive.protocol import Archive
     from portal.ops.chains.lineage import Ancestor
     from portal.ops.manifest import Manifest
 

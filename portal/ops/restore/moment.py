@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from portal.ops.archive.index import Member
-    from portal.ops.archive.protocol import Archive, Contents, IndexedArchive
+    from portal.ops.archive.index import Contents, Member
+    from portal.ops.archive.protocol import Archive, IndexedArchive
     from portal.ops.pitr.plan import RecoveryPlan
     from portal.ops.repository.entry import Entry
     from portal.ops.repository.repository import Repository
