@@ -152,7 +152,7 @@ def test_a_command_gets_its_words() -> None:
 
 
 def test_a_command_without_its_word_is_an_error() -> None:
-    with pytest.raises(CommandFailedError, match="archive not found"):
+    with pytest.raises(CommandFailedError, match="there is no archive"):
         Command(argv=("tar", "{archive}")).filled({"out": "/o"})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -67,9 +68,9 @@ def test_a_copy_that_was_hidden_is_found_and_read(locked: Offsite) -> None:
     """Hidden behind delete markers, or put under another object, a copy is there as of a time before."""
     locked.copied()
     name = list_copies(locked.backend()).commits[0].backup_id
-    before = datetime.now(UTC) + timedelta(seconds=1)
-    while datetime.now(UTC) <= before:
-        pass  # the server's times are in seconds
+    before = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=1)
+    while datetime.now(UTC) < before + timedelta(seconds=1):
+        time.sleep(0.01)  # the server's times are in whole seconds
     place = locked.config().destinations[0]
     hidden, *others = keys(locked)
     client(locked).delete_object(Bucket=place.place, Key=hidden)

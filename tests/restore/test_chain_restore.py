@@ -374,7 +374,8 @@ def test_a_file_in_place_of_a_directory_must_say_so(tmp_path: Path) -> None:
         ({"parent_sha256": "short"}, "makes no sense"),
         ({"base": None}, "makes no sense"),
         ({"format_version": 1}, "makes no sense"),
-        ({"format_version": 3}, "version 3"),
+        ({"format_version": 3}, "makes no sense"),
+        ({"format_version": 9}, "version 9"),
         ({"details": {"media": {"files": 1}}}, "how much"),
     ],
 )

@@ -73,7 +73,7 @@ def test_what_was_done(portal: Portal) -> None:
     upload.unlink()
     result, said = restore(portal, "latest")
     facts = result["facts"]["database"]
-    assert f"{facts['rows']:,} rows in {facts['tables']:,} tables; what was live before is kept as " in said
+    assert f"{facts['rows']:,} rows in {facts['tables']:,} tables; the previous database is kept as " in said
     assert facts["kept_database"] in said
     assert f"{portal.uploads}: 1 new, 0 replaced, " in said
 
@@ -89,7 +89,7 @@ def test_what_a_rollback_keeps(portal: Portal, postgres: EmbeddedPostgres) -> No
         connection.execute("CREATE TABLE since (number integer)")
     result, said = restore(portal, "--rollback")
     kept = result["facts"]["database"]["kept_database"]
-    assert f"what was restored, with all that was written to it since, is kept as {kept}." in said
+    assert f"the restored one, with everything written to it since, is kept as {kept}." in said
     with postgres.connect("postgres") as connection:
         connection.execute(f"ALTER DATABASE {kept} ALLOW_CONNECTIONS true".encode())
     with postgres.connect(kept) as connection:

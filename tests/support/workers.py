@@ -35,6 +35,11 @@ MOMENT = (datetime.now(UTC) - timedelta(hours=1)).isoformat(timespec="seconds")
 """A moment that somebody could have requested a backup for just now."""
 
 
+def name_of_moment(kind: str) -> str:
+    """How the id of a backup of that type for `MOMENT` begins."""
+    return f"{kind}_{datetime.fromisoformat(MOMENT):%Y%m%d_%H%M%S}_"
+
+
 def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
     """Look until it is so."""
     deadline = time.monotonic() + seconds

@@ -32,6 +32,7 @@ from tests.support.workers import (
     WorkerProcess,
     client_environ,
     client_of,
+    name_of_moment,
     queued,
     result_of,
     submit,
@@ -190,7 +191,7 @@ def test_a_crash_loop_ends(portal: Portal) -> None:
     assert "was begun 2 times" in given_up.result["error"]
     entry = list(AccessLog(portal.job().repository).entries())[-1]
     assert (entry.action, entry.outcome) == (Action.BACKUP, Outcome.FAILED)
-    assert entry.subject.startswith("full_20261122_020000_")
+    assert entry.subject.startswith(name_of_moment("full"))
     assert not list(portal.archives.glob("*.tar.gz"))
 
 
@@ -265,7 +266,7 @@ def test_what_a_killed_backup_leaves_is_swept_and_told(portal: Portal) -> None:
         wait_until(lambda: is_settled(portal))
     (entry,) = AccessLog(portal.job().repository).entries()
     assert (entry.who, entry.action, entry.outcome) == ("ada", Action.BACKUP, Outcome.FAILED)
-    assert entry.subject.startswith("full_20261122_020000_")
+    assert entry.subject.startswith(name_of_moment("full"))
     assert entry.details["task_id"] == task_id
     assert "took longer than a task may" in entry.details["error"]
 

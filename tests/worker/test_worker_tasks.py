@@ -16,6 +16,7 @@ from tests.support.workers import (
     MOMENT,
     WorkerProcess,
     client_of,
+    name_of_moment,
     result_of,
     run_task,
     submit,
@@ -57,7 +58,7 @@ def test_a_backup_through_the_queue_is_the_engines(portal: Portal, redis: Embedd
         done = run_task(redis, BACKUP_FULL, moment=MOMENT)
     assert (done.exit_code, done.result["success"]) == (0, True)
     assert done.result.keys() == portal.job().backup_full().to_dict().keys()
-    assert done.result["backup_id"].startswith("full_20261122_020000_")
+    assert done.result["backup_id"].startswith(name_of_moment("full"))
     assert Verifier().verify(Path(done.result["path"])).intact
 
 

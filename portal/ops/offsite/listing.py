@@ -119,7 +119,7 @@ def list_copies(backend: Backend, name: str | None = None) -> Listing:
             if commit.parent and commit.parent not in read | ids:
                 wanted.add(commit.parent)
         read |= ids
-    commits.sort(key=lambda commit: (commit.moment, commit.backup_id, commit.stem.generation), reverse=True)
+    commits.sort(key=lambda commit: (commit.moment, commit.copied, commit.backup_id), reverse=True)
     return Listing(shown=backend.shown, commits=tuple(commits), damaged=tuple(damaged))
 
 

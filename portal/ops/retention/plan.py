@@ -183,7 +183,7 @@ def _by_type(archives: Sequence[Entry], family: _Family) -> dict[BackupType, lis
         if entry.type is not None and not family.fault(entry.name):
             found[entry.type].append(entry)
     for entries in found.values():
-        entries.sort(key=lambda entry: (entry.read_at, entry.name), reverse=True)
+        entries.sort(key=lambda entry: (entry.read_at, entry.modified, entry.name), reverse=True)
     return found
 
 

@@ -64,7 +64,7 @@ def parse_header(data: bytes) -> Header:
         NeedMoreError: it is longer than the data.
         NotIntactError: it makes no sense.
     """
-    end = data.find(b"\n---")
+    end = data.find(b"\n--- ")
     mac_end = data.find(b"\n", end + 1) if end >= 0 else -1
     if end < 0 or mac_end < 0:
         if len(data) > HEADER_MOST or not data.startswith(_VERSION[: len(data)]):
