@@ -61,7 +61,9 @@ class Ground:
                 (directory / f"f{number}").write_bytes(content)
             (directory / "large").write_bytes(content * (LARGE // len(content) + 1))
         (self.tenant / "link").symlink_to(self.secret)
-        self.job = BackupJob(BackupConfig(local_path=self.repository, media_path=self.uploads))
+        # While a link is in the directory's place, nearly everything is gone; that is not what is tested here.
+        config = BackupConfig(local_path=self.repository, media_path=self.uploads, confirm_loss=True)
+        self.job = BackupJob(config)
 
     @contextmanager
     def attacked(self) -> Iterator[None]:

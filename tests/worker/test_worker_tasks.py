@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from demo.redis import EmbeddedRedis
+from portal.ops.model import BackupType
 from portal.ops.repository.access_log import AccessEntry, AccessLog, Action, Outcome
 from portal.ops.verify.verify import Verifier
+from tests.support.kept import put_archive
 from tests.support.workers import (
     MOMENT,
     WorkerProcess,
@@ -268,9 +271,10 @@ def test_a_queue_worker_that_is_restarted_is_logged_as_the_setting_wants_it(
 
 def test_a_prune_by_a_worker_removes_what_is_too_old(portal: Portal, redis: EmbeddedRedis) -> None:
     """The task does what the command does: the older of two goes, and is named in result and access log."""
+    portal.archives.mkdir(mode=0o700)
+    moments = (datetime(2020, 1, day, 2, tzinfo=UTC) for day in (1, 2))
+    old, new = (put_archive(portal.archives, BackupType.DATABASE, moment) for moment in moments)
     with WorkerProcess(portal, redis, BACKUP_RETENTION_DAYS="1", BACKUP_RETENTION_COUNT="1") as worker:
-        moments = (f"2020-01-0{day}T02:00:00+00:00" for day in (1, 2))
-        old, new = (run_task(redis, BACKUP_DATABASE, moment=moment).result["backup_id"] for moment in moments)
         assert run_task(redis, PRUNE_REPOSITORY, dry_run=True).result["removed"] == [old]
         assert len(list(portal.archives.glob("*.tar.gz"))) == 2
         done = run_task(redis, PRUNE_REPOSITORY, actor="ada")

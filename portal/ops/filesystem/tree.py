@@ -127,9 +127,19 @@ class Tree:
         return os.open(name, _FILE, dir_fd=above)
 
     def link(self, path: str) -> str:
-        """What a symlink points to."""
+        """What a symlink points to.
+
+        Raises:
+            FileNotFoundError: something else has taken its name.
+            OSError: it cannot be read.
+        """
         name, above = self.place(path)
-        return portable(os.readlink(name, dir_fd=above))
+        try:
+            return portable(os.readlink(name, dir_fd=above))
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                raise FileNotFoundError(errno.ENOENT, "it is no symbolic link any more", path) from error
+            raise
 
     def names(self, path: str) -> list[str]:
         """The names in a directory, sorted."""
