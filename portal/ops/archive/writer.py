@@ -313,7 +313,8 @@ class ArchiveWriter:
             return True
         stripped: list[str] = []
         member = packer.member_of(path, MemberType.FILE, before)._replace(
-            xattrs=packer.xattrs_of(path, descriptor, stripped), sparse=data_extents(descriptor, before)
+            xattrs=packer.xattrs_of(path, descriptor, stripped),
+            sparse=data_extents(descriptor, before) if _is_utf8(path) else (),
         )
         packed = SparsePayload(descriptor, member.sparse) if member.sparse else None
         file = packed or FileIO(descriptor, closefd=False)
@@ -494,3 +495,12 @@ def _batches(parts: Iterable[bytes]) -> Iterator[bytes]:
             batch, weight = [], 0
     if batch:
         yield b"".join(batch)
+
+
+def _is_utf8(path: str) -> bool:
+    """Whether a path can stand in the record of a sparse member: bsdtar refuses one that is not UTF-8."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
