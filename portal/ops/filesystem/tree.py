@@ -162,7 +162,13 @@ class Tree:
         while todo:
             directory = todo.pop()
             deeper = []
-            with os.scandir(self.directory(directory)) as entries:
+            try:
+                descriptor = self.directory(directory)
+            except OSError as error:
+                if directory == path or error.errno not in GONE:
+                    raise
+                continue  # something else has taken its name
+            with os.scandir(descriptor) as entries:
                 found = [(portable(entry.name), entry.stat(follow_symlinks=False)) for entry in entries]
             for name, what in sorted(found):
                 inner = f"{directory}/{name}" if directory else name
