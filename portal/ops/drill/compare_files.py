@@ -92,7 +92,11 @@ class FileComparison:
         if found is None:
             return "it was not restored"
         if member.type is MemberType.SYMLINK:
-            return "" if stat.S_ISLNK(found.st_mode) and tree.link(path) == member.link else "it is another link"
+            try:
+                is_same = stat.S_ISLNK(found.st_mode) and tree.link(path) == member.link
+            except FileNotFoundError:  # something else has taken its name
+                is_same = False
+            return "" if is_same else "it is another link"
         if member.type is MemberType.HARDLINK:
             other = tree.look(self._below(member.link))
             is_same = other is not None and os.path.samestat(found, other)
