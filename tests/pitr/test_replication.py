@@ -6,7 +6,6 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-import psycopg
 import pytest
 
 from portal.ops.errors import BusyError
@@ -16,6 +15,8 @@ from tests.support.wal_servers import WalPortal, wal_portal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import psycopg
 
 
 @pytest.fixture(scope="module")

@@ -235,8 +235,7 @@ def ensure_slot(connection: Connection, slot: str = SLOT) -> bool:
             return True
     raise BusyError(
         f"the replication slot {slot} is lost, and another session holds it",
-        hint=f"End that session: SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots"
-        f" WHERE slot_name = '{slot}';",
+        hint="End that session with pg_terminate_backend; its pid is active_pid in pg_replication_slots.",
     )
 
 
