@@ -10,7 +10,7 @@ self=$(readlink -f -- "${BASH_SOURCE[0]}")
 source "${self%/*}/setup.sh"
 module=benchmarks
 case ${1-} in
-    many-archives | uploads | pitr)
+    many-archives | uploads | pitr | offsite)
         module+=.${1/-/_}
         shift
         ;;

@@ -13,11 +13,12 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from portal.ops.archive.output_file import OutputFile
 from portal.ops.errors import ConfigurationError, NotIntactError, ObjectAbsentError
 from portal.ops.model import FORMAT_VERSION, SUFFIX, VerifyLevel
-from portal.ops.offsite.fetch import receive
 from portal.ops.offsite.ledger import DIRECTORY, Ledger
 from portal.ops.offsite.listing import PREFIX, list_copies
+from portal.ops.offsite.receiving import blame, receive
 from portal.ops.repository.access_log import Action, Observer, Outcome, Witness
 from portal.ops.repository.durable import make_hidden
 from portal.ops.repository.repository import Repository
@@ -235,10 +236,13 @@ class OffsiteVerifyJob:
         damages: tuple[str, ...] = ()
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            out = OutputFile(descriptor)
             try:
-                receive(backend, commit, identities, lambda at, data: _write_at(descriptor, at, data), advance)
+                receive(backend, commit, identities, out, advance)
+                if out.finish() != commit.archive_sha256:
+                    raise blame(backend, commit)
             finally:
-                os.close(descriptor)
+                out.close()
             sidecar_of(path).write_text(f"{commit.archive_sha256}  {path.name}\n")
             found = Verifier(
                 pg_bin_dir=self._config.pg_bin_dir, jobs=self._config.jobs or available_cores()
@@ -258,14 +262,6 @@ class OffsiteVerifyJob:
             damages=damages,
             is_downloaded=True,
         )
-
-
-def _write_at(descriptor: int, at: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        written = os.pwrite(descriptor, rest, at)
-        at += written
-        rest = rest[written:]
 
 
 def _compared(backend: Backend, commit: Commit, advance: Advance) -> CopyFinding:
