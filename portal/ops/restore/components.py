@@ -22,7 +22,7 @@ from portal.ops.postgres.database_names import Names, Role
 from portal.ops.postgres.dump_format import HEAD_BYTES, dump_major
 from portal.ops.repository.durable import make_hidden
 from portal.ops.restore.database.model import DatabaseState, RestoreMode
-from portal.ops.restore.dump_source import backed_up, dump_content, dump_of, identity_of, rows_of
+from portal.ops.restore.dump_source import backed_up, dump_content, dump_of, identity_of, objects_of, rows_of
 from portal.ops.restore.files.free_space import room
 from portal.ops.restore.files.restore import FileRestore, discard_rollback_data, list_restores
 from portal.ops.runtime.progress import available_cores
@@ -163,7 +163,8 @@ class DatabasePart:
         """Fill and check a database beside the live one, where the mode is swap."""
         self._make_directory()
         dump = dump_of(archive, planned.manifest, self._dump, jobs=self._jobs, advance=advance)
-        self._restore.stage(dump, rows_of(planned.manifest), identity_of(planned.manifest))
+        manifest = planned.manifest
+        self._restore.stage(dump, rows_of(manifest), identity_of(manifest), objects_of(manifest))
 
     def apply(self) -> dict[str, Any]:
         """Swap, or replace in one transaction."""

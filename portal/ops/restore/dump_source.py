@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from portal.ops.archive.protocol import Archive
     from portal.ops.manifest import Manifest
     from portal.ops.postgres.identity import DatabaseIdentity
+    from portal.ops.restore.database.object_check import SourceObjects
     from portal.ops.restore.database.plan import BackedUp
     from portal.ops.runtime.progress import Advance
 
@@ -107,6 +108,30 @@ def identity_of(manifest: Manifest) -> DatabaseIdentity | None:
 
     found = manifest.details.get(Component.DATABASE.value, {}).get("database")
     return None if found is None else DatabaseIdentity.from_dict(found)
+
+
+def objects_of(manifest: Manifest) -> SourceObjects | None:
+    """What the manifest says of indexes, constraints and triggers; nothing where an older release wrote it.
+
+    Raises:
+        NotIntactError: it makes no sense.
+    """
+    from portal.ops.restore.database.object_check import SourceObjects
+
+    details = manifest.details.get(Component.DATABASE.value, {})
+    if "counts" not in details:
+        return None
+    try:
+        return SourceObjects(
+            counts={str(kind): int(count) for kind, count in details["counts"].items()},
+            invalid_indexes=frozenset(map(str, details.get("invalid_indexes", ()))),
+            unvalidated=frozenset(map(str, details.get("unvalidated_constraints", ()))),
+            server_version=str(details.get("server_version", "")),
+        )
+    except (AttributeError, TypeError, ValueError) as error:
+        raise NotIntactError(
+            "what the manifest says of indexes and constraints makes no sense", hint=_ANOTHER
+        ) from error
 
 
 def _numbers_of(manifest: Manifest, what: str) -> dict[str, int]:

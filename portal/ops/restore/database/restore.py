@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from portal.ops.postgres.dump_file import Dump
     from portal.ops.postgres.identity import DatabaseIdentity
     from portal.ops.postgres.pg_restore import Restorer
+    from portal.ops.restore.database.object_check import SourceObjects
     from portal.ops.runtime.process import ProcessRunner
     from portal.ops.settings.database_url import DatabaseTarget
 
@@ -161,13 +162,20 @@ class DatabaseRestore:
         self._mode = plan.mode
         return plan
 
-    def stage(self, dump: Dump, row_counts: Mapping[str, int], identity: DatabaseIdentity | None = None) -> None:
+    def stage(
+        self,
+        dump: Dump,
+        row_counts: Mapping[str, int],
+        identity: DatabaseIdentity | None = None,
+        objects: SourceObjects | None = None,
+    ) -> None:
         """Prepare all that can be prepared without touching the live database, and read the dump to its end.
 
         Arguments:
             dump: the dump; in place, it is put in its file, which has to stay until `apply` has returned.
             row_counts: the manifest's number of rows by table; empty where it has none.
             identity: what the manifest says of the database itself.
+            objects: what it says of indexes, constraints and triggers; where they differ, that is a warning.
 
         Raises:
             NotIntactError: the dump is none, cannot be decoded to its end, or (swap only, where it is counted) does not
@@ -187,6 +195,7 @@ class DatabaseRestore:
                 jobs=self._jobs,
                 identity=identity,
                 owner=self.owner,
+                objects=objects,
             )
             self._rows, self._warnings = staged.row_counts, staged.warnings
         else:
