@@ -130,7 +130,7 @@ def objects_of(manifest: Manifest) -> SourceObjects | None:
         )
     except (AttributeError, TypeError, ValueError) as error:
         raise NotIntactError(
-            "what the manifest says of indexes and constraints makes no sense", hint=_ANOTHER
+            "what the manifest says of indexes and constraints makes no sense", hint=another_archive()
         ) from error
 
 
