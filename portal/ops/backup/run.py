@@ -29,6 +29,7 @@ from portal.ops.backup.strategy import Base, plan_incremental, plan_incremental_
 from portal.ops.backup.walk import identity
 from portal.ops.errors import ConfigurationError, DiskFullError, OpsError, SourceError
 from portal.ops.filesystem.refusals import unreadable
+from portal.ops.hints import Advice
 from portal.ops.model import BackupId, BackupType, Component
 from portal.ops.pitr.base_chain import FullBaseNeededError
 from portal.ops.pitr.scratch import sweep_scratch
@@ -231,7 +232,7 @@ class BackupRun:
             if not self.config.wal:
                 raise ConfigurationError(
                     "a base backup is worth nothing without the WAL that follows it, and BACKUP_WAL is off",
-                    hint="Set BACKUP_WAL=on and start the WAL service: tools/service.sh wal.",
+                    hint=f"Set BACKUP_WAL=on and start the WAL service: {Advice.RECEIVE_WAL}.",
                 )
             return (Component.CLUSTER,)
         component = Component(kind.value)

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, tzinfo
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from portal.ops.errors import ConfigurationError, UnsupportedError
+from portal.ops.hints import Advice
 from portal.ops.model import FORMAT_VERSION, timestamp
 from portal.ops.restore.database.model import RestoreMode
 from portal.ops.restore.portal_health import HealthCheck
@@ -206,13 +207,10 @@ class RestoreResult:
             "error": self.error,
             "duration_seconds": round(self.duration_seconds, 3),
             "restore_id": self.restore_id,
-            "rollback": None if self.is_rollback or not self.restore_id else f"{_ROLLBACK} {self.restore_id}",
+            "rollback": None if self.is_rollback or not self.restore_id else Advice.ROLL_BACK.line(self.restore_id),
             "facts": dict(self.facts),
             "portal": dict(self.portal) if self.portal else None,
             **({"at": self.at} if self.at else {}),
             "plan": list(self.plan),
             "format_version": FORMAT_VERSION,
         }
-
-
-_ROLLBACK: Final = "./tools/restore.sh --rollback"

@@ -11,6 +11,7 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from portal.ops.hints import Advice
 from portal.ops.monitoring.doctor.check import Check, Finding, fault, ok, warning
 from portal.ops.pitr.combine import find_combiner
 from portal.ops.pitr.locales import absent_locales, database_locales
@@ -111,7 +112,7 @@ class PitrChecks:
         with maintenance(self._target) as connection:
             found = position(connection)
         if not found.has_slot:
-            return warning(f"there is no replication slot {SLOT} yet", "Start the WAL service: tools/service.sh wal.")
+            return warning(f"there is no replication slot {SLOT} yet", f"Start the WAL service: {Advice.RECEIVE_WAL}.")
         lag = human_bytes(max(0, found.flushed_lsn - found.restart_lsn))
         if not found.is_usable:
             return fault(f"the slot {SLOT} is lost", "Start the WAL service: it makes another, and a base backup.")
