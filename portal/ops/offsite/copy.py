@@ -18,9 +18,10 @@ from portal.ops.model import FORMAT_VERSION
 from portal.ops.offsite.layout import Stem, stem_of_commit
 from portal.ops.offsite.ledger import CopyRecord, Ledger
 from portal.ops.offsite.listing import read_commit
-from portal.ops.offsite.missing import line_of_entry, wanted_copies
+from portal.ops.offsite.missing import line_of_entry, unexpectedly_gone, wanted_copies
 from portal.ops.offsite.prune import offsite_policy
 from portal.ops.offsite.sending import AlreadyCopiedError, Sender
+from portal.ops.offsite.signing import Trust, find_key, own_key
 from portal.ops.repository.access_log import Action, Observer, Outcome, Witness
 from portal.ops.repository.catalogue import Catalogue
 from portal.ops.repository.locks import archive_lock
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from portal.ops.offsite.config import OffsiteConfig
+    from portal.ops.offsite.signing import SigningKey
     from portal.ops.repository.entry import Entry
     from portal.ops.retention.policy import RetentionPolicy
     from portal.ops.settings.destination import Destination
@@ -138,12 +140,13 @@ class CopyJob:
         try:
             destinations = self._config.require_destinations()
             recipients = recipients_of(self._config.settings)
+            is_first = find_key(self._repository) is None
             entries = Catalogue(self._repository).entries()
             wanted = self._wanted(entries, archive)
         except OpsError as error:
             return replace(result, faults=(error,), duration_seconds=time.monotonic() - started)
         for destination in destinations:
-            result = self._to_destination(destination, recipients, wanted, again, result)
+            result = self._to_destination(destination, recipients, wanted, again, is_first, result)
         return replace(result, duration_seconds=time.monotonic() - started)
 
     def _warnings(self) -> Iterable[str]:
@@ -175,6 +178,7 @@ class CopyJob:
         recipients: tuple[str, ...],
         wanted: Sequence[Entry],
         again: bool,
+        is_first: bool,
         so_far: CopyResult,
     ) -> CopyResult:
         """Copy what one destination lacks."""
@@ -189,11 +193,15 @@ class CopyJob:
             with ledger.locked(self._config.lock_timeout):
                 backend = self._config.open(destination, is_writing=True)
                 known = ledger.copies()
-                found = reconcile(backend, ledger)
-                warnings += _gone(known, found, destination)
+                # Where there is no key yet, what is there already counts as ours; from then on, only what we sign.
+                trust = Trust(known=known) if is_first else Trust.of(self._config, destination)
+                found = reconcile(backend, ledger, trust)
+                key = own_key(self._repository)
+                unexpected = unexpectedly_gone(known, found, self._policy, self._clock())
+                warnings += _gone(unexpected, destination)
                 there = {stem.backup_id for stem in found}
                 missing = [entry for entry in wanted if again or entry.name not in there]
-                sender = self._sender(backend, ledger, recipients, missing)
+                sender = self._sender(backend, ledger, recipients, missing, key, trust)
                 for entry in list(missing):
                     logged = True
                     copied.append(self._copy(sender, entry, destination, again=again))
@@ -224,7 +232,13 @@ class CopyJob:
         )
 
     def _sender(
-        self, backend: Backend, ledger: Ledger, recipients: tuple[str, ...], missing: Sequence[Entry]
+        self,
+        backend: Backend,
+        ledger: Ledger,
+        recipients: tuple[str, ...],
+        missing: Sequence[Entry],
+        key: SigningKey,
+        trust: Trust,
     ) -> Sender:
         meter = Meter(self._progress)
         meter.phase = "copy"
@@ -235,6 +249,8 @@ class CopyJob:
             ledger=ledger,
             recipients=recipients,
             rate=self._config.settings.rate,
+            key=key,
+            trust=trust,
             clock=self._clock,
             advance=meter.advance,
         )
@@ -263,20 +279,20 @@ class CopyJob:
         return record
 
 
-def _gone(known: Iterable[Stem], found: Iterable[Stem], destination: Destination) -> list[str]:
-    """A warning where copies that were known are gone: a prune elsewhere may have removed them, or somebody else."""
-    names = sorted(map(str, set(known) - set(found)))
+def _gone(unexpected: Iterable[Stem], destination: Destination) -> list[str]:
+    """A warning where copies are gone that the off-site rules keep."""
+    names = sorted(map(str, unexpected))
     if not names:
         return []
     log.warning("offsite_copies_gone", destination=destination.shown, count=len(names))
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return [
-        f"copies in {destination.shown} are gone: {', '.join(names[:3])}{more}; if no prune removed them, look for "
-        "them with 'offsite list --as-of TIME'"
+        f"copies in {destination.shown} are gone: {', '.join(names[:3])}{more}; the off-site rules would "
+        "keep them, so look for them with 'offsite list --as-of TIME'"
     ]
 
 
-def reconcile(backend: Backend, ledger: Ledger) -> dict[Stem, CopyRecord]:
+def reconcile(backend: Backend, ledger: Ledger, trust: Trust) -> dict[Stem, CopyRecord]:
     """The copies that a store has, by a look at the names of its commits; the memory of them is brought up to date.
 
     Raises:
@@ -290,7 +306,7 @@ def reconcile(backend: Backend, ledger: Ledger) -> dict[Stem, CopyRecord]:
             continue
         if stem in known:
             found[stem] = known[stem]
-        elif commit := read_commit(backend, stem):
+        elif (commit := read_commit(backend, stem)) and trust.accepts(commit):
             found[stem] = CopyRecord.of(commit)
     if found != known and ledger.can_be_kept:
         ledger.replace(found.values())

@@ -29,6 +29,7 @@ from portal.ops.model import FORMAT_VERSION, SUFFIX, BackupId
 from portal.ops.offsite.listing import LATEST, PREFIX, Listing, list_copies
 from portal.ops.offsite.reading import find_file
 from portal.ops.offsite.receiving import blame, receive
+from portal.ops.offsite.signing import Trust
 from portal.ops.repository.access_log import Action, Observer, Witness
 from portal.ops.repository.faults import disk_full
 from portal.ops.repository.repository import Repository
@@ -63,6 +64,7 @@ class Fetched:
         path: the archive.
         destination: where it came from.
         fetched: the archives that were brought here for it; those that were here already are left out.
+        signer: the public key of the repository that made the copy; nothing where it is not signed.
     """
 
     backup_id: str
@@ -71,6 +73,7 @@ class Fetched:
     checksum: str
     size: int
     fetched: tuple[str, ...]
+    signer: str | None = None
     duration_seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,6 +86,7 @@ class Fetched:
             "checksum": self.checksum,
             "size_bytes": self.size,
             "fetched": list(self.fetched),
+            "signer": self.signer,
             "duration_seconds": round(self.duration_seconds, 3),
             "format_version": FORMAT_VERSION,
         }
@@ -146,6 +150,7 @@ class FetchJob:
             checksum=commit.archive_sha256,
             size=commit.archive_size,
             fetched=tuple(one.backup_id for one in missing),
+            signer=commit.signer,
             duration_seconds=time.monotonic() - started,
         )
 
@@ -166,7 +171,7 @@ class FetchJob:
                 try:
                     backend = self._open(destination)
                     opened.append(backend)
-                    listing = list_copies(backend, name)
+                    listing = list_copies(backend, name, Trust.of(self._config, destination))
                     hits.append((backend, listing, listing.find(name)))
                 except OpsError as error:
                     faults.append(error)

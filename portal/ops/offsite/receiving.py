@@ -45,7 +45,7 @@ class _Got(NamedTuple):
     """So many bytes of the archive more were written, by the receiver of one segment."""
 
     number: int
-    count: int
+    size: int
 
 
 def receive(backend: Backend, commit: Commit, identities: Sequence[Identity], target: Target, advance: Advance) -> None:
@@ -75,9 +75,9 @@ def _follow(commit: Commit, work: _Work, target: Target, advance: Advance) -> No
             got = work.done.get(timeout=_PATIENCE_SECONDS)
             if isinstance(got, BaseException):
                 raise got
-            left -= got.count
-            written[got.number] += got.count
-            advance(got.count)
+            left -= got.size
+            written[got.number] += got.size
+            advance(got.size)
             while first < len(written) and written[first] == commit.plain_size(first):
                 first += 1
             more = written[first] if first < len(written) else 0
