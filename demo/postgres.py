@@ -267,7 +267,7 @@ class EmbeddedPostgres:
                 lines = (self._data / "postmaster.pid").read_text().splitlines()
             except FileNotFoundError:
                 lines = []
-            if len(lines) >= 8 and lines[7].strip() == "ready":
+            if len(lines) >= 8 and lines[7].strip() in ("ready", "standby"):
                 return True
             time.sleep(_POLL_SECONDS)
         return False

@@ -92,7 +92,8 @@ class BackupArguments(RequestArguments):
     """What a backup is told.
 
     Arguments:
-        confirm_loss: a person has confirmed that a source has lost nearly everything.
+        confirm_loss: a person has confirmed that a source has lost nearly everything, or that the repository is
+            another one.
     """
 
     confirm_loss: bool = False

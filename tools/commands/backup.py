@@ -29,12 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
             action="store_true",
             help="only what differs from the newest archive that contains the uploads",
         )
-    if name in ("full", "media"):
-        parser.add_argument(
-            "--confirm-loss",
-            action="store_true",
-            help="back up uploads or an audit log that have lost nearly everything since the last backup",
-        )
+    parser.add_argument(
+        "--confirm-loss",
+        action="store_true",
+        help="back up what has lost nearly everything since the last backup, or to a repository that is a new one",
+    )
     tasks.add_options(parser, with_wait=True)
 
 
@@ -44,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     settings, show = watched_settings()
     incremental = arguments.command == "media" and arguments.incremental
-    told: dict[str, Any] = {"confirm_loss": getattr(arguments, "confirm_loss", False)}
+    told: dict[str, Any] = {"confirm_loss": arguments.confirm_loss}
     if tasks.is_remote(settings, arguments):
         if not arguments.wait:  # a worker's environment may ask for less than this one
             refuse_unbuilt(settings.unbuilt)

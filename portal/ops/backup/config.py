@@ -62,7 +62,8 @@ class BackupConfig:
         dump_timeout: seconds that pg_dump may take.
         lock_timeout: seconds to wait for a lock.
         rollback_days: days to keep the rollback data of restores, which a cleanup discards after that.
-        confirm_loss: back up a source that has lost nearly everything since the last backup; it is refused otherwise.
+        confirm_loss: back up a source that has lost nearly everything since the last backup, and to a repository that
+            is not the one that was used there before; it is refused otherwise.
         repository_id: the id of the repository that is meant; a backup to another one is refused. Empty for any.
         jobs: processes and threads that work at once; by default the cores there are.
         compression: how hard to compress; ``auto`` is as hard as the source leaves time for.

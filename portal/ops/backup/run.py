@@ -161,7 +161,7 @@ class BackupRun:
             raise ConfigurationError(
                 "paths that have changed were named for a backup of everything", hint="Ask for an incremental one."
             )
-        self.repository.prepare(self.config.repository_id)
+        self.repository.prepare_for_backup(self.config.repository_id, is_confirmed=self.config.confirm_loss)
         self._check_sources(components)
         return components
 

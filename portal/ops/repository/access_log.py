@@ -38,7 +38,7 @@ from portal.ops.repository.access_entry import (
     decode,
     sealed,
 )
-from portal.ops.repository.durable import open_own, write_whole
+from portal.ops.repository.durable import naming, open_own, write_whole
 from portal.ops.repository.faults import explain
 from portal.ops.repository.locks import holder, lock_within
 from portal.ops.runtime.logs import engine_log
@@ -83,6 +83,7 @@ class AccessLog:
     """The access log of a repository."""
 
     def __init__(self, repository: Repository) -> None:
+        self._repository = repository
         self.path = repository.path / NAME
         self.head_path = repository.path / HEAD_NAME
 
@@ -99,9 +100,11 @@ class AccessLog:
     ) -> AccessEntry | None:
         """Add a line, durably; nothing where it could not be written, which is logged and breaks nothing."""
         try:
+            self._repository.refuse_absent()
             with self._locked() as descriptor:
                 entry = self._next(descriptor, action, subject, outcome, who, host, moment, details)
-                self._write(descriptor, entry)
+                with naming(self.path):
+                    self._write(descriptor, entry)
         except (OpsError, OSError) as error:
             log.warning("access_unlogged", action=action.value, error=str(error))
             return None

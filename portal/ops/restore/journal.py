@@ -138,7 +138,7 @@ class RestoreRecords:
             BusyError: one is running.
             RepositoryError: the repository cannot be written.
         """
-        self._repository.prepare()
+        self._repository.prepare_for_restore()
         make_hidden(self.directory)
         with ExitStack() as stack:
             try:

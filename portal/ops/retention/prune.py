@@ -189,6 +189,7 @@ class PruneJob:
         draft = _Draft(dry_run=dry_run)
         fault: OpsError | None = None
         try:
+            self.repository.refuse_another()
             if dry_run or not self.repository.path.exists():
                 draft.removed += self._decide(draft).removals
             else:
