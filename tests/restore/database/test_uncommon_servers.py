@@ -56,6 +56,22 @@ def live(logical: EmbeddedPostgres, tmp_path: Path) -> Iterator[Bench]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def standby(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """A database, its dump, and a server that has become a standby since."""
+    settings = {"wal_level": "replica", "max_wal_senders": "4"}
+    with EmbeddedPostgres(unsafe_speed=True, settings=settings) as server:
+        target = new_database(server)
+        execute(target, "CREATE TABLE finding AS SELECT 1 AS n", "CREATE UNLOGGED TABLE cache AS SELECT 1 AS n")
+        with bench(target, server.bin_dir, tmp_path_factory.mktemp("standby")) as made:
+            data = server.directory / "data"
+            (data / "standby.signal").touch()
+            os.chown(data / "standby.signal", data.stat().st_uid, data.stat().st_gid)
+            server.restart()
+            wait_until(lambda: _answers(target))
+            yield made
+
+
 def plan_of(made: Bench, mode: RestoreMode = AUTO) -> DatabasePlan:
     _, contents = made.source().head()
     return made.restore(mode=mode).plan(
@@ -81,21 +97,6 @@ def looked_at(target: DatabaseTarget, tmp_path: Path) -> dict[str, Finding]:
 
 class TestStandby:
     """A server that follows another one can be backed up, and not restored to."""
-
-    @pytest.fixture(scope="class")
-    def standby(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-        """A database, its dump, and a server that has become a standby since."""
-        settings = {"wal_level": "replica", "max_wal_senders": "4"}
-        with EmbeddedPostgres(unsafe_speed=True, settings=settings) as server:
-            target = new_database(server)
-            execute(target, "CREATE TABLE finding AS SELECT 1 AS n", "CREATE UNLOGGED TABLE cache AS SELECT 1 AS n")
-            with bench(target, server.bin_dir, tmp_path_factory.mktemp("standby")) as made:
-                data = server.directory / "data"
-                (data / "standby.signal").touch()
-                os.chown(data / "standby.signal", data.stat().st_uid, data.stat().st_gid)
-                server.restart()
-                wait_until(lambda: _answers(target))
-                yield made
 
     def test_it_is_refused_everywhere(self, standby: Bench, tmp_path: Path) -> None:
         """Plan, doctor and drill say that it is a standby; a restore in either mode changes nothing."""
