@@ -39,6 +39,7 @@ from portal.ops.errors import (
     OpsError,
     RepositoryError,
 )
+from portal.ops.hints import Advice
 from portal.ops.model import BackupType, Component, VerifyLevel
 from portal.ops.postgres.connection import connect
 from portal.ops.postgres.dump_contents import SUBSCRIPTIONS
@@ -200,7 +201,7 @@ class DrillJob:
         found = self.repository.find(archive, latest_of=(BackupType.FULL,))
         if os.fspath(archive) == _LATEST and (found.backup_id is None or found.backup_id.type is not BackupType.FULL):
             raise ArchiveAbsentError(
-                f"there is no full backup in {self.repository.path}", hint="'./tools/backup.sh full' makes one."
+                f"there is no full backup in {self.repository.path}", hint=f"{Advice.BACK_UP_FULL} makes one."
             )
         if read_sidecar(found.path) is None:
             raise NotIntactError(

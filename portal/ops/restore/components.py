@@ -11,11 +11,12 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from portal.ops.archive.damage import is_below
 from portal.ops.archive.index import MemberType
 from portal.ops.errors import DiskFullError, NotIntactError
+from portal.ops.hints import another_archive
 from portal.ops.model import RESTORE_DIRECTORY, Component
 from portal.ops.postgres.database_names import Names, Role
 from portal.ops.postgres.dump_format import HEAD_BYTES, dump_major
@@ -40,9 +41,6 @@ if TYPE_CHECKING:
     from portal.ops.runtime.process import ProcessRunner
     from portal.ops.runtime.progress import Advance
     from portal.ops.settings.database_url import DatabaseTarget
-
-
-_ANOTHER: Final = "Take another archive: './tools/backup.sh list' shows them."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -487,8 +485,8 @@ class _Counted:
         """
         what = self._component.value
         if not self._members:
-            raise NotIntactError(f"the manifest lists {what}, but the archive holds none", hint=_ANOTHER)
+            raise NotIntactError(f"the manifest lists {what}, but the archive holds none", hint=another_archive())
         if self._expected not in (None, self._files):
             raise NotIntactError(
-                f"{what} has {self._files} files, and the manifest says {self._expected}", hint=_ANOTHER
+                f"{what} has {self._files} files, and the manifest says {self._expected}", hint=another_archive()
             )

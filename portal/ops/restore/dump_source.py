@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from portal.ops.errors import NotIntactError
+from portal.ops.hints import another_archive
 from portal.ops.model import Component
 from portal.ops.postgres.dump_file import Dump
 from portal.ops.postgres.table_names import normal_name
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from portal.ops.restore.database.object_check import SourceObjects
     from portal.ops.restore.database.plan import BackedUp
     from portal.ops.runtime.progress import Advance
-
-_ANOTHER: Final = "Take another archive: './tools/backup.sh list' shows them."
 
 
 def dump_of(archive: Archive, manifest: Manifest, path: Path, *, jobs: int, advance: Advance = lambda _: None) -> Dump:
@@ -63,7 +62,7 @@ def dump_content(archive: Archive, jobs: int) -> Iterator[tuple[Member, Iterator
         if found is None:
             raise NotIntactError(
                 f"the archive holds no {Component.DATABASE.member}, although its manifest says so",
-                hint=_ANOTHER,
+                hint=another_archive(),
             )
         yield found
 
@@ -81,7 +80,7 @@ def backed_up(archive: Archive, manifest: Manifest, path: Path) -> BackedUp:
     try:
         size, large_objects = int(details.get("database_bytes", 0)), int(details.get("large_objects", 0))
     except (TypeError, ValueError) as error:
-        raise NotIntactError("the manifest's size of the database makes no sense", hint=_ANOTHER) from error
+        raise NotIntactError("the manifest's size of the database makes no sense", hint=another_archive()) from error
     return BackedUp(
         entries=contents.entries,
         identity=identity_of(manifest),
@@ -131,7 +130,7 @@ def objects_of(manifest: Manifest) -> SourceObjects | None:
         )
     except (AttributeError, TypeError, ValueError) as error:
         raise NotIntactError(
-            "what the manifest says of indexes and constraints makes no sense", hint=_ANOTHER
+            "what the manifest says of indexes and constraints makes no sense", hint=another_archive()
         ) from error
 
 
@@ -140,4 +139,4 @@ def _numbers_of(manifest: Manifest, what: str) -> dict[str, int]:
     try:
         return {normal_name(str(table)): int(number) for table, number in numbers.items()}
     except (AttributeError, TypeError, ValueError) as error:
-        raise NotIntactError(f"the manifest's numbers of {what} make no sense", hint=_ANOTHER) from error
+        raise NotIntactError(f"the manifest's numbers of {what} make no sense", hint=another_archive()) from error

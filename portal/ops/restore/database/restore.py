@@ -21,6 +21,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from portal.ops.errors import ConfigurationError, OpsError, RestoreError
+from portal.ops.hints import Advice
 from portal.ops.postgres.database_names import LONGEST_NAME, Marked, Names, Role
 from portal.ops.postgres.dump_file import read_dump_major
 from portal.ops.postgres.identity import give_identity
@@ -423,7 +424,7 @@ class DatabaseRestore:
     def _nothing_kept(self) -> RestoreError:
         return RestoreError(
             f"the server has no database that {self.restore_id} has kept: it was not applied, or it was dropped since",
-            hint="'./tools/restore.sh --rollback --list' shows what can be rolled back",
+            hint=f"{Advice.LIST_ROLLBACKS} shows what can be rolled back",
         )
 
 
