@@ -103,7 +103,7 @@ class TestAbsence:
         archives = unmount(config)
         with pytest.raises(RepositoryError, match="is not there"):
             BackupJob(config).verify("latest", VerifyLevel.CHECKSUM)
-        restoring = RestoreConfig(local_path=archives, media_path=config.media_path)
+        restoring = RestoreConfig(local_path=archives, media_path=Path(config.media_path or ""))
         assert ABSENT.format(archives) in str(DrillJob(restoring).run().error)
         assert ABSENT.format(archives) in str(RestoreJob(restoring).restore_media("latest").error)
 
@@ -129,7 +129,7 @@ class TestAbsence:
         archives = unmount(config)
         state = {"XDG_STATE_HOME": os.environ["XDG_STATE_HOME"]}
         with ServiceProcess("beat.watcher", tmp_path, redis, **state) as watcher:
-            wait_until(lambda: watcher.events("heartbeat_unwritten"))
+            wait_until(lambda: bool(watcher.events("heartbeat_unwritten")))
             assert ABSENT.format(archives) in watcher.events("heartbeat_unwritten")[0]["error"]
         assert not (archives / LOCK_NAME).exists()
 
@@ -160,7 +160,7 @@ class TestAnother:
         archives = unmount(config)
         (archive,) = archives.with_name("volume").glob("media_*.tar.gz")
         (Path(config.media_path or "") / "scan.json").unlink()
-        restoring = RestoreConfig(local_path=archives, media_path=config.media_path)
+        restoring = RestoreConfig(local_path=archives, media_path=Path(config.media_path or ""))
         result = RestoreJob(restoring).restore_media(archive)
         assert (result.success, result.error) == (True, None)
         assert Repository(archives).id == ""
