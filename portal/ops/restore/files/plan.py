@@ -152,6 +152,8 @@ class Comparison:
             return
         self._stage_bytes += member.payload_bytes + _ENTRY_BYTES
         outcome = "new" if found is None else "same" if fits and _looks_same(member, found) else "replaced"
+        if outcome == "replaced" and preflight is not None:
+            preflight.replaces(path)
         self._counts[outcome] += 1
         self._bytes[outcome] += member.size
         if outcome != "same" and len(self._examples) < _EXAMPLES:
