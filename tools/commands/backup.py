@@ -29,11 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
             action="store_true",
             help="only what differs from the newest archive that contains the uploads",
         )
-    parser.add_argument(
-        "--confirm-loss",
-        action="store_true",
-        help="back up what has lost nearly everything since the last backup, or to a repository that is a new one",
-    )
+    if name in ("full", "media"):
+        parser.add_argument(
+            "--confirm-loss",
+            action="store_true",
+            help="back up what has lost nearly everything since the last backup, or to another repository than the last",
+        )
+    else:
+        parser.add_argument(
+            "--confirm-loss", action="store_true", help="back up to another repository than the last backup"
+        )
     tasks.add_options(parser, with_wait=True)
 
 
@@ -43,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     settings, show = watched_settings()
     incremental = arguments.command == "media" and arguments.incremental
-    told: dict[str, Any] = {"confirm_loss": arguments.confirm_loss}
+    told: dict[str, Any] = {"confirm_loss": getattr(arguments, "confirm_loss", False)}
     if tasks.is_remote(settings, arguments):
         if not arguments.wait:  # a worker's environment may ask for less than this one
             refuse_unbuilt(settings.unbuilt)

@@ -38,7 +38,7 @@ from portal.ops.repository.access_entry import (
     decode,
     sealed,
 )
-from portal.ops.repository.durable import naming, open_own, write_whole
+from portal.ops.repository.durable import open_own, write_whole
 from portal.ops.repository.faults import explain
 from portal.ops.repository.locks import holder, lock_within
 from portal.ops.runtime.logs import engine_log
@@ -103,8 +103,7 @@ class AccessLog:
             self._repository.refuse_absent()
             with self._locked() as descriptor:
                 entry = self._next(descriptor, action, subject, outcome, who, host, moment, details)
-                with naming(self.path):
-                    self._write(descriptor, entry)
+                self._write(descriptor, entry)
         except (OpsError, OSError) as error:
             log.warning("access_unlogged", action=action.value, error=str(error))
             return None
