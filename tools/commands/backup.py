@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         parser.add_argument(
             "--confirm-loss",
             action="store_true",
-            help="back up what has lost nearly everything since the last backup, or to another repository than the last",
+            help="back up what has lost nearly everything since the last backup, or to another repository than then",
         )
     else:
         parser.add_argument(
