@@ -30,7 +30,7 @@ from portal.ops.restore.journal import RestoreRecords
 from portal.ops.runtime.environment import current_settings
 from portal.ops.runtime.logs import configure_logging, engine_log
 from portal.ops.units import printable
-from worker.app import make_app
+from worker.application import make_app
 from worker.authorization import Authorizations
 from worker.command_lines import show_commands
 from worker.configuration import RESULT_SECONDS

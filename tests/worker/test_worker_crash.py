@@ -40,7 +40,7 @@ from tests.support.workers import (
     use_repository,
     wait_until,
 )
-from worker.app import make_app
+from worker.application import make_app
 from worker.authorization import Authorizations
 from worker.operations import BACKUP_FULL, RESTORE_ARCHIVE, Queue
 from worker.progress import STATE
