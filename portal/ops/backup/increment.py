@@ -150,8 +150,7 @@ def plan_increment(
     before = _tree(line[-1])
     assert config.media_path is not None
     for place in (repository.path / CACHE, repository.path / CACHE, None):
-        state = _opened(place)
-        if state is None:
+        if (state := _opened(place)) is None:
             continue
         with ExitStack() as opened:
             opened.callback(state.close)
@@ -165,7 +164,7 @@ def plan_increment(
                 )
                 opened.callback(search.tree.close)
                 is_enough = was_compared and is_all_read
-                delta = search.of(named) if named is not None and is_enough else search.everything()
+                delta = search.everything() if named is None or not is_enough else search.of(named)
                 opened.pop_all()
                 return Increment(line=line, state=state, delta=delta, before=before, place=place, tree=search.tree)
             except sqlite3.Error as error:

@@ -10,6 +10,7 @@ A failure at one destination keeps nothing from the others, and none from the ne
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -99,6 +100,21 @@ class CopyResult:
         }
 
 
+@dataclass(kw_only=True)
+class _Done:
+    """What was done for one destination so far.
+
+    Arguments:
+        is_logged: a failure is in the access log already.
+    """
+
+    missing: list[Entry]
+    copied: list[CopyRecord] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    faults: list[OpsError] = field(default_factory=list)
+    is_logged: bool = False
+
+
 class CopyJob:
     """Copies archives of a repository to its destinations.
 
@@ -179,30 +195,15 @@ class CopyJob:
     ) -> CopyResult:
         """Copy what one destination lacks."""
         ledger = Ledger(self._repository, destination)
-        copied: list[CopyRecord] = []
-        faults: list[OpsError] = []
-        missing = list(wanted)
-        backend: Backend | None = None
-        warnings: list[str] = []
-        logged = False  # whether a failure is in the access log already
+        done = _Done(missing=list(wanted))
         try:
             with ledger.locked(self._config.lock_timeout):
-                backend = self._config.open(destination, is_writing=True)
-                known = ledger.copies()
-                found = reconcile(backend, ledger)
-                warnings += _gone(known, found, destination)
-                there = {stem.backup_id for stem in found}
-                missing = [entry for entry in wanted if again or entry.name not in there]
-                sender = self._sender(backend, ledger, recipients, missing)
-                for entry in list(missing):
-                    logged = True
-                    copied.append(self._copy(sender, entry, destination, again=again))
-                    missing.remove(entry)
+                self._copy_missing(ledger, destination, recipients, wanted, again, done)
         except BusyError as error:
-            faults.append(error)
+            done.faults.append(error)
         except OpsError as error:
-            faults.append(error)
-            if not logged:
+            done.faults.append(error)
+            if not done.is_logged:
                 self._witness.saw(
                     Action.OFFSITE_COPY,
                     destination.shown,
@@ -211,17 +212,36 @@ class CopyJob:
                     error=str(error),
                 )
             log.error("offsite_copy_failed", destination=destination.shown, error=str(error))
-        finally:
-            if backend is not None:
-                backend.close()
         return replace(
             so_far,
-            copied=(*so_far.copied, *((destination.shown, record.stem.backup_id) for record in copied)),
-            stored_bytes=so_far.stored_bytes + sum(record.stored_bytes for record in copied),
-            missing={**so_far.missing, destination.shown: tuple(entry.name for entry in missing)},
-            warnings=(*so_far.warnings, *warnings),
-            faults=(*so_far.faults, *faults),
+            copied=(*so_far.copied, *((destination.shown, record.stem.backup_id) for record in done.copied)),
+            stored_bytes=so_far.stored_bytes + sum(record.stored_bytes for record in done.copied),
+            missing={**so_far.missing, destination.shown: tuple(entry.name for entry in done.missing)},
+            warnings=(*so_far.warnings, *done.warnings),
+            faults=(*so_far.faults, *done.faults),
         )
+
+    def _copy_missing(
+        self,
+        ledger: Ledger,
+        destination: Destination,
+        recipients: tuple[str, ...],
+        wanted: Sequence[Entry],
+        again: bool,
+        done: _Done,
+    ) -> None:
+        """Copy one archive after the other, and note what is done: a fault leaves the rest missing."""
+        with closing(self._config.open(destination, is_writing=True)) as backend:
+            known = ledger.copies()
+            found = reconcile(backend, ledger)
+            done.warnings += _gone(known, found, destination)
+            there = {stem.backup_id for stem in found}
+            done.missing = [entry for entry in wanted if again or entry.name not in there]
+            sender = self._sender(backend, ledger, recipients, done.missing)
+            for entry in list(done.missing):
+                done.is_logged = True
+                done.copied.append(self._copy(sender, entry, destination, again=again))
+                done.missing.remove(entry)
 
     def _sender(
         self, backend: Backend, ledger: Ledger, recipients: tuple[str, ...], missing: Sequence[Entry]
