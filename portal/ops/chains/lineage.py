@@ -108,9 +108,10 @@ def _check_place(path: Path, manifest: Manifest, line: list[Ancestor]) -> None:
     child = line[-1].manifest
     if manifest.backup_id != child.parent:
         raise NotIntactError(f"{path.name} says that it is {manifest.backup_id}", hint=missing_link())
-    if Component.MEDIA not in manifest.components:
+    held = Component.CLUSTER if Component.CLUSTER in child.components else Component.MEDIA
+    if held not in manifest.components:
         raise NotIntactError(
-            f"{path.name} holds no media, although {child.backup_id} was made on it", hint=missing_link()
+            f"{path.name} holds no {held}, although {child.backup_id} was made on it", hint=missing_link()
         )
     if child.base != (manifest.backup_id if manifest.parent is None else manifest.base):
         raise NotIntactError(f"{child.backup_id} and {manifest.backup_id} name different bases", hint=missing_link())

@@ -181,10 +181,10 @@ def open_tree(path: Path) -> Archive:
     """
     archive = open_archive(path)
     try:
-        is_alone = archive.manifest().parent is None
+        manifest = archive.manifest()
     except OpsError:
         return archive  # whoever asks it for its manifest is told the same
-    if is_alone:
+    if manifest.parent is None or Component.CLUSTER in manifest.components:  # a cluster is combined by PostgreSQL
         return archive
     archive.close()
     return ChainReader(path)

@@ -240,7 +240,7 @@ class _Look:
     def _hold_against_manifest(self, manifest: Manifest, archive: Archive) -> None:
         if manifest.backup_id != archive.backup_id:
             self._note(Damage(what="the manifest is another archive's", path=MANIFEST))
-        if manifest.parent is not None:
+        if manifest.parent is not None and Component.MEDIA in manifest.components:
             self._hold_deletions(manifest, archive)
         if Component.CLUSTER in manifest.components:
             self._hold_cluster(archive)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from portal.ops.hints import Advice
 from portal.ops.monitoring.doctor.check import Check, Finding, fault, ok, warning
+from portal.ops.pitr.combine import find_combiner
 from portal.ops.pitr.locales import absent_locales, database_locales
 from portal.ops.pitr.look import look
 from portal.ops.pitr.replication import (
@@ -132,6 +133,13 @@ class PitrChecks:
                 "Move their tables and databases to pg_default.",
             )
         tool = find_client("pg_basebackup", settings.cluster.major, runner=self._runner, bin_dir=self._bin_dir)
+        if settings.summarizes_wal is False:
+            return warning(
+                f"every base backup is a full one of about {human_bytes(size)}: summarize_wal is off",
+                "As an administrator: ALTER SYSTEM SET summarize_wal = on; SELECT pg_reload_conf();",
+            )
+        if settings.summarizes_wal:
+            find_combiner(settings.cluster.major, runner=self._runner, bin_dir=self._bin_dir)
         return ok(f"pg_basebackup {tool.version}, a cluster of about {human_bytes(size)}")
 
     def _scratch(self) -> Finding:
