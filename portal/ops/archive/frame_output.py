@@ -45,8 +45,7 @@ class FrameOutput:
         self.file.skip(length)
 
     def take_back(self, number: int) -> None:
-        """Remove a frame and all that follow it."""
-        self.drain()
+        """Remove a frame and all that follow it; nothing is on its way."""
         self.frames.truncate(number)
         self.file.truncate(self.frames.end)
 

@@ -190,6 +190,7 @@ class TreeMembers:
         whole = whole and not (packed and packed.is_short)
         unchanged = whole and packer.same_content(before, os.fstat(descriptor))
         if not (unchanged or keep):
+            self._output.drain()  # the number of a frame is known once it is written
             self._output.take_back(numbers[0])
             return False
         if not unchanged:
