@@ -76,7 +76,7 @@ def run(settings: Settings) -> None:
     finally:
         following.stop()
         flower.stop()
-        log.info("flower_leaving")
+        log.info("flower_stopping")
 
 
 def _listen(flower: Flower) -> int | None:

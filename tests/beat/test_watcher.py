@@ -303,7 +303,7 @@ def test_a_record_of_what_is_dirty_that_makes_no_sense_is_said_and_passed_over(
     write(tmp_path / "archives" / ".watch" / "dirty.json", '{"moment": 3')
     with ServiceProcess("beat.watcher", tmp_path, redis, **QUICK) as watcher:
         wait_until(lambda: scans(redis))
-        assert watcher.events("dirty_unreadable")
+        assert watcher.events("unsent_changes_unreadable")
 
 
 # -- polling, limits, health ----------------------------------------------------------------------------------------

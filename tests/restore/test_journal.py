@@ -291,7 +291,7 @@ class TestFailure:
             bench.apply()
         _, (stuck,) = bench.history().recover()
         assert "undo database fails" in str(stuck.error())
-        assert f"--forget {RESTORE_ID}" in stuck.error().hint
+        assert f"--discard {RESTORE_ID}" in stuck.error().hint
         assert bench.states() == [RestoreState.UNDOING]
 
     def test_a_server_that_cannot_be_asked(self, bench: Bench) -> None:

@@ -48,7 +48,7 @@ class TestGoingBack:
         """Where the old database was dropped by hand, nothing is taken back, not even the files."""
         result = done(world.job().restore_full("latest"))
         world.server.drop_database(result.facts["database"]["kept_database"])
-        refused(world.job().rollback(), 1, "cannot be taken back any more", f"--forget {result.restore_id}")
+        refused(world.job().rollback(), 1, "cannot be taken back any more", f"--discard {result.restore_id}")
         assert world.state() == world.before
 
     def test_twice(self, world: World) -> None:
@@ -149,7 +149,7 @@ class TestCutOff:
         assert any(
             restore_id in warning and "cannot be finished or undone now" in warning for warning in result.warnings
         )
-        refused(world.job().restore_media("latest"), 1, "has to be finished or undone first", f"--forget {restore_id}")
+        refused(world.job().restore_media("latest"), 1, "has to be finished or undone first", f"--discard {restore_id}")
         given_up = done(world.job().discard(restore_id))
         assert any("to be removed by hand" in warning for warning in given_up.warnings)
         done(world.job().restore_media("latest"))

@@ -347,7 +347,7 @@ def test_a_worker_sweeps_what_an_earlier_one_left(portal: Portal) -> None:
             connection.flushdb()
         with WorkerProcess(portal, redis, "backup") as second:
             assert not [name for name in portal.left() if name.endswith(".partial")]
-            said = [event for event in second.events() if event["event"] in ("remains_swept", "worker_ready")]
+            said = [event for event in second.events() if event["event"] in ("unfinished_work_removed", "worker_ready")]
     assert {event["name"] for event in said[:-1]} == remains
     assert said[-1]["event"] == "worker_ready"
 

@@ -90,12 +90,12 @@ def extract(archive: Path, path: str, output: str | None) -> dict[str, Any]:
 
 def _extract_offsite(name: str, path: str, output: str | None) -> dict[str, Any]:
     """The same from an off-site copy, of which only the index and what holds the file is read."""
-    from portal.ops.monitoring.observer import Aftermath
+    from portal.ops.monitoring.observer import Observers
     from portal.ops.offsite.config import OffsiteConfig
     from portal.ops.offsite.fetch import FetchJob
 
     settings, show = watched_settings()
-    job = FetchJob(OffsiteConfig.from_settings(settings), progress=show, actor=person(), observer=Aftermath(settings))
+    job = FetchJob(OffsiteConfig.from_settings(settings), progress=show, actor=person(), observer=Observers(settings))
     with job.file(name, path) as (reader, member, received):
         found = _extracted(reader, member, path, output)
         return {**found, "received_bytes": received()}

@@ -263,7 +263,7 @@ def _manifest(archive: ArchiveFile) -> Manifest | None:
     try:
         return read_manifest(archive.path)
     except OpsError as error:
-        log.warning("archive_passed_over", name=archive.name, error=error.message)
+        log.warning("archive_skipped", name=archive.name, error=error.message)
         return None
 
 
@@ -272,7 +272,7 @@ def _is_known_damaged(found: Verifications, backup_id: str) -> bool:
     try:
         record = found.of(backup_id)
     except OpsError as error:
-        log.warning("finding_unreadable", name=backup_id, error=error.message)
+        log.warning("verification_unreadable", name=backup_id, error=error.message)
         return True
     return record is not None and not record.intact
 
@@ -311,4 +311,4 @@ def _forgiven() -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError, OpsError) as error:
-        log.warning("cache_left_behind", error=str(error))
+        log.warning("cache_outdated", error=str(error))

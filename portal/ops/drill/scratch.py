@@ -191,5 +191,5 @@ def throw_remains_away(repository: Repository, live: DatabaseTarget) -> tuple[st
         except OpsError as error:
             said.append(f"{path.name} had been cut off, and what it left cannot be thrown away now: {error.message}")
     for sentence in said:
-        log.warning("remains_found", detail=sentence)
+        log.warning("unfinished_work_found", detail=sentence)
     return tuple(said)

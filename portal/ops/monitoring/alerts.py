@@ -193,7 +193,7 @@ class _Memory(NamedTuple):
     locked: bool
 
 
-class Notices:
+class AlertSender:
     """Tells people, and remembers what they were told.
 
     Arguments:
@@ -271,7 +271,7 @@ class Notices:
             troubles = self._unwritten | before
             yield _Memory(troubles, locked=locked)
             if not locked:
-                log.warning("notices_locked", path=str(self._directory / _LOCK_NAME))
+                log.warning("alert_state_locked", path=str(self._directory / _LOCK_NAME))
                 self._unwritten = {kind: trouble for kind, trouble in troubles.items() if kind not in before}
                 return
             self._memory, self._unwritten = troubles, {}
@@ -287,7 +287,7 @@ class Notices:
         except FileNotFoundError:
             return dict(self._memory)
         except (OSError, ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-            log.warning("notices_unreadable", reason=type(error).__name__)
+            log.warning("alert_state_unreadable", reason=type(error).__name__)
             return dict(self._memory)
 
     def _save(self, troubles: Troubles) -> None:
@@ -295,4 +295,4 @@ class Notices:
         try:
             write_whole(self._directory / NAME, json.dumps({"version": _VERSION, "troubles": facts}).encode() + b"\n")
         except OSError as error:
-            log.warning("notices_unremembered", reason=error.strerror)
+            log.warning("alert_state_unsaved", reason=error.strerror)

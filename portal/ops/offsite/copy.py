@@ -1,7 +1,7 @@
 """Copies what is missing off-site.
 
     look      which copies the store has, by the names of its commits
-    choose    whole archives of the types that are copied, which the off-site rules would keep; parents first
+    choose    complete archives of the types that are copied, which the off-site rules would keep; parents first
     send      each of them (`sending`)
 
 A failure at one destination keeps nothing from the others, and none from the next attempt.

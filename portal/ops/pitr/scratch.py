@@ -151,7 +151,7 @@ def sweep_scratch(repository: Repository) -> list[str]:
                     _remove(directory)
                 record.unlink(missing_ok=True)
                 swept.append(str(directory))
-                log.warning("scratch_swept", path=str(directory))
+                log.warning("scratch_removed", path=str(directory))
             finally:
                 os.close(descriptor)
     return swept
@@ -164,7 +164,7 @@ def _remove(directory: Path) -> None:
         if not directory.exists():
             return
         time.sleep(_PAUSE_SECONDS)
-    log.warning("scratch_left", path=str(directory))
+    log.warning("scratch_not_removed", path=str(directory))
 
 
 def _suits(place: Path, owner: Owner | None) -> bool:

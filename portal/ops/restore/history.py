@@ -162,7 +162,7 @@ class RestoreHistory:
                 stuck.append(Stuck(record=record, reason=_brief(error)))
                 said.append(f"{record.restore_id} was cut off, and cannot be finished or undone now: {_brief(error)}")
         for sentence in said:
-            log.warning("remains_found", detail=sentence)
+            log.warning("unfinished_work_found", detail=sentence)
         return tuple(said), tuple(stuck)
 
     def to_recover(self) -> tuple[str, ...]:
@@ -264,7 +264,7 @@ class RestoreHistory:
         """The database first: it alone can refuse because somebody else is in it."""
         facts = {part.component.value: part.roll_back() for part in parts if part.is_begun()}
         self._save(record, RestoreState.ROLLED_BACK)
-        log.info("restore_taken_back", restore_id=record.restore_id)
+        log.info("restore_rolled_back", restore_id=record.restore_id)
         return facts
 
     def _is_still_applied(self, parts: Sequence[Part]) -> bool:
