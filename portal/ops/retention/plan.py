@@ -3,7 +3,7 @@
 An archive is removed only where all of this holds: it is older than the days of its type's rule; as many newer complete
 ones of its type as the rule's count are kept; it is not the last one of an hour, day, week, month or year that is to be
 kept; nothing that is kept hangs on it; it is neither pinned nor the newest, nor the newest that verified, of its type.
-An archive that is not complete counts for nothing and is kept until a person has looked at it, like files whose names are no ids.
+An incomplete archive counts for nothing and is kept until a person has looked at it, like files whose names are no ids.
 Where it is not even known what an archive needs, all that it may need is kept.
 """
 
