@@ -6,12 +6,13 @@ that no drill has written (`unlogged`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import datetime  # noqa: TC003  (the codec reads the annotations)
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
-from portal.ops.repository.records import RecordStore
+from portal.ops.codec import decode, encode
+from portal.ops.repository.records import ENVELOPE, RecordStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 DIRECTORY: Final = ".drills"
 _SHOWN_LINES: Final = 20
-
-_TUPLES: Final = frozenset({"damages", "problems", "warnings", "checks"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,20 +98,11 @@ class DrillReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report in the types of JSON."""
-        facts = {one.name: getattr(self, one.name) for one in fields(self)}
-        rounded = {name: round(value, 3) if isinstance(value, float) else value for name, value in facts.items()}
-        lists = {name: list(facts[name]) for name in _TUPLES}
-        return {**rounded, **lists, "started": self.started.isoformat()}
+        return {name: round(value, 3) if isinstance(value, float) else value for name, value in encode(self).items()}
 
-    @classmethod
-    def from_dict(cls, facts: Mapping[str, Any]) -> DrillReport:
-        """The report that `to_dict` made; ValueError, KeyError or TypeError where it makes no sense."""
-        known = {one.name: facts[one.name] for one in fields(cls) if one.name in facts}
-        tuples = {name: tuple(map(str, known.get(name, ()))) for name in _TUPLES}
-        started = datetime.fromisoformat(facts["started"])
-        if started.tzinfo is None or not isinstance(facts["success"], bool):
-            raise ValueError("no moment in a time zone, or no outcome")
-        return cls(**{**known, **tuples, "started": started})
+
+def _decoded(facts: Mapping[str, Any]) -> DrillReport:
+    return decode(DrillReport, facts, beside=ENVELOPE)
 
 
 class DrillReports:
@@ -157,7 +147,7 @@ class DrillReports:
         Raises:
             RepositoryError: the directory cannot be read.
         """
-        started = {name: report.started for name, report in self._store.each(DrillReport.from_dict) if report}
+        started = {name: report.started for name, report in self._store.each(_decoded) if report}
         lines = iter(entries)
         first = next(lines, None)
         if first is None:
@@ -171,7 +161,7 @@ class DrillReports:
         Raises:
             RepositoryError: the directory cannot be read.
         """
-        found = [report for _, report in self._store.each(DrillReport.from_dict) if report]
+        found = [report for _, report in self._store.each(_decoded) if report]
         return sorted(found, key=lambda report: (report.started, report.drill_id), reverse=True)
 
 
