@@ -21,6 +21,7 @@ from portal.ops.offsite.ledger import CopyRecord, Ledger
 from portal.ops.offsite.listing import read_commit
 from portal.ops.offsite.missing import line_of_entry, wanted_copies
 from portal.ops.offsite.prune import offsite_policy
+from portal.ops.offsite.result import DestinationsResult
 from portal.ops.offsite.sending import AlreadyCopiedError, Sender
 from portal.ops.repository.access_log import Action, Observer, Outcome, Witness
 from portal.ops.repository.catalogue import Catalogue
@@ -49,42 +50,22 @@ _UNENCRYPTED: Final = "copies are not encrypted: BACKUP_OFFSITE_ENCRYPTION is of
 
 
 @dataclass(frozen=True, kw_only=True)
-class CopyResult:
+class CopyResult(DestinationsResult):
     """What a copy has come to, over all destinations.
 
     Arguments:
         copied: copies that were made: destination and archive.
         missing: archives that have no copy yet, of each destination.
-        warnings: what should be known.
-        faults: what went wrong; the first one gives the exit code.
     """
 
     copied: tuple[tuple[str, str], ...] = ()
     stored_bytes: int = 0
     missing: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-    faults: tuple[OpsError, ...] = ()
-    duration_seconds: float = 0.0
-
-    @property
-    def success(self) -> bool:
-        """Whether nothing went wrong."""
-        return not self.faults
-
-    @property
-    def exit_code(self) -> int:
-        """The code that a program should end with."""
-        return self.faults[0].exit_code if self.faults else 0
 
     @property
     def retryable(self) -> bool:
         """Whether the same may succeed if it is tried again."""
         return bool(self.faults) and all(fault.retryable for fault in self.faults)
-
-    @property
-    def error(self) -> str | None:
-        """What went wrong, and what to do."""
-        return "\n".join(dict.fromkeys(map(str, self.faults))) or None
 
     def to_dict(self) -> dict[str, Any]:
         """The result in the types of JSON."""

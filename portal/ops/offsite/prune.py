@@ -20,6 +20,7 @@ from portal.ops.model import FORMAT_VERSION, BackupType, Component
 from portal.ops.offsite.layout import parse_stem
 from portal.ops.offsite.ledger import Ledger
 from portal.ops.offsite.listing import Listing, list_copies
+from portal.ops.offsite.result import DestinationsResult
 from portal.ops.repository.access_log import Action, Observer, Witness
 from portal.ops.repository.entry import Entry
 from portal.ops.repository.repository import Repository
@@ -43,7 +44,7 @@ _UNFINISHED_AGE: Final = timedelta(days=7)
 
 
 @dataclass(frozen=True, kw_only=True)
-class OffsitePruneResult:
+class OffsitePruneResult(DestinationsResult):
     """How a prune of copies ended.
 
     Arguments:
@@ -58,24 +59,6 @@ class OffsitePruneResult:
     freed_bytes: int = 0
     spared: tuple[str, ...] = ()
     swept: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-    faults: tuple[OpsError, ...] = ()
-    duration_seconds: float = 0.0
-
-    @property
-    def success(self) -> bool:
-        """Whether nothing went wrong."""
-        return not self.faults
-
-    @property
-    def exit_code(self) -> int:
-        """The code that a program should end with."""
-        return self.faults[0].exit_code if self.faults else 0
-
-    @property
-    def error(self) -> str | None:
-        """What went wrong, and what to do."""
-        return "\n".join(dict.fromkeys(map(str, self.faults))) or None
 
     def to_dict(self) -> dict[str, Any]:
         """The result in the types of JSON."""

@@ -21,6 +21,7 @@ from portal.ops.errors import DiskFullError, RepositoryError
 from portal.ops.repository.durable import make_hidden
 from portal.ops.repository.locks import try_lock
 from portal.ops.runtime.logs import engine_log
+from portal.ops.units import human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -131,7 +132,7 @@ def check_room(place: Path, needed_bytes: int) -> None:
     free = disk.f_bavail * disk.f_frsize
     if free < needed_bytes:
         raise DiskFullError(
-            f"a scratch server needs about {needed_bytes >> 20} MiB in {there}, and {free >> 20} are free",
+            f"a scratch server needs about {human_bytes(needed_bytes)} in {there}, and {human_bytes(free)} are free",
             hint="Make room, or set TMPDIR to a directory on a larger disk.",
         )
 

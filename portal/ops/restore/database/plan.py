@@ -33,7 +33,8 @@ from portal.ops.restore.database.means import (
     missing_psql,
     swap_obstacles,
 )
-from portal.ops.restore.database.model import DatabasePlan, RestoreMode, megabytes
+from portal.ops.restore.database.model import DatabasePlan, RestoreMode
+from portal.ops.units import human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -258,7 +259,7 @@ def _prepared(connection: Connection, target: DatabaseTarget) -> list[OpsError]:
 def _short_of_room(needed: int, free: int | None) -> list[OpsError]:
     if free is None or free >= needed:
         return []
-    message = f"the server has {megabytes(free)} free, and a second copy takes about {megabytes(needed)}"
+    message = f"the server has {human_bytes(free)} free, and a second copy takes about {human_bytes(needed)}"
     return [DiskFullError(message, hint=f"{Advice.LIST_ROLLBACKS} shows what restores have kept there")]
 
 
