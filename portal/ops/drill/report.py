@@ -6,13 +6,13 @@ that no drill has written (`unlogged`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime  # noqa: TC003  (the codec reads the annotations)
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.codec import decode, encode
-from portal.ops.repository.records import ENVELOPE, RecordStore
+from portal.ops.repository.records import RecordStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -100,9 +100,10 @@ class DrillReport:
         """The report in the types of JSON."""
         return {name: round(value, 3) if isinstance(value, float) else value for name, value in encode(self).items()}
 
-
-def _decoded(facts: Mapping[str, Any]) -> DrillReport:
-    return decode(DrillReport, facts, beside=ENVELOPE)
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> DrillReport:
+        """The report that `to_dict` made, whatever is beside it; ValueError or TypeError where it makes no sense."""
+        return decode(cls, {one.name: facts[one.name] for one in fields(cls) if one.name in facts})
 
 
 class DrillReports:
@@ -147,7 +148,7 @@ class DrillReports:
         Raises:
             RepositoryError: the directory cannot be read.
         """
-        started = {name: report.started for name, report in self._store.each(_decoded) if report}
+        started = {name: report.started for name, report in self._store.each(DrillReport.from_dict) if report}
         lines = iter(entries)
         first = next(lines, None)
         if first is None:
@@ -161,7 +162,7 @@ class DrillReports:
         Raises:
             RepositoryError: the directory cannot be read.
         """
-        found = [report for _, report in self._store.each(_decoded) if report]
+        found = [report for _, report in self._store.each(DrillReport.from_dict) if report]
         return sorted(found, key=lambda report: (report.started, report.drill_id), reverse=True)
 
 
