@@ -14,7 +14,8 @@ from portal.ops.model import FORMAT_VERSION, timestamp
 from portal.ops.restore.database.model import RestoreMode
 from portal.ops.restore.portal_health import HealthCheck
 from portal.ops.runtime.commands import AroundCommands, around_commands
-from portal.ops.settings.load import DatabaseTarget, Secret, Settings
+from portal.ops.settings.database_url import NamesDatabase
+from portal.ops.settings.load import Secret, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,7 +32,7 @@ class RestoreScope(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RestoreConfig:
+class RestoreConfig(NamesDatabase):
     """Where to restore to, and how.
 
     Arguments:
@@ -141,20 +142,6 @@ class RestoreConfig:
                 ),
                 **others,
             }
-        )
-
-    @property
-    def database(self) -> DatabaseTarget:
-        """The database to restore to."""
-        password = self.db_password
-        return DatabaseTarget(
-            host=self.db_host,
-            port=self.db_port,
-            name=self.db_name,
-            user=self.db_user,
-            password=Secret(password) if isinstance(password, str) else password,
-            options=self.db_options,
-            lock_seconds=self.lock_timeout,
         )
 
 
