@@ -269,7 +269,7 @@ def _ended(status: str, result: Any, name: str) -> TaskState:
     elif isinstance(result, OperationFailedError):
         said = dict(result.result)
     elif status == states.REVOKED:
-        said = {"success": False, "error": "the task was stopped; what it had begun was taken back", EXIT_CODE: 1}
+        said = {"success": False, "error": "the task was stopped; what it had begun was undone", EXIT_CODE: 1}
     elif isinstance(result, TimeLimitExceeded):
         said = {"success": False, "error": str(too_slow(name or "the task", "killed")), EXIT_CODE: 1}
     else:

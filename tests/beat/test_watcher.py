@@ -359,7 +359,7 @@ def test_a_limit_of_the_kernel_makes_it_poll(uploads: Path, tmp_path: Path) -> N
 
 
 def test_it_ends_at_once_when_it_is_asked_to(watcher: ServiceProcess) -> None:
-    """With exit code 0: nothing of it has to be taken back."""
+    """With exit code 0: nothing of it has to be rolled back."""
     assert watcher.health()[0] == 0
     assert watcher.end(signal.SIGTERM) == 0
 

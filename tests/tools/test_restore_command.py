@@ -167,7 +167,7 @@ def test_a_file_of_any_name(changed: Portal, renamed: Path, postgres: EmbeddedPo
 
 
 def test_an_older_record(changed: Portal, postgres: EmbeddedPostgres) -> None:
-    """A restore whose record has the name of a file and a relative path is listed and taken back as any other."""
+    """A restore whose record has the name of a file and a relative path is listed and rolled back as any other."""
     before = state(changed, postgres)
     restore_id = run(changed, "latest", "--force")["restore_id"]
     path = changed.archives / ".restores" / f"{restore_id}.json"

@@ -1,6 +1,6 @@
-"""A drill: an archive is restored for real, beside everything that is live, compared with the backup, and thrown away.
+"""A drill: an archive is restored for real, beside everything that is live, compared with the backup, and removed.
 
-    recover   what a drill that was killed has left is thrown away
+    recover   what a drill that was killed has left is removed
     restore   the database into a scratch database, the files into a scratch directory; the time is taken
     compare   every table's rows, every index and constraint, every file's content, mode and time
     check     what the portal needs beyond that: files that rows refer to, the credential key, its own command
@@ -211,7 +211,7 @@ class DrillJob:
         return found
 
     def _try_out(self, builder: _ResultBuilder, opened: Archive) -> None:
-        """Restore, compare, and throw away whatever happens."""
+        """Restore, compare, and remove it whatever happens."""
         builder.manifest = manifest = opened.manifest()
         if manifest.parent:
             raise ConfigurationError(
@@ -247,9 +247,7 @@ class DrillJob:
         try:
             scratch.throw_away(self.config.database)
         except OpsError as error:
-            builder.found.warnings.append(
-                f"what was restored is left for the next drill to throw away: {error.message}"
-            )
+            builder.found.warnings.append(f"what was restored is left for the next drill to remove: {error.message}")
 
     def _database(self, builder: _ResultBuilder, opened: Archive, scratch: Scratch) -> DatabaseTarget:
         """Restore and compare the database; where it is."""

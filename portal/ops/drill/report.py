@@ -88,7 +88,7 @@ class DrillReport:
                 f"{name} was restored for a try in {self.seconds:.1f} s (database {self.database_seconds:.1f} s, "
                 f"files {self.files_seconds:.1f} s), and everything is as in the backup:",
                 *(f"  {check}" for check in self.checks),
-                "What was restored is thrown away again; the live data was not touched.",
+                "What was restored has been removed again; the live data was not touched.",
             ]
         elif self.damages:
             lines.append(f"{name} was restored for a try, and is NOT as in the backup")

@@ -93,7 +93,7 @@ class Facts:
         incomplete: what is wrong with archives that count for nothing, as with a chain that has a gap; of each of these
             faults the archives that have it, the newest first.
         pins: the reason of each pin, by the archive's name.
-        restores: those that can be taken back, the newest first: id, archive, moment.
+        restores: those that can be rolled back, the newest first: id, archive, moment.
         offsite: the copies of each destination.
         cut_off: restores that were cut off, and are neither finished nor undone.
         pitr: what is known of recoveries to a moment; nothing where no WAL is to be received.

@@ -89,7 +89,7 @@ def _rest(status: Status) -> Iterator[str]:
     yield from _entry("off-site", [line for one in facts.offsite for line in _offsite(one, now)])
     yield from _entry("pinned", [f"{name}  {reason}".rstrip() for name, reason in facts.pins.items()])
     yield from _entry(
-        "restores", [f"{restore} of {archive}, can be taken back" for restore, archive, _ in facts.restores]
+        "restores", [f"{restore} of {archive}, can be rolled back" for restore, archive, _ in facts.restores]
     )
 
 

@@ -52,7 +52,7 @@ class RestoreConfig(NamesDatabase):
             the owner that the backup names.
         allow_unverified: take an archive that has no sidecar.
         allow_outside_links: restore symlinks that lead out of the uploads.
-        rollback_days: what an older restore needs to be taken back is removed when a later one has succeeded.
+        rollback_days: what an older restore needs to be rolled back is removed when a later one has succeeded.
         time_zone: of a moment to restore to that names no offset.
         credential_key: the portal's key for stored credentials; the plan compares it with the backup's.
         commands: what the operator runs before and after live data changes.
@@ -158,7 +158,7 @@ class RestoreResult:
         facts: figures of the restore, such as the downtime of the database.
         exit_code: the code that a program should end with.
         at: the moment that was restored to, in ISO 8601; empty where an archive was restored.
-        is_rollback: a restore was taken back or forgotten, so that there is nothing to take back.
+        is_rollback: a restore was rolled back or forgotten, so that there is nothing to take back.
         portal: whether the portal answers on the data that is live now; None if it was not asked.
     """
 

@@ -77,7 +77,7 @@ class TestRoles:
         assert f'ALTER ROLE "{owned.target.user}" CREATEDB' in blocker.hint
 
     def test_a_rollback_that_needs_psql_is_told_beforehand(self, portal: Bench, tmp_path: Path) -> None:
-        """Without psql, a restore in place that brings a table could not be taken back: the plan says so."""
+        """Without psql, a restore in place that brings a table could not be rolled back: the plan says so."""
         for program in ("pg_dump", "pg_restore"):
             (tmp_path / "bin" / program).parent.mkdir(exist_ok=True)
             (tmp_path / "bin" / program).symlink_to(portal.bin_dir / program)

@@ -181,7 +181,7 @@ def test_exact_leaves_the_repository_alone(archive: Path, target: Path) -> None:
 def test_new_directories_are_moved_as_a_whole(
     pool: CompressorPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One rename for each that stands beside others, whatever is in it; what is taken back is asked one by one."""
+    """One rename for each that stands beside others, whatever is in it; what is rolled back is asked one by one."""
     source, target, moved = tmp_path / "source", tmp_path / "live", list[str]()
     for number in range(30):
         place = source / f"tenant-{number % 3}" / f"{number % 5}"
@@ -323,7 +323,7 @@ def test_restore_that_is_applied_is_not_applied_again(archive: Path, target: Pat
 
 
 def test_rollback_that_was_complete_changes_nothing_more(target: Path) -> None:
-    """Nothing is left of a restore that was taken back, so taking it back once more finds nothing to do."""
+    """Nothing is left of a restore that was rolled back, so taking it back once more finds nothing to do."""
     before = live_tree(target)
     report = restore_of(target, restore_id="restore_9").rollback()
     assert (report.state, report.taken_back) == (FilesState.ROLLED_BACK, 0)

@@ -279,7 +279,7 @@ def _warnings(
     if not is_swap and contents.has_default_privileges:
         yield "the live database's default privileges (\\ddp in psql) will be added to the rights of restored tables"
     if not is_swap and means.live is not None:
-        yield "stop the portal: what it writes between the safety dump and the restore cannot be taken back"
+        yield "stop the portal: what it writes between the safety dump and the restore cannot be rolled back"
     if contents.locked:
         yield (
             f"tables are locked, so their rows are estimated: {'; '.join(contents.locked[:_NAMED])}; the restore ends "

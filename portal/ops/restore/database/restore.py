@@ -1,4 +1,4 @@
-"""Restoring the portal's database, so that it can be taken back.
+"""Restoring the portal's database, so that it can be rolled back.
 
     plan      look at the server, and say what would be done; touches nothing
     stage     swap: fill and check a second database beside the live one. In place: decode the dump to its end
@@ -81,7 +81,7 @@ class DatabaseRestore:
         mode: how to replace the live database.
         target_database: restore into this database instead of the configured one.
         create_database: create the database where there is none.
-        safety_dump: where a restore in place puts what it needs to be taken back: a file, as large as the database.
+        safety_dump: where a restore in place puts what it needs to be rolled back: a file, as large as the database.
         owner: who is to own the database and everything in it; nothing means who owns the live one, or else the owner
             that the backup names.
     """
