@@ -150,7 +150,7 @@ class RestoreArguments(RequestArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class RollbackArguments(Arguments):
-    """Which restore is taken back."""
+    """Which restore is rolled back."""
 
     restore_id: str
 

@@ -14,6 +14,7 @@ from portal.ops.model import BackupType, Component, Compression, timestamp, vers
 from portal.ops.offsite.config import OffsiteConfig
 from portal.ops.retention.policy import RetentionPolicy, RetentionRule, own_rules
 from portal.ops.runtime.commands import AroundCommands, around_commands
+from portal.ops.settings.database_url import NamesDatabase
 from portal.ops.settings.destination import DestinationError, with_own_names
 from portal.ops.settings.load import DatabaseTarget, OffsiteSettings, Secret, Settings, refuse_unbuilt
 
@@ -35,7 +36,7 @@ class BackupDestination(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackupConfig:
+class BackupConfig(NamesDatabase):
     """What to back up, and where to.
 
     Arguments:
@@ -241,20 +242,6 @@ class BackupConfig:
             credential_key=settings.portal.credential_key,
             commands=around_commands(settings.portal),
             unbuilt=settings.unbuilt,
-        )
-
-    @property
-    def database(self) -> DatabaseTarget:
-        """The database to dump."""
-        password = self.db_password
-        return DatabaseTarget(
-            host=self.db_host,
-            port=self.db_port,
-            name=self.db_name,
-            user=self.db_user,
-            password=Secret(password) if isinstance(password, str) else password,
-            options=self.db_options,
-            lock_seconds=self.lock_timeout,
         )
 
     @property

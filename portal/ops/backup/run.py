@@ -143,7 +143,7 @@ class BackupRun:
         chain = self.repository.chain() if request.incremental else nullcontext()
         with self.repository.shared(), chain:
             for name in (*self.repository.sweep(), *sweep_scratch(self.repository)):
-                log.warning("remains_swept", name=name)
+                log.warning("unfinished_work_removed", name=name)
             with self.repository.pending(request.backup_id) as pending:
                 if pending is None:
                     return self._existing(self.repository.archive_path(request.backup_id), result)

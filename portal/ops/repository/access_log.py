@@ -71,7 +71,7 @@ HEAD_NAME: Final = ".access.head"
 
 _HINT: Final = "\n  hint: "
 _AGAIN: Final = (
-    "Start it again to have it done; what was not finished has been taken back, or the next one goes on with it."
+    "Start it again to have it done; what was not finished has been undone, or the next one goes on with it."
 )
 _LOCK_SECONDS: Final = 10.0
 _TAIL_BYTES: Final = 64 << 10

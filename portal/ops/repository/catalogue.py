@@ -73,7 +73,7 @@ class Catalogue:
         self._cache = CatalogueCache(repository.path / CACHE / "catalogue.sqlite")
 
     def entries(self) -> list[Entry]:
-        """Every archive, newest first. One whose chain is not whole has that as its fault.
+        """Every archive, newest first. One whose chain is not complete has that as its fault.
 
         Raises:
             RepositoryError: the repository cannot be read, or the one that was used here is not there.

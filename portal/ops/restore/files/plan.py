@@ -21,6 +21,7 @@ from portal.ops.restore.files.preflight import Preflight, closed
 from portal.ops.restore.files.refusals import explained
 from portal.ops.restore.files.report import FilesPlan
 from portal.ops.restore.files.tree_rules import TreeRules
+from portal.ops.units import human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -201,7 +202,7 @@ class Comparison:
         if free < self._stage_bytes:
             blockers.append(
                 DiskFullError(
-                    f"the stage needs about {self._stage_bytes >> 20} MiB in {above}, and {free >> 20} are free",
+                    f"the stage needs about {human_bytes(self._stage_bytes)} in {above}; {human_bytes(free)} are free",
                     hint="Make room there, or restore a part of the files only.",
                 )
             )
