@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import gzip
+import io
+import os
+import time
 from random import Random
 from threading import Event
+from typing import TYPE_CHECKING
 
 import pytest
 
 from portal.ops.archive import frame
 from portal.ops.archive.compressor_pool import CompressorPool
 from portal.ops.archive.frame import Effort
+from portal.ops.archive.index import Member, MemberType
+from portal.ops.archive.output_file import OutputFile
+from portal.ops.archive.writer import ArchiveWriter
 from portal.ops.model import Compression
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _RANDOM = Random(7)
 ROWS = "".join(
@@ -51,3 +61,35 @@ def test_a_fixed_compression_ignores_the_queue(compression: Compression, effort:
     with CompressorPool("full_20240115_120000_abc123", 2, compression=compression) as pool:
         frames = [pool.compress(ROWS) for _ in range(6)]
         assert {len(done.result()) for done in frames} == {len(frame.compress(ROWS, effort))}
+
+
+class SlowFile(io.BytesIO):
+    """A file on a disk that is slower than compression."""
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Wait, then read."""
+        time.sleep(0.04)
+        return super().readinto(buffer)
+
+
+def archive_size(directory: Path, stream: io.BytesIO) -> int:
+    """Write the stream as one large file of an archive; how large that is."""
+    directory.mkdir()
+    member = Member("media/rows.txt", MemberType.FILE, len(stream.getbuffer()))
+    with CompressorPool("media_20240115_120000_abc123", 2, helpers=False) as pool:
+        out = OutputFile(os.open(directory / "archive", os.O_RDWR | os.O_CREAT))
+        writer = ArchiveWriter(out, "media_20240115_120000_abc123", pool, spool_directory=directory)
+        writer.reserve(1_000)
+        assert len(list(writer.add_members([(member, stream)]))) == 1
+        writer.finish(b"{}", mtime_ns=0)
+        writer.close()
+        out.close()
+    return (directory / "archive").stat().st_size
+
+
+def test_files_of_a_slow_disk_are_compressed_harder(tmp_path: Path) -> None:
+    """What holds for dumps holds for files: while the disk is waited for, the cores have time."""
+    content = ROWS * 16
+    quick = archive_size(tmp_path / "quick", io.BytesIO(content))
+    slow = archive_size(tmp_path / "slow", SlowFile(content))
+    assert slow < 0.97 * quick
