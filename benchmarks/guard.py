@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -20,6 +19,7 @@ from benchmarks.case import OURS
 from benchmarks.cases import all_cases
 from benchmarks.machine import machine_line, own_version, versions_line
 from benchmarks.outcome import Measure, ratio
+from benchmarks.place import alone_in, default_directory, own_directory
 from benchmarks.rounds import Workshop, play
 from benchmarks.table import Table
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 RELEASE: Final = Path(__file__).with_name("release.json")
 TOLERANCE: Final = 1.1
 _MEASURES: Final = (Measure.TIME, Measure.SIZE)
-_SCALE: Final = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +53,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tools/test.sh --speed", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="how often each program runs (default: 5)")
     parser.add_argument("--record", action="store_true", help="write the ratios down as those of this release")
-    parser.add_argument("--work-dir", type=Path, default=Path("/var/tmp"), help="where the data go; needs 5 GB")  # noqa: S108
+    parser.add_argument("--work-dir", type=Path, default=default_directory(), help="where data and archives go")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="kekkai-speed-", dir=arguments.work_dir) as directory:
-        workshop = Workshop(directory=Path(directory), rounds=arguments.rounds, tell=_tell)
+    directory = own_directory(arguments.work_dir)
+    with alone_in(directory):
+        workshop = Workshop(directory=directory, rounds=arguments.rounds, tell=_tell)
         cases = guarded_cases()
         if arguments.record:
             measured_on = f"{machine_line()}; {versions_line()}"
@@ -76,7 +76,7 @@ def main() -> int:
 
 def guarded_cases() -> list[Case]:
     """Return the cases that have a reference program, with ours and that one alone."""
-    return [case.only((OURS, case.guard)) for case in all_cases(_SCALE) if case.guard]
+    return [case.only((OURS, case.guard)) for case in all_cases() if case.guard]
 
 
 def measure(cases: Iterable[Case], workshop: Workshop) -> dict[str, float]:
