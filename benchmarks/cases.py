@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 TAR = "tar czf"
 PIGZ = "tar -I pigz"
 ZSTD = "tar -I 'zstd -3 -T2'"
-CAREFUL_TAR = "the same, then sync and sha256sum"
+CAREFUL_TAR = f"{ZSTD}; sync; sha256sum"
 RESTIC = "restic backup"
 BORG = "borg create, lz4"
 

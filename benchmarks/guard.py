@@ -64,7 +64,7 @@ def main() -> int:
             release = Release(version=own_version(), measured_on=measured_on, ratios=measure(cases, workshop))
             RELEASE.write_text(json.dumps(asdict(release), indent=2) + "\n")
             return 0
-        release = Release(**json.loads(RELEASE.read_text()))
+        release = read_release(RELEASE, cases)
         measured = measure(cases, workshop)
         if again := {name.partition(":")[0] for name in losses(release.ratios, measured)}:
             _tell(f"once more: {', '.join(sorted(again))}")
@@ -72,6 +72,18 @@ def main() -> int:
             measured |= {name: min(value, measured[name]) for name, value in second.items()}
     sys.stdout.write(comparison(release, measured).text())
     return int(bool(losses(release.ratios, measured)))
+
+
+def read_release(path: Path, cases: Iterable[Case]) -> Release:
+    """Return what was recorded.
+
+    Raises:
+        SystemExit: a case has no ratio there, so that it could not be lost.
+    """
+    release = Release(**json.loads(path.read_text()))
+    if unknown := [case.name for case in cases if f"{case.name}:{Measure.TIME.value}" not in release.ratios]:
+        raise SystemExit(f"{path} has no ratio for {', '.join(unknown)}; record one with --record")
+    return release
 
 
 def guarded_cases() -> list[Case]:

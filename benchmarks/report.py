@@ -46,7 +46,7 @@ def summary_table(played: Iterable[tuple[Case, Outcomes]]) -> Table:
     """
     return Table(
         title="speed and size",
-        header=("", "program", "time", "of ours", "size", "digests, sync"),
+        header=("", "program", "time", "time / ours", "size", "digests, sync"),
         rows=tuple(row for case, outcomes in played for row in _summary_rows(case, outcomes)),
     )
 

@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+WORDS = frozenset({"program", "digests, sync", "version", "from"})
+"""Columns of text, by their heading."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """A heading, the names of the columns, and the cells; the first column is text, the others are figures."""
@@ -25,7 +29,7 @@ class Table:
 
     def markdown(self) -> str:
         """Return the table as Markdown."""
-        rule = ("---", *("---:" for _ in self.header[1:]))
+        rule = ("---", *("---" if name in WORDS else "---:" for name in self.header[1:]))
         lines = ["| " + " | ".join(row) + " |" for row in (self.header, rule, *self.rows)]
         return "\n".join((f"### {self.title}", "", *lines)) + "\n"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import pytest
 
 from benchmarks.case import OURS, Case, Contender
 from benchmarks.data import Content, DataSet
-from benchmarks.guard import RELEASE, Release, comparison, guarded_cases, losses, measure
+from benchmarks.guard import RELEASE, Release, comparison, guarded_cases, losses, measure, read_release
 from benchmarks.measure import Command
 from benchmarks.rounds import Workshop
 
@@ -61,6 +60,12 @@ def test_a_program_that_fails_ends_the_guard(tmp_path: Path) -> None:
 
 def test_the_release_has_a_ratio_for_every_guarded_case() -> None:
     """A case that is guarded has something to be held against."""
-    ratios = Release(**json.loads(RELEASE.read_text())).ratios
-    assert {f"{case.name}:time" for case in guarded_cases()} <= ratios.keys()
+    assert read_release(RELEASE, guarded_cases()).ratios
     assert all(len(case.contenders) == 2 for case in guarded_cases())
+
+
+def test_a_case_without_a_recorded_ratio_ends_the_guard(tmp_path: Path) -> None:
+    """A file that lost its figures would let everything pass."""
+    (tmp_path / "release.json").write_text('{"version": "1.0", "measured_on": "", "ratios": {}}')
+    with pytest.raises(SystemExit, match="no ratio for tiny"):
+        read_release(tmp_path / "release.json", [case_of("", "")])
