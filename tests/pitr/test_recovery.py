@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -12,9 +13,12 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from portal.ops.errors import RestoreError
+from portal.ops.pitr import scratch_server
 from portal.ops.pitr.plan import OutsideWindowError, plan_recovery
 from portal.ops.pitr.recovery import recovered
 from portal.ops.pitr.scratch import DIRECTORY, sweep_scratch
+from portal.ops.pitr.wal_feed import WalFeed
 from portal.ops.postgres.connection import connect
 from portal.ops.runtime.process import SystemRunner
 from tests.support.waiting import wait_until
@@ -144,3 +148,28 @@ def commands_of_processes() -> list[bytes]:
         with suppress(OSError):
             found.append((entry / "cmdline").read_bytes())
     return found
+
+
+def test_server_that_does_not_move_is_given_up(portal: WalPortal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay may take long, but not stand still: the error says where it stands."""
+    portal.wait_until_covered()
+    monkeypatch.setattr(scratch_server, "STALLED_SECONDS", 1.0)
+    stopped = threading.Event()
+
+    def never(_feed: WalFeed, _name: str) -> bool:
+        stopped.wait(20)
+        return False
+
+    monkeypatch.setattr(WalFeed, "_provide", never)
+    with pytest.raises(RestoreError, match="has not moved for 1 s, after 0 files of WAL"):
+        try:
+            plan = plan_recovery(portal.repository, None)
+            recovering = recovered(
+                portal.repository, plan, runner=SystemRunner(), bin_dir=portal.bin_dir, jobs=2, lock_timeout=5
+            )
+            threading.Timer(4, stopped.set).start()
+            with recovering:
+                pass
+        finally:
+            stopped.set()
+    assert list((portal.repository.path / DIRECTORY).iterdir()) == []
