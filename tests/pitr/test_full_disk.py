@@ -94,7 +94,7 @@ def test_disk_that_is_full_to_the_last_byte(portal: WalPortal, monkeypatch: pyte
         portal.wait_until_covered()
         filler = fill(portal, 1 << 20)
         write_segments(portal, 2)
-        wait_until(lambda: "full" in problem(portal) or "No space left" in problem(portal), seconds=30)
+        wait_until(lambda: "no space left" in problem(portal), seconds=10)
         assert "hint" in problem(portal)
         filler.unlink()
         wait_until(lambda: not problem(portal), seconds=60)
