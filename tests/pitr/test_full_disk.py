@@ -71,7 +71,7 @@ def test_server_keeps_its_disk_and_the_window_goes_on_with_room(portal: WalPorta
         assert portal.job().backup_base().success
         portal.wait_until_covered()
         filler = fill(portal, 40 << 20)
-        wait_until(lambda: "MiB free" in problem(portal), seconds=20)
+        wait_until(lambda: "free, and receiving" in problem(portal), seconds=20)
         wait_until(lambda: not is_read(portal), seconds=20)
         write_segments(portal, 12)
         assert wal_on_server(portal) < (KEPT_MB + 64) << 20
