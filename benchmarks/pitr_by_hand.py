@@ -67,7 +67,14 @@ def recover_by_hand(bin_dir: Path, base: Path, wal: Path, *, into: Sequence[str]
             started = time.monotonic()
             dump = directory / "portal.dump"
             where = [f"--host={directory}", "--username=postgres", "--no-password"]
-            command = [bin_dir / "pg_dump", *where, "--format=custom", "--compress=0", f"--file={dump}", database]
+            command: list[str | Path] = [
+                bin_dir / "pg_dump",
+                *where,
+                "--format=custom",
+                "--compress=0",
+                f"--file={dump}",
+                database,
+            ]
             subprocess.run(command, check=True)
             seconds["dump"] = time.monotonic() - started
         started = time.monotonic()

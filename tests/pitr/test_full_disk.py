@@ -26,8 +26,11 @@ KEPT_MB: Final = 48
 @pytest.fixture
 def portal(tmp_path: Path) -> Iterator[WalPortal]:
     """A server that keeps little WAL for a slot; the repository has a small disk of its own."""
-    settings = {"max_slot_wal_keep_size": f"{KEPT_MB}MB", "max_wal_size": "64MB", "min_wal_size": "32MB"}
-    with small_disk(tmp_path / "disk", DISK), wal_portal(tmp_path / "disk", **settings) as made:
+    kept = f"{KEPT_MB}MB"
+    with (
+        small_disk(tmp_path / "disk", DISK),
+        wal_portal(tmp_path / "disk", max_slot_wal_keep_size=kept, max_wal_size="64MB", min_wal_size="32MB") as made,
+    ):
         with made.postgres.connect() as connection:
             connection.execute("CREATE TABLE stamped (number int)")
         yield made
