@@ -1,0 +1,1 @@
+"""The keys that tasks are signed with."""
