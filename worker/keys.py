@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import RepositoryError
-from portal.ops.repository.durable import make_hidden, write_durably
+from portal.ops.repository.durable import make_hidden, sync_directory, write_durably
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -136,6 +136,7 @@ class TaskKeys:
             pass
         finally:
             mine.unlink()
+            sync_directory(self._path.parent)
 
     def _unusable(self, error: OSError) -> RepositoryError:
         return RepositoryError(

@@ -82,7 +82,7 @@ def _operators() -> Iterator[Any]:
 
 
 def _idle(path: Path) -> list[Span]:
-    """Where nothing runs: hints, and what only a type checker reads; and constants that only say how long or how much."""
+    """Where nothing runs: hints, and what only a type checker reads; also constants that say how long or how much."""
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
         hints: list[ast.expr | ast.stmt | None] = []
@@ -94,6 +94,8 @@ def _idle(path: Path) -> list[Span]:
             hints = [node]
         elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("cast", "TypeVar"):
             hints = list(node.args)
+        elif isinstance(node, ast.ClassDef):
+            hints = [one for one in node.decorator_list if isinstance(one, ast.Call)]  # frozen, keyword-only
         found += [_span(hint) for hint in hints if hint is not None]
     return found
 

@@ -79,10 +79,10 @@ def _copy(root: Path, place: Path) -> None:
     listed = subprocess.run(
         ["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=root, capture_output=True, check=True
     )
-    for name in filter(None, listed.stdout.decode().split("\0")):
+    for name in listed.stdout.decode().split("\0"):
         target = place / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if (root / name).exists():
+        if name not in ("", ".venv") and (root / name).exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(root / name, target, follow_symlinks=False)
     subprocess.run([root / ".venv/bin/python", "-m", "venv", "--without-pip", place / ".venv"], check=True)
     for programs in (root / ".venv/bin").iterdir():

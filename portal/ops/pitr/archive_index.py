@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from portal.ops.repository.durable import write_durably
+from portal.ops.repository.durable import sync_directory, write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -91,6 +91,8 @@ def append(directory: Path, file: WalFile) -> None:
         os.fdatasync(descriptor)
     finally:
         os.close(descriptor)
+    if size == 0:
+        sync_directory(directory)
 
 
 def rewrite(directory: Path, files: Iterable[WalFile]) -> None:

@@ -134,12 +134,8 @@ def deliver(
             server.stop()
         (data / _AUTO).write_bytes(settings)
         notes = _complete(data, owner, server.limits)
-        _sync(data)
         try:
-            if directory.exists():
-                directory.rmdir()
-            data.rename(directory)
-            sync_directory(directory.parent)
+            _publish(data, directory)
         except OSError as error:
             raise RestoreError(
                 f"cannot put the cluster to {directory}: {error.strerror}", hint="Name another directory."
@@ -169,8 +165,16 @@ def _complete(data: Path, owner: Owner | None, limits: Mapping[str, int]) -> tup
     return ("the old server had its configuration elsewhere; a minimal one was written",)
 
 
+def _publish(data: Path, directory: Path) -> None:
+    """Give a cluster its place, once every file and every name in it is on the disk."""
+    _sync(data)
+    if directory.exists():
+        directory.rmdir()
+    data.rename(directory)
+    sync_directory(directory.parent)
+
+
 def _sync(data: Path) -> None:
-    """Put every file and every name on the disk."""
     for place, _, names in os.walk(data):
         for name in names:
             descriptor = os.open(os.path.join(place, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
