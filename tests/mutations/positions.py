@@ -88,7 +88,9 @@ def _idle(path: Path) -> list[Span]:
         hints: list[ast.expr | ast.stmt | None] = []
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             hints = [node.returns]
-        elif isinstance(node, (ast.arg, ast.AnnAssign)):
+        elif isinstance(node, ast.arg):
+            hints = [node.annotation]
+        elif isinstance(node, ast.AnnAssign):
             hints = [node.annotation, node.value if _is_tuning(node) else None]
         elif isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             hints = [node]
@@ -100,9 +102,9 @@ def _idle(path: Path) -> list[Span]:
     return found
 
 
-def _is_tuning(node: ast.AST) -> bool:
+def _is_tuning(node: ast.AnnAssign) -> bool:
     """Whether it gives a number to a private constant of the module."""
-    if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name) or node.value is None:
+    if not isinstance(node.target, ast.Name) or node.value is None:
         return False
     parts = (ast.Constant, ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop)
     is_private = node.target.id.startswith("_") and node.target.id.isupper()
