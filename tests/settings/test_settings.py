@@ -6,7 +6,7 @@ import copy
 import json
 import pickle
 import re
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from portal.ops.errors import ConfigurationError, UnsupportedError
-from portal.ops.settings.entry import Group
 from portal.ops.settings.load import (
     SETTINGS,
     DatabaseTarget,
@@ -63,7 +62,7 @@ def faults(environ: dict[str, str], files: dict[str, str] | None = None) -> list
 def values_of(group: Any) -> list[Any]:
     """Every value of a group, and of the groups in it."""
     values = [getattr(group, one.name) for one in fields(group)]
-    return [inner for value in values for inner in (values_of(value) if isinstance(value, Group) else [value])]
+    return values + [inner for value in values if is_dataclass(value) for inner in values_of(value)]
 
 
 class TestDefaults:
