@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,6 +26,7 @@ from portal.ops.repository.repository import Repository
 from portal.ops.repository.verifications import Verifications
 from portal.ops.retention.policy import RetentionPolicy, RetentionRule
 from portal.ops.retention.prune import PruneJob
+from tests.support import ages
 from tests.support.kept import finding, put_archive
 from tests.support.killing import killed_at
 from tests.support.portal import small_disk
@@ -169,8 +169,7 @@ class TestDoubt:
         """What it stands on stays, whether that was known before or not."""
         place, names = chain
         if is_known:
-            time.sleep(2.1)
-            Catalogue(Repository(place)).entries()
+            ages.age(place)
         spoil(place / f"{names[1]}.tar.gz")
         result = job(place).run()
         assert result.removed == ()

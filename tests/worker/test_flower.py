@@ -201,12 +201,15 @@ def test_history_outlives_a_kill(portal: Portal, redis: EmbeddedRedis) -> None:
     """What was there when the history was last saved is there after Flower was killed."""
     with (
         WorkerProcess(portal, redis, "maintenance"),
-        FlowerProcess(portal, redis, FLOWER_STATE_SAVE_INTERVAL="100") as flower,
+        FlowerProcess(
+            portal, redis, FLOWER_STATE_SAVE_INTERVAL="100", FLOWER_DB=str(portal.directory / "history")
+        ) as flower,
     ):
         flower.listen()
         task_id = submit(redis, VERIFY_ARCHIVE, archive="none_of_that_name")
         flower.wait_for(task_id, "FAILURE")
-        time.sleep(1)
+        seen = time.time_ns()
+        wait_until(lambda: any(path.stat().st_mtime_ns > seen for path in portal.directory.glob("history*")))
         flower.end(signal.SIGKILL)
         flower.start()
         assert flower.task(task_id)["state"] == "FAILURE"

@@ -114,9 +114,10 @@ def whole_worker(worker: WorkerProcess, redis: EmbeddedRedis, portal: Portal) ->
 
 
 def broker(worker: WorkerProcess, redis: EmbeddedRedis, portal: Portal) -> None:
-    """Kill Redis, and start it again a moment later."""
+    """Kill Redis, and start it again once the worker misses it."""
+    before = worker.text().count("Connection to broker lost")
     redis.stop(signal.SIGKILL)
-    time.sleep(0.5)
+    wait_until(lambda: worker.text().count("Connection to broker lost") > before)
     redis.start()
 
 
