@@ -36,7 +36,7 @@ from portal.ops.runtime.process import run
 from portal.ops.settings.load import DatabaseTarget, Secret
 from tests.support.fake_runner import FakeRunner, Script
 from tests.support.servers import no_session_soon
-from tests.support.waiting import ends_soon
+from tests.support.waiting import ends_soon, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

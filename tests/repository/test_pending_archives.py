@@ -45,14 +45,6 @@ with Repository(Path(sys.argv[1])).pending(BackupId.parse(sys.argv[2])) as draft
 
 
 @dataclass(frozen=True, kw_only=True)
-def is_in(thread: threading.Thread, function: str) -> bool:
-    """Whether a thread is in a function at the moment."""
-    frame = sys._current_frames().get(thread.ident or 0)
-    while frame and frame.f_code.co_name != function:
-        frame = frame.f_back
-    return frame is not None
-
-
 class Writer:
     """Another process, half way through an archive."""
 
@@ -81,6 +73,14 @@ def writer(
             yield Writer(process=process)
         finally:
             process.kill()
+
+
+def is_in(thread: threading.Thread, function: str) -> bool:
+    """Whether a thread is in a function at the moment."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    while frame and frame.f_code.co_name != function:
+        frame = frame.f_back
+    return frame is not None
 
 
 class TestCommit:
