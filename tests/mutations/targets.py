@@ -63,8 +63,8 @@ TARGETS: Final = (
         "chains",
         f"{_ENGINE}/chains",
         "deletions reader lineage state_cache graph",
-        "chains/test_chain verify/test_deletion_lists restore/test_chain_restore backup/test_incremental "
-        "chains/test_chain_lives",
+        "chains/test_chain chains/test_chain_state verify/test_deletion_lists restore/test_chain_restore "
+        "backup/test_incremental chains/test_chain_lives",
     ),
     _of(
         "verify",
@@ -76,7 +76,8 @@ TARGETS: Final = (
         "journal",
         f"{_ENGINE}/restore",
         "journal history files/journal files/record files/changes",
-        "restore/test_journal restore/files/test_file_rollback restore/files/test_file_restore restore/test_rollback",
+        "restore/test_journal repository/test_sync_order restore/files/test_file_rollback "
+        "restore/files/test_file_restore restore/test_rollback",
     ),
     _of(
         "reader",
@@ -90,7 +91,8 @@ TARGETS: Final = (
         "writer",
         f"{_ENGINE}/archive",
         "writer packer sparse output_file blocks compressor_pool",
-        "archive/test_frames archive/test_compression archive/test_uncommon_members archive/test_archive_round_trip "
+        "archive/test_frames archive/test_output_file archive/test_compression archive/test_uncommon_members "
+        "archive/test_archive_round_trip "
         "repository/test_pending_archives",
     ),
     _of(
@@ -98,7 +100,7 @@ TARGETS: Final = (
         "worker",
         "signing keys authorization moments arguments delivery rejections gate allowed_paths",
         "worker/test_signing worker/test_keys worker/test_authorization worker/test_moments worker/test_delivery "
-        "worker/test_gate worker/test_hostile_broker worker/test_worker_tasks",
+        "worker/test_hostile_broker worker/test_worker_tasks",
     ),
     _of(
         "worker-tasks",

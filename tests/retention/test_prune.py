@@ -427,3 +427,10 @@ class TestCommands:
         answer, said = self.run(repository, "audit", "--verify", code=4)
         assert not answer["success"]
         assert "the end is cut off: entry 1 is missing" in said
+
+
+@pytest.mark.parametrize(("age", "expected"), [(-1, True), (0, False), (9, False), (10, False), (11, True), (60, True)])
+def test_whether_a_prune_is_worth_its_while(tmp_path: Path, age: float, expected: bool) -> None:
+    """It is where an archive is older than every rule's days, or from the future."""
+    put(tmp_path, FULL, age)
+    assert job(tmp_path).may_remove() is expected
