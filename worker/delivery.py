@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import BusyError
 from portal.ops.repository.durable import make_directories, make_hidden, open_own
-from portal.ops.repository.locks import holders, try_lock, wait_for
+from portal.ops.repository.locks import holders, lock_alone_by_name, try_lock, wait_for
 from portal.ops.runtime.logs import engine_log
 from worker.errors import RefusedError
 
@@ -114,10 +114,8 @@ def _lock(path: Path, seconds: float) -> int:
     def attempt() -> int | None:
         descriptor = open_own(path, os.O_WRONLY | os.O_APPEND)
         try:
-            if try_lock(descriptor, fcntl.LOCK_EX) and os.path.samestat(os.fstat(descriptor), path.stat()):
+            if lock_alone_by_name(descriptor, path):
                 return descriptor
-        except FileNotFoundError:
-            pass
         except BaseException:
             os.close(descriptor)
             raise

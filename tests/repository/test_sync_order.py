@@ -232,7 +232,8 @@ class TestElsewhere:
         (tmp_path / "data" / "base").mkdir(parents=True)
         (tmp_path / "data" / "base" / "file").write_bytes(b"page")
         (tmp_path / "cluster").mkdir()
-        data_dir._publish(tmp_path / "data", tmp_path / "cluster")
+        data_dir._sync(tmp_path / "data")
+        data_dir._move(tmp_path / "data", tmp_path / "cluster")
         assert_kept(strict)
 
     def test_copies_in_a_directory(self, tmp_path: Path, strict: StrictDisk) -> None:
