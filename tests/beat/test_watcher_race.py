@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,13 +59,17 @@ def test_the_watcher_has_nothing_from_outside_backed_up(
                 before = len(archives(tmp_path))
                 (quiet / f"new-{number}").write_bytes(b"harmless")
                 (ground.tenant / f"new-{number}").write_bytes(b"harmless")
-                wait_until(lambda before=before: len(archives(tmp_path)) > before)
+                wait_until(partial(has_more_than, tmp_path, before))
         (ground.tenant / "last").write_bytes(b"harmless")
         wait_until(lambda: is_current(tmp_path))
     found = archives(tmp_path)
     assert len(found) > ROUNDS
     for archive in found:
         assert_harmless(archive)
+
+
+def has_more_than(place: Path, count: int) -> bool:
+    return len(archives(place)) > count
 
 
 def is_current(place: Path) -> bool:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from portal.ops.archive.reader import ArchiveReader
 from portal.ops.chains import state_cache
 from portal.ops.chains.lineage import line_of
-from portal.ops.chains.reader import open_tree
+from portal.ops.chains.reader import ChainReader, open_tree
 from portal.ops.chains.state_cache import MediaState
 from tests.support.incrementals import Uploads
 
@@ -31,8 +32,13 @@ def test_a_line_that_was_followed_is_not_read_again(newest: Path, monkeypatch: p
     """The state stands for the end of the line, however far it had to go there."""
     line = line_of(newest)
     read: list[Path] = []
-    reader = state_cache.ArchiveReader
-    monkeypatch.setattr(state_cache, "ArchiveReader", lambda path: read.append(path) or reader(path))
+
+    class Reader(ArchiveReader):
+        def __init__(self, path: Path) -> None:
+            read.append(path)
+            super().__init__(path)
+
+    monkeypatch.setattr(state_cache, "ArchiveReader", Reader)
     with closing(MediaState(None)) as state:
         state.follow(line)
         assert read == [ancestor.path for ancestor in line]
@@ -44,6 +50,7 @@ def test_a_chain_that_was_read_leaves_nothing_open(newest: Path) -> None:
     """Every archive that was opened for it is closed."""
     before = len(os.listdir("/proc/self/fd"))
     tree = open_tree(newest)
+    assert isinstance(tree, ChainReader)
     for name in ("one", "two", "three"):
         member = tree.find(f"media/tenant/{name}")
         assert member is not None
