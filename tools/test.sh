@@ -4,6 +4,7 @@
 #   tools/test.sh --containers [option...]    the compose files on a real engine instead; tests/containers/smoke says how
 #   tools/test.sh --mutations [option...]     does a test notice when the code is changed? tests/mutations says how
 #   tools/test.sh --long [seed]               the tests of kills, crashes and races alone, with many more rounds
+#   tools/test.sh --speed [option...]         speed and size against the last release instead; takes some minutes alone
 set -euo pipefail
 
 self=$(readlink -f -- "${BASH_SOURCE[0]}")
@@ -39,12 +40,16 @@ fi
 if [[ ${1:-} == --long ]]; then
     export KEKKAI_LONG_TESTS=1 KEKKAI_TEST_SEED=${2:-$RANDOM}
     printf 'seed %s\n' "$KEKKAI_TEST_SEED"
-    mapfile -t files < <(grep -lE '\bLONG\b.* if LONG|if LONG' -r tests --include='test_*.py')
+    mapfile -t files < <(grep -l 'if LONG' -r tests --include='test_*.py')
     check 'long' pytest --durations=0 "${files[@]}"
     exit
 fi
 if [[ ${1:-} == --containers ]]; then
     check 'containers' pytest -n 0 --verbose --override-ini 'python_files=check_*.py' tests/containers/smoke "${@:2}"
+    exit
+fi
+if [[ ${1:-} == --speed ]]; then
+    check 'speed' python -I -m benchmarks.guard "${@:2}"
     exit
 fi
 check 'format' ruff format --check
