@@ -67,15 +67,8 @@ def recover_by_hand(bin_dir: Path, base: Path, wal: Path, *, into: Sequence[str]
             started = time.monotonic()
             dump = directory / "portal.dump"
             where = [f"--host={directory}", "--username=postgres", "--no-password"]
-            command: list[str | Path] = [
-                bin_dir / "pg_dump",
-                *where,
-                "--format=custom",
-                "--compress=0",
-                f"--file={dump}",
-                database,
-            ]
-            subprocess.run(command, check=True)
+            into_file = ["--format=custom", "--compress=0", f"--file={dump}"]
+            subprocess.run([bin_dir / "pg_dump", *where, *into_file, database], check=True)
             seconds["dump"] = time.monotonic() - started
         started = time.monotonic()
         subprocess.run([bin_dir / "pg_restore", "--jobs=2", *into, dump], check=True, capture_output=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -13,12 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from portal.ops.errors import RestoreError
-from portal.ops.pitr import scratch_server
 from portal.ops.pitr.plan import OutsideWindowError, plan_recovery
 from portal.ops.pitr.recovery import recovered
 from portal.ops.pitr.scratch import DIRECTORY, sweep_scratch
-from portal.ops.pitr.wal_feed import WalFeed
 from portal.ops.postgres.connection import connect
 from portal.ops.runtime.process import SystemRunner
 from tests.support.waiting import wait_until
@@ -142,25 +138,3 @@ def commands_of_processes() -> list[bytes]:
         with suppress(OSError):
             found.append((entry / "cmdline").read_bytes())
     return found
-
-
-def test_server_that_does_not_move_is_given_up(portal: WalPortal, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A replay may take long, but not stand still: the error says where it stands."""
-    portal.wait_until_covered()
-    stopped = threading.Event()
-    leave = WalFeed.__exit__
-
-    def never(_feed: WalFeed, _name: str) -> bool:
-        stopped.wait(20)
-        return False
-
-    def leave_at_once(feed: WalFeed, *caught: object) -> None:
-        stopped.set()
-        leave(feed, *caught)
-
-    monkeypatch.setattr(scratch_server, "STALLED_SECONDS", 1.0)
-    monkeypatch.setattr(WalFeed, "_provide", never)
-    monkeypatch.setattr(WalFeed, "__exit__", leave_at_once)
-    with pytest.raises(RestoreError, match="has not moved for 1 s, after 0 files of WAL"):
-        numbers_at(portal, None)
-    assert list((portal.repository.path / DIRECTORY).iterdir()) == []

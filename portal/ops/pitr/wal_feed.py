@@ -60,14 +60,14 @@ class WalFeed:
         self.failure: OpsError | OSError | None = None
 
     @property
-    def given(self) -> int:
-        """How many files the server has taken."""
-        return len(self._given)
-
-    @property
     def command(self) -> str:
         """The server's `restore_command`."""
         return f'/bin/sh "{self._directory}/fetch.sh" "%f" "%p"'
+
+    @property
+    def given(self) -> int:
+        """How many segments the server has taken."""
+        return len(self._given)
 
     def __enter__(self) -> Self:
         staging, frozen = self._directory / "wal", self._directory / "frozen"
