@@ -39,7 +39,7 @@ from portal.ops.errors import (
     OpsError,
     RepositoryError,
 )
-from portal.ops.model import BackupType, Component, VerifyLevel
+from portal.ops.model import INCREMENTAL_VERSION, BackupType, Component, VerifyLevel
 from portal.ops.postgres.connection import connect
 from portal.ops.postgres.dump_contents import SUBSCRIPTIONS
 from portal.ops.postgres.pg_restore import find_restorer
@@ -211,7 +211,7 @@ class DrillJob:
     def _try_out(self, draft: _Draft, opened: Archive) -> None:
         """Restore, compare, and throw away whatever happens."""
         draft.manifest = manifest = opened.manifest()
-        if manifest.parent:
+        if manifest.format_version == INCREMENTAL_VERSION:
             raise ConfigurationError(
                 f"{manifest.backup_id} is an incremental of {manifest.parent}, and no drill restores one by itself",
                 hint="Name a full archive, or the base of the chain.",
