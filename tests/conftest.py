@@ -21,9 +21,12 @@ from tests.support.redis import redis
 from tests.support.servers import server
 from tests.support.stores import bucket_url, object_store
 from tests.support.world import world
+from worker.command_lines import show_commands
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+show_commands()  # hints are read as an operator sees them
 
 __all__ = [
     "bucket_url",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from portal.ops.errors import ConfigurationError
 from portal.ops.runtime.environment import current_settings
+from worker.command_lines import show_commands
 from worker.configuration import configuration
 from worker.operations import Requester
 
@@ -35,6 +36,7 @@ def make_app(settings: Settings, requester: Requester = Requester.COMMAND) -> Ap
             "there is no broker for the workers",
             hint="Set CELERY_BROKER_URL to a Redis database of their own, such as redis://localhost:6379/5.",
         )
+    show_commands()
     app = Application(settings, requester)
     app.conf.update(configuration(settings))
     return app

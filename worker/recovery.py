@@ -32,6 +32,7 @@ from portal.ops.runtime.logs import configure_logging, engine_log
 from portal.ops.units import printable
 from worker.app import make_app
 from worker.authorization import Authorizations
+from worker.command_lines import show_commands
 from worker.configuration import RESULT_SECONDS
 from worker.delivery import forget_old, is_abandoned, is_begun, sole_delivery
 from worker.errors import OperationFailedError, too_slow
@@ -228,6 +229,7 @@ def _see_to_killed(settings: Settings, operation: Operation, task_id: str, given
 
 def main() -> int:
     """See to the killed task that standard input names, if it does, and to what there is to tidy; the exit code."""
+    show_commands()
     settings = current_settings()
     configure_logging(settings.log_format, sys.stderr)
     try:

@@ -143,7 +143,8 @@ def _chain(found: Mapping[str, Any]) -> dict[str, str | None]:
         raise ValueError("it follows what is no archive")
     if not _SHA256.fullmatch(_text(names["parent_sha256"])):
         raise ValueError("it does not say which archive it follows")
-    _check_kind(found)
+    if not holds_cluster:
+        _check_kind(found)
     return names
 
 

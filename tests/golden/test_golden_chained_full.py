@@ -81,8 +81,7 @@ def test_tar_alone_puts_it_together(tmp_path: Path) -> None:
             ).stdout
             for line in listed.splitlines():
                 (tmp_path / json.loads(line)["path"]).unlink()
-        command = [program("tar"), "xzf", path_of(name), "-C", tmp_path, "--strip-components=1"]
-        subprocess.run(command, check=True)
+        subprocess.run([program("tar"), "xzf", path_of(name), "-C", tmp_path, "--strip-components=1"], check=True)
     found = {
         os.fsencode(path.relative_to(tmp_path / "media")): sha256(path.read_bytes()).hexdigest()
         for path in (tmp_path / "media").rglob("*")

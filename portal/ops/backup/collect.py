@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from portal.ops.backup.increment import Increment
     from portal.ops.backup.strategy import Strategy
     from portal.ops.model import BackupId
+    from portal.ops.pitr.base_chain import BaseParent
     from portal.ops.repository.pending import PendingArchive
     from portal.ops.repository.repository import Repository
     from portal.ops.runtime.process import ProcessRunner
@@ -139,6 +140,11 @@ class Collection:
         """What of the uploads is taken, where that is not everything."""
         return self.strategy.increment
 
+    @property
+    def base_parent(self) -> BaseParent | None:
+        """The base backup that an incremental one of the cluster follows."""
+        return self.strategy.base_parent
+
     def _reach_uploads(self, pool: CompressorPool) -> None:
         self.strategy.reach_uploads()
         self._warnings += self.strategy.warnings
@@ -163,7 +169,9 @@ class Collection:
         elif component is Component.CLUSTER:
             from portal.ops.backup.cluster import copy_cluster  # late: it brings the database driver
 
-            self._details[component.value] = copy_cluster(self.config, self.runner, writer, self.meter)
+            self._details[component.value] = copy_cluster(
+                self.config, self.runner, writer, self.meter, self.base_parent
+            )
         else:
             if not writer.reserved:
                 writer.reserve(room_for(()))
@@ -273,9 +281,10 @@ class Collection:
 
     def _chain(self) -> dict[str, Any]:
         """The manifest's keys that say what it follows, and its format."""
-        if self.increment is None:
+        followed = self.increment or self.base_parent
+        if followed is None:
             return {"format_version": version_of(self.backup_id.type, None)}
-        base, parent = self.increment.line[0], self.increment.parent
+        base, parent = followed.line[0], followed.line[-1]
         return {
             "format_version": version_of(self.backup_id.type, parent.name),
             "parent": parent.name,

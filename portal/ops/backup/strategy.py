@@ -10,6 +10,8 @@ from portal.ops.backup.increment import CACHE, BaseNeededError, parent_locked, p
 from portal.ops.chains.lineage import is_incremental
 from portal.ops.errors import OpsError
 from portal.ops.model import BackupType, Component
+from portal.ops.pitr.base_chain import find_parent
+from portal.ops.repository.locks import archive_lock
 from portal.ops.runtime.logs import engine_log
 from portal.ops.settings.slots import last_slot
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from portal.ops.backup.collect import Written
     from portal.ops.backup.config import BackupConfig
     from portal.ops.backup.increment import Increment
+    from portal.ops.pitr.base_chain import BaseParent
     from portal.ops.repository.pending import PendingArchive
     from portal.ops.repository.repository import Repository
 
@@ -47,6 +50,10 @@ class Strategy(Protocol):
 
     def reach_uploads(self) -> None:
         """Settle what is taken of the uploads, when it is their turn: the database has been read by then."""
+
+    @property
+    def base_parent(self) -> BaseParent | None:
+        """The base backup that an incremental one of the cluster follows."""
 
     @property
     def expected_bytes(self) -> int:
@@ -77,6 +84,7 @@ class Base:
     is_chain_locked: bool
     is_followed: bool = False
     increment: None = None
+    base_parent: None = None
     is_settled: bool = True
     warnings: tuple[str, ...] = ()
 
@@ -117,6 +125,7 @@ class Incremental:
     increment: Increment
     opened: ExitStack
     components: tuple[Component, ...] = (Component.MEDIA,)
+    base_parent: None = None
     is_settled: bool = True
     warnings: tuple[str, ...] = ()
 
@@ -135,6 +144,52 @@ class Incremental:
     def close(self) -> None:
         """Close the uploads and the cache, and let the parent go."""
         self.opened.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class IncrementalCluster:
+    """What has changed of the cluster since another base backup.
+
+    Arguments:
+        base_parent: that base backup.
+        held: what keeps its chain.
+    """
+
+    base_parent: BaseParent
+    held: ExitStack
+    components: tuple[Component, ...] = (Component.CLUSTER,)
+    increment: None = None
+    is_settled: bool = True
+    warnings: tuple[str, ...] = ()
+
+    def reach_uploads(self) -> None:
+        """It has none."""
+
+    @property
+    def expected_bytes(self) -> int:
+        """The most that the archive takes."""
+        return self.base_parent.expected_bytes
+
+    def note(self, written: Written) -> None:
+        """Nothing is remembered."""
+
+    def close(self) -> None:
+        """Let the chain go."""
+        self.held.close()
+
+
+def plan_incremental_cluster(repository: Repository, lock_timeout: float) -> IncrementalCluster:
+    """Find the base backup that an incremental one follows, and keep its chain from being pruned.
+
+    Raises:
+        FullBaseNeededError: there is nothing to follow.
+        OpsError: the repository cannot be read, or an archive is being removed.
+    """
+    parent = find_parent(repository)
+    with ExitStack() as held:
+        for ancestor in parent.line:
+            held.enter_context(archive_lock(ancestor.path, lock_timeout))
+        return IncrementalCluster(base_parent=parent, held=held.pop_all())
 
 
 def plan_incremental(
@@ -188,6 +243,7 @@ class ChainedFull:
     check_space: Callable[[int], None]
     advance: Callable[[int], None]
     increment: Increment | None = None
+    base_parent: None = None
     is_settled: bool = False
     warnings: tuple[str, ...] = ()
     _opened: ExitStack = field(default_factory=ExitStack)

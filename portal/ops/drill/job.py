@@ -39,7 +39,8 @@ from portal.ops.errors import (
     OpsError,
     RepositoryError,
 )
-from portal.ops.model import INCREMENTAL_VERSION, BackupType, Component, VerifyLevel
+from portal.ops.hints import Advice
+from portal.ops.model import CHAINED_VERSION, BackupType, Component, VerifyLevel
 from portal.ops.postgres.connection import connect
 from portal.ops.postgres.dump_contents import SUBSCRIPTIONS
 from portal.ops.postgres.pg_restore import find_restorer
@@ -53,8 +54,9 @@ from portal.ops.repository.sidecar import file_digest, read_sidecar
 from portal.ops.repository.verifications import Verification, Verifications
 from portal.ops.restore.database.fill import filling
 from portal.ops.restore.database.means import drill_obstacles, look_at_means
+from portal.ops.restore.database.object_check import check_objects
 from portal.ops.restore.database.stage import settle
-from portal.ops.restore.dump_source import backed_up, dump_of, identity_of, rows_of
+from portal.ops.restore.dump_source import backed_up, dump_of, identity_of, objects_of, rows_of
 from portal.ops.restore.files.restore import FileRestore
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.process import ProcessRunner, SystemRunner
@@ -199,7 +201,7 @@ class DrillJob:
         found = self.repository.find(archive, latest_of=(BackupType.FULL,))
         if os.fspath(archive) == _LATEST and (found.backup_id is None or found.backup_id.type is not BackupType.FULL):
             raise ArchiveAbsentError(
-                f"there is no full backup in {self.repository.path}", hint="'./tools/backup.sh full' makes one."
+                f"there is no full backup in {self.repository.path}", hint=f"{Advice.BACK_UP_FULL} makes one."
             )
         if read_sidecar(found.path) is None:
             raise NotIntactError(
@@ -211,7 +213,7 @@ class DrillJob:
     def _try_out(self, draft: _Draft, opened: Archive) -> None:
         """Restore, compare, and throw away whatever happens."""
         draft.manifest = manifest = opened.manifest()
-        if manifest.format_version == INCREMENTAL_VERSION:
+        if manifest.parent and manifest.format_version != CHAINED_VERSION:
             raise ConfigurationError(
                 f"{manifest.backup_id} is an incremental of {manifest.parent}, and no drill restores one by itself",
                 hint="Name a full archive, or the base of the chain.",
@@ -275,8 +277,8 @@ class DrillJob:
         draft.note(database_seconds=time.monotonic() - started, server_version=version)
         with connect(target) as connection, restoring_errors(target):
             roots = partition_roots(connection)
-        draft.found.rows_of_tables(rows, rows_of(draft.manifest), roots)
-        draft.found.keys_of_tables(target)
+            draft.found.rows_of_tables(rows, rows_of(draft.manifest), roots)
+            draft.found.keys_of_tables(check_objects(connection, work.entries, objects_of(draft.manifest)))
         return target
 
     def _refuse_impossible(self, opened: Archive, manifest: Manifest, scratch: Scratch) -> None:

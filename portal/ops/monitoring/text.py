@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
+from portal.ops.hints import Advice
 from portal.ops.monitoring.status import spoken
 from portal.ops.units import duration, human_bytes, span
 
@@ -28,7 +29,7 @@ def status_lines(status: Status) -> list[str]:
 def _verdict(status: Status) -> Iterator[str]:
     if not status.facts.archives:
         yield f"NOT OK: there is no archive in {status.facts.repository} yet"
-        yield "  - './tools/backup.sh full' makes the first one"
+        yield f"  - {Advice.BACK_UP_FULL} makes the first one"
         return
     if status.ok:
         yield f"OK: every target is met ({', '.join(spoken(one.component) for one in status.components)}, drill, space)"

@@ -11,18 +11,18 @@ from __future__ import annotations
 import os
 import shlex
 from dataclasses import dataclass
+from datetime import UTC, tzinfo
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import ConfigurationError, RestoreError
+from portal.ops.pitr.combine import unpack_bases
 from portal.ops.pitr.plan import plan_recovery
-from portal.ops.pitr.recovery import scratch_server
+from portal.ops.pitr.recovery import lines_locked, scratch_server
 from portal.ops.pitr.scratch import reachable, scratch_directory, server_owner, sweep_scratch
 from portal.ops.pitr.scratch_server import Target
-from portal.ops.pitr.unpack import unpack_cluster
 from portal.ops.pitr.wal_feed import WalFeed
 from portal.ops.repository.durable import sync_directory
-from portal.ops.repository.locks import archive_lock
 from portal.ops.runtime.logs import engine_log
 
 if TYPE_CHECKING:
@@ -72,13 +72,16 @@ class Delivered:
         }
 
 
-def plan_delivery(repository: Repository, moment: datetime | None, directory: Path) -> RecoveryPlan:
+def plan_delivery(repository: Repository, moment: datetime | None, directory: Path, zone: tzinfo = UTC) -> RecoveryPlan:
     """Find what leads to a moment, and look at where the cluster will be; touches nothing.
+
+    Arguments:
+        zone: in which moments are shown.
 
     Raises:
         ConfigurationError: the directory is not empty, or cannot be there; or the moment lies outside the window.
     """
-    plan = plan_recovery(repository, moment)
+    plan = plan_recovery(repository, moment, zone)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigurationError(f"{directory} is not an empty directory", hint="Name one that does not exist yet.")
     if not directory.parent.is_dir():
@@ -116,14 +119,23 @@ def deliver(
     sweep_scratch(repository)
     with (
         repository.shared(),
-        archive_lock(plan.path, lock_timeout),
+        lines_locked(plan, lock_timeout),
         scratch_directory(repository, owner, _SIDE_BYTES) as side,
         scratch_directory(repository, owner, plan.needed_bytes, parent=directory.parent) as place,
     ):
         data = place / "data"
         server = scratch_server(plan, side, data, runner=runner, bin_dir=bin_dir, is_durable=True)
         program = server.find_program()
-        unpack_cluster(plan.path, data, owner=owner, jobs=jobs, advance=advance)
+        unpack_bases(
+            plan.line,
+            data,
+            major=plan.major,
+            owner=owner,
+            runner=runner,
+            bin_dir=bin_dir,
+            jobs=jobs,
+            advance=advance,
+        )
         settings = (data / _AUTO).read_bytes() if (data / _AUTO).exists() else b""
         (data / _AUTO).write_text("")
         try:

@@ -49,7 +49,8 @@ REPLAY_LIMITS: Final = (
 
 _SETTINGS: Final = """
     SELECT name, setting FROM pg_settings
-    WHERE name = ANY(%s) OR name IN ('wal_level', 'wal_segment_size', 'max_replication_slots', 'max_slot_wal_keep_size')
+    WHERE name = ANY(%s) OR name IN ('wal_level', 'wal_segment_size', 'max_replication_slots', 'max_slot_wal_keep_size',
+                                        'summarize_wal')
 """
 _IDENTITY: Final = "SELECT system_identifier::text FROM pg_control_system()"
 _POSITION: Final = """
@@ -76,6 +77,7 @@ class ServerSettings:
 
     Arguments:
         slot_keep_bytes: how much WAL a slot may hold back; nothing where there is no limit.
+        summarizes_wal: whether incremental base backups are possible; nothing where the server is too old for them.
     """
 
     cluster: Cluster
@@ -84,6 +86,7 @@ class ServerSettings:
     max_wal_senders: int
     max_replication_slots: int
     slot_keep_bytes: int | None
+    summarizes_wal: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +144,7 @@ def read_settings(connection: Connection) -> ServerSettings:
         max_wal_senders=int(found["max_wal_senders"]),
         max_replication_slots=int(found["max_replication_slots"]),
         slot_keep_bytes=None if keep < 0 else keep << 20,
+        summarizes_wal=found["summarize_wal"] == "on" if "summarize_wal" in found else None,
     )
 
 

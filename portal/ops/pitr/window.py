@@ -157,6 +157,23 @@ def choose_span(spans: Sequence[Span], moment: datetime | None) -> Span | None:
     return max(lived or fitting, key=lambda span: (span.timeline, span.start), default=None)
 
 
+def segments_to(span: Span, wal: Wal, moment: datetime | None) -> tuple[Segment, ...]:
+    """The segments that a recovery reads, in order, on whichever timelines they are.
+
+    Arguments:
+        moment: where to; nothing means as late as possible.
+    """
+    path = _path(span.base, span.timeline, wal.histories)
+    assert path is not None  # the span was found along it
+    pieces = {(piece.segment, piece.is_whole): piece for piece in wal.pieces}
+    found: list[Segment] = []
+    for piece in _run(span.base, path, pieces, wal.segment_bytes):
+        found.append(piece.segment)
+        if moment is not None and piece.covered is not None and piece.covered >= moment:
+            break
+    return tuple(found)
+
+
 def first_needed(bases: Iterable[Base]) -> int | None:
     """Where in the WAL the oldest base backup begins: what lies before is of no use; nothing where there is none."""
     return min((base.start_lsn for base in bases), default=None)

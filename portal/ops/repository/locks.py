@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from portal.ops.errors import ArchiveAbsentError, BusyError
+from portal.ops.hints import Advice
 from portal.ops.repository.durable import open_own
 from portal.ops.repository.faults import explain
 
@@ -168,7 +169,7 @@ def _is_still(descriptor: int, archive: Path) -> bool:
 
 def _absent(archive: Path) -> ArchiveAbsentError:
     return ArchiveAbsentError(
-        f"{archive.name} has just been removed", hint="'./tools/backup.sh list' shows what there is."
+        f"{archive.name} has just been removed", hint=f"{Advice.LIST_ARCHIVES} shows what there is."
     )
 
 

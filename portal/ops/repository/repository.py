@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import ArchiveAbsentError, BusyError
+from portal.ops.hints import Advice
 from portal.ops.model import SIDECAR_SUFFIX, SUFFIX, BackupId, BackupType
 from portal.ops.repository.durable import make_directories
 from portal.ops.repository.faults import explain, is_full, make_hint
@@ -296,12 +297,12 @@ def _look_at(path: Path) -> ArchiveFile | None:
 
 
 def _absent(text: str, hits: list[ArchiveFile], path: Path) -> ArchiveAbsentError:
-    hint = "'./tools/backup.sh list' shows what there is; BACKUP_LOCAL_PATH says where it is looked for."
+    hint = f"{Advice.LIST_ARCHIVES} shows what there is; BACKUP_LOCAL_PATH says where it is looked for."
     if hits:
         return ArchiveAbsentError(f"{text!r} could be any of {', '.join(hit.name for hit in hits[:5])}", hint=hint)
     if text == "latest":
         return ArchiveAbsentError(
-            f"archive not found: there is none in {path}", hint="'./tools/backup.sh full' makes the first one."
+            f"archive not found: there is none in {path}", hint=f"{Advice.BACK_UP_FULL} makes the first one."
         )
     return ArchiveAbsentError(f"archive not found: {text!r} is neither a path nor in {path}", hint=hint)
 

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import NotIntactError, OpsError, RepositoryError
+from portal.ops.hints import another_archive
 from portal.ops.model import SUFFIX, VerifyLevel
 from portal.ops.repository.records import DamagedRecordError, RecordStore
 from portal.ops.repository.sidecar import read_sidecar
@@ -239,9 +240,7 @@ class Verification:
             NotIntactError: something is.
         """
         if self.damages:
-            raise NotIntactError(
-                f"verification failed: {self.message}", hint="Use another archive: './tools/backup.sh list' shows them."
-            )
+            raise NotIntactError(f"verification failed: {self.message}", hint=another_archive())
 
     def to_dict(self) -> dict[str, Any]:
         """The finding in the types of JSON."""

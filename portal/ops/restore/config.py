@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, tzinfo
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from portal.ops.errors import ConfigurationError, UnsupportedError
+from portal.ops.hints import Advice
 from portal.ops.model import FORMAT_VERSION, timestamp
 from portal.ops.restore.database.model import RestoreMode
 from portal.ops.restore.portal_health import HealthCheck
@@ -50,6 +52,7 @@ class RestoreConfig:
         allow_unverified: take an archive that has no sidecar.
         allow_outside_links: restore symlinks that lead out of the uploads.
         rollback_days: what an older restore needs to be taken back is removed when a later one has succeeded.
+        time_zone: of a moment to restore to that names no offset.
         credential_key: the portal's key for stored credentials; the plan compares it with the backup's.
         commands: what the operator runs before and after live data changes.
         health: where the portal is asked afterwards whether it answers.
@@ -82,6 +85,7 @@ class RestoreConfig:
     lock_timeout: float = 60
     jobs: int | None = None
     rollback_days: int = 7
+    time_zone: tzinfo = UTC
     credential_key: Secret | None = None
     commands: AroundCommands = field(default_factory=AroundCommands)
     health: HealthCheck = field(default_factory=HealthCheck)
@@ -129,6 +133,7 @@ class RestoreConfig:
                 "lock_timeout": settings.lock_timeout,
                 "jobs": settings.jobs,
                 "rollback_days": settings.rollback_days,
+                "time_zone": settings.schedules.time_zone,
                 "credential_key": settings.portal.credential_key,
                 "commands": around_commands(settings.portal),
                 "health": HealthCheck(
@@ -202,13 +207,10 @@ class RestoreResult:
             "error": self.error,
             "duration_seconds": round(self.duration_seconds, 3),
             "restore_id": self.restore_id,
-            "rollback": None if self.is_rollback or not self.restore_id else f"{_ROLLBACK} {self.restore_id}",
+            "rollback": None if self.is_rollback or not self.restore_id else Advice.ROLL_BACK.line(self.restore_id),
             "facts": dict(self.facts),
             "portal": dict(self.portal) if self.portal else None,
             **({"at": self.at} if self.at else {}),
             "plan": list(self.plan),
             "format_version": FORMAT_VERSION,
         }
-
-
-_ROLLBACK: Final = "./tools/restore.sh --rollback"

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import OpsError, RestoreError
+from portal.ops.hints import Advice
 from portal.ops.model import Component, timestamp
 from portal.ops.restore.journal import RestoreRecord, RestoreRecords, RestoreState
 from portal.ops.runtime.logs import engine_log
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 log = engine_log("portal.ops.restore")
 
 _MOMENT: Final = "%Y-%m-%dT%H:%M:%SZ"
-_SHOW: Final = "'./tools/restore.sh --rollback --list' shows them."
 _WILL: Final = {
     RestoreState.STAGING: "was cut off before it changed anything; its remains will be removed",
     RestoreState.APPLYING: "was cut off half way; it will be finished, or undone where nothing was changed yet",
@@ -47,7 +47,7 @@ class Stuck:
         return RestoreError(
             f"{self.record.restore_id} was cut off and has to be finished or undone first, which fails: {self.reason}",
             hint="Put that right, and start again. If its server or disk will not come back: "
-            f"'./tools/restore.sh --rollback --forget {self.record.restore_id}' gives it up.",
+            f"{Advice.DISCARD_ROLLBACK.of(self.record.restore_id)} gives it up.",
         )
 
 
@@ -210,9 +210,11 @@ class RestoreHistory:
             found = next((record for record in records if record.restore_id == restore_id), None)
         if found is None:
             what = f"there is no restore {restore_id}" if restore_id else "there is no restore"
-            raise RestoreError(f"{what} that could be taken back", hint=_SHOW)
+            raise RestoreError(f"{what} that could be taken back", hint=f"{Advice.LIST_ROLLBACKS} shows them.")
         if found.state is RestoreState.ROLLED_BACK:
-            raise RestoreError(f"{found.restore_id} was taken back already", hint=_SHOW)
+            raise RestoreError(
+                f"{found.restore_id} was taken back already", hint=f"{Advice.LIST_ROLLBACKS} shows them."
+            )
         self._refuse_covered(found, records)
         return found
 
@@ -223,7 +225,7 @@ class RestoreHistory:
             if newer.number > record.number and applied and newer.overlaps(record.parts):
                 raise RestoreError(
                     f"{newer.restore_id} was restored over {record.restore_id}",
-                    hint=f"Take that back first: './tools/restore.sh --rollback {newer.restore_id}'.",
+                    hint=f"Take that back first: {Advice.ROLL_BACK.of(newer.restore_id)}.",
                 )
 
     def check(self, record: RestoreRecord) -> None:
@@ -237,8 +239,8 @@ class RestoreHistory:
             what = ", ".join(part.kept(rolled_back=False) for part in gone)
             raise RestoreError(
                 f"{record.restore_id} cannot be taken back any more, because this is gone: {what}",
-                hint=f"'./tools/restore.sh --rollback --forget {record.restore_id}' takes it off the list; "
-                "'./tools/backup.sh list' shows the archives that can be restored instead.",
+                hint=f"{Advice.DISCARD_ROLLBACK.of(record.restore_id)} takes it off the list; "
+                f"{Advice.LIST_ARCHIVES} shows the archives that can be restored instead.",
             )
 
     def roll_back(self, record: RestoreRecord) -> dict[str, Any]:
@@ -282,7 +284,7 @@ class RestoreHistory:
         for record in self._records.all():
             if record.restore_id == restore_id:
                 return record
-        raise RestoreError(f"there is no restore {restore_id}", hint=_SHOW)
+        raise RestoreError(f"there is no restore {restore_id}", hint=f"{Advice.LIST_ROLLBACKS} shows them.")
 
     def discard(self, record: RestoreRecord) -> tuple[str, ...]:
         """Discard a restore's rollback data; what could not be removed, in words. One that was cut off is undone."""

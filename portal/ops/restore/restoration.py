@@ -185,7 +185,10 @@ class Restoration:
             chosen = choose_archive(self._repository, builder, request.path)
             return RestoreSource(archive=chosen, with_uploads=with_uploads)
         text = os.fspath(request.path)
-        choice = choose_moment(self._repository, self._config, builder.result.scope, text, self._context.clock())
+        context = self._context
+        choice = choose_moment(
+            self._repository, self._config, builder.result.scope, text, context.clock(), context.runner
+        )
         archive = self._repository.find(choice.needed[0])
         builder.note(backup_id=choice.name, backup_file=str(absolute(archive.path)), at=choice.moment.isoformat())
         return RestoreSource(archive=archive, choice=choice)
@@ -242,6 +245,7 @@ class Restoration:
             timestamp=manifest.timestamp,
             components=components,
             parts=plans,
+            sources=tuple(source.choice.lines()) if source.choice else (),
             warnings=(
                 *builder.result.warnings,
                 *left_out,

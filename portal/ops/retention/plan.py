@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 CLOCK_TOLERANCE: Final = timedelta(minutes=10)
 """How far ahead of the clock an archive may be before the clock is doubted."""
 
-_FOLLOWED: Final = (BackupType.FULL, BackupType.MEDIA)
+_FOLLOWED: Final = {
+    BackupType.MEDIA: (BackupType.FULL, BackupType.MEDIA),
+    BackupType.BASE: (BackupType.BASE,),
+}
+"""For each type that may be incremental the types that it may follow."""
+
 _LATENESS: Final = timedelta(days=1)
 """An id names the moment that a backup is for: by so much the one that it follows may be for a later one."""
 
@@ -282,17 +287,21 @@ def _keep_all_if_the_clock_is_wrong(archives: Sequence[Entry], now: datetime, re
 
 def _keep_what_strays_may_need(archives: Sequence[Entry], reasons: _Reasons) -> tuple[str, ...]:
     """Keep every archive that an unreadable one may stand on; a warning where there is such a one."""
-    strays = [entry for entry in archives if entry.is_stray]
-    if not strays:
-        return ()
-    newest = max(strays, key=lambda entry: (entry.read_at, entry.name))
-    for entry in archives:
-        if entry.type in _FOLLOWED and entry.read_at <= newest.read_at + _LATENESS:
-            reasons.add(entry.name, f"{newest.name}, which cannot be read, may need it")
-    return (
-        f"{newest.name} cannot be read, so nobody knows what it needs, and no older backup of uploads is removed. "
-        "Make it readable, or move it away",
-    )
+    warnings = []
+    for kind, followed in _FOLLOWED.items():
+        strays = [entry for entry in archives if entry.is_stray and entry.type is kind]
+        if not strays:
+            continue
+        newest = max(strays, key=lambda entry: (entry.read_at, entry.name))
+        for entry in archives:
+            if entry.type in followed and entry.read_at <= newest.read_at + _LATENESS:
+                reasons.add(entry.name, f"{newest.name}, which cannot be read, may need it")
+        what = "base backup" if kind is BackupType.BASE else "backup of uploads"
+        warnings.append(
+            f"{newest.name} cannot be read, so nobody knows what it needs, and no older {what} is removed. "
+            "Make it readable, or move it away"
+        )
+    return tuple(warnings)
 
 
 def _keep_chains_with_a_gap(archives: Sequence[Entry], family: _Family, reasons: _Reasons) -> None:

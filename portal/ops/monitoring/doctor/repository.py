@@ -10,6 +10,7 @@ import stat
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
+from portal.ops.hints import Advice
 from portal.ops.model import SUFFIX, BackupType
 from portal.ops.monitoring.doctor.check import Check, Finding, fault, ok, warning
 from portal.ops.repository.locks import holders, is_locked_alone
@@ -84,7 +85,7 @@ class RepositoryChecks:
         if path.stat().st_uid != os.geteuid() != 0:  # what root writes there is given to its owner
             return warning(
                 f"{path} belongs to {owner}, and this is {_user(os.geteuid())}: what it writes, {owner} cannot read",
-                f"Run backups as {owner}: sudo -u {owner} ./tools/backup.sh doctor",
+                f"Run backups as {owner}: sudo -u {owner} {Advice.RUN_DOCTOR.line()}",
             )
         known = f"; its id is {identity}" if (identity := self._repository.id) else ""
         return ok(f"{path} can be written, and belongs to {owner}{known}")
@@ -125,7 +126,7 @@ class RepositoryChecks:
         newest = {kind: self._newest_size(kind) for kind in BackupType}
         needed = _RESERVE + max(newest.values())
         what = f"{human_bytes(free)} free, and the next backup takes about {human_bytes(needed)}"
-        mend = "'./tools/backup.sh prune' removes old archives; or move BACKUP_LOCAL_PATH to a larger disk."
+        mend = f"{Advice.PRUNE} removes old archives; or move BACKUP_LOCAL_PATH to a larger disk."
         if free < needed:
             return fault(what, mend)
         return warning(what, mend) if free < _COMFORT * needed else ok(what)
@@ -163,7 +164,7 @@ class RepositoryChecks:
         if cut_off and not records.are_locked():
             return warning(
                 f"restores were cut off: {', '.join(cut_off[:_NAMED])}",
-                "'./tools/restore.sh latest --dry-run' says what becomes of them; a restore or rollback settles them.",
+                f"{Advice.PLAN_RESTORE} says what becomes of them; a restore or rollback settles them.",
             )
         if left:
             return warning(

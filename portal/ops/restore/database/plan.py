@@ -16,6 +16,7 @@ from portal.ops.errors import (
     NotIntactError,
     OpsError,
 )
+from portal.ops.hints import Advice
 from portal.ops.postgres.connection import connect
 from portal.ops.postgres.dump_contents import PUBLICATIONS, SUBSCRIPTIONS, needs_administrator
 from portal.ops.postgres.locks import lock_holders
@@ -258,7 +259,7 @@ def _short_of_room(needed: int, free: int | None) -> list[OpsError]:
     if free is None or free >= needed:
         return []
     message = f"the server has {megabytes(free)} free, and a second copy takes about {megabytes(needed)}"
-    return [DiskFullError(message, hint="'./tools/restore.sh --rollback --list' shows what restores have kept there")]
+    return [DiskFullError(message, hint=f"{Advice.LIST_ROLLBACKS} shows what restores have kept there")]
 
 
 def _warnings(

@@ -21,6 +21,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from portal.ops.errors import ConfigurationError, OpsError, RestoreError
+from portal.ops.hints import Advice
 from portal.ops.postgres.database_names import LONGEST_NAME, Marked, Names, Role
 from portal.ops.postgres.dump_file import read_dump_major
 from portal.ops.postgres.identity import give_identity
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from portal.ops.postgres.dump_file import Dump
     from portal.ops.postgres.identity import DatabaseIdentity
     from portal.ops.postgres.pg_restore import Restorer
+    from portal.ops.restore.database.object_check import SourceObjects
     from portal.ops.runtime.process import ProcessRunner
     from portal.ops.settings.database_url import DatabaseTarget
 
@@ -160,13 +162,20 @@ class DatabaseRestore:
         self._mode = plan.mode
         return plan
 
-    def stage(self, dump: Dump, row_counts: Mapping[str, int], identity: DatabaseIdentity | None = None) -> None:
+    def stage(
+        self,
+        dump: Dump,
+        row_counts: Mapping[str, int],
+        identity: DatabaseIdentity | None = None,
+        objects: SourceObjects | None = None,
+    ) -> None:
         """Prepare all that can be prepared without touching the live database, and read the dump to its end.
 
         Arguments:
             dump: the dump; in place, it is put in its file, which has to stay until `apply` has returned.
             row_counts: the manifest's number of rows by table; empty where it has none.
             identity: what the manifest says of the database itself.
+            objects: what it says of indexes, constraints and triggers; where they differ, that is a warning.
 
         Raises:
             NotIntactError: the dump is none, cannot be decoded to its end, or (swap only, where it is counted) does not
@@ -186,6 +195,7 @@ class DatabaseRestore:
                 jobs=self._jobs,
                 identity=identity,
                 owner=self.owner,
+                objects=objects,
             )
             self._rows, self._warnings = staged.row_counts, staged.warnings
         else:
@@ -414,7 +424,7 @@ class DatabaseRestore:
     def _nothing_kept(self) -> RestoreError:
         return RestoreError(
             f"the server has no database that {self.restore_id} has kept: it was not applied, or it was dropped since",
-            hint="'./tools/restore.sh --rollback --list' shows what can be rolled back",
+            hint=f"{Advice.LIST_ROLLBACKS} shows what can be rolled back",
         )
 
 

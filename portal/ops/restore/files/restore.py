@@ -25,6 +25,7 @@ from portal.ops.archive.protocol import is_indexed_archive
 from portal.ops.errors import ConfigurationError, OpsError, RestoreError
 from portal.ops.filesystem.attributes import Attributes
 from portal.ops.filesystem.tree import Tree
+from portal.ops.hints import Advice
 from portal.ops.model import RESTORE_DIRECTORY, Component, timestamp
 from portal.ops.restore.audit_chain import ChainReport, check_logs
 from portal.ops.restore.files.changes import Changes, protected_paths
@@ -390,7 +391,8 @@ def discard_rollback_data(target: Path, restore_id: str) -> int:
             continue
         if record.state in (FilesState.APPLYING, FilesState.UNDOING):
             raise RestoreError(
-                f"the restore {restore_id} was cut off", hint="Finish it or take it back first: './tools/restore.sh'."
+                f"the restore {restore_id} was cut off",
+                hint=f"Finish it or take it back first: {Advice.FINISH_RESTORE}.",
             )
         with directory.locked():
             freed = directory.held_bytes()
@@ -398,7 +400,7 @@ def discard_rollback_data(target: Path, restore_id: str) -> int:
             return freed
     raise RestoreError(
         f"there is no restore {restore_id} in {target}",
-        hint="'./tools/restore.sh --rollback --list' shows what there is.",
+        hint=f"{Advice.LIST_ROLLBACKS} shows what there is.",
     )
 
 
