@@ -93,7 +93,8 @@ class BackupArguments(RequestArguments):
     """What a backup is told.
 
     Arguments:
-        confirm_loss: a person has confirmed that a source has lost nearly everything.
+        confirm_loss: a person has confirmed that a source has lost nearly everything, or that the repository is
+            another one.
     """
 
     confirm_loss: bool = False
@@ -160,7 +161,7 @@ class RestoreArguments(RequestArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class RollbackArguments(Arguments):
-    """Which restore is taken back."""
+    """Which restore is rolled back."""
 
     restore_id: str
 

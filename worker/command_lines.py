@@ -29,7 +29,7 @@ COMMAND_LINES: Final = {
     Advice.FINISH_RESTORE: RESTORE,
     Advice.LIST_ROLLBACKS: f"{RESTORE} --rollback --list",
     Advice.ROLL_BACK: f"{RESTORE} --rollback {{}}",
-    Advice.DISCARD_ROLLBACK: f"{RESTORE} --rollback --forget {{}}",
+    Advice.DISCARD_ROLLBACK: f"{RESTORE} --rollback --discard {{}}",
     Advice.RECEIVE_WAL: f"{SERVICE} wal",
 }
 

@@ -30,7 +30,7 @@ from portal.ops.restore.journal import RestoreRecords
 from portal.ops.runtime.environment import current_settings
 from portal.ops.runtime.logs import configure_logging, engine_log
 from portal.ops.units import printable
-from worker.app import make_app
+from worker.application import make_app
 from worker.authorization import Authorizations
 from worker.command_lines import show_commands
 from worker.configuration import RESULT_SECONDS
@@ -79,7 +79,7 @@ def _sweep(repository: Repository) -> None:
     repository.prepare()
     with repository.shared():
         for name in repository.sweep():
-            log.warning("remains_swept", name=name)
+            log.warning("unfinished_work_removed", name=name)
 
 
 def requeue(app: Celery, settings: Settings, queue: Queue, *, at_start: bool) -> int:
@@ -131,7 +131,7 @@ def begin_recovery(app: Application) -> None:
         for end in ends:
             end()
         if ends:  # at each signal, but said once
-            log.info("worker_leaving", queues=[queue.value for queue in queues])
+            log.info("worker_stopping", queues=[queue.value for queue in queues])
         ends.clear()
 
     worker_ready.connect(ready, weak=False)

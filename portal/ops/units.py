@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from datetime import timedelta
 
-from typing import TYPE_CHECKING
-
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB")
 
 

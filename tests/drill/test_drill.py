@@ -255,7 +255,7 @@ class TestInTheWay:
         note = {"database": live.name, "live": live.name, "host": live.host, "port": live.port}
         (place / "database.json").write_text(json.dumps(note))
         (said,) = DrillJob(config_of(world.portal)).recover()
-        assert "cannot be thrown away" in said
+        assert "cannot be removed" in said
         assert world.state() == world.after
 
     def test_no_room(self, world: World, tmp_path: Path) -> None:

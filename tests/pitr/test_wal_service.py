@@ -86,7 +86,7 @@ def test_full_disk_stops_receiving_and_is_told(portal: WalPortal, monkeypatch: p
         assert portal.job().backup_base().success
         portal.wait_until_covered()
         monkeypatch.setattr(receiver, "_RESERVE_BYTES", 1 << 60)
-        wait_until(lambda: "MiB free" in (portal.look().state.get("problem") or ""), seconds=20)
+        wait_until(lambda: "B free, and receiving" in (portal.look().state.get("problem") or ""), seconds=20)
         wait_until(lambda: not _is_active(portal), seconds=20)
         monkeypatch.setattr(receiver, "_RESERVE_BYTES", 0)
         wait_until(lambda: not portal.look().state.get("problem"), seconds=40)

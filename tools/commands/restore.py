@@ -76,8 +76,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Refuse arguments that do not go together."""
-    if arguments.list or arguments.forget:
-        parser.error("--list and --forget need --rollback")
+    if arguments.list or arguments.discard:
+        parser.error("--list and --discard need --rollback")
     if arguments.at and arguments.archive:
         parser.error("--at finds the archives itself; name none")
     if arguments.data_dir and not arguments.at:
@@ -112,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def moment_at_hand(settings: Settings, show: Callable[[Step], None], arguments: argparse.Namespace) -> None:
     """Have what leads to a moment here, also from off-site."""
-    from portal.ops.monitoring.observer import Aftermath
+    from portal.ops.monitoring.observer import Observers
     from portal.ops.restore import moment_offsite
     from portal.ops.restore.config import RestoreScope
 
@@ -123,7 +123,7 @@ def moment_at_hand(settings: Settings, show: Callable[[Step], None], arguments: 
         media_dir=arguments.media_dir,
         progress=show,
         actor=person(),
-        observer=Aftermath(settings),
+        observer=Observers(settings),
     )
     if fetched:
         say(f"fetched from off-site: {', '.join(fetched)}")

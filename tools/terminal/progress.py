@@ -57,7 +57,7 @@ class Bar:
             output.tell(_CLEAR_LINE)
 
     def _draw(self, phase: str, done: int, total: int | None, rate: float) -> None:
-        from portal.ops.units import human_bytes
+        from portal.ops.units import duration, human_bytes
 
         text = f"{phase:<10} {human_bytes(done):>8}  {human_bytes(rate)}/s"
         columns = shutil.get_terminal_size().columns
@@ -65,7 +65,7 @@ class Bar:
             width = max(10, min(40, columns - 60))
             full = width * done // total
             text += f"  [{'#' * full}{'.' * (width - full)}] {100 * done // total:3d} %"
-            text += f"  {_duration((total - done) / max(rate, 1))} left"
+            text += f"  {duration((total - done) / max(rate, 1))} left"
         output.tell(_CLEAR_LINE + text[: columns - 1])
 
 
@@ -141,11 +141,3 @@ def _foreground() -> int:
         return os.tcgetpgrp(sys.stderr.fileno())
     except OSError:  # a terminal that is not this session's own
         return os.getpgrp()
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}:{minutes:02d} h"
-    return f"{minutes}:{rest:02d} min" if minutes else f"{rest} s"

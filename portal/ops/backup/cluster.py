@@ -17,7 +17,7 @@ from portal.ops.pitr.replication import SLOT, named, server_clock
 from portal.ops.postgres.server import maintenance
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from portal.ops.archive.blocks import Readable
     from portal.ops.archive.index import Member
@@ -56,11 +56,7 @@ def copy_cluster(
         with maintenance(named(target, APPLICATION)) as connection:
             ended = server_clock(connection)
     facts = read_facts(base.kept)
-    if faults := manifest_faults(files, base.kept[MANIFEST]):
-        raise NotIntactError(
-            f"the base backup is not what the server says it sent: {'; '.join(faults[:3])}",
-            hint="Start it again; look at the network and the memory of both machines.",
-        )
+    _check(files, base.kept[MANIFEST])
     cluster = base.settings.cluster
     held = sum(size for size, _ in files.values())
     return {
@@ -80,6 +76,15 @@ def copy_cluster(
         "ended": ended.isoformat(),
         "relations": relations,
     }
+
+
+def _check(files: Mapping[str, tuple[int, str]], manifest: bytes) -> None:
+    """Hold what came against the server's own manifest; raises `NotIntactError`."""
+    if faults := manifest_faults(files, manifest):
+        raise NotIntactError(
+            f"the base backup is not what the server says it sent: {'; '.join(faults[:3])}",
+            hint="Start it again; look at the network and the memory of both machines.",
+        )
 
 
 def _worthwhile(members: Iterator[tuple[Member, IO[bytes]]], parent: BaseParent | None) -> Iterator[Any]:

@@ -146,7 +146,7 @@ class BackupRun:
         chain = self.repository.chain() if request.incremental else nullcontext()
         with self.repository.shared(), chain:
             for name in (*self.repository.sweep(), *sweep_scratch(self.repository)):
-                log.warning("remains_swept", name=name)
+                log.warning("unfinished_work_removed", name=name)
             with self.repository.pending(request.backup_id) as pending:
                 if pending is None:
                     return self._existing(self.repository.archive_path(request.backup_id), result)
@@ -173,7 +173,7 @@ class BackupRun:
             raise ConfigurationError(
                 "paths that have changed were named for a backup of everything", hint="Ask for an incremental one."
             )
-        self.repository.prepare(self.config.repository_id)
+        self.repository.prepare_for_backup(self.config.repository_id, is_confirmed=self.config.confirm_loss)
         self._check_sources(components)
         return components
 

@@ -107,7 +107,7 @@ class Base:
             with nullcontext() if self.is_chain_locked else self.repository.chain():
                 remember(self.repository, written.content, written.digest)
         except OpsError as error:
-            log.warning("cache_left_behind", error=error.message)
+            log.warning("cache_outdated", error=error.message)
 
     def close(self) -> None:
         """Nothing is held."""

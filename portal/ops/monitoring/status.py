@@ -146,7 +146,7 @@ def _late(archive: Archive | None, allowed: timedelta, now: datetime) -> str:
 
 
 def _none(component: Component, facts: Facts) -> str:
-    return f"there is no {'whole ' if facts.archives else ''}backup of the {spoken(component)}"
+    return f"there is no {'complete ' if facts.archives else ''}backup of the {spoken(component)}"
 
 
 def _is_overdue(first: datetime | None, allowed: timedelta, now: datetime) -> bool:

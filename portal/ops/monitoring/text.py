@@ -84,12 +84,12 @@ def _rest(status: Status) -> Iterator[str]:
         ],
     )
     yield from _entry("damaged", list(facts.damaged))
-    yield from _entry("not whole", [_not_whole(fault, names) for fault, names in facts.not_whole.items()])
+    yield from _entry("not complete", [_incomplete(fault, names) for fault, names in facts.incomplete.items()])
     yield from _entry("cut off", [f"{restore}; any restore or rollback settles it" for restore in facts.cut_off])
     yield from _entry("off-site", [line for one in facts.offsite for line in _offsite(one, now)])
     yield from _entry("pinned", [f"{name}  {reason}".rstrip() for name, reason in facts.pins.items()])
     yield from _entry(
-        "restores", [f"{restore} of {archive}, can be taken back" for restore, archive, _ in facts.restores]
+        "restores", [f"{restore} of {archive}, can be rolled back" for restore, archive, _ in facts.restores]
     )
 
 
@@ -116,7 +116,7 @@ def _offsite(one: DestinationState, now: datetime) -> Iterator[str]:
         yield "  not verified yet"
 
 
-def _not_whole(fault: str, names: Sequence[str]) -> str:
+def _incomplete(fault: str, names: Sequence[str]) -> str:
     more = f" and {len(names) - 1} older" if len(names) > 1 else ""
     return f"{names[0]}{more}: {fault}"
 

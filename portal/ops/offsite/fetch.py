@@ -136,7 +136,7 @@ class FetchJob:
         with self.found(name) as (backend, listing, commit):
             line = listing.line_of(commit)
             identities = self._identities(line)
-            self.repository.prepare()
+            self.repository.prepare_for_restore()
             missing = [one for one in line if not self._is_here(one)]
             self._check_space(sum(one.archive_size for one in missing))
             meter = Meter(self._progress)

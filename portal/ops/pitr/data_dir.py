@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from pathlib import Path
@@ -26,7 +27,7 @@ from portal.ops.repository.durable import sync_directory
 from portal.ops.runtime.logs import engine_log
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from datetime import datetime
 
     from portal.ops.pitr.plan import RecoveryPlan
@@ -136,30 +137,47 @@ def deliver(
             jobs=jobs,
             advance=advance,
         )
-        settings = (data / _AUTO).read_bytes() if (data / _AUTO).exists() else b""
-        (data / _AUTO).write_text("")
-        try:
-            with WalFeed(plan.archive, side, owner) as feed:
-                server.recover(feed, Target(moment=plan.moment, timeline=plan.span.timeline))
-            server.stop(fast=True)
-        finally:
-            server.stop()
-        (data / _AUTO).write_bytes(settings)
+        with _alter_system_aside(data):
+            try:
+                with WalFeed(plan.archive, side, owner) as feed:
+                    server.recover(feed, Target(moment=plan.moment, timeline=plan.span.timeline))
+                server.stop(fast=True)
+            finally:
+                server.stop()
         notes = _complete(data, owner, server.limits)
         _sync(data)
-        try:
-            if directory.exists():
-                directory.rmdir()
-            data.rename(directory)
-            sync_directory(directory.parent)
-        except OSError as error:
-            raise RestoreError(
-                f"cannot put the cluster to {directory}: {error.strerror}", hint="Name another directory."
-            ) from error
+        _move(data, directory)
     log.info("cluster_delivered", path=str(directory), moment=plan.reached.isoformat())
     return Delivered(
         directory=directory, moment=plan.reached, commands=_commands(directory, owner, program), notes=notes
     )
+
+
+@contextmanager
+def _alter_system_aside(data: Path) -> Iterator[None]:
+    """Have the server start without what ALTER SYSTEM has set."""
+    path = data / _AUTO
+    settings = path.read_bytes() if path.exists() else b""
+    path.write_text("")
+    yield
+    path.write_bytes(settings)
+
+
+def _move(data: Path, directory: Path) -> None:
+    """Put the cluster where it is wanted.
+
+    Raises:
+        RestoreError: the directory cannot be written.
+    """
+    try:
+        if directory.exists():
+            directory.rmdir()
+        data.rename(directory)
+        sync_directory(directory.parent)
+    except OSError as error:
+        raise RestoreError(
+            f"cannot put the cluster to {directory}: {error.strerror}", hint="Name another directory."
+        ) from error
 
 
 def _complete(data: Path, owner: Owner | None, limits: Mapping[str, int]) -> tuple[str, ...]:

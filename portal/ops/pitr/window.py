@@ -46,12 +46,12 @@ class Piece:
 
     Arguments:
         covered: every transaction that committed up to this moment lies in it or before; nothing where that is unknown.
-        is_whole: whether the next segment continues it.
+        is_complete: whether the next segment continues it.
     """
 
     segment: Segment
     covered: datetime | None
-    is_whole: bool
+    is_complete: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ class Window:
 
 def find_spans(bases: Iterable[Base], wal: Wal) -> tuple[Span, ...]:
     """The span of each base backup on each timeline that its WAL leads to, oldest first."""
-    pieces = {(piece.segment, piece.is_whole): piece for piece in wal.pieces}
+    pieces = {(piece.segment, piece.is_complete): piece for piece in wal.pieces}
     timelines = {piece.segment.timeline for piece in wal.pieces} | set(wal.histories)
     spans = []
     for base in bases:
@@ -165,7 +165,7 @@ def segments_to(span: Span, wal: Wal, moment: datetime | None) -> tuple[Segment,
     """
     path = _path(span.base, span.timeline, wal.histories)
     assert path is not None  # the span was found along it
-    pieces = {(piece.segment, piece.is_whole): piece for piece in wal.pieces}
+    pieces = {(piece.segment, piece.is_complete): piece for piece in wal.pieces}
     found: list[Segment] = []
     for piece in _run(span.base, path, pieces, wal.segment_bytes):
         found.append(piece.segment)

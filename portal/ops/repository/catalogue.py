@@ -73,14 +73,15 @@ class Catalogue:
         self._cache = CatalogueCache(repository.path / CACHE / "catalogue.sqlite")
 
     def entries(self) -> list[Entry]:
-        """Every archive, newest first. One whose chain is not whole has that as its fault.
+        """Every archive, newest first. One whose chain is not complete has that as its fault.
 
         Raises:
-            RepositoryError: the repository cannot be read.
+            RepositoryError: the repository cannot be read, or the one that was used here is not there.
         """
         try:
             directory = os.open(self._repository.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
+            self._repository.refuse_absent()
             return []
         except OSError as error:
             raise explain(error, "cannot read", self._repository.path) from error
@@ -94,6 +95,8 @@ class Catalogue:
                 found = _Look(self._repository, directory, pinned, self._cache).run(Memory())
         finally:
             os.close(directory)
+        if not found:
+            self._repository.refuse_absent()
         return _with_chain_faults(sorted(found, key=attrgetter("moment", "modified", "name"), reverse=True))
 
 

@@ -58,6 +58,17 @@ def try_lock(descriptor: int, kind: int) -> bool:
     return True
 
 
+def lock_alone_by_name(descriptor: int, path: Path) -> bool:
+    """Lock an open file alone, without waiting; whether that was possible and the name is still this file's.
+
+    A name can be taken away, or be given to another file, between the opening and the lock.
+    """
+    try:
+        return try_lock(descriptor, fcntl.LOCK_EX) and os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 def lock_within(descriptor: int, kind: int, seconds: float) -> bool:
     """Lock an open file as soon as it is free; whether that was within so many seconds."""
     return wait_for(lambda: try_lock(descriptor, kind) or None, seconds) is not None

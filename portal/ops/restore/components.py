@@ -1,6 +1,6 @@
 """The parts of a restore: each component of an archive, and where it goes.
 
-A part can be planned, staged, applied, and taken back; until it is applied it can be undone without a trace, and from
+A part can be planned, staged, applied, and rolled back; until it is applied it can be undone without a trace, and from
 then on finished. `restore.py` drives all parts of a restore through these steps together.
 """
 
@@ -94,7 +94,7 @@ class Part(Protocol):
         """Apply what another process has staged, or go on with what it has begun; harmless where that is done."""
 
     def is_begun(self) -> bool:
-        """Whether anything live was touched, and not yet taken back."""
+        """Whether anything live was touched, and not yet rolled back."""
 
     def undo(self) -> None:
         """Take back what was applied, remove what was staged; harmless where there is nothing."""
@@ -117,7 +117,7 @@ class DatabasePart:
 
     Arguments:
         restore: what knows the server.
-        directory: what a restore in place puts there: the dump, and what it needs to be taken back.
+        directory: what a restore in place puts there: the dump, and what it needs to be rolled back.
         mode: how the database is replaced; a plan settles what ``auto`` means.
         create_database: make it where there is none.
         jobs: how many threads decompress.

@@ -14,7 +14,8 @@ from portal.ops.model import FORMAT_VERSION, timestamp
 from portal.ops.restore.database.model import RestoreMode
 from portal.ops.restore.portal_health import HealthCheck
 from portal.ops.runtime.commands import AroundCommands, around_commands
-from portal.ops.settings.load import DatabaseTarget, Secret, Settings
+from portal.ops.settings.database_url import NamesDatabase
+from portal.ops.settings.load import Secret, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,7 +32,7 @@ class RestoreScope(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RestoreConfig:
+class RestoreConfig(NamesDatabase):
     """Where to restore to, and how.
 
     Arguments:
@@ -51,7 +52,7 @@ class RestoreConfig:
             the owner that the backup names.
         allow_unverified: take an archive that has no sidecar.
         allow_outside_links: restore symlinks that lead out of the uploads.
-        rollback_days: what an older restore needs to be taken back is removed when a later one has succeeded.
+        rollback_days: what an older restore needs to be rolled back is removed when a later one has succeeded.
         time_zone: of a moment to restore to that names no offset.
         credential_key: the portal's key for stored credentials; the plan compares it with the backup's.
         commands: what the operator runs before and after live data changes.
@@ -143,20 +144,6 @@ class RestoreConfig:
             }
         )
 
-    @property
-    def database(self) -> DatabaseTarget:
-        """The database to restore to."""
-        password = self.db_password
-        return DatabaseTarget(
-            host=self.db_host,
-            port=self.db_port,
-            name=self.db_name,
-            user=self.db_user,
-            password=Secret(password) if isinstance(password, str) else password,
-            options=self.db_options,
-            lock_seconds=self.lock_timeout,
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class RestoreResult:
@@ -171,7 +158,7 @@ class RestoreResult:
         facts: figures of the restore, such as the downtime of the database.
         exit_code: the code that a program should end with.
         at: the moment that was restored to, in ISO 8601; empty where an archive was restored.
-        is_rollback: a restore was taken back or forgotten, so that there is nothing to take back.
+        is_rollback: a restore was rolled back or forgotten, so that there is nothing to take back.
         portal: whether the portal answers on the data that is live now; None if it was not asked.
     """
 

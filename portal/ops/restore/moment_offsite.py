@@ -86,16 +86,25 @@ def moment_at_hand(
         return ()
     repository.prepare()
     fetcher = FetchJob(OffsiteConfig.from_settings(settings), progress=progress, actor=actor, observer=observer)
+    moment = parse_moment(text, now, config.time_zone) or now.astimezone(UTC)
+    bringers = [
+        _Bringer(settings=settings, repository=repository, fetcher=fetcher, destination=one) for one in destinations
+    ]
+    return _brought(bringers, moment, scope, is_here)
+
+
+def _brought(
+    bringers: list[_Bringer], moment: datetime, scope: RestoreScope, is_here: Callable[[], bool]
+) -> tuple[str, ...]:
+    """Ask one destination after the other until the moment is here; what was fetched."""
     fetched: list[str] = []
     faults: list[OpsError] = []
-    for destination in destinations:
+    for bringer in bringers:
         try:
-            bringer = _Bringer(settings=settings, repository=repository, fetcher=fetcher, destination=destination)
-            moment = parse_moment(text, now, config.time_zone) or now.astimezone(UTC)
             fetched += bringer.bring(moment, scope, is_here)
         except OpsError as error:
             faults.append(error)
-            log.warning("moment_not_fetched", destination=destination.shown, error=error.message)
+            log.warning("moment_not_fetched", destination=bringer.destination.shown, error=error.message)
             continue
         if is_here():
             return tuple(fetched)

@@ -39,7 +39,7 @@ class RestorePlan:
         parts: what will be done with each component.
         warnings: what should be known.
         blockers: what makes it impossible; empty where it can be started.
-        takes_back: the restore that is taken back, where that is what is planned.
+        takes_back: the restore that is rolled back, where that is what is planned.
         sources: what a restore to a moment takes from where, in words.
         discards: the restore whose rollback data is discarded, where that is what is planned; `kept` is that data.
     """

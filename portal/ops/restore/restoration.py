@@ -1,4 +1,4 @@
-"""One restore, from the first look to the report: all of it or nothing, and it can be taken back.
+"""One restore, from the first look to the report: all of it or nothing, and it can be rolled back.
 
     recover   a restore that was cut off is undone, or finished
     verify    the archive is intact
@@ -175,7 +175,7 @@ class Restoration:
         if record.state is RestoreState.APPLIED:
             builder.note(success=True, components_restored=tuple(record.parts))
         else:
-            builder.fail(RestoreError(f"{restore_id} was taken back already", hint="Start a new restore."))
+            builder.fail(RestoreError(f"{restore_id} was rolled back already", hint="Start a new restore."))
         return builder.result
 
     def _choose(self, request: RestoreRequest, builder: ResultBuilder) -> RestoreSource:

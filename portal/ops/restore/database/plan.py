@@ -33,7 +33,8 @@ from portal.ops.restore.database.means import (
     missing_psql,
     swap_obstacles,
 )
-from portal.ops.restore.database.model import DatabasePlan, RestoreMode, megabytes
+from portal.ops.restore.database.model import DatabasePlan, RestoreMode
+from portal.ops.units import human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -258,7 +259,7 @@ def _prepared(connection: Connection, target: DatabaseTarget) -> list[OpsError]:
 def _short_of_room(needed: int, free: int | None) -> list[OpsError]:
     if free is None or free >= needed:
         return []
-    message = f"the server has {megabytes(free)} free, and a second copy takes about {megabytes(needed)}"
+    message = f"the server has {human_bytes(free)} free, and a second copy takes about {human_bytes(needed)}"
     return [DiskFullError(message, hint=f"{Advice.LIST_ROLLBACKS} shows what restores have kept there")]
 
 
@@ -278,7 +279,7 @@ def _warnings(
     if not is_swap and contents.has_default_privileges:
         yield "the live database's default privileges (\\ddp in psql) will be added to the rights of restored tables"
     if not is_swap and means.live is not None:
-        yield "stop the portal: what it writes between the safety dump and the restore cannot be taken back"
+        yield "stop the portal: what it writes between the safety dump and the restore cannot be rolled back"
     if contents.locked:
         yield (
             f"tables are locked, so their rows are estimated: {'; '.join(contents.locked[:_NAMED])}; the restore ends "

@@ -125,7 +125,7 @@ class RestoreDirectory:
         except FileNotFoundError as error:
             raise RestoreError(
                 f"there is no restore {self.path.name} in {self.root}",
-                hint=f"{Advice.LIST_ROLLBACKS} shows what can be taken back.",
+                hint=f"{Advice.LIST_ROLLBACKS} shows what can be rolled back.",
             ) from error
         except (ValueError, TypeError, KeyError) as error:
             raise RestoreError(

@@ -223,7 +223,7 @@ class FileRestore:
         return directory.exists() and directory.read().state in _BEGUN
 
     def undo(self) -> None:
-        """Leave no trace of the restore: what was applied of it is taken back, the stage is removed."""
+        """Leave no trace of the restore: what was applied of it is rolled back, the stage is removed."""
         directory = self._directory()
         if not directory.path.exists():
             directory.remove_parent()
@@ -381,7 +381,7 @@ def list_restores(target: Path) -> list[FilesRestore]:
 
 
 def discard_rollback_data(target: Path, restore_id: str) -> int:
-    """Remove all that is kept of a restore, which can then not be taken back; the bytes that are freed.
+    """Remove all that is kept of a restore, which can then not be rolled back; the bytes that are freed.
 
     Raises:
         RestoreError: there is no such restore, or it is in the middle of something.
@@ -416,7 +416,7 @@ def _remembered(target: Path) -> Iterator[tuple[RestoreDirectory, FilesRecord]]:
 
 
 def _holds_work_of_others(directory: RestoreDirectory) -> bool:
-    """Whether a restore that was taken back keeps what somebody else has written."""
+    """Whether a restore that was rolled back keeps what somebody else has written."""
     if not directory.is_complete():  # its removal was begun, after this was looked at
         return False
     with directory.places() as places:
