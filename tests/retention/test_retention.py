@@ -445,7 +445,7 @@ def test_what_is_kept_can_be_restored_as_before(archives: list[Entry], general: 
     before = Oracle(archives, RetentionPolicy(rule=general))
     names = kept(plan(archives, before.policy, NOW))
     after = Oracle([one for one in archives if one.name in names], before.policy)
-    assert all(after.is_whole(one) for one in after.archives if before.is_whole(one))
+    assert all(after.is_complete(one) for one in after.archives if before.is_complete(one))
 
 
 @settings(max_examples=80, deadline=None)
@@ -454,7 +454,7 @@ def test_a_full_backup_counts_as_one_whatever_it_follows(archives: list[Entry], 
     """The newest whole ones stay by their count, those that follow another archive among them."""
     policy = RetentionPolicy(rule=general)
     oracle = Oracle(archives, policy)
-    fulls = [one for one in archives if one.type is FULL and oracle.is_whole(one)]
+    fulls = [one for one in archives if one.type is FULL and oracle.is_complete(one)]
     fulls.sort(key=lambda one: (one.moment, one.name), reverse=True)
     assert {one.name for one in fulls[: general.count]} <= kept(plan(archives, policy, NOW))
 
