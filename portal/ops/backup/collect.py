@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from portal.ops.archive.compressor_pool import CompressorPool
-from portal.ops.archive.writer import ArchiveWriter, Tally, WrittenIndex
+from portal.ops.archive.writer import ArchiveWriter, Tally
 from portal.ops.backup.loss import SourceState, check_loss, last_state, place_of
 from portal.ops.backup.walk import FileTree, identity, tree_bytes
+from portal.ops.backup.written import Written
 from portal.ops.chains.deletions import encode_deletions
-from portal.ops.chains.state_cache import Content, Totals
+from portal.ops.chains.state_cache import Totals
 from portal.ops.manifest import Manifest, room_for
 from portal.ops.model import DELETED, Component, timestamp, version_of
 from portal.ops.postgres.credential_key import credential_detail
@@ -46,32 +47,6 @@ _WORTH_TELLING: Final = 100
 
 _FEW: Final = 200
 """So many files are packed before a helper process is ready."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Written:
-    """An archive that is on the disk, and not published yet; to be closed.
-
-    Arguments:
-        manifest: what it says of itself.
-        digest: its SHA-256.
-        index: its members.
-        deleted: what an incremental says is gone.
-    """
-
-    manifest: Manifest
-    digest: str
-    index: WrittenIndex
-    deleted: tuple[str, ...] = ()
-
-    @property
-    def content(self) -> Content:
-        """What it has of the uploads."""
-        return Content(manifest=self.manifest, members=self.index.members(), deleted=self.deleted)
-
-    def close(self) -> None:
-        """Give up the index."""
-        self.index.close()
 
 
 @dataclass(kw_only=True)

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import datetime
 
-    from portal.ops.backup.collect import Written
     from portal.ops.backup.config import BackupConfig
     from portal.ops.backup.increment import Increment
+    from portal.ops.backup.written import Written
     from portal.ops.pitr.base_chain import BaseParent
     from portal.ops.repository.pending import PendingArchive
     from portal.ops.repository.repository import Repository
