@@ -2,6 +2,7 @@
 # Checks everything and stops at the first failure; arguments go to pytest.
 #
 #   tools/test.sh --containers [option...]    the compose files on a real engine instead; tests/containers/smoke says how
+#   tools/test.sh --speed [option...]         speed and size against the last release instead; takes some minutes alone
 set -euo pipefail
 
 self=$(readlink -f -- "${BASH_SOURCE[0]}")
@@ -22,6 +23,10 @@ check() {
 cd -- "$root"
 if [[ ${1:-} == --containers ]]; then
     check 'containers' pytest -n 0 --verbose --override-ini 'python_files=check_*.py' tests/containers/smoke "${@:2}"
+    exit
+fi
+if [[ ${1:-} == --speed ]]; then
+    check 'speed' python -I -m benchmarks.guard "${@:2}"
     exit
 fi
 check 'format' ruff format --check
