@@ -148,7 +148,9 @@ def test_a_data_set_has_the_size_and_number_of_files_it_says(data: DataSet) -> N
 
 @pytest.mark.parametrize("content", [Content.SARIF, Content.REPORTS])
 def test_documents_are_json(content: Content) -> None:
-    for plan in planned_files(DataSet(content=content, files=5, size=50_000)):
+    plans = list(planned_files(DataSet(content=content, files=5, size=50_000)))
+    assert len(plans) == 5
+    for plan in plans:
         assert isinstance(json.loads(content_of(plan)), dict)
 
 
@@ -274,6 +276,7 @@ def test_success_is_a_json_object_that_says_so(output: str, success: bool) -> No
 
 
 def test_every_target_names_contenders_of_its_case() -> None:
+    assert list(all_cases())
     for case in all_cases():
         names = {contender.name for contender in case.contenders}
         assert len(names) == len(case.contenders)
