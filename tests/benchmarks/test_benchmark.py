@@ -148,7 +148,9 @@ def test_a_data_set_has_the_size_and_number_of_files_it_says(data: DataSet) -> N
 
 @pytest.mark.parametrize("content", [Content.SARIF, Content.REPORTS])
 def test_documents_are_json(content: Content) -> None:
-    for plan in planned_files(DataSet(content=content, files=5, size=50_000)):
+    plans = list(planned_files(DataSet(content=content, files=5, size=50_000)))
+    assert len(plans) == 5
+    for plan in plans:
         assert isinstance(json.loads(content_of(plan)), dict)
 
 
@@ -287,6 +289,7 @@ def test_no_run_remembers_the_repository_of_another() -> None:
 
 
 def test_every_target_names_contenders_of_its_case() -> None:
+    assert list(all_cases())
     for case in all_cases():
         names = {contender.name for contender in case.contenders}
         assert len(names) == len(case.contenders)
