@@ -112,7 +112,9 @@ class CompressorPool:
             self._waiting -= 1
             waiting = self._waiting
         if self._compression is not Compression.AUTO:
-            return Effort.FAST if self._compression is Compression.FAST else Effort.HARD
+            return Effort.FAST if self._compression is Compression.FAST else Effort.HARDEST
+        if not waiting:
+            return Effort.HARDEST
         if waiting <= _FEW_WAITING:
             return Effort.HARD
         return Effort.MEDIUM if waiting <= 2 * _FEW_WAITING else Effort.FAST
@@ -126,6 +128,10 @@ class CompressorPool:
             one = _PackingHelper(helper, ours, set())
             self._helpers.append(one)
             self._idle.put(one)
+
+    def forgo_helpers(self) -> None:
+        """Do without helper processes from now on, since there is little to pack; those that run are not used."""
+        self._wanted = 0
 
     def _pack(self, number: int, tree: Tree, items: Sequence[packer.Item], effort: Effort) -> packer.Pack:
         if not self._wanted:

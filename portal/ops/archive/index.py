@@ -16,6 +16,7 @@ where the index starts. Everything here is values in, values out.
 from __future__ import annotations
 
 import json
+import re
 from array import array
 from base64 import b64decode
 from collections.abc import Generator, Iterator
@@ -116,6 +117,9 @@ Contents = Generator[tuple[Member, Iterator[memoryview]], None, None]
 """Members, each with its content piece by piece."""
 
 
+_decode: Final = json.JSONDecoder().raw_decode
+"""As `json.loads`, but for what may stand around a value: nothing does in an index."""
+
 _TYPES: Final = (str, MemberType, *[int] * 7, str, str, int, int, tuple, tuple)
 
 
@@ -147,11 +151,15 @@ def tar_header(member: Member, backup_id: str) -> bytes:
     )
 
 
-def encode_member(member: Member) -> str:
-    """The member's line without the number of its frame, which `number` puts in front."""
+def encode_member(member: Member, digest: str = "") -> str:
+    """The member's line without the number of its frame, which `number` puts in front.
+
+    Arguments:
+        digest: the SHA-256 of its content, where the member itself has none yet.
+    """
     path, kind, size, mode, uid, gid, mtime_ns, ctime_ns, inode, link, sha256, _, at, xattrs, sparse = member
     line = (
-        f'"at":{at},"path":{quote(path)},"type":"{kind.value}","mode":"{mode:04o}","uid":{uid},"gid":{gid},'
+        f'"at":{at},"path":{quote(path)},"type":"{kind}","mode":"{mode:04o}","uid":{uid},"gid":{gid},'
         f'"mtime_ns":{mtime_ns},"ctime_ns":{ctime_ns},"inode":{inode}'
     )
     if xattrs:
@@ -159,7 +167,7 @@ def encode_member(member: Member) -> str:
     if sparse:
         line += f",{_SPARSE}{','.join(f'[{start},{length}]' for start, length in sparse)}]"
     if kind is MemberType.FILE:
-        return f'{line},"size":{size},"sha256":"{sha256}"}}\n'
+        return f'{line},"size":{size},"sha256":"{digest or sha256}"}}\n'
     return f'{line},"link":{quote(link)}}}\n' if link else f"{line}}}\n"
 
 
@@ -179,14 +187,49 @@ def number(lines: list[str], frame: int) -> str:
     return start + start.join(lines) if lines else ""
 
 
+_NUMBER: Final = rb"(-?(?:0|[1-9][0-9]{0,18}))"
+_COUNT: Final = rb"(0|[1-9][0-9]{0,17})"
+_OWNER: Final = rb"(0|[1-9][0-9]{0,8})"
+_PLAIN_FILE: Final = re.compile(
+    rb'\{"frame":' + _COUNT + rb',"at":' + _COUNT + rb',"path":"([ !#-\[\]-\x7f]{1,4000})","type":"file","mode":"'
+    rb'([0-7]{1,6})","uid":' + _OWNER + rb',"gid":' + _OWNER + rb',"mtime_ns":' + _NUMBER + rb',"ctime_ns":' + _NUMBER
+    + rb',"inode":' + _NUMBER + rb',"size":' + _COUNT + rb',"sha256":"([0-9a-f]{64})"\}'
+)  # fmt: skip
+"""The line of nearly every file: a name without escapes, and nothing out of bounds. Reading it so is twice as fast."""
+
+
 def decode_member(line: bytes) -> Member:
     """A member from its line.
 
     Raises:
         NotIntactError: the line is not one that `encode_member` writes.
     """
+    if (found := _PLAIN_FILE.fullmatch(line)) is None:
+        return _decode_any(line)
+    frame, at, path, mode, uid, gid, mtime_ns, ctime_ns, inode, size, sha256 = found.groups()
+    return Member(
+        path.decode("ascii"),
+        MemberType.FILE,
+        int(size),
+        int(mode, 8),
+        int(uid),
+        int(gid),
+        int(mtime_ns),
+        int(ctime_ns),
+        int(inode),
+        "",
+        sha256.decode("ascii"),
+        int(frame),
+        int(at),
+    )
+
+
+def _decode_any(line: bytes) -> Member:
     try:
-        found = json.loads(line.decode("ascii"))
+        text = line.decode("ascii")
+        found, end = _decode(text)
+        if end != len(text):
+            raise ValueError("something follows the member")
         member = Member(
             found["path"],
             MemberType(found["type"]),
@@ -226,8 +269,12 @@ def _is_possible(member: Member) -> bool:
         min(size, mode, uid, gid, frame, at) >= 0
         and max(size, abs(mtime_ns) >> 30) < _MOST
         and max(mode, uid, gid) < _MOST_OWNER
-        and len(encode_name(path)) + len(encode_name(link)) < LINE_BYTES
+        and _name_bytes(path) + _name_bytes(link) < LINE_BYTES
     )
+
+
+def _name_bytes(name: str) -> int:
+    return len(name) if name.isascii() else len(encode_name(name))
 
 
 class FrameTable:

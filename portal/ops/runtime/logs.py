@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 import structlog
 
 from portal.ops.settings.load import LogFormat
-from portal.ops.units import human_bytes
+from portal.ops.units import human_bytes, printable
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, WrappedLogger
 
 _HOST: Final = socket.gethostname()
 _LABEL_WIDTH: Final = 21
+_MOST_CHARACTERS: Final = 10_000
+_LINES: Final = ("exception", "stack")
+"""Facts of several lines; elsewhere an end of a line could make somebody's name look like a line of the log."""
+
 _UNSAID: Final = ("timestamp", "level", "event", "backup_id", "restore_id")
 
 
@@ -93,8 +97,14 @@ def render_for_a_person(_logger: WrappedLogger, _method: str, event: EventDict) 
     """One event as a line: the time, what happened, and its facts in the units that people use."""
     mark = {"warning": "! ", "error": "! "}.get(event["level"], "  ")
     label = f"{event['event']}".replace("_", " ")
-    facts = "  ".join(_fact(name, value) for name, value in event.items() if name not in _UNSAID)
-    return f"{event['timestamp']} {mark}{label:<{_LABEL_WIDTH}} {facts}".rstrip()
+    facts = "  ".join(_shown(name, _fact(name, value)) for name, value in event.items() if name not in _UNSAID)
+    return f"{event['timestamp']} {mark}{_shown('', label):<{_LABEL_WIDTH}} {facts}".rstrip()
+
+
+def _shown(name: str, text: str) -> str:
+    """A fact with control characters escaped."""
+    lines = text.split("\n") if name in _LINES else [text]
+    return "\n".join(printable(line, _MOST_CHARACTERS) for line in lines)
 
 
 def _fact(name: str, value: Any) -> str:
