@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from portal.ops.offsite.config import OffsiteConfig
-    from portal.ops.offsite.signing import SigningKey
+    from portal.ops.offsite.signature import SigningKey
     from portal.ops.repository.entry import Entry
     from portal.ops.retention.policy import RetentionPolicy
     from portal.ops.settings.destination import Destination

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import RepositoryError
 from portal.ops.offsite.ledger import Ledger
+from portal.ops.offsite.signature import SigningKey
 from portal.ops.repository.durable import make_hidden, write_durably
 from portal.ops.repository.repository import Repository
 
@@ -33,39 +34,6 @@ ANY: Final = "any"
 _DIRECTORY: Final = ".keys"
 _NAME: Final = "offsite.key"
 _KEY_BYTES: Final = 32
-
-
-class SigningKey:
-    """The key of a repository.
-
-    Arguments:
-        secret: its 32 bytes.
-    """
-
-    def __init__(self, secret: bytes) -> None:
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-        self._key = Ed25519PrivateKey.from_private_bytes(secret)
-        self.signer = self._key.public_key().public_bytes_raw().hex()
-
-    def __repr__(self) -> str:
-        return f"SigningKey({self.signer})"
-
-    def sign(self, data: bytes) -> str:
-        """The signature, in hexadecimal."""
-        return self._key.sign(data).hex()
-
-
-def is_signed(data: bytes, signer: str, signature: str) -> bool:
-    """Whether a signature is the signer's."""
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
-    try:
-        Ed25519PublicKey.from_public_bytes(bytes.fromhex(signer)).verify(bytes.fromhex(signature), data)
-    except (InvalidSignature, ValueError):
-        return False
-    return True
 
 
 def find_key(repository: Repository) -> SigningKey | None:
