@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 import structlog
 
 from portal.ops.settings.load import LogFormat
-from portal.ops.units import human_bytes
+from portal.ops.units import human_bytes, printable
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, WrappedLogger
@@ -92,9 +92,15 @@ def _add_host(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDi
 def render_for_a_person(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
     """One event as a line: the time, what happened, and its facts in the units that people use."""
     mark = {"warning": "! ", "error": "! "}.get(event["level"], "  ")
-    label = f"{event['event']}".replace("_", " ")
-    facts = "  ".join(_fact(name, value) for name, value in event.items() if name not in _UNSAID)
+    label = printable(f"{event['event']}".replace("_", " "), most=None)
+    facts = "  ".join(_shown(name, value) for name, value in event.items() if name not in _UNSAID)
     return f"{event['timestamp']} {mark}{label:<{_LABEL_WIDTH}} {facts}".rstrip()
+
+
+def _shown(name: str, value: Any) -> str:
+    """A fact with no control characters of others; only a traceback has several lines."""
+    lines = _fact(name, value).split("\n") if name == "exception" else [_fact(name, value)]
+    return "\n".join(printable(line, most=None) for line in lines)
 
 
 def _fact(name: str, value: Any) -> str:
