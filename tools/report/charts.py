@@ -226,7 +226,7 @@ def _bars(
             f'title="{shown(_when(begin))}: {shown(said)}"></i>'
         )
     if line:
-        yield f'<em style="bottom:{line[0]:.1f}%">{shown(line[1])}</em>'
+        yield f'<em style="top:{100 - line[0]:.1f}%"><span>{shown(line[1])}</span></em>'
     yield "</div>"
     yield from _ticks(axis)
     yield "</figure>"

@@ -195,7 +195,7 @@ def _space(story: Story) -> str:
         return f"{used} There is too little history for a forecast."
     pace = f"{used} A usual day adds {human_bytes(foreseen.added_per_day)}."
     if foreseen.days_left is None:
-        return f"{pace} With what retention removes, the space lasts."
+        return f"{pace} Retention removes as much, so the disk does not fill."
     day = (story.now + timedelta(days=foreseen.days_left)).date()
     return f"{pace} At this rate the disk is full on about {day.isoformat()}."
 

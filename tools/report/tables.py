@@ -31,13 +31,13 @@ def tables(story: Story) -> Iterator[str]:
         "Pinned: kept until somebody unpins them",
         ("Archive", "Why"),
         [(_code(pin.backup_id), _reason(pin)) for pin in story.pins],
-        "Nothing is pinned.",
+        "",
     )
     yield from _table(
         "Removed, and why",
         ("Archive", "Why"),
         list(islice(_removals(story.removals), MOST_ARCHIVES)),
-        "Nothing was removed yet.",
+        "",
     )
     yield from _table(
         "Drills",
@@ -74,7 +74,9 @@ def tables(story: Story) -> Iterator[str]:
 
 
 def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], nothing: str) -> Iterator[str]:
-    """A table; where it is long, the rest of it is folded away."""
+    """A table; where it is long, the rest of it is folded away; where it is empty it says so, or is left out."""
+    if not (rows or nothing):
+        return
     yield f"<h2>{shown(title)}</h2><div class=card>"
     if not rows:
         yield f'<p class="soft">{shown(nothing)}</p></div>'
