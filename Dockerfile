@@ -57,7 +57,8 @@ RUN groupadd --non-unique --gid "$KEKKAI_GID" kekkai \
     && useradd --non-unique --uid "$KEKKAI_UID" --gid kekkai --no-create-home --home-dir /nonexistent \
         --shell /usr/sbin/nologin kekkai \
     && install -d -m 700 -o kekkai -g kekkai \
-        /var/lib/kekkai-backup /var/lib/kekkai-portal /var/lib/kekkai-portal/uploads /var/lib/flower
+        /var/lib/kekkai-backup /var/lib/kekkai-portal /var/lib/kekkai-portal/uploads /var/lib/flower \
+        /var/lib/kekkai-backup-state
 
 ARG VERSION=0.1.0
 ARG REVISION=unknown

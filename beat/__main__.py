@@ -9,7 +9,7 @@ from beat.heartbeat import BEAT_NAME
 from beat.loop import Beat
 from beat.service import run_service
 from beat.task_queue import QueuedWorkers
-from portal.ops.monitoring.observer import Aftermath
+from portal.ops.monitoring.observer import Observers
 from worker.operations import Requester
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def serve(settings: Settings) -> NoReturn:
         from portal.ops.monitoring.metrics import serve as serve_metrics
 
         serve_metrics(settings, port=settings.targets.metrics_port)
-    Beat(settings, QueuedWorkers(settings, Requester.BEAT), after_look=Aftermath(settings).refresh).run()
+    Beat(settings, QueuedWorkers(settings, Requester.BEAT), after_look=Observers(settings).refresh).run()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from portal.ops.codec import decode, encode
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -61,22 +63,13 @@ class Memory:
 
     def to_dict(self) -> dict[str, Any]:
         """The memory in the types of JSON: what was sent only once is left out, it may be a lot."""
-        return {
-            task_id: {"times": asked.times, "moment": asked.moment.isoformat()}
-            for task_id, asked in self._asked.items()
-            if asked.times > 1
-        }
+        return {task_id: encode(asked) for task_id, asked in self._asked.items() if asked.times > 1}
 
     @classmethod
     def from_dict(cls, facts: object) -> Memory:
         """The memory that `to_dict` made; an empty one where it makes no sense."""
         try:
-            return cls(
-                {
-                    str(task_id): Asked(times=int(one["times"]), moment=datetime.fromisoformat(one["moment"]))
-                    for task_id, one in dict(facts).items()  # type: ignore[call-overload]
-                }
-            )
+            return cls({str(task_id): decode(Asked, one) for task_id, one in dict(facts).items()})  # type: ignore[call-overload]
         except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
             return cls()
 

@@ -15,7 +15,7 @@ from celery.schedules import BaseSchedule, schedstate
 
 from beat.loop import Beat
 from beat.task_queue import QueuedWorkers
-from portal.ops.monitoring.observer import Aftermath
+from portal.ops.monitoring.observer import Observers
 from worker.operations import Requester
 from worker.schedule import last_slot, next_slot
 
@@ -73,7 +73,7 @@ class RepositoryScheduler(Scheduler):  # type: ignore[misc]
         if settings.targets.metrics_port:
             serve_metrics(settings, port=settings.targets.metrics_port)
         workers = QueuedWorkers(settings, Requester.BEAT)
-        self._beat = Beat(settings, workers, after_look=Aftermath(settings).refresh)
+        self._beat = Beat(settings, workers, after_look=Observers(settings).refresh)
         self._beat.start()
 
     def tick(self, *_: Any, **__: Any) -> float:

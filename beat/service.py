@@ -15,6 +15,7 @@ from beat.heartbeat import Heartbeat
 from portal.ops.errors import OpsError
 from portal.ops.runtime.environment import current_settings
 from portal.ops.runtime.progress import utc_now
+from worker.command_lines import show_commands
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +36,7 @@ def run_service(name: str, meaning: str, heartbeat_name: str, serve: Callable[[S
     is_health_asked = parser.parse_args().health
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _end)
+    show_commands()
     try:
         settings = current_settings()
         if is_health_asked:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from beat.heartbeat import WAL_NAME, Heartbeat
 from beat.service import run_service
 from portal.ops.errors import ConfigurationError, OpsError
-from portal.ops.monitoring.observer import Aftermath
+from portal.ops.monitoring.observer import Observers
 from portal.ops.pitr.look import look
 from portal.ops.repository.repository import Repository
 from portal.ops.runtime.logs import engine_log
@@ -87,7 +87,7 @@ def serve(settings: Settings) -> NoReturn:
         )
     repository = Repository(settings.local_path, lock_timeout=settings.lock_timeout)
     repository.prepare()
-    observer = Aftermath(settings)
+    observer = Observers(settings)
     receiver = WalReceiver(
         repository,
         settings.replication,
@@ -120,7 +120,7 @@ class _Attendant:
         self._repository = repository
         self._keeper = BaseKeeper(self._ask_for_base)
         self._heartbeat = Heartbeat(settings.local_path / WAL_NAME)
-        self._observer = Aftermath(settings)
+        self._observer = Observers(settings)
         self._told = ""
 
     def run(self) -> NoReturn:
@@ -135,7 +135,7 @@ class _Attendant:
                     self._told = problem
                     self._observer.refresh()
             except (OpsError, OSError) as error:
-                log.error("attendance_failed", error=str(error))
+                log.error("base_check_failed", error=str(error))
             time.sleep(_LOOK_SECONDS)
 
     def _ask_for_base(self) -> None:

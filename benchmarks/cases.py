@@ -39,6 +39,8 @@ DATABASE = Database(megabytes=700)
 MEMORY_INPUTS = tuple(CopiedSet(sources=(SARIF, RANDOM), size=size * 1_000_000) for size in (100, 1_000, 5_000))
 MEMORY_LIMIT = 250_000_000
 CHAIN_LENGTH = 500
+_CONNECTION = ("--host", "{host}", "--port", "{port}", "--username", "{user}")
+_PASSWORD = {"PGPASSWORD": "{password}"}
 _RESTORE_JOBS = "2"
 MEMORY_GROWTH = 1.1
 
@@ -241,9 +243,8 @@ def _database(data: Database) -> Case:
 
 
 def _pg_dump(*arguments: str) -> Command:
-    connection = ("--host", "{host}", "--port", "{port}", "--username", "{user}", "--dbname", "{name}")
     return Command(
-        argv=("{pg_bin}/pg_dump", "--format", "custom", *connection, *arguments), env={"PGPASSWORD": "{password}"}
+        argv=("{pg_bin}/pg_dump", "--format", "custom", *_CONNECTION, "--dbname", "{name}", *arguments), env=_PASSWORD
     )
 
 
@@ -403,25 +404,26 @@ def _restore_chain(data: DataSet, incrementals: int) -> Case:
     )
 
 
-def _restore_database(data: Database) -> Case:
-    plain = f"pg_restore --jobs {_RESTORE_JOBS}"
-    connection = ("--host", "{host}", "--port", "{port}", "--username", "{user}")
-    password = {"PGPASSWORD": "{password}"}
-    scratch = "restored_by_pg_restore"
+def _quiet_server() -> tuple[Command, Command, Command]:
+    """What lets every run start from the same server."""
     # Each run starts where the databases of the last one are gone: they have memory that would have to be found anew.
     kept = "SELECT datname FROM pg_database WHERE datname LIKE '%\\_before\\_%'"
-    words = " ".join(connection)
-    cleared = Command(
-        argv=(
-            "sh",
-            "-c",
-            f'"{{pg_bin}}/psql" {words} -Atc "{kept}" postgres | xargs -r -n 1 "{{pg_bin}}/dropdb" {words}',
-        ),
-        env=password,
-    )
+    words = " ".join(_CONNECTION)
+    script = f'"{{pg_bin}}/psql" {words} -Atc "{kept}" postgres | xargs -r -n 1 "{{pg_bin}}/dropdb" {words}'
     # What was restored last is what the server would vacuum during the next run.
-    vacuumed = Command(argv=("{pg_bin}/psql", *connection, "--command", "VACUUM", "{name}"), env=password)
-    settled = Command(argv=("{pg_bin}/psql", *connection, "--quiet", "--command", "CHECKPOINT"), env=password)
+    vacuum = ("{pg_bin}/psql", *_CONNECTION, "--command", "VACUUM", "{name}")
+    settle = ("{pg_bin}/psql", *_CONNECTION, "--quiet", "--command", "CHECKPOINT")
+    return (
+        Command(argv=("sh", "-c", script), env=_PASSWORD),
+        Command(argv=vacuum, env=_PASSWORD),
+        Command(argv=settle, env=_PASSWORD),
+    )
+
+
+def _restore_database(data: Database) -> Case:
+    plain = f"pg_restore --jobs {_RESTORE_JOBS}"
+    scratch = "restored_by_pg_restore"
+    cleared, vacuumed, settled = _quiet_server()
     return Case(
         name="restore-database",
         title=f"a findings database of {data.description()} restored beside the live one, and put in its place",
@@ -441,15 +443,15 @@ def _restore_database(data: Database) -> Case:
                 name=plain,
                 setup=(replace(_pg_dump("--compress", "0", "--file", "{kept}/dump")),),
                 prepare=(
-                    Command(argv=("{pg_bin}/dropdb", *connection, "--if-exists", scratch), env=password),
-                    Command(argv=("{pg_bin}/createdb", *connection, scratch), env=password),
+                    Command(argv=("{pg_bin}/dropdb", *_CONNECTION, "--if-exists", scratch), env=_PASSWORD),
+                    Command(argv=("{pg_bin}/createdb", *_CONNECTION, scratch), env=_PASSWORD),
                     vacuumed,
                     settled,
                 ),
                 run=Command(
                     argv=(
                         "{pg_bin}/pg_restore",
-                        *connection,
+                        *_CONNECTION,
                         "--dbname",
                         scratch,
                         "--no-owner",
@@ -457,7 +459,7 @@ def _restore_database(data: Database) -> Case:
                         _RESTORE_JOBS,
                         "{kept}/dump",
                     ),
-                    env=password,
+                    env=_PASSWORD,
                 ),
             ),
         ),

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final
 
 from isal import igzip
 
+from portal.ops.codec import encode
 from portal.ops.manifest import Manifest
 from portal.ops.model import (
     FORMAT_VERSION,
@@ -99,7 +100,7 @@ def make_repository(directory: Path, count: int, *, verified: int) -> None:
                 checksum=digest,
                 message=f"{manifest.backup_id} is intact",
             )
-            text = json.dumps({"version": 1, **record.to_dict()}, indent=2)
+            text = json.dumps({"version": 1, **encode(record)}, indent=2)
             (directory / DIRECTORY / f"{manifest.backup_id}.json").write_text(text)
 
 

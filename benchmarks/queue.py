@@ -24,8 +24,9 @@ from demo.portal_files import write_uploads
 from demo.redis import EmbeddedRedis
 from portal.ops.runtime.process import launch_command
 from portal.ops.settings.load import load_settings
-from worker.client import Client, new_task_id
+from worker.client import Client
 from worker.operations import VERIFY_ARCHIVE, Queue
+from worker.task_ids import new_task_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

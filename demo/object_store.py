@@ -13,19 +13,17 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
+from demo.server_process import end, wait_until_ready
 from portal.ops.errors import ConfigurationError
 from portal.ops.runtime.process import launch_command
 
 _START_SECONDS: Final = 60.0
-_STOP_SECONDS: Final = 10.0
-_POLL_SECONDS: Final = 0.05
 _ATTEMPTS: Final = 3
 _SERVICES: Final = ("master", "volume", "filer", "s3")
 
@@ -125,25 +123,19 @@ class EmbeddedObjectStore:
                 stderr=log,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + _START_SECONDS
-        while not self._answers():
-            if time.monotonic() > deadline or self._process.poll() is not None:
-                self.stop()
-                self._ports = {}
-                text = (self.directory / "server.log").read_text(errors="replace")[-2000:].strip()
-                raise ConfigurationError(f"the S3 server did not start: {text}")
-            time.sleep(_POLL_SECONDS)
+        try:
+            log_file = self.directory / "server.log"
+            wait_until_ready(self._process, self._answers, name="the S3 server", log=log_file, seconds=_START_SECONDS)
+        except ConfigurationError:
+            self.stop()
+            self._ports = {}
+            raise
 
     def stop(self, number: signal.Signals = signal.SIGKILL) -> None:
         """End the server; harmless if it does not run. What it was given is there after the next start."""
         if self._process is None:
             return
-        self._process.send_signal(number)
-        try:
-            self._process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end(self._process, number)
         self._process = None
 
     def create_bucket(self, name: str) -> None:

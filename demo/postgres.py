@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from demo.server_process import end
 from portal.ops.errors import ConfigurationError
 from portal.ops.runtime.process import launch_command
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 _SUPERUSER = "postgres"
 _START_SECONDS = 30.0
-_STOP_SECONDS = 10.0
 _POLL_SECONDS = 0.01
 _PORT_ATTEMPTS = 5
 
@@ -113,12 +113,7 @@ class EmbeddedPostgres:
         """Stop the server at once, and remove everything it had; harmless if it does not run."""
         if self._process is not None:
             # SIGQUIT: the server ends its children and its shared memory, and skips the last checkpoint.
-            self._process.send_signal(signal.SIGQUIT)
-            try:
-                self._process.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            end(self._process, signal.SIGQUIT)
             self._process = None
         if self.directory != Path():
             shutil.rmtree(self.directory, ignore_errors=True)
@@ -267,7 +262,7 @@ class EmbeddedPostgres:
                 lines = (self._data / "postmaster.pid").read_text().splitlines()
             except FileNotFoundError:
                 lines = []
-            if len(lines) >= 8 and lines[7].strip() == "ready":
+            if len(lines) >= 8 and lines[7].strip() in ("ready", "standby"):
                 return True
             time.sleep(_POLL_SECONDS)
         return False

@@ -348,6 +348,7 @@ def _environment(server: EmbeddedPostgres, home: Path) -> dict[str, str]:
         "BACKUP_WAL": "on",
         "PORTAL_UPLOAD_DIR": str(home / "uploads"),
         "PORTAL_AUDIT_DIR": str(home / "audit" / "audit.jsonl"),
+        "XDG_STATE_HOME": str(home / "state"),
     }
 
 

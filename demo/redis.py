@@ -11,17 +11,15 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import Self
 from urllib.parse import quote
 
+from demo.server_process import end, wait_until_ready
 from portal.ops.errors import ConfigurationError
 from portal.ops.runtime.process import launch_command
 
 _START_SECONDS = 10.0
-_STOP_SECONDS = 5.0
-_POLL_SECONDS = 0.01
 
 
 class EmbeddedRedis:
@@ -82,23 +80,14 @@ class EmbeddedRedis:
             self._process = subprocess.Popen(
                 launch_command(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        deadline = time.monotonic() + _START_SECONDS
-        while not self._answers():
-            if time.monotonic() > deadline or self._process.poll() is not None:
-                text = (self.directory / "server.log").read_text(errors="replace")[-2000:].strip()
-                raise ConfigurationError(f"Redis did not start: {text}")
-            time.sleep(_POLL_SECONDS)
+        log_file = self.directory / "server.log"
+        wait_until_ready(self._process, self._answers, name="Redis", log=log_file, seconds=_START_SECONDS)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         """End the server; harmless if it does not run."""
         if self._process is None:
             return
-        self._process.send_signal(number)
-        try:
-            self._process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end(self._process, number)
         self._process = None
 
     def _answers(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -21,9 +22,12 @@ from tests.support.redis import redis
 from tests.support.servers import server
 from tests.support.stores import bucket_url, object_store
 from tests.support.world import world
+from worker.command_lines import show_commands
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+show_commands()  # hints are read as an operator sees them
 
 __all__ = [
     "bucket_url",
@@ -60,6 +64,12 @@ def usual_signals() -> None:
     for number, handler in usual.items():
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_state(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Have what outlives repositories noted in a directory of the tests."""
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
 
 
 @pytest.fixture(scope="session")

@@ -33,9 +33,9 @@ def repository(settings: Settings) -> Repository:
 def backup_job(settings: Settings, show: Callable[[Step], None], **given: Any) -> BackupJob:
     """A job that backs up and looks after archives; `given` are arguments of `BackupConfig`."""
     from portal.ops.backup.job import BackupConfig, BackupJob
-    from portal.ops.monitoring.observer import Aftermath
+    from portal.ops.monitoring.observer import Observers
 
-    config, observer = replace(BackupConfig.from_settings(settings), **given), Aftermath(settings)
+    config, observer = replace(BackupConfig.from_settings(settings), **given), Observers(settings)
     return BackupJob(config, progress=show, actor=person(), observer=observer)
 
 
@@ -46,7 +46,7 @@ def restore_job(
     **given: Any,
 ) -> RestoreJob:
     """A job that restores, and rolls restores back; `given` are arguments of `RestoreConfig`."""
-    from portal.ops.monitoring.observer import Aftermath
+    from portal.ops.monitoring.observer import Observers
     from portal.ops.restore.job import RestoreConfig, RestoreJob
 
     return RestoreJob(
@@ -54,7 +54,7 @@ def restore_job(
         confirm=confirm,
         progress=show,
         actor=person(),
-        observer=Aftermath(settings),
+        observer=Observers(settings),
     )
 
 
@@ -62,7 +62,7 @@ def archive_at_hand(settings: Settings, show: Callable[[Step], None], archive: s
     """An archive that a command names, fetched from off-site if its name asks for that."""
     if not archive.startswith("offsite:"):
         return archive
-    from portal.ops.monitoring.observer import Aftermath
+    from portal.ops.monitoring.observer import Observers
     from portal.ops.offsite.local import local_archive
 
-    return local_archive(settings, archive, progress=show, actor=person(), observer=Aftermath(settings))
+    return local_archive(settings, archive, progress=show, actor=person(), observer=Observers(settings))

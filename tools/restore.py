@@ -24,7 +24,7 @@ _EXAMPLES: Final = f"""examples:
                                          the database cluster itself, for a new server
   restore.sh --rollback                  rolls the last restore back
   restore.sh --rollback --list           shows what can be rolled back, and its rollback data
-  restore.sh --rollback --forget restore_20240115_120000_abc123
+  restore.sh --rollback --discard restore_20240115_120000_abc123
                                          discards the rollback data of that restore, to free space
 
 A restore changes nothing until the archive is verified and everything is staged, and it can be rolled back.

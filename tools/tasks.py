@@ -151,7 +151,8 @@ class Remote:
             RepositoryError: the authorization cannot be written.
         """
         from worker.authorization import Authorizations
-        from worker.client import Client, new_task_id
+        from worker.client import Client
+        from worker.task_ids import new_task_id
 
         task = RemoteTask(
             remote=self,

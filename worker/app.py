@@ -1,4 +1,4 @@
-"""The Celery application: made for a client by `make_app`, and for ``celery -A worker.app`` as `app`."""
+"""The Celery application of workers and of Celery's own commands: ``celery -A worker.app`` finds it as `app`."""
 
 from __future__ import annotations
 
@@ -8,37 +8,14 @@ from contextlib import suppress
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
-from portal.ops.errors import ConfigurationError, OpsError
+from portal.ops.errors import OpsError
 from portal.ops.runtime.environment import current_settings
-from worker.configuration import configuration
-from worker.operations import Requester
+from worker.application import make_app
 
 if TYPE_CHECKING:
     from portal.ops.settings.load import Settings
     from worker.celery_internals import Application
     from worker.errors import RejectedError
-
-
-def make_app(settings: Settings, requester: Requester = Requester.COMMAND) -> Application:
-    """The application, for those who send tasks and ask how far they are.
-
-    Arguments:
-        settings: of this process.
-        requester: on whose behalf it sends tasks.
-
-    Raises:
-        ConfigurationError: there is no broker.
-    """
-    from worker.celery_internals import Application
-
-    if settings.worker.broker_url is None:
-        raise ConfigurationError(
-            "there is no broker for the workers",
-            hint="Set CELERY_BROKER_URL to a Redis database of their own, such as redis://localhost:6379/5.",
-        )
-    app = Application(settings, requester)
-    app.conf.update(configuration(settings))
-    return app
 
 
 def make_worker_app(settings: Settings) -> Application:
@@ -55,10 +32,17 @@ def make_worker_app(settings: Settings) -> Application:
 
     app = make_app(settings)
     app.steps["consumer"].add(EventBatches)
+    app.recover = _recover
     guard_transport(Gate(settings.local_path, tell=partial(_tell_refusal, app)))
     check_commands(app.task_keys)
     log_as_configured(settings.log_format)
     return app
+
+
+def _recover(app: Application) -> None:
+    from worker.recovery import begin_recovery
+
+    begin_recovery(app)
 
 
 def _tell_refusal(app: Application, name: str, task_id: str, error: RejectedError) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, get_args, get_origi
 
 from portal.ops.errors import ConfigurationError
 from portal.ops.model import VerifyLevel
+from worker.command_lines import BACKUP, RESTORE
 from worker.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ Word = TypeVar("Word", bound="StrEnum")
 
 _MOST_CHARACTERS: Final = 4096
 _MOST_PATHS: Final = 100_000
-_HINT: Final = "Tasks are made by ./tools/backup.sh, ./tools/restore.sh, beat and the watcher; this one was not."
+_HINT: Final = f"Tasks are made by {BACKUP}, {RESTORE}, beat and the watcher; this one was not."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,8 @@ class BackupArguments(RequestArguments):
     """What a backup is told.
 
     Arguments:
-        confirm_loss: a person has confirmed that a source has lost nearly everything.
+        confirm_loss: a person has confirmed that a source has lost nearly everything, or that the repository is
+            another one.
     """
 
     confirm_loss: bool = False
@@ -148,7 +150,7 @@ class RestoreArguments(RequestArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class RollbackArguments(Arguments):
-    """Which restore is taken back."""
+    """Which restore is rolled back."""
 
     restore_id: str
 

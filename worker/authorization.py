@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import RepositoryError
 from portal.ops.repository.durable import make_hidden, write_durably
+from worker.command_lines import RESTORE
 from worker.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Authorizations:
         except (OSError, ValueError, KeyError, TypeError):
             raise RefusedError(
                 "nobody who may read the backups has asked for this restore",
-                hint="Start restores with ./tools/restore.sh; a task that comes from elsewhere is refused.",
+                hint=f"Start restores with {RESTORE}; a task that comes from elsewhere is refused.",
             ) from None
         if digest != _digest(operation, arguments):
             raise RefusedError("the authorization for this restore is for other arguments", hint=_AGAIN)
@@ -108,7 +109,7 @@ class Authorizations:
         return self._directory / f"{os.path.basename(task_id)}.begun"
 
 
-_AGAIN: Final = "Start it again with ./tools/restore.sh."
+_AGAIN: Final = f"Start it again with {RESTORE}."
 
 
 def _digest(operation: Operation, arguments: Mapping[str, Any]) -> str:

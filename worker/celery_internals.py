@@ -30,8 +30,11 @@ from worker.gate import show_arguments
 from worker.keys import TaskKeys
 from worker.operations import OPERATIONS, Requester
 from worker.signing import HEADER, sign_task
+from worker.task_ids import new_task_id
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from portal.ops.settings.load import Settings
 
 log = engine_log("worker")
@@ -51,6 +54,8 @@ class Application(Celery):  # type: ignore[misc]  # Celery has no types
     """
 
     control_cls = "worker.remote_control:SignedControl"
+    recover: Callable[[Application], None] | None = None
+    """What a worker of the application does before it starts."""
 
     def __init__(self, settings: Settings, requester: Requester) -> None:
         super().__init__("kekkai-backup", set_as_current=False)
@@ -68,8 +73,6 @@ class Application(Celery):  # type: ignore[misc]  # Celery has no types
             RefusedError: there is no such operation, or the requester may not start it.
             RepositoryError: the key cannot be read, nor created.
         """
-        from worker.client import new_task_id
-
         operation = OPERATIONS.get(name)
         if operation is None or args:
             raise ConfigurationError(
@@ -111,10 +114,9 @@ class Worker(CeleryWorker):  # type: ignore[misc]
 
     def on_start(self) -> None:
         """Recover what a worker before this one has left, then start."""
-        from worker.recovery import begin_recovery
-
         super().on_start()
-        begin_recovery(self.app)
+        if self.app.recover:
+            self.app.recover(self.app)
 
     def install_platform_tweaks(self, worker: Any) -> None:
         """Take over from Celery what it does at a signal."""

@@ -7,10 +7,8 @@ has lost its memory is given the task again by whoever waits for it; a mark besi
 from __future__ import annotations
 
 import time
-import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from celery import states
@@ -21,12 +19,13 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 
 from portal.ops.errors import OpsError
 from portal.ops.units import printable
-from worker.app import make_app
+from worker.application import make_app
 from worker.configuration import RESULT_SECONDS
 from worker.errors import EXIT_CODE, BrokerAwayError, BrokerRefusesError, OperationFailedError, too_slow
 from worker.operations import PING, Requester
 from worker.progress import STATE
 from worker.signing import RESULT_FIELD, is_signed_result
+from worker.task_ids import new_task_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -83,11 +82,6 @@ class QueueLoad:
     processes: int
     busy: int
     begun: int
-
-
-def new_task_id(operation: Operation) -> str:
-    """A name for a task that nobody has asked for yet, which a person can tell from others."""
-    return f"{operation.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
 
 
 class Client:
@@ -275,7 +269,7 @@ def _ended(status: str, result: Any, name: str) -> TaskState:
     elif isinstance(result, OperationFailedError):
         said = dict(result.result)
     elif status == states.REVOKED:
-        said = {"success": False, "error": "the task was stopped; what it had begun was taken back", EXIT_CODE: 1}
+        said = {"success": False, "error": "the task was stopped; what it had begun was undone", EXIT_CODE: 1}
     elif isinstance(result, TimeLimitExceeded):
         said = {"success": False, "error": str(too_slow(name or "the task", "killed")), EXIT_CODE: 1}
     else:

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.repository.durable import make_directories, make_hidden, open_own
-from portal.ops.repository.locks import try_lock, wait_for
+from portal.ops.repository.locks import lock_alone_by_name, try_lock, wait_for
 from worker.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -109,10 +109,8 @@ def _lock(path: Path) -> int:
     def attempt() -> int | None:
         descriptor = open_own(path, os.O_WRONLY | os.O_APPEND)
         try:
-            if try_lock(descriptor, fcntl.LOCK_EX) and os.path.samestat(os.fstat(descriptor), path.stat()):
+            if lock_alone_by_name(descriptor, path):
                 return descriptor
-        except FileNotFoundError:
-            pass
         except BaseException:
             os.close(descriptor)
             raise

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from portal.ops.errors import OpsError, RepositoryError
 from portal.ops.model import BackupId
-from portal.ops.monitoring.observer import Aftermath
+from portal.ops.monitoring.observer import Observers
 from portal.ops.repository.access_log import Outcome as AccessOutcome
 from portal.ops.repository.access_log import Witness
 from portal.ops.repository.repository import Repository
@@ -118,7 +118,9 @@ def write_down(
             subject = str(BackupId.of(operation.backup_type, moment, task_id))
     repository = Repository(settings.local_path, lock_timeout=settings.lock_timeout)
     witness = Witness(
-        repository=repository, who=printable(actor) if isinstance(actor, str) else None, observer=Aftermath(settings)
+        repository=repository,
+        who=printable(actor) if isinstance(actor, str) else None,
+        observer=Observers(settings),
     )
     witness.saw(
         operation.action,

@@ -25,7 +25,7 @@ from portal.ops.errors import ConfigurationError, OpsError
 from portal.ops.runtime.environment import current_settings
 from portal.ops.runtime.logs import engine_log
 from portal.ops.units import printable
-from worker.app import make_app
+from worker.application import make_app
 from worker.flower_progress import follow
 from worker.logs import log_to_standard_error
 from worker.operations import Requester
@@ -76,7 +76,7 @@ def run(settings: Settings) -> None:
     finally:
         following.stop()
         flower.stop()
-        log.info("flower_leaving")
+        log.info("flower_stopping")
 
 
 def _listen(flower: Flower) -> int | None:

@@ -129,11 +129,6 @@ class Operation:
         return self.name
 
     @property
-    def help(self) -> str:
-        """The description as the help of a command shows it."""
-        return self.description[0].lower() + self.description[1:]
-
-    @property
     def family(self) -> str:
         """The first word of the name: tasks of one family have results of one form."""
         return self.name.partition(".")[0]

@@ -30,8 +30,9 @@ from portal.ops.restore.journal import RestoreRecords
 from portal.ops.runtime.environment import current_settings
 from portal.ops.runtime.logs import configure_logging, engine_log
 from portal.ops.units import printable
-from worker.app import make_app
+from worker.application import make_app
 from worker.authorization import Authorizations
+from worker.command_lines import show_commands
 from worker.configuration import RESULT_SECONDS
 from worker.delivery import forget_old, is_abandoned, is_begun, sole_delivery
 from worker.errors import OperationFailedError, too_slow
@@ -78,7 +79,7 @@ def _sweep(repository: Repository) -> None:
     repository.prepare()
     with repository.shared():
         for name in repository.sweep():
-            log.warning("remains_swept", name=name)
+            log.warning("unfinished_work_removed", name=name)
 
 
 def requeue(app: Celery, settings: Settings, queue: Queue, *, at_start: bool) -> int:
@@ -130,7 +131,7 @@ def begin_recovery(app: Application) -> None:
         for end in ends:
             end()
         if ends:  # at each signal, but said once
-            log.info("worker_leaving", queues=[queue.value for queue in queues])
+            log.info("worker_stopping", queues=[queue.value for queue in queues])
         ends.clear()
 
     worker_ready.connect(ready, weak=False)
@@ -228,6 +229,7 @@ def _see_to_killed(settings: Settings, operation: Operation, task_id: str, given
 
 def main() -> int:
     """See to the killed task that standard input names, if it does, and to what there is to tidy; the exit code."""
+    show_commands()
     settings = current_settings()
     configure_logging(settings.log_format, sys.stderr)
     try:

@@ -17,7 +17,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from celery import shared_task, states
 
 from portal.ops.errors import OpsError
-from portal.ops.monitoring.observer import Aftermath
+from portal.ops.monitoring.observer import Observers
 from portal.ops.runtime.environment import current_settings
 from portal.ops.runtime.logs import engine_log
 from worker.authorization import Authorizations
@@ -109,7 +109,7 @@ def _earlier(task: Task, keys: TaskKeys) -> Outcome | None:
     if not success and not (_is_redelivered(task) and meta["status"] == states.FAILURE):
         return None
     if not is_signed_result(task.request.id, result, keys.named, success=success):
-        log.warning("result_not_believed", status=meta["status"])
+        log.warning("result_rejected", status=meta["status"])
         return None
     if success and not _still_holds(result):
         return None
@@ -173,7 +173,7 @@ def _try(task: Task, operation: Operation, given: Mapping[str, Any], settings: S
             outcome = carry_out(request)
             if outcome.success or not outcome.retryable or not left:
                 break
-            log.warning("task_put_off", seconds=pause, error=outcome.result.get("error"))
+            log.warning("task_postponed", seconds=pause, error=outcome.result.get("error"))
             progress.wait(f"waiting {pause:.0f} s to try again")
             time.sleep(pause)
             pause *= _PAUSE_GROWTH
@@ -192,7 +192,7 @@ def _told_at_the_end(settings: Settings) -> Iterator[list[AccessEntry]]:
         heard.clear()
         raise
     finally:
-        tell = Aftermath(settings)
+        tell = Observers(settings)
         for entry in heard:
             tell(entry)
 

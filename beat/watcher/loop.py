@@ -141,7 +141,7 @@ class Watcher:
         if self._mode and identity == self._identity and place == self._place and is_seen and not self._limit:
             return
         if self._mode:
-            log.warning("uploads_out_of_sight", path=str(self._uploads), detail=self._why(identity, is_seen))
+            log.warning("uploads_unwatched", path=str(self._uploads), detail=self._why(identity, is_seen))
         self._close()
         if identity is None:
             self._wait_for(

@@ -124,14 +124,14 @@ class Outbox:
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            log.warning("dirty_unreadable", path=str(self._path), error=str(error))
+            log.warning("unsent_changes_unreadable", path=str(self._path), error=str(error))
             return
         self._kept = batch
         self._changes = batch if batch.paths else None
         self._scan = replace(batch, paths=frozenset()) if batch.is_scan else None
         if self._changes:
             self._changes = replace(self._changes, is_scan=False)
-        log.info("dirty_recovered", paths=len(batch.paths), scan=batch.is_scan)
+        log.info("unsent_changes_recovered", paths=len(batch.paths), scan=batch.is_scan)
 
     def _drop(self, batch: Batch) -> None:
         if batch.is_scan:
@@ -155,7 +155,7 @@ class Outbox:
         except OSError as error:
             if self._told != str(error):
                 self._told = str(error)
-                log.error("dirty_unkept", path=str(self._path), error=str(error))
+                log.error("unsent_changes_unsaved", path=str(self._path), error=str(error))
 
     def _forget(self) -> None:
         if self._kept:

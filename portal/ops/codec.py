@@ -7,7 +7,7 @@ enumeration, tuples, mappings, other dataclasses, and each of these or nothing. 
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Record = TypeVar("Record")
+_Reader = Callable[[Any], Any]
 
 _PLAIN: Final = (str, int, float, bool)
 _UNIONS: Final = (Union, types.UnionType)
@@ -46,49 +47,61 @@ def decode(kind: type[Record], facts: object, *, beside: frozenset[str] = frozen
     """
     if not isinstance(facts, Mapping):
         raise ValueError(f"a {kind.__name__} is no {type(facts).__name__}")
-    hints: dict[str, Any] = _hints(kind)  # type: ignore[arg-type]
-    if unknown := facts.keys() - hints.keys() - beside:
+    readers, required = _readers(kind)  # type: ignore[arg-type]
+    if unknown := facts.keys() - readers.keys() - beside:
         raise ValueError(f"unknown: {', '.join(sorted(map(str, unknown)))}")
-    required = {field.name for field in fields(kind) if field.default is field.default_factory is MISSING}  # type: ignore[arg-type]
     if missing := required - facts.keys():
         raise ValueError(f"missing: {', '.join(sorted(missing))}")
-    return kind(**{name: _value(hints[name], facts[name]) for name in hints if name in facts})
+    return kind(**{name: read(facts[name]) for name, read in readers.items() if name in facts})
 
 
 @lru_cache
-def _hints(kind: type[Any]) -> dict[str, Any]:
+def _readers(kind: type[Any]) -> tuple[dict[str, _Reader], frozenset[str]]:
+    """What reads each field of a dataclass, and which fields have to be there: found out once, for it takes long."""
     hints = get_type_hints(kind)
-    return {field.name: hints[field.name] for field in fields(kind)}
+    needed = (field.name for field in fields(kind) if field.default is field.default_factory is MISSING)
+    return {field.name: _reader(hints[field.name]) for field in fields(kind)}, frozenset(needed)
 
 
-def _value(kind: Any, found: Any) -> Any:
-    """One value, as its annotation says."""
+def _reader(kind: Any) -> _Reader:
+    """What reads a value, as its annotation says."""
     origin, inner = get_origin(kind), get_args(kind)
-    if kind is Any or (found is None and types.NoneType in inner):
-        return found
+    if kind is Any:
+        return lambda found: found
     if origin in _UNIONS:
-        (some,) = (one for one in inner if one is not types.NoneType)
-        return _value(some, found)
-    if origin is tuple and isinstance(found, list):
-        return tuple(_value(inner[0], one) for one in found)
-    if origin in (Mapping, dict) and isinstance(found, Mapping):
-        return {_value(inner[0], key): _value(inner[1], one) for key, one in found.items()}
-    if isinstance(kind, type):
-        return _simple(kind, found)
-    raise ValueError(f"{found!r} is no {kind}")
-
-
-def _simple(kind: type[Any], found: Any) -> Any:
-    """One value of a class without parameters."""
+        (some,) = (_reader(one) for one in inner if one is not types.NoneType)
+        return lambda found: None if found is None else some(found)
+    if origin is tuple:
+        item = _reader(inner[0])
+        return lambda found: tuple(map(item, _checked(found, list, kind)))
+    if origin in (Mapping, dict):
+        key, item = map(_reader, inner)
+        return lambda found: {key(name): item(value) for name, value in _checked(found, Mapping, kind).items()}
     if is_dataclass(kind):
-        return decode(kind, found)
+        return lambda found: decode(kind, found)  # type: ignore[arg-type]
     if issubclass(kind, StrEnum):
-        return kind(found)
-    if kind is datetime and isinstance(found, str):
-        moment = datetime.fromisoformat(found)
-        if moment.tzinfo is None:
-            raise ValueError(f"{found} is in no time zone")
-        return moment
-    if kind in _PLAIN and (type(found) is kind or (kind is float and type(found) is int)):
+        return lambda found: kind(_checked(found, str, kind))
+    if kind is datetime:
+        return _moment
+    if kind not in _PLAIN:
+        raise TypeError(f"no record has a field of {kind}")
+    return lambda found: _plain(kind, found)
+
+
+def _checked(found: Any, wanted: type[Any], kind: Any) -> Any:
+    if not isinstance(found, wanted):
+        raise ValueError(f"{found!r} is no {kind}")
+    return found
+
+
+def _plain(kind: type[Any], found: Any) -> Any:
+    if type(found) is kind or (kind is float and type(found) is int):
         return found
     raise ValueError(f"{found!r} is no {kind.__name__}")
+
+
+def _moment(found: Any) -> datetime:
+    moment = datetime.fromisoformat(_checked(found, str, "moment"))
+    if moment.tzinfo is None:
+        raise ValueError(f"{found} is in no time zone")
+    return moment

@@ -185,4 +185,4 @@ class CommandFailedError(OpsError):
 
 
 class RestoreError(OpsError):
-    """A restore stopped; what was live before is live now."""
+    """A restore stopped; the live data is unchanged."""

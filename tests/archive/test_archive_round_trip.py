@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tarfile
@@ -12,7 +11,6 @@ import tempfile
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,12 +20,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from portal.ops.archive import frame
 from portal.ops.archive.index import MemberType
 from portal.ops.archive.reader import ArchiveReader
-from portal.ops.backup.walk import FileTree, identity
-from portal.ops.errors import SourceError
+from portal.ops.backup.walk import identity
 from tests.support import archives
 from tests.support.archives import (
     NAME,
-    Found,
     Recipe,
     Tree,
     program,
@@ -39,28 +35,13 @@ from tests.support.archives import (
 from tests.support.trees import MIB, SECOND, Node, grow, trees
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from portal.ops.archive.compressor_pool import CompressorPool
 
 ROOT = Path(__file__).parents[2]
 IS_ROOT = os.geteuid() == 0
 LONG_FORM = os.environ.get("KEKKAI_LONG_TESTS")
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[CompressorPool]:
-    """Helper processes that all tests of this module share, as the components of one backup do."""
-    with archives.compressor_pool() as pool:
-        yield pool
-
-
-@pytest.fixture
-def media(tmp_path: Path) -> Path:
-    """An empty directory of uploads."""
-    root = tmp_path / "uploads"
-    root.mkdir()
-    return root
 
 
 # -- trees of every shape ---------------------------------------------------------------------------------------------
@@ -378,307 +359,6 @@ def test_helpers_are_started_once(tmp_path: Path, media: Path) -> None:
 
 def child_count() -> int:
     return len(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
-
-
-# -- what is left out, and what must not be ---------------------------------------------------------------------------
-
-
-def test_sockets_and_fifos_are_left_out_with_a_note(pool: CompressorPool, tmp_path: Path, media: Path) -> None:
-    """What has no content is named and passed over; nothing waits for its other end."""
-    (media / "scan.json").write_bytes(b"{}")
-    os.mkfifo(media / "fifo")
-    recipe = Recipe(media=media)
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(os.path.relpath(media / "socket"))
-        archive = write_archive(tmp_path / NAME, pool, recipe)
-    assert recipe.tally.special == ["media/fifo", "media/socket"]
-    assert set(tree_in_archive(archive)) == {b"", b"scan.json"}
-
-
-def test_fifo_that_took_the_name_of_a_file_is_left_out(pool: CompressorPool, tmp_path: Path, media: Path) -> None:
-    """A file that became a FIFO after it was listed is a note, not a hang."""
-    (media / "scan.json").write_bytes(b"{}")
-
-    def meddle(items: Iterator[Found]) -> Iterator[Found]:
-        for found in items:
-            yield found
-            if found[0][0] == "media/scan.json":
-                (media / "scan.json").unlink()
-                os.mkfifo(media / "scan.json")
-
-    recipe = Recipe(media=media, meddle=meddle)
-    archive = write_archive(tmp_path / NAME, pool, recipe)
-    assert recipe.tally.special == ["media/scan.json"]
-    assert archives.verify(archive).intact
-
-
-def test_file_that_took_the_name_of_a_symlink_is_a_note(pool: CompressorPool, tmp_path: Path, media: Path) -> None:
-    """A symlink that was replaced after it was listed does not fail the backup."""
-    (media / "latest").symlink_to("scan.json")
-
-    def meddle(items: Iterator[Found]) -> Iterator[Found]:
-        for found in items:
-            yield found
-            if found[0][0] == "media/latest":
-                (media / "latest").unlink()
-                (media / "latest").write_bytes(b"{}")
-
-    recipe = Recipe(media=media, meddle=meddle)
-    archive = write_archive(tmp_path / NAME, pool, recipe)
-    assert recipe.tally.vanished == ["media/latest"]
-    assert archives.verify(archive).intact
-
-
-# Root may read everything as long as it has these capabilities, so the archive is written by a process without them.
-_WITHOUT_PRIVILEGE = """
-import ctypes, os, sys
-PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
-for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
-    ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
-os.execv(sys.executable, [sys.executable, "-m", "tests.support.archives", *sys.argv[1:]])
-"""
-
-
-@pytest.mark.parametrize("name", ["scan.json", "large.sarif", "private"])
-def test_what_cannot_be_read_fails_the_backup(tmp_path: Path, media: Path, name: str) -> None:
-    """A small file, a large file and a directory that may not be read are each named in the error."""
-    (media / "scan.json").write_bytes(b"{}")
-    (media / "large.sarif").write_bytes(bytes(2 * MIB))
-    (media / "private").mkdir()
-    (media / name).chmod(0)
-    done = subprocess.run(
-        [sys.executable, "-c", _WITHOUT_PRIVILEGE, media, tmp_path / NAME],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode != 0
-    assert f"SourceError: cannot read {media / name}: Permission denied" in done.stderr
-
-
-def test_audit_path_that_is_a_fifo_is_refused(tmp_path: Path) -> None:
-    """What cannot hold an audit log is not taken for an empty one."""
-    os.mkfifo(tmp_path / "audit.jsonl")
-    with pytest.raises(SourceError, match="neither a directory nor a file"):
-        list(FileTree(root=tmp_path / "audit.jsonl", prefix="audit").items())
-
-
-# -- trees that change while they are read ----------------------------------------------------------------------------
-
-
-def remove_after(path: Path) -> Callable[[Iterator[Found]], Iterator[Found]]:
-    """Remove a file or directory right after it was listed, before it is read."""
-
-    def meddle(items: Iterator[Found]) -> Iterator[Found]:
-        for found in items:
-            yield found
-            if found[0][0] == f"media/{path.name}":
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-    return meddle
-
-
-@pytest.mark.parametrize("size", [10, 3 * MIB])
-def test_file_that_vanished_is_a_note(pool: CompressorPool, tmp_path: Path, media: Path, size: int) -> None:
-    """A file that goes away between the walk and the reading is named; all others are there."""
-    for name in "abc":
-        (media / name).write_bytes(os.urandom(size))
-    recipe = Recipe(media=media, meddle=remove_after(media / "b"))
-    archive = write_archive(tmp_path / NAME, pool, recipe)
-    # A large file is read as soon as it was listed, so it is there or is not; a small one waits for its frame.
-    assert recipe.tally.vanished == (["media/b"] if size < MIB else [])
-    assert set(tree_in_archive(archive)) == {b"", b"a", b"c"} | ({b"b"} if size >= MIB else set())
-    assert archives.verify(archive).intact
-
-
-def test_large_file_that_vanished_is_a_note(pool: CompressorPool, tmp_path: Path, media: Path) -> None:
-    """A large file that is gone when it is opened is named; all others are there."""
-    for name in "abc":
-        (media / name).write_bytes(os.urandom(2 * MIB))
-
-    def meddle(items: Iterator[Found]) -> Iterator[Found]:
-        for found in items:
-            if found[0][0] == "media/b":
-                (media / "b").unlink()
-            yield found
-
-    recipe = Recipe(media=media, meddle=meddle)
-    archive = write_archive(tmp_path / NAME, pool, recipe)
-    assert recipe.tally.vanished == ["media/b"]
-    assert set(tree_in_archive(archive)) == {b"", b"a", b"c"}
-    assert archives.verify(archive).intact
-
-
-def test_directory_that_vanished_is_a_note(pool: CompressorPool, tmp_path: Path, media: Path) -> None:
-    """A directory that goes away takes nothing else with it."""
-    (media / "a").mkdir()
-    (media / "a" / "scan.json").write_bytes(b"{}")
-    (media / "b").mkdir()
-    recipe = Recipe(media=media, meddle=remove_after(media / "a"))
-    archive = write_archive(tmp_path / NAME, pool, recipe)
-    assert recipe.tally.vanished == ["media/a"]
-    assert set(tree_in_archive(archive)) == {b"", b"b"}
-
-
-@pytest.mark.parametrize("size", [10, 3 * MIB])
-def test_content_survives_when_its_first_name_vanished(
-    pool: CompressorPool, tmp_path: Path, media: Path, size: int
-) -> None:
-    """A file whose first name goes away is in the archive under its other names."""
-    content = os.urandom(size)
-    (media / "a").write_bytes(content)
-    os.link(media / "a", media / "b")
-    os.link(media / "a", media / "c")
-    archive = write_archive(tmp_path / NAME, pool, Recipe(media=media, meddle=remove_after(media / "a")))
-    found = tree_in_archive(archive)
-    assert {found[name].content for name in (b"b", b"c")} == {sha256(content).hexdigest()}
-    assert archives.verify(archive).intact
-
-
-@pytest.mark.parametrize("replacement", ["file", "directory"])
-def test_other_names_keep_their_content_when_the_first_was_replaced(
-    pool: CompressorPool, tmp_path: Path, media: Path, replacement: str
-) -> None:
-    """What takes the place of the first name, before that was read, does not become the content of the others."""
-    (media / "a").write_bytes(b"old")
-    os.link(media / "a", media / "b")
-
-    def meddle(items: Iterator[Found]) -> Iterator[Found]:
-        for found in items:
-            if found[0][0] == "media/b":
-                (media / "a").unlink()
-                (media / "a").write_bytes(b"new") if replacement == "file" else (media / "a").mkdir()
-            yield found
-
-    archive = write_archive(tmp_path / NAME, pool, Recipe(media=media, meddle=meddle))
-    assert tree_in_archive(archive)[b"b"].content == sha256(b"old").hexdigest()
-    assert archives.verify(archive).intact
-
-
-def test_small_files_that_grew_large_do_not_disturb_the_others(
-    pool: CompressorPool, tmp_path: Path, media: Path
-) -> None:
-    """Files that outgrow a shared frame after they were listed come whole, and so does a large file behind them."""
-    for name in "abcd":
-        (media / name).write_bytes(b"small")
-    (media / "e").write_bytes(os.urandom(12 * MIB))
-    os.link(media / "a", media / "f")
-
-    def meddle(items: Iterator[Found]) -> Iterator[Found]:
-        for found in items:
-            if found[0][0] == "media/e":
-                for name in "abcd":
-                    (media / name).write_bytes(name.encode() * (2 * MIB))
-            yield found
-
-    archive = write_archive(tmp_path / NAME, pool, Recipe(media=media, meddle=meddle))
-    found = archives.verify(archive)
-    assert found.message.startswith(f"{archives.BACKUP_ID} is intact"), found.message
-    assert tree_in_archive(archive) == tree_on_disk(media)
-    GNU_TAR.extract(archive, tmp_path)
-
-
-def test_links_behind_files_that_grew_are_kept(pool: CompressorPool, tmp_path: Path, media: Path) -> None:
-    """Files that grow until a shared frame is full push no directory and no symlink out of the archive."""
-    for name in "abcde":
-        (media / name).write_bytes(b"small")
-    (media / "link").symlink_to("a")
-    (media / "sub").mkdir()
-
-    def meddle(items: Iterator[Found]) -> Iterator[Found]:
-        yield from items
-        for name in "abcde":
-            (media / name).write_bytes(bytes(MIB - 1))
-
-    recipe = Recipe(media=media, meddle=meddle)
-    archive = write_archive(tmp_path / NAME, pool, recipe)
-    assert not recipe.tally.vanished
-    assert not recipe.tally.special
-    assert tree_in_archive(archive) == tree_on_disk(media)
-
-
-def test_large_file_that_changes_each_time_is_kept_with_a_note(
-    pool: CompressorPool, tmp_path: Path, media: Path
-) -> None:
-    """A large file that changes whenever it is read is in the archive as it was read last."""
-    log = media / "audit.jsonl"
-    log.write_bytes(b"line\n" * MIB)
-
-    def append(_: int) -> None:
-        with log.open("ab") as file:
-            file.write(b"line\n")
-
-    recipe = Recipe(media=media, advance=append)
-    archive = write_archive(tmp_path / NAME, pool, recipe)
-    assert recipe.tally.changed == ["media/audit.jsonl"]
-    assert set(read_member(archive, "media/audit.jsonl").split(b"\n")) == {b"line", b""}
-    assert archives.verify(archive).intact
-
-
-def test_large_file_that_changed_once_is_read_again(pool: CompressorPool, tmp_path: Path, media: Path) -> None:
-    """A large file that changed during the first reading only is whole, and needs no note."""
-    (media / "a").write_bytes(b"first")
-    log = media / "audit.jsonl"
-    log.write_bytes(b"line\n" * MIB)
-    left = [b"last\n"]
-
-    def append(count: int) -> None:
-        if count == MIB and left:
-            with log.open("ab") as file:
-                file.write(left.pop())
-
-    recipe = Recipe(media=media, advance=append)
-    archive = write_archive(tmp_path / NAME, pool, recipe)
-    assert not recipe.tally.changed
-    assert tree_in_archive(archive) == tree_on_disk(media)
-    assert archives.verify(archive).intact
-
-
-def test_large_file_that_shrinks_is_kept_with_a_note(pool: CompressorPool, tmp_path: Path, media: Path) -> None:
-    """A large file that loses its end each time it is read leaves a whole archive."""
-    log = media / "audit.jsonl"
-    log.write_bytes(b"x" * (8 * MIB))
-    recipe = Recipe(media=media, advance=lambda _: os.truncate(log, max(log.stat().st_size - MIB // 2, MIB)))
-    archive = write_archive(tmp_path / NAME, pool, recipe)
-    assert recipe.tally.changed == ["media/audit.jsonl"]
-    assert archives.verify(archive).intact
-
-
-_APPENDING = """
-import os, sys
-descriptor = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND)
-print("started", flush=True)
-while os.fstat(descriptor).st_size < int(sys.argv[2]):
-    os.write(descriptor, b"+")
-"""
-
-
-@pytest.mark.parametrize(("size", "limit"), [(MIB // 2, MIB - 1), (16 * MIB, 64 * MIB)], ids=["small", "large"])
-def test_file_that_is_written_all_the_time_is_consistent(
-    pool: CompressorPool, tmp_path: Path, media: Path, size: int, limit: int
-) -> None:
-    """While another process appends to a file, the archive has a state that the file had, and in the end a note."""
-    log = media / "audit.jsonl"
-    noted: list[str] = []
-    for _ in range(20):
-        log.write_bytes(b"." * size)
-        command = [sys.executable, "-c", _APPENDING, str(log), str(limit)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as writing:
-            assert writing.stdout is not None
-            writing.stdout.readline()
-            try:
-                recipe = Recipe(media=media)
-                archive = write_archive(tmp_path / NAME, pool, recipe)
-            finally:
-                writing.kill()
-        assert archives.verify(archive).intact
-        found = [(byte, len(list(run))) for byte, run in groupby(read_member(archive, "media/audit.jsonl")[size - 1 :])]
-        assert [byte for byte, _ in found] in ([ord(".")], [ord("."), ord("+")])
-        noted += recipe.tally.changed
-        if noted:
-            break
-    assert noted == ["media/audit.jsonl"]
 
 
 # -- where the tree lies ----------------------------------------------------------------------------------------------

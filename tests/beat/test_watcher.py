@@ -303,7 +303,7 @@ def test_a_record_of_what_is_dirty_that_makes_no_sense_is_said_and_passed_over(
     write(tmp_path / "archives" / ".watch" / "dirty.json", '{"moment": 3')
     with ServiceProcess("beat.watcher", tmp_path, redis, **QUICK) as watcher:
         wait_until(lambda: scans(redis))
-        assert watcher.events("dirty_unreadable")
+        assert watcher.events("unsent_changes_unreadable")
 
 
 # -- polling, limits, health ----------------------------------------------------------------------------------------
@@ -359,7 +359,7 @@ def test_a_limit_of_the_kernel_makes_it_poll(uploads: Path, tmp_path: Path) -> N
 
 
 def test_it_ends_at_once_when_it_is_asked_to(watcher: ServiceProcess) -> None:
-    """With exit code 0: nothing of it has to be taken back."""
+    """With exit code 0: nothing of it has to be rolled back."""
     assert watcher.health()[0] == 0
     assert watcher.end(signal.SIGTERM) == 0
 

@@ -22,6 +22,9 @@ GAP: Final = "\0"
 _PLACEHOLDER: Final = re.compile(r"…|\b(?:defectdojo|media|pg_restore|work with|permission denied|\d+)\b")
 """What stands in the documents for what is only known then, the examples with it."""
 
+OBSTACLES: Final = ("restore/database/means.py", "restore/files/preflight.py", "postgres/removal.py", "backup/loss.py")
+"""Modules whose errors are what keeps a restore or a backup from beginning."""
+
 _LEVELS: Final = frozenset({"debug", "info", "warning", "error", "exception"})
 
 
@@ -89,6 +92,24 @@ def test_every_event_that_is_logged_is_in_the_documents() -> None:
 @pytest.mark.parametrize("message", [*rows("what it says"), *quoted()])
 def test_every_message_of_the_documents_is_said(message: str) -> None:
     """A message stands in the source as in the documents, but for what is only known when it is said."""
+    assert any(_pattern(message).search(text) for text in texts())
+
+
+@pytest.mark.parametrize("module", OBSTACLES)
+def test_every_obstacle_is_in_the_documents(module: str) -> None:
+    """Whoever is told that a restore is not possible here finds what to do."""
+    known = [_pattern(message) for message in [*rows("what it says"), *quoted()]]
+    tree = ast.parse((ROOT / "portal" / "ops" / module).read_text())
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    told = [_text(call.args[0]) for call in calls if call.args and _name(call).endswith("Error")]
+    assert told
+    assert [text for text in told if text and not any(pattern.search(text) for pattern in known)] == []
+
+
+def _name(call: ast.Call) -> str:
+    return call.func.id if isinstance(call.func, ast.Name) else ""
+
+
+def _pattern(message: str) -> re.Pattern[str]:
     parts = (re.escape(part.strip()) for part in _PLACEHOLDER.split(message))
-    pattern = re.compile(".*?".join(parts))
-    assert any(pattern.search(text) for text in texts())
+    return re.compile(".*?".join(parts))

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from portal.ops.backup.job import BackupConfig, BackupJob
 from portal.ops.drill.job import DrillJob
 from portal.ops.model import BackupType
-from portal.ops.monitoring.alerts import NAME, Notices
+from portal.ops.monitoring.alerts import NAME, AlertSender
 from portal.ops.monitoring.model import Miss
-from portal.ops.monitoring.observer import Aftermath
+from portal.ops.monitoring.observer import Observers
 from portal.ops.monitoring.send import notify, ping_url
 from portal.ops.repository.access_log import START, AccessEntry, Action, Observer, Outcome, Witness
 from portal.ops.repository.repository import Repository
@@ -67,9 +67,9 @@ class Person:
     now: datetime = NOW
     heard: list[tuple[str, str]] = field(default_factory=list)
 
-    def notices(self) -> Notices:
+    def notices(self) -> AlertSender:
         """A new process with the same memory."""
-        return Notices(self.directory, host="portal-server", tell=self._tell, clock=lambda: self.now, patience=0.2)
+        return AlertSender(self.directory, host="portal-server", tell=self._tell, clock=lambda: self.now, patience=0.2)
 
     @property
     def headlines(self) -> list[str]:
@@ -201,7 +201,7 @@ class TestWhen:
     def test_an_end_is_told_again_where_its_process_died_while_telling(self, person: Person) -> None:
         """What is over is forgotten when people know of it, not before."""
         person.notices().after(entry(), None)
-        dying = Notices(person.directory, host="portal-server", tell=_die, clock=lambda: NOW)
+        dying = AlertSender(person.directory, host="portal-server", tell=_die, clock=lambda: NOW)
         with pytest.raises(KeyboardInterrupt):
             dying.after(entry(Outcome.DONE), None)
         person.now = NOW + HOUR
@@ -249,7 +249,7 @@ class TestLockedMemory:
             started = time.monotonic()
             person.notices().after(entry(error="the disk is full"), [LATE])
             assert time.monotonic() - started < 2
-        assert "notices_locked" in caplog.text + "".join(capfd.readouterr())
+        assert "alert_state_locked" in caplog.text + "".join(capfd.readouterr())
         assert person.headlines == ["backup full failed"]
 
     def test_what_was_not_told_meanwhile_is_told_by_the_next_one(self, person: Person) -> None:
@@ -302,9 +302,9 @@ def history(tmp_path: Path) -> History:
     return found
 
 
-def aftermath(history: History, web_server: Server, **variables: str) -> Aftermath:
+def aftermath(history: History, web_server: Server, **variables: str) -> Observers:
     variables = {"BACKUP_NOTIFY_URLS": f"json://user:hunter22@{web_server.place}/"} | variables
-    return Aftermath(history.settings(**variables), clock=lambda: NOW)
+    return Observers(history.settings(**variables), clock=lambda: NOW)
 
 
 class TestDelivery:
@@ -407,7 +407,7 @@ class TestObserver:
         history.archive(BackupType.FULL, HOUR)
         (history.path / ".restores").mkdir()
         (history.path / ".restores" / "restore_1.json").write_text("[]")
-        observer = Aftermath(history.settings(BACKUP_METRICS_FILE=str(tmp_path / "metrics.prom")))
+        observer = Observers(history.settings(BACKUP_METRICS_FILE=str(tmp_path / "metrics.prom")))
         observer(entry())
         observer.refresh()
 
@@ -439,7 +439,7 @@ class TestSecrets:
         """Should another program's error hold one, it is made unreadable."""
         history = History(path=tmp_path_factory.mktemp("archives"))
         settings = history.settings(DD_DATABASE_PASSWORD=secret, BACKUP_PING_URL=secret, CELERY_BROKER_URL=secret)
-        text = Aftermath(settings)._scrubbed(f"it said: {secret} and {secret}{secret}")
+        text = Observers(settings)._scrubbed(f"it said: {secret} and {secret}{secret}")
         assert secret not in text
 
     @given(password=st.text(st.sampled_from("abcdefXYZ0123456789-_~"), min_size=6))
@@ -447,6 +447,6 @@ class TestSecrets:
         """Of one that is a setting, and of one that is not."""
         history = History(path=tmp_path_factory.mktemp("archives"))
         settings = history.settings(CELERY_BROKER_URL=f"redis://:{password}@redis:6379/5")
-        scrubbed = Aftermath(settings)._scrubbed(f"cannot reach redis://:{password}@redis:6379/5, password {password}!")
+        scrubbed = Observers(settings)._scrubbed(f"cannot reach redis://:{password}@redis:6379/5, password {password}!")
         assert password not in scrubbed
-        assert f"postgres://{HIDDEN}@host/" in Aftermath(settings)._scrubbed("postgres://me:other@host/")
+        assert f"postgres://{HIDDEN}@host/" in Observers(settings)._scrubbed("postgres://me:other@host/")

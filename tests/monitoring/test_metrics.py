@@ -16,7 +16,7 @@ from portal.ops.errors import RepositoryError
 from portal.ops.model import BackupType
 from portal.ops.monitoring.facts import read_status
 from portal.ops.monitoring.metrics import METRICS, READABLE, serve, write_metrics
-from portal.ops.monitoring.observer import Aftermath
+from portal.ops.monitoring.observer import Observers
 from portal.ops.repository.access_log import AccessLog, Action, Outcome
 from portal.ops.restore.journal import RestoreRecord, RestoreRecords, RestoreState
 from tests.support.commands import done
@@ -84,7 +84,7 @@ def test_a_file_that_cannot_be_written_says_what_to_do(history: History, tmp_pat
     nowhere = tmp_path / "nowhere" / "backup.prom"
     with pytest.raises(RepositoryError, match="BACKUP_METRICS_FILE"):
         write_metrics(read_status(history.settings(), NOW), nowhere)
-    Aftermath(history.settings(BACKUP_METRICS_FILE=str(nowhere))).refresh()
+    Observers(history.settings(BACKUP_METRICS_FILE=str(nowhere))).refresh()
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ class TestTargets:
         status = status_of(history)
         assert {"rpo_database", "rpo_media"} <= missed(status)
         gone, no_sidecar = f"it needs {lost}, which is gone", f"there is no {alone}.tar.gz.sha256 beside it"
-        found = {one["fault"]: one["archives"] for one in status.to_dict()["not_whole"]}
+        found = {one["fault"]: one["archives"] for one in status.to_dict()["incomplete"]}
         assert found == {gone: [newer, older], no_sidecar: [alone]}
         text = "\n".join(status_lines(status))
         assert f"{newer} and 1 older: {gone}" in text

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -15,7 +18,6 @@ from tests.support.wal_servers import WalPortal, a_moment, wal_portal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from datetime import datetime
     from pathlib import Path
 
     from portal.ops.restore.config import RestoreResult
@@ -100,14 +102,31 @@ def test_accident_is_undone_and_can_be_rolled_back(portal: WalPortal, uploads: P
     assert not [path for path in uploads.iterdir() if path.is_file()]
 
 
-def test_dry_run_shows_the_plan_and_touches_nothing(portal: WalPortal) -> None:
-    """The plan names base backup, window and room; no scratch server is started."""
+def test_dry_run_shows_the_plan_and_touches_nothing(portal: WalPortal, uploads: Path) -> None:
+    """The plan names everything that leads to the moment, and what it takes; no scratch server is started."""
+    (uploads / "one.sarif").write_text("one")
+    media = backer(portal, uploads).backup_media()
+    before = datetime.now(UTC)
     moment = write(portal, "TRUNCATE finding")
     portal.wait_until_covered()
-    result = restored(restorer(portal, dry_run=True).restore_at(moment.isoformat(), scope=RestoreScope.DATABASE))
+    zone = ZoneInfo("Asia/Kolkata")
+    job = restorer(portal, uploads, dry_run=True, time_zone=zone, audit_log_path=uploads / "audit")
+    local = moment.astimezone(zone).replace(tzinfo=None)
+    result = restored(job.restore_at(str(local)))
     plan = "\n".join(result.plan)
-    for part in ("Base backup base_", "Recovery window: 20", "Room for a scratch server"):
+    for part in (
+        f"The database as of {local.replace(microsecond=0)}+05:30 ({moment:%H:%M:%S} UTC)",
+        "Base backup base_",
+        "Recovery window: 20",
+        "Room for a scratch server: about ",
+        "Time: about ",
+        f"Uploads: those of {media.backup_id}, complete at ",
+        "The audit log stays as it is",
+    ):
         assert part in plan
+    last = re.search(r"Last transaction before: .*\((\d\d:\d\d:\d\d) UTC\)", plan)
+    assert last
+    assert f"{before:%H:%M:%S}" <= last[1] <= f"{moment:%H:%M:%S}"
     assert not result.restore_id
 
 

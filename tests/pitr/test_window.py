@@ -24,7 +24,7 @@ def a_base(number: int, minutes: float, timeline: int = 1) -> Base:
 
 def pieces(*numbers: int, timeline: int = 1) -> list[Piece]:
     """Whole segments; segment N covers minute N."""
-    return [Piece(segment=Segment(timeline, number), covered=at(number), is_whole=True) for number in numbers]
+    return [Piece(segment=Segment(timeline, number), covered=at(number), is_complete=True) for number in numbers]
 
 
 def the_wal(*found: Piece, **more: object) -> Wal:
@@ -40,7 +40,7 @@ def test_begins_with_the_first_base_and_ends_with_the_wal() -> None:
 
 def test_partial_segment_extends_it() -> None:
     """The segment that is being received counts as far as it covers."""
-    partial = Piece(segment=Segment(1, 4), covered=at(3.7), is_whole=False)
+    partial = Piece(segment=Segment(1, 4), covered=at(3.7), is_complete=False)
     window = find_window(find_spans([a_base(3, 2.5)], the_wal(*pieces(3), partial)))
     assert window
     assert window.end == at(3.7)
@@ -85,7 +85,7 @@ def test_moment_is_looked_for_on_the_timeline_that_was_live() -> None:
     switch = 2 * SEGMENT + 500  # recovered to minute 2, at minute 5
     wal = the_wal(
         *pieces(1, 2, 3, 4),
-        *(Piece(segment=Segment(2, number), covered=at(number + 4), is_whole=True) for number in (2, 3)),
+        *(Piece(segment=Segment(2, number), covered=at(number + 4), is_complete=True) for number in (2, 3)),
         histories={2: ((1, switch),)},
         created={2: at(5)},
     )

@@ -109,6 +109,40 @@ def test_a_function_that_needs_a_path_is_named(
     assert "ALTER FUNCTION public.look(text) SET search_path" in warning
 
 
+@pytest.mark.parametrize(
+    ("statement", "named"),
+    [
+        (
+            "CREATE INDEX named_look ON named (look(k))",
+            "index public.named_look of public.named fails in a restore, so it",
+        ),
+        ("CREATE INDEX named_where ON named (k) WHERE look(k) > 0", "index public.named_where of public.named fails"),
+        ("CREATE DOMAIN looked AS text CHECK (look(VALUE) > 0)", "constraint looked_check of domain public.looked"),
+        (
+            "CREATE TABLE parts (k text) PARTITION BY RANGE (look(k));"
+            "CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (9); INSERT INTO parts VALUES ('x')",
+            "the partition key (public.parts) of public.parts_1 fails in a restore, so its rows",
+        ),
+    ],
+)
+def test_every_expression_that_needs_a_path_is_named(
+    portal_database: DatabaseTarget, postgres: EmbeddedPostgres, runner: SystemRunner, statement: str, named: str
+) -> None:
+    """Those of indexes, domains and partition keys fail in a restore as those of constraints do."""
+    execute(
+        portal_database,
+        "CREATE FUNCTION inner_look(x text) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT length(x)'",
+        "CREATE FUNCTION look(x text) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN RETURN inner_look(x); END $$",
+        "CREATE TABLE named (k text)",
+        statement,
+        "INSERT INTO named VALUES ('x')",
+    )
+    with open_dump(portal_database, runner=runner, bin_dir=postgres.bin_dir, timeout_seconds=60) as source:
+        (warning,) = [one for one in source.facts.warnings if "in a restore" in one]
+    assert warning.startswith(named)
+    assert "ALTER FUNCTION public.look(text) SET search_path" in warning
+
+
 def test_a_backup_while_tables_come_and_go(
     portal_database: DatabaseTarget, postgres: EmbeddedPostgres, runner: SystemRunner
 ) -> None:

@@ -76,7 +76,7 @@ class TestWriting:
         assert log.append(Action.PRUNE, "x", Outcome.DONE, who="ada", host="h", moment=NOW) is None
 
     def test_a_full_disk_leaves_no_piece_of_a_line(self, log: AccessLog, tmp_path: Path) -> None:
-        """A line that does not fit is taken back whole."""
+        """A line that does not fit is rolled back whole."""
         program = (
             "import resource, signal, sys\nfrom pathlib import Path\n"
             "from portal.ops.repository.access_log import AccessLog\n"

@@ -133,7 +133,7 @@ class TestEntries:
 
 
 class TestChains:
-    """What stands on something that is not whole is not whole either, whatever was found of it alone."""
+    """What stands on something incomplete is incomplete too, whatever was found of it alone."""
 
     def test_a_base_that_is_gone(self, tmp_path: Path, names: list[str]) -> None:
         """The archive that needs it says so, and nothing else has a fault."""

@@ -66,5 +66,5 @@ def test_another_repository_is_refused(config: BackupConfig, tmp_path: Path) -> 
     other = Repository(tmp_path / "other")
     other.prepare()
     with pytest.raises(RepositoryError, match=f"its id is {other.id}"):
-        other.prepare(Repository(tmp_path / "archives").id)
+        other.prepare_for_backup(Repository(tmp_path / "archives").id)
     assert config.repository_id == ""

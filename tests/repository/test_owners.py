@@ -11,7 +11,7 @@ import pytest
 from beat.watcher.outbox import Outbox
 from portal.ops.drill.job import DrillJob
 from portal.ops.errors import ConnectionFailedError
-from portal.ops.monitoring.alerts import Notices
+from portal.ops.monitoring.alerts import AlertSender
 from portal.ops.repository.durable import make_directories
 from portal.ops.repository.pins import Pins
 from portal.ops.repository.repository import Repository
@@ -103,7 +103,7 @@ def test_what_the_services_make_is_the_owners(tmp_path: Path) -> None:
     outbox = Outbox(archives, Nobody(), lambda: NOON, lambda: 0.0)
     outbox.put(frozenset(["a.json"]))
     outbox.post()
-    Notices(archives, host="h", tell=lambda *_: True, clock=lambda: NOON).after(None, [])
+    AlertSender(archives, host="h", tell=lambda *_: True, clock=lambda: NOON).after(None, [])
     assert {path.name for path in archives.iterdir()} == {".deliveries", ".authorizations", ".watch", ".notices.lock"}
     assert (archives / ".watch" / "dirty.json").exists()
     assert strangers(archives) == set()

@@ -243,7 +243,7 @@ class TestDeath:
             assert all(state.is_settled for state in bench.states())
 
     def test_what_was_finished_can_be_taken_back(self, tmp_path: Path) -> None:
-        """A restore that was finished after a death is taken back like any other."""
+        """A restore that was finished after a death is rolled back like any other."""
         for bench in every_death(apply, tmp_path):
             bench.restart()
             bench.history().recover()
@@ -291,7 +291,7 @@ class TestFailure:
             bench.apply()
         _, (stuck,) = bench.history().recover()
         assert "undo database fails" in str(stuck.error())
-        assert f"--forget {RESTORE_ID}" in stuck.error().hint
+        assert f"--discard {RESTORE_ID}" in stuck.error().hint
         assert bench.states() == [RestoreState.UNDOING]
 
     def test_a_server_that_cannot_be_asked(self, bench: Bench) -> None:
@@ -341,7 +341,7 @@ class TestFailure:
         assert bench.states() == [RestoreState.ROLLED_BACK]
 
     def test_what_is_gone(self, bench: Bench) -> None:
-        """What a rollback needs is looked for before anything is taken back."""
+        """What a rollback needs is looked for before anything is rolled back."""
         record = bench.apply()
         bench.disk.parts["media"] = "old"
         with pytest.raises(RestoreError, match="this is gone: the old media"):

@@ -81,7 +81,7 @@ class TestRecovery:
         """The lane of restores settles it before it takes work, without anybody having asked, and says so."""
         cut_off(world, event)
         with WorkerProcess(world.portal, redis, "restore") as worker:
-            (found,) = worker.events("remains_found")
+            (found,) = worker.events("unfinished_work_found")
             assert said in found["detail"]
             assert_settled(world, event)
 
@@ -89,8 +89,8 @@ class TestRecovery:
         """The lane of restores settles it soon, without anybody having asked, and says so."""
         with WorkerProcess(world.portal, redis, "restore") as worker:
             cut_off(world, event)
-            wait_until(lambda: worker.events("remains_found"))
-            (found,) = worker.events("remains_found")
+            wait_until(lambda: worker.events("unfinished_work_found"))
+            (found,) = worker.events("unfinished_work_found")
             assert said in found["detail"]
             assert_settled(world, event)
 
@@ -108,7 +108,7 @@ def test_a_worker_of_another_lane(world: World, redis: EmbeddedRedis) -> None:
     cut_off(world, APPLIED)
     before = records(world)
     with WorkerProcess(world.portal, redis, "backup") as worker:
-        assert worker.events("remains_found") == []
+        assert worker.events("unfinished_work_found") == []
     assert records(world) == before
     world.job().recover()
     assert_settled(world, APPLIED)

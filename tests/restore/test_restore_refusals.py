@@ -14,6 +14,7 @@ from psycopg.sql import SQL
 from demo.compare import tree_contents
 from portal.ops.repository.sidecar import sidecar_of
 from portal.ops.restore.components import FilesPart
+from tests.support.portal import small_disk
 from tests.support.restores import done, dump_of, flip, mounted, plain, refused, snapshot
 from tests.support.restoring import ask
 
@@ -237,3 +238,18 @@ class TestNothingChanges:
 
         world.job(confirm=confirm).restore_full("latest")
         refused(results[0], 5, "another restore is running")
+
+
+def test_a_full_disk_of_the_repository_is_named(world: World, tmp_path: Path) -> None:
+    """Where not even the record of a restore can be written, the error has its path, and nothing was changed."""
+    with small_disk(tmp_path / "full", "2m"):
+        archives = tmp_path / "full"
+        archive = Path(shutil.copy(world.archive, archives))
+        shutil.copy(sidecar_of(world.archive), archives)
+        with suppress(OSError), (archives / "fill").open("wb") as file:
+            while True:
+                file.write(bytes(4096))
+                file.flush()
+        result = world.job(local_path=archives).restore_full(archive)
+        refused(result, 1, f"{archives}/", "no space left on device", "Free space on its file system")
+    assert world.state() == world.after

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class TestGoingBack:
-    """Which restore is taken back, and in which order."""
+    """Which restore is rolled back, and in which order."""
 
     def test_only_the_uppermost(self, world: World) -> None:
-        """A restore that another one lies on is not taken back before that one; then it is."""
+        """A restore that another one lies on is not rolled back before that one; then it is."""
         first = done(world.job(clock=noon).restore_full("latest")).restore_id
         execute(world.portal.database, "UPDATE mark SET value = 'between'")
         between = world.state()
@@ -32,7 +32,7 @@ class TestGoingBack:
         assert world.state() == world.after
 
     def test_one_that_is_not_in_the_way(self, world: World) -> None:
-        """Restores of different things can be taken back in any order."""
+        """Restores of different things can be rolled back in any order."""
         first = done(world.job().restore_database("latest")).restore_id
         done(world.job().restore_media("latest"))
         done(world.job().rollback(first))
@@ -45,19 +45,19 @@ class TestGoingBack:
         assert world.state() == world.before
 
     def test_what_it_needs_is_gone(self, world: World) -> None:
-        """Where the old database was dropped by hand, nothing is taken back, not even the files."""
+        """Where the old database was dropped by hand, nothing is rolled back, not even the files."""
         result = done(world.job().restore_full("latest"))
         world.server.drop_database(result.facts["database"]["kept_database"])
-        refused(world.job().rollback(), 1, "cannot be taken back any more", f"--forget {result.restore_id}")
+        refused(world.job().rollback(), 1, "cannot be rolled back any more", f"--discard {result.restore_id}")
         assert world.state() == world.before
 
     def test_twice(self, world: World) -> None:
-        """What was taken back is not taken back again, and its result offers no rollback."""
+        """What was rolled back is not rolled back again, and its result offers no rollback."""
         result = done(world.job().restore_full("latest"))
         assert result.to_dict()["rollback"] == f"./tools/restore.sh --rollback {result.restore_id}"
         assert done(world.job().rollback()).to_dict()["rollback"] is None
-        refused(world.job().rollback(result.restore_id), 1, "was taken back already")
-        refused(world.job().rollback(), 1, "there is no restore that could be taken back")
+        refused(world.job().rollback(result.restore_id), 1, "was rolled back already")
+        refused(world.job().rollback(), 1, "there is no restore that could be rolled back")
 
 
 class TestForgetting:
@@ -100,7 +100,7 @@ class TestForgetting:
         assert not any(old in name for name in world.stages())
 
     def test_never_the_newest(self, world: World) -> None:
-        """However short the time is, the last restore can be taken back."""
+        """However short the time is, the last restore can be rolled back."""
         done(world.job(rollback_days=0).restore_full("latest"))
         done(world.job().rollback())
         assert world.state() == world.after
@@ -149,7 +149,7 @@ class TestCutOff:
         assert any(
             restore_id in warning and "cannot be finished or undone now" in warning for warning in result.warnings
         )
-        refused(world.job().restore_media("latest"), 1, "has to be finished or undone first", f"--forget {restore_id}")
+        refused(world.job().restore_media("latest"), 1, "has to be finished or undone first", f"--discard {restore_id}")
         given_up = done(world.job().discard(restore_id))
         assert any("to be removed by hand" in warning for warning in given_up.warnings)
         done(world.job().restore_media("latest"))

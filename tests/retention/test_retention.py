@@ -175,10 +175,10 @@ class TestNeverRemoved:
         archives = [broken, *days(FULL, 100, 200, 300)]
         found = plan(archives, rule(count=2), NOW)
         assert kept(found) == {one.name for one in archives[:3]}
-        assert "not whole" in found.decisions[0].reasons[0]
+        assert "not complete" in found.decisions[0].reasons[0]
 
     def test_a_broken_base_breaks_its_chain(self) -> None:
-        """What needs something that is not whole is not whole."""
+        """What needs something incomplete is incomplete."""
         (base,) = days(MEDIA, 3, fault="damaged")
         (tip,) = days(MEDIA, 1, parent=base.name)
         archives = [tip, base, *days(MEDIA, 50, 60)]
@@ -367,19 +367,19 @@ class Oracle:
                 return found
             found |= {one for one in more if one}
 
-    def is_whole(self, one: Entry) -> bool:
+    def is_complete(self, one: Entry) -> bool:
         """Whether it could be restored."""
         if one.type is None or one.fault or (one.finding and not one.finding.intact):
             return False
-        return one.parent is None or (one.parent in self.by_name and self.is_whole(self.by_name[one.parent]))
+        return one.parent is None or (one.parent in self.by_name and self.is_complete(self.by_name[one.parent]))
 
     def stays(self, one: Entry) -> bool:
         """Whether something speaks for it beside its children."""
-        if one.pinned or not self.is_whole(one):
+        if one.pinned or not self.is_complete(one):
             return True
         assert one.type is not None
         numbers = self.policy.of(one.type)
-        alike = [other for other in self.archives if other.type is one.type and self.is_whole(other)]
+        alike = [other for other in self.archives if other.type is one.type and self.is_complete(other)]
         newer = [other for other in alike if (other.moment, other.name) > (one.moment, one.name)]
         is_young = NOW - one.moment <= timedelta(days=numbers.days)
         is_newest = len(newer) < max(1, numbers.count)

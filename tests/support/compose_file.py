@@ -141,3 +141,17 @@ class Service:
             return sys.executable
         there = "|".join(map(re.escape, self._places))
         return re.sub(rf"(?:{there})\b", lambda found: self._places[found[0]], text)
+
+
+def make_secrets(
+    directory: Path, *options: str, typed: str = "secret\n", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the script that makes secrets."""
+    return subprocess.run(
+        [ROOT / "tools" / "secrets.sh", *options, directory],
+        env={"PATH": os.environ["PATH"], **environment},
+        input=typed,
+        capture_output=True,
+        text=True,
+        check=False,
+    )

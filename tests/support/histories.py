@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from portal.ops.codec import encode
 from portal.ops.drill.report import DrillReport, DrillReports
 from portal.ops.manifest import Manifest
 from portal.ops.model import FORMAT_VERSION, INCREMENTAL_VERSION, BackupId, BackupType, Component, VerifyLevel
@@ -88,7 +89,7 @@ class History:
             checksum=CHECKSUM,
             message="looked at",
         )
-        RecordStore(self.path / DIRECTORY).write(backup_id, record.to_dict())
+        RecordStore(self.path / DIRECTORY).write(backup_id, encode(record))
 
     def pin(self, backup_id: str, reason: str) -> None:
         """A pin."""

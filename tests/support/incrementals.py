@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import tarfile
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from portal.ops.archive.reader import ArchiveReader
 from portal.ops.backup.increment import CACHE
 from portal.ops.backup.job import BackupConfig, BackupJob, BackupResult
+from portal.ops.chains.lineage import read_manifest
 from portal.ops.chains.reader import open_tree
 from portal.ops.model import RESTORE_DIRECTORY, SUFFIX
 from portal.ops.restore.job import RestoreConfig, RestoreJob, RestoreResult
@@ -19,9 +23,9 @@ from tests.support.archives import Tree, entry_in_archive, tree_on_disk
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from portal.ops.archive.index import MemberType
+    from portal.ops.manifest import Manifest
 
 _OURS: Final = os.fsencode(RESTORE_DIRECTORY)
 
@@ -124,3 +128,23 @@ def tree_of_chain(path: Path) -> Tree:
                 member, content, tree, "media"
             )
     return tree
+
+
+def manifest_of(result: BackupResult) -> Manifest:
+    """What the archive of a backup says of itself."""
+    found = read_manifest(Path(result.destination_path))
+    assert found is not None
+    return found
+
+
+def held(result: BackupResult) -> dict[str, MemberType]:
+    """The members of the archive of a backup."""
+    return members_of(Path(result.destination_path))
+
+
+def deleted(result: BackupResult) -> list[str]:
+    """The list of what is gone, as a stranger reads it."""
+    with tarfile.open(result.destination_path) as archive:
+        file = archive.extractfile(f"{result.backup_id}/deleted.jsonl")
+        assert file is not None
+        return [json.loads(line)["path"] for line in file]

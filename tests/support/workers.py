@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
 
 from portal.ops.settings.load import load_settings
-from worker.client import Client, TaskState, new_task_id
+from worker.client import Client, TaskState
 from worker.operations import Queue
+from worker.task_ids import new_task_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable

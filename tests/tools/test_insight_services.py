@@ -116,7 +116,7 @@ def test_a_failure_that_passes_by_itself_is_not_told(portal: Portal, redis: Embe
         variables["DD_DATABASE_PORT"] = str(detour.port)
         with WorkerProcess(portal, redis, "backup", **variables) as worker:
             task_id = submit(redis, BACKUP_FULL, moment=MOMENT)
-            wait_until(lambda: worker.events("task_put_off"))
+            wait_until(lambda: worker.events("task_postponed"))
             detour.open()
             assert result_of(redis, task_id).result["success"]
     assert [path for path, _ in web_server.asked if path.startswith("/ping")] == ["/ping"]

@@ -97,7 +97,7 @@ class TestTheSameAsWithoutAWorker:
         path.unlink()
 
     def test_a_restore_and_its_rollback(self, service: tuple[Portal, EmbeddedRedis, WorkerProcess]) -> None:
-        """A restore by a worker is planned, done and taken back as any other."""
+        """A restore by a worker is planned, done and rolled back as any other."""
         portal, redis, _ = service
         run(portal, redis.url, "backup.sh", "full")
         before = tree_contents(portal.uploads)

@@ -167,7 +167,7 @@ def test_a_file_of_any_name(changed: Portal, renamed: Path, postgres: EmbeddedPo
 
 
 def test_an_older_record(changed: Portal, postgres: EmbeddedPostgres) -> None:
-    """A restore whose record has the name of a file and a relative path is listed and taken back as any other."""
+    """A restore whose record has the name of a file and a relative path is listed and rolled back as any other."""
     before = state(changed, postgres)
     restore_id = run(changed, "latest", "--force")["restore_id"]
     path = changed.archives / ".restores" / f"{restore_id}.json"
@@ -204,7 +204,7 @@ def test_nothing_to_take_back(portal: Portal) -> None:
 
 
 def test_what_is_kept_is_shown_and_forgotten(changed: Portal) -> None:
-    """Both lists show a restore and what is kept of it; --forget asks, and with --force removes it."""
+    """Both lists show a restore and what is kept of it; --discard asks, and with --force removes it."""
     restore_id = run(changed, "latest", "--force")["restore_id"]
     (listed,) = run(changed, "--rollback", "--list")["restores"]
     assert (listed["restore_id"], listed["can_be_taken_back"]) == (restore_id, True)
@@ -213,8 +213,8 @@ def test_what_is_kept_is_shown_and_forgotten(changed: Portal) -> None:
     assert json.loads(ended.stdout)["restores"] == [listed]
     assert restore_id in ended.stderr
     assert f"keeps {listed['kept'][0]}" in ended.stderr
-    run(changed, "--rollback", "--forget", restore_id, code=3)
-    run(changed, "--rollback", "--forget", restore_id, "--force")
+    run(changed, "--rollback", "--discard", restore_id, code=3)
+    run(changed, "--rollback", "--forget", restore_id, "--force")  # as releases before call it
     assert run(changed, "--rollback", "--list")["restores"] == []
 
 
@@ -230,7 +230,7 @@ def test_all_that_is_in_the_way_is_shown(changed: Portal) -> None:
     [
         (),
         ("--list",),
-        ("--forget", "restore_1"),
+        ("--discard", "restore_1"),
         ("--rollback", "--dry-run"),
         ("latest", "--database-only", "--media-only"),
         ("latest", "--mode", "sideways"),

@@ -168,7 +168,7 @@ def test_it_ends_while_the_broker_says_nothing(portal: Portal, redis: EmbeddedRe
         with FlowerProcess(portal, redis, CELERY_BROKER_URL=url) as flower:
             silent.accept()  # it waits for an answer from here on
             assert flower.end(signal.SIGTERM) == 0
-            assert "flower_leaving" in flower.text()
+            assert "flower_stopping" in flower.text()
 
 
 def test_it_ends_when_nobody_reads_what_it_says(portal: Portal, redis: EmbeddedRedis) -> None:

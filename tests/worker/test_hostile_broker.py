@@ -25,7 +25,7 @@ from tests.support.workers import (
     submit,
     wait_until,
 )
-from worker.app import make_app
+from worker.application import make_app
 from worker.operations import BACKUP_MEDIA, PING, PRUNE_REPOSITORY, VERIFY_ARCHIVE
 from worker.rejections import ASIDE, Rejections
 

@@ -40,7 +40,7 @@ from tests.support.workers import (
     use_repository,
     wait_until,
 )
-from worker.app import make_app
+from worker.application import make_app
 from worker.authorization import Authorizations
 from worker.operations import BACKUP_FULL, RESTORE_ARCHIVE, Queue
 from worker.progress import STATE
@@ -347,7 +347,7 @@ def test_a_worker_sweeps_what_an_earlier_one_left(portal: Portal) -> None:
             connection.flushdb()
         with WorkerProcess(portal, redis, "backup") as second:
             assert not [name for name in portal.left() if name.endswith(".partial")]
-            said = [event for event in second.events() if event["event"] in ("remains_swept", "worker_ready")]
+            said = [event for event in second.events() if event["event"] in ("unfinished_work_removed", "worker_ready")]
     assert {event["name"] for event in said[:-1]} == remains
     assert said[-1]["event"] == "worker_ready"
 

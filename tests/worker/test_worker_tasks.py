@@ -407,7 +407,7 @@ class TestRestores:
     def test_a_rollback_that_was_done_is_not_refused_later(
         self, service: tuple[Portal, EmbeddedRedis, WorkerProcess]
     ) -> None:
-        """A second delivery after the result is lost finds that it was taken back, and says so."""
+        """A second delivery after the result is lost finds that it was rolled back, and says so."""
         from redis import Redis
 
         portal, redis, _ = service

@@ -19,7 +19,7 @@ BACKUP_COMMANDS: Final = {
     "status": ("status", "show the backup status; exit code 1 if a target is missed", "reading the archives"),
     "verify": ("verify", "check that an archive is intact", "reading the archive"),
     "extract": ("extract", "take one file out of an archive", "reading the archive"),
-    "drill": ("drill", "test a restore: restore, compare everything, throw it away", "preparing the drill"),
+    "drill": ("drill", "test a restore: restore, compare everything, remove it", "preparing the drill"),
     "prune": ("prune", "remove old archives as the retention policy says", "deciding what to keep"),
     "offsite": ("offsite", "copy archives off-site; list, verify, fetch and prune copies", "asking the store"),
     "keygen": ("keygen", "make the key that off-site copies are encrypted for", "making a key"),

@@ -33,7 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         parser.add_argument(
             "--confirm-loss",
             action="store_true",
-            help="back up uploads or an audit log that have lost nearly everything since the last backup",
+            help="back up what has lost nearly everything since the last backup, or to another repository than then",
+        )
+    else:
+        parser.add_argument(
+            "--confirm-loss", action="store_true", help="back up to another repository than the last backup"
         )
     tasks.add_options(parser, with_wait=True)
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def deliver_cluster(settings: Settings, show: Callable[[Step], None], arguments: argparse.Namespace) -> int:
     """Recover the cluster into a new directory; no server and no live data is touched."""
     from portal.ops.pitr.data_dir import deliver, plan_delivery
-    from portal.ops.pitr.moment import parse_moment
-    from portal.ops.pitr.plan import clock_offset
+    from portal.ops.pitr.moment import parse_moment, shown
+    from portal.ops.pitr.plan import clock_offset, with_last_transaction
     from portal.ops.pitr.wal_archive import WalArchive
     from portal.ops.repository.repository import Repository
     from portal.ops.runtime.process import SystemRunner
@@ -27,9 +27,11 @@ def deliver_cluster(settings: Settings, show: Callable[[Step], None], arguments:
 
     repository = Repository(settings.local_path, lock_timeout=settings.lock_timeout)
     ahead = clock_offset(WalArchive.current(repository))
-    moment = parse_moment(arguments.at, utc_now() + ahead, settings.schedules.time_zone)
+    zone = settings.schedules.time_zone
+    moment = parse_moment(arguments.at, utc_now() + ahead, zone)
     directory = Path(arguments.data_dir).absolute()
-    plan = plan_delivery(repository, moment, directory)
+    plan = plan_delivery(repository, moment, directory, zone)
+    plan = with_last_transaction(plan, runner=SystemRunner(), bin_dir=settings.pg_bin_dir)
     for line in plan.lines():
         say(line)
     if arguments.dry_run:
@@ -38,7 +40,7 @@ def deliver_cluster(settings: Settings, show: Callable[[Step], None], arguments:
         return 0
     meter = Meter(show)
     meter.phase = "cluster"
-    meter.expect = lambda: int(plan.facts["bytes"])
+    meter.expect = lambda: plan.combined_bytes or plan.cluster_bytes
     delivered = deliver(
         repository,
         plan,
@@ -49,7 +51,7 @@ def deliver_cluster(settings: Settings, show: Callable[[Step], None], arguments:
         lock_timeout=settings.lock_timeout,
         advance=meter.advance,
     )
-    say(f"\nthe cluster is in {delivered.directory}, as of {delivered.moment:%Y-%m-%d %H:%M:%S} UTC")
+    say(f"\nthe cluster is in {delivered.directory}, as of {shown(delivered.moment, zone)}")
     for note in delivered.notes:
         say(f"  {note}")
     say("to start it:")

@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run a drill, or have a worker run it."""
     from portal.ops.drill.job import DrillJob
     from portal.ops.drill.portal_checks import PortalCheckConfig
-    from portal.ops.monitoring.observer import Aftermath
+    from portal.ops.monitoring.observer import Observers
     from portal.ops.restore.config import RestoreConfig
 
     settings, show = watched_settings()
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         given = DrillArguments(archive=tasks.absolute(arguments.archive))
         return tasks.do_remotely(settings, show, arguments, DRILL_RESTORE, given)
     archive = archive_at_hand(settings, show, arguments.archive)
-    config, observer = RestoreConfig.from_settings(settings), Aftermath(settings)
+    config, observer = RestoreConfig.from_settings(settings), Observers(settings)
     checks = PortalCheckConfig.from_settings(settings)
     report = DrillJob(config, checks=checks, progress=show, actor=person(), observer=observer).run(archive)
     if archive != arguments.archive:

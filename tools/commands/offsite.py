@@ -78,9 +78,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _known(settings: Settings) -> dict[str, Any]:
-    from portal.ops.monitoring.observer import Aftermath
+    from portal.ops.monitoring.observer import Observers
 
-    return {"actor": person(), "observer": Aftermath(settings)}
+    return {"actor": person(), "observer": Observers(settings)}
 
 
 # -- copy -------------------------------------------------------------------------------------------------------------

@@ -20,14 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Pin or unpin an archive."""
-    from portal.ops.monitoring.observer import Aftermath
+    from portal.ops.monitoring.observer import Observers
     from portal.ops.retention.pin import pin, unpin
     from portal.ops.runtime.environment import current_settings
 
     settings = current_settings()
     from portal.ops.codec import encode
 
-    place, observer, name = repository(settings), Aftermath(settings), arguments.archive
+    place, observer, name = repository(settings), Observers(settings), arguments.archive
     if arguments.command == "pin":
         found = pin(place, name, reason=arguments.reason, actor=person(), observer=observer)
         say(f"pinned: {found.backup_id}; prune keeps it")

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Remove old archives, or show which ones would be removed."""
     from portal.ops.backup.job import BackupConfig
-    from portal.ops.monitoring.observer import Aftermath
+    from portal.ops.monitoring.observer import Observers
     from portal.ops.restore.cleanup import CleanupJob
     from portal.ops.restore.config import RestoreConfig
     from portal.ops.runtime.environment import current_settings
@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = current_settings()
     watched_log(settings.log_format)
     config = BackupConfig.from_settings(settings)
-    restoring, observer = RestoreConfig.from_settings(settings), Aftermath(settings)
+    restoring, observer = RestoreConfig.from_settings(settings), Observers(settings)
     job = CleanupJob(repository(settings), config.retention, restoring, actor=person(), observer=observer)
     cleaned = job.run(dry_run=arguments.dry_run)
     result = cleaned.pruned

@@ -106,13 +106,13 @@ def _pruned(removed: Sequence[Decision], warnings: tuple[str, ...]) -> Pruned:
 
 def _job(settings: Settings) -> CleanupJob:
     from portal.ops.backup.config import BackupConfig
-    from portal.ops.monitoring.observer import Aftermath
+    from portal.ops.monitoring.observer import Observers
     from portal.ops.restore.cleanup import CleanupJob
     from portal.ops.restore.config import RestoreConfig
 
     policy = BackupConfig.from_settings(settings).retention
     config = RestoreConfig.from_settings(settings)
-    return CleanupJob(repository(settings), policy, config, actor=person(), observer=Aftermath(settings))
+    return CleanupJob(repository(settings), policy, config, actor=person(), observer=Observers(settings))
 
 
 def _not_removed(why: Any) -> str:

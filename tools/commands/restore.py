@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import ConfigurationError, NotConfirmedError
 from tools import tasks
-from tools.jobs import archive_at_hand, restore_job
+from tools.jobs import archive_at_hand, person, restore_job
 from tools.terminal.output import ask, print_result, say, say_error, warn
 from tools.terminal.run import watched_settings
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Mapping, Sequence
+    from datetime import tzinfo
 
     from portal.ops.restore.job import RestoreJob, RestoreResult
     from portal.ops.restore.plan import RestorePlan
@@ -75,8 +76,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Refuse arguments that do not go together."""
-    if arguments.list or arguments.forget:
-        parser.error("--list and --forget need --rollback")
+    if arguments.list or arguments.discard:
+        parser.error("--list and --discard need --rollback")
     if arguments.at and arguments.archive:
         parser.error("--at finds the archives itself; name none")
     if arguments.data_dir and not arguments.at:
@@ -93,6 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Restore an archive, or have a worker do it."""
     settings, show = watched_settings()
     if arguments.data_dir:
+        moment_at_hand(settings, show, arguments)
         from tools.commands.data_dir import deliver_cluster
 
         return deliver_cluster(settings, show, arguments)
@@ -101,9 +103,30 @@ def run(arguments: argparse.Namespace) -> int:
         return _restore_remotely(Workers(settings, show, arguments), person)
     if arguments.archive:
         arguments.archive = archive_at_hand(settings, show, arguments.archive)
+    if arguments.at:
+        moment_at_hand(settings, show, arguments)
     result = _restore(restore_job(settings, show, person.confirm, **_given(arguments)), arguments)
     person.report(result.to_dict())
     return result.exit_code
+
+
+def moment_at_hand(settings: Settings, show: Callable[[Step], None], arguments: argparse.Namespace) -> None:
+    """Have what leads to a moment here, also from off-site."""
+    from portal.ops.monitoring.observer import Observers
+    from portal.ops.restore import moment_offsite
+    from portal.ops.restore.config import RestoreScope
+
+    fetched = moment_offsite.moment_at_hand(
+        settings,
+        arguments.at,
+        RestoreScope.DATABASE if arguments.data_dir else RestoreScope(arguments.scope or "full"),
+        media_dir=arguments.media_dir,
+        progress=show,
+        actor=person(),
+        observer=Observers(settings),
+    )
+    if fetched:
+        say(f"fetched from off-site: {', '.join(fetched)}")
 
 
 def wait(arguments: argparse.Namespace) -> int:
@@ -175,7 +198,7 @@ def _restore_remotely(workers: Workers, person: Person) -> int:
     from worker.operations import RESTORE_ARCHIVE
 
     arguments = workers.arguments
-    given = _given_remotely(arguments)
+    given = _given_remotely(arguments, workers.settings.schedules.time_zone)
     if arguments.dry_run or not arguments.force:
         plan, exit_code = workers.hand_over(RESTORE_ARCHIVE, replace(given, dry_run=True), authorize=False).result()
         if arguments.dry_run or exit_code:
@@ -199,8 +222,9 @@ def finish(task: RemoteTask, person: Person, arguments: argparse.Namespace, *, i
     return exit_code
 
 
-def _given_remotely(arguments: argparse.Namespace) -> RestoreArguments:
-    """The task's arguments that the command line has."""
+def _given_remotely(arguments: argparse.Namespace, zone: tzinfo) -> RestoreArguments:
+    """The task's arguments that the command line has; a moment gets the offset that is meant here."""
+    from portal.ops.pitr.moment import with_offset
     from worker.arguments import RestoreArguments
 
     given = _given(arguments)
@@ -210,7 +234,7 @@ def _given_remotely(arguments: argparse.Namespace) -> RestoreArguments:
     return RestoreArguments(
         **given,
         archive="" if arguments.at else tasks.absolute(arguments.archive),
-        at=arguments.at,
+        at=with_offset(arguments.at, zone) if arguments.at else None,
         scope=arguments.scope or "full",
         moment=tasks.now(),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import TYPE_CHECKING
 
 from portal.ops.errors import NotConfirmedError
@@ -12,8 +13,6 @@ from tools.terminal.output import print_result, say
 from tools.terminal.run import watched_settings
 
 if TYPE_CHECKING:
-    import argparse
-
     from portal.ops.restore.job import RestoreJob
 
 
@@ -21,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what a rollback takes."""
     parser.add_argument("--rollback", action="store_true", help="roll the last restore back, or the one named")
     parser.add_argument("--list", action="store_true", help="with --rollback: show what can be rolled back")
-    parser.add_argument("--forget", metavar="RESTORE_ID", help="with --rollback: discard that restore's rollback data")
+    parser.add_argument("--discard", metavar="RESTORE_ID", help="with --rollback: discard that restore's rollback data")
+    parser.add_argument("--forget", dest="discard", help=argparse.SUPPRESS)  # as releases before called it
 
 
 def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     job = restore_job(settings, show, person.confirm)
     if arguments.list:
         return _list(job)
-    if not arguments.forget and tasks.is_remote(settings, arguments):
+    if not arguments.discard and tasks.is_remote(settings, arguments):
         from worker.arguments import RollbackArguments
         from worker.operations import RESTORE_ROLLBACK
 
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise NotConfirmedError(NOT_CONFIRMED, hint=SAY_YES)
         task = Workers(settings, show, arguments).hand_over(RESTORE_ROLLBACK, RollbackArguments(restore_id=restore_id))
         return finish(task, person, arguments, is_rollback=True)
-    result = job.discard(arguments.forget) if arguments.forget else job.rollback(arguments.archive)
+    result = job.discard(arguments.discard) if arguments.discard else job.rollback(arguments.archive)
     person.report(result.to_dict(), is_rollback=True)
     return result.exit_code
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from portal.ops.units import span
 from tools.terminal.output import print_result, say
 from tools.terminal.run import watched_settings
 
@@ -88,7 +89,7 @@ def _line(line: Mapping[str, Any], zone: ZoneInfo, now: datetime) -> str:
     elif line["due_since"]:
         text += f"{'due since ' + _wall(line['due_since'], zone):<36} "
     else:
-        text += f"{'next ' + _wall(line['next'], zone) + ', in ' + _span((line['next'] - now).total_seconds()):<36} "
+        text += f"{'next ' + _wall(line['next'], zone) + ', in ' + span(line['next'] - now):<36} "
     if last is None:
         return text + "never done"
     return text + f"last {_wall(last['moment'], zone)} {last['outcome']}: {last['error'] or last['subject']}"
@@ -96,12 +97,6 @@ def _line(line: Mapping[str, Any], zone: ZoneInfo, now: datetime) -> str:
 
 def _wall(moment: datetime, zone: ZoneInfo) -> str:
     return f"{moment.astimezone(zone):%Y-%m-%d %H:%M}"
-
-
-def _span(seconds: float) -> str:
-    minutes = int(seconds // 60) + 1
-    hours, days = minutes // 60, minutes // 1440
-    return f"{days} d" if days > 1 else f"{hours} h" if hours > 1 else f"{minutes} min"
 
 
 def _facts(line: Mapping[str, Any]) -> dict[str, Any]:

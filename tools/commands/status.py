@@ -19,7 +19,7 @@ def add_arguments(_parser: argparse.ArgumentParser, _name: str) -> None:
 def run(_: argparse.Namespace) -> int:
     """Compare the repository with the targets."""
     from portal.ops.monitoring.facts import read_status
-    from portal.ops.monitoring.observer import Aftermath
+    from portal.ops.monitoring.observer import Observers
     from portal.ops.monitoring.text import status_lines
     from portal.ops.runtime.environment import current_settings
     from portal.ops.runtime.progress import utc_now
@@ -28,7 +28,7 @@ def run(_: argparse.Namespace) -> int:
     settings = current_settings()
     watched_log(settings.log_format)
     status = read_status(settings, utc_now())
-    Aftermath(settings).refresh(status)
+    Observers(settings).refresh(status)
     for line in status_lines(status):
         say(line)
     print_result(status.to_dict())

@@ -164,7 +164,7 @@ def _archives(story: Story) -> Iterator[tuple[str, str]]:
     yield ("good" if verified == total else "warm"), f"{verified:,} of {total:,} archives have been verified."
     if damaged:
         yield "bad", f"{damaged:,} {'archive is' if damaged == 1 else 'archives are'} damaged."
-    if not_complete := sum(map(len, story.status.facts.not_whole.values())):
+    if not_complete := sum(map(len, story.status.facts.incomplete.values())):
         yield "bad", f"{not_complete:,} {'archive is' if not_complete == 1 else 'archives are'} not complete."
 
 

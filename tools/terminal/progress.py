@@ -87,7 +87,7 @@ class Bar:
             output.clear_line()
 
     def _draw(self, phase: str, done: int, total: int | None) -> None:
-        from portal.ops.units import human_bytes
+        from portal.ops.units import duration, human_bytes
 
         text = f"{phase:<10} {human_bytes(done):>8}"
         text += f"  {human_bytes(self._pace.rate)}/s" if self._pace.rate else ""
@@ -96,7 +96,7 @@ class Bar:
             full = width * done // total
             text += f"  [{'#' * full}{'.' * (width - full)}] {100 * done // total:3d} %"
             left = self._pace.seconds_left(total)
-            text += f"  {_duration(left)} left" if left is not None else ""
+            text += f"  {duration(left)} left" if left is not None else ""
         output.draw_line(text)
 
 
@@ -170,11 +170,3 @@ def _foreground() -> int:
         return os.tcgetpgrp(sys.stderr.fileno())
     except OSError:  # a terminal that is not this session's own
         return os.getpgrp()
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}:{minutes:02d} h"
-    return f"{minutes}:{rest:02d} min" if minutes else f"{rest} s"

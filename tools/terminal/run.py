@@ -12,6 +12,7 @@ from portal.ops.errors import OpsError
 from portal.ops.units import printable
 from tools.terminal.output import hush, print_result, say_error
 from tools.terminal.progress import Bar, BarAwareStream
+from worker.command_lines import show_commands
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping
@@ -46,6 +47,7 @@ class StoppedError(BaseException):
 
 def run_command(main: Callable[[], int]) -> NoReturn:
     """Run a command to its exit."""
+    show_commands()
     _open_standard_streams()
     for number in _STOPPING:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from portal.ops.restore.config import RestoreConfig, RestoreResult, RestoreScope
 from portal.ops.restore.job import RestoreJob
+from portal.ops.restore.moment_offsite import moment_at_hand
 from worker.allowed_paths import check_place
 from worker.arguments import RestoreArguments, RollbackArguments, word
 from worker.authorization import Authorizations
@@ -24,6 +25,15 @@ def restore(request: TaskRequest) -> Outcome:
     settings, allowed = request.settings, request.settings.worker.allowed_paths
     if arguments.at is None:
         arguments = replace(arguments, archive=archive_at_hand(request, arguments, arguments.archive))
+    else:
+        moment_at_hand(
+            settings,
+            arguments.at,
+            word(RestoreScope, arguments.scope),
+            media_dir=arguments.media_dir,
+            progress=request.progress,
+            **request.known(arguments),
+        )
     if arguments.media_dir is not None:
         uploads = (settings.upload_dir,) if settings.upload_dir else ()
         check_place(arguments.media_dir, (*uploads, *allowed))

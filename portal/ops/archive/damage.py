@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from portal.ops.archive.index import Member, MemberType
 from portal.ops.errors import NotIntactError
-
-HINT: Final = "Take another archive: './tools/backup.sh list' shows them."
+from portal.ops.hints import another_archive
 
 
 class Damage(NamedTuple):
@@ -34,7 +33,7 @@ class DamagedError(NotIntactError):
     """A damage met on the way."""
 
     def __init__(self, damage: Damage) -> None:
-        super().__init__(str(damage), hint=HINT)
+        super().__init__(str(damage), hint=another_archive())
         self.damage = damage
 
 

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Final, Self
 
 from isal import igzip
 
-from portal.ops.archive.damage import HINT, Damage, DamagedError, checked, is_below
+from portal.ops.archive.damage import Damage, DamagedError, checked, is_below
 from portal.ops.archive.frame import DeflateError
 from portal.ops.archive.index import MANIFEST, NAME, Member, MemberType
 from portal.ops.errors import NotIntactError
+from portal.ops.hints import another_archive
 from portal.ops.manifest import Manifest
 from portal.ops.model import BackupId, Component, timestamp
 
@@ -255,5 +256,5 @@ def _nanoseconds(found: tarfile.TarInfo) -> int:
 
 def _damaged(error: BaseException, path: str | None = None) -> NotIntactError:
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, EOFError):
-        return NotIntactError(f"the archive cannot be read: {os.strerror(error.errno)}", hint=HINT)
+        return NotIntactError(f"the archive cannot be read: {os.strerror(error.errno)}", hint=another_archive())
     return DamagedError(Damage(what=f"the archive is damaged from here on ({error})", path=path))

@@ -17,7 +17,7 @@ from portal.ops.backup.walk import FileTree, identity, tree_bytes
 from portal.ops.chains.deletions import encode_deletions
 from portal.ops.chains.state_cache import Content, Totals
 from portal.ops.manifest import Manifest, room_for
-from portal.ops.model import DELETED, INCREMENTAL_VERSION, Component, timestamp, version_of
+from portal.ops.model import CLUSTER_VERSION, DELETED, INCREMENTAL_VERSION, Component, timestamp, version_of
 from portal.ops.postgres.credential_key import credential_detail
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import available_cores
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from portal.ops.backup.config import BackupConfig
     from portal.ops.backup.increment import Increment
     from portal.ops.model import BackupId
+    from portal.ops.pitr.base_chain import BaseParent
     from portal.ops.repository.pending import PendingArchive
     from portal.ops.repository.repository import Repository
     from portal.ops.runtime.process import ProcessRunner
@@ -84,6 +85,7 @@ class Collection:
         runner: what starts pg_dump.
         meter: told how much was read.
         increment: what an incremental follows and takes; nothing for a backup that stands by itself.
+        base_parent: the base backup that an incremental one follows.
     """
 
     config: BackupConfig
@@ -94,6 +96,7 @@ class Collection:
     runner: ProcessRunner
     meter: Meter
     increment: Increment | None = None
+    base_parent: BaseParent | None = None
     _dump_bytes: int = 0
     _file_bytes: int | None = None
     _deleted: Sequence[str] = ()
@@ -145,7 +148,9 @@ class Collection:
         elif component is Component.CLUSTER:
             from portal.ops.backup.cluster import copy_cluster  # late: it brings the database driver
 
-            self._details[component.value] = copy_cluster(self.config, self.runner, writer, self.meter)
+            self._details[component.value] = copy_cluster(
+                self.config, self.runner, writer, self.meter, self.base_parent
+            )
         else:
             if not writer.reserved:
                 writer.reserve(room_for(()))
@@ -255,11 +260,12 @@ class Collection:
 
     def _chain(self) -> dict[str, Any]:
         """The manifest's keys that say what it follows, and its format."""
-        if self.increment is None:
+        followed = self.increment or self.base_parent
+        if followed is None:
             return {"format_version": version_of(self.backup_id.type, None)}
-        base, parent = self.increment.line[0], self.increment.parent
+        base, parent = followed.line[0], followed.line[-1]
         return {
-            "format_version": INCREMENTAL_VERSION,
+            "format_version": INCREMENTAL_VERSION if self.increment else CLUSTER_VERSION,
             "parent": parent.name,
             "parent_sha256": parent.sha256,
             "base": base.name,

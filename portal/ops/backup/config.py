@@ -14,6 +14,7 @@ from portal.ops.model import BackupType, Component, Compression, timestamp, vers
 from portal.ops.offsite.config import OffsiteConfig
 from portal.ops.retention.policy import RetentionPolicy, RetentionRule, own_rules
 from portal.ops.runtime.commands import AroundCommands, around_commands
+from portal.ops.settings.database_url import NamesDatabase
 from portal.ops.settings.destination import DestinationError, with_own_names
 from portal.ops.settings.load import DatabaseTarget, OffsiteSettings, Secret, Settings, refuse_unbuilt
 
@@ -35,7 +36,7 @@ class BackupDestination(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackupConfig:
+class BackupConfig(NamesDatabase):
     """What to back up, and where to.
 
     Arguments:
@@ -62,7 +63,8 @@ class BackupConfig:
         dump_timeout: seconds that pg_dump may take.
         lock_timeout: seconds to wait for a lock.
         rollback_days: days to keep the rollback data of restores, which a cleanup discards after that.
-        confirm_loss: back up a source that has lost nearly everything since the last backup; it is refused otherwise.
+        confirm_loss: back up a source that has lost nearly everything since the last backup, and to a repository that
+            is not the one that was used there before; it is refused otherwise.
         repository_id: the id of the repository that is meant; a backup to another one is refused. Empty for any.
         jobs: processes and threads that work at once; by default the cores there are.
         compression: how hard to compress; ``auto`` is as hard as the source leaves time for.
@@ -240,20 +242,6 @@ class BackupConfig:
             credential_key=settings.portal.credential_key,
             commands=around_commands(settings.portal),
             unbuilt=settings.unbuilt,
-        )
-
-    @property
-    def database(self) -> DatabaseTarget:
-        """The database to dump."""
-        password = self.db_password
-        return DatabaseTarget(
-            host=self.db_host,
-            port=self.db_port,
-            name=self.db_name,
-            user=self.db_user,
-            password=Secret(password) if isinstance(password, str) else password,
-            options=self.db_options,
-            lock_seconds=self.lock_timeout,
         )
 
     @property

@@ -150,8 +150,7 @@ def plan_increment(
     before = _tree(line[-1])
     assert config.media_path is not None
     for place in (repository.path / CACHE, repository.path / CACHE, None):
-        state = _opened(place)
-        if state is None:
+        if (state := _opened(place)) is None:
             continue
         with ExitStack() as opened:
             opened.callback(state.close)
@@ -165,7 +164,7 @@ def plan_increment(
                 )
                 opened.callback(search.tree.close)
                 is_enough = was_compared and is_all_read
-                delta = search.of(named) if named is not None and is_enough else search.everything()
+                delta = search.everything() if named is None or not is_enough else search.of(named)
                 opened.pop_all()
                 return Increment(line=line, state=state, delta=delta, before=before, place=place, tree=search.tree)
             except sqlite3.Error as error:
@@ -264,7 +263,7 @@ def _manifest(archive: ArchiveFile) -> Manifest | None:
     try:
         return read_manifest(archive.path)
     except OpsError as error:
-        log.warning("archive_passed_over", name=archive.name, error=error.message)
+        log.warning("archive_skipped", name=archive.name, error=error.message)
         return None
 
 
@@ -273,7 +272,7 @@ def _is_known_damaged(found: Verifications, backup_id: str) -> bool:
     try:
         record = found.of(backup_id)
     except OpsError as error:
-        log.warning("finding_unreadable", name=backup_id, error=error.message)
+        log.warning("verification_unreadable", name=backup_id, error=error.message)
         return True
     return record is not None and not record.intact
 
@@ -312,4 +311,4 @@ def _forgiven() -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError, OpsError) as error:
-        log.warning("cache_left_behind", error=str(error))
+        log.warning("cache_outdated", error=str(error))

@@ -25,11 +25,13 @@ from portal.ops.archive.open import open_archive
 from portal.ops.backup.collect import Collection
 from portal.ops.backup.config import BackupResult
 from portal.ops.backup.increment import BaseNeededError
-from portal.ops.backup.strategy import Base, plan_incremental
+from portal.ops.backup.strategy import Base, plan_incremental, plan_incremental_cluster
 from portal.ops.backup.walk import identity
 from portal.ops.errors import ConfigurationError, DiskFullError, OpsError, SourceError
 from portal.ops.filesystem.refusals import unreadable
+from portal.ops.hints import Advice
 from portal.ops.model import BackupId, BackupType, Component
+from portal.ops.pitr.base_chain import FullBaseNeededError
 from portal.ops.pitr.scratch import sweep_scratch
 from portal.ops.repository.access_log import Action, Outcome
 from portal.ops.repository.faults import disk_full, explain_any, is_full
@@ -141,7 +143,7 @@ class BackupRun:
         chain = self.repository.chain() if request.incremental else nullcontext()
         with self.repository.shared(), chain:
             for name in (*self.repository.sweep(), *sweep_scratch(self.repository)):
-                log.warning("remains_swept", name=name)
+                log.warning("unfinished_work_removed", name=name)
             with self.repository.pending(request.backup_id) as pending:
                 if pending is None:
                     return self._existing(self.repository.archive_path(request.backup_id), result)
@@ -151,7 +153,14 @@ class BackupRun:
                         strategy.increment.settle()
                         return self._unchanged(strategy.increment.parent, result)
                     self._check_space(strategy.expected_bytes)
-                    return self._write(request, strategy, pending, result)
+                    try:
+                        return self._write(request, strategy, pending, result)
+                    except FullBaseNeededError as reason:
+                        log.info("full_base_needed", reason=str(reason))
+                        pending.out.truncate(0)
+                strategy = self._whole(request, components)
+                self._check_space(strategy.expected_bytes)
+                return self._write(request, strategy, pending, result)
 
     def _check(self, request: BackupRequest) -> tuple[Component, ...]:
         """What the backup has to hold, once it is clear that it can be made."""
@@ -161,7 +170,7 @@ class BackupRun:
             raise ConfigurationError(
                 "paths that have changed were named for a backup of everything", hint="Ask for an incremental one."
             )
-        self.repository.prepare(self.config.repository_id)
+        self.repository.prepare_for_backup(self.config.repository_id, is_confirmed=self.config.confirm_loss)
         self._check_sources(components)
         return components
 
@@ -174,6 +183,15 @@ class BackupRun:
                 return plan_incremental(self.repository, self.config, request.changed, pending, meter.advance)
             except BaseNeededError as reason:
                 log.info("base_needed", reason=str(reason))
+        if request.backup_id.type is BackupType.BASE:
+            try:
+                return plan_incremental_cluster(self.repository, self.config.lock_timeout)
+            except FullBaseNeededError as reason:
+                log.info("full_base_needed", reason=str(reason))
+        return self._whole(request, components)
+
+    def _whole(self, request: BackupRequest, components: tuple[Component, ...]) -> Base:
+        """Everything."""
         return Base(
             repository=self.repository,
             components=components,
@@ -193,6 +211,7 @@ class BackupRun:
             runner=self.runner,
             meter=Meter(self.progress),
             increment=strategy.increment,
+            base_parent=strategy.base_parent,
         )
         with closing(collection.run(result.timestamp)) as written:
             path = pending.commit(written.digest)
@@ -213,7 +232,7 @@ class BackupRun:
             if not self.config.wal:
                 raise ConfigurationError(
                     "a base backup is worth nothing without the WAL that follows it, and BACKUP_WAL is off",
-                    hint="Set BACKUP_WAL=on and start the WAL service: tools/service.sh wal.",
+                    hint=f"Set BACKUP_WAL=on and start the WAL service: {Advice.RECEIVE_WAL}.",
                 )
             return (Component.CLUSTER,)
         component = Component(kind.value)

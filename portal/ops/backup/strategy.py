@@ -10,6 +10,8 @@ from portal.ops.backup.increment import CACHE, parent_locked, plan_increment, re
 from portal.ops.chains.lineage import is_incremental
 from portal.ops.errors import OpsError
 from portal.ops.model import Component
+from portal.ops.pitr.base_chain import find_parent
+from portal.ops.repository.locks import archive_lock
 from portal.ops.runtime.logs import engine_log
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from portal.ops.backup.config import BackupConfig
     from portal.ops.backup.increment import Increment
     from portal.ops.model import BackupType
+    from portal.ops.pitr.base_chain import BaseParent
     from portal.ops.repository.pending import PendingArchive
     from portal.ops.repository.repository import Repository
 
@@ -35,6 +38,10 @@ class Strategy(Protocol):
     @property
     def increment(self) -> Increment | None:
         """What an incremental follows and takes; nothing for a base."""
+
+    @property
+    def base_parent(self) -> BaseParent | None:
+        """The base backup that an incremental one of the cluster follows."""
 
     @property
     def expected_bytes(self) -> int:
@@ -63,6 +70,7 @@ class Base:
     kind: BackupType
     is_chain_locked: bool
     increment: None = None
+    base_parent: None = None
 
     @property
     def expected_bytes(self) -> int:
@@ -79,7 +87,7 @@ class Base:
             with nullcontext() if self.is_chain_locked else self.repository.chain():
                 remember(self.repository, written.content, written.digest)
         except OpsError as error:
-            log.warning("cache_left_behind", error=error.message)
+            log.warning("cache_outdated", error=error.message)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -97,6 +105,7 @@ class Incremental:
     increment: Increment
     opened: ExitStack
     components: tuple[Component, ...] = (Component.MEDIA,)
+    base_parent: None = None
 
     @property
     def expected_bytes(self) -> int:
@@ -110,6 +119,47 @@ class Incremental:
     def close(self) -> None:
         """Close the uploads and the cache, and let the parent go."""
         self.opened.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class IncrementalCluster:
+    """What has changed of the cluster since another base backup.
+
+    Arguments:
+        base_parent: that base backup.
+        held: what keeps its chain.
+    """
+
+    base_parent: BaseParent
+    held: ExitStack
+    components: tuple[Component, ...] = (Component.CLUSTER,)
+    increment: None = None
+
+    @property
+    def expected_bytes(self) -> int:
+        """The most that the archive takes."""
+        return self.base_parent.expected_bytes
+
+    def note(self, written: Written) -> None:
+        """Nothing is remembered."""
+
+    def close(self) -> None:
+        """Let the chain go."""
+        self.held.close()
+
+
+def plan_incremental_cluster(repository: Repository, lock_timeout: float) -> IncrementalCluster:
+    """Find the base backup that an incremental one follows, and keep its chain from being pruned.
+
+    Raises:
+        FullBaseNeededError: there is nothing to follow.
+        OpsError: the repository cannot be read, or an archive is being removed.
+    """
+    parent = find_parent(repository)
+    with ExitStack() as held:
+        for ancestor in parent.line:
+            held.enter_context(archive_lock(ancestor.path, lock_timeout))
+        return IncrementalCluster(base_parent=parent, held=held.pop_all())
 
 
 def plan_incremental(

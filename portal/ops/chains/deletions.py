@@ -14,9 +14,10 @@ from json.encoder import encode_basestring_ascii as quote
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.archive import index
-from portal.ops.archive.damage import HINT, checked, is_below
+from portal.ops.archive.damage import checked, is_below
 from portal.ops.archive.index import Member, MemberType
 from portal.ops.errors import NotIntactError
+from portal.ops.hints import another_archive
 from portal.ops.model import DELETED, Component
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def deletions(reader: IndexedArchive) -> Iterator[str]:
         if len(rest) > index.LINE_BYTES:
             break
     if rest:
-        raise NotIntactError(f"{DELETED} does not end as it should", hint=HINT)
+        raise NotIntactError(f"{DELETED} does not end as it should", hint=another_archive())
 
 
 def _decoded(line: bytes) -> str:
@@ -59,4 +60,6 @@ def _decoded(line: bytes) -> str:
         index.encode_name(path)
         return checked(Member(path, MemberType.FILE)).path
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise NotIntactError(f"{DELETED} has a line that makes no sense: {line[:200]!r}", hint=HINT) from error
+        raise NotIntactError(
+            f"{DELETED} has a line that makes no sense: {line[:200]!r}", hint=another_archive()
+        ) from error

@@ -7,16 +7,18 @@ be wrong in every way, since archives are copied and removed by hand: a parent t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from portal.ops.errors import NotIntactError
+from portal.ops.hints import Advice
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-HINT: Final = (
-    "Copy it here again from where it was kept, or take an older archive: './tools/backup.sh list' shows them."
-)
+
+def missing_link() -> str:
+    """The hint where an archive of a chain is missing or another one."""
+    return f"Copy it here again from where it was kept, or take an older archive: {Advice.LIST_ARCHIVES} shows them."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +81,9 @@ class Chains:
 
 def absent(backup_id: str, parent: str) -> NotIntactError:
     """The error for an archive that is needed and not there."""
-    return NotIntactError(f"{backup_id} needs {parent}, which is not there", hint=HINT)
+    return NotIntactError(f"{backup_id} needs {parent}, which is not there", hint=missing_link())
 
 
 def circle(backup_id: str, parent: str) -> NotIntactError:
     """The error for a chain without a base."""
-    return NotIntactError(f"{backup_id} has no base: {parent} needs itself", hint=HINT)
+    return NotIntactError(f"{backup_id} has no base: {parent} needs itself", hint=missing_link())

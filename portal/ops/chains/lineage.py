@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from portal.ops.archive.open import peek_manifest
-from portal.ops.chains.graph import HINT, absent, circle
+from portal.ops.chains.graph import absent, circle, missing_link
 from portal.ops.errors import NotIntactError, RepositoryError
 from portal.ops.model import SUFFIX, Component
 from portal.ops.repository.faults import explain
@@ -71,7 +71,8 @@ def line_of(path: Path) -> tuple[Ancestor, ...]:
         digest = read_sidecar(path) or file_digest(path)
         if expected is not None and digest != expected:
             raise NotIntactError(
-                f"{path.name} is not the archive that {line[-1].name} was made on: its SHA-256 is another", hint=HINT
+                f"{path.name} is not the archive that {line[-1].name} was made on: its SHA-256 is another",
+                hint=missing_link(),
             )
         line.append(Ancestor(path=path, manifest=manifest, sha256=digest))
         names.add(manifest.backup_id)
@@ -96,7 +97,7 @@ def is_incremental(path: Path) -> bool:
 def _manifest_of(path: Path) -> Manifest:
     manifest = read_manifest(path)
     if manifest is None:
-        raise NotIntactError(f"the manifest of {path.name} cannot be read", hint=HINT)
+        raise NotIntactError(f"the manifest of {path.name} cannot be read", hint=missing_link())
     return manifest
 
 
@@ -106,8 +107,11 @@ def _check_place(path: Path, manifest: Manifest, line: list[Ancestor]) -> None:
         return
     child = line[-1].manifest
     if manifest.backup_id != child.parent:
-        raise NotIntactError(f"{path.name} says that it is {manifest.backup_id}", hint=HINT)
-    if Component.MEDIA not in manifest.components:
-        raise NotIntactError(f"{path.name} holds no media, although {child.backup_id} was made on it", hint=HINT)
+        raise NotIntactError(f"{path.name} says that it is {manifest.backup_id}", hint=missing_link())
+    held = Component.CLUSTER if Component.CLUSTER in child.components else Component.MEDIA
+    if held not in manifest.components:
+        raise NotIntactError(
+            f"{path.name} holds no {held}, although {child.backup_id} was made on it", hint=missing_link()
+        )
     if child.base != (manifest.backup_id if manifest.parent is None else manifest.base):
-        raise NotIntactError(f"{child.backup_id} and {manifest.backup_id} name different bases", hint=HINT)
+        raise NotIntactError(f"{child.backup_id} and {manifest.backup_id} name different bases", hint=missing_link())

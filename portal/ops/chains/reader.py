@@ -17,7 +17,7 @@ from portal.ops.archive.damage import is_below
 from portal.ops.archive.open import open_archive
 from portal.ops.archive.reader import ArchiveReader, Layer
 from portal.ops.chains.deletions import deletions
-from portal.ops.chains.graph import HINT
+from portal.ops.chains.graph import missing_link
 from portal.ops.chains.lineage import line_of
 from portal.ops.errors import NotIntactError, OpsError
 from portal.ops.model import Component
@@ -81,7 +81,7 @@ class ChainReader:
         details = manifest.details.get(_PREFIX, {})
         tree = details.get("tree")
         if not isinstance(tree, dict):
-            raise NotIntactError(f"{self.backup_id} does not say how much its tree holds", hint=HINT)
+            raise NotIntactError(f"{self.backup_id} does not say how much its tree holds", hint=missing_link())
         return replace(manifest, details={**manifest.details, _PREFIX: {**details, **tree}})
 
     def members(self) -> Iterator[Member]:
@@ -181,10 +181,10 @@ def open_tree(path: Path) -> Archive:
     """
     archive = open_archive(path)
     try:
-        is_alone = archive.manifest().parent is None
+        manifest = archive.manifest()
     except OpsError:
         return archive  # whoever asks it for its manifest is told the same
-    if is_alone:
+    if manifest.parent is None or Component.CLUSTER in manifest.components:  # a cluster is combined by PostgreSQL
         return archive
     archive.close()
     return ChainReader(path)
@@ -201,4 +201,4 @@ def _named(ancestor: Ancestor) -> Iterator[None]:
     try:
         yield
     except NotIntactError as error:
-        raise NotIntactError(f"in {ancestor.name}: {error.message}", hint=error.hint or HINT) from error
+        raise NotIntactError(f"in {ancestor.name}: {error.message}", hint=error.hint or missing_link()) from error

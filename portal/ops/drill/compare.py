@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.archive.damage import Damage
 from portal.ops.drill.compare_files import FileComparison
-from portal.ops.postgres.connection import connect
-from portal.ops.postgres.server import restoring_errors
 from portal.ops.restore.database.row_check import check_rows
 
 if TYPE_CHECKING:
@@ -17,21 +14,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from portal.ops.archive.protocol import Archive
-    from portal.ops.settings.database_url import DatabaseTarget
+    from portal.ops.restore.database.object_check import ObjectCheck
 
 MOST_DAMAGES: Final = 100
-
-_SPECIAL_BITS: Final = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
-_INDEXES: Final = """
-    SELECT i.indexrelid::regclass::text, i.indisvalid AND i.indisready
-    FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
-    WHERE n.nspname !~ '^pg_' ORDER BY 1
-"""
-_CONSTRAINTS: Final = """
-    SELECT c.conname || ' of ' || c.conrelid::regclass::text, c.convalidated
-    FROM pg_constraint AS c JOIN pg_namespace AS n ON n.oid = c.connamespace
-    WHERE c.conrelid <> 0 AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' ORDER BY 1
-"""
 
 
 @dataclass(kw_only=True)
@@ -64,24 +49,12 @@ class Comparison:
         self.warnings += checked.warnings()
         self.checks.append(f"{self.tables:,} tables with {self.rows:,} rows")
 
-    def keys_of_tables(self, scratch: DatabaseTarget) -> None:
-        """Look whether every index and constraint is valid.
-
-        A constraint that was never validated is one that the live database has like that, so it is only a warning.
-
-        Raises:
-            SourceError: the server cannot be asked.
-        """
-        with connect(scratch) as connection, restoring_errors(scratch):
-            indexes = connection.execute(_INDEXES).fetchall()
-            constraints = connection.execute(_CONSTRAINTS).fetchall()
-        for name, is_valid in indexes:
-            if not is_valid:
-                self._damage(f"index {name} is not valid")
-        unvalidated = [name for name, is_valid in constraints if not is_valid]
-        if unvalidated:
-            self.warnings.append(f"constraints that were never validated: {', '.join(unvalidated[:8])}")
-        self.checks.append(f"{len(indexes):,} indexes and {len(constraints):,} constraints")
+    def keys_of_tables(self, found: ObjectCheck) -> None:
+        """Note what is not as the source had it of indexes, constraints and triggers."""
+        for what in found.wrong:
+            self._damage(what)
+        self.warnings += found.warnings
+        self.checks.append(f"{found.indexes:,} indexes and {found.constraints:,} constraints")
 
     def files_of(self, archive: Archive, prefix: str, place: Path) -> None:
         """Hold every file that was restored against the archive: content, mode and time, and that there is no other.

@@ -1,6 +1,6 @@
-"""A drill: an archive is restored for real, beside everything that is live, compared with the backup, and thrown away.
+"""A drill: an archive is restored for real, beside everything that is live, compared with the backup, and removed.
 
-    recover   what a drill that was killed has left is thrown away
+    recover   what a drill that was killed has left is removed
     restore   the database into a scratch database, the files into a scratch directory; the time is taken
     compare   every table's rows, every index and constraint, every file's content, mode and time
     check     what the portal needs beyond that: files that rows refer to, the credential key, its own command
@@ -39,6 +39,7 @@ from portal.ops.errors import (
     OpsError,
     RepositoryError,
 )
+from portal.ops.hints import Advice
 from portal.ops.model import BackupType, Component, VerifyLevel
 from portal.ops.postgres.connection import connect
 from portal.ops.postgres.dump_contents import SUBSCRIPTIONS
@@ -53,8 +54,9 @@ from portal.ops.repository.sidecar import file_digest, read_sidecar
 from portal.ops.repository.verifications import Verification, Verifications
 from portal.ops.restore.database.fill import filling
 from portal.ops.restore.database.means import drill_obstacles, look_at_means
+from portal.ops.restore.database.object_check import check_objects
 from portal.ops.restore.database.stage import settle
-from portal.ops.restore.dump_source import backed_up, dump_of, identity_of, rows_of
+from portal.ops.restore.dump_source import backed_up, dump_of, identity_of, objects_of, rows_of
 from portal.ops.restore.files.restore import FileRestore
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.process import ProcessRunner, SystemRunner
@@ -78,7 +80,7 @@ _FILES: Final = (Component.MEDIA, Component.AUDIT_LOGS)
 
 
 @dataclass(kw_only=True)
-class _Draft:
+class _ResultBuilder:
     """A report on its way: what is known so far counts, whatever happens next."""
 
     report: DrillReport
@@ -132,20 +134,20 @@ class DrillJob:
         """
         started, moment = time.monotonic(), self._clock()
         drill_id = f"drill_{moment.astimezone(UTC):%Y%m%d_%H%M%S}_{uuid.uuid4().hex[:6]}"
-        draft = _Draft(
+        builder = _ResultBuilder(
             report=DrillReport(
                 drill_id=drill_id, backup_id="", started=moment, who=self._witness.name, host=os.uname().nodename
             )
         )
         with self._witness.watching(Action.DRILL, os.fspath(archive), drill_id=drill_id) as seen:
-            with structlog.contextvars.bound_contextvars(drill_id=drill_id), _reported(draft):
-                self._drill(draft, archive)
-            draft.note(**_figures(draft), total_seconds=time.monotonic() - started)
-            seen.subject = draft.report.backup_id or seen.subject
-            report = draft.report
+            with structlog.contextvars.bound_contextvars(drill_id=drill_id), _reported(builder):
+                self._drill(builder, archive)
+            builder.note(**_figures(builder), total_seconds=time.monotonic() - started)
+            seen.subject = builder.report.backup_id or seen.subject
+            report = builder.report
             seen.note(
                 Outcome.of(report.exit_code),
-                report=self._keep(draft),
+                report=self._keep(builder),
                 error=report.error or "; ".join(report.damages[:3]),
             )
         if report.success:
@@ -168,38 +170,38 @@ class DrillJob:
 
     # -- one drill --------------------------------------------------------------------------------------------------
 
-    def _drill(self, draft: _Draft, archive: PathLike) -> None:
+    def _drill(self, builder: _ResultBuilder, archive: PathLike) -> None:
         found = self._find(archive)
-        draft.archive = found
-        draft.note(backup_id=found.name)
+        builder.archive = found
+        builder.note(backup_id=found.name)
         with drills_locked(self.repository), archive_lock(found.path, self.config.lock_timeout):
-            draft.found.warnings += throw_remains_away(self.repository, self.config.database)
+            builder.found.warnings += throw_remains_away(self.repository, self.config.database)
             with (
                 ThreadPoolExecutor(1, thread_name_prefix="checksum") as thread,
                 closing(open_tree(found.path)) as opened,
             ):
                 hashing = thread.submit(file_digest, found.path)
-                self._try_out(draft, opened)
-                draft.note(checksum=hashing.result())
+                self._try_out(builder, opened)
+                builder.note(checksum=hashing.result())
             expected = read_sidecar(found.path)
-            if draft.report.checksum != expected:
-                draft.found.damages.append(
-                    Damage(what=f"its SHA-256 is {draft.report.checksum}, and should be {expected}")
+            if builder.report.checksum != expected:
+                builder.found.damages.append(
+                    Damage(what=f"its SHA-256 is {builder.report.checksum}, and should be {expected}")
                 )
         self._tell("recover to moments")
-        draft.moments = drill_moments(self.repository, self.config, runner=self._runner)
-        problems = [*(draft.portal.problems if draft.portal else ()), *draft.moments.problems]
-        draft.note(success=not draft.found.damages and not problems)
+        builder.moments = drill_moments(self.repository, self.config, runner=self._runner)
+        problems = [*(builder.portal.problems if builder.portal else ()), *builder.moments.problems]
+        builder.note(success=not builder.found.damages and not problems)
         if problems:
-            draft.note(exit_code=OpsError.exit_code, error=f"the restored portal is not complete: {problems[0]}")
-        if draft.found.damages:
-            draft.note(exit_code=NotIntactError.exit_code)
+            builder.note(exit_code=OpsError.exit_code, error=f"the restored portal is not complete: {problems[0]}")
+        if builder.found.damages:
+            builder.note(exit_code=NotIntactError.exit_code)
 
     def _find(self, archive: PathLike) -> ArchiveFile:
         found = self.repository.find(archive, latest_of=(BackupType.FULL,))
         if os.fspath(archive) == _LATEST and (found.backup_id is None or found.backup_id.type is not BackupType.FULL):
             raise ArchiveAbsentError(
-                f"there is no full backup in {self.repository.path}", hint="'./tools/backup.sh full' makes one."
+                f"there is no full backup in {self.repository.path}", hint=f"{Advice.BACK_UP_FULL} makes one."
             )
         if read_sidecar(found.path) is None:
             raise NotIntactError(
@@ -208,55 +210,55 @@ class DrillJob:
             )
         return found
 
-    def _try_out(self, draft: _Draft, opened: Archive) -> None:
-        """Restore, compare, and throw away whatever happens."""
-        draft.manifest = manifest = opened.manifest()
+    def _try_out(self, builder: _ResultBuilder, opened: Archive) -> None:
+        """Restore, compare, and remove it whatever happens."""
+        builder.manifest = manifest = opened.manifest()
         if manifest.parent:
             raise ConfigurationError(
                 f"{manifest.backup_id} is an incremental of {manifest.parent}, and no drill restores one by itself",
                 hint="Name a full archive, or the base of the chain.",
             )
         scratch = Scratch(
-            drill_id=draft.report.drill_id,
-            directory=self.repository.path / DIRECTORY / draft.report.drill_id,
+            drill_id=builder.report.drill_id,
+            directory=self.repository.path / DIRECTORY / builder.report.drill_id,
         )
-        draft.portal = checks = PortalChecks(
+        builder.portal = checks = PortalChecks(
             config=self._checks, manifest=manifest, live_uploads=os.fspath(self.config.media_path or "")
         )
         needed = sum(int(manifest.details.get(component.value, {}).get("bytes", 0)) for component in _FILES)
         try:
             scratch.make(needed)
             if Component.DATABASE in manifest.components:
-                checks.database = self._database(draft, opened, scratch)
+                checks.database = self._database(builder, opened, scratch)
             for component in _FILES:
                 if component in manifest.components:
-                    place = self._files(draft, opened, component, scratch)
+                    place = self._files(builder, opened, component, scratch)
                     if component is Component.MEDIA:
                         checks.uploads = place
             self._tell("check the portal")
             checks.run(self._runner, {"KEKKAI_BACKUP_ID": manifest.backup_id, "KEKKAI_DRILL_ID": scratch.drill_id})
         finally:
             self._tell("clean up")
-            self._throw_away(draft, scratch)
-        draft.note(seconds=draft.report.database_seconds + draft.report.files_seconds)
+            self._throw_away(builder, scratch)
+        builder.note(seconds=builder.report.database_seconds + builder.report.files_seconds)
 
-    def _throw_away(self, draft: _Draft, scratch: Scratch) -> None:
+    def _throw_away(self, builder: _ResultBuilder, scratch: Scratch) -> None:
         """Drop and remove what was restored; where that fails, the next drill does it."""
         try:
             scratch.throw_away(self.config.database)
         except OpsError as error:
-            draft.found.warnings.append(f"what was restored is left for the next drill to throw away: {error.message}")
+            builder.found.warnings.append(f"what was restored is left for the next drill to remove: {error.message}")
 
-    def _database(self, draft: _Draft, opened: Archive, scratch: Scratch) -> DatabaseTarget:
+    def _database(self, builder: _ResultBuilder, opened: Archive, scratch: Scratch) -> DatabaseTarget:
         """Restore and compare the database; where it is."""
         self._tell(Component.DATABASE.value)
         jobs = self.config.jobs or available_cores()
-        assert draft.manifest is not None
-        self._refuse_impossible(opened, draft.manifest, scratch)
-        target, said = scratch.create_database(self.config.database, identity_of(draft.manifest))
-        draft.found.warnings += said
+        assert builder.manifest is not None
+        self._refuse_impossible(opened, builder.manifest, scratch)
+        target, said = scratch.create_database(self.config.database, identity_of(builder.manifest))
+        builder.found.warnings += said
         started = time.monotonic()
-        dump = dump_of(opened, draft.manifest, scratch.directory / "database.dump", jobs=jobs)
+        dump = dump_of(opened, builder.manifest, scratch.directory / "database.dump", jobs=jobs)
         with maintenance(target) as connection:
             major = connection.info.server_version // 10000
             version = connection.info.parameter_status("server_version") or ""
@@ -271,12 +273,12 @@ class DrillJob:
             work.fill()
             rows = settle(target, jobs)
             work.finish()
-        draft.found.warnings += work.warnings
-        draft.note(database_seconds=time.monotonic() - started, server_version=version)
+        builder.found.warnings += work.warnings
+        builder.note(database_seconds=time.monotonic() - started, server_version=version)
         with connect(target) as connection, restoring_errors(target):
             roots = partition_roots(connection)
-        draft.found.rows_of_tables(rows, rows_of(draft.manifest), roots)
-        draft.found.keys_of_tables(target)
+            builder.found.rows_of_tables(rows, rows_of(builder.manifest), roots)
+            builder.found.keys_of_tables(check_objects(connection, work.entries, objects_of(builder.manifest)))
         return target
 
     def _refuse_impossible(self, opened: Archive, manifest: Manifest, scratch: Scratch) -> None:
@@ -288,7 +290,7 @@ class DrillJob:
         if against:
             raise against[0]
 
-    def _files(self, draft: _Draft, opened: Archive, component: Component, scratch: Scratch) -> Path:
+    def _files(self, builder: _ResultBuilder, opened: Archive, component: Component, scratch: Scratch) -> Path:
         """Restore and compare the files of a component; where they are."""
         self._tell(component.value)
         started = time.monotonic()
@@ -297,31 +299,31 @@ class DrillJob:
         (target if is_audit else target.parent).mkdir(mode=0o700, parents=True)
         restore = FileRestore(target, restore_id=scratch.drill_id, component=component, allow_outside_links=True)
         staged = restore.stage_from(opened, self.config.jobs or available_cores())
-        draft.found.warnings += staged.warnings
+        builder.found.warnings += staged.warnings
         restore.apply()
-        draft.note(files_seconds=draft.report.files_seconds + time.monotonic() - started)
+        builder.note(files_seconds=builder.report.files_seconds + time.monotonic() - started)
         self._tell("compare")
         place = target.with_name(f"{target.name}.restored-{scratch.drill_id}") if is_audit else target
-        draft.found.files_of(opened, component.member, place)
+        builder.found.files_of(opened, component.member, place)
         return place
 
     # -- what came of it --------------------------------------------------------------------------------------------
 
-    def _keep(self, draft: _Draft) -> str:
+    def _keep(self, builder: _ResultBuilder) -> str:
         """Keep the report and what the drill says of the archive; the SHA-256 of the report's file.
 
         A drill that was refused has shown nothing: it is in the access log alone.
         """
-        report = draft.report
+        report = builder.report
         if report.exit_code in _REFUSED:
             return ""
-        if draft.archive and (report.success or report.problems or draft.found.damages):
+        if builder.archive and (report.success or report.problems or builder.found.damages):
             verification = Verification(
-                path=draft.archive.path,
+                path=builder.archive.path,
                 level=VerifyLevel.DRILL,
-                checksum=report.checksum or (read_sidecar(draft.archive.path) or ""),
-                damages=tuple(draft.found.damages),
-                manifest=draft.manifest,
+                checksum=report.checksum or (read_sidecar(builder.archive.path) or ""),
+                damages=tuple(builder.found.damages),
+                manifest=builder.manifest,
                 files=report.files,
                 content_bytes=report.bytes,
                 duration_seconds=report.total_seconds,
@@ -330,7 +332,7 @@ class DrillJob:
         try:
             return DrillReports(self.repository).save(report)
         except RepositoryError as error:
-            log.warning("drill_unreported", error=str(error))
+            log.warning("drill_report_unwritten", error=str(error))
             return ""
 
     def _tell(self, phase: str) -> None:
@@ -339,29 +341,29 @@ class DrillJob:
 
 
 @contextmanager
-def _reported(draft: _Draft) -> Iterator[None]:
+def _reported(builder: _ResultBuilder) -> Iterator[None]:
     """Every fault becomes part of the report."""
     try:
         yield
     except (OpsError, OSError) as error:
         fault = error if isinstance(error, OpsError) else explain_any(error, "Look at the disk of the repository.")
         log.error("drill_failed", error=str(fault))
-        if isinstance(fault, NotIntactError) and draft.archive:
-            draft.found.damages.append(Damage(what=fault.message))
-        draft.note(success=False, error=str(fault), exit_code=fault.exit_code)
+        if isinstance(fault, NotIntactError) and builder.archive:
+            builder.found.damages.append(Damage(what=fault.message))
+        builder.note(success=False, error=str(fault), exit_code=fault.exit_code)
 
 
-def _figures(draft: _Draft) -> dict[str, Any]:
-    found = draft.found
-    portal = draft.portal
+def _figures(builder: _ResultBuilder) -> dict[str, Any]:
+    found = builder.found
+    portal = builder.portal
     command = portal.command if portal else None
     return {
         "tables": found.tables,
         "rows": found.rows,
         "files": found.files,
         "bytes": found.bytes,
-        "checks": (*found.checks, *(portal.checks if portal else ()), *draft.moments.checks),
-        "problems": (*(portal.problems if portal else ()), *draft.moments.problems),
+        "checks": (*found.checks, *(portal.checks if portal else ()), *builder.moments.checks),
+        "problems": (*(portal.problems if portal else ()), *builder.moments.problems),
         "command_exit_code": command.exit_code if command else None,
         "command_output": command.output if command else "",
         "damages": tuple(map(str, found.damages)),

@@ -7,10 +7,11 @@ that no drill has written (`unlogged`).
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from datetime import datetime
+from datetime import datetime  # noqa: TC003  (the codec reads the annotations)
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
+from portal.ops.codec import decode, encode
 from portal.ops.repository.records import RecordStore
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 DIRECTORY: Final = ".drills"
 _SHOWN_LINES: Final = 20
-
-_TUPLES: Final = frozenset({"damages", "problems", "warnings", "checks"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +88,7 @@ class DrillReport:
                 f"{name} was restored for a try in {self.seconds:.1f} s (database {self.database_seconds:.1f} s, "
                 f"files {self.files_seconds:.1f} s), and everything is as in the backup:",
                 *(f"  {check}" for check in self.checks),
-                "What was restored is thrown away again; the live data was not touched.",
+                "What was restored has been removed again; the live data was not touched.",
             ]
         elif self.damages:
             lines.append(f"{name} was restored for a try, and is NOT as in the backup")
@@ -99,20 +98,12 @@ class DrillReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report in the types of JSON."""
-        facts = {one.name: getattr(self, one.name) for one in fields(self)}
-        rounded = {name: round(value, 3) if isinstance(value, float) else value for name, value in facts.items()}
-        lists = {name: list(facts[name]) for name in _TUPLES}
-        return {**rounded, **lists, "started": self.started.isoformat()}
+        return {name: round(value, 3) if isinstance(value, float) else value for name, value in encode(self).items()}
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> DrillReport:
-        """The report that `to_dict` made; ValueError, KeyError or TypeError where it makes no sense."""
-        known = {one.name: facts[one.name] for one in fields(cls) if one.name in facts}
-        tuples = {name: tuple(map(str, known.get(name, ()))) for name in _TUPLES}
-        started = datetime.fromisoformat(facts["started"])
-        if started.tzinfo is None or not isinstance(facts["success"], bool):
-            raise ValueError("no moment in a time zone, or no outcome")
-        return cls(**{**known, **tuples, "started": started})
+        """The report that `to_dict` made, whatever is beside it; ValueError or TypeError where it makes no sense."""
+        return decode(cls, {one.name: facts[one.name] for one in fields(cls) if one.name in facts})
 
 
 class DrillReports:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from portal.ops.codec import decode, encode
 from portal.ops.monitoring.failures import answered, failure_of, is_failure
 from portal.ops.repository.durable import open_own, write_whole
 from portal.ops.repository.locks import lock_within
@@ -62,17 +63,6 @@ class Trouble:
     told: datetime
     what: str
     over: datetime | None = None
-
-    def to_dict(self) -> dict[str, str]:
-        """The trouble in the types of JSON."""
-        facts = {"since": self.since.isoformat(), "told": self.told.isoformat(), "what": self.what}
-        return facts | ({"over": self.over.isoformat()} if self.over else {})
-
-    @classmethod
-    def from_dict(cls, facts: dict[str, str]) -> Trouble:
-        """The trouble that `to_dict` made; ValueError, KeyError or TypeError where it makes no sense."""
-        over = _moment(facts["over"]) if "over" in facts else None
-        return cls(since=_moment(facts["since"]), told=_moment(facts["told"]), what=str(facts["what"]), over=over)
 
 
 Troubles = dict[str, Trouble]
@@ -158,11 +148,8 @@ def _over(kind: str, trouble: Trouble, moment: datetime) -> News:
     return News(kind=kind, headline=headline, text=text)
 
 
-def _moment(text: str) -> datetime:
-    moment = datetime.fromisoformat(text)
-    if moment.tzinfo is None:
-        raise ValueError("no time zone")
-    return moment
+def _encoded(trouble: Trouble) -> dict[str, Any]:
+    return {name: value for name, value in encode(trouble).items() if value is not None}
 
 
 def _since(trouble: Trouble) -> str:
@@ -193,7 +180,7 @@ class _Memory(NamedTuple):
     locked: bool
 
 
-class Notices:
+class AlertSender:
     """Tells people, and remembers what they were told.
 
     Arguments:
@@ -271,7 +258,7 @@ class Notices:
             troubles = self._unwritten | before
             yield _Memory(troubles, locked=locked)
             if not locked:
-                log.warning("notices_locked", path=str(self._directory / _LOCK_NAME))
+                log.warning("alert_state_locked", path=str(self._directory / _LOCK_NAME))
                 self._unwritten = {kind: trouble for kind, trouble in troubles.items() if kind not in before}
                 return
             self._memory, self._unwritten = troubles, {}
@@ -283,16 +270,16 @@ class Notices:
     def _load(self) -> Troubles:
         try:
             found: Any = json.loads((self._directory / NAME).read_bytes())
-            return {str(kind): Trouble.from_dict(facts) for kind, facts in found["troubles"].items()}
+            return {str(kind): decode(Trouble, facts) for kind, facts in found["troubles"].items()}
         except FileNotFoundError:
             return dict(self._memory)
         except (OSError, ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-            log.warning("notices_unreadable", reason=type(error).__name__)
+            log.warning("alert_state_unreadable", reason=type(error).__name__)
             return dict(self._memory)
 
     def _save(self, troubles: Troubles) -> None:
-        facts = {kind: trouble.to_dict() for kind, trouble in troubles.items()}
+        facts = {kind: _encoded(trouble) for kind, trouble in troubles.items()}
         try:
             write_whole(self._directory / NAME, json.dumps({"version": _VERSION, "troubles": facts}).encode() + b"\n")
         except OSError as error:
-            log.warning("notices_unremembered", reason=error.strerror)
+            log.warning("alert_state_unsaved", reason=error.strerror)

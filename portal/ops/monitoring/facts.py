@@ -90,7 +90,7 @@ def read_facts(settings: Settings, now: datetime, archives: Sequence[Entry]) -> 
         failures=(*unreadable, *failures),
         last=last_outcomes(entries),
         damaged=tuple(dict.fromkeys([*found.damaged, *damaged])),
-        not_whole={fault: tuple(names) for fault, names in found.not_whole.items()},
+        incomplete={fault: tuple(names) for fault, names in found.incomplete.items()},
         pins={name: pin.reason for name, pin in Pins(repository).all().items()},
         restores=tuple(
             (record.restore_id, record.backup_id, record.started)
@@ -203,16 +203,16 @@ class _Newest:
         self.verified: dict[Component, Archive] = {}
         self.first: dict[Component, datetime] = {}
         self.damaged: list[str] = []
-        self.not_whole: defaultdict[str, list[str]] = defaultdict(list)
+        self.incomplete: defaultdict[str, list[str]] = defaultdict(list)
 
     def look_at(self, entries: Iterable[Entry]) -> None:
-        """Go through the archives, the newest first. One that is not whole counts for nothing."""
+        """Go through the archives, the newest first. One that is not complete counts for nothing."""
         for entry in entries:
             finding = entry.finding
             if finding is not None and not finding.intact:
                 self.damaged.append(entry.name)
             elif entry.fault:
-                self.not_whole[entry.fault].append(entry.name)
+                self.incomplete[entry.fault].append(entry.name)
             else:
                 self._note(entry)
 

@@ -90,10 +90,10 @@ class Facts:
         failures: the newest first.
         last: how the last one of each action ended.
         damaged: archives that were found damaged, and are still there.
-        not_whole: what is wrong with archives that count for nothing, as with a chain that has a gap; of each of these
+        incomplete: what is wrong with archives that count for nothing, as with a chain that has a gap; of each of these
             faults the archives that have it, the newest first.
         pins: the reason of each pin, by the archive's name.
-        restores: those that can be taken back, the newest first: id, archive, moment.
+        restores: those that can be rolled back, the newest first: id, archive, moment.
         offsite: the copies of each destination.
         cut_off: restores that were cut off, and are neither finished nor undone.
         pitr: what is known of recoveries to a moment; nothing where no WAL is to be received.
@@ -114,7 +114,7 @@ class Facts:
     failures: tuple[Failure, ...] = ()
     last: Mapping[str, LastOutcome] = field(default_factory=dict)
     damaged: tuple[str, ...] = ()
-    not_whole: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    incomplete: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     pins: Mapping[str, str] = field(default_factory=dict)
     restores: tuple[tuple[str, str, str], ...] = ()
     cut_off: tuple[str, ...] = ()
@@ -203,7 +203,7 @@ class Status:
             "space": self._space(),
             "failures": [_failure(failure) for failure in facts.failures],
             "damaged": list(facts.damaged),
-            "not_whole": [{"fault": fault, "archives": list(names)} for fault, names in facts.not_whole.items()],
+            "incomplete": [{"fault": fault, "archives": list(names)} for fault, names in facts.incomplete.items()],
             "pinned": dict(facts.pins),
             "restores": [
                 {"restore_id": restore_id, "backup_id": backup_id, "started": started}

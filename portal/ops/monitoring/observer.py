@@ -24,7 +24,7 @@ from portal.ops.runtime.progress import Clock, utc_now
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from portal.ops.monitoring.alerts import Notices
+    from portal.ops.monitoring.alerts import AlertSender
     from portal.ops.monitoring.model import Status
     from portal.ops.repository.access_log import AccessEntry
     from portal.ops.settings.database_url import Secret
@@ -40,7 +40,7 @@ _SHORTEST_SECRET: Final = 4
 _AT_MOST_EVERY: Final = 60.0
 
 
-class Aftermath:
+class Observers:
     """Does what follows.
 
     Arguments:
@@ -64,7 +64,7 @@ class Aftermath:
                 status = self._read()
             self._follow(entry, status)
         except Exception as error:
-            log.warning("aftermath_failed", reason=type(error).__name__)
+            log.warning("observer_failed", reason=type(error).__name__)
 
     def refresh(self, status: Status | None = None) -> None:
         """Time has passed: targets may be missed by now. Asked for too often, it does nothing.
@@ -76,13 +76,13 @@ class Aftermath:
             if status or self._is_due:
                 self._follow(None, status or self._read())
         except Exception as error:
-            log.warning("aftermath_failed", reason=type(error).__name__)
+            log.warning("observer_failed", reason=type(error).__name__)
 
     @cached_property
-    def _notices(self) -> Notices:
-        from portal.ops.monitoring.alerts import Notices
+    def _notices(self) -> AlertSender:
+        from portal.ops.monitoring.alerts import AlertSender
 
-        return Notices(self._settings.local_path, host=socket.gethostname(), tell=self._tell, clock=self._clock)
+        return AlertSender(self._settings.local_path, host=socket.gethostname(), tell=self._tell, clock=self._clock)
 
     @property
     def _is_due(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
+from portal.ops.hints import Advice
 from portal.ops.model import Component
 from portal.ops.monitoring.forecast import forecast
 from portal.ops.monitoring.model import Archive, ComponentStatus, Drill, Facts, Miss, Status
@@ -23,10 +24,10 @@ SPACE_WARNING: Final = timedelta(days=14)
 SPACE_NEEDED: Final = 64 << 20
 """Bytes that a backup leaves free, so that with less none is begun."""
 
-_COMMANDS: Final = {
-    Component.DATABASE: "'./tools/backup.sh database'",
-    Component.MEDIA: "'./tools/backup.sh media'",
-    Component.AUDIT_LOGS: "'./tools/backup.sh full'",
+_BACKUPS: Final = {
+    Component.DATABASE: Advice.BACK_UP_DATABASE,
+    Component.MEDIA: Advice.BACK_UP_MEDIA,
+    Component.AUDIT_LOGS: Advice.BACK_UP_FULL,
 }
 
 
@@ -70,7 +71,7 @@ def _component(component: Component, facts: Facts, targets: TargetSettings, now:
             Miss(
                 target=f"rpo_{component.value}",
                 what=f"the newest backup of the {spoken(component)} is {late}" if newest else _none(component, facts),
-                mend=f"{_COMMANDS[component]} makes one now; then see why none was made by itself.",
+                mend=f"{_BACKUPS[component]} makes one now; then see why none was made by itself.",
             )
         )
     due = verified is not None or _is_overdue(facts.first.get(component), targets.verified_age, now)
@@ -80,7 +81,7 @@ def _component(component: Component, facts: Facts, targets: TargetSettings, now:
             Miss(
                 target=f"verified_{component.value}",
                 what=f"{newest_of} is {late}" if verified else f"no backup of the {spoken(component)} was verified yet",
-                mend=f"'./tools/backup.sh verify {newest.backup_id if newest else 'latest'} --level dump' does it now.",
+                mend=f"{Advice.VERIFY_DUMP.of(newest.backup_id if newest else 'latest')} does it now.",
             )
         )
     return ComponentStatus(
@@ -97,7 +98,7 @@ def _missed_drill(
     last: Drill | None, drilled: Drill | None, facts: Facts, allowed: timedelta, now: datetime
 ) -> list[Miss]:
     """A drill that failed misses the target too: what it tried could not be restored."""
-    mend = "'./tools/backup.sh drill' tries a restore now; it does not touch what is live."
+    mend = f"{Advice.DRILL} tries a restore now; it does not touch what is live."
     if last is not None and not last.success:
         return [Miss(target="drill", what=f"the last drill, of {last.backup_id}, failed: {last.error}", mend=mend)]
     if drilled is None:
@@ -117,7 +118,7 @@ def _missed_pitr(facts: Facts, now: datetime) -> Iterable[PitrMiss]:
 
 def _missed_offsite(facts: Facts, allowed: timedelta, now: datetime) -> list[Miss]:
     """Copies that are missing, too old or damaged, of each destination."""
-    mend = "'./tools/backup.sh offsite copy' copies what is missing, or says why it cannot."
+    mend = f"{Advice.COPY_OFFSITE} copies what is missing, or says why it cannot."
     faults = ((one, one.fault(allowed, now)) for one in facts.offsite)
     return [Miss(target=f"offsite_{one.identifier}", what=what, mend=mend) for one, what in faults if what]
 
@@ -131,8 +132,7 @@ def _missed_space(facts: Facts, days_left: int | None) -> list[Miss]:
     else:
         return []
     mend = (
-        "Keep less (BACKUP_RETENTION_DAYS or BACKUP_RETENTION_RULES, then './tools/backup.sh prune'), "
-        "or move to a larger disk."
+        f"Keep less (BACKUP_RETENTION_DAYS or BACKUP_RETENTION_RULES, then {Advice.PRUNE}), or move to a larger disk."
     )
     return [Miss(target="space", what=what, mend=mend)]
 
@@ -146,7 +146,7 @@ def _late(archive: Archive | None, allowed: timedelta, now: datetime) -> str:
 
 
 def _none(component: Component, facts: Facts) -> str:
-    return f"there is no {'whole ' if facts.archives else ''}backup of the {spoken(component)}"
+    return f"there is no {'complete ' if facts.archives else ''}backup of the {spoken(component)}"
 
 
 def _is_overdue(first: datetime | None, allowed: timedelta, now: datetime) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
+from portal.ops.hints import Advice
 from portal.ops.monitoring.status import spoken
 from portal.ops.units import duration, human_bytes, span
 
@@ -28,7 +29,7 @@ def status_lines(status: Status) -> list[str]:
 def _verdict(status: Status) -> Iterator[str]:
     if not status.facts.archives:
         yield f"NOT OK: there is no archive in {status.facts.repository} yet"
-        yield "  - './tools/backup.sh full' makes the first one"
+        yield f"  - {Advice.BACK_UP_FULL} makes the first one"
         return
     if status.ok:
         yield f"OK: every target is met ({', '.join(spoken(one.component) for one in status.components)}, drill, space)"
@@ -83,7 +84,7 @@ def _rest(status: Status) -> Iterator[str]:
         ],
     )
     yield from _entry("damaged", list(facts.damaged))
-    yield from _entry("not whole", [_not_whole(fault, names) for fault, names in facts.not_whole.items()])
+    yield from _entry("not complete", [_incomplete(fault, names) for fault, names in facts.incomplete.items()])
     yield from _entry("cut off", [f"{restore}; any restore or rollback settles it" for restore in facts.cut_off])
     yield from _entry("off-site", [line for one in facts.offsite for line in _offsite(one, now)])
     yield from _entry("pinned", [f"{name}  {reason}".rstrip() for name, reason in facts.pins.items()])
@@ -115,7 +116,7 @@ def _offsite(one: DestinationState, now: datetime) -> Iterator[str]:
         yield "  not verified yet"
 
 
-def _not_whole(fault: str, names: Sequence[str]) -> str:
+def _incomplete(fault: str, names: Sequence[str]) -> str:
     more = f" and {len(names) - 1} older" if len(names) > 1 else ""
     return f"{names[0]}{more}: {fault}"
 

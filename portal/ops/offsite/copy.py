@@ -1,7 +1,7 @@
 """Copies what is missing off-site.
 
     look      which copies the store has, by the names of its commits
-    choose    whole archives of the types that are copied, which the off-site rules would keep; parents first
+    choose    complete archives of the types that are copied, which the off-site rules would keep; parents first
     send      each of them (`sending`)
 
 A failure at one destination keeps nothing from the others, and none from the next attempt.
@@ -10,6 +10,7 @@ A failure at one destination keeps nothing from the others, and none from the ne
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +21,7 @@ from portal.ops.offsite.ledger import CopyRecord, Ledger
 from portal.ops.offsite.listing import read_commit
 from portal.ops.offsite.missing import line_of_entry, wanted_copies
 from portal.ops.offsite.prune import offsite_policy
+from portal.ops.offsite.result import DestinationsResult
 from portal.ops.offsite.sending import AlreadyCopiedError, Sender
 from portal.ops.repository.access_log import Action, Observer, Outcome, Witness
 from portal.ops.repository.catalogue import Catalogue
@@ -48,42 +50,22 @@ _UNENCRYPTED: Final = "copies are not encrypted: BACKUP_OFFSITE_ENCRYPTION is of
 
 
 @dataclass(frozen=True, kw_only=True)
-class CopyResult:
+class CopyResult(DestinationsResult):
     """What a copy has come to, over all destinations.
 
     Arguments:
         copied: copies that were made: destination and archive.
         missing: archives that have no copy yet, of each destination.
-        warnings: what should be known.
-        faults: what went wrong; the first one gives the exit code.
     """
 
     copied: tuple[tuple[str, str], ...] = ()
     stored_bytes: int = 0
     missing: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-    faults: tuple[OpsError, ...] = ()
-    duration_seconds: float = 0.0
-
-    @property
-    def success(self) -> bool:
-        """Whether nothing went wrong."""
-        return not self.faults
-
-    @property
-    def exit_code(self) -> int:
-        """The code that a program should end with."""
-        return self.faults[0].exit_code if self.faults else 0
 
     @property
     def retryable(self) -> bool:
         """Whether the same may succeed if it is tried again."""
         return bool(self.faults) and all(fault.retryable for fault in self.faults)
-
-    @property
-    def error(self) -> str | None:
-        """What went wrong, and what to do."""
-        return "\n".join(dict.fromkeys(map(str, self.faults))) or None
 
     def to_dict(self) -> dict[str, Any]:
         """The result in the types of JSON."""
@@ -97,6 +79,21 @@ class CopyResult:
             "duration_seconds": round(self.duration_seconds, 3),
             "format_version": FORMAT_VERSION,
         }
+
+
+@dataclass(kw_only=True)
+class _Done:
+    """What was done for one destination so far.
+
+    Arguments:
+        is_logged: a failure is in the access log already.
+    """
+
+    missing: list[Entry]
+    copied: list[CopyRecord] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    faults: list[OpsError] = field(default_factory=list)
+    is_logged: bool = False
 
 
 class CopyJob:
@@ -179,30 +176,15 @@ class CopyJob:
     ) -> CopyResult:
         """Copy what one destination lacks."""
         ledger = Ledger(self._repository, destination)
-        copied: list[CopyRecord] = []
-        faults: list[OpsError] = []
-        missing = list(wanted)
-        backend: Backend | None = None
-        warnings: list[str] = []
-        logged = False  # whether a failure is in the access log already
+        done = _Done(missing=list(wanted))
         try:
             with ledger.locked(self._config.lock_timeout):
-                backend = self._config.open(destination, is_writing=True)
-                known = ledger.copies()
-                found = reconcile(backend, ledger)
-                warnings += _gone(known, found, destination)
-                there = {stem.backup_id for stem in found}
-                missing = [entry for entry in wanted if again or entry.name not in there]
-                sender = self._sender(backend, ledger, recipients, missing)
-                for entry in list(missing):
-                    logged = True
-                    copied.append(self._copy(sender, entry, destination, again=again))
-                    missing.remove(entry)
+                self._copy_missing(ledger, destination, recipients, wanted, again, done)
         except BusyError as error:
-            faults.append(error)
+            done.faults.append(error)
         except OpsError as error:
-            faults.append(error)
-            if not logged:
+            done.faults.append(error)
+            if not done.is_logged:
                 self._witness.saw(
                     Action.OFFSITE_COPY,
                     destination.shown,
@@ -211,17 +193,36 @@ class CopyJob:
                     error=str(error),
                 )
             log.error("offsite_copy_failed", destination=destination.shown, error=str(error))
-        finally:
-            if backend is not None:
-                backend.close()
         return replace(
             so_far,
-            copied=(*so_far.copied, *((destination.shown, record.stem.backup_id) for record in copied)),
-            stored_bytes=so_far.stored_bytes + sum(record.stored_bytes for record in copied),
-            missing={**so_far.missing, destination.shown: tuple(entry.name for entry in missing)},
-            warnings=(*so_far.warnings, *warnings),
-            faults=(*so_far.faults, *faults),
+            copied=(*so_far.copied, *((destination.shown, record.stem.backup_id) for record in done.copied)),
+            stored_bytes=so_far.stored_bytes + sum(record.stored_bytes for record in done.copied),
+            missing={**so_far.missing, destination.shown: tuple(entry.name for entry in done.missing)},
+            warnings=(*so_far.warnings, *done.warnings),
+            faults=(*so_far.faults, *done.faults),
         )
+
+    def _copy_missing(
+        self,
+        ledger: Ledger,
+        destination: Destination,
+        recipients: tuple[str, ...],
+        wanted: Sequence[Entry],
+        again: bool,
+        done: _Done,
+    ) -> None:
+        """Copy one archive after the other, and note what is done: a fault leaves the rest missing."""
+        with closing(self._config.open(destination, is_writing=True)) as backend:
+            known = ledger.copies()
+            found = reconcile(backend, ledger)
+            done.warnings += _gone(known, found, destination)
+            there = {stem.backup_id for stem in found}
+            done.missing = [entry for entry in wanted if again or entry.name not in there]
+            sender = self._sender(backend, ledger, recipients, done.missing)
+            for entry in list(done.missing):
+                done.is_logged = True
+                done.copied.append(self._copy(sender, entry, destination, again=again))
+                done.missing.remove(entry)
 
     def _sender(
         self, backend: Backend, ledger: Ledger, recipients: tuple[str, ...], missing: Sequence[Entry]

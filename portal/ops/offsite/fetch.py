@@ -10,6 +10,7 @@ publish   sidecar, then the rename: only now it is an archive
 from __future__ import annotations
 
 import errno
+import os
 import queue
 import shutil
 import threading
@@ -41,7 +42,6 @@ from portal.ops.storage.age_format import StreamDecryptor
 from portal.ops.storage.objects import identities_of
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
@@ -136,7 +136,7 @@ class FetchJob:
         with self.found(name) as (backend, listing, commit):
             line = listing.line_of(commit)
             identities = self._identities(line)
-            self.repository.prepare()
+            self.repository.prepare_for_restore()
             missing = [one for one in line if not self._is_here(one)]
             self._check_space(sum(one.archive_size for one in missing))
             meter = Meter(self._progress)
@@ -239,7 +239,9 @@ class FetchJob:
                     raise _unwritable(self.repository.path, error) from error
                 if digest != commit.archive_sha256:
                     raise _other_archive(commit, backend)
-                pending.commit(digest)
+                path = pending.commit(digest)
+                copied = commit.copied.timestamp()
+                os.utime(path, (copied, copied))  # by then it was complete, whatever day this is
         log.info(
             "offsite_fetched",
             backup_id=commit.backup_id,

@@ -20,6 +20,7 @@ from portal.ops.model import FORMAT_VERSION, BackupType, Component
 from portal.ops.offsite.layout import parse_stem
 from portal.ops.offsite.ledger import Ledger
 from portal.ops.offsite.listing import Listing, list_copies
+from portal.ops.offsite.result import DestinationsResult
 from portal.ops.repository.access_log import Action, Observer, Witness
 from portal.ops.repository.entry import Entry
 from portal.ops.repository.repository import Repository
@@ -43,7 +44,7 @@ _UNFINISHED_AGE: Final = timedelta(days=7)
 
 
 @dataclass(frozen=True, kw_only=True)
-class OffsitePruneResult:
+class OffsitePruneResult(DestinationsResult):
     """How a prune of copies ended.
 
     Arguments:
@@ -58,24 +59,6 @@ class OffsitePruneResult:
     freed_bytes: int = 0
     spared: tuple[str, ...] = ()
     swept: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-    faults: tuple[OpsError, ...] = ()
-    duration_seconds: float = 0.0
-
-    @property
-    def success(self) -> bool:
-        """Whether nothing went wrong."""
-        return not self.faults
-
-    @property
-    def exit_code(self) -> int:
-        """The code that a program should end with."""
-        return self.faults[0].exit_code if self.faults else 0
-
-    @property
-    def error(self) -> str | None:
-        """What went wrong, and what to do."""
-        return "\n".join(dict.fromkeys(map(str, self.faults))) or None
 
     def to_dict(self) -> dict[str, Any]:
         """The result in the types of JSON."""
@@ -104,7 +87,7 @@ def offsite_policy(policy: RetentionPolicy, rules: Mapping[str, Mapping[str, int
 
 
 @dataclass(kw_only=True)
-class _Draft:
+class _ResultBuilder:
     """A result on its way."""
 
     dry_run: bool
@@ -148,52 +131,52 @@ class OffsitePruneJob:
             dry_run: decide only.
         """
         started = time.monotonic()
-        draft = _Draft(dry_run=dry_run)
+        builder = _ResultBuilder(dry_run=dry_run)
         try:
             destinations = self._config.require_destinations()
         except OpsError as error:
             destinations = ()
-            draft.faults.append(error)
+            builder.faults.append(error)
         for destination in destinations:
             try:
-                self._prune(destination, draft)
+                self._prune(destination, builder)
             except OpsError as error:
-                draft.faults.append(error)
+                builder.faults.append(error)
                 log.error("offsite_prune_failed", destination=destination.shown, error=str(error))
         return OffsitePruneResult(
             dry_run=dry_run,
-            decisions=tuple(draft.decisions),
-            removed=tuple(draft.removed),
-            freed_bytes=draft.freed_bytes,
-            spared=tuple(draft.spared),
-            swept=tuple(draft.swept),
-            warnings=tuple(dict.fromkeys(draft.warnings)),
-            faults=tuple(draft.faults),
+            decisions=tuple(builder.decisions),
+            removed=tuple(builder.removed),
+            freed_bytes=builder.freed_bytes,
+            spared=tuple(builder.spared),
+            swept=tuple(builder.swept),
+            warnings=tuple(dict.fromkeys(builder.warnings)),
+            faults=tuple(builder.faults),
             duration_seconds=time.monotonic() - started,
         )
 
-    def _prune(self, destination: Destination, draft: _Draft) -> None:
+    def _prune(self, destination: Destination, builder: _ResultBuilder) -> None:
         backend = self._config.open(destination)
         try:
             listing = list_copies(backend)
             decided = plan(_entries(listing), self._policy, self._clock())
-            draft.warnings += decided.warnings
-            draft.warnings += (f"the commit {stem} in {destination.shown} makes no sense" for stem in listing.damaged)
-            draft.decisions += ((destination.shown, decision) for decision in decided.decisions)
+            builder.warnings += decided.warnings
+            builder.warnings += (f"the commit {stem} in {destination.shown} makes no sense" for stem in listing.damaged)
+            builder.decisions += ((destination.shown, decision) for decision in decided.decisions)
             gone = self._doomed(listing, decided)
             remains = self._remains(backend, listing)
-            if draft.dry_run:
-                draft.removed += ((destination.shown, str(commit.stem)) for commit in gone)
-                draft.freed_bytes += sum(commit.stored_bytes for commit in gone)
-                draft.swept += remains
+            if builder.dry_run:
+                builder.removed += ((destination.shown, str(commit.stem)) for commit in gone)
+                builder.freed_bytes += sum(commit.stored_bytes for commit in gone)
+                builder.swept += remains
             elif gone or remains:
                 with self._witness.watching(Action.OFFSITE_PRUNE, destination.shown) as seen:
-                    before = len(draft.removed)
+                    before = len(builder.removed)
                     try:
-                        self._remove(backend, destination, gone, draft)
-                        self._sweep(backend, remains, draft)
+                        self._remove(backend, destination, gone, builder)
+                        self._sweep(backend, remains, builder)
                     finally:
-                        seen.details["removed"] = [stem for _, stem in draft.removed[before:]]
+                        seen.details["removed"] = [stem for _, stem in builder.removed[before:]]
         finally:
             backend.close()
 
@@ -207,22 +190,22 @@ class OffsitePruneJob:
         ruled_out = [commit for one in decided.removals for commit in by_archive[one.entry.name]]
         return [*ruled_out, *(commit for commit in replaced if commit not in ruled_out)]
 
-    def _remove(self, backend: Backend, destination: Destination, gone: list[Commit], draft: _Draft) -> None:
+    def _remove(self, backend: Backend, destination: Destination, gone: list[Commit], builder: _ResultBuilder) -> None:
         needed_by_spared: set[str] = set()
         for commit in gone:
             if commit.backup_id in needed_by_spared:
-                draft.spared.append(f"{commit.stem}: a locked copy needs it")
+                builder.spared.append(f"{commit.stem}: a locked copy needs it")
             elif why := self._removed(backend, commit):
-                draft.spared.append(f"{commit.stem}: {why}")
+                builder.spared.append(f"{commit.stem}: {why}")
             else:
-                draft.removed.append((destination.shown, str(commit.stem)))
-                draft.freed_bytes += commit.stored_bytes
+                builder.removed.append((destination.shown, str(commit.stem)))
+                builder.freed_bytes += commit.stored_bytes
                 log.info("offsite_copy_removed", stem=str(commit.stem), destination=destination.shown)
                 continue
             needed_by_spared |= {name for name in (commit.parent, commit.base) if name}
         ledger = Ledger(self._repository, destination)
         if ledger.directory.exists() and ledger.can_be_kept:
-            stems = {stem for place, stem in draft.removed if place == destination.shown}
+            stems = {stem for place, stem in builder.removed if place == destination.shown}
             ledger.replace(one for one in ledger.copies().values() if str(one.stem) not in stems)
 
     def _removed(self, backend: Backend, commit: Commit) -> str:
@@ -255,13 +238,13 @@ class OffsitePruneJob:
         old = [stem for stem in sorted(objects) if self._clock() - newest[stem] > _UNFINISHED_AGE]
         return [name for stem in old for name in objects[stem]]
 
-    def _sweep(self, backend: Backend, remains: list[str], draft: _Draft) -> None:
+    def _sweep(self, backend: Backend, remains: list[str], builder: _ResultBuilder) -> None:
         for name in remains:
             try:
                 backend.delete(name)
-                draft.swept.append(name)
+                builder.swept.append(name)
             except StoreDeniedError as error:
-                draft.spared.append(f"{name}: {error.message}")
+                builder.spared.append(f"{name}: {error.message}")
 
 
 def _entries(listing: Listing) -> list[Entry]:

@@ -2,7 +2,7 @@
 
 checksum   every segment is there, with the size and the SHA-256 that the commit has; nothing is downloaded where the
            store keeps digests of its own
-contents   the archive is fetched, decrypted and verified, then thrown away
+contents   the archive is fetched, decrypted and verified, then removed
 dump       likewise, with the database's dump decoded to its end
 """
 

@@ -6,6 +6,7 @@ The tar comes through a pipe and is never on the disk as it is. WAL is not in it
 from __future__ import annotations
 
 import tarfile
+import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from portal.ops.pitr.base_chain import BaseParent
     from portal.ops.pitr.replication import ServerSettings
     from portal.ops.runtime.process import ProcessRunner, RunningProcess
     from portal.ops.settings.load import DatabaseTarget
@@ -121,15 +123,17 @@ _KINDS: Final = {
 
 @contextmanager
 def open_base(
-    target: DatabaseTarget, *, runner: ProcessRunner, bin_dir: Path | None, slot: str
+    target: DatabaseTarget, *, runner: ProcessRunner, bin_dir: Path | None, slot: str, parent: BaseParent | None = None
 ) -> Iterator[BaseStream]:
     """Start a base backup; the slot is made first, so that the server keeps the WAL that follows.
 
     Arguments:
         target: the server, as the role that may replicate.
         slot: the WAL service's slot.
+        parent: the base backup that an incremental one follows; nothing for a full one.
 
     Raises:
+        FullBaseNeededError: the server cannot continue the chain of the parent.
         ConfigurationError: the cluster has tablespaces, or the server is not configured for it.
         SourceError: the server cannot be reached, or does not allow it.
     """
@@ -141,6 +145,8 @@ def open_base(
                 f"the cluster has tablespaces ({', '.join(others)}), which a base backup cannot hold",
                 hint="Move their tables to pg_default, or back this cluster up without point-in-time recovery.",
             )
+        if parent:
+            parent.check(settings)
         ensure_slot(connection, slot)
         superuser, size = superuser_name(connection), cluster_bytes(connection)
     tool = find_client("pg_basebackup", settings.cluster.major, runner=runner, bin_dir=bin_dir)
@@ -154,11 +160,24 @@ def open_base(
         "--no-password",
         f"--dbname={conninfo(target)}",
     ]
-    process = runner.start(command, environment=libpq_environment(target))
-    try:
-        yield BaseStream(
-            process=process, settings=settings, superuser=superuser, expected_bytes=size, version=tool.version
-        )
-    finally:
-        process.stdout.close()
-        process.kill()
+    with _followed(parent) as following:
+        process = runner.start([*command, *following], environment=libpq_environment(target))
+        try:
+            yield BaseStream(
+                process=process, settings=settings, superuser=superuser, expected_bytes=size, version=tool.version
+            )
+        finally:
+            process.stdout.close()
+            process.kill()
+
+
+@contextmanager
+def _followed(parent: BaseParent | None) -> Iterator[list[str]]:
+    """The option of pg_basebackup that names what is followed; it reads a file."""
+    if parent is None:
+        yield []
+        return
+    with tempfile.NamedTemporaryFile(prefix="kekkai-base-", suffix=".manifest") as file:
+        file.write(parent.server_manifest())
+        file.flush()
+        yield [f"--incremental={file.name}"]

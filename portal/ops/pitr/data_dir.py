@@ -10,23 +10,24 @@ from __future__ import annotations
 
 import os
 import shlex
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, tzinfo
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import ConfigurationError, RestoreError
+from portal.ops.pitr.combine import unpack_bases
 from portal.ops.pitr.plan import plan_recovery
-from portal.ops.pitr.recovery import scratch_server
+from portal.ops.pitr.recovery import lines_locked, scratch_server
 from portal.ops.pitr.scratch import reachable, scratch_directory, server_owner, sweep_scratch
 from portal.ops.pitr.scratch_server import Target
-from portal.ops.pitr.unpack import unpack_cluster
 from portal.ops.pitr.wal_feed import WalFeed
 from portal.ops.repository.durable import sync_directory
-from portal.ops.repository.locks import archive_lock
 from portal.ops.runtime.logs import engine_log
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from datetime import datetime
 
     from portal.ops.pitr.plan import RecoveryPlan
@@ -72,13 +73,16 @@ class Delivered:
         }
 
 
-def plan_delivery(repository: Repository, moment: datetime | None, directory: Path) -> RecoveryPlan:
+def plan_delivery(repository: Repository, moment: datetime | None, directory: Path, zone: tzinfo = UTC) -> RecoveryPlan:
     """Find what leads to a moment, and look at where the cluster will be; touches nothing.
+
+    Arguments:
+        zone: in which moments are shown.
 
     Raises:
         ConfigurationError: the directory is not empty, or cannot be there; or the moment lies outside the window.
     """
-    plan = plan_recovery(repository, moment)
+    plan = plan_recovery(repository, moment, zone)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigurationError(f"{directory} is not an empty directory", hint="Name one that does not exist yet.")
     if not directory.parent.is_dir():
@@ -116,38 +120,64 @@ def deliver(
     sweep_scratch(repository)
     with (
         repository.shared(),
-        archive_lock(plan.path, lock_timeout),
+        lines_locked(plan, lock_timeout),
         scratch_directory(repository, owner, _SIDE_BYTES) as side,
         scratch_directory(repository, owner, plan.needed_bytes, parent=directory.parent) as place,
     ):
         data = place / "data"
         server = scratch_server(plan, side, data, runner=runner, bin_dir=bin_dir, is_durable=True)
         program = server.find_program()
-        unpack_cluster(plan.path, data, owner=owner, jobs=jobs, advance=advance)
-        settings = (data / _AUTO).read_bytes() if (data / _AUTO).exists() else b""
-        (data / _AUTO).write_text("")
-        try:
-            with WalFeed(plan.archive, side, owner) as feed:
-                server.recover(feed, Target(moment=plan.moment, timeline=plan.span.timeline))
-            server.stop(fast=True)
-        finally:
-            server.stop()
-        (data / _AUTO).write_bytes(settings)
+        unpack_bases(
+            plan.line,
+            data,
+            major=plan.major,
+            owner=owner,
+            runner=runner,
+            bin_dir=bin_dir,
+            jobs=jobs,
+            advance=advance,
+        )
+        with _alter_system_aside(data):
+            try:
+                with WalFeed(plan.archive, side, owner) as feed:
+                    server.recover(feed, Target(moment=plan.moment, timeline=plan.span.timeline))
+                server.stop(fast=True)
+            finally:
+                server.stop()
         notes = _complete(data, owner, server.limits)
         _sync(data)
-        try:
-            if directory.exists():
-                directory.rmdir()
-            data.rename(directory)
-            sync_directory(directory.parent)
-        except OSError as error:
-            raise RestoreError(
-                f"cannot put the cluster to {directory}: {error.strerror}", hint="Name another directory."
-            ) from error
+        _move(data, directory)
     log.info("cluster_delivered", path=str(directory), moment=plan.reached.isoformat())
     return Delivered(
         directory=directory, moment=plan.reached, commands=_commands(directory, owner, program), notes=notes
     )
+
+
+@contextmanager
+def _alter_system_aside(data: Path) -> Iterator[None]:
+    """Have the server start without what ALTER SYSTEM has set."""
+    path = data / _AUTO
+    settings = path.read_bytes() if path.exists() else b""
+    path.write_text("")
+    yield
+    path.write_bytes(settings)
+
+
+def _move(data: Path, directory: Path) -> None:
+    """Put the cluster where it is wanted.
+
+    Raises:
+        RestoreError: the directory cannot be written.
+    """
+    try:
+        if directory.exists():
+            directory.rmdir()
+        data.rename(directory)
+        sync_directory(directory.parent)
+    except OSError as error:
+        raise RestoreError(
+            f"cannot put the cluster to {directory}: {error.strerror}", hint="Name another directory."
+        ) from error
 
 
 def _complete(data: Path, owner: Owner | None, limits: Mapping[str, int]) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from portal.ops.hints import Advice
 from portal.ops.units import human_bytes, span
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def misses(facts: PitrFacts, now: datetime) -> Iterator[PitrMiss]:
         yield PitrMiss(
             "recovery_window",
             "the database cannot be recovered to any moment yet: there is no base backup with the WAL after it",
-            "'./tools/backup.sh base' makes one now; the WAL service asks for it by itself.",
+            f"{Advice.BACK_UP_BASE} makes one now; the WAL service asks for it by itself.",
         )
         return
     for start, end in facts.window.gaps:
@@ -103,7 +104,7 @@ def _service(state: Mapping[str, Any], now: datetime) -> Iterator[PitrMiss]:
     updated = datetime.fromisoformat(state["updated"]).astimezone(UTC) if state.get("updated") else None
     if updated is None or now - updated > SILENT + _CLOCK_DOUBT:
         since = f"for {span(now - updated)}" if updated else "yet"
-        yield PitrMiss("wal", f"no WAL has been received {since}", "Start the WAL service: tools/service.sh wal.")
+        yield PitrMiss("wal", f"no WAL has been received {since}", f"Start the WAL service: {Advice.RECEIVE_WAL}.")
     elif problem := state.get("problem"):
         what, _, mend = str(problem).partition("\n  hint: ")
         yield PitrMiss("wal", f"the WAL is not being received: {what}", mend or "Its log says more.")

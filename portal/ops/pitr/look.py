@@ -73,12 +73,12 @@ def read_wal(archive: WalArchive, state: Mapping[str, Any]) -> Wal:
         if timeline := parse_history_name(name):
             created |= {timeline: file.until} if file.until else {}
         elif segment := archive.segment(name):
-            pieces.append(Piece(segment=segment, covered=file.covered, is_whole=PARTIAL not in name))
+            pieces.append(Piece(segment=segment, covered=file.covered, is_complete=PARTIAL not in name))
     if archive.receiving.is_dir():
         found = [(path, False) for path in archive.partials()] + [(path, True) for path in archive.completed()]
         pieces += [
-            Piece(segment=segment, covered=None, is_whole=is_whole)
-            for path, is_whole in found
+            Piece(segment=segment, covered=None, is_complete=is_complete)
+            for path, is_complete in found
             if (segment := archive.segment(path.name))
         ]
     pieces = _with_last_covered(pieces, state, archive.cluster.segment_bytes)

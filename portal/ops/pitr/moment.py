@@ -1,4 +1,7 @@
-"""A moment as a person writes it: ``2026-11-28 14:03:07+00:00``, ``10 minutes ago``, ``latest``. Pure."""
+"""A moment as a person writes it: ``2026-11-28 14:03:07+00:00``, ``10 minutes ago``, ``latest``. Pure.
+
+A moment without an offset is one of the time zone `BACKUP_TIMEZONE`, in every command.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +22,62 @@ def parse_moment(text: str, now: datetime, zone: tzinfo = UTC) -> datetime | Non
 
     Arguments:
         now: what ``… ago`` counts from.
-        zone: of a moment that names none.
+        zone: of a moment that names no offset.
 
     Raises:
-        ConfigurationError: it is no moment.
+        ConfigurationError: it is no moment, or two, where clocks are set back.
     """
     wanted = text.strip()
     if wanted.lower() == LATEST:
         return None
     if found := _AGO.fullmatch(wanted):
         return now.astimezone(UTC) - timedelta(**{_UNITS[found[2][0].lower()]: int(found[1])})
+    return _absolute(wanted, zone).astimezone(UTC)
+
+
+def with_offset(text: str, zone: tzinfo) -> str:
+    """The same moment with the offset that is meant, for a machine that may have another time zone.
+
+    Raises:
+        ConfigurationError: it is no moment, or two.
+    """
+    wanted = text.strip()
+    if wanted.lower() == LATEST or _AGO.fullmatch(wanted):
+        return wanted
+    return _absolute(wanted, zone).isoformat(sep=" ")
+
+
+def shown(moment: datetime, zone: tzinfo) -> str:
+    """A moment with its offset, and in UTC where that differs."""
+    local = moment.astimezone(zone).replace(microsecond=0)
+    text = local.isoformat(sep=" ")
+    return text if not local.utcoffset() else f"{text} ({moment.astimezone(UTC):%H:%M:%S} UTC)"
+
+
+def _absolute(text: str, zone: tzinfo) -> datetime:
     try:
-        moment = datetime.fromisoformat(wanted)
+        moment = datetime.fromisoformat(text)
     except ValueError:
         raise ConfigurationError(
             f"{text!r} is no moment", hint="Write '2026-11-28 14:03:07+00:00', '10 minutes ago' or 'latest'."
         ) from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).astimezone(UTC)
+    return moment if moment.tzinfo else _in_zone(moment, zone)
+
+
+def _in_zone(moment: datetime, zone: tzinfo) -> datetime:
+    """A moment of a clock on the wall.
+
+    Raises:
+        ConfigurationError: the clock showed that twice, or never.
+    """
+    first, second = moment.replace(tzinfo=zone, fold=0), moment.replace(tzinfo=zone, fold=1)
+    if first.utcoffset() == second.utcoffset():
+        return first
+    if first.astimezone(UTC).astimezone(zone).replace(tzinfo=None) != moment:
+        raise ConfigurationError(
+            f"there was no {moment} in {zone}: clocks were set forward", hint="Name another moment, or its offset."
+        )
+    raise ConfigurationError(
+        f"{moment} was twice in {zone}: clocks were set back",
+        hint=f"Name the offset: '{first.isoformat(sep=' ')}' or '{second.isoformat(sep=' ')}'.",
+    )

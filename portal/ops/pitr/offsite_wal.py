@@ -16,11 +16,11 @@ import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from isal import isal_zlib
 
-from portal.ops.errors import NotIntactError, OpsError
+from portal.ops.errors import IdentityError, NotIntactError, OpsError
 from portal.ops.pitr.lsn import PARTIAL, parse_history_name
 from portal.ops.pitr.wal_archive import DIRECTORY, SUFFIX, Cluster, WalArchive
 from portal.ops.runtime.logs import engine_log
@@ -51,6 +51,8 @@ _FIRST_PAUSE_SECONDS: Final = 1.0
 _LONGEST_PAUSE_SECONDS: Final = 60.0
 _NAME: Final = re.compile(r"(?P<file>[0-9A-F.a-z]+?)(?:\+(?P<start>\d+)-(?P<end>\d+))?\.[0-9a-f]{16}\.gz(?:\.age)?")
 _CLUSTER: Final = "cluster"
+_AGE: Final = b"age-encryption.org/"
+_InflateError = cast("type[Exception]", isal_zlib.error)
 
 
 class WalCopier:
@@ -174,14 +176,14 @@ def _fetch_cluster(
     described = [place for place, name in objects if name["file"] == _CLUSTER]
     if not described:
         return 0
-    facts = json.loads(_inflate(read_object(backend, described[-1], identities)))
+    facts = json.loads(_inflate(_read(backend, described[-1], identities)))
     archive = WalArchive.prepare(repository, Cluster(**facts))
     with archive.receiving_alone():
         known, count = archive.files(), 0
         whole = {name["file"]: place for place, name in objects if name["start"] is None and name["file"] != _CLUSTER}
         for file, place in sorted(whole.items()):
             if file not in known:
-                content, told = _split(read_object(backend, place, identities))
+                content, told = _split(_read(backend, place, identities))
                 data = _inflate(content) if parse_history_name(file) else content
                 archive.take(file, data, covered=_moment(told.get("covered")), until=_moment(told.get("until")))
                 count += 1
@@ -201,7 +203,7 @@ def _fetch_current(
         for start, end, place in mine:
             if start > reached:
                 break  # one between them is missing: what follows is of no use
-            content, told = _split(read_object(backend, place, identities))
+            content, told = _split(_read(backend, place, identities))
             segment[start:end] = _inflate(content)
             reached = max(reached, end)
         stored = isal_zlib.compress(bytes(segment), _LEVEL, _GZIP)
@@ -230,8 +232,26 @@ def _split(data: bytes) -> tuple[bytes, dict[str, Any]]:
     return _HEADER[:3] + b"\0" + _HEADER[4:] + rest, told
 
 
+def _read(backend: Backend, place: str, identities: Sequence[Identity]) -> bytes:
+    """An object, decrypted.
+
+    Raises:
+        IdentityError: it is encrypted, and there is no identity.
+    """
+    data = read_object(backend, place, identities)
+    if data.startswith(_AGE):
+        raise IdentityError(
+            f"the WAL in {backend.shown} is encrypted, and there is no identity to open it",
+            hint="Name the file with the secret key in BACKUP_ENCRYPTION_IDENTITY_FILE.",
+        )
+    return data
+
+
 def _inflate(data: bytes) -> bytes:
-    inflated: bytes = isal_zlib.decompress(data, _GZIP)
+    try:
+        inflated: bytes = isal_zlib.decompress(data, _GZIP)
+    except _InflateError as error:
+        raise NotIntactError("a WAL object is damaged", hint="Take another copy.") from error
     return inflated
 
 

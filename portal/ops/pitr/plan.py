@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import TYPE_CHECKING, Any, Final
 
-from portal.ops.errors import ConfigurationError
+from portal.ops.chains.lineage import is_incremental, line_of
+from portal.ops.errors import ConfigurationError, OpsError
 from portal.ops.model import SUFFIX
+from portal.ops.pitr.base_chain import cluster_size, facts_of
 from portal.ops.pitr.look import base_of, look
-from portal.ops.pitr.window import choose_span
+from portal.ops.pitr.moment import shown
+from portal.ops.pitr.wal_reader import last_commit
+from portal.ops.pitr.window import choose_span, segments_to
+from portal.ops.runtime.logs import engine_log
+from portal.ops.units import duration
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from portal.ops.pitr.lsn import Segment
     from portal.ops.pitr.wal_archive import WalArchive
     from portal.ops.pitr.window import Span, Window
     from portal.ops.repository.repository import Repository
+    from portal.ops.runtime.process import ProcessRunner
+
+log = engine_log("portal.ops.pitr.plan")
 
 _WAL_KEPT_BYTES: Final = 3 << 30
 """A replaying server recycles its WAL from about here on."""
 
 _SPARE_BYTES: Final = 64 << 20
+
+_START_SECONDS: Final = 3.0
+_UNPACKED_BYTES: Final = 50_000_000
+_REPLAYED_BYTES: Final = 30_000_000
+_DUMPED_BYTES: Final = 35_000_000
+"""What a server with two cores does in a second, as measured: unpacking, replaying, and dump and restore."""
 
 
 class OutsideWindowError(ConfigurationError):
@@ -36,17 +52,27 @@ class RecoveryPlan:
     Arguments:
         moment: nothing means as late as possible.
         path: the base backup's archive.
+        line: the archive with all that it follows, the full base backup first.
         facts: what its manifest says of the cluster.
         wal_bytes: how much WAL there is to replay at the most.
+        segments: the WAL to replay.
+        last_transaction: when the last one was committed that will be there; nothing where that was not looked for.
+        zone: in which moments are shown.
+        combined_bytes: how much the base backups hold that have to be combined; 0 for a full one alone.
     """
 
     moment: datetime | None
     window: Window
     span: Span
     path: Path
+    line: tuple[Path, ...]
     facts: Mapping[str, Any]
     wal_bytes: int
     archive: WalArchive
+    combined_bytes: int = 0
+    segments: tuple[Segment, ...] = ()
+    last_transaction: datetime | None = None
+    zone: tzinfo = UTC
 
     @property
     def major(self) -> int:
@@ -59,27 +85,56 @@ class RecoveryPlan:
         return self.moment or self.span.end
 
     @property
-    def needed_bytes(self) -> int:
-        """The room that a scratch server takes, about."""
-        return int(self.facts["bytes"]) + min(self.wal_bytes, _WAL_KEPT_BYTES) + _SPARE_BYTES
+    def cluster_bytes(self) -> int:
+        """About how large the data directory is."""
+        return cluster_size(self.facts)
 
-    def lines(self) -> list[str]:
-        """The plan in plain words."""
-        when = f"{self.reached:%Y-%m-%d %H:%M:%S}{'' if self.moment else ', the latest moment there is'}"
+    @property
+    def needed_bytes(self) -> int:
+        """The room that a scratch server takes, about; base backups that are combined lie beside the result."""
+        return self.cluster_bytes + self.combined_bytes + min(self.wal_bytes, _WAL_KEPT_BYTES) + _SPARE_BYTES
+
+    def seconds(self, *, with_dump: bool) -> float:
+        """About how long it takes on a small server.
+
+        Arguments:
+            with_dump: whether the database goes from there into another server.
+        """
+        unpacking = (self.cluster_bytes + self.combined_bytes) / _UNPACKED_BYTES
+        replaying = self.wal_bytes / _REPLAYED_BYTES
+        return _START_SECONDS + unpacking + replaying + (self.cluster_bytes / _DUMPED_BYTES if with_dump else 0)
+
+    def lines(self, *, with_dump: bool = False) -> list[str]:
+        """The plan in plain words.
+
+        Arguments:
+            with_dump: whether the database goes from there into another server.
+        """
+        latest = "" if self.moment else ", the latest moment there is"
+        last = (
+            "none in the last segments of WAL" if self.last_transaction is None else self._shown(self.last_transaction)
+        )
+        combined = f", with {len(self.line) - 1} more that it follows" if len(self.line) > 1 else ""
         return [
-            f"The database as of {when} (UTC)",
-            f"Base backup {self.span.base.name}, complete at {self.span.base.ended:%Y-%m-%d %H:%M:%S}",
+            f"The database as of {shown(self.reached, self.zone)}{latest}",
+            f"Last transaction before: {last}",
+            f"Base backup {self.span.base.name}, complete at {self._shown(self.span.base.ended)}{combined}",
             f"Then up to {self.wal_bytes >> 20} MB of WAL on timeline {self.span.timeline}",
             f"Recovery window: {self.window}",
             f"Room for a scratch server: about {self.needed_bytes >> 20} MB; it is removed afterwards",
+            f"Time: about {duration(self.seconds(with_dump=with_dump))}",
         ]
 
+    def _shown(self, moment: datetime) -> str:
+        return shown(moment, self.zone)
 
-def plan_recovery(repository: Repository, moment: datetime | None) -> RecoveryPlan:
+
+def plan_recovery(repository: Repository, moment: datetime | None, zone: tzinfo = UTC) -> RecoveryPlan:
     """Find what leads to a moment; touches nothing.
 
     Arguments:
         moment: by the server's clock; nothing means as late as possible.
+        zone: in which moments are shown.
 
     Raises:
         OutsideWindowError: nothing leads there.
@@ -94,21 +149,40 @@ def plan_recovery(repository: Repository, moment: datetime | None) -> RecoveryPl
     span = choose_span(found.spans, moment)
     if span is None:
         raise OutsideWindowError(
-            f"{moment:%Y-%m-%d %H:%M:%S%z} lies outside the recovery window, which is {found.window}",
+            f"{shown(moment or found.window.end, zone)} lies outside the recovery window, which is {found.window}",
             hint="Name a moment inside it, or restore an archive.",
         )
     path = repository.path / f"{span.base.name}{SUFFIX}"
     described = base_of(path)
     assert described is not None
+    segments = segments_to(span, found.wal, moment)
+    line = line_of(path) if is_incremental(path) else ()
     return RecoveryPlan(
         moment=moment,
         window=found.window,
         span=span,
         path=path,
+        line=tuple(ancestor.path for ancestor in line) or (path,),
+        combined_bytes=sum(int(facts_of(ancestor).get("bytes", 0)) for ancestor in line),
         facts=described[1],
-        wal_bytes=_wal_bytes(span, moment, found.archive),
+        wal_bytes=len(segments) * found.archive.cluster.segment_bytes,
+        segments=segments,
         archive=found.archive,
+        zone=zone,
     )
+
+
+def with_last_transaction(plan: RecoveryPlan, *, runner: ProcessRunner, bin_dir: Path | None) -> RecoveryPlan:
+    """The plan, with the last transaction that will be there; it is read from the WAL.
+
+    Where the WAL cannot be read here, the plan is as it was: the replay itself will say what is wrong.
+    """
+    try:
+        last = last_commit(plan.archive, plan.segments, plan.moment, runner=runner, bin_dir=bin_dir)
+    except OpsError as error:
+        log.warning("last_transaction_unknown", error=error.message)
+        return plan
+    return replace(plan, last_transaction=last)
 
 
 def clock_offset(archive: WalArchive | None) -> timedelta:
@@ -117,14 +191,3 @@ def clock_offset(archive: WalArchive | None) -> timedelta:
     if not state.get("server_clock") or state.get("problem"):
         return timedelta(0)
     return datetime.fromisoformat(state["server_clock"]) - datetime.fromisoformat(state["updated"])
-
-
-def _wal_bytes(span: Span, moment: datetime | None, archive: WalArchive) -> int:
-    """How much WAL lies between the base backup and the moment, at the most."""
-    first = span.base.start_lsn // archive.cluster.segment_bytes
-    count = 0
-    for name, file in archive.files().items():
-        segment = archive.segment(name)
-        if segment and segment.number >= first and (moment is None or not file.covered or file.covered <= moment):
-            count += 1
-    return min(count + 1, span.segments) * archive.cluster.segment_bytes

@@ -35,7 +35,7 @@ def prune_wal(repository: Repository) -> int:
             continue
         described = base_of(path)
         if described is None:
-            log.warning("wal_kept", reason=f"{path.name} cannot be read")
+            log.warning("wal_not_removed", reason=f"{path.name} cannot be read")
             return 0
         found.setdefault(str(described[1].get("system_identifier")), []).append(described[0])
     return sum(_prune(repository, identifier, bases) for identifier, bases in found.items())
@@ -45,7 +45,7 @@ def _prune(repository: Repository, identifier: str, bases: list[Base]) -> int:
     try:
         archive = WalArchive.of(repository, identifier)
     except OpsError as error:
-        log.warning("wal_kept", reason=error.message)
+        log.warning("wal_not_removed", reason=error.message)
         return 0
     if archive is None:
         return 0

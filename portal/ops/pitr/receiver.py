@@ -32,6 +32,7 @@ from portal.ops.postgres.server import maintenance
 from portal.ops.repository.faults import disk_full
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.process import DEVNULL
+from portal.ops.units import human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -264,7 +265,7 @@ class WalReceiver:
         free, needed = disk.f_bavail * disk.f_frsize, _RESERVE_BYTES + 2 * archive.cluster.segment_bytes
         if free < needed:
             raise DiskFullError(
-                f"{archive.path} has {free >> 20} MiB free, and receiving WAL needs {needed >> 20}",
+                f"{archive.path} has {human_bytes(free)} free, and receiving WAL needs {human_bytes(needed)}",
                 hint="Make room in the repository soon: the server keeps WAL only as far as max_slot_wal_keep_size.",
             )
 

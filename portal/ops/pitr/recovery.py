@@ -9,12 +9,12 @@ open      for questions and dumps; the live server is never touched
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+from portal.ops.pitr.combine import unpack_bases
 from portal.ops.pitr.scratch import scratch_directory, server_owner, sweep_scratch
 from portal.ops.pitr.scratch_server import ScratchServer, Target
-from portal.ops.pitr.unpack import unpack_cluster
 from portal.ops.pitr.wal_feed import WalFeed
 from portal.ops.repository.locks import archive_lock
 from portal.ops.runtime.logs import engine_log
@@ -55,14 +55,23 @@ def recovered(
     sweep_scratch(repository)
     with (
         repository.shared(),
-        archive_lock(plan.path, lock_timeout),
+        lines_locked(plan, lock_timeout),
         scratch_directory(repository, owner, plan.needed_bytes) as directory,
     ):
         data = directory / "data"
         server = scratch_server(plan, directory, data, runner=runner, bin_dir=bin_dir)
         server.find_program()  # before the work, not after it
         started = time.monotonic()
-        unpack_cluster(plan.path, data, owner=owner, jobs=jobs, advance=advance)
+        unpack_bases(
+            plan.line,
+            data,
+            major=plan.major,
+            owner=owner,
+            runner=runner,
+            bin_dir=bin_dir,
+            jobs=jobs,
+            advance=advance,
+        )
         _neutralise(data)
         unpacked = time.monotonic()
         try:
@@ -78,6 +87,18 @@ def recovered(
                 yield server
         finally:
             server.stop()
+
+
+def lines_locked(plan: RecoveryPlan, lock_timeout: float) -> ExitStack:
+    """Keep the base backup, and all that it follows, from being pruned until the context is left.
+
+    Arguments:
+        lock_timeout: seconds to wait for a prune that is just looking at one of them.
+    """
+    with ExitStack() as held:
+        for path in plan.line:
+            held.enter_context(archive_lock(path, lock_timeout))
+        return held.pop_all()
 
 
 def scratch_server(

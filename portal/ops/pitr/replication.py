@@ -5,13 +5,16 @@ The role needs REPLICATION; nothing here needs a superuser.
 
 from __future__ import annotations
 
+import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC
 from typing import TYPE_CHECKING, Final
 
+import psycopg
 from psycopg.rows import class_row
 
-from portal.ops.errors import AccessDeniedError, ConfigurationError
+from portal.ops.errors import AccessDeniedError, BusyError, ConfigurationError
 from portal.ops.pitr.lsn import parse_lsn
 from portal.ops.pitr.wal_archive import Cluster
 from portal.ops.postgres.server import maintenance
@@ -26,6 +29,15 @@ if TYPE_CHECKING:
 SLOT: Final = "kekkai_backup"
 LOST: Final = "lost"
 
+_SLOT_LOOKS: Final = 20
+_SLOT_PAUSE_SECONDS: Final = 0.05
+_SLOT_RACES: Final = (
+    psycopg.errors.DuplicateObject,
+    psycopg.errors.UndefinedObject,
+    psycopg.errors.ObjectInUse,
+)
+"""What the server says where another session was quicker."""
+
 REPLAY_LIMITS: Final = (
     "max_connections",
     "max_locks_per_transaction",
@@ -37,7 +49,8 @@ REPLAY_LIMITS: Final = (
 
 _SETTINGS: Final = """
     SELECT name, setting FROM pg_settings
-    WHERE name = ANY(%s) OR name IN ('wal_level', 'wal_segment_size', 'max_replication_slots', 'max_slot_wal_keep_size')
+    WHERE name = ANY(%s) OR name IN ('wal_level', 'wal_segment_size', 'max_replication_slots', 'max_slot_wal_keep_size',
+                                        'summarize_wal')
 """
 _IDENTITY: Final = "SELECT system_identifier::text FROM pg_control_system()"
 _POSITION: Final = """
@@ -64,6 +77,7 @@ class ServerSettings:
 
     Arguments:
         slot_keep_bytes: how much WAL a slot may hold back; nothing where there is no limit.
+        summarizes_wal: whether incremental base backups are possible; nothing where the server is too old for them.
     """
 
     cluster: Cluster
@@ -72,6 +86,7 @@ class ServerSettings:
     max_wal_senders: int
     max_replication_slots: int
     slot_keep_bytes: int | None
+    summarizes_wal: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +144,7 @@ def read_settings(connection: Connection) -> ServerSettings:
         max_wal_senders=int(found["max_wal_senders"]),
         max_replication_slots=int(found["max_replication_slots"]),
         slot_keep_bytes=None if keep < 0 else keep << 20,
+        summarizes_wal=found["summarize_wal"] == "on" if "summarize_wal" in found else None,
     )
 
 
@@ -201,19 +217,35 @@ def server_clock(connection: Connection) -> datetime:
 
 
 def ensure_slot(connection: Connection, slot: str = SLOT) -> bool:
-    """Make the slot where there is none, or only a lost one; whether it was made."""
-    found = position(connection, slot)
-    if found.is_usable:
-        return False
-    if found.has_slot:
-        connection.execute(_DROP, [slot])
-    connection.execute(_CREATE, [slot])
-    return True
+    """Create the slot where there is none, or only a lost one; whether this call created it.
+
+    The WAL service and a base backup both do this, often at once. So a slot that another session has just created,
+    dropped or taken is no fault: look again.
+
+    Raises:
+        BusyError: a lost slot stays in use.
+    """
+    for _ in range(_SLOT_LOOKS):
+        found = position(connection, slot)
+        if found.is_usable:
+            return False
+        try:
+            if found.has_slot:
+                connection.execute(_DROP, [slot])
+            connection.execute(_CREATE, [slot])
+        except _SLOT_RACES:
+            time.sleep(_SLOT_PAUSE_SECONDS)
+        else:
+            return True
+    raise BusyError(
+        f"the replication slot {slot} is lost, and another session holds it",
+        hint="End that session with pg_terminate_backend; its pid is active_pid in pg_replication_slots.",
+    )
 
 
 def drop_slot(target: DatabaseTarget, slot: str = SLOT) -> None:
     """Remove the slot, so that the server keeps no WAL for us any more; harmless where there is none."""
-    with maintenance(target) as connection:
+    with maintenance(target) as connection, suppress(psycopg.errors.UndefinedObject):
         connection.execute(_DROP, [slot])
 
 

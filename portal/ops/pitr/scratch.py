@@ -21,6 +21,7 @@ from portal.ops.errors import DiskFullError, RepositoryError
 from portal.ops.repository.durable import make_hidden
 from portal.ops.repository.locks import try_lock
 from portal.ops.runtime.logs import engine_log
+from portal.ops.units import human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -131,7 +132,7 @@ def check_room(place: Path, needed_bytes: int) -> None:
     free = disk.f_bavail * disk.f_frsize
     if free < needed_bytes:
         raise DiskFullError(
-            f"a scratch server needs about {needed_bytes >> 20} MiB in {there}, and {free >> 20} are free",
+            f"a scratch server needs about {human_bytes(needed_bytes)} in {there}, and {human_bytes(free)} are free",
             hint="Make room, or set TMPDIR to a directory on a larger disk.",
         )
 
@@ -151,7 +152,7 @@ def sweep_scratch(repository: Repository) -> list[str]:
                     _remove(directory)
                 record.unlink(missing_ok=True)
                 swept.append(str(directory))
-                log.warning("scratch_swept", path=str(directory))
+                log.warning("scratch_removed", path=str(directory))
             finally:
                 os.close(descriptor)
     return swept
@@ -164,7 +165,7 @@ def _remove(directory: Path) -> None:
         if not directory.exists():
             return
         time.sleep(_PAUSE_SECONDS)
-    log.warning("scratch_left", path=str(directory))
+    log.warning("scratch_not_removed", path=str(directory))
 
 
 def _suits(place: Path, owner: Owner | None) -> bool:

@@ -20,13 +20,17 @@ from portal.ops.postgres.client_tools import find_client
 from portal.ops.postgres.environment import client_environment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from portal.ops.pitr.lsn import Segment
     from portal.ops.pitr.wal_archive import WalArchive
     from portal.ops.runtime.process import ProcessRunner
 
 _AT_ONCE: Final = 16
+_LOOK_BACK: Final = 12
+_LOOK_BACK_STEP: Final = 2
+"""A plan reads so many segments at once, and no more than that altogether, for the last transaction."""
+
 _COMMIT: Final = re.compile(r"desc: COMMIT(?:_PREPARED)? (?:\S+: )?(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+) UTC(.*)")
 _TRANSACTION: Final = re.compile(r"tx:\s+(\d+), lsn: ([0-9A-F]+/[0-9A-F]+)")
 _DELETE: Final = re.compile(r"desc: DELETE .*rel \d+/(\d+)/(\d+)")
@@ -115,16 +119,31 @@ def commits(
 
 
 def last_commit(
-    archive: WalArchive, moment: datetime, *, runner: ProcessRunner, bin_dir: Path | None
+    archive: WalArchive,
+    segments: Sequence[Segment],
+    moment: datetime | None,
+    *,
+    runner: ProcessRunner,
+    bin_dir: Path | None,
 ) -> datetime | None:
-    """When the last transaction before a moment was committed; nothing where the segments around it have none."""
-    around = segments_between(archive, moment, moment)
-    if not around:
-        return None
-    numbers = [segment.number for segment, _ in around]
-    before = [one for one in segments_between(archive, None, moment) if one[0].number == min(numbers) - 1]
-    found = commits(archive, [*before[-1:], *around], runner=runner, bin_dir=bin_dir)
-    return max((commit.moment for commit in found if commit.moment <= moment), default=None)
+    """When the last transaction before a moment was committed; nothing where the last segments have none.
+
+    Arguments:
+        segments: those that lead to the moment, in order; the last ones are read, backwards.
+        moment: nothing means the end of the WAL.
+
+    Raises:
+        ClientToolError: there is no pg_waldump of the server's version.
+        NotIntactError: a segment is damaged.
+    """
+    named = [(segment, segment.name(archive.cluster.segment_bytes)) for segment in segments]
+    for end in range(len(named), max(0, len(named) - _LOOK_BACK), -_LOOK_BACK_STEP):
+        some = named[max(0, end - _LOOK_BACK_STEP - 1) : end]  # one more: a record may begin in it
+        found = commits(archive, some, runner=runner, bin_dir=bin_dir)
+        last = max((one.moment for one in found if moment is None or one.moment <= moment), default=None)
+        if last is not None:
+            return last
+    return None
 
 
 def _runs(batch: list[tuple[Segment, str]]) -> Iterator[list[tuple[Segment, str]]]:

@@ -46,12 +46,12 @@ class Piece:
 
     Arguments:
         covered: every transaction that committed up to this moment lies in it or before; nothing where that is unknown.
-        is_whole: whether the next segment continues it.
+        is_complete: whether the next segment continues it.
     """
 
     segment: Segment
     covered: datetime | None
-    is_whole: bool
+    is_complete: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ class Window:
 
 def find_spans(bases: Iterable[Base], wal: Wal) -> tuple[Span, ...]:
     """The span of each base backup on each timeline that its WAL leads to, oldest first."""
-    pieces = {(piece.segment, piece.is_whole): piece for piece in wal.pieces}
+    pieces = {(piece.segment, piece.is_complete): piece for piece in wal.pieces}
     timelines = {piece.segment.timeline for piece in wal.pieces} | set(wal.histories)
     spans = []
     for base in bases:
@@ -155,6 +155,23 @@ def choose_span(spans: Sequence[Span], moment: datetime | None) -> Span | None:
     fitting = [span for span in spans if span.holds(moment)]
     lived = [span for span in fitting if span.live is None or span.live <= moment]
     return max(lived or fitting, key=lambda span: (span.timeline, span.start), default=None)
+
+
+def segments_to(span: Span, wal: Wal, moment: datetime | None) -> tuple[Segment, ...]:
+    """The segments that a recovery reads, in order, on whichever timelines they are.
+
+    Arguments:
+        moment: where to; nothing means as late as possible.
+    """
+    path = _path(span.base, span.timeline, wal.histories)
+    assert path is not None  # the span was found along it
+    pieces = {(piece.segment, piece.is_complete): piece for piece in wal.pieces}
+    found: list[Segment] = []
+    for piece in _run(span.base, path, pieces, wal.segment_bytes):
+        found.append(piece.segment)
+        if moment is not None and piece.covered is not None and piece.covered >= moment:
+            break
+    return tuple(found)
 
 
 def first_needed(bases: Iterable[Base]) -> int | None:

@@ -18,6 +18,7 @@ from queue import Queue
 from typing import TYPE_CHECKING, Final, Self
 
 from portal.ops.errors import NotIntactError, RestoreError
+from portal.ops.hints import another_archive
 from portal.ops.postgres.dump_format import HEAD_BYTES, dump_major
 from portal.ops.postgres.toc import CutShortError, read_contents
 
@@ -35,7 +36,6 @@ _FIRST_LOOK: Final = 1 << 18
 
 _LARGEST_FILE: Final = 32 << 30
 _RESERVE: Final = 1 << 30
-_ANOTHER: Final = "take another archive: './tools/backup.sh list' shows them"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ class Dump:
 def not_a_dump() -> NotIntactError:
     """The error for a dump that is not one."""
     return NotIntactError(
-        "the database's part of the archive is not a dump in PostgreSQL's custom format", hint=_ANOTHER
+        "the database's part of the archive is not a dump in PostgreSQL's custom format", hint=another_archive()
     )
 
 

@@ -1,8 +1,8 @@
 """Expressions that work while the portal runs, and not while a dump is restored.
 
 `pg_restore` works with an empty `search_path`. A function that finds a table or another function by that path fails
-then, and with it the rows of every table whose CHECK constraint or generated column calls it. Each such expression is
-tried on one row, with an empty path.
+then, and with it the rows of every table whose CHECK constraint, generated column, domain or partition key calls it,
+and every index on what it returns. Each such expression is tried on one row, with an empty path.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 import psycopg
-from psycopg.sql import SQL, Identifier
+from psycopg.sql import SQL, Composed, Identifier
 
 from portal.ops.postgres.table_names import table_name
 
@@ -27,11 +27,39 @@ _EXPRESSIONS: Final = """
         SELECT d.adrelid, 'column ' || a.attname, pg_get_expr(d.adbin, d.adrelid), 'pg_attrdef'::regclass, d.oid
         FROM pg_attrdef AS d JOIN pg_attribute AS a ON a.attrelid = d.adrelid AND a.attnum = d.adnum
         WHERE a.attgenerated <> ''
+        UNION ALL
+        SELECT indrelid, 'index ' || indexrelid::regclass, pg_get_expr(indexprs, indrelid), 'pg_class'::regclass,
+               indexrelid
+        FROM pg_index WHERE indexprs IS NOT NULL
+        UNION ALL
+        SELECT indrelid, 'index ' || indexrelid::regclass, pg_get_expr(indpred, indrelid), 'pg_class'::regclass,
+               indexrelid
+        FROM pg_index WHERE indpred IS NOT NULL
+        UNION ALL
+        SELECT leaf.relid, 'the partition key (' || partrelid::regclass || ')', pg_get_expr(partexprs, partrelid),
+               'pg_class'::regclass, partrelid
+        FROM pg_partitioned_table,
+             LATERAL (SELECT relid FROM pg_partition_tree(partrelid) AS t JOIN pg_class AS c ON c.oid = t.relid
+                      WHERE c.relkind = 'r' LIMIT 1) AS leaf
+        WHERE partexprs IS NOT NULL
     ) AS x
-    JOIN pg_class AS c ON c.oid = x.relation AND c.relkind = 'r' JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    JOIN pg_class AS c ON c.oid = x.relation AND c.relkind IN ('r', 'm')
+    JOIN pg_namespace AS n ON n.oid = c.relnamespace
     JOIN pg_depend AS d ON d.classid = x.class AND d.objid = x.oid AND d.refclassid = 'pg_proc'::regclass
     JOIN pg_proc AS p ON p.oid = d.refobjid JOIN pg_language AS l ON l.oid = p.prolang
     WHERE l.lanname IN ('sql', 'plpgsql') AND n.nspname !~ '^pg_'
+      AND NOT EXISTS (SELECT FROM unnest(p.proconfig) AS setting WHERE setting LIKE 'search_path=%')
+    ORDER BY 1, 2, 3
+"""
+# A domain's check names its value VALUE, which is put in as a column of the base type.
+_DOMAINS: Final = """
+    SELECT DISTINCT n.nspname, t.typname, k.conname, pg_get_expr(k.conbin, 0), t.typbasetype::regtype::text,
+           p.oid::regprocedure::text
+    FROM pg_constraint AS k JOIN pg_type AS t ON t.oid = k.contypid JOIN pg_namespace AS n ON n.oid = t.typnamespace
+    JOIN pg_depend AS d ON d.classid = 'pg_constraint'::regclass AND d.objid = k.oid
+         AND d.refclassid = 'pg_proc'::regclass
+    JOIN pg_proc AS p ON p.oid = d.refobjid JOIN pg_language AS l ON l.oid = p.prolang
+    WHERE k.contype = 'c' AND l.lanname IN ('sql', 'plpgsql') AND n.nspname !~ '^pg_'
       AND NOT EXISTS (SELECT FROM unnest(p.proconfig) AS setting WHERE setting LIKE 'search_path=%')
     ORDER BY 1, 2, 3
 """
@@ -50,17 +78,33 @@ def fragile_expressions(connection: Connection) -> list[str]:
         found = connection.execute(_EXPRESSIONS).fetchall()
         for schema, table, what, expression, function in found:
             if reason := _failure(connection, Identifier(schema, table), str(expression)):
+                lost = "it cannot be built" if what.startswith("index ") else "its rows cannot be restored"
                 said.append(
-                    f"{what} of {table_name(schema, table)} fails in a restore, so its rows cannot be restored: "
+                    f"{what} of {table_name(schema, table)} fails in a restore, so {lost}: "
                     f"{reason}; {function} has to find it without a search_path: ALTER FUNCTION {function} "
                     "SET search_path = public, and back up again"
+                )
+        for schema, domain, check, expression, base, function in connection.execute(_DOMAINS).fetchall():
+            if reason := _failure_of_domain(connection, str(expression), str(base)):
+                said.append(
+                    f"constraint {check} of domain {table_name(schema, domain)} fails in a restore, so rows of tables "
+                    f"that use it cannot be restored: {reason}; {function} has to find it without a search_path: ALTER "
+                    f"FUNCTION {function} SET search_path = public, and back up again"
                 )
         raise psycopg.Rollback  # the path is as it was
     return said
 
 
 def _failure(connection: Connection, table: Identifier, expression: str) -> str:
-    query = SQL("SELECT ({}) FROM ONLY {} LIMIT 1").format(SQL(expression), table)
+    return _failure_of(connection, SQL("SELECT ({}) FROM ONLY {} LIMIT 1").format(SQL(expression), table))
+
+
+def _failure_of_domain(connection: Connection, expression: str, base: str) -> str:
+    query = SQL("SELECT ({}) FROM (SELECT NULL::{} AS value) AS one")
+    return _failure_of(connection, query.format(SQL(expression), SQL(base)))
+
+
+def _failure_of(connection: Connection, query: Composed) -> str:
     try:
         with connection.transaction():
             connection.execute(query)

@@ -15,6 +15,7 @@ import psycopg
 from psycopg.sql import SQL, Composed, Identifier, Literal
 
 from portal.ops.errors import NotIntactError
+from portal.ops.hints import another_archive
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -104,7 +105,7 @@ class DatabaseIdentity:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise NotIntactError(
                 "what the manifest says of the database makes no sense",
-                hint="take another archive: './tools/backup.sh list' shows them",
+                hint=another_archive(),
             ) from error
         return made
 

@@ -27,6 +27,7 @@ from portal.ops.errors import (
     OpsError,
     RestoreError,
 )
+from portal.ops.hints import another_archive
 from portal.ops.postgres.client_tools import find_client
 from portal.ops.postgres.connection import conninfo, libpq_environment, silencing_options
 from portal.ops.postgres.dump_file import not_a_dump
@@ -50,7 +51,6 @@ OPTIONS: Final = ("--clean", "--if-exists", "--no-owner", "--exit-on-error")
 
 # A stage that a crash loses is done again, so it need not wait for the disk; the commit of the swap waits for it all.
 _STAGE_SETTINGS: Final = "-c synchronous_commit=off -c maintenance_work_mem=256MB"
-_ANOTHER: Final = "take another archive: './tools/backup.sh list' shows them"
 _LAST_CHARACTERS: Final = 600
 _OLDER_SERVER_NEEDS: Final = 17
 _UNKNOWN_SETTING: Final = 'unrecognized configuration parameter "transaction_timeout"'
@@ -86,7 +86,7 @@ _CAUSES: Final = (
         "valid archive|magic string|corrupt|end of file|could not read from input|could not uncompress|out of range|"
         "unexpected (block|section|data)|invalid (dumpId|compression)|toc\\.",
         NotIntactError,
-        _ANOTHER,
+        another_archive(),
     ),
     _cause("No space left on device|could not extend", DiskFullError, "free space on the server's disk, and try again"),
     _cause(
@@ -158,7 +158,9 @@ class Restorer:
         except RestoreError as error:
             if (process.returncode or 0) < 0:
                 raise
-            raise NotIntactError(error.message, hint=_ANOTHER) from error  # there is no server whose fault it could be
+            raise NotIntactError(
+                error.message, hint=another_archive()
+            ) from error  # there is no server whose fault it could be
 
     def find_psql(self) -> ClientTool:
         """Find the psql that runs what this pg_restore writes.

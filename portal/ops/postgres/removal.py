@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from psycopg.sql import SQL, Identifier
 
 from portal.ops.errors import AccessDeniedError, BusyError
+from portal.ops.hints import Advice
 from portal.ops.postgres.connection import connect
 from portal.ops.postgres.database_names import Marked
 from portal.ops.postgres.server import find_database, maintenance, restoring_errors
@@ -48,7 +49,7 @@ def drop_old(target: DatabaseTarget, name: str) -> tuple[str, ...]:
     if Marked.parse(name, target.name) is None:
         raise AccessDeniedError(
             f"{name} is not a database that a restore of {target.name} has left",
-            hint="'./tools/restore.sh --rollback --list' shows those that can be dropped",
+            hint=f"{Advice.LIST_ROLLBACKS} shows those that can be dropped",
         )
     with maintenance(target) as connection:
         return _drop(connection, target, name, SQL("DROP DATABASE IF EXISTS {}"))

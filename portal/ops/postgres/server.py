@@ -24,6 +24,7 @@ from portal.ops.errors import (
     LoginRefusedError,
     OpsError,
 )
+from portal.ops.hints import Advice
 from portal.ops.postgres.connection import connect
 from portal.ops.postgres.database_names import Marked
 from portal.ops.postgres.explained import explained_errors
@@ -182,7 +183,7 @@ def disk_full(reason: str) -> DiskFullError:
     """The error for a server that has no space left."""
     return DiskFullError(
         f"the server's disk is full: {reason.strip().splitlines()[0]}",
-        hint="free space on the server: './tools/restore.sh --rollback --list' shows what restores have kept there",
+        hint=f"free space on the server: {Advice.LIST_ROLLBACKS} shows what restores have kept there",
     )
 
 

@@ -31,8 +31,8 @@ _IN_EXTENSION: Final[LiteralString] = """
 _SIZES: Final = """
     SELECT pg_database_size(current_database()), (SELECT count(*) FROM pg_largeobject_metadata), pg_is_in_recovery()
 """
-# What a restored database has to have as many of as the source. Not what the server makes by itself, and no NOT NULL,
-# which is a constraint of its own since version 18.
+# What a restored database has to have as many of as the source. Not what the server makes by itself: constraints of
+# partitions that follow from those of their parents, and NOT NULL, which is a constraint of its own since version 18.
 _COUNTS: Final[LiteralString] = f"""
     SELECT (SELECT count(*) FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid
               JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -40,7 +40,7 @@ _COUNTS: Final[LiteralString] = f"""
               SELECT FROM pg_depend AS d
               WHERE d.classid = 'pg_class'::regclass AND d.objid = i.indrelid AND d.deptype = 'e')),
            (SELECT count(*) FROM pg_constraint AS k JOIN pg_namespace AS n ON n.oid = k.connamespace
-            WHERE {_OURS} AND k.conrelid <> 0 AND k.contype <> 'n' AND NOT EXISTS (
+            WHERE {_OURS} AND k.conrelid <> 0 AND k.contype <> 'n' AND k.conparentid = 0 AND NOT EXISTS (
               SELECT FROM pg_depend AS d
               WHERE d.classid = 'pg_class'::regclass AND d.objid = k.conrelid AND d.deptype = 'e')),
            (SELECT count(*) FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime  # noqa: TC003  (the codec reads the annotations)
 from enum import StrEnum
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from portal.ops import codec
 
 START: Final = "0" * 64
 """What the first line has as the hash of the one before."""
 
 VERSION: Final = 1
+_ENVELOPE: Final = frozenset(["version"])
+_MARKS: Final = ("torn", "found")
 
 
 class Action(StrEnum):
@@ -96,43 +97,17 @@ class AccessEntry:
     found: Found | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The entry in the types of JSON."""
-        return {
-            "version": VERSION,
-            "number": self.number,
-            "moment": self.moment.isoformat(),
-            "who": self.who,
-            "host": self.host,
-            "action": self.action.value,
-            "subject": self.subject,
-            "outcome": self.outcome.value,
-            "details": dict(self.details),
-            "previous": self.previous,
-            **({"torn": self.torn} if self.torn else {}),
-            **({"found": self.found.value} if self.found else {}),
-            "hash": self.hash,
-        }
+        """The entry in the types of JSON, without the marks that it does not have."""
+        facts = codec.encode(self)
+        return {"version": VERSION, **{name: value for name, value in facts.items() if name not in _MARKS or value}}
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> AccessEntry:
         """The entry that `to_dict` made; ValueError, KeyError or TypeError where it makes no sense."""
-        number, version = facts["number"], facts["version"]
-        if type(number) is not int or number < 1 or version != VERSION:
+        entry = codec.decode(cls, facts, beside=_ENVELOPE)
+        if entry.number < 1 or facts["version"] != VERSION:
             raise ValueError("no number, or a later version")
-        return cls(
-            number=number,
-            moment=datetime.fromisoformat(facts["moment"]),
-            who=str(facts["who"]),
-            host=str(facts["host"]),
-            action=Action(facts["action"]),
-            subject=str(facts["subject"]),
-            outcome=Outcome(facts["outcome"]),
-            details=dict(facts["details"]),
-            previous=str(facts["previous"]),
-            hash=str(facts["hash"]),
-            torn=str(facts.get("torn", "")),
-            found=Found(facts["found"]) if "found" in facts else None,
-        )
+        return entry
 
 
 Observer = Callable[[AccessEntry], None]

@@ -71,7 +71,7 @@ HEAD_NAME: Final = ".access.head"
 
 _HINT: Final = "\n  hint: "
 _AGAIN: Final = (
-    "Start it again to have it done; what was not finished has been taken back, or the next one goes on with it."
+    "Start it again to have it done; what was not finished has been undone, or the next one goes on with it."
 )
 _LOCK_SECONDS: Final = 10.0
 _TAIL_BYTES: Final = 64 << 10
@@ -83,6 +83,7 @@ class AccessLog:
     """The access log of a repository."""
 
     def __init__(self, repository: Repository) -> None:
+        self._repository = repository
         self.path = repository.path / NAME
         self.head_path = repository.path / HEAD_NAME
 
@@ -99,6 +100,7 @@ class AccessLog:
     ) -> AccessEntry | None:
         """Add a line, durably; nothing where it could not be written, which is logged and breaks nothing."""
         try:
+            self._repository.refuse_absent()
             with self._locked() as descriptor:
                 entry = self._next(descriptor, action, subject, outcome, who, host, moment, details)
                 self._write(descriptor, entry)

@@ -73,14 +73,15 @@ class Catalogue:
         self._cache = CatalogueCache(repository.path / CACHE / "catalogue.sqlite")
 
     def entries(self) -> list[Entry]:
-        """Every archive, newest first. One whose chain is not whole has that as its fault.
+        """Every archive, newest first. One whose chain is not complete has that as its fault.
 
         Raises:
-            RepositoryError: the repository cannot be read.
+            RepositoryError: the repository cannot be read, or the one that was used here is not there.
         """
         try:
             directory = os.open(self._repository.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
+            self._repository.refuse_absent()
             return []
         except OSError as error:
             raise explain(error, "cannot read", self._repository.path) from error
@@ -94,6 +95,8 @@ class Catalogue:
                 found = _Look(self._repository, directory, pinned, self._cache).run(Memory())
         finally:
             os.close(directory)
+        if not found:
+            self._repository.refuse_absent()
         return _with_chain_faults(sorted(found, key=attrgetter("moment", "modified", "name"), reverse=True))
 
 
@@ -297,7 +300,7 @@ def _read_at(manifest: Manifest) -> float | None:
 
 def _may_follow(backup_id: BackupId | None) -> bool:
     """Whether an archive may be an incremental, by its name."""
-    return backup_id is not None and backup_id.type is BackupType.MEDIA
+    return backup_id is not None and backup_id.type in (BackupType.MEDIA, BackupType.BASE)
 
 
 def kin_of(path: Path) -> tuple[str, ...] | None:

@@ -37,7 +37,7 @@ class Entry(NamedTuple):
         parent: the archive that it follows, where it is an incremental.
         base: the first archive of its chain.
         components: what it holds.
-        fault: why it, or the chain that it stands on, is not whole, as far as that can be seen from outside; empty
+        fault: why it, or the chain that it stands on, is not complete, as far as that can be seen from outside; empty
             where nothing is wrong.
         finding: what a verification has found; nothing where there was none.
         pinned: whether a person has said that it is to be kept.

@@ -1,7 +1,7 @@
 """Which repository this is: its id, in the lock file that every repository has.
 
-A volume that is not mounted leaves an empty directory, and that is a repository too, only a new one. Where the
-configuration names the id of the repository that it means, no other one is written to.
+A volume that is not mounted leaves an empty directory, and that is a repository too, only a new one. So no other
+repository is written to than the one that was used at that path before, or that the configuration names.
 """
 
 from __future__ import annotations
@@ -49,6 +49,33 @@ def give_id(lock: Path) -> None:
         return
     finally:
         os.close(descriptor)
+
+
+def check_known(lock: Path, known: str, *, is_empty: bool) -> None:
+    """Refuse to take another repository for the one that was used at this path before.
+
+    One that has archives and no id is not refused: it was copied without its hidden files.
+
+    Arguments:
+        known: the id of that one; empty where none was.
+        is_empty: whether the one that is there has no archive.
+
+    Raises:
+        RepositoryError: this is another one, or none.
+    """
+    found = repository_id(lock)
+    if not known or found == known or (not found and not is_empty):
+        return
+    place = lock.parent
+    if found:
+        what = f"the repository in {place} has the id {found}, and the one that was used here has {known}"
+    elif place.exists():
+        what = f"the repository that was used in {place} is not there: the directory has no archive and no id"
+    else:
+        what = f"the repository that was used in {place} is not there: there is no such directory"
+    raise RepositoryError(
+        what, hint="See that its volume is mounted. If another one is meant, confirm that once: --confirm-loss."
+    )
 
 
 def check_id(lock: Path, wanted: str) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from portal.ops.errors import ArchiveAbsentError, BusyError
+from portal.ops.hints import Advice
 from portal.ops.repository.durable import open_own
 from portal.ops.repository.faults import explain
 
@@ -55,6 +56,17 @@ def try_lock(descriptor: int, kind: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def lock_alone_by_name(descriptor: int, path: Path) -> bool:
+    """Lock an open file alone, without waiting; whether that was possible and the name is still this file's.
+
+    A name can be taken away, or be given to another file, between the opening and the lock.
+    """
+    try:
+        return try_lock(descriptor, fcntl.LOCK_EX) and os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def lock_within(descriptor: int, kind: int, seconds: float) -> bool:
@@ -168,7 +180,7 @@ def _is_still(descriptor: int, archive: Path) -> bool:
 
 def _absent(archive: Path) -> ArchiveAbsentError:
     return ArchiveAbsentError(
-        f"{archive.name} has just been removed", hint="'./tools/backup.sh list' shows what there is."
+        f"{archive.name} has just been removed", hint=f"{Advice.LIST_ARCHIVES} shows what there is."
     )
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.archive.output_file import OutputFile
 from portal.ops.repository.durable import give_to_owner, sync_directory, write_whole
-from portal.ops.repository.locks import try_lock
+from portal.ops.repository.locks import lock_alone_by_name
 from portal.ops.repository.sidecar import sidecar_of
 
 if TYPE_CHECKING:
@@ -64,11 +63,9 @@ def _open_locked(partial: Path, *, create: bool = True) -> int | None:
     flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
     descriptor = os.open(partial, flags, 0o600)
     try:
-        if try_lock(descriptor, fcntl.LOCK_EX) and os.path.samestat(os.fstat(descriptor), partial.stat()):
+        if lock_alone_by_name(descriptor, partial):
             give_to_owner(descriptor, partial.parent)
             return descriptor
-    except FileNotFoundError:
-        pass
     except BaseException:
         os.close(descriptor)
         raise

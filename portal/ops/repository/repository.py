@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import ArchiveAbsentError, BusyError
+from portal.ops.hints import Advice
 from portal.ops.model import SIDECAR_SUFFIX, SUFFIX, BackupId, BackupType
 from portal.ops.repository.durable import make_directories
 from portal.ops.repository.faults import explain, is_full, make_hint
-from portal.ops.repository.identity import check_id, give_id, repository_id
+from portal.ops.repository.identity import check_id, check_known, give_id, repository_id
+from portal.ops.repository.known import known_id, remember
 from portal.ops.repository.locks import locked_file, wait_for
 from portal.ops.repository.pending import (
     PARTIAL_SUFFIX,
@@ -81,16 +83,49 @@ class Repository:
         self.path = path
         self._lock_timeout = lock_timeout
 
-    def prepare(self, wanted_id: str = "") -> None:
+    def prepare(self) -> None:
         """Make sure that the directory exists and can be written, and that the repository has an id.
 
+        Raises:
+            RepositoryError: it cannot, or the repository that was used here before is not there.
+        """
+        self.refuse_absent()
+        self._make()
+        give_id(self.path / LOCK_NAME)
+        if not known_id(self.path):
+            remember(self.path, self.id)
+
+    def prepare_for_backup(self, wanted_id: str = "", *, is_confirmed: bool = False) -> None:
+        """As `prepare`, and refuse any other repository than the one that is meant.
+
         Arguments:
-            wanted_id: the id of the repository that is meant; where that is empty, any one is meant, also a new one.
+            wanted_id: the id of that one; where that is empty, it is the one that was used at this path before, or
+                where none was, any one, also a new one.
+            is_confirmed: whether a person has said that another one is meant from now on.
 
         Raises:
-            RepositoryError: it cannot, or it is another one.
+            RepositoryError: it cannot be written, or it is another one.
         """
         check_id(self.path / LOCK_NAME, wanted_id)
+        if not (wanted_id or is_confirmed):
+            self.refuse_another()
+        self._make()
+        give_id(self.path / LOCK_NAME)
+        remember(self.path, self.id)
+
+    def prepare_for_restore(self) -> None:
+        """Make sure that the directory exists and can be written: that must work when everything else is gone.
+
+        It gets no id where another repository was used before, so that no backup takes it for that one.
+
+        Raises:
+            RepositoryError: it cannot.
+        """
+        self._make()
+        if not known_id(self.path):
+            give_id(self.path / LOCK_NAME)
+
+    def _make(self) -> None:
         try:
             make_directories(self.path)
         except OSError as error:
@@ -98,7 +133,24 @@ class Repository:
         if not os.access(self.path, os.W_OK | os.X_OK):
             reason = errno.EROFS if os.statvfs(self.path).f_flag & os.ST_RDONLY else errno.EACCES
             raise explain(OSError(reason, ""), "cannot write to", self.path)
-        give_id(self.path / LOCK_NAME)
+
+    def refuse_absent(self) -> None:
+        """Refuse to call a repository empty that is not there, although it was used at this path before.
+
+        Raises:
+            RepositoryError: it is not there.
+        """
+        if not self.id and (known := known_id(self.path)):
+            check_known(self.path / LOCK_NAME, known, is_empty=not self._archives())
+
+    def refuse_another(self) -> None:
+        """Refuse to add to, or to remove from, another repository than the one that was used at this path before.
+
+        Raises:
+            RepositoryError: it is another one, or none.
+        """
+        if (known := known_id(self.path)) and known != self.id:
+            check_known(self.path / LOCK_NAME, known, is_empty=not self._archives())
 
     @property
     def id(self) -> str:
@@ -115,8 +167,14 @@ class Repository:
         """All archives, newest first.
 
         Raises:
-            RepositoryError: the directory cannot be read.
+            RepositoryError: the directory cannot be read, or the repository that was used here is not there.
         """
+        found = self._archives()
+        if not found:
+            self.refuse_absent()
+        return found
+
+    def _archives(self) -> list[ArchiveFile]:
         try:
             with os.scandir(self.path) as entries:
                 names = [entry.name for entry in entries]
@@ -296,12 +354,12 @@ def _look_at(path: Path) -> ArchiveFile | None:
 
 
 def _absent(text: str, hits: list[ArchiveFile], path: Path) -> ArchiveAbsentError:
-    hint = "'./tools/backup.sh list' shows what there is; BACKUP_LOCAL_PATH says where it is looked for."
+    hint = f"{Advice.LIST_ARCHIVES} shows what there is; BACKUP_LOCAL_PATH says where it is looked for."
     if hits:
         return ArchiveAbsentError(f"{text!r} could be any of {', '.join(hit.name for hit in hits[:5])}", hint=hint)
     if text == "latest":
         return ArchiveAbsentError(
-            f"archive not found: there is none in {path}", hint="'./tools/backup.sh full' makes the first one."
+            f"archive not found: there is none in {path}", hint=f"{Advice.BACK_UP_FULL} makes the first one."
         )
     return ArchiveAbsentError(f"archive not found: {text!r} is neither a path nor in {path}", hint=hint)
 

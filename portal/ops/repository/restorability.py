@@ -1,4 +1,4 @@
-"""Whether an archive is whole, with all that it needs, as far as that is known without opening it.
+"""Whether an archive is complete, with all that it needs, as far as that is known without opening it.
 
 An incremental whose chain has a gap or a damaged archive cannot be restored, whatever was found of it alone.
 """
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def own_fault(entry: Entry) -> str:
-    """Why an archive alone is not whole; empty where nothing is wrong with it."""
+    """Why an archive alone is not complete; empty where nothing is wrong with it."""
     if entry.fault:
         return entry.fault
     if entry.finding and not entry.finding.intact:
@@ -23,40 +23,42 @@ def own_fault(entry: Entry) -> str:
 
 
 def chain_faults(archives: Sequence[Entry]) -> dict[str, str]:
-    """Why archives cannot be restored that nothing is wrong with themselves: what of their chain is gone or not whole.
+    """Why archives cannot be restored that nothing is wrong with themselves: part of their chain is gone or incomplete.
 
     Arguments:
         archives: all of a repository, in any order; the newest first takes the least time.
     """
-    whole: set[str] = set()
+    complete: set[str] = set()
     doubtful: list[Entry] = []
     for entry in reversed(archives):  # parents are older, so nearly all of them are known when their children come
         finding = entry.finding
         if not entry.fault and (finding is None or finding.intact):
             parent = entry.parent
-            if parent is None or parent in whole:
-                whole.add(entry.name)
+            if parent is None or parent in complete:
+                complete.add(entry.name)
             else:
                 doubtful.append(entry)
-    return _faults_of(doubtful, archives, whole) if doubtful else {}
+    return _faults_of(doubtful, archives, complete) if doubtful else {}
 
 
-def _faults_of(doubtful: Sequence[Entry], archives: Sequence[Entry], whole: set[str]) -> dict[str, str]:
+def _faults_of(doubtful: Sequence[Entry], archives: Sequence[Entry], complete: set[str]) -> dict[str, str]:
     """Go from each archive to what it needs, up to the first one that settles it."""
     entries = {entry.name: entry for entry in archives}
     found: dict[str, str] = {}
     for entry in doubtful:
         path: dict[str, None] = {}
         at = entry.name
-        while at not in whole and at not in found and at not in path and at in entries and not own_fault(entries[at]):
+        while (
+            at not in complete and at not in found and at not in path and at in entries and not own_fault(entries[at])
+        ):
             path[at] = None
             at = entries[at].parent or at
-        fault = "" if at in whole else found.get(at) or _fault_at(at, entries.get(at), is_circle=at in path)
+        fault = "" if at in complete else found.get(at) or _fault_at(at, entries.get(at), is_circle=at in path)
         for name in path:
             if fault:
                 found[name] = fault
             else:
-                whole.add(name)
+                complete.add(name)
     return found
 
 
@@ -65,4 +67,4 @@ def _fault_at(name: str, entry: Entry | None, *, is_circle: bool) -> str:
         return f"its chain goes round in a circle at {name}"
     if entry is None:
         return f"it needs {name}, which is gone"
-    return f"it needs {name}, which is {'not whole' if entry.fault else 'damaged'}"
+    return f"it needs {name}, which is {'not complete' if entry.fault else 'damaged'}"

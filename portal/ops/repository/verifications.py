@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime  # noqa: TC003  (the codec reads the annotations)
 from typing import TYPE_CHECKING, Any, Final
 
+from portal.ops.codec import decode, encode
 from portal.ops.errors import NotIntactError, OpsError, RepositoryError
+from portal.ops.hints import another_archive
 from portal.ops.model import SUFFIX, VerifyLevel
-from portal.ops.repository.records import DamagedRecordError, RecordStore
+from portal.ops.repository.records import ENVELOPE, DamagedRecordError, RecordStore
 from portal.ops.repository.sidecar import read_sidecar
 from portal.ops.runtime.logs import engine_log
 
@@ -69,31 +71,9 @@ class VerificationRecord:
         """
         return not self.intact or checksum is None or self.checksum == checksum
 
-    def to_dict(self) -> dict[str, Any]:
-        """The record in the types of JSON."""
-        return {
-            "backup_id": self.backup_id,
-            "level": self.level.value,
-            "moment": self.moment.isoformat(),
-            "intact": self.intact,
-            "checksum": self.checksum,
-            "message": self.message,
-        }
 
-    @classmethod
-    def from_dict(cls, facts: Mapping[str, Any]) -> VerificationRecord:
-        """The record that `to_dict` made; ValueError, KeyError or TypeError where it makes no sense."""
-        moment = datetime.fromisoformat(facts["moment"])
-        if moment.tzinfo is None or not isinstance(facts["intact"], bool):
-            raise ValueError("no moment in a time zone, or no finding")
-        return cls(
-            backup_id=str(facts["backup_id"]),
-            level=VerifyLevel(facts["level"]),
-            moment=moment,
-            intact=facts["intact"],
-            checksum=str(facts["checksum"]),
-            message=str(facts["message"]),
-        )
+def _decoded(facts: Mapping[str, Any]) -> VerificationRecord:
+    return decode(VerificationRecord, facts, beside=ENVELOPE)
 
 
 class Verifications:
@@ -123,7 +103,7 @@ class Verifications:
             old = None
         if old and old.stands_beside(new):
             return old
-        self._store.write(new.backup_id, new.to_dict())
+        self._store.write(new.backup_id, encode(new))
         return new
 
     def note(self, found: Verification, moment: datetime) -> None:
@@ -152,7 +132,7 @@ class Verifications:
         Raises:
             RepositoryError: the directory of records cannot be read.
         """
-        found = self._store.each(VerificationRecord.from_dict)
+        found = self._store.each(_decoded)
         return {name: record for name, record in found if record and record.is_of(self._checksum(name))}
 
     def names(self) -> list[str]:
@@ -172,7 +152,7 @@ class Verifications:
         self._store.remove(backup_id)
 
     def _read(self, backup_id: str) -> VerificationRecord | None:
-        record: VerificationRecord | None = self._store.decoded(backup_id, VerificationRecord.from_dict)
+        record: VerificationRecord | None = self._store.decoded(backup_id, _decoded)
         return record
 
     def _checksum(self, backup_id: str) -> str | None:
@@ -239,9 +219,7 @@ class Verification:
             NotIntactError: something is.
         """
         if self.damages:
-            raise NotIntactError(
-                f"verification failed: {self.message}", hint="Use another archive: './tools/backup.sh list' shows them."
-            )
+            raise NotIntactError(f"verification failed: {self.message}", hint=another_archive())
 
     def to_dict(self) -> dict[str, Any]:
         """The finding in the types of JSON."""

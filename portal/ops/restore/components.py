@@ -1,6 +1,6 @@
 """The parts of a restore: each component of an archive, and where it goes.
 
-A part can be planned, staged, applied, and taken back; until it is applied it can be undone without a trace, and from
+A part can be planned, staged, applied, and rolled back; until it is applied it can be undone without a trace, and from
 then on finished. `restore.py` drives all parts of a restore through these steps together.
 """
 
@@ -11,17 +11,18 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from portal.ops.archive.damage import is_below
 from portal.ops.archive.index import MemberType
 from portal.ops.errors import DiskFullError, NotIntactError
+from portal.ops.hints import another_archive
 from portal.ops.model import RESTORE_DIRECTORY, Component
 from portal.ops.postgres.database_names import Names, Role
 from portal.ops.postgres.dump_format import HEAD_BYTES, dump_major
 from portal.ops.repository.durable import make_hidden
 from portal.ops.restore.database.model import DatabaseState, RestoreMode
-from portal.ops.restore.dump_source import backed_up, dump_content, dump_of, identity_of, rows_of
+from portal.ops.restore.dump_source import backed_up, dump_content, dump_of, identity_of, objects_of, rows_of
 from portal.ops.restore.files.free_space import room
 from portal.ops.restore.files.restore import FileRestore, discard_rollback_data, list_restores
 from portal.ops.runtime.progress import available_cores
@@ -40,9 +41,6 @@ if TYPE_CHECKING:
     from portal.ops.runtime.process import ProcessRunner
     from portal.ops.runtime.progress import Advance
     from portal.ops.settings.database_url import DatabaseTarget
-
-
-_ANOTHER: Final = "Take another archive: './tools/backup.sh list' shows them."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +94,7 @@ class Part(Protocol):
         """Apply what another process has staged, or go on with what it has begun; harmless where that is done."""
 
     def is_begun(self) -> bool:
-        """Whether anything live was touched, and not yet taken back."""
+        """Whether anything live was touched, and not yet rolled back."""
 
     def undo(self) -> None:
         """Take back what was applied, remove what was staged; harmless where there is nothing."""
@@ -119,7 +117,7 @@ class DatabasePart:
 
     Arguments:
         restore: what knows the server.
-        directory: what a restore in place puts there: the dump, and what it needs to be taken back.
+        directory: what a restore in place puts there: the dump, and what it needs to be rolled back.
         mode: how the database is replaced; a plan settles what ``auto`` means.
         create_database: make it where there is none.
         jobs: how many threads decompress.
@@ -165,7 +163,8 @@ class DatabasePart:
         """Fill and check a database beside the live one, where the mode is swap."""
         self._make_directory()
         dump = dump_of(archive, planned.manifest, self._dump, jobs=self._jobs, advance=advance)
-        self._restore.stage(dump, rows_of(planned.manifest), identity_of(planned.manifest))
+        manifest = planned.manifest
+        self._restore.stage(dump, rows_of(manifest), identity_of(manifest), objects_of(manifest))
 
     def apply(self) -> dict[str, Any]:
         """Swap, or replace in one transaction."""
@@ -486,8 +485,8 @@ class _Counted:
         """
         what = self._component.value
         if not self._members:
-            raise NotIntactError(f"the manifest lists {what}, but the archive holds none", hint=_ANOTHER)
+            raise NotIntactError(f"the manifest lists {what}, but the archive holds none", hint=another_archive())
         if self._expected not in (None, self._files):
             raise NotIntactError(
-                f"{what} has {self._files} files, and the manifest says {self._expected}", hint=_ANOTHER
+                f"{what} has {self._files} files, and the manifest says {self._expected}", hint=another_archive()
             )

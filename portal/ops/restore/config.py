@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, tzinfo
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from portal.ops.errors import ConfigurationError, UnsupportedError
+from portal.ops.hints import Advice
 from portal.ops.model import FORMAT_VERSION, timestamp
 from portal.ops.restore.database.model import RestoreMode
 from portal.ops.restore.portal_health import HealthCheck
 from portal.ops.runtime.commands import AroundCommands, around_commands
-from portal.ops.settings.load import DatabaseTarget, Secret, Settings
+from portal.ops.settings.database_url import NamesDatabase
+from portal.ops.settings.load import Secret, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +32,7 @@ class RestoreScope(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RestoreConfig:
+class RestoreConfig(NamesDatabase):
     """Where to restore to, and how.
 
     Arguments:
@@ -50,7 +53,8 @@ class RestoreConfig:
             the owner that the backup names.
         allow_unverified: take an archive that has no sidecar.
         allow_outside_links: restore symlinks that lead out of the uploads.
-        rollback_days: what an older restore needs to be taken back is removed when a later one has succeeded.
+        rollback_days: what an older restore needs to be rolled back is removed when a later one has succeeded.
+        time_zone: of a moment to restore to that names no offset.
         credential_key: the portal's key for stored credentials; the plan compares it with the backup's.
         commands: what the operator runs before and after live data changes.
         health: where the portal is asked afterwards whether it answers.
@@ -84,6 +88,7 @@ class RestoreConfig:
     lock_timeout: float = 60
     jobs: int | None = None
     rollback_days: int = 7
+    time_zone: tzinfo = UTC
     credential_key: Secret | None = None
     commands: AroundCommands = field(default_factory=AroundCommands)
     health: HealthCheck = field(default_factory=HealthCheck)
@@ -136,6 +141,7 @@ class RestoreConfig:
                 "lock_timeout": settings.lock_timeout,
                 "jobs": settings.jobs,
                 "rollback_days": settings.rollback_days,
+                "time_zone": settings.schedules.time_zone,
                 "credential_key": settings.portal.credential_key,
                 "commands": around_commands(settings.portal),
                 "health": HealthCheck(
@@ -143,20 +149,6 @@ class RestoreConfig:
                 ),
                 **others,
             }
-        )
-
-    @property
-    def database(self) -> DatabaseTarget:
-        """The database to restore to."""
-        password = self.db_password
-        return DatabaseTarget(
-            host=self.db_host,
-            port=self.db_port,
-            name=self.db_name,
-            user=self.db_user,
-            password=Secret(password) if isinstance(password, str) else password,
-            options=self.db_options,
-            lock_seconds=self.lock_timeout,
         )
 
 
@@ -173,7 +165,7 @@ class RestoreResult:
         facts: figures of the restore, such as the downtime of the database.
         exit_code: the code that a program should end with.
         at: the moment that was restored to, in ISO 8601; empty where an archive was restored.
-        is_rollback: a restore was taken back or forgotten, so that there is nothing to take back.
+        is_rollback: a restore was rolled back or forgotten, so that there is nothing to take back.
         portal: whether the portal answers on the data that is live now; None if it was not asked.
     """
 
@@ -209,13 +201,10 @@ class RestoreResult:
             "error": self.error,
             "duration_seconds": round(self.duration_seconds, 3),
             "restore_id": self.restore_id,
-            "rollback": None if self.is_rollback or not self.restore_id else f"{_ROLLBACK} {self.restore_id}",
+            "rollback": None if self.is_rollback or not self.restore_id else Advice.ROLL_BACK.line(self.restore_id),
             "facts": dict(self.facts),
             "portal": dict(self.portal) if self.portal else None,
             **({"at": self.at} if self.at else {}),
             "plan": list(self.plan),
             "format_version": FORMAT_VERSION,
         }
-
-
-_ROLLBACK: Final = "./tools/restore.sh --rollback"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from portal.ops.errors import NotIntactError
+from portal.ops.hints import another_archive
 from portal.ops.model import Component
 from portal.ops.postgres.dump_file import Dump
 from portal.ops.postgres.table_names import normal_name
@@ -18,10 +19,9 @@ if TYPE_CHECKING:
     from portal.ops.archive.protocol import Archive
     from portal.ops.manifest import Manifest
     from portal.ops.postgres.identity import DatabaseIdentity
+    from portal.ops.restore.database.object_check import SourceObjects
     from portal.ops.restore.database.plan import BackedUp
     from portal.ops.runtime.progress import Advance
-
-_ANOTHER: Final = "Take another archive: './tools/backup.sh list' shows them."
 
 
 def dump_of(archive: Archive, manifest: Manifest, path: Path, *, jobs: int, advance: Advance = lambda _: None) -> Dump:
@@ -62,7 +62,7 @@ def dump_content(archive: Archive, jobs: int) -> Iterator[tuple[Member, Iterator
         if found is None:
             raise NotIntactError(
                 f"the archive holds no {Component.DATABASE.member}, although its manifest says so",
-                hint=_ANOTHER,
+                hint=another_archive(),
             )
         yield found
 
@@ -80,7 +80,7 @@ def backed_up(archive: Archive, manifest: Manifest, path: Path) -> BackedUp:
     try:
         size, large_objects = int(details.get("database_bytes", 0)), int(details.get("large_objects", 0))
     except (TypeError, ValueError) as error:
-        raise NotIntactError("the manifest's size of the database makes no sense", hint=_ANOTHER) from error
+        raise NotIntactError("the manifest's size of the database makes no sense", hint=another_archive()) from error
     return BackedUp(
         entries=contents.entries,
         identity=identity_of(manifest),
@@ -110,9 +110,33 @@ def identity_of(manifest: Manifest) -> DatabaseIdentity | None:
     return None if found is None else DatabaseIdentity.from_dict(found)
 
 
+def objects_of(manifest: Manifest) -> SourceObjects | None:
+    """What the manifest says of indexes, constraints and triggers; nothing where an older release wrote it.
+
+    Raises:
+        NotIntactError: it makes no sense.
+    """
+    from portal.ops.restore.database.object_check import SourceObjects
+
+    details = manifest.details.get(Component.DATABASE.value, {})
+    if "counts" not in details:
+        return None
+    try:
+        return SourceObjects(
+            counts={str(kind): int(count) for kind, count in details["counts"].items()},
+            invalid_indexes=frozenset(map(str, details.get("invalid_indexes", ()))),
+            unvalidated=frozenset(map(str, details.get("unvalidated_constraints", ()))),
+            server_version=str(details.get("server_version", "")),
+        )
+    except (AttributeError, TypeError, ValueError) as error:
+        raise NotIntactError(
+            "what the manifest says of indexes and constraints makes no sense", hint=another_archive()
+        ) from error
+
+
 def _numbers_of(manifest: Manifest, what: str) -> dict[str, int]:
     numbers = manifest.details.get(Component.DATABASE.value, {}).get(what, {})
     try:
         return {normal_name(str(table)): int(number) for table, number in numbers.items()}
     except (AttributeError, TypeError, ValueError) as error:
-        raise NotIntactError(f"the manifest's numbers of {what} make no sense", hint=_ANOTHER) from error
+        raise NotIntactError(f"the manifest's numbers of {what} make no sense", hint=another_archive()) from error

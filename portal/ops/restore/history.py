@@ -1,4 +1,4 @@
-"""What becomes of restores: applied, undone, finished after a crash, taken back, forgotten.
+"""What becomes of restores: applied, undone, finished after a crash, rolled back, forgotten.
 
 Everything here first writes down what it is going to do, and can be cut off and gone on with. What is live is wholly
 the old or wholly the new once a record is settled; a record that is not is worked on by the next restore or rollback.
@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import OpsError, RestoreError
+from portal.ops.hints import Advice
 from portal.ops.model import Component, timestamp
 from portal.ops.restore.journal import RestoreRecord, RestoreRecords, RestoreState
 from portal.ops.runtime.logs import engine_log
@@ -25,12 +26,11 @@ if TYPE_CHECKING:
 log = engine_log("portal.ops.restore")
 
 _MOMENT: Final = "%Y-%m-%dT%H:%M:%SZ"
-_SHOW: Final = "'./tools/restore.sh --rollback --list' shows them."
 _WILL: Final = {
     RestoreState.STAGING: "was cut off before it changed anything; its remains will be removed",
     RestoreState.APPLYING: "was cut off half way; it will be finished, or undone where nothing was changed yet",
     RestoreState.UNDOING: "failed, and could not be undone then; it will be undone",
-    RestoreState.ROLLING_BACK: "was being taken back, and was cut off; that will be finished",
+    RestoreState.ROLLING_BACK: "was being rolled back, and was cut off; that will be finished",
 }
 _FAULTS: Final = (OpsError, OSError)
 
@@ -47,7 +47,7 @@ class Stuck:
         return RestoreError(
             f"{self.record.restore_id} was cut off and has to be finished or undone first, which fails: {self.reason}",
             hint="Put that right, and start again. If its server or disk will not come back: "
-            f"'./tools/restore.sh --rollback --forget {self.record.restore_id}' gives it up.",
+            f"{Advice.DISCARD_ROLLBACK.of(self.record.restore_id)} gives it up.",
         )
 
 
@@ -82,7 +82,7 @@ class RestoreHistory:
         """Write down that a restore will be staged; the record.
 
         Arguments:
-            parts: for each component what its part needs to be finished or taken back.
+            parts: for each component what its part needs to be finished or rolled back.
         """
         now = timestamp(self._clock())
         return self._records.save(
@@ -162,7 +162,7 @@ class RestoreHistory:
                 stuck.append(Stuck(record=record, reason=_brief(error)))
                 said.append(f"{record.restore_id} was cut off, and cannot be finished or undone now: {_brief(error)}")
         for sentence in said:
-            log.warning("remains_found", detail=sentence)
+            log.warning("unfinished_work_found", detail=sentence)
         return tuple(said), tuple(stuck)
 
     def to_recover(self) -> tuple[str, ...]:
@@ -179,7 +179,7 @@ class RestoreHistory:
         parts = self._parts_of(record)
         if record.state is RestoreState.ROLLING_BACK:
             self._go_back(record, parts)
-            return "was being taken back, and had been cut off; that is finished now"
+            return "was being rolled back, and had been cut off; that is finished now"
         if record.state is RestoreState.UNDOING:
             self._undo(record, parts)
             return "had failed; it is undone now, and everything is as it was before"
@@ -201,7 +201,7 @@ class RestoreHistory:
         """The restore to take back; by default the last one that can be.
 
         Raises:
-            RestoreError: there is none, or it cannot be taken back.
+            RestoreError: there is none, or it cannot be rolled back.
         """
         records = self._records.all()
         if restore_id is None:
@@ -210,9 +210,11 @@ class RestoreHistory:
             found = next((record for record in records if record.restore_id == restore_id), None)
         if found is None:
             what = f"there is no restore {restore_id}" if restore_id else "there is no restore"
-            raise RestoreError(f"{what} that could be taken back", hint=_SHOW)
+            raise RestoreError(f"{what} that could be rolled back", hint=f"{Advice.LIST_ROLLBACKS} shows them.")
         if found.state is RestoreState.ROLLED_BACK:
-            raise RestoreError(f"{found.restore_id} was taken back already", hint=_SHOW)
+            raise RestoreError(
+                f"{found.restore_id} was rolled back already", hint=f"{Advice.LIST_ROLLBACKS} shows them."
+            )
         self._refuse_covered(found, records)
         return found
 
@@ -223,7 +225,7 @@ class RestoreHistory:
             if newer.number > record.number and applied and newer.overlaps(record.parts):
                 raise RestoreError(
                     f"{newer.restore_id} was restored over {record.restore_id}",
-                    hint=f"Take that back first: './tools/restore.sh --rollback {newer.restore_id}'.",
+                    hint=f"Take that back first: {Advice.ROLL_BACK.of(newer.restore_id)}.",
                 )
 
     def check(self, record: RestoreRecord) -> None:
@@ -236,9 +238,9 @@ class RestoreHistory:
         if gone:
             what = ", ".join(part.kept(rolled_back=False) for part in gone)
             raise RestoreError(
-                f"{record.restore_id} cannot be taken back any more, because this is gone: {what}",
-                hint=f"'./tools/restore.sh --rollback --forget {record.restore_id}' takes it off the list; "
-                "'./tools/backup.sh list' shows the archives that can be restored instead.",
+                f"{record.restore_id} cannot be rolled back any more, because this is gone: {what}",
+                hint=f"{Advice.DISCARD_ROLLBACK.of(record.restore_id)} takes it off the list; "
+                f"{Advice.LIST_ARCHIVES} shows the archives that can be restored instead.",
             )
 
     def roll_back(self, record: RestoreRecord) -> dict[str, Any]:
@@ -262,7 +264,7 @@ class RestoreHistory:
         """The database first: it alone can refuse because somebody else is in it."""
         facts = {part.component.value: part.roll_back() for part in parts if part.is_begun()}
         self._save(record, RestoreState.ROLLED_BACK)
-        log.info("restore_taken_back", restore_id=record.restore_id)
+        log.info("restore_rolled_back", restore_id=record.restore_id)
         return facts
 
     def _is_still_applied(self, parts: Sequence[Part]) -> bool:
@@ -282,7 +284,7 @@ class RestoreHistory:
         for record in self._records.all():
             if record.restore_id == restore_id:
                 return record
-        raise RestoreError(f"there is no restore {restore_id}", hint=_SHOW)
+        raise RestoreError(f"there is no restore {restore_id}", hint=f"{Advice.LIST_ROLLBACKS} shows them.")
 
     def discard(self, record: RestoreRecord) -> tuple[str, ...]:
         """Discard a restore's rollback data; what could not be removed, in words. One that was cut off is undone."""
@@ -318,7 +320,7 @@ class RestoreHistory:
                 for part in self._parts_of(record):
                     said += part.discard()
                 self._records.remove(record)
-                said.append(f"{record.restore_id} is more than {self._days} days old and can no longer be taken back")
+                said.append(f"{record.restore_id} is more than {self._days} days old and can no longer be rolled back")
             except _FAULTS as error:
                 said.append(f"{record.restore_id} is old, but what it keeps cannot be removed: {_brief(error)}")
         return tuple(said)

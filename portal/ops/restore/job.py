@@ -154,7 +154,7 @@ class RestoreJob:
         return Restoration(self._context).earlier(moment=moment, request_id=request_id)
 
     def earlier_rollback(self, restore_id: str) -> RestoreResult | None:
-        """The result of a rollback that was made before, if that restore was taken back.
+        """The result of a rollback that was made before, if that restore was rolled back.
 
         Raises:
             OpsError: the records of restores cannot be read.
@@ -175,10 +175,10 @@ class RestoreJob:
             return history.recover()[0]
 
     def plan_rollback(self, restore_id: str | None = None) -> tuple[str, RestorePlan]:
-        """Which restore would be taken back, by default the last one, and the plan for a person; touches nothing.
+        """Which restore would be rolled back, by default the last one, and the plan for a person; touches nothing.
 
         Raises:
-            RestoreError: there is none, or it cannot be taken back.
+            RestoreError: there is none, or it cannot be rolled back.
         """
         return Rollback(self._context).plan(restore_id)
 

@@ -1,14 +1,14 @@
-"""What is remembered of a restore, so that a crash can be finished or undone and a restore taken back.
+"""What is remembered of a restore, so that a crash can be finished or undone and a restore rolled back.
 
 One JSON file for each restore, in the repository's `.restores/`. It is replaced as a whole at each step; the step it
 names is what decides, after a crash, between undoing (nothing live was touched) and finishing (something was).
 
     staging       nothing live was touched: to be undone, without a trace
     applying      one part after the other is put in place: to be finished, or undone where nothing was
-    applied       done; it can be taken back
+    applied       done; it can be rolled back
     undoing       it could not be applied, and what was put in place goes back: to be gone on with
-    rolling_back  it is being taken back: to be gone on with
-    rolled_back   taken back; what it had made live is kept
+    rolling_back  it is being rolled back: to be gone on with
+    rolled_back   rolled back; what it had made live is kept
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class RestoreRecord:
         backup_file: from where; in older records perhaps by a relative path.
         started: when, as the manifest writes it; `changed` is when the state was reached.
         state: how far it is.
-        parts: for each component what its part needs to be finished or taken back.
+        parts: for each component what its part needs to be finished or rolled back.
     """
 
     restore_id: str
@@ -138,7 +138,7 @@ class RestoreRecords:
             BusyError: one is running.
             RepositoryError: the repository cannot be written.
         """
-        self._repository.prepare()
+        self._repository.prepare_for_restore()
         make_hidden(self.directory)
         with ExitStack() as stack:
             try:
@@ -176,5 +176,5 @@ def _load(path: Path) -> RestoreRecord:
     except (TypeError, ValueError, KeyError) as error:
         raise RestoreError(
             f"the record of a restore, {path}, makes no sense",
-            hint="Restore it from a copy, or move it away: that restore can then no longer be taken back by itself.",
+            hint="Restore it from a copy, or move it away: that restore can then no longer be rolled back by itself.",
         ) from error

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.archive.damage import is_below
@@ -18,8 +19,8 @@ from portal.ops.chains.reader import open_tree
 from portal.ops.errors import ConfigurationError, NotIntactError
 from portal.ops.manifest import Manifest
 from portal.ops.model import SUFFIX, BackupType, Component, timestamp
-from portal.ops.pitr.moment import parse_moment
-from portal.ops.pitr.plan import OutsideWindowError, clock_offset, plan_recovery
+from portal.ops.pitr.moment import parse_moment, shown
+from portal.ops.pitr.plan import OutsideWindowError, clock_offset, plan_recovery, with_last_transaction
 from portal.ops.pitr.wal_archive import WalArchive
 from portal.ops.repository.catalogue import Catalogue
 from portal.ops.restore.config import RestoreScope
@@ -27,7 +28,6 @@ from portal.ops.runtime.logs import engine_log
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from portal.ops.archive.index import Contents, Member
     from portal.ops.archive.protocol import Archive, IndexedArchive
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from portal.ops.repository.entry import Entry
     from portal.ops.repository.repository import Repository
     from portal.ops.restore.config import RestoreConfig
+    from portal.ops.runtime.process import ProcessRunner
 
 log = engine_log("portal.ops.restore.moment")
 
@@ -52,6 +53,9 @@ class MomentChoice:
         recovery: how the database gets there; nothing where it is not wanted.
         media: the archive of the uploads; nothing where they are not wanted.
         later: the archives after it, up to the first one that was begun after the moment.
+        media_complete: when the archive of the uploads was complete.
+        with_audit: whether there is an audit log, which a moment leaves alone.
+        zone: in which moments are shown.
     """
 
     text: str
@@ -59,12 +63,28 @@ class MomentChoice:
     recovery: RecoveryPlan | None
     media: Path | None = None
     later: tuple[Path, ...] = ()
+    media_complete: datetime | None = None
+    with_audit: bool = False
+    zone: tzinfo = UTC
 
     @property
     def needed(self) -> tuple[Path, ...]:
         """The archives that are read; the chain of the uploads' one is not among them."""
-        base = (self.recovery.path,) if self.recovery else ()
+        base = tuple(reversed(self.recovery.line)) if self.recovery else ()
         return (*base, *((self.media,) if self.media else ()), *self.later)
+
+    def lines(self) -> list[str]:
+        """What the uploads come from, and what becomes of the audit log, in plain words."""
+        lines = []
+        if self.media and self.media_complete:
+            name = self.media.name.removesuffix(SUFFIX)
+            lines.append(f"Uploads: those of {name}, complete at {shown(self.media_complete, self.zone)}")
+            if self.later:
+                names = ", ".join(path.name.removesuffix(SUFFIX) for path in self.later)
+                lines.append(f"And those that existed by the moment from {names}")
+        if self.with_audit:
+            lines.append("The audit log stays as it is: it only grows, and what came after the moment is evidence")
+        return lines
 
     @property
     def name(self) -> str:
@@ -73,12 +93,18 @@ class MomentChoice:
 
 
 def choose_moment(
-    repository: Repository, config: RestoreConfig, scope: RestoreScope, text: str, now: datetime
+    repository: Repository,
+    config: RestoreConfig,
+    scope: RestoreScope,
+    text: str,
+    now: datetime,
+    runner: ProcessRunner | None = None,
 ) -> MomentChoice:
     """Find what leads to a moment; touches nothing.
 
     Arguments:
         text: the moment as a person wrote it.
+        runner: what starts pg_waldump; without it the last transaction is not looked for.
 
     Raises:
         ConfigurationError: it is no moment, or lies outside of what can be restored.
@@ -87,16 +113,28 @@ def choose_moment(
         raise ConfigurationError(
             "an audit log is not restored to a moment: it only grows", hint="Restore it from an archive."
         )
-    wanted = parse_moment(text, now + clock_offset(WalArchive.current(repository)))
-    recovery = plan_recovery(repository, wanted) if scope is not RestoreScope.MEDIA else None
+    wanted = parse_moment(text, now + clock_offset(WalArchive.current(repository)), config.time_zone)
+    recovery = plan_recovery(repository, wanted, config.time_zone) if scope is not RestoreScope.MEDIA else None
+    if recovery and runner:
+        bin_dir = Path(config.pg_bin_dir) if config.pg_bin_dir else None
+        recovery = with_last_transaction(recovery, runner=runner, bin_dir=bin_dir)
     moment = recovery.reached if recovery else wanted or now.astimezone(UTC)
     if scope is RestoreScope.DATABASE or config.media_path is None:
         if scope is RestoreScope.MEDIA:
             raise ConfigurationError("there is no place for uploads", hint="Set PORTAL_UPLOAD_DIR or give --media-dir.")
-        return MomentChoice(text=text, moment=moment, recovery=recovery)
+        return MomentChoice(text=text, moment=moment, recovery=recovery, zone=config.time_zone)
     media, later = _choose_media(Catalogue(repository).entries(), None if wanted is None else moment)
     paths = [repository.path / f"{entry.name}{SUFFIX}" for entry in (media, *later)]
-    return MomentChoice(text=text, moment=moment, recovery=recovery, media=paths[0], later=tuple(paths[1:]))
+    return MomentChoice(
+        text=text,
+        moment=moment,
+        recovery=recovery,
+        media=paths[0],
+        later=tuple(paths[1:]),
+        media_complete=media.modified,
+        with_audit=scope is RestoreScope.FULL and config.audit_log_path is not None,
+        zone=config.time_zone,
+    )
 
 
 def _choose_media(entries: Sequence[Entry], moment: datetime | None) -> tuple[Entry, list[Entry]]:

@@ -39,7 +39,8 @@ class RestorePlan:
         parts: what will be done with each component.
         warnings: what should be known.
         blockers: what makes it impossible; empty where it can be started.
-        takes_back: the restore that is taken back, where that is what is planned.
+        takes_back: the restore that is rolled back, where that is what is planned.
+        sources: what a restore to a moment takes from where, in words.
         discards: the restore whose rollback data is discarded, where that is what is planned; `kept` is that data.
     """
 
@@ -53,6 +54,7 @@ class RestorePlan:
     takes_back: str = ""
     discards: str = ""
     kept: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """The plan in plain words."""
@@ -66,7 +68,7 @@ class RestorePlan:
                 *(f"  {kept}" for kept in self.kept),
             ]
         made = f", made {self.timestamp}" if self.timestamp else ""
-        lines = [f"Restore {what} from {self.backup_id}{made}."]
+        lines = [f"Restore {what} from {self.backup_id}{made}.", *self.sources]
         for component, plan in self.parts.items():
             lines += ["", component.value.replace("_", " ").capitalize(), *(f"  {line}" for line in plan.lines())]
         if self.warnings:

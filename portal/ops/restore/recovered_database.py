@@ -47,7 +47,7 @@ class _RecoveredPlan:
         """The plan in plain words."""
         rows = "The rows of every table are counted in the scratch server, and after the restore"
         lines = (rows if line.startswith("In the backup:") else line for line in self.database.lines())
-        return [*self.recovery.lines(), *lines]
+        return [*self.recovery.lines(with_dump=True), *lines]
 
 
 class RecoveredDatabasePart(DatabasePart):
@@ -84,7 +84,7 @@ class RecoveredDatabasePart(DatabasePart):
 
         The scratch server needs room; in place, the dump and one of the live database lie beside it.
         """
-        size = int(self._recovery.facts["bytes"])
+        size = self._recovery.cluster_bytes
         plan = self._restore.plan(dump_major=self._recovery.major, dump_bytes=size, row_counts={})
         is_in_place = plan.mode is RestoreMode.IN_PLACE
         return PlannedPart(

@@ -1,4 +1,4 @@
-"""One restore, from the first look to the report: all of it or nothing, and it can be taken back.
+"""One restore, from the first look to the report: all of it or nothing, and it can be rolled back.
 
     recover   a restore that was cut off is undone, or finished
     verify    the archive is intact
@@ -175,7 +175,7 @@ class Restoration:
         if record.state is RestoreState.APPLIED:
             builder.note(success=True, components_restored=tuple(record.parts))
         else:
-            builder.fail(RestoreError(f"{restore_id} was taken back already", hint="Start a new restore."))
+            builder.fail(RestoreError(f"{restore_id} was rolled back already", hint="Start a new restore."))
         return builder.result
 
     def _choose(self, request: RestoreRequest, builder: ResultBuilder) -> RestoreSource:
@@ -183,7 +183,10 @@ class Restoration:
         if not request.is_moment:
             return RestoreSource(archive=choose_archive(self._repository, builder, request.path))
         text = os.fspath(request.path)
-        choice = choose_moment(self._repository, self._config, builder.result.scope, text, self._context.clock())
+        context = self._context
+        choice = choose_moment(
+            self._repository, self._config, builder.result.scope, text, context.clock(), context.runner
+        )
         archive = self._repository.find(choice.needed[0])
         builder.note(backup_id=choice.name, backup_file=str(absolute(archive.path)), at=choice.moment.isoformat())
         return RestoreSource(archive=archive, choice=choice)
@@ -238,6 +241,7 @@ class Restoration:
             timestamp=manifest.timestamp,
             components=components,
             parts=plans,
+            sources=tuple(source.choice.lines()) if source.choice else (),
             warnings=(
                 *builder.result.warnings,
                 *left_out,

@@ -40,10 +40,10 @@ class Rollback:
         self._history = context.history
 
     def plan(self, restore_id: str | None = None) -> tuple[str, RestorePlan]:
-        """Which restore would be taken back, by default the last one, and the plan for a person; touches nothing.
+        """Which restore would be rolled back, by default the last one, and the plan for a person; touches nothing.
 
         Raises:
-            RestoreError: there is none, or it cannot be taken back.
+            RestoreError: there is none, or it cannot be rolled back.
         """
         record = self._history.find(restore_id)
         return record.restore_id, replace(_plan_for(record), takes_back=record.restore_id)
@@ -79,7 +79,7 @@ class Rollback:
         builder.warn(warnings_of(facts))
 
     def earlier(self, restore_id: str) -> RestoreResult | None:
-        """The result of a rollback that was made before, if that restore was taken back.
+        """The result of a rollback that was made before, if that restore was rolled back.
 
         Raises:
             OpsError: the records of restores cannot be read.

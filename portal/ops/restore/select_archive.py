@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import ConfigurationError
+from portal.ops.hints import another_archive
 from portal.ops.model import BackupType, Component
 from portal.ops.restore.config import RestoreScope
 
@@ -77,7 +78,7 @@ def choose_components(
     if not set(wanted) & set(held):
         raise ConfigurationError(
             f"{manifest.backup_id} holds {', '.join(held) or 'nothing'}, and no {scope.value}",
-            hint="Take another archive: './tools/backup.sh list' shows them.",
+            hint=another_archive(),
         )
     if config.patterns and Component.DATABASE in wanted:
         raise ConfigurationError("no part of a database can be restored by a pattern", hint="Leave --path out.")

@@ -1,9 +1,9 @@
 """Which archives are kept, and why: a pure decision about values.
 
-An archive is removed only where all of this holds: it is older than the days of its type's rule; as many newer whole
+An archive is removed only where all of this holds: it is older than the days of its type's rule; as many newer complete
 ones of its type as the rule's count are kept; it is not the last one of an hour, day, week, month or year that is to be
 kept; nothing that is kept hangs on it; it is neither pinned nor the newest, nor the newest that verified, of its type.
-What is not whole counts for nothing and is kept until a person has looked at it, like files whose names are no ids.
+An incomplete archive counts for nothing and is kept until a person has looked at it, like files whose names are no ids.
 Where it is not even known what an archive needs, all that it may need is kept.
 """
 
@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 CLOCK_TOLERANCE: Final = timedelta(minutes=10)
 """How far ahead of the clock an archive may be before the clock is doubted."""
 
-_FOLLOWED: Final = (BackupType.FULL, BackupType.MEDIA)
+_FOLLOWED: Final = {
+    BackupType.MEDIA: (BackupType.FULL, BackupType.MEDIA),
+    BackupType.BASE: (BackupType.BASE,),
+}
+"""For each type that may be incremental the types that it may follow."""
+
 _LATENESS: Final = timedelta(days=1)
 """An id names the moment that a backup is for: by so much the one that it follows may be for a later one."""
 
@@ -92,11 +97,11 @@ def plan(archives: Sequence[Entry], policy: RetentionPolicy, now: datetime) -> R
     for entry in archives:
         for reason in _own_reasons(entry, family):
             reasons.add(entry.name, reason)
-    for kind, whole in _by_type(archives, family).items():
+    for kind, complete in _by_type(archives, family).items():
         if kind is BackupType.BASE:
-            _keep_bases(whole, policy.pitr_days, now, reasons.add)
+            _keep_bases(complete, policy.pitr_days, now, reasons.add)
         else:
-            _keep_of_type(whole, policy.of(kind), policy.zone, now, reasons.add)
+            _keep_of_type(complete, policy.of(kind), policy.zone, now, reasons.add)
     warnings = _keep_all_if_the_clock_is_wrong(archives, now, reasons)
     warnings += _keep_what_strays_may_need(archives, reasons)
     _keep_chains_with_a_gap(archives, family, reasons)
@@ -129,7 +134,7 @@ class _Reasons:
 
 
 class _Family:
-    """Who hangs on whom, and whether everything that an archive needs is there and whole."""
+    """Who hangs on whom, and whether everything that an archive needs is there and complete."""
 
     def __init__(self, archives: Sequence[Entry]) -> None:
         self._entries = {entry.name: entry for entry in archives}
@@ -173,11 +178,11 @@ def _own_reasons(entry: Entry, family: _Family) -> Iterable[str]:
     if entry.type is None:
         yield "its name is no id of ours"
     elif fault := family.fault(entry.name):
-        yield f"it is not whole, and stays until a person has looked at it: {fault}"
+        yield f"it is not complete, and stays until a person has looked at it: {fault}"
 
 
 def _by_type(archives: Sequence[Entry], family: _Family) -> dict[BackupType, list[Entry]]:
-    """The whole archives of each type, newest first: only these count."""
+    """The complete archives of each type, newest first: only these count."""
     found: dict[BackupType, list[Entry]] = defaultdict(list)
     for entry in archives:
         if entry.type is not None and not family.fault(entry.name):
@@ -188,65 +193,65 @@ def _by_type(archives: Sequence[Entry], family: _Family) -> dict[BackupType, lis
 
 
 def _keep_of_type(
-    whole: Sequence[Entry], rule: RetentionRule, zone: tzinfo, now: datetime, keep: Callable[[str, str], None]
+    complete: Sequence[Entry], rule: RetentionRule, zone: tzinfo, now: datetime, keep: Callable[[str, str], None]
 ) -> None:
     """Say what of a type is kept, and why.
 
     Arguments:
-        whole: the whole archives of the type, newest first.
+        complete: the complete archives of the type, newest first.
         keep: takes a name and a reason.
     """
-    kind = whole[0].type
-    keep(whole[0].name, f"it is the newest {kind} backup")
-    for name, level in _newest_verified(whole).items():
+    kind = complete[0].type
+    keep(complete[0].name, f"it is the newest {kind} backup")
+    for name, level in _newest_verified(complete).items():
         keep(name, f"it is the newest {kind} backup that has passed a verification ({level})")
     young = f"it is not older than {_days(rule.days)}"
-    for entry in whole:
+    for entry in complete:
         if now - entry.read_at > timedelta(days=rule.days):
             break
         keep(entry.name, young)
-    for entry in whole[: rule.count]:
+    for entry in complete[: rule.count]:
         keep(entry.name, f"it is one of the newest {rule.count} {kind} backups")
     for name, count in rule.periods():
-        for entry in _last_of_each(whole, _PERIOD_OF[name], zone, count):
+        for entry in _last_of_each(complete, _PERIOD_OF[name], zone, count):
             keep(entry.name, f"it is the last of its {_NAMES[name]}")
 
 
-def _keep_bases(whole: Sequence[Entry], days: int, now: datetime, keep: Callable[[str, str], None]) -> None:
+def _keep_bases(complete: Sequence[Entry], days: int, now: datetime, keep: Callable[[str, str], None]) -> None:
     """Say which base backups are kept: all that are young, and the one that the earliest recoveries begin with.
 
     Arguments:
-        whole: the whole ones, newest first.
+        complete: the complete ones, newest first.
         days: how far back recoveries reach.
         keep: takes a name and a reason.
     """
-    keep(whole[0].name, "it is the newest base backup")
-    for name, level in _newest_verified(whole).items():
+    keep(complete[0].name, "it is the newest base backup")
+    for name, level in _newest_verified(complete).items():
         keep(name, f"it is the newest base backup that has passed a verification ({level})")
     earliest = now - timedelta(days=days)
-    for entry in whole:
+    for entry in complete:
         if entry.modified <= earliest:  # until then it was not complete
             keep(entry.name, f"recoveries to {_days(days)} ago begin with it")
             return
         keep(entry.name, f"it is not older than {_days(days)}")
 
 
-def _newest_verified(whole: Sequence[Entry]) -> dict[str, VerifyLevel]:
+def _newest_verified(complete: Sequence[Entry]) -> dict[str, VerifyLevel]:
     """For each level the newest archive that was looked at as closely; the closest level of each of these."""
     newest: dict[str, VerifyLevel] = {}
     for level in VerifyLevel:
-        verified = (entry.name for entry in whole if entry.finding and entry.finding.level.covers(level))
+        verified = (entry.name for entry in complete if entry.finding and entry.finding.level.covers(level))
         if name := next(verified, None):
             newest[name] = level
     return newest
 
 
 def _last_of_each(
-    whole: Iterable[Entry], period_of: Callable[[datetime], tuple[Any, ...]], zone: tzinfo, count: int
+    complete: Iterable[Entry], period_of: Callable[[datetime], tuple[Any, ...]], zone: tzinfo, count: int
 ) -> Iterable[Entry]:
     """The newest archive of each of the newest `count` periods that have one."""
     last: tuple[Any, ...] | None = None
-    for entry in whole:
+    for entry in complete:
         period = period_of(entry.read_at.astimezone(zone))
         if period == last:
             continue
@@ -282,17 +287,21 @@ def _keep_all_if_the_clock_is_wrong(archives: Sequence[Entry], now: datetime, re
 
 def _keep_what_strays_may_need(archives: Sequence[Entry], reasons: _Reasons) -> tuple[str, ...]:
     """Keep every archive that an unreadable one may stand on; a warning where there is such a one."""
-    strays = [entry for entry in archives if entry.is_stray]
-    if not strays:
-        return ()
-    newest = max(strays, key=lambda entry: (entry.read_at, entry.name))
-    for entry in archives:
-        if entry.type in _FOLLOWED and entry.read_at <= newest.read_at + _LATENESS:
-            reasons.add(entry.name, f"{newest.name}, which cannot be read, may need it")
-    return (
-        f"{newest.name} cannot be read, so nobody knows what it needs, and no older backup of uploads is removed. "
-        "Make it readable, or move it away",
-    )
+    warnings = []
+    for kind, followed in _FOLLOWED.items():
+        strays = [entry for entry in archives if entry.is_stray and entry.type is kind]
+        if not strays:
+            continue
+        newest = max(strays, key=lambda entry: (entry.read_at, entry.name))
+        for entry in archives:
+            if entry.type in followed and entry.read_at <= newest.read_at + _LATENESS:
+                reasons.add(entry.name, f"{newest.name}, which cannot be read, may need it")
+        what = "base backup" if kind is BackupType.BASE else "backup of uploads"
+        warnings.append(
+            f"{newest.name} cannot be read, so nobody knows what it needs, and no older {what} is removed. "
+            "Make it readable, or move it away"
+        )
+    return tuple(warnings)
 
 
 def _keep_chains_with_a_gap(archives: Sequence[Entry], family: _Family, reasons: _Reasons) -> None:

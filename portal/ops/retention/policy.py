@@ -23,7 +23,7 @@ class RetentionRule:
 
     Arguments:
         days: an archive is kept so long.
-        count: so many whole ones are kept whatever their age.
+        count: so many complete ones are kept whatever their age.
         hourly: the last one of each of the last so many hours that have one is kept; likewise for the longer periods.
 
     Raises:

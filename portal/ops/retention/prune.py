@@ -186,72 +186,73 @@ class PruneJob:
         Arguments:
             dry_run: decide only.
         """
-        draft = _Draft(dry_run=dry_run)
+        builder = _ResultBuilder(dry_run=dry_run)
         fault: OpsError | None = None
         try:
+            self.repository.refuse_another()
             if dry_run or not self.repository.path.exists():
-                draft.removed += self._decide(draft).removals
+                builder.removed += self._decide(builder).removals
             else:
-                self._prune(draft)
+                self._prune(builder)
         except OpsError as error:
             fault = error
         except OSError as error:
             fault = explain_any(error, _UNHARMED)
         if fault:
             log.error("prune_failed", error=str(fault))
-        return draft.result(fault)
+        return builder.result(fault)
 
-    def _decide(self, draft: _Draft) -> RetentionPlan:
-        draft.plan = decided = self.plan()
+    def _decide(self, builder: _ResultBuilder) -> RetentionPlan:
+        builder.plan = decided = self.plan()
         there = {decision.entry.name for decision in decided.decisions}
-        draft.warn(decided.warnings)
-        draft.warn(f"{name} is pinned, but it is not there" for name in sorted(self._pins.names() - there))
+        builder.warn(decided.warnings)
+        builder.warn(f"{name} is pinned, but it is not there" for name in sorted(self._pins.names() - there))
         return decided
 
-    def _prune(self, draft: _Draft) -> None:
+    def _prune(self, builder: _ResultBuilder) -> None:
         with self._witness.watching(Action.PRUNE, str(self.repository.path)) as seen, self._alone():
             try:
-                decided = self._decide(draft)
+                decided = self._decide(builder)
                 crowd = _Crowd(decided)
                 rest = iter(decided.removals)
                 while group := list(islice(rest, _GROUP)):
-                    self._remove(group, crowd, draft)
-                draft.wal_bytes = prune_wal(self.repository)
-                draft.swept += (
+                    self._remove(group, crowd, builder)
+                builder.wal_bytes = prune_wal(self.repository)
+                builder.swept += (
                     *self.repository.sweep(),
                     *sweep_scratch(self.repository),
                     *self._sweep(),
                     *self._sweep_unfinished(),
                 )
             finally:
-                seen.details |= {"removed": len(draft.removed), "bytes": draft.freed_bytes}
-        log.info("prune_finished", removed=len(draft.removed), bytes=draft.freed_bytes)
+                seen.details |= {"removed": len(builder.removed), "bytes": builder.freed_bytes}
+        log.info("prune_finished", removed=len(builder.removed), bytes=builder.freed_bytes)
 
-    def _remove(self, group: Sequence[Decision], crowd: _Crowd, draft: _Draft) -> None:
+    def _remove(self, group: Sequence[Decision], crowd: _Crowd, builder: _ResultBuilder) -> None:
         """Remove some archives, as far as nobody holds or needs them by now."""
         with ExitStack() as claims:
-            free = {name for one in group if self._claimed(name := one.entry.name, claims, draft)}
+            free = {name for one in group if self._claimed(name := one.entry.name, claims, builder)}
             strays = crowd.welcome(self.repository.path)
-            draft.warn(f"{name} has come, and cannot be read: it may need any of the archives" for name in strays)
+            builder.warn(f"{name} has come, and cannot be read: it may need any of the archives" for name in strays)
             pinned = self._pins.names()
             gone = []
             for decision in group:
                 name = decision.entry.name
                 if strays or name not in free or name in pinned or crowd.needs(name):
-                    draft.spared.append(name)
+                    builder.spared.append(name)
                     continue
                 self._path(name).unlink(missing_ok=True)  # this is its end: what comes after is tidying up
                 crowd.leave(name)
                 gone.append(decision)
-                draft.removed.append(decision)
+                builder.removed.append(decision)
             if gone:
                 self._tidy(gone)
 
-    def _claimed(self, name: str, claims: ExitStack, draft: _Draft) -> bool:
+    def _claimed(self, name: str, claims: ExitStack, builder: _ResultBuilder) -> bool:
         try:
             return claims.enter_context(claim(self._path(name)))
         except RepositoryError as error:
-            draft.warn([f"{name} is passed over: {error.message}"])
+            builder.warn([f"{name} is passed over: {error.message}"])
             return False
 
     def _tidy(self, gone: Sequence[Decision]) -> None:
@@ -313,7 +314,7 @@ class PruneJob:
 
 
 @dataclass(kw_only=True)
-class _Draft:
+class _ResultBuilder:
     """A result on its way: what is known so far counts, whatever happens next."""
 
     dry_run: bool

@@ -100,6 +100,32 @@ class DatabaseTarget:
     lock_seconds: float = 60.0
 
 
+class NamesDatabase:
+    """A configuration that names a database field by field."""
+
+    db_host: str
+    db_port: int
+    db_name: str
+    db_user: str
+    db_password: Secret | str | None
+    db_options: Mapping[str, str]
+    lock_timeout: float
+
+    @property
+    def database(self) -> DatabaseTarget:
+        """The database, and how to open it."""
+        password = self.db_password
+        return DatabaseTarget(
+            host=self.db_host,
+            port=self.db_port,
+            name=self.db_name,
+            user=self.db_user,
+            password=Secret(password) if isinstance(password, str) else password,
+            options=self.db_options,
+            lock_seconds=self.lock_timeout,
+        )
+
+
 class DatabaseUrlError(ValueError):
     """A URL cannot be used. The message finishes a sentence and holds nothing of the URL."""
 

@@ -40,7 +40,7 @@ class _Part:
         return found
 
     @property
-    def is_whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether all of it was there to be read."""
         return self._left == 0
 
@@ -92,7 +92,7 @@ def main() -> None:
             start, length, number = request
             part, buffer = _Part(source, start, length), _Buffer(buffers[number])
             pyrage.encrypt_io(part, buffer, recipients)
-            if not part.is_whole:
+            if not part.is_complete:
                 raise EOFError("the file is shorter than it was")
             send(answers, (buffer.size, buffer.digest, ""))
         except Exception as error:  # whatever it is, the process that waits has to be told

@@ -28,6 +28,7 @@ from portal.ops.archive.reader import ArchiveReader, is_indexed
 from portal.ops.chains.deletions import deletions
 from portal.ops.chains.lineage import is_incremental, line_of
 from portal.ops.errors import ConfigurationError, NotIntactError, OpsError
+from portal.ops.hints import Advice
 from portal.ops.model import DELETED, Component, VerifyLevel
 from portal.ops.pitr.base_manifest import MANIFEST as SERVER_MANIFEST
 from portal.ops.pitr.base_manifest import PREFIX, manifest_faults
@@ -118,7 +119,7 @@ class Verifier:
         """Look at one archive and at nothing else; errors as `verify`."""
         if level is VerifyLevel.DRILL:
             raise ConfigurationError(
-                "a drill takes more than looking at an archive", hint="Run './tools/backup.sh drill', or a DrillJob."
+                "a drill takes more than looking at an archive", hint=f"Run {Advice.DRILL}, or a DrillJob."
             )
         started = time.monotonic()
         with ThreadPoolExecutor(1, thread_name_prefix="checksum") as thread:
@@ -239,7 +240,7 @@ class _Look:
     def _hold_against_manifest(self, manifest: Manifest, archive: Archive) -> None:
         if manifest.backup_id != archive.backup_id:
             self._note(Damage(what="the manifest is another archive's", path=MANIFEST))
-        if manifest.parent is not None:
+        if manifest.parent is not None and Component.MEDIA in manifest.components:
             self._hold_deletions(manifest, archive)
         if Component.CLUSTER in manifest.components:
             self._hold_cluster(archive)

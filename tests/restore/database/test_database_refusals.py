@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +77,7 @@ class TestRoles:
         assert f'ALTER ROLE "{owned.target.user}" CREATEDB' in blocker.hint
 
     def test_a_rollback_that_needs_psql_is_told_beforehand(self, portal: Bench, tmp_path: Path) -> None:
-        """Without psql, a restore in place that brings a table could not be taken back: the plan says so."""
+        """Without psql, a restore in place that brings a table could not be rolled back: the plan says so."""
         for program in ("pg_dump", "pg_restore"):
             (tmp_path / "bin" / program).parent.mkdir(exist_ok=True)
             (tmp_path / "bin" / program).symlink_to(portal.bin_dir / program)
@@ -203,14 +204,14 @@ class TestPlan:
         assert f"Now: 9 tables, {rows - portal.rows['public.note']} rows" in text
         assert f"In the backup: 9 tables, {rows} rows" in text
         assert "Mode swap: user postgres may create and rename databases" in text
-        assert "MB are free" in text
+        assert re.search(r"[kMG]B are free", text)
         assert "(the portal, user postgres, idle)" in text
 
     def test_a_disk_that_cannot_be_seen_is_left_to_the_person(self, owned: Bench) -> None:
         """The server tells the portal's own user no directory, so the plan says what is needed, and who has to look."""
         plan = owned.restore(mode=IN_PLACE).plan(dump_major=17, dump_bytes=2 * 10**9, row_counts=owned.rows)
         (room,) = [line for line in plan.lines() if line.startswith("Room on the server")]
-        assert "about 2608 MB" in room
+        assert "about 2.6 GB" in room
         assert "cannot be seen from here: look at the server's disk before you go on" in room
         assert plan.blockers == ()
 

@@ -1,4 +1,4 @@
-"""A backup of each version of PostgreSQL is restored to each newer one, with all that real portals have."""
+"""A backup of each version of PostgreSQL is restored to that one and each newer one, with all that portals have."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from portal.ops.postgres.dump import open_dump
 from portal.ops.runtime.process import SystemRunner
 from portal.ops.settings.database_url import DatabaseTarget, Secret
 from tests.support.database_contents import read_contents
-from tests.support.database_restores import SWAP
+from tests.support.database_restores import IN_PLACE, SWAP
 from tests.support.majors import server_of
-from tests.support.restoring import Bench, ask, execute, remove
+from tests.support.restoring import Bench, ask, bench, execute, remove
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["server_of"]
 
 SCHEMA = Path(__file__).parents[2] / "support" / "real_portal.sql"
-PAIRS = [(15, 15), (15, 17), (15, 18), (17, 18)]
+PAIRS = [(15, 15), (15, 17), (15, 18), (17, 17), (17, 18), (18, 18)]
 
 
 def database(server: EmbeddedPostgres, name: str) -> DatabaseTarget:
@@ -64,10 +64,10 @@ def test_a_dump_of_one_version_is_restored_to_another(
     target = database(new, name)
     if not ask(replace(target, name="postgres"), "SELECT count(*) FROM pg_roles WHERE rolname = 'reader'"):
         new.create_role("reader", password="x")
-    bench = Bench(target=target, bin_dir=new.bin_dir, dump=dump, rows=rows, runner=runner)
+    made_new = Bench(target=target, bin_dir=new.bin_dir, dump=dump, rows=rows, runner=runner)
     try:
-        restore = bench.restore(mode=SWAP, create_database=True)
-        restore.stage(bench.source(), rows, made.facts.identity)
+        restore = made_new.restore(mode=SWAP, create_database=True)
+        restore.stage(made_new.source(), rows, made.facts.identity)
         restore.apply()
         after = {table: found for table, found in read_contents(target).items() if table.startswith("rows of ")}
         assert after == before
@@ -75,9 +75,28 @@ def test_a_dump_of_one_version_is_restored_to_another(
         assert (
             ask(target, "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s", name) == "x"
         )
-        assert bench.databases() == {name}
+        assert made_new.databases() == {name}
         restore.rollback()
-        assert name not in bench.databases()
+        assert name not in made_new.databases()
     finally:
         remove(target)
         new.drop_database(name)
+
+
+def test_an_extension_whose_name_has_to_be_quoted(server_of: Callable[[int], EmbeddedPostgres], tmp_path: Path) -> None:
+    """In place, the owner restores over a database with an extension that only an administrator may drop."""
+    server = server_of(15)
+    server.create_role("app", password="x")
+    server.create_database("quoted", owner="app")
+    admin = database(server, "quoted")
+    execute(admin, 'CREATE EXTENSION "uuid-ossp"', "CREATE EXTENSION pg_trgm")
+    target = replace(admin, user="app", password=Secret("x"))
+    execute(target, "CREATE TABLE finding AS SELECT uuid_generate_v4() AS id FROM generate_series(1, 10)")
+    try:
+        with bench(target, server.bin_dir, tmp_path) as made:
+            execute(target, "DELETE FROM finding")
+            made.restored(mode=IN_PLACE)
+            assert ask(target, "SELECT count(*) FROM finding") == 10
+            assert ask(admin, "SELECT count(*) FROM pg_extension WHERE extname = 'uuid-ossp'") == 1
+    finally:
+        server.drop_database("quoted")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections import Counter
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,114 +14,29 @@ from hypothesis import HealthCheck, given, settings
 
 from portal.ops.archive.index import MemberType
 from portal.ops.archive.open import open_archive
-from portal.ops.archive.reader import ArchiveReader
 from portal.ops.backup.walk import FileTree, tree_bytes
-from portal.ops.errors import BusyError, ConfigurationError, NotIntactError, RestoreError
+from portal.ops.errors import BusyError, RestoreError
 from portal.ops.filesystem import tree as file_tree
 from portal.ops.model import RESTORE_DIRECTORY, Component
 from portal.ops.restore.files import journal as file_journal
 from portal.ops.restore.files.record import RestoreDirectory
-from portal.ops.restore.files.restore import FileRestore, FilesReport, FilesState, discard_rollback_data, list_restores
-from portal.ops.restore.files.selection import matches
-from tests.support import archives
+from portal.ops.restore.files.restore import FileRestore, FilesState, discard_rollback_data, list_restores
 from tests.support.archives import NAME, Recipe, Tree, tree_on_disk, write_archive
+from tests.support.file_restores import live_tree, put, restore_of, run
 from tests.support.hostile import directory, file, hardlink, write_indexed, write_plain
 from tests.support.trees import grow, trees
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from portal.ops.archive.compressor_pool import CompressorPool
     from tests.support.trees import Node
 
 MIB = 1 << 20
 LONG_FORM = os.environ.get("KEKKAI_LONG_TESTS")
-OLD_NS = 1_700_000_000_000_000_001
 drawn = settings(
     max_examples=300 if LONG_FORM else 15,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[CompressorPool]:
-    """Helper processes that all tests of this module share."""
-    with archives.compressor_pool() as pool:
-        yield pool
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    """Uploads to back up: two tenants, a link, an empty directory."""
-    root = tmp_path / "source"
-    for tenant in ("tenant-a", "tenant-b"):
-        (root / tenant / "2024").mkdir(parents=True)
-        for number in range(3):
-            put(root / tenant / "2024" / f"scan-{number}.sarif", f"{tenant} {number}")
-        put(root / tenant / "notes.json", tenant)
-    (root / "empty").mkdir(mode=0o750)
-    (root / "latest").symlink_to("tenant-a/2024/scan-2.sarif")
-    return root
-
-
-@pytest.fixture
-def archive(pool: CompressorPool, tmp_path: Path, source: Path) -> Path:
-    """A backup of `source`."""
-    return write_archive(tmp_path / NAME, pool, Recipe(media=source))
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> Path:
-    """Live uploads: one file as in the backup but older, one that the backup lacks, one where it has a directory."""
-    root = tmp_path / "live"
-    (root / "tenant-a" / "2024").mkdir(parents=True)
-    put(root / "tenant-a" / "2024" / "scan-0.sarif", "an earlier upload")
-    put(root / "tenant-a" / "new.json", "since the backup")
-    put(root / "tenant-b", "a file in the way")
-    os.utime(root / "tenant-a", ns=(OLD_NS, OLD_NS))
-    os.utime(root, ns=(OLD_NS, OLD_NS))
-    return root
-
-
-def put(path: Path, text: str) -> None:
-    path.write_text(text)
-    path.chmod(0o600)
-    os.utime(path, ns=(OLD_NS, OLD_NS))
-
-
-def restore_of(
-    target: Path,
-    *,
-    restore_id: str = "restore_1",
-    exact: bool = False,
-    patterns: tuple[str, ...] = (),
-    protected: tuple[Path, ...] = (),
-) -> FileRestore:
-    return FileRestore(
-        target,
-        restore_id=restore_id,
-        component=Component.MEDIA,
-        exact=exact,
-        patterns=patterns,
-        protected=protected,
-    )
-
-
-def run(restore: FileRestore, archive: Path) -> FilesReport:
-    """Stage and apply."""
-    opened = open_archive(archive)
-    try:
-        restore.stage_from(opened, 2)
-    finally:
-        opened.close()
-    return restore.apply()
-
-
-def live_tree(root: Path) -> Tree:
-    """The tree without what restores keep in it."""
-    ours = RESTORE_DIRECTORY.encode()
-    return {name: entry for name, entry in tree_on_disk(root).items() if name.split(b"/")[0] != ours}
 
 
 # -- every shape ------------------------------------------------------------------------------------------------------
@@ -267,7 +181,7 @@ def test_exact_leaves_the_repository_alone(archive: Path, target: Path) -> None:
 def test_new_directories_are_moved_as_a_whole(
     pool: CompressorPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One rename for each that stands beside others, whatever is in it; what is taken back is asked one by one."""
+    """One rename for each that stands beside others, whatever is in it; what is rolled back is asked one by one."""
     source, target, moved = tmp_path / "source", tmp_path / "live", list[str]()
     for number in range(30):
         place = source / f"tenant-{number % 3}" / f"{number % 5}"
@@ -386,107 +300,6 @@ def test_rollback_reports_restored_files_that_were_changed(archive: Path, target
     assert (target / RESTORE_DIRECTORY / "restore_1" / "stage" / "tenant-a" / "notes.json").read_text() == "changed"
 
 
-# -- some files -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("path", "pattern", "fits"),
-    [
-        ("tenant-a/2024/x.sarif", "tenant-a/*.sarif", True),
-        ("tenant-a/x.json", "tenant-a/*.sarif", False),
-        ("tenant-a/2024/x.sarif", "tenant-a", True),
-        ("tenant-a/2024/x.sarif", "tenant-a/", True),
-        ("tenant-ab/x", "tenant-a", False),
-        ("Tenant-a/x", "tenant-a/*", False),
-    ],
-)
-def test_patterns_are_the_shells(path: str, pattern: str, fits: bool) -> None:
-    """`*` also stands for a slash, a directory takes what is below it, and case matters."""
-    assert matches(path, [pattern]) is fits
-
-
-@pytest.mark.usefixtures("hands")
-def test_some_files_are_restored_and_no_others(archive: Path, target: Path) -> None:
-    """With a pattern only what fits it is put in place; directories that are there keep what they have."""
-    before = live_tree(target)
-    report = run(restore_of(target, patterns=("tenant-a/*.sarif",)), archive)
-    assert (report.new, report.replaced) == (2, 1)
-    changed = {name for name, entry in live_tree(target).items() if before.get(name) != entry}
-    assert {name for name in changed if name.endswith(b".sarif")} == {
-        b"tenant-a/2024/scan-0.sarif",
-        b"tenant-a/2024/scan-1.sarif",
-        b"tenant-a/2024/scan-2.sarif",
-    }
-    restore_of(target).rollback()
-    assert live_tree(target) == before
-
-
-@pytest.mark.usefixtures("hands")
-def test_one_file_is_read_from_its_frames_alone(
-    pool: CompressorPool, tmp_path: Path, source: Path, target: Path
-) -> None:
-    """Damage elsewhere in an archive does not keep a single file from being restored."""
-    (source / "tenant-b" / "large.bin").write_bytes(os.urandom(3 * MIB))
-    archive = write_archive(tmp_path / NAME, pool, Recipe(media=source))
-    reader = ArchiveReader(archive)
-    large = reader.find("media/tenant-b/large.bin")
-    assert large is not None
-    with archive.open("r+b") as data:
-        data.seek(reader.frames.offsets[large.frame + 1] + 1000)
-        data.write(b"damage")
-    run(restore_of(target, patterns=("tenant-a/2024/scan-1.sarif",)), archive)
-    assert (target / "tenant-a" / "2024" / "scan-1.sarif").read_text() == "tenant-a 1"
-
-
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_frames_are_read_once(
-    pool: CompressorPool, tmp_path: Path, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
-) -> None:
-    """However many of the files in a frame are asked for; frames that have none of them are not read."""
-    for number in range(60):
-        (source / "tenant-a" / f"half-{number}").write_bytes(os.urandom(MIB // 2))
-    (source / "tenant-a" / "half-1x").write_bytes(os.urandom(9 * MIB))
-    archive = write_archive(tmp_path / NAME, pool, Recipe(media=source))
-    read: Counter[int] = Counter()
-    original = ArchiveReader.read_frame
-
-    def counted(self: ArchiveReader, number: int) -> bytes | NotIntactError:
-        read[number] += 1
-        return original(self, number)
-
-    monkeypatch.setattr(ArchiveReader, "read_frame", counted)
-    with closing(ArchiveReader(archive)) as opened:
-        restore_of(target, patterns=("tenant-a/half-1?", "tenant-a/2024/*")).stage_from(opened, jobs)
-        assert set(read.values()) == {1}
-        assert 15 <= len(read) < len(opened.frames) - 20
-
-
-@pytest.mark.usefixtures("hands")
-def test_hard_link_is_restored_without_its_first_name(target: Path, tmp_path: Path) -> None:
-    """Names of a file whose content is under a name that is not asked for get that content, and share it."""
-    links = [hardlink(f"media/b/{name}", "media/a") for name in ("one", "two")]
-    archive = write_indexed(tmp_path, [directory("media"), file("media/a", b"content"), directory("media/b"), *links])
-    run(restore_of(target, patterns=("b/*",)), archive)
-    assert (target / "b" / "two").read_bytes() == b"content"
-    assert (target / "b" / "two").samefile(target / "b" / "one")
-    assert not (target / "a").exists()
-
-
-@pytest.mark.usefixtures("hands")
-def test_pattern_that_fits_nothing_is_an_error(archive: Path, target: Path) -> None:
-    """A mistyped pattern is told, and leaves nothing behind."""
-    before = tree_on_disk(target)
-    with pytest.raises(ConfigurationError, match="fits"):
-        run(restore_of(target, patterns=("tenant-c/*",)), archive)
-    assert tree_on_disk(target) == before
-
-
-def test_exact_and_patterns_exclude_each_other(target: Path) -> None:
-    """An exact restore of some files would move all others aside."""
-    with pytest.raises(ConfigurationError):
-        restore_of(target, exact=True, patterns=("a",))
-
-
 # -- what is remembered -----------------------------------------------------------------------------------------------
 
 
@@ -510,7 +323,7 @@ def test_restore_that_is_applied_is_not_applied_again(archive: Path, target: Pat
 
 
 def test_rollback_that_was_complete_changes_nothing_more(target: Path) -> None:
-    """Nothing is left of a restore that was taken back, so taking it back once more finds nothing to do."""
+    """Nothing is left of a restore that was rolled back, so taking it back once more finds nothing to do."""
     before = live_tree(target)
     report = restore_of(target, restore_id="restore_9").rollback()
     assert (report.state, report.taken_back) == (FilesState.ROLLED_BACK, 0)

@@ -213,7 +213,7 @@ def test_kill_while_taking_back_is_taken_back(tmp_path: Path, archive: Path) -> 
 
 @pytest.mark.parametrize("seed", range(ROUNDS))
 def test_kills_at_random_instants_one_after_the_other(tmp_path: Path, seed: int) -> None:
-    """A restore of many files is killed again and again, at any time, before it is finished or taken back."""
+    """A restore of many files is killed again and again, at any time, before it is finished or rolled back."""
     rng = random.Random(seed)
     place = tmp_path / "site"
     place.mkdir()

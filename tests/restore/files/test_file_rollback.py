@@ -116,3 +116,26 @@ def test_immutable_file_is_named(archive: Path, tmp_path: Path) -> None:
     assert "lsattr" in refused.value.hint
     assert (target / "scan.json").read_text() == "live"
     assert not (target / RESTORE_DIRECTORY).exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may make a file immutable")
+@pytest.mark.parametrize(
+    ("fixed", "attribute", "named"),
+    [("tenant/notes.json", "i", "tenant/notes.json"), ("tenant", "a", "tenant"), ("", "i", "the directory itself")],
+)
+def test_the_plan_foresees_it(archive: Path, tmp_path: Path, fixed: str, attribute: str, named: str) -> None:
+    """A file that would be replaced, or a directory that it is in, is in the way of the restore before it begins."""
+    target = tmp_path / "live"
+    (target / "tenant").mkdir(parents=True)
+    (target / "tenant" / "notes.json").write_text("live")
+    if subprocess.run(["chattr", f"+{attribute}", target / fixed], check=False).returncode:
+        pytest.skip("this file system has no such attribute")
+    restore = FileRestore(target, restore_id="restore_1", component=Component.MEDIA)
+    try:
+        with closing(open_tree(archive)) as opened:
+            blockers = restore.plan(opened.members()).blockers
+    finally:
+        subprocess.run(["chattr", f"-{attribute}", target / fixed], check=True)
+    assert any(one.message.startswith(f"in {target}, {named} may not be changed, not even by root") for one in blockers)
+    with closing(open_tree(archive)) as opened:
+        assert restore.plan(opened.members()).blockers == ()

@@ -11,7 +11,9 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from portal.ops.hints import Advice
 from portal.ops.monitoring.doctor.check import Check, Finding, fault, ok, warning
+from portal.ops.pitr.combine import find_combiner
 from portal.ops.pitr.locales import absent_locales, database_locales
 from portal.ops.pitr.look import look
 from portal.ops.pitr.replication import (
@@ -110,7 +112,7 @@ class PitrChecks:
         with maintenance(self._target) as connection:
             found = position(connection)
         if not found.has_slot:
-            return warning(f"there is no replication slot {SLOT} yet", "Start the WAL service: tools/service.sh wal.")
+            return warning(f"there is no replication slot {SLOT} yet", f"Start the WAL service: {Advice.RECEIVE_WAL}.")
         lag = human_bytes(max(0, found.flushed_lsn - found.restart_lsn))
         if not found.is_usable:
             return fault(f"the slot {SLOT} is lost", "Start the WAL service: it makes another, and a base backup.")
@@ -131,6 +133,13 @@ class PitrChecks:
                 "Move their tables and databases to pg_default.",
             )
         tool = find_client("pg_basebackup", settings.cluster.major, runner=self._runner, bin_dir=self._bin_dir)
+        if settings.summarizes_wal is False:
+            return warning(
+                f"every base backup is a full one of about {human_bytes(size)}: summarize_wal is off",
+                "As an administrator: ALTER SYSTEM SET summarize_wal = on; SELECT pg_reload_conf();",
+            )
+        if settings.summarizes_wal:
+            find_combiner(settings.cluster.major, runner=self._runner, bin_dir=self._bin_dir)
         return ok(f"pg_basebackup {tool.version}, a cluster of about {human_bytes(size)}")
 
     def _scratch(self) -> Finding:

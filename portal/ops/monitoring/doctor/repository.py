@@ -10,8 +10,12 @@ import stat
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
+from portal.ops.errors import RepositoryError
+from portal.ops.hints import Advice
 from portal.ops.model import SUFFIX, BackupType
 from portal.ops.monitoring.doctor.check import Check, Finding, fault, ok, warning
+from portal.ops.repository.identity import check_id
+from portal.ops.repository.known import STATE, known_id
 from portal.ops.repository.locks import holders, is_locked_alone
 from portal.ops.repository.pending import PARTIAL_SUFFIX
 from portal.ops.repository.repository import LOCK_NAME, Repository
@@ -40,9 +44,11 @@ class RepositoryChecks:
     Arguments:
         data: what it had better not share a disk with, by what that is.
         clock: what time it is.
+        wanted_id: the id that the configuration names; empty where it names none.
     """
 
-    def __init__(self, repository: Repository, *, data: dict[str, Path], clock: Clock) -> None:
+    def __init__(self, repository: Repository, *, data: dict[str, Path], clock: Clock, wanted_id: str = "") -> None:
+        self._wanted_id = wanted_id
         self._repository = repository
         self._path = repository.path
         self._data = data
@@ -63,6 +69,13 @@ class RepositoryChecks:
 
     def _directory(self) -> Finding:
         path, quoted = self._path, shlex.quote(str(self._path))
+        try:
+            if self._wanted_id:
+                check_id(self._path / LOCK_NAME, self._wanted_id)
+            else:
+                self._repository.refuse_another()
+        except RepositoryError as error:
+            return fault(error.message, error.hint)
         make = f"Make it once, as root: install -d -m 700 -o {_user(os.geteuid())} {quoted}"
         if not path.exists():
             parent = next(place for place in path.parents if place.exists())
@@ -84,10 +97,19 @@ class RepositoryChecks:
         if path.stat().st_uid != os.geteuid() != 0:  # what root writes there is given to its owner
             return warning(
                 f"{path} belongs to {owner}, and this is {_user(os.geteuid())}: what it writes, {owner} cannot read",
-                f"Run backups as {owner}: sudo -u {owner} ./tools/backup.sh doctor",
+                f"Run backups as {owner}: sudo -u {owner} {Advice.RUN_DOCTOR.line()}",
             )
         known = f"; its id is {identity}" if (identity := self._repository.id) else ""
-        return ok(f"{path} can be written, and belongs to {owner}{known}")
+        return ok(f"{path} can be written, and belongs to {owner}{known}{self._memory()}")
+
+    def _memory(self) -> str:
+        """Whether the absence of this repository would be noticed."""
+        if self._wanted_id or not self._repository.id or known_id(self._path) == self._repository.id:
+            return ""
+        return (
+            "; there is no note of it elsewhere, so nobody would notice if its volume were not mounted: back up as a "
+            f"user with a home, create {STATE} for that user, or set BACKUP_REPOSITORY_ID"
+        )
 
     def _permissions(self) -> Finding:
         if not self._path.is_dir():
@@ -125,7 +147,7 @@ class RepositoryChecks:
         newest = {kind: self._newest_size(kind) for kind in BackupType}
         needed = _RESERVE + max(newest.values())
         what = f"{human_bytes(free)} free, and the next backup takes about {human_bytes(needed)}"
-        mend = "'./tools/backup.sh prune' removes old archives; or move BACKUP_LOCAL_PATH to a larger disk."
+        mend = f"{Advice.PRUNE} removes old archives; or move BACKUP_LOCAL_PATH to a larger disk."
         if free < needed:
             return fault(what, mend)
         return warning(what, mend) if free < _COMFORT * needed else ok(what)
@@ -163,7 +185,7 @@ class RepositoryChecks:
         if cut_off and not records.are_locked():
             return warning(
                 f"restores were cut off: {', '.join(cut_off[:_NAMED])}",
-                "'./tools/restore.sh latest --dry-run' says what becomes of them; a restore or rollback settles them.",
+                f"{Advice.PLAN_RESTORE} says what becomes of them; a restore or rollback settles them.",
             )
         if left:
             return warning(

@@ -42,7 +42,10 @@ def engine_checks(
     runner = runner or SystemRunner()
     data = {"the uploads": settings.upload_dir, "the audit log": settings.audit_dir}
     repository = RepositoryChecks(
-        Repository(settings.local_path), data={what: Path(path) for what, path in data.items() if path}, clock=clock
+        Repository(settings.local_path),
+        data={what: Path(path) for what, path in data.items() if path},
+        clock=clock,
+        wanted_id=settings.repository_id,
     )
     files = FileChecks(
         uploads=settings.upload_dir,

@@ -87,6 +87,7 @@ def filling(
             is_superuser=me.superuser,
             division=division,
             around=around,
+            entries=contents.entries,
         )
 
 
@@ -96,6 +97,7 @@ class Filling:
     Arguments:
         head: a file with the dump's table of contents.
         around: what the dump needs and the server lacks.
+        entries: the dump's table of contents.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class Filling:
         is_superuser: bool,
         division: Division,
         around: Surroundings,
+        entries: Sequence[Entry],
     ) -> None:
         self._restorer = restorer
         self._dump = dump
@@ -120,6 +123,7 @@ class Filling:
         self._is_superuser = is_superuser
         self._division = division
         self._around = around
+        self.entries = entries
         self.warnings: list[str] = []
 
     def fill(self) -> None:

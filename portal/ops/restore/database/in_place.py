@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from psycopg.sql import SQL
 
 from portal.ops.errors import RepositoryError, RestoreError
+from portal.ops.hints import Advice
 from portal.ops.postgres.connection import connect
 from portal.ops.postgres.dump import open_dump
 from portal.ops.postgres.dump_contents import EXTENSION, needs_administrator
@@ -245,5 +246,5 @@ def no_safety_dump() -> RestoreError:
     """The error for a rollback in place without its dump."""
     return RestoreError(
         "there is no safety dump to go back to: the live database was not changed, or the dump was removed",
-        hint="'./tools/backup.sh list' shows the archives that can be restored instead",
+        hint=f"{Advice.LIST_ARCHIVES} shows the archives that can be restored instead",
     )

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
+from portal.ops.units import human_bytes
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
     from portal.ops.postgres.server import Session
 
 _MOST_LISTED: Final = 8
-_MEGABYTE: Final = 1_000_000
 
 
 class RestoreMode(StrEnum):
@@ -129,9 +130,9 @@ class DatabasePlan:
         return f"In the backup: {len(self.rows_in_backup)} tables, {sum(self.rows_in_backup.values())} rows"
 
     def _room(self) -> str:
-        needed = f"Room on the server for a second copy: about {megabytes(self.needed_bytes)}"
+        needed = f"Room on the server for a second copy: about {human_bytes(self.needed_bytes)}"
         if self.free_bytes is not None:
-            return f"{needed}; {megabytes(self.free_bytes)} are free"
+            return f"{needed}; {human_bytes(self.free_bytes)} are free"
         return f"{needed}; how much is free cannot be seen from here: look at the server's disk before you go on"
 
     def _sessions(self) -> list[str]:
@@ -143,11 +144,6 @@ class DatabasePlan:
         if not self.leftovers:
             return []
         return ["Earlier restores have left:", *_some([marked.name for marked in self.leftovers])]
-
-
-def megabytes(size: int) -> str:
-    """A size for a person."""
-    return f"{max(1, round(size / _MEGABYTE))} MB"
 
 
 def _some(things: tuple[Session, ...] | list[str]) -> list[str]:

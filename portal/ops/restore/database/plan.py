@@ -16,6 +16,7 @@ from portal.ops.errors import (
     NotIntactError,
     OpsError,
 )
+from portal.ops.hints import Advice
 from portal.ops.postgres.connection import connect
 from portal.ops.postgres.dump_contents import PUBLICATIONS, SUBSCRIPTIONS, needs_administrator
 from portal.ops.postgres.locks import lock_holders
@@ -32,7 +33,8 @@ from portal.ops.restore.database.means import (
     missing_psql,
     swap_obstacles,
 )
-from portal.ops.restore.database.model import DatabasePlan, RestoreMode, megabytes
+from portal.ops.restore.database.model import DatabasePlan, RestoreMode
+from portal.ops.units import human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -257,8 +259,8 @@ def _prepared(connection: Connection, target: DatabaseTarget) -> list[OpsError]:
 def _short_of_room(needed: int, free: int | None) -> list[OpsError]:
     if free is None or free >= needed:
         return []
-    message = f"the server has {megabytes(free)} free, and a second copy takes about {megabytes(needed)}"
-    return [DiskFullError(message, hint="'./tools/restore.sh --rollback --list' shows what restores have kept there")]
+    message = f"the server has {human_bytes(free)} free, and a second copy takes about {human_bytes(needed)}"
+    return [DiskFullError(message, hint=f"{Advice.LIST_ROLLBACKS} shows what restores have kept there")]
 
 
 def _warnings(
@@ -277,7 +279,7 @@ def _warnings(
     if not is_swap and contents.has_default_privileges:
         yield "the live database's default privileges (\\ddp in psql) will be added to the rights of restored tables"
     if not is_swap and means.live is not None:
-        yield "stop the portal: what it writes between the safety dump and the restore cannot be taken back"
+        yield "stop the portal: what it writes between the safety dump and the restore cannot be rolled back"
     if contents.locked:
         yield (
             f"tables are locked, so their rows are estimated: {'; '.join(contents.locked[:_NAMED])}; the restore ends "

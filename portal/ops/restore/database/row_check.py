@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import NotIntactError
+from portal.ops.hints import another_archive
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,7 +43,7 @@ class RowCheck:
         more = f"; and {len(self.wrong) - _NAMED} more" if len(self.wrong) > _NAMED else ""
         raise NotIntactError(
             f"what was restored is not what was backed up: {'; '.join(self.wrong[:_NAMED])}{more}",
-            hint="take another archive: './tools/backup.sh list' shows them",
+            hint=another_archive(),
         )
 
     def warnings(self) -> list[str]:

@@ -28,6 +28,7 @@ from portal.ops.postgres.row_counts import count_rows, list_tables, partition_ro
 from portal.ops.postgres.server import create_like, find_database, maintenance, read_me, restoring_errors
 from portal.ops.restore.database.carry import carry_rows
 from portal.ops.restore.database.fill import filling
+from portal.ops.restore.database.object_check import check_objects
 from portal.ops.restore.database.row_check import RowCheck, check_rows
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from portal.ops.postgres.identity import DatabaseIdentity
     from portal.ops.postgres.pg_restore import Restorer
     from portal.ops.postgres.row_counts import Table
+    from portal.ops.postgres.toc import Entry
+    from portal.ops.restore.database.object_check import SourceObjects
     from portal.ops.settings.database_url import DatabaseTarget
 
     _Task = Callable[[Connection], dict[str, int]]
@@ -81,6 +84,7 @@ def stage(
     jobs: int,
     identity: DatabaseIdentity | None = None,
     owner: str | None = None,
+    objects: SourceObjects | None = None,
 ) -> Staged:
     """Fill the scratch database, and close it.
 
@@ -89,6 +93,7 @@ def stage(
         row_counts: what the manifest says; where it is empty, nothing is held against it.
         jobs: connections that work at once.
         identity: what the backup says of its database; it counts where there is no live one to go by.
+        objects: what the backup says of indexes, constraints and triggers.
         owner: who is to own the objects; nothing means who owns the live ones, or the owner that the backup names.
 
     Raises:
@@ -111,6 +116,7 @@ def stage(
             checked.raise_wrong()
             if live is not None and live.allows_connections:
                 said += tuple(carry_rows(target, scratch, kept_as=names.name(Role.BEFORE)))
+            said += _differences(scratch, work.entries, objects)
             work.finish()
         said += _close(target, names, None if live else identity, owner or me.name)
     except BaseException:
@@ -118,6 +124,13 @@ def stage(
             remove_database(connection, target, names.name(Role.RESTORING))
         raise
     return Staged(row_counts=counted, warnings=(*said, *work.warnings, *checked.warnings()))
+
+
+def _differences(scratch: DatabaseTarget, entries: Sequence[Entry], objects: SourceObjects | None) -> tuple[str, ...]:
+    """What is not as the source had it, of what a portal can do without until it is mended."""
+    with connect(scratch) as connection, restoring_errors(scratch):
+        found = check_objects(connection, entries, objects)
+    return (*(f"the restored database differs from the source: {what}" for what in found.wrong), *found.warnings)
 
 
 def objects_owner(target: DatabaseTarget) -> str | None:

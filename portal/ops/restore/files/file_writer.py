@@ -9,6 +9,7 @@ from portal.ops.archive.index import MemberType
 from portal.ops.archive.sparse import is_hole
 from portal.ops.errors import NotIntactError
 from portal.ops.filesystem.attributes import SPECIAL_BITS, Attributes
+from portal.ops.hints import another_archive
 from portal.ops.restore.files.writers import ALIGNMENT
 
 if TYPE_CHECKING:
@@ -105,11 +106,11 @@ class FileMaker:
         for piece in content:
             size += len(piece)
             if size > member.size:
-                raise NotIntactError(f"{member.path} is longer than the archive says", hint=HINT)
+                raise NotIntactError(f"{member.path} is longer than the archive says", hint=another_archive())
             yield piece
             self._advance(len(piece))
         if size != member.size:
-            raise NotIntactError(f"{member.path} is shorter than the archive says", hint=HINT)
+            raise NotIntactError(f"{member.path} is shorter than the archive says", hint=another_archive())
 
 
 def attributes_of(member: Member) -> Attributes:
@@ -141,18 +142,17 @@ def _write_all(descriptor: int, data: memoryview) -> None:
         data = data[os.write(descriptor, data) :]
 
 
-HINT: Final = "Do not trust this archive; take another one: './tools/backup.sh list' shows them."
-
-
 def twice(member: Member) -> NotIntactError:
     """The error where something stands in a member's place."""
     return NotIntactError(
         f"{member.path} comes twice, or as a file and as a directory, or in two spellings that this file system "
         "takes for one",
-        hint=HINT,
+        hint=another_archive(),
     )
 
 
 def no_file(member: Member) -> NotIntactError:
     """The error where a hard link has nothing to be another name of."""
-    return NotIntactError(f"{member.path} is a link to {member.link}, which is no file before it", hint=HINT)
+    return NotIntactError(
+        f"{member.path} is a link to {member.link}, which is no file before it", hint=another_archive()
+    )

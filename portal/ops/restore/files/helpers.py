@@ -10,6 +10,7 @@ from termios import FIONREAD
 from typing import TYPE_CHECKING, Final, NoReturn, Self
 
 from portal.ops.errors import RestoreError
+from portal.ops.hints import another_archive
 from portal.ops.restore.files.unpacker import KNOWN, REFUSED, encode_run
 from portal.ops.runtime.helper_process import Helper, end_helpers, start_helper
 from portal.ops.runtime.pipe_messages import receive
@@ -118,7 +119,7 @@ def _check_answer(helper: Helper) -> None:
         raise OSError(*answer[1:])
     if answer:
         kind, message, hint = answer
-        raise KNOWN[kind](message, hint=hint)
+        raise KNOWN[kind](message, hint=hint or another_archive())
 
 
 def _raise_ended() -> NoReturn:

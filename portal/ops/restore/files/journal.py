@@ -1,7 +1,7 @@
 """The journal: every change that a restore makes to a live tree, written down before the first one is made.
 
-A step can be taken and taken back any number of times: each looks at where things are, and does what is left to do. So
-a restore that was killed goes on from its first step, and one that is taken back goes back from its last, whatever
+A step can be taken and rolled back any number of times: each looks at where things are, and does what is left to do. So
+a restore that was killed goes on from its first step, and one that is rolled back goes back from its last, whatever
 instant it or a rollback before it ended at.
 
     aside        what is live goes to the rollback, under its own path
@@ -76,7 +76,7 @@ class Step(NamedTuple):
 
 @dataclass(kw_only=True)
 class Tally:
-    """What was found while steps were taken back.
+    """What was found while steps were rolled back.
 
     Arguments:
         moved: how many files and directories were moved.
@@ -151,7 +151,7 @@ class Places:
 
     Arguments:
         live: the tree that is restored.
-        stage: what is to be put in place, or was taken back.
+        stage: what is to be put in place, or was rolled back.
         rollback: what was live before.
         kept: what others have written, and was in the way.
     """

@@ -21,6 +21,7 @@ from portal.ops.restore.files.preflight import Preflight, closed
 from portal.ops.restore.files.refusals import explained
 from portal.ops.restore.files.report import FilesPlan
 from portal.ops.restore.files.tree_rules import TreeRules
+from portal.ops.units import human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -152,6 +153,8 @@ class Comparison:
             return
         self._stage_bytes += member.payload_bytes + _ENTRY_BYTES
         outcome = "new" if found is None else "same" if fits and _looks_same(member, found) else "replaced"
+        if outcome == "replaced" and preflight is not None:
+            preflight.replaces(path)
         self._counts[outcome] += 1
         self._bytes[outcome] += member.size
         if outcome != "same" and len(self._examples) < _EXAMPLES:
@@ -199,7 +202,7 @@ class Comparison:
         if free < self._stage_bytes:
             blockers.append(
                 DiskFullError(
-                    f"the stage needs about {self._stage_bytes >> 20} MiB in {above}, and {free >> 20} are free",
+                    f"the stage needs about {human_bytes(self._stage_bytes)} in {above}; {human_bytes(free)} are free",
                     hint="Make room there, or restore a part of the files only.",
                 )
             )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import AccessDeniedError, RestoreError
 from portal.ops.filesystem.attributes import Attributes
+from portal.ops.filesystem.fixed import is_fixed
 from portal.ops.filesystem.tree import Tree
 from portal.ops.restore.files.changes import OURS, must_stay
 
@@ -40,6 +41,7 @@ class Preflight:
         self._elsewhere: dict[str, None] = {}
         self._stay: dict[str, None] = {}
         self._foreign: dict[str, None] = {}
+        self._fixed: dict[str, None] = {}
 
     def change(self, path: str, *, moves: bool = False, makes: bool = False) -> None:
         """Something would be put at a path, or moved away from it.
@@ -56,6 +58,18 @@ class Preflight:
         mount = self._parent[1] or (self._mount_at(path, below=moves) if self._mounts else "")
         if mount and (moves or not makes):
             self._elsewhere.setdefault(mount)
+
+    def replaces(self, path: str) -> None:
+        """Something else would be put in the place of what is at a path."""
+        try:
+            descriptor = self._live.open_file(path)
+        except OSError:
+            return  # a link or the like, or nothing that this user may open
+        try:
+            if is_fixed(descriptor):
+                self._fixed.setdefault(path)
+        finally:
+            os.close(descriptor)
 
     def set_attributes(self, path: str, found: os.stat_result, wanted: Attributes) -> None:
         """A directory that is there would get the attributes of the backup, which only its owner may give it."""
@@ -77,6 +91,15 @@ class Preflight:
     def obstacles(self) -> list[OpsError]:
         """What is in the way."""
         found: list[OpsError] = [must_stay(path, self._live.top) for path in [*self._stay][:_MOST_NAMED]]
+        if self._fixed:
+            found.append(
+                AccessDeniedError(
+                    f"in {self._live.top}, {_few(self._fixed)} may not be changed, not even by root: immutable or "
+                    "append-only",
+                    hint="'lsattr -d' shows that. Remove the attribute with 'chattr -i' or 'chattr -a', or restore to "
+                    "another directory with --media-dir.",
+                )
+            )
         if self._foreign:
             found.append(
                 AccessDeniedError(
@@ -102,6 +125,8 @@ class Preflight:
             directory = directory.rpartition("/")[0]
         self._parent = parent, self._mount_of(directory)
         found = self._live.look(directory)
+        if found is not None and stat.S_ISDIR(found.st_mode) and is_fixed(self._live.directory(directory)):
+            self._fixed.setdefault(directory)
         if found is not None and self._is_foreign(found) and not (self._partial and self._may_write(directory)):
             self._foreign.setdefault(directory)
 

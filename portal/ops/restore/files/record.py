@@ -23,6 +23,7 @@ from portal.ops.errors import RestoreError
 from portal.ops.filesystem.attributes import Attributes
 from portal.ops.filesystem.tree import Tree, remove_tree
 from portal.ops.filesystem.xattrs import drop_default_list
+from portal.ops.hints import Advice
 from portal.ops.model import RESTORE_DIRECTORY, Component
 from portal.ops.repository.durable import write_durably
 from portal.ops.repository.locks import locked_alone
@@ -124,7 +125,7 @@ class RestoreDirectory:
         except FileNotFoundError as error:
             raise RestoreError(
                 f"there is no restore {self.path.name} in {self.root}",
-                hint="'./tools/restore.sh --rollback --list' shows what can be taken back.",
+                hint=f"{Advice.LIST_ROLLBACKS} shows what can be rolled back.",
             ) from error
         except (ValueError, TypeError, KeyError) as error:
             raise RestoreError(

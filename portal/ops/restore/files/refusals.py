@@ -8,6 +8,7 @@ from typing import Final
 
 from portal.ops.errors import AccessDeniedError, DiskFullError, NotIntactError, OpsError, RestoreError
 from portal.ops.filesystem.attributes import IS_ROOT
+from portal.ops.hints import Advice
 
 
 def explained(error: OSError, doing: str, top: str) -> OpsError:
@@ -33,7 +34,7 @@ def explained(error: OSError, doing: str, top: str) -> OpsError:
     if error.errno in _NAMES:
         return NotIntactError(
             f"the archive has a name that the file system of {top} does not take: {reason}",
-            hint="Restore to another file system, or take another archive: './tools/backup.sh list' shows them.",
+            hint=f"Restore to another file system, or take another archive: {Advice.LIST_ARCHIVES} shows them.",
         )
     name = f" ({path})" if path else ""
     return RestoreError(

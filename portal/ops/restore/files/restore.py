@@ -25,6 +25,7 @@ from portal.ops.archive.protocol import is_indexed_archive
 from portal.ops.errors import ConfigurationError, OpsError, RestoreError
 from portal.ops.filesystem.attributes import Attributes
 from portal.ops.filesystem.tree import Tree
+from portal.ops.hints import Advice
 from portal.ops.model import RESTORE_DIRECTORY, Component, timestamp
 from portal.ops.restore.audit_chain import ChainReport, check_logs
 from portal.ops.restore.files.changes import Changes, protected_paths
@@ -222,7 +223,7 @@ class FileRestore:
         return directory.exists() and directory.read().state in _BEGUN
 
     def undo(self) -> None:
-        """Leave no trace of the restore: what was applied of it is taken back, the stage is removed."""
+        """Leave no trace of the restore: what was applied of it is rolled back, the stage is removed."""
         directory = self._directory()
         if not directory.path.exists():
             directory.remove_parent()
@@ -380,7 +381,7 @@ def list_restores(target: Path) -> list[FilesRestore]:
 
 
 def discard_rollback_data(target: Path, restore_id: str) -> int:
-    """Remove all that is kept of a restore, which can then not be taken back; the bytes that are freed.
+    """Remove all that is kept of a restore, which can then not be rolled back; the bytes that are freed.
 
     Raises:
         RestoreError: there is no such restore, or it is in the middle of something.
@@ -390,7 +391,8 @@ def discard_rollback_data(target: Path, restore_id: str) -> int:
             continue
         if record.state in (FilesState.APPLYING, FilesState.UNDOING):
             raise RestoreError(
-                f"the restore {restore_id} was cut off", hint="Finish it or take it back first: './tools/restore.sh'."
+                f"the restore {restore_id} was cut off",
+                hint=f"Finish it or take it back first: {Advice.FINISH_RESTORE}.",
             )
         with directory.locked():
             freed = directory.held_bytes()
@@ -398,7 +400,7 @@ def discard_rollback_data(target: Path, restore_id: str) -> int:
             return freed
     raise RestoreError(
         f"there is no restore {restore_id} in {target}",
-        hint="'./tools/restore.sh --rollback --list' shows what there is.",
+        hint=f"{Advice.LIST_ROLLBACKS} shows what there is.",
     )
 
 
@@ -414,7 +416,7 @@ def _remembered(target: Path) -> Iterator[tuple[RestoreDirectory, FilesRecord]]:
 
 
 def _holds_work_of_others(directory: RestoreDirectory) -> bool:
-    """Whether a restore that was taken back keeps what somebody else has written."""
+    """Whether a restore that was rolled back keeps what somebody else has written."""
     if not directory.is_complete():  # its removal was begun, after this was looked at
         return False
     with directory.places() as places:

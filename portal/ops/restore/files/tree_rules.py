@@ -15,8 +15,9 @@ from portal.ops.archive.index import Member, MemberType
 from portal.ops.archive.links import leads_out
 from portal.ops.errors import NotIntactError
 from portal.ops.filesystem.attributes import SPECIAL_BITS
+from portal.ops.hints import another_archive
 from portal.ops.model import RESTORE_DIRECTORY
-from portal.ops.restore.files.file_writer import HINT, no_file, twice
+from portal.ops.restore.files.file_writer import no_file, twice
 from portal.ops.restore.files.name_set import Kind, Names
 
 MOST_WARNINGS: Final = 50
@@ -99,7 +100,9 @@ class TreeRules:
 
     def _check_hardlink(self, member: Member) -> None:
         if not is_below(member.link, self.prefix):
-            raise NotIntactError(f"{member.path} is a link to {member.link}, outside of the {self.prefix}", hint=HINT)
+            raise NotIntactError(
+                f"{member.path} is a link to {member.link}, outside of the {self.prefix}", hint=another_archive()
+            )
         if self.names.kind(staged_path(member.link, self.prefix, self.top)) is not Kind.FILE:
             raise no_file(member)
 
@@ -141,9 +144,11 @@ def check_member(member: Member, path: str, top: str = "") -> None:
         NotIntactError: it is such a member.
     """
     if path == top and member.type is not MemberType.DIRECTORY:
-        raise NotIntactError(f"{member.path} should be a directory, and is a {member.type.value}", hint=HINT)
+        raise NotIntactError(
+            f"{member.path} should be a directory, and is a {member.type.value}", hint=another_archive()
+        )
     if path.partition("/")[0] == RESTORE_DIRECTORY:
-        raise NotIntactError(f"{member.path} lies where a restore keeps what is its own", hint=HINT)
+        raise NotIntactError(f"{member.path} lies where a restore keeps what is its own", hint=another_archive())
     can_be = (
         0 <= member.size < _MOST_BYTES
         and 0 <= member.mode < 0o10000
@@ -152,6 +157,6 @@ def check_member(member: Member, path: str, top: str = "") -> None:
         and -_MOST_SECONDS <= member.mtime_ns // _SECOND_NS < _MOST_SECONDS
     )
     if not can_be:
-        raise NotIntactError(f"{member.path} has a size, mode, owner or time that cannot be", hint=HINT)
+        raise NotIntactError(f"{member.path} has a size, mode, owner or time that cannot be", hint=another_archive())
     if member.type is MemberType.SYMLINK and not member.link:
-        raise NotIntactError(f"{member.path} is a link to nowhere", hint=HINT)
+        raise NotIntactError(f"{member.path} is a link to nowhere", hint=another_archive())

@@ -1,0 +1,38 @@
+"""What the results of jobs over several destinations have in common: each destination may fail by itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from portal.ops.errors import OpsError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DestinationsResult:
+    """The end of a job over several destinations.
+
+    Arguments:
+        warnings: what should be known.
+        faults: what went wrong; the first one gives the exit code.
+    """
+
+    warnings: tuple[str, ...] = ()
+    faults: tuple[OpsError, ...] = ()
+    duration_seconds: float = 0.0
+
+    @property
+    def success(self) -> bool:
+        """Whether nothing went wrong."""
+        return not self.faults
+
+    @property
+    def exit_code(self) -> int:
+        """The code that a program should end with."""
+        return self.faults[0].exit_code if self.faults else 0
+
+    @property
+    def error(self) -> str | None:
+        """What went wrong, and what to do."""
+        return "\n".join(dict.fromkeys(map(str, self.faults))) or None

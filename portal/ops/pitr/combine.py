@@ -1,0 +1,112 @@
+"""Unpacking a base backup with all that it follows, and combining them into one data directory.
+
+unpack    the full one and the incremental ones after it, each into a directory of its own
+combine   pg_combinebackup puts the blocks together, as the user of the scratch server
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from typing import TYPE_CHECKING, Final
+
+from portal.ops.errors import ClientToolError, RestoreError
+from portal.ops.pitr.unpack import unpack_cluster
+from portal.ops.postgres.client_tools import find_client
+from portal.ops.runtime.logs import engine_log
+from portal.ops.runtime.process import launch_command
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from portal.ops.pitr.scratch import Owner
+    from portal.ops.runtime.process import ProcessRunner
+    from portal.ops.runtime.progress import Advance
+
+log = engine_log("portal.ops.pitr.combine")
+
+_PARTS: Final = "bases"
+_LINKS_SINCE: Final = 18
+
+
+def unpack_bases(
+    line: Sequence[Path],
+    data: Path,
+    *,
+    major: int,
+    owner: Owner | None,
+    runner: ProcessRunner,
+    bin_dir: Path | None,
+    jobs: int,
+    advance: Advance = lambda _: None,
+) -> None:
+    """Unpack a base backup into a data directory; an incremental one together with all that it follows.
+
+    Arguments:
+        line: the archives, the full one first.
+        data: the data directory, which is made; what is combined lies beside it meanwhile.
+        major: the server's major version.
+        owner: whom everything will belong to, where that is not the user of this process.
+        jobs: how many threads decompress.
+
+    Raises:
+        NotIntactError: an archive is damaged.
+        ClientToolError: there is no pg_combinebackup of the server's version.
+        RestoreError: the archives cannot be combined.
+        OSError: something cannot be written.
+    """
+    if len(line) == 1:
+        unpack_cluster(line[0], data, owner=owner, jobs=jobs, advance=advance)
+        return
+    program = find_combiner(major, runner=runner, bin_dir=bin_dir)
+    parts = data.with_name(_PARTS)
+    parts.mkdir(mode=0o700)
+    if owner:
+        os.chown(parts, owner.uid, owner.gid)
+    places = [parts / str(number) for number in range(len(line))]
+    for archive, place in zip(line, places, strict=True):
+        unpack_cluster(archive, place, owner=owner, jobs=jobs, advance=advance)
+    _combine(program, major, places, data, owner)
+    shutil.rmtree(parts)
+    log.info("bases_combined", bases=[path.name for path in line])
+
+
+def find_combiner(major: int, *, runner: ProcessRunner, bin_dir: Path | None) -> Path:
+    """The program that combines base backups, of the server's version.
+
+    Raises:
+        ClientToolError: there is none.
+    """
+    tool = find_client("pg_combinebackup", major, runner=runner, bin_dir=bin_dir)
+    if tool.major != major:
+        raise ClientToolError(
+            f"incremental base backups need pg_combinebackup {major}, and there is only {tool.version} ({tool.path})",
+            hint=f"apt-get install postgresql-{major}, or point BACKUP_PG_BIN_DIR at its programs.",
+        )
+    return tool.path.resolve()
+
+
+def _combine(program: Path, major: int, places: Sequence[Path], data: Path, owner: Owner | None) -> None:
+    """Run pg_combinebackup; the parts are nobody else's, so files may be shared with them where it can do that."""
+    command: list[str | Path] = [program, "--no-sync", "--no-manifest", f"--output={data}"]
+    command += ["--link"] if major >= _LINKS_SINCE else []
+    done = subprocess.run(
+        launch_command(
+            [*command, *places], owner=(owner.uid, owner.gid) if owner else None, death_signal=signal.SIGKILL
+        ),
+        env={"PATH": os.defpath, "LC_ALL": "C"},
+        cwd=data.parent,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    if done.returncode != 0:
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["it says nothing"]
+        raise RestoreError(
+            f"the base backups cannot be combined: {said[-1]}",
+            hint="Recover to a moment that another base backup leads to, and make a new one.",
+        )

@@ -1,0 +1,90 @@
+"""Which repository was last used at a path: noted beside it, so that its absence is noticed.
+
+A volume that is not mounted leaves an empty directory, or none, and by itself that looks like a repository that has
+yet to be made. So whoever has written to a repository notes its id in a directory of state that is on no such volume.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+STATE: Final = Path("/var/lib/kekkai-backup-state")
+"""For services; where it exists, for everybody who may write there."""
+
+_NAME: Final = "kekkai-backup"
+_MOST_BYTES: Final = 16_384
+
+
+def state_directories(environ: Mapping[str, str]) -> list[Path]:
+    """Where notes are looked for; the first one is where they are written. Empty where this user has no such place.
+
+    That is what systemd gives a service, or what XDG says; else the place for services and the home of the user.
+    """
+    if given := environ.get("STATE_DIRECTORY", "").partition(":")[0]:
+        return [Path(given)]
+    if given := environ.get("XDG_STATE_HOME", ""):
+        return [Path(given) / _NAME]
+    home = Path(environ.get("HOME") or "/nonexistent")
+    own = [home / ".local" / "state" / _NAME] if home.is_dir() else []
+    if not STATE.is_dir():
+        return own
+    return [STATE, *own] if os.access(STATE, os.W_OK | os.X_OK) else [*own, STATE]
+
+
+def known_id(path: Path) -> str:
+    """The id of the repository that was last used at a path; empty where none is remembered."""
+    for directory in state_directories(os.environ):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            with (directory / _note_name(path)).open("rb") as file:
+                found = json.loads(file.read(_MOST_BYTES))
+            if found["path"] == _place(path):
+                return str(found["id"])
+    return ""
+
+
+def remember(path: Path, repository_id: str) -> str:
+    """Note the id of the repository at a path; why that failed, which hinders nothing else, or an empty text."""
+    if not repository_id or known_id(path) == repository_id:
+        return ""
+    directory = next(iter(state_directories(os.environ)), None)
+    if directory is None:
+        return "this user has no home"
+    try:
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        text = json.dumps({"path": _place(path), "id": repository_id})
+        _write(directory / _note_name(path), f"{text}\n")
+    except OSError as error:
+        return f"{directory} cannot be written: {error.strerror}"
+    return ""
+
+
+def _write(note: Path, text: str) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=note.parent, prefix=".")
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fchmod(file.fileno(), 0o644)
+            os.fsync(file.fileno())
+        os.replace(temporary, note)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _place(path: Path) -> str:
+    return os.path.realpath(path)
+
+
+def _note_name(path: Path) -> str:
+    return f"repository-{hashlib.sha256(os.fsencode(_place(path))).hexdigest()[:32]}.json"

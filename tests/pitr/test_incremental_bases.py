@@ -1,0 +1,196 @@
+"""Incremental base backups: what they hold, what they need, and recoveries from them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from portal.ops.chains.lineage import line_of
+from portal.ops.errors import NotIntactError
+from portal.ops.model import CLUSTER_VERSION, SUFFIX, VerifyLevel
+from portal.ops.pitr import base_chain
+from portal.ops.pitr.base_chain import FullBaseNeededError, find_parent
+from portal.ops.pitr.data_dir import deliver, plan_delivery
+from portal.ops.pitr.plan import plan_recovery
+from portal.ops.pitr.recovery import recovered
+from portal.ops.pitr.replication import read_settings
+from portal.ops.postgres.connection import connect
+from portal.ops.repository.catalogue import Catalogue
+from portal.ops.retention.plan import plan as plan_retention
+from portal.ops.retention.policy import RetentionPolicy
+from portal.ops.runtime.process import SystemRunner
+from portal.ops.verify.verify import Verifier
+from tests.support.wal_servers import WalPortal, a_moment, wal_portal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+
+    from portal.ops.backup.config import BackupResult
+
+
+@pytest.fixture(scope="module")
+def portal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WalPortal]:
+    """A server that summarizes its WAL, with a full base backup and two incremental ones."""
+    with wal_portal(tmp_path_factory.mktemp("bases"), summarize_wal="on") as made:
+        write(made, "CREATE TABLE stamped (number int, filler text)")
+        write(made, "INSERT INTO stamped SELECT 0, repeat(md5(g::text), 8) FROM generate_series(1, 20000) g")
+        with made.receiving():
+            base(made)
+            write(made, "INSERT INTO stamped VALUES (1)")
+            base(made)
+            write(made, "INSERT INTO stamped VALUES (2)")
+            base(made)
+            write(made, "INSERT INTO stamped VALUES (3)")
+            made.wait_until_covered()
+            yield made
+
+
+def write(portal: WalPortal, *statements: str) -> datetime:
+    """Run statements; a moment after them."""
+    with portal.postgres.connect() as connection:
+        for statement in statements:
+            connection.execute(statement)
+    return a_moment()
+
+
+def base(portal: WalPortal) -> BackupResult:
+    result = portal.job().backup_base()
+    assert result.success, result.error
+    return result
+
+
+def bases(portal: WalPortal) -> list[Path]:
+    """The base backups, oldest first."""
+    return sorted(portal.repository.path.glob(f"base_*{SUFFIX}"), key=lambda path: path.stat().st_mtime)
+
+
+def numbers(portal: WalPortal, moment: datetime | None = None) -> list[int]:
+    recovering = recovered(
+        portal.repository,
+        plan_recovery(portal.repository, moment),
+        runner=SystemRunner(),
+        bin_dir=portal.bin_dir,
+        jobs=2,
+        lock_timeout=5,
+    )
+    with recovering as server, connect(server.target("postgres")) as connection:
+        rows = connection.execute("SELECT number, count(*) FROM stamped GROUP BY number ORDER BY number").fetchall()
+    assert rows[0] == (0, 20000)
+    return [number for number, _ in rows[1:]]
+
+
+def test_it_names_what_it_follows_and_is_small(portal: WalPortal) -> None:
+    """Each follows the one before, by its SHA-256, and takes less than half of the full one's room."""
+    line = line_of(bases(portal)[2])
+    assert [ancestor.path for ancestor in line] == bases(portal)[:3]
+    assert line[2].manifest.format_version == CLUSTER_VERSION
+    assert line[2].manifest.base == line[0].name
+    assert line[1].path.stat().st_size < line[0].path.stat().st_size / 2
+
+
+def test_it_is_verified_with_what_it_needs(portal: WalPortal) -> None:
+    """Its contents are held against the server's own list; where one that it needs is away, it is not intact."""
+    first, second, third = bases(portal)[:3]
+    found = portal.job().verify(str(third), VerifyLevel.CONTENTS)
+    assert found.intact, found.message
+    hidden = second.with_name("elsewhere")
+    second.rename(hidden)
+    try:
+        assert not Verifier().verify(third, VerifyLevel.CHECKSUM).intact
+        entries = {entry.name: entry.fault for entry in Catalogue(portal.repository).entries()}
+        assert second.name.removesuffix(SUFFIX) in entries[third.name.removesuffix(SUFFIX)]
+        assert {one.name for one in portal.look().bases} == {first.name.removesuffix(SUFFIX)}
+    finally:
+        hidden.rename(second)
+
+
+def test_recovery_combines_the_chain(portal: WalPortal) -> None:
+    """The latest moment, from two incremental base backups and the WAL after them; nothing is left."""
+    plan = plan_recovery(portal.repository, None)
+    assert len(plan.line) == 3
+    assert plan.needed_bytes > plan.cluster_bytes + plan.combined_bytes
+    assert numbers(portal) == [1, 2, 3]
+    assert list((portal.repository.path / ".scratch").iterdir()) == []
+
+
+def test_cluster_is_delivered_from_a_chain(portal: WalPortal) -> None:
+    """The combined cluster is a data directory for a new server."""
+    with tempfile.TemporaryDirectory(prefix="kekkai-new-", dir="/tmp") as reachable:
+        os.chmod(reachable, 0o755)  # noqa: S103  (the user of the scratch server passes through it)
+        place = Path(reachable) / "data"
+        delivered = deliver(
+            portal.repository,
+            plan_delivery(portal.repository, None, place),
+            place,
+            runner=SystemRunner(),
+            bin_dir=portal.bin_dir,
+            jobs=2,
+            lock_timeout=5,
+        )
+        assert delivered.directory == place
+        assert (place / "PG_VERSION").read_text().strip() == str(portal.look().archive.cluster.major)  # type: ignore[union-attr]
+        assert not list(place.rglob("INCREMENTAL.*"))
+        assert [path.name for path in Path(reachable).iterdir()] == ["data"]
+
+
+def test_retention_keeps_a_chain_together(portal: WalPortal) -> None:
+    """However old the full one is: what the newest needs stays."""
+    entries = [entry for entry in Catalogue(portal.repository).entries() if entry.name.startswith("base_")]
+    kept = {one.entry.name: one for one in plan_retention(entries, RetentionPolicy(), entries[0].moment).decisions}
+    old = [entry._replace(modified=entry.modified.replace(year=2020), read=None) for entry in entries[1:]]
+    decided = plan_retention([entries[0], *old], RetentionPolicy(), entries[0].moment)
+    assert decided.removals == ()
+    assert len(kept) == len(decided.decisions)
+    assert any("chain" in reason for one in decided.decisions for reason in one.reasons)
+
+
+def test_changed_parent_is_refused(portal: WalPortal) -> None:
+    """A chain is bound by digests: another archive under the parent's name is not taken for it."""
+    child, parent = bases(portal)[2], bases(portal)[1]
+    sidecar = Path(f"{parent}.sha256")
+    text = sidecar.read_text()
+    sidecar.write_text("0" * 64 + text[64:])
+    try:
+        with pytest.raises(NotIntactError, match="is not the archive that"):
+            line_of(child)
+    finally:
+        sidecar.write_text(text)
+
+
+def test_full_one_is_made_where_little_would_be_saved(portal: WalPortal) -> None:
+    """After a rewrite of most blocks an incremental one is given up for a full one, in the same backup."""
+    write(portal, "UPDATE stamped SET filler = filler || '!' WHERE number = 0")
+    result = base(portal)
+    assert result.parent is None
+    assert [ancestor.name for ancestor in find_parent(portal.repository).line] == [result.backup_id]
+    assert portal.job().verify(result.destination_path, VerifyLevel.CONTENTS).intact
+
+
+def test_full_one_follows_some_incremental_ones(portal: WalPortal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chain does not grow for ever."""
+    monkeypatch.setattr(base_chain, "MOST_INCREMENTALS", 1)
+    assert base(portal).parent
+    with pytest.raises(FullBaseNeededError, match="1 incremental ones already"):
+        find_parent(portal.repository)
+    assert base(portal).parent is None
+
+
+def test_server_decides_whether_a_chain_can_go_on(portal: WalPortal) -> None:
+    """Not where it is too old, keeps no summaries, or is another cluster."""
+    parent = find_parent(portal.repository)
+    with portal.postgres.connect() as connection:
+        settings = read_settings(connection)
+    parent.check(settings)
+    for changed, why in (
+        (replace(settings, cluster=replace(settings.cluster, major=16)), "full base backups only"),
+        (replace(settings, summarizes_wal=False), "summarize_wal is off"),
+        (replace(settings, cluster=replace(settings.cluster, system_identifier="1")), "another cluster"),
+    ):
+        with pytest.raises(FullBaseNeededError, match=why):
+            parent.check(changed)

@@ -1,0 +1,205 @@
+"""A repository that was used is missed: an empty directory in its place, or none, is not taken for a new one."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from portal.ops.backup.job import BackupConfig, BackupJob
+from portal.ops.drill.job import DrillJob
+from portal.ops.errors import RepositoryError
+from portal.ops.model import VerifyLevel
+from portal.ops.monitoring.doctor.check import State, examine
+from portal.ops.monitoring.doctor.run import engine_checks
+from portal.ops.repository import known
+from portal.ops.repository.access_log import NAME
+from portal.ops.repository.catalogue import Catalogue
+from portal.ops.repository.repository import LOCK_NAME, Repository
+from portal.ops.restore.job import RestoreConfig, RestoreJob
+from portal.ops.retention.prune import PruneJob
+from portal.ops.settings.load import load_settings
+from tests.support import commands
+from tests.support.portal import succeeded
+from tests.support.services import ServiceProcess
+from tests.support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from demo.redis import EmbeddedRedis
+
+ABSENT = "the repository that was used in {} is not there"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> BackupConfig:
+    """Uploads to back up, and a repository that a backup was made to."""
+    (tmp_path / "uploads").mkdir()
+    (tmp_path / "uploads" / "scan.json").write_text("{}")
+    config = BackupConfig(local_path=tmp_path / "archives", media_path=tmp_path / "uploads", jobs=1)
+    succeeded(BackupJob(config).backup_media())
+    return config
+
+
+def unmount(config: BackupConfig, *, leaves: bool = True) -> Path:
+    """Take the repository's volume away; the empty mount point stays, or nothing does."""
+    archives = Path(config.local_path)
+    archives.rename(archives.with_name("volume"))
+    if leaves:
+        archives.mkdir()
+    return archives
+
+
+def settings_of(config: BackupConfig) -> dict[str, str]:
+    return {"BACKUP_LOCAL_PATH": str(config.local_path), "PORTAL_UPLOAD_DIR": str(config.media_path)}
+
+
+class TestAbsence:
+    """What is not mounted is named by everything that would use it."""
+
+    @pytest.mark.parametrize("leaves", [True, False])
+    def test_no_backup_makes_a_new_one(self, config: BackupConfig, leaves: bool) -> None:
+        """It fails with what to do, and writes nothing; when the volume is there again, it goes on."""
+        archives = unmount(config, leaves=leaves)
+        result = BackupJob(config).backup_media()
+        assert ABSENT.format(archives) in str(result.error)
+        assert "--confirm-loss" in str(result.error)
+        assert (list(archives.iterdir()) if archives.exists() else []) == []
+        if archives.exists():
+            archives.rmdir()
+        archives.with_name("volume").rename(archives)
+        succeeded(BackupJob(config).backup_media())
+
+    def test_a_person_confirms_a_new_one_once(self, config: BackupConfig) -> None:
+        """After that it is the one that is known."""
+        archives = unmount(config)
+        succeeded(BackupJob(replace(config, confirm_loss=True)).backup_media())
+        succeeded(BackupJob(config).backup_media())
+        assert known.known_id(archives) == Repository(archives).id
+
+    def test_a_list_is_not_empty_but_wrong(self, config: BackupConfig) -> None:
+        """Neither the archives, nor the catalogue, nor the status say that there are none."""
+        archives = unmount(config)
+        for look in (
+            BackupJob(config).list_backups,
+            Repository(archives).archives,
+            Catalogue(Repository(archives)).entries,
+        ):
+            with pytest.raises(RepositoryError, match="is not there"):
+                look()
+
+    def test_a_prune(self, config: BackupConfig) -> None:
+        """It fails, also as a dry run."""
+        repository = Repository(unmount(config))
+        for dry_run in (True, False):
+            result = PruneJob(repository, config.retention).run(dry_run=dry_run)
+            assert ABSENT.format(repository.path) in str(result.error)
+
+    def test_verification_drill_and_restore(self, config: BackupConfig) -> None:
+        """They say why there is no archive."""
+        archives = unmount(config)
+        with pytest.raises(RepositoryError, match="is not there"):
+            BackupJob(config).verify("latest", VerifyLevel.CHECKSUM)
+        restoring = RestoreConfig(local_path=archives, media_path=Path(config.media_path or ""))
+        assert ABSENT.format(archives) in str(DrillJob(restoring).run().error)
+        assert ABSENT.format(archives) in str(RestoreJob(restoring).restore_media("latest").error)
+
+    def test_the_doctor(self, config: BackupConfig) -> None:
+        """It is a fault, with the same hint."""
+        archives = unmount(config)
+        settings = settings_of(config)
+        with engine_checks(load_settings(settings, lambda _: ""), environ=settings) as checks:
+            (found,) = [one for one in examine(checks) if one.name == "repository"]
+        assert (found.state, found.what.startswith(ABSENT.format(archives))) == (State.FAULT, True)
+
+    @pytest.mark.parametrize("command", [("list",), ("status",), ("prune",), ("media",)])
+    def test_commands(self, config: BackupConfig, command: tuple[str, ...]) -> None:
+        """They end with code 1 and say it."""
+        archives = unmount(config)
+        environ = {"PATH": os.environ["PATH"], "XDG_STATE_HOME": os.environ["XDG_STATE_HOME"]}
+        ended = commands.run(*command, environ={**environ, **settings_of(config)})
+        assert (ended.returncode, ABSENT.format(archives) in ended.stderr) == (1, True)
+        assert not (archives / NAME).exists()
+
+    def test_the_watcher(self, redis: EmbeddedRedis, config: BackupConfig, tmp_path: Path) -> None:
+        """It says so, and makes nothing there."""
+        archives = unmount(config)
+        state = {"XDG_STATE_HOME": os.environ["XDG_STATE_HOME"]}
+        with ServiceProcess("beat.watcher", tmp_path, redis, **state) as watcher:
+            wait_until(lambda: bool(watcher.events("heartbeat_unwritten")))
+            assert ABSENT.format(archives) in watcher.events("heartbeat_unwritten")[0]["error"]
+        assert not (archives / LOCK_NAME).exists()
+
+
+class TestAnother:
+    """Another repository at the same path."""
+
+    def test_a_backup_and_a_prune_refuse_it(self, config: BackupConfig, tmp_path: Path) -> None:
+        """Both ids are named; it can be looked at."""
+        mine = Repository(Path(config.local_path)).id
+        other = Repository(tmp_path / "other")
+        other.prepare()
+        archives = unmount(config, leaves=False)
+        other.path.rename(archives)
+        result = BackupJob(config).backup_media()
+        assert f"has the id {Repository(archives).id}, and the one that was used here has {mine}" in str(result.error)
+        assert not PruneJob(Repository(archives), config.retention).run().success
+        assert BackupJob(config).list_backups() == []
+
+    def test_one_that_was_copied_without_its_hidden_files(self, config: BackupConfig) -> None:
+        """Its archives are there, so it is not refused."""
+        (Path(config.local_path) / LOCK_NAME).unlink()
+        succeeded(BackupJob(config).backup_media())
+        assert Repository(Path(config.local_path)).id == known.known_id(Path(config.local_path)) != ""
+
+    def test_a_restore_from_elsewhere_works(self, config: BackupConfig) -> None:
+        """On the worst day an archive that is brought by hand is restored; the directory stays without an id."""
+        archives = unmount(config)
+        (archive,) = archives.with_name("volume").glob("media_*.tar.gz")
+        (Path(config.media_path or "") / "scan.json").unlink()
+        restoring = RestoreConfig(local_path=archives, media_path=Path(config.media_path or ""))
+        result = RestoreJob(restoring).restore_media(archive)
+        assert (result.success, result.error) == (True, None)
+        assert Repository(archives).id == ""
+        assert ABSENT.format(archives) in str(BackupJob(config).backup_media().error)
+
+
+class TestNotes:
+    """Where it is noted."""
+
+    def test_places(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What systemd gives counts before XDG, that before home; without any there is none."""
+        shared = tmp_path / "shared"
+        monkeypatch.setattr(known, "STATE", shared)
+        home = {"HOME": str(tmp_path)}
+        own = tmp_path / ".local" / "state" / "kekkai-backup"
+        assert known.state_directories({"STATE_DIRECTORY": "/a:/b", "XDG_STATE_HOME": "/x"}) == [Path("/a")]
+        assert known.state_directories({"XDG_STATE_HOME": "/x"}) == [Path("/x/kekkai-backup")]
+        assert known.state_directories(home) == [own]
+        assert known.state_directories({"HOME": "/nonexistent"}) == []
+        shared.mkdir()
+        assert known.state_directories(home) == [shared, own]
+
+    def test_a_note_that_makes_no_sense(self, config: BackupConfig) -> None:
+        """It counts as none, and the next backup writes it anew."""
+        archives = Path(config.local_path)
+        (directory,) = known.state_directories(os.environ)
+        for note in directory.glob("repository-*.json"):
+            if json.loads(note.read_text())["path"] == str(archives):
+                note.write_text("{")
+        assert known.known_id(archives) == ""
+        succeeded(BackupJob(config).backup_media())
+        assert known.known_id(archives) == Repository(archives).id
+
+    def test_a_user_without_a_home(self, config: BackupConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Backups work, and the doctor says that nobody would notice."""
+        monkeypatch.delenv("XDG_STATE_HOME")
+        monkeypatch.setenv("HOME", "/nonexistent")
+        succeeded(BackupJob(config).backup_media())
+        settings = settings_of(config)
+        with engine_checks(load_settings(settings, lambda _: ""), environ=settings) as checks:
+            (found,) = [one for one in examine(checks) if one.name == "repository"]
+        assert "BACKUP_REPOSITORY_ID" in found.what

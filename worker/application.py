@@ -1,0 +1,35 @@
+"""Makes the Celery application, for those who send tasks, ask how far they are, or do them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from portal.ops.errors import ConfigurationError
+from worker.celery_internals import Application
+from worker.command_lines import show_commands
+from worker.configuration import configuration
+from worker.operations import Requester
+
+if TYPE_CHECKING:
+    from portal.ops.settings.load import Settings
+
+
+def make_app(settings: Settings, requester: Requester = Requester.COMMAND) -> Application:
+    """The application, for those who send tasks and ask how far they are.
+
+    Arguments:
+        settings: of this process.
+        requester: on whose behalf it sends tasks.
+
+    Raises:
+        ConfigurationError: there is no broker.
+    """
+    if settings.worker.broker_url is None:
+        raise ConfigurationError(
+            "there is no broker for the workers",
+            hint="Set CELERY_BROKER_URL to a Redis database of their own, such as redis://localhost:6379/5.",
+        )
+    show_commands()
+    app = Application(settings, requester)
+    app.conf.update(configuration(settings))
+    return app
