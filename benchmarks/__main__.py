@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
-import os
 import sys
-from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.cases import Case, all_cases
-from benchmarks.machine import machine_line, versions_line
+from benchmarks.cases import all_cases
+from benchmarks.machine import machine_line, peers_table, versions_line
+from benchmarks.place import alone_in, default_directory, own_directory
 from benchmarks.queue import NAME, play_queue
-from benchmarks.report import Outcomes, Table, results_table, targets_table
+from benchmarks.report import Outcomes, results_table, summary_table, targets_table
 from benchmarks.rounds import Workshop, play
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from benchmarks.case import Case
+    from benchmarks.table import Table
 
 DESCRIPTION = "Measures this project beside the programs that people use instead: tar, restic, borg, pg_dump."
 EPILOG = """
@@ -29,16 +29,22 @@ command failed, whatever the figures are.
 
 def main() -> int:
     """Run the benchmark and return its exit code."""
-    arguments = _parser().parse_args()
-    directory = _own_directory(arguments.work_dir)
-    with _alone_in(directory):
+    parser = _parser()
+    arguments = parser.parse_args()
+    if arguments.only == ["dump"] and arguments.dump is None:
+        parser.error("--only dump needs --dump FILE")
+    directory = own_directory(arguments.work_dir)
+    with alone_in(directory):
         workshop = Workshop(directory=directory, rounds=arguments.rounds, tell=_tell)
         scale = f"{arguments.scale:g} times the data"
-        _print(f"{machine_line()}\n{versions_line()}\nmedians of {workshop.rounds} rounds, {scale}\n")
-        cases = [case for case in all_cases(arguments.scale) if case.name in arguments.only]
+        _print(f"{machine_line()}\n{versions_line()}\n{date.today()}, medians of {workshop.rounds} rounds, {scale}\n")
+        cases = [case for case in all_cases(arguments.scale, arguments.dump) if case.name in arguments.only]
         played = [_play(case, workshop, arguments) for case in cases]
         if NAME in arguments.only:
             _show(play_queue(workshop), arguments)
+    if played and arguments.markdown:
+        _show(summary_table([(case, each) for case, each in played if not case.watches_memory]), arguments)
+        _show(peers_table(), arguments)
     if played:
         _show(targets_table(played), arguments)
     return int(any(outcome.failed for _, outcomes in played for outcome in outcomes.values()))
@@ -55,42 +61,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--work-dir",
         type=Path,
-        default=_default_directory(),
+        default=default_directory(),
         help="where data and archives go; needs about 18 GB at full scale (default: %(default)s)",
     )
-    parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
+    parser.add_argument(
+        "--dump", type=Path, metavar="FILE", help="also measure the database of this file of `pg_dump -Fc`: your own"
+    )
+    parser.add_argument("--markdown", action="store_true", help="print the README's tables: all cases in one")
     return parser
 
 
 def _all_names() -> list[str]:
-    return [*(case.name for case in all_cases()), NAME]
-
-
-def _default_directory() -> Path:
-    """Return a directory that is on a disk even where /tmp is not, and ours alone."""
-    return Path(f"/var/tmp/kekkai-benchmark-{os.getuid()}")  # noqa: S108 - its owner is checked
-
-
-def _own_directory(path: Path) -> Path:
-    """Make the directory, or end the program where it belongs to somebody else."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if path.is_symlink() or path.stat().st_uid != os.getuid():
-        sys.exit(f"{path} belongs to somebody else; choose another with --work-dir")
-    return path.resolve()
-
-
-@contextmanager
-def _alone_in(directory: Path) -> Iterator[None]:
-    """Hold the directory's lock, or end the program where another benchmark has it."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        sys.exit(f"another benchmark works in {directory}; wait for it, or choose another with --work-dir")
-    try:
-        yield
-    finally:
-        os.close(handle)
+    return [*(case.name for case in all_cases(dump=Path())), NAME]
 
 
 def _case_names(text: str) -> list[str]:
@@ -116,7 +98,8 @@ def _factor(text: str) -> float:
 
 def _play(case: Case, workshop: Workshop, arguments: argparse.Namespace) -> tuple[Case, Outcomes]:
     outcomes = play(case, workshop)
-    _show(results_table(case, outcomes), arguments)
+    if case.watches_memory or not arguments.markdown:
+        _show(results_table(case, outcomes), arguments)
     return case, outcomes
 
 

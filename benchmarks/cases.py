@@ -1,9 +1,4 @@
-"""What is compared with what, as data.
-
-A case is a data set, the contenders that work on it, and the ratios that are wanted. A contender is commands, with
-these words in braces: `{data}` the data set, `{member}` a file from the middle of it, `{out}` an empty directory for
-each run, `{kept}` one that lasts for the whole case, `{archive}` the archive in `{kept}`, `{tools}` the directory of
-our scripts, and for a database `{pg_bin}`, `{host}`, `{port}`, `{name}`, `{user}` and `{password}`.
+"""What is compared with what; `case.py` says what a case is.
 
 To add a case, write one more function that returns it and name it in `all_cases`.
 """
@@ -11,106 +6,59 @@ To add a case, write one more function that returns it and name it in `all_cases
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from benchmarks.case import OURS, SYNCED, Case, Contender, Data, at_most, faster
 from benchmarks.data import Content, CopiedSet, DataSet
-from benchmarks.database import Database
+from benchmarks.database import Database, Shape
+from benchmarks.database_cases import PG_DUMP, PG_DUMP_RAW, database_case, restore_database_case
 from benchmarks.measure import Command
 from benchmarks.outcome import Bound, Measure, Target
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
-OURS = "ours"
 TAR = "tar czf"
 PIGZ = "tar -I pigz"
 ZSTD = "tar -I 'zstd -3 -T2'"
-CAREFUL_TAR = "the same, then sync and sha256sum"
+CAREFUL_TAR = f"{ZSTD}; sync; sha256sum"
 RESTIC = "restic backup"
 BORG = "borg create, lz4"
-PG_DUMP = "pg_dump -Fc"
-PG_DUMP_RAW = "pg_dump -Fc -Z0 >/dev/null"
 
 SARIF = DataSet(content=Content.SARIF, files=3_000, size=600_000_000)
 SMALL = DataSet(content=Content.REPORTS, files=40_000, size=180_000_000, tenants=16)
 RANDOM = DataSet(content=Content.RANDOM, files=100, size=500_000_000)
-DATABASE = Database(megabytes=700)
+FINDINGS = Database(megabytes=700)
+PORTAL = Database(megabytes=350, shape=Shape.PORTAL)
 MEMORY_INPUTS = tuple(CopiedSet(sources=(SARIF, RANDOM), size=size * 1_000_000) for size in (100, 1_000, 5_000))
 MEMORY_LIMIT = 250_000_000
 CHAIN_LENGTH = 500
-_CONNECTION = ("--host", "{host}", "--port", "{port}", "--username", "{user}")
-_PASSWORD = {"PGPASSWORD": "{password}"}
-_RESTORE_JOBS = "2"
 MEMORY_GROWTH = 1.1
 
-Data = DataSet | CopiedSet | Database
 
-
-@dataclass(frozen=True, kw_only=True)
-class Contender:
-    """One way to do the work of a case.
+def all_cases(scale: float = 1.0, dump: Path | None = None) -> tuple[Case, ...]:
+    """Return every case over `scale` times the data, in the order in which they run.
 
     Arguments:
-        name: as it stands in the table.
-        run: what is measured.
-        setup: commands once before the first round.
-        prepare: commands before every run.
-        check: commands after every run; each must succeed, or the run does not count.
-        says_success: its standard output must be a JSON object whose `success` is true.
-        output: the file or directory in `{out}` whose size is reported, as a pattern that matches once.
-        needs: programs it cannot do without.
-        data: what it works on, where that is not the data of the case.
+        dump: a file of `pg_dump -Fc`, whose database is a case of its own.
     """
-
-    name: str
-    run: Command
-    setup: tuple[Command, ...] = ()
-    prepare: tuple[Command, ...] = ()
-    check: tuple[Command, ...] = ()
-    says_success: bool = False
-    output: str | None = None
-    needs: tuple[str, ...] = ()
-    data: Data | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """A comparison.
-
-    Arguments:
-        name: the word for `--only`.
-        title: the heading of its table.
-        data: what the contenders work on.
-        contenders: the first is the one that the others are compared with.
-        targets: what is wanted.
-        watches_memory: sample the memory of each run; times are then a little longer than they are otherwise.
-        keeps_outputs: what was written is removed when the case has ended, and not after each run.
-    """
-
-    name: str
-    title: str
-    data: Data
-    contenders: tuple[Contender, ...]
-    targets: tuple[Target, ...] = ()
-    watches_memory: bool = False
-    keeps_outputs: bool = False
-
-
-def all_cases(scale: float = 1.0) -> tuple[Case, ...]:
-    """Return every case over `scale` times the data, in the order in which they run."""
-    sarif = SARIF.scaled(scale)
+    sarif, findings = SARIF.scaled(scale), FINDINGS.scaled(scale)
+    own = [Database(dump=dump)] if dump else []
     return (
         _backup("sarif", sarif, tar=10, careful=1.2, restic=3, borg=1.5),
         _backup("small", SMALL.scaled(scale), tar=4, careful=1, restic=5, borg=3),
         _backup("random", RANDOM.scaled(scale), tar=5, careful=1, restic=1.8, borg=0.8),
-        _database(DATABASE.scaled(scale)),
+        database_case("database", findings, faster(PG_DUMP, 6), at_most(PG_DUMP_RAW, 1.45)),
+        database_case("portal", PORTAL.scaled(scale), at_most(PG_DUMP, 0.75)),
+        *(database_case("dump", data, at_most(PG_DUMP, 0.75)) for data in own),
         _verify(sarif),
         _extract(sarif),
         _restore_files(sarif),
         _unchanged(SMALL.scaled(scale)),
         _restore_chain(SMALL.scaled(scale), max(1, round(CHAIN_LENGTH * scale))),
-        _restore_database(DATABASE.scaled(scale)),
+        restore_database_case(findings),
         _memory([data.scaled(scale) for data in MEMORY_INPUTS]),
     )
 
@@ -122,21 +70,18 @@ def _backup(name: str, data: DataSet, *, tar: float, careful: float, restic: flo
         data=data,
         contenders=(_our_backup(), *_tars(), _restic(), _borg()),
         targets=(
-            _faster(TAR, tar),
-            _faster(CAREFUL_TAR, careful),
-            _faster(RESTIC, restic),
-            _faster(BORG, borg),
-            Target(measure=Measure.SIZE, subject=OURS, reference=TAR, bound=Bound.AT_MOST, wanted=1.08),
+            faster(TAR, tar),
+            faster(CAREFUL_TAR, careful),
+            faster(RESTIC, restic),
+            faster(BORG, borg),
+            at_most(TAR, 1.08, Measure.SIZE),
         ),
+        guard=CAREFUL_TAR,
     )
 
 
-def _faster(peer: str, times: float) -> Target:
-    return Target(measure=Measure.TIME, subject=OURS, reference=peer, bound=Bound.AT_LEAST, wanted=times)
-
-
 def _our_backup(name: str = OURS, data: Data | None = None) -> Contender:
-    return Contender(name=name, run=_media_into("{out}"), says_success=True, output="*.tar.gz", data=data)
+    return Contender(name=name, run=_media_into("{out}"), says_success=True, output="*.tar.gz", data=data, proof=SYNCED)
 
 
 def _media_into(repository: str) -> Command:
@@ -148,9 +93,11 @@ def _media_into(repository: str) -> Command:
 
 def _tars() -> tuple[Contender, ...]:
     return (
-        Contender(name=TAR, run=_tar_into("{out}"), output="archive.tar.gz", needs=("tar", "gzip")),
-        _tar_through(PIGZ, "pigz"),
-        _tar_through(ZSTD, "zstd -3 -T2"),
+        Contender(
+            name=TAR, run=_tar_into("{out}"), output="archive.tar.gz", needs=("tar", "gzip"), proof="CRC-32; not synced"
+        ),
+        _tar_through(PIGZ, "pigz", "CRC-32; not synced"),
+        _tar_through(ZSTD, "zstd -3 -T2", "XXH64; not synced"),
         _careful_tar(),
     )
 
@@ -166,6 +113,7 @@ def _careful_tar() -> Contender:
         run=Command(argv=("sh", "-c", script, "sh", "{data}", "{out}")),
         output="archive.tar",
         needs=("tar", "zstd", "sha256sum"),
+        proof="SHA-256 of the archive; synced",
     )
 
 
@@ -173,12 +121,13 @@ def _tar_into(directory: str) -> Command:
     return Command(argv=("tar", "czf", f"{directory}/archive.tar.gz", "-C", "{data}", "."))
 
 
-def _tar_through(name: str, program: str) -> Contender:
+def _tar_through(name: str, program: str, proof: str) -> Contender:
     return Contender(
         name=name,
         run=Command(argv=("tar", "-I", program, "-cf", "{out}/archive.tar", "-C", "{data}", ".")),
         output="archive.tar",
         needs=("tar", program.split()[0]),
+        proof=proof,
     )
 
 
@@ -189,6 +138,7 @@ def _restic() -> Contender:
         run=_restic_command("{out}", "backup", "{data}"),
         output="repository",
         needs=("restic",),
+        proof="SHA-256 of each block; synced; encrypted",
     )
 
 
@@ -207,49 +157,12 @@ def _borg() -> Contender:
         run=Command(argv=("borg", "create", "--compression", "lz4", "{out}/repository::first", "{data}"), env=env),
         output="repository",
         needs=("borg",),
-    )
-
-
-def _our_dump() -> Command:
-    return Command(
-        argv=("{tools}/backup.sh", "database"),
-        env={
-            "BACKUP_LOCAL_PATH": "{out}",
-            "BACKUP_PG_BIN_DIR": "{pg_bin}",
-            "DD_DATABASE_HOST": "{host}",
-            "DD_DATABASE_PORT": "{port}",
-            "DD_DATABASE_NAME": "{name}",
-            "DD_DATABASE_USER": "{user}",
-            "DD_DATABASE_PASSWORD": "{password}",
-        },
-    )
-
-
-def _database(data: Database) -> Case:
-    return Case(
-        name="database",
-        title=f"dump of a findings database of {data.description()}",
-        data=data,
-        contenders=(
-            Contender(name=OURS, run=_our_dump(), says_success=True, output="*.tar.gz"),
-            Contender(name=PG_DUMP, run=_pg_dump("--file", "{out}/dump"), output="dump"),
-            Contender(name=PG_DUMP_RAW, run=replace(_pg_dump("--compress", "0"), discards_output=True)),
-        ),
-        targets=(
-            _faster(PG_DUMP, 6),
-            Target(measure=Measure.TIME, subject=OURS, reference=PG_DUMP_RAW, bound=Bound.AT_MOST, wanted=1.7),
-        ),
-    )
-
-
-def _pg_dump(*arguments: str) -> Command:
-    return Command(
-        argv=("{pg_bin}/pg_dump", "--format", "custom", *_CONNECTION, "--dbname", "{name}", *arguments), env=_PASSWORD
+        proof="SHA-256 of each block; synced",
     )
 
 
 def _verify(data: DataSet) -> Case:
-    check = "restic check --read-data"
+    check, test = "restic check --read-data", "gzip --test of our archive"
     return Case(
         name="verify",
         title=f"every byte of the SARIF backup checked, {data.description()}",
@@ -263,15 +176,25 @@ def _verify(data: DataSet) -> Case:
                     env={"BACKUP_LOCAL_PATH": "{kept}"},
                 ),
                 says_success=True,
+                proof="SHA-256 of each file and of the archive",
             ),
             Contender(
                 name=check,
                 setup=(_restic_command("{kept}", "init"), _restic_command("{kept}", "backup", "{data}")),
                 run=_restic_command("{kept}", "check", "--read-data"),
                 needs=("restic",),
+                proof="SHA-256 of each block",
+            ),
+            Contender(
+                name=test,
+                setup=(_media_into("{kept}"),),
+                run=Command(argv=("gzip", "--test", "{archive}")),
+                needs=("gzip",),
+                proof="CRC-32 of the archive",
             ),
         ),
-        targets=(_faster(check, 1),),
+        targets=(faster(check, 1.5),),
+        guard=test,
     )
 
 
@@ -305,7 +228,7 @@ def _extract(data: DataSet) -> Case:
                 for name, members in ((whole, ()), (single, ("./{member}",)))
             ),
         ),
-        targets=(_faster(whole, 50),),
+        targets=(faster(whole, 50),),
     )
 
 
@@ -326,6 +249,7 @@ def _restore_files(data: DataSet) -> Case:
                 ),
                 check=same,
                 says_success=True,
+                proof="SHA-256 of each file and of the archive; synced",
             ),
             Contender(
                 name=tar,
@@ -334,15 +258,18 @@ def _restore_files(data: DataSet) -> Case:
                 run=Command(argv=("tar", "xzf", "{kept}/archive.tar.gz", "-C", "{out}/files")),
                 check=same,
                 needs=("tar", "gzip"),
+                proof="CRC-32; not synced",
             ),
             Contender(
                 name=restic,
                 setup=(_restic_command("{kept}", "init"), _restic_command("{kept}", "backup", "{data}")),
                 run=_restic_command("{kept}", "restore", "latest", "--target", "{out}/files"),
                 needs=("restic",),
+                proof="SHA-256 of each block; not synced",
             ),
         ),
-        targets=(_faster(tar, 2.5), _faster(restic, 1.3)),
+        targets=(faster(tar, 2.7), faster(restic, 1.3)),
+        guard=tar,
         keeps_outputs=True,
     )
 
@@ -359,12 +286,13 @@ def _unchanged(data: DataSet) -> Case:
         title=f"nothing has changed since the last backup of {data.description()}",
         data=data,
         contenders=(
-            Contender(name=OURS, setup=(ours, again), run=again, says_success=True),
+            Contender(name=OURS, setup=(ours, again), run=again, says_success=True, proof=SYNCED),
             Contender(
                 name=RESTIC,
                 setup=(_restic_command("{kept}", "init"), _restic_command("{kept}", "backup", "{data}")),
                 run=_restic_command("{kept}", "backup", "{data}"),
                 needs=("restic",),
+                proof="SHA-256 of each block; synced; encrypted",
             ),
             Contender(
                 name=BORG,
@@ -374,9 +302,10 @@ def _unchanged(data: DataSet) -> Case:
                 ),
                 run=replace(borg, argv=(*borg.argv, name, "{data}")),
                 needs=("borg",),
+                proof="SHA-256 of each block; synced",
             ),
         ),
-        targets=(_faster(RESTIC, 4), _faster(BORG, 4)),
+        targets=(faster(RESTIC, 4), faster(BORG, 4)),
     )
 
 
@@ -401,69 +330,6 @@ def _restore_chain(data: DataSet, incrementals: int) -> Case:
         ),
         targets=(Target(measure=Measure.TIME, subject=chain, reference=base, bound=Bound.AT_MOST, wanted=1.5),),
         keeps_outputs=True,
-    )
-
-
-def _quiet_server() -> tuple[Command, Command, Command]:
-    """What lets every run start from the same server."""
-    # Each run starts where the databases of the last one are gone: they have memory that would have to be found anew.
-    kept = "SELECT datname FROM pg_database WHERE datname LIKE '%\\_before\\_%'"
-    words = " ".join(_CONNECTION)
-    script = f'"{{pg_bin}}/psql" {words} -Atc "{kept}" postgres | xargs -r -n 1 "{{pg_bin}}/dropdb" {words}'
-    # What was restored last is what the server would vacuum during the next run.
-    vacuum = ("{pg_bin}/psql", *_CONNECTION, "--command", "VACUUM", "{name}")
-    settle = ("{pg_bin}/psql", *_CONNECTION, "--quiet", "--command", "CHECKPOINT")
-    return (
-        Command(argv=("sh", "-c", script), env=_PASSWORD),
-        Command(argv=vacuum, env=_PASSWORD),
-        Command(argv=settle, env=_PASSWORD),
-    )
-
-
-def _restore_database(data: Database) -> Case:
-    plain = f"pg_restore --jobs {_RESTORE_JOBS}"
-    scratch = "restored_by_pg_restore"
-    cleared, vacuumed, settled = _quiet_server()
-    return Case(
-        name="restore-database",
-        title=f"a findings database of {data.description()} restored beside the live one, and put in its place",
-        data=data,
-        contenders=(
-            Contender(
-                name=OURS,
-                setup=(replace(_our_dump(), env={**_our_dump().env, "BACKUP_LOCAL_PATH": "{kept}"}),),
-                prepare=(cleared, vacuumed, settled),
-                run=Command(
-                    argv=("{tools}/restore.sh", "{archive}", "--force", "--database-only", "--jobs", _RESTORE_JOBS),
-                    env={**_our_dump().env, "BACKUP_LOCAL_PATH": "{kept}"},
-                ),
-                says_success=True,
-            ),
-            Contender(
-                name=plain,
-                setup=(replace(_pg_dump("--compress", "0", "--file", "{kept}/dump")),),
-                prepare=(
-                    Command(argv=("{pg_bin}/dropdb", *_CONNECTION, "--if-exists", scratch), env=_PASSWORD),
-                    Command(argv=("{pg_bin}/createdb", *_CONNECTION, scratch), env=_PASSWORD),
-                    vacuumed,
-                    settled,
-                ),
-                run=Command(
-                    argv=(
-                        "{pg_bin}/pg_restore",
-                        *_CONNECTION,
-                        "--dbname",
-                        scratch,
-                        "--no-owner",
-                        "--jobs",
-                        _RESTORE_JOBS,
-                        "{kept}/dump",
-                    ),
-                    env=_PASSWORD,
-                ),
-            ),
-        ),
-        targets=(Target(measure=Measure.TIME, subject=OURS, reference=plain, bound=Bound.AT_MOST, wanted=1.25),),
     )
 
 

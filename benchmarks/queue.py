@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
-from benchmarks.report import Table
+from benchmarks.table import Table
 from demo.portal_files import write_uploads
 from demo.redis import EmbeddedRedis
 from portal.ops.runtime.process import launch_command

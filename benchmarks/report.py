@@ -1,48 +1,19 @@
-"""The tables: for a terminal, or as Markdown."""
+"""What the figures of cases look like as tables."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from benchmarks.outcome import Bound, Measure, Outcome, Target, ratio
+from benchmarks.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from benchmarks.cases import Case
+    from benchmarks.case import Case
     from benchmarks.measure import Statistic
 
 Outcomes = dict[str, Outcome]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """A heading, the names of the columns, and the cells; the first column is text, the others are figures."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    def text(self) -> str:
-        """Return the table for a terminal."""
-        widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
-        lines = [self._line(row, widths) for row in (self.header, tuple("-" * width for width in widths), *self.rows)]
-        return "\n".join((self.title, *lines)) + "\n"
-
-    def markdown(self) -> str:
-        """Return the table as Markdown."""
-        rule = ("---", *("---:" for _ in self.header[1:]))
-        lines = ["| " + " | ".join(row) + " |" for row in (self.header, rule, *self.rows)]
-        return "\n".join((f"### {self.title}", "", *lines)) + "\n"
-
-    @staticmethod
-    def _line(row: tuple[str, ...], widths: Sequence[int]) -> str:
-        first, *others = (
-            cell.rjust(width) if index else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        return "  ".join((first, *others)).rstrip()
 
 
 def results_table(case: Case, outcomes: Outcomes) -> Table:
@@ -50,13 +21,51 @@ def results_table(case: Case, outcomes: Outcomes) -> Table:
 
     Times of different amounts of data, as memory is watched for, are not compared.
     """
+    proofs = {contender.name: contender.proof for contender in case.contenders}
     baseline = None if case.watches_memory else outcomes[case.contenders[0].name]
     measures = [measure for measure in Measure if any(outcome.statistic(measure) for outcome in outcomes.values())]
     return Table(
         title=f"{case.name}: {case.title}",
-        header=("", *map(_heading, measures), *([f"time / {baseline.name}"] if baseline else [])),
-        rows=tuple(_results_row(outcome, measures, baseline) for outcome in outcomes.values()),
+        header=(
+            "",
+            *map(_heading, measures),
+            *([f"time / {baseline.name}"] if baseline else []),
+            *(["digests, sync"] if any(proofs.values()) else []),
+        ),
+        rows=tuple(
+            (*_results_row(outcome, measures, baseline), *([proofs.get(name, "")] if any(proofs.values()) else []))
+            for name, outcome in outcomes.items()
+        ),
     )
+
+
+def summary_table(played: Iterable[tuple[Case, Outcomes]]) -> Table:
+    """Return all cases in one table, as the README has them: medians, one contender to a row.
+
+    A ratio below one is in bold: there, ours is the slower one.
+    """
+    return Table(
+        title="speed and size",
+        header=("", "program", "time", "time / ours", "size", "digests, sync"),
+        rows=tuple(row for case, outcomes in played for row in _summary_rows(case, outcomes)),
+    )
+
+
+def _summary_rows(case: Case, outcomes: Outcomes) -> Iterator[tuple[str, ...]]:
+    ours, title = outcomes[case.contenders[0].name], case.title
+    for contender in case.contenders:
+        outcome = outcomes[contender.name]
+        time, size = outcome.median(Measure.TIME), outcome.median(Measure.SIZE)
+        times = None if outcome is ours else ratio(time, ours.median(Measure.TIME))
+        yield (
+            title,
+            contender.name,
+            f"{time:.2f} s" if time else outcome.trouble,
+            "" if times is None else f"{times:.2f}x" if times >= 1 else f"**{times:.2f}x**",
+            f"{size / 1e6:.0f} MB" if size else "",
+            contender.proof,
+        )
+        title = ""
 
 
 def targets_table(played: Iterable[tuple[Case, Outcomes]]) -> Table:

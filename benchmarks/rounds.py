@@ -24,7 +24,7 @@ from portal.ops.errors import OpsError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from benchmarks.cases import Case, Contender, Data
+    from benchmarks.case import Case, Contender, Data
     from benchmarks.measure import Command
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"

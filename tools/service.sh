@@ -7,6 +7,7 @@
 #   tools/service.sh wal                 receives the database's WAL, for recoveries to any second
 #   tools/service.sh flower              shows the tasks in a browser
 #   tools/service.sh health [queue...]    is the worker well? exit code 0 or 1; beat, watcher and wal take --health
+#   tools/service.sh keys [rotate]        the keys that tasks are signed with; rotate signs with a new one from now on
 set -euo pipefail
 
 self=$(readlink -f -- "${BASH_SOURCE[0]}")
@@ -17,13 +18,13 @@ case ${1-} in
     worker | beat) module=$1 ;;
     watcher) module=beat.watcher ;;
     wal) module=beat.wal ;;
-    flower | health) module=worker.$1 ;;
+    flower | health | keys) module=worker.$1 ;;
     -h | --help)
         sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' -- "$self"
         exit 0
         ;;
     *)
-        echo 'usage: tools/service.sh worker|beat|watcher|wal|flower|health [option...]; --help says what each is' >&2
+        echo 'usage: tools/service.sh worker|beat|watcher|wal|flower|health|keys [option...]; --help says what each is' >&2
         exit 2
         ;;
 esac

@@ -21,6 +21,9 @@ from worker.operations import Queue
 
 _POLL_SECONDS: Final = 0.2
 _FAILED: Final = 1
+_END_SECONDS: Final = 9.5
+"""What a worker needs at most beside its grace; this process is to be gone after ten seconds."""
+
 _AT_LEAST_SECONDS: Final = 3.0
 """A worker that fails sooner would do so again."""
 
@@ -47,8 +50,22 @@ def main() -> int:
         time.sleep(_POLL_SECONDS)
     for process, _ in running.values():
         process.send_signal(signal.SIGTERM)
-    codes = [process.wait() for process, _ in running.values()]
+    codes = _end({queue: process for queue, (process, _) in running.items()}, settings.worker.shutdown_grace)
     return 0 if stopped else next((abs(code) for code in codes if code), 1)
+
+
+def _end(processes: dict[Queue, subprocess.Popen[bytes]], grace: float) -> list[int]:
+    """Wait for the workers, which end by themselves within their grace and ten seconds; kill those that do not."""
+    deadline = time.monotonic() + grace + _END_SECONDS
+    codes = []
+    for queue, process in processes.items():
+        try:
+            codes.append(process.wait(max(0.0, deadline - time.monotonic())))
+        except subprocess.TimeoutExpired:
+            log.error("queue_worker_killed", queue=queue.value, pid=process.pid, grace_seconds=grace)
+            process.kill()
+            codes.append(process.wait())
+    return codes
 
 
 def _are_up(running: dict[Queue, tuple[subprocess.Popen[bytes], float]], processes: int | None) -> bool:

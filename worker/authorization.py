@@ -18,7 +18,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import RepositoryError
-from portal.ops.repository.durable import make_hidden, write_durably
+from portal.ops.repository.durable import make_hidden, sync_directory, write_durably
 from worker.command_lines import RESTORE
 from worker.errors import RefusedError
 
@@ -66,6 +66,7 @@ class Authorizations:
         """Withdraw an authorization, unless its task has begun; whether it was withdrawn."""
         try:
             self._path(task_id).unlink()
+            sync_directory(self._directory)
         except OSError:
             return False
         return True
@@ -101,6 +102,7 @@ class Authorizations:
         for path in (self._path(task_id), self._begun(task_id)):
             with suppress(OSError):
                 path.unlink()
+                sync_directory(self._directory)
 
     def _path(self, task_id: str) -> Path:
         return self._directory / f"{os.path.basename(task_id)}.json"

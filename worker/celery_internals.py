@@ -148,6 +148,11 @@ def _drain(worker: Any, deadline: float) -> None:
     consumer = worker.consumer
     if consumer.task_consumer is not None and not getattr(worker, "is_drained", False):
         worker.is_drained = True
+        log.info(
+            "worker_finishing",
+            tasks=[request.id for request in state.active_requests],
+            longest_seconds=round(max(0.0, deadline - time.monotonic())),
+        )
         consumer.task_consumer.cancel()
     if not state.active_requests or time.monotonic() >= deadline:
         os.kill(os.getpid(), signal.SIGQUIT)

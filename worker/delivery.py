@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import math
 import os
 import re
 import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
+from portal.ops.errors import BusyError
 from portal.ops.repository.durable import make_directories, make_hidden, open_own
-from portal.ops.repository.locks import lock_alone_by_name, try_lock, wait_for
+from portal.ops.repository.locks import holders, lock_alone_by_name, try_lock, wait_for
+from portal.ops.runtime.logs import engine_log
 from worker.errors import RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+log = engine_log("worker.delivery")
 
 DIRECTORY: Final = ".deliveries"
 
@@ -32,21 +35,23 @@ _POLL_SECONDS: Final = 0.1
 
 
 @contextmanager
-def sole_delivery(repository: Path, task_id: str) -> Iterator[int]:
+def sole_delivery(repository: Path, task_id: str, seconds: float) -> Iterator[int]:
     """Wait until nobody else works on the task, then hold others off; gives how often it was begun, this time included.
 
     Arguments:
         repository: the directory of the archives.
         task_id: the task's id.
+        seconds: how long to wait; no process may work on a task for longer than that.
 
     Raises:
+        BusyError: somebody else works on it, and did not end in time.
         RefusedError: no file can have the task's id for its name.
         OSError: the repository cannot be written.
     """
     path = _path(repository, task_id)
     make_directories(path.parent)
     make_hidden(path.parent)
-    descriptor = _lock(path)
+    descriptor = _lock(path, seconds)
     try:
         _count(descriptor)
         yield max(1, os.fstat(descriptor).st_size)
@@ -103,7 +108,7 @@ def _path(repository: Path, task_id: str) -> Path:
     return repository / DIRECTORY / task_id
 
 
-def _lock(path: Path) -> int:
+def _lock(path: Path, seconds: float) -> int:
     """A locked descriptor of the file that has the name now: the one before may have gone with its name meanwhile."""
 
     def attempt() -> int | None:
@@ -117,6 +122,18 @@ def _lock(path: Path) -> int:
         os.close(descriptor)
         return None
 
-    found = wait_for(attempt, math.inf, pause=_POLL_SECONDS)
-    assert found is not None  # only a limit would end the wait without
+    found = attempt()
+    if found is None:
+        log.info("delivery_waits", task_id=path.name, holder=_holder(path), longest_seconds=seconds)
+        found = wait_for(attempt, seconds, pause=_POLL_SECONDS)
+    if found is None:
+        raise BusyError(
+            f"task {path.name} is being worked on by {_holder(path)}, which has not ended within {seconds:.0f} s",
+            hint="End that process if it hangs; its work is taken back, and the task can be requested again.",
+        )
     return found
+
+
+def _holder(path: Path) -> str:
+    """The process that works on a task, in words."""
+    return ", ".join(holders([path]).get(path, ())) or "another process"

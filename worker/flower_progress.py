@@ -6,6 +6,7 @@ Both stand in the result backend. To read them there costs the workers nothing, 
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _EVERY_MILLISECONDS: Final = 1000
 _MOST_AT_ONCE: Final = 500
+_MOST_CHARACTERS: Final = 10_000
 _SHOWN_LISTS: Final = ("components", "components_restored", "removed")
 _IDS: Final = ("backup_id", "restore_id", "drill_id")
 _ENDS: Final = {states.SUCCESS: "succeeded", states.FAILURE: "failed", states.REVOKED: "revoked"}
@@ -54,6 +56,7 @@ def follow(flower: Flower) -> PeriodicCallback:
             if task.ready:
                 _describe(flower, task, meta)
 
+    escape_events(flower)
     callback = PeriodicCallback(look, _EVERY_MILLISECONDS)
     callback.start()
     return callback
@@ -86,11 +89,12 @@ def _is_wanted(task: Any) -> bool:
 
 def _read(backend: Any, task_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
     found = backend.client.mget([backend.get_key_for_task(task_id) for task_id in task_ids])
-    return {
-        task_id: backend.meta_from_decoded(backend.decode(text))
-        for task_id, text in zip(task_ids, found, strict=True)
-        if text is not None
-    }
+    metas = {}
+    for task_id, text in zip(task_ids, found, strict=True):
+        if text is not None:
+            with suppress(Exception):  # anybody may have written it, in any form
+                metas[task_id] = backend.meta_from_decoded(backend.decode(text))
+    return metas
 
 
 def _tell(flower: Flower, task: Any, meta: Mapping[str, Any]) -> None:
@@ -142,7 +146,19 @@ def progress_sentence(state: Mapping[str, Any]) -> str:
     """How far a task is, for a person."""
     if not isinstance(state, dict) or not {"phase", "done", "total"} <= state.keys():
         return ""
-    if not state["done"]:
-        return str(state["phase"])
-    total = f" of {human_bytes(state['total'])}" if state["total"] else ""
-    return f"{state['phase']}: {human_bytes(state['done'])}{total}"
+    phase, done, total = printable(str(state["phase"]), 80), state["done"], state["total"]
+    if not isinstance(done, int) or not done:
+        return phase
+    return f"{phase}: {human_bytes(done)}" + (f" of {human_bytes(total)}" if isinstance(total, int) and total else "")
+
+
+def escape_events(flower: Flower) -> None:
+    """Have Flower show what events say with control characters escaped: whoever reaches the broker can send some."""
+    take = flower.events.on_event
+    flower.events.on_event = lambda event: take(_escaped(event))
+
+
+def _escaped(event: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: printable(value, _MOST_CHARACTERS) if isinstance(value, str) else value for name, value in event.items()
+    }

@@ -7,26 +7,32 @@ result can still be under way, and are removed by the rotation after that.
 
 from __future__ import annotations
 
+import argparse
+import fcntl
 import json
 import os
 import secrets
 import sys
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import RepositoryError
-from portal.ops.repository.durable import make_hidden, write_durably
+from portal.ops.repository.durable import make_directories, make_hidden, sync_directory, write_durably
+from portal.ops.repository.locks import locked_file
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 DIRECTORY: Final = ".keys"
 NAME: Final = "tasks.json"
+LOCK: Final = ".lock"
 RETIRED_SECONDS: Final = 8 * 24 * 3600
 """A task is valid for 7 days, and its result is kept for 7 days; a day more covers clocks and long tasks."""
 
 _KEY_BYTES: Final = 32
+_LOCK_SECONDS: Final = 10.0
 _MOST_BYTES: Final = 1 << 20
 
 
@@ -94,16 +100,30 @@ class TaskKeys:
         """Sign with a new key from now on; the one before is still accepted for a while.
 
         Raises:
+            BusyError: another rotation did not end in time.
             RepositoryError: the file cannot be read or written.
         """
         now = time.time()
         try:
-            kept = [key for key in self._all() if key.retired is None or now - key.retired <= RETIRED_SECONDS]
-            retired = [Key(name=key.name, secret=key.secret, retired=key.retired or now) for key in kept]
+            make_directories(self._path.parent.parent)
             make_hidden(self._path.parent)
-            write_durably(self._path, _encode([_new_key(), *retired]))
-            self._read_as = None
-            return self._all()[0]
+            with locked_file(self._path.with_name(LOCK), fcntl.LOCK_EX, _LOCK_SECONDS, what="the keys for tasks"):
+                kept = [key for key in self._all() if key.retired is None or now - key.retired <= RETIRED_SECONDS]
+                retired = [Key(name=key.name, secret=key.secret, retired=key.retired or now) for key in kept]
+                write_durably(self._path, _encode([_new_key(), *retired]))
+                self._read_as = None
+                return self._all()[0]
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def all(self) -> tuple[Key, ...]:
+        """Every key, the one that signs first; none before the first task.
+
+        Raises:
+            RepositoryError: the file cannot be read.
+        """
+        try:
+            return self._all()
         except OSError as error:
             raise self._unusable(error) from error
 
@@ -125,8 +145,7 @@ class TaskKeys:
 
     def _create(self) -> None:
         """Write the first key; of two processes that do so at once, the key of one stays."""
-        if not self._repository.is_dir():
-            self._repository.mkdir(parents=True, exist_ok=True)
+        make_directories(self._repository)
         make_hidden(self._path.parent)
         mine = self._path.with_name(f"{NAME}.{os.getpid()}.{secrets.token_hex(4)}")
         write_durably(mine, _encode([_new_key()]))
@@ -136,6 +155,7 @@ class TaskKeys:
             pass
         finally:
             mine.unlink()
+            sync_directory(self._path.parent)
 
     def _unusable(self, error: OSError) -> RepositoryError:
         return RepositoryError(
@@ -161,17 +181,32 @@ def _decode(text: bytes) -> tuple[Key, ...]:
 
 
 def main() -> int:
-    """`python -m worker.keys`: rotate the key; the exit code."""
+    """`python -m worker.keys`: show the keys, or rotate them; the exit code."""
     from portal.ops.errors import OpsError
     from portal.ops.runtime.environment import current_settings
 
+    parser = argparse.ArgumentParser(prog="tools/service.sh keys", description="The keys that tasks are signed with.")
+    parser.add_argument(
+        "action", nargs="?", choices=["list", "rotate"], default="list", help="list (default) or rotate"
+    )
+    action = parser.parse_args().action
     try:
         keys = TaskKeys(current_settings().local_path)
-        sys.stdout.write(f"{keys.path}: tasks are signed with key {keys.rotate().name} from now on\n")
+        if action == "rotate":
+            keys.rotate()
+        for key in keys.all():
+            sys.stdout.write(f"{_described(key)}\n")
     except OpsError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     return 0
+
+
+def _described(key: Key) -> str:
+    if key.retired is None:
+        return f"{key.name}  signs"
+    until = datetime.fromtimestamp(key.retired + RETIRED_SECONDS, UTC)
+    return f"{key.name}  is accepted until {until:%Y-%m-%d %H:%M} UTC"
 
 
 if __name__ == "__main__":

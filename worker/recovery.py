@@ -54,6 +54,12 @@ log = engine_log("worker.recovery")
 _OURS: Final = (b"celeryev", b"celery.pidbox", b"reply.celery.pidbox", *(queue.value.encode() for queue in Queue))
 _BINDING: Final = b"_kombu.binding."
 _EVERY_SECONDS: Final = 5.0
+_KILLED_SECONDS: Final = 60.0
+"""So long the kernel may take to end a process that was killed."""
+
+_APART_SECONDS: Final = 3600.0
+"""What is recovered by a process of its own is waited for so long; it goes on all the same."""
+
 _AGAIN_SECONDS: Final = 60.0
 """A restore that could be neither finished nor undone is left alone for so long."""
 
@@ -208,7 +214,11 @@ def _run_apart(queue: Queue, killed: Mapping[str, Any] | None = None) -> None:
     It outlives this one, so that what is begun here is brought to its end.
     """
     command = [sys.executable, "-I", "-m", "worker.recovery", queue.value]
-    subprocess.run(command, input=json.dumps(killed).encode() + b"\n", stdout=subprocess.DEVNULL, check=False)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    try:
+        process.communicate(json.dumps(killed).encode() + b"\n", timeout=_APART_SECONDS)
+    except subprocess.TimeoutExpired:
+        log.error("recovery_not_ended", pid=process.pid, seconds=_APART_SECONDS, hint="It goes on; look at its log.")
 
 
 def _see_to_killed(settings: Settings, operation: Operation, task_id: str, given: Mapping[str, Any]) -> None:
@@ -216,7 +226,7 @@ def _see_to_killed(settings: Settings, operation: Operation, task_id: str, given
 
     A process that has ended in good order, if late, has written that down by itself, and left no file of the delivery.
     """
-    with sole_delivery(settings.local_path, task_id) as begun:
+    with sole_delivery(settings.local_path, task_id, _KILLED_SECONDS) as begun:
         if begun > 1:
             fault = too_slow(operation.name, "killed")
             Authorizations(settings.local_path).use_up(task_id)

@@ -6,16 +6,19 @@ The counts are in `.rejected.json`, where the metrics find them. The messages th
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.repository.durable import give_to_owner
+from portal.ops.repository.locks import holder, lock_within
 from portal.ops.runtime.logs import engine_log
 from portal.ops.units import printable
 
 if TYPE_CHECKING:
+    from io import BufferedIOBase
     from pathlib import Path
 
     from redis import Redis
@@ -27,6 +30,7 @@ ASIDE: Final = "kekkai-backup-rejected"
 
 _MOST_KEPT: Final = 100
 _MOST_BYTES: Final = 65_536
+_LOCK_SECONDS: Final = 5.0
 
 log = engine_log("worker.gate")
 
@@ -65,7 +69,7 @@ class Rejections:
         """How many messages were rejected, by reason."""
         try:
             with self._path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH)
+                _lock(file, fcntl.LOCK_SH)
                 return _parse(file.read(_MOST_BYTES))
         except OSError:
             return {}
@@ -73,13 +77,18 @@ class Rejections:
     def _count(self, reason: str) -> None:
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _lock(file, fcntl.LOCK_EX)
             give_to_owner(file.fileno(), self._path.parent)
             counts = _parse(file.read(_MOST_BYTES))
             counts[reason] = counts.get(reason, 0) + 1
             file.seek(0)
             file.truncate()
             file.write(json.dumps(counts).encode() + b"\n")
+
+
+def _lock(file: BufferedIOBase, kind: int) -> None:
+    if not lock_within(file.fileno(), kind, _LOCK_SECONDS):
+        raise OSError(errno.EBUSY, f"locked by {holder(file.fileno())}")
 
 
 def _parse(text: bytes) -> dict[str, int]:

@@ -127,7 +127,7 @@ def _deliver(task: Task, operation: Operation, given: Mapping[str, Any]) -> Outc
     settings: Settings | None = None
     try:
         settings = current_settings()
-        with sole_delivery(settings.local_path, task.request.id) as attempt:
+        with sole_delivery(settings.local_path, task.request.id, settings.worker.task_timeout) as attempt:
             structlog.contextvars.bind_contextvars(attempt=attempt)
             if earlier := _earlier(task, TaskKeys(settings.local_path)):
                 return earlier

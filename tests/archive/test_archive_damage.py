@@ -129,7 +129,9 @@ def positions(sample: Sample) -> list[int]:
 def test_change_of_any_byte_is_found_and_named(sample: Sample, tmp_path: Path, share: int, change: int) -> None:
     """A change is reported with the file or the frame that it hits; what is not reported has changed nothing."""
     step = 1 if change == 0xFF else 7
-    for position in positions(sample)[share :: SHARES * step]:
+    changed = positions(sample)[share :: SHARES * step]
+    assert changed
+    for position in changed:
         data = sample.data[:position] + bytes([sample.data[position] ^ change]) + sample.data[position + 1 :]
         path = sample.write(tmp_path / NAME, data)
         found = verify(path)
@@ -145,6 +147,8 @@ def test_every_byte_around_the_data_counts(sample: Sample, tmp_path: Path) -> No
     first = sample.frames[0][0]
     spans += [(first, sample.data.index(b"\x00", first + 10) + 1), (sample.index_at, sample.index_at + 10)]
     spans += [(len(sample.data) - 40, len(sample.data))]
+    assert len(spans) > 5
+    assert all(start < end for start, end in spans)
     for start, end in spans:
         for position in range(start, end, 1 if end - start < 50 else 7):
             data = bytearray(sample.data)
@@ -192,10 +196,11 @@ def refused(path: Path) -> None:
 
 def test_cut_at_any_frame_is_found(sample: Sample, tmp_path: Path) -> None:
     """An archive that ends at, before or behind the end of a frame is damaged."""
-    ends = [end for _, end, _ in sample.frames]
-    for end in (0, *ends, len(sample.data)):
-        for length in {max(0, end - 1), end, min(end + 1, len(sample.data) - 1)} - {len(sample.data)}:
-            refused(sample.write(tmp_path / NAME, sample.data[:length]))
+    ends = [0, *(end for _, end, _ in sample.frames), len(sample.data)]
+    lengths = {end + step for end in ends for step in (-1, 0, 1) if 0 <= end + step < len(sample.data)}
+    assert len(lengths) > 2 * len(sample.frames) > 0
+    for length in sorted(lengths):
+        refused(sample.write(tmp_path / NAME, sample.data[:length]))
 
 
 @pytest.mark.parametrize("lost", [1, 8, 9, 1024, 1059])
@@ -218,6 +223,7 @@ def test_two_archives_behind_each_other_are_found(sample: Sample, tmp_path: Path
 def test_swapped_frames_are_found(sample: Sample, tmp_path: Path) -> None:
     """Frames that are whole, but in another order, are damage, whichever two they are."""
     spans = [(start, end) for start, end, _ in sample.frames]
+    assert len(spans) > 2
     for number in range(len(spans) - 1):
         (start, middle), (_, end) = spans[number : number + 2]
         if sample.data[start:middle] == sample.data[middle:end]:
@@ -228,6 +234,7 @@ def test_swapped_frames_are_found(sample: Sample, tmp_path: Path) -> None:
 
 def test_lost_and_doubled_frames_are_found(sample: Sample, tmp_path: Path) -> None:
     """A frame that is missing, or there twice, is damage."""
+    assert sample.frames
     for start, end, _ in sample.frames:
         refused(sample.write(tmp_path / NAME, sample.data[:start] + sample.data[end:]))
         refused(sample.write(tmp_path / NAME, sample.data[:end] + sample.data[start:]))

@@ -259,6 +259,15 @@ def test_frames_hold_about_a_mebibyte(pool: CompressorPool, tmp_path: Path, medi
         assert max(found.frames.tar_lengths) <= 2 * frame.INPUT_BYTES
 
 
+def test_files_of_a_middle_size_share_no_large_frame(pool: CompressorPool, tmp_path: Path, media: Path) -> None:
+    """A frame is full when its bytes are many, however few files they are."""
+    for number in range(40):
+        (media / f"file-{number}").write_bytes(bytes([number]) * 200_000)
+    archive = write_archive(tmp_path / NAME, pool, Recipe(media=media))
+    with closing(ArchiveReader(archive)) as found:
+        assert max(found.frames.tar_lengths) <= 2 * frame.INPUT_BYTES
+
+
 def test_reading_one_file_reads_its_frames_only(pool: CompressorPool, tmp_path: Path, media: Path) -> None:
     """A file is read although every frame that does not hold it is broken."""
     archive = write_archive(tmp_path / NAME, pool, Recipe(media=filled(media)))

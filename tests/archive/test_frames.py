@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from portal.ops.archive import frame
+from portal.ops.archive import frame, tar
 from portal.ops.errors import NotIntactError
 from tests.support.archives import program
 
@@ -60,6 +60,12 @@ def test_stored_length_is_known_beforehand(size: int) -> None:
 def test_incompressible_data_is_stored(size: int) -> None:
     """Data that does not shrink costs no more than a stored frame."""
     assert len(frame.compress(noise(size))) == frame.stored_bytes(size)
+
+
+def test_a_header_does_not_hide_that_data_is_incompressible() -> None:
+    """The first block of a large file has its tar header in front, which alone would shrink."""
+    data = tar.encode(b"backup/media/large.bin", size=5_000_000, mtime_ns=1) + noise(frame.INPUT_BYTES)
+    assert len(frame.compress(data, frame.Effort.HARD)) == frame.stored_bytes(len(data))
 
 
 @given(data=st.binary(max_size=3000), more=st.integers(0, 3000))

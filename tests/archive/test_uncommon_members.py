@@ -275,3 +275,10 @@ def test_many_large_attributes_fill_several_frames(portal: Portal) -> None:
     archive = portal.back_up()
     portal.restore(archive)
     assert attributes_below(portal.target) == attributes_below(portal.uploads)
+
+
+@pytest.mark.parametrize(("length", "version"), [(1 << 10, index.VERSION), ((1 << 15) + 1, index.EXTENDED_VERSION)])
+def test_a_long_line_needs_a_new_reader(length: int, version: int) -> None:
+    """Releases before refuse an index with a line that they would read in pieces."""
+    line = "x" * length
+    assert index.version_of([line], line) == version

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from benchmarks.cases import OURS, RANDOM, SARIF, SMALL, Case, Contender, all_cases
+from benchmarks.case import OURS, Case, Contender
+from benchmarks.cases import RANDOM, SARIF, SMALL, all_cases
 from benchmarks.data import Content, CopiedSet, DataSet, content_of, files_below, planned_files, provide
 from benchmarks.measure import Command, CommandFailedError, Memory, Statistic, run
 from benchmarks.outcome import Bound, Measure, Outcome, Result, Target
-from benchmarks.report import Table, results_table, targets_table
+from benchmarks.report import results_table, summary_table, targets_table
 from benchmarks.rounds import Workshop, install_hint, play, says_success
+from benchmarks.table import Table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,6 +99,30 @@ def test_results_show_median_ends_ratio_and_trouble() -> None:
     )
 
 
+def test_results_say_what_each_program_proves() -> None:
+    """A program that syncs and hashes is not compared silently with one that does not."""
+    case = case_of(Contender(name=OURS, run=python(""), proof="SHA-256; synced"), Contender(name=PEER, run=python("")))
+    outcomes = {name: outcome_of(name, 1.0, size=1) for name in (OURS, PEER)}
+    assert [row[-1] for row in results_table(case, outcomes).rows] == ["SHA-256; synced", ""]
+
+
+def test_the_summary_has_every_row_and_marks_those_that_are_faster() -> None:
+    """The README's table comes from this: nothing is left out because it looks bad."""
+    case = case_of(Contender(name=OURS, run=python("")), Contender(name=PEER, run=python("")))
+    outcomes = {OURS: outcome_of(OURS, 2.0, size=3_000_000), PEER: outcome_of(PEER, 1.0, size=2_000_000)}
+    assert summary_table([(case, outcomes)]).rows == (
+        ("a case", OURS, "2.00 s", "", "3 MB", ""),
+        ("", PEER, "1.00 s", "**0.50x**", "2 MB", ""),
+    )
+
+
+def test_every_contender_says_what_it_proves() -> None:
+    """In a case that writes or checks, each program's digests and syncing are named."""
+    for case in all_cases():
+        if any(contender.proof for contender in case.contenders):
+            assert all(contender.proof for contender in case.contenders), case.name
+
+
 def test_the_same_seed_makes_the_same_files(tmp_path: Path) -> None:
     first, second = (provide(TINY, tmp_path / name) for name in ("a", "b"))
     relative = [path.relative_to(first) for path in files_below(first)]
@@ -122,7 +148,9 @@ def test_a_data_set_has_the_size_and_number_of_files_it_says(data: DataSet) -> N
 
 @pytest.mark.parametrize("content", [Content.SARIF, Content.REPORTS])
 def test_documents_are_json(content: Content) -> None:
-    for plan in planned_files(DataSet(content=content, files=5, size=50_000)):
+    plans = list(planned_files(DataSet(content=content, files=5, size=50_000)))
+    assert len(plans) == 5
+    for plan in plans:
         assert isinstance(json.loads(content_of(plan)), dict)
 
 
@@ -248,6 +276,7 @@ def test_success_is_a_json_object_that_says_so(output: str, success: bool) -> No
 
 
 def test_every_target_names_contenders_of_its_case() -> None:
+    assert list(all_cases())
     for case in all_cases():
         names = {contender.name for contender in case.contenders}
         assert len(names) == len(case.contenders)

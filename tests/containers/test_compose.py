@@ -222,7 +222,9 @@ class TestImage:
 
     def test_its_shell_is_sound(self) -> None:
         """Every command that the build runs passes shellcheck."""
-        for command in _instructions("RUN"):
+        commands = list(_instructions("RUN"))
+        assert commands
+        for command in commands:
             checked = subprocess.run(
                 [Path(sys.executable).with_name("shellcheck"), "--shell=dash", "--exclude=SC1091", "-"],
                 input=command,

@@ -43,6 +43,8 @@ def test_sequences_go_on_after_the_rows(portal_database: DatabaseTarget) -> None
     """A new row gets a number that no other has."""
     with connect(portal_database) as connection:
         connection.execute("INSERT INTO product_type (name) VALUES ('new')")
+        newest = connection.execute("SELECT name FROM product_type ORDER BY id DESC LIMIT 1").fetchone()
+    assert newest == ("new",)
 
 
 def test_uploads_are_private_and_parse(tmp_path: Path) -> None:

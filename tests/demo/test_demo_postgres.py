@@ -51,6 +51,8 @@ def test_a_role_owns_its_database(postgres: EmbeddedPostgres) -> None:
         host="127.0.0.1", port=postgres.port, user="owner's", password="it's secret", dbname="owned"
     ) as connection:
         connection.execute("CREATE TABLE public.mine (n int)")
+        owner = connection.execute("SELECT tableowner FROM pg_tables WHERE tablename = 'mine'").fetchone()
+    assert owner == ("owner's",)
     postgres.drop_database("owned")
 
 

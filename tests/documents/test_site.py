@@ -38,13 +38,13 @@ def commands() -> Iterator[tuple[str, str, list[str]]]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     """Every relative link names a file, and a heading of it if it has an anchor."""
+    dead = []
     for link in LINK.findall(page.read_text()):
-        if "://" in link:
-            continue
         name, _, anchor = link.partition("#")
         target = (page.parent / name).resolve() if name else page
-        assert target.exists(), link
-        assert not anchor or anchor in anchors(target), link
+        if "://" not in link and not (target.exists() and (not anchor or anchor in anchors(target))):
+            dead.append(link)
+    assert dead == []
 
 
 def test_every_command_is_one_that_there_is() -> None:

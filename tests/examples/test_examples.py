@@ -97,6 +97,7 @@ class TestKubernetes:
     def test_there_is_everything_that_the_jobs_name(self) -> None:
         """Config map, secret and claims that the jobs use are in the file, but for the portal's own uploads."""
         there = {(one["kind"], one["metadata"]["name"]) for one in DOCUMENTS}
+        assert self.jobs()
         for job in self.jobs():
             pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
             container = pod["containers"][0]
@@ -122,6 +123,7 @@ class TestKubernetes:
 
     def test_the_pods_have_no_privileges(self) -> None:
         """Not root, no capabilities, a read-only root file system, no token of the cluster."""
+        assert self.jobs()
         for job in self.jobs():
             pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
             assert pod["securityContext"]["runAsNonRoot"]

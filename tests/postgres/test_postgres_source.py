@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +36,7 @@ from portal.ops.runtime.process import run
 from portal.ops.settings.load import DatabaseTarget, Secret
 from tests.support.fake_runner import FakeRunner, Script
 from tests.support.servers import no_session_soon
-from tests.support.waiting import ends_soon
+from tests.support.waiting import ends_soon, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -188,7 +187,12 @@ class TestDump:
             f"ALTER ROLE {visitor.user} SET statement_timeout = '50ms'",
         )
         with open_dump(visitor, runner=runner, bin_dir=postgres.bin_dir, timeout_seconds=60) as source:
-            time.sleep(0.3)
+            idle = (
+                b"SELECT bool_or(clock_timestamp() - state_change > '200ms') FROM pg_stat_activity "
+                b"WHERE usename = %s AND state = 'idle in transaction'"
+            )
+            with connect(portal_database) as connection:
+                wait_until(lambda: connection.execute(idle, [visitor.user]).fetchone() == (True,))
             read_all(source)
             assert source.finish().row_counts["public.finding"] == 400
 

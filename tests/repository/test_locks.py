@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from portal.ops.errors import BusyError, RepositoryError
-from portal.ops.repository.repository import Repository
+from portal.ops.repository.locks import is_locked_alone
+from portal.ops.repository.repository import LOCK_NAME, Repository
 from tests.support.repositories import as_nobody
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class TestLocks:
     def test_shared_locks_do_not_exclude_each_other(self, repository: Repository) -> None:
         """Any number of readers and writers of archives can work at once."""
         with repository.shared(), repository.shared():
-            pass
+            assert not is_locked_alone(repository.path / LOCK_NAME)
 
     def test_an_exclusive_lock_waits_for_shared_ones(self, repository: Repository) -> None:
         """Nothing is removed while somebody works: who wants to is busy."""

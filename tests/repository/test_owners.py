@@ -97,7 +97,7 @@ def test_what_the_services_make_is_the_owners(tmp_path: Path) -> None:
     archives = tmp_path / "archives"
     archives.mkdir(mode=0o700)
     os.chown(archives, NOBODY, NOBODY)
-    with sole_delivery(archives, "one"):
+    with sole_delivery(archives, "one", 1):
         assert strangers(archives) == set()
     Authorizations(archives).grant(RESTORE_ARCHIVE, "two", {})
     outbox = Outbox(archives, Nobody(), lambda: NOON, lambda: 0.0)

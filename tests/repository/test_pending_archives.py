@@ -6,8 +6,8 @@ import os
 import signal
 import stat
 import subprocess
+import sys
 import threading
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from portal.ops.errors import BusyError
 from portal.ops.repository.repository import Repository
 from portal.ops.repository.sidecar import read_sidecar, sidecar_of
 from tests.support.repositories import CONTENT, DIGEST, as_nobody, backup_id, names, publish, python
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,6 +73,14 @@ def writer(
             yield Writer(process=process)
         finally:
             process.kill()
+
+
+def is_in(thread: threading.Thread, function: str) -> bool:
+    """Whether a thread is in a function at the moment."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    while frame and frame.f_code.co_name != function:
+        frame = frame.f_back
+    return frame is not None
 
 
 class TestCommit:
@@ -154,7 +163,7 @@ class TestSecondWriter:
         with writer(repository) as other:
             waiting = threading.Thread(target=wait)
             waiting.start()
-            time.sleep(0.2)
+            wait_until(lambda: is_in(waiting, "wait_for"))
             assert waiting.is_alive()
             other.finish()
             waiting.join(10)

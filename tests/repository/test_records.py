@@ -86,6 +86,7 @@ class TestVerifications:
         """Where the directory of records is none, a verification goes on."""
         (tmp_path / ".verifications").write_text("in the way")
         Verifications(Repository(tmp_path)).note(finding(tmp_path, name, VerifyLevel.DUMP), NOW)
+        assert (tmp_path / ".verifications").read_text() == "in the way"
 
     @pytest.mark.parametrize("garbage", GARBAGE)
     def test_a_damaged_record_is_named(self, tmp_path: Path, name: str, garbage: bytes) -> None:

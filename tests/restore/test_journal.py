@@ -230,7 +230,9 @@ class TestDeath:
     @pytest.mark.parametrize("work", [apply, roll_back])
     def test_the_next_process_dies_too(self, tmp_path: Path, work: Callable[[Bench], object]) -> None:
         """However often the process that goes on dies as well, one that lives makes it whole."""
-        for bench in every_death(work, tmp_path):
+        deaths = every_death(work, tmp_path)
+        assert len(deaths) > 8
+        for bench in deaths:
             for number in (1, 2, 3, 5):
                 bench.restart(deadly=number)
                 try:
@@ -244,7 +246,9 @@ class TestDeath:
 
     def test_what_was_finished_can_be_taken_back(self, tmp_path: Path) -> None:
         """A restore that was finished after a death is rolled back like any other."""
-        for bench in every_death(apply, tmp_path):
+        deaths = every_death(apply, tmp_path)
+        assert len(deaths) > 8
+        for bench in deaths:
             bench.restart()
             bench.history().recover()
             if bench.states() == [RestoreState.APPLIED]:
@@ -253,7 +257,9 @@ class TestDeath:
 
     def test_a_dead_one_is_told_of_before_it_is_settled(self, tmp_path: Path) -> None:
         """What was cut off is named without being touched."""
-        for bench in every_death(apply, tmp_path):
+        deaths = every_death(apply, tmp_path)
+        assert len(deaths) > 8
+        for bench in deaths:
             bench.restart()
             states = bench.states()
             said = bench.history().to_recover()

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,6 +26,7 @@ from portal.ops.repository.repository import Repository
 from portal.ops.repository.verifications import Verifications
 from portal.ops.retention.policy import RetentionPolicy, RetentionRule
 from portal.ops.retention.prune import PruneJob
+from tests.support import ages
 from tests.support.kept import finding, put_archive
 from tests.support.killing import killed_at
 from tests.support.portal import small_disk
@@ -169,8 +169,7 @@ class TestDoubt:
         """What it stands on stays, whether that was known before or not."""
         place, names = chain
         if is_known:
-            time.sleep(2.1)
-            Catalogue(Repository(place)).entries()
+            ages.age(place)
         spoil(place / f"{names[1]}.tar.gz")
         result = job(place).run()
         assert result.removed == ()
@@ -428,3 +427,10 @@ class TestCommands:
         answer, said = self.run(repository, "audit", "--verify", code=4)
         assert not answer["success"]
         assert "the end is cut off: entry 1 is missing" in said
+
+
+@pytest.mark.parametrize(("age", "expected"), [(-1, True), (0, False), (9, False), (10, False), (11, True), (60, True)])
+def test_whether_a_prune_is_worth_its_while(tmp_path: Path, age: float, expected: bool) -> None:
+    """It is where an archive is older than every rule's days, or from the future."""
+    put(tmp_path, FULL, age)
+    assert job(tmp_path).may_remove() is expected

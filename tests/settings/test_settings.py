@@ -6,7 +6,9 @@ import copy
 import json
 import pickle
 import re
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -57,6 +59,12 @@ def faults(environ: dict[str, str], files: dict[str, str] | None = None) -> list
     return caught.value.message.splitlines()[1:]
 
 
+def values_of(group: Any) -> list[Any]:
+    """Every value of a group, and of the groups in it."""
+    values = [getattr(group, one.name) for one in fields(group)]
+    return values + [inner for value in values if is_dataclass(value) for inner in values_of(value)]
+
+
 class TestDefaults:
     def test_an_empty_environment_gives_what_the_guide_says(self) -> None:
         """With nothing set, every setting has the default of the guide."""
@@ -89,7 +97,7 @@ class TestDefaults:
     @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
     def test_every_default_can_be_parsed(self, setting: Setting[object]) -> None:
         """Every default is a text that its own parser takes."""
-        setting.parse(setting.default)
+        assert setting.parse(setting.default) in values_of(Settings())
 
 
 class TestValues:

@@ -118,11 +118,15 @@ class WorkerProcess:
         queues = self.queues()
         return [pid for pid in self.processes() if _parent(pid) in queues]
 
-    def terminate(self) -> int:
-        """Ask it to end; its exit code."""
+    def ask_to_end(self) -> subprocess.Popen[bytes]:
+        """Ask it to end; the process that then does."""
         assert self._popen is not None
         self._popen.send_signal(signal.SIGTERM)
-        return self._popen.wait(60)
+        return self._popen
+
+    def terminate(self) -> int:
+        """Ask it to end; its exit code."""
+        return self.ask_to_end().wait(60)
 
     def kill(self) -> None:
         """Kill the queues and the process above them, at once; nobody tells their children."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from portal.ops.errors import BusyError
 from worker.delivery import sole_delivery
 
 if TYPE_CHECKING:
@@ -17,9 +18,19 @@ if TYPE_CHECKING:
 def test_the_lock_is_free_where_the_file_cannot_be_removed(tmp_path: Path) -> None:
     """A repository that cannot be written any more keeps no later delivery waiting for a process that is done."""
     file = tmp_path / ".deliveries" / "one"
-    with pytest.raises(OSError, match="one"), sole_delivery(tmp_path, "one"):
+    with pytest.raises(OSError, match="one"), sole_delivery(tmp_path, "one", 1):
         descriptor = os.open(file, os.O_RDWR)
         file.unlink()
         file.mkdir()
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.close(descriptor)
+
+
+def test_a_delivery_waits_only_so_long(tmp_path: Path) -> None:
+    """Who works on the task is named with what to do, and can go on."""
+    said = rf"(?s)task one is being worked on by process {os.getpid()} .*hint: End that process"
+    with sole_delivery(tmp_path, "one", 1) as begun:
+        with pytest.raises(BusyError, match=said) as busy, sole_delivery(tmp_path, "one", 0.1):
+            pytest.fail("two at once")
+        assert busy.value.retryable
+        assert begun == 1

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from celery import Celery
 
 from demo.compare import table_contents, tree_contents
 from demo.redis import EmbeddedRedis
@@ -24,6 +25,7 @@ from tests.support.flower import PASSWORD, FlowerProcess
 from tests.support.workers import MOMENT, WorkerProcess, client_of, result_of, run_task, submit, wait_until
 from worker.health import check_queues
 from worker.operations import BACKUP_FULL, BACKUP_MEDIA, VERIFY_ARCHIVE, Queue
+from worker.progress import STATE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -125,12 +127,15 @@ def test_history_outlives_a_kill(portal: Portal, redis: EmbeddedRedis) -> None:
     """What was there when the history was last saved is there after Flower was killed."""
     with (
         WorkerProcess(portal, redis, "maintenance"),
-        FlowerProcess(portal, redis, FLOWER_STATE_SAVE_INTERVAL="100") as flower,
+        FlowerProcess(
+            portal, redis, FLOWER_STATE_SAVE_INTERVAL="100", FLOWER_DB=str(portal.directory / "history")
+        ) as flower,
     ):
         flower.listen()
         task_id = submit(redis, VERIFY_ARCHIVE, archive="none_of_that_name")
         flower.wait_for(task_id, "FAILURE")
-        time.sleep(1)
+        seen = time.time_ns()
+        wait_until(lambda: any(path.stat().st_mtime_ns > seen for path in portal.directory.glob("history*")))
         flower.end(signal.SIGKILL)
         flower.start()
         assert flower.task(task_id)["state"] == "FAILURE"
@@ -209,3 +214,22 @@ def test_a_restore_from_there_is_refused(portal: Portal, redis: EmbeddedRedis, p
             assert archive in flower.wait_for(json.loads(body)["task-id"], "SUCCESS")["result"]
             assert (table_contents(connection), tree_contents(portal.uploads)) == before
     assert not [one for one in AccessLog(portal.job().repository).entries() if one.action is Action.RESTORE]
+
+
+def test_forged_events_and_states_are_shown_escaped(portal: Portal, redis: EmbeddedRedis) -> None:
+    """Whoever reaches the broker can name a task as he likes; no page has a control character of his."""
+    evil = "\x1b[2J\u202egnp.exe"
+    attacker = Celery(broker=redis.url, backend=redis.url, set_as_current=False)
+    with FlowerProcess(portal, redis) as flower:
+
+        def shown() -> list[dict[str, Any]]:
+            with attacker.connection() as connection, attacker.events.Dispatcher(connection, hostname=evil) as events:
+                events.send("task-received", uuid="forged", name=evil, args=evil, kwargs=evil)
+            attacker.backend.store_result("forged", {"phase": evil, "done": evil, "total": evil}, STATE)
+            return list(json.loads(flower.ask("/api/tasks")[1]).values())
+
+        wait_until(lambda: shown() and shown()[0]["result"])
+        (task,) = shown()
+        assert evil not in flower.ask("/task/forged")[1]
+    assert "\\x1b[2J" in task["name"]
+    assert all(value.isprintable() for value in task.values() if isinstance(value, str))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
     from portal.ops.settings.load import DatabaseTarget
 
 ROUNDS: Final = 25 if LONG else 2
+UNATTENDED: Final = 6
+MOST_WAITS: Final = 20
 USUAL_SECONDS: Final = 1.2
 """About how long a backup takes here from the moment when it is handed over to its end."""
 
@@ -75,13 +78,17 @@ def redis(request: pytest.FixtureRequest) -> Iterator[EmbeddedRedis]:
 
 
 class Command:
-    """A person at `backup.sh full`, who waits for a worker."""
+    """A person at `backup.sh full`, who waits for a worker, and again where none was there for some seconds."""
 
     def __init__(self, portal: Portal, redis: EmbeddedRedis) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-m", "tools.backup", "full"],
+        self._environ = portal.environ(CELERY_BROKER_URL=redis.url)
+        self._process = self._start("full")
+
+    def _start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-m", "tools.backup", *arguments],
             cwd="/",
-            env=portal.environ(CELERY_BROKER_URL=redis.url),
+            env=self._environ,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -92,6 +99,12 @@ class Command:
     def backup_id(self) -> str:
         """The backup that it got in the end."""
         output, complaints = self._process.communicate(timeout=120)
+        for _ in range(MOST_WAITS):
+            if self._process.returncode != UNATTENDED:
+                break
+            (task_id,) = re.findall(r"--wait (\S+)'", complaints)
+            self._process = self._start("--wait", task_id)
+            output, complaints = self._process.communicate(timeout=120)
         assert self._process.returncode == 0, complaints
         result = json.loads(output)
         assert result["success"]
@@ -114,9 +127,10 @@ def whole_worker(worker: WorkerProcess, redis: EmbeddedRedis, portal: Portal) ->
 
 
 def broker(worker: WorkerProcess, redis: EmbeddedRedis, portal: Portal) -> None:
-    """Kill Redis, and start it again a moment later."""
+    """Kill Redis, and start it again once the worker misses it."""
+    before = worker.text().count("Connection to broker lost")
     redis.stop(signal.SIGKILL)
-    time.sleep(0.5)
+    wait_until(lambda: worker.text().count("Connection to broker lost") > before)
     redis.start()
 
 

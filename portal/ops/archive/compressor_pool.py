@@ -112,7 +112,9 @@ class CompressorPool:
             self._waiting -= 1
             waiting = self._waiting
         if self._compression is not Compression.AUTO:
-            return Effort.FAST if self._compression is Compression.FAST else Effort.HARD
+            return Effort.FAST if self._compression is Compression.FAST else Effort.HARDEST
+        if not waiting:
+            return Effort.HARDEST
         if waiting <= _FEW_WAITING:
             return Effort.HARD
         return Effort.MEDIUM if waiting <= 2 * _FEW_WAITING else Effort.FAST

@@ -50,7 +50,7 @@ def checked(member: Member) -> Member:
     """
     for path in (member.path, member.link) if member.type is MemberType.HARDLINK else (member.path,):
         parts = path.split("/")
-        if "\x00" in path or any(part in ("", ".", "..") for part in parts):
+        if "\x00" in path or "" in parts or "." in parts or ".." in parts:
             raise DamagedError(Damage(what="the archive has a path that leads out of it, or none at all", path=path))
     if member.size < 0 or member.at < 0 or member.frame < 0 or "\x00" in member.link:
         raise DamagedError(Damage(what="the index says something impossible of it", path=member.path))

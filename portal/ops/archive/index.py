@@ -116,6 +116,9 @@ Contents = Generator[tuple[Member, Iterator[memoryview]], None, None]
 """Members, each with its content piece by piece."""
 
 
+_decode: Final = json.JSONDecoder().raw_decode
+"""As `json.loads`, but for what may stand around a value: nothing does in an index."""
+
 _TYPES: Final = (str, MemberType, *[int] * 7, str, str, int, int, tuple, tuple)
 
 
@@ -147,11 +150,15 @@ def tar_header(member: Member, backup_id: str) -> bytes:
     )
 
 
-def encode_member(member: Member) -> str:
-    """The member's line without the number of its frame, which `number` puts in front."""
+def encode_member(member: Member, digest: str = "") -> str:
+    """The member's line without the number of its frame, which `number` puts in front.
+
+    Arguments:
+        digest: the SHA-256 of its content, where the member itself has none yet.
+    """
     path, kind, size, mode, uid, gid, mtime_ns, ctime_ns, inode, link, sha256, _, at, xattrs, sparse = member
     line = (
-        f'"at":{at},"path":{quote(path)},"type":"{kind.value}","mode":"{mode:04o}","uid":{uid},"gid":{gid},'
+        f'"at":{at},"path":{quote(path)},"type":"{kind}","mode":"{mode:04o}","uid":{uid},"gid":{gid},'
         f'"mtime_ns":{mtime_ns},"ctime_ns":{ctime_ns},"inode":{inode}'
     )
     if xattrs:
@@ -159,7 +166,7 @@ def encode_member(member: Member) -> str:
     if sparse:
         line += f",{_SPARSE}{','.join(f'[{start},{length}]' for start, length in sparse)}]"
     if kind is MemberType.FILE:
-        return f'{line},"size":{size},"sha256":"{sha256}"}}\n'
+        return f'{line},"size":{size},"sha256":"{digest or sha256}"}}\n'
     return f'{line},"link":{quote(link)}}}\n' if link else f"{line}}}\n"
 
 
@@ -186,7 +193,10 @@ def decode_member(line: bytes) -> Member:
         NotIntactError: the line is not one that `encode_member` writes.
     """
     try:
-        found = json.loads(line.decode("ascii"))
+        text = line.decode("ascii")
+        found, end = _decode(text)
+        if end != len(text):
+            raise ValueError("something follows the member")
         member = Member(
             found["path"],
             MemberType(found["type"]),
@@ -226,8 +236,12 @@ def _is_possible(member: Member) -> bool:
         min(size, mode, uid, gid, frame, at) >= 0
         and max(size, abs(mtime_ns) >> 30) < _MOST
         and max(mode, uid, gid) < _MOST_OWNER
-        and len(encode_name(path)) + len(encode_name(link)) < LINE_BYTES
+        and _name_bytes(path) + _name_bytes(link) < LINE_BYTES
     )
+
+
+def _name_bytes(name: str) -> int:
+    return len(name) if name.isascii() else len(encode_name(name))
 
 
 class FrameTable:

@@ -171,7 +171,7 @@ class Packer:
         done.files += 1
         done.content_bytes += member.size
         digest = sha256(self._view[start : start + member.size]).hexdigest()
-        done.lines.append(encode_member(member._replace(sha256=digest)))
+        done.lines.append(encode_member(member, digest))
 
     def _read(self, descriptor: int, start: int, size: int) -> int:
         """Read `size` bytes to `start`; how many there were."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack, nullcontext
+from hashlib import sha256
 from itertools import chain, dropwhile, islice
 from json.encoder import encode_basestring_ascii as quote
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -304,6 +305,7 @@ class _Cursor:
         self._number, self._at = start
         self._loaded = -1
         self._data: memoryview | NotIntactError = memoryview(b"")
+        self._whole = b""
         self._digests: Mapping[Span, str] = {}
         self._left = 0
 
@@ -338,6 +340,34 @@ class _Cursor:
         payload = member.payload_bytes
         fill = tar.padding(payload)
         self._left = len(header) + payload + fill
+        if self._loaded == self._number and self._at + self._left <= len(self._whole) and not member.sparse:
+            return self._content_at_hand(member, header)
+        return self._content_in_pieces(member, header)
+
+    def _content_at_hand(self, member: Member, header: bytes) -> Iterator[memoryview]:
+        """The content of a member that lies in the frame at hand with all that belongs to it."""
+        data, begin = self._whole, self._at + len(header)
+        found = data[self._at : begin]
+        self._at, self._left = begin, self._left - len(header)
+        if found != header:
+            raise self._damage("its tar header is not what the index makes of it", member)
+        if member.type is not MemberType.FILE:
+            return
+        end, after = begin + member.size, begin + self._left
+        self._at, self._left = end, after - end
+        piece = memoryview(data)[begin:end]
+        made = self._digests.get((begin, end)) or sha256(piece).hexdigest()
+        if piece:
+            yield piece
+        self._at, self._left = after, 0
+        if data[end:after].strip(b"\x00"):
+            raise self._damage("it is not followed by zeros", member)
+        if made != member.sha256:
+            raise self._damage("its content has another SHA-256 than the index says", member)
+
+    def _content_in_pieces(self, member: Member, header: bytes) -> Iterator[memoryview]:
+        payload = member.payload_bytes
+        fill = tar.padding(payload)
         if b"".join(self._pieces(len(header), member)) != header:
             raise self._damage("its tar header is not what the index makes of it", member)
         if member.type is not MemberType.FILE:
@@ -389,7 +419,10 @@ class _Cursor:
                 if loaded is None:
                     raise self._damage("it does not end where the index has the next one begin", member)
                 self._loaded, found, self._digests = loaded
-                self._data = found if isinstance(found, NotIntactError) else memoryview(found)
+                if isinstance(found, NotIntactError):
+                    self._data, self._whole = found, b""
+                else:
+                    self._data, self._whole = memoryview(found), found
             if isinstance(self._data, NotIntactError):
                 damage = Damage(what=self._data.message, frame=self._number, path=member.path)
                 raise DamagedError(damage) from self._data

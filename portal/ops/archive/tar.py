@@ -20,7 +20,6 @@ Sources: POSIX.1-2017, pax, "ustar Interchange Format" and "pax Extended Header"
 
 from __future__ import annotations
 
-from struct import Struct
 from typing import TYPE_CHECKING, Final
 from zlib import adler32
 
@@ -38,8 +37,10 @@ DIRECTORY: Final = b"5"
 _NAME_BYTES: Final = 100
 _SECOND: Final = 1_000_000_000
 _LATEST: Final = 8**11
-_USTAR: Final = Struct("100s8s8s8s12s12s8s1s100s8s80x167x")
+_LARGE_OWNER: Final = 8**7
 _CHECKSUM_AT: Final = 148
+_CHECKSUM_SPACES: Final = 8 * ord(" ")
+"""While the sum is made, its own field counts as spaces."""
 
 
 def padding(size: int) -> int:
@@ -94,30 +95,32 @@ def encode(
 
 
 def _block(name: bytes, mode: int, uid: int, gid: int, size: int, seconds: int, typeflag: bytes, link: bytes) -> bytes:
-    block = _USTAR.pack(
-        name,
-        b"%07o" % (mode & 0o7777),
-        _number(uid, 8),
-        _number(gid, 8),
-        _number(size, 12),
-        b"%011o" % seconds,
-        b"        ",
-        typeflag,
-        link,
-        b"ustar\x0000",
-    )
-    return block[:_CHECKSUM_AT] + b"%06o\x00 " % _sum(block) + block[_CHECKSUM_AT + 8 :]
+    # Text is formatted in one piece, and what is the same for all files is summed up once: a reader makes this again
+    # for every member, and a writer of small files does little else.
+    if uid < _LARGE_OWNER and gid < _LARGE_OWNER and size < _LATEST:
+        numbers = f"{mode & 0o7777:07o}\0{uid:07o}\0{gid:07o}\0{size:011o}\0{seconds:011o}\0".encode("ascii")
+    else:
+        owner = _number(uid, 8) + _number(gid, 8)
+        numbers = b"%07o\0%s%s%011o\0" % (mode & 0o7777, owner, _number(size, 12), seconds)
+    front = name[:_NAME_BYTES].ljust(_NAME_BYTES, b"\0") + numbers
+    back, back_sum = _BACKS[typeflag] if not link and typeflag in _BACKS else _back(typeflag, link)
+    return b"%s%06o\x00 %s" % (front, _sum(front) + _CHECKSUM_SPACES + back_sum, back)
 
 
-def _sum(block: bytes) -> int:
-    # The low half of Adler-32 is one plus the sum of the bytes modulo 65521; half a block cannot exceed that.
-    half = BLOCK // 2
-    return (adler32(block[:half]) & 0xFFFF) + (adler32(block[half:]) & 0xFFFF) - 2
+def _back(typeflag: bytes, link: bytes) -> tuple[bytes, int]:
+    """What follows the checksum, and the sum of its bytes."""
+    named = typeflag + link[:_NAME_BYTES].ljust(_NAME_BYTES, b"\0") + b"ustar\x0000"
+    return named.ljust(BLOCK - _CHECKSUM_AT - 8, b"\0"), _sum(named)
+
+
+def _sum(data: bytes) -> int:
+    # The low half of Adler-32 is one plus the sum of the bytes modulo 65521, which half a block cannot exceed.
+    return (adler32(data) & 0xFFFF) - 1
 
 
 def _number(value: int, width: int) -> bytes:
     if value < 8 ** (width - 1):
-        return b"%0*o" % (width - 1, value)
+        return b"%0*o\x00" % (width - 1, value)
     return b"\x80" + value.to_bytes(width - 1, "big")
 
 
@@ -166,10 +169,11 @@ def _record(text: bytes) -> bytes:
 
 
 def _pax_mtime(mtime_ns: int) -> bytes:
-    record = _mtime(mtime_ns)
+    seconds, fraction = divmod(abs(mtime_ns), _SECOND)
+    record = f"mtime={'-' if mtime_ns < 0 else ''}{seconds}.{fraction:09d}\n"
     length = len(record) + 3  # two digits and a space: a record is never as short as 7 or as long as 97 bytes
-    data = b"%d %s" % (length, record)
-    return _PAX_HEADERS[length] + data + bytes(padding(length))
+    return _PAX_HEADERS[length] + f"{length} {record}".encode("ascii").ljust(BLOCK, b"\0")
 
 
+_BACKS: Final = {typeflag: _back(typeflag, b"") for typeflag in (FILE, HARDLINK, SYMLINK, DIRECTORY, b"x")}
 _PAX_HEADERS: Final = {length: _block(b"././@PaxHeader", 0o644, 0, 0, length, 0, b"x", b"") for length in range(20, 41)}

@@ -72,7 +72,6 @@ class Scratch:
                 hint="Make room, or name a smaller archive; nothing was restored.",
             )
         make_hidden(self.directory, is_new=True)
-        sync_directory(self.directory.parent)
 
     def database(self, live: DatabaseTarget) -> DatabaseTarget:
         """The scratch database beside a live one: recognised by its name, and its sessions by theirs.

@@ -198,7 +198,6 @@ class Ledger:
         self.prepare()
         with _explained(self._path):
             write_durably(self._path, b"".join(record.encode() for record in records))
-            sync_directory(self.directory)
 
     # -- interrupted copies -------------------------------------------------------------------------------------------
 

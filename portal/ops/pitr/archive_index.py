@@ -5,19 +5,22 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from portal.ops.repository.durable import write_durably
+from portal.ops.repository.durable import sync_directory, write_durably
+from portal.ops.repository.locks import locked_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
 NAME: Final = "index.jsonl"
 LOCK: Final = ".index.lock"
+
+_LOCK_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,15 +73,14 @@ def load(directory: Path) -> dict[str, WalFile]:
     return {found.name: found for line in lines if (found := WalFile.decode(line))}
 
 
-@contextmanager
-def index_lock(directory: Path) -> Iterator[None]:
-    """Keep others from changing the index: the WAL service appends to it while a prune replaces it."""
-    descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+def index_lock(directory: Path) -> AbstractContextManager[None]:
+    """Keep others from changing the index: the WAL service appends to it while a prune replaces it.
+
+    Raises:
+        BusyError: somebody else did not end in time.
+        RepositoryError: the lock file cannot be opened.
+    """
+    return locked_file(directory / LOCK, fcntl.LOCK_EX, _LOCK_SECONDS, what=f"the index of {directory}")
 
 
 def append(directory: Path, file: WalFile) -> None:
@@ -91,6 +93,8 @@ def append(directory: Path, file: WalFile) -> None:
         os.fdatasync(descriptor)
     finally:
         os.close(descriptor)
+    if size == 0:
+        sync_directory(directory)
 
 
 def rewrite(directory: Path, files: Iterable[WalFile]) -> None:

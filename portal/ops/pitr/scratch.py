@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from portal.ops.errors import DiskFullError, RepositoryError
-from portal.ops.repository.durable import make_hidden
+from portal.ops.repository.durable import make_hidden, sync_directory
 from portal.ops.repository.locks import try_lock
 from portal.ops.runtime.logs import engine_log
 from portal.ops.units import human_bytes
@@ -111,6 +111,7 @@ def scratch_directory(
         try_lock(descriptor, fcntl.LOCK_EX)
         os.write(descriptor, os.fsencode(directory))
         os.fsync(descriptor)
+        sync_directory(records)
         directory.mkdir(mode=0o700)
         if owner:
             os.chown(directory, owner.uid, owner.gid)

@@ -37,6 +37,9 @@ log = engine_log("portal.ops.pitr.scratch_server")
 _PORT: Final = 5432
 _POLL_SECONDS: Final = 0.02
 _STOP_SECONDS: Final = 30.0
+_STALLED_SECONDS: Final = 600.0
+"""A server that does nothing for so long hangs: a segment is replayed in seconds."""
+
 _IDLE_REQUESTS: Final = 3
 """A server that asks for WAL so often, and does not move, has replayed all that there is."""
 
@@ -95,6 +98,33 @@ class Target:
 
     moment: datetime | None
     timeline: int
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """Whether a server goes on."""
+
+    facts: tuple[object, ...] = ()
+    since: float = field(default_factory=time.monotonic)
+
+    def note(self, facts: tuple[object, ...], doing: str) -> None:
+        """Look at it.
+
+        Arguments:
+            facts: what changes as long as it goes on.
+            doing: what it does, for the error.
+
+        Raises:
+            RestoreError: nothing has changed for too long.
+        """
+        now = time.monotonic()
+        if facts != self.facts:
+            self.facts, self.since = facts, now
+        elif now - self.since > _STALLED_SECONDS:
+            raise RestoreError(
+                f"the scratch server hangs: it {doing}, and has done nothing more for {_STALLED_SECONDS:.0f} s",
+                hint="Look at the disk of its directory (TMPDIR) and at the system's log, then start it again.",
+            )
 
 
 @dataclass(kw_only=True)
@@ -220,7 +250,7 @@ class ScratchServer:
             return
         process.send_signal(signal.SIGINT if fast else signal.SIGQUIT)
         try:
-            code = process.wait(None if fast else _STOP_SECONDS)
+            code = process.wait(_STALLED_SECONDS if fast else _STOP_SECONDS)
         except subprocess.TimeoutExpired:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -237,7 +267,9 @@ class ScratchServer:
             has_target: where the WAL ends before the target, leave it at that; otherwise its end is the target.
         """
         with ExitStack() as opened:
+            progress = Progress()
             while not self._accepts_connections(feed):
+                progress.note((feed.given,), "starts, or replays up to where the base backup is consistent")
                 time.sleep(_POLL_SECONDS)
             connection = opened.enter_context(connect(self.target("postgres")))
             position, idle, is_asked = "", 0, False
@@ -246,6 +278,7 @@ class ScratchServer:
                 in_recovery, replayed, self.last_transaction = _progress(connection)
                 if not in_recovery:
                     return True
+                progress.note((replayed, feed.given, is_asked or feed.idle_requests), f"has replayed WAL to {replayed}")
                 if replayed != position or feed.idle_requests < idle:
                     position, idle = replayed, feed.idle_requests
                 elif not is_asked and feed.idle_requests >= idle + _IDLE_REQUESTS:

@@ -113,7 +113,6 @@ class WalArchive:
             current = _json({"system_identifier": cluster.system_identifier})
             if (text := archive.path.parent / _CURRENT) and (not text.exists() or text.read_bytes() != current):
                 write_durably(text, current)
-            sync_directory(archive.path)
         except OSError as error:
             raise RepositoryError(
                 f"cannot make the WAL archive in {archive.path}: {error.strerror}",
@@ -200,7 +199,6 @@ class WalArchive:
             OSError: it cannot be written.
         """
         write_durably(self.stored(name), content)
-        sync_directory(self.path)
         file = WalFile(name=name, size=len(content), sha256=sha256(content).hexdigest(), covered=covered, until=until)
         with archive_index.index_lock(self.path):
             archive_index.append(self.path, file)

@@ -64,6 +64,11 @@ class WalFeed:
         """The server's `restore_command`."""
         return f'/bin/sh "{self._directory}/fetch.sh" "%f" "%p"'
 
+    @property
+    def given(self) -> int:
+        """How many segments the server has taken."""
+        return len(self._given)
+
     def __enter__(self) -> Self:
         staging, frozen = self._directory / "wal", self._directory / "frozen"
         staging.mkdir(mode=0o700)

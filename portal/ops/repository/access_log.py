@@ -38,7 +38,7 @@ from portal.ops.repository.access_entry import (
     decode,
     sealed,
 )
-from portal.ops.repository.durable import open_own, write_whole
+from portal.ops.repository.durable import open_own, write_durably
 from portal.ops.repository.faults import explain
 from portal.ops.repository.locks import holder, lock_within
 from portal.ops.runtime.logs import engine_log
@@ -214,7 +214,7 @@ class AccessLog:
             os.ftruncate(descriptor, size)
             raise
         text = json.dumps({"version": VERSION, "number": entry.number, "hash": entry.hash})
-        write_whole(self.head_path, text.encode("ascii") + b"\n")
+        write_durably(self.head_path, text.encode("ascii") + b"\n")
 
     # -- reading ----------------------------------------------------------------------------------------------------
 

@@ -91,7 +91,7 @@ def give_to_owner(descriptor: int, directory: Path) -> None:
 
 
 def make_hidden(path: Path, *, is_new: bool = False) -> None:
-    """Make a directory in a repository, unless it is there: its owner's, and nobody else's.
+    """Make a directory in a repository durably, unless it is there: its owner's, and nobody else's.
 
     Arguments:
         is_new: there must be none.
@@ -99,7 +99,13 @@ def make_hidden(path: Path, *, is_new: bool = False) -> None:
     Raises:
         OSError: it cannot be made.
     """
-    path.mkdir(mode=0o700, exist_ok=not is_new)
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        if is_new or not path.is_dir():
+            raise
+    else:
+        sync_directory(path.parent)
     if os.geteuid() == 0:
         _give_directory(path)
 

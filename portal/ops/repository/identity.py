@@ -12,7 +12,7 @@ import uuid
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import RepositoryError
-from portal.ops.repository.durable import open_own
+from portal.ops.repository.durable import open_own, sync_directory
 from portal.ops.repository.locks import try_lock
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def give_id(lock: Path) -> None:
         if os.fstat(descriptor).st_size == 0 and try_lock(descriptor, fcntl.LOCK_EX):
             os.pwrite(descriptor, f"{uuid.uuid4().hex}\n".encode(), 0)
             os.fsync(descriptor)
+            sync_directory(lock.parent)
     except OSError:
         return
     finally:

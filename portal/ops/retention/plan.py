@@ -79,11 +79,6 @@ class RetentionPlan:
     removals: tuple[Decision, ...]
     warnings: tuple[str, ...] = ()
 
-    @property
-    def freed_bytes(self) -> int:
-        """How much room the removals make."""
-        return sum(decision.entry.size for decision in self.removals)
-
 
 def plan(archives: Sequence[Entry], policy: RetentionPolicy, now: datetime) -> RetentionPlan:
     """Decide about every archive.

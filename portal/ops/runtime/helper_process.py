@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _PIPE_BYTES: Final = 1 << 20
+_END_SECONDS: Final = 60.0
 # glibc would give the memory of each frame back, and have the kernel clear it anew for the next one.
 _ALLOCATOR: Final = {"MALLOC_TRIM_THRESHOLD_": str(64 << 20), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
 
@@ -52,10 +53,14 @@ def start_helper(entry: str, *arguments: str, descriptors: Sequence[int] = ()) -
 
 
 def end_helpers(helpers: Sequence[Helper]) -> None:
-    """Let helpers end, and wait for them."""
+    """Let helpers end, and wait for them; one that does not end in time is killed."""
     for helper in helpers:
         with suppress(BrokenPipeError):
             helper.requests.close()
     for helper in helpers:
         helper.answers.close()
-        helper.process.wait()
+        try:
+            helper.process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:  # whose disk does not answer, for instance
+            helper.process.kill()
+            helper.process.wait()

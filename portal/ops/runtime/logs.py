@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 _HOST: Final = socket.gethostname()
 _LABEL_WIDTH: Final = 21
+_MOST_CHARACTERS: Final = 10_000
+_LINES: Final = ("exception", "stack")
+"""Facts of several lines; elsewhere an end of a line could make somebody's name look like a line of the log."""
+
 _UNSAID: Final = ("timestamp", "level", "event", "backup_id", "restore_id")
 
 
@@ -92,15 +96,15 @@ def _add_host(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDi
 def render_for_a_person(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
     """One event as a line: the time, what happened, and its facts in the units that people use."""
     mark = {"warning": "! ", "error": "! "}.get(event["level"], "  ")
-    label = printable(f"{event['event']}".replace("_", " "), most=None)
-    facts = "  ".join(_shown(name, value) for name, value in event.items() if name not in _UNSAID)
-    return f"{event['timestamp']} {mark}{label:<{_LABEL_WIDTH}} {facts}".rstrip()
+    label = f"{event['event']}".replace("_", " ")
+    facts = "  ".join(_shown(name, _fact(name, value)) for name, value in event.items() if name not in _UNSAID)
+    return f"{event['timestamp']} {mark}{_shown('', label):<{_LABEL_WIDTH}} {facts}".rstrip()
 
 
-def _shown(name: str, value: Any) -> str:
-    """A fact with no control characters of others; only a traceback has several lines."""
-    lines = _fact(name, value).split("\n") if name == "exception" else [_fact(name, value)]
-    return "\n".join(printable(line, most=None) for line in lines)
+def _shown(name: str, text: str) -> str:
+    """A fact with control characters escaped."""
+    lines = text.split("\n") if name in _LINES else [text]
+    return "\n".join(printable(line, _MOST_CHARACTERS) for line in lines)
 
 
 def _fact(name: str, value: Any) -> str:

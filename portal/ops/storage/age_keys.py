@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import ConfigurationError, IdentityError
+from portal.ops.storage.directory import sync_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -99,6 +100,7 @@ def generate(path: Path) -> NewIdentity:
             file.write(text)
             file.flush()
             os.fsync(descriptor)
+        sync_directory(path.parent)
     except FileExistsError:
         raise ConfigurationError(
             f"{path} is there already", hint="Give the name of a new file: a key that is overwritten is lost."

@@ -63,7 +63,7 @@ class DirectoryBackend:
                 raise _exists(self.shown, name) from None
             finally:
                 temporary.unlink(missing_ok=True)
-            _sync_directory(final.parent)
+            sync_directory(final.parent)
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         """The bytes of an object; see `Backend.read`."""
@@ -134,7 +134,7 @@ class DirectoryBackend:
         made = [one for one in final.parents if one.is_relative_to(self._path) and not one.exists()]
         for directory in reversed(made):
             directory.mkdir(mode=0o700, exist_ok=True)
-            _sync_directory(directory.parent)
+            sync_directory(directory.parent)
 
     @contextmanager
     def _explained(self, name: str) -> Iterator[None]:
@@ -187,7 +187,8 @@ def _publish(temporary: Path, final: Path) -> None:
         temporary.rename(final)
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Put the names in a directory on the disk, where its file system can."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with suppress(OSError):  # some network file systems cannot

@@ -52,6 +52,7 @@ def test_the_image_says_what_it_is(demo: Stack, engine: Engine) -> None:
 
 def test_the_programs_of_postgres_are_there(demo: Stack, engine: Engine) -> None:
     """Of every version that was asked for: what dumps, what restores, and what recovers a moment of the past."""
+    assert engine.majors
     for major in engine.majors:
         for program in ("pg_dump", "pg_restore", "pg_basebackup", "pg_receivewal", "postgres", "pg_ctl", "pg_waldump"):
             assert f" {major}." in demo.inside("worker", f"/usr/lib/postgresql/{major}/bin/{program}", "--version")
@@ -61,7 +62,9 @@ def test_the_programs_of_postgres_are_there(demo: Stack, engine: Engine) -> None
 
 def test_a_service_can_do_little(demo: Stack) -> None:
     """Nobody is root, has a capability, can gain one, or writes to the root file system."""
-    for service in demo.services():
+    services = demo.services()
+    assert services
+    for service in services:
         demo.inside(service, "sh", "-ec", CAN_DO_LITTLE)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -31,6 +30,7 @@ from tests.support.database_restores import (
     plan_of,
 )
 from tests.support.restoring import ask, bench, elsewhere, execute
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -271,6 +271,7 @@ def reconnecting(target: DatabaseTarget) -> Iterator[set[tuple[bool, int]]]:
         what they have seen: whether the newer table was there, and the number of findings.
     """
     seen: set[tuple[bool, int]] = set()
+    looks: list[None] = []
     enough = threading.Event()
     query = b"SELECT to_regclass('newer') IS NOT NULL, (SELECT count(*) FROM finding)"
 
@@ -280,6 +281,7 @@ def reconnecting(target: DatabaseTarget) -> Iterator[set[tuple[bool, int]]]:
                 with connect(target) as connection:
                     while not enough.is_set():
                         seen.update(connection.execute(query).fetchall())
+                        looks.append(None)
             except (OpsError, psycopg.Error):
                 continue
 
@@ -287,9 +289,10 @@ def reconnecting(target: DatabaseTarget) -> Iterator[set[tuple[bool, int]]]:
     for thread in threads:
         thread.start()
     try:
-        time.sleep(0.2)
+        wait_until(lambda: len(looks) >= len(threads))
         yield seen
-        time.sleep(0.1)
+        before = len(looks)
+        wait_until(lambda: len(looks) >= before + 2 * len(threads))
     finally:
         enough.set()
         for thread in threads:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from portal.ops.errors import RepositoryError
-from portal.ops.repository.durable import write_durably
+from portal.ops.repository.durable import make_directories, write_durably
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +55,7 @@ class Newcomer:
         if self.path is None:
             return
         try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_directories(self.path.parent)
             write_durably(self.path, json.dumps({"restore_id": self.restore_id, "oid": number}).encode("ascii"))
         except OSError as error:
             raise RepositoryError(

@@ -89,18 +89,15 @@ class Tally:
     changed: list[str] = field(default_factory=list)
 
 
-def write_journal(path: Path, steps: Iterable[Step]) -> int:
-    """Write the steps down and put them on the disk; how many there are. The file is there whole or not at all."""
+def write_journal(path: Path, steps: Iterable[Step]) -> None:
+    """Write the steps down and put them on the disk. The file is there whole or not at all."""
     unfinished = path.with_name(f"{path.name}.partial")
-    count = 0
     with unfinished.open("w", encoding="ascii") as file:
         for step in steps:
             file.write(step.encode())
-            count += 1
         file.flush()
         os.fsync(file.fileno())
     unfinished.rename(path)
-    return count
 
 
 def read_forward(path: Path) -> Iterator[Step]:

@@ -1,0 +1,132 @@
+"""The comparisons over databases: dumps, and a restore beside the live database."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from benchmarks.case import OURS, SYNCED, Case, Contender, at_most
+from benchmarks.measure import Command
+from benchmarks.outcome import Measure
+
+if TYPE_CHECKING:
+    from benchmarks.database import Database
+    from benchmarks.outcome import Target
+
+PG_DUMP = "pg_dump -Fc"
+PG_DUMP_RAW = "pg_dump -Fc -Z0 >/dev/null"
+_CONNECTION = ("--host", "{host}", "--port", "{port}", "--username", "{user}")
+_PASSWORD = {"PGPASSWORD": "{password}"}
+_RESTORE_JOBS = "2"
+
+
+def our_dump() -> Command:
+    """Return our backup of the database."""
+    return Command(
+        argv=("{tools}/backup.sh", "database"),
+        env={
+            "BACKUP_LOCAL_PATH": "{out}",
+            "BACKUP_PG_BIN_DIR": "{pg_bin}",
+            "DD_DATABASE_HOST": "{host}",
+            "DD_DATABASE_PORT": "{port}",
+            "DD_DATABASE_NAME": "{name}",
+            "DD_DATABASE_USER": "{user}",
+            "DD_DATABASE_PASSWORD": "{password}",
+        },
+    )
+
+
+def database_case(name: str, data: Database, *wanted: Target) -> Case:
+    """Return the comparison of dumps of one database.
+
+    Arguments:
+        wanted: targets beside the size, which is to be at most that of `pg_dump -Fc`.
+    """
+    return Case(
+        name=name,
+        title=f"dump of {data.description()}",
+        data=data,
+        contenders=(
+            Contender(name=OURS, run=our_dump(), says_success=True, output="*.tar.gz", proof=f"{SYNCED}; rows counted"),
+            Contender(name=PG_DUMP, run=_pg_dump("--file", "{out}/dump"), output="dump", proof="none; synced"),
+            Contender(
+                name=PG_DUMP_RAW,
+                run=replace(_pg_dump("--compress", "0"), discards_output=True),
+                proof="none; written nowhere",
+            ),
+        ),
+        targets=(*wanted, at_most(PG_DUMP, 0.97, Measure.SIZE)),
+        guard=PG_DUMP_RAW,
+    )
+
+
+def _pg_dump(*arguments: str) -> Command:
+    return Command(
+        argv=("{pg_bin}/pg_dump", "--format", "custom", *_CONNECTION, "--dbname", "{name}", *arguments), env=_PASSWORD
+    )
+
+
+def _quiet_server() -> tuple[Command, Command, Command]:
+    """What lets every run start from the same server."""
+    # Each run starts where the databases of the last one are gone: they have memory that would have to be found anew.
+    kept = "SELECT datname FROM pg_database WHERE datname LIKE '%\\_before\\_%'"
+    words = " ".join(_CONNECTION)
+    script = f'"{{pg_bin}}/psql" {words} -Atc "{kept}" postgres | xargs -r -n 1 "{{pg_bin}}/dropdb" {words}'
+    # What was restored last is what the server would vacuum during the next run.
+    vacuum = ("{pg_bin}/psql", *_CONNECTION, "--command", "VACUUM", "{name}")
+    settle = ("{pg_bin}/psql", *_CONNECTION, "--quiet", "--command", "CHECKPOINT")
+    return (
+        Command(argv=("sh", "-c", script), env=_PASSWORD),
+        Command(argv=vacuum, env=_PASSWORD),
+        Command(argv=settle, env=_PASSWORD),
+    )
+
+
+def restore_database_case(data: Database) -> Case:
+    """Return the comparison of a restore beside the live database with a plain `pg_restore`."""
+    plain = f"pg_restore --jobs {_RESTORE_JOBS}"
+    scratch = "restored_by_pg_restore"
+    cleared, vacuumed, settled = _quiet_server()
+    return Case(
+        name="restore-database",
+        title=f"{data.description()} restored beside the live one, and put in its place",
+        data=data,
+        contenders=(
+            Contender(
+                name=OURS,
+                setup=(replace(our_dump(), env={**our_dump().env, "BACKUP_LOCAL_PATH": "{kept}"}),),
+                prepare=(cleared, vacuumed, settled),
+                run=Command(
+                    argv=("{tools}/restore.sh", "{archive}", "--force", "--database-only", "--jobs", _RESTORE_JOBS),
+                    env={**our_dump().env, "BACKUP_LOCAL_PATH": "{kept}"},
+                ),
+                says_success=True,
+                proof="SHA-256 of the archive; rows counted",
+            ),
+            Contender(
+                name=plain,
+                setup=(replace(_pg_dump("--compress", "0", "--file", "{kept}/dump")),),
+                prepare=(
+                    Command(argv=("{pg_bin}/dropdb", *_CONNECTION, "--if-exists", scratch), env=_PASSWORD),
+                    Command(argv=("{pg_bin}/createdb", *_CONNECTION, scratch), env=_PASSWORD),
+                    vacuumed,
+                    settled,
+                ),
+                run=Command(
+                    argv=(
+                        "{pg_bin}/pg_restore",
+                        *_CONNECTION,
+                        "--dbname",
+                        scratch,
+                        "--no-owner",
+                        "--jobs",
+                        _RESTORE_JOBS,
+                        "{kept}/dump",
+                    ),
+                    env=_PASSWORD,
+                ),
+                proof="none",
+            ),
+        ),
+        targets=(at_most(plain, 1.25),),
+    )

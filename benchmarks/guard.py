@@ -1,0 +1,133 @@
+"""`tools/test.sh --speed`: are we as fast and as small as the last release, held against programs that stay the same?
+
+Seconds differ from machine to machine, and from hour to hour on one machine. So each case is measured in turns with a
+reference program that every machine has, and what is compared is the ratio of the two. `release.json` has the ratios of
+the last release. A ratio that is more than a tenth worse is measured once more, since another process may have
+disturbed it; only what is lost twice is a loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from benchmarks.case import OURS
+from benchmarks.cases import all_cases
+from benchmarks.machine import machine_line, own_version, versions_line
+from benchmarks.outcome import Measure, ratio
+from benchmarks.place import alone_in, default_directory, own_directory
+from benchmarks.rounds import Workshop, play
+from benchmarks.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from benchmarks.case import Case
+
+RELEASE: Final = Path(__file__).with_name("release.json")
+TOLERANCE: Final = 1.1
+_MEASURES: Final = (Measure.TIME, Measure.SIZE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """The ratios of one release.
+
+    Arguments:
+        version: which release.
+        measured_on: the machine and the versions of the programs.
+        ratios: by the name of a case, a colon and what was measured: ours, divided by the reference program's.
+    """
+
+    version: str
+    measured_on: str
+    ratios: Mapping[str, float]
+
+
+def main() -> int:
+    """Measure, compare, and return 1 where something is lost; with `--record`, write down what a release has."""
+    parser = argparse.ArgumentParser(prog="tools/test.sh --speed", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="how often each program runs (default: 5)")
+    parser.add_argument("--record", action="store_true", help="write the ratios down as those of this release")
+    parser.add_argument("--work-dir", type=Path, default=default_directory(), help="where data and archives go")
+    arguments = parser.parse_args()
+    directory = own_directory(arguments.work_dir)
+    with alone_in(directory):
+        workshop = Workshop(directory=directory, rounds=arguments.rounds, tell=_tell)
+        cases = guarded_cases()
+        if arguments.record:
+            measured_on = f"{machine_line()}; {versions_line()}"
+            release = Release(version=own_version(), measured_on=measured_on, ratios=measure(cases, workshop))
+            RELEASE.write_text(json.dumps(asdict(release), indent=2) + "\n")
+            return 0
+        release = read_release(RELEASE, cases)
+        measured = measure(cases, workshop)
+        if again := {name.partition(":")[0] for name in losses(release.ratios, measured)}:
+            _tell(f"once more: {', '.join(sorted(again))}")
+            second = measure([case for case in cases if case.name in again], workshop)
+            measured |= {name: min(value, measured[name]) for name, value in second.items()}
+    sys.stdout.write(comparison(release, measured).text())
+    return int(bool(losses(release.ratios, measured)))
+
+
+def read_release(path: Path, cases: Iterable[Case]) -> Release:
+    """Return what was recorded.
+
+    Raises:
+        SystemExit: a case has no ratio there, so that it could not be lost.
+    """
+    release = Release(**json.loads(path.read_text()))
+    if unknown := [case.name for case in cases if f"{case.name}:{Measure.TIME.value}" not in release.ratios]:
+        raise SystemExit(f"{path} has no ratio for {', '.join(unknown)}; record one with --record")
+    return release
+
+
+def guarded_cases() -> list[Case]:
+    """Return the cases that have a reference program, with ours and that one alone."""
+    return [case.only((OURS, case.guard)) for case in all_cases() if case.guard]
+
+
+def measure(cases: Iterable[Case], workshop: Workshop) -> dict[str, float]:
+    """Return each ratio of ours to the reference program, by case and measure.
+
+    Raises:
+        SystemExit: a program failed, or is not installed: nothing was compared then.
+    """
+    found: dict[str, float] = {}
+    for case in cases:
+        outcomes = play(case, workshop)
+        if trouble := [f"{each.name}: {each.trouble}" for each in outcomes.values() if each.trouble]:
+            raise SystemExit(f"{case.name} cannot be compared: {'; '.join(trouble)}")
+        for kind in _MEASURES:
+            value = ratio(outcomes[OURS].median(kind), outcomes[case.guard].median(kind))
+            if value is not None:
+                found[f"{case.name}:{kind.value}"] = round(value, 3)
+    return found
+
+
+def losses(before: Mapping[str, float], now: Mapping[str, float]) -> list[str]:
+    """Return the ratios that are more than a tenth worse than before, or were not measured at all."""
+    return [name for name, value in before.items() if now.get(name, float("inf")) > TOLERANCE * value]
+
+
+def comparison(release: Release, now: Mapping[str, float]) -> Table:
+    """Return both sets of ratios beside each other."""
+    lost = losses(release.ratios, now)
+    rows = (
+        (name, f"{value:.2f}", f"{now[name]:.2f}" if name in now else "-", "LOST" if name in lost else "ok")
+        for name, value in release.ratios.items()
+    )
+    header = ("ours / reference program", f"release {release.version}", "now", "")
+    return Table(title="speed and size against the last release", header=header, rows=tuple(rows))
+
+
+def _tell(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

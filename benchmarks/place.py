@@ -1,0 +1,40 @@
+"""Where a benchmark works: a directory of the user's own, one benchmark at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def default_directory() -> Path:
+    """Return a directory that is on a disk even where /tmp is not, and ours alone."""
+    return Path(f"/var/tmp/kekkai-benchmark-{os.getuid()}")  # noqa: S108 - its owner is checked
+
+
+def own_directory(path: Path) -> Path:
+    """Make the directory, or end the program where it belongs to somebody else."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.is_symlink() or path.stat().st_uid != os.getuid():
+        sys.exit(f"{path} belongs to somebody else; choose another with --work-dir")
+    return path.resolve()
+
+
+@contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """Hold the directory's lock, or end the program where another benchmark has it."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f"another benchmark works in {directory}; wait for it, or choose another with --work-dir")
+    try:
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,124 @@
+"""Which modules are mutated, and the tests that have to notice it: those that end soonest first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+_ENGINE: Final = "portal/ops"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Modules that the same tests are responsible for.
+
+    Arguments:
+        name: how the command line names it.
+        modules: the files to mutate.
+        tests: the test files, in the order to run them.
+    """
+
+    name: str
+    modules: tuple[str, ...]
+    tests: tuple[str, ...]
+
+
+def _of(name: str, place: str, modules: str, tests: str) -> Target:
+    return Target(
+        name=name,
+        modules=tuple(f"{place}/{module}.py" for module in modules.split()),
+        tests=tuple(f"tests/{test}.py" for test in tests.split()),
+    )
+
+
+TARGETS: Final = (
+    _of(
+        "repository",
+        f"{_ENGINE}/repository",
+        "repository pending sidecar durable locks identity",
+        "repository/test_durable repository/test_sync_order repository/test_locks repository/test_sidecars "
+        "repository/test_identity repository/test_repository repository/test_pending_archives repository/test_owners",
+    ),
+    _of(
+        "records",
+        f"{_ENGINE}/repository",
+        "records pins verifications restorability catalogue",
+        "repository/test_sync_order repository/test_records repository/test_catalogue "
+        "repository/test_portal_archives retention/test_prune",
+    ),
+    _of(
+        "access-log",
+        f"{_ENGINE}/repository",
+        "access_log access_entry access_check",
+        "repository/test_access_log repository/test_sync_order",
+    ),
+    _of(
+        "prune",
+        f"{_ENGINE}/retention",
+        "prune pin",
+        "retention/test_prune repository/test_sync_order",
+    ),
+    _of("retention", f"{_ENGINE}/retention", "plan policy", "retention/test_retention retention/test_prune"),
+    _of(
+        "chains",
+        f"{_ENGINE}/chains",
+        "deletions reader lineage state_cache graph",
+        "chains/test_chain chains/test_chain_state verify/test_deletion_lists restore/test_chain_restore "
+        "backup/test_incremental chains/test_chain_lives",
+    ),
+    _of(
+        "verify",
+        f"{_ENGINE}/verify",
+        "verify job",
+        "verify/test_deletion_lists verify/test_verify_levels archive/test_archive_damage",
+    ),
+    _of(
+        "journal",
+        f"{_ENGINE}/restore",
+        "journal history files/journal files/record files/changes",
+        "restore/test_journal repository/test_sync_order restore/files/test_file_rollback "
+        "restore/files/test_file_restore restore/test_rollback",
+    ),
+    _of(
+        "reader",
+        f"{_ENGINE}/archive",
+        "reader index frame tar plain damage read_ahead",
+        "archive/test_frames archive/test_tar_headers archive/test_lying_indexes archive/test_hostile_archives "
+        "archive/test_plain_archives archive/test_archive_damage archive/test_uncommon_members "
+        "archive/test_archive_round_trip",
+    ),
+    _of(
+        "writer",
+        f"{_ENGINE}/archive",
+        "writer packer sparse output_file blocks compressor_pool",
+        "archive/test_frames archive/test_output_file archive/test_compression archive/test_uncommon_members "
+        "archive/test_archive_round_trip "
+        "repository/test_pending_archives",
+    ),
+    _of(
+        "worker-gate",
+        "worker",
+        "signing keys authorization moments arguments delivery rejections gate allowed_paths",
+        "worker/test_signing worker/test_keys worker/test_authorization worker/test_moments worker/test_delivery "
+        "worker/test_hostile_broker worker/test_worker_tasks",
+    ),
+    _of(
+        "worker-tasks",
+        "worker",
+        "tasks execution recovery progress client",
+        "worker/test_operations worker/test_health worker/test_hostile_broker worker/test_worker_tasks "
+        "worker/test_worker_crash",
+    ),
+    _of(
+        "beat",
+        "beat",
+        "due verify_rotation backoff loop heartbeat repository_facts",
+        "beat/test_due beat/test_beat",
+    ),
+    _of(
+        "watcher",
+        "beat/watcher",
+        "change_set debounce exclusions outbox loop inotify",
+        "beat/test_debounce beat/test_watcher",
+    ),
+)
