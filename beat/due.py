@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from beat.verify_rotation import to_verify
-from portal.ops.model import BackupId, BackupType, VerifyLevel, timestamp
+from portal.ops.model import BackupId, BackupType, FullUploads, VerifyLevel, timestamp
+from portal.ops.settings.slots import last_slot, newest_slot, next_slot
 from worker.operations import (
     BACKUP_DATABASE,
     BACKUP_FULL,
@@ -24,7 +25,6 @@ from worker.operations import (
     NothingMissing,
     Schedule,
 )
-from worker.schedule import last_slot, next_slot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -42,10 +42,15 @@ _PATIENCE: Final = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:
-    """The time that an operation is scheduled for."""
+    """The time that an operation is scheduled for.
+
+    Arguments:
+        is_complete: whether it is that of a complete full backup, where others have only what has changed.
+    """
 
     operation: Operation
     moment: datetime
+    is_complete: bool = False
 
     @property
     def schedule(self) -> Schedule:
@@ -113,20 +118,34 @@ class ScheduledTask:
 
 def last_slots(schedules: ScheduleSettings, now: datetime) -> list[Slot]:
     """The newest slot of each kind that is switched on."""
-    found = ((entry, last_slot(cron, schedules.time_zone, now)) for entry, cron in _expressions(schedules))
-    return [Slot(operation=entry, moment=moment) for entry, moment in found if moment]
+    found = []
+    for entry, crons in _expressions(schedules):
+        if moment := newest_slot(crons, schedules.time_zone, now):
+            complete = _complete_expression(entry, schedules)
+            is_complete = complete is not None and last_slot(complete, schedules.time_zone, now) == moment
+            found.append(Slot(operation=entry, moment=moment, is_complete=is_complete))
+    return found
 
 
 def next_slots(schedules: ScheduleSettings, now: datetime) -> list[Slot]:
     """The next slot of each kind that is switched on."""
-    found = ((entry, next_slot(cron, schedules.time_zone, now)) for entry, cron in _expressions(schedules))
-    return [Slot(operation=entry, moment=moment) for entry, moment in found if moment]
+    found = []
+    for entry, crons in _expressions(schedules):
+        moments = [moment for cron in crons if (moment := next_slot(cron, schedules.time_zone, now))]
+        found += [Slot(operation=entry, moment=min(moments))] if moments else []
+    return found
 
 
-def _expressions(schedules: ScheduleSettings) -> Iterator[tuple[Operation, str]]:
+def _expressions(schedules: ScheduleSettings) -> Iterator[tuple[Operation, tuple[str, ...]]]:
     for operation in SCHEDULED:
-        if (expression := expression_of(operation, schedules)) is not None:
-            yield operation, expression
+        if operation.schedule and (expressions := operation.schedule.expressions(schedules)):
+            yield operation, expressions
+
+
+def _complete_expression(operation: Operation, schedules: ScheduleSettings) -> str | None:
+    """When a full backup is to be complete; nothing where each of them is, and for all other operations."""
+    is_chained = operation is BACKUP_FULL and schedules.full_uploads is FullUploads.CHAIN
+    return schedules.complete if is_chained else None
 
 
 def expression_of(operation: Operation, schedules: ScheduleSettings) -> str | None:
@@ -167,7 +186,8 @@ def _tasks_of(slot: Slot, facts: RepositoryFacts, now: datetime) -> Iterator[Sch
     done_by = slot.schedule.done_by
     if isinstance(done_by, MadeArchive):
         if not _is_backed_up(slot, facts, now):
-            yield ScheduledTask(slot=slot, task_id=slot.task_id, arguments={**common, "moment": timestamp(slot.moment)})
+            told = {"moment": timestamp(slot.moment), **({"complete": True} if slot.is_complete else {})}
+            yield ScheduledTask(slot=slot, task_id=slot.task_id, arguments={**common, **told})
     elif isinstance(done_by, EachArchive):
         for archive in to_verify(slot.moment, facts.archives, facts.verified, now):
             arguments = {**common, "archive": archive.name, "level": VerifyLevel.CONTENTS.value}

@@ -16,8 +16,8 @@ from celery.schedules import BaseSchedule, schedstate
 from beat.loop import Beat
 from beat.task_queue import QueuedWorkers
 from portal.ops.monitoring.observer import Observers
+from portal.ops.settings.slots import last_slot, next_slot
 from worker.operations import Requester
-from worker.schedule import last_slot, next_slot
 
 if TYPE_CHECKING:
     from zoneinfo import ZoneInfo

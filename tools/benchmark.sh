@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Measures this project beside tar, restic, borg and pg_dump; `benchmark.sh --help` says how.
 #
-# `benchmark.sh many-archives`, `uploads` and `pitr` measure what has no peer: a repository of very many archives, how
-# soon an upload is backed up in a very large tree, and recoveries to a second.
+# `benchmark.sh many-archives`, `uploads`, `pitr` and `chained-fulls` measure what has no peer: a repository of very many
+# archives, how soon an upload is backed up in a very large tree, recoveries to a second, and full backups that follow
+# another.
 set -euo pipefail
 
 self=$(readlink -f -- "${BASH_SOURCE[0]}")
@@ -10,7 +11,7 @@ self=$(readlink -f -- "${BASH_SOURCE[0]}")
 source "${self%/*}/setup.sh"
 module=benchmarks
 case ${1-} in
-    many-archives | uploads | pitr)
+    many-archives | uploads | pitr | chained-fulls)
         module+=.${1/-/_}
         shift
         ;;

@@ -101,6 +101,17 @@ class BackupArguments(RequestArguments):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FullArguments(BackupArguments):
+    """What a full backup is told.
+
+    Arguments:
+        complete: take the uploads completely, also where full backups have only what has changed of them.
+    """
+
+    complete: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class MediaArguments(BackupArguments):
     """What a backup of the uploads is told.
 

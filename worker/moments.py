@@ -10,9 +10,9 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.model import timestamp
+from portal.ops.settings.slots import newest_slot
 from worker.errors import RefusedError
 from worker.operations import Requester
-from worker.schedule import last_slot
 from worker.signing import CLOCKS_DIFFER
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def check_moment(
 
 def _earliest(operation: Operation, requester: Requester, signed_at: datetime, schedules: ScheduleSettings) -> datetime:
     if requester is Requester.BEAT and operation.schedule:
-        expression: str | None = getattr(schedules, operation.schedule.setting)
-        if expression is not None and (slot := last_slot(expression, schedules.time_zone, signed_at - _BEAT_LATE)):
+        expressions = operation.schedule.expressions(schedules)
+        if slot := newest_slot(expressions, schedules.time_zone, signed_at - _BEAT_LATE):
             return slot
     return signed_at - _DELAY[requester]

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from portal.ops.model import BackupType
+from portal.ops.model import BackupType, FullUploads
 from portal.ops.repository.access_entry import Action, Outcome
 from worker.arguments import (
     Arguments,
     BackupArguments,
     DrillArguments,
+    FullArguments,
     MediaArguments,
     OffsiteCopyArguments,
     PruneArguments,
@@ -28,6 +29,8 @@ from worker.arguments import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from portal.ops.settings.load import ScheduleSettings
 
 
 class Queue(StrEnum):
@@ -94,6 +97,13 @@ class Schedule:
     setting: str
     done_by: MadeArchive | LoggedEnd | EachArchive | NothingMissing
 
+    def expressions(self, schedules: ScheduleSettings) -> tuple[str, ...]:
+        """The cron expressions that start it: for full backups, those of complete ones too, where others are not."""
+        wanted = [getattr(schedules, self.setting)]
+        if self.setting == BackupType.FULL and schedules.full_uploads is FullUploads.CHAIN:
+            wanted.append(schedules.complete)
+        return tuple(one for one in wanted if one is not None)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
@@ -141,7 +151,7 @@ BACKUP_FULL: Final = Operation(
     name="backup.full",
     queue=Queue.BACKUP,
     description="Back up database, media and audit log",
-    arguments=BackupArguments,
+    arguments=FullArguments,
     requesters=_SCHEDULED,
     handler="worker.handlers.backup:back_up",
     action=Action.BACKUP,

@@ -12,7 +12,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import NotIntactError
-from portal.ops.model import CLUSTER_VERSION, FORMAT_VERSION, INCREMENTAL_VERSION, BackupId, Component
+from portal.ops.model import (
+    CHAINED_VERSION,
+    CLUSTER_VERSION,
+    FORMAT_VERSION,
+    INCREMENTAL_VERSION,
+    BackupId,
+    BackupType,
+    Component,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +29,7 @@ WRITER: Final = "kekkai-backup 0.1.0"
 WARNING_BYTES: Final = 16 << 10
 """About how much room a manifest gives its warnings; what does not fit is counted."""
 
-_VERSIONS: Final = (FORMAT_VERSION, INCREMENTAL_VERSION, CLUSTER_VERSION)
+_VERSIONS: Final = (FORMAT_VERSION, INCREMENTAL_VERSION, CLUSTER_VERSION, CHAINED_VERSION)
 _SHA256: Final = re.compile("[0-9a-f]{64}")
 
 
@@ -135,7 +143,19 @@ def _chain(found: Mapping[str, Any]) -> dict[str, str | None]:
         raise ValueError("it follows what is no archive")
     if not _SHA256.fullmatch(_text(names["parent_sha256"])):
         raise ValueError("it does not say which archive it follows")
+    if not holds_cluster:
+        _check_kind(found)
     return names
+
+
+def _check_kind(found: Mapping[str, Any]) -> None:
+    """Make sure that an archive that follows another holds what one of its format does."""
+    held = set(found["components"])
+    is_full = Component.DATABASE.value in held
+    if is_full != (found["format_version"] == CHAINED_VERSION) or Component.MEDIA.value not in held:
+        raise ValueError("an archive that follows another holds uploads alone, or is a full backup by its format")
+    if is_full and found["type"] != BackupType.FULL.value:
+        raise ValueError("an archive of this format is a full backup")
 
 
 def _text(value: object) -> str:

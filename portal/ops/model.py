@@ -17,6 +17,12 @@ INCREMENTAL_VERSION: Final = 2
 CLUSTER_VERSION: Final = 3
 """The format of an archive of a whole cluster, which is worth something only together with WAL."""
 
+CHAINED_VERSION: Final = 4
+"""The format of a full backup whose uploads are an incremental; database and audit log are complete in it.
+
+Releases that know chains of uploads alone would take the database of the chain's base for that of the archive.
+"""
+
 SUFFIX: Final = ".tar.gz"
 SIDECAR_SUFFIX: Final = ".sha256"
 RESTORE_DIRECTORY: Final = ".kekkai-restore"
@@ -149,7 +155,17 @@ def version_of(kind: BackupType, parent: str | None) -> int:
     """The format of an archive, by its type and by whether it follows another one."""
     if kind is BackupType.BASE:
         return CLUSTER_VERSION
-    return INCREMENTAL_VERSION if parent else FORMAT_VERSION
+    if not parent:
+        return FORMAT_VERSION
+    return CHAINED_VERSION if kind is BackupType.FULL else INCREMENTAL_VERSION
+
+
+class FullUploads(StrEnum):
+    """What a full backup has of the uploads."""
+
+    COMPLETE = "complete"
+    CHAIN = "chain"
+    """What has changed since the archive that it follows."""
 
 
 class LogFormat(StrEnum):

@@ -20,10 +20,10 @@ from portal.ops.repository.access_log import AccessLog, Action, Outcome
 from portal.ops.repository.repository import Repository
 from portal.ops.repository.verifications import Verification, Verifications
 from portal.ops.settings.load import Settings, load_settings
+from portal.ops.settings.slots import last_slot
 from tests.support.services import ServiceProcess, sent_tasks
 from tests.support.workers import WorkerProcess, wait_until
 from worker.operations import BACKUP_FULL, DRILL_RESTORE, PRUNE_REPOSITORY, Requester
-from worker.schedule import last_slot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from beat.backoff import Memory, Outage
 from beat.due import Held, RepositoryFacts, ScheduledTask, Slot, due, last_slots, next_slots
 from beat.verify_rotation import day_of, to_verify
-from portal.ops.model import BackupType, VerifyLevel
+from portal.ops.model import BackupType, FullUploads, VerifyLevel
 from portal.ops.settings.load import ScheduleSettings
 from worker.operations import BACKUP_FULL, DRILL_RESTORE, PRUNE_REPOSITORY, VERIFY_ARCHIVE, Operation
 
@@ -274,3 +274,37 @@ def test_an_outage_is_said_once_and_tried_again_after_ten_seconds_then_twenty() 
     assert firsts == [True, False, False, False, False]
     assert outage.end(reading) == reading - 100.0
     assert not outage.lasts and outage.end(reading) is None
+
+
+CHAINED = replace(ONLY_BACKUPS, database=None, full_uploads=FullUploads.CHAIN, complete="0 2 * * 0")
+
+
+def test_the_slot_of_a_complete_backup_asks_for_one() -> None:
+    """On Sunday both schedules name the same time: that is one full backup, and a complete one."""
+    (task,) = asked_for(RepositoryFacts(), schedules=CHAINED)
+    assert task.task_id == "full-2026-11-22T02:00Z"
+    assert task.arguments == {"actor": "beat", "moment": "2026-11-22T02:00:00Z", "complete": True}
+
+
+def test_other_days_ask_for_what_has_changed() -> None:
+    """On Monday it is a full backup like any other, whether or not that of Sunday was made."""
+    (task,) = asked_for(RepositoryFacts(), now=NOW + timedelta(days=1), schedules=CHAINED)
+    assert task.arguments == {"actor": "beat", "moment": "2026-11-23T02:00:00Z"}
+
+
+def test_a_complete_backup_has_times_of_its_own() -> None:
+    """One at noon on Sunday is due then, and shown as the next; that of the night does not do for it."""
+    schedules = replace(CHAINED, complete="0 12 * * 0")
+    noon = TODAY_FULL.replace(hour=12)
+    assert [slot.moment for slot in next_slots(schedules, NOW)] == [noon]
+    facts = RepositoryFacts(archives=(held(BackupType.FULL, TODAY_FULL),))
+    assert asked_for(facts, schedules=schedules) == []
+    (task,) = asked_for(facts, now=noon + timedelta(minutes=1), schedules=schedules)
+    assert (task.task_id, task.arguments["complete"]) == ("full-2026-11-22T12:00Z", True)
+
+
+def test_without_chains_its_schedule_means_nothing() -> None:
+    """Each full backup is complete anyway."""
+    schedules = replace(CHAINED, full_uploads=FullUploads.COMPLETE, complete="0 8 * * 0")
+    (task,) = asked_for(RepositoryFacts(), schedules=schedules)
+    assert (task.task_id, "complete" in task.arguments) == ("full-2026-11-22T02:00Z", False)

@@ -275,6 +275,19 @@ def test_success_is_a_json_object_that_says_so(output: str, success: bool) -> No
     assert says_success(output) is success
 
 
+def test_no_run_remembers_the_repository_of_another() -> None:
+    """A repository that is gone is missed by what noted it; each run has a new one in a directory of the same name."""
+    commands = [
+        command
+        for case in all_cases()
+        for each in case.contenders
+        for command in (*each.setup, *each.prepare, each.run)
+        if "BACKUP_LOCAL_PATH" in command.env
+    ]
+    assert commands
+    assert all(command.env["XDG_STATE_HOME"] == f"{command.env['BACKUP_LOCAL_PATH']}/.state" for command in commands)
+
+
 def test_every_target_names_contenders_of_its_case() -> None:
     assert list(all_cases())
     for case in all_cases():

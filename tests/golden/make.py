@@ -1,6 +1,7 @@
 """Makes the golden archives; run once for each format, never again for an old one.
 
 `python -m tests.golden.make 1` made those of format 1, `python -m tests.golden.make 2` the chain of format 2,
+`python -m tests.golden.make 4` the full backup that follows another, of format 4,
 `python -m tests.golden.make extended` the archive with an index of version 2.
 The dump is a real one, of a database with two tables, by the pg_dump of the embedded server.
 """
@@ -12,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -41,7 +43,7 @@ _TABLES: Final = """
 
 def main() -> None:
     """Make the archives of one format."""
-    {"1": make_whole, "2": make_chain, "extended": make_extended}[sys.argv[1]]()
+    {"1": make_whole, "2": make_chain, "4": make_chained_full, "extended": make_extended}[sys.argv[1]]()
 
 
 def make_chain() -> None:
@@ -67,6 +69,31 @@ def make_chain() -> None:
     shutil.rmtree(place / ".cache")
     for lock in place.glob(".*lock"):
         lock.unlink()
+
+
+def make_chained_full() -> None:
+    """Make a complete full backup, and one that follows it."""
+    place = HERE / "chained"
+    place.mkdir()
+    with tempfile.TemporaryDirectory() as directory, EmbeddedPostgres() as server:
+        root = Path(directory)
+        make_files(root)
+        (root / "uploads" / "tenant-1" / "large.sarif").unlink()
+        server.create_database("defectdojo")
+        with server.connect("defectdojo") as connection:
+            connection.execute(_TABLES)
+        config = replace(config_of(root, server), local_path=place, full_uploads="chain")
+        for number, change in enumerate((None, _change_first)):
+            if change:
+                change(root / "uploads" / "tenant-1")
+                with server.connect("defectdojo") as connection:
+                    connection.execute("DELETE FROM finding WHERE id > 40")
+            moment = MOMENT + timedelta(days=number)
+            result = BackupJob(config).backup_full(moment=moment, request_id="golden")
+            assert result.success, result.error
+    shutil.rmtree(place / ".cache")
+    for other in place.glob(".*"):
+        other.unlink()
 
 
 def make_extended() -> None:
@@ -133,18 +160,7 @@ def make_whole() -> None:
             connection.execute("CREATE DATABASE defectdojo")
         with server.connect("defectdojo") as connection:
             connection.execute(_TABLES)
-        address = server.superuser("defectdojo")
-        config = BackupConfig(
-            local_path=root / "backups",
-            db_host=address.host,
-            db_port=address.port,
-            db_user=address.user,
-            db_password=address.password,
-            media_path=root / "uploads",
-            audit_log_path=root / "audit",
-            pg_bin_dir=server.bin_dir,
-        )
-        result = BackupJob(config).backup_full(moment=MOMENT, request_id="golden")
+        result = BackupJob(config_of(root, server)).backup_full(moment=MOMENT, request_id="golden")
         assert result.success, result.error
         made = Path(result.destination_path)
         indexed = HERE / made.name
@@ -152,6 +168,21 @@ def make_whole() -> None:
             target.write_bytes(source.read_bytes())
         make_plain(indexed, root)
     damage(indexed)
+
+
+def config_of(root: Path, server: EmbeddedPostgres) -> BackupConfig:
+    """How the golden portal is backed up."""
+    address = server.superuser("defectdojo")
+    return BackupConfig(
+        local_path=root / "backups",
+        db_host=address.host,
+        db_port=address.port,
+        db_user=address.user,
+        db_password=address.password,
+        media_path=root / "uploads",
+        audit_log_path=root / "audit",
+        pg_bin_dir=server.bin_dir,
+    )
 
 
 def make_files(root: Path) -> None:

@@ -55,7 +55,6 @@ def made_by_portal(world: World, name: str, held: tuple[str, ...], *, with_manif
 @pytest.mark.parametrize(
     ("name", "held", "with_manifest"),
     [
-        ("full_20261101_120000_abc123", ("database", "media", "audit_logs"), True),
         ("full_20261101_120000_abc123", ("database", "media"), True),
         ("database_20261101_120000_abc123", ("database",), True),
         ("media_20261101_120000_abc123", ("media",), True),

@@ -342,8 +342,8 @@ def repositories(draw: st.DrawFn) -> list[Entry]:
         finding = draw(
             st.sampled_from([None, None, intact(), intact(VerifyLevel.DUMP), Finding(VerifyLevel.DUMP, NOW, False)])
         )
-        parents = [one.name for one in found if one.type is MEDIA]
-        parent = draw(st.sampled_from([None, *parents, "gone"])) if kind is MEDIA else None
+        parents = [one.name for one in found if one.type in (MEDIA, FULL)]
+        parent = draw(st.sampled_from([None, None, *parents, "gone"])) if kind in (MEDIA, FULL) else None
         one = entry(kind, timedelta(hours=hours), parent=parent, finding=finding, pinned=draw(st.integers(0, 9)) == 0)
         found.append(one._replace(name=f"{one.name}_{number}", fault=draw(st.sampled_from(["", "", "", "x"]))))
     return draw(st.permutations(found))
@@ -437,6 +437,27 @@ def test_no_chain_is_broken_at_any_step(archives: list[Entry], general: Retentio
         del there[removal.entry.name]
         broken += [one.name for one in there.values() if one.parent == removal.entry.name]
     assert broken == []
+
+
+@settings(max_examples=80, deadline=None)
+@given(archives=repositories(), general=RULES)
+def test_what_is_kept_can_be_restored_as_before(archives: list[Entry], general: RetentionRule) -> None:
+    """Of an archive that was whole before a prune and is kept, all that it stands on is kept."""
+    before = Oracle(archives, RetentionPolicy(rule=general))
+    names = kept(plan(archives, before.policy, NOW))
+    after = Oracle([one for one in archives if one.name in names], before.policy)
+    assert all(after.is_complete(one) for one in after.archives if before.is_complete(one))
+
+
+@settings(max_examples=80, deadline=None)
+@given(archives=repositories(), general=RULES)
+def test_a_full_backup_counts_as_one_whatever_it_follows(archives: list[Entry], general: RetentionRule) -> None:
+    """The newest whole ones stay by their count, those that follow another archive among them."""
+    policy = RetentionPolicy(rule=general)
+    oracle = Oracle(archives, policy)
+    fulls = [one for one in archives if one.type is FULL and oracle.is_complete(one)]
+    fulls.sort(key=lambda one: (one.moment, one.name), reverse=True)
+    assert {one.name for one in fulls[: general.count]} <= kept(plan(archives, policy, NOW))
 
 
 @settings(max_examples=80, deadline=None)

@@ -29,6 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
             action="store_true",
             help="only what differs from the newest archive that contains the uploads",
         )
+    if name == "full":
+        parser.add_argument(
+            "--complete",
+            action="store_true",
+            help="all uploads, even if BACKUP_FULL_UPLOADS is chain",
+        )
     if name in ("full", "media"):
         parser.add_argument(
             "--confirm-loss",
@@ -48,26 +54,29 @@ def run(arguments: argparse.Namespace) -> int:
 
     settings, show = watched_settings()
     incremental = arguments.command == "media" and arguments.incremental
+    complete = arguments.command == "full" and arguments.complete
     told: dict[str, Any] = {"confirm_loss": getattr(arguments, "confirm_loss", False)}
     if tasks.is_remote(settings, arguments):
         if not arguments.wait:  # a worker's environment may ask for less than this one
             refuse_unbuilt(settings.unbuilt)
-        from worker.arguments import BackupArguments, MediaArguments
+        from worker.arguments import BackupArguments, FullArguments, MediaArguments
         from worker.operations import OPERATIONS
 
         operation = OPERATIONS[f"backup.{arguments.command}"]
         moment = tasks.now()
-        given = (
-            MediaArguments(moment=moment, incremental=True, **told)
-            if incremental
-            else BackupArguments(moment=moment, **told)
-        )
+        given = BackupArguments(moment=moment, **told)
+        if complete:
+            given = FullArguments(moment=moment, complete=True, **told)
+        elif incremental:
+            given = MediaArguments(moment=moment, incremental=True, **told)
         return tasks.do_remotely(settings, show, arguments, operation, given)
     job = backup_job(settings, show, **told)
     if arguments.command == "media":
         result = job.backup_media(incremental=incremental)
+    elif arguments.command == "full":
+        result = job.backup_full(complete=complete)
     else:
-        makers = {"full": job.backup_full, "database": job.backup_database, "base": job.backup_base}
+        makers = {"database": job.backup_database, "base": job.backup_base}
         result = makers[arguments.command]()
     found = result.to_dict()
     _say_how_it_ended(found)

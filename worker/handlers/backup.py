@@ -7,7 +7,7 @@ from dataclasses import replace
 from portal.ops.backup.config import BackupConfig
 from portal.ops.backup.job import BackupJob
 from portal.ops.model import BackupType
-from worker.arguments import BackupArguments, MediaArguments
+from worker.arguments import BackupArguments, FullArguments, MediaArguments
 from worker.execution import Outcome, TaskRequest
 from worker.moments import check_moment
 
@@ -27,8 +27,8 @@ def back_up(request: TaskRequest) -> Outcome:
             moment=moment,
             request_id=request.task_id,
         )
-    elif request.operation.backup_type is BackupType.FULL:
-        result = job.backup_full(moment=moment, request_id=request.task_id)
+    elif isinstance(arguments, FullArguments):
+        result = job.backup_full(complete=arguments.complete, moment=moment, request_id=request.task_id)
     elif request.operation.backup_type is BackupType.BASE:
         result = job.backup_base(moment=moment, request_id=request.task_id)
     else:

@@ -129,6 +129,10 @@ class CompressorPool:
             self._helpers.append(one)
             self._idle.put(one)
 
+    def forgo_helpers(self) -> None:
+        """Do without helper processes from now on, since there is little to pack; those that run are not used."""
+        self._wanted = 0
+
     def _pack(self, number: int, tree: Tree, items: Sequence[packer.Item], effort: Effort) -> packer.Pack:
         if not self._wanted:
             with self._turn:

@@ -16,6 +16,7 @@ where the index starts. Everything here is values in, values out.
 from __future__ import annotations
 
 import json
+import re
 from array import array
 from base64 import b64decode
 from collections.abc import Generator, Iterator
@@ -186,12 +187,44 @@ def number(lines: list[str], frame: int) -> str:
     return start + start.join(lines) if lines else ""
 
 
+_NUMBER: Final = rb"(-?(?:0|[1-9][0-9]{0,18}))"
+_COUNT: Final = rb"(0|[1-9][0-9]{0,17})"
+_OWNER: Final = rb"(0|[1-9][0-9]{0,8})"
+_PLAIN_FILE: Final = re.compile(
+    rb'\{"frame":' + _COUNT + rb',"at":' + _COUNT + rb',"path":"([ !#-\[\]-\x7f]{1,4000})","type":"file","mode":"'
+    rb'([0-7]{1,6})","uid":' + _OWNER + rb',"gid":' + _OWNER + rb',"mtime_ns":' + _NUMBER + rb',"ctime_ns":' + _NUMBER
+    + rb',"inode":' + _NUMBER + rb',"size":' + _COUNT + rb',"sha256":"([0-9a-f]{64})"\}'
+)  # fmt: skip
+"""The line of nearly every file: a name without escapes, and nothing out of bounds. Reading it so is twice as fast."""
+
+
 def decode_member(line: bytes) -> Member:
     """A member from its line.
 
     Raises:
         NotIntactError: the line is not one that `encode_member` writes.
     """
+    if (found := _PLAIN_FILE.fullmatch(line)) is None:
+        return _decode_any(line)
+    frame, at, path, mode, uid, gid, mtime_ns, ctime_ns, inode, size, sha256 = found.groups()
+    return Member(
+        path.decode("ascii"),
+        MemberType.FILE,
+        int(size),
+        int(mode, 8),
+        int(uid),
+        int(gid),
+        int(mtime_ns),
+        int(ctime_ns),
+        int(inode),
+        "",
+        sha256.decode("ascii"),
+        int(frame),
+        int(at),
+    )
+
+
+def _decode_any(line: bytes) -> Member:
     try:
         text = line.decode("ascii")
         found, end = _decode(text)

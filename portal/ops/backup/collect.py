@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from portal.ops.archive.compressor_pool import CompressorPool
-from portal.ops.archive.writer import ArchiveWriter, Tally, WrittenIndex
+from portal.ops.archive.writer import ArchiveWriter, Tally
 from portal.ops.backup.loss import SourceState, check_loss, last_state, place_of
 from portal.ops.backup.walk import FileTree, identity, tree_bytes
+from portal.ops.backup.written import Written
 from portal.ops.chains.deletions import encode_deletions
-from portal.ops.chains.state_cache import Content, Totals
+from portal.ops.chains.state_cache import Totals
 from portal.ops.manifest import Manifest, room_for
-from portal.ops.model import CLUSTER_VERSION, DELETED, INCREMENTAL_VERSION, Component, timestamp, version_of
+from portal.ops.model import DELETED, Component, timestamp, version_of
 from portal.ops.postgres.credential_key import credential_detail
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import available_cores
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from portal.ops.archive.blocks import Readable
     from portal.ops.backup.config import BackupConfig
     from portal.ops.backup.increment import Increment
+    from portal.ops.backup.strategy import Strategy
     from portal.ops.model import BackupId
     from portal.ops.pitr.base_chain import BaseParent
     from portal.ops.repository.pending import PendingArchive
@@ -47,32 +49,6 @@ _FEW: Final = 200
 """So many files are packed before a helper process is ready."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Written:
-    """An archive that is on the disk, and not published yet; to be closed.
-
-    Arguments:
-        manifest: what it says of itself.
-        digest: its SHA-256.
-        index: its members.
-        deleted: what an incremental says is gone.
-    """
-
-    manifest: Manifest
-    digest: str
-    index: WrittenIndex
-    deleted: tuple[str, ...] = ()
-
-    @property
-    def content(self) -> Content:
-        """What it has of the uploads."""
-        return Content(manifest=self.manifest, members=self.index.members(), deleted=self.deleted)
-
-    def close(self) -> None:
-        """Give up the index."""
-        self.index.close()
-
-
 @dataclass(kw_only=True)
 class Collection:
     """Fills one archive with the components of one backup.
@@ -81,22 +57,18 @@ class Collection:
         config: where the components are.
         repository: where the archive goes.
         pending: the archive.
-        components: what goes into it, in this order.
+        strategy: what goes into it, in which order, and what of the uploads.
         runner: what starts pg_dump.
         meter: told how much was read.
-        increment: what an incremental follows and takes; nothing for a backup that stands by itself.
-        base_parent: the base backup that an incremental one follows.
     """
 
     config: BackupConfig
     repository: Repository
     pending: PendingArchive
     backup_id: BackupId
-    components: tuple[Component, ...]
+    strategy: Strategy
     runner: ProcessRunner
     meter: Meter
-    increment: Increment | None = None
-    base_parent: BaseParent | None = None
     _dump_bytes: int = 0
     _file_bytes: int | None = None
     _deleted: Sequence[str] = ()
@@ -107,8 +79,7 @@ class Collection:
         """Collect, describe, and put everything on the disk."""
         self.meter.expect = self._expected_bytes
         jobs = self.config.jobs or available_cores()
-        helpers = self.increment is None or len(self.increment.delta.taken) > _FEW
-        with CompressorPool(str(self.backup_id), jobs, helpers=helpers, compression=self.config.compression) as pool:
+        with CompressorPool(str(self.backup_id), jobs, compression=self.config.compression) as pool:
             writer = ArchiveWriter(
                 self.pending.out,
                 str(self.backup_id),
@@ -120,6 +91,8 @@ class Collection:
                 for component in self.components:
                     self.meter.phase = component.value
                     with _phase("component_collected", component) as facts:
+                        if component is Component.MEDIA:
+                            self._reach_uploads(pool)
                         facts |= self._collect(component, writer)
                 manifest = self._describe(moment, writer)
                 self.meter.phase = "publish"
@@ -132,14 +105,37 @@ class Collection:
             finally:
                 writer.close()
 
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """What goes into the archive."""
+        return self.strategy.components
+
+    @property
+    def increment(self) -> Increment | None:
+        """What of the uploads is taken, where that is not everything."""
+        return self.strategy.increment
+
+    @property
+    def base_parent(self) -> BaseParent | None:
+        """The base backup that an incremental one of the cluster follows."""
+        return self.strategy.base_parent
+
+    def _reach_uploads(self, pool: CompressorPool) -> None:
+        self.strategy.reach_uploads()
+        self._warnings += self.strategy.warnings
+        if self.increment and len(self.increment.delta.taken) <= _FEW:
+            pool.forgo_helpers()
+
     def _expected_bytes(self) -> int:
         """About how much there is to read; the files are counted once, and only if somebody asks."""
-        if self._file_bytes is None and self.increment:
-            self._file_bytes = self.increment.delta.content_bytes
+        if not self.strategy.is_settled:
+            return self._dump_bytes
         if self._file_bytes is None:
             excluded = frozenset([identity(self.pending.final.parent)])
-            sources = (self.config.source(component) for component in self.components)
+            counted = [one for one in self.components if not (self.increment and one is Component.MEDIA)]
+            sources = (self.config.source(component) for component in counted)
             self._file_bytes = sum(tree_bytes(source, excluded) for source in sources if source)
+            self._file_bytes += self.increment.delta.content_bytes if self.increment else 0
         return self._dump_bytes + self._file_bytes
 
     def _collect(self, component: Component, writer: ArchiveWriter) -> dict[str, Any]:
@@ -156,7 +152,7 @@ class Collection:
                 writer.reserve(room_for(()))
             source = self.config.source(component)
             assert source is not None
-            if self.increment:
+            if self.increment and component is Component.MEDIA:
                 self._details[component.value] = self._copy_changes(self.increment, writer)
             else:
                 self._details[component.value] = self._copy(component, source, writer)
@@ -265,7 +261,7 @@ class Collection:
             return {"format_version": version_of(self.backup_id.type, None)}
         base, parent = followed.line[0], followed.line[-1]
         return {
-            "format_version": INCREMENTAL_VERSION if self.increment else CLUSTER_VERSION,
+            "format_version": version_of(self.backup_id.type, parent.name),
             "parent": parent.name,
             "parent_sha256": parent.sha256,
             "base": base.name,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from zoneinfo import ZoneInfo
 
 from portal.ops.errors import ConfigurationError
-from portal.ops.model import BackupType, Component, Compression, timestamp, version_of
+from portal.ops.model import BackupType, Component, Compression, FullUploads, timestamp, version_of
 from portal.ops.offsite.config import OffsiteConfig
 from portal.ops.retention.policy import RetentionPolicy, RetentionRule, own_rules
 from portal.ops.runtime.commands import AroundCommands, around_commands
@@ -70,6 +70,9 @@ class BackupConfig(NamesDatabase):
         compression: how hard to compress; ``auto`` is as hard as the source leaves time for.
         chain_length: incrementals that a chain has at the most.
         chain_percent: their size together, in percent of the base, at the most.
+        full_uploads: what a full backup has of the uploads: ``complete``, or ``chain`` for what has changed.
+        schedule_complete: a cron expression: with ``chain``, the first full backup from each of these times on is a
+            complete one. Nothing leaves that to the chain's limits.
         wal: whether WAL is received, so that base backups are worth something.
         replication_target: the server as the role that may replicate; by default that of the ``db_`` arguments.
         pitr_days: how far back a recovery to any moment reaches.
@@ -121,6 +124,8 @@ class BackupConfig(NamesDatabase):
     compression: Compression = Compression.AUTO
     chain_length: int = 500
     chain_percent: int = 100
+    full_uploads: FullUploads | str = FullUploads.COMPLETE
+    schedule_complete: str | None = None
     wal: bool = False
     replication_target: DatabaseTarget | None = None
     pitr_days: int = 7
@@ -137,6 +142,7 @@ class BackupConfig(NamesDatabase):
             if isinstance(value, str):
                 object.__setattr__(self, name, Secret(value) if value else None)
         self._refuse_nonsense()
+        object.__setattr__(self, "full_uploads", FullUploads(self.full_uploads))
         self._refuse_unbuilt()
 
     def _refuse_nonsense(self) -> None:
@@ -151,6 +157,8 @@ class BackupConfig(NamesDatabase):
             faults.append("jobs is less than 1")
         if self.chain_length < 1 or self.chain_percent < 1:
             faults.append("chain_length and chain_percent are 1 or more")
+        if self.full_uploads not in tuple(FullUploads):
+            faults.append(f"full_uploads is {self.full_uploads!r}, and neither {' nor '.join(FullUploads)}")
         if self.dump_timeout <= 0 or self.lock_timeout < 0:
             faults.append("dump_timeout and lock_timeout are seconds, the first of them more than 0")
         if secret := self.db_options.keys() & _SECRET_OPTIONS:
@@ -236,6 +244,8 @@ class BackupConfig(NamesDatabase):
             compression=settings.compression,
             chain_length=settings.chain_length,
             chain_percent=settings.chain_percent,
+            full_uploads=settings.schedules.full_uploads,
+            schedule_complete=settings.schedules.complete,
             wal=settings.pitr.wal,
             replication_target=settings.replication if settings.pitr.replication else None,
             pitr_days=settings.pitr.days,

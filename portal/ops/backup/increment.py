@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from portal.ops.archive.reader import ArchiveReader
 from portal.ops.backup.changes import Delta, TooMuchError, parts_of
 from portal.ops.backup.search import Search
 from portal.ops.backup.walk import identity
@@ -23,7 +24,7 @@ from portal.ops.chains.graph import Chains, Link
 from portal.ops.chains.lineage import Ancestor, line_of, read_manifest
 from portal.ops.chains.state_cache import Content, MediaState, Totals
 from portal.ops.errors import ArchiveAbsentError, OpsError, RepositoryError
-from portal.ops.model import SUFFIX, BackupType, Component
+from portal.ops.model import CHAINED_VERSION, SUFFIX, BackupType, Component
 from portal.ops.repository.durable import make_hidden, open_own
 from portal.ops.repository.locks import archive_lock
 from portal.ops.repository.verifications import Verifications
@@ -31,6 +32,7 @@ from portal.ops.runtime.logs import engine_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from datetime import datetime
 
     from portal.ops.archive.writer import Tally
     from portal.ops.backup.config import BackupConfig
@@ -50,7 +52,15 @@ SMALL_CHAIN: Final = 4 << 20
 
 
 class BaseNeededError(Exception):
-    """There is nothing that an incremental could follow; the text says why."""
+    """There is nothing that an incremental could follow; the text says why.
+
+    Arguments:
+        is_fault: whether there should be.
+    """
+
+    def __init__(self, reason: str, *, is_fault: bool = False) -> None:
+        super().__init__(reason)
+        self.is_fault = is_fault
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +139,8 @@ def plan_increment(
     changed: Sequence[str] | None,
     begun: float,
     advance: Callable[[int], None],
+    base_since: datetime | None = None,
+    closely: bool = False,
 ) -> Increment:
     """Find out what an incremental has to hold.
 
@@ -138,6 +150,8 @@ def plan_increment(
             named until then may have gone to an archive of that line only.
         begun: when this backup was begun, by the clock of the repository's file system.
         advance: called with every number of bytes that were read to compare them.
+        base_since: how old the base of the chain may be; nothing for any age.
+        closely: open each archive of the chain, so that one that is cut short is not followed.
 
     Raises:
         BaseNeededError: there is nothing to follow.
@@ -147,6 +161,9 @@ def plan_increment(
     """
     named = None if changed is None else [parts_of(path) for path in changed]
     line, is_all_read = _line(repository, config, begun)
+    _check_age(line[0], base_since)
+    if closely:
+        _check_ends(line)
     before = _tree(line[-1])
     assert config.media_path is not None
     for place in (repository.path / CACHE, repository.path / CACHE, None):
@@ -188,7 +205,7 @@ def parent_locked(increment: Increment, timeout: float) -> Iterator[None]:
         try:
             stack.enter_context(archive_lock(increment.parent.path, timeout))
         except ArchiveAbsentError as error:
-            raise BaseNeededError(f"{increment.parent.name} has just been removed") from error
+            raise BaseNeededError(f"{increment.parent.name} has just been removed", is_fault=True) from error
         yield
 
 
@@ -225,28 +242,57 @@ def _line(repository: Repository, config: BackupConfig, begun: float) -> tuple[t
             later.append(manifest)
         elif Component.MEDIA in manifest.components and archive.modified.timestamp() <= begun:
             return _checked(repository, config, manifest.backup_id, later), is_all_read
-    raise BaseNeededError("no archive holds the uploads yet, or its base is gone")
+    if later or not is_all_read:
+        raise BaseNeededError("the base of the uploads' chain is missing or cannot be read", is_fault=True)
+    raise BaseNeededError("no archive holds the uploads yet")
 
 
 def _checked(repository: Repository, config: BackupConfig, base: str, later: list[Manifest]) -> tuple[Ancestor, ...]:
     chains = Chains(Link(backup_id=one.backup_id, parent=one.parent) for one in later)
     followers = chains.dependents(base)
     if astray := [one.backup_id for one in later if one.base == base and one.backup_id not in followers]:
-        raise BaseNeededError(f"the chain of {base} is broken: what {astray[0]} needs is not there")
+        raise BaseNeededError(f"the chain of {base} is broken: what {astray[0]} needs is not there", is_fault=True)
     try:
         line = line_of(repository.path / f"{chains.head(base)}{SUFFIX}")
     except OpsError as error:
-        raise BaseNeededError(f"the chain of {base} is damaged: {error.message}") from error
+        raise BaseNeededError(f"the chain of {base} is damaged: {error.message}", is_fault=True) from error
     found = Verifications(repository)
     found.names()  # where no finding can be read, a new base would not help, nor the one after it
     if bad := next((one.name for one in line if _is_known_damaged(found, one.name)), None):
-        raise BaseNeededError(f"a verification has found a damage in {bad}, or what it has found cannot be read")
-    size, *others = (ancestor.path.stat().st_size for ancestor in line)
+        reason = f"a verification has found a damage in {bad}, or what it has found cannot be read"
+        raise BaseNeededError(reason, is_fault=True)
+    size, *others = map(_upload_bytes, line)
     if len(others) >= config.chain_length:
         raise BaseNeededError(f"the chain of {base} has {len(others)} incrementals")
     if sum(others) > max(SMALL_CHAIN, size * config.chain_percent // 100):
         raise BaseNeededError(f"the incrementals of {base} have {sum(others):,} bytes together, the base {size:,}")
     return line
+
+
+def _upload_bytes(ancestor: Ancestor) -> int:
+    """What an archive takes; of a full one that follows another no more than it has of the uploads."""
+    size = ancestor.path.stat().st_size
+    details = ancestor.manifest.details.get(Component.MEDIA, {})
+    is_chained = ancestor.manifest.format_version == CHAINED_VERSION
+    return min(size, int(details.get("bytes", size))) if is_chained else size
+
+
+def _check_age(base: Ancestor, since: datetime | None) -> None:
+    """Make sure that a base is not too old to be followed."""
+    read_from = base.manifest.details.get(Component.MEDIA, {}).get("read_from_ns", 0)
+    if since is not None and read_from < since.timestamp() * 1_000_000_000:
+        raise BaseNeededError(f"a complete backup is due since {since:%Y-%m-%d %H:%M} UTC")
+
+
+def _check_ends(line: Sequence[Ancestor]) -> None:
+    """Make sure that each archive has its end and the table of its frames; its content is a verification's matter."""
+    for ancestor in line:
+        try:
+            ArchiveReader(ancestor.path).close()
+        except OpsError as error:
+            raise BaseNeededError(f"{ancestor.name} is damaged: {error.message}", is_fault=True) from error
+        except OSError as error:
+            raise BaseNeededError(f"{ancestor.name} cannot be read: {error.strerror}", is_fault=True) from error
 
 
 def _tree(parent: Ancestor) -> Totals:
@@ -256,7 +302,7 @@ def _tree(parent: Ancestor) -> Totals:
         tree = details.get("tree", details)
         return Totals(int(tree["files"]), int(tree["bytes"]))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise BaseNeededError(f"{parent.name} does not say how much it holds") from error
+        raise BaseNeededError(f"{parent.name} does not say how much it holds", is_fault=True) from error
 
 
 def _manifest(archive: ArchiveFile) -> Manifest | None:
@@ -281,7 +327,7 @@ def _follow(state: MediaState, line: Sequence[Ancestor]) -> bool:
     try:
         return state.follow(line)
     except OpsError as error:
-        raise BaseNeededError(f"the chain of {line[0].name} is damaged: {error.message}") from error
+        raise BaseNeededError(f"the chain of {line[0].name} is damaged: {error.message}", is_fault=True) from error
 
 
 def _opened(place: Path | None) -> MediaState | None:

@@ -57,14 +57,17 @@ class BackupJob:
         self._clock = clock
         self._progress = progress
 
-    def backup_full(self, *, moment: datetime | None = None, request_id: str | None = None) -> BackupResult:
+    def backup_full(
+        self, *, complete: bool = False, moment: datetime | None = None, request_id: str | None = None
+    ) -> BackupResult:
         """Back up the database, and media and audit log where they are configured.
 
         Arguments:
+            complete: take the uploads completely, also where `full_uploads` of the configuration is ``chain``.
             moment: the slot that the backup is for; now by default.
             request_id: what asked for it; the same moment and request give the same archive.
         """
-        return self._run(BackupType.FULL, moment, request_id)
+        return self._run(BackupType.FULL, moment, request_id, complete=complete)
 
     def backup_database(self, *, moment: datetime | None = None, request_id: str | None = None) -> BackupResult:
         """Back up the database; arguments as for `backup_full`."""

@@ -25,12 +25,12 @@ from portal.ops.archive.open import open_archive
 from portal.ops.backup.collect import Collection
 from portal.ops.backup.config import BackupResult
 from portal.ops.backup.increment import BaseNeededError
-from portal.ops.backup.strategy import Base, plan_incremental, plan_incremental_cluster
+from portal.ops.backup.strategy import Base, ChainedFull, plan_incremental, plan_incremental_cluster
 from portal.ops.backup.walk import identity
 from portal.ops.errors import ConfigurationError, DiskFullError, OpsError, SourceError
 from portal.ops.filesystem.refusals import unreadable
 from portal.ops.hints import Advice
-from portal.ops.model import BackupId, BackupType, Component
+from portal.ops.model import BackupId, BackupType, Component, FullUploads
 from portal.ops.pitr.base_chain import FullBaseNeededError
 from portal.ops.pitr.scratch import sweep_scratch
 from portal.ops.repository.access_log import Action, Outcome
@@ -72,12 +72,14 @@ class BackupRequest:
         moment: the slot that it is for, or when it was asked for.
         incremental: whether only what has changed is wanted.
         changed: for an incremental one, the only paths that may have changed.
+        complete: whether the uploads are wanted completely, whatever the configuration says.
     """
 
     backup_id: BackupId
     moment: datetime
     incremental: bool = False
     changed: Sequence[str] | None = None
+    complete: bool = False
 
     @classmethod
     def of(
@@ -88,10 +90,11 @@ class BackupRequest:
         *,
         incremental: bool = False,
         changed: Sequence[str] | None = None,
+        complete: bool = False,
     ) -> Self:
         """The request for one backup; the same moment and request id give the same backup id."""
         backup_id = BackupId.of(kind, moment, request_id or uuid.uuid4().hex)
-        return cls(backup_id=backup_id, moment=moment, incremental=incremental, changed=changed)
+        return cls(backup_id=backup_id, moment=moment, incremental=incremental, changed=changed, complete=complete)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,9 +179,19 @@ class BackupRun:
 
     def _choose(self, request: BackupRequest, components: tuple[Component, ...], pending: PendingArchive) -> Strategy:
         """An incremental where one was asked for and there is something that it can follow."""
+        meter = Meter(self.progress)
+        meter.phase = "compare"
+        if self._is_chained(request, components):
+            return ChainedFull(
+                repository=self.repository,
+                config=self.config,
+                components=components,
+                moment=request.moment,
+                pending=pending,
+                check_space=self._check_space,
+                advance=meter.advance,
+            )
         if request.incremental:
-            meter = Meter(self.progress)
-            meter.phase = "compare"
             try:
                 return plan_incremental(self.repository, self.config, request.changed, pending, meter.advance)
             except BaseNeededError as reason:
@@ -197,7 +210,15 @@ class BackupRun:
             components=components,
             kind=request.backup_id.type,
             is_chain_locked=request.incremental,
+            is_followed=self.config.full_uploads is FullUploads.CHAIN,
         )
+
+    def _is_chained(self, request: BackupRequest, components: tuple[Component, ...]) -> bool:
+        """Whether a full backup is to follow another archive; what is no directory of uploads has no chain."""
+        source = self.config.source(Component.MEDIA)
+        is_wanted = self.config.full_uploads is FullUploads.CHAIN and not request.complete
+        is_full = request.backup_id.type is BackupType.FULL and Component.MEDIA in components
+        return is_wanted and is_full and source is not None and source.is_dir()
 
     def _write(
         self, request: BackupRequest, strategy: Strategy, pending: PendingArchive, result: BackupResult
@@ -207,11 +228,9 @@ class BackupRun:
             repository=self.repository,
             pending=pending,
             backup_id=request.backup_id,
-            components=strategy.components,
+            strategy=strategy,
             runner=self.runner,
             meter=Meter(self.progress),
-            increment=strategy.increment,
-            base_parent=strategy.base_parent,
         )
         with closing(collection.run(result.timestamp)) as written:
             path = pending.commit(written.digest)

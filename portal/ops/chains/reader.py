@@ -1,7 +1,8 @@
 """Reads the tree of an incremental as it was when that was made, from all the archives that it stands on.
 
 A file is read from the last archive that has it, unless a later one says that it is gone. Only what the incrementals
-say is kept in memory, not what the base holds.
+say is kept in memory, not what the base holds. What is no upload, as the database of a full backup, is read from the
+last archive alone.
 """
 
 from __future__ import annotations
@@ -64,6 +65,9 @@ class ChainReader:
                     self._newest.update(dict.fromkeys(paths, number))
         self._first_frames = [0, *accumulate(frames)]
         self._holds = Counter(self._newest.values())
+        self._last = len(self.line) - 1
+        components = self.line[-1].manifest.components
+        self._own = tuple(component.member for component in components if component is not Component.MEDIA)
 
     def close(self) -> None:
         """Close the files."""
@@ -85,7 +89,7 @@ class ChainReader:
         return replace(manifest, details={**manifest.details, _PREFIX: {**details, **tree}})
 
     def members(self) -> Iterator[Member]:
-        """Everything in the tree, the oldest archive's first.
+        """Everything in the tree, the oldest archive's first, and what else the last archive holds.
 
         Raises:
             NotIntactError: an index makes no sense.
@@ -106,12 +110,12 @@ class ChainReader:
             with _named(ancestor):
                 reader = ArchiveReader(ancestor.path)
             with closing(reader):
-                most = self._holds[number] if number else reader.member_count
+                most = self._holds[number] if number and not self._is_whole(number) else reader.member_count
                 yield Layer(reader, most, partial(self._is_live, number=number), partial(_named, ancestor))
 
     def find(self, path: str) -> Member | None:
         """The member of that path, in whichever archive it is."""
-        number = self._newest.get(path, 0)
+        number = self._newest.get(path, 0) if is_below(path, _PREFIX) else self._last
         if not self._is_live(path, number):
             return None
         with _named(self.line[number]):
@@ -138,19 +142,38 @@ class ChainReader:
         Raises:
             NotIntactError: as that of `ArchiveReader`.
         """
-        for number, ancestor in self._holding():
+        for number, ancestor in self._holding(below):
+            part = (below if self._is_own(below) else _PREFIX) if below is not None else None
+            if part is None and not self._is_whole(number):
+                part = _PREFIX
             with _named(ancestor), closing(ArchiveReader(ancestor.path)) as reader:
-                for member, content in reader.contents(jobs, below=_PREFIX):
+                for member, content in reader.contents(jobs, below=part):
                     if self._is_live(member.path, number) and (below is None or is_below(member.path, below)):
                         yield self._numbered(member, number), _told(content, ancestor)
 
-    def _holding(self) -> Iterator[tuple[int, Ancestor]]:
-        """The archives that hold something of the tree."""
-        return ((number, one) for number, one in enumerate(self.line) if not number or self._holds[number])
+    def _holding(self, below: str | None = None) -> Iterator[tuple[int, Ancestor]]:
+        """The archives that hold something of the tree, or of a part of it."""
+        if below is not None and self._is_own(below):
+            return iter([(self._last, self.line[-1])])
+        return (
+            (number, one)
+            for number, one in enumerate(self.line)
+            if not number or self._holds[number] or (self._is_whole(number) and below is None)
+        )
+
+    def _is_whole(self, number: int) -> bool:
+        """Whether an archive counts with all that it holds, and not with its uploads alone."""
+        return number == self._last and bool(self._own)
+
+    def _is_own(self, path: str) -> bool:
+        """Whether a path is that of something else than uploads, which the last archive holds completely."""
+        return any(is_below(path, own) for own in self._own)
 
     def _is_live(self, path: str, number: int) -> bool:
         """Whether what an archive has under a path is in the tree."""
-        if not is_below(path, _PREFIX) or self._newest.get(path, number) > number:
+        if not is_below(path, _PREFIX):
+            return number == self._last and self._is_own(path)
+        if self._newest.get(path, number) > number:
             return False
         while path and self._gone:
             if self._gone.get(path, number) > number:

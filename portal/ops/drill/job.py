@@ -40,7 +40,7 @@ from portal.ops.errors import (
     RepositoryError,
 )
 from portal.ops.hints import Advice
-from portal.ops.model import BackupType, Component, VerifyLevel
+from portal.ops.model import CHAINED_VERSION, BackupType, Component, VerifyLevel
 from portal.ops.postgres.connection import connect
 from portal.ops.postgres.dump_contents import SUBSCRIPTIONS
 from portal.ops.postgres.pg_restore import find_restorer
@@ -213,7 +213,7 @@ class DrillJob:
     def _try_out(self, builder: _ResultBuilder, opened: Archive) -> None:
         """Restore, compare, and remove it whatever happens."""
         builder.manifest = manifest = opened.manifest()
-        if manifest.parent:
+        if manifest.parent and manifest.format_version != CHAINED_VERSION:
             raise ConfigurationError(
                 f"{manifest.backup_id} is an incremental of {manifest.parent}, and no drill restores one by itself",
                 hint="Name a full archive, or the base of the chain.",

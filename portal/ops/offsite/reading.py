@@ -10,11 +10,12 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from portal.ops.archive.damage import is_below
 from portal.ops.archive.index import MemberType
 from portal.ops.archive.reader import ArchiveReader
 from portal.ops.chains.deletions import deletions
 from portal.ops.errors import NotIntactError
-from portal.ops.model import SUFFIX
+from portal.ops.model import SUFFIX, Component
 from portal.ops.storage.age_format import (
     CHUNK_BYTES,
     HEADER_MOST,
@@ -175,6 +176,7 @@ def find_file(backend: Backend, line: Sequence[Commit], identities: Sequence[Ide
         NotIntactError: an index is damaged.
     """
     files: list[RemoteFile] = []
+    is_upload = is_below(path, Component.MEDIA.member)
     for number, commit in reversed(tuple(enumerate(line))):
         if number and commit.parent_sha256 != line[number - 1].archive_sha256:
             raise NotIntactError(
@@ -189,7 +191,7 @@ def find_file(backend: Backend, line: Sequence[Commit], identities: Sequence[Ide
             member = reader.find(member.link)
         if member is not None:
             return FoundFile(reader, member, tuple(files)) if member.type is MemberType.FILE else None
-        if commit.parent is not None and _is_gone(path, set(deletions(reader))):
+        if not is_upload or (commit.parent is not None and _is_gone(path, set(deletions(reader)))):
             return None
     return None
 

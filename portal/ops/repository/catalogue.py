@@ -299,8 +299,8 @@ def _read_at(manifest: Manifest) -> float | None:
 
 
 def _may_follow(backup_id: BackupId | None) -> bool:
-    """Whether an archive may be an incremental, by its name."""
-    return backup_id is not None and backup_id.type in (BackupType.MEDIA, BackupType.BASE)
+    """Whether an archive may follow another one, by its name."""
+    return backup_id is not None and backup_id.type in (BackupType.MEDIA, BackupType.FULL, BackupType.BASE)
 
 
 def kin_of(path: Path) -> tuple[str, ...] | None:

@@ -181,7 +181,9 @@ class Restoration:
     def _choose(self, request: RestoreRequest, builder: ResultBuilder) -> RestoreSource:
         """Find what is restored, and note it in the result."""
         if not request.is_moment:
-            return RestoreSource(archive=choose_archive(self._repository, builder, request.path))
+            with_uploads = builder.result.scope in (RestoreScope.FULL, RestoreScope.MEDIA)
+            chosen = choose_archive(self._repository, builder, request.path)
+            return RestoreSource(archive=chosen, with_uploads=with_uploads)
         text = os.fspath(request.path)
         context = self._context
         choice = choose_moment(
@@ -201,9 +203,11 @@ class Restoration:
         if self._config.patterns or not is_thorough:
             return
         with_dump = scope in (RestoreScope.FULL, RestoreScope.DATABASE)
-        level = VerifyLevel.DUMP if with_dump else VerifyLevel.CONTENTS
-        for found in verify_job(self._context).examine(source.needed(), level, is_alone=True):
-            found.raise_damage()
+        *older, last = source.needed()
+        looks = [(older, VerifyLevel.CONTENTS), ([last], VerifyLevel.DUMP if with_dump else VerifyLevel.CONTENTS)]
+        for paths, level in looks:
+            for found in verify_job(self._context).examine(paths, level, is_alone=True):
+                found.raise_damage()
 
     def _checksum(self, source: RestoreSource) -> Checksum:
         """What was not looked at before is hashed while it is staged; single files are not a reason to read it all."""

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from portal.ops.archive.open import open_archive
 from portal.ops.chains.lineage import is_incremental, line_of
 from portal.ops.chains.reader import open_tree
 from portal.ops.repository.locks import archive_lock
@@ -28,10 +29,12 @@ class RestoreSource:
     Arguments:
         archive: the archive; of a moment the first one that leads to it.
         choice: what leads to a moment; nothing for an archive by itself.
+        with_uploads: whether uploads are restored; all else is in the archive itself, whatever that stands on.
     """
 
     archive: ArchiveFile
     choice: MomentChoice | None = None
+    with_uploads: bool = True
 
     @property
     def recovery(self) -> RecoveryPlan | None:
@@ -44,7 +47,9 @@ class RestoreSource:
         Raises:
             NotIntactError: it, or something that it needs, is damaged where it has to be read first, or is not there.
         """
-        return MomentArchive(self.choice) if self.choice else open_tree(self.archive.path)
+        if self.choice:
+            return MomentArchive(self.choice)
+        return open_tree(self.archive.path) if self.with_uploads else open_archive(self.archive.path)
 
     def lock(self, timeout: float) -> ExitStack:
         """Keep a prune away from what is read, until the context is left.
@@ -61,7 +66,7 @@ class RestoreSource:
         """The archives that a restore reads, the oldest of a chain first, and the SHA-256 that each should have."""
         needed: dict[Path, str | None] = {}
         for path in self._paths():
-            if is_incremental(path):
+            if self.with_uploads and is_incremental(path):
                 needed |= {ancestor.path: ancestor.sha256 for ancestor in line_of(path)}
             else:
                 needed[path] = read_sidecar(path)

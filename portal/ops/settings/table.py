@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from portal.ops.model import Compression, LogFormat
+from portal.ops.model import Compression, FullUploads, LogFormat
 from portal.ops.settings.database_url import DatabaseTarget, Secret, UrlParts
 from portal.ops.settings.destination import with_own_names
 from portal.ops.settings.entry import (
@@ -182,6 +182,18 @@ class ScheduleSettings(Group):
     )
     offsite: str | None = setting(
         "BACKUP_SCHEDULE_OFFSITE", "When off-site copies that are missing are made up for", cron, "20 * * * *"
+    )
+    full_uploads: FullUploads = setting(
+        "BACKUP_FULL_UPLOADS",
+        "Uploads in a full backup: `complete`, or `chain`: only what has changed since the last backup of the uploads",
+        one_of(FullUploads),
+        "complete",
+    )
+    complete: str | None = setting(
+        "BACKUP_SCHEDULE_COMPLETE",
+        "Schedule of complete full backups, if `BACKUP_FULL_UPLOADS` is `chain`",
+        cron,
+        "0 2 * * 0",
     )
     time_zone: ZoneInfo = setting("BACKUP_TIMEZONE", "Time zone of the schedules", time_zone, "UTC")
 

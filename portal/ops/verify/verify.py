@@ -247,7 +247,8 @@ class _Look:
         for component in Component:
             files, others = self._held[component]
             listed = component in manifest.components
-            if listed and not files + others and manifest.parent is None:
+            may_be_empty = component is Component.MEDIA and manifest.parent is not None
+            if listed and not files + others and not may_be_empty:
                 self._note(Damage(what=f"the manifest lists {component.value}, but the archive holds none"))
             if not listed and files + others:
                 self._note(Damage(what=f"the archive holds {component.value}, but the manifest does not list it"))

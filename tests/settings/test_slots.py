@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.schedule import last_slot, next_slot
+from portal.ops.settings.slots import last_slot, next_slot
 
 ZONES = [
     "UTC",

@@ -13,23 +13,28 @@ from typing import TYPE_CHECKING, Final
 from cronsim import CronSim
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from zoneinfo import ZoneInfo
+    from collections.abc import Iterable, Iterator
+    from datetime import tzinfo
 
 _MARGIN: Final = timedelta(hours=25)
 """More than any clock was ever changed by: so far the order on the wall may differ from the order in time."""
 
 
-def last_slot(expression: str, zone: ZoneInfo, now: datetime) -> datetime | None:
+def last_slot(expression: str, zone: tzinfo, now: datetime) -> datetime | None:
     """The newest slot that is not after `now`; nothing where there was none in fifty years."""
     later = _slots(expression, now.astimezone(zone) + _MARGIN, is_backwards=True)
     return next((slot for slot in later if slot <= now), None)
 
 
-def next_slot(expression: str, zone: ZoneInfo, now: datetime) -> datetime | None:
+def next_slot(expression: str, zone: tzinfo, now: datetime) -> datetime | None:
     """The first slot after `now`; nothing where there will be none in fifty years."""
     earlier = _slots(expression, now.astimezone(zone) - _MARGIN, is_backwards=False)
     return next((slot for slot in earlier if slot > now), None)
+
+
+def newest_slot(expressions: Iterable[str], zone: tzinfo, now: datetime) -> datetime | None:
+    """The newest slot of several expressions that is not after `now`."""
+    return max(filter(None, (last_slot(one, zone, now) for one in expressions)), default=None)
 
 
 def _slots(expression: str, start: datetime, *, is_backwards: bool) -> Iterator[datetime]:

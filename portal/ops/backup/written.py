@@ -1,0 +1,38 @@
+"""An archive that a backup has written and not published yet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from portal.ops.chains.state_cache import Content
+
+if TYPE_CHECKING:
+    from portal.ops.archive.writer import WrittenIndex
+    from portal.ops.manifest import Manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """An archive that is on the disk, and not published yet; to be closed.
+
+    Arguments:
+        manifest: what it says of itself.
+        digest: its SHA-256.
+        index: its members.
+        deleted: what an incremental says is gone.
+    """
+
+    manifest: Manifest
+    digest: str
+    index: WrittenIndex
+    deleted: tuple[str, ...] = ()
+
+    @property
+    def content(self) -> Content:
+        """What it has of the uploads."""
+        return Content(manifest=self.manifest, members=self.index.members(), deleted=self.deleted)
+
+    def close(self) -> None:
+        """Give up the index."""
+        self.index.close()
