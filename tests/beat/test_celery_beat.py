@@ -14,10 +14,10 @@ import pytest
 from beat.due import Slot
 from beat.scheduler import CronSlots
 from demo.redis import EmbeddedRedis
+from portal.ops.settings.slots import last_slot
 from tests.support.services import ServiceProcess, sent_tasks
 from tests.support.workers import wait_until
 from worker.operations import BACKUP_DATABASE, BACKUP_FULL
-from worker.schedule import last_slot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
