@@ -37,7 +37,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from portal.ops.units import printable
+
+def _one_line(text: str) -> str:
+    """The text with control characters escaped, as `units.printable` does: the core's modules do not import each other."""
+    return text if text.isprintable() else "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 class OpsError(Exception):
@@ -57,7 +60,7 @@ class OpsError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        message, hint = (printable(text, most=None) for text in (self.message, self.hint))
+        message, hint = (_one_line(text) for text in (self.message, self.hint))
         return f"{message}\n  hint: {hint}" if hint else message
 
 
