@@ -39,7 +39,7 @@ from typing import ClassVar
 
 
 def _one_line(text: str) -> str:
-    """The text with control characters escaped, as `units.printable` does: the core's modules do not import each other."""
+    """The text with control characters escaped, as `units.printable` does, which must not be imported here."""
     return text if text.isprintable() else "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
