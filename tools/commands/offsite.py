@@ -176,7 +176,7 @@ def _show_copies(copies: list[dict[str, Any]]) -> None:
     table = Table(_COLUMNS, output.width())
     with Lines() as lines:
         if copies and not is_json():
-            lines.say(table.head())
+            lines.say(table.head(), "head")
         for one in copies:
             kind = f"+ {one['type']}" if one["parent"] else str(one["type"])
             size = human_bytes(one["stored_bytes"])
@@ -229,11 +229,11 @@ def verify_copy(settings: Settings, show: Callable[[Step], None], name: str | No
     if found.intact:
         say(found.message)
     else:
-        damages = "".join(f"\n  {one.stem}: {damage}" for one in found.findings for damage in one.damages)
+        damages = [f"{one.stem}: {damage}" for one in found.findings for damage in one.damages]
         hint = (
             "Take another copy: 'offsite list' shows them; with versions, 'offsite list --as-of TIME' finds older ones."
         )
-        say_error(f"copies are damaged{damages}\n  hint: {hint}")
+        say_error("copies are damaged", damages, hint)
     if any(one.is_downloaded for one in found.findings) and level == "checksum":
         say("note: a store keeps no SHA-256 of its own, so copies were read for that")
     print_result(found.to_dict())
