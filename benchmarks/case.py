@@ -93,3 +93,11 @@ def faster(peer: str, times: float) -> Target:
 def at_most(peer: str, times: float, measure: Measure = Measure.TIME) -> Target:
     """Return the wish that ours takes at most `times` the time or the size of a peer's."""
     return Target(measure=measure, subject=OURS, reference=peer, bound=Bound.AT_MOST, wanted=times)
+
+
+def repository_at(place: str) -> dict[str, str]:
+    """Return the environment of our commands for a repository that only lasts for a run.
+
+    What notes that there was one lies in it: the next run begins in an empty directory of the same name.
+    """
+    return {"BACKUP_LOCAL_PATH": place, "XDG_STATE_HOME": f"{place}/.state"}

@@ -9,7 +9,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from benchmarks.case import OURS, SYNCED, Case, Contender, Data, at_most, faster
+from benchmarks.case import OURS, SYNCED, Case, Contender, Data, at_most, faster, repository_at
 from benchmarks.data import Content, CopiedSet, DataSet
 from benchmarks.database import Database, Shape
 from benchmarks.database_cases import PG_DUMP, PG_DUMP_RAW, database_case, restore_database_case
@@ -87,7 +87,7 @@ def _our_backup(name: str = OURS, data: Data | None = None) -> Contender:
 def _media_into(repository: str) -> Command:
     return Command(
         argv=("{tools}/backup.sh", "media"),
-        env={"BACKUP_LOCAL_PATH": repository, "PORTAL_UPLOAD_DIR": "{data}"},
+        env={**repository_at(repository), "PORTAL_UPLOAD_DIR": "{data}"},
     )
 
 
@@ -173,7 +173,7 @@ def _verify(data: DataSet) -> Case:
                 setup=(_media_into("{kept}"),),
                 run=Command(
                     argv=("{tools}/backup.sh", "verify", "{archive}", "--level", "contents"),
-                    env={"BACKUP_LOCAL_PATH": "{kept}"},
+                    env=repository_at("{kept}"),
                 ),
                 says_success=True,
                 proof="SHA-256 of each file and of the archive",
@@ -212,7 +212,7 @@ def _extract(data: DataSet) -> Case:
                 setup=(_media_into("{kept}"),),
                 run=Command(
                     argv=("{tools}/backup.sh", "extract", "{archive}", "media/{member}", "--output", "{out}/file"),
-                    env={"BACKUP_LOCAL_PATH": "{kept}"},
+                    env=repository_at("{kept}"),
                 ),
                 check=(Command(argv=(*same, "{out}/file")),),
                 says_success=True,
@@ -245,7 +245,7 @@ def _restore_files(data: DataSet) -> Case:
                 setup=(_media_into("{kept}"),),
                 run=Command(
                     argv=("{tools}/restore.sh", "{archive}", "--force", "--media-dir", "{out}/files"),
-                    env={"BACKUP_LOCAL_PATH": "{kept}"},
+                    env=repository_at("{kept}"),
                 ),
                 check=same,
                 says_success=True,
@@ -318,10 +318,15 @@ def _restore_chain(data: DataSet, incrementals: int) -> Case:
         contenders=tuple(
             Contender(
                 name=name,
-                setup=(Command(argv=(sys.executable, "-m", "benchmarks.chain", "{data}", "{kept}", str(length))),),
+                setup=(
+                    Command(
+                        argv=(sys.executable, "-m", "benchmarks.chain", "{data}", "{kept}", str(length)),
+                        env=repository_at("{kept}/archives"),
+                    ),
+                ),
                 run=Command(
                     argv=("{tools}/restore.sh", "latest", "--media-only", "--force", "--media-dir", "{out}/files"),
-                    env={"BACKUP_LOCAL_PATH": "{kept}/archives"},
+                    env=repository_at("{kept}/archives"),
                 ),
                 check=(Command(argv=("diff", "--recursive", "--exclude=.kekkai-restore", "{data}", "{out}/files")),),
                 says_success=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from benchmarks.case import OURS, SYNCED, Case, Contender, at_most
+from benchmarks.case import OURS, SYNCED, Case, Contender, at_most, repository_at
 from benchmarks.measure import Command
 from benchmarks.outcome import Measure
 
@@ -25,7 +25,7 @@ def our_dump() -> Command:
     return Command(
         argv=("{tools}/backup.sh", "database"),
         env={
-            "BACKUP_LOCAL_PATH": "{out}",
+            **repository_at("{out}"),
             "BACKUP_PG_BIN_DIR": "{pg_bin}",
             "DD_DATABASE_HOST": "{host}",
             "DD_DATABASE_PORT": "{port}",
@@ -94,11 +94,11 @@ def restore_database_case(data: Database) -> Case:
         contenders=(
             Contender(
                 name=OURS,
-                setup=(replace(our_dump(), env={**our_dump().env, "BACKUP_LOCAL_PATH": "{kept}"}),),
+                setup=(replace(our_dump(), env={**our_dump().env, **repository_at("{kept}")}),),
                 prepare=(cleared, vacuumed, settled),
                 run=Command(
                     argv=("{tools}/restore.sh", "{archive}", "--force", "--database-only", "--jobs", _RESTORE_JOBS),
-                    env={**our_dump().env, "BACKUP_LOCAL_PATH": "{kept}"},
+                    env={**our_dump().env, **repository_at("{kept}")},
                 ),
                 says_success=True,
                 proof="SHA-256 of the archive; rows counted",

@@ -2,9 +2,10 @@
 
     tools/benchmark.sh pitr [--rows N] [--seconds N] [--directory DIR]
 
-It makes a PostgreSQL server and a database, receives its WAL, and measures: a commit until it is durable in the
-repository, alone and beside a load; a base backup against pg_basebackup; a restore to a moment against PostgreSQL's
-programs by hand. It prints one line for each.
+It makes a PostgreSQL server and a database, receives its WAL by the service, and measures: a commit until it is durable
+in the repository, alone and beside a load, and until it is off-site; a base backup against pg_basebackup; a restore to
+a moment against PostgreSQL's programs by hand; the throughput of pgbench with the service and without; the memory of
+the service with all that it starts. It prints a line for each.
 """
 
 from __future__ import annotations
@@ -16,20 +17,20 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any, Final
 
+from benchmarks.pitr_by_hand import plain_wal, recover_by_hand
 from demo.postgres import EmbeddedPostgres
 from portal.ops.backup.job import BackupConfig, BackupJob
-from portal.ops.pitr.lsn import parse_lsn
-from portal.ops.pitr.receiver import WalReceiver
+from portal.ops.pitr.lsn import parse_lsn, parse_segment
 from portal.ops.pitr.replication import SLOT
+from portal.ops.pitr.wal_archive import WalArchive
 from portal.ops.repository.repository import Repository
 from portal.ops.restore.config import RestoreConfig, RestoreScope
 from portal.ops.restore.job import RestoreJob
-from portal.ops.runtime.process import SystemRunner
 from portal.ops.settings.load import DatabaseTarget, Secret
 
 if TYPE_CHECKING:
@@ -45,12 +46,15 @@ _SETTINGS: Final = {
     "synchronous_commit": "on",
 }
 _COMMITS: Final = 200
+_OFFSITE_COMMITS: Final = 8
+_ROUNDS: Final = 3
+_REPLAYED_BYTES: Final = 200_000_000
 _CONFIRMED: Final = "SELECT restart_lsn::text FROM pg_replication_slots WHERE slot_name = %s"
 
 
 def main() -> int:
     """Measure, and print."""
-    parser = argparse.ArgumentParser(prog="tools/benchmark.sh pitr", description="Measure recoveries to a second.")
+    parser = argparse.ArgumentParser(prog="tools/benchmark.sh pitr", description="Measure recoveries to any second.")
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the database (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=10, help="how long the load lasts (default: %(default)s)")
     parser.add_argument("--directory", type=Path, help="where to work (default: a temporary directory)")
@@ -78,6 +82,7 @@ class _Bench:
             password=Secret(address.password),
         )
         self.repository = Repository(directory / "repository")
+        self.store = directory / "store"
         self._place: dict[str, Any] = {
             "local_path": self.repository.path,
             "db_host": address.host,
@@ -97,19 +102,44 @@ class _Bench:
         return RestoreJob(RestoreConfig(**self._place, verify_before_restore=False))
 
     @contextmanager
-    def receiving(self) -> Iterator[None]:
-        """The WAL service, in a thread."""
-        stop = threading.Event()
-        receiver = WalReceiver(
-            self.repository, self.target, runner=SystemRunner(), bin_dir=self.server.reachable_bin_dir
-        )
-        thread = threading.Thread(target=receiver.run, args=(stop,))
-        thread.start()
+    def receiving(self) -> Iterator[subprocess.Popen[bytes]]:
+        """The WAL service, as people run it, with a directory as its off-site destination."""
+        address = self.server.superuser("portal")
+        self.store.mkdir(exist_ok=True)
+        environ = {
+            "PATH": os.environ["PATH"],
+            "BACKUP_LOCAL_PATH": str(self.repository.path),
+            "BACKUP_PG_BIN_DIR": str(self.server.reachable_bin_dir),
+            "BACKUP_WAL": "on",
+            "BACKUP_OFFSITE_URLS": f"file://{self.store}",
+            "BACKUP_OFFSITE_ENCRYPTION": "off",
+            "DD_DATABASE_URL": f"postgres://{address.user}:{address.password}@{address.host}:{address.port}/portal",
+        }
+        command = [sys.executable, "-I", "-m", "beat.wal"]
+        with (self.directory / "service.log").open("ab") as output:
+            process = subprocess.Popen(command, env=environ, cwd="/", stdout=output, stderr=output)
         try:
-            yield
+            yield process
         finally:
-            stop.set()
-            thread.join()
+            process.terminate()
+            process.wait()
+
+    def offsite_lsn(self) -> int:
+        """Up to where the WAL is in the store, by the names of what lies there."""
+        segment_bytes, reached = 16 << 20, 0
+        for path in (self.store / "wal").rglob("*.gz*"):
+            name, _, span = path.name.split(".")[0].partition("+")
+            if segment := parse_segment(name, segment_bytes):
+                end = int(span.partition("-")[2]) if span else segment_bytes
+                reached = max(reached, segment.number * segment_bytes + end)
+        return reached
+
+    def said(self, name: str, *arguments: str | Path) -> str:
+        """What one of PostgreSQL's programs says."""
+        environ = {**os.environ, "PGPASSWORD": self.server.superuser().password}
+        where = ["--host=127.0.0.1", f"--port={self.server.port}", "--username=postgres"]
+        command = [self.server.reachable_bin_dir / name, *where, *arguments]
+        return subprocess.run(command, env=environ, check=True, capture_output=True, text=True).stdout
 
     def program(self, name: str, *arguments: str | Path) -> float:
         """Run one of PostgreSQL's programs against the server; the seconds that it took."""
@@ -132,14 +162,17 @@ def _measure(bench: _Bench, rows: int, seconds: float) -> None:
         )
         connection.execute("CREATE TABLE load (t text)")
         connection.execute("CHECKPOINT")
-    with bench.receiving():
+    with bench.receiving() as service:
         _wait_until_level(bench)
         _tell(f"a commit until it is durable in the repository: {_latencies(bench)}")
-        with _load(bench, seconds) as rate:
+        with _memory(service.pid) as peak, _load(bench, seconds) as rate:
             shown = _latencies(bench)
         _tell(f"the same beside a load of {rate():.0f} MB/s of WAL: {shown}")
+        _tell(f"memory of the service and all that it starts, at the most, beside that load: {peak():.0f} MB")
+        _tell(f"a commit until it is off-site: {_offsite(bench)}")
         _base_backups(bench)
         _recovery(bench)
+    _throughput(bench, seconds)
 
 
 def _latencies(bench: _Bench) -> str:
@@ -201,10 +234,27 @@ def _load(bench: _Bench, seconds: float) -> Iterator[Callable[[], float]]:
         thread.join()
 
 
+def _offsite(bench: _Bench) -> str:
+    """How long it takes from a commit until a part of a segment that holds it lies in the store."""
+    found = []
+    with bench.server.connect("portal") as connection:
+        for _ in range(_OFFSITE_COMMITS):
+            connection.execute("INSERT INTO load VALUES ('off-site')")
+            started = time.monotonic()
+            (lsn,) = connection.execute("SELECT pg_current_wal_flush_lsn()::text").fetchone() or ("0/0",)
+            while bench.offsite_lsn() < parse_lsn(lsn):
+                if time.monotonic() - started > 30:
+                    raise TimeoutError("a commit was not off-site in 30 s")
+                time.sleep(0.02)
+            found.append(time.monotonic() - started)
+            time.sleep(0.7)
+    return f"median {median(found):.1f} s, at the most {max(found):.1f} s, of {_OFFSITE_COMMITS}"
+
+
 def _base_backups(bench: _Bench) -> None:
-    """Ours against pg_basebackup with its fastest compression, one after the other."""
+    """Ours against pg_basebackup with its fastest compression, in turns."""
     ours, theirs, size = [], [], 0
-    for number in range(3):
+    for number in range(_ROUNDS):
         started = time.monotonic()
         result = bench.backup_job().backup_base()
         ours.append(time.monotonic() - started)
@@ -214,15 +264,21 @@ def _base_backups(bench: _Bench) -> None:
         theirs.append(bench.program("pg_basebackup", f"--pgdata={place}", *options))
     their_size = (place / "base.tar.gz").stat().st_size
     _tell(
-        f"a base backup: {median(ours):.1f} s, {size / 1e6:.0f} MB; "
-        f"pg_basebackup -Ft -Z1: {median(theirs):.1f} s, {their_size / 1e6:.0f} MB"
+        f"a base backup, speed {median(theirs) / median(ours):.2f} and size {size / their_size:.2f} of "
+        f"pg_basebackup -Ft -z -Z1: {median(ours):.1f} s, {size / 1e6:.0f} MB against {median(theirs):.1f} s, "
+        f"{their_size / 1e6:.0f} MB"
     )
 
 
 def _recovery(bench: _Bench) -> None:
-    """A restore to the latest moment, and the parts of it that PostgreSQL's programs need by hand."""
+    """A restore to the latest moment, and the same by hand."""
     with bench.server.connect("portal") as connection:
-        connection.execute("UPDATE finding SET title = title || '!' WHERE mod(n, 3) = 0")
+        (first,) = connection.execute("SELECT pg_current_wal_lsn()::text").fetchone() or ("0/0",)
+        written = 0
+        while written < _REPLAYED_BYTES:
+            connection.execute("UPDATE finding SET title = title || '!' WHERE mod(n, 10) = mod(%s, 10)", [written])
+            (last,) = connection.execute("SELECT pg_current_wal_lsn()::text").fetchone() or ("0/0",)
+            written = parse_lsn(last) - parse_lsn(first)
     _wait_until_level(bench)
     time.sleep(3)
     started = time.monotonic()
@@ -230,15 +286,80 @@ def _recovery(bench: _Bench) -> None:
     seconds = time.monotonic() - started
     if not result.success:
         raise RuntimeError(result.error)
-    place = bench.directory / "portal.dump"
-    dump = bench.program("pg_dump", "--format=custom", "--compress=0", f"--file={place}", "portal")
-    bench.server.create_database("by_hand")
-    restore = bench.program("pg_restore", "--jobs=2", "--dbname=by_hand", place)
     away = result.facts["database"]["downtime_seconds"]
+    archive = WalArchive.current(bench.repository)
+    assert archive
+    with tempfile.TemporaryDirectory(prefix="wal-", dir="/tmp") as place:
+        Path(place).chmod(0o755)
+        plain_wal(archive, Path(place) / "wal")
+        bench.server.create_database("by_hand")
+        address = bench.server.superuser("by_hand")
+        os.environ["PGPASSWORD"] = address.password
+        steps = recover_by_hand(
+            bench.server.reachable_bin_dir,
+            bench.directory / f"pg_basebackup-{_ROUNDS - 1}" / "base.tar.gz",
+            Path(place) / "wal",
+            into=[f"--host={address.host}", f"--port={address.port}", "--username=postgres", "--dbname=by_hand"],
+            database="portal",
+        )
+    by_hand = sum(steps.values())
+    parts = ", ".join(f"{name} {value:.1f}" for name, value in steps.items())
     _tell(
-        f"a restore to a moment: {seconds:.1f} s, the database away for {away:.2f} s of it; "
-        f"pg_dump and pg_restore -j2 alone, without unpacking and replay: {dump + restore:.1f} s"
+        f"a restore to a moment, {written / 1e6:.0f} MB of WAL: {seconds / by_hand:.2f} times as long as by hand, "
+        f"{seconds:.1f} s against {by_hand:.1f} s ({parts}); the database is away for {away:.2f} s"
     )
+
+
+def _throughput(bench: _Bench, seconds: float) -> None:
+    """Transactions a second of pgbench, with the service and without it, in turns."""
+    bench.program("pgbench", "--initialize", "--quiet", "--scale=10", "portal")
+    rates: dict[bool, list[float]] = {True: [], False: []}
+    for turn in range(2 * _ROUNDS):
+        is_received = turn % 2 == 0
+        with bench.receiving() if is_received else nullcontext():
+            if is_received:
+                _wait_until_level(bench)
+            said = bench.said("pgbench", "--client=4", "--jobs=2", f"--time={seconds:.0f}", "--no-vacuum", "portal")
+        rates[is_received].append(float(said.partition("tps = ")[2].split()[0]))
+    ours, theirs = median(rates[True]), median(rates[False])
+    _tell(f"pgbench beside the service: {ours / theirs:.2f} of without, {ours:.0f} against {theirs:.0f} transactions/s")
+
+
+@contextmanager
+def _memory(pid: int) -> Iterator[Callable[[], float]]:
+    """The most memory, in MB, that a process and its children have at one time; shared pages count once."""
+    stop, peak = threading.Event(), [0.0]
+
+    def watch() -> None:
+        while not stop.wait(0.2):
+            peak[0] = max(peak[0], sum(_proportional_bytes(one) for one in _family(pid)) / 1e6)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield lambda: peak[0]
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _family(pid: int) -> list[int]:
+    """A process and all that it has started."""
+    found, todo = [], [pid]
+    while todo:
+        found.append(one := todo.pop())
+        for task in Path(f"/proc/{one}/task").glob("*"):
+            with suppress(OSError):
+                todo += map(int, (task / "children").read_text().split())
+    return found
+
+
+def _proportional_bytes(pid: int) -> int:
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 def _tell(text: str) -> None:

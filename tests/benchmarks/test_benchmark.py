@@ -118,9 +118,9 @@ def test_the_summary_has_every_row_and_marks_those_that_are_faster() -> None:
 
 def test_every_contender_says_what_it_proves() -> None:
     """In a case that writes or checks, each program's digests and syncing are named."""
-    for case in all_cases():
-        if any(contender.proof for contender in case.contenders):
-            assert all(contender.proof for contender in case.contenders), case.name
+    named = [case for case in all_cases() if any(contender.proof for contender in case.contenders)]
+    assert named
+    assert [case.name for case in named if not all(contender.proof for contender in case.contenders)] == []
 
 
 def test_the_same_seed_makes_the_same_files(tmp_path: Path) -> None:
@@ -273,6 +273,19 @@ def test_contenders_take_turns_in_fresh_directories(tmp_path: Path) -> None:
 )
 def test_success_is_a_json_object_that_says_so(output: str, success: bool) -> None:
     assert says_success(output) is success
+
+
+def test_no_run_remembers_the_repository_of_another() -> None:
+    """A repository that is gone is missed by what noted it; each run has a new one in a directory of the same name."""
+    commands = [
+        command
+        for case in all_cases()
+        for each in case.contenders
+        for command in (*each.setup, *each.prepare, each.run)
+        if "BACKUP_LOCAL_PATH" in command.env
+    ]
+    assert commands
+    assert all(command.env["XDG_STATE_HOME"] == f"{command.env['BACKUP_LOCAL_PATH']}/.state" for command in commands)
 
 
 def test_every_target_names_contenders_of_its_case() -> None:

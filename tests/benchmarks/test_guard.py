@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.case import OURS, Case, Contender
 from benchmarks.data import Content, DataSet
-from benchmarks.guard import Release, comparison, losses, measure, read_release
+from benchmarks.guard import RELEASE, Release, comparison, guarded_cases, losses, measure, read_release
 from benchmarks.measure import Command
 from benchmarks.rounds import Workshop
 
@@ -58,8 +58,21 @@ def test_a_program_that_fails_ends_the_guard(tmp_path: Path) -> None:
         measure([case_of("raise ValueError", "")], Workshop(directory=tmp_path, rounds=1, tell=lambda _: None))
 
 
-def test_a_case_without_a_recorded_ratio_ends_the_guard(tmp_path: Path) -> None:
+def test_a_file_without_ratios_ends_the_guard(tmp_path: Path) -> None:
     """A file that lost its figures would let everything pass."""
     (tmp_path / "release.json").write_text('{"version": "1.0", "measured_on": "", "ratios": {}}')
-    with pytest.raises(SystemExit, match="no ratio for tiny"):
-        read_release(tmp_path / "release.json", [case_of("", "")])
+    with pytest.raises(SystemExit, match="has no ratios"):
+        read_release(tmp_path / "release.json")
+
+
+def test_what_the_release_has_is_measured() -> None:
+    """Every recorded ratio is one of a guarded case: otherwise it would be a loss for ever."""
+    cases = guarded_cases()
+    assert {name.partition(":")[0] for name in read_release(RELEASE).ratios} <= {case.name for case in cases}
+    assert all(len(case.contenders) == 2 for case in cases)
+
+
+def test_a_ratio_that_is_new_is_shown_as_such() -> None:
+    """A case that came after the release cannot be lost, and nobody takes it for compared."""
+    release = Release(version="1.0", measured_on="here", ratios={"a:time": 1.0})
+    assert comparison(release, {"a:time": 1.0, "b:time": 2.0}).rows[1] == ("b:time", "-", "2.00", "not recorded")

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.fixture
-def portal(tmp_path: Path) -> Iterator[WalPortal]:
+@pytest.fixture(scope="module")
+def portal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WalPortal]:
     """A server with a base backup whose WAL is received."""
-    with wal_portal(tmp_path) as made:
+    with wal_portal(tmp_path_factory.mktemp("offsite-wal")) as made:
         with made.postgres.connect() as connection:
             connection.execute("CREATE TABLE stamped (number int)")
         with made.receiving():

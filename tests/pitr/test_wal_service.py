@@ -78,22 +78,6 @@ def test_lost_wal_is_a_gap_until_the_next_base_backup(tmp_path: Path) -> None:
         assert start <= lost_at <= end
 
 
-def test_full_disk_stops_receiving_and_is_told(portal: WalPortal, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The service stops before the disk is full, says so, and goes on once there is room."""
-    from portal.ops.pitr import receiver
-
-    with portal.receiving():
-        assert portal.job().backup_base().success
-        portal.wait_until_covered()
-        monkeypatch.setattr(receiver, "_RESERVE_BYTES", 1 << 60)
-        wait_until(lambda: "B free, and receiving" in (portal.look().state.get("problem") or ""), seconds=20)
-        wait_until(lambda: not _is_active(portal), seconds=20)
-        monkeypatch.setattr(receiver, "_RESERVE_BYTES", 0)
-        wait_until(lambda: not portal.look().state.get("problem"), seconds=40)
-        portal.wait_until_covered()
-        assert portal.look().window is not None
-
-
 def _is_active(portal: WalPortal) -> bool:
     with portal.postgres.connect() as connection:
         row = connection.execute("SELECT active FROM pg_replication_slots WHERE slot_name = %s", [SLOT]).fetchone()

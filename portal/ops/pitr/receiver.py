@@ -57,6 +57,9 @@ _STEADY_SECONDS: Final = 60.0
 """After so long without a fault the next pause is a short one again."""
 
 _RESERVE_BYTES: Final = 64 << 20
+_CONSEQUENCE: Final = "disconnected"
+"""What pg_receivewal says last, whatever the reason was."""
+
 _GONE: Final = ("has already been removed", "is not in this server's history")
 """What pg_receivewal says where the server cannot continue where our files end."""
 
@@ -209,9 +212,10 @@ class WalReceiver:
         """Say why pg_receivewal has ended; where the server cannot continue our files, what we have is put away."""
         code = process.wait()
         said = [line for line in process.stderr_tail().strip().splitlines() if line]
-        last = next(
-            (line for line in reversed(said) if "error" in line.lower()), said[-1] if said else f"exit code {code}"
-        )
+        errors = [line for line in said if "error" in line.lower() and not line.endswith(_CONSEQUENCE)]
+        last = (errors or said or [f"exit code {code}"])[-1]
+        if any(os.strerror(errno.ENOSPC) in line for line in said):
+            raise disk_full(self._repository.path)
         if any(gone in line for line in said for gone in _GONE):
             self._collect(archive, connection, with_last=True)
             self._gap(last, certain=True)

@@ -27,6 +27,7 @@ from portal.ops.pitr import archive_index
 from portal.ops.pitr.archive_index import WalFile
 from portal.ops.pitr.lsn import PARTIAL, Segment, parse_history, parse_history_name, parse_segment
 from portal.ops.repository.durable import make_hidden, sync_directory, write_durably
+from portal.ops.repository.faults import is_full
 from portal.ops.repository.repository import LOCK_NAME, Repository
 
 if TYPE_CHECKING:
@@ -204,10 +205,21 @@ class WalArchive:
             archive_index.append(self.path, file)
 
     def save_state(self, state: Mapping[str, Any]) -> None:
-        """Replace the state; not synced, since it is written every second and can be lost."""
-        temporary = self.path / f".{_STATE}.{os.getpid()}.tmp"
-        temporary.write_bytes(_json(state))
-        temporary.rename(self.path / _STATE)
+        """Replace the state; not synced, since it is written every second and can be lost.
+
+        On a full disk it is written over the old one, which needs no room: that the disk is full has to be told.
+        """
+        temporary, content = self.path / f".{_STATE}.{os.getpid()}.tmp", _json(state)
+        try:
+            temporary.write_bytes(content)
+            temporary.rename(self.path / _STATE)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            if not is_full(error):
+                raise
+            with (self.path / _STATE).open("r+b") as file:
+                file.write(content)
+                file.truncate()
 
     def remove(self, names: set[str]) -> int:
         """Remove files; the bytes that were freed.

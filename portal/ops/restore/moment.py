@@ -50,6 +50,8 @@ class MomentChoice:
 
     Arguments:
         text: the moment as it was asked for.
+        moment: by the clock of the database server.
+        ahead: how far that clock is ahead of ours, which files have their times by.
         recovery: how the database gets there; nothing where it is not wanted.
         media: the archive of the uploads; nothing where they are not wanted.
         later: the archives after it, up to the first one that was begun after the moment.
@@ -60,6 +62,7 @@ class MomentChoice:
 
     text: str
     moment: datetime
+    ahead: timedelta
     recovery: RecoveryPlan | None
     media: Path | None = None
     later: tuple[Path, ...] = ()
@@ -113,7 +116,8 @@ def choose_moment(
         raise ConfigurationError(
             "an audit log is not restored to a moment: it only grows", hint="Restore it from an archive."
         )
-    wanted = parse_moment(text, now + clock_offset(WalArchive.current(repository)), config.time_zone)
+    ahead = clock_offset(WalArchive.current(repository))
+    wanted = parse_moment(text, now + ahead, config.time_zone)
     recovery = plan_recovery(repository, wanted, config.time_zone) if scope is not RestoreScope.MEDIA else None
     if recovery and runner:
         bin_dir = Path(config.pg_bin_dir) if config.pg_bin_dir else None
@@ -122,12 +126,13 @@ def choose_moment(
     if scope is RestoreScope.DATABASE or config.media_path is None:
         if scope is RestoreScope.MEDIA:
             raise ConfigurationError("there is no place for uploads", hint="Set PORTAL_UPLOAD_DIR or give --media-dir.")
-        return MomentChoice(text=text, moment=moment, recovery=recovery, zone=config.time_zone)
-    media, later = _choose_media(Catalogue(repository).entries(), None if wanted is None else moment)
+        return MomentChoice(text=text, moment=moment, ahead=ahead, recovery=recovery, zone=config.time_zone)
+    media, later = _choose_media(Catalogue(repository).entries(), None if wanted is None else moment - ahead)
     paths = [repository.path / f"{entry.name}{SUFFIX}" for entry in (media, *later)]
     return MomentChoice(
         text=text,
         moment=moment,
+        ahead=ahead,
         recovery=recovery,
         media=paths[0],
         later=tuple(paths[1:]),
@@ -261,7 +266,7 @@ class MomentArchive:
         if not tree.has_index:
             return
         begun = int(tree.manifest().details.get(Component.MEDIA.value, {}).get("read_from_ns", 0))
-        latest = int((self._choice.moment + _WRITTEN).timestamp() * 1_000_000_000)
+        latest = int((self._choice.moment - self._choice.ahead + _WRITTEN).timestamp() * 1_000_000_000)
         known: set[str] = set()
         for path in self._choice.later:
             reader = self._opened.enter_context(closing(ArchiveReader(path)))

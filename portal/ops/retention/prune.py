@@ -159,7 +159,8 @@ class PruneJob:
             RepositoryError: the repository cannot be read.
         """
         now = self._clock()
-        oldest = now - timedelta(days=min(self._policy.of(kind).days for kind in BackupType))
+        days = {kind: self._policy.of(kind).days for kind in BackupType} | {BackupType.BASE: self._policy.pitr_days}
+        oldest = now - timedelta(days=min(days.values()))
         return any(not oldest <= archive.moment <= now for archive in self.repository.archives())
 
     def plan(self) -> RetentionPlan:
