@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import pty
 import shlex
 import shutil
 import subprocess
@@ -32,7 +34,7 @@ from portal.ops.units import human_bytes
 from tools.terminal import StoppedError, run_command
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 _TOOLS: Final = Path(__file__).resolve().parents[1] / "tools"
 _FINDINGS: Final = 20_000
@@ -219,7 +221,7 @@ class _Show:
         self._run("backup.sh", "status")
 
     def recover_from_offsite(self, store: EmbeddedObjectStore) -> None:
-        _step(10, "A copy to an S3 server, encrypted; then the archives are gone, and a new machine restores")
+        _step(11, "A copy to an S3 server, encrypted; then the archives are gone, and a new machine restores")
         store.create_bucket(_BUCKET)
         key = self.home / "identity"
         made, _ = self._run("backup.sh", "keygen", "--output", str(key))
@@ -293,19 +295,21 @@ class _Show:
         self, command: str, *arguments: str, environ: Mapping[str, str] | None = None
     ) -> tuple[dict[str, Any], float]:
         """Run a command as an operator does, show what it says, and give back its result and seconds."""
-        shown = " ".join((f"tools/{command}", *arguments)).replace(str(self.home), "<demo>")
+        shown = shlex.join((f"tools/{command}", *arguments)).replace(str(self.home), "demo")
         _tell(f"   $ {shown}")
         started = time.monotonic()
+        ours, theirs = pty.openpty()  # a person's terminal: no log, and what is drawn over is gone
         process = subprocess.Popen(
             [_TOOLS / command, *arguments],
-            env={**self.service.client_environ(), "BACKUP_LOG_FORMAT": "console", **(environ or {})},
+            env={**self.service.client_environ(), "BACKUP_LOG_FORMAT": "auto", "NO_COLOR": "1", **(environ or {})},
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=theirs,
         )
-        assert process.stderr is not None
+        os.close(theirs)
         assert process.stdout is not None
-        for line in process.stderr:
-            _tell(f"   {line.decode(errors='replace').rstrip()}".replace(str(self.home), "<demo>").rstrip())
+        for line in _shown_lines(ours):
+            _tell(f"   {line}".replace(str(self.home), "demo").rstrip())
         output = process.stdout.read()
         if process.wait() != 0:
             raise RestoreError(
@@ -313,6 +317,20 @@ class _Show:
                 hint="What it said stands above; please report it.",
             )
         return json.loads(output), time.monotonic() - started
+
+
+def _shown_lines(terminal: int) -> Iterator[str]:
+    """The lines that stay on a terminal, until nobody writes to it any more."""
+    with open(terminal, "rb", buffering=0) as file:
+        rest = b""
+        while True:
+            try:
+                some = file.read(65536)
+            except OSError:  # the last process that had the other end has closed it
+                return
+            *lines, rest = (rest + some).split(b"\n")
+            for line in lines:
+                yield line.decode(errors="replace").rpartition("\r\x1b[K")[2].rstrip()
 
 
 def _environment(server: EmbeddedPostgres, home: Path) -> dict[str, str]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 PACKAGE: Final = "kekkai-backup"
 _SHELLS: Final = ("bash", "zsh")
 _NEAR: Final = 0.6
+_NO_COMMANDS: Final = re.compile(r"_commands\(\) \{\n  local _commands=\(\s*\)")
+_POSITIONAL: Final = re.compile(r'^(  "\*?:.*[^:\\]):"$', re.MULTILINE)
 _UNKNOWN: Final = re.compile(r"unrecognized arguments: (.*)")
 _CHOICE: Final = re.compile(r"invalid choice: '(.*?)'")
 
@@ -97,8 +99,18 @@ def show_completion(parser: argparse.ArgumentParser, shell: str) -> int:
     """Print a script that completes the commands and options of a parser."""
     import shtab
 
-    sys.stdout.write(shtab.complete(parser, shell=shell))
+    script = shtab.complete(parser, shell=shell)
+    sys.stdout.write(_mended_for_zsh(script) if shell == "zsh" else script)
     return 0
+
+
+def _mended_for_zsh(script: str) -> str:
+    """What shtab 1.13 prints for zsh, made to work: it offers the commands of a program that has none, and an argument
+    that it knows nothing about keeps zsh from inserting the one option that fits."""
+    if _NO_COMMANDS.search(script):
+        script = script.replace("_defaults_added=0", "_defaults_added=1", 1)
+    script = script.replace(':DIR:"', ':DIR:_files -/"').replace(':FILE:"', ':FILE:_files"')
+    return _POSITIONAL.sub(r'\1:_files"', script)
 
 
 class Commands:

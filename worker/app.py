@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
+from portal.ops.errors import OpsError
 from portal.ops.runtime.environment import current_settings
 from worker.application import make_app
 
@@ -74,4 +76,10 @@ def __getattr__(name: str) -> Application:
     """Make `app` for whoever asks for it by this module's name, as the ``celery`` command does."""
     if name != "app":
         raise AttributeError(name)
-    return _own_app()
+    try:
+        return _own_app()
+    except OpsError as error:
+        if os.path.basename(sys.argv[0]) != "celery":
+            raise
+        sys.stderr.write(f"error: {error}\n")  # Celery's command would make a traceback of it
+        raise SystemExit(error.exit_code) from error

@@ -28,6 +28,7 @@ _EVERY_MILLISECONDS: Final = 1000
 _MOST_AT_ONCE: Final = 500
 _MOST_CHARACTERS: Final = 10_000
 _SHOWN_LISTS: Final = ("components", "components_restored", "removed")
+_IDS: Final = ("backup_id", "restore_id", "drill_id")
 _ENDS: Final = {states.SUCCESS: "succeeded", states.FAILURE: "failed", states.REVOKED: "revoked"}
 
 
@@ -38,6 +39,7 @@ def follow(flower: Flower) -> PeriodicCallback:
 
     async def look() -> None:
         _forget_pings(flower)
+        _show_failures(flower)
         wanted = {task.uuid: task for task in list(flower.events.state.tasks.values()) if _is_wanted(task)}
         if not wanted:
             return
@@ -65,6 +67,19 @@ def _forget_pings(flower: Flower) -> None:
     tasks = flower.events.state.tasks
     for task in [task for task in list(tasks.values()) if task.name == PING.name]:
         tasks.pop(task.uuid, None)
+
+
+def _show_failures(flower: Flower) -> None:
+    """Put the error and its hint where the list of tasks has results: for a failure Flower leaves that empty, or as the
+    last progress was."""
+    for task in list(flower.events.state.tasks.values()):
+        if task.state == states.FAILURE and task.exception and task.result != task.exception:
+            task.exception = task.result = _error_sentence(str(task.exception))
+            flower.events.state.search_engine.upsert(task)
+
+
+def _error_sentence(error: str) -> str:
+    return printable(error.replace("\n  hint: ", ". Hint: "), 1000)
 
 
 def _is_wanted(task: Any) -> bool:
@@ -109,8 +124,9 @@ def _describe(flower: Flower, task: Any, meta: Mapping[str, Any]) -> None:
 def result_sentence(result: Mapping[str, Any]) -> str:
     """A result for a person: what was made or found, how much of it, and for a failure what to do."""
     if result.get("error"):
-        return printable(str(result["error"]).replace("\n  hint: ", " Hint: "), 1000)
-    said = [str(result[name]) for name in ("message", "backup_id", "restore_id", "drill_id") if result.get(name)]
+        return _error_sentence(str(result["error"]))
+    said = [str(result["message"])] if result.get("message") else []
+    said += [str(result[name]) for name in _IDS if result.get(name) and str(result[name]) not in "".join(said)]
     if result.get("unchanged"):
         said.append("nothing has changed")
     if isinstance(result.get("size_bytes"), int):

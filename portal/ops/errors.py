@@ -29,12 +29,18 @@
     ├── CommandFailedError         exit 1   the operator's command before the work failed, so it was not started
     └── RestoreError               exit 1   a restore stopped; the live data is as it was
 
-A message says what happened, a hint what to do next. Only entry points turn an error into an exit.
+A message says what happened, a hint what to do next. Only entry points turn an error into an exit. As text, an error is
+one line and its hint another: control characters in either, such as those of a file's name, are escaped.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
+
+
+def _one_line(text: str) -> str:
+    """The text with control characters escaped, as `units.printable` does, which must not be imported here."""
+    return text if text.isprintable() else "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 class OpsError(Exception):
@@ -54,7 +60,8 @@ class OpsError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message
+        message, hint = (_one_line(text) for text in (self.message, self.hint))
+        return f"{message}\n  hint: {hint}" if hint else message
 
 
 class ConfigurationError(OpsError):

@@ -10,14 +10,16 @@ if TYPE_CHECKING:
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB")
 
 
-def printable(text: str, most: int = 500) -> str:
+def printable(text: str, most: int | None = 500) -> str:
     """Text from outside as it can be shown on a terminal, a page or in a log: control characters are escaped.
 
     Ends of lines, and whatever moves a cursor or reverses the direction of writing, could pass for something else.
 
     Arguments:
-        most: how many characters are shown at the most.
+        most: how many characters are shown at the most; nothing for all.
     """
+    if text.isprintable():
+        return text[:most]
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text[:most])
 
 

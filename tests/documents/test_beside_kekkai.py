@@ -96,6 +96,8 @@ def test_a_restore_that_is_to_stop_services_is_refused_with_an_explanation() -> 
     """Neither ignored nor a TypeError; without it the default is the guide's uploads directory."""
     with pytest.raises(UnsupportedError, match="does not stop services"):
         RestoreConfig(stop_services=True)
+    with pytest.raises(UnsupportedError, match="not encrypted"):
+        RestoreConfig(encryption_key="hunter2")
     assert str(RestoreConfig(stop_services=False).media_path) == "/var/lib/kekkai-portal/uploads"
 
 

@@ -72,10 +72,12 @@ class ServiceProcess:
         """Start it, and wait until it says that it has started."""
         before = len(self.events("watcher_ready", "beat_started", "uploads_missing"))
         with self._log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-I", "-m", self.module], cwd="/", env=self.environ, stdout=log, stderr=log
-            )
+            self.process = subprocess.Popen(self.command(), cwd="/", env=self.environ, stdout=log, stderr=log)
         wait_until(lambda: len(self.events("watcher_ready", "beat_started", "uploads_missing")) > before)
+
+    def command(self) -> list[str]:
+        """What is started."""
+        return [sys.executable, "-I", "-m", self.module]
 
     def events(self, *names: str) -> list[dict[str, Any]]:
         """What it has said, line by line; all of it has to be JSON."""

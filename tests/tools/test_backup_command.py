@@ -132,7 +132,7 @@ class TestTerminal:
         assert code == 0
         assert json.loads(output)["success"]
         assert re.search(r"(database|media) +[\d.]+ [kM]?B +[\d.]+ [kM]?B/s", screen)
-        assert re.search(r"\[#*\.*\] +\d+ %  [\d:]+ (s|min|h) left", screen)
+        assert re.search(r"\[#*\.*\] +\d+ %", screen)
         assert "component collected" not in screen
         assert '"event"' not in screen
 
@@ -408,7 +408,8 @@ def test_each_part_of_a_job_has_a_rate_of_its_own(capsys: pytest.CaptureFixture[
     show(Step(phase="verify", done=1 << 30))
     time.sleep(0.2)
     show(Step(phase="media", done=0))
-    time.sleep(0.02)
     show(Step(phase="media", done=1 << 20))
+    time.sleep(0.02)
+    show(Step(phase="media", done=2 << 20))
     last = json.loads(capsys.readouterr().err.splitlines()[-1])
     assert last["bytes_per_second"] > 5 << 20

@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 
+from portal.ops.model import BackupType
+from portal.ops.pitr.window import Window
 from tests.support.commands import BACKUP, RESTORE, answer, run
+from tests.support.histories import History
 from tests.support.terminals import record
 from tests.support.waiting import wait_until
+from tools.commands.list import window_lines
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,11 +63,39 @@ class TestText:
         answer(run("pin", "latest", environ=environ))
         session = on_a_terminal(environ, "list", columns=columns)
         head, row = session.screen
-        assert head.split() == ["TIME", "(UTC)", "TYPE", "SIZE", "ARCHIVE", "STATE"]
+        wide = ["TIME", "(UTC)", "TYPE", "SIZE", "ARCHIVE", "PARENT", "BASE", "STATE"]
+        assert head.split() == (wide if columns == 200 else ["TIME", "(UTC)", "SIZE", "ARCHIVE", "STATE"])
         assert made[0] in row
-        assert ("verified: contents, pinned" in row) == (columns == 200)
+        assert ("verified: contents, pinned" if columns == 200 else "verified, pinned") in row
         assert max(map(len, session.screen)) <= columns
         assert "{" not in session.text
+
+    @pytest.mark.parametrize("columns", [60, 80, 120, 200])
+    def test_the_list_names_the_parent_of_an_incremental(self, tmp_path: Path, columns: int) -> None:
+        """In a column where there is room, otherwise on a line below; what is wrong is told whole at any width."""
+        history = History(path=tmp_path / "archives")
+        base = history.archive(BackupType.MEDIA, timedelta(days=2))
+        history.archive(BackupType.MEDIA, timedelta(days=1), parent=base)
+        gone = "media_20240115_120000_abc123"
+        history.archive(BackupType.MEDIA, timedelta(hours=1), parent=gone)
+        environ = {"PATH": os.environ["PATH"], "BACKUP_LOCAL_PATH": str(history.path), "BACKUP_ENV_FILE": "/dev/null"}
+        session = on_a_terminal(environ, "list", columns=columns)
+        assert session.code == 0
+        assert max(map(len, session.screen)) <= columns
+        words = " ".join(session.text.split())
+        assert words.count(base) >= 2
+        assert "NOT COMPLETE" in words
+        assert gone in words
+
+    def test_the_list_shows_the_recovery_window(self) -> None:
+        """Base backups and WAL together lead to any moment of it; gaps are named."""
+        start = datetime(2026, 11, 28, 14, tzinfo=UTC)
+        gap = (start + timedelta(hours=1), start + timedelta(hours=2))
+        lines = list(window_lines(Window(start=start, end=start + timedelta(hours=3), gaps=(gap,))))
+        assert lines == [
+            "\nRecovery window: 2026-11-28 14:00:00 to 2026-11-28 17:00:00 UTC",
+            "  except 2026-11-28 15:00:00 to 2026-11-28 16:00:00 UTC: WAL is missing",
+        ]
 
     @pytest.mark.parametrize("command", ["status", "schedule", "audit", "prune", "doctor", "config"])
     def test_nothing_is_followed_by_json(self, environ: dict[str, str], command: str) -> None:
@@ -184,6 +218,29 @@ class TestMistakes:
 
 
 class TestCompletion:
+    @pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")
+    @pytest.mark.parametrize(
+        ("program", "script", "typed", "offered"),
+        [
+            ("backup.sh", BACKUP, "ver", "verify"),
+            ("backup.sh", BACKUP, "media --inc", "media --incremental"),
+            ("restore.sh", RESTORE, "--dry", "--dry-run"),
+        ],
+    )
+    def test_zsh_completes_commands_and_options(
+        self, environ: dict[str, str], tmp_path: Path, program: str, script: Path, typed: str, offered: str
+    ) -> None:
+        """A person in a real zsh types a part and Tab, and has the rest."""
+        completion = run("--completion", "zsh", environ=environ, script=script).stdout
+        (tmp_path / f"_{program}").write_text(completion)
+        start = ["PS1='READY> '", f"fpath=({tmp_path} $fpath)", "autoload -U compinit", "compinit -u"]
+        instead = f'{program}() {{ print -r -- "would run: $*" }}'
+        (tmp_path / ".zshrc").write_text("\n".join([*start, instead, ""]))
+        variables = {"PATH": os.environ["PATH"], "ZDOTDIR": str(tmp_path), "HOME": str(tmp_path)}
+        keys = f"{program} {typed}\t\nexit\n"
+        session = record(["zsh", "-i"], variables, columns=200, keys=keys, until="\x1b[?2004h")
+        assert f"would run: {offered}" in session.text
+
     def test_bash_completes_commands_and_options(self, environ: dict[str, str]) -> None:
         """The script that --completion prints completes in a real bash."""
         ended = run("--completion", "bash", environ=environ)

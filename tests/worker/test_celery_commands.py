@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pytest
 
 from demo.redis import EmbeddedRedis
 from tests.conftest import portal_database_in
+from tests.support.flower import PASSWORD, FlowerProcess
 from tests.support.portal import portal_in
 from tests.support.services import sent_tasks
-from tests.support.workers import WorkerProcess, queued, result_of, submit, use_repository, wait_until
+from tests.support.workers import WorkerProcess, client_of, queued, result_of, submit, use_repository, wait_until
+from worker.health import check_queues
 from worker.operations import BACKUP_MEDIA, VERIFY_ARCHIVE, Queue
 
 if TYPE_CHECKING:
@@ -41,6 +46,13 @@ def celery(portal: Portal, redis: EmbeddedRedis, *arguments: str) -> subprocess.
         text=True,
         timeout=60,
     )
+
+
+class CeleryFlower(FlowerProcess):
+    """`celery flower`."""
+
+    command = (*CELERY, "flower")
+    ready = "Visit me at"
 
 
 class CeleryWorker(WorkerProcess):
@@ -101,6 +113,62 @@ def test_status_shows_the_worker(service: tuple[Portal, EmbeddedRedis, CeleryWor
     """One node is online."""
     portal, redis, _ = service
     assert "1 node online" in celery(portal, redis, "status").stdout
+
+
+def test_flower_is_our_flower(service: tuple[Portal, EmbeddedRedis, CeleryWorker]) -> None:
+    """It asks for the password and only shows; a failed task has its hint, and a health check no row of its own."""
+    portal, redis, _ = service
+    with CeleryFlower(portal, redis) as flower:
+        assert flower.ask("/tasks", user=None)[0] == 401
+        flower.listen()
+        done, failed = (submit(redis, VERIFY_ARCHIVE, archive=name) for name in ("latest", "none_of_that_name"))
+        for health in check_queues(client_of(redis), list(Queue)):
+            assert health.is_healthy
+        flower.wait_for(done, "SUCCESS")
+        flower.wait_for(failed, "FAILURE")
+        wait_until(lambda: "Hint: " in str(flower.task(failed)["result"]))
+        assert flower.task(failed)["kwargs"] == "archive=none_of_that_name"
+        wait_until(lambda: "is intact" in str(flower.task(done)["result"]))
+        assert {task["name"] for task in json.loads(flower.ask("/api/tasks")[1]).values()} == {VERIFY_ARCHIVE.name}
+        assert flower.ask("/api/task/send-task/backup.full", {"kwargs": {}})[0] == 403
+        assert flower.end(signal.SIGTERM) == 0
+
+
+def test_flower_without_a_password_does_not_start(portal: Portal) -> None:
+    """The error says what to set, without a traceback."""
+    with EmbeddedRedis() as redis:
+        refused = celery(portal, redis, "flower")
+    assert refused.returncode == 2
+    assert "BACKUP_FLOWER_PASSWORD_FILE" in refused.stderr
+    assert (refused.stderr.count("\n"), refused.stderr[:7]) == (2, "error: ")
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_a_browser_shows_tasks_results_and_hints(service: tuple[Portal, EmbeddedRedis, CeleryWorker]) -> None:
+    """What a person sees on Flower's page of tasks, once its scripts have run."""
+    portal, redis, _ = service
+    with CeleryFlower(portal, redis) as flower:
+        flower.listen()
+        failed = submit(redis, VERIFY_ARCHIVE, archive="none_of_that_name")
+        flower.wait_for(failed, "FAILURE")
+        wait_until(lambda: "Hint: " in str(flower.task(failed)["result"]))
+        shown = subprocess.run(
+            [
+                *("chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=8000"),
+                *("--dump-dom", f"http://kekkai:{quote(PASSWORD)}@127.0.0.1:{flower.port}/tasks"),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=True,
+        ).stdout
+    words = re.sub(r"<[^>]+>", " ", shown)
+    assert "verify.archive" in words
+    assert "archive=none_of_that_name" in words
+    assert "archive not found" in words
+    assert "Hint: " in words
+    assert "health.ping" not in words
+    assert "PENDING" not in words
 
 
 def test_purge_empties_the_queues(portal: Portal) -> None:

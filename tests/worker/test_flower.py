@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import fcntl
 import json
 import os
@@ -12,9 +11,8 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from http.client import HTTPConnection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery import Celery
@@ -23,6 +21,7 @@ from demo.compare import table_contents, tree_contents
 from demo.redis import EmbeddedRedis
 from portal.ops.repository.access_log import AccessLog, Action
 from portal.ops.repository.repository import LOCK_NAME
+from tests.support.flower import PASSWORD, FlowerProcess
 from tests.support.workers import MOMENT, WorkerProcess, client_of, result_of, run_task, submit, wait_until
 from worker.health import check_queues
 from worker.operations import BACKUP_FULL, BACKUP_MEDIA, VERIFY_ARCHIVE, Queue
@@ -34,87 +33,12 @@ if TYPE_CHECKING:
     from demo.postgres import EmbeddedPostgres
     from tests.support.portal import Portal
 
-PASSWORD = "not, a: simple one"
-
 
 @pytest.fixture
 def redis() -> Iterator[EmbeddedRedis]:
     """A broker of the test's own."""
     with EmbeddedRedis() as server:
         yield server
-
-
-class FlowerProcess:
-    """`python -m worker.flower`, and a client of its API; a context manager."""
-
-    def __init__(self, portal: Portal, redis: EmbeddedRedis, **environ: str) -> None:
-        self._log = portal.directory / "flower.log"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
-        own = {"CELERY_BROKER_URL": redis.url, "BACKUP_FLOWER_PASSWORD": PASSWORD, "FLOWER_PORT": str(self._port)}
-        self._environ = portal.environ(**(own | environ))
-        self._popen: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.end(signal.SIGKILL)
-
-    def start(self) -> None:
-        """Start it, and wait until it answers."""
-        before = self.text().count("flower_ready")
-        with self._log.open("ab") as log:
-            self.start_with(log.fileno())
-        wait_until(lambda: self.text().count("flower_ready") > before)
-
-    def start_with(self, stderr: int) -> None:
-        """Start it with that standard error."""
-        self._popen = subprocess.Popen([sys.executable, "-m", "worker.flower"], env=self._environ, stderr=stderr)
-
-    def end(self, number: signal.Signals) -> int:
-        """Ask it to end, or make it; its exit code."""
-        assert self._popen is not None
-        self._popen.send_signal(number)
-        return self._popen.wait(20)
-
-    @property
-    def pid(self) -> int:
-        """Its process."""
-        assert self._popen is not None
-        return self._popen.pid
-
-    def text(self) -> str:
-        """Everything that it has said."""
-        return self._log.read_text() if self._log.exists() else ""
-
-    def ask(self, path: str, data: Any = None, *, user: str | None = f"kekkai:{PASSWORD}") -> tuple[int, str]:
-        """Status and body of an answer."""
-        body = None if data is None else json.dumps(data)
-        headers = {} if user is None else {"Authorization": f"Basic {base64.b64encode(user.encode()).decode()}"}
-        connection = HTTPConnection("127.0.0.1", self._port, timeout=20)
-        try:
-            connection.request("GET" if body is None else "POST", path, body, headers)
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode()
-        finally:
-            connection.close()
-
-    def task(self, task_id: str) -> dict[str, Any]:
-        """What it knows of a task."""
-        status, body = self.ask(f"/api/task/info/{task_id}")
-        return dict(json.loads(body)) if status == 200 else {}
-
-    def listen(self) -> None:
-        """Wait until it hears what workers say: it serves before it does."""
-        wait_until(lambda: "flower_worker_online{" in self.ask("/metrics")[1])
-
-    def wait_for(self, task_id: str, state: str) -> dict[str, Any]:
-        """A task, once it is in a state."""
-        wait_until(lambda: self.task(task_id).get("state") == state)
-        return self.task(task_id)
 
 
 def test_without_a_password_it_does_not_start(portal: Portal, redis: EmbeddedRedis) -> None:

@@ -60,7 +60,7 @@ def _tell(settings: list[EffectiveSetting]) -> None:
     )
     table = Table(columns, room)
     with Lines() as lines:
-        lines.say(table.head())
+        lines.say(table.head(), "head")
         for one in settings:
             lines.say(table.row([one.setting.name, one.shown or _unset(one), one.origin]))
 

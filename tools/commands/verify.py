@@ -61,8 +61,8 @@ def tell(found: Mapping[str, Any]) -> None:
     elif "damages" not in found:
         say_error(found["error"])
     else:
-        damages = "".join(f"\n  damage: {damage}" for damage in found["damages"])
-        say_error(f"{os.path.basename(found['path'])} is not intact{damages}\n  hint: {_DAMAGED_HINT}")
+        damages = [f"damage: {damage}" for damage in found["damages"]]
+        say_error(f"{os.path.basename(found['path'])} is not intact", damages, _DAMAGED_HINT)
     for note in found.get("notes", ()):
         say(f"note: {note}")
     print_result(found)

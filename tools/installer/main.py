@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from portal.ops.units import printable
 from tools.installer.learn import Learned, learn
 from tools.installer.plan import ROOT, Installation
 
@@ -120,4 +121,4 @@ def _refuse(said: str, hint: str, code: int = 2) -> int:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write("".join(f"{printable(line, most=None)}\n" for line in text.split("\n")))

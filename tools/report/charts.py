@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import timedelta
-from html import escape
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.model import BackupType, timestamp
@@ -17,6 +16,7 @@ from portal.ops.monitoring.status import spoken
 from portal.ops.units import duration, human_bytes, span
 from tools.report.axis import even_top
 from tools.report.story import KIND_NAMES, ages_reached
+from tools.report.text import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -100,10 +100,10 @@ def _drill_mark(story: Story, number: int) -> Mark:
 
 def _row(name: str, marks: Sequence[Mark], axis: Axis) -> Iterator[str]:
     seen = [mark for mark in marks if axis.start <= mark.moment <= axis.end]
-    yield f'<div class="row"><span>{escape(name)}</span><div class="lane">'
+    yield f'<div class="row"><span>{shown(name)}</span><div class="lane">'
     if len(seen) <= MOST_MARKS:
         for mark in sorted(seen, key=lambda one: one.style == "bad"):
-            said = escape(f"{_when(mark.moment)}: {mark.said}")
+            said = shown(f"{_when(mark.moment)}: {mark.said}")
             yield f'<i class="mark {mark.style}" style="left:{axis.position(mark.moment):.2f}%" title="{said}"></i>'
     else:
         yield from _dense(seen, axis)
@@ -124,16 +124,16 @@ def _dense(marks: Iterable[Mark], axis: Axis) -> Iterator[str]:
             f", {bad:,} damaged or failed" if bad else ""
         )
         place = f"left:{number * width:.2f}%;width:{width:.2f}%"
-        yield f'<i class="slice {style}" style="{place}" title="{escape(said)}"></i>'
+        yield f'<i class="slice {style}" style="{place}" title="{shown(said)}"></i>'
 
 
 def _stretches(name: str, stretches: Sequence[tuple[datetime, datetime]], axis: Axis) -> Iterator[str]:
-    yield f'<div class="row"><span>{escape(name)}</span><div class="lane">'
+    yield f'<div class="row"><span>{shown(name)}</span><div class="lane">'
     for start, end in stretches:
         left, right = axis.position(start), axis.position(end)
         said = f"any moment from {_when(start)} to {_when(end)}"
         width = max(right - left, 0.4)
-        yield f'<i class="slice good" style="left:{left:.2f}%;width:{width:.2f}%" title="{escape(said)}"></i>'
+        yield f'<i class="slice good" style="left:{left:.2f}%;width:{width:.2f}%" title="{shown(said)}"></i>'
     yield f"</div><b>{span(stretches[-1][1] - stretches[0][0])}</b></div>"
 
 
@@ -218,15 +218,15 @@ def _bars(
     title: str, bars: Iterable[tuple[int, float, str, str]], axis: Axis, line: tuple[float, str] | None = None
 ) -> Iterator[str]:
     width = 100 / SLICES
-    yield f'<figure><figcaption>{escape(title)}</figcaption><div class="bars">'
+    yield f'<figure><figcaption>{shown(title)}</figcaption><div class="bars">'
     for number, height, style, said in bars:
         begin = axis.start + axis.length * (number / SLICES)
         yield (
             f'<i class="{style}" style="left:{number * width:.2f}%;width:{width:.2f}%;height:{max(height, 1):.1f}%" '
-            f'title="{escape(_when(begin))}: {escape(said)}"></i>'
+            f'title="{shown(_when(begin))}: {shown(said)}"></i>'
         )
     if line:
-        yield f'<em style="bottom:{line[0]:.1f}%">{escape(line[1])}</em>'
+        yield f'<em style="top:{100 - line[0]:.1f}%"><span>{shown(line[1])}</span></em>'
     yield "</div>"
     yield from _ticks(axis)
     yield "</figure>"
@@ -236,7 +236,7 @@ def _ticks(axis: Axis) -> Iterator[str]:
     yield '<div class="ticks">'
     for tick in axis.ticks():
         side = " end" if tick.position > 92 else " start" if tick.position < 8 else ""
-        yield f'<u class="{side.strip()}" style="left:{tick.position:.2f}%">{escape(tick.label)}</u>'
+        yield f'<u class="{side.strip()}" style="left:{tick.position:.2f}%">{shown(tick.label)}</u>'
     yield "</div>"
 
 
@@ -247,7 +247,7 @@ def _axis_row(axis: Axis) -> Iterator[str]:
 
 
 def _legend(entries: Iterable[tuple[str, str]]) -> str:
-    items = "".join(f'<li><i class="mark {style}"></i>{escape(name)}</li>' for style, name in entries)
+    items = "".join(f'<li><i class="mark {style}"></i>{shown(name)}</li>' for style, name in entries)
     return f'<ul class="legend">{items}</ul>'
 
 

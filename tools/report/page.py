@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -13,6 +12,7 @@ from portal.ops.units import duration, human_bytes, span
 from tools.report import charts
 from tools.report.story import ages_reached
 from tools.report.tables import tables, when
+from tools.report.text import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +43,7 @@ def page(story: Story) -> str:
 
 def _sections(story: Story) -> Iterator[str]:
     yield "<h1>Kekkai Portal backup report</h1>"
-    yield f'<p class="soft">{when(story.now)} &middot; {escape(story.status.facts.repository)}</p>'
+    yield f'<p class="soft">{when(story.now)} &middot; {shown(story.status.facts.repository)}</p>'
     yield from _verdict(story)
     yield '<div class="answers">'
     yield from _answer("What could be lost?", _loss(story), any(one.misses for one in story.status.components))
@@ -60,7 +60,7 @@ def _sections(story: Story) -> Iterator[str]:
     yield '<p class="soft">How old the newest backup became before the next one was made, against what is allowed.</p>'
     yield from charts.ages(story)
     yield "</div><h2>Growth</h2><div class=card>"
-    yield f"<p>{escape(_space(story))}</p>"
+    yield f"<p>{shown(_space(story))}</p>"
     yield from charts.growth(story)
     yield "</div><h2>Durations</h2><div class=card>"
     yield from charts.restore_times(story)
@@ -73,12 +73,12 @@ def _verdict(story: Story) -> Iterator[str]:
     misses = story.status.misses
     if not misses:
         yield '<div class="card verdict"><strong>Every target is met.</strong>'
-        yield f'<div class="soft">{escape(_targets(story))}</div></div>'
+        yield f'<div class="soft">{shown(_targets(story))}</div></div>'
         return
     many = "1 target is missed" if len(misses) == 1 else f"{len(misses)} targets are missed"
     yield f'<div class="card verdict missed"><strong>{many}.</strong><ul>'
     for miss in misses:
-        yield f'<li>{escape(miss.what)}<div class="soft">{escape(miss.mend)}</div></li>'
+        yield f'<li>{shown(miss.what)}<div class="soft">{shown(miss.mend)}</div></li>'
     yield "</ul></div>"
 
 
@@ -95,7 +95,7 @@ def _targets(story: Story) -> str:
 
 
 def _answer(question: str, answer: str, is_bad: bool) -> Iterator[str]:
-    yield f'<div class="card answer"><h3>{question}</h3><p class="{"bad" if is_bad else ""}">{escape(answer)}</p></div>'
+    yield f'<div class="card answer"><h3>{question}</h3><p class="{"bad" if is_bad else ""}">{shown(answer)}</p></div>'
 
 
 def _loss(story: Story) -> str:
@@ -131,7 +131,7 @@ def _restore(story: Story) -> str:
 def _proof(story: Story) -> Iterator[tuple[str, str]]:
     """What is proven and what is not: a state and a sentence each."""
     for one in story.status.components:
-        name, verified = escape(spoken(one.component)), one.verified
+        name, verified = shown(spoken(one.component)), one.verified
         if verified is None:
             yield "bad", f"The {name}: no backup has been verified."
         else:
@@ -153,7 +153,7 @@ def _proof(story: Story) -> Iterator[tuple[str, str]]:
         worst = max((age for _, age in ages_reached(story, one.component, charts.SLICES)), default=0.0)
         if worst > one.rpo.total_seconds():
             said = f"the newest backup of the {spoken(one.component)} was once {span(timedelta(seconds=worst))} old"
-            yield "bad", f"A gap: {escape(said)}; {span(one.rpo)} are allowed."
+            yield "bad", f"A gap: {shown(said)}; {span(one.rpo)} are allowed."
     yield from _elsewhere(story)
 
 
@@ -195,7 +195,7 @@ def _space(story: Story) -> str:
         return f"{used} There is too little history for a forecast."
     pace = f"{used} A usual day adds {human_bytes(foreseen.added_per_day)}."
     if foreseen.days_left is None:
-        return f"{pace} With what retention removes, the space lasts."
+        return f"{pace} Retention removes as much, so the disk does not fill."
     day = (story.now + timedelta(days=foreseen.days_left)).date()
     return f"{pace} At this rate the disk is full on about {day.isoformat()}."
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from html import escape
 from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.model import timestamp
 from portal.ops.units import duration, human_bytes
+from tools.report.text import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -31,13 +31,13 @@ def tables(story: Story) -> Iterator[str]:
         "Pinned: kept until somebody unpins them",
         ("Archive", "Why"),
         [(_code(pin.backup_id), _reason(pin)) for pin in story.pins],
-        "Nothing is pinned.",
+        "",
     )
     yield from _table(
         "Removed, and why",
         ("Archive", "Why"),
         list(islice(_removals(story.removals), MOST_ARCHIVES)),
-        "Nothing was removed yet.",
+        "",
     )
     yield from _table(
         "Drills",
@@ -48,7 +48,7 @@ def tables(story: Story) -> Iterator[str]:
                 _code(drill.backup_id),
                 f'<span class="good">restored in {duration(drill.seconds)}</span>'
                 if drill.success
-                else f'<span class="bad">failed</span> {escape(drill.error)}',
+                else f'<span class="bad">failed</span> {shown(drill.error)}',
             )
             for drill in story.drills
         ],
@@ -74,10 +74,12 @@ def tables(story: Story) -> Iterator[str]:
 
 
 def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], nothing: str) -> Iterator[str]:
-    """A table; where it is long, the rest of it is folded away."""
-    yield f"<h2>{escape(title)}</h2><div class=card>"
+    """A table; where it is long, the rest of it is folded away; where it is empty it says so, or is left out."""
+    if not (rows or nothing):
+        return
+    yield f"<h2>{shown(title)}</h2><div class=card>"
     if not rows:
-        yield f'<p class="soft">{escape(nothing)}</p></div>'
+        yield f'<p class="soft">{shown(nothing)}</p></div>'
         return
     yield from _grid(heads, rows[:_SHOWN_AT_ONCE])
     if rest := rows[_SHOWN_AT_ONCE:]:
@@ -97,7 +99,7 @@ def _grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
 def _row(archive: Entry, story: Story, pinned: set[str]) -> tuple[str, str, str]:
     states = []
     if archive.fault:
-        states.append(f'<span class="bad">not complete: {escape(archive.fault)}</span>')
+        states.append(f'<span class="bad">not complete: {shown(archive.fault)}</span>')
     if archive.finding and not archive.finding.intact:
         states.append('<span class="bad">damaged</span>')
     elif archive.finding:
@@ -124,7 +126,7 @@ def _what(entry: AccessEntry) -> str:
 
 
 def _why(entry: AccessEntry) -> str:
-    error, hint = (escape(str(entry.details.get(name, ""))) for name in ("error", "hint"))
+    error, hint = (shown(str(entry.details.get(name, ""))) for name in ("error", "hint"))
     return f'{error or "no reason recorded"}<div class="soft">{hint}</div>'
 
 
@@ -135,20 +137,20 @@ def _removals(entries: Iterable[AccessEntry]) -> Iterator[tuple[str, str]]:
         if isinstance(names, list):
             whys = reasons if isinstance(reasons, list) else []
             for name, why in zip_longest(names, whys[: len(names)], fillvalue="no reason recorded"):
-                yield _code(str(name)), f'{escape(str(why))}<div class="soft">{_by(entry)}</div>'
+                yield _code(str(name)), f'{shown(str(why))}<div class="soft">{_by(entry)}</div>'
 
 
 def _by(entry: AccessEntry) -> str:
-    return escape(f"{entry.who}, {when(entry.moment)}")
+    return shown(f"{entry.who}, {when(entry.moment)}")
 
 
 def _reason(pin: Pin) -> str:
     by = f"{pin.who or 'somebody'}, {when(pin.moment)}"
-    return f'{escape(pin.reason or "no reason was given")}<div class="soft">{escape(by)}</div>'
+    return f'{shown(pin.reason or "no reason was given")}<div class="soft">{shown(by)}</div>'
 
 
 def _code(text: str) -> str:
-    return f"<code>{escape(text)}</code>"
+    return f"<code>{shown(text)}</code>"
 
 
 def when(moment: datetime) -> str:

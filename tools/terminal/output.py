@@ -1,4 +1,9 @@
-"""Results, text and errors: what is written where, and in which colour."""
+"""Results, text and errors: what is written where, and in which colour.
+
+Every text passes `_write_lines`, `tell` or `draw_line`, which let no control characters of others through: whatever
+moves the cursor, colours or ends lines comes from this module. Each call of `say` writes one line; ends of lines within
+it are escaped too, so that a file's name cannot pass for a line of ours.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +18,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Self, TextIO, TypeVar
 
+from portal.ops.units import printable
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from portal.ops.errors import OpsError
 
@@ -104,40 +111,80 @@ def width() -> int:
 # -- text -----------------------------------------------------------------------------------------------------------
 
 
-def say(text: str = "") -> None:
-    """Tell a person something: on standard output if that is a terminal, otherwise on standard error."""
-    if _style.quiet or _style.json:
-        return
-    _write_text(text, sys.stderr if is_json() else sys.stdout)
+def say(line: str = "", colour: str = "") -> None:
+    """Tell a person something: on standard output if that is a terminal, otherwise on standard error.
+
+    Arguments:
+        line: one line, with empty ones before and after it if it begins and ends with ends of lines; the hint of an
+            error in it stands on a line of its own.
+        colour: of the whole line; without one, the words that a person looks for are coloured.
+    """
+    body = line.strip("\n")
+    before, after = len(line) - len(line.lstrip("\n")), len(line) - len(line.rstrip("\n")) if body else 0
+    _say_lines([*[""] * before, *(_with_hint(body) if body or not before else []), *[""] * after], colour)
+
+
+def _say_lines(lines: Sequence[str], colour: str = "") -> None:
+    if not (_style.quiet or _style.json):
+        _write_lines(lines, sys.stderr if is_json() else sys.stdout, colour)
 
 
 def warn(text: str) -> None:
-    """Tell a person something that should not be missed."""
+    """Tell a person something that should not be missed; a hint in it stands on a line of its own."""
     if not _style.json:
-        _write_text(f"warning: {text}", sys.stderr)
+        _write_lines(_with_hint(f"warning: {text}"), sys.stderr)
 
 
-def say_error(error: OpsError | str) -> None:
-    """Tell a person what went wrong, and what to do about it; with ``--json`` the result says it."""
-    if not _style.json:
-        _write_text(f"error: {error}", sys.stderr)
+def say_error(error: OpsError | str, details: Sequence[str] = (), hint: str = "") -> None:
+    """Tell a person what went wrong, and what to do about it; with ``--json`` the result says it.
+
+    Arguments:
+        error: what went wrong, perhaps with a hint of its own.
+        details: what belongs to it, one line each.
+        hint: what to do, if the error does not say that itself.
+    """
+    if _style.json:
+        return
+    last = [f"  hint: {hint}"] if hint else []
+    _write_lines([*_with_hint(f"error: {error}"), *(f"  {one}" for one in details), *last], sys.stderr)
 
 
-def coloured(text: str, colour: str, stream: TextIO) -> str:
-    """The text in a colour, if the stream has colours."""
-    return f"{_COLOURS[colour]}{text}{_RESET}" if is_coloured(stream) else text
+def _with_hint(text: str) -> list[str]:
+    """A message and its hint, as an error of the engine writes them, as the lines that they are."""
+    message, mark, hint = text.partition("\n  hint: ")
+    return [message, f"  hint: {hint}"] if mark else [message]
+
+
+def print_line(line: str) -> None:
+    """Write a line of the result itself to standard output, which ``--quiet`` leaves."""
+    _write_lines([line], sys.stdout)
 
 
 def ask(question: str) -> str:
     """Ask the person at the terminal; the answer, without blanks around it."""
     global is_asking
     is_asking = True
-    start = _CLEAR_LINE if sys.stderr.isatty() else ""
     try:
-        tell(f"{start}{question}")
+        _clear(sys.stderr)
+        tell(question)
         return sys.stdin.readline().strip()
     finally:
         is_asking = False
+
+
+def tell(text: str) -> None:
+    """Write text of ours to standard error, such as a log's line or a question, without an end of line added."""
+    _tell("\n".join(printable(line, most=None) for line in text.split("\n")))
+
+
+def clear_line() -> None:
+    """Take away what is drawn on the current line of the terminal."""
+    _tell(_CLEAR_LINE)
+
+
+def draw_line(text: str, colour: str = "") -> None:
+    """Draw a line over the current one of the terminal, cut to its width."""
+    _tell(_CLEAR_LINE + _coloured(printable(text)[: width() - 1], colour, sys.stderr))
 
 
 class Lines:
@@ -152,8 +199,12 @@ class Lines:
     def __exit__(self, *_: object) -> None:
         self._write()
 
-    def say(self, line: str) -> None:
-        """Say a line, soon."""
+    def say(self, line: str, colour: str = "") -> None:
+        """Say a line, soon; in a colour of its own at once."""
+        if colour:
+            self._write()
+            say(line, colour)
+            return
         self._lines.append(line)
         if len(self._lines) >= _LINES_AT_ONCE:
             self._write()
@@ -165,28 +216,38 @@ class Lines:
 
     def _write(self) -> None:
         if self._lines:
-            say("\n".join(self._lines))
+            _say_lines(self._lines)
         self._lines.clear()
 
 
-def _write_text(text: str, stream: TextIO) -> None:
+def _write_lines(lines: Sequence[str], stream: TextIO, colour: str = "") -> None:
+    """Write lines, each of which stays one line and moves nothing, whatever is in it."""
+    shown = [line if line.isprintable() else printable(line, most=None) for line in lines]
     if is_coloured(stream):
-        text = "\n".join(_highlighted(line) for line in text.split("\n"))
-    if stream is sys.stdout:
-        with _writing:
-            if sys.stderr.isatty():
-                tell(_CLEAR_LINE)
-            stream.write(f"{text}\n")
+        shown = [_coloured(line, colour, stream) if colour else _highlighted(line) for line in shown]
+    text = "".join(f"{line}\n" for line in shown)
+    with _writing:
+        _clear(stream)
+        if stream is sys.stdout:
+            stream.write(text)
             stream.flush()
-    else:
-        start = _CLEAR_LINE if stream.isatty() else ""
-        tell(f"{start}{text}\n")
+        else:
+            _tell(text)
+
+
+def _clear(stream: TextIO) -> None:
+    """Take a drawn line away before something is written to a stream."""
+    if sys.stderr.isatty() and (stream is sys.stdout or stream.isatty()):
+        _tell(_CLEAR_LINE)
+
+
+def _coloured(text: str, colour: str, stream: TextIO) -> str:
+    """The text in a colour, if there is one and the stream has colours."""
+    return f"{_COLOURS[colour]}{text}{_RESET}" if colour and is_coloured(stream) else text
 
 
 def _highlighted(line: str) -> str:
-    """Colour the words that a person looks for; a line that has colours already stays as it is."""
-    if "\x1b" in line:
-        return line
+    """Colour the words that a person looks for."""
     for pattern, colour in _WORDS:
         line, count = pattern.subn(lambda found, colour=colour: f"{_COLOURS[colour]}{found[0]}{_RESET}", line)  # type: ignore[misc]
         if count:
@@ -194,7 +255,7 @@ def _highlighted(line: str) -> str:
     return line
 
 
-def tell(text: str) -> None:
+def _tell(text: str) -> None:
     """Write to standard error as it is."""
     global last_write
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import threading
 import time
@@ -17,8 +16,40 @@ if TYPE_CHECKING:
 _REDRAW_SECONDS: Final = 0.1
 _LINE_SECONDS: Final = 10.0
 _SILENT_SECONDS: Final = 1.0
-_CLEAR_LINE: Final = "\r\x1b[K"
+_BASIS_SECONDS: Final = 2.0
+"""How long a rate has to be observed before a remaining time is estimated from it."""
+
 _TURN: Final = "|/-\\"
+
+
+class Pace:
+    """The rate of a job, observed from the first byte on: waiting for a lock, a worker or a server is not slowness."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._before = self._done = self._seconds = 0.0
+
+    def note(self, done: int, now: float) -> None:
+        """Take note of what is done at a moment; a smaller number begins another part, with a rate of its own.
+
+        Arguments:
+            done: bytes.
+            now: seconds on the monotonic clock.
+        """
+        if self._since is None or done < self._done or not self._done:
+            self._since, self._before = now, done
+        self._done, self._seconds = done, now - self._since
+
+    @property
+    def rate(self) -> float | None:
+        """Bytes a second, once some have been done."""
+        count = self._done - self._before
+        return count / self._seconds if count > 0 and self._seconds > 0 else None
+
+    def seconds_left(self, total: int) -> float | None:
+        """How long the rest takes at this rate, once the rate has been observed long enough to say so."""
+        rate = self.rate
+        return (total - self._done) / rate if rate and self._seconds >= _BASIS_SECONDS else None
 
 
 class Bar:
@@ -32,41 +63,41 @@ class Bar:
         self._log = log
         self._terminal = sys.stderr.isatty()
         self._interval = _REDRAW_SECONDS if self._terminal else line_seconds
-        self._started = self._last = time.monotonic()
-        self._done = 0
+        self._last = time.monotonic()
+        self._pace = Pace()
 
     def __call__(self, step: Step) -> None:
         """Show the state; cheap enough to be called for every block."""
         now = time.monotonic()
-        if step.done < self._done:  # another part of the job, with a rate of its own
-            self._started = now
-        self._done = step.done
+        self._pace.note(step.done, now)
         if now - self._last < self._interval:
             return
         self._last = now
-        phase, done, total = step.phase, step.done, step.expect()
-        rate = done / max(now - self._started, 0.001)
+        phase, done, total, rate = step.phase, step.done, step.expect(), self._pace.rate
         if not self._terminal:
-            self._log.info("job_progressed", phase=phase, bytes=done, total=total, bytes_per_second=int(rate))
+            facts = {"total": total, "bytes_per_second": rate and int(rate)}
+            known = {name: value for name, value in facts.items() if value is not None}
+            self._log.info("job_progressed", phase=phase, bytes=done, **known)
         elif output.is_lively():
-            self._draw(phase, done, total, rate)
+            self._draw(phase, done, total)
 
     def clear(self) -> None:
         """Take the bar off the screen."""
         if self._terminal:
-            output.tell(_CLEAR_LINE)
+            output.clear_line()
 
-    def _draw(self, phase: str, done: int, total: int | None, rate: float) -> None:
+    def _draw(self, phase: str, done: int, total: int | None) -> None:
         from portal.ops.units import duration, human_bytes
 
-        text = f"{phase:<10} {human_bytes(done):>8}  {human_bytes(rate)}/s"
-        columns = shutil.get_terminal_size().columns
+        text = f"{phase:<10} {human_bytes(done):>8}"
+        text += f"  {human_bytes(self._pace.rate)}/s" if self._pace.rate else ""
         if total and done <= total:
-            width = max(10, min(40, columns - 60))
+            width = max(10, min(40, output.width() - 60))
             full = width * done // total
             text += f"  [{'#' * full}{'.' * (width - full)}] {100 * done // total:3d} %"
-            text += f"  {duration((total - done) / max(rate, 1))} left"
-        output.tell(_CLEAR_LINE + text[: columns - 1])
+            left = self._pace.seconds_left(total)
+            text += f"  {duration(left)} left" if left is not None else ""
+        output.draw_line(text)
 
 
 class BarAwareStream:
@@ -127,13 +158,11 @@ class Activity:
             ):
                 continue
             seconds = int(time.monotonic() - started)
-            columns = shutil.get_terminal_size().columns
-            line = f"{_TURN[turn % len(_TURN)]} {self._doing} ... {seconds} s"
-            output.tell(_CLEAR_LINE + output.coloured(line[: columns - 1], "dim", sys.stderr))
+            output.draw_line(f"{_TURN[turn % len(_TURN)]} {self._doing} ... {seconds} s", "dim")
             self._drawn = output.last_write
             turn += 1
         if self._drawn == output.last_write:
-            output.tell(_CLEAR_LINE)
+            output.clear_line()
 
 
 def _foreground() -> int:

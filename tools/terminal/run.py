@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO, cast
 
 from portal.ops.errors import OpsError
+from portal.ops.units import printable
 from tools.terminal.output import hush, print_result, say_error
 from tools.terminal.progress import Bar, BarAwareStream
 from worker.command_lines import show_commands
@@ -69,7 +70,7 @@ def run_command(main: Callable[[], int]) -> NoReturn:
             said = f"the result cannot be written to standard output: {error.strerror}"
             say_error(f"{said}\n  hint: The work is done; './tools/backup.sh audit' shows how it ended.")
         else:
-            said = f"the operating system refused: {error.strerror} ({error.filename})"
+            said = f"the operating system refused: {error.strerror} ({printable(str(error.filename), most=None)})"
             _fail(f"{said}\n  hint: Check that file, its permissions and its disk, then start the command again.")
     gc.freeze()  # on its way out Python would look through all there is for garbage, which takes 30 ms
     sys.exit(code)

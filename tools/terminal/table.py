@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from tools.terminal import output
+from portal.ops.units import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,12 +46,13 @@ class Table:
 
     def head(self) -> str:
         """The line of titles."""
-        return output.coloured(self.row([column.title for column in self._columns]), "head", sys.stdout)
+        return self.row([column.title for column in self._columns])
 
     def row(self, cells: Sequence[str]) -> str:
         """One row; a cell that does not fit is cut, and ends with an ellipsis."""
         fitted = []
-        for column, width, cell in zip(self._columns, self._widths, cells, strict=True):
+        for column, width, text in zip(self._columns, self._widths, cells, strict=True):
+            cell = printable(text)
             shown = cell if len(cell) <= width else cell[: width - 1] + _CUT
             fitted.append(shown.rjust(width) if column.is_number else shown.ljust(width))
         return _GAP.join(fitted).rstrip()

@@ -79,7 +79,7 @@ def _rest(status: Status) -> Iterator[str]:
         "failed",
         [
             f"{failure.kind}, {span(now - failure.moment)} ago: {failure.error or 'no reason was noted'}"
-            + (f"\n{'':<{_LABEL}}  {failure.hint}" if failure.hint else "")
+            + (f"\n  {failure.hint}" if failure.hint else "")
             for failure in facts.failures
         ],
     )
@@ -125,7 +125,10 @@ def _entry(label: str, texts: list[str]) -> Iterator[str]:
     """A few of the texts, one a line."""
     texts = list(dict.fromkeys(texts))
     for number, text in enumerate(texts[:_MOST]):
-        yield f"{label if number == 0 else '':<{_LABEL}}{text}"
+        first, _, rest = text.partition("\n")
+        yield f"{label if number == 0 else '':<{_LABEL}}{first}"
+        if rest:
+            yield f"{'':<{_LABEL}}{rest}"
     if len(texts) > _MOST:
         yield f"{'':<{_LABEL}}and {len(texts) - _MOST} more"
 
@@ -138,7 +141,7 @@ def _free(status: Status) -> str:
 def _outlook(status: Status) -> str:
     foreseen = status.forecast
     if foreseen is None:
-        return f"too little history to say how long that lasts ({status.facts.history_days} whole days)"
+        return f"too little history ({status.facts.history_days} whole days) to say how long that lasts"
     pace = f"about {human_bytes(foreseen.added_per_day)} a day"
     if foreseen.days_left is None:
         return f"{pace}; with what is removed, that lasts"

@@ -42,6 +42,7 @@ class RestoreConfig(NamesDatabase):
         audit_log_path: the live audit log; what is restored is put beside it. Nothing leaves it out.
         dry_run: verify and plan, and change nothing.
         stop_services: refused if set: a restore stops no services. It ends the database sessions itself when it swaps.
+        encryption_key: refused if set: archives in the repository are not encrypted; off-site copies have identities.
         verify_before_restore: look at the whole archive first. What is restored is checked while it is staged anyway.
         mode: how the database is replaced.
         exact: what is in the uploads but not in the backup is moved aside.
@@ -74,6 +75,7 @@ class RestoreConfig(NamesDatabase):
     dry_run: bool = False
     verify_before_restore: bool = True
     stop_services: bool = False
+    encryption_key: str | None = field(default=None, repr=False)
     mode: RestoreMode | str = RestoreMode.AUTO
     exact: bool = False
     patterns: tuple[str, ...] = ()
@@ -104,6 +106,11 @@ class RestoreConfig(NamesDatabase):
                 "a restore does not stop services, as stop_services=True asks for",
                 hint="Omit it: the restore ends database sessions itself when it swaps. Stop the portal before, if you "
                 "want to be sure that nobody writes meanwhile.",
+            )
+        if self.encryption_key:
+            raise UnsupportedError(
+                "archives in the repository are not encrypted, so a restore takes no encryption_key",
+                hint="Omit it. An off-site copy is opened with the file that BACKUP_ENCRYPTION_IDENTITY_FILE names.",
             )
         if self.rollback_days < 0:
             raise ConfigurationError("rollback_days is negative", hint="Give 0 or more days.")
