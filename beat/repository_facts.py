@@ -73,7 +73,9 @@ def _last_ends(repository: Repository) -> dict[Operation, datetime]:
 
 def _is_end(operation: Operation, entry: AccessEntry) -> bool:
     done_by = operation.schedule.done_by if operation.schedule else None
-    return isinstance(done_by, LoggedEnd) and entry.outcome in done_by.outcomes
+    if not isinstance(done_by, LoggedEnd) or entry.outcome not in done_by.outcomes:
+        return False
+    return not done_by.of_destination or entry.subject == entry.details.get("destination")
 
 
 def logged(repository: Repository) -> Iterator[tuple[Operation, AccessEntry]]:

@@ -11,7 +11,7 @@ self=$(readlink -f -- "${BASH_SOURCE[0]}")
 source "${self%/*}/setup.sh"
 module=benchmarks
 case ${1-} in
-    many-archives | uploads | pitr | chained-fulls)
+    many-archives | uploads | pitr | chained-fulls | offsite)
         module+=.${1/-/_}
         shift
         ;;

@@ -193,6 +193,18 @@ class OffsiteCopyArguments(Arguments):
     again: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class OffsiteVerifyArguments(Arguments):
+    """What a verification of off-site copies is told.
+
+    Arguments:
+        archive: which one; by default those whose turn it is.
+    """
+
+    archive: str | None = None
+    level: str = VerifyLevel.CHECKSUM.value
+
+
 def word(kind: type[Word], text: str) -> Word:
     """The member of an enumeration that an argument names.
 

@@ -21,6 +21,7 @@ from worker.arguments import (
     FullArguments,
     MediaArguments,
     OffsiteCopyArguments,
+    OffsiteVerifyArguments,
     PruneArguments,
     RestoreArguments,
     RollbackArguments,
@@ -70,9 +71,13 @@ class LoggedEnd:
     """A slot is done when the access log has an end of the operation since the slot, with one of these outcomes.
 
     It is due only where an archive is as old as the slot: before, there is nothing to do.
+
+    Arguments:
+        of_destination: only an entry about a whole destination counts.
     """
 
     outcomes: frozenset[Outcome]
+    of_destination: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +253,32 @@ OFFSITE_COPY: Final = Operation(
     handler="worker.handlers.offsite:copy",
     action=Action.OFFSITE_COPY,
     schedule=Schedule(setting="offsite", done_by=NothingMissing()),
+)
+OFFSITE_VERIFY: Final = Operation(
+    name="offsite.verify",
+    queue=Queue.OFFSITE,
+    description="Verify off-site copies: new ones, and those whose turn it is",
+    arguments=OffsiteVerifyArguments,
+    requesters=_SCHEDULED,
+    handler="worker.handlers.offsite:verify",
+    action=Action.OFFSITE_VERIFY,
+    schedule=Schedule(
+        setting="offsite_verify",
+        done_by=LoggedEnd(outcomes=frozenset({Outcome.DONE}), of_destination=True),
+    ),
+)
+OFFSITE_PRUNE: Final = Operation(
+    name="offsite.prune",
+    queue=Queue.OFFSITE,
+    description="Remove the off-site copies that the off-site rules do not keep",
+    arguments=PruneArguments,
+    requesters=frozenset({Requester.COMMAND, Requester.BEAT}),
+    handler="worker.handlers.offsite:prune",
+    action=Action.OFFSITE_PRUNE,
+    schedule=Schedule(
+        setting="offsite_prune",
+        done_by=LoggedEnd(outcomes=frozenset({Outcome.DONE}), of_destination=True),
+    ),
 )
 PING: Final = Operation(
     name="health.ping",

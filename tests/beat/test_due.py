@@ -62,7 +62,9 @@ def names(tasks: list[ScheduledTask]) -> list[str]:
     return [task.task_id for task in tasks]
 
 
-ONLY_BACKUPS = replace(SCHEDULES, verify=None, prune=None, drill=None, offsite=None)
+ONLY_BACKUPS = replace(
+    SCHEDULES, verify=None, prune=None, drill=None, offsite=None, offsite_verify=None, offsite_prune=None
+)
 
 
 def test_a_new_installation_gets_its_first_full_backup_at_once() -> None:
@@ -128,7 +130,16 @@ def test_an_archive_from_a_time_to_come_satisfies_no_slot_but_its_own() -> None:
 
 def test_a_schedule_that_is_off_has_no_slots() -> None:
     """Neither a last nor a next one."""
-    off = replace(SCHEDULES, database=None, verify=None, prune=None, drill=None, offsite=None)
+    off = replace(
+        SCHEDULES,
+        database=None,
+        verify=None,
+        prune=None,
+        drill=None,
+        offsite=None,
+        offsite_verify=None,
+        offsite_prune=None,
+    )
     assert [slot.operation for slot in last_slots(off, NOW) + next_slots(off, NOW)] == [BACKUP_FULL, BACKUP_FULL]
 
 

@@ -95,7 +95,7 @@ def test_a_backup_is_shown_from_its_start_to_its_result(portal: Portal, redis: E
     portal.archives.mkdir()
     with WorkerProcess(portal, redis, "backup"), FlowerProcess(portal, redis) as flower:
         flower.listen()
-        with (portal.archives / LOCK_NAME).open("w") as lock:
+        with (portal.archives / LOCK_NAME).open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             task_id = submit(redis, BACKUP_FULL, moment=MOMENT)
             assert flower.wait_for(task_id, "PROGRESS")["result"] == "starting"
@@ -156,7 +156,7 @@ def test_an_end_that_flower_missed_is_found_out(portal: Portal, redis: EmbeddedR
     portal.archives.mkdir()
     with WorkerProcess(portal, redis, "backup"), FlowerProcess(portal, redis) as flower:
         flower.listen()
-        with (portal.archives / LOCK_NAME).open("w") as lock:
+        with (portal.archives / LOCK_NAME).open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             task_id = submit(redis, BACKUP_MEDIA, moment=MOMENT)
             flower.wait_for(task_id, "PROGRESS")

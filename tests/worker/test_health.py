@@ -85,7 +85,7 @@ def test_a_busy_queue_is_healthy(portal: Portal, redis: EmbeddedRedis) -> None:
     """A queue whose every process works on a task is healthy, and its ping does not wait behind it."""
     portal.archives.mkdir()
     with (
-        (portal.archives / LOCK_NAME).open("w") as lock,
+        (portal.archives / LOCK_NAME).open("a") as lock,
         WorkerProcess(portal, redis, "backup", "--processes", "1") as worker,
     ):
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -142,26 +142,31 @@ def copy_lines(result: Mapping[str, Any]) -> Iterable[str]:
 def _list(arguments: argparse.Namespace, settings: Settings, _show: Callable[[Step], None]) -> int:
     from portal.ops.offsite.config import OffsiteConfig
     from portal.ops.offsite.listing import list_copies, listed
+    from portal.ops.offsite.signing import Trust
 
     config = OffsiteConfig.from_settings(settings)
     opening = _opening(settings, arguments.as_of)
     copies: list[dict[str, Any]] = []
     damaged: list[str] = []
+    foreign: list[str] = []
     for destination in config.require_destinations():
         backend = opening(destination)
         try:
-            found = list_copies(backend)
+            found = list_copies(backend, trust=Trust.of(config, destination))
         finally:
             backend.close()
         copies += (listed(commit, found.shown) for commit in found.commits)
         damaged += found.damaged
+        foreign += found.foreign
     copies.sort(key=lambda one: (one["timestamp"], one["copy"]), reverse=True)
     _show_copies(copies)
     for stem in damaged:
         warn(f"the commit of {stem} makes no sense")
+    for stem in foreign:
+        warn(f"the copy {stem} was not made by this repository: its signature is missing or another's")
     if not copies:
         say("there is no copy yet; 'backup.sh offsite copy' makes the first one")
-    print_listing("copies", iter(copies), success=not damaged, damaged=damaged)
+    print_listing("copies", iter(copies), success=not damaged, damaged=damaged, foreign=foreign)
     return 4 if damaged else 0
 
 
@@ -212,11 +217,14 @@ def _verify(arguments: argparse.Namespace, settings: Settings, show: Callable[[S
 
 def verify_copy(settings: Settings, show: Callable[[Step], None], name: str | None, level: str) -> int:
     """Verify copies, and tell what was found; the exit code."""
+    from portal.ops.backup.config import BackupConfig
     from portal.ops.model import VerifyLevel
     from portal.ops.offsite.config import OffsiteConfig
+    from portal.ops.offsite.prune import offsite_policy
     from portal.ops.offsite.verify import OffsiteVerifyJob
 
-    job = OffsiteVerifyJob(OffsiteConfig.from_settings(settings), progress=show, **_known(settings))
+    policy = offsite_policy(BackupConfig.from_settings(settings).retention, settings.offsite.rules)
+    job = OffsiteVerifyJob(OffsiteConfig.from_settings(settings), policy, progress=show, **_known(settings))
     found = job.run(name, VerifyLevel(level))
     if found.intact:
         say(found.message)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from portal.ops.backup.config import BackupConfig
+from portal.ops.model import VerifyLevel
 from portal.ops.offsite.config import OffsiteConfig
 from portal.ops.offsite.copy import CopyJob
 from portal.ops.offsite.fetch import is_offsite
 from portal.ops.offsite.local import local_archive
+from portal.ops.offsite.prune import OffsitePruneJob, offsite_policy
+from portal.ops.offsite.verify import OffsiteVerifyJob
 from worker.allowed_paths import check_archive
-from worker.arguments import OffsiteCopyArguments
+from worker.arguments import OffsiteCopyArguments, OffsiteVerifyArguments, PruneArguments, word
 from worker.errors import EXIT_CODE
 from worker.execution import Outcome, TaskRequest
 
@@ -31,6 +34,27 @@ def copy(request: TaskRequest) -> Outcome:
     return Outcome(
         result=result.to_dict() | {EXIT_CODE: result.exit_code}, success=result.success, retryable=result.retryable
     )
+
+
+def verify(request: TaskRequest) -> Outcome:
+    """Verify the copies whose turn it is, or one."""
+    arguments = OffsiteVerifyArguments.of(request.given)
+    config = OffsiteConfig.from_settings(request.settings)
+    policy = offsite_policy(BackupConfig.from_settings(request.settings).retention, request.settings.offsite.rules)
+    job = OffsiteVerifyJob(config, policy, progress=request.progress, **request.known(arguments))
+    level = word(VerifyLevel, arguments.level)
+    found = job.run(arguments.archive, level) if arguments.archive else job.run_rotation(level)
+    return Outcome(result=found.to_dict() | {EXIT_CODE: 0 if found.intact else 4}, success=found.intact)
+
+
+def prune(request: TaskRequest) -> Outcome:
+    """Remove what the off-site rules do not keep."""
+    arguments = PruneArguments.of(request.given)
+    policy = BackupConfig.from_settings(request.settings).retention
+    job = OffsitePruneJob(OffsiteConfig.from_settings(request.settings), policy, **request.known(arguments))
+    result = job.run(dry_run=arguments.dry_run)
+    retryable = bool(result.faults) and all(fault.retryable for fault in result.faults)
+    return Outcome(result=result.to_dict() | {EXIT_CODE: result.exit_code}, success=result.success, retryable=retryable)
 
 
 def archive_at_hand(request: TaskRequest, arguments: Arguments, archive: str) -> str:

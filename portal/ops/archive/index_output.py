@@ -102,7 +102,7 @@ class WrittenIndex:
         with gzip.GzipFile(fileobj=self._spool, mode="rb") as lines:
             for line in lines:
                 if not line.startswith(b"\0"):  # what fills up the last block of the tar
-                    yield index.decode_member(line)
+                    yield index.decode_member(line.removesuffix(b"\n"))
 
     def close(self) -> None:
         """Give up the spool."""

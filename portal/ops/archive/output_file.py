@@ -29,12 +29,16 @@ class OutputFile:
         self._started = False
         self._synced = 0
         self._failure: OSError | None = None
+        self._hash, self._hashed = sha256(), 0
         self.position = 0
 
     def write(self, data: Buffer) -> None:
         """Append."""
         self._write_at(self.position, data)
         self.position += len(data)
+        self._push()
+
+    def _push(self) -> None:
         if self.position - self._synced >= _WRITE_BEHIND_BYTES:
             self._synced = self.position
             if not self._started:
@@ -50,21 +54,29 @@ class OutputFile:
         """Write what was left out before."""
         self._write_at(offset, data)
 
+    def settle(self, end: int) -> None:
+        """Hash what `patch` has written up to `end`, which stays as it is, and push it to the disk."""
+        self._hash_to(end)
+        self.position = max(self.position, end)
+        self._push()
+
     def truncate(self, length: int) -> None:
         """Take back everything from `length` on."""
         os.ftruncate(self._descriptor, length)
         self.position = self._synced = length
+        if length < self._hashed:
+            self._hash, self._hashed = sha256(), 0
 
     def finish(self) -> str:
         """Wait until everything is on the disk; the SHA-256 of it, in hexadecimal."""
         self._stop_write_behind()
         sync = threading.Thread(target=self._sync, name="sync")
         sync.start()
-        digest = self._digest()
+        self._hash_to(None)
         sync.join()
         if self._failure:
             raise self._failure
-        return digest
+        return self._hash.hexdigest()
 
     def close(self) -> None:
         """Give the file up, finished or not."""
@@ -77,13 +89,16 @@ class OutputFile:
             written = os.pwrite(self._descriptor, view, offset)
             view, offset = view[written:], offset + written
 
-    def _digest(self) -> str:
-        digest, buffer, offset = sha256(), bytearray(_READ_BYTES), 0
+    def _hash_to(self, end: int | None) -> None:
+        """Hash on, up to `end` or to the end of the file."""
+        buffer = bytearray(_READ_BYTES)
         view = memoryview(buffer)
-        while count := os.preadv(self._descriptor, [buffer], offset):
-            digest.update(view[:count])
-            offset += count
-        return digest.hexdigest()
+        while end is None or self._hashed < end:
+            wanted = _READ_BYTES if end is None else min(_READ_BYTES, end - self._hashed)
+            if not (count := os.preadv(self._descriptor, [view[:wanted]], self._hashed)):
+                return
+            self._hash.update(view[:count])
+            self._hashed += count
 
     def _sync(self) -> None:
         try:

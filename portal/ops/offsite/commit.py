@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -12,9 +12,12 @@ from portal.ops.errors import NotIntactError
 from portal.ops.manifest import WRITER
 from portal.ops.model import BackupId
 from portal.ops.offsite.layout import Stem, parse_stem
+from portal.ops.offsite.signature import is_signed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from portal.ops.offsite.signature import SigningKey
 
 VERSION: Final = 1
 MOST_BYTES: Final = 16 << 20
@@ -49,6 +52,7 @@ class Commit:
         parent: the archive that it follows, where it is an incremental; `parent_sha256` is the digest of that one.
         base: the first archive of its chain.
         components: what the archive holds.
+        signer: the public key of the repository that made it, whose signature was verified; nothing where it has none.
     """
 
     stem: Stem
@@ -65,6 +69,7 @@ class Commit:
     base: str | None = None
     components: tuple[str, ...] = ()
     writer: str = WRITER
+    signer: str | None = None
 
     @property
     def backup_id(self) -> str:
@@ -89,9 +94,9 @@ class Commit:
         """How much of the archive a segment holds."""
         return min(self.segment_bytes, self.archive_size - number * self.segment_bytes)
 
-    def encode(self) -> bytes:
-        """The bytes of the commit object."""
-        document = {
+    def encode(self, key: SigningKey | None = None) -> bytes:
+        """The bytes of the commit object, signed where there is a key."""
+        document: dict[str, Any] = {
             "version": VERSION,
             "backup_id": self.backup_id,
             "directory": str(self.stem),
@@ -111,7 +116,10 @@ class Commit:
             ],
             "writer": self.writer,
         }
-        return json.dumps(document, indent=1).encode("ascii") + b"\n"
+        if key is not None:
+            document["signer"] = key.signer
+            document["signature"] = key.sign(_signed_bytes(document))
+        return _signed_bytes(document) + b"\n"
 
     @classmethod
     def decode(cls, data: bytes, stem: Stem) -> Commit:
@@ -131,6 +139,13 @@ class Commit:
                     hint="Use the release that wrote it, or a later one.",
                 )
             commit = cls._of(found, stem)
+            if signature := found.pop("signature", None):
+                if not is_signed(_signed_bytes(found), found["signer"], signature):
+                    raise NotIntactError(
+                        f"the signature of the commit {stem.commit} is wrong",
+                        hint="Somebody has changed it. Take another copy; list them to see what there is.",
+                    )
+                commit = replace(commit, signer=found["signer"])
         except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise NotIntactError(
                 f"the commit {stem.commit} makes no sense", hint="Take another copy; list them to see what there is."
@@ -163,6 +178,11 @@ class Commit:
         if not 0 < commit.segment_bytes <= _MOST_SEGMENT or count != len(commit.segments) or not count:
             raise ValueError("segments that do not make up the archive")
         return commit
+
+
+def _signed_bytes(document: Mapping[str, Any]) -> bytes:
+    """What is signed: the commit without its signature, as it is written."""
+    return json.dumps(document, indent=1).encode("ascii")
 
 
 def _moment(text: str) -> datetime:

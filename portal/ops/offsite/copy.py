@@ -19,10 +19,11 @@ from portal.ops.model import FORMAT_VERSION
 from portal.ops.offsite.layout import Stem, stem_of_commit
 from portal.ops.offsite.ledger import CopyRecord, Ledger
 from portal.ops.offsite.listing import read_commit
-from portal.ops.offsite.missing import line_of_entry, wanted_copies
+from portal.ops.offsite.missing import line_of_entry, unexpectedly_gone, wanted_copies
 from portal.ops.offsite.prune import offsite_policy
 from portal.ops.offsite.result import DestinationsResult
 from portal.ops.offsite.sending import AlreadyCopiedError, Sender
+from portal.ops.offsite.signing import Trust, find_key, own_key
 from portal.ops.repository.access_log import Action, Observer, Outcome, Witness
 from portal.ops.repository.catalogue import Catalogue
 from portal.ops.repository.locks import archive_lock
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from portal.ops.offsite.config import OffsiteConfig
+    from portal.ops.offsite.signature import SigningKey
     from portal.ops.repository.entry import Entry
     from portal.ops.retention.policy import RetentionPolicy
     from portal.ops.settings.destination import Destination
@@ -135,12 +137,13 @@ class CopyJob:
         try:
             destinations = self._config.require_destinations()
             recipients = recipients_of(self._config.settings)
+            is_first = find_key(self._repository) is None
             entries = Catalogue(self._repository).entries()
             wanted = self._wanted(entries, archive)
         except OpsError as error:
             return replace(result, faults=(error,), duration_seconds=time.monotonic() - started)
         for destination in destinations:
-            result = self._to_destination(destination, recipients, wanted, again, result)
+            result = self._to_destination(destination, recipients, wanted, again, is_first, result)
         return replace(result, duration_seconds=time.monotonic() - started)
 
     def _warnings(self) -> Iterable[str]:
@@ -172,6 +175,7 @@ class CopyJob:
         recipients: tuple[str, ...],
         wanted: Sequence[Entry],
         again: bool,
+        is_first: bool,
         so_far: CopyResult,
     ) -> CopyResult:
         """Copy what one destination lacks."""
@@ -179,7 +183,7 @@ class CopyJob:
         done = _Done(missing=list(wanted))
         try:
             with ledger.locked(self._config.lock_timeout):
-                self._copy_missing(ledger, destination, recipients, wanted, again, done)
+                self._copy_missing(ledger, destination, recipients, wanted, again, is_first, done)
         except BusyError as error:
             done.faults.append(error)
         except OpsError as error:
@@ -209,23 +213,33 @@ class CopyJob:
         recipients: tuple[str, ...],
         wanted: Sequence[Entry],
         again: bool,
+        is_first: bool,
         done: _Done,
     ) -> None:
         """Copy one archive after the other, and note what is done: a fault leaves the rest missing."""
         with closing(self._config.open(destination, is_writing=True)) as backend:
             known = ledger.copies()
-            found = reconcile(backend, ledger)
-            done.warnings += _gone(known, found, destination)
+            # Where there is no key yet, what is there already counts as ours; from then on, only what we sign.
+            trust = Trust(known=known) if is_first else Trust.of(self._config, destination)
+            found = reconcile(backend, ledger, trust)
+            key = own_key(self._repository)
+            done.warnings += _gone(unexpectedly_gone(known, found, self._policy, self._clock()), destination)
             there = {stem.backup_id for stem in found}
             done.missing = [entry for entry in wanted if again or entry.name not in there]
-            sender = self._sender(backend, ledger, recipients, done.missing)
+            sender = self._sender(backend, ledger, recipients, done.missing, key, trust)
             for entry in list(done.missing):
                 done.is_logged = True
                 done.copied.append(self._copy(sender, entry, destination, again=again))
                 done.missing.remove(entry)
 
     def _sender(
-        self, backend: Backend, ledger: Ledger, recipients: tuple[str, ...], missing: Sequence[Entry]
+        self,
+        backend: Backend,
+        ledger: Ledger,
+        recipients: tuple[str, ...],
+        missing: Sequence[Entry],
+        key: SigningKey,
+        trust: Trust,
     ) -> Sender:
         meter = Meter(self._progress)
         meter.phase = "copy"
@@ -236,6 +250,8 @@ class CopyJob:
             ledger=ledger,
             recipients=recipients,
             rate=self._config.settings.rate,
+            key=key,
+            trust=trust,
             clock=self._clock,
             advance=meter.advance,
         )
@@ -264,20 +280,20 @@ class CopyJob:
         return record
 
 
-def _gone(known: Iterable[Stem], found: Iterable[Stem], destination: Destination) -> list[str]:
-    """A warning where copies that were known are gone: a prune elsewhere may have removed them, or somebody else."""
-    names = sorted(map(str, set(known) - set(found)))
+def _gone(unexpected: Iterable[Stem], destination: Destination) -> list[str]:
+    """A warning where copies are gone that the off-site rules keep."""
+    names = sorted(map(str, unexpected))
     if not names:
         return []
     log.warning("offsite_copies_gone", destination=destination.shown, count=len(names))
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return [
-        f"copies in {destination.shown} are gone: {', '.join(names[:3])}{more}; if no prune removed them, look for "
-        "them with 'offsite list --as-of TIME'"
+        f"copies in {destination.shown} are gone: {', '.join(names[:3])}{more}; the off-site rules would "
+        "keep them, so look for them with 'offsite list --as-of TIME'"
     ]
 
 
-def reconcile(backend: Backend, ledger: Ledger) -> dict[Stem, CopyRecord]:
+def reconcile(backend: Backend, ledger: Ledger, trust: Trust) -> dict[Stem, CopyRecord]:
     """The copies that a store has, by a look at the names of its commits; the memory of them is brought up to date.
 
     Raises:
@@ -291,7 +307,7 @@ def reconcile(backend: Backend, ledger: Ledger) -> dict[Stem, CopyRecord]:
             continue
         if stem in known:
             found[stem] = known[stem]
-        elif commit := read_commit(backend, stem):
+        elif (commit := read_commit(backend, stem)) and trust.accepts(commit):
             found[stem] = CopyRecord.of(commit)
     if found != known and ledger.can_be_kept:
         ledger.replace(found.values())

@@ -2,8 +2,8 @@
 
 list      what the destination has
 lock      a pending archive, as a backup has one
-receive   segments, by two threads: digest, decryption, each to its place in the file
-check     the size and the SHA-256 of the archive
+receive   segments, by two threads: decryption, each to its place in the file; the SHA-256 of the archive meanwhile
+check     the size and the SHA-256 of the archive; where they are wrong, which segment is to blame
 publish   sidecar, then the rename: only now it is an archive
 """
 
@@ -11,13 +11,10 @@ from __future__ import annotations
 
 import errno
 import os
-import queue
 import shutil
-import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import (
@@ -25,20 +22,20 @@ from portal.ops.errors import (
     DiskFullError,
     IdentityError,
     NotIntactError,
-    ObjectAbsentError,
     OpsError,
     RepositoryError,
 )
 from portal.ops.model import FORMAT_VERSION, SUFFIX, BackupId
 from portal.ops.offsite.listing import LATEST, PREFIX, Listing, list_copies
 from portal.ops.offsite.reading import find_file
+from portal.ops.offsite.receiving import blame, receive
+from portal.ops.offsite.signing import Trust
 from portal.ops.repository.access_log import Action, Observer, Witness
 from portal.ops.repository.faults import disk_full
 from portal.ops.repository.repository import Repository
 from portal.ops.repository.sidecar import read_sidecar
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import Clock, Meter, Progress, utc_now
-from portal.ops.storage.age_format import StreamDecryptor
 from portal.ops.storage.objects import identities_of
 
 if TYPE_CHECKING:
@@ -56,8 +53,6 @@ if TYPE_CHECKING:
 
 log = engine_log("portal.ops.offsite.fetch")
 
-_THREADS: Final = 2
-_PATIENCE_SECONDS: Final = 1.0
 _DISK_RESERVE: Final = 64 << 20
 
 
@@ -69,6 +64,7 @@ class Fetched:
         path: the archive.
         destination: where it came from.
         fetched: the archives that were brought here for it; those that were here already are left out.
+        signer: the public key of the repository that made the copy; nothing where it is not signed.
     """
 
     backup_id: str
@@ -77,6 +73,7 @@ class Fetched:
     checksum: str
     size: int
     fetched: tuple[str, ...]
+    signer: str | None = None
     duration_seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,6 +86,7 @@ class Fetched:
             "checksum": self.checksum,
             "size_bytes": self.size,
             "fetched": list(self.fetched),
+            "signer": self.signer,
             "duration_seconds": round(self.duration_seconds, 3),
             "format_version": FORMAT_VERSION,
         }
@@ -152,6 +150,7 @@ class FetchJob:
             checksum=commit.archive_sha256,
             size=commit.archive_size,
             fetched=tuple(one.backup_id for one in missing),
+            signer=commit.signer,
             duration_seconds=time.monotonic() - started,
         )
 
@@ -172,7 +171,7 @@ class FetchJob:
                 try:
                     backend = self._open(destination)
                     opened.append(backend)
-                    listing = list_copies(backend, name)
+                    listing = list_copies(backend, name, Trust.of(self._config, destination))
                     hits.append((backend, listing, listing.find(name)))
                 except OpsError as error:
                     faults.append(error)
@@ -233,12 +232,12 @@ class FetchJob:
                 if pending is None:
                     return  # somebody else has just brought it
                 try:
-                    receive(backend, commit, identities, pending.out.patch, advance)
+                    receive(backend, commit, identities, pending.out, advance)
                     digest = pending.out.finish()
                 except OSError as error:
                     raise _unwritable(self.repository.path, error) from error
                 if digest != commit.archive_sha256:
-                    raise _other_archive(commit, backend)
+                    raise blame(backend, commit)
                 path = pending.commit(digest)
                 copied = commit.copied.timestamp()
                 os.utime(path, (copied, copied))  # by then it was complete, whatever day this is
@@ -278,115 +277,10 @@ class FetchJob:
         return self.repository.path / f"{commit.backup_id}{SUFFIX}"
 
 
-def receive(
-    backend: Backend,
-    commit: Commit,
-    identities: Sequence[Identity],
-    put: Callable[[int, bytes], None],
-    advance: Advance,
-) -> None:
-    """Give all of an archive to `put`, each piece with its offset; several threads do, in any order.
-
-    Raises:
-        IdentityError: it was not encrypted for any of the identities.
-        NotIntactError: a segment is damaged, missing, or another one's.
-        StorageError: the store failed.
-    """
-    numbers: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for number in range(len(commit.segments)):
-        numbers.put(number)
-    done: queue.SimpleQueue[int | BaseException] = queue.SimpleQueue()
-    stopped = threading.Event()
-
-    def work() -> None:
-        with suppress(queue.Empty):
-            while not stopped.is_set():
-                number = numbers.get_nowait()
-                try:
-                    _receive_segment(backend, commit, number, identities, put, stopped)
-                    done.put(commit.plain_size(number))
-                except BaseException as error:  # whoever waits raises it
-                    done.put(error)
-                    return
-
-    for _ in range(min(_THREADS, len(commit.segments))):
-        threading.Thread(target=work, name="receive", daemon=True).start()
-    try:
-        left = len(commit.segments)
-        while left:
-            with suppress(queue.Empty):
-                result = done.get(timeout=_PATIENCE_SECONDS)
-                if isinstance(result, BaseException):
-                    raise result
-                left -= 1
-                advance(result)
-    finally:
-        stopped.set()
-
-
-def _receive_segment(
-    backend: Backend,
-    commit: Commit,
-    number: int,
-    identities: Sequence[Identity],
-    put: Callable[[int, bytes], None],
-    stopped: threading.Event,
-) -> None:
-    name, segment = commit.segment_name(number), commit.segments[number]
-    start = at = number * commit.segment_bytes
-    digest, size = sha256(), 0
-    decryptor = StreamDecryptor(identities) if commit.is_encrypted else None
-    try:
-        for piece in backend.read(name):
-            if stopped.is_set():
-                return
-            size += len(piece)
-            if size > segment.size:
-                break
-            digest.update(piece)
-            for plain in decryptor.feed(piece) if decryptor else (piece,):
-                put(at, plain)
-                at += len(plain)
-        if decryptor and size == segment.size:
-            plain = decryptor.finish()
-            put(at, plain)
-            at += len(plain)
-    except NotIntactError as error:
-        raise _damaged(name, backend, error.message) from error
-    except ObjectAbsentError as error:
-        raise _damaged(name, backend, "it is missing") from error
-    if fault := _fault(commit, number, size, digest.hexdigest(), at - start):
-        raise _damaged(name, backend, fault)
-
-
-def _fault(commit: Commit, number: int, size: int, digest: str, plain_size: int) -> str:
-    """What is wrong with a segment that was received; empty where nothing is."""
-    segment = commit.segments[number]
-    if size != segment.size:
-        return f"it has {'more' if size > segment.size else 'fewer'} bytes than it should"
-    if digest != segment.sha256:
-        return "its SHA-256 is not the one of the commit"
-    return "" if plain_size == commit.plain_size(number) else "it holds another part of an archive"
-
-
-def _damaged(name: str, backend: Backend, what: str) -> NotIntactError:
-    return NotIntactError(
-        f"the off-site segment {name} in {backend.shown} is damaged: {what}",
-        hint="Take another copy or an older archive: 'offsite list' shows them; with versions, 'offsite list --as-of'.",
-    )
-
-
 def _unwritable(path: Path, error: OSError) -> OpsError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return disk_full(path)
     return RepositoryError(f"cannot write to {path}: {(error.strerror or '').lower()}", hint="Look at the disk.")
-
-
-def _other_archive(commit: Commit, backend: Backend) -> NotIntactError:
-    return NotIntactError(
-        f"the copy of {commit.backup_id} in {backend.shown} does not give the archive that its commit describes",
-        hint="Take another copy or an older archive: 'offsite list' shows them.",
-    )
 
 
 def is_offsite(name: str | os.PathLike[str]) -> bool:

@@ -3,6 +3,7 @@
     copies.jsonl           a line for each copy that is known to be complete
     pending/<id>.json      how far an interrupted copy is
     proof.json             what the last verification and the last drill have found
+    turns.json             when each copy was verified last
 
 The store has the truth: a look at it brings this up to date. Status reads this alone, so it works while the store is
 away.
@@ -29,7 +30,7 @@ from portal.ops.repository.records import DamagedRecordError, RecordStore
 from portal.ops.runtime.logs import engine_log
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from portal.ops.offsite.commit import Commit
@@ -44,6 +45,7 @@ VERSION: Final = 1
 _COPIES: Final = "copies.jsonl"
 _PENDING: Final = "pending"
 _PROOF: Final = "proof"
+_TURNS: Final = "turns"
 _POLL_SECONDS: Final = 0.1
 
 
@@ -243,6 +245,24 @@ class Ledger:
             self.prepare()
             known = {name: value for name, value in self.proof().items() if name != "version"}
             self._records.write(_PROOF, {**known, kind: facts})
+        except RepositoryError as error:
+            log.warning("proof_unrecorded", error=error.message)
+
+    def turns(self) -> dict[str, datetime]:
+        """When each copy was verified last, by its stem."""
+        try:
+            found = self._records.read(_TURNS) or {}
+            return {stem: datetime.fromisoformat(moment) for stem, moment in found["verified"].items()}
+        except (DamagedRecordError, AttributeError, KeyError, TypeError, ValueError):
+            return {}
+
+    def note_turns(self, turns: Mapping[str, datetime]) -> None:
+        """Keep when copies were verified; breaks nothing where it cannot be written."""
+        if not self.can_be_kept:
+            return
+        try:
+            self.prepare()
+            self._records.write(_TURNS, {"verified": {stem: moment.isoformat() for stem, moment in turns.items()}})
         except RepositoryError as error:
             log.warning("proof_unrecorded", error=error.message)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import ConfigurationError, NotIntactError, ObjectAbsentError
 from portal.ops.model import BackupId, timestamp
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime
 
+    from portal.ops.offsite.signing import Trust
     from portal.ops.storage.backend import Backend
 
 log = engine_log("portal.ops.offsite.listing")
@@ -24,6 +25,11 @@ PREFIX = "offsite:"
 """What stands before the name of an archive that is to come from off-site."""
 
 LATEST = "latest"
+
+FOREIGN: Final = "it was not made by this repository: its signature is missing or another's"
+_CHANGED: Final = "its commit makes no sense, or was changed after it was signed"
+_SIGNER_HINT: Final = "If you know who made it, name the signer in BACKUP_OFFSITE_SIGNERS; otherwise do not use it."
+_OTHER_HINT: Final = "Take another copy; the list shows them. With versions, take one as of a time before."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +40,13 @@ class Listing:
         shown: the destination.
         commits: one for each copy; of several copies of an archive the newest first.
         damaged: stems whose commits make no sense.
+        foreign: stems of copies that somebody else has put there; they are not among the commits.
     """
 
     shown: str
     commits: tuple[Commit, ...]
     damaged: tuple[str, ...] = ()
+    foreign: tuple[str, ...] = ()
 
     def newest(self) -> dict[str, Commit]:
         """Of each archive its newest copy."""
@@ -68,10 +76,17 @@ class Listing:
         if hits:
             names = ", ".join(commit.backup_id for commit in hits[:5])
             raise ConfigurationError(f"{name!r} could be any of {names} in {self.shown}", hint="Give more of the id.")
+        self._refuse_bad(name)
         raise ConfigurationError(
             f"there is no copy {name!r} in {self.shown}" if name != LATEST else f"there is no copy in {self.shown}",
             hint="'offsite list' shows the copies; BACKUP_OFFSITE_URLS says where they are looked for.",
         )
+
+    def _refuse_bad(self, name: str) -> None:
+        """Raise where there is such a copy, but none to be used."""
+        for stems, what, hint in ((self.foreign, FOREIGN, _SIGNER_HINT), (self.damaged, _CHANGED, _OTHER_HINT)):
+            if found := [stem for stem in stems if name == LATEST or (name and stem.startswith(name))]:
+                raise NotIntactError(f"the copy {found[0]} in {self.shown} is not used: {what}", hint=hint)
 
     def line_of(self, commit: Commit) -> tuple[Commit, ...]:
         """All that an archive needs, its base first and itself last.
@@ -90,11 +105,12 @@ class Listing:
         return tuple(reversed(line))
 
 
-def list_copies(backend: Backend, name: str | None = None) -> Listing:
+def list_copies(backend: Backend, name: str | None = None, trust: Trust | None = None) -> Listing:
     """The copies that a destination has.
 
     Arguments:
         name: of an archive that somebody wants; of others, no more is read than whether there are any.
+        trust: whose copies are taken; everybody's by default.
 
     Raises:
         StorageError: it cannot be looked at.
@@ -103,6 +119,7 @@ def list_copies(backend: Backend, name: str | None = None) -> Listing:
     wanted = _wanted_ids(stems, name)
     commits: list[Commit] = []
     damaged: list[str] = []
+    foreign: list[str] = []
     read: set[str] = set()
     while wanted:
         ids, wanted = wanted - read, set()
@@ -115,12 +132,18 @@ def list_copies(backend: Backend, name: str | None = None) -> Listing:
                 continue
             except ObjectAbsentError:
                 continue  # removed meanwhile
+            if trust is not None and not trust.accepts(commit):
+                log.warning("offsite_copy_foreign", stem=str(stem), signer=commit.signer)
+                foreign.append(str(stem))
+                continue
             commits.append(commit)
             if commit.parent and commit.parent not in read | ids:
                 wanted.add(commit.parent)
         read |= ids
+        if name == LATEST and not (commits or damaged or wanted):
+            wanted = {stem.backup_id for stem in stems} - read  # the newest is foreign: another one is the latest
     commits.sort(key=lambda commit: (commit.moment, commit.copied, commit.backup_id), reverse=True)
-    return Listing(shown=backend.shown, commits=tuple(commits), damaged=tuple(damaged))
+    return Listing(shown=backend.shown, commits=tuple(commits), damaged=tuple(damaged), foreign=tuple(foreign))
 
 
 def _wanted_ids(stems: Sequence[Stem], name: str | None) -> set[str]:
@@ -176,4 +199,5 @@ def listed(commit: Commit, destination: str) -> dict[str, Any]:
         "base": commit.base,
         "encrypted": commit.is_encrypted,
         "recipients": list(commit.recipients),
+        "signer": commit.signer,
     }

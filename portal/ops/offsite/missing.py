@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from portal.ops.model import BackupId
 from portal.ops.offsite.ledger import Ledger
+from portal.ops.repository.entry import Entry
 from portal.ops.retention.plan import plan
 
 if TYPE_CHECKING:
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from portal.ops.offsite.config import OffsiteConfig
-    from portal.ops.repository.entry import Entry
+    from portal.ops.offsite.layout import Stem
     from portal.ops.repository.repository import Repository
     from portal.ops.retention.policy import RetentionPolicy
 
@@ -44,6 +46,36 @@ def line_of_entry(entry: Entry, by_name: Mapping[str, Entry]) -> Iterable[Entry]
     while (parent := line[-1].parent) is not None and parent in by_name and by_name[parent] not in line:
         line.append(by_name[parent])
     return reversed(line)
+
+
+def unexpectedly_gone(
+    known: Iterable[Stem], found: Iterable[Stem], policy: RetentionPolicy, now: datetime
+) -> list[Stem]:
+    """Copies that were there and are not, although the off-site rules keep them: no prune has removed these.
+
+    Arguments:
+        known: the copies that were there.
+        found: those that are.
+        policy: the off-site rules.
+    """
+    known, found = list(known), list(found)
+    there = {stem.backup_id for stem in found}
+    gone = [stem for stem in set(known) - set(found) if stem.backup_id not in there]  # another copy may replace it
+    if not gone:
+        return []
+    kept = {one.entry.name for one in plan(_as_entries({*known, *found}), policy, now).decisions if one.keep}
+    return [stem for stem in gone if stem.backup_id in kept]
+
+
+def _as_entries(stems: Iterable[Stem]) -> list[Entry]:
+    """Archives by their names alone, as the rules look at them."""
+    ids = {stem.backup_id: BackupId.parse(stem.backup_id) for stem in stems}
+    found = [
+        Entry(name=name, type=one.type, moment=one.moment, modified=one.moment, size=1)
+        for name, one in ids.items()
+        if one
+    ]
+    return sorted(found, key=lambda entry: (entry.moment, entry.name), reverse=True)
 
 
 def missing_copies(

@@ -21,6 +21,7 @@ from portal.ops.offsite.layout import parse_stem
 from portal.ops.offsite.ledger import Ledger
 from portal.ops.offsite.listing import Listing, list_copies
 from portal.ops.offsite.result import DestinationsResult
+from portal.ops.offsite.signing import Trust
 from portal.ops.repository.access_log import Action, Observer, Witness
 from portal.ops.repository.entry import Entry
 from portal.ops.repository.repository import Repository
@@ -158,10 +159,14 @@ class OffsitePruneJob:
     def _prune(self, destination: Destination, builder: _ResultBuilder) -> None:
         backend = self._config.open(destination)
         try:
-            listing = list_copies(backend)
+            listing = list_copies(backend, trust=Trust.of(self._config, destination))
             decided = plan(_entries(listing), self._policy, self._clock())
             builder.warnings += decided.warnings
             builder.warnings += (f"the commit {stem} in {destination.shown} makes no sense" for stem in listing.damaged)
+            builder.warnings += (
+                f"the copy {stem} in {destination.shown} was not made by this repository; it is left there"
+                for stem in listing.foreign
+            )
             builder.decisions += ((destination.shown, decision) for decision in decided.decisions)
             gone = self._doomed(listing, decided)
             remains = self._remains(backend, listing)
@@ -169,8 +174,10 @@ class OffsitePruneJob:
                 builder.removed += ((destination.shown, str(commit.stem)) for commit in gone)
                 builder.freed_bytes += sum(commit.stored_bytes for commit in gone)
                 builder.swept += remains
-            elif gone or remains:
-                with self._witness.watching(Action.OFFSITE_PRUNE, destination.shown) as seen:
+            else:
+                with self._witness.watching(
+                    Action.OFFSITE_PRUNE, destination.shown, destination=destination.shown
+                ) as seen:
                     before = len(builder.removed)
                     try:
                         self._remove(backend, destination, gone, builder)
@@ -227,7 +234,7 @@ class OffsitePruneJob:
 
     def _remains(self, backend: Backend, listing: Listing) -> list[str]:
         """The objects of copies that never got a commit, and have not changed for a week."""
-        committed = {str(commit.stem) for commit in listing.commits} | set(listing.damaged)
+        committed = {str(commit.stem) for commit in listing.commits} | {*listing.damaged, *listing.foreign}
         newest: dict[str, Any] = {}
         objects: defaultdict[str, list[str]] = defaultdict(list)
         for one in backend.list(""):

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from portal.ops.offsite.ledger import Ledger
+    from portal.ops.offsite.signature import SigningKey
+    from portal.ops.offsite.signing import Trust
     from portal.ops.repository.entry import Entry
     from portal.ops.repository.repository import ArchiveFile
     from portal.ops.runtime.progress import Advance, Clock
@@ -94,6 +96,8 @@ class Sender:
     Arguments:
         recipients: age public keys; without any, segments are stored as they are.
         rate: bytes per second on average; 0 is no limit.
+        key: signs commits.
+        trust: whose copies count as there.
         advance: told of every number of bytes of archives that are off-site.
     """
 
@@ -101,6 +105,8 @@ class Sender:
     ledger: Ledger
     recipients: tuple[str, ...]
     rate: int
+    key: SigningKey
+    trust: Trust
     clock: Clock
     advance: Advance
 
@@ -204,7 +210,7 @@ class Sender:
             base=entry.base,
             components=tuple(component.value for component in entry.components),
         )
-        data = commit.encode()
+        data = commit.encode(self.key)
         try:
             self.backend.put(pending.stem.commit, data, hashlib.sha256(data).hexdigest())
         except ObjectExistsError as error:
@@ -248,13 +254,19 @@ class Sender:
     def _is_used(self, stem: Stem) -> bool:
         if next(iter(self.backend.list(stem.directory)), None) is not None:
             return True
-        return self._committed(stem) is not None
+        return any(True for _ in self._read_commit(stem))
 
     def _committed(self, stem: Stem) -> Commit | None:
+        """The copy of a stem, if it is one of ours."""
         try:
-            return Commit.decode(read_all(self.backend, stem.commit, MOST_BYTES), stem)
+            commit = Commit.decode(read_all(self.backend, stem.commit, MOST_BYTES), stem)
+            return commit if self.trust.accepts(commit) else None
         except (ObjectAbsentError, NotIntactError):
             return None
+
+    def _read_commit(self, stem: Stem) -> Iterator[bytes]:
+        with suppress(ObjectAbsentError):
+            yield from self.backend.read(stem.commit, 0, 1)
 
     def _save(self, pending: _Pending) -> None:
         self.ledger.save_pending(pending.stem.backup_id, pending.to_dict())

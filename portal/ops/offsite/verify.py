@@ -11,13 +11,19 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, replace
+from functools import partial
+from math import ceil
 from typing import TYPE_CHECKING, Any, Final
 
+from portal.ops.archive.output_file import OutputFile
 from portal.ops.errors import ConfigurationError, NotIntactError, ObjectAbsentError
 from portal.ops.model import FORMAT_VERSION, SUFFIX, VerifyLevel
-from portal.ops.offsite.fetch import receive
+from portal.ops.offsite.layout import parse_stem
 from portal.ops.offsite.ledger import DIRECTORY, Ledger
-from portal.ops.offsite.listing import PREFIX, list_copies
+from portal.ops.offsite.listing import FOREIGN, PREFIX, list_copies
+from portal.ops.offsite.missing import unexpectedly_gone
+from portal.ops.offsite.receiving import blame, receive
+from portal.ops.offsite.signing import Trust
 from portal.ops.repository.access_log import Action, Observer, Outcome, Witness
 from portal.ops.repository.durable import make_hidden
 from portal.ops.repository.repository import Repository
@@ -27,16 +33,21 @@ from portal.ops.storage.objects import identities_of
 from portal.ops.verify.verify import Verifier
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from portal.ops.offsite.commit import Commit
     from portal.ops.offsite.config import OffsiteConfig
+    from portal.ops.offsite.layout import Stem
     from portal.ops.offsite.listing import Listing
+    from portal.ops.retention.policy import RetentionPolicy
     from portal.ops.runtime.progress import Advance
     from portal.ops.settings.destination import Destination
     from portal.ops.storage.backend import Backend
 
+    _Choose = Callable[[Destination, Listing], list[Commit]]
+
 _MOST_DAMAGES: Final = 20
+_ROTATION: Final = 7
 _GONE: Final = "it was copied from here, and its commit is gone; if no prune removed it, look for it with --as-of"
 
 
@@ -112,6 +123,7 @@ class OffsiteVerifyJob:
     """Verifies copies in all destinations.
 
     Arguments:
+        policy: the off-site rules; by them a copy that is gone was pruned, or is missing. Without, it is missing.
         progress: told how far it is.
         actor: who asked for it, for the access log.
         observer: told of every finding.
@@ -120,6 +132,7 @@ class OffsiteVerifyJob:
     def __init__(
         self,
         config: OffsiteConfig,
+        policy: RetentionPolicy | None = None,
         *,
         clock: Clock = utc_now,
         progress: Progress | None = None,
@@ -127,6 +140,7 @@ class OffsiteVerifyJob:
         observer: Observer | None = None,
     ) -> None:
         self._config = config
+        self._policy = policy
         self._repository = Repository(config.local_path, lock_timeout=config.lock_timeout)
         self._witness = Witness(repository=self._repository, who=actor, clock=clock, observer=observer)
         self._clock = clock
@@ -147,29 +161,51 @@ class OffsiteVerifyJob:
             raise ConfigurationError(
                 "a drill takes more than verifying a copy", hint="Run a drill with 'offsite:<id>' as the archive."
             )
+        return self._run(level, partial(self._chosen, name), is_all=name is None)
+
+    def run_rotation(self, level: VerifyLevel = VerifyLevel.CHECKSUM) -> OffsiteVerification:
+        """Verify the copies whose turn it is: new ones, and one seventh of the others, those verified longest ago.
+
+        Raises:
+            OpsError: as `run`.
+        """
+        return self._run(level, self._whose_turn, is_all=True)
+
+    def _run(self, level: VerifyLevel, choose: _Choose, *, is_all: bool) -> OffsiteVerification:
         started = time.monotonic()
         findings: list[CopyFinding] = []
         faults: list[ConfigurationError] = []
         for destination in self._config.require_destinations():
             backend = self._config.open(destination)
             try:
-                listing = list_copies(backend)
-                try:
-                    chosen = self._chosen(listing, name)
-                except ConfigurationError as error:  # another destination may have it
-                    faults.append(error)
-                    continue
-                findings += self._verify(destination, backend, listing, chosen, level, is_all=name is None)
+                with self._witness.watching(
+                    Action.OFFSITE_VERIFY, destination.shown, destination=destination.shown, level=level.value
+                ) as seen:
+                    listing = list_copies(backend, trust=Trust.of(self._config, destination))
+                    try:
+                        chosen = choose(destination, listing)
+                    except ConfigurationError as error:  # another destination may have it
+                        faults.append(error)
+                        continue
+                    findings += self._verify(destination, backend, listing, chosen, level, is_all=is_all)
+                    seen.details["copies"] = len(chosen)
             finally:
                 backend.close()
         if faults and not findings:
             raise faults[0]
         return OffsiteVerification(findings=tuple(findings), level=level, duration_seconds=time.monotonic() - started)
 
-    def _chosen(self, listing: Listing, name: str | None) -> list[Commit]:
+    def _chosen(self, name: str | None, _destination: Destination, listing: Listing) -> list[Commit]:
         if name is None:
             return list(listing.newest().values())
         return [listing.find(name.removeprefix(PREFIX))]
+
+    def _whose_turn(self, destination: Destination, listing: Listing) -> list[Commit]:
+        turns = Ledger(self._repository, destination).turns()
+        copies = listing.newest().values()
+        new = [commit for commit in copies if str(commit.stem) not in turns]
+        others = sorted((turns[str(one.stem)], str(one.stem), one) for one in copies if str(one.stem) in turns)
+        return [*new, *(commit for _, _, commit in others[: ceil(len(others) / _ROTATION)])]
 
     def _verify(
         self,
@@ -190,10 +226,9 @@ class OffsiteVerifyJob:
         findings = [
             _broken(stem, destination, level, "its commit makes no sense") for stem in listing.damaged if is_all
         ]
-        listed = {str(commit.stem) for commit in listing.commits} | set(listing.damaged)
         if is_all:
-            gone = (str(stem) for stem in known if str(stem) not in listed)
-            findings += [_broken(stem, destination, level, _GONE) for stem in gone]
+            findings += [_broken(stem, destination, level, _GONE) for stem in self._gone(known, listing)]
+            findings += [_broken(stem, destination, level, FOREIGN) for stem in listing.foreign]
         for commit in chosen:
             with self._witness.watching(
                 Action.OFFSITE_VERIFY, commit.backup_id, destination=destination.shown, level=level.value
@@ -205,13 +240,28 @@ class OffsiteVerifyJob:
                 outcome = Outcome.FAILED if finding.damages else Outcome.DONE
                 seen.note(outcome, damages=len(finding.damages), error="; ".join(finding.damages[:3]))
         if findings:
-            self._note(ledger, findings, level)
+            self._note(ledger, listing, findings, level)
         return findings
 
-    def _note(self, ledger: Ledger, findings: Sequence[CopyFinding], level: VerifyLevel) -> None:
+    def _gone(self, known: Iterable[Stem], listing: Listing) -> list[str]:
+        """Copies that were made from here and are not there, and that no prune has removed by the rules."""
+        shown = {str(commit.stem) for commit in listing.commits} | {*listing.damaged, *listing.foreign}
+        if self._policy is None:
+            return [str(stem) for stem in known if str(stem) not in shown]
+        found = [stem for text in shown if (stem := parse_stem(text))]
+        return [str(stem) for stem in unexpectedly_gone(known, found, self._policy, self._clock())]
+
+    def _note(self, ledger: Ledger, listing: Listing, findings: Sequence[CopyFinding], level: VerifyLevel) -> None:
+        """Remember what was found; damage that was found before stays until the same copy is found intact."""
+        now, looked_at = self._clock(), {one.stem for one in findings}
+        present = {str(commit.stem) for commit in listing.commits} | set(listing.damaged)
+        before = ledger.proof().get("verified", {}).get("damaged", ())
         damaged = [one.stem for one in findings if one.damages]
+        damaged += [stem for stem in before if stem in present and stem not in looked_at]
+        turns = {stem: moment for stem, moment in ledger.turns().items() if stem in present}
+        ledger.note_turns(turns | dict.fromkeys(looked_at & present, now))
         facts = {
-            "moment": self._clock().isoformat(),
+            "moment": now.isoformat(),
             "level": level.value,
             "copies": len(findings),
             "damaged": damaged[:_MOST_DAMAGES],
@@ -235,10 +285,13 @@ class OffsiteVerifyJob:
         damages: tuple[str, ...] = ()
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            out = OutputFile(descriptor)
             try:
-                receive(backend, commit, identities, lambda at, data: _write_at(descriptor, at, data), advance)
+                receive(backend, commit, identities, out, advance)
+                if out.finish() != commit.archive_sha256:
+                    raise blame(backend, commit)
             finally:
-                os.close(descriptor)
+                out.close()
             sidecar_of(path).write_text(f"{commit.archive_sha256}  {path.name}\n")
             found = Verifier(
                 pg_bin_dir=self._config.pg_bin_dir, jobs=self._config.jobs or available_cores()
@@ -258,14 +311,6 @@ class OffsiteVerifyJob:
             damages=damages,
             is_downloaded=True,
         )
-
-
-def _write_at(descriptor: int, at: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        written = os.pwrite(descriptor, rest, at)
-        at += written
-        rest = rest[written:]
 
 
 def _compared(backend: Backend, commit: Commit, advance: Advance) -> CopyFinding:

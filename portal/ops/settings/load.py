@@ -207,7 +207,7 @@ def load_settings(
     of_stores = {name: text for name, text in both.items() if name.startswith(_STORES)}
     schedules = settings.schedules if settings.pitr.wal else replace(settings.schedules, base=None)
     if not settings.offsite.destinations():  # nothing is scheduled that there is no place for
-        schedules = replace(schedules, offsite=None)
+        schedules = replace(schedules, offsite=None, offsite_verify=None, offsite_prune=None)
     return replace(settings, schedules=schedules, unbuilt=unbuilt_settings(both), store_variables=of_stores)
 
 

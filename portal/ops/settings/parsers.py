@@ -120,6 +120,17 @@ def recipients(text: str) -> tuple[str, ...]:
     return found
 
 
+def signers(text: str) -> tuple[str, ...]:
+    """Take public keys of 64 hexadecimal digits, with spaces between them, or the word ``any``."""
+    found = tuple(text.lower().split())
+    for one in found:
+        if one != "any" and not re.fullmatch("[0-9a-f]{64}", one):
+            raise UnusableError(
+                f"has {one[:80]!r}, which is no signer: 64 hexadecimal digits, as a list of copies shows"
+            )
+    return found
+
+
 def words_of(kinds: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
     """Make a parser of some of the words `kinds`, with spaces or commas between them."""
 

@@ -45,6 +45,7 @@ from portal.ops.settings.parsers import (
     optional_switch,
     recipients,
     rules,
+    signers,
     switch,
     time_zone,
     web_url,
@@ -183,6 +184,18 @@ class ScheduleSettings(Group):
     offsite: str | None = setting(
         "BACKUP_SCHEDULE_OFFSITE", "When off-site copies that are missing are made up for", cron, "20 * * * *"
     )
+    offsite_verify: str | None = setting(
+        "BACKUP_SCHEDULE_OFFSITE_VERIFY",
+        "When new off-site copies, and one seventh of the others, are verified by the store's digests",
+        cron,
+        "40 6 * * *",
+    )
+    offsite_prune: str | None = setting(
+        "BACKUP_SCHEDULE_OFFSITE_PRUNE",
+        "When old off-site copies are removed, where the credentials permit that",
+        cron,
+        "off",
+    )
     full_uploads: FullUploads = setting(
         "BACKUP_FULL_UPLOADS",
         "Uploads in a full backup: `complete`, or `chain`: only what has changed since the last backup of the uploads",
@@ -300,6 +313,12 @@ class OffsiteSettings(Group):
         "`off`: store copies unencrypted, if there are no recipients",
         switch,
         "on",
+    )
+    signers: tuple[str, ...] = setting(
+        "BACKUP_OFFSITE_SIGNERS",
+        "Public keys of repositories whose off-site copies are trusted beside this one's; `any`: all",
+        signers,
+        without="(this repository's, once it has made a copy; before that all)",
     )
     types: tuple[str, ...] = setting(
         "BACKUP_OFFSITE_TYPES",

@@ -171,7 +171,7 @@ class StreamDecryptor:
 
     def __init__(self, identities: Sequence[Identity]) -> None:
         self._identities = identities
-        self._held = bytearray()
+        self._held = b""
         self._payload: Payload | None = None
         self._number = 0
 
@@ -182,17 +182,19 @@ class StreamDecryptor:
             IdentityError: the file was not encrypted for any of the identities.
             NotIntactError: it was changed.
         """
-        self._held += piece
-        if self._payload is None and not self._open():
-            return
+        data = self._held + piece
+        self._held = data
+        if self._payload is None:
+            if not self._open():
+                return
+            data = self._held
         assert self._payload is not None
-        at = 0
-        view = memoryview(bytes(self._held)) if len(self._held) > _SEALED_BYTES else memoryview(b"")
+        at, view = 0, memoryview(data)
         while len(view) - at > _SEALED_BYTES:  # one that ends here may be the last one
             yield self._payload.chunk(self._number, view[at : at + _SEALED_BYTES], is_last=False)
             self._number += 1
             at += _SEALED_BYTES
-        del self._held[:at]
+        self._held = data[at:]
 
     def finish(self) -> bytes:
         """The last of the content.
@@ -202,18 +204,18 @@ class StreamDecryptor:
         """
         if self._payload is None:
             raise _damaged("it is cut short")
-        return self._payload.chunk(self._number, bytes(self._held), is_last=True)
+        return self._payload.chunk(self._number, self._held, is_last=True)
 
     def _open(self) -> bool:
         try:
-            header = parse_header(bytes(self._held[: HEADER_MOST + 1]))
+            header = parse_header(self._held[: HEADER_MOST + 1])
         except NeedMoreError:
             return False
         if len(self._held) < header.size + _NONCE_BYTES:
             return False
-        nonce = bytes(self._held[header.size : header.size + _NONCE_BYTES])
+        nonce = self._held[header.size : header.size + _NONCE_BYTES]
         self._payload = open_payload(header, nonce, self._identities)
-        del self._held[: header.size + _NONCE_BYTES]
+        self._held = self._held[header.size + _NONCE_BYTES :]
         return True
 
 

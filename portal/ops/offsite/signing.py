@@ -1,0 +1,122 @@
+"""Signatures of commits: which copies were made by this repository, and which by somebody who can write to the store.
+
+Recipients are public and a store's credentials can be stolen, so an encrypted archive proves nothing about its maker.
+Each repository has an Ed25519 key in `.keys/offsite.key`; its public half is the **signer** in every commit. Where that
+key is, or where BACKUP_OFFSITE_SIGNERS says whom to trust, other copies are listed as foreign and never used (ADR 174).
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from portal.ops.errors import RepositoryError
+from portal.ops.offsite.ledger import Ledger
+from portal.ops.offsite.signature import SigningKey
+from portal.ops.repository.durable import make_hidden, write_durably
+from portal.ops.repository.repository import Repository
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from portal.ops.offsite.commit import Commit
+    from portal.ops.offsite.config import OffsiteConfig
+    from portal.ops.offsite.layout import Stem
+    from portal.ops.offsite.ledger import CopyRecord
+    from portal.ops.settings.destination import Destination
+
+ANY: Final = "any"
+"""In place of signers: every copy is taken."""
+
+_DIRECTORY: Final = ".keys"
+_NAME: Final = "offsite.key"
+_KEY_BYTES: Final = 32
+
+
+def find_key(repository: Repository) -> SigningKey | None:
+    """The key of a repository; nothing where it has made no copy yet.
+
+    Raises:
+        RepositoryError: it is there, and cannot be read.
+    """
+    path = _path(repository)
+    try:
+        secret = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise _unusable(path, error.strerror) from error
+    if len(secret) != _KEY_BYTES:
+        raise _unusable(path, "it is no key")
+    return SigningKey(secret)
+
+
+def own_key(repository: Repository) -> SigningKey:
+    """The key of a repository; the first call creates it.
+
+    Raises:
+        RepositoryError: it can neither be read nor created.
+    """
+    if found := find_key(repository):
+        return found
+    path = _path(repository)
+    temporary = path.with_name(f".{_NAME}.{os.getpid()}")
+    try:
+        make_hidden(path.parent)
+        write_durably(temporary, os.urandom(_KEY_BYTES))
+        with suppress(FileExistsError):  # two at once: the first one's counts
+            os.link(temporary, path)
+        temporary.unlink()
+    except OSError as error:
+        raise _unusable(path, error.strerror) from error
+    found = find_key(repository)
+    assert found is not None
+    return found
+
+
+def _path(repository: Repository) -> Path:
+    return repository.path / _DIRECTORY / _NAME
+
+
+def _unusable(path: Path, why: str | None) -> RepositoryError:
+    return RepositoryError(
+        f"the key that signs off-site copies, {path}, cannot be used: {(why or '').lower()}",
+        hint="Run this as the user that the backups belong to; without the key, older copies count as foreign.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trust:
+    """Whose copies are taken.
+
+    Arguments:
+        signers: public keys; nothing where nobody said whose, so that every copy is taken.
+        known: copies that were made from here, by the repository's memory.
+    """
+
+    signers: frozenset[str] | None = None
+    known: Mapping[Stem, CopyRecord]
+
+    @classmethod
+    def of(cls, config: OffsiteConfig, destination: Destination) -> Trust:
+        """As the settings and the repository say.
+
+        Raises:
+            RepositoryError: its key or its memory cannot be read.
+        """
+        repository = Repository(config.local_path)
+        own, given = find_key(repository), config.settings.signers
+        known = Ledger(repository, destination).copies()
+        if ANY in given or not (own or given):
+            return cls(known=known)
+        return cls(signers=frozenset((*given, *((own.signer,) if own else ()))), known=known)
+
+    def accepts(self, commit: Commit) -> bool:
+        """Whether a copy is of somebody who is trusted, or one that the repository knows: from before it had a key."""
+        if self.signers is None or commit.signer in self.signers:
+            return True
+        record = self.known.get(commit.stem)
+        return record is not None and record.archive_sha256 == commit.archive_sha256
