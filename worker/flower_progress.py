@@ -79,7 +79,7 @@ def _show_failures(flower: Flower) -> None:
 
 
 def _error_sentence(error: str) -> str:
-    """An error in one line; an event has the end of the first line escaped, and of two hints the last is the engine's."""
+    """An error in one line; an event has the end of its first line escaped, and the last hint is the engine's."""
     message, mark, hint = error.replace("\n  hint: ", r"\n  hint: ").rpartition(r"\n  hint: ")
     return printable(f"{message}. Hint: {hint}" if mark else error, 1000)
 
