@@ -28,6 +28,7 @@ from portal.ops.chains.lineage import read_manifest
 from portal.ops.errors import NotIntactError, ObjectAbsentError, ObjectExistsError, OpsError
 from portal.ops.offsite.commit import MOST_BYTES, Commit, Segment
 from portal.ops.offsite.layout import Stem, segment_bytes_for
+from portal.ops.offsite.wal import wal_start
 from portal.ops.repository.sidecar import read_sidecar
 from portal.ops.runtime.logs import engine_log
 from portal.ops.storage.backend import read_all
@@ -209,6 +210,7 @@ class Sender:
             parent_sha256=manifest.parent_sha256 if manifest else None,
             base=entry.base,
             components=tuple(component.value for component in entry.components),
+            wal=wal_start(manifest),
         )
         data = commit.encode(self.key)
         try:
