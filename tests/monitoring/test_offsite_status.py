@@ -90,7 +90,12 @@ def test_wal_that_is_not_copied_is_a_missed_target_and_an_alert(offsite: Offsite
     """A copy of WAL that fails for minutes is a missed target with its reason, until it works again."""
     settings = offsite.settings(BACKUP_WAL="on")
     told: list[str] = []
-    sender = AlertSender(settings.local_path, host="here", tell=lambda _, text: told.append(text) or True)
+
+    def tell(_title: str, text: str) -> bool:
+        told.append(text)
+        return True
+
+    sender = AlertSender(settings.local_path, host="here", tell=tell)
     ledger = Ledger(Repository(settings.local_path), settings.offsite.destinations()[0])
 
     def wal_misses(now: datetime) -> list[Miss]:

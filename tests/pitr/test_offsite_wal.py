@@ -121,7 +121,7 @@ def test_a_failing_copy_is_told_and_goes_on(portal: WalPortal, tmp_path: Path) -
     thread = threading.Thread(target=copier.run, args=(stop,))
     thread.start()
     try:
-        wait_until(lambda: told, seconds=10)
+        wait_until(lambda: bool(told), seconds=10)
         assert "is not there" in told[0]
         assert "hint: Mount" in told[0]
         store.mkdir()
