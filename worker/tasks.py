@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-import structlog
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import shared_task, states
 
 from portal.ops.errors import OpsError
 from portal.ops.monitoring.observer import Observers
 from portal.ops.runtime.environment import current_settings
+from portal.ops.runtime.event_log import structlog
 from portal.ops.runtime.logs import engine_log
 from portal.ops.units import duration
 from worker.authorization import Authorizations

@@ -258,6 +258,8 @@ def _prune(arguments: argparse.Namespace, settings: Settings, _show: Callable[[S
     what = (
         f"{len(result.removed)} {'copy' if len(result.removed) == 1 else 'copies'}, {human_bytes(result.freed_bytes)}"
     )
+    if result.wal:
+        what = f"{what} with {len(result.wal)} {'object' if len(result.wal) == 1 else 'objects'} of WAL"
     say(f"would be removed: {what}; nothing was" if arguments.dry_run else f"removed: {what}")
     plan = ({"destination": place, **decision.to_dict()} for place, decision in result.decisions)
     print_listing("plan", plan, **result.to_dict())

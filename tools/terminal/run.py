@@ -78,9 +78,8 @@ def run_command(main: Callable[[], int]) -> NoReturn:
 
 def watched_log(style: LogFormat, *, line_seconds: float | None = None) -> Callable[[Step], None]:
     """Set up logging to standard error; what shows how far a job is, without the two getting mixed up."""
-    import structlog
-
     from portal.ops.runtime.environment import merged_environment
+    from portal.ops.runtime.event_log import structlog
     from portal.ops.runtime.logs import configure_logging
     from portal.ops.settings.load import unbuilt_settings, unknown_settings
 
@@ -124,7 +123,7 @@ class _EventFilter:
     def __call__(self, _logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         """Drop an event, or let it pass."""
         if event["event"] in _TOLD_IN_THE_END or (self._least and method not in self._least):
-            import structlog
+            from portal.ops.runtime.event_log import structlog
 
             raise structlog.DropEvent
         return event

@@ -29,6 +29,7 @@ from portal.ops.codec import decode, encode
 from portal.ops.errors import NotIntactError, ObjectAbsentError, ObjectExistsError, OpsError
 from portal.ops.offsite.commit import MOST_BYTES, Commit, Segment
 from portal.ops.offsite.layout import Stem, segment_bytes_for
+from portal.ops.offsite.wal import wal_start
 from portal.ops.repository.records import ENVELOPE
 from portal.ops.repository.sidecar import read_sidecar
 from portal.ops.runtime.logs import engine_log
@@ -195,6 +196,7 @@ class Sender:
             parent_sha256=manifest.parent_sha256 if manifest else None,
             base=entry.base,
             components=tuple(component.value for component in entry.components),
+            wal=wal_start(manifest),
         )
         data = commit.encode(self.key)
         try:

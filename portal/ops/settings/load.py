@@ -347,5 +347,5 @@ def refuse_unbuilt(wanted: Iterable[str]) -> None:
     if unbuilt := list(wanted):
         raise UnsupportedError(
             f"this release does not have {' and '.join(unbuilt)}",
-            hint="Leave it out; docs/settings.md has the settings of off-site copies and their encryption.",
+            hint="Leave it out. Archives are always compressed; copies off-site are encrypted (docs/settings.md).",
         )
