@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, timedelta
 from typing import TYPE_CHECKING, Final
 
-from portal.ops.errors import OpsError
+from portal.ops.errors import OpsError, RepositoryAbsentError
 from portal.ops.model import BackupType
 from portal.ops.offsite.config import OffsiteConfig
 from portal.ops.offsite.fetch import FetchJob
@@ -78,13 +78,13 @@ def moment_at_hand(
     def is_here() -> bool:
         try:
             choose_moment(repository, config, scope, text, now)
-        except OutsideWindowError:
+        except (OutsideWindowError, RepositoryAbsentError):
             return False
         return True
 
     if is_here() or not destinations:
         return ()
-    repository.prepare()
+    repository.prepare_for_restore()
     fetcher = FetchJob(OffsiteConfig.from_settings(settings), progress=progress, actor=actor, observer=observer)
     moment = parse_moment(text, now, config.time_zone) or now.astimezone(UTC)
     bringers = [
