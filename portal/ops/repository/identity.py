@@ -25,7 +25,9 @@ _MOST_BYTES: Final = 64
 _CONFIRM: Final = (
     "See that its volume is mounted. If another one is meant, confirm that once, with a backup: --confirm-loss."
 )
-_STAND_IN: Final = b"The repository that was used at this path was not there when a restore began to use this directory.\n"
+_STAND_IN: Final = (
+    b"The repository that was used at this path was not there when a restore began to use this directory.\n"
+)
 
 
 def repository_id(lock: Path) -> str:
