@@ -79,7 +79,9 @@ def _show_failures(flower: Flower) -> None:
 
 
 def _error_sentence(error: str) -> str:
-    return printable(error.replace("\n  hint: ", ". Hint: "), 1000)
+    """An error in one line; an event has the end of its first line escaped, and the last hint is the engine's."""
+    message, mark, hint = error.replace("\n  hint: ", r"\n  hint: ").rpartition(r"\n  hint: ")
+    return printable(f"{message}. Hint: {hint}" if mark else error, 1000)
 
 
 def _is_wanted(task: Any) -> bool:

@@ -18,6 +18,7 @@ from portal.ops.monitoring.facts import read_status
 from portal.ops.repository.faults import explain
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import Clock, utc_now
+from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -146,6 +147,26 @@ METRICS: Final = (
         "kekkai_backup_offsite_verified_timestamp_seconds",
         "When off-site copies were last found intact",
         lambda one: one.verified.moment.timestamp() if one.verified and not one.verified.damaged else None,
+    ),
+    _offsite(
+        "kekkai_backup_offsite_damaged",
+        "Off-site copies that the last verification found damaged",
+        lambda one: len(one.verified.damaged) if one.verified else None,
+    ),
+    _offsite(
+        "kekkai_backup_offsite_drill_timestamp_seconds",
+        "When a drill last restored an off-site copy",
+        lambda one: one.drilled.moment.timestamp() if one.drilled and not one.drilled.damaged else None,
+    ),
+    _offsite(
+        "kekkai_backup_offsite_recipients_proven",
+        "1 where a drill has opened a copy for the recipients of now, 0 where none has",
+        lambda one: one.recipients_proven,
+    ),
+    _offsite(
+        "kekkai_backup_offsite_wal_timestamp_seconds",
+        "When the copying of WAL last worked",
+        lambda one: one.wal.worked.timestamp() if one.wal else None,
     ),
     _one(
         "kekkai_backup_wal_lag_bytes",
@@ -300,7 +321,7 @@ def serve(settings: Settings, *, port: int, clock: Clock = utc_now) -> WSGIServe
         server, _ = start_http_server(port, registry=registry)
     except OSError as error:
         raise ConfigurationError(
-            f"metrics cannot be served at port {port}: {error.strerror}", hint="Give another BACKUP_METRICS_PORT."
+            f"metrics cannot be served at port {port}: {system_reason(error)}", hint="Give another BACKUP_METRICS_PORT."
         ) from error
     log.info("metrics_served", port=server.server_port)
     return server
