@@ -81,10 +81,10 @@ def test_what_killed_verifications_left_is_removed(offsite: Offsite) -> None:
     """Their downloads would fill the disk; one that is still used stays."""
     offsite.copied()
     places = offsite.uploads.archives / ".offsite"
-    (places / "verify-17").mkdir()
-    (places / "verify-17" / "half.tar.gz").write_bytes(b"half")
     with own_place(places) as used:
         (used / "whole.tar.gz").write_bytes(b"whole")
+        (places / "verify-17").mkdir()
+        (places / "verify-17" / "half.tar.gz").write_bytes(b"half")
         assert offsite.verify().run(level=VerifyLevel.CONTENTS).intact
         assert list(places.glob("verify-*")) == [used]
         assert list(used.iterdir())
