@@ -26,6 +26,7 @@ from portal.ops.runtime.progress import utc_now
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from portal.ops.offsite.ledger import Ledger
     from portal.ops.pitr.look import PitrLook
     from portal.ops.settings.load import Settings
 
@@ -104,12 +105,22 @@ def serve(settings: Settings) -> NoReturn:
 
 def _copy_offsite(settings: Settings, repository: Repository) -> None:
     """Have the WAL copied to each destination, by a thread of its own."""
+    from portal.ops.offsite.ledger import Ledger
     from portal.ops.pitr.offsite_wal import WalCopier
     from portal.ops.storage.objects import ObjectWriter
 
     for destination in settings.offsite.destinations():
-        copier = WalCopier(repository, partial(ObjectWriter.of, settings, destination), shown=destination.shown)
+        copier = WalCopier(
+            repository,
+            partial(ObjectWriter.of, settings, destination),
+            shown=destination.shown,
+            tell=partial(_note_copying, Ledger(repository, destination)),
+        )
         threading.Thread(target=copier.run, args=(threading.Event(),), name="wal-copy", daemon=True).start()
+
+
+def _note_copying(ledger: Ledger, problem: str) -> None:
+    ledger.note_wal(utc_now(), problem)
 
 
 class _Attendant:
@@ -121,7 +132,6 @@ class _Attendant:
         self._keeper = BaseKeeper(self._ask_for_base)
         self._heartbeat = Heartbeat(settings.local_path / WAL_NAME)
         self._observer = Observers(settings)
-        self._told = ""
 
     def run(self) -> NoReturn:
         """Go on until the process ends."""
@@ -131,9 +141,7 @@ class _Attendant:
                 problem = str(found.state.get("problem") or "")
                 self._heartbeat.beat(utc_now(), ready=not problem, waits_for=problem)
                 self._keeper.see(found)
-                if problem != self._told:
-                    self._told = problem
-                    self._observer.refresh()
+                self._observer.refresh()  # at most every minute: targets of WAL and of its copies
             except (OpsError, OSError) as error:
                 log.error("base_check_failed", error=str(error))
             time.sleep(_LOOK_SECONDS)

@@ -23,6 +23,13 @@ def person() -> str | None:
     return sudo_user()
 
 
+def known(settings: Settings) -> dict[str, Any]:
+    """What every job is given: who asked for it, and who is told of its result."""
+    from portal.ops.monitoring.observer import Observers
+
+    return {"actor": person(), "observer": Observers(settings)}
+
+
 def repository(settings: Settings) -> Repository:
     """The repository that the settings name."""
     from portal.ops.repository.repository import Repository
@@ -33,10 +40,9 @@ def repository(settings: Settings) -> Repository:
 def backup_job(settings: Settings, show: Callable[[Step], None], **given: Any) -> BackupJob:
     """A job that backs up and looks after archives; `given` are arguments of `BackupConfig`."""
     from portal.ops.backup.job import BackupConfig, BackupJob
-    from portal.ops.monitoring.observer import Observers
 
-    config, observer = replace(BackupConfig.from_settings(settings), **given), Observers(settings)
-    return BackupJob(config, progress=show, actor=person(), observer=observer)
+    config = replace(BackupConfig.from_settings(settings), **given)
+    return BackupJob(config, progress=show, **known(settings))
 
 
 def restore_job(
@@ -46,15 +52,13 @@ def restore_job(
     **given: Any,
 ) -> RestoreJob:
     """A job that restores, and rolls restores back; `given` are arguments of `RestoreConfig`."""
-    from portal.ops.monitoring.observer import Observers
     from portal.ops.restore.job import RestoreConfig, RestoreJob
 
     return RestoreJob(
         RestoreConfig.from_settings(settings, **given),
         confirm=confirm,
         progress=show,
-        actor=person(),
-        observer=Observers(settings),
+        **known(settings),
     )
 
 
@@ -62,7 +66,6 @@ def archive_at_hand(settings: Settings, show: Callable[[Step], None], archive: s
     """An archive that a command names, fetched from off-site if its name asks for that."""
     if not archive.startswith("offsite:"):
         return archive
-    from portal.ops.monitoring.observer import Observers
     from portal.ops.offsite.local import local_archive
 
-    return local_archive(settings, archive, progress=show, actor=person(), observer=Observers(settings))
+    return local_archive(settings, archive, progress=show, **known(settings))

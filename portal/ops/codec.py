@@ -1,7 +1,8 @@
-"""Frozen dataclasses as the types of JSON, and back: strictly, so that a record that makes no sense is no record.
+"""Frozen dataclasses as the types of JSON, and back: strictly, so that an invalid record is never used.
 
-What a field's annotation says is what is read: text, numbers, truth values, moments with a time zone, words of an
-enumeration, tuples, mappings, other dataclasses, and each of these or nothing. Anything else is an error.
+A field's annotation decides what is read: text, numbers, truth values, moments with a time zone, words of an
+enumeration, paths, lists, tuples, mappings, other dataclasses and named tuples, and each of these or nothing. A class
+that has read several forms over time reads them with its own class method `decode`. Anything else is an error.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from datetime import datetime
 from enum import StrEnum
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Record = TypeVar("Record")
@@ -29,6 +31,8 @@ def encode(value: Any) -> Any:
         return value.value
     if isinstance(value, datetime):
         return value.isoformat()
+    if isinstance(value, Path):
+        return str(value)
     if isinstance(value, Mapping):
         return {str(key): encode(one) for key, one in value.items()}
     if isinstance(value, tuple | list):
@@ -64,28 +68,41 @@ def _readers(kind: type[Any]) -> tuple[dict[str, _Reader], frozenset[str]]:
 
 
 def _reader(kind: Any) -> _Reader:
-    """What reads a value, as its annotation says."""
+    """The function that reads a value, as its annotation says."""
     origin, inner = get_origin(kind), get_args(kind)
     if kind is Any:
         return lambda found: found
     if origin in _UNIONS:
         (some,) = (_reader(one) for one in inner if one is not types.NoneType)
         return lambda found: None if found is None else some(found)
-    if origin is tuple:
+    if origin in (tuple, list):
         item = _reader(inner[0])
-        return lambda found: tuple(map(item, _checked(found, list, kind)))
+        return lambda found: origin(map(item, _checked(found, list, kind)))
     if origin in (Mapping, dict):
         key, item = map(_reader, inner)
         return lambda found: {key(name): item(value) for name, value in _checked(found, Mapping, kind).items()}
+    return _class_reader(kind)
+
+
+def _class_reader(kind: type[Any]) -> _Reader:
     if is_dataclass(kind):
-        return lambda found: decode(kind, found)  # type: ignore[arg-type]
-    if issubclass(kind, StrEnum):
+        return lambda found: decode(kind, found)
+    if own := getattr(kind, "decode", None):
+        return lambda found: own(_checked(found, list, kind))
+    if hasattr(kind, "_fields"):
+        return _named_tuple(kind)
+    if issubclass(kind, StrEnum | Path):
         return lambda found: kind(_checked(found, str, kind))
     if kind is datetime:
         return _moment
     if kind not in _PLAIN:
         raise TypeError(f"no record has a field of {kind}")
     return lambda found: _plain(kind, found)
+
+
+def _named_tuple(kind: Any) -> _Reader:
+    readers = [_reader(hint) for hint in get_type_hints(kind).values()]
+    return lambda found: kind(*(read(one) for read, one in zip(readers, _checked(found, list, kind), strict=True)))
 
 
 def _checked(found: Any, wanted: type[Any], kind: Any) -> Any:

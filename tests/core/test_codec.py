@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping  # noqa: TC003  (read at run time)
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -23,6 +24,13 @@ class Inner:
     count: int
 
 
+class Point(NamedTuple):
+    """A named tuple: a list in JSON."""
+
+    size: int
+    name: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """A record with a field of every kind."""
@@ -36,10 +44,20 @@ class Sample:
     words: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     over: datetime | None = None
+    place: Path | None = None
+    points: list[Point] = field(default_factory=list)
 
 
 SAMPLE = Sample(
-    name="a", moment=NOON, kind=BackupType.MEDIA, inner=Inner(count=1), words=("b", "c"), facts={"d": [1]}, over=NOON
+    name="a",
+    moment=NOON,
+    kind=BackupType.MEDIA,
+    inner=Inner(count=1),
+    words=("b", "c"),
+    facts={"d": [1]},
+    over=NOON,
+    place=Path("/srv/media"),
+    points=[Point(1, "e"), Point(2, "f")],
 )
 
 
@@ -79,6 +97,9 @@ def test_keys_beside_the_fields_are_named() -> None:
         {"facts": []},
         {"flag": 1},
         {"over": ""},
+        {"place": 1},
+        {"points": [[1]]},
+        {"points": [["1", "e"]]},
     ],
 )
 def test_values_of_another_type_are_refused(wrong: dict[str, Any]) -> None:

@@ -6,18 +6,23 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from portal.ops.model import VerifyLevel
+from portal.ops.monitoring.alerts import AlertSender
 from portal.ops.monitoring.doctor.offsite import OffsiteChecks
 from portal.ops.monitoring.facts import read_status
 from portal.ops.monitoring.metrics import METRICS
 from portal.ops.monitoring.text import status_lines
+from portal.ops.offsite.ledger import Ledger
 from portal.ops.offsite.local import note_drill
+from portal.ops.repository.repository import Repository
 from portal.ops.runtime.progress import utc_now
 from portal.ops.storage.age_keys import generate
 from tests.support.stores import BUCKET
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from demo.object_store import EmbeddedObjectStore
-    from portal.ops.monitoring.model import Status
+    from portal.ops.monitoring.model import Miss, Status
     from tests.support.offsite import Offsite
 
 
@@ -50,7 +55,11 @@ def test_the_status_shows_each_destination(offsite: Offsite) -> None:
     assert "1 copies" in text
     assert "last proof 0 s ago (contents): intact" in text
     values = {metric.name: dict(metric.values(status)) for metric in METRICS if "offsite" in metric.name}
-    assert all(values.values())
+    assert all(
+        value
+        for name, value in values.items()
+        if not name.endswith(("_wal_timestamp_seconds", "drill_timestamp_seconds"))
+    )
 
 
 def test_damage_is_a_missed_target(offsite: Offsite) -> None:
@@ -75,6 +84,45 @@ def test_a_store_that_is_away_is_a_failure_until_it_is_back(offsite: Offsite) ->
     (offsite.directory / "away").rename(disk)
     offsite.copied()
     assert status_of(offsite).facts.failures == ()
+
+
+def test_wal_that_is_not_copied_is_a_missed_target_and_an_alert(offsite: Offsite) -> None:
+    """A copy of WAL that fails for minutes is a missed target with its reason, until it works again."""
+    settings = offsite.settings(BACKUP_WAL="on")
+    told: list[str] = []
+
+    def tell(_title: str, text: str) -> bool:
+        told.append(text)
+        return True
+
+    sender = AlertSender(settings.local_path, host="here", tell=tell)
+    ledger = Ledger(Repository(settings.local_path), settings.offsite.destinations()[0])
+
+    def wal_misses(now: datetime) -> list[Miss]:
+        found = [miss for miss in read_status(settings, now).misses if miss.target.startswith("offsite_wal_")]
+        sender.after(None, found)
+        return found
+
+    now = utc_now()
+    assert wal_misses(now) == []
+    ledger.note_wal(now, "")
+    problem = "file:///disk is full\n  hint: Make room there."
+    ledger.note_wal(now + timedelta(minutes=1), problem)
+    assert wal_misses(now + timedelta(minutes=1)) == []
+    (missed,) = wal_misses(now + timedelta(minutes=3))
+    assert "for 3 min: file:///disk is full" in missed.what
+    assert missed.mend == "Make room there."
+    assert "No WAL has been copied" in told[-1]
+    ledger.note_wal(now + timedelta(minutes=4), "")
+    assert wal_misses(now + timedelta(minutes=4)) == []
+    assert "WELL AGAIN" in told[-1]
+    (worked,) = [
+        value
+        for metric in METRICS
+        if metric.name == "kekkai_backup_offsite_wal_timestamp_seconds"
+        for _, value in metric.values(read_status(settings, now))
+    ]
+    assert worked == (now + timedelta(minutes=4)).timestamp()
 
 
 def findings(offsite: Offsite, **changes: str) -> dict[str, str]:

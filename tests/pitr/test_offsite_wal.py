@@ -11,14 +11,21 @@ from typing import TYPE_CHECKING
 import pyrage
 import pytest
 
+from portal.ops.offsite.commit import WalStart
+from portal.ops.offsite.config import OffsiteConfig
+from portal.ops.offsite.copy import CopyJob
+from portal.ops.offsite.listing import list_copies
 from portal.ops.pitr.look import look
+from portal.ops.pitr.lsn import Segment
 from portal.ops.pitr.offsite_wal import WalCopier
 from portal.ops.pitr.plan import plan_recovery
 from portal.ops.pitr.recovery import recovered
 from portal.ops.pitr.wal_fetch import fetch_wal
 from portal.ops.postgres.connection import connect
 from portal.ops.repository.repository import Repository
+from portal.ops.retention.policy import RetentionPolicy, RetentionRule
 from portal.ops.runtime.process import SystemRunner
+from portal.ops.settings.load import load_settings
 from portal.ops.storage.age_keys import read_identities
 from portal.ops.storage.directory import DirectoryBackend
 from portal.ops.storage.objects import ObjectWriter
@@ -100,3 +107,72 @@ def test_nothing_is_sent_while_nothing_is_written(portal: WalPortal, tmp_path: P
     assert segments
     for path in segments:
         assert len(gzip.decompress(path.read_bytes())) == archive.cluster.segment_bytes
+
+
+def test_a_failing_copy_is_told_and_goes_on(portal: WalPortal, tmp_path: Path) -> None:
+    """While the store is away the fault is told with its hint; once it is back, WAL is copied, and nothing is wrong."""
+    store, told, stop = tmp_path / "store", list[str](), threading.Event()
+
+    copier = WalCopier(
+        portal.repository,
+        lambda: ObjectWriter(DirectoryBackend(store), ()),
+        shown="file://store",
+        tell=told.append,
+    )
+    thread = threading.Thread(target=copier.run, args=(stop,))
+    thread.start()
+    try:
+        wait_until(lambda: bool(told), seconds=10)
+        assert "is not there" in told[0]
+        assert "hint: Mount" in told[0]
+        store.mkdir()
+        wait_until(lambda: told[-1] == "", seconds=10)
+        assert list(store.rglob("*.age"))
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_wal_that_was_pruned_is_not_sent_again(portal: WalPortal, tmp_path: Path) -> None:
+    """A service that starts anew sends nothing that is there, and nothing from before where the WAL there begins."""
+    store = tmp_path / "store"
+    store.mkdir()
+    for _ in range(2):
+        with portal.postgres.connect() as connection:
+            connection.execute("INSERT INTO stamped VALUES (3)")
+            connection.execute("SELECT pg_switch_wal()")
+        portal.wait_until_covered()
+
+    def copied() -> list[str]:
+        copier = WalCopier(portal.repository, lambda: ObjectWriter(DirectoryBackend(store), ()), shown="file://store")
+        with ObjectWriter(DirectoryBackend(store), ()) as writer:
+            copier.copy(writer)
+        return sorted(path.name for path in store.rglob("0*.age") if "+" not in path.name)
+
+    names = copied()
+    assert len(names) > 1
+    oldest = next(store.rglob(names[0]))
+    oldest.unlink()
+    assert copied() == names[1:]
+
+
+def test_a_copy_of_a_base_says_where_its_wal_begins(portal: WalPortal, tmp_path: Path) -> None:
+    """The commit of a base backup has its cluster and first segment, so a prune needs no key."""
+    store = tmp_path / "store"
+    store.mkdir()
+    settings = load_settings(
+        {
+            "BACKUP_LOCAL_PATH": str(portal.repository.path),
+            "BACKUP_OFFSITE_URLS": f"file://{store}",
+            "BACKUP_OFFSITE_ENCRYPTION": "off",
+        },
+        lambda _: "",
+    )
+    result = CopyJob(OffsiteConfig.from_settings(settings), RetentionPolicy(rule=RetentionRule())).run()
+    assert result.error is None
+    (commit,) = list_copies(DirectoryBackend(store)).commits
+    archive, (base,) = portal.look().archive, portal.look().bases
+    assert archive is not None
+    size = archive.cluster.segment_bytes
+    first = Segment(base.timeline, base.start_lsn // size).name(size)
+    assert commit.wal == WalStart(archive.cluster.system_identifier, first)

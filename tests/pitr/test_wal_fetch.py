@@ -144,6 +144,16 @@ def test_part_that_reaches_farthest_says_what_is_covered(repository: Repository,
     assert found == (b"A" * 10_000 + b"B" * 10_000 + b"C" * 10_000).ljust(CLUSTER.segment_bytes, b"\0")
 
 
+def test_partial_segment_that_was_stored_as_one_comes_too(repository: Repository, store: Store) -> None:
+    """A machine that had itself fetched it has sent it on like that; nothing else of that kind of name comes."""
+    store.put(FIRST + PARTIAL, segment(), covered=NOW)
+    store.put("stranger", b"x")
+    assert fetch_wal(repository, store.backend, ()) == 1
+    archive = WalArchive.of(repository, "7000")
+    assert archive is not None
+    assert list(archive.files()) == [FIRST + PARTIAL]
+
+
 def test_cluster_that_is_received_stays_the_current_one(repository: Repository, store: Store) -> None:
     """WAL of another cluster comes too, and the window goes on being that of the own one."""
     WalArchive.prepare(repository, replace(CLUSTER, system_identifier="6000"))

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from portal.ops.errors import OpsError
 from tools import tasks
-from tools.jobs import backup_job
+from tools.jobs import backup_job, known
 from tools.terminal.output import print_result, say, say_error, warn
 from tools.terminal.run import StoppedError, watched_settings
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from portal.ops.runtime.progress import Step
     from portal.ops.settings.load import Settings
-
-
-_STOPPED: Final = "the off-site copy after this backup was stopped; the next one goes on with it"
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
@@ -80,8 +76,11 @@ def run(arguments: argparse.Namespace) -> int:
         result = makers[arguments.command]()
     found = result.to_dict()
     _say_how_it_ended(found)
-    found |= _copy(settings, show, found) if result.success else {"offsite": []}
-    print_result({**found, **(_prune(settings, found) if result.success else {"pruned": []})})
+    told_after = list(found["warnings"])
+    after: dict[str, Any] = {"offsite": [], "pruned": []}
+    if result.success:
+        after = _copy(settings, show, told_after) | _prune(settings, told_after)
+    print_result({**found, **after, "warnings": told_after})
     return result.exit_code
 
 
@@ -91,39 +90,36 @@ def tell(result: Mapping[str, Any]) -> None:
     print_result({**result, "offsite": [], "pruned": []})  # beat has workers prune, and not after each backup
 
 
-def _copy(settings: Settings, show: Callable[[Step], None], result: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy off-site what is missing there; a failure is a warning, for the backup is made."""
-    if not settings.offsite.destinations():
-        return {"offsite": []}
-    from tools.commands.offsite import copy_lines, copy_missing
+def _copy(settings: Settings, show: Callable[[Step], None], warnings: list[str]) -> dict[str, Any]:
+    """Copy off-site what is missing there, and tell people; what programs are told of it."""
+    from portal.ops.backup.aftercare import copy_after_backup
 
-    try:
-        done = copy_missing(settings, show)
-    except (OpsError, OSError) as error:
-        warn(failed := f"off-site copies were not made: {error}")
-        return {"offsite": [], "warnings": [*result["warnings"], failed]}
-    except StoppedError:
-        warn(_STOPPED)
-        return {"offsite": [], "warnings": [*result["warnings"], _STOPPED]}
-    for line in copy_lines(done.to_dict()) if done.copied else ():
-        say(line)
-    failures = [f"off-site copies were not made: {fault}" for fault in dict.fromkeys(map(str, done.faults))]
-    for warning in (*done.warnings, *failures):
-        warn(warning)
-    copied = [{"destination": place, "backup_id": name} for place, name in done.copied]
-    return {"offsite": copied, "warnings": [*result["warnings"], *done.warnings, *failures]}
+    done = copy_after_backup(settings, progress=show, **known(settings), interrupt=StoppedError)
+    copied = done.result.copied if done.result else ()
+    if done.result and copied:
+        from tools.commands.offsite import copy_lines
+
+        for line in copy_lines(done.result.to_dict()):
+            say(line)
+    _warn(done.warnings, warnings)
+    return {"offsite": [{"destination": place, "backup_id": name} for place, name in copied]}
 
 
-def _prune(settings: Settings, result: Mapping[str, Any]) -> dict[str, Any]:
+def _prune(settings: Settings, warnings: list[str]) -> dict[str, Any]:
     """Remove old archives, and tell people; what programs are told of it."""
-    from tools.commands.prune_after_backup import prune_after_backup
+    from portal.ops.backup.aftercare import clean_up_after_backup
 
-    pruned = prune_after_backup(settings)
-    for line in pruned.lines():
+    done = clean_up_after_backup(settings, **known(settings), interrupt=StoppedError)
+    for line in done.lines():
         say(line)
-    for warning in pruned.warnings:
+    _warn(done.warnings, warnings)
+    return {"pruned": list(done.names)}
+
+
+def _warn(warnings: Iterable[str], told: list[str]) -> None:
+    for warning in warnings:
         warn(warning)
-    return {"warnings": [*result["warnings"], *pruned.warnings], "pruned": list(pruned.names)}
+        told.append(warning)
 
 
 def _say_how_it_ended(result: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from portal.ops.chains.extract import find_in_archive, types_holding, write_file
-from tools.jobs import backup_job, person
+from tools.jobs import backup_job, known
 from tools.terminal.output import print_result, say
 from tools.terminal.run import watched_settings
 
@@ -51,12 +51,11 @@ def _archive_path(archive: str, member: str) -> Path:
 
 def _extract_offsite(name: str, path: str, output: str | None) -> dict[str, Any]:
     """The same from an off-site copy, of which only the index and what holds the file is read."""
-    from portal.ops.monitoring.observer import Observers
     from portal.ops.offsite.config import OffsiteConfig
     from portal.ops.offsite.fetch import FetchJob
 
     settings, show = watched_settings()
-    job = FetchJob(OffsiteConfig.from_settings(settings), progress=show, actor=person(), observer=Observers(settings))
+    job = FetchJob(OffsiteConfig.from_settings(settings), progress=show, **known(settings))
     with job.file(name, path) as (reader, member, received):
         found = _extracted(reader, member, path, output)
         return {**found, "received_bytes": received()}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from portal.ops.errors import ConfigurationError
 from tools import tasks
 from tools.command_line import Parser, add_output_options
-from tools.jobs import person
+from tools.jobs import known
 from tools.terminal import output
 from tools.terminal.output import Lines, is_json, print_listing, print_result, say, say_error, warn
 from tools.terminal.run import watched_settings
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from datetime import datetime
 
-    from portal.ops.offsite.copy import CopyResult
     from portal.ops.runtime.progress import Step
     from portal.ops.settings.load import Settings
 
@@ -77,12 +76,6 @@ def run(arguments: argparse.Namespace) -> int:
     return command(arguments, *watched_settings())
 
 
-def _known(settings: Settings) -> dict[str, Any]:
-    from portal.ops.monitoring.observer import Observers
-
-    return {"actor": person(), "observer": Observers(settings)}
-
-
 # -- copy -------------------------------------------------------------------------------------------------------------
 
 
@@ -94,22 +87,11 @@ def _copy(arguments: argparse.Namespace, settings: Settings, show: Callable[[Ste
         archive = tasks.absolute(arguments.archive) if arguments.archive else None
         given = OffsiteCopyArguments(archive=archive, again=arguments.again)
         return tasks.do_remotely(settings, show, arguments, OFFSITE_COPY, given)
-    result = copy_missing(settings, show, arguments.archive, again=arguments.again)
+    from portal.ops.backup.aftercare import copy_job
+
+    result = copy_job(settings, progress=show, **known(settings)).run(arguments.archive, again=arguments.again)
     tell(result.to_dict())
     return result.exit_code
-
-
-def copy_missing(
-    settings: Settings, show: Callable[[Step], None] | None, archive: str | None = None, *, again: bool = False
-) -> CopyResult:
-    """Copy what is missing, as the settings say; the engine's `CopyResult`."""
-    from portal.ops.backup.config import BackupConfig
-    from portal.ops.offsite.config import OffsiteConfig
-    from portal.ops.offsite.copy import CopyJob
-
-    policy = BackupConfig.from_settings(settings).retention
-    job = CopyJob(OffsiteConfig.from_settings(settings), policy, progress=show, **_known(settings))
-    return job.run(archive, again=again)
 
 
 def tell(result: Mapping[str, Any]) -> None:
@@ -224,7 +206,7 @@ def verify_copy(settings: Settings, show: Callable[[Step], None], name: str | No
     from portal.ops.offsite.verify import OffsiteVerifyJob
 
     policy = offsite_policy(BackupConfig.from_settings(settings).retention, settings.offsite.rules)
-    job = OffsiteVerifyJob(OffsiteConfig.from_settings(settings), policy, progress=show, **_known(settings))
+    job = OffsiteVerifyJob(OffsiteConfig.from_settings(settings), policy, progress=show, **known(settings))
     found = job.run(name, VerifyLevel(level))
     if found.intact:
         say(found.message)
@@ -245,7 +227,7 @@ def _fetch(arguments: argparse.Namespace, settings: Settings, show: Callable[[St
     from portal.ops.offsite.fetch import FetchJob
 
     opening = _opening(settings, arguments.as_of)
-    job = FetchJob(OffsiteConfig.from_settings(settings), open_store=opening, progress=show, **_known(settings))
+    job = FetchJob(OffsiteConfig.from_settings(settings), open_store=opening, progress=show, **known(settings))
     fetched = job.run(arguments.archive)
     for name in fetched.fetched:
         say(f"fetched: {name} from {fetched.destination}")
@@ -261,7 +243,7 @@ def _prune(arguments: argparse.Namespace, settings: Settings, _show: Callable[[S
     from portal.ops.units import human_bytes
 
     policy = BackupConfig.from_settings(settings).retention
-    job = OffsitePruneJob(OffsiteConfig.from_settings(settings), policy, **_known(settings))
+    job = OffsitePruneJob(OffsiteConfig.from_settings(settings), policy, **known(settings))
     result = job.run(dry_run=arguments.dry_run)
     with Lines() as lines:
         for place, decision in result.decisions:
@@ -275,6 +257,8 @@ def _prune(arguments: argparse.Namespace, settings: Settings, _show: Callable[[S
     what = (
         f"{len(result.removed)} {'copy' if len(result.removed) == 1 else 'copies'}, {human_bytes(result.freed_bytes)}"
     )
+    if result.wal:
+        what = f"{what} with {len(result.wal)} {'object' if len(result.wal) == 1 else 'objects'} of WAL"
     say(f"would be removed: {what}; nothing was" if arguments.dry_run else f"removed: {what}")
     plan = ({"destination": place, **decision.to_dict()} for place, decision in result.decisions)
     print_listing("plan", plan, **result.to_dict())

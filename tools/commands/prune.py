@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from typing import TYPE_CHECKING
 
-from tools.jobs import person, repository
+from tools.jobs import known
 from tools.terminal import output
 from tools.terminal.output import Lines, is_json, print_listing, say, say_error, warn
 from tools.terminal.run import watched_log
@@ -23,18 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Remove old archives, or show which ones would be removed."""
-    from portal.ops.backup.job import BackupConfig
-    from portal.ops.monitoring.observer import Observers
-    from portal.ops.restore.cleanup import CleanupJob
-    from portal.ops.restore.config import RestoreConfig
+    from portal.ops.backup.aftercare import cleanup_job
     from portal.ops.runtime.environment import current_settings
 
     gc.disable()  # there may be very many archives, and none of what is made for them is garbage
     settings = current_settings()
     watched_log(settings.log_format)
-    config = BackupConfig.from_settings(settings)
-    restoring, observer = RestoreConfig.from_settings(settings), Observers(settings)
-    job = CleanupJob(repository(settings), config.retention, restoring, actor=person(), observer=observer)
+    job = cleanup_job(settings, **known(settings))
     cleaned = job.run(dry_run=arguments.dry_run)
     result = cleaned.pruned
     _tell(job.prune, result)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from portal.ops.backup.aftercare import copy_job
 from portal.ops.backup.config import BackupConfig
 from portal.ops.model import VerifyLevel
 from portal.ops.offsite.config import OffsiteConfig
-from portal.ops.offsite.copy import CopyJob
 from portal.ops.offsite.fetch import is_offsite
 from portal.ops.offsite.local import local_archive
 from portal.ops.offsite.prune import OffsitePruneJob, offsite_policy
@@ -26,10 +26,7 @@ def copy(request: TaskRequest) -> Outcome:
     arguments = OffsiteCopyArguments.of(request.given)
     if arguments.archive is not None:
         check_archive(arguments.archive, request.repository, ())
-    policy = BackupConfig.from_settings(request.settings).retention
-    job = CopyJob(
-        OffsiteConfig.from_settings(request.settings), policy, progress=request.progress, **request.known(arguments)
-    )
+    job = copy_job(request.settings, progress=request.progress, **request.known(arguments))
     result = job.run(arguments.archive, again=arguments.again)
     return Outcome(
         result=result.to_dict() | {EXIT_CODE: result.exit_code}, success=result.success, retryable=result.retryable

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from portal.ops.backup.config import BackupConfig
-from portal.ops.repository.repository import Repository
-from portal.ops.restore.cleanup import CleanupJob
-from portal.ops.restore.config import RestoreConfig
+from portal.ops.backup.aftercare import cleanup_job
 from worker.arguments import PruneArguments
 from worker.errors import EXIT_CODE
 from worker.execution import Outcome, TaskRequest
@@ -19,10 +16,7 @@ _MOST_NAMES: Final = 1000
 def prune(request: TaskRequest) -> Outcome:
     """Remove what the policy does not keep, and rollback data that is too old."""
     arguments = PruneArguments.of(request.given)
-    repository = Repository(request.repository, lock_timeout=request.settings.lock_timeout)
-    policy = BackupConfig.from_settings(request.settings).retention
-    config = RestoreConfig.from_settings(request.settings)
-    cleaned = CleanupJob(repository, policy, config, **request.known(arguments)).run(dry_run=arguments.dry_run)
+    cleaned = cleanup_job(request.settings, **request.known(arguments)).run(dry_run=arguments.dry_run)
     result = cleaned.pruned
     facts = cleaned.to_dict() | {"removed": [decision.entry.name for decision in result.removed[:_MOST_NAMES]]}
     retryable = result.fault is not None and result.fault.retryable

@@ -12,8 +12,9 @@ import os
 import re
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
+from portal.ops.codec import decode, encode
 from portal.ops.drill.report import DIRECTORY
 from portal.ops.errors import BusyError, DiskFullError, OpsError, RestoreError
 from portal.ops.filesystem.tree import remove_tree
@@ -38,6 +39,16 @@ log = engine_log("portal.ops.drill")
 _ID: Final = re.compile(r"drill_(\d{8}_\d{6}_[0-9a-f]{6})")
 _NOTE: Final = "database.json"
 _RESERVE_BYTES: Final = 64 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Note:
+    """The database of a drill, written down before it is created."""
+
+    database: str
+    live: str
+    host: str
+    port: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +119,8 @@ class Scratch:
                     f"there is a database {scratch.name} already, which this drill has not made",
                     hint="Look at it, and drop it if nobody needs it.",
                 )
-            note = {"database": scratch.name, "live": live.name, "host": live.host, "port": live.port}
-            write_durably(self.directory / _NOTE, json.dumps(note).encode("ascii") + b"\n")
+            note = _Note(database=scratch.name, live=live.name, host=live.host, port=live.port)
+            write_durably(self.directory / _NOTE, json.dumps(encode(note)).encode("ascii") + b"\n")
             model = find_database(connection, live.name) or identity
             said = create_like(connection, scratch.name, model, read_me(connection).name)
         return scratch, said
@@ -125,11 +136,11 @@ class Scratch:
         """
         note = self._note()
         if note:
-            noted = replace(live, name=str(note["live"]), host=str(note["host"]), port=int(note["port"]))
+            noted = replace(live, name=note.live, host=note.host, port=note.port)
             scratch = self.database(noted)
-            if scratch.name != note["database"]:
+            if scratch.name != note.database:
                 raise RestoreError(
-                    f"{self.directory / _NOTE} names {note['database']}, which is no database of that drill",
+                    f"{self.directory / _NOTE} names {note.database}, which is no database of that drill",
                     hint="Look at it, and remove the directory by hand.",
                 )
             end_orphans(replace(scratch, name=noted.name), self.drill_id)
@@ -144,13 +155,12 @@ class Scratch:
             by_hand = "Remove it by hand, as its owner or as root."
             raise explain(error, "cannot remove", self.directory, denied=by_hand, hint=by_hand) from error
 
-    def _note(self) -> dict[str, Any]:
+    def _note(self) -> _Note | None:
         try:
-            found = json.loads((self.directory / _NOTE).read_bytes())
-            return {name: found[name] for name in ("database", "live", "host", "port")}
+            return decode(_Note, json.loads((self.directory / _NOTE).read_bytes()))
         except FileNotFoundError:
-            return {}
-        except (ArithmeticError, KeyError, OSError, TypeError, ValueError) as error:
+            return None
+        except (OSError, RecursionError, ValueError) as error:
             raise RestoreError(
                 f"{self.directory / _NOTE} makes no sense", hint="Look at it, and remove the directory by hand."
             ) from error

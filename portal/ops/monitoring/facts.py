@@ -134,7 +134,8 @@ def _offsite(
         policy = BackupConfig.from_settings(settings).retention
     except ConfigurationError:  # a prune refuses it, and says so
         policy = RetentionPolicy()
-    return destination_states(OffsiteConfig.from_settings(settings), policy, repository, archives, now)
+    config = OffsiteConfig.from_settings(settings)
+    return destination_states(config, policy, repository, archives, now, has_wal=settings.pitr.wal)
 
 
 def _restores(repository: Repository, now: datetime) -> tuple[list[RestoreRecord], tuple[Failure, ...]]:

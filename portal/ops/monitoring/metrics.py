@@ -147,6 +147,26 @@ METRICS: Final = (
         "When off-site copies were last found intact",
         lambda one: one.verified.moment.timestamp() if one.verified and not one.verified.damaged else None,
     ),
+    _offsite(
+        "kekkai_backup_offsite_damaged",
+        "Off-site copies that the last verification found damaged",
+        lambda one: len(one.verified.damaged) if one.verified else None,
+    ),
+    _offsite(
+        "kekkai_backup_offsite_drill_timestamp_seconds",
+        "When a drill last restored an off-site copy",
+        lambda one: one.drilled.moment.timestamp() if one.drilled and not one.drilled.damaged else None,
+    ),
+    _offsite(
+        "kekkai_backup_offsite_recipients_proven",
+        "1 where a drill has opened a copy for the recipients of now, 0 where none has",
+        lambda one: one.recipients_proven,
+    ),
+    _offsite(
+        "kekkai_backup_offsite_wal_timestamp_seconds",
+        "When the copying of WAL last worked",
+        lambda one: one.wal.worked.timestamp() if one.wal else None,
+    ),
     _one(
         "kekkai_backup_wal_lag_bytes",
         "WAL that the server has and the WAL archive has not",

@@ -117,10 +117,14 @@ def _missed_pitr(facts: Facts, now: datetime) -> Iterable[PitrMiss]:
 
 
 def _missed_offsite(facts: Facts, allowed: timedelta, now: datetime) -> list[Miss]:
-    """Copies that are missing, too old or damaged, of each destination."""
+    """Copies that are missing, too old or damaged, and WAL that is not copied, of each destination."""
     mend = f"{Advice.COPY_OFFSITE} copies what is missing, or says why it cannot."
     faults = ((one, one.fault(allowed, now)) for one in facts.offsite)
-    return [Miss(target=f"offsite_{one.identifier}", what=what, mend=mend) for one, what in faults if what]
+    copies = [Miss(target=f"offsite_{one.identifier}", what=what, mend=mend) for one, what in faults if what]
+    wal = ((one, *one.wal_fault(now)) for one in facts.offsite)
+    return copies + [
+        Miss(target=f"offsite_wal_{one.identifier}", what=what, mend=remedy) for one, what, remedy in wal if what
+    ]
 
 
 def _missed_space(facts: Facts, days_left: int | None) -> list[Miss]:

@@ -24,6 +24,7 @@ MOST_BYTES: Final = 16 << 20
 """A commit of 10 TB of archive has 15 MB; a larger object is no commit."""
 
 _SHA256: Final = re.compile("[0-9a-f]{64}")
+_SEGMENT_NAME: Final = re.compile("[0-9A-F]{24}")
 _MOST_SEGMENT: Final = 1 << 30
 
 
@@ -39,6 +40,18 @@ class Segment(NamedTuple):
     sha256: str
 
 
+class WalStart(NamedTuple):
+    """Where in the WAL a recovery from a base backup begins.
+
+    Arguments:
+        cluster: the system identifier.
+        first: the name of the first segment.
+    """
+
+    cluster: str
+    first: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Commit:
     """A copy of an archive.
@@ -52,6 +65,7 @@ class Commit:
         parent: the archive that it follows, where it is an incremental; `parent_sha256` is the digest of that one.
         base: the first archive of its chain.
         components: what the archive holds.
+        wal: of a base backup the cluster, and the first segment of WAL that it needs.
         signer: the public key of the repository that made it, whose signature was verified; nothing where it has none.
     """
 
@@ -69,6 +83,7 @@ class Commit:
     base: str | None = None
     components: tuple[str, ...] = ()
     writer: str = WRITER
+    wal: WalStart | None = None
     signer: str | None = None
 
     @property
@@ -115,6 +130,7 @@ class Commit:
                 for number, one in enumerate(self.segments)
             ],
             "writer": self.writer,
+            **({"wal": {"cluster": self.wal.cluster, "first": self.wal.first}} if self.wal else {}),
         }
         if key is not None:
             document["signer"] = key.signer
@@ -173,6 +189,7 @@ class Commit:
             base=_name(found["base"]),
             components=tuple(map(str, found["components"])),
             writer=str(found["writer"]),
+            wal=_wal_start(found.get("wal")),
         )
         count = -(-commit.archive_size // commit.segment_bytes)
         if not 0 < commit.segment_bytes <= _MOST_SEGMENT or count != len(commit.segments) or not count:
@@ -199,6 +216,15 @@ def _digest(value: object) -> str:
     if not isinstance(value, str) or not _SHA256.fullmatch(value):
         raise ValueError("no SHA-256")
     return value
+
+
+def _wal_start(value: Any) -> WalStart | None:
+    if value is None:
+        return None
+    start = WalStart(str(value["cluster"]), str(value["first"]))
+    if not start.cluster.isdigit() or not _SEGMENT_NAME.fullmatch(start.first):
+        raise ValueError("no place in the WAL")
+    return start
 
 
 def _name(value: object) -> str | None:

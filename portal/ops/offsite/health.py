@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.model import timestamp
 from portal.ops.units import span
 
 if TYPE_CHECKING:
-    from datetime import datetime, timedelta
+    from datetime import datetime
+
+WAL_PATIENCE: Final = timedelta(minutes=2)
+"""So long the copying of WAL may fail before that is a missed target."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +31,19 @@ class Proof:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WalCopying:
+    """The copying of WAL to a destination.
+
+    Arguments:
+        worked: when it last worked, or was begun.
+        problem: what is wrong, with a hint; empty where nothing is known to be.
+    """
+
+    worked: datetime
+    problem: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DestinationState:
     """The copies of one destination.
 
@@ -37,6 +54,7 @@ class DestinationState:
         verified: the last verification.
         drilled: the last drill with a copy of here.
         recipients_proven: whether that drill succeeded with an identity of the recipients of now.
+        wal: nothing where no WAL is received, or none was ever copied there.
     """
 
     shown: str
@@ -50,6 +68,16 @@ class DestinationState:
     verified: Proof | None
     drilled: Proof | None
     recipients_proven: bool
+    wal: WalCopying | None = None
+
+    def wal_fault(self, now: datetime) -> tuple[str, str]:
+        """How long no WAL was copied and why, with what to do; empty where it is copied."""
+        if self.wal is None or now - self.wal.worked <= WAL_PATIENCE:
+            return "", ""
+        problem, _, hint = self.wal.problem.partition("\n  hint: ")
+        why = f": {problem}" if problem else ""
+        what = f"no WAL has been copied to {self.shown} for {span(now - self.wal.worked)}{why}"
+        return what, hint or "See whether the WAL service runs and the store answers; the service's log says more."
 
     def fault(self, allowed: timedelta, now: datetime) -> str:
         """How the target is missed, in words; empty where it is met.
@@ -80,6 +108,7 @@ class DestinationState:
             "verified": _proof(self.verified),
             "drilled": _proof(self.drilled),
             "recipients_proven": self.recipients_proven,
+            "wal": {"worked": timestamp(self.wal.worked), "problem": self.wal.problem} if self.wal else None,
         }
 
 

@@ -4,6 +4,7 @@
     pending/<id>.json      how far an interrupted copy is
     proof.json             what the last verification and the last drill have found
     turns.json             when each copy was verified last
+    wal.json               when copying WAL last worked, and what is wrong with it
 
 The store has the truth: a look at it brings this up to date. Status reads this alone, so it works while the store is
 away.
@@ -46,6 +47,7 @@ _COPIES: Final = "copies.jsonl"
 _PENDING: Final = "pending"
 _PROOF: Final = "proof"
 _TURNS: Final = "turns"
+_WAL: Final = "wal"
 _POLL_SECONDS: Final = 0.1
 
 
@@ -247,6 +249,31 @@ class Ledger:
             self._records.write(_PROOF, {**known, kind: facts})
         except RepositoryError as error:
             log.warning("proof_unrecorded", error=error.message)
+
+    # -- WAL ----------------------------------------------------------------------------------------------------------
+
+    def wal(self) -> dict[str, Any]:
+        """When copying WAL last worked, and what is wrong with it; empty where none was ever copied."""
+        try:
+            return self._records.read(_WAL) or {}
+        except DamagedRecordError as error:
+            log.warning("record_unreadable", error=error.message)
+            return {}
+
+    def note_wal(self, now: datetime, problem: str) -> None:
+        """Keep how the copying of WAL is; breaks nothing where that cannot be written.
+
+        Arguments:
+            problem: what is wrong, with a hint; empty where it works.
+        """
+        try:
+            worked = self.wal().get("worked", now.isoformat()) if problem else now.isoformat()
+            self.prepare()
+            self._records.write(_WAL, {"worked": worked, "problem": problem})
+        except RepositoryError as error:
+            log.warning("wal_copy_unrecorded", error=error.message)
+
+    # -- turns --------------------------------------------------------------------------------------------------------
 
     def turns(self) -> dict[str, datetime]:
         """When each copy was verified last, by its stem."""

@@ -5,6 +5,7 @@ only has to write.
     look       a copy whose objects are locked is passed over
     remove     the commit first, so that half a copy is never taken for one; then the segments
     sweep      copies that a newer one of the same archive replaces, and segments that never got a commit
+    WAL        what lies before every base backup that still has a copy (`wal`)
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from portal.ops.offsite.ledger import Ledger
 from portal.ops.offsite.listing import Listing, list_copies
 from portal.ops.offsite.result import DestinationsResult
 from portal.ops.offsite.signing import Trust
+from portal.ops.offsite.wal import plan_wal, remove_wal
 from portal.ops.repository.access_log import Action, Observer, Witness
 from portal.ops.repository.entry import Entry
 from portal.ops.repository.repository import Repository
@@ -31,12 +33,13 @@ from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import Clock, utc_now
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from portal.ops.offsite.commit import Commit
     from portal.ops.offsite.config import OffsiteConfig
+    from portal.ops.offsite.wal import WalPlan
     from portal.ops.settings.destination import Destination
-    from portal.ops.storage.backend import Backend
+    from portal.ops.storage.backend import Backend, StoredObject
 
 log = engine_log("portal.ops.offsite.prune")
 
@@ -52,6 +55,7 @@ class OffsitePruneResult(DestinationsResult):
         decisions: of each destination what is kept and removed, and why.
         removed: copies that are gone, or would be: destination and stem.
         spared: what the plan removes, but is locked.
+        wal: objects of WAL that are gone, or would be.
     """
 
     dry_run: bool = False
@@ -60,6 +64,7 @@ class OffsitePruneResult(DestinationsResult):
     freed_bytes: int = 0
     spared: tuple[str, ...] = ()
     swept: tuple[str, ...] = ()
+    wal: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The result in the types of JSON."""
@@ -71,6 +76,7 @@ class OffsitePruneResult(DestinationsResult):
             "kept": sum(decision.keep for _, decision in self.decisions),
             "spared": list(self.spared),
             "swept": list(self.swept),
+            "wal_removed": len(self.wal),
             "warnings": list(self.warnings),
             "error": self.error,
             "duration_seconds": round(self.duration_seconds, 3),
@@ -97,6 +103,7 @@ class _ResultBuilder:
     freed_bytes: int = 0
     spared: list[str] = field(default_factory=list)
     swept: list[str] = field(default_factory=list)
+    wal: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     faults: list[OpsError] = field(default_factory=list)
 
@@ -151,6 +158,7 @@ class OffsitePruneJob:
             freed_bytes=builder.freed_bytes,
             spared=tuple(builder.spared),
             swept=tuple(builder.swept),
+            wal=tuple(builder.wal),
             warnings=tuple(dict.fromkeys(builder.warnings)),
             faults=tuple(builder.faults),
             duration_seconds=time.monotonic() - started,
@@ -174,6 +182,9 @@ class OffsitePruneJob:
                 builder.removed += ((destination.shown, str(commit.stem)) for commit in gone)
                 builder.freed_bytes += sum(commit.stored_bytes for commit in gone)
                 builder.swept += remains
+                planned = self._plan_wal(backend, listing, gone)
+                builder.warnings += filter(None, [planned.warning])
+                self._count_wal(builder, [one for some in planned.doomed.values() for one in some])
             else:
                 with self._witness.watching(
                     Action.OFFSITE_PRUNE, destination.shown, destination=destination.shown
@@ -182,10 +193,29 @@ class OffsitePruneJob:
                     try:
                         self._remove(backend, destination, gone, builder)
                         self._sweep(backend, remains, builder)
+                        removed = {stem for place, stem in builder.removed[before:] if place == destination.shown}
+                        planned = self._plan_wal(backend, listing, [one for one in gone if str(one.stem) in removed])
+                        builder.warnings += filter(None, [planned.warning])
+                        seen.details["wal_removed"] = self._remove_wal(backend, destination, planned, builder)
                     finally:
                         seen.details["removed"] = [stem for _, stem in builder.removed[before:]]
         finally:
             backend.close()
+
+    def _plan_wal(self, backend: Backend, listing: Listing, gone: list[Commit]) -> WalPlan:
+        kept = [one for one in listing.commits if one not in gone]
+        return plan_wal(backend, self._repository, kept, (*listing.damaged, *listing.foreign), self._clock())
+
+    def _remove_wal(self, backend: Backend, destination: Destination, planned: WalPlan, builder: _ResultBuilder) -> int:
+        removed, spared = remove_wal(backend, destination, planned, self._clock())
+        self._count_wal(builder, removed)
+        builder.spared += spared
+        return len(removed)
+
+    def _count_wal(self, builder: _ResultBuilder, removed: Iterable[StoredObject]) -> None:
+        for one in removed:
+            builder.wal.append(one.name)
+            builder.freed_bytes += one.size
 
     def _doomed(self, listing: Listing, decided: RetentionPlan) -> list[Commit]:
         """The copies that go, children before parents: what the rules do not keep, and what a newer copy replaces."""

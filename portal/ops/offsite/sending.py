@@ -22,12 +22,15 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from portal.ops.chains.lineage import read_manifest
+from portal.ops.codec import decode, encode
 from portal.ops.errors import NotIntactError, ObjectAbsentError, ObjectExistsError, OpsError
 from portal.ops.offsite.commit import MOST_BYTES, Commit, Segment
 from portal.ops.offsite.layout import Stem, segment_bytes_for
+from portal.ops.offsite.wal import wal_start
+from portal.ops.repository.records import ENVELOPE
 from portal.ops.repository.sidecar import read_sidecar
 from portal.ops.runtime.logs import engine_log
 from portal.ops.storage.backend import read_all
@@ -58,35 +61,19 @@ class TakenError(Exception):
 
 @dataclass(kw_only=True)
 class _Pending:
-    """How far a copy is; a record of the repository."""
+    """How far a copy is; a record of the repository, which has the archive's id as its name."""
 
-    stem: Stem
+    backup_id: str
+    generation: int
     archive_sha256: str
     segment_bytes: int
     recipients: tuple[str, ...]
     segments: list[Segment] = field(default_factory=list)
     intended: list[Segment] = field(default_factory=list)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "generation": self.stem.generation,
-            "archive_sha256": self.archive_sha256,
-            "segment_bytes": self.segment_bytes,
-            "recipients": list(self.recipients),
-            "segments": [list(one) for one in self.segments],
-            "intended": [list(one) for one in self.intended],
-        }
-
-    @classmethod
-    def from_dict(cls, backup_id: str, found: dict[str, Any]) -> Self:
-        return cls(
-            stem=Stem(backup_id, int(found["generation"])),
-            archive_sha256=str(found["archive_sha256"]),
-            segment_bytes=int(found["segment_bytes"]),
-            recipients=tuple(map(str, found["recipients"])),
-            segments=[Segment(int(size), str(digest)) for size, digest in found["segments"]],
-            intended=[Segment(int(size), str(digest)) for size, digest in found["intended"]],
-        )
+    @property
+    def stem(self) -> Stem:
+        return Stem(self.backup_id, self.generation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +196,7 @@ class Sender:
             parent_sha256=manifest.parent_sha256 if manifest else None,
             base=entry.base,
             components=tuple(component.value for component in entry.components),
+            wal=wal_start(manifest),
         )
         data = commit.encode(self.key)
         try:
@@ -226,8 +214,8 @@ class Sender:
         """The copy that was interrupted, if it can go on."""
         found = self.ledger.pending(backup_id)
         try:
-            pending = _Pending.from_dict(backup_id, found) if found else None
-        except (KeyError, TypeError, ValueError):
+            pending = decode(_Pending, {**found, "backup_id": backup_id}, beside=ENVELOPE) if found else None
+        except ValueError:
             pending = None
         if pending is None or pending.archive_sha256 != digest or pending.recipients != self.recipients:
             return None
@@ -239,7 +227,8 @@ class Sender:
             stem = Stem(backup_id, generation)
             if not self._is_used(stem):
                 pending = _Pending(
-                    stem=stem,
+                    backup_id=backup_id,
+                    generation=generation,
                     archive_sha256=digest,
                     segment_bytes=segment_bytes_for(self.rate),
                     recipients=self.recipients,
@@ -269,7 +258,8 @@ class Sender:
             yield from self.backend.read(stem.commit, 0, 1)
 
     def _save(self, pending: _Pending) -> None:
-        self.ledger.save_pending(pending.stem.backup_id, pending.to_dict())
+        facts = encode(pending)
+        self.ledger.save_pending(facts.pop("backup_id"), facts)
 
     def _sealing(self, descriptor: int) -> Encryptor | _Plain:
         return Encryptor(self.recipients, descriptor) if self.recipients else _Plain(descriptor)

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from portal.ops.model import BackupId
-from portal.ops.offsite.health import DestinationState, Proof
+from portal.ops.offsite.health import DestinationState, Proof, WalCopying
 from portal.ops.offsite.ledger import Ledger
 from portal.ops.offsite.missing import missing_copies
 from portal.ops.offsite.prune import offsite_policy
@@ -21,13 +21,20 @@ if TYPE_CHECKING:
 
 
 def destination_states(
-    config: OffsiteConfig, policy: RetentionPolicy, repository: Repository, entries: Sequence[Entry], now: datetime
+    config: OffsiteConfig,
+    policy: RetentionPolicy,
+    repository: Repository,
+    entries: Sequence[Entry],
+    now: datetime,
+    *,
+    has_wal: bool = False,
 ) -> tuple[DestinationState, ...]:
     """The state of every destination.
 
     Arguments:
         policy: the repository's.
         entries: all archives.
+        has_wal: whether WAL is received, which is copied too.
 
     Raises:
         RepositoryError: the memory of copies cannot be read.
@@ -60,9 +67,17 @@ def destination_states(
                 drilled=_drilled(drilled),
                 recipients_proven=bool(drilled.get("success"))
                 and set(config.settings.recipients) <= set(drilled.get("recipients", ())),
+                wal=_wal(ledger.wal()) if has_wal else None,
             )
         )
     return tuple(found)
+
+
+def _wal(facts: Mapping[str, Any]) -> WalCopying | None:
+    try:
+        return WalCopying(worked=datetime.fromisoformat(facts["worked"]), problem=str(facts["problem"]))
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _verified(facts: Mapping[str, Any] | None) -> Proof | None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from portal.ops.errors import OpsError
 from portal.ops.pitr.lsn import PARTIAL, parse_history_name
 from portal.ops.pitr.wal_archive import DIRECTORY, SUFFIX, WalArchive
-from portal.ops.pitr.wal_objects import CLUSTER, deflate, with_comment
+from portal.ops.pitr.wal_objects import CLUSTER, deflate, parse_object, place_in_wal, with_comment
 from portal.ops.runtime.logs import engine_log
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ _PAGE_BYTES: Final = 8192
 _TICK_SECONDS: Final = 0.2
 _FIRST_PAUSE_SECONDS: Final = 1.0
 _LONGEST_PAUSE_SECONDS: Final = 60.0
+_TELL_SECONDS: Final = 10.0
 
 
 class WalCopier:
@@ -48,12 +49,23 @@ class WalCopier:
     Arguments:
         open_writer: opens the destination; called again after a failure.
         shown: what people call the destination.
+        tell: told, every few seconds and at every change, what is wrong: a fault with its hint, or nothing.
     """
 
-    def __init__(self, repository: Repository, open_writer: Callable[[], ObjectWriter], *, shown: str) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        open_writer: Callable[[], ObjectWriter],
+        *,
+        shown: str,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._repository = repository
         self._open_writer = open_writer
         self._shown = shown
+        self._tell = tell
+        self._told: tuple[str, float] | None = None
+        self._there: dict[str, frozenset[str]] = {}
         self._sent: set[str] = set()
         self._sent_to: dict[str, int] = {}
         self._sent_at = 0.0
@@ -65,14 +77,23 @@ class WalCopier:
         while not stop.is_set():
             try:
                 with self._open_writer() as writer:
+                    self._there.clear()
                     while not stop.wait(_TICK_SECONDS):
                         self.copy(writer)
-                        pause, self.problem = _FIRST_PAUSE_SECONDS, ""
+                        pause = _FIRST_PAUSE_SECONDS
+                        self._note("")
             except (OpsError, OSError) as error:
-                self.problem = error.message if isinstance(error, OpsError) else str(error)
+                self._note(str(error))
                 log.error("wal_copy_failed", destination=self._shown, error=str(error), pause_seconds=pause)
                 stop.wait(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    def _note(self, problem: str) -> None:
+        """Tell what is wrong, or that nothing is; the same not again at once."""
+        self.problem, now = problem, time.monotonic()
+        if self._told is None or self._told[0] != problem or now - self._told[1] >= _TELL_SECONDS:
+            self._told = problem, now
+            self._tell(problem)
 
     def copy(self, writer: ObjectWriter) -> None:
         """Send what is new, if anything is.
@@ -91,8 +112,12 @@ class WalCopier:
         files = [file for name, file in archive.files().items() if name not in self._sent]
         if not files:
             return
+        oldest = self._oldest_there(archive, writer)
         self._store(archive, writer, CLUSTER, deflate(_json(asdict(archive.cluster))), {})
         for file in files:
+            if oldest and not parse_history_name(file.name) and place_in_wal(file.name) < oldest:
+                self._sent.add(file.name)  # it was off-site, and was pruned there
+                continue
             content = archive.stored(file.name).read_bytes()
             if parse_history_name(file.name):
                 content = deflate(content)
@@ -100,6 +125,14 @@ class WalCopier:
             self._store(archive, writer, file.name, content, told)
             self._sent.add(file.name)
             self._sent_to.pop(file.name, None)
+
+    def _oldest_there(self, archive: WalArchive, writer: ObjectWriter) -> str:
+        """Where the WAL that is off-site begins; what is there is looked up once for each connection."""
+        identifier = archive.cluster.system_identifier
+        if identifier not in self._there:
+            self._there[identifier] = frozenset(writer.names(f"{DIRECTORY}/{identifier}/"))
+        found = (parse_object(name) for name in self._there[identifier])
+        return min((place_in_wal(one.file) for one in found if one and one.is_segment), default="")
 
     def _copy_current(self, archive: WalArchive, writer: ObjectWriter) -> None:
         """Send the bytes of the current segment that were not sent yet."""
@@ -132,7 +165,10 @@ class WalCopier:
     ) -> None:
         commented = with_comment(content, told)
         digest = sha256(commented).hexdigest()[:_DIGEST_CHARACTERS]
-        place = f"{DIRECTORY}/{archive.cluster.system_identifier}/{name}.{digest}{SUFFIX}.age"
+        identifier = archive.cluster.system_identifier
+        place = f"{DIRECTORY}/{identifier}/{name}.{digest}{SUFFIX}.age"
+        if place in self._there.get(identifier, ()):
+            return
         stored = writer.store(place, commented)
         if stored.is_new:
             log.info("wal_copied", name=name, bytes=stored.size, destination=self._shown)

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from portal.ops.errors import IdentityError, NotIntactError
-from portal.ops.pitr.lsn import PARTIAL, parse_history_name, parse_segment
+from portal.ops.pitr.lsn import PARTIAL, parse_history_name
 from portal.ops.pitr.wal_archive import DIRECTORY, Cluster, WalArchive
 from portal.ops.pitr.wal_objects import CLUSTER, NAME, Told, deflate, inflate, split
 from portal.ops.runtime.logs import engine_log
@@ -95,7 +95,7 @@ class _Fetch:
             parts: dict[str, list[_Part]] = {}
             for place, name in objects:
                 file = name["file"]
-                if file in known or not (parse_history_name(file) or parse_segment(file, cluster.segment_bytes)):
+                if file in known or not (parse_history_name(file) or archive.segment(file)):
                     continue
                 if name["start"] is None:
                     whole.setdefault(file, []).append(place)

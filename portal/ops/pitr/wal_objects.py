@@ -10,10 +10,14 @@ from typing import Any, Final, NamedTuple, cast
 from isal import isal_zlib
 
 from portal.ops.errors import NotIntactError
+from portal.ops.pitr.lsn import PARTIAL
+from portal.ops.pitr.wal_archive import DIRECTORY
 
 NAME: Final = re.compile(r"(?P<file>[0-9A-F.a-z]+?)(?:\+(?P<start>\d+)-(?P<end>\d+))?\.[0-9a-f]{16}\.gz(?:\.age)?")
 CLUSTER: Final = "cluster"
 
+_SEGMENT_NAME: Final = re.compile(r"[0-9A-F]{24}")
+_TIMELINE_DIGITS: Final = 8
 _HEADER: Final = b"\x1f\x8b\x08\x10\x00\x00\x00\x00\x00\xff"
 _HEADER_BYTES: Final = 10
 _COMMENT_FLAG: Final = 0x10
@@ -32,6 +36,40 @@ class Told(NamedTuple):
 
     covered: datetime | None = None
     until: datetime | None = None
+
+
+class WalObject(NamedTuple):
+    """An object of the WAL, by its name.
+
+    Arguments:
+        cluster: the system identifier.
+        file: the segment, the history file, or ``cluster``.
+        is_part: whether it holds a part of a segment.
+    """
+
+    cluster: str
+    file: str
+    is_part: bool
+
+    @property
+    def is_segment(self) -> bool:
+        """Whether it holds a segment, or a part of one."""
+        return bool(_SEGMENT_NAME.fullmatch(self.file.removesuffix(PARTIAL)))
+
+
+def parse_object(name: str) -> WalObject | None:
+    """What the name of an object says; nothing where it is none of the WAL."""
+    directory, _, rest = name.partition("/")
+    cluster, _, last = rest.partition("/")
+    found = NAME.fullmatch(last)
+    if directory != DIRECTORY or not found:
+        return None
+    return WalObject(cluster, found["file"], found["start"] is not None)
+
+
+def place_in_wal(segment: str) -> str:
+    """Where a segment lies in the WAL, whatever its timeline: two such places compare as their positions do."""
+    return segment.removesuffix(PARTIAL)[_TIMELINE_DIGITS:]
 
 
 def deflate(content: bytes) -> bytes:

@@ -14,7 +14,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from pathlib import Path
 
 LINK_KEYS: Final = ("prev_hash", "previous_hash", "prev", "previous")
@@ -80,12 +80,6 @@ class ChainReport:
         if self.continuation in _DOUBTFUL:
             found.append(f"{log}, held against the restored one: {_CONTINUATIONS[self.continuation]}")
         return found
-
-    @classmethod
-    def from_dict(cls, facts: Mapping[str, Any]) -> ChainReport:
-        """The report that was put into the types of JSON."""
-        chain, continuation = Chain(facts["chain"]), Continuation(facts["continuation"])
-        return cls(**{**facts, "chain": chain, "continuation": continuation})
 
 
 _DOUBTFUL: Final = frozenset({Continuation.OLDER, Continuation.DIFFERENT})

@@ -102,6 +102,14 @@ class ObjectWriter:
             self._encryptor.__exit__()
         self._backend.close()
 
+    def names(self, prefix: str) -> list[str]:
+        """The names of the objects below a prefix.
+
+        Raises:
+            StorageError: the store cannot be looked at.
+        """
+        return [one.name for one in self._backend.list(prefix)]
+
     def store(self, name: str, content: bytes) -> Stored:
         """Store an object under a name that its content determines; nothing is sent twice.
 

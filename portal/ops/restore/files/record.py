@@ -14,13 +14,14 @@ import json
 import os
 import stat
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from portal.ops.codec import decode, encode
 from portal.ops.errors import RestoreError
-from portal.ops.filesystem.attributes import Attributes
+from portal.ops.filesystem.attributes import Attributes  # noqa: TC001  (the codec reads the annotations)
 from portal.ops.filesystem.tree import Tree, remove_tree
 from portal.ops.filesystem.xattrs import drop_default_list
 from portal.ops.hints import Advice
@@ -78,19 +79,7 @@ class FilesRecord:
     @classmethod
     def decode(cls, text: str) -> FilesRecord:
         """A record from its JSON."""
-        found: dict[str, Any] = json.loads(text)
-        attributes = {path: Attributes.decode(values) for path, values in found.pop("attributes").items()}
-        return cls(
-            **{
-                **found,
-                "component": Component(found["component"]),
-                "state": FilesState(found["state"]),
-                "created": tuple(found["created"]),
-                "root": Attributes.decode(found["root"]),
-                "warnings": tuple(found["warnings"]),
-            },
-            attributes=attributes,
-        )
+        return decode(cls, json.loads(text))
 
 
 class RestoreDirectory:
@@ -135,7 +124,7 @@ class RestoreDirectory:
 
     def write(self, record: FilesRecord) -> FilesRecord:
         """Replace its record; the record."""
-        write_durably(self.path / _RECORD, json.dumps(asdict(record), separators=(",", ":")).encode("ascii"))
+        write_durably(self.path / _RECORD, json.dumps(encode(record), separators=(",", ":")).encode("ascii"))
         return record
 
     def advance(self, record: FilesRecord, state: FilesState, **values: Any) -> FilesRecord:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path  # noqa: TC003  (the codec reads the annotations)
 from typing import TYPE_CHECKING, Any, Final
 
-from portal.ops.restore.audit_chain import ChainReport
+from portal.ops.codec import decode, encode
+from portal.ops.restore.audit_chain import ChainReport  # noqa: TC001  (the codec reads the annotations)
 from portal.ops.restore.files.record import FilesState
 from portal.ops.units import human_bytes
 
@@ -120,17 +121,13 @@ class FilesReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report in the types of JSON."""
-        found = asdict(self)
-        return {"path": str(found.pop("place")), **found, "state": self.state.value}
+        found = encode(self)
+        return {"path": found.pop("place"), **found}
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> FilesReport:
         """The report that `to_dict` has put into the types of JSON."""
-        others = {name: value for name, value in facts.items() if name != "path"}
-        lists = {name: tuple(facts[name]) for name in ("kept", "changed", "warnings")}
-        chains = tuple(ChainReport.from_dict(chain) for chain in facts["chains"])
-        state = FilesState(facts["state"])
-        return cls(place=Path(facts["path"]), **{**others, **lists, "state": state, "chains": chains})
+        return decode(cls, {"place" if name == "path" else name: value for name, value in facts.items()})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,145 @@
+"""WAL in a destination: removed together with the base backups that it leads on from.
+
+A segment is needed if it lies behind the start of any base backup that has a copy. Whatever cannot be told keeps it: a
+copy of a base backup that does not say where its WAL begins, a damaged one, a foreign one, an object that is young
+enough for the copy of its base backup to be still under way.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+from portal.ops.chains.lineage import read_manifest
+from portal.ops.errors import OpsError, StoreDeniedError
+from portal.ops.model import SUFFIX, BackupType, Component
+from portal.ops.offsite.commit import WalStart
+from portal.ops.offsite.layout import WAL
+from portal.ops.pitr.lsn import Segment, parse_lsn
+from portal.ops.pitr.wal_objects import parse_object, place_in_wal
+from portal.ops.runtime.logs import engine_log
+from portal.ops.settings.destination import Scheme
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
+
+    from portal.ops.manifest import Manifest
+    from portal.ops.offsite.commit import Commit
+    from portal.ops.repository.repository import Repository
+    from portal.ops.settings.destination import Destination
+    from portal.ops.storage.backend import Backend, StoredObject
+
+log = engine_log("portal.ops.offsite.wal")
+
+YOUNG: Final = timedelta(days=7)
+"""The base backup of WAL that is younger may not be off-site yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WalPlan:
+    """What is to be removed of the WAL of a destination.
+
+    Arguments:
+        doomed: of each cluster the objects to remove, the oldest WAL first.
+        warning: why nothing is removed, where there is something to say.
+    """
+
+    doomed: Mapping[str, Sequence[StoredObject]]
+    warning: str = ""
+
+
+def wal_start(manifest: Manifest | None) -> WalStart | None:
+    """The first WAL that a base backup needs, by its manifest; nothing of other archives."""
+    facts = manifest.details.get(Component.CLUSTER.value) if manifest else None
+    try:
+        if not facts:
+            return None
+        size = int(facts["segment_bytes"])
+        segment = Segment(int(facts["timeline"]), parse_lsn(facts["start_lsn"]) // size)
+        return WalStart(str(facts["system_identifier"]), segment.name(size))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def plan_wal(
+    backend: Backend, repository: Repository, kept: Iterable[Commit], unread: Iterable[str], now: datetime
+) -> WalPlan:
+    """Which WAL no base backup needs.
+
+    Arguments:
+        repository: asked for the start of base backups whose copies do not tell.
+        kept: the copies that stay.
+        unread: stems of copies that are there and are not read: damaged or foreign ones.
+
+    Raises:
+        StorageError: the store failed.
+    """
+    starts: dict[str, str] = {}
+    bases = [one for one in kept if one.type == BackupType.BASE.value]
+    unknown = [stem for stem in unread if stem.startswith(f"{BackupType.BASE}_")]
+    for commit in bases:
+        if (start := commit.wal or _start_of(repository, commit)) is None:
+            unknown.append(str(commit.stem))
+        else:
+            place = place_in_wal(start.first)
+            starts[start.cluster] = min(place, starts.get(start.cluster, place))
+    if not starts and not unknown:
+        return WalPlan(doomed={})
+    if unknown:
+        return WalPlan(
+            doomed={},
+            warning=f"no WAL is removed from {backend.shown}: nobody knows what {unknown[0]} needs of it",
+        )
+    return WalPlan(doomed=_doomed(backend.list(WAL), starts, now))
+
+
+def _doomed(objects: Iterable[StoredObject], starts: Mapping[str, str], now: datetime) -> dict[str, list[StoredObject]]:
+    found: defaultdict[str, list[tuple[str, StoredObject]]] = defaultdict(list)
+    for one in objects:
+        name = parse_object(one.name)
+        if name is None or not name.is_segment or name.cluster not in starts or now - one.modified <= YOUNG:
+            continue
+        place = place_in_wal(name.file)
+        if place < starts[name.cluster]:
+            found[name.cluster].append((place, one))
+    return {cluster: [one for _, one in sorted(some, key=lambda it: it[0])] for cluster, some in found.items()}
+
+
+def remove_wal(
+    backend: Backend, destination: Destination, planned: WalPlan, now: datetime
+) -> tuple[list[StoredObject], list[str]]:
+    """Remove what is planned; what is gone, and what was passed over with the reason.
+
+    The oldest WAL goes first, and of each cluster nothing goes behind one that is locked: what stays is one piece.
+
+    Raises:
+        StorageError: the store failed.
+    """
+    gone: list[StoredObject] = []
+    spared: list[str] = []
+    for objects in planned.doomed.values():
+        for number, one in enumerate(objects):
+            try:
+                until = backend.head(one.name).locked_until if destination.scheme is Scheme.S3 else None
+                if until is not None and until > now:
+                    spared.append(f"{one.name} and {len(objects) - number - 1} more: locked until {until:%Y-%m-%d}")
+                    break
+                backend.delete(one.name)
+            except StoreDeniedError as error:
+                spared.append(f"{one.name} and {len(objects) - number - 1} more: {error.message}")
+                break
+            gone.append(one)
+    if gone:
+        log.info("offsite_wal_removed", destination=destination.shown, files=len(gone))
+    return gone, spared
+
+
+def _start_of(repository: Repository, commit: Commit) -> WalStart | None:
+    """Where the WAL of a base backup begins, by the archive in the repository, if it is there."""
+    try:
+        return wal_start(read_manifest(repository.path / f"{commit.backup_id}{SUFFIX}"))
+    except (OpsError, OSError):
+        return None
