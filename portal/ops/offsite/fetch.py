@@ -36,6 +36,7 @@ from portal.ops.repository.sidecar import read_sidecar
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import Clock, Meter, Progress, utc_now
 from portal.ops.storage.objects import identities_of
+from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -270,7 +271,7 @@ class FetchJob:
 def _unwritable(path: Path, error: OSError) -> OpsError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return disk_full(path)
-    return RepositoryError(f"cannot write to {path}: {(error.strerror or '').lower()}", hint="Look at the disk.")
+    return RepositoryError(f"cannot write to {path}: {system_reason(error)}", hint="Look at the disk.")
 
 
 def is_offsite(name: str | os.PathLike[str]) -> bool:

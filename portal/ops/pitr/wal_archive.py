@@ -29,6 +29,7 @@ from portal.ops.pitr.lsn import PARTIAL, Segment, parse_history, parse_history_n
 from portal.ops.repository.durable import make_hidden, sync_directory, write_durably
 from portal.ops.repository.faults import is_full
 from portal.ops.repository.repository import LOCK_NAME, Repository
+from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -120,7 +121,7 @@ class WalArchive:
                 write_durably(text, current)
         except OSError as error:
             raise RepositoryError(
-                f"cannot make the WAL archive in {archive.path}: {error.strerror}",
+                f"cannot make the WAL archive in {archive.path}: {system_reason(error)}",
                 hint="Run this as the user that the backups belong to, and look at the disk.",
             ) from error
         return archive
@@ -364,7 +365,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         return None
     except OSError as error:
         raise RepositoryError(
-            f"cannot read {path}: {error.strerror}", hint="Run this as the user that the backups belong to."
+            f"cannot read {path}: {system_reason(error)}", hint="Run this as the user that the backups belong to."
         ) from error
     return found if isinstance(found, dict) else None
 
