@@ -99,8 +99,11 @@ class WalArchive:
         return cls(repository, Cluster(**found)) if found else None
 
     @classmethod
-    def prepare(cls, repository: Repository, cluster: Cluster) -> WalArchive:
-        """The archive of a cluster, made where it is not there yet, and the current one from now on.
+    def prepare(cls, repository: Repository, cluster: Cluster, *, is_current: bool = True) -> WalArchive:
+        """The archive of a cluster, made where it is not there yet.
+
+        Arguments:
+            is_current: whether it is the current one from now on.
 
         Raises:
             RepositoryError: it cannot be made.
@@ -113,7 +116,8 @@ class WalArchive:
             if known is None or known.cluster != archive.cluster:
                 write_durably(archive.path / _CLUSTER, _json(asdict(archive.cluster)))
             current = _json({"system_identifier": cluster.system_identifier})
-            if (text := archive.path.parent / _CURRENT) and (not text.exists() or text.read_bytes() != current):
+            text = archive.path.parent / _CURRENT
+            if is_current and (not text.exists() or text.read_bytes() != current):
                 write_durably(text, current)
         except OSError as error:
             raise RepositoryError(
