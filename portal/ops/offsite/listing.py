@@ -27,7 +27,7 @@ PREFIX = "offsite:"
 LATEST = "latest"
 
 FOREIGN: Final = "it was not made by this repository: its signature is missing or another's"
-_CHANGED: Final = "its commit makes no sense, or was changed after it was signed"
+_CHANGED: Final = "its commit is invalid, or was changed after it was signed"
 _SIGNER_HINT: Final = "If you know who made it, name the signer in BACKUP_OFFSITE_SIGNERS; otherwise do not use it."
 _OTHER_HINT: Final = "Take another copy; the list shows them. With versions, take one as of a time before."
 
@@ -39,7 +39,7 @@ class Listing:
     Arguments:
         shown: the destination.
         commits: one for each copy; of several copies of an archive the newest first.
-        damaged: stems whose commits make no sense.
+        damaged: stems whose commits are invalid.
         foreign: stems of copies that somebody else has put there; they are not among the commits.
     """
 
@@ -170,7 +170,7 @@ def commit_stems(backend: Backend) -> Iterable[Stem]:
 
 
 def read_commit(backend: Backend, stem: Stem) -> Commit | None:
-    """A commit; nothing where it is not there, or makes no sense."""
+    """A commit; nothing where it is not there, or is invalid."""
     try:
         return _read(backend, stem)
     except (NotIntactError, ObjectAbsentError):

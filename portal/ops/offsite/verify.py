@@ -247,9 +247,7 @@ class OffsiteVerifyJob:
         meter.expect = lambda: total
         ledger = Ledger(self._repository, destination)
         known = {record.stem: record.archive_sha256 for record in ledger.copies().values()}
-        findings = [
-            _broken(stem, destination, level, "its commit makes no sense") for stem in listing.damaged if is_all
-        ]
+        findings = [_broken(stem, destination, level, "its commit is invalid") for stem in listing.damaged if is_all]
         if is_all:
             findings += [_broken(stem, destination, level, _GONE) for stem in self._gone(known, listing)]
             findings += [_broken(stem, destination, level, FOREIGN) for stem in listing.foreign]
