@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import ConfigurationError
 from portal.ops.runtime.progress import Step
+from portal.ops.units import duration
 from tools.terminal.output import ask, print_result, say
 from tools.terminal.run import StoppedError
 
@@ -280,10 +281,12 @@ class RemoteTask:
 
         if self.withdraw():
             raise StillAtWorkError(
-                f"{self.task_id} did not start within {waited:.0f} s, and was withdrawn",
+                f"{self.task_id} did not start within {duration(waited)}, and was withdrawn",
                 hint="Try again when the workers have less to do, or use --local.",
             )
-        raise StillAtWorkError(f"{self.task_id} is not finished after {waited:.0f} s; it goes on", hint=self._later())
+        raise StillAtWorkError(
+            f"{self.task_id} is not finished after {duration(waited)}; it goes on", hint=self._later()
+        )
 
     def _be_patient(self, error: BrokerAwayError) -> None:
         """Wait a while for a broker that is away: the work goes on meanwhile, if it was begun."""
@@ -292,7 +295,7 @@ class RemoteTask:
             self._away_since = time.monotonic()
         if time.monotonic() - self._away_since > _AWAY_SECONDS:
             hint = f"The task had not started, and was withdrawn. {_SAFE}" if self.withdraw() else self._later()
-            raise type(error)(f"{error.message}, for {_AWAY_SECONDS:.0f} s now", hint=hint) from error
+            raise type(error)(f"{error.message}, for {duration(_AWAY_SECONDS)} now", hint=hint) from error
 
     def _make_sure_of_a_worker(self) -> None:
         from worker.errors import UnattendedError

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import RepositoryError
 from portal.ops.repository.durable import make_hidden, sync_directory, write_durably
+from portal.ops.units import system_reason
 from worker.command_lines import RESTORE
 from worker.errors import RefusedError
 
@@ -58,7 +59,7 @@ class Authorizations:
         except OSError as error:
             raise RepositoryError(
                 f"a restore by a worker needs an authorization in {self._directory}, which cannot be written: "
-                f"{error.strerror}",
+                f"{system_reason(error)}",
                 hint="Run this as the user that the backups belong to, or give --local to restore without a worker.",
             ) from error
 

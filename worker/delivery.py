@@ -20,6 +20,7 @@ from portal.ops.errors import BusyError
 from portal.ops.repository.durable import make_directories, make_hidden, open_own
 from portal.ops.repository.locks import holders, lock_alone_by_name, try_lock, wait_for
 from portal.ops.runtime.logs import engine_log
+from portal.ops.units import duration
 from worker.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def _lock(path: Path, seconds: float) -> int:
         found = wait_for(attempt, seconds, pause=_POLL_SECONDS)
     if found is None:
         raise BusyError(
-            f"task {path.name} is being worked on by {_holder(path)}, which has not ended within {seconds:.0f} s",
+            f"task {path.name} is being worked on by {_holder(path)}, which has not ended within {duration(seconds)}",
             hint="End that process if it hangs; its work is taken back, and the task can be requested again.",
         )
     return found

@@ -13,7 +13,7 @@ from portal.ops.monitoring.observer import Observers
 from portal.ops.repository.access_log import Outcome as AccessOutcome
 from portal.ops.repository.access_log import Witness
 from portal.ops.repository.repository import Repository
-from portal.ops.units import printable
+from portal.ops.units import printable, system_reason
 from worker.arguments import RequestArguments
 from worker.errors import EXIT_CODE, RefusedError
 
@@ -146,6 +146,6 @@ def carry_out(request: TaskRequest) -> Outcome:
 def unusable(error: OSError) -> OpsError:
     """What keeps a worker from its repository, as an error of ours."""
     return RepositoryError(
-        f"the repository cannot be used: {error.strerror} ({error.filename})",
+        f"the repository cannot be used: {system_reason(error)} ({error.filename})",
         hint="Look at BACKUP_LOCAL_PATH, its disk and its owner, as the worker sees them.",
     )

@@ -24,7 +24,7 @@ from tornado.web import HTTPError
 from portal.ops.errors import ConfigurationError, OpsError
 from portal.ops.runtime.environment import current_settings
 from portal.ops.runtime.logs import engine_log
-from portal.ops.units import printable
+from portal.ops.units import printable, system_reason
 from worker.application import make_app
 from worker.flower_progress import follow
 from worker.logs import log_to_standard_error
@@ -84,7 +84,7 @@ def _listen(flower: Flower) -> int | None:
         port: int | None = flower.start_http_server()
     except OSError as error:
         raise OpsError(
-            f"Flower cannot listen at {options.address}:{options.port}: {error.strerror}",
+            f"Flower cannot listen at {options.address}:{options.port}: {system_reason(error)}",
             hint="Set FLOWER_ADDRESS and FLOWER_PORT to where nobody else listens.",
         ) from error
     return port
@@ -126,7 +126,7 @@ def _make_history_directory(directory: str) -> None:
             pass
     except OSError as error:
         raise ConfigurationError(
-            f"the directory of Flower's history cannot be written: {error.strerror} ({directory})",
+            f"the directory of Flower's history cannot be written: {system_reason(error)} ({directory})",
             hint=f"Give it to user {os.geteuid()}, or set FLOWER_DB to a file in another directory.",
         ) from error
 

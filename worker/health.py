@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import OpsError
 from portal.ops.runtime.environment import current_settings
+from portal.ops.units import duration, exact_duration
 from worker.client import Client, QueueLoad, TaskState
 from worker.operations import Queue
 
@@ -80,7 +81,7 @@ def _collect(client: Client, pings: Mapping[Queue, str], started: float, seconds
 
 def _answered(queue: Queue, state: TaskState, seconds: float) -> QueueHealth:
     if state.result.get("success"):
-        return QueueHealth(queue=queue, is_healthy=True, detail=f"answered after {seconds:.2f} s")
+        return QueueHealth(queue=queue, is_healthy=True, detail=f"answered after {exact_duration(seconds)}")
     detail, _, hint = str(state.result.get("error")).partition("\n  hint: ")
     return QueueHealth(queue=queue, is_healthy=False, detail=detail, hint=hint)
 
@@ -105,7 +106,7 @@ def _silent(client: Client, queue: Queue, task_id: str, seconds: float) -> Queue
     return QueueHealth(
         queue=queue,
         is_healthy=False,
-        detail=f"{', '.join(idle)} has nothing to do, and did not answer within {seconds:.0f} s",
+        detail=f"{', '.join(idle)} has nothing to do, and did not answer within {duration(seconds)}",
         hint="Restart it: what it had taken goes back to the queue. Its log says what it did last.",
     )
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from portal.ops.errors import RepositoryError
 from portal.ops.repository.durable import make_directories, make_hidden, sync_directory, write_durably
 from portal.ops.repository.locks import locked_file
+from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -159,7 +160,7 @@ class TaskKeys:
 
     def _unusable(self, error: OSError) -> RepositoryError:
         return RepositoryError(
-            f"tasks are signed with a key in {self._path}, which cannot be used: {error.strerror}",
+            f"tasks are signed with a key in {self._path}, which cannot be used: {system_reason(error)}",
             hint="Run this as the user that the backups belong to, or give --local to work without a worker.",
         )
 

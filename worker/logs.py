@@ -7,11 +7,11 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
-import structlog
 from billiard.util import get_logger as pool_logger
 from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 from celery.signals import setup_logging, task_prerun
 
+from portal.ops.runtime.event_log import structlog
 from portal.ops.runtime.logs import configure_logging, foreign_handler
 
 if TYPE_CHECKING:

@@ -12,14 +12,15 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-import structlog
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import shared_task, states
 
 from portal.ops.errors import OpsError
 from portal.ops.monitoring.observer import Observers
 from portal.ops.runtime.environment import current_settings
+from portal.ops.runtime.event_log import structlog
 from portal.ops.runtime.logs import engine_log
+from portal.ops.units import duration
 from worker.authorization import Authorizations
 from worker.client import Client
 from worker.delivery import sole_delivery
@@ -174,7 +175,7 @@ def _try(task: Task, operation: Operation, given: Mapping[str, Any], settings: S
             if outcome.success or not outcome.retryable or not left:
                 break
             log.warning("task_postponed", seconds=pause, error=outcome.result.get("error"))
-            progress.wait(f"waiting {pause:.0f} s to try again")
+            progress.wait(f"waiting {duration(pause)} to try again")
             time.sleep(pause)
             pause *= _PAUSE_GROWTH
         if outcome.fault and not heard:

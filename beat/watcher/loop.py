@@ -29,6 +29,7 @@ from portal.ops.repository.repository import Repository
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import Clock, utc_now
 from portal.ops.settings.load import WatchMode
+from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -190,7 +191,7 @@ class Watcher:
             self._sight = None
             if error.errno not in LIMITS:
                 self._wait_for(
-                    "uploads_unwatchable", f"{self._uploads}: {error.strerror}", "Look at its disk and mount."
+                    "uploads_unwatchable", f"{self._uploads}: {system_reason(error)}", "Look at its disk and mount."
                 )
                 return False
             self._limit = error

@@ -1,4 +1,4 @@
-"""Amounts and times as a person reads them."""
+"""Amounts, times and the reasons of the operating system as a person reads them."""
 
 from __future__ import annotations
 
@@ -49,3 +49,16 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours}:{minutes:02d}:{rest:02d} h"
     return f"{minutes}:{rest:02d} min" if minutes else f"{rest} s"
+
+
+def exact_duration(seconds: float) -> str:
+    """How long something took, with tenths of a second below a minute: ``0.4 s``, ``2:09 min``."""
+    return f"{seconds:.1f} s" if seconds < 59.95 else duration(seconds)
+
+
+def system_reason(error: OSError) -> str:
+    """What the operating system said, to go on a sentence with: ``permission denied``."""
+    said = error.strerror or str(error)
+    if not said:
+        return type(error).__name__
+    return said[:1].lower() + said[1:] if said[1:2].islower() else said

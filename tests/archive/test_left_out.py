@@ -102,7 +102,7 @@ def test_what_cannot_be_read_fails_the_backup(tmp_path: Path, media: Path, name:
         check=False,
     )
     assert done.returncode != 0
-    assert f"SourceError: cannot read {media / name}: Permission denied" in done.stderr
+    assert f"SourceError: cannot read {media / name}: permission denied" in done.stderr
 
 
 def test_audit_path_that_is_a_fifo_is_refused(tmp_path: Path) -> None:

@@ -292,5 +292,5 @@ def test_another_user_is_told_what_cannot_be_reached(portal: Portal) -> None:
         finally:
             os.setresuid(0, 0, 0)
         assert result.error is not None
-        assert result.error.startswith(f"cannot read {directory}/closed/uploads: Permission denied")
+        assert result.error.startswith(f"cannot read {directory}/closed/uploads: permission denied")
         assert "the portal's user" in result.error

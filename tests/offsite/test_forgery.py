@@ -81,3 +81,16 @@ def test_copies_from_before_there_was_a_key_stay_ours(offsite: Offsite) -> None:
     offsite.copied()
     assert offsite.verify().run().intact
     assert len(list_copies(offsite.backend()).commits) == 1
+
+
+def test_first_copy_of_a_machine_with_signers_takes_only_theirs(forged: Offsite) -> None:
+    """What somebody else has put there does not become the machine's own because it has no key yet."""
+    _, fake = names(forged)
+    key = find_key(Repository(forged.uploads.archives))
+    assert key is not None
+    other = forged.elsewhere(BACKUP_OFFSITE_SIGNERS=key.signer)
+    small_archives(other.uploads, seed=3)
+    other.uploads.base()
+    other.copied()
+    with pytest.raises(NotIntactError, match="not made by this repository"):
+        other.fetch(fake)

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import pytest
+
+from portal.ops.errors import StorageError
+from portal.ops.model import VerifyLevel
+from portal.ops.offsite.ledger import Ledger
 from portal.ops.offsite.listing import list_copies
+from portal.ops.offsite.place import own_place
 from portal.ops.offsite.prune import OffsitePruneJob
 from portal.ops.offsite.verify import OffsiteVerifyJob
+from portal.ops.repository.repository import Repository
 from portal.ops.retention.policy import RetentionRule
 from portal.ops.runtime.progress import utc_now
 from tests.support.offsite import policy
@@ -30,12 +37,7 @@ def test_new_copies_first_then_those_verified_longest_ago(offsite: Offsite) -> N
     assert set.union(*turns) == ids
     other = next(one for one in ids if one != damaged.parent.name)
     assert offsite.verify().run(other).intact
-    from portal.ops.offsite.ledger import Ledger
-
-    job = offsite.verify()
-    config = offsite.config()
-    proof = Ledger(job._repository, config.destinations[0]).proof()
-    assert proof["verified"]["damaged"] == [damaged.parent.name]
+    assert proof_of(offsite)["damaged"] == [damaged.parent.name]
 
 
 def test_what_a_prune_elsewhere_has_removed_is_not_missing(offsite: Offsite) -> None:
@@ -52,3 +54,45 @@ def test_what_a_prune_elsewhere_has_removed_is_not_missing(offsite: Offsite) -> 
     (left,) = (offsite.directory / "disk").glob("*.json")
     left.unlink()
     assert "its commit is gone" in OffsiteVerifyJob(offsite.config(), rules, clock=lambda: later).run().message
+
+
+def test_look_at_one_copy_clears_nothing_of_others(offsite: Offsite) -> None:
+    """That a copy is gone stays known while another one is verified by its name."""
+    offsite.uploads.base()
+    offsite.copied()
+    gone, there = sorted((offsite.directory / "disk").glob("*.json"))
+    gone.unlink()
+    assert not offsite.verify().run_rotation().intact
+    assert offsite.verify().run(there.stem.partition(".")[0]).intact
+    assert proof_of(offsite)["damaged"] == [gone.stem]
+
+
+def test_dead_destination_keeps_no_other_from_its_turn(offsite: Offsite) -> None:
+    """The others are verified and remembered, and the failure is raised all the same."""
+    offsite.copied()
+    disk = f"file://{offsite.directory}/disk"
+    both = {"BACKUP_OFFSITE_URLS": f"file://{offsite.directory}/away {disk}"}
+    with pytest.raises(StorageError):
+        offsite.verify(**both).run_rotation()
+    assert proof_of(offsite)["copies"] == 1
+
+
+def test_what_killed_verifications_left_is_removed(offsite: Offsite) -> None:
+    """Their downloads would fill the disk; one that is still used stays."""
+    offsite.copied()
+    places = offsite.uploads.archives / ".offsite"
+    with own_place(places) as used:
+        (used / "whole.tar.gz").write_bytes(b"whole")
+        (places / "verify-17").mkdir()
+        (places / "verify-17" / "half.tar.gz").write_bytes(b"half")
+        assert offsite.verify().run(level=VerifyLevel.CONTENTS).intact
+        assert list(places.glob("verify-*")) == [used]
+        assert list(used.iterdir())
+    assert not list(places.glob("verify-*"))
+
+
+def proof_of(offsite: Offsite) -> dict[str, Any]:
+    """What is remembered of the last verification."""
+    (destination,) = offsite.config().destinations
+    found: dict[str, Any] = Ledger(Repository(offsite.uploads.archives), destination).proof()["verified"]
+    return found

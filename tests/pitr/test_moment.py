@@ -54,10 +54,11 @@ def test_hour_that_there_never_was_is_refused() -> None:
         parse_moment("2026-03-29 02:30:00", NOW, BERLIN)
 
 
-def test_nonsense_is_refused() -> None:
+@pytest.mark.parametrize("text", ["teatime", "999999999 days ago", "0001-01-01 00:30", "9999-12-31 23:30-05:00"])
+def test_nonsense_is_refused(text: str) -> None:
     """The hint shows what a moment looks like."""
     with pytest.raises(ConfigurationError, match="is no moment") as caught:
-        parse_moment("teatime", NOW, BERLIN)
+        parse_moment(text, NOW, BERLIN)
     assert "10 minutes ago" in (caught.value.hint or "")
 
 

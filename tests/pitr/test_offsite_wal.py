@@ -17,9 +17,10 @@ from portal.ops.offsite.copy import CopyJob
 from portal.ops.offsite.listing import list_copies
 from portal.ops.pitr.look import look
 from portal.ops.pitr.lsn import Segment
-from portal.ops.pitr.offsite_wal import WalCopier, fetch_wal
+from portal.ops.pitr.offsite_wal import WalCopier
 from portal.ops.pitr.plan import plan_recovery
 from portal.ops.pitr.recovery import recovered
+from portal.ops.pitr.wal_fetch import fetch_wal
 from portal.ops.postgres.connection import connect
 from portal.ops.repository.repository import Repository
 from portal.ops.retention.policy import RetentionPolicy, RetentionRule

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 
 from portal.ops.backup.config import BackupConfig
 from portal.ops.backup.job import BackupJob
-from portal.ops.errors import IdentityError
+from portal.ops.errors import BusyError, IdentityError, NotIntactError
 from portal.ops.offsite.config import OffsiteConfig
 from portal.ops.offsite.copy import CopyJob
+from portal.ops.offsite.signing import find_key
 from portal.ops.pitr.offsite_wal import WalCopier
 from portal.ops.pitr.plan import plan_recovery
+from portal.ops.pitr.wal_archive import WalArchive
+from portal.ops.repository.repository import Repository
 from portal.ops.restore.config import RestoreConfig, RestoreScope
 from portal.ops.restore.job import RestoreJob
 from portal.ops.restore.moment_offsite import moment_at_hand
@@ -21,6 +25,7 @@ from portal.ops.runtime.progress import read_text, utc_now
 from portal.ops.settings.load import Settings, load_settings
 from portal.ops.storage.age_keys import generate
 from portal.ops.storage.objects import ObjectWriter
+from tests.support.offsite import offsite_at, small_archives
 from tests.support.wal_servers import WalPortal, a_moment, wal_portal
 
 if TYPE_CHECKING:
@@ -67,7 +72,7 @@ def moment(portal: WalPortal, environ: dict[str, str]) -> datetime:
     assert settings.upload_dir
     (settings.upload_dir / "one.sarif").write_text("one")
     job = BackupJob(BackupConfig.from_settings(settings))
-    for result in (job.backup_media(), job.backup_base()):
+    for result in (job.backup_media(), job.backup_base(), job.backup_base()):
         assert result.success, result.error
     copied = CopyJob(OffsiteConfig.from_settings(settings), RetentionPolicy()).run()
     assert copied.success, copied.error
@@ -92,11 +97,10 @@ def elsewhere(environ: dict[str, str], directory: Path, **changes: str) -> Setti
 
 
 def test_whole_portal_comes_back(portal: WalPortal, environ: dict[str, str], moment: datetime, tmp_path: Path) -> None:
-    """WAL, base backup and uploads are fetched once; rows and files are those of the moment."""
+    """WAL, the one base backup that is needed, and uploads are fetched; rows and files are those of the moment."""
     settings = elsewhere(environ, tmp_path)
     fetched = moment_at_hand(settings, moment.isoformat(), RestoreScope.FULL)
-    assert fetched[0] == "WAL"
-    assert {name.partition("_")[0] for name in fetched[1:]} == {"base", "media"}
+    assert [name.partition("_")[0] for name in fetched] == ["WAL", "base", "media"]
     assert moment_at_hand(settings, moment.isoformat(), RestoreScope.FULL) == ()
     config = RestoreConfig.from_settings(
         settings, media_path=tmp_path / "back", target_database="back", create_database=True
@@ -132,3 +136,63 @@ def test_nothing_is_fetched_where_everything_is_here(environ: dict[str, str], po
     """The repository itself leads there."""
     assert moment_at_hand(load_settings(environ, read_text), "latest", RestoreScope.DATABASE) == ()
     assert plan_recovery(portal.repository, None).reached <= utc_now()
+
+
+def test_damaged_copy_is_passed_over(environ: dict[str, str], moment: datetime, tmp_path: Path) -> None:
+    """Where the newest base backup is damaged, an older one and more WAL lead there; where none is left, it is said."""
+    disk = copy_of_disk(environ, tmp_path)
+    settings = elsewhere(environ, tmp_path, BACKUP_OFFSITE_URLS=f"file://{disk}")
+    older, newer = sorted(disk.glob("base_*/"))
+    damage(newer)
+    fetched = moment_at_hand(settings, moment.isoformat(), RestoreScope.DATABASE)
+    assert fetched == ("WAL", older.name)
+    damage(older)
+    (settings.local_path / f"{older.name}.tar.gz").unlink()
+    with pytest.raises(NotIntactError, match=newer.name):
+        moment_at_hand(settings, moment.isoformat(), RestoreScope.DATABASE)
+
+
+def test_forged_copy_is_passed_over(environ: dict[str, str], moment: datetime, tmp_path: Path) -> None:
+    """A newer archive that somebody else has put there keeps nobody from the genuine one."""
+    disk = copy_of_disk(environ, tmp_path)
+    (tmp_path / "forger").mkdir()
+    recipient = environ["BACKUP_ENCRYPTION_RECIPIENTS"]
+    forger = offsite_at(tmp_path / "forger", f"file://{disk}", BACKUP_ENCRYPTION_RECIPIENTS=recipient)
+    small_archives(forger.uploads)
+    forger.uploads.base()
+    forger.copied()
+    key = find_key(Repository(load_settings(environ, read_text).local_path))
+    assert key is not None
+    assert utc_now() > moment
+    settings = elsewhere(environ, tmp_path, BACKUP_OFFSITE_URLS=f"file://{disk}", BACKUP_OFFSITE_SIGNERS=key.signer)
+    (name,) = moment_at_hand(settings, utc_now().isoformat(), RestoreScope.MEDIA)
+    assert name.startswith("media_")
+    assert (disk / name).is_dir()
+    assert name not in {path.name.partition(".")[0] for path in forger.uploads.archives.iterdir()}
+
+
+def test_base_is_fetched_while_the_service_receives(environ: dict[str, str], moment: datetime, tmp_path: Path) -> None:
+    """The WAL service keeps the WAL from being fetched, and not a base backup that is lost."""
+    settings = elsewhere(environ, tmp_path)
+    _, base = moment_at_hand(settings, moment.isoformat(), RestoreScope.DATABASE)
+    (settings.local_path / f"{base}.tar.gz").unlink()
+    archive = WalArchive.current(Repository(settings.local_path))
+    assert archive is not None
+    with archive.receiving_alone():
+        assert moment_at_hand(settings, moment.isoformat(), RestoreScope.DATABASE) == (base,)
+        with pytest.raises(BusyError, match="while the WAL service runs"):
+            moment_at_hand(settings, "2020-01-01 00:00:00+00:00", RestoreScope.DATABASE)
+
+
+def copy_of_disk(environ: dict[str, str], directory: Path) -> Path:
+    """The same copies in another place, to be spoiled."""
+    place = directory / "spoiled"
+    shutil.copytree(environ["BACKUP_OFFSITE_URLS"].removeprefix("file://"), place)
+    return place
+
+
+def damage(copy: Path) -> None:
+    """Change the end of a copy's last segment."""
+    last = max(copy.iterdir())
+    last.chmod(0o600)
+    last.write_bytes(last.read_bytes()[:-16] + bytes(16))

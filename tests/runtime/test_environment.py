@@ -90,9 +90,9 @@ def test_a_file_of_another_user_is_refused(env_file: Path) -> None:
 
 def test_what_is_no_file_is_refused(env_file: Path, tmp_path: Path) -> None:
     """A file that is not there, a relative path, a directory, a pipe that nobody writes to, bytes that are no text."""
-    assert "No such file" in refusal(tmp_path / "missing")
+    assert "no such file" in refusal(tmp_path / "missing")
     assert "not an absolute path" in refusal("backup.env")
-    assert "Is a directory" in refusal(tmp_path)
+    assert "is a directory" in refusal(tmp_path)
     os.mkfifo(tmp_path / "pipe", 0o600)
     assert "not a regular file" in refusal(tmp_path / "pipe")
     env_file.write_bytes(b"BACKUP_JOBS=\xff\n")

@@ -301,7 +301,7 @@ class TestSecretFiles:
         """The fault names the variable and the reason, not the file: it may be the password, put there by mistake."""
         (told,) = faults({"DD_DATABASE_PASSWORD_FILE": "hunter2"})
         assert "DD_DATABASE_PASSWORD_FILE" in told
-        assert "No such file" in told
+        assert "no such file" in told
         assert "hunter2" not in told
 
     def test_a_file_that_is_not_text_is_a_fault(self) -> None:

@@ -103,7 +103,7 @@ class TestSurroundings:
         (unprivileged.uploads / "secret.json").touch(mode=0o600)
         ended = as_nobody(unprivileged, "full")
         assert ended.returncode == 1
-        assert f"cannot read {unprivileged.uploads}/secret.json: Permission denied" in answer(ended)["error"]
+        assert f"cannot read {unprivileged.uploads}/secret.json: permission denied" in answer(ended)["error"]
         assert unprivileged.left() == set()
 
     def test_a_directory_of_another_user_in_the_uploads(self, unprivileged: Portal) -> None:

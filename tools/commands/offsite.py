@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import ConfigurationError
+from portal.ops.units import exact_duration
 from tools import tasks
 from tools.command_line import Parser, add_output_options
 from tools.jobs import known
@@ -113,7 +114,7 @@ def copy_lines(result: Mapping[str, Any]) -> Iterable[str]:
     for one in copied:
         yield f"copied: {one['backup_id']} to {one['destination']}"
     if copied:
-        yield f"{human_bytes(result['stored_bytes'])} stored in {result['duration_seconds']:.1f} s"
+        yield f"{human_bytes(result['stored_bytes'])} stored in {exact_duration(result['duration_seconds'])}"
     elif result["success"]:
         yield "nothing is missing off-site"
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import ConfigurationError
+from portal.ops.units import system_reason
 from tools.terminal.output import print_result, say
 
 if TYPE_CHECKING:
@@ -58,5 +59,5 @@ def _write(path: str, data: bytes) -> None:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
         raise ConfigurationError(
-            f"cannot write {path}: {error.strerror}", hint="Choose another place with --output FILE."
+            f"cannot write {path}: {system_reason(error)}", hint="Choose another place with --output FILE."
         ) from error

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import ConfigurationError, NotConfirmedError
+from portal.ops.units import exact_duration
 from tools import tasks
 from tools.jobs import archive_at_hand, person, restore_job
 from tools.terminal.output import ask, print_result, say, say_error, warn
@@ -314,7 +315,9 @@ def _done(result: Mapping[str, Any], *, is_rollback: bool) -> list[str]:
         else:
             lines += FilesReport.from_dict(facts).lines()
     if (portal := result.get("portal")) and portal["answers"]:
-        lines.append(f"the portal answers at {portal['url']}: {portal['what']} after {portal['seconds']:.1f} s.")
+        lines.append(
+            f"the portal answers at {portal['url']}: {portal['what']} after {exact_duration(portal['seconds'])}."
+        )
     return lines
 
 

@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _fetch(settings: Settings, repository: Repository) -> int:
-    from portal.ops.pitr.offsite_wal import fetch_wal
+    from portal.ops.pitr.wal_fetch import fetch_wal
     from portal.ops.storage.objects import identities_of, open_destination
 
     destinations = settings.offsite.destinations()

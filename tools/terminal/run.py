@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO, cast
 
 from portal.ops.errors import OpsError
-from portal.ops.units import printable
+from portal.ops.units import printable, system_reason
 from tools.terminal.output import hush, print_result, say_error
 from tools.terminal.progress import Bar, BarAwareStream
 from worker.command_lines import show_commands
@@ -67,10 +67,10 @@ def run_command(main: Callable[[], int]) -> NoReturn:
         code = OpsError.exit_code
         if error.filename is None:
             hush(sys.stdout)
-            said = f"the result cannot be written to standard output: {error.strerror}"
+            said = f"the result cannot be written to standard output: {system_reason(error)}"
             say_error(f"{said}\n  hint: The work is done; './tools/backup.sh audit' shows how it ended.")
         else:
-            said = f"the operating system refused: {error.strerror} ({printable(str(error.filename), most=None)})"
+            said = f"the operating system refused: {system_reason(error)} ({printable(str(error.filename), most=None)})"
             _fail(f"{said}\n  hint: Check that file, its permissions and its disk, then start the command again.")
     gc.freeze()  # on its way out Python would look through all there is for garbage, which takes 30 ms
     sys.exit(code)
@@ -78,9 +78,8 @@ def run_command(main: Callable[[], int]) -> NoReturn:
 
 def watched_log(style: LogFormat, *, line_seconds: float | None = None) -> Callable[[Step], None]:
     """Set up logging to standard error; what shows how far a job is, without the two getting mixed up."""
-    import structlog
-
     from portal.ops.runtime.environment import merged_environment
+    from portal.ops.runtime.event_log import structlog
     from portal.ops.runtime.logs import configure_logging
     from portal.ops.settings.load import unbuilt_settings, unknown_settings
 
@@ -124,7 +123,7 @@ class _EventFilter:
     def __call__(self, _logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         """Drop an event, or let it pass."""
         if event["event"] in _TOLD_IN_THE_END or (self._least and method not in self._least):
-            import structlog
+            from portal.ops.runtime.event_log import structlog
 
             raise structlog.DropEvent
         return event

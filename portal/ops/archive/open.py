@@ -11,6 +11,7 @@ from portal.ops.archive.index import MANIFEST
 from portal.ops.archive.reader import ArchiveReader, is_indexed
 from portal.ops.errors import RepositoryError
 from portal.ops.manifest import Manifest
+from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,7 +51,8 @@ def check_readable(path: Path) -> None:
             pass
     except OSError as error:
         raise RepositoryError(
-            f"cannot read {path}: {error.strerror}", hint="Look at its name, its permissions and the disk it is on."
+            f"cannot read {path}: {system_reason(error)}",
+            hint="Look at its name, its permissions and the disk it is on.",
         ) from error
 
 

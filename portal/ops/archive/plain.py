@@ -6,7 +6,6 @@ only be read from front to back.
 
 from __future__ import annotations
 
-import os
 import re
 import tarfile
 from dataclasses import replace
@@ -22,6 +21,7 @@ from portal.ops.errors import NotIntactError
 from portal.ops.hints import another_archive
 from portal.ops.manifest import Manifest
 from portal.ops.model import BackupId, Component, timestamp
+from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -256,5 +256,5 @@ def _nanoseconds(found: tarfile.TarInfo) -> int:
 
 def _damaged(error: BaseException, path: str | None = None) -> NotIntactError:
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, EOFError):
-        return NotIntactError(f"the archive cannot be read: {os.strerror(error.errno)}", hint=another_archive())
+        return NotIntactError(f"the archive cannot be read: {system_reason(error)}", hint=another_archive())
     return DamagedError(Damage(what=f"the archive is damaged from here on ({error})", path=path))

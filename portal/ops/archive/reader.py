@@ -32,6 +32,7 @@ from portal.ops.archive.read_ahead import (
 from portal.ops.archive.source import FileSource
 from portal.ops.archive.sparse import NoSuchTableError, expanded
 from portal.ops.errors import NotIntactError
+from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping
@@ -217,7 +218,7 @@ class ArchiveReader:
             frame.check_header(data)
             return frame.decompress(data, self.frames.tar_lengths[number])
         except OSError as error:
-            return NotIntactError(f"it cannot be read ({error.strerror})")
+            return NotIntactError(f"it cannot be read ({system_reason(error)})")
         except NotIntactError as error:
             return error
 

@@ -29,6 +29,7 @@ from portal.ops.repository.durable import make_hidden, open_own
 from portal.ops.repository.locks import archive_lock
 from portal.ops.repository.verifications import Verifications
 from portal.ops.runtime.logs import engine_log
+from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -292,7 +293,7 @@ def _check_ends(line: Sequence[Ancestor]) -> None:
         except OpsError as error:
             raise BaseNeededError(f"{ancestor.name} is damaged: {error.message}", is_fault=True) from error
         except OSError as error:
-            raise BaseNeededError(f"{ancestor.name} cannot be read: {error.strerror}", is_fault=True) from error
+            raise BaseNeededError(f"{ancestor.name} cannot be read: {system_reason(error)}", is_fault=True) from error
 
 
 def _tree(parent: Ancestor) -> Totals:

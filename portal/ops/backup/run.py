@@ -19,8 +19,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-import structlog
-
 from portal.ops.archive.open import open_archive
 from portal.ops.backup.collect import Collection
 from portal.ops.backup.config import BackupResult
@@ -37,6 +35,7 @@ from portal.ops.repository.access_log import Action, Outcome
 from portal.ops.repository.faults import disk_full, explain_any, is_full
 from portal.ops.repository.sidecar import file_digest, read_sidecar
 from portal.ops.runtime.commands import Around, within
+from portal.ops.runtime.event_log import structlog
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import Meter
 from portal.ops.settings.load import refuse_unbuilt

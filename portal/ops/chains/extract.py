@@ -12,6 +12,7 @@ from portal.ops.archive.sparse import is_hole
 from portal.ops.chains.reader import open_tree
 from portal.ops.errors import ArchiveAbsentError, ConfigurationError, NotIntactError, UnsupportedError
 from portal.ops.model import BackupType, Component
+from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,5 +83,5 @@ def write_file(content: Iterator[memoryview], member: Member, target: str) -> No
         raise
     except OSError as error:
         raise ConfigurationError(
-            f"cannot write {target}: {error.strerror}", hint="Choose another place with --output FILE."
+            f"cannot write {target}: {system_reason(error)}", hint="Choose another place with --output FILE."
         ) from error

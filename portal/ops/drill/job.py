@@ -22,8 +22,6 @@ from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import structlog
-
 from portal.ops.archive.damage import Damage
 from portal.ops.chains.reader import open_tree
 from portal.ops.drill.compare import Comparison
@@ -58,6 +56,7 @@ from portal.ops.restore.database.object_check import check_objects
 from portal.ops.restore.database.stage import settle
 from portal.ops.restore.dump_source import backed_up, dump_of, identity_of, objects_of, rows_of
 from portal.ops.restore.files.restore import FileRestore
+from portal.ops.runtime.event_log import structlog
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.process import ProcessRunner, SystemRunner
 from portal.ops.runtime.progress import Clock, PathLike, Progress, Step, available_cores, utc_now

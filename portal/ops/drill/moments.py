@@ -20,6 +20,7 @@ from portal.ops.postgres.client_tools import find_client
 from portal.ops.postgres.dump_format import start_decoding
 from portal.ops.restore.scratch_dump import RowCounts, ScratchDump
 from portal.ops.runtime.progress import available_cores
+from portal.ops.units import exact_duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,7 +94,9 @@ def _recover(
         seconds = time.monotonic() - started
         rows = RowCounts(server.target(config.db_name))
         _decode(server, config.db_name, plan.major, runner, bin_dir)
-        return f"recovered to {named}: {sum(rows.values()):,} rows in {len(rows):,} tables, in {seconds:.1f} s"
+        return (
+            f"recovered to {named}: {sum(rows.values()):,} rows in {len(rows):,} tables, in {exact_duration(seconds)}"
+        )
 
 
 def _decode(server: ScratchServer, database: str, major: int, runner: ProcessRunner, bin_dir: Path | None) -> None:

@@ -15,6 +15,7 @@ from portal.ops.errors import ConfigurationError
 from portal.ops.postgres.credential_key import fingerprint_of, is_key_of
 from portal.ops.runtime.commands import CommandResult, command_environment, database_environment, run_command
 from portal.ops.settings.file_columns import FileColumns
+from portal.ops.units import exact_duration
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -153,7 +154,7 @@ class PortalChecks:
             self.problems.append(f"{DRILL_COMMAND}: {error.message}")
             return
         if self.command.succeeded:
-            self.checks.append(f"{DRILL_COMMAND} ended with 0 after {self.command.seconds:.1f} s")
+            self.checks.append(f"{DRILL_COMMAND} ended with 0 after {exact_duration(self.command.seconds)}")
         else:
             self.problems.append(f"{DRILL_COMMAND} {self.command.failure()}")
 

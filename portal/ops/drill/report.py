@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.codec import decode, encode
 from portal.ops.repository.records import RecordStore
+from portal.ops.units import exact_duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -85,8 +86,9 @@ class DrillReport:
         lines += [f"warning: {warning}" for warning in self.warnings]
         if self.success:
             lines += [
-                f"{name} was restored for a try in {self.seconds:.1f} s (database {self.database_seconds:.1f} s, "
-                f"files {self.files_seconds:.1f} s), and everything is as in the backup:",
+                f"{name} was restored for a try in {exact_duration(self.seconds)} "
+                f"(database {exact_duration(self.database_seconds)}, files {exact_duration(self.files_seconds)}), "
+                "and everything is as in the backup:",
                 *(f"  {check}" for check in self.checks),
                 "What was restored has been removed again; the live data was not touched.",
             ]

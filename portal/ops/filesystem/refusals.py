@@ -7,6 +7,7 @@ import os
 from typing import Final
 
 from portal.ops.errors import SourceError
+from portal.ops.units import system_reason
 
 _DENIED: Final = frozenset({errno.EACCES, errno.EPERM})
 _DAMAGED: Final = frozenset({errno.EIO, errno.ENODATA, errno.EUCLEAN, errno.EBADMSG, errno.EREMOTEIO, errno.ENXIO})
@@ -19,7 +20,7 @@ def unreadable(path: str, number: int) -> SourceError:
         path: the file.
         number: the error number of the operating system.
     """
-    return SourceError(f"cannot read {path}: {os.strerror(number)}", hint=_hint(number))
+    return SourceError(f"cannot read {path}: {system_reason(OSError(number, os.strerror(number)))}", hint=_hint(number))
 
 
 def _hint(number: int) -> str:

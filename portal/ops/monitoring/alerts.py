@@ -23,6 +23,7 @@ from portal.ops.repository.durable import open_own, write_whole
 from portal.ops.repository.locks import lock_within
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import Clock, utc_now
+from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -282,4 +283,4 @@ class AlertSender:
         try:
             write_whole(self._directory / NAME, json.dumps({"version": _VERSION, "troubles": facts}).encode() + b"\n")
         except OSError as error:
-            log.warning("alert_state_unsaved", reason=error.strerror)
+            log.warning("alert_state_unsaved", reason=system_reason(error))

@@ -18,6 +18,7 @@ from portal.ops.monitoring.facts import read_status
 from portal.ops.repository.faults import explain
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import Clock, utc_now
+from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -320,7 +321,7 @@ def serve(settings: Settings, *, port: int, clock: Clock = utc_now) -> WSGIServe
         server, _ = start_http_server(port, registry=registry)
     except OSError as error:
         raise ConfigurationError(
-            f"metrics cannot be served at port {port}: {error.strerror}", hint="Give another BACKUP_METRICS_PORT."
+            f"metrics cannot be served at port {port}: {system_reason(error)}", hint="Give another BACKUP_METRICS_PORT."
         ) from error
     log.info("metrics_served", port=server.server_port)
     return server

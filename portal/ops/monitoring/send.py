@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit, urlunsplit
 
 from portal.ops.runtime.logs import engine_log
+from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -79,7 +80,7 @@ def _send(what: str, order: Mapping[str, str], seconds: float) -> bool:
         log.warning("message_undelivered", kind=what, reason=f"no answer within {seconds:g} s")
         return False
     except OSError as error:
-        log.warning("message_undelivered", kind=what, reason=f"cannot start a process: {error.strerror}")
+        log.warning("message_undelivered", kind=what, reason=f"cannot start a process: {system_reason(error)}")
         return False
     if ended.returncode:
         useless = ended.returncode == _USELESS_URL

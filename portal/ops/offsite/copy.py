@@ -137,7 +137,7 @@ class CopyJob:
         try:
             destinations = self._config.require_destinations()
             recipients = recipients_of(self._config.settings)
-            is_first = find_key(self._repository) is None
+            is_first = find_key(self._repository) is None and not self._config.settings.signers
             entries = Catalogue(self._repository).entries()
             wanted = self._wanted(entries, archive)
         except OpsError as error:
@@ -219,7 +219,7 @@ class CopyJob:
         """Copy one archive after the other, and note what is done: a fault leaves the rest missing."""
         with closing(self._config.open(destination, is_writing=True)) as backend:
             known = ledger.copies()
-            # Where there is no key yet, what is there already counts as ours; from then on, only what we sign.
+            # Where there is neither key nor signer, what is there already counts as ours; later, only what we sign.
             trust = Trust(known=known) if is_first else Trust.of(self._config, destination)
             found = reconcile(backend, ledger, trust)
             key = own_key(self._repository)

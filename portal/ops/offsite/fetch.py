@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from portal.ops.errors import (
     ArchiveAbsentError,
-    DiskFullError,
     IdentityError,
     NotIntactError,
     OpsError,
@@ -27,6 +25,7 @@ from portal.ops.errors import (
 )
 from portal.ops.model import FORMAT_VERSION, SUFFIX, BackupId
 from portal.ops.offsite.listing import LATEST, PREFIX, Listing, list_copies
+from portal.ops.offsite.place import check_space
 from portal.ops.offsite.reading import find_file
 from portal.ops.offsite.receiving import blame, receive
 from portal.ops.offsite.signing import Trust
@@ -37,6 +36,7 @@ from portal.ops.repository.sidecar import read_sidecar
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import Clock, Meter, Progress, utc_now
 from portal.ops.storage.objects import identities_of
+from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -52,8 +52,6 @@ if TYPE_CHECKING:
     from portal.ops.storage.backend import Backend
 
 log = engine_log("portal.ops.offsite.fetch")
-
-_DISK_RESERVE: Final = 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +134,7 @@ class FetchJob:
             identities = self._identities(line)
             self.repository.prepare_for_restore()
             missing = [one for one in line if not self._is_here(one)]
-            self._check_space(sum(one.archive_size for one in missing))
+            check_space(self.repository, sum(one.archive_size for one in missing))
             meter = Meter(self._progress)
             meter.phase = "fetch"
             total = sum(one.archive_size for one in missing)
@@ -175,6 +173,7 @@ class FetchJob:
                     hits.append((backend, listing, listing.find(name)))
                 except OpsError as error:
                     faults.append(error)
+                    log.warning("offsite_destination_passed_over", destination=destination.shown, error=error.message)
                     continue
                 if name != LATEST:
                     break
@@ -265,14 +264,6 @@ class FetchJob:
             hint="Verify it; if it is damaged, move it away, and fetch again.",
         )
 
-    def _check_space(self, needed: int) -> None:
-        free = shutil.disk_usage(self.repository.path).free
-        if needed and free < needed + _DISK_RESERVE:
-            raise DiskFullError(
-                f"{self.repository.path} has {free >> 20} MiB free, and what is fetched needs {needed >> 20} MiB",
-                hint="Make room, or set BACKUP_LOCAL_PATH to a larger disk.",
-            )
-
     def _path(self, commit: Commit) -> Path:
         return self.repository.path / f"{commit.backup_id}{SUFFIX}"
 
@@ -280,7 +271,7 @@ class FetchJob:
 def _unwritable(path: Path, error: OSError) -> OpsError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return disk_full(path)
-    return RepositoryError(f"cannot write to {path}: {(error.strerror or '').lower()}", hint="Look at the disk.")
+    return RepositoryError(f"cannot write to {path}: {system_reason(error)}", hint="Look at the disk.")
 
 
 def is_offsite(name: str | os.PathLike[str]) -> bool:

@@ -29,6 +29,7 @@ from portal.ops.repository.faults import disk_full
 from portal.ops.repository.locks import try_lock
 from portal.ops.repository.records import DamagedRecordError, RecordStore
 from portal.ops.runtime.logs import engine_log
+from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -306,6 +307,6 @@ def _trouble(error: OSError, path: Path) -> RepositoryError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return disk_full(path.parent)
     return RepositoryError(
-        f"cannot use {path}: {(error.strerror or str(error)).lower()}",
+        f"cannot use {path}: {system_reason(error)}",
         hint="Run this as the user that the backups belong to, and look at the disk.",
     )

@@ -17,6 +17,7 @@ from portal.ops.offsite.ledger import Ledger
 from portal.ops.offsite.signature import SigningKey
 from portal.ops.repository.durable import make_hidden, write_durably
 from portal.ops.repository.repository import Repository
+from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,7 +49,7 @@ def find_key(repository: Repository) -> SigningKey | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise _unusable(path, error.strerror) from error
+        raise _unusable(path, system_reason(error)) from error
     if len(secret) != _KEY_BYTES:
         raise _unusable(path, "it is no key")
     return SigningKey(secret)
@@ -71,7 +72,7 @@ def own_key(repository: Repository) -> SigningKey:
             os.link(temporary, path)
         temporary.unlink()
     except OSError as error:
-        raise _unusable(path, error.strerror) from error
+        raise _unusable(path, system_reason(error)) from error
     found = find_key(repository)
     assert found is not None
     return found

@@ -10,24 +10,26 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.archive.output_file import OutputFile
-from portal.ops.errors import ConfigurationError, NotIntactError, ObjectAbsentError
+from portal.ops.errors import ConfigurationError, NotIntactError, ObjectAbsentError, OpsError
 from portal.ops.model import FORMAT_VERSION, SUFFIX, VerifyLevel
 from portal.ops.offsite.layout import parse_stem
 from portal.ops.offsite.ledger import DIRECTORY, Ledger
 from portal.ops.offsite.listing import FOREIGN, PREFIX, list_copies
 from portal.ops.offsite.missing import unexpectedly_gone
+from portal.ops.offsite.place import check_space, own_place
 from portal.ops.offsite.receiving import blame, receive
 from portal.ops.offsite.signing import Trust
 from portal.ops.repository.access_log import Action, Observer, Outcome, Witness
-from portal.ops.repository.durable import make_hidden
 from portal.ops.repository.repository import Repository
 from portal.ops.repository.sidecar import sidecar_of
+from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import Clock, Meter, Progress, available_cores, utc_now
 from portal.ops.storage.objects import identities_of
 from portal.ops.verify.verify import Verifier
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
     from portal.ops.storage.backend import Backend
 
     _Choose = Callable[[Destination, Listing], list[Commit]]
+
+log = engine_log("portal.ops.offsite.verify")
 
 _MOST_DAMAGES: Final = 20
 _ROTATION: Final = 7
@@ -174,26 +178,46 @@ class OffsiteVerifyJob:
     def _run(self, level: VerifyLevel, choose: _Choose, *, is_all: bool) -> OffsiteVerification:
         started = time.monotonic()
         findings: list[CopyFinding] = []
-        faults: list[ConfigurationError] = []
+        absent: list[ConfigurationError] = []
+        faults: list[OpsError] = []
         for destination in self._config.require_destinations():
-            backend = self._config.open(destination)
             try:
-                with self._witness.watching(
-                    Action.OFFSITE_VERIFY, destination.shown, destination=destination.shown, level=level.value
-                ) as seen:
-                    listing = list_copies(backend, trust=Trust.of(self._config, destination))
-                    try:
-                        chosen = choose(destination, listing)
-                    except ConfigurationError as error:  # another destination may have it
-                        faults.append(error)
-                        continue
-                    findings += self._verify(destination, backend, listing, chosen, level, is_all=is_all)
-                    seen.details["copies"] = len(chosen)
-            finally:
-                backend.close()
-        if faults and not findings:
-            raise faults[0]
+                findings += self._verify_destination(destination, level, choose, absent, is_all=is_all)
+            except OpsError as error:  # it keeps no other destination from being verified
+                faults.append(error)
+                log.error("offsite_verify_failed", destination=destination.shown, error=str(error))
+        if faults or (absent and not findings):
+            raise [*faults, *absent][0]
         return OffsiteVerification(findings=tuple(findings), level=level, duration_seconds=time.monotonic() - started)
+
+    def _verify_destination(
+        self,
+        destination: Destination,
+        level: VerifyLevel,
+        choose: _Choose,
+        absent: list[ConfigurationError],
+        *,
+        is_all: bool,
+    ) -> list[CopyFinding]:
+        """Verify copies in one destination.
+
+        Arguments:
+            absent: told where it has not what is to be verified: another one may have it.
+        """
+        with (
+            closing(self._config.open(destination)) as backend,
+            self._witness.watching(
+                Action.OFFSITE_VERIFY, destination.shown, destination=destination.shown, level=level.value
+            ) as seen,
+        ):
+            listing = list_copies(backend, trust=Trust.of(self._config, destination))
+            try:
+                chosen = choose(destination, listing)
+            except ConfigurationError as error:
+                absent.append(error)
+                return []
+            seen.details["copies"] = len(chosen)
+            return self._verify(destination, backend, listing, chosen, level, is_all=is_all)
 
     def _chosen(self, name: str | None, _destination: Destination, listing: Listing) -> list[Commit]:
         if name is None:
@@ -240,7 +264,7 @@ class OffsiteVerifyJob:
                 outcome = Outcome.FAILED if finding.damages else Outcome.DONE
                 seen.note(outcome, damages=len(finding.damages), error="; ".join(finding.damages[:3]))
         if findings:
-            self._note(ledger, listing, findings, level)
+            self._note(ledger, listing, findings, level, is_all=is_all)
         return findings
 
     def _gone(self, known: Iterable[Stem], listing: Listing) -> list[str]:
@@ -251,13 +275,19 @@ class OffsiteVerifyJob:
         found = [stem for text in shown if (stem := parse_stem(text))]
         return [str(stem) for stem in unexpectedly_gone(known, found, self._policy, self._clock())]
 
-    def _note(self, ledger: Ledger, listing: Listing, findings: Sequence[CopyFinding], level: VerifyLevel) -> None:
-        """Remember what was found; damage that was found before stays until the same copy is found intact."""
+    def _note(
+        self, ledger: Ledger, listing: Listing, findings: Sequence[CopyFinding], level: VerifyLevel, *, is_all: bool
+    ) -> None:
+        """Remember what was found; damage that was found before stays until the same copy is found intact.
+
+        Arguments:
+            is_all: whether copies that are gone, or are not ours, were looked for too.
+        """
         now, looked_at = self._clock(), {one.stem for one in findings}
         present = {str(commit.stem) for commit in listing.commits} | set(listing.damaged)
         before = ledger.proof().get("verified", {}).get("damaged", ())
         damaged = [one.stem for one in findings if one.damages]
-        damaged += [stem for stem in before if stem in present and stem not in looked_at]
+        damaged += [stem for stem in before if (stem in present or not is_all) and stem not in looked_at]
         turns = {stem: moment for stem, moment in ledger.turns().items() if stem in present}
         ledger.note_turns(turns | dict.fromkeys(looked_at & present, now))
         facts = {
@@ -277,32 +307,25 @@ class OffsiteVerifyJob:
         """Fetch an archive beside the repository's, verify it, and remove it."""
         identities = identities_of(self._config.settings) if commit.is_encrypted else ()
         self._repository.prepare()
-        directory = self._repository.path / DIRECTORY
-        make_hidden(directory)
-        place = directory / f"verify-{os.getpid()}"
-        make_hidden(place)
-        path = place / f"{commit.backup_id}{SUFFIX}"
-        damages: tuple[str, ...] = ()
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            out = OutputFile(descriptor)
+        with own_place(self._repository.path / DIRECTORY) as place:
+            check_space(self._repository, commit.archive_size)
+            path = place / f"{commit.backup_id}{SUFFIX}"
             try:
-                receive(backend, commit, identities, out, advance)
-                if out.finish() != commit.archive_sha256:
-                    raise blame(backend, commit)
-            finally:
-                out.close()
-            sidecar_of(path).write_text(f"{commit.archive_sha256}  {path.name}\n")
-            found = Verifier(
-                pg_bin_dir=self._config.pg_bin_dir, jobs=self._config.jobs or available_cores()
-            ).verify_alone(path, level)
-            damages = tuple(str(damage) for damage in found.damages)
-        except (NotIntactError, ObjectAbsentError) as error:
-            damages = (error.message,)
-        finally:
-            path.unlink(missing_ok=True)
-            sidecar_of(path).unlink(missing_ok=True)
-            place.rmdir()
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+                out = OutputFile(descriptor)
+                try:
+                    receive(backend, commit, identities, out, advance)
+                    if out.finish() != commit.archive_sha256:
+                        raise blame(backend, commit)
+                finally:
+                    out.close()
+                sidecar_of(path).write_text(f"{commit.archive_sha256}  {path.name}\n")
+                found = Verifier(
+                    pg_bin_dir=self._config.pg_bin_dir, jobs=self._config.jobs or available_cores()
+                ).verify_alone(path, level)
+                damages = tuple(str(damage) for damage in found.damages)
+            except (NotIntactError, ObjectAbsentError) as error:
+                damages = (error.message,)
         return CopyFinding(
             destination=backend.shown,
             stem=str(commit.stem),

@@ -18,7 +18,7 @@ from portal.ops.model import SUFFIX, BackupType, Component
 from portal.ops.offsite.commit import WalStart
 from portal.ops.offsite.layout import WAL
 from portal.ops.pitr.lsn import Segment, parse_lsn
-from portal.ops.pitr.offsite_wal import parse_object, place_in_wal
+from portal.ops.pitr.wal_objects import parse_object, place_in_wal
 from portal.ops.runtime.logs import engine_log
 from portal.ops.settings.destination import Scheme
 

@@ -25,6 +25,7 @@ from portal.ops.pitr.scratch_server import Target
 from portal.ops.pitr.wal_feed import WalFeed
 from portal.ops.repository.durable import sync_directory
 from portal.ops.runtime.logs import engine_log
+from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -176,7 +177,7 @@ def _move(data: Path, directory: Path) -> None:
         sync_directory(directory.parent)
     except OSError as error:
         raise RestoreError(
-            f"cannot put the cluster to {directory}: {error.strerror}", hint="Name another directory."
+            f"cannot put the cluster to {directory}: {system_reason(error)}", hint="Name another directory."
         ) from error
 
 

@@ -31,7 +31,10 @@ def parse_moment(text: str, now: datetime, zone: tzinfo = UTC) -> datetime | Non
     if wanted.lower() == LATEST:
         return None
     if found := _AGO.fullmatch(wanted):
-        return now.astimezone(UTC) - timedelta(**{_UNITS[found[2][0].lower()]: int(found[1])})
+        try:
+            return now.astimezone(UTC) - timedelta(**{_UNITS[found[2][0].lower()]: int(found[1])})
+        except OverflowError:
+            raise _no_moment(text) from None
     return _absolute(wanted, zone).astimezone(UTC)
 
 
@@ -56,12 +59,18 @@ def shown(moment: datetime, zone: tzinfo) -> str:
 
 def _absolute(text: str, zone: tzinfo) -> datetime:
     try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise ConfigurationError(
-            f"{text!r} is no moment", hint="Write '2026-11-28 14:03:07+00:00', '10 minutes ago' or 'latest'."
-        ) from None
-    return moment if moment.tzinfo else _in_zone(moment, zone)
+        written = datetime.fromisoformat(text)
+        moment = written if written.tzinfo else _in_zone(written, zone)
+        moment.astimezone(UTC)  # no moment of UTC lies before the year 1 or after 9999
+    except (OverflowError, ValueError):
+        raise _no_moment(text) from None
+    return moment
+
+
+def _no_moment(text: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{text!r} is no moment", hint="Write '2026-11-28 14:03:07+00:00', '10 minutes ago' or 'latest'."
+    )
 
 
 def _in_zone(moment: datetime, zone: tzinfo) -> datetime:

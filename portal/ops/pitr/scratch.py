@@ -21,7 +21,7 @@ from portal.ops.errors import DiskFullError, RepositoryError
 from portal.ops.repository.durable import make_hidden, sync_directory
 from portal.ops.repository.locks import try_lock
 from portal.ops.runtime.logs import engine_log
-from portal.ops.units import human_bytes
+from portal.ops.units import human_bytes, system_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,7 +104,7 @@ def scratch_directory(
         descriptor = os.open(record, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise RepositoryError(
-            f"cannot make a directory for a scratch server in {parent}: {error.strerror}",
+            f"cannot make a directory for a scratch server in {parent}: {system_reason(error)}",
             hint="Look at the disk and at its rights; TMPDIR names another place.",
         ) from error
     try:

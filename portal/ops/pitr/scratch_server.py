@@ -22,6 +22,7 @@ from portal.ops.postgres.connection import Connection, connect
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.process import launch_command
 from portal.ops.settings.database_url import DatabaseTarget
+from portal.ops.units import duration
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -122,7 +123,7 @@ class Progress:
             self.facts, self.since = facts, now
         elif now - self.since > _STALLED_SECONDS:
             raise RestoreError(
-                f"the scratch server hangs: it {doing}, and has done nothing more for {_STALLED_SECONDS:.0f} s",
+                f"the scratch server hangs: it {doing}, and has done nothing more for {duration(_STALLED_SECONDS)}",
                 hint="Look at the disk of its directory (TMPDIR) and at the system's log, then start it again.",
             )
 

@@ -29,6 +29,7 @@ from portal.ops.pitr.lsn import PARTIAL, Segment, parse_history, parse_history_n
 from portal.ops.repository.durable import make_hidden, sync_directory, write_durably
 from portal.ops.repository.faults import is_full
 from portal.ops.repository.repository import LOCK_NAME, Repository
+from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -98,8 +99,11 @@ class WalArchive:
         return cls(repository, Cluster(**found)) if found else None
 
     @classmethod
-    def prepare(cls, repository: Repository, cluster: Cluster) -> WalArchive:
-        """The archive of a cluster, made where it is not there yet, and the current one from now on.
+    def prepare(cls, repository: Repository, cluster: Cluster, *, is_current: bool = True) -> WalArchive:
+        """The archive of a cluster, made where it is not there yet.
+
+        Arguments:
+            is_current: whether it is the current one from now on.
 
         Raises:
             RepositoryError: it cannot be made.
@@ -112,11 +116,12 @@ class WalArchive:
             if known is None or known.cluster != archive.cluster:
                 write_durably(archive.path / _CLUSTER, _json(asdict(archive.cluster)))
             current = _json({"system_identifier": cluster.system_identifier})
-            if (text := archive.path.parent / _CURRENT) and (not text.exists() or text.read_bytes() != current):
+            text = archive.path.parent / _CURRENT
+            if is_current and (not text.exists() or text.read_bytes() != current):
                 write_durably(text, current)
         except OSError as error:
             raise RepositoryError(
-                f"cannot make the WAL archive in {archive.path}: {error.strerror}",
+                f"cannot make the WAL archive in {archive.path}: {system_reason(error)}",
                 hint="Run this as the user that the backups belong to, and look at the disk.",
             ) from error
         return archive
@@ -360,7 +365,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         return None
     except OSError as error:
         raise RepositoryError(
-            f"cannot read {path}: {error.strerror}", hint="Run this as the user that the backups belong to."
+            f"cannot read {path}: {system_reason(error)}", hint="Run this as the user that the backups belong to."
         ) from error
     return found if isinstance(found, dict) else None
 

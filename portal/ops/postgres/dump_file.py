@@ -21,6 +21,7 @@ from portal.ops.errors import NotIntactError, RestoreError
 from portal.ops.hints import another_archive
 from portal.ops.postgres.dump_format import HEAD_BYTES, dump_major
 from portal.ops.postgres.toc import CutShortError, read_contents
+from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -118,7 +119,7 @@ def read_file_contents(path: Path) -> Contents:
         return Dump(open=content, path=path).head()[1]
     except OSError as error:
         raise RestoreError(
-            f"cannot read the dump {path}: {error.strerror}", hint="start the restore again from the archive"
+            f"cannot read the dump {path}: {system_reason(error)}", hint="start the restore again from the archive"
         ) from error
 
 
@@ -143,7 +144,7 @@ def read_dump_major(path: Path) -> int | None:
             return dump_major(file.read(HEAD_BYTES))
     except OSError as error:
         raise RestoreError(
-            f"cannot read the dump {path}: {error.strerror}", hint="start the restore again from the archive"
+            f"cannot read the dump {path}: {system_reason(error)}", hint="start the restore again from the archive"
         ) from error
 
 

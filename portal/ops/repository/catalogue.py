@@ -32,6 +32,7 @@ from portal.ops.repository.sidecar import read_sidecar
 from portal.ops.repository.verifications import DIRECTORY as VERIFICATIONS
 from portal.ops.repository.verifications import Verifications
 from portal.ops.runtime.logs import engine_log
+from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -284,7 +285,10 @@ def _manifest(path: Path, backup_id: BackupId | None) -> tuple[Manifest | None, 
             with closing(open_archive(path)) as archive:
                 manifest = archive.manifest()
     except (OpsError, OSError) as error:
-        return None, f"its manifest cannot be read: {error.message if isinstance(error, OpsError) else error.strerror}"
+        return (
+            None,
+            f"its manifest cannot be read: {error.message if isinstance(error, OpsError) else system_reason(error)}",
+        )
     if backup_id and manifest.backup_id != str(backup_id):
         return None, "its manifest is another archive's"
     return manifest, ""

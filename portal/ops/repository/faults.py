@@ -8,6 +8,7 @@ import shlex
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import DiskFullError, OpsError, RepositoryError
+from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,4 +78,6 @@ def disk_full(path: Path) -> DiskFullError:
 
 
 def _reason(error: OSError) -> str:
-    return (os.strerror(error.errno) if error.errno else str(error)).lower()
+    """The reason; an error that was made from its number alone has no text of its own."""
+    bare = bool(error.errno) and not error.strerror
+    return system_reason(OSError(error.errno, os.strerror(error.errno or 0)) if bare else error)

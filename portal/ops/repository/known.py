@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from portal.ops.units import system_reason
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -63,7 +65,7 @@ def remember(path: Path, repository_id: str) -> str:
         text = json.dumps({"path": _place(path), "id": repository_id})
         _write(directory / _note_name(path), f"{text}\n")
     except OSError as error:
-        return f"{directory} cannot be written: {error.strerror}"
+        return f"{directory} cannot be written: {system_reason(error)}"
     return ""
 
 

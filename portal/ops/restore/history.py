@@ -17,6 +17,7 @@ from portal.ops.hints import Advice
 from portal.ops.model import Component, timestamp
 from portal.ops.restore.journal import RestoreRecord, RestoreRecords, RestoreState
 from portal.ops.runtime.logs import engine_log
+from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -365,4 +366,4 @@ def _moment(record: RestoreRecord) -> datetime:
 
 def _brief(error: OpsError | OSError) -> str:
     """The message without its hint, which is for another occasion."""
-    return error.message if isinstance(error, OpsError) else f"{error.strerror} ({error.filename})"
+    return error.message if isinstance(error, OpsError) else f"{system_reason(error)} ({error.filename})"

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from datetime import UTC, timedelta
 from typing import TYPE_CHECKING, Final
 
-from portal.ops.errors import OpsError
+from portal.ops.errors import BusyError, NotIntactError, OpsError
 from portal.ops.model import BackupType
 from portal.ops.offsite.config import OffsiteConfig
 from portal.ops.offsite.fetch import FetchJob
 from portal.ops.offsite.listing import list_copies
+from portal.ops.offsite.signing import Trust
 from portal.ops.pitr.moment import parse_moment
-from portal.ops.pitr.offsite_wal import fetch_wal
 from portal.ops.pitr.plan import OutsideWindowError
+from portal.ops.pitr.wal_fetch import fetch_wal
 from portal.ops.repository.repository import Repository
 from portal.ops.restore.config import RestoreConfig, RestoreScope
 from portal.ops.restore.moment import choose_moment
@@ -28,7 +29,7 @@ from portal.ops.runtime.progress import utc_now
 from portal.ops.storage.objects import identities_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from datetime import datetime
 
     from portal.ops.offsite.commit import Commit
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from portal.ops.runtime.progress import Clock, Progress
     from portal.ops.settings.destination import Destination
     from portal.ops.settings.load import Settings
+    from portal.ops.storage.backend import Backend
 
 log = engine_log("portal.ops.restore.moment_offsite")
 
@@ -75,40 +77,51 @@ def moment_at_hand(
     destinations = settings.offsite.destinations()
     now = clock()
 
-    def is_here() -> bool:
+    def is_here(part: RestoreScope) -> bool:
         try:
-            choose_moment(repository, config, scope, text, now)
+            choose_moment(repository, config, part, text, now)
         except OutsideWindowError:
             return False
         return True
 
-    if is_here() or not destinations:
+    if is_here(scope) or not destinations:
         return ()
     repository.prepare()
     fetcher = FetchJob(OffsiteConfig.from_settings(settings), progress=progress, actor=actor, observer=observer)
     moment = parse_moment(text, now, config.time_zone) or now.astimezone(UTC)
+    parts = (RestoreScope.DATABASE, RestoreScope.MEDIA) if scope is RestoreScope.FULL else (scope,)
+    if scope is RestoreScope.FULL and config.media_path is None:
+        parts = (RestoreScope.DATABASE,)
     bringers = [
         _Bringer(settings=settings, repository=repository, fetcher=fetcher, destination=one) for one in destinations
     ]
-    return _brought(bringers, moment, scope, is_here)
+    return _brought(bringers, moment, parts, is_here)
 
 
 def _brought(
-    bringers: list[_Bringer], moment: datetime, scope: RestoreScope, is_here: Callable[[], bool]
+    bringers: list[_Bringer],
+    moment: datetime,
+    parts: tuple[RestoreScope, ...],
+    is_here: Callable[[RestoreScope], bool],
 ) -> tuple[str, ...]:
-    """Ask one destination after the other until the moment is here; what was fetched."""
+    """Ask one destination after the other until every part is here; what was fetched.
+
+    Raises:
+        OpsError: the moment is not here, and something went wrong on the way: the first that did.
+    """
     fetched: list[str] = []
     faults: list[OpsError] = []
     for bringer in bringers:
         try:
-            fetched += bringer.bring(moment, scope, is_here)
+            lacking = [part for part in parts if not is_here(part)]
+            fetched.extend(bringer.bring(moment, lacking, is_here, faults))
         except OpsError as error:
             faults.append(error)
             log.warning("moment_not_fetched", destination=bringer.destination.shown, error=error.message)
             continue
-        if is_here():
+        if all(map(is_here, parts)):
             return tuple(fetched)
-    if faults and not fetched:
+    if faults:
         raise faults[0]
     return tuple(fetched)
 
@@ -122,44 +135,69 @@ class _Bringer:
     fetcher: FetchJob
     destination: Destination
 
-    def bring(self, moment: datetime, scope: RestoreScope, is_here: Callable[[], bool]) -> list[str]:
-        """Fetch piece by piece, until everything is here."""
-        offsite = self.settings.offsite
-        fetched: list[str] = []
+    def bring(
+        self,
+        moment: datetime,
+        parts: Sequence[RestoreScope],
+        is_here: Callable[[RestoreScope], bool],
+        faults: list[OpsError],
+    ) -> Iterator[str]:
+        """Fetch piece by piece, until every part is here; each piece as it has come.
+
+        Arguments:
+            parts: what is not here.
+            faults: told of what could not be used, where something else may do.
+        """
         config = OffsiteConfig.from_settings(self.settings)
         backend = config.open(self.destination)
         try:
-            commits = list(list_copies(backend).newest().values())
-            if scope is not RestoreScope.MEDIA and fetch_wal(self.repository, backend, identities_of(offsite)):
-                fetched.append("WAL")
+            listing = list_copies(backend, trust=Trust.of(config, self.destination))
+            if RestoreScope.DATABASE in parts and self._brought_wal(backend, faults):
+                yield "WAL"
         finally:
             backend.close()
-        commits.sort(key=lambda commit: commit.moment, reverse=True)
-        for names in (
-            *self._bases(commits, moment, scope),
-            *self._uploads(commits, moment, scope),
-        ):
-            if is_here():
-                break
-            for name in names:
-                fetched += self.fetcher.run(name).fetched
-        return fetched
+        commits = sorted(listing.newest().values(), key=lambda commit: commit.moment, reverse=True)
+        for part in parts:
+            choose = _bases if part is RestoreScope.DATABASE else _uploads
+            for names in choose(commits, moment):
+                if is_here(part):
+                    break
+                for name in names:
+                    try:
+                        yield from self.fetcher.run(name).fetched
+                    except NotIntactError as error:  # an older one may be intact
+                        faults.append(error)
+                        log.warning("moment_not_fetched", archive=name, error=error.message)
 
-    def _bases(self, commits: Sequence[Commit], moment: datetime, scope: RestoreScope) -> list[list[str]]:
-        """Base backups to try, the newest first."""
-        if scope is RestoreScope.MEDIA:
-            return []
-        bases = [one.backup_id for one in commits if one.type == BackupType.BASE.value and one.moment <= moment]
-        return [[name] for name in bases[:_TRIED]]
+    def _brought_wal(self, backend: Backend, faults: list[OpsError]) -> bool:
+        """Whether there is WAL that was not here; while the WAL service runs, its own WAL stays as it is."""
+        try:
+            return fetch_wal(self.repository, backend, identities_of(self.settings.offsite)) > 0
+        except BusyError as error:
+            fault = BusyError(
+                f"no WAL is fetched from {backend.shown} while the WAL service runs: {error.message}",
+                hint="Stop the WAL service and start this again, or name a moment inside the recovery window.",
+            )
+            faults.append(fault)
+            log.warning("wal_not_fetched", error=fault.message)
+            return False
+        except NotIntactError as error:  # what is not needed may be damaged
+            faults.append(error)
+            return True
 
-    def _uploads(self, commits: Sequence[Commit], moment: datetime, scope: RestoreScope) -> list[list[str]]:
-        """Archives of uploads: the newest that is old enough, with the one that was begun after it; then older ones."""
-        if scope is RestoreScope.DATABASE:
-            return []
-        held = [one for one in commits if one.type in _HOLDING_UPLOADS]
-        before = [one for one in held if one.moment <= moment]
-        after = [one for one in held if moment < one.moment <= moment + timedelta(days=1)]
-        return [
-            [*(one.backup_id for one in before[:1]), *(one.backup_id for one in after[-1:])],
-            *([one.backup_id] for one in before[1:_TRIED]),
-        ]
+
+def _bases(commits: Sequence[Commit], moment: datetime) -> list[list[str]]:
+    """Base backups to try, the newest first."""
+    bases = [one.backup_id for one in commits if one.type == BackupType.BASE.value and one.moment <= moment]
+    return [[name] for name in bases[:_TRIED]]
+
+
+def _uploads(commits: Sequence[Commit], moment: datetime) -> list[list[str]]:
+    """Archives of uploads: the newest that is old enough, with the one that was begun after it; then older ones."""
+    held = [one for one in commits if one.type in _HOLDING_UPLOADS]
+    before = [one for one in held if one.moment <= moment]
+    after = [one for one in held if moment < one.moment <= moment + timedelta(days=1)]
+    return [
+        [*(one.backup_id for one in before[:1]), *(one.backup_id for one in after[-1:])],
+        *([one.backup_id] for one in before[1:_TRIED]),
+    ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
 from portal.ops.runtime.logs import engine_log
+from portal.ops.units import duration, exact_duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,8 +55,8 @@ class Health:
     def sentence(self) -> str:
         """It in words."""
         if self.answers:
-            return f"the portal answers at {self.url}: {self.what} after {self.seconds:.1f} s"
-        return f"the portal does not answer at {self.url} after {self.seconds:.0f} s: {self.what}"
+            return f"the portal answers at {self.url}: {self.what} after {exact_duration(self.seconds)}"
+        return f"the portal does not answer at {self.url} after {duration(self.seconds)}: {self.what}"
 
 
 def ask_portal(check: HealthCheck, *, sleep: Callable[[float], None] = time.sleep) -> Health | None:

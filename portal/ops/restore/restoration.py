@@ -23,8 +23,6 @@ from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-import structlog
-
 from portal.ops.errors import NotIntactError, RestoreError
 from portal.ops.model import Component, VerifyLevel
 from portal.ops.pitr.scratch import sweep_scratch
@@ -41,6 +39,7 @@ from portal.ops.restore.plan import RestorePlan
 from portal.ops.restore.rollback import Rollback
 from portal.ops.restore.select_archive import absolute, choose_archive, choose_components, name_of
 from portal.ops.restore.source import RestoreSource
+from portal.ops.runtime.event_log import structlog
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import Meter, available_cores
 from portal.ops.verify.job import VerifyJob

@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 from portal.ops.errors import CommandFailedError, ConfigurationError
 from portal.ops.runtime.logs import engine_log
 from portal.ops.settings.table import SETTINGS
+from portal.ops.units import duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -62,7 +63,9 @@ class CommandResult:
 
     def failure(self) -> str:
         """What went wrong, in words that follow the command's name, with the last line that it wrote."""
-        what = f"was stopped after {self.seconds:.0f} s" if self.exit_code is None else f"ended with {self.exit_code}"
+        what = (
+            f"was stopped after {duration(self.seconds)}" if self.exit_code is None else f"ended with {self.exit_code}"
+        )
         lines = self.output.strip().splitlines()
         return f"{what}: {lines[-1][:_SAID_CHARACTERS]}" if lines else what
 

@@ -14,6 +14,7 @@ from portal.ops.errors import ConfigurationError
 from portal.ops.runtime.progress import read_text
 from portal.ops.settings.env_file import EnvFile, EnvFileError
 from portal.ops.settings.load import ENV_FILE, SETTINGS, Settings, load_settings
+from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,11 +65,13 @@ def read_env_file(environ: Mapping[str, str] | None = None) -> EnvFile:
             content = file.read(_MOST_BYTES) if stat.S_ISREG(status.st_mode) else b""
     except FileNotFoundError as error:
         if named:
-            raise _unusable(path, f"cannot be read: {error.strerror}", f"Create it, or unset {ENV_FILE}.") from None
+            raise _unusable(
+                path, f"cannot be read: {system_reason(error)}", f"Create it, or unset {ENV_FILE}."
+            ) from None
         return _NO_FILE
     except OSError as error:
         hint = f"Run this as a user who may read it, or set {ENV_FILE}={os.devnull} to do without it."
-        raise _unusable(path, f"cannot be read: {error.strerror}", hint) from None
+        raise _unusable(path, f"cannot be read: {system_reason(error)}", hint) from None
     _refuse_foreign_hands(path, status)
     from portal.ops.settings.env_format import parse_env_file
 

@@ -6,8 +6,7 @@ import logging
 import socket
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-import structlog
-
+from portal.ops.runtime.event_log import structlog
 from portal.ops.settings.load import LogFormat
 from portal.ops.units import human_bytes, printable
 

@@ -27,6 +27,7 @@ from portal.ops.settings.table import (
     WatchSettings,
     WorkerSettings,
 )
+from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -165,7 +166,7 @@ class _Reader:
         try:
             return self._read_text(path).removesuffix("\n").removesuffix("\r")
         except OSError as error:
-            reason = error.strerror or type(error).__name__
+            reason = system_reason(error) if error.strerror else type(error).__name__
         except ValueError:
             reason = "it is not text"
         self.faults.append(
@@ -346,5 +347,5 @@ def refuse_unbuilt(wanted: Iterable[str]) -> None:
     if unbuilt := list(wanted):
         raise UnsupportedError(
             f"this release does not have {' and '.join(unbuilt)}",
-            hint="Leave it out; docs/settings.md has the settings of off-site copies and their encryption.",
+            hint="Leave it out. Archives are always compressed; copies off-site are encrypted (docs/settings.md).",
         )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import ConfigurationError, IdentityError
 from portal.ops.storage.directory import sync_directory
+from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -67,7 +68,7 @@ def read_identities(path: Path) -> tuple[Identity, ...]:
         with path.open("rb") as file:
             lines = file.read(_MOST_BYTES).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        reason = (error.strerror or "").lower() if isinstance(error, OSError) else "it is not text"
+        reason = system_reason(error) if isinstance(error, OSError) else "it is not text"
         raise IdentityError(
             f"the identity file {path} cannot be read: {reason}",
             hint="BACKUP_ENCRYPTION_IDENTITY_FILE names the file with the secret key; put it there for the restore.",
@@ -107,7 +108,7 @@ def generate(path: Path) -> NewIdentity:
         ) from None
     except OSError as error:
         raise ConfigurationError(
-            f"cannot write {path}: {(error.strerror or '').lower()}", hint="Give another place with --output FILE."
+            f"cannot write {path}: {system_reason(error)}", hint="Give another place with --output FILE."
         ) from error
     return NewIdentity(path=path, recipient=recipient)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import ConfigurationError
+from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -90,7 +91,7 @@ def _value(environ: Mapping[str, str], name: str) -> str:
 
 
 def _unreadable(name: str, error: OSError | UnicodeDecodeError) -> ConfigurationError:
-    reason = (error.strerror or "").lower() if isinstance(error, OSError) else "it is not text"
+    reason = system_reason(OSError(error.errno, error.strerror)) if isinstance(error, OSError) else "it is not text"
     return ConfigurationError(
         f"the file that {name} names cannot be read: {reason}", hint="Make it readable for the user of the backups."
     )

@@ -19,6 +19,7 @@ from portal.ops.errors import (
     StoreUnreachableError,
 )
 from portal.ops.storage.backend import READ_BYTES, StoredObject
+from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -151,7 +152,7 @@ class DirectoryBackend:
 
     def _explain(self, error: OSError, name: str) -> StorageError:
         what = f"{self.shown}/{name}" if name else self.shown
-        reason = (error.strerror or str(error)).lower()
+        reason = system_reason(error)
         if error.errno in _FULL:
             return StoreFullError(f"{self.shown} is full", hint="Make room there, or remove old copies.")
         if isinstance(error, FileNotFoundError | NotADirectoryError):

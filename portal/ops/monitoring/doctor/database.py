@@ -24,7 +24,7 @@ from portal.ops.restore.database.means import (
     swap_obstacles,
 )
 from portal.ops.restore.database.plan import is_local
-from portal.ops.units import human_bytes
+from portal.ops.units import duration, human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -194,7 +194,7 @@ class DatabaseChecks:
         apart = abs(self._clock().timestamp() - row[0]) - away
         if apart < _CLOCK_WARNING_SECONDS:
             return ok("this machine and the server agree what time it is")
-        what = f"the clocks of this machine and of the server are {apart:.0f} s apart"
+        what = f"the clocks of this machine and of the server are {duration(apart)} apart"
         mend = "Let both be set by NTP: timedatectl set-ntp true; ages and retention go by this machine's clock."
         return fault(what, mend) if apart >= _CLOCK_FAULT_SECONDS else warning(what, mend)
 

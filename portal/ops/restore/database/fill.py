@@ -31,6 +31,7 @@ from portal.ops.postgres.pg_restore import listed
 from portal.ops.postgres.server import read_me, restoring_errors
 from portal.ops.postgres.surroundings import look_around
 from portal.ops.postgres.table_names import table_name
+from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -170,7 +171,7 @@ class Filling:
                     saving.result()
                 except OSError as error:
                     raise RestoreError(
-                        f"cannot write the dump to {self._dump.path}: {error.strerror}",
+                        f"cannot write the dump to {self._dump.path}: {system_reason(error)}",
                         hint="make room in the repository, and start the restore again",
                     ) from error
             at_once = f"--jobs={self._jobs}"

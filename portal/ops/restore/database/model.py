@@ -122,12 +122,12 @@ class DatabasePlan:
         if not self.exists:
             return "Now: there is no such database; it will be created"
         about = "about " if self.rows_are_estimated else ""
-        return f"Now: {len(self.rows_now)} tables, {about}{sum(self.rows_now.values())} rows"
+        return f"Now: {len(self.rows_now)} tables, {about}{sum(self.rows_now.values()):,} rows"
 
     def _backup(self) -> str:
         if not self.rows_in_backup:
             return "In the backup: the manifest does not say how many rows"
-        return f"In the backup: {len(self.rows_in_backup)} tables, {sum(self.rows_in_backup.values())} rows"
+        return f"In the backup: {len(self.rows_in_backup)} tables, {sum(self.rows_in_backup.values()):,} rows"
 
     def _room(self) -> str:
         needed = f"Room on the server for a second copy: about {human_bytes(self.needed_bytes)}"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from portal.ops.errors import RepositoryError
 from portal.ops.repository.durable import make_directories, write_durably
+from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,7 +60,7 @@ class Newcomer:
             write_durably(self.path, json.dumps({"restore_id": self.restore_id, "oid": number}).encode("ascii"))
         except OSError as error:
             raise RepositoryError(
-                f"cannot write {self.path}: {error.strerror}", hint="make room in the repository, and try again"
+                f"cannot write {self.path}: {system_reason(error)}", hint="make room in the repository, and try again"
             ) from error
 
     def forget(self) -> None:

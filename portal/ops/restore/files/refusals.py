@@ -9,11 +9,12 @@ from typing import Final
 from portal.ops.errors import AccessDeniedError, DiskFullError, NotIntactError, OpsError, RestoreError
 from portal.ops.filesystem.attributes import IS_ROOT
 from portal.ops.hints import Advice
+from portal.ops.units import system_reason
 
 
 def explained(error: OSError, doing: str, top: str) -> OpsError:
     """The error of this engine for one of the operating system."""
-    reason = (error.strerror or "it refused").lower()
+    reason = system_reason(error)
     path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
     if error.errno in _FULL:
         return DiskFullError(

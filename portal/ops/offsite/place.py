@@ -1,0 +1,76 @@
+"""Where archives from off-site are put: whether there is room, and a directory for those that are only looked at."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from portal.ops.errors import DiskFullError
+from portal.ops.repository.durable import make_hidden
+from portal.ops.repository.locks import try_lock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from portal.ops.repository.repository import Repository
+
+_PREFIX: Final = "verify-"
+_DISK_RESERVE: Final = 64 << 20
+
+
+def check_space(repository: Repository, needed: int) -> None:
+    """Make sure that the disk has room.
+
+    Arguments:
+        needed: bytes that will be written.
+
+    Raises:
+        DiskFullError: it has not.
+    """
+    free = shutil.disk_usage(repository.path).free
+    if needed and free < needed + _DISK_RESERVE:
+        raise DiskFullError(
+            f"{repository.path} has {free >> 20} MiB free, and what is fetched needs {needed >> 20} MiB",
+            hint="Make room, or set BACKUP_LOCAL_PATH to a larger disk.",
+        )
+
+
+@contextmanager
+def own_place(directory: Path) -> Iterator[Path]:
+    """A directory of one's own, which disappears with its content; what killed processes have left disappears too.
+
+    Whoever uses one keeps it locked: process ids say nothing where several containers use the same repository.
+    """
+    make_hidden(directory)
+    gate = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(gate, fcntl.LOCK_EX)  # or somebody would remove what is not locked yet
+        for left in directory.glob(f"{_PREFIX}*"):
+            _remove_unused(left)
+        place = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=directory))
+        descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    finally:
+        os.close(gate)
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _remove_unused(place: Path) -> None:
+    try:
+        descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return  # somebody else has removed it, or it is not ours
+    try:
+        if try_lock(descriptor, fcntl.LOCK_EX):
+            shutil.rmtree(place, ignore_errors=True)
+    finally:
+        os.close(descriptor)

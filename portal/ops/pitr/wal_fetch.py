@@ -1,0 +1,209 @@
+"""Bringing the WAL back from off-site.
+
+Whoever may write to the store can have put something there: names and sizes are believed only where they are those of
+WAL, and nothing is written anywhere but into the WAL archive.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from portal.ops.errors import IdentityError, NotIntactError
+from portal.ops.pitr.lsn import PARTIAL, parse_history_name
+from portal.ops.pitr.wal_archive import DIRECTORY, Cluster, WalArchive
+from portal.ops.pitr.wal_objects import CLUSTER, NAME, Told, deflate, inflate, split
+from portal.ops.runtime.logs import engine_log
+from portal.ops.storage.objects import read_object
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from portal.ops.repository.repository import Repository
+    from portal.ops.storage.age_keys import Identity
+    from portal.ops.storage.backend import Backend
+
+log = engine_log("portal.ops.pitr.wal_fetch")
+
+_IDENTIFIER: Final = re.compile(r"[0-9]{1,20}")
+_SEGMENT_SIZES: Final = frozenset(1 << bits for bits in range(20, 31))
+_MOST_DESCRIPTION: Final = 1 << 20
+_LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
+_AGE: Final = b"age-encryption.org/"
+
+
+class _Part(NamedTuple):
+    """Some bytes of a segment, from `start` to before `end`."""
+
+    start: int
+    end: int
+    place: str
+
+
+def fetch_wal(repository: Repository, backend: Backend, identities: Sequence[Identity]) -> int:
+    """Bring the WAL of every cluster back into a repository; the number of files that are new here.
+
+    Arguments:
+        identities: nothing where copies are not encrypted.
+
+    Raises:
+        StorageError: the store failed.
+        NotIntactError: an object is damaged, or is none of ours; all others have been fetched.
+        IdentityError: it was not encrypted for any of the identities.
+    """
+    clusters: dict[str, list[tuple[str, re.Match[str]]]] = {}
+    for found in backend.list(f"{DIRECTORY}/"):
+        parts = found.name.split("/")
+        if len(parts) == 3 and _IDENTIFIER.fullmatch(parts[1]) and (name := NAME.fullmatch(parts[2])):
+            clusters.setdefault(parts[1], []).append((found.name, name))
+    is_first = WalArchive.current(repository) is None
+    fetch = _Fetch(repository=repository, backend=backend, identities=identities)
+    for identifier in sorted(clusters, key=int):  # the youngest last
+        fetch.cluster(identifier, clusters[identifier], is_current=is_first)
+    if fetch.faults:
+        raise fetch.faults[0]
+    return fetch.count
+
+
+@dataclass(kw_only=True)
+class _Fetch:
+    """Fetches what is not here; what is damaged is left out, and keeps nothing else from coming.
+
+    Arguments:
+        count: the files that are new here.
+        faults: what was damaged.
+    """
+
+    repository: Repository
+    backend: Backend
+    identities: Sequence[Identity]
+    count: int = 0
+    faults: list[NotIntactError] = field(default_factory=list)
+
+    def cluster(self, identifier: str, objects: Sequence[tuple[str, re.Match[str]]], *, is_current: bool) -> None:
+        """Fetch the WAL of one cluster."""
+        cluster = self._description(identifier, [place for place, name in objects if name["file"] == CLUSTER])
+        if cluster is None:
+            return
+        archive = WalArchive.prepare(self.repository, cluster, is_current=is_current)
+        with archive.receiving_alone():
+            known = archive.files()
+            whole: dict[str, list[str]] = {}
+            parts: dict[str, list[_Part]] = {}
+            for place, name in objects:
+                file = name["file"]
+                if file in known or not (parse_history_name(file) or archive.segment(file)):
+                    continue
+                if name["start"] is None:
+                    whole.setdefault(file, []).append(place)
+                else:
+                    parts.setdefault(file, []).append(_Part(int(name["start"]), int(name["end"]), place))
+            for file, places in sorted(whole.items()):
+                self._whole(archive, file, places)
+            for file, mine in sorted(parts.items()):
+                if file not in whole:
+                    self._current(archive, file, sorted(mine))
+
+    def _description(self, identifier: str, places: Sequence[str]) -> Cluster | None:
+        """What is known of a cluster; it is told anew when limits grow, and those found suit all of its WAL."""
+        found: Cluster | None = None
+        for place in places:
+            try:
+                cluster = _described(inflate(self._read(place), _MOST_DESCRIPTION), place)
+                if cluster.system_identifier != identifier:
+                    raise _senseless(place)
+            except NotIntactError as error:
+                self._damaged(place, error)
+                continue
+            found = found.including(cluster) if found else cluster
+        return found
+
+    def _whole(self, archive: WalArchive, file: str, places: Sequence[str]) -> None:
+        """Fetch a file. It may have been stored twice: what it covers may have been known better the second time."""
+        found: list[tuple[bytes, Told]] = []
+        for place in places:
+            try:
+                content, told = split(self._read(place))
+                data = inflate(content, archive.cluster.segment_bytes) if parse_history_name(file) else content
+                found.append((data, told))
+            except NotIntactError as error:
+                self._damaged(place, error)
+        if found:
+            data, told = max(found, key=lambda one: one[1].covered or _LONG_AGO)
+            archive.take(file, data, covered=told.covered, until=told.until)
+            self.count += 1
+
+    def _current(self, archive: WalArchive, file: str, parts: Sequence[_Part]) -> None:
+        """Put the parts of a segment that was never completed together; the one that reaches farthest says what it
+        covers. Parts overlap: after a restart the WAL service sends the segment from its beginning once more.
+        """
+        segment, reached, told = bytearray(archive.cluster.segment_bytes), 0, Told()
+        for part in parts:
+            if part.start > reached:
+                break  # one between them is missing: what follows is of no use
+            if part.end <= reached:
+                continue
+            try:
+                content, says = split(self._read(part.place))
+                data = inflate(content, len(segment))
+                if part.end > len(segment) or len(data) != part.end - part.start:
+                    raise _senseless(part.place)
+            except NotIntactError as error:
+                self._damaged(part.place, error)
+                continue
+            segment[part.start : part.end] = data
+            reached, told = part.end, says
+        known = archive.files().get(file + PARTIAL)
+        if not reached or (known and (told.covered is None or (known.covered and told.covered <= known.covered))):
+            return
+        archive.take(file + PARTIAL, deflate(bytes(segment)), covered=told.covered, until=None)
+        self.count += 1
+
+    def _read(self, place: str) -> bytes:
+        """An object, decrypted.
+
+        Raises:
+            IdentityError: it is encrypted, and there is no identity.
+        """
+        data = read_object(self.backend, place, self.identities)
+        if data.startswith(_AGE):
+            raise IdentityError(
+                f"the WAL in {self.backend.shown} is encrypted, and there is no identity to open it",
+                hint="Name the file with the secret key in BACKUP_ENCRYPTION_IDENTITY_FILE.",
+            )
+        return data
+
+    def _damaged(self, place: str, error: NotIntactError) -> None:
+        log.warning("wal_object_damaged", name=place, error=error.message)
+        fault = NotIntactError(f"{self.backend.shown}/{place} is not usable: {error.message}", hint=error.hint)
+        self.faults.append(fault)
+
+
+def _described(content: bytes, place: str) -> Cluster:
+    """What an object says of its cluster. Whoever may write to the store may have written it.
+
+    Raises:
+        NotIntactError: it makes no sense.
+    """
+    try:
+        found = json.loads(content)
+        cluster = Cluster(
+            system_identifier=found["system_identifier"],
+            segment_bytes=found["segment_bytes"],
+            major=int(found["major"]),
+            limits={str(name): int(value) for name, value in found.get("limits", {}).items()},
+        )
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise _senseless(place) from error
+    if cluster.segment_bytes not in _SEGMENT_SIZES:
+        raise _senseless(place)
+    return cluster
+
+
+def _senseless(place: str) -> NotIntactError:
+    return NotIntactError(
+        f"the WAL object {place} makes no sense", hint="Take another copy, or one as of a time before it was written."
+    )

@@ -1,0 +1,123 @@
+"""The objects that WAL is kept in off-site: a gzip file whose header has a comment, inside an age file."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple, cast
+
+from isal import isal_zlib
+
+from portal.ops.errors import NotIntactError
+from portal.ops.pitr.lsn import PARTIAL
+from portal.ops.pitr.wal_archive import DIRECTORY
+
+NAME: Final = re.compile(r"(?P<file>[0-9A-F.a-z]+?)(?:\+(?P<start>\d+)-(?P<end>\d+))?\.[0-9a-f]{16}\.gz(?:\.age)?")
+CLUSTER: Final = "cluster"
+
+_SEGMENT_NAME: Final = re.compile(r"[0-9A-F]{24}")
+_TIMELINE_DIGITS: Final = 8
+_HEADER: Final = b"\x1f\x8b\x08\x10\x00\x00\x00\x00\x00\xff"
+_HEADER_BYTES: Final = 10
+_COMMENT_FLAG: Final = 0x10
+_GZIP: Final = 31
+_LEVEL: Final = 1
+_InflateError = cast("type[Exception]", isal_zlib.error)
+
+
+class Told(NamedTuple):
+    """What an object says of the moments in it.
+
+    Arguments:
+        covered: every transaction that committed up to this moment lies in it or before.
+        until: no transaction in it committed later than this.
+    """
+
+    covered: datetime | None = None
+    until: datetime | None = None
+
+
+class WalObject(NamedTuple):
+    """An object of the WAL, by its name.
+
+    Arguments:
+        cluster: the system identifier.
+        file: the segment, the history file, or ``cluster``.
+        is_part: whether it holds a part of a segment.
+    """
+
+    cluster: str
+    file: str
+    is_part: bool
+
+    @property
+    def is_segment(self) -> bool:
+        """Whether it holds a segment, or a part of one."""
+        return bool(_SEGMENT_NAME.fullmatch(self.file.removesuffix(PARTIAL)))
+
+
+def parse_object(name: str) -> WalObject | None:
+    """What the name of an object says; nothing where it is none of the WAL."""
+    directory, _, rest = name.partition("/")
+    cluster, _, last = rest.partition("/")
+    found = NAME.fullmatch(last)
+    if directory != DIRECTORY or not found:
+        return None
+    return WalObject(cluster, found["file"], found["start"] is not None)
+
+
+def place_in_wal(segment: str) -> str:
+    """Where a segment lies in the WAL, whatever its timeline: two such places compare as their positions do."""
+    return segment.removesuffix(PARTIAL)[_TIMELINE_DIGITS:]
+
+
+def deflate(content: bytes) -> bytes:
+    """A gzip file."""
+    squeezed: bytes = isal_zlib.compress(content, _LEVEL, _GZIP)
+    return squeezed
+
+
+def inflate(data: bytes, most: int) -> bytes:
+    """What a gzip file holds.
+
+    Raises:
+        NotIntactError: it is damaged, or holds more than `most` bytes.
+    """
+    stream = isal_zlib.decompressobj(_GZIP)
+    try:
+        inflated: bytes = stream.decompress(data, most + 1)
+    except _InflateError as error:
+        raise NotIntactError("a WAL object is damaged", hint="Take another copy.") from error
+    if len(inflated) > most or not stream.eof:
+        raise NotIntactError("a WAL object is damaged: it does not end where it should", hint="Take another copy.")
+    return inflated
+
+
+def with_comment(content: bytes, told: dict[str, Any]) -> bytes:
+    """A gzip file with a comment in its header; ours never have other fields there."""
+    if content[3] != 0:
+        raise NotIntactError("a WAL file has a gzip header that is not ours", hint="Look at the repository's disk.")
+    comment = json.dumps(told, separators=(",", ":")).encode("ascii")
+    return _HEADER + comment + b"\0" + content[_HEADER_BYTES:]
+
+
+def split(data: bytes) -> tuple[bytes, Told]:
+    """A gzip file without its comment, and what the comment says.
+
+    Raises:
+        NotIntactError: the comment makes no sense.
+    """
+    if len(data) < _HEADER_BYTES or not data[3] & _COMMENT_FLAG:
+        return data, Told()
+    comment, _, rest = data[_HEADER_BYTES:].partition(b"\0")
+    try:
+        found = json.loads(comment)
+        told = Told(_moment(found.get("covered")), _moment(found.get("until")))
+    except (ArithmeticError, AttributeError, RecursionError, TypeError, ValueError) as error:
+        raise NotIntactError("a WAL object has a comment that makes no sense", hint="Take another copy.") from error
+    return _HEADER[:3] + b"\0" + _HEADER[4:] + rest, told
+
+
+def _moment(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text).astimezone(UTC) if text else None
