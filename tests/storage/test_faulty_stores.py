@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import time
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -129,7 +130,7 @@ class TestDirectory:
         def full(*_: object) -> int:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(directory.os, "write", full)
+        monkeypatch.setattr(os, "write", full)
         with pytest.raises(StoreFullError, match=f"file://{tmp_path} is full"):
             put(DirectoryBackend(tmp_path))
         assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
