@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from portal.ops.errors import RepositoryError
 from portal.ops.repository.durable import make_directories, make_hidden, sync_directory, write_durably
 from portal.ops.repository.locks import locked_file
+from portal.ops.repository.repository import Repository
 from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
@@ -73,14 +74,19 @@ class TaskKeys:
         """The file."""
         return self._path
 
-    def current(self) -> Key:
+    def current(self, *, may_be_new: bool = False) -> Key:
         """The key to sign with; the first call in a repository creates it.
 
+        Arguments:
+            may_be_new: create one also where the repository that was used at this path is not there.
+
         Raises:
-            RepositoryError: it can neither be read nor created.
+            RepositoryError: it can neither be read nor created, or that repository is not there.
         """
         try:
             if not self._all():
+                if not may_be_new:
+                    Repository(self._repository).refuse_absent()
                 self._create()
             return self._all()[0]
         except OSError as error:
@@ -102,9 +108,10 @@ class TaskKeys:
 
         Raises:
             BusyError: another rotation did not end in time.
-            RepositoryError: the file cannot be read or written.
+            RepositoryError: the file cannot be read or written, or the repository that was used here is not there.
         """
         now = time.time()
+        Repository(self._repository).refuse_absent()
         try:
             make_directories(self._path.parent.parent)
             make_hidden(self._path.parent)

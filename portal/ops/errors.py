@@ -19,6 +19,7 @@
     │   └── UnsteadyError          exit 1   files went away in the midst of it      (retry)
     ├── RepositoryError            exit 1   the directory of archives cannot be read or written
     │   ├── DiskFullError          exit 1   no space left
+    │   ├── RepositoryAbsentError  exit 1   the repository that was used at a path is not there
     │   └── ArchiveAbsentError     exit 2   no archive of that name
     ├── StorageError               exit 1   an off-site store cannot be read or written
     │   ├── StoreUnreachableError  exit 1   the store does not answer               (retry)
@@ -149,6 +150,10 @@ class RepositoryError(OpsError):
 
 class DiskFullError(RepositoryError):
     """There is no space left where it is needed."""
+
+
+class RepositoryAbsentError(RepositoryError):
+    """The repository that was used at a path is not there; its volume may not be mounted."""
 
 
 class ArchiveAbsentError(RepositoryError):

@@ -15,6 +15,7 @@ import pytest
 from demo.compare import tree_contents
 from portal.ops.archive.reader import ArchiveReader
 from portal.ops.backup.job import BackupConfig
+from portal.ops.backup.run import BackupRun
 from portal.ops.errors import ConfigurationError
 from portal.ops.model import CHAINED_VERSION, FORMAT_VERSION, VerifyLevel
 from portal.ops.repository.pins import Pins
@@ -121,6 +122,17 @@ def test_the_schedule_asks_for_a_complete_one(portal: Portal) -> None:
     later = chained(portal, schedule=schedule, moment=soon + timedelta(hours=1))
     assert later.parent is None
     assert later.warnings == ()
+
+
+def test_the_dump_is_not_counted_twice(portal: Portal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the uploads turn out to be taken completely, the dump is on the disk: there has to be room for the rest."""
+    first = chained(portal)
+    chained(portal)
+    asked: list[int] = []
+    monkeypatch.setattr(BackupRun, "_check_space", lambda _, expected: asked.append(expected))
+    job = portal.job(full_uploads="chain", schedule_complete=None, chain_length=1)
+    assert manifest(succeeded(job.backup_full()))["parent"] is None
+    assert 0 <= asked[-1] < first.size_bytes
 
 
 def damage(archive: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,10 @@ from portal.ops.model import SUFFIX, VerifyLevel
 from portal.ops.offsite.fetch import FetchJob
 from portal.ops.offsite.listing import list_copies
 from portal.ops.offsite.prune import OffsitePruneJob
+from portal.ops.repository.repository import Repository
 from portal.ops.repository.sidecar import read_sidecar
+from portal.ops.restore.config import RestoreScope
+from portal.ops.restore.moment_offsite import moment_at_hand
 from portal.ops.retention.policy import RetentionRule
 from portal.ops.runtime.progress import utc_now
 from portal.ops.storage.age_keys import generate
@@ -231,3 +235,13 @@ class TestPrune:
         assert result.swept == (f"{remains.name}/00000.age",)
         assert [commit.stem.generation for commit in list_copies(offsite.backend()).commits] == [1]
         assert offsite.elsewhere().fetch(name).exists()
+
+
+def test_a_moment_is_fetched_where_the_repository_is_gone(offsite: Offsite) -> None:
+    """The disk of the repository was replaced by an empty one: whoever made the backups gets them back all the same."""
+    offsite.copied()
+    archives = offsite.uploads.archives
+    shutil.rmtree(archives)
+    archives.mkdir()
+    (name,) = moment_at_hand(offsite.settings(), "latest", RestoreScope.MEDIA)
+    assert [one.name for one in Repository(archives).archives()] == [name]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from kombu.exceptions import OperationalError
 
 from portal.ops.backup.job import BackupConfig, BackupJob
 from portal.ops.drill.job import DrillJob
@@ -16,6 +19,7 @@ from portal.ops.errors import RepositoryError
 from portal.ops.model import VerifyLevel
 from portal.ops.monitoring.doctor.check import State, examine
 from portal.ops.monitoring.doctor.run import engine_checks
+from portal.ops.offsite.signing import own_key
 from portal.ops.repository import known
 from portal.ops.repository.access_log import NAME
 from portal.ops.repository.catalogue import Catalogue
@@ -25,8 +29,12 @@ from portal.ops.retention.prune import PruneJob
 from portal.ops.settings.load import load_settings
 from tests.support import commands
 from tests.support.portal import succeeded
+from tests.support.repositories import as_nobody
 from tests.support.services import ServiceProcess
 from tests.support.waiting import wait_until
+from worker.celery_internals import Application
+from worker.keys import TaskKeys
+from worker.operations import BACKUP_MEDIA, RESTORE_ARCHIVE, Requester
 
 if TYPE_CHECKING:
     from demo.redis import EmbeddedRedis
@@ -124,6 +132,36 @@ class TestAbsence:
         assert (ended.returncode, ABSENT.format(archives) in ended.stderr) == (1, True)
         assert not (archives / NAME).exists()
 
+    def test_a_command_that_has_a_broker(self, redis: EmbeddedRedis, config: BackupConfig) -> None:
+        """No key for tasks is made there, and nothing else."""
+        archives = unmount(config)
+        environ = {"PATH": os.environ["PATH"], "XDG_STATE_HOME": os.environ["XDG_STATE_HOME"]}
+        environ |= {**settings_of(config), "CELERY_BROKER_URL": redis.url, "CELERY_RESULT_BACKEND": redis.url}
+        ended = commands.run("media", environ=environ)
+        assert (ended.returncode, ABSENT.format(archives) in ended.stderr) == (1, True)
+        assert list(archives.iterdir()) == []
+
+    def test_keys(self, config: BackupConfig) -> None:
+        """None is made, nor rotated, but for what is asked for when the repository is gone for good."""
+        keys, repository = TaskKeys(unmount(config)), Repository(Path(config.local_path))
+        for make in (keys.current, keys.rotate, lambda: own_key(repository)):
+            with pytest.raises(RepositoryError, match="is not there"):
+                make()
+        assert list(repository.path.iterdir()) == []
+        app = Application(load_settings(settings_of(config), lambda _: ""), Requester.COMMAND)
+        for operation, given in ((RESTORE_ARCHIVE, {}), (BACKUP_MEDIA, {"confirm_loss": True})):
+            with pytest.raises(OperationalError):  # it is signed, and there is no broker
+                app.send_task(operation.name, kwargs={"moment": "2026-11-28T12:00:00Z", **given}, retry=False)
+            shutil.rmtree(repository.path / ".keys")
+
+    def test_a_look_leaves_nothing(self, config: BackupConfig) -> None:
+        """Neither the catalogue's cache nor the report of a drill is put into the empty mount point."""
+        archives = unmount(config)
+        with pytest.raises(RepositoryError, match="is not there"):
+            Catalogue(Repository(archives)).entries()
+        assert not DrillJob(RestoreConfig(local_path=archives)).run().success
+        assert list(archives.iterdir()) == []
+
     def test_the_watcher(self, redis: EmbeddedRedis, config: BackupConfig, tmp_path: Path) -> None:
         """It says so, and makes nothing there."""
         archives = unmount(config)
@@ -155,6 +193,12 @@ class TestAnother:
         succeeded(BackupJob(config).backup_media())
         assert Repository(Path(config.local_path)).id == known.known_id(Path(config.local_path)) != ""
 
+    def test_one_that_was_copied_and_then_seen_by_a_service(self, config: BackupConfig) -> None:
+        """Beat and the watcher give it an id, and that is the one that is known from then on."""
+        (Path(config.local_path) / LOCK_NAME).unlink()
+        Repository(Path(config.local_path)).prepare()
+        succeeded(BackupJob(config).backup_media())
+
     def test_a_restore_from_elsewhere_works(self, config: BackupConfig) -> None:
         """On the worst day an archive that is brought by hand is restored; the directory stays without an id."""
         archives = unmount(config)
@@ -165,6 +209,20 @@ class TestAnother:
         assert (result.success, result.error) == (True, None)
         assert Repository(archives).id == ""
         assert ABSENT.format(archives) in str(BackupJob(config).backup_media().error)
+
+    def test_what_was_brought_for_a_restore_is_no_repository(self, config: BackupConfig) -> None:
+        """An archive that was fetched to an empty mount point has no backup or prune go on there without a word."""
+        archives = unmount(config)
+        repository = Repository(archives)
+        repository.prepare_for_restore()
+        for path in archives.with_name("volume").glob("media_*"):
+            shutil.copy2(path, archives)
+        repository.prepare()  # as beat and the watcher do
+        assert (len(repository.archives()), repository.id) == (1, "")
+        assert ABSENT.format(archives) in str(BackupJob(config).backup_media().error)
+        assert ABSENT.format(archives) in str(PruneJob(repository, config.retention).run().error)
+        succeeded(BackupJob(replace(config, confirm_loss=True)).backup_media())
+        succeeded(BackupJob(config).backup_media())
 
 
 class TestNotes:
@@ -182,6 +240,12 @@ class TestNotes:
         assert known.state_directories({"HOME": "/nonexistent"}) == []
         shared.mkdir()
         assert known.state_directories(home) == [shared, own]
+
+    def test_a_home_that_may_not_be_looked_at(self) -> None:
+        """As under ProtectHome of systemd: there is no place for notes, and no error."""
+        with tempfile.TemporaryDirectory() as above, as_nobody():  # root's, and for nobody else
+            assert Path(above) / "home" not in known.state_directories({"HOME": f"{above}/home"})
+            assert known.state_directories({"HOME": f"{above}/home"}) == known.state_directories({})
 
     def test_a_note_that_makes_no_sense(self, config: BackupConfig) -> None:
         """It counts as none, and the next backup writes it anew."""

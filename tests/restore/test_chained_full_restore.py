@@ -6,19 +6,27 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from portal.ops.drill.job import DrillJob
-from portal.ops.model import RESTORE_DIRECTORY
+from portal.ops.model import RESTORE_DIRECTORY, Component
+from portal.ops.monitoring.facts import read_status
+from portal.ops.pitr.timeline import read_timeline
 from portal.ops.repository.catalogue import Catalogue
 from portal.ops.repository.repository import Repository
+from portal.ops.restore.config import RestoreScope
 from portal.ops.restore.job import RestoreJob
+from portal.ops.runtime.process import SystemRunner
+from portal.ops.settings.load import load_settings
 from tests.support.portal import Portal, execute, portal_in
 from tests.support.restores import done
 from tests.support.restoring import remove
 from tests.support.world import change, config_of, state_of
+from tools.report.page import page
+from tools.report.story import read_story
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -178,3 +186,26 @@ def test_latest_is_it(history: History) -> None:
     """Whoever asks for the newest full backup gets it."""
     done(history.restore("latest"))
     assert history.state() == history.moments[history.last]
+
+
+def test_status_report_and_timeline_show_it(history: History) -> None:
+    """It is the newest backup of all that it holds, until its base is lost: then it counts for nothing."""
+    environ = history.portal.environ()
+    settings, now = load_settings(environ, lambda _: ""), datetime.now(UTC)
+    status = read_status(settings, now)
+    assert {one.backup_id for one in status.facts.newest.values()} == {history.last}
+    assert set(status.facts.newest) == {Component.DATABASE, Component.MEDIA, Component.AUDIT_LOGS}
+    assert history.last in page(read_story(settings, now))
+    repository, runner = Repository(history.portal.archives), SystemRunner()
+    timeline = read_timeline(repository, start=None, end=None, live_names={}, runner=runner, bin_dir=None)
+    assert f"full backup {history.last}" in "\n".join(timeline.lines())
+    history.path(history.ids[0]).unlink()
+    assert read_status(settings, now).facts.newest == {}
+
+
+def test_the_uploads_of_a_moment(history: History) -> None:
+    """At a moment after it, the uploads are those that it has together with its chain; the database stays."""
+    tables, _ = history.state()
+    job = RestoreJob(config_of(history.portal, exact=True))
+    done(job.restore_at(datetime.now(UTC).isoformat(), scope=RestoreScope.MEDIA))
+    assert history.state() == (tables, history.moments[history.last][1])

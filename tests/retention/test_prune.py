@@ -185,6 +185,17 @@ class TestDoubt:
         assert newer in gone
         assert whole <= archives(place)
 
+    def test_a_full_backup_at_the_end_that_cannot_be_read(self, chain: tuple[Path, list[str]]) -> None:
+        """It may have been a link of that chain, so all that it may stand on stays."""
+        place, _ = chain
+        last = put(place, FULL, 20)
+        put(place, FULL, 1)
+        whole = archives(place)
+        (place / f"{last}.tar.gz").write_bytes(b"garbage")
+        result = job(place).run()
+        assert (result.removed, archives(place)) == ((), whole)
+        assert f"{last} cannot be read, so nobody knows what it needs" in "".join(result.warnings)
+
     def test_one_that_comes_and_cannot_be_read(self, repository: Path) -> None:
         """It may need anything, so nothing more is removed, and that is said."""
 

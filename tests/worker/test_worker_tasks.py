@@ -65,6 +65,14 @@ def test_a_backup_through_the_queue_is_the_engines(portal: Portal, redis: Embedd
     assert Verifier().verify(Path(done.result["path"])).intact
 
 
+def test_a_complete_full_backup_through_the_queue(portal: Portal, redis: EmbeddedRedis) -> None:
+    """A worker whose full backups follow others makes one that stands by itself where that is asked for."""
+    with WorkerProcess(portal, redis, "backup", BACKUP_FULL_UPLOADS="chain", BACKUP_SCHEDULE_COMPLETE="off"):
+        tasks = [run_task(redis, BACKUP_FULL, moment=MOMENT, **given) for given in ({}, {}, {"complete": True})]
+    first, second, third = (task.result for task in tasks)
+    assert [one["parent"] for one in (first, second, third)] == [None, first["backup_id"], None]
+
+
 def test_the_same_task_twice_is_one_archive(portal: Portal, redis: EmbeddedRedis) -> None:
     """A task that is sent again after it was done gives the first result, and makes nothing."""
     with WorkerProcess(portal, redis, "backup"):

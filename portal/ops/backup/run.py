@@ -284,7 +284,7 @@ class BackupRun:
                 )
 
     def _check_space(self, expected: int) -> None:
-        """Refuse to start what cannot fit, by the bytes that it will take."""
+        """Refuse what cannot fit, by the bytes that it will still take."""
         needed = _DISK_RESERVE + expected
         disk = os.statvfs(self.repository.path)
         free = disk.f_bavail * disk.f_frsize
@@ -292,7 +292,7 @@ class BackupRun:
             raise DiskFullError(
                 f"{self.repository.path} has {human_bytes(free)} free, "
                 f"and this backup needs about {human_bytes(needed)}",
-                hint="Remove old archives, or move BACKUP_LOCAL_PATH to a larger disk; nothing was written yet.",
+                hint="Remove old archives, or move BACKUP_LOCAL_PATH to a larger disk; nothing of this backup is left.",
             )
 
     def _existing(self, path: Path, result: BackupResult) -> BackupResult:

@@ -231,7 +231,7 @@ class ChainedFull:
         components: what goes into it.
         moment: when it was asked for, or the slot that it is for.
         pending: the archive that will be written.
-        check_space: refuses what will not fit, by the bytes that it will take.
+        check_space: refuses what will not fit, by the bytes that it will still take.
         advance: called with every number of bytes that were read to compare them.
     """
 
@@ -280,7 +280,8 @@ class ChainedFull:
             log.info("base_needed", reason=str(reason))
             if reason.is_fault:
                 self.warnings = (f"the uploads are complete in this backup, since {reason}",)
-            self.check_space(self._base.expected_bytes)
+            written = self.pending.partial.stat().st_size  # the dump, which is in the room that is taken already
+            self.check_space(max(0, self._base.expected_bytes - written))
         self.is_settled = True
 
     def note(self, written: Written) -> None:

@@ -112,14 +112,16 @@ class DrillReports:
     """The reports of a repository."""
 
     def __init__(self, repository: Repository) -> None:
+        self._repository = repository
         self._store = RecordStore(repository.path / DIRECTORY)
 
     def save(self, report: DrillReport) -> str:
         """Keep a report; the SHA-256 of its file.
 
         Raises:
-            RepositoryError: it cannot be written.
+            RepositoryError: it cannot be written, or the repository that was used here is not there.
         """
+        self._repository.refuse_absent()
         return self._store.write(report.drill_id, report.to_dict())
 
     def altered(self, entries: Iterable[AccessEntry]) -> list[str]:

@@ -59,10 +59,11 @@ def own_key(repository: Repository) -> SigningKey:
     """The key of a repository; the first call creates it.
 
     Raises:
-        RepositoryError: it can neither be read nor created.
+        RepositoryError: it can neither be read nor created, or the repository that was used here is not there.
     """
     if found := find_key(repository):
         return found
+    repository.refuse_absent()
     path = _path(repository)
     temporary = path.with_name(f".{_NAME}.{os.getpid()}")
     try:

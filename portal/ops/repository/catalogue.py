@@ -96,8 +96,6 @@ class Catalogue:
                 found = _Look(self._repository, directory, pinned, self._cache).run(Memory())
         finally:
             os.close(directory)
-        if not found:
-            self._repository.refuse_absent()
         return _with_chain_faults(sorted(found, key=attrgetter("moment", "modified", "name"), reverse=True))
 
 
@@ -139,6 +137,8 @@ class _Look:
                 if len(self._changed) >= _AT_ONCE and rows.are_used_up:  # a first look: it may be cut off
                     memory = self._remember(memory, rows.gone, None)
         rows.finish()
+        if not entries:  # before anything is written there
+            self._repository.refuse_absent()
         self._remember(memory, rows.gone, now if is_complete and self._is_settled(now) else None)
         return entries
 

@@ -11,14 +11,23 @@ import os
 import uuid
 from typing import TYPE_CHECKING, Final
 
-from portal.ops.errors import RepositoryError
-from portal.ops.repository.durable import open_own, sync_directory
+from portal.ops.errors import RepositoryAbsentError, RepositoryError
+from portal.ops.repository.durable import open_own, sync_directory, write_durably
 from portal.ops.repository.locks import try_lock
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+STAND_IN_NAME: Final = ".not-the-repository"
+"""A note in a directory that took the place of a repository: what is there was brought for a restore."""
+
 _MOST_BYTES: Final = 64
+_CONFIRM: Final = (
+    "See that its volume is mounted. If another one is meant, confirm that once, with a backup: --confirm-loss."
+)
+_STAND_IN: Final = (
+    b"The repository that was used at this path was not there when a restore began to use this directory.\n"
+)
 
 
 def repository_id(lock: Path) -> str:
@@ -52,6 +61,15 @@ def give_id(lock: Path) -> None:
         os.close(descriptor)
 
 
+def note_stand_in(place: Path) -> None:
+    """Note that a directory is not the repository that was used at its path, whatever is brought there.
+
+    Raises:
+        OSError: the note cannot be written.
+    """
+    write_durably(place / STAND_IN_NAME, _STAND_IN)
+
+
 def check_known(lock: Path, known: str, *, is_empty: bool) -> None:
     """Refuse to take another repository for the one that was used at this path before.
 
@@ -59,10 +77,11 @@ def check_known(lock: Path, known: str, *, is_empty: bool) -> None:
 
     Arguments:
         known: the id of that one; empty where none was.
-        is_empty: whether the one that is there has no archive.
+        is_empty: whether the one that is there has no archive but such as a restore has brought.
 
     Raises:
-        RepositoryError: this is another one, or none.
+        RepositoryAbsentError: there is none.
+        RepositoryError: this is another one.
     """
     found = repository_id(lock)
     if not known or found == known or (not found and not is_empty):
@@ -70,13 +89,14 @@ def check_known(lock: Path, known: str, *, is_empty: bool) -> None:
     place = lock.parent
     if found:
         what = f"the repository in {place} has the id {found}, and the one that was used here has {known}"
+        raise RepositoryError(what, hint=_CONFIRM)
+    if (place / STAND_IN_NAME).exists():
+        what = "the directory has no id, and no archive but what was brought for a restore"
     elif place.exists():
-        what = f"the repository that was used in {place} is not there: the directory has no archive and no id"
+        what = "the directory has no archive and no id"
     else:
-        what = f"the repository that was used in {place} is not there: there is no such directory"
-    raise RepositoryError(
-        what, hint="See that its volume is mounted. If another one is meant, confirm that once: --confirm-loss."
-    )
+        what = "there is no such directory"
+    raise RepositoryAbsentError(f"the repository that was used in {place} is not there: {what}", hint=_CONFIRM)
 
 
 def check_id(lock: Path, wanted: str) -> None:

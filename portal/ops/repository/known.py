@@ -36,8 +36,8 @@ def state_directories(environ: Mapping[str, str]) -> list[Path]:
     if given := environ.get("XDG_STATE_HOME", ""):
         return [Path(given) / _NAME]
     home = Path(environ.get("HOME") or "/nonexistent")
-    own = [home / ".local" / "state" / _NAME] if home.is_dir() else []
-    if not STATE.is_dir():
+    own = [home / ".local" / "state" / _NAME] if os.path.isdir(home) else []  # false too where it may not be looked at
+    if not os.path.isdir(STATE):
         return own
     return [STATE, *own] if os.access(STATE, os.W_OK | os.X_OK) else [*own, STATE]
 

@@ -23,7 +23,14 @@ from portal.ops.hints import Advice
 from portal.ops.model import SIDECAR_SUFFIX, SUFFIX, BackupId, BackupType
 from portal.ops.repository.durable import make_directories
 from portal.ops.repository.faults import explain, is_full, make_hint
-from portal.ops.repository.identity import check_id, check_known, give_id, repository_id
+from portal.ops.repository.identity import (
+    STAND_IN_NAME,
+    check_id,
+    check_known,
+    give_id,
+    note_stand_in,
+    repository_id,
+)
 from portal.ops.repository.known import known_id, remember
 from portal.ops.repository.locks import locked_file, wait_for
 from portal.ops.repository.pending import (
@@ -91,8 +98,11 @@ class Repository:
         """
         self.refuse_absent()
         self._make()
+        if self._is_stand_in:
+            return
+        had_id = bool(self.id)  # one that is known, and has archives but no id, was copied without its hidden files
         give_id(self.path / LOCK_NAME)
-        if not known_id(self.path):
+        if not (had_id and known_id(self.path)):
             remember(self.path, self.id)
 
     def prepare_for_backup(self, wanted_id: str = "", *, is_confirmed: bool = False) -> None:
@@ -112,18 +122,28 @@ class Repository:
         self._make()
         give_id(self.path / LOCK_NAME)
         remember(self.path, self.id)
+        with suppress(OSError):  # it says nothing any more
+            (self.path / STAND_IN_NAME).unlink()
 
     def prepare_for_restore(self) -> None:
         """Make sure that the directory exists and can be written: that must work when everything else is gone.
 
-        It gets no id where another repository was used before, so that no backup takes it for that one.
+        Where another repository was used before, it gets no id, and a note if it is empty: so no backup takes it, and
+        what is brought there, for that one.
 
         Raises:
             RepositoryError: it cannot.
         """
+        is_known = bool(known_id(self.path))
+        is_new = is_known and not self.id and not self._archives()
         self._make()
-        if not known_id(self.path):
+        if not is_known:
             give_id(self.path / LOCK_NAME)
+        elif is_new and not self._is_stand_in:
+            try:
+                note_stand_in(self.path)
+            except OSError as error:
+                raise explain(error, "cannot write to", self.path) from error
 
     def _make(self) -> None:
         try:
@@ -150,7 +170,12 @@ class Repository:
             RepositoryError: it is another one, or none.
         """
         if (known := known_id(self.path)) and known != self.id:
-            check_known(self.path / LOCK_NAME, known, is_empty=not self._archives())
+            check_known(self.path / LOCK_NAME, known, is_empty=self._is_stand_in or not self._archives())
+
+    @property
+    def _is_stand_in(self) -> bool:
+        """Whether it took the place of another one for a restore, and no backup was made to it since."""
+        return not self.id and os.path.lexists(self.path / STAND_IN_NAME)
 
     @property
     def id(self) -> str:

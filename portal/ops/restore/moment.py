@@ -111,7 +111,9 @@ def choose_moment(
 
     Raises:
         ConfigurationError: it is no moment, or lies outside of what can be restored.
+        RepositoryError: the repository cannot be read, or the one that was used here is not there.
     """
+    repository.refuse_absent()
     if scope is RestoreScope.AUDIT_LOGS:
         raise ConfigurationError(
             "an audit log is not restored to a moment: it only grows", hint="Restore it from an archive."

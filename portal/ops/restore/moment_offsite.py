@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, timedelta
 from typing import TYPE_CHECKING, Final
 
-from portal.ops.errors import BusyError, NotIntactError, OpsError
+from portal.ops.errors import BusyError, NotIntactError, OpsError, RepositoryAbsentError
 from portal.ops.model import BackupType
 from portal.ops.offsite.config import OffsiteConfig
 from portal.ops.offsite.fetch import FetchJob
@@ -80,13 +80,13 @@ def moment_at_hand(
     def is_here(part: RestoreScope) -> bool:
         try:
             choose_moment(repository, config, part, text, now)
-        except OutsideWindowError:
+        except (OutsideWindowError, RepositoryAbsentError):
             return False
         return True
 
     if is_here(scope) or not destinations:
         return ()
-    repository.prepare()
+    repository.prepare_for_restore()
     fetcher = FetchJob(OffsiteConfig.from_settings(settings), progress=progress, actor=actor, observer=observer)
     moment = parse_moment(text, now, config.time_zone) or now.astimezone(UTC)
     parts = (RestoreScope.DATABASE, RestoreScope.MEDIA) if scope is RestoreScope.FULL else (scope,)

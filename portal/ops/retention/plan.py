@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 CLOCK_TOLERANCE: Final = timedelta(minutes=10)
 """How far ahead of the clock an archive may be before the clock is doubted."""
 
-_FOLLOWED: Final = {
-    BackupType.MEDIA: (BackupType.FULL, BackupType.MEDIA),
-    BackupType.BASE: (BackupType.BASE,),
+_FAMILIES: Final = {
+    "backup of uploads": (BackupType.FULL, BackupType.MEDIA),
+    "base backup": (BackupType.BASE,),
 }
-"""For each type that may be incremental the types that it may follow."""
+"""The types that may follow one another."""
 
 _LATENESS: Final = timedelta(days=1)
 """An id names the moment that a backup is for: by so much the one that it follows may be for a later one."""
@@ -283,15 +283,14 @@ def _keep_all_if_the_clock_is_wrong(archives: Sequence[Entry], now: datetime, re
 def _keep_what_strays_may_need(archives: Sequence[Entry], reasons: _Reasons) -> tuple[str, ...]:
     """Keep every archive that an unreadable one may stand on; a warning where there is such a one."""
     warnings = []
-    for kind, followed in _FOLLOWED.items():
-        strays = [entry for entry in archives if entry.is_stray and entry.type is kind]
+    for what, kinds in _FAMILIES.items():
+        strays = [entry for entry in archives if entry.is_stray and entry.type in kinds]
         if not strays:
             continue
         newest = max(strays, key=lambda entry: (entry.read_at, entry.name))
         for entry in archives:
-            if entry.type in followed and entry.read_at <= newest.read_at + _LATENESS:
+            if entry.type in kinds and entry.read_at <= newest.read_at + _LATENESS:
                 reasons.add(entry.name, f"{newest.name}, which cannot be read, may need it")
-        what = "base backup" if kind is BackupType.BASE else "backup of uploads"
         warnings.append(
             f"{newest.name} cannot be read, so nobody knows what it needs, and no older {what} is removed. "
             "Make it readable, or move it away"

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from portal.ops.repository.repository import ArchiveFile
     from portal.ops.retention.policy import RetentionPolicy
     from portal.ops.runtime.progress import Clock
 
@@ -160,8 +161,13 @@ class PruneJob:
         """
         now = self._clock()
         days = {kind: self._policy.of(kind).days for kind in BackupType} | {BackupType.BASE: self._policy.pitr_days}
-        oldest = now - timedelta(days=min(days.values()))
-        return any(not oldest <= archive.moment <= now for archive in self.repository.archives())
+        least = min(days.values())
+
+        def is_young(archive: ArchiveFile) -> bool:
+            kept = days[archive.backup_id.type] if archive.backup_id else least
+            return now - timedelta(days=kept) <= archive.moment <= now
+
+        return not all(map(is_young, self.repository.archives()))
 
     def plan(self) -> RetentionPlan:
         """What a prune would do at this moment; touches nothing.
