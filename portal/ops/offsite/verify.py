@@ -290,6 +290,7 @@ class OffsiteVerifyJob:
             "level": level.value,
             "copies": len(findings),
             "damaged": damaged[:_MOST_DAMAGES],
+            "foreign": list(listing.foreign[:_MOST_DAMAGES]),
         }
         ledger.note_proof("verified", facts)
 
