@@ -167,7 +167,10 @@ class Commands:
     def lines(self) -> str:
         """The commands with what they do, for the help."""
         longest = max(map(len, self._table))
-        return "\n".join(f"  {name:<{longest}}  {meaning}" for name, (_, meaning, _) in self._table.items())
+        default = {self._default: " (the default)"}
+        return "\n".join(
+            f"  {name:<{longest}}  {meaning}{default.get(name, '')}" for name, (_, meaning, _) in self._table.items()
+        )
 
     def _fill(self, parser: argparse.ArgumentParser, name: str, module: str) -> None:
         command = import_module(f"tools.commands.{module}")

@@ -23,9 +23,10 @@ from portal.ops.repository.repository import Repository
 from portal.ops.repository.sidecar import read_sidecar, sidecar_of
 from portal.ops.storage.age_keys import generate
 from tests.support.offsite import offsite_at, policy, small_archives
-from tests.support.stores import HOST, Unsteady
+from tests.support.stores import HOST, Lying, Unsteady
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from demo.object_store import EmbeddedObjectStore
@@ -291,3 +292,39 @@ def test_the_portals_own_configuration(
     away = world.uploads.job(**{**own, "s3_endpoint": "http://127.0.0.1:9"}).backup_media()
     assert away.success
     assert any("does not answer" in warning for warning in away.warnings)
+
+
+def _cut(data: bytes) -> bytes:
+    return data[:-1]
+
+
+def _other(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+class TestLyingStores:
+    @pytest.mark.parametrize("victim", ["00001.age", ".json"])
+    @pytest.mark.parametrize("keeps", [lambda _: None, _cut], ids=["nothing", "less"])
+    def test_what_is_not_kept_is_not_committed(
+        self, offsite: Offsite, keeps: Callable[[bytes], bytes | None], victim: str
+    ) -> None:
+        """A segment or a commit that the store took and has not, or not all of, makes the copy fail; a later one is
+        made where the store is honest again."""
+        lies = [True]
+        job = with_store(offsite, lambda real: Lying(real, keeps, lambda name: lies[0] and name.endswith(victim)))
+        result = job.run()
+        assert "is not what was sent" in str(result.error)
+        assert result.copied == ()
+        if victim != ".json":
+            assert not list((offsite.directory / "disk").glob("*.json"))
+        lies[0] = False
+        assert job.run().error is None
+        assert offsite.elsewhere().fetch("latest").read_bytes() == archive_of(offsite).read_bytes()
+
+    def test_other_bytes_are_noticed_by_the_next_verification(self, offsite: Offsite) -> None:
+        """Where a store keeps no digests, other bytes of the same size are found by the next verification."""
+        job = with_store(offsite, lambda real: Lying(real, _other, lambda name: name.endswith("00001.age")))
+        assert job.run().error is None
+        found = offsite.verify().run_rotation()
+        assert not found.intact
+        assert "00001.age has another SHA-256" in found.message

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Final
 
 BACKUP_COMMANDS: Final = {
-    "full": ("backup", "back up database, media and audit log (the default)", "starting the backup"),
+    "full": ("backup", "back up database, media and audit log", "starting the backup"),
     "database": ("backup", "back up the database only", "starting the backup"),
-    "media": ("backup", "back up the uploads only", "starting the backup"),
+    "media": ("backup", "back up the uploads, or only those that changed", "starting the backup"),
     "base": ("backup", "back up the database cluster, for recoveries to any later moment", "starting the backup"),
     "timeline": ("timeline", "show the moments that can be restored, and when rows were removed", "reading the WAL"),
     "wal": ("wal", "show the WAL archive, or fetch it from an off-site copy", "reading the WAL archive"),
@@ -20,7 +20,7 @@ BACKUP_COMMANDS: Final = {
     "verify": ("verify", "check that an archive is intact", "reading the archive"),
     "extract": ("extract", "take one file out of an archive", "reading the archive"),
     "drill": ("drill", "test a restore: restore, compare everything, remove it", "preparing the drill"),
-    "prune": ("prune", "remove old archives as the retention policy says", "deciding what to keep"),
+    "prune": ("prune", "remove the archives that the retention policy does not keep", "deciding what to keep"),
     "offsite": ("offsite", "copy archives off-site; list, verify, fetch and prune copies", "asking the store"),
     "keygen": ("keygen", "make the key that off-site copies are encrypted for", "making a key"),
     "pin": ("pin", "keep an archive until it is unpinned", "reading the archives"),
@@ -31,4 +31,8 @@ BACKUP_COMMANDS: Final = {
     "doctor": ("doctor", "check everything that backups and restores need", "checking"),
     "config": ("config", "show every setting and where it comes from", "reading the settings"),
 }
-"""By name: the module, what the help says, and what a person who waits is told."""
+"""By name: the module, what the help says, and what a person who waits is told.
+
+The help of a command that requests a task says what the registry of operations says: a test compares them, since to
+import the registry would make every command start later.
+"""

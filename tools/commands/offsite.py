@@ -34,7 +34,7 @@ _COLUMNS: Final = (
 def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
     """Add what the commands take."""
     commands = parser.add_subparsers(metavar="WHAT", dest="what", required=True, parser_class=Parser)
-    copy = commands.add_parser("copy", help="copy whatever is missing, or one archive with all that it needs")
+    copy = commands.add_parser("copy", help="copy off-site whatever is missing, or one archive with all that it needs")
     copy.add_argument("archive", nargs="?", help="a path, an id or the start of one, or 'latest'")
     copy.add_argument("--again", action="store_true", help="copy once more, for the recipients of now")
     tasks.add_options(copy)
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
     listing.add_argument(
         "--as-of", metavar="TIME", help="as they were at that time, by the versions of an S3 bucket (needs boto3)"
     )
-    verify = commands.add_parser("verify", help="verify copies; exit code 4 if one is damaged")
+    verify = commands.add_parser("verify", help="verify off-site copies; exit code 4 if one is damaged")
     verify.add_argument(
         "archive", nargs="?", metavar="ID", help="an id or the start of one, or 'latest' (default: all)"
     )
@@ -50,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
     fetch = commands.add_parser("fetch", help="bring an archive back into the repository")
     fetch.add_argument("archive", metavar="ID", help="an id or the start of one, or 'latest'")
     fetch.add_argument("--as-of", metavar="TIME", help="as it was at that time, by the versions of an S3 bucket")
-    prune = commands.add_parser("prune", help="remove copies that BACKUP_OFFSITE_RETENTION_RULES do not keep")
+    prune = commands.add_parser(
+        "prune", help="remove the off-site copies that BACKUP_OFFSITE_RETENTION_RULES do not keep"
+    )
     prune.add_argument("--dry-run", action="store_true", help="show the plan with its reasons, and remove nothing")
     for command in (copy, listing, verify, fetch, prune):
         _add_output_options(command)

@@ -1,4 +1,4 @@
-"""`backup.sh prune`: remove old archives as the retention policy says."""
+"""`backup.sh prune`: remove the archives that the retention policy does not keep."""
 
 from __future__ import annotations
 
