@@ -126,7 +126,7 @@ class BackupConfig(NamesDatabase):
     chain_length: int = 500
     chain_percent: int = 100
     full_uploads: FullUploads | str = FullUploads.COMPLETE
-    schedule_complete: str | None = None
+    schedule_complete: str | None = "0 2 * * 0"
     wal: bool = False
     replication_target: DatabaseTarget | None = None
     pitr_days: int = 7
@@ -170,7 +170,8 @@ class BackupConfig(NamesDatabase):
             faults.append("chain_length and chain_percent are 1 or more")
         if self.full_uploads not in tuple(FullUploads):
             faults.append(f"full_uploads is {self.full_uploads!r}, and neither {' nor '.join(FullUploads)}")
-        if self.schedule_complete is not None and (why := why_no_cron(self.schedule_complete)):
+        is_chained = self.full_uploads == FullUploads.CHAIN
+        if is_chained and self.schedule_complete and (why := why_no_cron(self.schedule_complete)):
             faults.append(f"schedule_complete is {self.schedule_complete!r}, and no cron expression ({why})")
         return faults
 

@@ -287,7 +287,7 @@ def _check_age(base: Ancestor, since: datetime | None) -> None:
 
 
 def _check_ends(line: Sequence[Ancestor]) -> None:
-    """Make sure that each archive has its sidecar, its end and the table of its frames; verifications see to the rest."""
+    """Make sure that each archive has its sidecar, its end and its table of frames; verifications see to the rest."""
     for ancestor in line:
         try:
             if read_sidecar(ancestor.path) is None:  # it counts as incomplete, and so would what follows it
