@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from portal.ops.errors import BusyError, ConfigurationError, NotIntactError, StoreUnreachableError
+from portal.ops.errors import BusyError, ConfigurationError, IdentityError, NotIntactError, StoreUnreachableError
 from portal.ops.model import SUFFIX
 from portal.ops.offsite.config import OffsiteConfig
 from portal.ops.offsite.copy import CopyJob
@@ -328,3 +328,45 @@ class TestLyingStores:
         found = offsite.verify().run_rotation()
         assert not found.intact
         assert "00001.age has another SHA-256" in found.message
+
+
+class TestAgain:
+    def test_archives_that_the_repository_has_no_longer(self, offsite: Offsite) -> None:
+        """All copies are made anew for new recipients, a chain with its base, and nothing is left beside; once is
+        enough."""
+        offsite.uploads.write("tenant-0/new.json", b"new")
+        newest = offsite.uploads.incremental()
+        offsite.copied()
+        whole = {path.name: path.read_bytes() for path in offsite.uploads.archives.glob(f"*{SUFFIX}")}
+        for path in offsite.uploads.archives.glob(f"*{SUFFIX}*"):
+            path.unlink()
+        new = generate(offsite.directory / "second")
+        changes = {"BACKUP_ENCRYPTION_RECIPIENTS": new.recipient}
+        result = offsite.copy(again=True, **changes)
+        assert result.error is None
+        assert len(result.copied) == len(whole) == 2
+        other = offsite.elsewhere(BACKUP_ENCRYPTION_IDENTITY_FILE=str(new.path))
+        for name in (newest.base, newest.backup_id):
+            assert name
+            assert other.fetch(name).read_bytes() == whole[f"{name}{SUFFIX}"]
+        assert not list(offsite.uploads.archives.glob(f"*{SUFFIX}*"))
+        assert not list((offsite.uploads.archives / ".offsite").glob("verify-*"))
+        assert offsite.copy(again=True, **changes).copied == ()
+
+    def test_one_archive_that_the_repository_has_no_longer(self, offsite: Offsite) -> None:
+        """Named, it is copied anew; without an identity that is an error, and for all archives a warning."""
+        offsite.copied()
+        archive = archive_of(offsite)
+        name = archive.name.removesuffix(SUFFIX)
+        sidecar_of(archive).unlink()
+        archive.unlink()
+        new = generate(offsite.directory / "second")
+        changes = {"BACKUP_ENCRYPTION_RECIPIENTS": new.recipient}
+        without = offsite.copy(name, again=True, BACKUP_ENCRYPTION_IDENTITY_FILE="", **changes)
+        assert isinstance(without.faults[0], IdentityError)
+        every = offsite.copy(again=True, BACKUP_ENCRYPTION_IDENTITY_FILE="", **changes)
+        assert every.error is None
+        assert any("are no longer here" in warning for warning in every.warnings)
+        assert [copied for _, copied in offsite.copy(name, again=True, **changes).copied] == [name]
+        newest = list_copies(offsite.backend()).newest()[name]
+        assert newest.recipients == (new.recipient,)
