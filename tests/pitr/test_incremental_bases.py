@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +19,6 @@ from portal.ops.offsite.prune import OffsitePruneJob
 from portal.ops.pitr import base_chain
 from portal.ops.pitr.base_chain import FullBaseNeededError, find_parent
 from portal.ops.pitr.combine import find_combiner
-from portal.ops.pitr.data_dir import deliver, plan_delivery
 from portal.ops.pitr.plan import plan_recovery
 from portal.ops.pitr.recovery import recovered
 from portal.ops.pitr.replication import read_settings
@@ -126,26 +123,6 @@ def test_recovery_combines_the_chain(portal: WalPortal) -> None:
     assert plan.needed_bytes > plan.cluster_bytes + plan.combined_bytes
     assert numbers(portal) == [1, 2, 3]
     assert list((portal.repository.path / ".scratch").iterdir()) == []
-
-
-def test_cluster_is_delivered_from_a_chain(portal: WalPortal) -> None:
-    """The combined cluster is a data directory for a new server."""
-    with tempfile.TemporaryDirectory(prefix="kekkai-new-", dir="/tmp") as reachable:
-        os.chmod(reachable, 0o755)  # noqa: S103  (the user of the scratch server passes through it)
-        place = Path(reachable) / "data"
-        delivered = deliver(
-            portal.repository,
-            plan_delivery(portal.repository, None, place),
-            place,
-            runner=SystemRunner(),
-            bin_dir=portal.bin_dir,
-            jobs=2,
-            lock_timeout=5,
-        )
-        assert delivered.directory == place
-        assert (place / "PG_VERSION").read_text().strip() == str(portal.look().archive.cluster.major)  # type: ignore[union-attr]
-        assert not list(place.rglob("INCREMENTAL.*"))
-        assert [path.name for path in Path(reachable).iterdir()] == ["data"]
 
 
 def test_chain_is_copied_fetched_and_pruned_as_one(portal: WalPortal, tmp_path: Path) -> None:
