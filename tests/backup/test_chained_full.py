@@ -144,13 +144,19 @@ def remove(archive: Path) -> None:
     archive.with_name(f"{archive.name}.sha256").unlink()
 
 
+def lose_the_sidecar(archive: Path) -> None:
+    archive.with_name(f"{archive.name}.sha256").unlink()
+
+
 def unmount(archive: Path) -> None:
     """A link to where nothing is any more."""
     archive.unlink()
     archive.symlink_to("/nowhere/at/all")
 
 
-@pytest.mark.parametrize(("which", "harm"), [("parent", damage), ("base", remove), ("parent", unmount)])
+@pytest.mark.parametrize(
+    ("which", "harm"), [("parent", damage), ("base", remove), ("base", lose_the_sidecar), ("parent", unmount)]
+)
 def test_what_cannot_be_followed_makes_the_next_one_complete(portal: Portal, harm: Any, which: str) -> None:
     """Damaged, missing, or on a disk that is not mounted: a warning names the archive."""
     base = chained(portal)
@@ -194,6 +200,8 @@ def test_another_word_is_refused(portal: Portal) -> None:
     """The configuration says what there is."""
     with pytest.raises(ConfigurationError, match="neither complete nor chain"):
         portal.config(full_uploads="some")
+    with pytest.raises(ConfigurationError, match="no cron expression"):
+        portal.config(full_uploads="chain", schedule_complete="each Sunday")
     assert isinstance(portal.config(full_uploads="chain"), BackupConfig)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from portal.ops.errors import BusyError, ConfigurationError, NotIntactError, StoreUnreachableError
+from portal.ops.errors import BusyError, ConfigurationError, IdentityError, NotIntactError, StoreUnreachableError
 from portal.ops.model import SUFFIX
 from portal.ops.offsite.config import OffsiteConfig
 from portal.ops.offsite.copy import CopyJob
@@ -23,9 +23,10 @@ from portal.ops.repository.repository import Repository
 from portal.ops.repository.sidecar import read_sidecar, sidecar_of
 from portal.ops.storage.age_keys import generate
 from tests.support.offsite import offsite_at, policy, small_archives
-from tests.support.stores import HOST, Unsteady
+from tests.support.stores import HOST, Lying, Unsteady
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from demo.object_store import EmbeddedObjectStore
@@ -291,3 +292,81 @@ def test_the_portals_own_configuration(
     away = world.uploads.job(**{**own, "s3_endpoint": "http://127.0.0.1:9"}).backup_media()
     assert away.success
     assert any("does not answer" in warning for warning in away.warnings)
+
+
+def _cut(data: bytes) -> bytes:
+    return data[:-1]
+
+
+def _other(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+class TestLyingStores:
+    @pytest.mark.parametrize("victim", ["00001.age", ".json"])
+    @pytest.mark.parametrize("keeps", [lambda _: None, _cut], ids=["nothing", "less"])
+    def test_what_is_not_kept_is_not_committed(
+        self, offsite: Offsite, keeps: Callable[[bytes], bytes | None], victim: str
+    ) -> None:
+        """A segment or a commit that the store took and has not, or not all of, makes the copy fail; a later one is
+        made where the store is honest again."""
+        lies = [True]
+        job = with_store(offsite, lambda real: Lying(real, keeps, lambda name: lies[0] and name.endswith(victim)))
+        result = job.run()
+        assert "is not what was sent" in str(result.error)
+        assert result.copied == ()
+        if victim != ".json":
+            assert not list((offsite.directory / "disk").glob("*.json"))
+        lies[0] = False
+        assert job.run().error is None
+        assert offsite.elsewhere().fetch("latest").read_bytes() == archive_of(offsite).read_bytes()
+
+    def test_other_bytes_are_noticed_by_the_next_verification(self, offsite: Offsite) -> None:
+        """Where a store keeps no digests, other bytes of the same size are found by the next verification."""
+        job = with_store(offsite, lambda real: Lying(real, _other, lambda name: name.endswith("00001.age")))
+        assert job.run().error is None
+        found = offsite.verify().run_rotation()
+        assert not found.intact
+        assert "00001.age has another SHA-256" in found.message
+
+
+class TestAgain:
+    def test_archives_that_the_repository_has_no_longer(self, offsite: Offsite) -> None:
+        """All copies are made anew for new recipients, a chain with its base, and nothing is left beside; once is
+        enough."""
+        offsite.uploads.write("tenant-0/new.json", b"new")
+        newest = offsite.uploads.incremental()
+        offsite.copied()
+        whole = {path.name: path.read_bytes() for path in offsite.uploads.archives.glob(f"*{SUFFIX}")}
+        for path in offsite.uploads.archives.glob(f"*{SUFFIX}*"):
+            path.unlink()
+        new = generate(offsite.directory / "second")
+        changes = {"BACKUP_ENCRYPTION_RECIPIENTS": new.recipient}
+        result = offsite.copy(again=True, **changes)
+        assert result.error is None
+        assert len(result.copied) == len(whole) == 2
+        other = offsite.elsewhere(BACKUP_ENCRYPTION_IDENTITY_FILE=str(new.path))
+        for name in (newest.base, newest.backup_id):
+            assert name
+            assert other.fetch(name).read_bytes() == whole[f"{name}{SUFFIX}"]
+        assert not list(offsite.uploads.archives.glob(f"*{SUFFIX}*"))
+        assert not list((offsite.uploads.archives / ".offsite").glob("verify-*"))
+        assert offsite.copy(again=True, **changes).copied == ()
+
+    def test_one_archive_that_the_repository_has_no_longer(self, offsite: Offsite) -> None:
+        """Named, it is copied anew; without an identity that is an error, and for all archives a warning."""
+        offsite.copied()
+        archive = archive_of(offsite)
+        name = archive.name.removesuffix(SUFFIX)
+        sidecar_of(archive).unlink()
+        archive.unlink()
+        new = generate(offsite.directory / "second")
+        changes = {"BACKUP_ENCRYPTION_RECIPIENTS": new.recipient}
+        without = offsite.copy(name, again=True, BACKUP_ENCRYPTION_IDENTITY_FILE="", **changes)
+        assert isinstance(without.faults[0], IdentityError)
+        every = offsite.copy(again=True, BACKUP_ENCRYPTION_IDENTITY_FILE="", **changes)
+        assert every.error is None
+        assert any("are no longer here" in warning for warning in every.warnings)
+        assert [copied for _, copied in offsite.copy(name, again=True, **changes).copied] == [name]
+        newest = list_copies(offsite.backend()).newest()[name]
+        assert newest.recipients == (new.recipient,)

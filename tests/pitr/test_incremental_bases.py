@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from portal.ops.chains.lineage import line_of
-from portal.ops.errors import NotIntactError
+from portal.ops.drill.job import DrillJob
+from portal.ops.drill.moments import drill_moments
+from portal.ops.errors import ClientToolError, NotIntactError
 from portal.ops.model import CLUSTER_VERSION, SUFFIX, VerifyLevel
+from portal.ops.offsite.fetch import FetchJob
+from portal.ops.offsite.prune import OffsitePruneJob
 from portal.ops.pitr import base_chain
 from portal.ops.pitr.base_chain import FullBaseNeededError, find_parent
-from portal.ops.pitr.data_dir import deliver, plan_delivery
+from portal.ops.pitr.combine import find_combiner
 from portal.ops.pitr.plan import plan_recovery
 from portal.ops.pitr.recovery import recovered
 from portal.ops.pitr.replication import read_settings
 from portal.ops.postgres.connection import connect
 from portal.ops.repository.catalogue import Catalogue
+from portal.ops.restore.config import RestoreConfig
 from portal.ops.retention.plan import plan as plan_retention
-from portal.ops.retention.policy import RetentionPolicy
+from portal.ops.retention.policy import RetentionPolicy, RetentionRule
 from portal.ops.runtime.process import SystemRunner
+from portal.ops.runtime.progress import utc_now
 from portal.ops.verify.verify import Verifier
+from tests.support.offsite import offsite_at, policy
 from tests.support.wal_servers import WalPortal, a_moment, wal_portal
 
 if TYPE_CHECKING:
@@ -119,24 +125,76 @@ def test_recovery_combines_the_chain(portal: WalPortal) -> None:
     assert list((portal.repository.path / ".scratch").iterdir()) == []
 
 
-def test_cluster_is_delivered_from_a_chain(portal: WalPortal) -> None:
-    """The combined cluster is a data directory for a new server."""
-    with tempfile.TemporaryDirectory(prefix="kekkai-new-", dir="/tmp") as reachable:
-        os.chmod(reachable, 0o755)  # noqa: S103  (the user of the scratch server passes through it)
-        place = Path(reachable) / "data"
-        delivered = deliver(
-            portal.repository,
-            plan_delivery(portal.repository, None, place),
-            place,
-            runner=SystemRunner(),
-            bin_dir=portal.bin_dir,
-            jobs=2,
-            lock_timeout=5,
-        )
-        assert delivered.directory == place
-        assert (place / "PG_VERSION").read_text().strip() == str(portal.look().archive.cluster.major)  # type: ignore[union-attr]
-        assert not list(place.rglob("INCREMENTAL.*"))
-        assert [path.name for path in Path(reachable).iterdir()] == ["data"]
+def test_chain_is_copied_fetched_and_pruned_as_one(portal: WalPortal, tmp_path: Path) -> None:
+    """Off-site too: the last one brings what it follows, in order, and an age that all have passed removes none."""
+    (tmp_path / "disk").mkdir()
+    here = offsite_at(tmp_path, f"file://{tmp_path}/disk", BACKUP_LOCAL_PATH=str(portal.repository.path))
+    first, second, third = (path.name.removesuffix(SUFFIX) for path in bases(portal)[:3])
+    assert [name for _, name in here.copied(third).copied] == [first, second, third]
+    there = here.elsewhere()
+    fetched = FetchJob(there.config()).run(third)
+    assert fetched.fetched == (first, second, third)
+    assert [ancestor.name for ancestor in line_of(fetched.path)] == [first, second, third]
+    assert Verifier().verify(fetched.path, VerifyLevel.CHECKSUM).intact
+    rule = RetentionRule(days=1, count=1)
+    pruned = OffsitePruneJob(there.config(), policy(rule), clock=lambda: utc_now() + timedelta(days=90)).run()
+    assert (pruned.error, pruned.removed) == (None, ())
+
+
+def test_chain_whose_copy_has_a_gap_is_not_fetched(portal: WalPortal, tmp_path: Path) -> None:
+    """It is said before anything is downloaded; what stands before the gap is fetched."""
+    (tmp_path / "disk").mkdir()
+    here = offsite_at(tmp_path, f"file://{tmp_path}/disk", BACKUP_LOCAL_PATH=str(portal.repository.path))
+    first, second, third = (path.name.removesuffix(SUFFIX) for path in bases(portal)[:3])
+    here.copied(third)
+    (commit,) = (tmp_path / "disk").glob(f"{second}*.json")
+    commit.unlink()
+    there = here.elsewhere()
+    with pytest.raises(NotIntactError, match=f"{third} needs {second}"):
+        there.fetch(third)
+    assert not there.uploads.archives.exists()
+    assert there.fetch(first).exists()
+
+
+def test_drill_recovers_from_a_chain(portal: WalPortal) -> None:
+    """To the latest moment from all three, and to the first one of the window from the full one alone."""
+    config = restore_config(portal)
+    shown = drill_moments(portal.repository, config, runner=SystemRunner(), chance=lambda: 0.0)
+    assert shown.problems == []
+    assert [check.startswith("recovered to ") for check in shown.checks] == [True, True]
+
+
+def test_no_drill_restores_a_base_backup_by_itself(portal: WalPortal) -> None:
+    """It would have nothing to compare, and succeed: neither the full one nor one that follows it."""
+    for path in (bases(portal)[0], bases(portal)[2]):
+        report = DrillJob(restore_config(portal)).run(path)
+        assert not report.success
+        assert "base backup" in (report.error or "")
+
+
+def test_programs_of_another_version_combine_nothing(portal: WalPortal) -> None:
+    """It is said which version is needed, and how to get it."""
+    archive = portal.look().archive
+    assert archive is not None
+    major = archive.cluster.major
+    assert find_combiner(major, runner=SystemRunner(), bin_dir=portal.bin_dir).name == "pg_combinebackup"
+    for other in (major - 1, major + 1):
+        with pytest.raises(ClientToolError, match=rf"pg_combinebackup.* {other}\b") as caught:
+            find_combiner(other, runner=SystemRunner(), bin_dir=portal.bin_dir)
+        assert str(other) in (caught.value.hint or "")
+
+
+def restore_config(portal: WalPortal) -> RestoreConfig:
+    target = portal.target
+    return RestoreConfig(
+        local_path=portal.repository.path,
+        db_host=target.host,
+        db_port=target.port,
+        db_name="postgres",
+        db_user=target.user,
+        db_password=target.password,
+        pg_bin_dir=portal.bin_dir,
+    )
 
 
 def test_retention_keeps_a_chain_together(portal: WalPortal) -> None:

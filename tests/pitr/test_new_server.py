@@ -20,9 +20,12 @@ def numbers(portal: WalPortal) -> list[int]:
 
 
 def test_recovered_cluster_becomes_the_new_server(tmp_path: Path) -> None:
-    """It starts, has the rows of the moment, and moments before and after the change can be recovered to."""
+    """It starts, has the rows of the moment, and moments before and after the change can be recovered to.
+
+    Its base backup is an incremental one: what is delivered is combined from a chain, and nothing else is left.
+    """
     with (
-        wal_portal(tmp_path) as portal,
+        wal_portal(tmp_path, summarize_wal="on") as portal,
         tempfile.TemporaryDirectory(prefix="kekkai-new-", dir="/tmp") as reachable,
     ):
         os.chmod(reachable, 0o755)  # noqa: S103  (the user of the scratch server passes through it)
@@ -30,6 +33,7 @@ def test_recovered_cluster_becomes_the_new_server(tmp_path: Path) -> None:
             connection.execute("CREATE TABLE stamped (number int)")
         with portal.receiving():
             assert portal.job().backup_base().success
+            assert portal.job().backup_base().parent
             with portal.postgres.connect() as connection:
                 connection.execute("INSERT INTO stamped VALUES (1)")
                 moment = a_moment()
@@ -37,10 +41,14 @@ def test_recovered_cluster_becomes_the_new_server(tmp_path: Path) -> None:
             lost = portal.wait_until_covered()
         place = Path(reachable) / "data"
         plan = plan_delivery(portal.repository, moment, place)
+        assert len(plan.line) == 2
         delivered = deliver(
             portal.repository, plan, place, runner=SystemRunner(), bin_dir=portal.bin_dir, jobs=2, lock_timeout=5
         )
         assert any("pg_ctl" in command for command in delivered.commands)
+        assert delivered.directory == place
+        assert not list(place.rglob("INCREMENTAL.*"))
+        assert [path.name for path in Path(reachable).iterdir()] == ["data"]
         portal.postgres.restart(data=place)
         assert numbers(portal) == [1]
         with portal.receiving():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -182,6 +183,20 @@ def test_base_is_fetched_while_the_service_receives(environ: dict[str, str], mom
         assert moment_at_hand(settings, moment.isoformat(), RestoreScope.DATABASE) == (base,)
         with pytest.raises(BusyError, match="while the WAL service runs"):
             moment_at_hand(settings, "2020-01-01 00:00:00+00:00", RestoreScope.DATABASE)
+
+
+def test_base_is_chosen_by_our_clock(
+    portal: WalPortal, environ: dict[str, str], moment: datetime, tmp_path: Path
+) -> None:
+    """Moments are by the server's clock: where that is known to be slow, a base backup is not too young for them."""
+    settings, received = elsewhere(environ, tmp_path), portal.look().archive
+    assert received is not None
+    repository, late = Repository(settings.local_path), timedelta(minutes=90)
+    repository.prepare()
+    state = {"server_clock": (moment - late).isoformat(), "updated": moment.isoformat()}
+    WalArchive.prepare(repository, received.cluster).save_state(state)
+    fetched = moment_at_hand(settings, (moment - late).isoformat(), RestoreScope.DATABASE)
+    assert {name.partition("_")[0] for name in fetched} == {"WAL", "base"}
 
 
 def copy_of_disk(environ: dict[str, str], directory: Path) -> Path:

@@ -69,6 +69,7 @@ class Portal:
             "audit_log_path": self.audit,
             "pg_bin_dir": self.bin_dir,
             "jobs": 2,
+            "schedule_complete": None,  # whenever the tests run
         }
         return BackupConfig(**(arguments | changes))
 

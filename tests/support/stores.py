@@ -44,10 +44,12 @@ class SftpServer:
 
     Arguments:
         directory: keys go here; what is stored, into `root`.
+        hangs_at: a request, such as ``write``, that is never answered, while the connection stays alive.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, hangs_at: str = "") -> None:
         self.directory = directory
+        self._hangs_at = hangs_at
         self.root = directory / "served"
         self.root.mkdir()
         self.port = 0
@@ -89,9 +91,23 @@ class SftpServer:
             def validate_password(self, _: str, password: str) -> bool:
                 return password == PASSWORD
 
+        hangs_at = self._hangs_at
+
+        class Hanging(asyncssh.SFTPServer):
+            def __getattribute__(self, name: str) -> Any:
+                return _never if name == hangs_at else super().__getattribute__(name)
+
         return await asyncssh.listen(
-            "127.0.0.1", 0, server_factory=Doorkeeper, server_host_keys=[key], sftp_factory=True
+            "127.0.0.1",
+            0,
+            server_factory=Doorkeeper,
+            server_host_keys=[key],
+            sftp_factory=Hanging if hangs_at else True,
         )
+
+
+async def _never(*_: object) -> None:
+    await asyncio.sleep(3600)
 
 
 class Unsteady:
@@ -154,6 +170,26 @@ class Unsteady:
         if how is True:
             raise _broken()
         return how
+
+
+class Lying(Unsteady):
+    """A store that reports success and keeps something else.
+
+    Arguments:
+        real: the store behind it.
+        keeps: what it keeps of the objects that `is_victim` picks by their names; nothing where it keeps none.
+    """
+
+    def __init__(self, real: Backend, keeps: Callable[[bytes], bytes | None], is_victim: Callable[[str], bool]) -> None:
+        super().__init__(real, lambda _: False)
+        self._keeps = keeps
+        self._is_victim = is_victim
+
+    def put(self, name: str, data: Data, sha256: str) -> None:
+        """Store what it likes."""
+        kept = self._keeps(bytes(data)) if self._is_victim(name) else data
+        if kept is not None:
+            super().put(name, kept, sha256)
 
 
 def _broken() -> StoreUnreachableError:

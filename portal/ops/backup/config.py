@@ -17,6 +17,7 @@ from portal.ops.runtime.commands import AroundCommands, around_commands
 from portal.ops.settings.database_url import NamesDatabase
 from portal.ops.settings.destination import DestinationError, with_own_names
 from portal.ops.settings.load import DatabaseTarget, OffsiteSettings, Secret, Settings, refuse_unbuilt
+from portal.ops.settings.parsers import why_no_cron
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -125,7 +126,7 @@ class BackupConfig(NamesDatabase):
     chain_length: int = 500
     chain_percent: int = 100
     full_uploads: FullUploads | str = FullUploads.COMPLETE
-    schedule_complete: str | None = None
+    schedule_complete: str | None = "0 2 * * 0"
     wal: bool = False
     replication_target: DatabaseTarget | None = None
     pitr_days: int = 7
@@ -155,16 +156,24 @@ class BackupConfig(NamesDatabase):
             faults.append("retention_days and retention_count cannot be negative")
         if self.jobs is not None and self.jobs < 1:
             faults.append("jobs is less than 1")
-        if self.chain_length < 1 or self.chain_percent < 1:
-            faults.append("chain_length and chain_percent are 1 or more")
-        if self.full_uploads not in tuple(FullUploads):
-            faults.append(f"full_uploads is {self.full_uploads!r}, and neither {' nor '.join(FullUploads)}")
+        faults += self._chain_faults()
         if self.dump_timeout <= 0 or self.lock_timeout < 0:
             faults.append("dump_timeout and lock_timeout are seconds, the first of them more than 0")
         if secret := self.db_options.keys() & _SECRET_OPTIONS:
             faults.append(f"db_options has {' and '.join(sorted(secret))}, which is no place for a secret")
         if faults:
             raise ConfigurationError("; ".join(faults), hint="Correct the arguments of BackupConfig.")
+
+    def _chain_faults(self) -> list[str]:
+        faults = []
+        if self.chain_length < 1 or self.chain_percent < 1:
+            faults.append("chain_length and chain_percent are 1 or more")
+        if self.full_uploads not in tuple(FullUploads):
+            faults.append(f"full_uploads is {self.full_uploads!r}, and neither {' nor '.join(FullUploads)}")
+        is_chained = self.full_uploads == FullUploads.CHAIN
+        if is_chained and self.schedule_complete and (why := why_no_cron(self.schedule_complete)):
+            faults.append(f"schedule_complete is {self.schedule_complete!r}, and no cron expression ({why})")
+        return faults
 
     def _refuse_unbuilt(self) -> None:
         place = self.destination.value if isinstance(self.destination, Enum) else self.destination

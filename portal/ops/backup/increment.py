@@ -24,9 +24,10 @@ from portal.ops.chains.graph import Chains, Link
 from portal.ops.chains.lineage import Ancestor, line_of, read_manifest
 from portal.ops.chains.state_cache import Content, MediaState, Totals
 from portal.ops.errors import ArchiveAbsentError, OpsError, RepositoryError
-from portal.ops.model import CHAINED_VERSION, SUFFIX, BackupType, Component
+from portal.ops.model import CHAINED_VERSION, SIDECAR_SUFFIX, SUFFIX, BackupType, Component
 from portal.ops.repository.durable import make_hidden, open_own
 from portal.ops.repository.locks import archive_lock
+from portal.ops.repository.sidecar import read_sidecar
 from portal.ops.repository.verifications import Verifications
 from portal.ops.runtime.logs import engine_log
 from portal.ops.units import system_reason
@@ -286,9 +287,11 @@ def _check_age(base: Ancestor, since: datetime | None) -> None:
 
 
 def _check_ends(line: Sequence[Ancestor]) -> None:
-    """Make sure that each archive has its end and the table of its frames; its content is a verification's matter."""
+    """Make sure that each archive has its sidecar, its end and its table of frames; verifications see to the rest."""
     for ancestor in line:
         try:
+            if read_sidecar(ancestor.path) is None:  # it counts as incomplete, and so would what follows it
+                raise BaseNeededError(f"{ancestor.name} has no {SIDECAR_SUFFIX} beside it", is_fault=True)
             ArchiveReader(ancestor.path).close()
         except OpsError as error:
             raise BaseNeededError(f"{ancestor.name} is damaged: {error.message}", is_fault=True) from error

@@ -308,6 +308,6 @@ class ChainedFull:
 
 def complete_since(config: BackupConfig, moment: datetime) -> datetime | None:
     """The last time at or before a moment that a complete backup was due at; nothing where there is no schedule."""
-    if config.schedule_complete is None:
+    if not config.schedule_complete:
         return None
     return last_slot(config.schedule_complete, config.time_zone, moment)

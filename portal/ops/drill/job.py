@@ -212,6 +212,11 @@ class DrillJob:
     def _try_out(self, builder: _ResultBuilder, opened: Archive) -> None:
         """Restore, compare, and remove it whatever happens."""
         builder.manifest = manifest = opened.manifest()
+        if Component.CLUSTER in manifest.components:
+            raise ConfigurationError(
+                f"{manifest.backup_id} is a base backup, and no drill restores one by itself",
+                hint="Drill a full backup: the database is then recovered to moments from base backups too.",
+            )
         if manifest.parent and manifest.format_version != CHAINED_VERSION:
             raise ConfigurationError(
                 f"{manifest.backup_id} is an incremental of {manifest.parent}, and no drill restores one by itself",

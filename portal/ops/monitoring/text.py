@@ -108,6 +108,9 @@ def _offsite(one: DestinationState, now: datetime) -> Iterator[str]:
     newest = f"newest {span(now - one.moment)} old" if one.moment else "none yet"
     missing = f", {len(one.missing)} missing" if one.missing else ""
     yield f"{one.shown}: {one.copies} copies, {human_bytes(one.stored_bytes)}, {newest}{missing}"
+    if one.foreign:
+        more = f" and {len(one.foreign) - 1} more" if len(one.foreign) > 1 else ""
+        yield f"  not made by this repository: {one.foreign[0]}{more}"
     proofs = [one.verified, one.drilled]
     if last := max((proof for proof in proofs if proof), key=lambda proof: proof.moment, default=None):
         state = f"DAMAGED: {', '.join(last.damaged[:_MOST])}" if last.damaged else "intact"

@@ -10,12 +10,14 @@ A failure at one destination keeps nothing from the others, and none from the ne
 from __future__ import annotations
 
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from portal.ops.errors import BusyError, ConfigurationError, OpsError
+from portal.ops.errors import ArchiveAbsentError, BusyError, ConfigurationError, OpsError
 from portal.ops.model import FORMAT_VERSION
+from portal.ops.offsite.absent import Absent, entry_of
+from portal.ops.offsite.beside import archive_beside
 from portal.ops.offsite.layout import Stem, stem_of_commit
 from portal.ops.offsite.ledger import CopyRecord, Ledger
 from portal.ops.offsite.listing import read_commit
@@ -33,8 +35,9 @@ from portal.ops.runtime.progress import Clock, Meter, Progress, utc_now
 from portal.ops.storage.objects import recipients_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from portal.ops.offsite.commit import Commit
     from portal.ops.offsite.config import OffsiteConfig
     from portal.ops.offsite.signature import SigningKey
     from portal.ops.repository.entry import Entry
@@ -130,7 +133,8 @@ class CopyJob:
 
         Arguments:
             archive: its path, its id or the start of one, or ``latest``.
-            again: copy although there is a copy, for other recipients; needs an archive, or copies all anew.
+            again: copy although there is a copy, for other recipients: one archive, or all. What the repository has no
+                longer is fetched for that with the identity, unless it is encrypted for today's recipients already.
         """
         started = time.monotonic()
         result = CopyResult(warnings=tuple(self._warnings()))
@@ -139,11 +143,11 @@ class CopyJob:
             recipients = recipients_of(self._config.settings)
             is_first = find_key(self._repository) is None and not self._config.settings.signers
             entries = Catalogue(self._repository).entries()
-            wanted = self._wanted(entries, archive)
+            wanted, absent = self._chosen(entries, archive, again=again)
         except OpsError as error:
             return replace(result, faults=(error,), duration_seconds=time.monotonic() - started)
         for destination in destinations:
-            result = self._to_destination(destination, recipients, wanted, again, is_first, result)
+            result = self._to_destination(destination, recipients, wanted, absent, is_first, result, again=again)
         return replace(result, duration_seconds=time.monotonic() - started)
 
     def _warnings(self) -> Iterable[str]:
@@ -152,6 +156,16 @@ class CopyJob:
             yield _UNENCRYPTED
         elif len(settings.recipients) == 1:
             yield _ONE_RECIPIENT
+
+    def _chosen(self, entries: Sequence[Entry], archive: str | None, *, again: bool) -> tuple[list[Entry], Absent]:
+        """What is copied from the repository, and what is looked for among the copies themselves."""
+        here = frozenset(entry.name for entry in entries)
+        try:
+            return self._wanted(entries, archive), Absent(here=here, is_wanted=again and archive is None)
+        except ArchiveAbsentError:
+            if not again:
+                raise
+            return [], Absent(here=here, is_wanted=True, name=archive)
 
     def _wanted(self, entries: Sequence[Entry], archive: str | None) -> list[Entry]:
         """What there should be copies of: parents before children, newer chains before older ones."""
@@ -174,16 +188,18 @@ class CopyJob:
         destination: Destination,
         recipients: tuple[str, ...],
         wanted: Sequence[Entry],
-        again: bool,
+        absent: Absent,
         is_first: bool,
         so_far: CopyResult,
+        *,
+        again: bool,
     ) -> CopyResult:
         """Copy what one destination lacks."""
         ledger = Ledger(self._repository, destination)
         done = _Done(missing=list(wanted))
         try:
             with ledger.locked(self._config.lock_timeout):
-                self._copy_missing(ledger, destination, recipients, wanted, again, is_first, done)
+                self._copy_missing(ledger, destination, recipients, wanted, absent, is_first, done, again=again)
         except BusyError as error:
             done.faults.append(error)
         except OpsError as error:
@@ -212,9 +228,11 @@ class CopyJob:
         destination: Destination,
         recipients: tuple[str, ...],
         wanted: Sequence[Entry],
-        again: bool,
+        absent: Absent,
         is_first: bool,
         done: _Done,
+        *,
+        again: bool,
     ) -> None:
         """Copy one archive after the other, and note what is done: a fault leaves the rest missing."""
         with closing(self._config.open(destination, is_writing=True)) as backend:
@@ -226,24 +244,31 @@ class CopyJob:
             done.warnings += _gone(unexpectedly_gone(known, found, self._policy, self._clock()), destination)
             there = {stem.backup_id for stem in found}
             done.missing = [entry for entry in wanted if again or entry.name not in there]
-            sender = self._sender(backend, ledger, recipients, done.missing, key, trust)
+            afar = absent.among(backend, trust, recipients)
+            if afar and not self._config.settings.identity_file and absent.name is None:
+                done.warnings.append(_unopened(afar, destination))
+                afar = []
+            sizes = [*(entry.size for entry in done.missing), *(2 * commit.archive_size for commit in afar)]
+            sender = self._sender(backend, ledger, recipients, sum(sizes), key, trust)
             for entry in list(done.missing):
                 done.is_logged = True
                 done.copied.append(self._copy(sender, entry, destination, again=again))
                 done.missing.remove(entry)
+            for commit in afar:
+                done.is_logged = True
+                done.copied.append(self._copy_anew(sender, commit, destination))
 
     def _sender(
         self,
         backend: Backend,
         ledger: Ledger,
         recipients: tuple[str, ...],
-        missing: Sequence[Entry],
+        total: int,
         key: SigningKey,
         trust: Trust,
     ) -> Sender:
         meter = Meter(self._progress)
         meter.phase = "copy"
-        total = sum(entry.size for entry in missing)
         meter.expect = lambda: total
         return Sender(
             backend=backend,
@@ -258,26 +283,50 @@ class CopyJob:
 
     def _copy(self, sender: Sender, entry: Entry, destination: Destination, *, again: bool) -> CopyRecord:
         """Copy one archive, with a line in the access log."""
-        with self._witness.watching(Action.OFFSITE_COPY, entry.name, destination=destination.shown) as seen:
-            started = time.monotonic()
+        with self._sent(sender, entry.name, destination) as take:
             archive = self._repository.find(f"{entry.name}")
             with archive_lock(archive.path, self._config.lock_timeout):
                 try:
                     commit = sender.send(archive, entry, again=again)
                 except AlreadyCopiedError as there:
                     commit = there.commit
-            record = CopyRecord.of(commit)
-            sender.ledger.add(record)
-            sender.ledger.forget_pending(entry.name)
-            seen.details["bytes"] = record.stored_bytes
-        log.info(
-            "offsite_copied",
-            backup_id=entry.name,
-            destination=destination.shown,
-            bytes=record.stored_bytes,
-            seconds=round(time.monotonic() - started, 3),
-        )
-        return record
+            return take(commit)
+
+    def _copy_anew(self, sender: Sender, commit: Commit, destination: Destination) -> CopyRecord:
+        """Copy an archive that only a copy is left of, for the recipients of now."""
+        beside = archive_beside(self._config, self._repository, sender.backend, commit, sender.advance)
+        with self._sent(sender, commit.backup_id, destination) as take, beside as path:
+            return take(sender.send(self._repository.find(path), entry_of(commit), again=True))
+
+    @contextmanager
+    def _sent(self, sender: Sender, name: str, destination: Destination) -> Iterator[Callable[[Commit], CopyRecord]]:
+        """Have the access log, the ledger and the log know of a copy; the function takes its commit."""
+        with self._witness.watching(Action.OFFSITE_COPY, name, destination=destination.shown) as seen:
+            started = time.monotonic()
+
+            def take(commit: Commit) -> CopyRecord:
+                record = CopyRecord.of(commit)
+                sender.ledger.add(record)
+                sender.ledger.forget_pending(name)
+                seen.details["bytes"] = record.stored_bytes
+                log.info(
+                    "offsite_copied",
+                    backup_id=name,
+                    destination=destination.shown,
+                    bytes=record.stored_bytes,
+                    seconds=round(time.monotonic() - started, 3),
+                )
+                return record
+
+            yield take
+
+
+def _unopened(commits: Sequence[Commit], destination: Destination) -> str:
+    """A warning where copies stay as they are, because nobody here can open them."""
+    return (
+        f"{len(commits)} copies in {destination.shown} are of archives that are no longer here, and stay encrypted "
+        "as they are: set BACKUP_ENCRYPTION_IDENTITY_FILE to have them copied again"
+    )
 
 
 def _gone(unexpected: Iterable[Stem], destination: Destination) -> list[str]:

@@ -169,6 +169,22 @@ def commit_stems(backend: Backend) -> Iterable[Stem]:
     return (stem for one in backend.list_top() if (stem := stem_of_commit(one.name)))
 
 
+def count_copies(backend: Backend, trust: Trust) -> tuple[int, tuple[str, ...]]:
+    """How many copies are ours, and the stems of those that are foreign; only commits that nobody here knows are read.
+
+    Raises:
+        StorageError: it cannot be looked at.
+    """
+    own, foreign = 0, []
+    for stem in commit_stems(backend):
+        commit = None if stem in trust.known else read_commit(backend, stem)
+        if stem in trust.known or (commit is not None and trust.accepts(commit)):
+            own += 1
+        elif commit is not None:
+            foreign.append(str(stem))
+    return own, tuple(foreign)
+
+
 def read_commit(backend: Backend, stem: Stem) -> Commit | None:
     """A commit; nothing where it is not there, or is invalid."""
     try:

@@ -17,7 +17,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import OpsError, StoreDeniedError
-from portal.ops.model import FORMAT_VERSION, BackupType, Component
+from portal.ops.model import FORMAT_VERSION
+from portal.ops.offsite.absent import entry_of
 from portal.ops.offsite.layout import parse_stem
 from portal.ops.offsite.ledger import Ledger
 from portal.ops.offsite.listing import Listing, list_copies
@@ -25,7 +26,6 @@ from portal.ops.offsite.result import DestinationsResult
 from portal.ops.offsite.signing import Trust
 from portal.ops.offsite.wal import plan_wal, remove_wal
 from portal.ops.repository.access_log import Action, Observer, Witness
-from portal.ops.repository.entry import Entry
 from portal.ops.repository.repository import Repository
 from portal.ops.retention.plan import Decision, RetentionPlan, plan
 from portal.ops.retention.policy import RetentionPolicy, own_rules
@@ -168,7 +168,7 @@ class OffsitePruneJob:
         backend = self._config.open(destination)
         try:
             listing = list_copies(backend, trust=Trust.of(self._config, destination))
-            decided = plan(_entries(listing), self._policy, self._clock())
+            decided = plan([entry_of(commit) for commit in listing.newest().values()], self._policy, self._clock())
             builder.warnings += decided.warnings
             builder.warnings += (f"the commit {stem} in {destination.shown} is invalid" for stem in listing.damaged)
             builder.warnings += (
@@ -282,21 +282,3 @@ class OffsitePruneJob:
                 builder.swept.append(name)
             except StoreDeniedError as error:
                 builder.spared.append(f"{name}: {error.message}")
-
-
-def _entries(listing: Listing) -> list[Entry]:
-    """The copies as the retention rules look at archives: one for each archive."""
-    return [
-        Entry(
-            name=commit.backup_id,
-            type=BackupType(commit.type),
-            moment=commit.moment,
-            modified=commit.copied,
-            size=commit.stored_bytes,
-            checksum=commit.archive_sha256,
-            parent=commit.parent,
-            base=commit.base,
-            components=tuple(Component(name) for name in commit.components if name in set(Component)),
-        )
-        for commit in listing.newest().values()
-    ]

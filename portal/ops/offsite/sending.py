@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from portal.ops.chains.lineage import read_manifest
 from portal.ops.codec import decode, encode
-from portal.ops.errors import NotIntactError, ObjectAbsentError, ObjectExistsError, OpsError
+from portal.ops.errors import NotIntactError, ObjectAbsentError, ObjectExistsError, OpsError, StorageError
 from portal.ops.offsite.commit import MOST_BYTES, Commit, Segment
 from portal.ops.offsite.layout import Stem, segment_bytes_for
 from portal.ops.offsite.wal import wal_start
@@ -180,7 +180,41 @@ class Sender:
                 return segment
         raise TakenError(error.message) from error
 
+    def _check_stored(self, pending: _Pending) -> None:
+        """Look whether the store has what it took, before the copy is committed.
+
+        Raises:
+            StorageError: a segment is missing or has another size; the copy begins anew next time.
+        """
+        there = {one.name: one.size for one in self.backend.list(pending.stem.directory)}
+        for number, segment in enumerate(pending.segments):
+            name = pending.stem.segment(number, encrypted=bool(pending.recipients))
+            if (size := there.get(name)) != segment.size:
+                self.ledger.forget_pending(pending.stem.backup_id)
+                has = "does not have it" if size is None else f"has {size} bytes of {segment.size}"
+                raise StorageError(
+                    f"{self.backend.shown}/{name} is not what was sent: the store took it, and {has}",
+                    hint="Look at the store; what it says that it has cannot be relied on.",
+                )
+
+    def _check_commit(self, stem: Stem, data: bytes) -> None:
+        """Read a commit back.
+
+        Raises:
+            StorageError: the store has another one, or none.
+        """
+        try:
+            is_there = read_all(self.backend, stem.commit, MOST_BYTES) == data
+        except (NotIntactError, ObjectAbsentError):
+            is_there = False
+        if not is_there:
+            raise StorageError(
+                f"{self.backend.shown}/{stem.commit} is not what was sent, so there is no copy",
+                hint="Look at the store; what it says that it has cannot be relied on.",
+            )
+
     def _commit(self, archive: ArchiveFile, entry: Entry, pending: _Pending, size: int) -> Commit:
+        self._check_stored(pending)
         manifest = read_manifest(archive.path)
         commit = Commit(
             stem=pending.stem,
@@ -206,6 +240,8 @@ class Sender:
             if there is None or there.segments != commit.segments:
                 raise TakenError(error.message) from error
             commit = there  # our own, from before a crash
+        else:
+            self._check_commit(pending.stem, data)
         return commit
 
     # -- where to start -----------------------------------------------------------------------------------------------

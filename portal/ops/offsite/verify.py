@@ -8,7 +8,6 @@ dump       likewise, with the database's dump decoded to its end
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -16,22 +15,18 @@ from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final
 
-from portal.ops.archive.output_file import OutputFile
 from portal.ops.errors import ConfigurationError, NotIntactError, ObjectAbsentError, OpsError
-from portal.ops.model import FORMAT_VERSION, SUFFIX, VerifyLevel
+from portal.ops.model import FORMAT_VERSION, VerifyLevel
+from portal.ops.offsite.beside import archive_beside
 from portal.ops.offsite.layout import parse_stem
-from portal.ops.offsite.ledger import DIRECTORY, Ledger
+from portal.ops.offsite.ledger import Ledger
 from portal.ops.offsite.listing import FOREIGN, PREFIX, list_copies
 from portal.ops.offsite.missing import unexpectedly_gone
-from portal.ops.offsite.place import check_space, own_place
-from portal.ops.offsite.receiving import blame, receive
 from portal.ops.offsite.signing import Trust
 from portal.ops.repository.access_log import Action, Observer, Outcome, Witness
 from portal.ops.repository.repository import Repository
-from portal.ops.repository.sidecar import sidecar_of
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import Clock, Meter, Progress, available_cores, utc_now
-from portal.ops.storage.objects import identities_of
 from portal.ops.verify.verify import Verifier
 
 if TYPE_CHECKING:
@@ -293,6 +288,7 @@ class OffsiteVerifyJob:
             "level": level.value,
             "copies": len(findings),
             "damaged": damaged[:_MOST_DAMAGES],
+            "foreign": list(listing.foreign[:_MOST_DAMAGES]),
         }
         ledger.note_proof("verified", facts)
 
@@ -303,27 +299,14 @@ class OffsiteVerifyJob:
 
     def _read(self, backend: Backend, commit: Commit, level: VerifyLevel, advance: Advance) -> CopyFinding:
         """Fetch an archive beside the repository's, verify it, and remove it."""
-        identities = identities_of(self._config.settings) if commit.is_encrypted else ()
-        self._repository.prepare()
-        with own_place(self._repository.path / DIRECTORY) as place:
-            check_space(self._repository, commit.archive_size)
-            path = place / f"{commit.backup_id}{SUFFIX}"
-            try:
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-                out = OutputFile(descriptor)
-                try:
-                    receive(backend, commit, identities, out, advance)
-                    if out.finish() != commit.archive_sha256:
-                        raise blame(backend, commit)
-                finally:
-                    out.close()
-                sidecar_of(path).write_text(f"{commit.archive_sha256}  {path.name}\n")
+        try:
+            with archive_beside(self._config, self._repository, backend, commit, advance) as path:
                 found = Verifier(
                     pg_bin_dir=self._config.pg_bin_dir, jobs=self._config.jobs or available_cores()
                 ).verify_alone(path, level)
                 damages = tuple(str(damage) for damage in found.damages)
-            except (NotIntactError, ObjectAbsentError) as error:
-                damages = (error.message,)
+        except (NotIntactError, ObjectAbsentError) as error:
+            damages = (error.message,)
         return CopyFinding(
             destination=backend.shown,
             stem=str(commit.stem),

@@ -19,7 +19,8 @@ from portal.ops.offsite.fetch import FetchJob
 from portal.ops.offsite.listing import list_copies
 from portal.ops.offsite.signing import Trust
 from portal.ops.pitr.moment import parse_moment
-from portal.ops.pitr.plan import OutsideWindowError
+from portal.ops.pitr.plan import OutsideWindowError, clock_offset
+from portal.ops.pitr.wal_archive import WalArchive
 from portal.ops.pitr.wal_fetch import fetch_wal
 from portal.ops.repository.repository import Repository
 from portal.ops.restore.config import RestoreConfig, RestoreScope
@@ -88,7 +89,8 @@ def moment_at_hand(
         return ()
     repository.prepare_for_restore()
     fetcher = FetchJob(OffsiteConfig.from_settings(settings), progress=progress, actor=actor, observer=observer)
-    moment = parse_moment(text, now, config.time_zone) or now.astimezone(UTC)
+    ahead = clock_offset(WalArchive.current(repository))
+    moment = (parse_moment(text, now + ahead, config.time_zone) or now.astimezone(UTC) + ahead) - ahead
     parts = (RestoreScope.DATABASE, RestoreScope.MEDIA) if scope is RestoreScope.FULL else (scope,)
     if scope is RestoreScope.FULL and config.media_path is None:
         parts = (RestoreScope.DATABASE,)

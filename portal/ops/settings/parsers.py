@@ -240,6 +240,13 @@ def cron(text: str) -> str | None:
     """Take a cron expression of five fields, as in crontab(5); nothing for ``off``."""
     if text.strip().lower() == OFF:
         return None
+    if why := why_no_cron(text):
+        raise UnusableError(f"is neither a cron expression such as '0 2 * * *' nor {OFF} ({why})")
+    return text
+
+
+def why_no_cron(text: str) -> str:
+    """Why a text is no cron expression of five fields, as in crontab(5); empty where it is one."""
     from cronsim import CronSim, CronSimError
 
     try:
@@ -247,8 +254,8 @@ def cron(text: str) -> str | None:
             raise CronSimError("Wrong number of fields")
         CronSim(text, _ANY_MOMENT)
     except CronSimError as error:
-        raise UnusableError(f"is neither a cron expression such as '0 2 * * *' nor {OFF} ({error})") from None
-    return text
+        return str(error)
+    return ""
 
 
 def time_zone(text: str) -> ZoneInfo:

@@ -65,6 +65,11 @@ class DirectoryBackend:
             finally:
                 temporary.unlink(missing_ok=True)
             sync_directory(final.parent)
+            if (size := final.stat().st_size) != len(data):
+                raise StorageError(
+                    f"{self.shown}/{name} has {size} bytes, although {len(data)} were written",
+                    hint="Look at the disk or share; what it says that it has cannot be relied on.",
+                )
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         """The bytes of an object; see `Backend.read`."""

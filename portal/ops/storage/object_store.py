@@ -27,7 +27,7 @@ from portal.ops.storage.credentials import find_credentials, region_of
 from portal.ops.storage.s3_head import S3Head
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from obstore.store import ObjectStore
 
@@ -37,9 +37,14 @@ _RETRIES: Final = 4
 _RETRY_SECONDS: Final = 60
 _CONNECT_SECONDS: Final = 10
 _READ_SECONDS: Final = 60
-_PUT_SECONDS: Final = 1800
-"""A segment of 64 MiB over the slowest line worth using, 40 kB/s."""
+_ANSWER_SECONDS: Final = 60
+_SLOWEST: Final = 40_000
+"""Bytes a second of the slowest line worth using: an upload that is slower on average is given up."""
 
+_SIZES: Final = (1 << 20, 8 << 20, 64 << 20, 1 << 30)
+"""For uploads up to each of these sizes there is a client with a time limit of its own."""
+
+_LYING_HINT: Final = "Look at the store; what it says that it has cannot be relied on. Copy elsewhere until it can."
 _PERMISSIONS_HINT: Final = "Compare what the credentials permit with docs/operations.md, 'Off-site copies'."
 _DENIED: Final = ("403 Forbidden", "AccessDenied", "401 Unauthorized", "SignatureDoesNotMatch", "InvalidAccessKeyId")
 _LOCKED: Final = ("ObjectLocked", "WORM", "object lock", "ObjectUnderRetention", "retention")
@@ -76,10 +81,12 @@ class ObjectStoreBackend:
         self._attributes = {"Storage-Class": kind} if (kind := destination.options.get("storage_class")) else None
         connect = _s3 if self._is_s3 else _azure if destination.scheme is Scheme.AZ else _google
         with self._explained(""):
-            self._store = connect(destination, environ, _options(destination, _READ_SECONDS, reading=True))
-            self._writing = connect(
-                destination, environ, _options(destination, _PUT_SECONDS, headers=_lock(destination, lock_days))
-            )
+            self._store = connect(destination, environ, _options(destination, _put_seconds(64 << 20), is_reading=True))
+        self._lock = _lock(destination, lock_days)
+        self._connect: Callable[[int], ObjectStore] = lambda seconds: connect(
+            destination, environ, _options(destination, seconds, self._lock)
+        )
+        self._writing: dict[int, ObjectStore] = {}
         self._head = S3Head.of(destination, environ) if self._is_s3 else None
 
     @property
@@ -93,18 +100,27 @@ class ObjectStoreBackend:
 
         with self._explained(name):
             obstore.put(
-                self._writing,
+                self._writer(len(data)),
                 name,
                 data,
                 mode="create",
                 use_multipart=False,
                 attributes=self._attributes,
             )
-        if self._head is not None and (kept := self._head.look(name).sha256) not in (None, sha256):
-            raise StorageError(
-                f"{self.shown}/{name} is not what was sent: the store has the SHA-256 {kept}",
-                hint="Look at the store; what it says that it has cannot be relied on.",
-            )
+        if self._head is not None:
+            kept = self._head.look(name)
+            if kept.is_absent or kept.sha256 not in (None, sha256):
+                has = "has nothing there" if kept.is_absent else f"has the SHA-256 {kept.sha256}"
+                raise StorageError(
+                    f"{self.shown}/{name} is not what was sent: the store took it, and {has}", hint=_LYING_HINT
+                )
+
+    def _writer(self, size: int) -> ObjectStore:
+        """What stores an object of a size within the time that it may take."""
+        seconds = _put_seconds(size)
+        if seconds not in self._writing:
+            self._writing[seconds] = self._connect(seconds)
+        return self._writing[seconds]
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         """The bytes of an object; see `Backend.read`."""
@@ -203,18 +219,28 @@ class ObjectStoreBackend:
         return StorageError(f"{what} cannot be used: {_brief(said)}", hint="Look at the store itself.")
 
 
+def _put_seconds(size: int) -> int:
+    """How long an upload may take: what it needs on the slowest line, and a while for the answer."""
+    bound = next((one for one in _SIZES if size <= one), size)
+    return _ANSWER_SECONDS + bound // _SLOWEST
+
+
 def _options(
-    destination: Destination, seconds: int, *, reading: bool = False, headers: Mapping[str, str] | None = None
+    destination: Destination, seconds: int, headers: Mapping[str, str] | None = None, *, is_reading: bool = False
 ) -> dict[str, Any]:
-    """How requests are made: time limits that a hanging server cannot outlast, and a few retries."""
+    """How requests are made: time limits that a hanging server cannot outlast, and a few retries.
+
+    Arguments:
+        seconds: for one request; a download ends earlier where nothing comes for `_READ_SECONDS`.
+    """
     client: dict[str, Any] = {
         "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
-        "timeout": timedelta(seconds=_PUT_SECONDS if reading else seconds),
+        "timeout": timedelta(seconds=seconds),
         "allow_http": destination.options.get("endpoint", "").startswith("http://"),
         "user_agent": "kekkai-backup",
     }
-    if reading:
-        client["read_timeout"] = timedelta(seconds=seconds)
+    if is_reading:
+        client["read_timeout"] = timedelta(seconds=_READ_SECONDS)
     if headers:
         client["default_headers"] = dict(headers)
     retry = {"max_retries": _RETRIES, "retry_timeout": timedelta(seconds=_RETRY_SECONDS)}

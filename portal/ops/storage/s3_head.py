@@ -35,10 +35,12 @@ class Kept(NamedTuple):
     Arguments:
         sha256: the digest that it made when the object was written; nothing where it keeps none.
         locked_until: until when nobody may remove the object.
+        is_absent: the store has no such object.
     """
 
     sha256: str | None
     locked_until: datetime | None
+    is_absent: bool = False
 
 
 class S3Head:
@@ -85,10 +87,11 @@ class S3Head:
             answer = self._request(path)
         except (OSError, http.client.HTTPException) as error:
             raise StoreUnreachableError(
-                f"{self._host} does not answer: {error}", hint="Look at the network and at the store itself."
+                f"{self._host} does not answer: {str(error) or type(error).__name__}",
+                hint="Look at the network and at the store itself.",
             ) from error
         if answer.status != 200:
-            return Kept(sha256=None, locked_until=None)
+            return Kept(sha256=None, locked_until=None, is_absent=answer.status == http.client.NOT_FOUND)
         return Kept(sha256=_digest(answer), locked_until=_lock(answer))
 
     def _request(self, path: str) -> http.client.HTTPResponse:

@@ -22,7 +22,7 @@ from portal.ops.errors import (
 from portal.ops.storage.backend import READ_BYTES, StoredObject
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
     from portal.ops.settings.database_url import Secret
     from portal.ops.settings.destination import Destination
@@ -32,8 +32,10 @@ T = TypeVar("T")
 
 _CONNECT_SECONDS: Final = 15
 _SILENCE_SECONDS: Final = 30
+_STEP_SECONDS: Final = 60
+"""So long each step may take: a request, or a piece of `_WRITE_BYTES` or `READ_BYTES`."""
+
 _WRITE_BYTES: Final = 1 << 20
-_SEGMENT_SECONDS: Final = 1800
 _TEMPORARY: Final = ".tmp"
 
 
@@ -141,7 +143,7 @@ class SftpBackend:
                 self._destination.place, connect_timeout=_CONNECT_SECONDS, login_timeout=_CONNECT_SECONDS, **options
             )
             self._connection = await connecting
-            self._sftp = await self._connection.start_sftp_client()
+            self._sftp = _Limited(await asyncio.wait_for(self._connection.start_sftp_client(), _STEP_SECONDS))
         return self._sftp
 
     async def _put(self, name: str, data: Data) -> None:
@@ -157,13 +159,16 @@ class SftpBackend:
             await sftp.makedirs(directory, exist_ok=True)
         temporary = f"{directory}/.{last}.{os.getpid()}{_TEMPORARY}"
         try:
-            async with sftp.open(temporary, "wb", attrs=asyncssh.SFTPAttrs(permissions=0o600)) as file:
+            file = _Limited(await sftp.open(temporary, "wb", attrs=asyncssh.SFTPAttrs(permissions=0o600)))
+            try:
                 rest = memoryview(data)
                 while rest:
-                    await asyncio.wait_for(file.write(bytes(rest[:_WRITE_BYTES])), _SEGMENT_SECONDS)
+                    await file.write(bytes(rest[:_WRITE_BYTES]))
                     rest = rest[_WRITE_BYTES:]
                 with suppress(asyncssh.SFTPOpUnsupported):
                     await file.fsync()
+            finally:
+                await file.close()
             if (await sftp.stat(temporary)).size != len(data):
                 raise asyncssh.SFTPFailure("the server did not keep all that was sent")
             await sftp.rename(temporary, final)
@@ -174,7 +179,7 @@ class SftpBackend:
 
     async def _open(self, name: str) -> Any:
         sftp = await self._client()
-        return await sftp.open(f"{self._root}/{name}", "rb")
+        return _Limited(await sftp.open(f"{self._root}/{name}", "rb"))
 
     async def _stat(self, name: str) -> Any:
         sftp = await self._client()
@@ -279,7 +284,8 @@ class SftpBackend:
             return StoreFullError(f"{self.shown} has no space left", hint="Make room there, or raise its quota.")
         lost = isinstance(error, asyncssh.SFTPConnectionLost | asyncssh.SFTPNoConnection | asyncssh.DisconnectError)
         if lost or not isinstance(error, asyncssh.Error):
-            reason = str(error) or type(error).__name__
+            silence = f"no answer within {_STEP_SECONDS} s"
+            reason = str(error) or (silence if isinstance(error, TimeoutError) else type(error).__name__)
             return StoreUnreachableError(
                 f"{self.shown} does not answer: {reason}", hint="Look at the network and at the server."
             )
@@ -288,6 +294,25 @@ class SftpBackend:
 
 class _RootAbsentError(Exception):
     """The directory of the destination is not there."""
+
+
+class _Limited:
+    """An object of `asyncssh` none of whose calls takes longer than `_STEP_SECONDS`.
+
+    Keepalives notice a server that is gone; this notices one that answers them and nothing else.
+    """
+
+    def __init__(self, wrapped: Any) -> None:
+        self._wrapped = wrapped
+
+    def __getattr__(self, name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
+        call = getattr(self._wrapped, name)
+
+        async def limited(*arguments: Any, **options: Any) -> Any:
+            async with asyncio.timeout(_STEP_SECONDS):
+                return await call(*arguments, **options)
+
+        return limited
 
 
 async def _gathered(found: AsyncIterator[StoredObject]) -> list[StoredObject]:

@@ -1,0 +1,143 @@
+"""Stores that are full, slow, silent or lying: every operation ends in time, and says which store and what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+import pytest
+
+from portal.ops.errors import StorageError, StoreFullError, StoreUnreachableError
+from portal.ops.settings.database_url import Secret
+from portal.ops.settings.destination import parse_destination
+from portal.ops.storage import directory
+from portal.ops.storage.directory import DirectoryBackend
+from portal.ops.storage.object_store import _put_seconds
+from portal.ops.storage.open import open_backend
+from tests.support.fake_s3 import FakeS3, Manner
+from tests.support.stores import PASSWORD, SftpServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from portal.ops.storage.backend import Backend
+
+CONTENT = b"content" * 1000
+KEYS = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "us-east-1"}
+
+OPERATIONS: dict[str, Callable[[Backend], object]] = {
+    "put": lambda backend: put(backend),
+    "read": lambda backend: b"".join(backend.read("a/00000.age")),
+    "list": lambda backend: list(backend.list("")),
+    "list_top": lambda backend: list(backend.list_top()),
+    "head": lambda backend: backend.head("a/00000.age"),
+    "delete": lambda backend: backend.delete("a/00000.age"),
+}
+
+
+def put(backend: Backend, data: bytes = CONTENT) -> None:
+    backend.put("a/00000.age", memoryview(data), sha256(data).hexdigest())
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time limits of a second, and no second attempts."""
+    for name, value in {"_RETRIES": 0, "_READ_SECONDS": 1, "_ANSWER_SECONDS": 1, "_SLOWEST": 1 << 40}.items():
+        monkeypatch.setattr(f"portal.ops.storage.object_store.{name}", value)
+    monkeypatch.setattr("portal.ops.storage.s3_head._SECONDS", 1)
+    monkeypatch.setattr("portal.ops.storage.sftp._STEP_SECONDS", 0.5)
+
+
+class TestS3:
+    @pytest.mark.parametrize("what", OPERATIONS)
+    def test_a_silent_store(self, impatient: None, what: str) -> None:
+        """A store that takes requests and never answers ends every operation in time, to be tried again."""
+        with FakeS3(Manner.SILENT) as server:
+            backend = open_backend(parse_destination(server.url), KEYS)
+            started = time.monotonic()
+            with pytest.raises(StoreUnreachableError) as caught:
+                OPERATIONS[what](backend)
+        assert time.monotonic() - started < 10
+        assert caught.value.retryable
+        assert "s3://backup/x" in caught.value.message
+        assert caught.value.hint
+
+    def test_a_store_that_takes_nothing(self, impatient: None) -> None:
+        """An upload whose bytes nobody takes ends in time."""
+        with FakeS3(Manner.DEAF) as server:
+            backend = open_backend(parse_destination(server.url), KEYS)
+            with pytest.raises(StoreUnreachableError, match="does not answer"):
+                put(backend, bytes(20 << 20))
+
+    def test_a_full_store(self, impatient: None) -> None:
+        """A store without space says so, and what to do."""
+        with FakeS3(Manner.FULL) as server:
+            backend = open_backend(parse_destination(server.url), KEYS)
+            with pytest.raises(StoreFullError, match="s3://backup/x has no space left") as caught:
+                put(backend)
+        assert "Make room" in caught.value.hint
+
+    @pytest.mark.parametrize("manner", [Manner.KEEPS_NOTHING, Manner.KEEPS_OTHER_BYTES])
+    def test_a_lying_store(self, impatient: None, manner: Manner) -> None:
+        """Success for an object that is not there, or has another digest, is noticed at once."""
+        with FakeS3(manner) as server:
+            backend = open_backend(parse_destination(server.url), KEYS)
+            with pytest.raises(StorageError, match="is not what was sent"):
+                put(backend)
+
+    def test_time_follows_from_size(self) -> None:
+        """A small object may take minutes at most; a segment what it needs at 40 kB a second."""
+        assert _put_seconds(1000) < 100
+        assert (64 << 20) / 40_000 < _put_seconds(64 << 20) < 1800
+
+
+class TestSftp:
+    @pytest.mark.parametrize(
+        ("hangs_at", "what"),
+        [
+            ("write", "put"),
+            ("rename", "put"),
+            ("read", "read"),
+            ("stat", "list"),
+            ("stat", "head"),
+            ("remove", "delete"),
+        ],
+    )
+    def test_a_server_that_hangs(self, impatient: None, tmp_path: Path, hangs_at: str, what: str) -> None:
+        """A server that keeps the connection and never answers one request ends the operation in time."""
+        with SftpServer(tmp_path, hangs_at=hangs_at) as server:
+            (server.root / "a").mkdir()
+            if what != "put":
+                (server.root / "a" / "00000.age").write_bytes(CONTENT)
+            backend = open_backend(parse_destination(server.url), {}, password=Secret(PASSWORD))
+            started = time.monotonic()
+            with pytest.raises(StoreUnreachableError, match="no answer within") as caught:
+                OPERATIONS[what](backend)
+            assert time.monotonic() - started < 10
+            backend.close()
+        assert caught.value.retryable
+        assert caught.value.hint
+
+
+class TestDirectory:
+    def test_a_full_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A full disk is told as such, with the directory; nothing of the object is left."""
+
+        def full(*_: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "write", full)
+        with pytest.raises(StoreFullError, match=f"file://{tmp_path} is full"):
+            put(DirectoryBackend(tmp_path))
+        assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+    def test_a_share_that_keeps_less(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A share that reports success and keeps fewer bytes is noticed at once."""
+        write = directory._write
+        monkeypatch.setattr(directory, "_write", lambda path, data: write(path, bytes(data)[:-1]))
+        with pytest.raises(StorageError, match="although 7000 were written"):
+            put(DirectoryBackend(tmp_path))
