@@ -252,7 +252,7 @@ class FetchJob:
         )
 
     def _is_here(self, commit: Commit) -> bool:
-        """Whether the repository has the archive already, by its sidecar.
+        """True if the repository has the archive already, by its sidecar.
 
         Raises:
             NotIntactError: it has another one of that name.
@@ -278,5 +278,5 @@ def _unwritable(path: Path, error: OSError) -> OpsError:
 
 
 def is_offsite(name: str | os.PathLike[str]) -> bool:
-    """Whether the name of an archive asks for one from off-site."""
+    """True if the name of an archive asks for one from off-site."""
     return isinstance(name, str) and name.startswith(PREFIX)

@@ -1,4 +1,4 @@
-"""Where archives from off-site are put: whether there is room, and a directory for those that are only looked at."""
+"""The place for archives from off-site: a check of the space, and a directory for temporary ones."""
 
 from __future__ import annotations
 

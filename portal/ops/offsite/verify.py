@@ -52,7 +52,7 @@ _GONE: Final = "it was copied from here, and its commit is gone; if no prune rem
 
 @dataclass(frozen=True, kw_only=True)
 class CopyFinding:
-    """What was found of one copy.
+    """The result for one copy.
 
     Arguments:
         stem: the copy.
@@ -82,7 +82,7 @@ class CopyFinding:
 
 @dataclass(frozen=True, kw_only=True)
 class OffsiteVerification:
-    """What was found of all copies that were looked at."""
+    """The results for all verified copies."""
 
     findings: tuple[CopyFinding, ...]
     level: VerifyLevel
@@ -90,7 +90,7 @@ class OffsiteVerification:
 
     @property
     def intact(self) -> bool:
-        """Whether nothing is wrong."""
+        """True if nothing is wrong."""
         return not any(one.damages for one in self.findings)
 
     @property
