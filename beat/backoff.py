@@ -67,7 +67,7 @@ class Memory:
 
     @classmethod
     def from_dict(cls, facts: object) -> Memory:
-        """The memory that `to_dict` made; an empty one where it makes no sense."""
+        """The memory that `to_dict` made; an empty one where it is invalid."""
         try:
             return cls({str(task_id): decode(Asked, one) for task_id, one in dict(facts).items()})  # type: ignore[call-overload]
         except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):

@@ -72,7 +72,7 @@ def is_remote(settings: Settings, arguments: argparse.Namespace) -> bool:
     """Whether a worker does the work.
 
     Raises:
-        ConfigurationError: no worker does, and there is an option that only makes sense with one.
+        ConfigurationError: no worker does, and an option is given that needs one.
     """
     if settings.worker.broker_url is not None and not arguments.local:
         return True

@@ -47,7 +47,7 @@ class Arguments:
         names = {field.name for field in fields(cls)}
         for name, value in given.items():
             if name not in names or not _fits(value, hints[name]):
-                raise RefusedError(f"the task has an argument {name!r} that makes no sense", hint=_HINT)
+                raise RefusedError(f"the task has an argument {name!r} that is invalid", hint=_HINT)
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
         }

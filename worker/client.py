@@ -254,7 +254,7 @@ def _forged(name: str, task_id: str) -> TaskState:
 
 
 def _progress(result: Any) -> dict[str, Any]:
-    """What a worker says of its progress; nothing where it makes no sense."""
+    """What a worker says of its progress; nothing where it is invalid."""
     if not isinstance(result, dict) or not isinstance(result.get("phase"), str):
         return {}
     done, total = result.get("done"), result.get("total")

@@ -119,7 +119,7 @@ class Manifest:
                 writer=_text(found.get("writer", "")),
             )
         except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise NotIntactError("manifest.json makes no sense", hint="Take another archive.") from error
+            raise NotIntactError("manifest.json is invalid", hint="Take another archive.") from error
 
 
 def room_for(table_names: tuple[str, ...]) -> int:

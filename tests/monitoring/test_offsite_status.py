@@ -11,11 +11,13 @@ from portal.ops.monitoring.doctor.offsite import OffsiteChecks
 from portal.ops.monitoring.facts import read_status
 from portal.ops.monitoring.metrics import METRICS
 from portal.ops.monitoring.text import status_lines
+from portal.ops.offsite.fetch import FetchJob
 from portal.ops.offsite.ledger import Ledger
 from portal.ops.offsite.local import note_drill
 from portal.ops.repository.repository import Repository
 from portal.ops.runtime.progress import utc_now
 from portal.ops.storage.age_keys import generate
+from tests.support.offsite import offsite_at, small_archives
 from tests.support.stores import BUCKET
 
 if TYPE_CHECKING:
@@ -138,11 +140,27 @@ def test_the_doctor_looks_at_keys_and_stores(offsite: Offsite) -> None:
     assert "which no drill has proven" in found["off-site recipients"]
     assert "lies on this machine" in found["off-site identity"]
     assert found[f"off-site file://{offsite.directory}/disk"] == "it answers, and has 1 copy"
-    name = offsite.uploads.archives.glob("*.tar.gz")
-    backup_id = next(name).name.removesuffix(".tar.gz")
-    note_drill(offsite.settings(**both), "offsite:latest", success=True, backup_id=backup_id)
+    note_drill(offsite.settings(**both), FetchJob(offsite.config(**both)).run("latest"), success=True)
     assert findings(offsite, **both)["off-site recipients"] == "2 recipients, proven by a drill"
     assert "one recipient" in findings(offsite)["off-site recipients"]
+
+
+def test_foreign_copies_are_counted_apart_and_named(offsite: Offsite) -> None:
+    """A copy that somebody else has put there is none of ours: the doctor warns of it, and the status names it."""
+    offsite.copied()
+    (offsite.directory / "forger").mkdir()
+    forger = offsite_at(offsite.directory / "forger", offsite.environ["BACKUP_OFFSITE_URLS"])
+    small_archives(forger.uploads, seed=2)
+    foreign = forger.uploads.base().backup_id
+    forger.copied()
+    found = findings(offsite)[f"off-site file://{offsite.directory}/disk"]
+    assert found == f"it answers, and has 1 copy; besides, 1 not made by this repository: {foreign}"
+    offsite.verify().run()
+    status = status_of(offsite)
+    assert (status.facts.offsite[0].copies, status.facts.offsite[0].foreign) == (1, (foreign,))
+    assert f"not made by this repository: {foreign}" in "\n".join(status_lines(status))
+    counts = [dict(metric.values(status)) for metric in METRICS if metric.name == "kekkai_backup_offsite_foreign"]
+    assert [list(count.values()) for count in counts] == [[1]]
 
 
 def test_the_doctor_looks_at_the_lock(offsite: Offsite, object_store: EmbeddedObjectStore, bucket_url: str) -> None:

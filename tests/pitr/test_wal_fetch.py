@@ -77,7 +77,7 @@ def test_description_does_not_say_where_files_go(
     store.describe(replace(CLUSTER, system_identifier=identifier), under="8000")
     store.put(FIRST, segment(), cluster="8000")
     store.put(FIRST, segment())
-    with pytest.raises(NotIntactError, match="makes no sense"):
+    with pytest.raises(NotIntactError, match="is invalid"):
         fetch_wal(repository, store.backend, ())
     assert set((repository.path / "wal").iterdir()) == {
         repository.path / "wal" / name for name in ("7000", "current.json")

@@ -168,6 +168,15 @@ class TestPage:
         assert copies is not None
         assert [moment for moment, _ in copies] == [archive.moment]
 
+    def test_foreign_copies_are_named(self, history: History, tmp_path: Path) -> None:
+        """Copies that the last verification found to be somebody else's are named with their destination."""
+        settings = history.settings(BACKUP_OFFSITE_URLS=f"file://{tmp_path}/nas", BACKUP_OFFSITE_ENCRYPTION="off")
+        ledger = Ledger(history.repository, settings.offsite.destinations()[0])
+        verified = {"moment": NOW.isoformat(), "level": "checksum", "copies": 1, "damaged": [], "foreign": ["full_x"]}
+        ledger.note_proof("verified", verified)
+        words = " ".join(parsed(page(read_story(settings, NOW))).words)
+        assert f"In file://{tmp_path}/nas there are copies that this repository did not make: full_x." in words
+
     def test_pins_removals_and_failures_are_told(self, history: History) -> None:
         """With their reasons."""
         words = " ".join(parsed(text_of(history)).words)

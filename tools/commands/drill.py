@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tools import tasks
-from tools.jobs import archive_at_hand, person
+from tools.jobs import known, person
 from tools.terminal.output import print_result, say, say_error
 from tools.terminal.run import watched_settings
 
@@ -36,14 +36,15 @@ def run(arguments: argparse.Namespace) -> int:
 
         given = DrillArguments(archive=tasks.absolute(arguments.archive))
         return tasks.do_remotely(settings, show, arguments, DRILL_RESTORE, given)
-    archive = archive_at_hand(settings, show, arguments.archive)
+    from portal.ops.offsite.local import copy_for_drill, note_drill
+
+    copy = copy_for_drill(settings, arguments.archive, progress=show, **known(settings))
+    archive = str(copy.path) if copy else arguments.archive
     config, observer = RestoreConfig.from_settings(settings), Observers(settings)
     checks = PortalCheckConfig.from_settings(settings)
     report = DrillJob(config, checks=checks, progress=show, actor=person(), observer=observer).run(archive)
-    if archive != arguments.archive:
-        from portal.ops.offsite.local import note_drill
-
-        note_drill(settings, arguments.archive, success=report.success, backup_id=report.backup_id)
+    if copy:
+        note_drill(settings, copy, success=report.success)
     tell(report.to_dict())
     return report.exit_code
 

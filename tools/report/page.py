@@ -179,6 +179,10 @@ def _elsewhere(story: Story) -> Iterator[tuple[str, str]]:
             "good",
             f"{len(story.copies):,} off-site copies; the newest archive among them is {span(story.now - newest)} old.",
         )
+    for one in story.status.facts.offsite:
+        if one.foreign:
+            names = ", ".join(one.foreign)
+            yield "bad", f"In {one.shown} there are copies that this repository did not make: {names}."
     if story.windows:
         start, end = story.windows[-1]
         yield "good", f"The database can be recovered to any second from {when(start)} to {when(end)}."

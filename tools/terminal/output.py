@@ -37,7 +37,7 @@ _WORDS: Final = (
         "bad",
     ),
     (re.compile(r"^OK\b|\bok\b(?= |$)|\bverified\b"), "good"),
-    (re.compile(r"^warning\b:?|\bcut off\b"), "warning"),
+    (re.compile(r"^warning\b:?|\binterrupted\b"), "warning"),
     (re.compile(r"^ +(?:hint|fix):"), "dim"),
 )
 

@@ -253,7 +253,7 @@ def _decode_any(line: bytes) -> Member:
             raise ValueError("no header can say that")
         return member
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise NotIntactError(f"the index has a line that makes no sense: {line[:200]!r}") from error
+        raise NotIntactError(f"the index has a line that is invalid: {line[:200]!r}") from error
 
 
 def _is_possible(member: Member) -> bool:
@@ -316,7 +316,7 @@ class FrameTable:
         """Append the frame of one line.
 
         Raises:
-            NotIntactError: it makes no sense, or does not follow the one before.
+            NotIntactError: it is invalid, or does not follow the one before.
         """
         try:
             found = json.loads(line)
@@ -325,7 +325,7 @@ class FrameTable:
                 raise ValueError("it does not follow the frame before, or its size cannot be")
             self.append(length, tar_length)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise NotIntactError(f"the index has a frame that makes no sense: {line[:200]!r}") from error
+            raise NotIntactError(f"the index has a frame that is invalid: {line[:200]!r}") from error
 
 
 def head_line(backup_id: str, *, frames: int, members: int, version: int = VERSION) -> str:
@@ -338,7 +338,7 @@ def decode_head(line: bytes) -> tuple[str, int, int]:
     """The backup's id, the number of frames and the number of members, from the first line.
 
     Raises:
-        NotIntactError: it makes no sense, or a later release wrote it.
+        NotIntactError: it is invalid, or a later release wrote it.
     """
     try:
         head: dict[str, Any] = json.loads(line)

@@ -123,7 +123,7 @@ class ArchiveReader:
         """All members in the order of the tar.
 
         Raises:
-            NotIntactError: a line of the index makes no sense, or there are more or fewer than it says.
+            NotIntactError: a line of the index is invalid, or there are more or fewer than it says.
         """
         count = 0
         for line in islice(self._lines(), 1 + len(self.frames), None):

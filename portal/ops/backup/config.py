@@ -83,7 +83,7 @@ class BackupConfig(NamesDatabase):
             then; archives that are there can be looked after.
 
     Raises:
-        ConfigurationError: a value makes no sense.
+        ConfigurationError: a value is invalid.
         UnsupportedError: it asks for what this release cannot do.
     """
 
@@ -273,7 +273,7 @@ class BackupConfig(NamesDatabase):
         """How long archives are kept.
 
         Raises:
-            ConfigurationError: a rule keeps nothing, or makes no sense.
+            ConfigurationError: a rule keeps nothing, or is invalid.
         """
         rule = RetentionRule(
             days=self.retention_days,

@@ -157,7 +157,7 @@ def plan_increment(
 
     Raises:
         BaseNeededError: there is nothing to follow.
-        ConfigurationError: one of the paths makes no sense.
+        ConfigurationError: one of the paths is invalid.
         RepositoryError: the archives, or what verifications have found, cannot be read.
         SourceError: the uploads cannot be read.
     """

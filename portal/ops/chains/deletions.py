@@ -60,6 +60,4 @@ def _decoded(line: bytes) -> str:
         index.encode_name(path)
         return checked(Member(path, MemberType.FILE)).path
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise NotIntactError(
-            f"{DELETED} has a line that makes no sense: {line[:200]!r}", hint=another_archive()
-        ) from error
+        raise NotIntactError(f"{DELETED} has a line that is invalid: {line[:200]!r}", hint=another_archive()) from error

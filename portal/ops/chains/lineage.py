@@ -46,7 +46,7 @@ def read_manifest(path: Path) -> Manifest | None:
     """The manifest at the front of an archive, without a look at the rest; nothing where it is not there.
 
     Raises:
-        NotIntactError: it makes no sense.
+        NotIntactError: it is invalid.
         RepositoryError: the file cannot be read.
     """
     try:

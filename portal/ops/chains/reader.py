@@ -92,7 +92,7 @@ class ChainReader:
         """Everything in the tree, the oldest archive's first, and what else the last archive holds.
 
         Raises:
-            NotIntactError: an index makes no sense.
+            NotIntactError: an index is invalid.
         """
         for number, ancestor in self._holding():
             with _named(ancestor), closing(ArchiveReader(ancestor.path)) as reader:
@@ -104,7 +104,7 @@ class ChainReader:
         """The archives that hold something of the tree, the oldest first; each is open while it is looked at.
 
         Raises:
-            NotIntactError: the index of one makes no sense.
+            NotIntactError: the index of one is invalid.
         """
         for number, ancestor in self._holding():
             with _named(ancestor):

@@ -104,7 +104,7 @@ class DrillReport:
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> DrillReport:
-        """The report that `to_dict` made, whatever is beside it; ValueError or TypeError where it makes no sense."""
+        """The report that `to_dict` made, whatever is beside it; ValueError or TypeError where it is invalid."""
         return decode(cls, {one.name: facts[one.name] for one in fields(cls) if one.name in facts})
 
 

@@ -139,7 +139,7 @@ def _offsite(
 
 
 def _restores(repository: Repository, now: datetime) -> tuple[list[RestoreRecord], tuple[Failure, ...]]:
-    """The restores that something is kept of; where their records make no sense, that is a failure like others."""
+    """The restores that something is kept of; where their records are invalid, that is a failure like others."""
     try:
         return RestoreRecords(repository).all(), ()
     except OpsError as error:

@@ -154,6 +154,11 @@ METRICS: Final = (
         lambda one: len(one.verified.damaged) if one.verified else None,
     ),
     _offsite(
+        "kekkai_backup_offsite_foreign",
+        "Off-site copies that the last verification found not to be of this repository",
+        lambda one: len(one.foreign) if one.verified else None,
+    ),
+    _offsite(
         "kekkai_backup_offsite_drill_timestamp_seconds",
         "When a drill last restored an off-site copy",
         lambda one: one.drilled.moment.timestamp() if one.drilled and not one.drilled.damaged else None,

@@ -95,7 +95,7 @@ class Facts:
         pins: the reason of each pin, by the archive's name.
         restores: those that can be rolled back, the newest first: id, archive, moment.
         offsite: the copies of each destination.
-        cut_off: restores that were cut off, and are neither finished nor undone.
+        cut_off: restores that were interrupted, and are neither finished nor undone.
         pitr: what is known of recoveries to a moment; nothing where no WAL is to be received.
         rejected: how many messages workers have rejected, by reason.
     """

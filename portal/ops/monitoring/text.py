@@ -85,7 +85,7 @@ def _rest(status: Status) -> Iterator[str]:
     )
     yield from _entry("damaged", list(facts.damaged))
     yield from _entry("not complete", [_incomplete(fault, names) for fault, names in facts.incomplete.items()])
-    yield from _entry("cut off", [f"{restore}; any restore or rollback settles it" for restore in facts.cut_off])
+    yield from _entry("interrupted", [f"{restore}; any restore or rollback settles it" for restore in facts.cut_off])
     yield from _entry("off-site", [line for one in facts.offsite for line in _offsite(one, now)])
     yield from _entry("pinned", [f"{name}  {reason}".rstrip() for name, reason in facts.pins.items()])
     yield from _entry(
@@ -108,6 +108,9 @@ def _offsite(one: DestinationState, now: datetime) -> Iterator[str]:
     newest = f"newest {span(now - one.moment)} old" if one.moment else "none yet"
     missing = f", {len(one.missing)} missing" if one.missing else ""
     yield f"{one.shown}: {one.copies} copies, {human_bytes(one.stored_bytes)}, {newest}{missing}"
+    if one.foreign:
+        more = f" and {len(one.foreign) - 1} more" if len(one.foreign) > 1 else ""
+        yield f"  not made by this repository: {one.foreign[0]}{more}"
     proofs = [one.verified, one.drilled]
     if last := max((proof for proof in proofs if proof), key=lambda proof: proof.moment, default=None):
         state = f"DAMAGED: {', '.join(last.damaged[:_MOST])}" if last.damaged else "intact"

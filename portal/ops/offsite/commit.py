@@ -145,7 +145,7 @@ class Commit:
             stem: what its name says.
 
         Raises:
-            NotIntactError: it makes no sense, is of a later format, or is another copy's.
+            NotIntactError: it is invalid, is of a later format, or is another copy's.
         """
         try:
             found = json.loads(data)
@@ -164,7 +164,7 @@ class Commit:
                 commit = replace(commit, signer=found["signer"])
         except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise NotIntactError(
-                f"the commit {stem.commit} makes no sense", hint="Take another copy; list them to see what there is."
+                f"the commit {stem.commit} is invalid", hint="Take another copy; list them to see what there is."
             ) from error
         return commit
 

@@ -59,6 +59,7 @@ class Fetched:
         destination: where it came from.
         fetched: the archives that were brought here for it; those that were here already are left out.
         signer: the public key of the repository that made the copy; nothing where it is not signed.
+        recipients: the age public keys that the copy is encrypted for.
     """
 
     backup_id: str
@@ -68,6 +69,7 @@ class Fetched:
     size: int
     fetched: tuple[str, ...]
     signer: str | None = None
+    recipients: tuple[str, ...] = ()
     duration_seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -145,6 +147,7 @@ class FetchJob:
             size=commit.archive_size,
             fetched=tuple(one.backup_id for one in missing),
             signer=commit.signer,
+            recipients=commit.recipients,
             duration_seconds=time.monotonic() - started,
         )
 

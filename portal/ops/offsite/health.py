@@ -54,6 +54,7 @@ class DestinationState:
         verified: the last verification.
         drilled: the last drill with a copy of here.
         recipients_proven: whether that drill succeeded with an identity of the recipients of now.
+        foreign: copies that somebody else has put there, by the last verification.
         wal: nothing where no WAL is received, or none was ever copied there.
     """
 
@@ -68,6 +69,7 @@ class DestinationState:
     verified: Proof | None
     drilled: Proof | None
     recipients_proven: bool
+    foreign: tuple[str, ...] = ()
     wal: WalCopying | None = None
 
     def wal_fault(self, now: datetime) -> tuple[str, str]:
@@ -108,6 +110,7 @@ class DestinationState:
             "verified": _proof(self.verified),
             "drilled": _proof(self.drilled),
             "recipients_proven": self.recipients_proven,
+            "foreign": list(self.foreign),
             "wal": {"worked": timestamp(self.wal.worked), "problem": self.wal.problem} if self.wal else None,
         }
 

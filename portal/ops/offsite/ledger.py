@@ -94,7 +94,7 @@ class CopyRecord:
 
     @classmethod
     def decode(cls, line: bytes) -> CopyRecord | None:
-        """The record of a line; nothing where it makes no sense, as one that a crash has cut off."""
+        """The record of a line; nothing where it is invalid, as one that a crash has truncated."""
         try:
             found = json.loads(line)
             stem = parse_stem(found["stem"])
@@ -207,7 +207,7 @@ class Ledger:
     # -- interrupted copies -------------------------------------------------------------------------------------------
 
     def pending(self, backup_id: str) -> dict[str, Any] | None:
-        """How far the copy of an archive is; nothing where none was interrupted, or its record makes no sense."""
+        """How far the copy of an archive is; nothing where none was interrupted, or its record is invalid."""
         try:
             return self._pending.read(backup_id)
         except DamagedRecordError as error:

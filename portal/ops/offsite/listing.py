@@ -27,7 +27,7 @@ PREFIX = "offsite:"
 LATEST = "latest"
 
 FOREIGN: Final = "it was not made by this repository: its signature is missing or another's"
-_CHANGED: Final = "its commit makes no sense, or was changed after it was signed"
+_CHANGED: Final = "its commit is invalid, or was changed after it was signed"
 _SIGNER_HINT: Final = "If you know who made it, name the signer in BACKUP_OFFSITE_SIGNERS; otherwise do not use it."
 _OTHER_HINT: Final = "Take another copy; the list shows them. With versions, take one as of a time before."
 
@@ -39,7 +39,7 @@ class Listing:
     Arguments:
         shown: the destination.
         commits: one for each copy; of several copies of an archive the newest first.
-        damaged: stems whose commits make no sense.
+        damaged: stems whose commits are invalid.
         foreign: stems of copies that somebody else has put there; they are not among the commits.
     """
 
@@ -187,8 +187,24 @@ def commit_stems(backend: Backend) -> Iterable[Stem]:
     return (stem for one in backend.list_top() if (stem := stem_of_commit(one.name)))
 
 
+def count_copies(backend: Backend, trust: Trust) -> tuple[int, tuple[str, ...]]:
+    """How many copies are ours, and the stems of those that are foreign; only commits that nobody here knows are read.
+
+    Raises:
+        StorageError: it cannot be looked at.
+    """
+    own, foreign = 0, []
+    for stem in commit_stems(backend):
+        commit = None if stem in trust.known else read_commit(backend, stem)
+        if stem in trust.known or (commit is not None and trust.accepts(commit)):
+            own += 1
+        elif commit is not None:
+            foreign.append(str(stem))
+    return own, tuple(foreign)
+
+
 def read_commit(backend: Backend, stem: Stem) -> Commit | None:
-    """A commit; nothing where it is not there, or makes no sense."""
+    """A commit; nothing where it is not there, or is invalid."""
     try:
         return _read(backend, stem)
     except (NotIntactError, ObjectAbsentError):

@@ -67,6 +67,7 @@ def destination_states(
                 drilled=_drilled(drilled),
                 recipients_proven=bool(drilled.get("success"))
                 and set(config.settings.recipients) <= set(drilled.get("recipients", ())),
+                foreign=tuple(map(str, proof.get("verified", {}).get("foreign", ()))),
                 wal=_wal(ledger.wal()) if has_wal else None,
             )
         )

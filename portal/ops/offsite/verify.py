@@ -30,7 +30,7 @@ from portal.ops.runtime.progress import Clock, Meter, Progress, available_cores,
 from portal.ops.verify.verify import Verifier
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from portal.ops.offsite.commit import Commit
     from portal.ops.offsite.config import OffsiteConfig
@@ -242,9 +242,7 @@ class OffsiteVerifyJob:
         meter.expect = lambda: total
         ledger = Ledger(self._repository, destination)
         known, newest = ledger.copies(), listing.newest()
-        findings = [
-            _broken(stem, destination, level, "its commit makes no sense") for stem in listing.damaged if is_all
-        ]
+        findings = [_broken(stem, destination, level, "its commit is invalid") for stem in listing.damaged if is_all]
         if is_all:
             findings += [_broken(stem, destination, level, _GONE) for stem in self._gone(known, listing)]
             findings += [_broken(stem, destination, level, FOREIGN) for stem in listing.foreign]
@@ -304,6 +302,7 @@ class OffsiteVerifyJob:
             "level": level.value,
             "copies": len(findings),
             "damaged": damaged[:_MOST_DAMAGES],
+            "foreign": list(listing.foreign[:_MOST_DAMAGES]),
         }
         ledger.note_proof("verified", facts)
 

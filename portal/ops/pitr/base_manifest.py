@@ -45,7 +45,7 @@ def read_facts(kept: Mapping[str, bytes]) -> BaseFacts:
     """What the two files that describe a base backup say.
 
     Raises:
-        NotIntactError: they are missing, or make no sense.
+        NotIntactError: they are missing, or are invalid.
     """
     try:
         label = kept[LABEL].decode("utf-8", "replace")
@@ -90,7 +90,7 @@ def manifest_faults(files: Mapping[str, tuple[int, str]], manifest: bytes) -> li
             ),
         ]
     except (KeyError, TypeError, ValueError):
-        return [f"{MANIFEST} makes no sense"]
+        return [f"{MANIFEST} is invalid"]
 
 
 def _path(one: Mapping[str, Any]) -> str:

@@ -191,7 +191,7 @@ def _described(content: bytes, place: str) -> Cluster:
     """What an object says of its cluster. Whoever may write to the store may have written it.
 
     Raises:
-        NotIntactError: it makes no sense.
+        NotIntactError: it is invalid.
     """
     try:
         found = json.loads(content)
@@ -210,5 +210,5 @@ def _described(content: bytes, place: str) -> Cluster:
 
 def _senseless(place: str) -> NotIntactError:
     return NotIntactError(
-        f"the WAL object {place} makes no sense", hint="Take another copy, or one as of a time before it was written."
+        f"the WAL object {place} is invalid", hint="Take another copy, or one as of a time before it was written."
     )

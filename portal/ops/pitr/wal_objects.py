@@ -106,7 +106,7 @@ def split(data: bytes) -> tuple[bytes, Told]:
     """A gzip file without its comment, and what the comment says.
 
     Raises:
-        NotIntactError: the comment makes no sense.
+        NotIntactError: the comment is invalid.
     """
     if len(data) < _HEADER_BYTES or not data[3] & _COMMENT_FLAG:
         return data, Told()
@@ -115,7 +115,7 @@ def split(data: bytes) -> tuple[bytes, Told]:
         found = json.loads(comment)
         told = Told(_moment(found.get("covered")), _moment(found.get("until")))
     except (ArithmeticError, AttributeError, RecursionError, TypeError, ValueError) as error:
-        raise NotIntactError("a WAL object has a comment that makes no sense", hint="Take another copy.") from error
+        raise NotIntactError("a WAL object has a comment that is invalid", hint="Take another copy.") from error
     return _HEADER[:3] + b"\0" + _HEADER[4:] + rest, told
 
 

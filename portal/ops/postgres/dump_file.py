@@ -66,7 +66,7 @@ class Dump:
         """The start of it, as far as its table of contents, and that.
 
         Raises:
-            NotIntactError: it is no dump, or its table of contents makes no sense.
+            NotIntactError: it is no dump, or its table of contents is invalid.
         """
         found, enough = bytearray(), _FIRST_LOOK
         with self.open() as content:
@@ -106,7 +106,7 @@ def read_file_contents(path: Path) -> Contents:
     """The table of contents of a dump that is in a file.
 
     Raises:
-        NotIntactError: it is no dump, or its table of contents makes no sense.
+        NotIntactError: it is no dump, or its table of contents is invalid.
         RestoreError: the file cannot be read.
     """
 

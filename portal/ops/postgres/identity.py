@@ -95,7 +95,7 @@ class DatabaseIdentity:
         """It from the types of JSON.
 
         Raises:
-            NotIntactError: it makes no sense.
+            NotIntactError: it is invalid.
         """
         try:
             known = {field.name: found[field.name] for field in fields(cls)}
@@ -104,7 +104,7 @@ class DatabaseIdentity:
             list(identity_statements(made, "database"))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise NotIntactError(
-                "what the manifest says of the database makes no sense",
+                "what the manifest says of the database is invalid",
                 hint=another_archive(),
             ) from error
         return made

@@ -103,7 +103,7 @@ class AccessEntry:
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> AccessEntry:
-        """The entry that `to_dict` made; ValueError, KeyError or TypeError where it makes no sense."""
+        """The entry that `to_dict` made; ValueError, KeyError or TypeError where it is invalid."""
         entry = codec.decode(cls, facts, beside=_ENVELOPE)
         if entry.number < 1 or facts["version"] != VERSION:
             raise ValueError("no number, or a later version")
@@ -160,7 +160,7 @@ def canonical(facts: Mapping[str, Any]) -> bytes:
 
 
 def decode(line: bytes) -> AccessEntry | None:
-    """The entry of a line; nothing where it makes no sense."""
+    """The entry of a line; nothing where it is invalid."""
     try:
         return AccessEntry.from_dict(json.loads(line))
     except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError):

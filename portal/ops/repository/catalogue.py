@@ -134,7 +134,7 @@ class _Look:
                     old, (row, is_remembered) = row, self._read(stem, stamps, row)
                     is_complete &= is_remembered or old is None
                 entries.append(self._entry(row, size, modified_ns))
-                if len(self._changed) >= _AT_ONCE and rows.are_used_up:  # a first look: it may be cut off
+                if len(self._changed) >= _AT_ONCE and rows.are_used_up:  # a first look: it may be interrupted
                     memory = self._remember(memory, rows.gone, None)
         rows.finish()
         if not entries:  # before anything is written there

@@ -33,7 +33,7 @@ class Entry(NamedTuple):
         moment: when the backup was made, by its id; by its file where it has none.
         modified: when the file was written.
         size: bytes.
-        checksum: the SHA-256 that it should have; nothing where it has no sidecar that makes sense.
+        checksum: the SHA-256 that it should have; nothing where it has no sidecar that is valid.
         parent: the archive that it follows, where it is an incremental.
         base: the first archive of its chain.
         components: what it holds.

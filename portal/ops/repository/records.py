@@ -32,7 +32,7 @@ _MOST_BYTES: Final = 16 << 20
 
 
 class DamagedRecordError(RepositoryError):
-    """A record makes no sense; what it is about may well be as it should be."""
+    """A record is invalid; what it is about may well be as it should be."""
 
 
 class RecordStore:
@@ -63,7 +63,7 @@ class RecordStore:
         """A record; nothing where there is none.
 
         Raises:
-            DamagedRecordError: it makes no sense.
+            DamagedRecordError: it is invalid.
             RepositoryError: it cannot be read.
         """
         path = self._path(name)
@@ -127,7 +127,7 @@ class RecordStore:
         """One record, decoded; nothing where there is none.
 
         Raises:
-            DamagedRecordError: it makes no sense.
+            DamagedRecordError: it is invalid.
             RepositoryError: it cannot be read.
         """
         found = self.read(name)
@@ -154,10 +154,10 @@ class RecordStore:
         return True
 
     def damaged(self, name: str) -> DamagedRecordError:
-        """The error for a record that makes no sense."""
+        """The error for a record that is invalid."""
         path = self._path(name)
         return DamagedRecordError(
-            f"the record {path} makes no sense",
+            f"the record {path} is invalid",
             hint=f"Move it away ({path.name} in {path.parent}): the archive itself is not touched by that.",
         )
 

@@ -159,7 +159,7 @@ class Verifications:
         try:
             return read_sidecar(self._repository.path / f"{backup_id}{SUFFIX}")
         except NotIntactError:
-            return ""  # a sidecar that makes no sense vouches for nothing
+            return ""  # a sidecar that is invalid vouches for nothing
         except OpsError:
             return None
 

@@ -100,7 +100,7 @@ class Part(Protocol):
         """Take back what was applied, remove what was staged; harmless where there is nothing."""
 
     def roll_back(self) -> dict[str, Any]:
-        """Put back what was live before; can be cut off and called again as long as `is_begun`."""
+        """Put back the previous data; can be interrupted and called again as long as `is_begun`."""
 
     def record(self) -> dict[str, Any]:
         """What `PartMaker.from_record` needs to make it again."""

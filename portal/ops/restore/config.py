@@ -60,7 +60,7 @@ class RestoreConfig(NamesDatabase):
         health: where the portal is asked afterwards whether it answers.
 
     Raises:
-        ConfigurationError: a value makes no sense.
+        ConfigurationError: a value is invalid.
     """
 
     local_path: str | Path = Path("/var/lib/kekkai-portal/backups")

@@ -52,7 +52,7 @@ class RestoreState(StrEnum):
 
     @property
     def is_settled(self) -> bool:
-        """Whether nothing is left to be done; otherwise it was cut off, or is at work."""
+        """Whether nothing is left to be done; otherwise it was interrupted, or is at work."""
         return self in (RestoreState.APPLIED, RestoreState.ROLLED_BACK)
 
 
@@ -118,7 +118,7 @@ class RestoreRecords:
         """All records, newest first.
 
         Raises:
-            RestoreError: one of them makes no sense.
+            RestoreError: one of them is invalid.
             RepositoryError: they cannot be read.
         """
         try:
@@ -175,6 +175,6 @@ def _load(path: Path) -> RestoreRecord:
         raise explain(error, "cannot read", path) from error
     except (TypeError, ValueError, KeyError) as error:
         raise RestoreError(
-            f"the record of a restore, {path}, makes no sense",
+            f"the record of a restore, {path}, is invalid",
             hint="Restore it from a copy, or move it away: that restore can then no longer be rolled back by itself.",
         ) from error

@@ -1,6 +1,6 @@
 """One restore, from the first look to the report: all of it or nothing, and it can be rolled back.
 
-    recover   a restore that was cut off is undone, or finished
+    recover   a restore that was interrupted is undone, or finished
     verify    the archive is intact
     plan      what will be done, and what is in the way
     confirm   somebody says yes
@@ -139,7 +139,7 @@ class Restoration:
 
     def _restore(self, request: RestoreRequest, builder: ResultBuilder, restore_id: str) -> None:
         said, stuck = self._history.recover()
-        if done := self._settled(restore_id):  # the same request, cut off before it could say so
+        if done := self._settled(restore_id):  # the same request, interrupted before it reported
             builder.result = done
         builder.warn(said)
         if done:

@@ -62,7 +62,7 @@ def parse_header(data: bytes) -> Header:
 
     Raises:
         NeedMoreError: it is longer than the data.
-        NotIntactError: it makes no sense.
+        NotIntactError: it is invalid.
     """
     end = data.find(b"\n--- ")
     mac_end = data.find(b"\n", end + 1) if end >= 0 else -1
@@ -77,7 +77,7 @@ def parse_header(data: bytes) -> Header:
         stanzas = tuple(_stanzas(lines[1:]))
         mac = _unpadded(data[end + 5 : mac_end])
     except (ValueError, IndexError) as error:
-        raise _damaged("its header makes no sense") from error
+        raise _damaged("its header is invalid") from error
     return Header(size=mac_end + 1, stanzas=stanzas, authenticated=data[: end + 4], mac=mac)
 
 
@@ -220,7 +220,7 @@ class StreamDecryptor:
 
 
 def _stanzas(lines: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """Share and wrapped key of each X25519 stanza; raises ValueError where a line makes no sense."""
+    """Share and wrapped key of each X25519 stanza; raises ValueError where a line is invalid."""
     number = 0
     while number < len(lines):
         words = lines[number].split(b" ")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import ConfigurationError, OpsError
 from portal.ops.monitoring.doctor.check import Check, Finding, fault, ok, warning
 from portal.ops.offsite.config import OffsiteConfig
 from portal.ops.offsite.ledger import Ledger
-from portal.ops.offsite.listing import commit_stems
+from portal.ops.offsite.listing import count_copies
+from portal.ops.offsite.signing import Trust
 from portal.ops.repository.repository import Repository
 from portal.ops.settings.destination import Scheme
 from portal.ops.storage.age_keys import check_recipients
@@ -17,6 +18,8 @@ from portal.ops.storage.age_keys import check_recipients
 if TYPE_CHECKING:
     from portal.ops.settings.destination import Destination
     from portal.ops.settings.load import Settings
+
+_NAMED: Final = 3
 
 
 class OffsiteChecks:
@@ -83,10 +86,16 @@ class OffsiteChecks:
     def _store(self, destination: Destination) -> Finding:
         backend = self._config.open(destination)
         try:
-            count = sum(1 for _ in commit_stems(backend))
+            count, foreign = count_copies(backend, Trust.of(self._config, destination))
         finally:
             backend.close()
-        return ok(f"it answers, and has {count} {'copy' if count == 1 else 'copies'}")
+        what = f"it answers, and has {count} {'copy' if count == 1 else 'copies'}"
+        if not foreign:
+            return ok(what)
+        return warning(
+            f"{what}; besides, {len(foreign)} not made by this repository: {', '.join(foreign[:_NAMED])}",
+            "They are never used. Name whoever made them in BACKUP_OFFSITE_SIGNERS, or find out who can write there.",
+        )
 
     def _lock(self, destination: Destination) -> Finding:
         """Versions and locks of a bucket, where `boto3` is installed and the credentials may ask."""

@@ -134,7 +134,7 @@ class RestoreDirectory:
     def make(self) -> None:
         """Make the directory and what belongs into it, for nobody but us to look into."""
         with suppress(FileNotFoundError):
-            remove_tree(self.path)  # without a record: what was cut off at this very place
+            remove_tree(self.path)  # without a record: what was interrupted at this very place
         for path in (self.path.parent, self.path, *(self.path / part for part in _PARTS)):
             path.mkdir(mode=0o700, exist_ok=path == self.path.parent)
             drop_default_list(str(path))

@@ -391,7 +391,7 @@ def discard_rollback_data(target: Path, restore_id: str) -> int:
             continue
         if record.state in (FilesState.APPLYING, FilesState.UNDOING):
             raise RestoreError(
-                f"the restore {restore_id} was cut off",
+                f"the restore {restore_id} was interrupted",
                 hint=f"Finish it or take it back first: {Advice.FINISH_RESTORE}.",
             )
         with directory.locked():

@@ -103,7 +103,7 @@ def chosen_runs(layer: Layer, choice: Choice) -> Iterator[tuple[Run, list[Member
     """The runs of an archive of which something is taken, and what: each member as it is to be restored, or nothing.
 
     Raises:
-        NotIntactError: the index makes no sense.
+        NotIntactError: the index is invalid.
     """
     archive = layer.archive
     for run in runs(archive.members(), len(archive.frames)):
