@@ -70,7 +70,7 @@ class Heartbeat:
             raise
 
     def read(self) -> dict[str, Any]:
-        """What was said last; nothing where there is no sense in it."""
+        """What was said last; empty if it is unreadable."""
         try:
             with self.path.open("rb") as file:
                 found = json.loads(file.read(_MOST_BYTES))

@@ -69,10 +69,10 @@ def _seconds(text: str) -> float:
 
 
 def is_remote(settings: Settings, arguments: argparse.Namespace) -> bool:
-    """Whether a worker does the work.
+    """True if a worker does the work.
 
     Raises:
-        ConfigurationError: no worker does, and there is an option that only makes sense with one.
+        ConfigurationError: no worker does, and an option is given that needs one.
     """
     if settings.worker.broker_url is not None and not arguments.local:
         return True

@@ -47,7 +47,7 @@ class Arguments:
         names = {field.name for field in fields(cls)}
         for name, value in given.items():
             if name not in names or not _fits(value, hints[name]):
-                raise RefusedError(f"the task has an argument {name!r} that makes no sense", hint=_HINT)
+                raise RefusedError(f"the task has an argument {name!r} that is invalid", hint=_HINT)
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
         }
@@ -220,7 +220,7 @@ def word(kind: type[Word], text: str) -> Word:
 
 
 def _fits(value: object, hint: Any) -> bool:
-    """Whether a value of JSON has the type of a field."""
+    """True if a value of JSON has the type of a field."""
     wanted = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     if isinstance(value, list):
         is_list = any(get_origin(one) is tuple for one in wanted)

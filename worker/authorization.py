@@ -73,7 +73,7 @@ class Authorizations:
         return True
 
     def take(self, operation: Operation, task_id: str, arguments: Mapping[str, Any]) -> None:
-        """Begin to use the authorization for the task as it is; the same task can do so again after it was cut off.
+        """Begin to use the authorization for the task as it is; the same task can do so again after it was interrupted.
 
         Raises:
             RefusedError: there is none, or it is for something else, or too old.

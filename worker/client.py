@@ -159,7 +159,7 @@ class Client:
         return replace(_ended(status, result, name), is_signed=is_signed)
 
     def is_attended(self, queue: Queue, seconds: float = 2.0) -> bool:
-        """Whether a worker serves a queue.
+        """True if a worker serves a queue.
 
         Raises:
             BrokerAwayError: the broker does not answer.
@@ -254,7 +254,7 @@ def _forged(name: str, task_id: str) -> TaskState:
 
 
 def _progress(result: Any) -> dict[str, Any]:
-    """What a worker says of its progress; nothing where it makes no sense."""
+    """What a worker says of its progress; nothing where it is invalid."""
     if not isinstance(result, dict) or not isinstance(result.get("phase"), str):
         return {}
     done, total = result.get("done"), result.get("total")

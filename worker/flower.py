@@ -53,7 +53,7 @@ def run(settings: Settings) -> None:
     """Serve until somebody asks this process to end.
 
     Raises:
-        ConfigurationError: there is no password, no broker, or an option that makes no sense.
+        ConfigurationError: there is no password, no broker, or an option that is invalid.
         OpsError: the port is taken.
     """
     app = make_app(settings, Requester.FLOWER)
@@ -135,7 +135,7 @@ def serve_by_celery(app: Application, settings: Settings) -> None:
     """Have ``celery flower`` show what ours does: called while that command is being set up.
 
     Raises:
-        ConfigurationError: there is no password, or an option that makes no sense.
+        ConfigurationError: there is no password, or an option that is invalid.
     """
     from flower import command
 

@@ -65,7 +65,7 @@ _AGAIN_SECONDS: Final = 60.0
 
 
 def tidy(settings: Settings, queue: Queue) -> None:
-    """Sweep what killed backups left, finish or undo restores that were cut off, throw remains of drills away.
+    """Sweep what killed backups left, finish or undo restores that were interrupted, throw remains of drills away.
 
     It says what it found. Whatever is wrong here is said, and keeps no worker from starting.
     """

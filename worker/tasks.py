@@ -99,7 +99,7 @@ def _is_redelivered(task: Task) -> bool:
 
 
 def _earlier(task: Task, keys: TaskKeys) -> Outcome | None:
-    """The result of a delivery before this one, which was cut off before it could take its message off the queue.
+    """The result of a delivery before this one, which was interrupted before it could take its message off the queue.
 
     A failure counts for a redelivery only: who sends a task a second time wants it tried a second time. What no worker
     has signed counts for nothing, and a success only while the repository has the archive that it names.
@@ -119,7 +119,7 @@ def _earlier(task: Task, keys: TaskKeys) -> Outcome | None:
 
 
 def _still_holds(result: Mapping[str, Any]) -> bool:
-    """Whether the archive that a result names is there: somebody may have removed it, and want another."""
+    """True if the archive that a result names is there: somebody may have removed it, and want another."""
     return not result.get("path") or os.path.exists(result["path"])
 
 

@@ -50,7 +50,7 @@ class Batch:
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> Batch:
-        """The batch that `to_dict` made; KeyError, TypeError or ValueError where it makes no sense."""
+        """The batch that `to_dict` made; KeyError, TypeError or ValueError where it is invalid."""
         moment = datetime.fromisoformat(facts["moment"])
         paths = facts["paths"]
         if moment.tzinfo is None or not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):

@@ -42,7 +42,7 @@ class Mount:
 
     @property
     def is_silent(self) -> bool:
-        """Whether changes may come without an event."""
+        """True if changes may come without an event."""
         return self.kind in _SILENT or self.kind == "fuse" or self.kind.startswith("fuse.")
 
 
@@ -65,7 +65,7 @@ def silent_mounts(root: str, table: str | None = None) -> list[Mount]:
 
 
 def parse_mounts(table: str) -> list[Mount]:
-    """The mounts of a table such as `/proc/self/mountinfo`, in its order; lines that make no sense are left out."""
+    """The mounts of a table such as `/proc/self/mountinfo`, in its order; lines that are invalid are left out."""
     found = []
     for line in table.splitlines():
         before, dash, after = line.partition(" - ")

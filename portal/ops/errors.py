@@ -1,8 +1,8 @@
 """Every error the engine raises on purpose.
 
     OpsError                       exit 1   something did not work
-    ├── ConfigurationError         exit 2   a setting or an argument makes no sense
-    │   ├── UnsupportedError       exit 2   it makes sense, but this release cannot do it
+    ├── ConfigurationError         exit 2   a setting or an argument is invalid
+    │   ├── UnsupportedError       exit 2   it is valid, but this release cannot do it
     │   └── IdentityError          exit 2   an age identity is missing, or opens nothing that it is tried on
     ├── NotConfirmedError          exit 3   not confirmed
     ├── NotIntactError             exit 4   an archive is damaged, incomplete or hostile
@@ -66,13 +66,13 @@ class OpsError(Exception):
 
 
 class ConfigurationError(OpsError):
-    """A setting or an argument makes no sense."""
+    """A setting or an argument is invalid."""
 
     exit_code = 2
 
 
 class UnsupportedError(ConfigurationError):
-    """What was asked for makes sense, but this release cannot do it."""
+    """A valid request that this release cannot carry out."""
 
 
 class IdentityError(ConfigurationError):
@@ -139,7 +139,7 @@ class SchemaChangedError(DumpFailedError):
 
 
 class UnsteadyError(SourceError):
-    """What should be backed up changed so much meanwhile that what was read does not fit together."""
+    """The source changed so much during the backup that the data read is inconsistent."""
 
     retryable = True
 

@@ -30,7 +30,7 @@ FILES = st.builds(
 
 
 def read(line: bytes, how: str) -> Member | None:
-    """What a line says; nothing where it makes no sense."""
+    """What a line says; nothing where it is invalid."""
     try:
         return {"quick": decode_member, "thorough": index._decode_any}[how](line)
     except NotIntactError:

@@ -140,7 +140,7 @@ class TestKeywords:
 
 
 class TestRefused:
-    """What makes no sense, or is not in this release."""
+    """Invalid data, or is not in this release."""
 
     @pytest.mark.parametrize(
         ("arguments", "what"),

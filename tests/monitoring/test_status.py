@@ -190,7 +190,7 @@ class TestFailures:
         (history.path / ".restores").mkdir()
         (history.path / ".restores" / "restore_20261122_110000_aaaaaa.json").write_text("[]")
         status = status_of(history)
-        assert "makes no sense" in status.facts.failures[0].error
+        assert "is invalid" in status.facts.failures[0].error
         assert status.ok
 
     def test_only_the_end_of_a_long_log_is_read(self, history: History) -> None:
@@ -291,7 +291,7 @@ class TestSpace:
 
     @given(st.lists(st.integers(0, 10**12), max_size=90), st.integers(0, 10**15), st.none() | st.integers(0, 400))
     def test_any_history_has_an_outlook(self, daily: list[int], free: int, kept_days: int | None) -> None:
-        """Nothing breaks it, and the days left are none or a number that makes sense."""
+        """Nothing breaks it, and the days left are none or a number that is valid."""
         found = foreseen(daily, free, kept_days)
         assert (found is None) == (len(daily) < 3)
         assert found is None or found.days_left is None or 0 <= found.days_left < 3650

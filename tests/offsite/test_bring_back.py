@@ -91,7 +91,7 @@ class TestDamage:
         commit.write_text("{")
         found = offsite.verify().run()
         assert not found.intact
-        with pytest.raises(NotIntactError, match="makes no sense"):
+        with pytest.raises(NotIntactError, match="is invalid"):
             offsite.elsewhere().fetch("latest")
 
     def test_a_commit_that_lies(self, offsite: Offsite) -> None:

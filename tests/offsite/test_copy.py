@@ -256,7 +256,7 @@ class TestS3:
 
 
 def test_the_ledger_survives_a_torn_line(offsite: Offsite) -> None:
-    """A line that a crash has cut off is no copy, and the next one is written behind it."""
+    """A line that a crash has truncated is no copy, and the next one is written behind it."""
     offsite.copied()
     config = offsite.config()
     ledger = Ledger(Repository(config.local_path), config.destinations[0])

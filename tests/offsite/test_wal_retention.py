@@ -103,7 +103,7 @@ def test_a_kept_base_keeps_its_wal(world: Offsite) -> None:
 
 @pytest.mark.parametrize("how", ["untold", "damaged", "foreign"])
 def test_a_base_that_nobody_can_tell_the_start_of_keeps_all(world: Offsite, how: str) -> None:
-    """A base whose commit is silent on its WAL, makes no sense or is another's keeps all WAL, with a warning."""
+    """A base whose commit is silent on its WAL, is invalid or is another's keeps all WAL, with a warning."""
     copy_base(world, 25, segment(7))
     stem = copy_base(world, 26, None if how == "untold" else segment(1), signed=how != "foreign")
     if how == "damaged":

@@ -146,12 +146,12 @@ class TestTampering:
         log.path.write_bytes(b"".join([*found[:3], found[1], *found[3:]]))
         assert not log.verify().intact
         log.path.write_bytes(b"".join([*found[:3], b"garbage\n", *found[3:]]))
-        assert log.verify().faults == ("line 4 makes no sense: it was changed or put in",)
+        assert log.verify().faults == ("line 4 is invalid: it was changed or put in",)
 
     def test_an_end_that_is_cut_off(self, log: AccessLog) -> None:
         """What is missing at the end is known from the head."""
         log.path.write_bytes(b"".join(lines(log)[:4]))
-        assert log.verify().faults == ("the end is cut off: entries 5 to 6 are missing",)
+        assert log.verify().faults == ("the log is truncated: entries 5 to 6 are missing",)
 
     def test_a_cut_stays_to_be_seen(self, log: AccessLog) -> None:
         """Entries after a cut do not close the gap."""
@@ -230,7 +230,7 @@ class TestCrashes:
             file.write(b'{"action":"ba')
         add(log, "after")
         log.path.write_bytes(log.path.read_bytes().replace(b'{"action":"ba\n', b'{"action":"pr\n'))
-        assert log.verify().faults == ("line 7 makes no sense: it was changed or put in",)
+        assert log.verify().faults == ("line 7 is invalid: it was changed or put in",)
 
     def test_a_torn_line_that_was_removed_later(self, log: AccessLog) -> None:
         """That something was torn there stays known."""

@@ -95,7 +95,7 @@ class TestEntries:
     def test_what_is_not_whole_has_a_fault(
         self, tmp_path: Path, names: list[str], spoil: Callable[[Path], object], fault: str
     ) -> None:
-        """Sidecars and manifests that are missing or make no sense are told, and the rest is listed."""
+        """Sidecars and manifests that are missing or are invalid are told, and the rest is listed."""
         spoil(tmp_path / f"{names[0]}.tar.gz")
         assert fault in one(tmp_path, names[0]).fault
         assert one(tmp_path, names[1]).fault == ""
@@ -229,7 +229,7 @@ class TestMemory:
         assert (cache.stat().st_mode & 0o777, cache.parent.stat().st_mode & 0o777) == (0o600, 0o700)
 
     def test_whatever_becomes_of_it(self, tmp_path: Path, names: list[str], cache: Path) -> None:
-        """Absent, cut, garbage, of another version, or with rows that make no sense: the entries are the same."""
+        """Absent, cut, garbage, of another version, or with rows that are invalid: the entries are the same."""
         wanted, whole = entries(tmp_path), cache.read_bytes()
         for spoilt in (b"", b"garbage" * 1000, whole[:5000], whole[:4096] + bytes(len(whole) - 4096)):
             cache.write_bytes(spoilt)

@@ -256,7 +256,7 @@ class TestDeath:
             assert bench.live() == {"old"}
 
     def test_a_dead_one_is_told_of_before_it_is_settled(self, tmp_path: Path) -> None:
-        """What was cut off is named without being touched."""
+        """An interrupted restore is named without being touched."""
         deaths = every_death(apply, tmp_path)
         assert len(deaths) > 8
         for bench in deaths:
@@ -381,7 +381,7 @@ class TestRecords:
         """A record that was damaged is named, with what can be done."""
         (tmp_path / ".restores").mkdir()
         (tmp_path / ".restores" / f"{RESTORE_ID}.json").write_text(text)
-        with pytest.raises(RestoreError, match="makes no sense") as caught:
+        with pytest.raises(RestoreError, match="is invalid") as caught:
             RestoreRecords(Repository(tmp_path)).all()
         assert "move it away" in caught.value.hint
 

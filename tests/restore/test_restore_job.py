@@ -257,7 +257,7 @@ def test_the_result_as_json(world: World) -> None:
 
 
 def test_a_configuration_without_sense() -> None:
-    """What makes no sense is refused at once."""
+    """Invalid data is refused at once."""
     for nonsense in ({"jobs": 0}, {"mode": "sideways"}, {"rollback_days": -1}, {"local_path": ""}):
         with pytest.raises(ConfigurationError):
             RestoreConfig(**nonsense)

@@ -68,7 +68,7 @@ def test_wholly_the_old_or_wholly_the_new(world: World, number: int) -> None:
     code = kill_after(world.portal, seconds, "restore_full", str(world.archive))
     assert code in (0, -signal.SIGKILL)
     job = world.job()
-    assert job.restore_full("absent").exit_code == 2  # whatever is started first settles what was cut off
+    assert job.restore_full("absent").exit_code == 2  # whatever is started first settles what was interrupted
     states = [found["state"] for found in job.list_restores()]
     assert states in ([], ["applied"])
     assert world.state() == (world.before if states else world.after)

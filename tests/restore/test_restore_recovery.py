@@ -1,4 +1,4 @@
-"""A restore that was cut off is settled by whoever looks first: a worker when it starts, or whoever asks the engine."""
+"""An interrupted restore is settled by the first process that looks: a worker at its start, or an engine call."""
 
 from __future__ import annotations
 

@@ -189,7 +189,7 @@ class TestNothingChanges:
         details = {"database": {"rows": ["many"]}}
         archive = plain(tmp_path, {"components": ["database"], "details": details}, dump=dump_of(world))
         job = world.job(verify_before_restore=False, allow_unverified=True)
-        refused(job.restore_full(archive), 4, "numbers of rows make no sense")
+        refused(job.restore_full(archive), 4, "numbers of rows are invalid")
 
     def test_a_failing_stage_leaves_nothing(self, world: World, tmp_path: Path) -> None:
         """Row counts that are not met undo the stage of everything."""

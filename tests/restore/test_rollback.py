@@ -1,4 +1,4 @@
-"""Rollbacks, discarded rollback data, and restores that were cut off."""
+"""Rollbacks, discarded rollback data, and restores that were interrupted."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class TestForgetting:
 
 
 class TestCutOff:
-    """A restore that was cut off is found by the next one."""
+    """A restore that was interrupted is found by the next one."""
 
     def test_a_dry_run_only_tells(self, world: World) -> None:
         """A dry run says that something is to be finished, and leaves it alone."""

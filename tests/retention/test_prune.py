@@ -437,7 +437,7 @@ class TestCommands:
         (repository / ".access.jsonl").write_text("")
         answer, said = self.run(repository, "audit", "--verify", code=4)
         assert not answer["success"]
-        assert "the end is cut off: entry 1 is missing" in said
+        assert "the log is truncated: entry 1 is missing" in said
 
 
 @pytest.mark.parametrize(("age", "expected"), [(-1, True), (0, False), (9, False), (10, False), (11, True), (60, True)])

@@ -221,7 +221,7 @@ class TestDirectory:
     ],
 )
 def test_urls_that_cannot_be_used(url: str, fault: str) -> None:
-    """A destination that makes no sense is refused with the reason, and without what may be a secret."""
+    """A destination that is invalid is refused with the reason, and without what may be a secret."""
     with pytest.raises(ValueError, match=fault) as caught:
         parse_destination(url)
     assert "secret@" not in str(caught.value)

@@ -62,7 +62,7 @@ class TestSurroundings:
 
     @pytest.mark.parametrize("variable", ["PYTHONHOME", "PYTHONSTARTUP", "PYTHONSAFEPATH", "LANG", "TMPDIR"])
     def test_a_strange_environment_does_no_harm(self, files: dict[str, str], variable: str) -> None:
-        """Variables that are meant for other Pythons, or make no sense, do not stop a backup."""
+        """Variables that are meant for other Pythons, or are invalid, do not stop a backup."""
         assert run("media", environ=files | {variable: "/nonexistent"}).returncode == 0
 
     def test_no_environment_at_all(self, files: dict[str, str]) -> None:

@@ -237,7 +237,7 @@ def test_all_that_is_in_the_way_is_shown(changed: Portal) -> None:
     ],
 )
 def test_wrong_usage(arguments: tuple[str, ...]) -> None:
-    """What makes no sense together ends with 2, before anything is looked at."""
+    """Options that exclude one another end with 2, before anything is looked at."""
     command = [str(ROOT / "tools" / "restore.sh"), *arguments]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL)
     assert (ended.returncode, ended.stdout) == (2, "")

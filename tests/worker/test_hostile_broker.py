@@ -179,7 +179,7 @@ def test_a_forged_result_hides_no_backup(service: Service) -> None:
     "text", [b"\xff", b"7", b'{"status": "FAILURE"}', b'{"status": "PROGRESS", "result": "\\u001b"}']
 )
 def test_a_result_of_any_form_can_be_read(service: Service, text: bytes) -> None:
-    """What makes no sense is nobody's result, and no command ends in a traceback."""
+    """Invalid data is nobody's result, and no command ends in a traceback."""
     _, redis, _ = service
     with connection(redis) as broker:
         broker.set("celery-task-meta-odd", text)

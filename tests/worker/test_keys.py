@@ -89,7 +89,7 @@ def test_a_rotation_waits_only_so_long(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("text", ["", "{}", '{"keys": 7}', '{"keys": [{"name": "a"}]}', '{"keys": [{}]}', "\xff"])
 def test_damaged_keys_are_named(tmp_path: Path, text: str) -> None:
-    """What makes no sense signs nothing and accepts nothing."""
+    """Invalid data signs nothing and accepts nothing."""
     keys = TaskKeys(tmp_path)
     keys.current()
     keys.path.write_text(text)

@@ -340,7 +340,7 @@ def test_a_late_word_of_progress_does_not_hide_the_end(portal: Portal) -> None:
 
 
 def test_a_queue_goes_on_looking_for_abandoned_messages(portal: Portal) -> None:
-    """What makes no sense in the broker is said, and does not end the looking."""
+    """Invalid data in the broker is said, and does not end the looking."""
     from redis import Redis
 
     with (

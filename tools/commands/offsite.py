@@ -146,7 +146,7 @@ def _list(arguments: argparse.Namespace, settings: Settings, _show: Callable[[St
     copies.sort(key=lambda one: (one["timestamp"], one["copy"]), reverse=True)
     _show_copies(copies)
     for stem in damaged:
-        warn(f"the commit of {stem} makes no sense")
+        warn(f"the commit of {stem} is invalid")
     for stem in foreign:
         warn(f"the copy {stem} was not made by this repository: its signature is missing or another's")
     if not copies:

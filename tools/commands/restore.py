@@ -42,7 +42,7 @@ ONLY_RESTORE: Final = (
     "allow_unverified",
     "allow_outside_links",
 )
-"""Arguments that make no sense for a rollback."""
+"""Arguments that are invalid for a rollback."""
 
 NOT_CONFIRMED: Final = "Not confirmed; nothing was changed"
 SAY_YES: Final = "Start it again and answer yes, or use --force."

@@ -66,7 +66,7 @@ FRAME_MAX: Final = 1 << 26
 
 
 class MemberType(StrEnum):
-    """What a member of an archive is."""
+    """The kinds of members of an archive."""
 
     FILE = "file"
     DIRECTORY = "directory"
@@ -109,7 +109,7 @@ class Member(NamedTuple):
 
     @property
     def payload_bytes(self) -> int:
-        """How many bytes of its data are in the tar, before padding."""
+        """The number of bytes of its data in the tar, before padding."""
         return payload_bytes(self.size, self.sparse) if self.sparse else self.size
 
 
@@ -253,11 +253,11 @@ def _decode_any(line: bytes) -> Member:
             raise ValueError("no header can say that")
         return member
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise NotIntactError(f"the index has a line that makes no sense: {line[:200]!r}") from error
+        raise NotIntactError(f"the index has a line that is invalid: {line[:200]!r}") from error
 
 
 def _is_possible(member: Member) -> bool:
-    """Whether a tar header could be made of this; raises ValueError where a name has no bytes."""
+    """True if a tar header could be made of this; raises ValueError where a name has no bytes."""
     path, kind, size, mode, uid, gid, mtime_ns, _, _, link, _, frame, at, xattrs, sparse = member
     for name, value in xattrs:
         b64decode(value, validate=True)
@@ -278,7 +278,7 @@ def _name_bytes(name: str) -> int:
 
 
 class FrameTable:
-    """Where each frame lies in the file, and how much of the tar it holds: 24 bytes of memory a frame, nothing else."""
+    """The place of each frame in the file, and its length in the tar: 24 bytes of memory a frame, nothing else."""
 
     def __init__(self) -> None:
         self.offsets = array("Q")
@@ -309,14 +309,14 @@ class FrameTable:
             yield b'{"offset":%d,"length":%d,"tar_length":%d}\n' % (offset, length, tar_length)
 
     def encoded_bytes(self) -> int:
-        """How long the lines are together."""
+        """The length of all lines together."""
         return sum(map(len, self.encode()))
 
     def decode_line(self, line: bytes) -> None:
         """Append the frame of one line.
 
         Raises:
-            NotIntactError: it makes no sense, or does not follow the one before.
+            NotIntactError: it is invalid, or does not follow the one before.
         """
         try:
             found = json.loads(line)
@@ -325,7 +325,7 @@ class FrameTable:
                 raise ValueError("it does not follow the frame before, or its size cannot be")
             self.append(length, tar_length)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise NotIntactError(f"the index has a frame that makes no sense: {line[:200]!r}") from error
+            raise NotIntactError(f"the index has a frame that is invalid: {line[:200]!r}") from error
 
 
 def head_line(backup_id: str, *, frames: int, members: int, version: int = VERSION) -> str:
@@ -338,7 +338,7 @@ def decode_head(line: bytes) -> tuple[str, int, int]:
     """The backup's id, the number of frames and the number of members, from the first line.
 
     Raises:
-        NotIntactError: it makes no sense, or a later release wrote it.
+        NotIntactError: it is invalid, or a later release wrote it.
     """
     try:
         head: dict[str, Any] = json.loads(line)

@@ -60,7 +60,7 @@ def peek_manifest(path: Path) -> Manifest | None:
     """The manifest, where it is the first member and its header a plain one; nothing where that cannot be told.
 
     Raises:
-        NotIntactError: there is a manifest, and it makes no sense.
+        NotIntactError: there is a manifest, and it is invalid.
         OSError: the file cannot be read.
     """
     inflater = isal_zlib.decompressobj(_GZIP)

@@ -63,7 +63,7 @@ _EXTENSION_MAX: Final = 1 << 20
 
 
 class _Header(tarfile.TarInfo):
-    """A header that is whole: what makes no sense is damage, where tarfile would take it for the archive's end."""
+    """A header that is whole: what is invalid is damage, where tarfile would take it for the archive's end."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
@@ -198,7 +198,7 @@ class PlainArchive:
             return None
         if path == NAME:
             raise DamagedError(
-                Damage(what="the archive has an index, but its end, which says where, is damaged or cut off")
+                Damage(what="the archive has an index, but its end, which says where, is damaged or truncated")
             )
         kind = _TYPES.get(found.type)
         if kind is None:

@@ -223,7 +223,7 @@ def create_backup_job(
         others: any other argument of `BackupConfig`.
 
     Raises:
-        ConfigurationError: the environment or an argument makes no sense.
+        ConfigurationError: the environment or an argument is invalid.
     """
     config = BackupConfig.from_settings(current_settings(environ))
     given = {"local_path": local_path, "db_host": db_host, "db_name": db_name, "media_path": media_path, **others}

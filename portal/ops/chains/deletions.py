@@ -34,7 +34,7 @@ def encode_deletions(paths: Iterable[str]) -> io.BytesIO:
 
 
 def deletions(reader: IndexedArchive) -> Iterator[str]:
-    """What an archive says is gone; nothing where it does not follow another.
+    """The deletions that an archive records; nothing if it has no parent.
 
     Raises:
         NotIntactError: the list is damaged, or names what cannot be in the media.
@@ -60,6 +60,4 @@ def _decoded(line: bytes) -> str:
         index.encode_name(path)
         return checked(Member(path, MemberType.FILE)).path
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise NotIntactError(
-            f"{DELETED} has a line that makes no sense: {line[:200]!r}", hint=another_archive()
-        ) from error
+        raise NotIntactError(f"{DELETED} has a line that is invalid: {line[:200]!r}", hint=another_archive()) from error

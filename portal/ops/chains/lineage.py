@@ -46,7 +46,7 @@ def read_manifest(path: Path) -> Manifest | None:
     """The manifest at the front of an archive, without a look at the rest; nothing where it is not there.
 
     Raises:
-        NotIntactError: it makes no sense.
+        NotIntactError: it is invalid.
         RepositoryError: the file cannot be read.
     """
     try:
@@ -86,7 +86,7 @@ def line_of(path: Path) -> tuple[Ancestor, ...]:
 
 
 def is_incremental(path: Path) -> bool:
-    """Whether an archive needs others; one that cannot be read is looked at elsewhere."""
+    """True if an archive needs others; one that cannot be read is looked at elsewhere."""
     try:
         manifest = read_manifest(path)
     except (NotIntactError, RepositoryError):

@@ -1,4 +1,4 @@
-"""What drills have shown, in `.drills/`: one report each, for those who ask whether a restore would work.
+"""The reports of drills, in `.drills/`: the evidence that a restore would work.
 
 The access log has the SHA-256 of each report's file, so that one that was changed later is found (`altered`), and one
 that no drill has written (`unlogged`).
@@ -104,7 +104,7 @@ class DrillReport:
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> DrillReport:
-        """The report that `to_dict` made, whatever is beside it; ValueError or TypeError where it makes no sense."""
+        """The report that `to_dict` made, whatever is beside it; ValueError or TypeError where it is invalid."""
         return decode(cls, {one.name: facts[one.name] for one in fields(cls) if one.name in facts})
 
 

@@ -1,4 +1,4 @@
-"""What a drill restores to: a directory in the repository and a database on the server, both removed afterwards.
+"""The scratch place of a drill: a directory in the repository and a database on the server, both removed afterwards.
 
 The directory is `.drills/<drill_id>/`. Before the database is created, a file in the directory says which one it will
 be, so that whoever finds the directory later can drop it. Drills of a repository lock one another out: who holds the
@@ -162,7 +162,7 @@ class Scratch:
             return None
         except (OSError, RecursionError, ValueError) as error:
             raise RestoreError(
-                f"{self.directory / _NOTE} makes no sense", hint="Look at it, and remove the directory by hand."
+                f"{self.directory / _NOTE} is invalid", hint="Look at it, and remove the directory by hand."
             ) from error
 
 
@@ -196,9 +196,9 @@ def throw_remains_away(repository: Repository, live: DatabaseTarget) -> tuple[st
             continue
         try:
             Scratch(drill_id=path.name, directory=path).throw_away(live)
-            said.append(f"{path.name} had been cut off; what it had restored has been removed")
+            said.append(f"{path.name} had been interrupted; what it had restored has been removed")
         except OpsError as error:
-            said.append(f"{path.name} had been cut off, and what it left cannot be removed now: {error.message}")
+            said.append(f"{path.name} had been interrupted, and what it left cannot be removed now: {error.message}")
     for sentence in said:
         log.warning("unfinished_work_found", detail=sentence)
     return tuple(said)

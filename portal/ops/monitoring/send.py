@@ -84,7 +84,7 @@ def _send(what: str, order: Mapping[str, str], seconds: float) -> bool:
         return False
     if ended.returncode:
         useless = ended.returncode == _USELESS_URL
-        log.warning("message_undelivered", kind=what, reason="the URL makes no sense" if useless else "not delivered")
+        log.warning("message_undelivered", kind=what, reason="the URL is invalid" if useless else "not delivered")
     return ended.returncode == 0
 
 

@@ -13,7 +13,7 @@ from portal.ops.runtime.logs import engine_log
 from portal.ops.storage.backend import read_all
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
     from portal.ops.offsite.signing import Trust
@@ -27,7 +27,7 @@ PREFIX = "offsite:"
 LATEST = "latest"
 
 FOREIGN: Final = "it was not made by this repository: its signature is missing or another's"
-_CHANGED: Final = "its commit makes no sense, or was changed after it was signed"
+_CHANGED: Final = "its commit is invalid, or was changed after it was signed"
 _SIGNER_HINT: Final = "If you know who made it, name the signer in BACKUP_OFFSITE_SIGNERS; otherwise do not use it."
 _OTHER_HINT: Final = "Take another copy; the list shows them. With versions, take one as of a time before."
 
@@ -39,7 +39,7 @@ class Listing:
     Arguments:
         shown: the destination.
         commits: one for each copy; of several copies of an archive the newest first.
-        damaged: stems whose commits make no sense.
+        damaged: stems whose commits are invalid.
         foreign: stems of copies that somebody else has put there; they are not among the commits.
     """
 
@@ -103,6 +103,24 @@ class Listing:
                 )
             line.append(newest[parent])
         return tuple(reversed(line))
+
+    @staticmethod
+    def chain_fault(commit: Commit, newest: Mapping[str, Commit]) -> str:
+        """Why an archive could not be restored from copies although its own is intact; empty where it could be.
+
+        Arguments:
+            newest: of each archive its newest copy.
+        """
+        seen = {commit.backup_id}
+        while commit.parent is not None:
+            parent = newest.get(commit.parent)
+            if parent is None:
+                return f"it needs {commit.parent}, of which there is no copy"
+            if commit.parent_sha256 not in (None, parent.archive_sha256) or parent.backup_id in seen:
+                return f"the copy of {commit.parent} is not of the archive that {commit.backup_id} was made on"
+            seen.add(parent.backup_id)
+            commit = parent
+        return ""
 
 
 def list_copies(backend: Backend, name: str | None = None, trust: Trust | None = None) -> Listing:
@@ -186,7 +204,7 @@ def count_copies(backend: Backend, trust: Trust) -> tuple[int, tuple[str, ...]]:
 
 
 def read_commit(backend: Backend, stem: Stem) -> Commit | None:
-    """A commit; nothing where it is not there, or makes no sense."""
+    """A commit; nothing where it is not there, or is invalid."""
     try:
         return _read(backend, stem)
     except (NotIntactError, ObjectAbsentError):

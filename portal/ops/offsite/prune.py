@@ -49,7 +49,7 @@ _UNFINISHED_AGE: Final = timedelta(days=7)
 
 @dataclass(frozen=True, kw_only=True)
 class OffsitePruneResult(DestinationsResult):
-    """How a prune of copies ended.
+    """The result of a prune of copies.
 
     Arguments:
         decisions: of each destination what is kept and removed, and why.
@@ -88,7 +88,7 @@ def offsite_policy(policy: RetentionPolicy, rules: Mapping[str, Mapping[str, int
     """The off-site rules: those given, and the repository's for types that have none.
 
     Raises:
-        ConfigurationError: a rule keeps nothing, or makes no sense.
+        ConfigurationError: a rule keeps nothing, or is invalid.
     """
     return replace(policy, rules={**policy.rules, **own_rules(rules, policy.rule)})
 
@@ -170,7 +170,7 @@ class OffsitePruneJob:
             listing = list_copies(backend, trust=Trust.of(self._config, destination))
             decided = plan([entry_of(commit) for commit in listing.newest().values()], self._policy, self._clock())
             builder.warnings += decided.warnings
-            builder.warnings += (f"the commit {stem} in {destination.shown} makes no sense" for stem in listing.damaged)
+            builder.warnings += (f"the commit {stem} in {destination.shown} is invalid" for stem in listing.damaged)
             builder.warnings += (
                 f"the copy {stem} in {destination.shown} was not made by this repository; it is left there"
                 for stem in listing.foreign

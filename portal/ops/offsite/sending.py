@@ -173,7 +173,7 @@ class Sender:
         self._save(pending)
 
     def _own(self, name: str, intended: Sequence[Segment], error: ObjectExistsError) -> Segment:
-        """The segment that is there already, if an attempt of ours has stored it before it was cut off."""
+        """The segment that is there already, if an attempt of ours has stored it before it was interrupted."""
         found = self.backend.head(name)
         for segment in intended:
             if (found.size, found.sha256) == segment:

@@ -1,4 +1,4 @@
-"""What is known of the WAL files of an archive: one JSON object a line, appended as each becomes durable."""
+"""The index of the WAL files of an archive: one JSON object a line, appended as each becomes durable."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class WalFile:
 
     @classmethod
     def decode(cls, line: bytes) -> WalFile | None:
-        """A file from its line; nothing where the line was cut off or makes no sense."""
+        """A file from its line; nothing where the line is truncated or invalid."""
         try:
             found = json.loads(line)
             return cls(
@@ -84,7 +84,7 @@ def index_lock(directory: Path) -> AbstractContextManager[None]:
 
 
 def append(directory: Path, file: WalFile) -> None:
-    """Add a line durably; one that was cut off before it is ended first. Whoever calls this holds the lock."""
+    """Add a line durably, after ending a truncated one. The caller holds the lock."""
     descriptor = os.open(directory / NAME, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
         size = os.fstat(descriptor).st_size

@@ -100,7 +100,7 @@ def connect(target: DatabaseTarget) -> Connection:
         AccessDeniedError: the server does not want this user; a `LoginRefusedError` where there may be none.
         DatabaseAbsentError: it has no such database.
         PoolerError: a connection pooler answers.
-        ConfigurationError: the connection's options make no sense.
+        ConfigurationError: the connection's options are invalid.
     """
     was_known = _key(target) in _silent
     options = silencing_options(target)
@@ -181,7 +181,7 @@ def _conninfo(target: DatabaseTarget, given: Mapping[str, str], options: str) ->
         return make_conninfo("", host=target.host, port=target.port, dbname=target.name, user=target.user, **parameters)
     except psycopg.ProgrammingError as error:
         raise ConfigurationError(
-            f"the database connection makes no sense: {error}", hint="check the options of DD_DATABASE_URL"
+            f"the database connection is invalid: {error}", hint="check the options of DD_DATABASE_URL"
         ) from error
 
 

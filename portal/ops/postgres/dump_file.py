@@ -66,7 +66,7 @@ class Dump:
         """The start of it, as far as its table of contents, and that.
 
         Raises:
-            NotIntactError: it is no dump, or its table of contents makes no sense.
+            NotIntactError: it is no dump, or its table of contents is invalid.
         """
         found, enough = bytearray(), _FIRST_LOOK
         with self.open() as content:
@@ -82,7 +82,7 @@ class Dump:
             raise not_a_dump() from error
 
     def fits(self) -> bool:
-        """Whether there is room for it in its file, and for as much again beside it."""
+        """True if there is room for it in its file, and for as much again beside it."""
         try:
             free = shutil.disk_usage(self.path.parent).free
         except OSError:
@@ -106,7 +106,7 @@ def read_file_contents(path: Path) -> Contents:
     """The table of contents of a dump that is in a file.
 
     Raises:
-        NotIntactError: it is no dump, or its table of contents makes no sense.
+        NotIntactError: it is no dump, or its table of contents is invalid.
         RestoreError: the file cannot be read.
     """
 
@@ -134,7 +134,7 @@ def _with_contents(data: bytearray) -> tuple[bytes, Contents]:
 
 
 def read_dump_major(path: Path) -> int | None:
-    """What `Dump.major` says of a dump that is in a file.
+    """The value of `Dump.major` for a dump in a file.
 
     Raises:
         RestoreError: the file cannot be read.

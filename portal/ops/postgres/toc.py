@@ -48,7 +48,7 @@ _CODECS: Final = {
 
 
 class Section(IntEnum):
-    """When an entry is restored; the numbers are those of the format."""
+    """The phase in which an entry is restored; the numbers are those of the format."""
 
     NONE = 1
     PRE_DATA = 2
@@ -105,7 +105,7 @@ def read_contents(data: bytes) -> Contents:
 
     Raises:
         CutShortError: more of it is needed.
-        ValueError: it is not a dump in the custom format, or one that makes no sense.
+        ValueError: it is not a dump in the custom format, or one that is invalid.
     """
     cursor = _Cursor(data)
     dump_version = cursor.head()

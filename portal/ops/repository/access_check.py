@@ -17,7 +17,7 @@ class Check:
         self._line = 0
         self._entries = 0
         self._last = (0, START)
-        self._odd: tuple[int, bytes] | None = None  # a line that makes no sense, and may have been torn by a crash
+        self._odd: tuple[int, bytes] | None = None  # a line that is invalid, and may have been torn by a crash
         self._faults: list[str] = []
         self._notes: list[str] = []
 
@@ -45,7 +45,7 @@ class Check:
             if number > 1:
                 self.fault(f"{name} is missing, so that a cut at the end cannot be noticed")
         elif head[0] > number:
-            self.fault(f"the end is cut off: {_missing(number + 1, head[0])}")
+            self.fault(f"the log is truncated: {_missing(number + 1, head[0])}")
         elif head[0] == number and head[1] != own:
             self.fault(f"line {self._line}: entry {number} is not the one that was written, by {name}")
         elif head[0] < number:
@@ -92,10 +92,10 @@ class Check:
         if torn == sha256(text.removesuffix(b"\n")).hexdigest():
             self._notes.append(f"line {number} was torn by a crash; the next says so, and goes on from the one before")
         else:
-            self.fault(f"line {number} makes no sense: it was changed or put in")
+            self.fault(f"line {number} is invalid: it was changed or put in")
 
     def _settle_end(self) -> None:
-        """Say of the last line what it is, where it makes no sense: without an end, a crash has torn it."""
+        """Say of the last line what it is, where it is invalid: without an end, a crash has torn it."""
         if self._odd and not self._odd[1].endswith(b"\n"):
             self._notes.append(f"line {self._odd[0]}, the last one, was torn by a crash")
             self._odd = None

@@ -21,7 +21,7 @@ _MARKS: Final = ("torn", "found")
 
 
 class Action(StrEnum):
-    """What was done."""
+    """The actions."""
 
     BACKUP = "backup"
     RESTORE = "restore"
@@ -42,7 +42,7 @@ class Action(StrEnum):
 
 
 class Outcome(StrEnum):
-    """How it ended."""
+    """The outcomes."""
 
     DONE = "done"
     FAILED = "failed"
@@ -57,7 +57,7 @@ class Outcome(StrEnum):
 
 
 class Found(StrEnum):
-    """What whoever appended a line has found at the end that it follows."""
+    """The state of the log's end, as found before a line was appended."""
 
     REPLACED = "replaced"
     """An entry is not the one that was written down as the last."""
@@ -103,7 +103,7 @@ class AccessEntry:
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> AccessEntry:
-        """The entry that `to_dict` made; ValueError, KeyError or TypeError where it makes no sense."""
+        """The entry that `to_dict` made; ValueError, KeyError or TypeError where it is invalid."""
         entry = codec.decode(cls, facts, beside=_ENVELOPE)
         if entry.number < 1 or facts["version"] != VERSION:
             raise ValueError("no number, or a later version")
@@ -116,7 +116,7 @@ Observer = Callable[[AccessEntry], None]
 
 @dataclass(frozen=True, kw_only=True)
 class AccessReport:
-    """What a look at the whole log has found.
+    """The result of verifying the whole log.
 
     Arguments:
         entries: how many lines make sense.
@@ -132,7 +132,7 @@ class AccessReport:
 
     @property
     def intact(self) -> bool:
-        """Whether nothing was tampered with, as far as the log can tell."""
+        """True if nothing was tampered with, as far as the log can tell."""
         return not self.faults
 
     def to_dict(self) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def canonical(facts: Mapping[str, Any]) -> bytes:
 
 
 def decode(line: bytes) -> AccessEntry | None:
-    """The entry of a line; nothing where it makes no sense."""
+    """The entry of a line; nothing where it is invalid."""
     try:
         return AccessEntry.from_dict(json.loads(line))
     except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError):

@@ -1,7 +1,7 @@
 """The access log: who did what with the backups, when, and how it ended; `.access.jsonl` in the repository.
 
 It is only ever appended to. Each line holds the hash of the one before and its own, the SHA-256 of its canonical JSON,
-so a line that is changed, removed, put in or moved is found. That the end was cut off cannot be seen in the file, so
+so a line that is changed, removed, put in or moved is found. A truncation cannot be seen in the file, so
 the number and hash of the last line are kept in a second one, `.access.head`.
 
 A crash may leave the last line torn. Whoever appends next ends it, and says in the new line what was torn: so it is
@@ -110,7 +110,7 @@ class AccessLog:
         return entry
 
     def entries(self) -> Iterator[AccessEntry]:
-        """Every line that makes sense, the oldest first.
+        """Every valid line, the oldest first.
 
         Raises:
             RepositoryError: the log cannot be read.
@@ -149,7 +149,7 @@ class AccessLog:
             head = self._head()
         except ValueError:
             head = None
-            check.fault(f"{self.head_path.name} makes no sense, so that a cut at the end cannot be noticed")
+            check.fault(f"{self.head_path.name} is invalid, so a truncated log cannot be noticed")
         else:
             check.head(head, self.head_path.name)
         return check.report()
@@ -177,7 +177,7 @@ class AccessLog:
         moment: datetime,
         details: Mapping[str, Any],
     ) -> AccessEntry:
-        """The line that follows the last one; where the end was cut off or exchanged, that is left to be seen."""
+        """The line that follows the last one; where the end was truncated or exchanged, that is left to be seen."""
         try:
             head = self._head()
         except ValueError:
@@ -228,7 +228,7 @@ class AccessLog:
             raise explain(error, "cannot read", self.path) from error
 
     def _head(self) -> tuple[int, str] | None:
-        """Number and hash of the last line, as they were written down; ValueError where that makes no sense."""
+        """Number and hash of the last line, as they were written down; ValueError where that is invalid."""
         try:
             found = json.loads(self.head_path.read_bytes())
             number, own = int(found["number"]), str(found["hash"])
@@ -241,7 +241,7 @@ class AccessLog:
 
 @dataclass(kw_only=True)
 class Seen:
-    """What a witness will say of something that is being done.
+    """The entry that a witness will write of an operation in progress.
 
     Arguments:
         subject: what it is done to, as far as that is known.
@@ -346,7 +346,7 @@ def process_user() -> str:
 
 
 def sudo_user(environ: Mapping[str, str] = os.environ) -> str | None:
-    """Who is at the keyboard, where sudo made another user of that person; for entry points to pass on."""
+    """The user who called sudo, if any; for entry points to pass on."""
     return environ.get("SUDO_USER") or None
 
 
@@ -354,7 +354,7 @@ class _End(NamedTuple):
     """The end of the log.
 
     Arguments:
-        number: that of the last line that makes sense.
+        number: that of the last valid line.
         hash: its hash.
         torn: what is torn after the last end of a line.
         known: the hash of the line that was written down as the last one, as far as it was looked for.

@@ -1,4 +1,4 @@
-"""What is known of an archive without opening it: what lists, plans and reports are made of."""
+"""The facts about an archive that lists, plans and reports are made of, without opening it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Finding(NamedTuple):
-    """What the last verification that counts has found.
+    """The result of the last verification that counts.
 
     Arguments:
         level: how closely the archive was looked at.
@@ -33,7 +33,7 @@ class Entry(NamedTuple):
         moment: when the backup was made, by its id; by its file where it has none.
         modified: when the file was written.
         size: bytes.
-        checksum: the SHA-256 that it should have; nothing where it has no sidecar that makes sense.
+        checksum: the SHA-256 that it should have; nothing where it has no sidecar that is valid.
         parent: the archive that it follows, where it is an incremental.
         base: the first archive of its chain.
         components: what it holds.
@@ -62,5 +62,5 @@ class Entry(NamedTuple):
 
     @property
     def read_at(self) -> datetime:
-        """When its data was read: by its manifest, for a name is only what the backup was asked for under."""
+        """The time its data was read, by its manifest; the name has only the time of the request."""
         return self.read or self.moment

@@ -32,7 +32,7 @@ _MOST_BYTES: Final = 16 << 20
 
 
 class DamagedRecordError(RepositoryError):
-    """A record makes no sense; what it is about may well be as it should be."""
+    """A record is invalid; what it is about may well be as it should be."""
 
 
 class RecordStore:
@@ -63,7 +63,7 @@ class RecordStore:
         """A record; nothing where there is none.
 
         Raises:
-            DamagedRecordError: it makes no sense.
+            DamagedRecordError: it is invalid.
             RepositoryError: it cannot be read.
         """
         path = self._path(name)
@@ -97,7 +97,7 @@ class RecordStore:
             raise explain(error, "cannot read", self._path(name)) from error
 
     def names(self) -> list[str]:
-        """What there are records of, in the order of their names.
+        """The names of the records, sorted.
 
         Raises:
             RepositoryError: the directory cannot be read.
@@ -127,7 +127,7 @@ class RecordStore:
         """One record, decoded; nothing where there is none.
 
         Raises:
-            DamagedRecordError: it makes no sense.
+            DamagedRecordError: it is invalid.
             RepositoryError: it cannot be read.
         """
         found = self.read(name)
@@ -154,10 +154,10 @@ class RecordStore:
         return True
 
     def damaged(self, name: str) -> DamagedRecordError:
-        """The error for a record that makes no sense."""
+        """The error for a record that is invalid."""
         path = self._path(name)
         return DamagedRecordError(
-            f"the record {path} makes no sense",
+            f"the record {path} is invalid",
             hint=f"Move it away ({path.name} in {path.parent}): the archive itself is not touched by that.",
         )
 
@@ -166,5 +166,5 @@ class RecordStore:
 
 
 def is_record(name: str) -> bool:
-    """Whether a file of that name is a record, and not one on its way."""
+    """True if a file of that name is a record, and not one on its way."""
     return name.endswith(_SUFFIX) and not name.startswith(".")

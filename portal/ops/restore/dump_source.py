@@ -68,10 +68,10 @@ def dump_content(archive: Archive, jobs: int) -> Iterator[tuple[Member, Iterator
 
 
 def backed_up(archive: Archive, manifest: Manifest, path: Path) -> BackedUp:
-    """What an archive says of its database, beside the rows.
+    """The facts about its database in an archive, beside the rows.
 
     Raises:
-        NotIntactError: the dump's table of contents, or what the manifest says, makes no sense.
+        NotIntactError: the dump's table of contents, or what the manifest says, is invalid.
     """
     from portal.ops.restore.database.plan import BackedUp
 
@@ -80,7 +80,7 @@ def backed_up(archive: Archive, manifest: Manifest, path: Path) -> BackedUp:
     try:
         size, large_objects = int(details.get("database_bytes", 0)), int(details.get("large_objects", 0))
     except (TypeError, ValueError) as error:
-        raise NotIntactError("the manifest's size of the database makes no sense", hint=another_archive()) from error
+        raise NotIntactError("the manifest's size of the database is invalid", hint=another_archive()) from error
     return BackedUp(
         entries=contents.entries,
         identity=identity_of(manifest),
@@ -93,16 +93,16 @@ def rows_of(manifest: Manifest) -> dict[str, int]:
     """The number of rows by table; empty where the manifest has none.
 
     Raises:
-        NotIntactError: they make no sense.
+        NotIntactError: they are invalid.
     """
     return _numbers_of(manifest, "rows")
 
 
 def identity_of(manifest: Manifest) -> DatabaseIdentity | None:
-    """What the manifest says of the database itself; nothing where an older release wrote it.
+    """The database's identity in the manifest; nothing if an older release wrote it.
 
     Raises:
-        NotIntactError: it makes no sense.
+        NotIntactError: it is invalid.
     """
     from portal.ops.postgres.identity import DatabaseIdentity
 
@@ -111,10 +111,10 @@ def identity_of(manifest: Manifest) -> DatabaseIdentity | None:
 
 
 def objects_of(manifest: Manifest) -> SourceObjects | None:
-    """What the manifest says of indexes, constraints and triggers; nothing where an older release wrote it.
+    """The indexes, constraints and triggers in the manifest; nothing if an older release wrote it.
 
     Raises:
-        NotIntactError: it makes no sense.
+        NotIntactError: it is invalid.
     """
     from portal.ops.restore.database.object_check import SourceObjects
 
@@ -130,7 +130,7 @@ def objects_of(manifest: Manifest) -> SourceObjects | None:
         )
     except (AttributeError, TypeError, ValueError) as error:
         raise NotIntactError(
-            "what the manifest says of indexes and constraints makes no sense", hint=another_archive()
+            "what the manifest says of indexes and constraints is invalid", hint=another_archive()
         ) from error
 
 
@@ -139,4 +139,4 @@ def _numbers_of(manifest: Manifest, what: str) -> dict[str, int]:
     try:
         return {normal_name(str(table)): int(number) for table, number in numbers.items()}
     except (AttributeError, TypeError, ValueError) as error:
-        raise NotIntactError(f"the manifest's numbers of {what} make no sense", hint=another_archive()) from error
+        raise NotIntactError(f"the manifest's numbers of {what} are invalid", hint=another_archive()) from error

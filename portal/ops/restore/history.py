@@ -1,6 +1,6 @@
-"""What becomes of restores: applied, undone, finished after a crash, rolled back, forgotten.
+"""The life of a restore: applied, undone, finished after a crash, rolled back, forgotten.
 
-Everything here first writes down what it is going to do, and can be cut off and gone on with. What is live is wholly
+Everything here first writes down what it is going to do, and can be interrupted and continued. What is live is wholly
 the old or wholly the new once a record is settled; a record that is not is worked on by the next restore or rollback.
 """
 
@@ -28,25 +28,26 @@ log = engine_log("portal.ops.restore")
 
 _MOMENT: Final = "%Y-%m-%dT%H:%M:%SZ"
 _WILL: Final = {
-    RestoreState.STAGING: "was cut off before it changed anything; its remains will be removed",
-    RestoreState.APPLYING: "was cut off half way; it will be finished, or undone where nothing was changed yet",
+    RestoreState.STAGING: "was interrupted before it changed anything; its remains will be removed",
+    RestoreState.APPLYING: "was interrupted half way; it will be finished, or undone where nothing was changed yet",
     RestoreState.UNDOING: "failed, and could not be undone then; it will be undone",
-    RestoreState.ROLLING_BACK: "was being rolled back, and was cut off; that will be finished",
+    RestoreState.ROLLING_BACK: "was being rolled back, and was interrupted; that will be finished",
 }
 _FAULTS: Final = (OpsError, OSError)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stuck:
-    """A restore that was cut off, and can be neither finished nor undone at the moment."""
+    """A restore that was interrupted, and can be neither finished nor undone at the moment."""
 
     record: RestoreRecord
     reason: str
 
     def error(self) -> RestoreError:
-        """What stands in the way of whatever goes to the same place."""
+        """The error for another operation on the same target."""
         return RestoreError(
-            f"{self.record.restore_id} was cut off and has to be finished or undone first, which fails: {self.reason}",
+            f"{self.record.restore_id} was interrupted and has to be finished or undone first, "
+            f"which fails: {self.reason}",
             hint="Put that right, and start again. If its server or disk will not come back: "
             f"{Advice.DISCARD_ROLLBACK.of(self.record.restore_id)} gives it up.",
         )
@@ -154,20 +155,22 @@ class RestoreHistory:
     # -- after a crash ----------------------------------------------------------------------------------------------
 
     def recover(self) -> tuple[tuple[str, ...], tuple[Stuck, ...]]:
-        """Undo or finish what was cut off; what was done, in words, and what could not be."""
+        """Undo or finish what was interrupted; what was done, in words, and what could not be."""
         said, stuck = [], []
         for record in self._unsettled():
             try:
                 said.append(f"{record.restore_id} {self._settle(record)}")
             except _FAULTS as error:
                 stuck.append(Stuck(record=record, reason=_brief(error)))
-                said.append(f"{record.restore_id} was cut off, and cannot be finished or undone now: {_brief(error)}")
+                said.append(
+                    f"{record.restore_id} was interrupted, and cannot be finished or undone now: {_brief(error)}"
+                )
         for sentence in said:
             log.warning("unfinished_work_found", detail=sentence)
         return tuple(said), tuple(stuck)
 
     def to_recover(self) -> tuple[str, ...]:
-        """What `recover` would do, in words; touches nothing."""
+        """The actions `recover` would take, one sentence each; changes nothing."""
         records = self._unsettled()
         if records and self._records.are_locked():
             return tuple(f"{record.restore_id} is at work at this moment" for record in records)
@@ -180,21 +183,21 @@ class RestoreHistory:
         parts = self._parts_of(record)
         if record.state is RestoreState.ROLLING_BACK:
             self._go_back(record, parts)
-            return "was being rolled back, and had been cut off; that is finished now"
+            return "was being rolled back, and had been interrupted; that is finished now"
         if record.state is RestoreState.UNDOING:
             self._undo(record, parts)
             return "had failed; it is undone now, and everything is as it was before"
         if record.state is RestoreState.STAGING or not any(part.is_begun() for part in parts):
             self._undo(record, parts)
-            return "had been cut off before it changed anything; its remains are removed"
+            return "had been interrupted before it changed anything; its remains are removed"
         try:
             for part in parts:
                 part.finish()
         except _FAULTS as error:
             self._undo(record, parts)
-            return f"had been cut off half way and could not be finished ({_brief(error)}); it is undone now"
+            return f"had been interrupted half way and could not be finished ({_brief(error)}); it is undone now"
         self._save(record, RestoreState.APPLIED)
-        return "had been cut off half way; it is finished now"
+        return "had been interrupted half way; it is finished now"
 
     # -- going back -------------------------------------------------------------------------------------------------
 
@@ -269,7 +272,7 @@ class RestoreHistory:
         return facts
 
     def _is_still_applied(self, parts: Sequence[Part]) -> bool:
-        """Whether the database, which goes first, has not gone back."""
+        """True if the database, which goes first, has not gone back."""
         with suppress(*_FAULTS):
             return parts[0].component is Component.DATABASE and parts[0].is_begun()
         return False
@@ -288,7 +291,7 @@ class RestoreHistory:
         raise RestoreError(f"there is no restore {restore_id}", hint=f"{Advice.LIST_ROLLBACKS} shows them.")
 
     def discard(self, record: RestoreRecord) -> tuple[str, ...]:
-        """Discard a restore's rollback data; what could not be removed, in words. One that was cut off is undone."""
+        """Discard a restore's rollback data, or undo an interrupted one; what could not be removed, in words."""
         left: list[str] = []
         for part in self._parts_of(record):
             try:
@@ -344,7 +347,7 @@ class RestoreHistory:
         }
 
     def kept(self, record: RestoreRecord) -> tuple[str, ...]:
-        """What is kept of a restore, in words."""
+        """The rollback data of a restore, in words."""
         rolled_back = record.state is RestoreState.ROLLED_BACK
         return tuple(kept for part in self._parts_of(record) if (kept := part.kept(rolled_back=rolled_back)))
 
@@ -353,7 +356,7 @@ class RestoreHistory:
 
 
 def _is_any_begun(parts: Sequence[Part]) -> bool:
-    """Whether anything live was touched, as far as one can tell."""
+    """True if anything live was touched, as far as one can tell."""
     try:
         return any(part.is_begun() for part in parts)
     except _FAULTS:

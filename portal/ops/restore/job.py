@@ -146,7 +146,7 @@ class RestoreJob:
         return found.intact, {**manifest, **found.to_dict(), **named, **fault}
 
     def earlier(self, *, moment: datetime, request_id: str) -> RestoreResult | None:
-        """What became of a request that was made before: the result of its restore, if that was finished.
+        """The result of an earlier delivery of the same request, if its restore was finished.
 
         Raises:
             OpsError: the records of restores cannot be read.
@@ -162,7 +162,7 @@ class RestoreJob:
         return Rollback(self._context).earlier(restore_id)
 
     def recover(self) -> tuple[str, ...]:
-        """Finish or undo the restores that were cut off; what was done, in words.
+        """Finish or undo the restores that were interrupted; what was done, in words.
 
         Raises:
             BusyError: a restore is running.
@@ -187,14 +187,14 @@ class RestoreJob:
 
         Arguments:
             restore_id: which one; the last one by default.
-            is_repeated: the same was asked for before and was cut off, so it may have been done.
+            is_repeated: the same was asked for before and was interrupted, so it may have been done.
         """
         return Rollback(self._context).run(restore_id, is_repeated=is_repeated)
 
     def discard(self, restore_id: str) -> RestoreResult:
         """Discard the rollback data of a restore: the old database, the old files, and the record of it.
 
-        A restore that was cut off, and cannot be finished, is given up: what can be undone of it is undone.
+        A restore that was interrupted, and cannot be finished, is given up: what can be undone of it is undone.
         """
         return Rollback(self._context).discard(restore_id)
 
@@ -207,10 +207,10 @@ class RestoreJob:
         return Rollback(self._context).discard_old()
 
     def list_restores(self) -> list[dict[str, Any]]:
-        """Every restore that something is kept of, also one that was cut off, newest first; no server is asked.
+        """Every restore that something is kept of, also one that was interrupted, newest first; no server is asked.
 
         Raises:
-            RestoreError: the record of one makes no sense.
+            RestoreError: the record of one is invalid.
             RepositoryError: they cannot be read.
         """
         return self._context.history.listed()
@@ -245,7 +245,7 @@ def create_restore_job(
         others: any other argument of `RestoreConfig`.
 
     Raises:
-        ConfigurationError: the environment or an argument makes no sense.
+        ConfigurationError: the environment or an argument is invalid.
     """
     config = RestoreConfig.from_settings(current_settings(environ))
     given = {"db_host": db_host, "db_name": db_name, "media_path": media_path, **others}

@@ -1,6 +1,6 @@
 """Taking restores back: the rollback of one, and the removal of the data that a rollback needs.
 
-recover   a restore that was cut off is undone, or finished
+recover   a restore that was interrupted is undone, or finished
 find      the restore, which must not lie under a newer one
 check     all that the rollback needs is there
 confirm   somebody says yes
@@ -53,7 +53,7 @@ class Rollback:
 
         Arguments:
             restore_id: which one; the last one by default.
-            is_repeated: the same was asked for before and was cut off, so it may have been done.
+            is_repeated: the same was asked for before and was interrupted, so it may have been done.
         """
         builder = self._context.result(RestoreScope.FULL, is_rollback=True)
         witnessed = self._context.witnessed(Action.ROLLBACK, builder, restore_id or "the last restore")
@@ -98,7 +98,7 @@ class Rollback:
     def discard(self, restore_id: str) -> RestoreResult:
         """Discard the rollback data of a restore: the old database, the old files, and the record of it.
 
-        A restore that was cut off, and cannot be finished, is given up: what can be undone of it is undone.
+        A restore that was interrupted, and cannot be finished, is given up: what can be undone of it is undone.
         """
         builder = self._context.result(RestoreScope.FULL, is_rollback=True)
         witnessed = self._context.witnessed(Action.DISCARD, builder, restore_id)

@@ -19,7 +19,7 @@ _PERIODS: Final = ("hourly", "daily", "weekly", "monthly", "yearly")
 
 @dataclass(frozen=True, kw_only=True)
 class RetentionRule:
-    """How long archives of a type are kept.
+    """The retention of one type of archives.
 
     Arguments:
         days: an archive is kept so long.
@@ -43,7 +43,7 @@ class RetentionRule:
         faults = [f"{name} is {number}" for name, number in numbers.items() if not 0 <= number <= MOST_KEPT]
         if faults:
             raise ConfigurationError(
-                f"a rule of retention makes no sense: {', '.join(faults)}", hint=f"Give numbers from 0 to {MOST_KEPT}."
+                f"a rule of retention is invalid: {', '.join(faults)}", hint=f"Give numbers from 0 to {MOST_KEPT}."
             )
         if not any(numbers.values()):
             raise ConfigurationError(
@@ -84,7 +84,7 @@ def own_rules(given: Mapping[str, Mapping[str, int]], general: RetentionRule) ->
         given: for the names of types, numbers by the names that `RetentionRule` has for them.
 
     Raises:
-        ConfigurationError: a name is none, or a rule makes no sense.
+        ConfigurationError: a name is none, or a rule is invalid.
     """
     found = {}
     for kind, numbers in given.items():

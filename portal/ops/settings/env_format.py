@@ -36,7 +36,7 @@ def parse_env_file(text: str, path: str, environ: Mapping[str, str]) -> EnvFile:
         environ: variables that ``${NAME}`` may name, besides earlier lines of the file; they come first.
 
     Raises:
-        EnvFileError: a line makes no sense, or names a variable that is not set.
+        EnvFileError: a line is invalid, or names a variable that is not set.
     """
     values: dict[str, str] = {}
     lines: dict[str, int] = {}

@@ -88,7 +88,7 @@ class DatabaseSettings(Group):
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class RetentionSettings(Group):
-    """How long archives are kept."""
+    """The retention of archives."""
 
     days: int = setting("BACKUP_RETENTION_DAYS", "Days to keep backups", whole_number(0, HUNDRED_YEARS), "30")
     count: int = setting("BACKUP_RETENTION_COUNT", "Minimum backups to keep", whole_number(0, MOST_KEPT), "10")
@@ -111,7 +111,7 @@ class RetentionSettings(Group):
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class WorkerSettings(Group):
-    """How work is handed to workers, and how they behave."""
+    """The settings of the workers and their broker."""
 
     broker_url: Secret | None = setting(
         "CELERY_BROKER_URL",
@@ -158,7 +158,7 @@ class WorkerSettings(Group):
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class ScheduleSettings(Group):
-    """When scheduled work starts: cron expressions in one time zone; ``None`` means never."""
+    """The schedules: cron expressions in one time zone; ``None`` means never."""
 
     full: str | None = setting("BACKUP_SCHEDULE_FULL", "Schedule of full backups: cron, or `off`", cron, "0 2 * * *")
     database: str | None = setting("BACKUP_SCHEDULE_DATABASE", "Schedule of database backups", cron, "0 * * * *")
@@ -213,7 +213,7 @@ class ScheduleSettings(Group):
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class WatchSettings(Group):
-    """How the uploads are watched."""
+    """The settings of the watcher."""
 
     quiet: timedelta = setting(
         "BACKUP_WATCH_QUIET", "Time without changes after which uploads are backed up", duration, "2s"
@@ -232,7 +232,7 @@ class WatchSettings(Group):
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class TargetSettings(Group):
-    """What is expected of the backups, and who is told."""
+    """The targets of the backups, and the recipients of alerts."""
 
     rpo_database: timedelta = setting(
         "BACKUP_RPO_DATABASE", "Maximum age of the newest backup of the database", duration, "2h"
@@ -371,7 +371,7 @@ class OffsiteSettings(Group):
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class PortalSettings(Group):
-    """What belongs to the portal: its key, its files, its own checks, and the operator's commands around our work."""
+    """The settings of the portal: its key, its files, its own checks, and the operator's commands."""
 
     credential_key: Secret | None = setting(
         "DD_CREDENTIAL_AES_256_KEY",

@@ -62,7 +62,7 @@ def parse_header(data: bytes) -> Header:
 
     Raises:
         NeedMoreError: it is longer than the data.
-        NotIntactError: it makes no sense.
+        NotIntactError: it is invalid.
     """
     end = data.find(b"\n--- ")
     mac_end = data.find(b"\n", end + 1) if end >= 0 else -1
@@ -77,12 +77,12 @@ def parse_header(data: bytes) -> Header:
         stanzas = tuple(_stanzas(lines[1:]))
         mac = _unpadded(data[end + 5 : mac_end])
     except (ValueError, IndexError) as error:
-        raise _damaged("its header makes no sense") from error
+        raise _damaged("its header is invalid") from error
     return Header(size=mac_end + 1, stanzas=stanzas, authenticated=data[: end + 4], mac=mac)
 
 
 def open_payload(header: Header, nonce: bytes, identities: Sequence[Identity]) -> Payload:
-    """What decrypts the payload.
+    """The decryptor of the payload.
 
     Arguments:
         nonce: the 16 bytes after the header.
@@ -125,7 +125,7 @@ class Payload:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where the chunks of a file lie.
+    """The places of a file's chunks.
 
     Arguments:
         start: where the first chunk starts, after header and nonce.
@@ -137,7 +137,7 @@ class Layout:
 
     @property
     def count(self) -> int:
-        """How many chunks there are; even an empty file has one."""
+        """The number of chunks; even an empty file has one."""
         return max(1, -(-(self.size - self.start) // _SEALED_BYTES))
 
     @property
@@ -153,7 +153,7 @@ class Layout:
         return size
 
     def span(self, first: int, last: int) -> tuple[int, int]:
-        """Where some chunks start, and how many bytes they take.
+        """The start of some chunks, and their length in bytes.
 
         Arguments:
             first: number of the first chunk; likewise `last`.
@@ -220,7 +220,7 @@ class StreamDecryptor:
 
 
 def _stanzas(lines: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """Share and wrapped key of each X25519 stanza; raises ValueError where a line makes no sense."""
+    """Share and wrapped key of each X25519 stanza; raises ValueError where a line is invalid."""
     number = 0
     while number < len(lines):
         words = lines[number].split(b" ")

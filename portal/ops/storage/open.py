@@ -26,7 +26,7 @@ def open_backend(
         password: of an SFTP server that takes no key.
 
     Raises:
-        ConfigurationError: the credentials make no sense, or the store cannot lock.
+        ConfigurationError: the credentials are invalid, or the store cannot lock.
         StorageError: it cannot be used.
     """
     if destination.scheme in (Scheme.FILE, Scheme.SFTP) and lock_days:

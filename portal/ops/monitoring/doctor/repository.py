@@ -184,14 +184,14 @@ class RepositoryChecks:
         cut_off = [record.restore_id for record in records.all() if not record.state.is_settled]
         if cut_off and not records.are_locked():
             return warning(
-                f"restores were cut off: {', '.join(cut_off[:_NAMED])}",
+                f"restores were interrupted: {', '.join(cut_off[:_NAMED])}",
                 f"{Advice.PLAN_RESTORE} says what becomes of them; a restore or rollback settles them.",
             )
         if left:
             return warning(
-                f"{len(left)} backups were cut off: {', '.join(left[:_NAMED])}", "The next backup sweeps that up."
+                f"{len(left)} backups were interrupted: {', '.join(left[:_NAMED])}", "The next backup sweeps that up."
             )
-        return ok("no backup or restore was cut off")
+        return ok("no backup or restore was interrupted")
 
     def _archives(self) -> list[ArchiveFile]:
         return self._repository.archives()
