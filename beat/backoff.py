@@ -25,7 +25,7 @@ class Asked:
     moment: datetime
 
     def may_be_repeated(self, now: datetime) -> bool:
-        """Whether the pause is over: 5 minutes, 10, 20, 40, then an hour; at once if the clock was put back."""
+        """True if the pause is over: 5 minutes, 10, 20, 40, then an hour; at once if the clock was put back."""
         pause = min(_FIRST * 2 ** min(self.times - 1, 10), _LONGEST)
         return not self.moment <= now < self.moment + pause
 
@@ -44,11 +44,11 @@ class Memory:
         return {task_id: asked.times for task_id, asked in self._asked.items()}
 
     def was_asked_since(self, task_id: str, moment: datetime) -> bool:
-        """Whether the task was sent at that moment or later."""
+        """True if the task was sent at that moment or later."""
         return task_id in self._asked and self._asked[task_id].moment >= moment
 
     def may_ask(self, task_id: str, now: datetime) -> bool:
-        """Whether it is time to send the task, or to send it again."""
+        """True if it is time to send the task, or to send it again."""
         asked = self._asked.get(task_id)
         return asked is None or asked.may_be_repeated(now)
 
@@ -90,7 +90,7 @@ class Outage:
 
     @property
     def lasts(self) -> bool:
-        """Whether the last try was in vain."""
+        """True if the last try was in vain."""
         return self.failures > 0
 
     def fail(self, reading: float) -> bool:

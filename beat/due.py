@@ -200,7 +200,7 @@ def _tasks_of(slot: Slot, facts: RepositoryFacts, now: datetime) -> Iterator[Sch
 
 
 def _is_backed_up(slot: Slot, facts: RepositoryFacts, now: datetime) -> bool:
-    """Whether an archive does; one from a time to come, made by a clock that was wrong, is no other's substitute."""
+    """True if an archive does; one from a time to come, made by a clock that was wrong, is no other's substitute."""
     own, done_by = slot.backup_id, slot.schedule.done_by
     types = done_by.types if isinstance(done_by, MadeArchive) else ()
     return any(

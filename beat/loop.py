@@ -145,7 +145,7 @@ class Beat:
             log.info("broker_back", seconds=round(seconds, 1))
 
     def _is_to_be_sent(self, task: ScheduledTask, now: datetime) -> bool:
-        """Whether its pause is over, and nobody is at work on it; one that takes too long is no longer believed in."""
+        """True if its pause is over, and nobody is at work on it; one that takes too long is no longer believed in."""
         if not self._memory.may_ask(task.task_id, now):
             return False
         believed = now - timedelta(seconds=self._settings.worker.task_timeout)

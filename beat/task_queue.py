@@ -22,7 +22,7 @@ class Workers(Protocol):
         """
 
     def is_at_work(self, task_id: str) -> bool:
-        """Whether the task was handed over and has not ended.
+        """True if the task was handed over and has not ended.
 
         Raises:
             OpsError: nobody can tell.
@@ -50,6 +50,6 @@ class QueuedWorkers:
         self._client.submit(operation, arguments, task_id)
 
     def is_at_work(self, task_id: str) -> bool:
-        """Whether the broker knows the task, and no result of it."""
+        """True if the broker knows the task, and no result of it."""
         state = self._client.look(task_id)
         return not state.is_ended and not state.is_lost

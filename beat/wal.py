@@ -71,7 +71,7 @@ class BaseKeeper:
 
 
 def lacks_base(found: PitrLook) -> bool:
-    """Whether WAL arrives that no base backup leads to."""
+    """True if WAL arrives that no base backup leads to."""
     covered = found.state.get("covered_to")
     if covered is None or found.state.get("problem"):
         return False

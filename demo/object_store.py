@@ -167,7 +167,7 @@ class EmbeddedObjectStore:
         ]
 
     def _answers(self) -> bool:
-        """Whether a request is taken that every part of the server has a share in."""
+        """True if a request is taken that every part of the server has a share in."""
         for service in ("s3", "filer"):
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{self._ports[service]}/", timeout=2):

@@ -69,7 +69,7 @@ def _seconds(text: str) -> float:
 
 
 def is_remote(settings: Settings, arguments: argparse.Namespace) -> bool:
-    """Whether a worker does the work.
+    """True if a worker does the work.
 
     Raises:
         ConfigurationError: no worker does, and an option is given that needs one.

@@ -69,7 +69,7 @@ def _end(processes: dict[Queue, subprocess.Popen[bytes]], grace: float) -> list[
 
 
 def _are_up(running: dict[Queue, tuple[subprocess.Popen[bytes], float]], processes: int | None) -> bool:
-    """Whether all workers run. One that fails after it has worked (a broker that goes can do that) is started again."""
+    """True if all workers run. One that fails after it has worked (a broker that goes can do that) is started again."""
     for queue, (process, started) in running.items():
         code = process.poll()
         if code is None:

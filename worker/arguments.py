@@ -220,7 +220,7 @@ def word(kind: type[Word], text: str) -> Word:
 
 
 def _fits(value: object, hint: Any) -> bool:
-    """Whether a value of JSON has the type of a field."""
+    """True if a value of JSON has the type of a field."""
     wanted = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     if isinstance(value, list):
         is_list = any(get_origin(one) is tuple for one in wanted)

@@ -159,7 +159,7 @@ class Client:
         return replace(_ended(status, result, name), is_signed=is_signed)
 
     def is_attended(self, queue: Queue, seconds: float = 2.0) -> bool:
-        """Whether a worker serves a queue.
+        """True if a worker serves a queue.
 
         Raises:
             BrokerAwayError: the broker does not answer.

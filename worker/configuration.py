@@ -46,7 +46,7 @@ def _messages() -> dict[str, Any]:
 
 
 def _keepalive(url: str) -> bool:
-    """Whether a connection has to be asked whether it is still there; one by a Unix socket does not know how."""
+    """True if a connection has to be asked whether it is still there; one by a Unix socket does not know how."""
     return not url.startswith(("redis+socket:", "socket:"))
 
 

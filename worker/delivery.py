@@ -73,7 +73,7 @@ def _count(descriptor: int) -> None:
 
 
 def is_abandoned(repository: Path, task_id: str) -> bool:
-    """Whether a process began to work on the task, and is gone."""
+    """True if a process began to work on the task, and is gone."""
     try:
         descriptor = os.open(_path(repository, task_id), os.O_RDWR | os.O_CLOEXEC)
     except (OSError, RefusedError):
@@ -85,7 +85,7 @@ def is_abandoned(repository: Path, task_id: str) -> bool:
 
 
 def is_begun(repository: Path, task_id: str) -> bool:
-    """Whether a process works on the task, or did so when it was killed."""
+    """True if a process works on the task, or did so when it was killed."""
     try:
         return _path(repository, task_id).exists()
     except (OSError, RefusedError):

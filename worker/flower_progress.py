@@ -85,7 +85,7 @@ def _error_sentence(error: str) -> str:
 
 
 def _is_wanted(task: Any) -> bool:
-    """Whether there is more to know of a task than Flower has been told: its progress, or what its result says."""
+    """True if there is more to know of a task than Flower has been told: its progress, or what its result says."""
     return not task.ready or any(str(said).startswith("{") for said in (task.result, task.exception) if said)
 
 

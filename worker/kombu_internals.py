@@ -98,7 +98,7 @@ class Transport(_redis.Transport):  # type: ignore[misc]
 
 
 def _has_form(message: Any) -> bool:
-    """Whether it is a message as kombu makes them: it would end the worker otherwise."""
+    """True if it is a message as kombu makes them: it would end the worker otherwise."""
     if not isinstance(message, dict):
         return False
     headers, properties = message.get("headers"), message.get("properties")

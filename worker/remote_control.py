@@ -90,7 +90,7 @@ def check_commands(keys: TaskKeys) -> None:
 def _is_signed(
     keys: TaskKeys, used: dict[str, float], command: str, arguments: Mapping[str, Any], signature: Any
 ) -> bool:
-    """Whether the signature is valid, of now, and used for the first time."""
+    """True if the signature is valid, of now, and used for the first time."""
     if not isinstance(signature, dict) or not isinstance(signature.get("mac"), str):
         return False
     key, now, at = keys.named(str(signature.get("key"))), time.time(), signature.get("at")

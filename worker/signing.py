@@ -136,7 +136,7 @@ def sign_result(key: Key, task_id: str, result: Mapping[str, Any], *, success: b
 
 
 def is_signed_result(task_id: str, result: object, find_key: Callable[[str], Key | None], *, success: bool) -> bool:
-    """Whether a worker has signed this very result of this task."""
+    """True if a worker has signed this very result of this task."""
     if not isinstance(result, dict) or not isinstance(signature := result.get(RESULT_FIELD), dict):
         return False
     key, mac = signature.get("key"), signature.get("mac")

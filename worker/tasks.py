@@ -119,7 +119,7 @@ def _earlier(task: Task, keys: TaskKeys) -> Outcome | None:
 
 
 def _still_holds(result: Mapping[str, Any]) -> bool:
-    """Whether the archive that a result names is there: somebody may have removed it, and want another."""
+    """True if the archive that a result names is there: somebody may have removed it, and want another."""
     return not result.get("path") or os.path.exists(result["path"])
 
 

@@ -35,7 +35,7 @@ class Gathering:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing waits."""
+        """True if nothing waits."""
         return not (self._paths or self._trees or self._begun or self._is_all)
 
     def add(self, path: str, now: float, *, is_tree: bool = False) -> None:

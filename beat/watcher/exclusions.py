@@ -17,7 +17,7 @@ _STAGE: Final = f"{RESTORE_DIRECTORY}/"
 
 
 def is_staged(path: str) -> bool:
-    """Whether a path, relative to the uploads, is where a restore keeps what it needs."""
+    """True if a path, relative to the uploads, is where a restore keeps what it needs."""
     return path == RESTORE_DIRECTORY or path.startswith(_STAGE)
 
 

@@ -112,7 +112,7 @@ class Sight:
                     emitter.renew(path)
 
     def is_alive(self) -> bool:
-        """Whether everything that this needs still works."""
+        """True if everything that this needs still works."""
         threads = (self._descriptor, self._observer, *self._observer.emitters)
         return len(threads) > 2 and all(thread.is_alive() for thread in threads)
 

@@ -42,7 +42,7 @@ class Mount:
 
     @property
     def is_silent(self) -> bool:
-        """Whether changes may come without an event."""
+        """True if changes may come without an event."""
         return self.kind in _SILENT or self.kind == "fuse" or self.kind.startswith("fuse.")
 
 

@@ -84,7 +84,7 @@ class Outbox:
         self._scan = self._scan or Batch(moment=self._clock(), is_scan=True)
 
     def is_scan_on_its_way(self, longest: timedelta) -> bool:
-        """Whether the last scan has not ended yet, so that another one is not needed.
+        """True if the last scan has not ended yet, so that another one is not needed.
 
         Arguments:
             longest: one that was sent longer ago is no longer believed in.

@@ -139,7 +139,7 @@ class SchemaChangedError(DumpFailedError):
 
 
 class UnsteadyError(SourceError):
-    """What should be backed up changed so much meanwhile that what was read does not fit together."""
+    """The source changed so much during the backup that the data read is inconsistent."""
 
     retryable = True
 

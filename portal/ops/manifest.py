@@ -35,7 +35,7 @@ _SHA256: Final = re.compile("[0-9a-f]{64}")
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What the archive holds, where it comes from, and what there is to know of it.
+    """The contents of an archive, its origin and its facts.
 
     Arguments:
         backup_id: also the archive's top directory.
@@ -123,7 +123,7 @@ class Manifest:
 
 
 def room_for(table_names: tuple[str, ...]) -> int:
-    """How many bytes a manifest can take at the most, by the tables that it has a number of, as often as it has one."""
+    """The maximum size of a manifest in bytes, by the tables it has row counts of."""
     number_and_layout = 40
     tables = sum(len(json.dumps(name)) + number_and_layout for name in table_names)
     return (8 << 10) + WARNING_BYTES + tables

@@ -32,7 +32,7 @@ DELETED: Final = "deleted.jsonl"
 
 
 class BackupType(StrEnum):
-    """What a backup was asked to hold."""
+    """The types of backups."""
 
     FULL = "full"
     DATABASE = "database"
@@ -51,7 +51,7 @@ class Component(StrEnum):
 
     @property
     def member(self) -> str:
-        """Where it lies in an archive, relative to the top directory."""
+        """Its path in an archive, relative to the top directory."""
         return _MEMBERS[self]
 
 
@@ -64,7 +64,7 @@ _MEMBERS: Final = {
 
 
 class VerifyLevel(StrEnum):
-    """How closely an archive is looked at; each level includes the ones before."""
+    """The levels of a verification; each includes the ones before."""
 
     CHECKSUM = "checksum"
     CONTENTS = "contents"
@@ -72,7 +72,7 @@ class VerifyLevel(StrEnum):
     DRILL = "drill"
 
     def covers(self, other: VerifyLevel) -> bool:
-        """Whether this level sees all that the other one sees."""
+        """True if this level sees all that the other one sees."""
         levels = list(VerifyLevel)
         return levels.index(self) >= levels.index(other)
 
@@ -143,7 +143,7 @@ def _time(hour: int, minute: int, second: int) -> str:
 
 
 class Compression(StrEnum):
-    """How hard archives are compressed."""
+    """The levels of compression."""
 
     AUTO = "auto"
     """As hard as the source leaves time for."""
@@ -161,7 +161,7 @@ def version_of(kind: BackupType, parent: str | None) -> int:
 
 
 class FullUploads(StrEnum):
-    """What a full backup has of the uploads."""
+    """The treatment of the uploads in a full backup."""
 
     COMPLETE = "complete"
     CHAIN = "chain"
@@ -169,7 +169,7 @@ class FullUploads(StrEnum):
 
 
 class LogFormat(StrEnum):
-    """How log lines look."""
+    """The formats of log lines."""
 
     AUTO = "auto"
     JSON = "json"

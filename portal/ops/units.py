@@ -43,7 +43,7 @@ def span(time: timedelta) -> str:
 
 
 def duration(seconds: float) -> str:
-    """How long something took, to the second: ``45 s``, ``2:09 min``, ``1:02:09 h``."""
+    """A duration, to the second: ``45 s``, ``2:09 min``, ``1:02:09 h``."""
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -52,12 +52,12 @@ def duration(seconds: float) -> str:
 
 
 def exact_duration(seconds: float) -> str:
-    """How long something took, with tenths of a second below a minute: ``0.4 s``, ``2:09 min``."""
+    """A duration, with tenths of a second below a minute: ``0.4 s``, ``2:09 min``."""
     return f"{seconds:.1f} s" if seconds < 59.95 else duration(seconds)
 
 
 def system_reason(error: OSError) -> str:
-    """What the operating system said, to go on a sentence with: ``permission denied``."""
+    """The reason of an operating system error, as the end of a sentence: ``permission denied``."""
     said = error.strerror or str(error)
     if not said:
         return type(error).__name__

@@ -60,6 +60,18 @@ def test_single_files_are_read_from_where_they_are(copied: Offsite) -> None:
         content(copied, "audit/other.jsonl")
 
 
+def test_a_copy_whose_chain_has_a_gap_is_not_intact(copied: Offsite) -> None:
+    """Also where the rules alone would not keep what is missing, and whichever copy's turn it is."""
+    assert copied.verify().run().intact
+    (commit,) = (copied.directory / "disk").glob(f"{BASE}*.json")
+    commit.unlink()
+    (copied.uploads.archives / ".offsite").rename(copied.directory / "forgotten")
+    missing = f"it needs {BASE}, of which there is no copy"
+    assert missing in copied.verify().run().message
+    assert missing in copied.verify().run_rotation().message
+    assert missing in copied.verify().run(LAST).message
+
+
 def test_a_prune_keeps_what_it_follows(copied: Offsite) -> None:
     """It is the newest full backup, and needs the other one."""
     job = OffsitePruneJob(

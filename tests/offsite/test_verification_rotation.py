@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from portal.ops.errors import StorageError
+from portal.ops.errors import DiskFullError, StorageError
 from portal.ops.model import VerifyLevel
 from portal.ops.offsite.ledger import Ledger
 from portal.ops.offsite.listing import list_copies
+from portal.ops.offsite.missing import unexpectedly_gone
 from portal.ops.offsite.place import own_place
 from portal.ops.offsite.prune import OffsitePruneJob
 from portal.ops.offsite.verify import OffsiteVerifyJob
@@ -56,6 +60,25 @@ def test_what_a_prune_elsewhere_has_removed_is_not_missing(offsite: Offsite) -> 
     assert "its commit is gone" in OffsiteVerifyJob(offsite.config(), rules, clock=lambda: later).run().message
 
 
+def test_rules_take_two_copies_of_a_second_as_a_prune_does(offsite: Offsite) -> None:
+    """Which of two archives of the same second is the newer one says the time of the copy, and not the name."""
+    offsite.copied()
+    (record,) = Ledger(Repository(offsite.uploads.archives), offsite.config().destinations[0]).copies().values()
+    now, rules = record.copied + timedelta(days=40), policy(RetentionRule(days=1, count=1))
+    for older, newer in (("a", "b"), ("b", "a")):
+        first, second = (
+            replace(
+                record,
+                stem=record.stem._replace(backup_id=record.stem.backup_id[:-6] + 6 * letter),
+                copied=record.copied + timedelta(seconds=seconds),
+            )
+            for letter, seconds in ((older, 0), (newer, 1))
+        )
+        known = {first.stem: first, second.stem: second}
+        assert unexpectedly_gone(known, [second.stem], rules, now) == []
+        assert unexpectedly_gone(known, [first.stem], rules, now) == [second.stem]
+
+
 def test_look_at_one_copy_clears_nothing_of_others(offsite: Offsite) -> None:
     """That a copy is gone stays known while another one is verified by its name."""
     offsite.uploads.base()
@@ -89,6 +112,23 @@ def test_what_killed_verifications_left_is_removed(offsite: Offsite) -> None:
         assert list(places.glob("verify-*")) == [used]
         assert list(used.iterdir())
     assert not list(places.glob("verify-*"))
+
+
+def test_full_disk_is_said_in_words(offsite: Offsite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A verification that reads copies needs room for one, and leaves nothing where there is not enough."""
+    offsite.copied()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("portal.ops.offsite.beside.receive", full)
+        with pytest.raises(DiskFullError):
+            offsite.verify().run(level=VerifyLevel.CONTENTS)
+    monkeypatch.setattr("portal.ops.offsite.place._DISK_RESERVE", 1 << 60)
+    with pytest.raises(DiskFullError, match="MiB free"):
+        offsite.verify().run(level=VerifyLevel.CONTENTS)
+    assert not list((offsite.uploads.archives / ".offsite").glob("verify-*"))
 
 
 def proof_of(offsite: Offsite) -> dict[str, Any]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from portal.ops.errors import NotIntactError
+from portal.ops.errors import DiskFullError, NotIntactError
 from portal.ops.pitr.lsn import PARTIAL
 from portal.ops.pitr.wal_archive import Cluster, WalArchive
 from portal.ops.pitr.wal_fetch import fetch_wal
@@ -152,6 +154,19 @@ def test_partial_segment_that_was_stored_as_one_comes_too(repository: Repository
     archive = WalArchive.of(repository, "7000")
     assert archive is not None
     assert list(archive.files()) == [FIRST + PARTIAL]
+
+
+def test_full_disk_is_said_in_words(repository: Repository, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what to do; a restore to a moment meets it on the worst day."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    store.put(FIRST, segment())
+    monkeypatch.setattr(WalArchive, "take", full)
+    with pytest.raises(DiskFullError, match="cannot write WAL to") as caught:
+        fetch_wal(repository, store.backend, ())
+    assert caught.value.hint
 
 
 def test_cluster_that_is_received_stays_the_current_one(repository: Repository, store: Store) -> None:

@@ -82,22 +82,22 @@ def configure_output(*, json: bool, quiet: bool, colour: bool) -> None:
 
 
 def is_json() -> bool:
-    """Whether standard output gets the result as JSON."""
+    """True if standard output gets the result as JSON."""
     return bool(_style.json) or not sys.stdout.isatty()
 
 
 def is_quiet() -> bool:
-    """Whether only errors and warnings are told."""
+    """True if only errors and warnings are told."""
     return _style.quiet
 
 
 def is_lively() -> bool:
-    """Whether a person watches standard error and wants to see what is being done."""
+    """True if a person watches standard error and wants to see what is being done."""
     return sys.stderr.isatty() and not _style.quiet and not _style.json and not is_asking
 
 
 def is_coloured(stream: TextIO) -> bool:
-    """Whether text on a stream is coloured: https://no-color.org, and not where nobody sees it."""
+    """True if text on a stream is coloured: https://no-color.org, and not where nobody sees it."""
     if not _style.colour or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return False
     return stream.isatty()

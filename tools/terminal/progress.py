@@ -116,7 +116,7 @@ class BarAwareStream:
         """Nothing is held back."""
 
     def isatty(self) -> bool:
-        """Whether a person is there."""
+        """True if a person is there."""
         return sys.stderr.isatty()
 
 

@@ -48,7 +48,7 @@ class SharedFrame:
         self.lines: list[str] = []
 
     def has_room_for(self, header: bytes, member: Member) -> bool:
-        """Whether another member fits in; the first one always does."""
+        """True if another member fits in; the first one always does."""
         return not self.end or self.end + len(header) + member.size <= frame.INPUT_BYTES
 
     def add(self, header: bytes, member: Member, stream: Readable) -> str:

@@ -1,4 +1,4 @@
-"""What is wrong with an archive, and where."""
+"""Damage in an archive, and its place."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class DamagedError(NotIntactError):
 
 
 def is_below(path: str, top: str) -> bool:
-    """Whether a member's path is `top` or lies below it."""
+    """True if a member's path is `top` or lies below it."""
     return path == top or path.startswith(f"{top}/")
 
 

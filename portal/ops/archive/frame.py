@@ -39,7 +39,7 @@ _INCOMPRESSIBLE: Final = 0.97
 
 
 class Effort(IntEnum):
-    """How hard a frame is compressed.
+    """The compression effort for a frame.
 
     The figures are for the rows of a findings database: speed of one core of a Xeon of 2026, and size against FAST.
     """
@@ -108,7 +108,7 @@ def padded(data: bytes, length: int) -> bytes:
 
 
 def is_padded(frame: Buffer) -> bool:
-    """Whether a frame is one of those that `padded` makes; no other program starts a gzip file like that."""
+    """True if a frame is one of those that `padded` makes; no other program starts a gzip file like that."""
     return bytes(frame[:HEADER_BYTES]) == _HEADER_WITH_COMMENT
 
 

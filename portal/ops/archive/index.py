@@ -66,7 +66,7 @@ FRAME_MAX: Final = 1 << 26
 
 
 class MemberType(StrEnum):
-    """What a member of an archive is."""
+    """The kinds of members of an archive."""
 
     FILE = "file"
     DIRECTORY = "directory"
@@ -109,7 +109,7 @@ class Member(NamedTuple):
 
     @property
     def payload_bytes(self) -> int:
-        """How many bytes of its data are in the tar, before padding."""
+        """The number of bytes of its data in the tar, before padding."""
         return payload_bytes(self.size, self.sparse) if self.sparse else self.size
 
 
@@ -257,7 +257,7 @@ def _decode_any(line: bytes) -> Member:
 
 
 def _is_possible(member: Member) -> bool:
-    """Whether a tar header could be made of this; raises ValueError where a name has no bytes."""
+    """True if a tar header could be made of this; raises ValueError where a name has no bytes."""
     path, kind, size, mode, uid, gid, mtime_ns, _, _, link, _, frame, at, xattrs, sparse = member
     for name, value in xattrs:
         b64decode(value, validate=True)
@@ -278,7 +278,7 @@ def _name_bytes(name: str) -> int:
 
 
 class FrameTable:
-    """Where each frame lies in the file, and how much of the tar it holds: 24 bytes of memory a frame, nothing else."""
+    """The place of each frame in the file, and its length in the tar: 24 bytes of memory a frame, nothing else."""
 
     def __init__(self) -> None:
         self.offsets = array("Q")
@@ -309,7 +309,7 @@ class FrameTable:
             yield b'{"offset":%d,"length":%d,"tar_length":%d}\n' % (offset, length, tar_length)
 
     def encoded_bytes(self) -> int:
-        """How long the lines are together."""
+        """The length of all lines together."""
         return sum(map(len, self.encode()))
 
     def decode_line(self, line: bytes) -> None:

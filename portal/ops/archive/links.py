@@ -1,10 +1,10 @@
-"""Where symlinks lead: judged by their text alone, since what they point to may be anything later on."""
+"""The targets of symlinks, judged by their text alone, since the target may change later."""
 
 from __future__ import annotations
 
 
 def leads_out(path: str, link: str, top: str = "") -> bool:
-    """Whether a symlink may lead out of the tree that it lies in.
+    """True if a symlink may lead out of the tree that it lies in.
 
     `..` counts only at the start of the target, where the directory that it is taken from is known to be real; later
     on it could be taken from wherever another symlink leads.

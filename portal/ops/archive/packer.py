@@ -190,7 +190,7 @@ class Packer:
 
 
 def same_content(before: os.stat_result, after: os.stat_result) -> bool:
-    """Whether a file can be taken as unchanged between two looks at it."""
+    """True if a file can be taken as unchanged between two looks at it."""
     return (
         before.st_mtime_ns == after.st_mtime_ns
         and before.st_ctime_ns == after.st_ctime_ns
@@ -208,7 +208,7 @@ def xattrs_of(path: str, descriptor: int, stripped: list[str]) -> Xattrs:
 
 
 def source_of(path: str) -> str:
-    """Where a member lies in the tree that is read: without the component's name."""
+    """The path of a member in the tree that is read: without the component's name."""
     return path.partition("/")[2]
 
 

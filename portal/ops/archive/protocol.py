@@ -1,4 +1,4 @@
-"""What every opened archive can do: one with an index, one that tar and gzip made, and a chain read as one tree."""
+"""The protocol of every opened archive: one with an index, one made by tar and gzip, and a chain read as one tree."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Archive(Protocol):
 
     @property
     def has_index(self) -> bool:
-        """Whether single members can be read without the rest, and whether each has a SHA-256."""
+        """True if single members can be read without the rest, and whether each has a SHA-256."""
 
     def close(self) -> None:
         """Close its files."""

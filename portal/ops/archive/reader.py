@@ -53,7 +53,7 @@ _MAX_INFLATED: Final = 1 << 20
 
 
 def is_indexed(path: Path) -> bool:
-    """Whether an archive has an index, or had one before its end was damaged; one that tar and gzip wrote has none."""
+    """True if an archive has an index, or had one before its end was damaged; one that tar and gzip wrote has none."""
     try:
         with path.open("rb") as file:
             if frame.is_padded(file.read(frame.HEADER_BYTES)):
@@ -457,7 +457,7 @@ def _index_size(header: bytes) -> int:
 
 
 class Layer(NamedTuple):
-    """What a tree has of one archive.
+    """The part of a tree that is in one archive.
 
     Arguments:
         archive: it, opened.

@@ -1,4 +1,4 @@
-"""Where an archive's bytes are read from: a file, or anything that gives bytes at any place."""
+"""The source of an archive's bytes: a file, or anything that gives bytes at any place."""
 
 from __future__ import annotations
 

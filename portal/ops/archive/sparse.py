@@ -32,7 +32,7 @@ def table_of(extents: Extents) -> bytes:
 
 
 def payload_bytes(size: int, extents: Extents) -> int:
-    """How many bytes of a file's data are in the archive, before padding.
+    """The number of bytes of a file's data in the archive, before padding.
 
     Arguments:
         size: of the file.
@@ -44,7 +44,7 @@ def payload_bytes(size: int, extents: Extents) -> int:
 
 
 def are_possible(extents: Extents, size: int) -> bool:
-    """Whether extents follow one another within a file, and tar can hold them."""
+    """True if extents follow one another within a file, and tar can hold them."""
     end, length = 0, 0
     for start, count in extents:
         if start < end or count < 0 or length % BLOCK:
@@ -68,7 +68,7 @@ def hole(length: int) -> Iterator[memoryview]:
 
 
 def is_hole(piece: memoryview) -> bool:
-    """Whether a piece of content is a part of a hole."""
+    """True if a piece of content is a part of a hole."""
     return piece.obj is _zeros().obj
 
 

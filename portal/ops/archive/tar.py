@@ -44,7 +44,7 @@ _CHECKSUM_SPACES: Final = 8 * ord(" ")
 
 
 def padding(size: int) -> int:
-    """How many zero bytes follow `size` bytes of data."""
+    """The number of zero bytes after `size` bytes of data."""
     return -size % BLOCK
 
 

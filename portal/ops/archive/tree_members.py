@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Tally:
-    """What has been written so far, by number and by name."""
+    """Everything written so far, by number and by name."""
 
     files: int = 0
     content_bytes: int = 0
@@ -121,7 +121,7 @@ class TreeMembers:
         return item
 
     def _is_same(self, first: str, second: str) -> bool:
-        """Whether two names are names of one file."""
+        """True if two names are names of one file."""
         one, other = (self._tree.look(packer.source_of(path)) for path in (first, second))
         return one is not None and other is not None and os.path.samestat(one, other)
 
@@ -237,7 +237,7 @@ class TreeMembers:
 
 
 def _is_utf8(path: str) -> bool:
-    """Whether a path can stand in the record of a sparse member: bsdtar refuses one that is not UTF-8."""
+    """True if a path can stand in the record of a sparse member: bsdtar refuses one that is not UTF-8."""
     try:
         path.encode()
     except UnicodeEncodeError:

@@ -189,7 +189,7 @@ class ArchiveWriter:
         return self._index.take()
 
     def manifest_fits(self, manifest: bytes) -> bool:
-        """Whether a manifest fits into the room that was reserved."""
+        """True if a manifest fits into the room that was reserved."""
         return frame.padded_bytes(2 * tar.BLOCK + len(manifest)) <= self._manifest_room
 
     def close(self) -> None:

@@ -51,7 +51,7 @@ class CleanedUp:
     warnings: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """What was removed, for people; empty if nothing was."""
+        """One line for each removal, for people; empty if nothing was removed."""
         return [*self._removed(), *self.discarded]
 
     def _removed(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""What of a tree of uploads differs from the state that is known, and in which order it goes into an archive."""
+"""The differences between a tree of uploads and its known state, in the order of the archive."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NOTHING: Final = Totals(0, 0)
 
 
 class Found(NamedTuple):
-    """What is in the tree now: what `stat` says, and what was known of the path."""
+    """An entry of the tree: its `stat` result, and the known state of the path."""
 
     now: os.stat_result
     known: Known | None = None
@@ -44,7 +44,7 @@ class TooMuchError(Exception):
 
 @dataclass(kw_only=True)
 class Delta:
-    """What leads from the known state to the tree as it is.
+    """The changes from the known state to the present tree.
 
     Arguments:
         taken: what has to go into the archive, by its path there.
@@ -62,7 +62,7 @@ class Delta:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing differs."""
+        """True if nothing differs."""
         return not self.taken and not self.gone
 
     @property
@@ -71,7 +71,7 @@ class Delta:
         return sum(found.now.st_size for found in self.taken.values() if stat.S_ISREG(found.now.st_mode))
 
     def items(self) -> Iterator[tuple[Item, int]]:
-        """What goes into the archive, in the order of a tree: a directory, its files, then what is below it."""
+        """The members for the archive, in the order of a tree: a directory, its files, then its subdirectories."""
         firsts: dict[Identity, str] = {}
         for path in sorted(self.taken, key=self._order):
             found = self.taken[path]
@@ -120,7 +120,7 @@ class Delta:
         return [decode_name(path) for path in sorted(self.gone) if not self.is_lost(path)]
 
     def is_lost(self, path: bytes) -> bool:
-        """Whether a directory above a path is gone, as it was known."""
+        """True if a directory above a path is gone, as it was known."""
         return any(above in self.gone for above in _above(path))
 
     def _order(self, path: bytes) -> tuple[tuple[bool, bytes], ...]:
@@ -149,7 +149,7 @@ def parts_of(path: str) -> tuple[bytes, ...]:
 
 
 def sum_of(entries: Iterable[Known]) -> Totals:
-    """What they count for together."""
+    """The sum of their totals."""
     return reduce(Totals.plus, (known.totals for known in entries), _NOTHING)
 
 

@@ -107,12 +107,12 @@ class Collection:
 
     @property
     def components(self) -> tuple[Component, ...]:
-        """What goes into the archive."""
+        """The components of the archive."""
         return self.strategy.components
 
     @property
     def increment(self) -> Increment | None:
-        """What of the uploads is taken, where that is not everything."""
+        """The part of the uploads that is taken; nothing if all of them are."""
         return self.strategy.increment
 
     @property

@@ -1,4 +1,4 @@
-"""What a backup is asked for, and how it ended."""
+"""The configuration of a backup, and its result."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SECRET_OPTIONS: Final = frozenset({"password", "sslpassword"})
 
 
 class BackupDestination(Enum):
-    """Where archives go first. Copies elsewhere are made by the settings of off-site copies."""
+    """The first destination of archives. Copies elsewhere are made by the settings of off-site copies."""
 
     LOCAL = "local"
     S3 = "s3"
@@ -38,7 +38,7 @@ class BackupDestination(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class BackupConfig(NamesDatabase):
-    """What to back up, and where to.
+    """The sources of a backup, and its destination.
 
     Arguments:
         destination: ``s3`` copies each archive to `s3_bucket` once it is in the repository, encrypted.
@@ -200,11 +200,11 @@ class BackupConfig(NamesDatabase):
 
     @property
     def offsite_settings(self) -> OffsiteSettings:
-        """What the settings say of off-site copies, with the recipients that were given here."""
+        """The settings of off-site copies, with the recipients given here."""
         return replace(self.offsite, recipients=self.encryption_recipients or self.offsite.recipients)
 
     def offsite_config(self) -> OffsiteConfig | None:
-        """Where the job itself copies its archives; nothing unless `destination` asks for that."""
+        """The off-site configuration of the job itself; nothing unless `destination` asks for copies."""
         place = self.destination.value if isinstance(self.destination, Enum) else self.destination
         if place != "s3":
             return None
@@ -270,7 +270,7 @@ class BackupConfig(NamesDatabase):
 
     @property
     def retention(self) -> RetentionPolicy:
-        """How long archives are kept.
+        """The retention of archives.
 
         Raises:
             ConfigurationError: a rule keeps nothing, or is invalid.
@@ -299,7 +299,7 @@ class BackupConfig(NamesDatabase):
 
 @dataclass(frozen=True, kw_only=True)
 class BackupResult:
-    """How a backup ended.
+    """The result of a backup.
 
     Arguments:
         success: every component that was asked for is whole, in an archive that is there.

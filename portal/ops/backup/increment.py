@@ -1,4 +1,4 @@
-"""What an incremental backup of the uploads follows, and what it has to hold.
+"""The parent of an incremental backup of the uploads, and its contents.
 
     line    the newest base that holds the media, and the chain on it
     state   what these archives have, path by path; a cache in the repository makes that quick
@@ -67,7 +67,7 @@ class BaseNeededError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Increment:
-    """What an incremental follows, and what it has to hold; to be closed.
+    """The parent of an incremental, and its contents; to be closed.
 
     Arguments:
         line: the archives that it stands on, the base first and its parent last.
@@ -107,7 +107,7 @@ class Increment:
             ) from error
 
     def tree_after(self, taken: Totals) -> Totals:
-        """How much the tree has, once the archive holds so much."""
+        """The totals of the tree after the archive."""
         return self.before.less(self.delta.leaving).plus(taken)
 
     def settle(self) -> None:
@@ -318,7 +318,7 @@ def _manifest(archive: ArchiveFile) -> Manifest | None:
 
 
 def _is_known_damaged(found: Verifications, backup_id: str) -> bool:
-    """Whether a verification has found a damage; a record that cannot be read may say so."""
+    """True if a verification has found a damage; a record that cannot be read may say so."""
     try:
         record = found.of(backup_id)
     except OpsError as error:

@@ -29,7 +29,7 @@ _HOLDING: Final = {
 
 @dataclass(frozen=True, kw_only=True)
 class SourceState:
-    """What there was of a source when it was backed up.
+    """The state of a source at its last backup.
 
     Arguments:
         files: how many files it had.
@@ -59,18 +59,18 @@ class SourceState:
         )
 
     def has_moved(self, now: Mapping[str, Any]) -> bool:
-        """Whether it was somewhere else then than it is now, as far as that is known."""
+        """True if it was somewhere else then than it is now, as far as that is known."""
         was_mount = bool(self.is_mount) and not now["is_mount"]
         return was_mount or (self.device is not None and self.device != now["device"])
 
 
 def place_of(source: Path) -> dict[str, Any]:
-    """Where a source is: what the manifest keeps of that."""
+    """The place of a source, as the manifest records it."""
     return {"device": os.stat(source).st_dev, "is_mount": os.path.ismount(source)}
 
 
 def last_state(repository: Repository, component: Component) -> SourceState | None:
-    """What the newest archive tells of a source; nothing where none does."""
+    """The state of a source in the newest archive; nothing if no archive has it."""
     alike = [one for one in repository.archives() if one.backup_id and one.backup_id.type in _HOLDING[component]]
     for archive in sorted(alike, key=lambda one: one.modified, reverse=True):
         try:

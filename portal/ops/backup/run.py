@@ -64,7 +64,7 @@ _VARIABLES: Final = {Component.MEDIA: "PORTAL_UPLOAD_DIR", Component.AUDIT_LOGS:
 
 @dataclass(frozen=True, kw_only=True)
 class BackupRequest:
-    """What was asked for.
+    """The request.
 
     Arguments:
         backup_id: the id of the backup.
@@ -213,7 +213,7 @@ class BackupRun:
         )
 
     def _is_chained(self, request: BackupRequest, components: tuple[Component, ...]) -> bool:
-        """Whether a full backup is to follow another archive; what is no directory of uploads has no chain."""
+        """True if a full backup is to follow another archive; what is no directory of uploads has no chain."""
         source = self.config.source(Component.MEDIA)
         is_wanted = self.config.full_uploads is FullUploads.CHAIN and not request.complete
         is_full = request.backup_id.type is BackupType.FULL and Component.MEDIA in components

@@ -341,7 +341,7 @@ class Search:
 
 
 def _is_as_before(row: tuple[Any, ...], found: os.stat_result) -> bool:
-    """Whether a file is beyond doubt the known one: the quick answer for nearly all of them.
+    """True if a file is beyond doubt the known one: the quick answer for nearly all of them.
 
     A directory never is, since what is in it is not: on some mounts it has one name and no size, as a file may.
     """

@@ -1,4 +1,4 @@
-"""What a backup takes: everything, as a base for others, or what differs from the archive that it follows."""
+"""The strategy of a backup: everything, as a base for others, or the differences from its parent."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ log = engine_log("portal.ops.backup")
 
 
 class Strategy(Protocol):
-    """What a backup takes; to be closed."""
+    """The strategy of a backup; to be closed."""
 
     @property
     def components(self) -> tuple[Component, ...]:
-        """What goes into the archive."""
+        """The components of the archive."""
 
     @property
     def increment(self) -> Increment | None:
-        """What of the uploads differs from the archive that is followed; nothing where they are taken completely."""
+        """The differences of the uploads from the parent archive; nothing if they are taken completely."""
 
     @property
     def is_settled(self) -> bool:
-        """Whether that is known already."""
+        """True if that is known already."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a person should know of the choice."""
+        """Warnings about the choice, for people."""
 
     def reach_uploads(self) -> None:
         """Settle what is taken of the uploads, when it is their turn: the database has been read by then."""
@@ -93,7 +93,7 @@ class Base:
 
     @property
     def expected_bytes(self) -> int:
-        """How large the last backup of the same type was that took everything."""
+        """The size of the last complete backup of the same type."""
         alike = [one for one in self.repository.archives() if one.backup_id and one.backup_id.type is self.kind]
         return next((one.size for one in alike if not is_incremental(one.path)), 0)
 
@@ -115,7 +115,7 @@ class Base:
 
 @dataclass(frozen=True, kw_only=True)
 class Incremental:
-    """What differs from the archive that it follows.
+    """The differences from the parent archive.
 
     Arguments:
         increment: that archive, and what differs.
@@ -148,7 +148,7 @@ class Incremental:
 
 @dataclass(frozen=True, kw_only=True)
 class IncrementalCluster:
-    """What has changed of the cluster since another base backup.
+    """The changes of the cluster since another base backup.
 
     Arguments:
         base_parent: that base backup.
@@ -250,7 +250,7 @@ class ChainedFull:
 
     @property
     def expected_bytes(self) -> int:
-        """How large the last full backup was that followed another archive."""
+        """The size of the last full backup that followed another archive."""
         fulls = (one for one in self.repository.archives() if one.backup_id and one.backup_id.type is BackupType.FULL)
         return next((one.size for one in fulls if is_incremental(one.path)), 0)
 

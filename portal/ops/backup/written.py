@@ -30,7 +30,7 @@ class Written:
 
     @property
     def content(self) -> Content:
-        """What it has of the uploads."""
+        """Its part of the uploads."""
         return Content(manifest=self.manifest, members=self.index.members(), deleted=self.deleted)
 
     def close(self) -> None:

@@ -34,7 +34,7 @@ def encode_deletions(paths: Iterable[str]) -> io.BytesIO:
 
 
 def deletions(reader: IndexedArchive) -> Iterator[str]:
-    """What an archive says is gone; nothing where it does not follow another.
+    """The deletions that an archive records; nothing if it has no parent.
 
     Raises:
         NotIntactError: the list is damaged, or names what cannot be in the media.

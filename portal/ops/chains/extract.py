@@ -30,7 +30,7 @@ def types_holding(path: str) -> list[BackupType]:
 
 
 def find_in_archive(archive: Path, path: str) -> tuple[IndexedArchive, Member]:
-    """What reads an archive, with all that it needs, and a file in it.
+    """The reader of an archive with all that it needs, and a file in it.
 
     Arguments:
         path: the file's path in the archive; of a hard link, the file that it links to is found.

@@ -49,7 +49,7 @@ class Chains:
                 self._children.setdefault(parent, []).append(backup_id)
 
     def needed(self, backup_id: str) -> tuple[str, ...]:
-        """What has to be there to restore an archive: its base first, itself last.
+        """The archives needed to restore an archive: its base first, itself last.
 
         Raises:
             NotIntactError: one of them is missing, or they go in a circle.
@@ -64,7 +64,7 @@ class Chains:
         return tuple(reversed(line))
 
     def dependents(self, backup_id: str) -> tuple[str, ...]:
-        """What could not be restored any more without an archive: all that follows it, the nearest first."""
+        """The archives that depend on an archive, the nearest first."""
         found: dict[str, None] = {}
         todo = [backup_id]
         while todo:

@@ -86,7 +86,7 @@ def line_of(path: Path) -> tuple[Ancestor, ...]:
 
 
 def is_incremental(path: Path) -> bool:
-    """Whether an archive needs others; one that cannot be read is looked at elsewhere."""
+    """True if an archive needs others; one that cannot be read is looked at elsewhere."""
     try:
         manifest = read_manifest(path)
     except (NotIntactError, RepositoryError):

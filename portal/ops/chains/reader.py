@@ -162,15 +162,15 @@ class ChainReader:
         )
 
     def _is_whole(self, number: int) -> bool:
-        """Whether an archive counts with all that it holds, and not with its uploads alone."""
+        """True if an archive counts with all that it holds, and not with its uploads alone."""
         return number == self._last and bool(self._own)
 
     def _is_own(self, path: str) -> bool:
-        """Whether a path is that of something else than uploads, which the last archive holds completely."""
+        """True if a path is that of something else than uploads, which the last archive holds completely."""
         return any(is_below(path, own) for own in self._own)
 
     def _is_live(self, path: str, number: int) -> bool:
-        """Whether what an archive has under a path is in the tree."""
+        """True if what an archive has under a path is in the tree."""
         if not is_below(path, _PREFIX):
             return number == self._last and self._is_own(path)
         if self._newest.get(path, number) > number:

@@ -63,7 +63,7 @@ _BATCH: Final = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """What an archive has, as far as this is concerned with it.
+    """The relevant contents of an archive.
 
     Arguments:
         manifest: what it says of itself.
@@ -77,7 +77,7 @@ class Content:
 
 
 class Known(NamedTuple):
-    """What is known of one path.
+    """The known state of one path.
 
     `parent` is the directory that it is in. `mode` has the type, as `stat` gives it. `linked` is 0 for a file with one
     name, 1 where it has more and the archive holds the content under this one, 2 for the others. `unsure` means that it
@@ -100,22 +100,22 @@ class Known(NamedTuple):
 
     @property
     def path(self) -> bytes:
-        """Where it is, relative to the archive's top directory."""
+        """The path, relative to the archive's top directory."""
         return self.parent + b"/" + self.name if self.parent else self.name
 
     @property
     def stat(self) -> tuple[Any, ...]:
-        """What `looked_at` gives as long as it has not changed."""
+        """The result of `looked_at` for an unchanged path."""
         return self[2:9]
 
     @property
     def totals(self) -> Totals:
-        """What it counts for: nothing but the first name of a file does."""
+        """Its totals: only the first name of a file counts."""
         return Totals(1, self.size) if stat.S_ISREG(self.mode) and self.linked < _OTHER_NAME else Totals(0, 0)
 
 
 class Totals(NamedTuple):
-    """How many files there are, names of the same content counted once, and the bytes in them."""
+    """The number of files, names of the same content counted once, and their bytes."""
 
     files: int
     content_bytes: int
@@ -125,7 +125,7 @@ class Totals(NamedTuple):
         return Totals(self.files + other.files, self.content_bytes + other.content_bytes)
 
     def less(self, other: Totals) -> Totals:
-        """What is left without the others."""
+        """The difference from the others."""
         return Totals(self.files - other.files, self.content_bytes - other.content_bytes)
 
 
@@ -202,17 +202,17 @@ class MediaState:
     # -- asking -----------------------------------------------------------------------------------------------------
 
     def get(self, path: bytes) -> Known | None:
-        """What is known of one path."""
+        """The known state of one path."""
         parent, _, name = path.rpartition(b"/")
         found = self._sql.execute("SELECT * FROM entry WHERE parent = ? AND name = ?", [parent, name])
         return next(map(Known._make, found), None)
 
     def children(self, path: bytes) -> dict[bytes, tuple[Any, ...]]:
-        """What is known to be in a directory, by name: what `Known._make` takes, since there may be very many."""
+        """The known entries of a directory, by name: arguments for `Known._make`, since there may be very many."""
         return {row[1]: row for row in self._sql.execute(_IN, [path])}
 
     def below(self, path: bytes) -> Iterator[Known]:
-        """What is known of the path itself, and of all that lies below it."""
+        """The known state of a path and of everything below it."""
         known = self.get(path)
         if known is not None:
             yield known
@@ -295,12 +295,12 @@ def fitted(number: int) -> int:
 
 
 def is_unsure(ctime_ns: int, read_from_ns: int) -> bool:
-    """Whether a file was changed so late that a change after it was read might have the same time."""
+    """True if a file was changed so late that a change after it was read might have the same time."""
     return ctime_ns > read_from_ns - GRANULE_NS
 
 
 def looked_at(found: os.stat_result) -> tuple[int, ...]:
-    """What is compared with `Known.stat`: the type and mode, size, owner, times and inode that a path has now."""
+    """The values to compare with `Known.stat`: a path's present type and mode, size, owner, times and inode."""
     return (
         found.st_mode,
         found.st_size,

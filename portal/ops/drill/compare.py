@@ -21,7 +21,7 @@ MOST_DAMAGES: Final = 100
 
 @dataclass(kw_only=True)
 class Comparison:
-    """What was compared so far, and what is not as in the backup."""
+    """The comparisons so far, and their differences from the backup."""
 
     tables: int = 0
     rows: int = 0

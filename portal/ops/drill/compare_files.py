@@ -47,12 +47,12 @@ class FileComparison:
 
     @property
     def warnings(self) -> list[str]:
-        """What the file system of the drill could not keep."""
+        """Attributes that the file system of the drill could not keep."""
         more = len(self._lost) - _MOST_WARNINGS
         return self._lost[:_MOST_WARNINGS] + ([f"{more:,} more differ in the same way"] if more > 0 else [])
 
     def damages(self) -> Iterator[Damage]:
-        """What is not as in the backup.
+        """The differences from the backup.
 
         Raises:
             NotIntactError: the archive is damaged.
@@ -154,7 +154,7 @@ def _digest(member: Member, descriptor: int, found: os.stat_result) -> str:
 
 
 def _has_data_in_holes(member: Member, descriptor: int, found: os.stat_result) -> bool:
-    """Whether anything but zeros is in the holes that a file had."""
+    """True if anything but zeros is in the holes that a file had."""
     data = iter(data_extents(descriptor, found) or ((0, found.st_size),))
     ends = [0, *(start + length for start, length in member.sparse)]
     holes = [

@@ -39,7 +39,7 @@ _STORED: Final = r"^AES\.[12]:[0-9a-f]+:[0-9a-f]+$"
 
 @dataclass(frozen=True, kw_only=True)
 class Credentials:
-    """What came of it.
+    """The result.
 
     Arguments:
         tried: how many stored credentials were tried.

@@ -36,7 +36,7 @@ _HINT = "Look at the log of the scratch server, and make a new base backup."
 
 
 class Shown(NamedTuple):
-    """What was shown.
+    """The evidence.
 
     Arguments:
         checks: what was recovered, in words.

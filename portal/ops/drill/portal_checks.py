@@ -31,7 +31,7 @@ KEY: Final = "DD_CREDENTIAL_AES_256_KEY"
 
 @dataclass(frozen=True, kw_only=True)
 class PortalCheckConfig:
-    """What a drill checks beyond the bytes.
+    """The checks of a drill beyond the bytes.
 
     Arguments:
         command: the portal's own check; empty means none.
@@ -59,7 +59,7 @@ class PortalCheckConfig:
 
 @dataclass(kw_only=True)
 class PortalChecks:
-    """What was checked so far, and what a restored portal would lack.
+    """The checks so far, and the problems that a restored portal would have.
 
     Arguments:
         database: the restored database; None if the archive has none.

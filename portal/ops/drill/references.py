@@ -52,7 +52,7 @@ _EXISTING: Final = """
 
 @dataclass(frozen=True, kw_only=True)
 class References:
-    """What was found.
+    """The findings.
 
     Arguments:
         columns: where references were looked for, as ``table.column``.
@@ -72,7 +72,7 @@ class References:
     absent: tuple[str, ...] = ()
 
     def problems(self) -> list[str]:
-        """What the restored portal would lack."""
+        """The problems that the restored portal would have."""
         said = [f"{name} is not a column of the database, and BACKUP_FILE_COLUMNS names it" for name in self.absent]
         said += [f"{name}, and the uploads do not have it" for name in self.named]
         if self.missing > len(self.named):
@@ -184,7 +184,7 @@ def _below(value: str, directory: str, roots: Sequence[str]) -> str | None:
 
 
 def _is_file(uploads: Path, path: str) -> bool:
-    """Whether there is a file of that name; what leads out of the tree is none."""
+    """True if there is a file of that name; what leads out of the tree is none."""
     try:
         place = os.path.realpath(uploads / path, strict=True)
         is_file = stat.S_ISREG(os.stat(place).st_mode)

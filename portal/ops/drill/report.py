@@ -1,4 +1,4 @@
-"""What drills have shown, in `.drills/`: one report each, for those who ask whether a restore would work.
+"""The reports of drills, in `.drills/`: the evidence that a restore would work.
 
 The access log has the SHA-256 of each report's file, so that one that was changed later is found (`altered`), and one
 that no drill has written (`unlogged`).

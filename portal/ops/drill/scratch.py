@@ -1,4 +1,4 @@
-"""What a drill restores to: a directory in the repository and a database on the server, both removed afterwards.
+"""The scratch place of a drill: a directory in the repository and a database on the server, both removed afterwards.
 
 The directory is `.drills/<drill_id>/`. Before the database is created, a file in the directory says which one it will
 be, so that whoever finds the directory later can drop it. Drills of a repository lock one another out: who holds the

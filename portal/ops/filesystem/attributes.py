@@ -1,4 +1,4 @@
-"""What a file or directory has beside its content."""
+"""The attributes of a file or directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where an open file has data, and where it has holes."""
+"""The data and the holes of an open file."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ _WORD_BYTES: Final = 4
 
 
 def is_fixed(descriptor: int) -> bool:
-    """Whether an open file or directory may not be replaced, moved or removed, nor anything in it."""
+    """True if an open file or directory may not be replaced, moved or removed, nor anything in it."""
     try:
         flags = fcntl.ioctl(descriptor, _GET_FLAGS, bytes(8))
     except OSError:

@@ -63,7 +63,7 @@ class Tree:
         return self._root
 
     def name(self, path: str) -> str:
-        """What a path is called in messages."""
+        """The name of a path in messages."""
         return f"{self.top}/{path}" if path else self.top
 
     def forget(self) -> None:
@@ -104,7 +104,7 @@ class Tree:
         return descriptor
 
     def look(self, path: str) -> os.stat_result | None:
-        """What is there; nothing where there is nothing. A symlink is looked at itself."""
+        """The `stat` result of a path, without following a symlink; nothing if it does not exist."""
         try:
             if not path:
                 return os.fstat(self._root)
@@ -127,7 +127,7 @@ class Tree:
         return os.open(name, _FILE, dir_fd=above)
 
     def link(self, path: str) -> str:
-        """What a symlink points to.
+        """The target of a symlink.
 
         Raises:
             FileNotFoundError: something else has taken its name.
@@ -148,7 +148,7 @@ class Tree:
 
     @contextmanager
     def entries(self, path: str) -> Iterator[list[os.DirEntry[str]]]:
-        """What is in a directory, in no order; the entries can be asked for `stat` as long as the context lasts."""
+        """The entries of a directory, in no order; they can be asked for `stat` as long as the context lasts."""
         descriptor = os.dup(self.directory(path))
         try:
             with os.scandir(descriptor) as found:

@@ -35,7 +35,7 @@ class TooManyXattrsError(Exception):
 
 
 def is_kept(name: str) -> bool:
-    """Whether an attribute belongs to the file's owner."""
+    """True if an attribute belongs to the file's owner."""
     return name.startswith(_USER) or name in (ACCESS_LIST, _DEFAULT_LIST)
 
 

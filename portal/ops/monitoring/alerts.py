@@ -86,7 +86,7 @@ class News:
 
 
 def news_of_entry(troubles: Troubles, entry: AccessEntry, now: datetime) -> list[News]:
-    """What there is to tell of something that was done; `troubles` is brought up to date."""
+    """The news about an operation; `troubles` is updated."""
     if is_failure(entry):
         failure = failure_of(entry)
         kind = f"{_FAILURE}{failure.kind}"
@@ -105,7 +105,7 @@ def news_of_entry(troubles: Troubles, entry: AccessEntry, now: datetime) -> list
 
 
 def news_of_targets(troubles: Troubles, misses: Sequence[Miss], now: datetime) -> list[News]:
-    """What there is to tell of targets; `troubles` is brought up to date."""
+    """The news about targets; `troubles` is updated."""
     news = []
     missed = {f"{_MISS}{miss.target}": f"{_sentence(miss.what)}{_mend(miss.mend)}" for miss in misses}
     for kind, what in missed.items():
@@ -119,7 +119,7 @@ def news_of_targets(troubles: Troubles, misses: Sequence[Miss], now: datetime) -
 
 
 def reminders(troubles: Troubles, now: datetime) -> list[News]:
-    """What goes on and was last told of a day ago, and what is over and was not heard of."""
+    """Problems that continue and were last reported a day ago, and resolved ones not yet reported."""
     news = []
     for kind, trouble in sorted(troubles.items()):
         if now - trouble.told < (_UNDELIVERED_AGAIN if trouble.over else _AGAIN):

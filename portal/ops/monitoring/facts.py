@@ -46,7 +46,7 @@ _NAMED: Final = 3
 
 
 def read_status(settings: Settings, now: datetime, *, archives: Sequence[Entry] | None = None) -> Status:
-    """How it stands.
+    """The backup status.
 
     Arguments:
         archives: those of the catalogue, where somebody has read it already.
@@ -114,7 +114,7 @@ def _rejected(repository: Repository) -> dict[str, int]:
 
 
 def _pitr(repository: Repository, archives: Sequence[Entry]) -> PitrFacts:
-    """What is known of recoveries to a moment."""
+    """The facts about point-in-time recovery."""
     found = look(repository, list(archives))
     return PitrFacts(
         window=found.window,

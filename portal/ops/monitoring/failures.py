@@ -1,4 +1,4 @@
-"""What failed, by the access log, and was not put right since: a later success of the same kind answers a failure."""
+"""Unresolved failures, by the access log: a later success of the same kind resolves a failure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OF_A_DESTINATION: Final = frozenset({Action.OFFSITE_COPY, Action.OFFSITE_VERIFY
 
 
 def kind_of(entry: AccessEntry) -> str:
-    """What a failure and the success that answers it have in common; empty for what does not count."""
+    """The key shared by a failure and the success that resolves it; empty for entries that do not count."""
     if entry.action in _UNCOUNTED or entry.details.get("dry_run"):
         return ""
     if entry.action is Action.BACKUP:
@@ -35,7 +35,7 @@ def kind_of(entry: AccessEntry) -> str:
 
 
 def is_failure(entry: AccessEntry) -> bool:
-    """Whether somebody should know of it."""
+    """True if somebody should know of it."""
     if not kind_of(entry):
         return False
     refused = entry.outcome is Outcome.REFUSED and entry.action in _STARTED_BY_ITSELF
@@ -79,7 +79,7 @@ def unanswered(entries: Iterable[AccessEntry]) -> tuple[Failure, ...]:
 
 
 def last_outcomes(entries: Iterable[AccessEntry]) -> dict[str, LastOutcome]:
-    """How the last one of each action ended."""
+    """The last outcome of each action."""
     found = {}
     for entry in entries:
         if kind_of(entry) and (entry.outcome is Outcome.DONE or is_failure(entry)):

@@ -1,4 +1,4 @@
-"""How long the space lasts: what archives take each day, what retention gives back, and the day it runs out.
+"""The forecast of disk space: daily use by archives, space freed by retention, and the day it runs out.
 
 Weeks, not archives, are compared: a week has everything that a schedule makes. The middle of the last weeks counts, not
 their mean, so one large archive or a day without any changes little.
@@ -25,7 +25,7 @@ _HORIZON_DAYS: Final = 3650
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """What archives take that are kept alike.
+    """The space used by archives with the same retention.
 
     Arguments:
         daily: bytes of those of each day that are there now, the oldest day first, without today.
@@ -38,7 +38,7 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """How the space goes on.
+    """The forecast of the space.
 
     Arguments:
         added_per_day: bytes of new archives on a usual day.

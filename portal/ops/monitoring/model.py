@@ -1,4 +1,4 @@
-"""What is known of the backups, and what that amounts to."""
+"""The facts about the backups, and the status they amount to."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class LastOutcome:
-    """How the last one of an action ended.
+    """The last outcome of an action.
 
     Arguments:
         seconds: how long it took; nothing where that was not noted.
@@ -150,7 +150,7 @@ class Miss:
 
 @dataclass(frozen=True, kw_only=True)
 class ComponentStatus:
-    """How it stands with one component.
+    """The status of one component.
 
     Arguments:
         rpo: the age that the newest archive may have.
@@ -167,7 +167,7 @@ class ComponentStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """How it all stands.
+    """The backup status.
 
     Arguments:
         moment: when.
@@ -187,7 +187,7 @@ class Status:
 
     @property
     def ok(self) -> bool:
-        """Whether every target is met."""
+        """True if every target is met."""
         return not self.misses
 
     def to_dict(self) -> dict[str, Any]:

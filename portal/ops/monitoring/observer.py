@@ -1,4 +1,4 @@
-"""What follows once something was done: metrics are written, people are told, the dead-man's URL is called.
+"""The consequences of an operation: metrics are written, alerts sent, and the dead-man's URL called.
 
 It is the observer of the jobs: it never raises, and takes a bounded time. Who starts jobs passes it in; the engine's
 jobs know nothing of it. What serves only those who are told is imported when somebody is: importing it takes longer

@@ -1,4 +1,4 @@
-"""How it stands with the backups: facts held against targets. Facts, targets and the time go in; a status comes out."""
+"""The backup status: facts compared with targets. Facts, targets and the time go in; a status comes out."""
 
 from __future__ import annotations
 
@@ -154,10 +154,10 @@ def _none(component: Component, facts: Facts) -> str:
 
 
 def _is_overdue(first: datetime | None, allowed: timedelta, now: datetime) -> bool:
-    """Whether there was time enough since the first backup; where there is none, that is what is missing."""
+    """True if there was time enough since the first backup; where there is none, that is what is missing."""
     return first is not None and now - first > allowed
 
 
 def spoken(component: Component) -> str:
-    """What people call it."""
+    """Its name for people."""
     return {Component.DATABASE: "database", Component.MEDIA: "uploads", Component.AUDIT_LOGS: "audit log"}[component]

@@ -10,7 +10,7 @@ from portal.ops.archive.output_file import OutputFile
 from portal.ops.errors import IdentityError
 from portal.ops.model import SUFFIX
 from portal.ops.offsite.ledger import DIRECTORY
-from portal.ops.offsite.place import check_space, own_place
+from portal.ops.offsite.place import check_space, own_place, unwritable
 from portal.ops.offsite.receiving import blame, receive
 from portal.ops.repository.sidecar import sidecar_of
 from portal.ops.storage.objects import identities_of
@@ -54,7 +54,9 @@ def archive_beside(
             receive(backend, commit, identities, out, advance)
             if out.finish() != commit.archive_sha256:
                 raise blame(backend, commit)
+            sidecar_of(path).write_text(f"{commit.archive_sha256}  {path.name}\n")
+        except OSError as error:
+            raise unwritable(repository, error) from error
         finally:
             out.close()
-        sidecar_of(path).write_text(f"{commit.archive_sha256}  {path.name}\n")
         yield path

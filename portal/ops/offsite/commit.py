@@ -41,7 +41,7 @@ class Segment(NamedTuple):
 
 
 class WalStart(NamedTuple):
-    """Where in the WAL a recovery from a base backup begins.
+    """The start of a recovery from a base backup in the WAL.
 
     Arguments:
         cluster: the system identifier.
@@ -93,12 +93,12 @@ class Commit:
 
     @property
     def is_encrypted(self) -> bool:
-        """Whether an identity is needed to read it."""
+        """True if an identity is needed to read it."""
         return bool(self.recipients)
 
     @property
     def stored_bytes(self) -> int:
-        """What all segments take."""
+        """The size of all segments."""
         return sum(segment.size for segment in self.segments)
 
     def segment_name(self, number: int) -> str:
@@ -106,7 +106,7 @@ class Commit:
         return self.stem.segment(number, encrypted=self.is_encrypted)
 
     def plain_size(self, number: int) -> int:
-        """How much of the archive a segment holds."""
+        """The number of the archive's bytes in a segment."""
         return min(self.segment_bytes, self.archive_size - number * self.segment_bytes)
 
     def encode(self, key: SigningKey | None = None) -> bytes:

@@ -1,4 +1,4 @@
-"""What is copied where, and as what."""
+"""The configuration of off-site copies."""
 
 from __future__ import annotations
 
@@ -72,5 +72,5 @@ class OffsiteConfig:
         return open_destination(destination, self.settings, self.environ, is_writing=is_writing)
 
     def includes(self, kind: str | None) -> bool:
-        """Whether archives of a type are copied."""
+        """True if archives of a type are copied."""
         return kind is not None and (not self.settings.types or kind in self.settings.types)

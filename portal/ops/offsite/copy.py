@@ -56,7 +56,7 @@ _UNENCRYPTED: Final = "copies are not encrypted: BACKUP_OFFSITE_ENCRYPTION is of
 
 @dataclass(frozen=True, kw_only=True)
 class CopyResult(DestinationsResult):
-    """What a copy has come to, over all destinations.
+    """The result of a copy, over all destinations.
 
     Arguments:
         copied: copies that were made: destination and archive.
@@ -69,7 +69,7 @@ class CopyResult(DestinationsResult):
 
     @property
     def retryable(self) -> bool:
-        """Whether the same may succeed if it is tried again."""
+        """True if the same may succeed if it is tried again."""
         return bool(self.faults) and all(fault.retryable for fault in self.faults)
 
     def to_dict(self) -> dict[str, Any]:

@@ -9,7 +9,6 @@ publish   sidecar, then the rename: only now it is an archive
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 from contextlib import contextmanager
@@ -21,22 +20,19 @@ from portal.ops.errors import (
     IdentityError,
     NotIntactError,
     OpsError,
-    RepositoryError,
 )
 from portal.ops.model import FORMAT_VERSION, SUFFIX, BackupId
 from portal.ops.offsite.listing import LATEST, PREFIX, Listing, list_copies
-from portal.ops.offsite.place import check_space
+from portal.ops.offsite.place import check_space, unwritable
 from portal.ops.offsite.reading import find_file
 from portal.ops.offsite.receiving import blame, receive
 from portal.ops.offsite.signing import Trust
 from portal.ops.repository.access_log import Action, Observer, Witness
-from portal.ops.repository.faults import disk_full
 from portal.ops.repository.repository import Repository
 from portal.ops.repository.sidecar import read_sidecar
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import Clock, Meter, Progress, utc_now
 from portal.ops.storage.objects import identities_of
-from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -236,13 +232,13 @@ class FetchJob:
                 try:
                     receive(backend, commit, identities, pending.out, advance)
                     digest = pending.out.finish()
+                    copied = commit.copied.timestamp()
+                    os.utime(pending.partial, (copied, copied))  # by then it was complete, whatever day this is
                 except OSError as error:
-                    raise _unwritable(self.repository.path, error) from error
+                    raise unwritable(self.repository, error) from error
                 if digest != commit.archive_sha256:
                     raise blame(backend, commit)
-                path = pending.commit(digest)
-                copied = commit.copied.timestamp()
-                os.utime(path, (copied, copied))  # by then it was complete, whatever day this is
+                pending.commit(digest)
         log.info(
             "offsite_fetched",
             backup_id=commit.backup_id,
@@ -252,7 +248,7 @@ class FetchJob:
         )
 
     def _is_here(self, commit: Commit) -> bool:
-        """Whether the repository has the archive already, by its sidecar.
+        """True if the repository has the archive already, by its sidecar.
 
         Raises:
             NotIntactError: it has another one of that name.
@@ -271,12 +267,6 @@ class FetchJob:
         return self.repository.path / f"{commit.backup_id}{SUFFIX}"
 
 
-def _unwritable(path: Path, error: OSError) -> OpsError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return disk_full(path)
-    return RepositoryError(f"cannot write to {path}: {system_reason(error)}", hint="Look at the disk.")
-
-
 def is_offsite(name: str | os.PathLike[str]) -> bool:
-    """Whether the name of an archive asks for one from off-site."""
+    """True if the name of an archive asks for one from off-site."""
     return isinstance(name, str) and name.startswith(PREFIX)

@@ -18,7 +18,7 @@ WAL_PATIENCE: Final = timedelta(minutes=2)
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """What a verification of copies, or a drill with one, has found.
+    """The result of a verification of copies, or of a drill with one.
 
     Arguments:
         level: of the verification; ``drill`` for a drill.
@@ -73,7 +73,7 @@ class DestinationState:
     wal: WalCopying | None = None
 
     def wal_fault(self, now: datetime) -> tuple[str, str]:
-        """How long no WAL was copied and why, with what to do; empty where it is copied."""
+        """The time since WAL was last copied, with the reason and a hint; empty if it is being copied."""
         if self.wal is None or now - self.wal.worked <= WAL_PATIENCE:
             return "", ""
         problem, _, hint = self.wal.problem.partition("\n  hint: ")
@@ -82,7 +82,7 @@ class DestinationState:
         return what, hint or "See whether the WAL service runs and the store answers; the service's log says more."
 
     def fault(self, allowed: timedelta, now: datetime) -> str:
-        """How the target is missed, in words; empty where it is met.
+        """The way in which the target is missed; empty if it is met.
 
         Arguments:
             allowed: the age that the newest archive with a copy may have.

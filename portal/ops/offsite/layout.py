@@ -68,7 +68,7 @@ def stem_of_commit(name: str) -> Stem | None:
 
 
 def segment_bytes_for(rate: int) -> int:
-    """How much of the archive goes into a segment: less on a line that is limited, so that bursts stay short.
+    """The bytes of the archive per segment: fewer if the rate is limited, so that bursts stay short.
 
     Arguments:
         rate: bytes per second; 0 is no limit.

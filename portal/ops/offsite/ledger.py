@@ -1,4 +1,4 @@
-"""What the repository remembers of off-site copies, in `.offsite/<destination>/`: a memory, never the truth.
+"""The repository's record of off-site copies, in `.offsite/<destination>/`; the store itself is authoritative.
 
     copies.jsonl           a line for each copy that is known to be complete
     pending/<id>.json      how far an interrupted copy is
@@ -71,7 +71,7 @@ class CopyRecord:
 
     @classmethod
     def of(cls, commit: Commit) -> CopyRecord:
-        """What is remembered of a commit."""
+        """The record of a commit."""
         return cls(
             stem=commit.stem,
             copied=commit.copied,
@@ -135,7 +135,7 @@ class Ledger:
 
     @property
     def can_be_kept(self) -> bool:
-        """Whether there is a repository that this user may write to."""
+        """True if there is a repository that this user may write to."""
         return os.access(self._repository.path, os.W_OK | os.X_OK)
 
     @contextmanager
@@ -207,7 +207,7 @@ class Ledger:
     # -- interrupted copies -------------------------------------------------------------------------------------------
 
     def pending(self, backup_id: str) -> dict[str, Any] | None:
-        """How far the copy of an archive is; nothing where none was interrupted, or its record is invalid."""
+        """The progress of an archive's interrupted copy; nothing if there is none, or its record is invalid."""
         try:
             return self._pending.read(backup_id)
         except DamagedRecordError as error:
@@ -229,7 +229,7 @@ class Ledger:
     # -- proofs -------------------------------------------------------------------------------------------------------
 
     def proof(self) -> dict[str, Any]:
-        """What the last verification and the last drill have found; empty where there was none."""
+        """The results of the last verification and the last drill; empty if there was none."""
         try:
             return self._records.read(_PROOF) or {}
         except DamagedRecordError as error:
@@ -277,7 +277,7 @@ class Ledger:
     # -- turns --------------------------------------------------------------------------------------------------------
 
     def turns(self) -> dict[str, datetime]:
-        """When each copy was verified last, by its stem."""
+        """The time of each copy's last verification, by its stem."""
         try:
             found = self._records.read(_TURNS) or {}
             return {stem: datetime.fromisoformat(moment) for stem, moment in found["verified"].items()}

@@ -13,7 +13,7 @@ from portal.ops.runtime.logs import engine_log
 from portal.ops.storage.backend import read_all
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
     from portal.ops.offsite.signing import Trust
@@ -103,6 +103,24 @@ class Listing:
                 )
             line.append(newest[parent])
         return tuple(reversed(line))
+
+    @staticmethod
+    def chain_fault(commit: Commit, newest: Mapping[str, Commit]) -> str:
+        """Why an archive could not be restored from copies although its own is intact; empty where it could be.
+
+        Arguments:
+            newest: of each archive its newest copy.
+        """
+        seen = {commit.backup_id}
+        while commit.parent is not None:
+            parent = newest.get(commit.parent)
+            if parent is None:
+                return f"it needs {commit.parent}, of which there is no copy"
+            if commit.parent_sha256 not in (None, parent.archive_sha256) or parent.backup_id in seen:
+                return f"the copy of {commit.parent} is not of the archive that {commit.backup_id} was made on"
+            seen.add(parent.backup_id)
+            commit = parent
+        return ""
 
 
 def list_copies(backend: Backend, name: str | None = None, trust: Trust | None = None) -> Listing:

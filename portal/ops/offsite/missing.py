@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from portal.ops.offsite.config import OffsiteConfig
     from portal.ops.offsite.layout import Stem
+    from portal.ops.offsite.ledger import CopyRecord
     from portal.ops.repository.repository import Repository
     from portal.ops.retention.policy import RetentionPolicy
 
@@ -49,7 +50,7 @@ def line_of_entry(entry: Entry, by_name: Mapping[str, Entry]) -> Iterable[Entry]
 
 
 def unexpectedly_gone(
-    known: Iterable[Stem], found: Iterable[Stem], policy: RetentionPolicy, now: datetime
+    known: Mapping[Stem, CopyRecord], found: Iterable[Stem], policy: RetentionPolicy, now: datetime
 ) -> list[Stem]:
     """Copies that were there and are not, although the off-site rules keep them: no prune has removed these.
 
@@ -58,20 +59,21 @@ def unexpectedly_gone(
         found: those that are.
         policy: the off-site rules.
     """
-    known, found = list(known), list(found)
+    found = list(found)
     there = {stem.backup_id for stem in found}
     gone = [stem for stem in set(known) - set(found) if stem.backup_id not in there]  # another copy may replace it
     if not gone:
         return []
-    kept = {one.entry.name for one in plan(_as_entries({*known, *found}), policy, now).decisions if one.keep}
+    kept = {one.entry.name for one in plan(_as_entries({*known, *found}, known), policy, now).decisions if one.keep}
     return [stem for stem in gone if stem.backup_id in kept]
 
 
-def _as_entries(stems: Iterable[Stem]) -> list[Entry]:
-    """Archives by their names alone, as the rules look at them."""
+def _as_entries(stems: Iterable[Stem], known: Mapping[Stem, CopyRecord]) -> list[Entry]:
+    """Archives by their names and what is remembered of them, as the rules look at them."""
+    copied = {stem.backup_id: record.copied for stem, record in known.items()}
     ids = {stem.backup_id: BackupId.parse(stem.backup_id) for stem in stems}
     found = [
-        Entry(name=name, type=one.type, moment=one.moment, modified=one.moment, size=1)
+        Entry(name=name, type=one.type, moment=one.moment, modified=copied.get(name, one.moment), size=1)
         for name, one in ids.items()
         if one
     ]

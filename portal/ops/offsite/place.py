@@ -1,4 +1,4 @@
-"""Where archives from off-site are put: whether there is room, and a directory for those that are only looked at."""
+"""The place for archives from off-site: a check of the space, and a directory for temporary ones."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from portal.ops.errors import DiskFullError
+from portal.ops.errors import DiskFullError, OpsError
 from portal.ops.repository.durable import make_hidden
+from portal.ops.repository.faults import disk_full, explain, is_full
 from portal.ops.repository.locks import try_lock
 
 if TYPE_CHECKING:
@@ -38,6 +39,11 @@ def check_space(repository: Repository, needed: int) -> None:
             f"{repository.path} has {free >> 20} MiB free, and what is fetched needs {needed >> 20} MiB",
             hint="Make room, or set BACKUP_LOCAL_PATH to a larger disk.",
         )
+
+
+def unwritable(repository: Repository, error: OSError) -> OpsError:
+    """The error for what could not be written."""
+    return disk_full(repository.path) if is_full(error) else explain(error, "cannot write to", repository.path)
 
 
 @contextmanager

@@ -49,7 +49,7 @@ _UNFINISHED_AGE: Final = timedelta(days=7)
 
 @dataclass(frozen=True, kw_only=True)
 class OffsitePruneResult(DestinationsResult):
-    """How a prune of copies ended.
+    """The result of a prune of copies.
 
     Arguments:
         decisions: of each destination what is kept and removed, and why.

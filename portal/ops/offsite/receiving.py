@@ -164,7 +164,7 @@ def damaged_segment(name: str, backend: Backend, what: str) -> NotIntactError:
 
 
 def blame(backend: Backend, commit: Commit) -> NotIntactError:
-    """What to raise where an archive that was received is not the one that was copied: the segment, if one is wrong."""
+    """The error for a received archive that differs from the copied one: it names the segment, if one is wrong."""
     for number, segment in enumerate(commit.segments):
         name, digest = commit.segment_name(number), sha256()
         for piece in backend.read(name):

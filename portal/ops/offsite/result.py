@@ -1,4 +1,4 @@
-"""What the results of jobs over several destinations have in common: each destination may fail by itself."""
+"""The common part of results over several destinations, each of which may fail by itself."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class DestinationsResult:
 
     @property
     def success(self) -> bool:
-        """Whether nothing went wrong."""
+        """True if nothing went wrong."""
         return not self.faults
 
     @property
@@ -34,5 +34,5 @@ class DestinationsResult:
 
     @property
     def error(self) -> str | None:
-        """What went wrong, and what to do."""
+        """The error with its hint."""
         return "\n".join(dict.fromkeys(map(str, self.faults))) or None

@@ -25,7 +25,7 @@ class SigningKey:
 
 
 def is_signed(data: bytes, signer: str, signature: str) -> bool:
-    """Whether a signature is the signer's."""
+    """True if a signature is the signer's."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 

@@ -117,7 +117,7 @@ class Trust:
         return cls(signers=frozenset((*given, *((own.signer,) if own else ()))), known=known)
 
     def accepts(self, commit: Commit) -> bool:
-        """Whether a copy is of somebody who is trusted, or one that the repository knows: from before it had a key."""
+        """True if a copy is of somebody who is trusted, or one that the repository knows: from before it had a key."""
         if self.signers is None or commit.signer in self.signers:
             return True
         record = self.known.get(commit.stem)

@@ -19,7 +19,7 @@ from portal.ops.errors import ConfigurationError, NotIntactError, ObjectAbsentEr
 from portal.ops.model import FORMAT_VERSION, VerifyLevel
 from portal.ops.offsite.beside import archive_beside
 from portal.ops.offsite.layout import parse_stem
-from portal.ops.offsite.ledger import Ledger
+from portal.ops.offsite.ledger import CopyRecord, Ledger
 from portal.ops.offsite.listing import FOREIGN, PREFIX, list_copies
 from portal.ops.offsite.missing import unexpectedly_gone
 from portal.ops.offsite.signing import Trust
@@ -30,7 +30,7 @@ from portal.ops.runtime.progress import Clock, Meter, Progress, available_cores,
 from portal.ops.verify.verify import Verifier
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from portal.ops.offsite.commit import Commit
     from portal.ops.offsite.config import OffsiteConfig
@@ -52,7 +52,7 @@ _GONE: Final = "it was copied from here, and its commit is gone; if no prune rem
 
 @dataclass(frozen=True, kw_only=True)
 class CopyFinding:
-    """What was found of one copy.
+    """The result for one copy.
 
     Arguments:
         stem: the copy.
@@ -82,7 +82,7 @@ class CopyFinding:
 
 @dataclass(frozen=True, kw_only=True)
 class OffsiteVerification:
-    """What was found of all copies that were looked at."""
+    """The results for all verified copies."""
 
     findings: tuple[CopyFinding, ...]
     level: VerifyLevel
@@ -90,7 +90,7 @@ class OffsiteVerification:
 
     @property
     def intact(self) -> bool:
-        """Whether nothing is wrong."""
+        """True if nothing is wrong."""
         return not any(one.damages for one in self.findings)
 
     @property
@@ -241,26 +241,33 @@ class OffsiteVerifyJob:
         total = sum(one.archive_size for one in chosen)
         meter.expect = lambda: total
         ledger = Ledger(self._repository, destination)
-        known = {record.stem: record.archive_sha256 for record in ledger.copies().values()}
+        known, newest = ledger.copies(), listing.newest()
         findings = [_broken(stem, destination, level, "its commit is invalid") for stem in listing.damaged if is_all]
         if is_all:
             findings += [_broken(stem, destination, level, _GONE) for stem in self._gone(known, listing)]
             findings += [_broken(stem, destination, level, FOREIGN) for stem in listing.foreign]
+            findings += [
+                _broken(str(one.stem), destination, level, fault)
+                for one in set(newest.values()) - set(chosen)
+                if (fault := listing.chain_fault(one, newest))
+            ]
         for commit in chosen:
             with self._witness.watching(
                 Action.OFFSITE_VERIFY, commit.backup_id, destination=destination.shown, level=level.value
             ) as seen:
                 finding = self._look_at(backend, commit, level, meter.advance)
-                if known.get(commit.stem, commit.archive_sha256) != commit.archive_sha256:
+                if (record := known.get(commit.stem)) and record.archive_sha256 != commit.archive_sha256:
                     finding = _with(finding, "its commit is not the one that was written from here")
+                if fault := listing.chain_fault(commit, newest):
+                    finding = _with(finding, fault)
                 findings.append(finding)
                 outcome = Outcome.FAILED if finding.damages else Outcome.DONE
                 seen.note(outcome, damages=len(finding.damages), error="; ".join(finding.damages[:3]))
         if findings:
-            self._note(ledger, listing, findings, level, is_all=is_all)
+            self._note(ledger, listing, chosen, findings, level, is_all=is_all)
         return findings
 
-    def _gone(self, known: Iterable[Stem], listing: Listing) -> list[str]:
+    def _gone(self, known: Mapping[Stem, CopyRecord], listing: Listing) -> list[str]:
         """Copies that were made from here and are not there, and that no prune has removed by the rules."""
         shown = {str(commit.stem) for commit in listing.commits} | {*listing.damaged, *listing.foreign}
         if self._policy is None:
@@ -269,7 +276,14 @@ class OffsiteVerifyJob:
         return [str(stem) for stem in unexpectedly_gone(known, found, self._policy, self._clock())]
 
     def _note(
-        self, ledger: Ledger, listing: Listing, findings: Sequence[CopyFinding], level: VerifyLevel, *, is_all: bool
+        self,
+        ledger: Ledger,
+        listing: Listing,
+        chosen: Sequence[Commit],
+        findings: Sequence[CopyFinding],
+        level: VerifyLevel,
+        *,
+        is_all: bool,
     ) -> None:
         """Remember what was found; damage that was found before stays until the same copy is found intact.
 
@@ -282,7 +296,7 @@ class OffsiteVerifyJob:
         damaged = [one.stem for one in findings if one.damages]
         damaged += [stem for stem in before if (stem in present or not is_all) and stem not in looked_at]
         turns = {stem: moment for stem, moment in ledger.turns().items() if stem in present}
-        ledger.note_turns(turns | dict.fromkeys(looked_at & present, now))
+        ledger.note_turns(turns | dict.fromkeys((str(commit.stem) for commit in chosen), now))
         facts = {
             "moment": now.isoformat(),
             "level": level.value,

@@ -40,7 +40,7 @@ YOUNG: Final = timedelta(days=7)
 
 @dataclass(frozen=True, kw_only=True)
 class WalPlan:
-    """What is to be removed of the WAL of a destination.
+    """The WAL of a destination to be removed.
 
     Arguments:
         doomed: of each cluster the objects to remove, the oldest WAL first.

@@ -1,4 +1,4 @@
-"""What is known of the WAL files of an archive: one JSON object a line, appended as each becomes durable."""
+"""The index of the WAL files of an archive: one JSON object a line, appended as each becomes durable."""
 
 from __future__ import annotations
 

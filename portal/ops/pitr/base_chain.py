@@ -116,7 +116,7 @@ def find_parent(repository: Repository) -> BaseParent:
 
 
 def facts_of(ancestor: Ancestor) -> Mapping[str, Any]:
-    """What a base backup says of its cluster."""
+    """The facts about its cluster in a base backup."""
     return ancestor.manifest.details.get(Component.CLUSTER.value, {})
 
 

@@ -1,4 +1,4 @@
-"""What a base backup says of itself, in two files of the server's: values in, values out.
+"""The facts in the two files with which the server describes a base backup: values in, values out.
 
 backup_label      where in the WAL a recovery has to begin, and on which timeline
 backup_manifest   size and digest of every file, and the WAL that is needed to make the copy consistent
@@ -29,7 +29,7 @@ _TIMELINE: Final = re.compile(r"^START TIMELINE: (\d+)$", re.MULTILINE)
 
 @dataclass(frozen=True, kw_only=True)
 class BaseFacts:
-    """Where in the WAL a base backup begins and ends.
+    """The start and the end of a base backup in the WAL.
 
     Arguments:
         start_lsn: a recovery begins here.
@@ -42,7 +42,7 @@ class BaseFacts:
 
 
 def read_facts(kept: Mapping[str, bytes]) -> BaseFacts:
-    """What the two files that describe a base backup say.
+    """The facts in the two files that describe a base backup.
 
     Raises:
         NotIntactError: they are missing, or are invalid.

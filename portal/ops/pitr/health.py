@@ -1,4 +1,4 @@
-"""How it stands with point-in-time recovery: what is known goes in, what is wrong comes out. A pure function."""
+"""The health of point-in-time recovery: facts go in, problems come out. A pure function."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LOST_STATES: Final = ("unreserved", "lost")
 
 @dataclass(frozen=True, kw_only=True)
 class PitrFacts:
-    """What is known of recoveries to a moment.
+    """The facts about point-in-time recovery.
 
     Arguments:
         window: nothing where there is none yet.
@@ -48,7 +48,7 @@ class PitrFacts:
 
     @property
     def lag_bytes(self) -> int | None:
-        """How much WAL the server has that we have not."""
+        """The bytes of WAL that the server has and the archive does not."""
         return self.state.get("lag_bytes")
 
     def lag_seconds(self, now: datetime) -> float | None:
@@ -77,7 +77,7 @@ class PitrMiss(NamedTuple):
 
 
 def misses(facts: PitrFacts, now: datetime) -> Iterator[PitrMiss]:
-    """What is wrong.
+    """The problems.
 
     Arguments:
         now: by our clock.

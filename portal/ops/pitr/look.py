@@ -1,4 +1,4 @@
-"""What a repository has for recoveries to a moment: base backups and WAL, read for the pure window."""
+"""The repository's data for point-in-time recovery: base backups and WAL, read for the pure window."""
 
 from __future__ import annotations
 

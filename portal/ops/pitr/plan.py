@@ -47,7 +47,7 @@ class OutsideWindowError(ConfigurationError):
 
 @dataclass(frozen=True, kw_only=True)
 class RecoveryPlan:
-    """How a moment will be recovered to.
+    """The plan of a recovery to a moment.
 
     Arguments:
         moment: nothing means as late as possible.
@@ -186,7 +186,7 @@ def with_last_transaction(plan: RecoveryPlan, *, runner: ProcessRunner, bin_dir:
 
 
 def clock_offset(archive: WalArchive | None) -> timedelta:
-    """How far the server's clock is ahead of ours, by the last look of the WAL service."""
+    """The lead of the server's clock over ours, as the WAL service last measured it."""
     state = archive.state() if archive else {}
     if not state.get("server_clock") or state.get("problem"):
         return timedelta(0)

@@ -1,4 +1,4 @@
-"""What the server says of its WAL, asked over an ordinary connection: identity, slot, positions, and what is missing.
+"""Queries about the server's WAL over an ordinary connection: identity, slot, positions, and missing settings.
 
 The role needs REPLICATION; nothing here needs a superuser.
 """
@@ -73,7 +73,7 @@ _SIZE: Final = "SELECT sum(pg_database_size(oid))::bigint FROM pg_database WHERE
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """What of the server's configuration matters.
+    """The relevant part of the server's configuration.
 
     Arguments:
         slot_keep_bytes: how much WAL a slot may hold back; nothing where there is no limit.
@@ -91,7 +91,7 @@ class ServerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """How far the server and the slot are.
+    """The positions of the server and of the slot.
 
     Arguments:
         clock: the server's clock.
@@ -122,7 +122,7 @@ class Position:
 
     @property
     def is_usable(self) -> bool:
-        """Whether the slot is there, and still has the WAL that it stands for."""
+        """True if the slot is there, and still has the WAL that it stands for."""
         return self.has_slot and self.restart is not None and self.wal_status != LOST
 
 
@@ -149,7 +149,7 @@ def read_settings(connection: Connection) -> ServerSettings:
 
 
 def faults(settings: ServerSettings) -> Iterator[tuple[str, str]]:
-    """What makes receiving WAL impossible or dangerous: what is wrong, and the statement that corrects it."""
+    """Obstacles and dangers to receiving WAL, each with the statement that corrects it."""
     if settings.wal_level == "minimal":
         yield (
             "wal_level is minimal, so the WAL is not enough to recover from",
@@ -173,7 +173,7 @@ def faults(settings: ServerSettings) -> Iterator[tuple[str, str]]:
 
 
 def may_replicate(connection: Connection) -> bool:
-    """Whether the role may open replication connections."""
+    """True if the role may open replication connections."""
     (may,) = connection.execute(_MAY_REPLICATE).fetchone() or (False,)
     return bool(may)
 
@@ -201,7 +201,7 @@ def check(connection: Connection, target: DatabaseTarget) -> ServerSettings:
 
 
 def position(connection: Connection, slot: str = SLOT) -> Position:
-    """How far the server and the slot are at this moment."""
+    """The present positions of the server and of the slot."""
     with connection.cursor(row_factory=class_row(Position)) as cursor:
         found = cursor.execute(_POSITION, [slot, slot]).fetchone()
     assert found is not None
@@ -209,7 +209,7 @@ def position(connection: Connection, slot: str = SLOT) -> Position:
 
 
 def server_clock(connection: Connection) -> datetime:
-    """What the server's clock says."""
+    """The time of the server's clock."""
     (moment,) = connection.execute("SELECT clock_timestamp()").fetchone() or (None,)
     assert moment is not None
     found: datetime = moment.astimezone(UTC)

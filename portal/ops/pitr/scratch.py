@@ -1,4 +1,4 @@
-"""Where a scratch server lies: a directory that always disappears, at the latest when the next command looks.
+"""The directory of a scratch server: always removed, at the latest by the next command.
 
     .scratch/<name>   in the repository: a file that its process holds locked, with the path of the directory in it
 
@@ -179,7 +179,7 @@ def _suits(place: Path, owner: Owner | None) -> bool:
 
 
 def reachable(path: Path, owner: Owner) -> bool:
-    """Whether a user may pass through a directory, or run a program."""
+    """True if a user may pass through a directory, or run a program."""
     found = path.stat()
     if found.st_uid == owner.uid:
         return bool(found.st_mode & 0o100)

@@ -90,7 +90,7 @@ _SETTINGS: Final = {
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Where a replay ends.
+    """The end of a replay.
 
     Arguments:
         moment: the last one whose transactions count; nothing means the end of the WAL.
@@ -225,7 +225,7 @@ class ScratchServer:
         return find_server_program(self.major, self.owner, runner=self.runner, bin_dir=self.bin_dir)
 
     def target(self, database: str) -> DatabaseTarget:
-        """How to connect to one of its databases, without running what the database would have run at a connect."""
+        """The connection to one of its databases, without the settings that run code at a connect."""
         options = "-c session_preload_libraries= -c local_preload_libraries="
         if self.major >= _EVENT_TRIGGERS_SINCE:
             options += " -c event_triggers=off"
@@ -290,7 +290,7 @@ class ScratchServer:
                 time.sleep(_POLL_SECONDS)
 
     def _accepts_connections(self, feed: WalFeed) -> bool:
-        """Whether the server can be asked.
+        """True if the server can be asked.
 
         Raises:
             RestoreError: it has ended, or does not get what it needs.

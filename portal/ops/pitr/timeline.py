@@ -1,4 +1,4 @@
-"""What happened when: the moments that can be gone back to, and when many rows of which tables were removed.
+"""The timeline: the moments that can be restored, and when many rows of which tables were removed.
 
 The WAL has numbers of files instead of the names of tables. Every base backup has the names of its time, and the server
 those of today.
@@ -55,7 +55,7 @@ class Removal:
 
 @dataclass(frozen=True, kw_only=True)
 class Timeline:
-    """What one can go back to, and what happened.
+    """The restorable moments, and the events between them.
 
     Arguments:
         window: nothing where nothing can be recovered to a moment.

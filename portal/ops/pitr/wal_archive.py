@@ -51,7 +51,7 @@ _InflateError = cast("type[Exception]", isal_zlib.error)
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """What does not change about a cluster, or only grows.
+    """The facts about a cluster that never change, or only grow.
 
     Arguments:
         system_identifier: the server's own number for it.
@@ -145,7 +145,7 @@ class WalArchive:
     # -- writing ----------------------------------------------------------------------------------------------------
 
     def completed(self) -> list[Path]:
-        """What pg_receivewal has finished, in order: history files and whole segments."""
+        """The files that pg_receivewal has finished, in order: history files and complete segments."""
         names = sorted(os.listdir(self.receiving))
         return [self.receiving / name for name in names if self._is_segment(name) or parse_history_name(name)]
 
@@ -242,7 +242,7 @@ class WalArchive:
     # -- reading ----------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """What the service said last; empty where it has not said anything."""
+        """The last state that the service reported; empty if there is none."""
         return _read_json(self.path / _STATE) or {}
 
     def files(self) -> dict[str, WalFile]:
@@ -251,7 +251,7 @@ class WalArchive:
         return {name: file for name, file in archive_index.load(self.path).items() if self.stored(name).name in there}
 
     def stored(self, name: str) -> Path:
-        """Where a file lies, or would."""
+        """The path of a file, present or not."""
         return self.path / (name if parse_history_name(name) else name + SUFFIX)
 
     def histories(self) -> dict[int, tuple[tuple[int, int], ...]]:
@@ -281,7 +281,7 @@ class WalArchive:
         return stored
 
     def has_segment_at(self, lsn: int) -> bool:
-        """Whether the segment that a position lies in, or ends, is here."""
+        """True if the segment that a position lies in, or ends, is here."""
         numbers = {lsn // self.cluster.segment_bytes, max(0, lsn - 1) // self.cluster.segment_bytes}
         names = os.listdir(self.receiving) if self.receiving.is_dir() else []
         held = (self.segment(name.removesuffix(SUFFIX)) for name in (*names, *os.listdir(self.path)))

@@ -66,7 +66,7 @@ class WalFeed:
 
     @property
     def given(self) -> int:
-        """How many segments the server has taken."""
+        """The number of segments given to the server."""
         return len(self._given)
 
     def __enter__(self) -> Self:

@@ -16,6 +16,7 @@ from portal.ops.errors import IdentityError, NotIntactError
 from portal.ops.pitr.lsn import PARTIAL, parse_history_name
 from portal.ops.pitr.wal_archive import DIRECTORY, Cluster, WalArchive
 from portal.ops.pitr.wal_objects import CLUSTER, NAME, Told, deflate, inflate, split
+from portal.ops.repository.faults import explain
 from portal.ops.runtime.logs import engine_log
 from portal.ops.storage.objects import read_object
 
@@ -53,6 +54,7 @@ def fetch_wal(repository: Repository, backend: Backend, identities: Sequence[Ide
         StorageError: the store failed.
         NotIntactError: an object is damaged, or is none of ours; all others have been fetched.
         IdentityError: it was not encrypted for any of the identities.
+        RepositoryError: the disk is full, or does not take it.
     """
     clusters: dict[str, list[tuple[str, re.Match[str]]]] = {}
     for found in backend.list(f"{DIRECTORY}/"):
@@ -61,8 +63,11 @@ def fetch_wal(repository: Repository, backend: Backend, identities: Sequence[Ide
             clusters.setdefault(parts[1], []).append((found.name, name))
     is_first = WalArchive.current(repository) is None
     fetch = _Fetch(repository=repository, backend=backend, identities=identities)
-    for identifier in sorted(clusters, key=int):  # the youngest last
-        fetch.cluster(identifier, clusters[identifier], is_current=is_first)
+    try:
+        for identifier in sorted(clusters, key=int):  # the youngest last
+            fetch.cluster(identifier, clusters[identifier], is_current=is_first)
+    except OSError as error:
+        raise explain(error, "cannot write WAL to", repository.path / DIRECTORY) from error
     if fetch.faults:
         raise fetch.faults[0]
     return fetch.count

@@ -27,7 +27,7 @@ _InflateError = cast("type[Exception]", isal_zlib.error)
 
 
 class Told(NamedTuple):
-    """What an object says of the moments in it.
+    """The moments that an object records.
 
     Arguments:
         covered: every transaction that committed up to this moment lies in it or before.
@@ -53,12 +53,12 @@ class WalObject(NamedTuple):
 
     @property
     def is_segment(self) -> bool:
-        """Whether it holds a segment, or a part of one."""
+        """True if it holds a segment, or a part of one."""
         return bool(_SEGMENT_NAME.fullmatch(self.file.removesuffix(PARTIAL)))
 
 
 def parse_object(name: str) -> WalObject | None:
-    """What the name of an object says; nothing where it is none of the WAL."""
+    """The parts of an object's name; nothing if it is not a WAL object."""
     directory, _, rest = name.partition("/")
     cluster, _, last = rest.partition("/")
     found = NAME.fullmatch(last)
@@ -68,7 +68,7 @@ def parse_object(name: str) -> WalObject | None:
 
 
 def place_in_wal(segment: str) -> str:
-    """Where a segment lies in the WAL, whatever its timeline: two such places compare as their positions do."""
+    """The position of a segment in the WAL, whatever its timeline: two of them compare as their positions do."""
     return segment.removesuffix(PARTIAL)[_TIMELINE_DIGITS:]
 
 
@@ -79,7 +79,7 @@ def deflate(content: bytes) -> bytes:
 
 
 def inflate(data: bytes, most: int) -> bytes:
-    """What a gzip file holds.
+    """The contents of a gzip file.
 
     Raises:
         NotIntactError: it is damaged, or holds more than `most` bytes.

@@ -126,7 +126,7 @@ def last_commit(
     runner: ProcessRunner,
     bin_dir: Path | None,
 ) -> datetime | None:
-    """When the last transaction before a moment was committed; nothing where the last segments have none.
+    """The commit time of the last transaction before a moment; nothing if the last segments have none.
 
     Arguments:
         segments: those that lead to the moment, in order; the last ones are read, backwards.

@@ -1,4 +1,4 @@
-"""How far the WAL is: which moments a position covers, and what the service says of it. Values in, values out."""
+"""The progress of the WAL: the moments that a position covers, and the service's state. Values in, values out."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Coverage:
 
 
 def state_of(found: Position, *, known: Mapping[str, Any], received: int, covered: datetime | None) -> dict[str, Any]:
-    """What is told of the positions.
+    """The state to report for the positions.
 
     Arguments:
         found: what the server says.

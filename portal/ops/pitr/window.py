@@ -56,7 +56,7 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class Wal:
-    """What WAL there is.
+    """The available WAL.
 
     Arguments:
         pieces: every segment.
@@ -88,7 +88,7 @@ class Span:
     live: datetime | None = None
 
     def holds(self, moment: datetime) -> bool:
-        """Whether the moment can be recovered to from here."""
+        """True if the moment can be recovered to from here."""
         return self.start <= moment <= self.end
 
 
@@ -175,7 +175,7 @@ def segments_to(span: Span, wal: Wal, moment: datetime | None) -> tuple[Segment,
 
 
 def first_needed(bases: Iterable[Base]) -> int | None:
-    """Where in the WAL the oldest base backup begins: what lies before is of no use; nothing where there is none."""
+    """The start of the oldest base backup in the WAL, before which no WAL is needed; nothing if there is none."""
     return min((base.start_lsn for base in bases), default=None)
 
 

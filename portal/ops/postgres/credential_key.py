@@ -29,7 +29,7 @@ def fingerprint(key: Secret, backup_id: str) -> str:
 
 
 def credential_detail(key: Secret | str | None, backup_id: str) -> dict[str, str]:
-    """What a backup of the database notes of the key, among its details; nothing if it is not set."""
+    """The facts about the key that a database backup records; nothing if it is not set."""
     return {DETAIL: fingerprint(key, backup_id)} if isinstance(key, Secret) else {}
 
 
@@ -48,7 +48,7 @@ def is_key_of(manifest: Manifest, key: Secret | None) -> bool | None:
 
 
 def key_warnings(manifest: Manifest, key: Secret | None) -> tuple[str, ...]:
-    """What a person who wants to restore the database should know about the key."""
+    """Warnings about the key, for a restore of the database."""
     if is_key_of(manifest, key) is False:
         return (
             "DD_CREDENTIAL_AES_256_KEY is not the key that this backup needs: the credentials in the restored database "

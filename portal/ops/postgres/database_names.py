@@ -30,7 +30,7 @@ _DIGEST_LENGTH: Final = 6
 
 
 class Role(StrEnum):
-    """What a database is to a restore."""
+    """The roles of a database in a restore."""
 
     RESTORING = "restoring"
     STAGED = "staged"
@@ -90,7 +90,7 @@ class Marked:
 
     @classmethod
     def parse(cls, name: str, live: str) -> Marked | None:
-        """What a database is to the restores of a live one; nothing if it is a stranger."""
+        """The role of a database in restores of a live one; nothing if it is unrelated."""
         found = _MARKED.fullmatch(name)
         if found is None:
             return None

@@ -51,7 +51,7 @@ _PAUSES_SECONDS = (0.1, 0.2, 0.4, 0.8, 1.6)
 
 @dataclass(frozen=True, kw_only=True)
 class DumpFacts:
-    """What is known of a dump that is whole.
+    """The facts about a complete dump.
 
     Arguments:
         server_version: as the server writes it, such as ``17.10``.

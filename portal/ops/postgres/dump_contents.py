@@ -138,7 +138,7 @@ def divide(
 
 
 def needs_administrator(entry: Entry, trusted: Collection[str] = ()) -> bool:
-    """Whether only a superuser creates such a thing.
+    """True if only a superuser creates such a thing.
 
     Arguments:
         trusted: extensions that need no administrator.

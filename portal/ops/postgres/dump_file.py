@@ -82,7 +82,7 @@ class Dump:
             raise not_a_dump() from error
 
     def fits(self) -> bool:
-        """Whether there is room for it in its file, and for as much again beside it."""
+        """True if there is room for it in its file, and for as much again beside it."""
         try:
             free = shutil.disk_usage(self.path.parent).free
         except OSError:
@@ -134,7 +134,7 @@ def _with_contents(data: bytearray) -> tuple[bytes, Contents]:
 
 
 def read_dump_major(path: Path) -> int | None:
-    """What `Dump.major` says of a dump that is in a file.
+    """The value of `Dump.major` for a dump in a file.
 
     Raises:
         RestoreError: the file cannot be read.

@@ -1,4 +1,4 @@
-"""What a server refuses while it is used, as errors that say what to do."""
+"""Errors, with hints, for requests that a server refuses."""
 
 from __future__ import annotations
 

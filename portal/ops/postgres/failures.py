@@ -1,4 +1,4 @@
-"""What the last words of a pg_dump that failed mean, and what helps."""
+"""The meaning of the last lines of a failed pg_dump, and hints."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ _NOT_FOUND: Final = (
 
 
 def fragile_expressions(connection: Connection) -> list[str]:
-    """What would fail in a restore, in words; a part of the transaction that is open."""
+    """Expressions that would fail in a restore; reads in the open transaction."""
     said = []
     with connection.transaction():
         connection.execute("SELECT set_config('search_path', '', true)")

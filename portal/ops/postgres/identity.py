@@ -1,4 +1,4 @@
-"""What belongs to a database's name and not to its contents, and so is in no dump that is made without ``--create``.
+"""The identity of a database: properties of its name, which no dump without ``--create`` contains.
 
 Owner, encoding and locale, privileges, settings (of the database, and of roles in it), connection limit, comment and
 security labels. A backup keeps it in the manifest; a restore gives it to the database that it makes live. A privilege
@@ -61,7 +61,7 @@ _NAME_IN_LIST: Final = re.compile(r'"((?:[^"]|"")*)"|([^\s,"]+)')
 
 @dataclass(frozen=True, kw_only=True)
 class DatabaseIdentity:
-    """What one database has.
+    """The identity of one database.
 
     Arguments:
         provider: where its collation comes from, by the catalog's letter.
@@ -117,7 +117,7 @@ class DatabaseIdentity:
 
 
 def read_identity(connection: Connection, name: str) -> DatabaseIdentity | None:
-    """What a database has; nothing where there is none."""
+    """The identity of a database; nothing if it does not exist."""
     row = connection.execute(_DATABASE, [name]).fetchone()
     if row is None:
         return None

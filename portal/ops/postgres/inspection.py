@@ -41,7 +41,7 @@ _HIDDEN_BY_POLICY = f"{_DUMPED} AND c.relkind IN ('r', 'p') AND row_security_act
 
 @dataclass(frozen=True, kw_only=True)
 class ServerFacts:
-    """What a server says of itself and of the database.
+    """The facts about a server and its database.
 
     Arguments:
         version: as the server writes it, such as ``17.10``.

@@ -1,4 +1,4 @@
-"""Who keeps others waiting for a lock in a database, so that a person can decide what to do about it."""
+"""Sessions that block others in a database, so that a person can decide what to do about them."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ class Restorer:
 
     @property
     def trips_over_server(self) -> bool:
-        """Whether it starts with a setting that the older server does not know, and counts that as an error."""
+        """True if it starts with a setting that the older server does not know, and counts that as an error."""
         return self.tool.major >= _OLDER_SERVER_NEEDS > self.server_major
 
     def decode(self, dump: Path) -> None:
@@ -261,7 +261,7 @@ def listed(entries: Iterable[Entry]) -> Iterator[str]:
 
 
 def _lost_its_reader(writing: RunningProcess) -> bool:
-    """Whether a program ended because nobody read on."""
+    """True if a program ended because nobody read on."""
     return writing.wait() == -signal.SIGPIPE or "Broken pipe" in writing.stderr_tail()
 
 
@@ -315,7 +315,7 @@ def explain_failure(returncode: int, stderr: str, program: str = "pg_restore") -
 
 
 def _only_unknown_setting(returncode: int, stderr: str) -> bool:
-    """Whether an older server's refusal of one setting is all that went wrong."""
+    """True if an older server's refusal of one setting is all that went wrong."""
     errors, ignored = _ERROR.findall(stderr), _IGNORED.search(stderr)
     expected = all(_UNKNOWN_SETTING in error for error in errors)
     # Those of its further connections are reported, but not counted.

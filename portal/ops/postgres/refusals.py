@@ -1,4 +1,4 @@
-"""What a refused connection means, in words a person understands.
+"""The meaning of refused connections, for people.
 
 libpq gives no SQLSTATE for a connection that fails, only text, and the server writes that text in its own language
 (``lc_messages``). So English phrases are looked for, and a refusal in another language is quoted as it came.

@@ -1,4 +1,4 @@
-"""What a server says of its databases, roles and sessions, asked from a database that is not the live one.
+"""Queries about a server's databases, roles and sessions, from a database that is not the live one.
 
 A database cannot be renamed by a session that is in it, so all of this happens in the maintenance database:
 ``postgres``, or ``template1`` where there is none.
@@ -87,7 +87,7 @@ _NO_SUCH_LOCALE: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class DatabaseFacts:
-    """What the server's catalog holds of a database.
+    """The entry of a database in the server's catalog.
 
     Arguments:
         provider: where its collation comes from, by the catalog's letter.
@@ -229,7 +229,7 @@ def owns(connection: Connection, role: str) -> bool:
 
 
 def list_sessions(connection: Connection, database: str) -> list[Session]:
-    """Who is connected to a database, except for this connection."""
+    """The sessions of a database, except this connection."""
     with connection.cursor(row_factory=class_row(Session)) as cursor:
         return cursor.execute(_SESSIONS, [database]).fetchall()
 
@@ -257,7 +257,7 @@ def list_marked(connection: Connection, live: str) -> list[Marked]:
 
 
 def list_old_databases(target: DatabaseTarget) -> list[OldDatabase]:
-    """What restores of a database have left on its server, oldest first.
+    """The old databases that restores have left on a server, oldest first.
 
     Raises:
         SourceError: the server cannot be asked.

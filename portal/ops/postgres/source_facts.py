@@ -1,4 +1,4 @@
-"""What a backup keeps of a database beside its dump, and what it has to say of rows and objects that are in no dump.
+"""The facts that a backup records beside the dump, and the rows and objects that no dump contains.
 
 All of it is read in the snapshot of the dump. What `pg_dump` leaves out is left out by its own rules: rows of tables
 that belong to an extension, unless that has marked them; unlogged tables of a standby; indexes that were not built to
@@ -97,7 +97,7 @@ class ExtensionTable:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFacts:
-    """What is known of a database beside its dump.
+    """The facts about a database beside its dump.
 
     Arguments:
         size_bytes: on the server's disk, indexes included.
@@ -116,7 +116,7 @@ class SourceFacts:
     warnings: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """What the manifest keeps of it."""
+        """The facts for the manifest."""
         return {
             "database": self.identity.to_dict(),
             "database_bytes": self.size_bytes,
@@ -148,7 +148,7 @@ def read_source_facts(connection: Connection) -> SourceFacts:
 
 
 def count_objects(connection: Connection) -> dict[str, int]:
-    """How many indexes, constraints and triggers the database has, as far as a dump has them."""
+    """The number of indexes, constraints and triggers that a dump of the database contains."""
     row = connection.execute(_COUNTS).fetchone()
     assert row is not None
     return dict(zip(("indexes", "constraints", "triggers"), row, strict=True))
@@ -166,7 +166,7 @@ def extension_tables(connection: Connection) -> list[ExtensionTable]:
 
 
 def left_out(connection: Connection) -> list[str]:
-    """What a dump of the database would leave out, in words."""
+    """The data that a dump of the database would omit, one sentence each."""
     said = [
         f"the rows of {table.name} are in no dump: the table belongs to extension {table.extension}; if it is yours: "
         f"ALTER EXTENSION {Identifier(table.extension).as_string(None)} DROP TABLE {table.identifier.as_string(None)}"

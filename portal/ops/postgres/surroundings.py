@@ -1,4 +1,4 @@
-"""What a dump needs that is not in it: roles, extensions, tablespaces of the server that it is restored to."""
+"""The requirements of a dump on its server: roles, extensions, tablespaces."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NAMED: Final = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
-    """What of it is missing, and what needs an administrator.
+    """The missing requirements, and those that need an administrator.
 
     Arguments:
         missing_roles: roles that privileges and policies name.
@@ -44,7 +44,7 @@ class Surroundings:
     trusted: tuple[str, ...]
 
     def warnings(self) -> list[str]:
-        """What a restore does without, and how to have it."""
+        """The requirements that a restore omits, and how to meet them."""
         said = []
         if self.missing_roles:
             said.append(

@@ -48,7 +48,7 @@ _CODECS: Final = {
 
 
 class Section(IntEnum):
-    """When an entry is restored; the numbers are those of the format."""
+    """The phase in which an entry is restored; the numbers are those of the format."""
 
     NONE = 1
     PRE_DATA = 2

@@ -21,7 +21,7 @@ _MARKS: Final = ("torn", "found")
 
 
 class Action(StrEnum):
-    """What was done."""
+    """The actions."""
 
     BACKUP = "backup"
     RESTORE = "restore"
@@ -42,7 +42,7 @@ class Action(StrEnum):
 
 
 class Outcome(StrEnum):
-    """How it ended."""
+    """The outcomes."""
 
     DONE = "done"
     FAILED = "failed"
@@ -57,7 +57,7 @@ class Outcome(StrEnum):
 
 
 class Found(StrEnum):
-    """What whoever appended a line has found at the end that it follows."""
+    """The state of the log's end, as found before a line was appended."""
 
     REPLACED = "replaced"
     """An entry is not the one that was written down as the last."""
@@ -116,7 +116,7 @@ Observer = Callable[[AccessEntry], None]
 
 @dataclass(frozen=True, kw_only=True)
 class AccessReport:
-    """What a look at the whole log has found.
+    """The result of verifying the whole log.
 
     Arguments:
         entries: how many lines make sense.
@@ -132,7 +132,7 @@ class AccessReport:
 
     @property
     def intact(self) -> bool:
-        """Whether nothing was tampered with, as far as the log can tell."""
+        """True if nothing was tampered with, as far as the log can tell."""
         return not self.faults
 
     def to_dict(self) -> dict[str, Any]:

@@ -241,7 +241,7 @@ class AccessLog:
 
 @dataclass(kw_only=True)
 class Seen:
-    """What a witness will say of something that is being done.
+    """The entry that a witness will write of an operation in progress.
 
     Arguments:
         subject: what it is done to, as far as that is known.
@@ -346,7 +346,7 @@ def process_user() -> str:
 
 
 def sudo_user(environ: Mapping[str, str] = os.environ) -> str | None:
-    """Who is at the keyboard, where sudo made another user of that person; for entry points to pass on."""
+    """The user who called sudo, if any; for entry points to pass on."""
     return environ.get("SUDO_USER") or None
 
 

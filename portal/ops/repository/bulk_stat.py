@@ -1,4 +1,4 @@
-"""What the file system says of archives and their sidecars: by this is seen what has changed, also among very many."""
+"""The `stat` results of archives and their sidecars, by which changes are noticed, also among very many."""
 
 from __future__ import annotations
 

@@ -216,7 +216,7 @@ class _Look:
         return (found.level.value, found.moment.timestamp(), found.intact) if found else _NO_FINDING, ""
 
     def _is_settled(self, stamps: bytes) -> bool:
-        """Whether none of the files has changed so lately that it could change again unnoticed."""
+        """True if none of the files has changed so lately that it could change again unnoticed."""
         return all(changed < self._settled for _, changed, _ in STAMP.iter_unpack(stamps))
 
     def _finding_stamp(self, stem: bytes) -> bytes:
@@ -240,7 +240,7 @@ class _Rows:
 
     @property
     def are_used_up(self) -> bool:
-        """Whether all of them were asked for: then the cache is not being read any more."""
+        """True if all of them were asked for: then the cache is not being read any more."""
         return self._row is None
 
     def find(self, name: bytes) -> Row | None:
@@ -303,12 +303,12 @@ def _read_at(manifest: Manifest) -> float | None:
 
 
 def _may_follow(backup_id: BackupId | None) -> bool:
-    """Whether an archive may follow another one, by its name."""
+    """True if an archive may follow another one, by its name."""
     return backup_id is not None and backup_id.type in (BackupType.MEDIA, BackupType.FULL, BackupType.BASE)
 
 
 def kin_of(path: Path) -> tuple[str, ...] | None:
-    """What an archive needs: its parent, and the base of its chain; nothing where that cannot be read."""
+    """The archives that an archive needs: its parent, and the base of its chain; nothing if that cannot be read."""
     if os.path.exists(path) and not os.path.isfile(path):
         return ()
     backup_id = BackupId.parse(path.name.removesuffix(SUFFIX))

@@ -29,7 +29,7 @@ _WAIT_SECONDS: Final = 2.0
 
 
 class Memory(NamedTuple):
-    """What is remembered.
+    """The cached entries.
 
     Arguments:
         number: how many looks were saved so far.
@@ -55,7 +55,7 @@ class CatalogueCache:
         self._path = path
 
     def load(self) -> Memory:
-        """What the last look has found; nothing where that cannot be read.
+        """The results of the last scan; nothing if they cannot be read.
 
         Raises:
             sqlite3.Error: the database is damaged.

@@ -1,4 +1,4 @@
-"""What is known of an archive without opening it: what lists, plans and reports are made of."""
+"""The facts about an archive that lists, plans and reports are made of, without opening it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Finding(NamedTuple):
-    """What the last verification that counts has found.
+    """The result of the last verification that counts.
 
     Arguments:
         level: how closely the archive was looked at.
@@ -62,5 +62,5 @@ class Entry(NamedTuple):
 
     @property
     def read_at(self) -> datetime:
-        """When its data was read: by its manifest, for a name is only what the backup was asked for under."""
+        """The time its data was read, by its manifest; the name has only the time of the request."""
         return self.read or self.moment

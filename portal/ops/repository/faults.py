@@ -1,4 +1,4 @@
-"""What the operating system refuses, as errors that name the path and say what to do."""
+"""Errors of the operating system, with the path and a hint."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ROOM: Final = "Free space on its file system; nothing of what was being written
 
 
 def is_full(error: OSError) -> bool:
-    """Whether a disk, or what a user may have of it, is full."""
+    """True if a disk, or what a user may have of it, is full."""
     return error.errno in _FULL
 
 
@@ -60,12 +60,12 @@ def explain_any(error: OSError, hint: str, *, kind: type[OpsError] = RepositoryE
 
 
 def owner_hint(path: Path) -> str:
-    """What to do where a file of a repository belongs to somebody else."""
+    """The hint for a repository file that belongs to another user."""
     return _OWNER.format(path=shlex.quote(str(path)))
 
 
 def make_hint(path: Path) -> str:
-    """What to do where a repository cannot be made."""
+    """The hint for a repository that cannot be created."""
     return _MAKE.format(path=shlex.quote(str(path)))
 
 

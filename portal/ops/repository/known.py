@@ -27,7 +27,7 @@ _MOST_BYTES: Final = 16_384
 
 
 def state_directories(environ: Mapping[str, str]) -> list[Path]:
-    """Where notes are looked for; the first one is where they are written. Empty where this user has no such place.
+    """The directories of notes; the first one is written to. Empty if this user has none.
 
     That is what systemd gives a service, or what XDG says; else the place for services and the home of the user.
     """

@@ -217,7 +217,7 @@ def holder(descriptor: int) -> str:
 
 
 def is_locked_alone(path: Path) -> bool:
-    """Whether somebody has a file locked alone; also where the kernel does not say who."""
+    """True if somebody has a file locked alone; also where the kernel does not say who."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:

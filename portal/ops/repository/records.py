@@ -97,7 +97,7 @@ class RecordStore:
             raise explain(error, "cannot read", self._path(name)) from error
 
     def names(self) -> list[str]:
-        """What there are records of, in the order of their names.
+        """The names of the records, sorted.
 
         Raises:
             RepositoryError: the directory cannot be read.
@@ -166,5 +166,5 @@ class RecordStore:
 
 
 def is_record(name: str) -> bool:
-    """Whether a file of that name is a record, and not one on its way."""
+    """True if a file of that name is a record, and not one on its way."""
     return name.endswith(_SUFFIX) and not name.startswith(".")

@@ -74,7 +74,7 @@ class ArchiveFile:
 
     @property
     def moment(self) -> datetime:
-        """When the backup was made, by its id; by its file where it has none."""
+        """The time of the backup, by its id; by its file if it has none."""
         return self.backup_id.moment if self.backup_id else self.modified
 
 
@@ -174,16 +174,16 @@ class Repository:
 
     @property
     def _is_stand_in(self) -> bool:
-        """Whether it took the place of another one for a restore, and no backup was made to it since."""
+        """True if it took the place of another one for a restore, and no backup was made to it since."""
         return not self.id and os.path.lexists(self.path / STAND_IN_NAME)
 
     @property
     def id(self) -> str:
-        """What tells it from other repositories; empty where it has no id yet."""
+        """The repository's unique id; empty if it has none yet."""
         return repository_id(self.path / LOCK_NAME)
 
     def archive_path(self, backup_id: BackupId) -> Path:
-        """Where the archive of a backup is, or will be."""
+        """The path of a backup's archive, present or future."""
         return self.path / f"{backup_id}{SUFFIX}"
 
     # -- reading ----------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def own_fault(entry: Entry) -> str:
-    """Why an archive alone is not complete; empty where nothing is wrong with it."""
+    """The fault of an archive by itself; empty if there is none."""
     if entry.fault:
         return entry.fault
     if entry.finding and not entry.finding.intact:
@@ -23,7 +23,7 @@ def own_fault(entry: Entry) -> str:
 
 
 def chain_faults(archives: Sequence[Entry]) -> dict[str, str]:
-    """Why archives cannot be restored that nothing is wrong with themselves: part of their chain is gone or incomplete.
+    """The faults of intact archives whose chain is incomplete.
 
     Arguments:
         archives: all of a repository, in any order; the newest first takes the least time.

@@ -17,7 +17,7 @@ _READ_BYTES: Final = 1 << 20
 
 
 def sidecar_of(archive: Path) -> Path:
-    """Where the digest of an archive is kept."""
+    """The sidecar of an archive."""
     return archive.with_name(archive.name + SIDECAR_SUFFIX)
 
 

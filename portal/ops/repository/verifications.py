@@ -1,4 +1,4 @@
-"""What verifications have found: for each archive the newest result of the highest level, in `.verifications/`.
+"""The results of verifications: for each archive the newest of the highest level, in `.verifications/`.
 
 A result is one of an archive's bytes: it holds the SHA-256 that these had, and says nothing of another file that has
 the same name. A failure always counts, until as close a look at the same bytes finds nothing.
@@ -40,7 +40,7 @@ DIRECTORY: Final = ".verifications"
 
 @dataclass(frozen=True, kw_only=True)
 class VerificationRecord:
-    """What a look at an archive has found.
+    """The result of a verification.
 
     Arguments:
         backup_id: the archive's name without its suffix.
@@ -59,13 +59,13 @@ class VerificationRecord:
     message: str
 
     def stands_beside(self, newer: VerificationRecord) -> bool:
-        """Whether this one says more than a newer one of the same bytes, and is to be kept instead of it."""
+        """True if this one says more than a newer one of the same bytes, and is to be kept instead of it."""
         if self.checksum != newer.checksum or newer.level.covers(self.level):
             return False
         return newer.intact
 
     def is_of(self, checksum: str | None) -> bool:
-        """Whether it says something of the archive that has this SHA-256 by its sidecar.
+        """True if it says something of the archive that has this SHA-256 by its sidecar.
 
         One that failed does in any case: that the file is not what the sidecar says is what may have been found.
         """
@@ -116,7 +116,7 @@ class Verifications:
             log.warning("verification_unrecorded", path=str(found.path), error=str(error))
 
     def of(self, backup_id: str) -> VerificationRecord | None:
-        """What is known of an archive; nothing where it was not verified, or another one of that name was.
+        """The verification of an archive; nothing if it was not verified, or another one of that name was.
 
         Raises:
             RepositoryError: the record is damaged, or cannot be read.
@@ -127,7 +127,7 @@ class Verifications:
         return None
 
     def all(self) -> dict[str, VerificationRecord]:
-        """What is known of each archive that was verified; records that are damaged are logged.
+        """The verification of each archive; damaged records are logged.
 
         Raises:
             RepositoryError: the directory of records cannot be read.
@@ -136,7 +136,7 @@ class Verifications:
         return {name: record for name, record in found if record and record.is_of(self._checksum(name))}
 
     def names(self) -> list[str]:
-        """What there are records of.
+        """The names of the records.
 
         Raises:
             RepositoryError: the directory of records cannot be read.
@@ -166,7 +166,7 @@ class Verifications:
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What a look at an archive has found.
+    """The result of a verification.
 
     Arguments:
         level: how closely it was looked at in the end; higher than asked for where the checksum left a doubt.
@@ -192,7 +192,7 @@ class Verification:
 
     @property
     def intact(self) -> bool:
-        """Whether nothing is wrong."""
+        """True if nothing is wrong."""
         return not self.damages
 
     @property

@@ -24,7 +24,7 @@ LINE_BYTES: Final = 1 << 20
 
 
 class Chain(StrEnum):
-    """What is to be said of the chain in a file."""
+    """The state of the hash chain in a file."""
 
     UNBROKEN = "unbroken"
     BROKEN = "broken"
@@ -33,7 +33,7 @@ class Chain(StrEnum):
 
 
 class Continuation(StrEnum):
-    """How the live log stands to the restored one."""
+    """The relation of the live log to the restored one."""
 
     SAME = "same"
     CONTINUED = "continued"
@@ -45,7 +45,7 @@ class Continuation(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class ChainReport:
-    """What was found in one restored log.
+    """The result for one restored log.
 
     Arguments:
         name: the file's name.
@@ -72,7 +72,7 @@ class ChainReport:
         return [f"{self.name}: {said}; {_CONTINUATIONS[self.continuation]}."]
 
     def warnings(self) -> list[str]:
-        """What a person has to look into: a broken chain, a live log that is not what has become of this one."""
+        """Warnings for people: a broken chain, or a live log that does not continue this one."""
         log = f"the audit log {self.name}"
         found = []
         if self.chain is Chain.BROKEN:
@@ -147,7 +147,7 @@ class _Links:
         self._before = _hashes(line, entry)
 
     def chain(self) -> Chain:
-        """What is to be said of it."""
+        """The state of the chain."""
         if not self.entries:
             return Chain.EMPTY
         if not self._linked:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class CleanupResult:
-    """How a cleanup ended.
+    """The result of a cleanup.
 
     Arguments:
         pruned: what became of archives.

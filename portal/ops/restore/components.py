@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedPart:
-    """What is planned for one component, with all that the later steps need of it.
+    """The plan for one component, with everything that later steps need.
 
     Arguments:
         part: what does it.
@@ -94,7 +94,7 @@ class Part(Protocol):
         """Apply what another process has staged, or go on with what it has begun; harmless where that is done."""
 
     def is_begun(self) -> bool:
-        """Whether anything live was touched, and not yet rolled back."""
+        """True if anything live was touched, and not yet rolled back."""
 
     def undo(self) -> None:
         """Take back what was applied, remove what was staged; harmless where there is nothing."""
@@ -103,7 +103,7 @@ class Part(Protocol):
         """Put back the previous data; can be interrupted and called again as long as `is_begun`."""
 
     def record(self) -> dict[str, Any]:
-        """What `PartMaker.from_record` needs to make it again."""
+        """The facts from which `PartMaker.from_record` makes it again."""
 
     def kept(self, *, rolled_back: bool) -> str:
         """In words, what is kept of the restore, if anything; says it without looking."""
@@ -136,7 +136,7 @@ class DatabasePart:
         self._jobs = jobs
 
     def plan(self, archive: Archive, manifest: Manifest) -> PlannedPart:
-        """What would become of the database.
+        """The plan for the database.
 
         In place, the dump lies in the repository for a while; one of the live database, about as large, stays.
         """
@@ -175,7 +175,7 @@ class DatabasePart:
         return self._applied(self._restore.finish())
 
     def is_begun(self) -> bool:
-        """Whether the live name means the restored database."""
+        """True if the live name means the restored database."""
         return self._restore.state() is DatabaseState.APPLIED
 
     def undo(self) -> None:
@@ -281,7 +281,7 @@ class FilesPart:
         return self.apply()
 
     def is_begun(self) -> bool:
-        """Whether a file has been renamed."""
+        """True if a file has been renamed."""
         return self._restore.is_begun()
 
     def undo(self) -> None:

@@ -1,4 +1,4 @@
-"""What a restore is asked for, what it intends to do, and how it ended."""
+"""The configuration of a restore, and its result."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class RestoreScope(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class RestoreConfig(NamesDatabase):
-    """Where to restore to, and how.
+    """The targets and options of a restore.
 
     Arguments:
         local_path: the repository: archives are looked for here, and restores are recorded here.
@@ -154,7 +154,7 @@ class RestoreConfig(NamesDatabase):
 
 @dataclass(frozen=True, kw_only=True)
 class RestoreResult:
-    """How a restore ended.
+    """The result of a restore.
 
     Arguments:
         success: every component that was asked for is restored; for a dry run: it could be.

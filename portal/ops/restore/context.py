@@ -1,4 +1,4 @@
-"""What every operation on restores works with: the configuration, the repository with its records, and who asked."""
+"""The context of every operation on restores: the configuration, the repository with its records, and the actor."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _SAY_YES: Final = "Start it again and answer yes, or use --force."
 
 @dataclass(frozen=True, kw_only=True)
 class RestoreContext:
-    """What an operation on restores works with.
+    """The context of an operation on restores.
 
     Arguments:
         config: where to restore to, and how.
@@ -61,7 +61,7 @@ class RestoreContext:
 
     @property
     def records(self) -> RestoreRecords:
-        """What is remembered of restores."""
+        """The records of restores."""
         return RestoreRecords(self.repository)
 
     @property
@@ -89,7 +89,7 @@ class RestoreContext:
         return self.maker(record.restore_id).from_record(record.parts)
 
     def maker(self, restore_id: str, source: RestoreSource | None = None) -> PartMaker:
-        """What makes the parts of a restore.
+        """The maker of a restore's parts.
 
         Arguments:
             source: what is restored, where that is known.

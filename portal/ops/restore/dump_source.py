@@ -68,7 +68,7 @@ def dump_content(archive: Archive, jobs: int) -> Iterator[tuple[Member, Iterator
 
 
 def backed_up(archive: Archive, manifest: Manifest, path: Path) -> BackedUp:
-    """What an archive says of its database, beside the rows.
+    """The facts about its database in an archive, beside the rows.
 
     Raises:
         NotIntactError: the dump's table of contents, or what the manifest says, is invalid.
@@ -99,7 +99,7 @@ def rows_of(manifest: Manifest) -> dict[str, int]:
 
 
 def identity_of(manifest: Manifest) -> DatabaseIdentity | None:
-    """What the manifest says of the database itself; nothing where an older release wrote it.
+    """The database's identity in the manifest; nothing if an older release wrote it.
 
     Raises:
         NotIntactError: it is invalid.
@@ -111,7 +111,7 @@ def identity_of(manifest: Manifest) -> DatabaseIdentity | None:
 
 
 def objects_of(manifest: Manifest) -> SourceObjects | None:
-    """What the manifest says of indexes, constraints and triggers; nothing where an older release wrote it.
+    """The indexes, constraints and triggers in the manifest; nothing if an older release wrote it.
 
     Raises:
         NotIntactError: it is invalid.

@@ -1,4 +1,4 @@
-"""What becomes of restores: applied, undone, finished after a crash, rolled back, forgotten.
+"""The life of a restore: applied, undone, finished after a crash, rolled back, forgotten.
 
 Everything here first writes down what it is going to do, and can be interrupted and continued. What is live is wholly
 the old or wholly the new once a record is settled; a record that is not is worked on by the next restore or rollback.
@@ -44,7 +44,7 @@ class Stuck:
     reason: str
 
     def error(self) -> RestoreError:
-        """What stands in the way of whatever goes to the same place."""
+        """The error for another operation on the same target."""
         return RestoreError(
             f"{self.record.restore_id} was interrupted and has to be finished or undone first, "
             f"which fails: {self.reason}",
@@ -170,7 +170,7 @@ class RestoreHistory:
         return tuple(said), tuple(stuck)
 
     def to_recover(self) -> tuple[str, ...]:
-        """What `recover` would do, in words; touches nothing."""
+        """The actions `recover` would take, one sentence each; changes nothing."""
         records = self._unsettled()
         if records and self._records.are_locked():
             return tuple(f"{record.restore_id} is at work at this moment" for record in records)
@@ -272,7 +272,7 @@ class RestoreHistory:
         return facts
 
     def _is_still_applied(self, parts: Sequence[Part]) -> bool:
-        """Whether the database, which goes first, has not gone back."""
+        """True if the database, which goes first, has not gone back."""
         with suppress(*_FAULTS):
             return parts[0].component is Component.DATABASE and parts[0].is_begun()
         return False
@@ -347,7 +347,7 @@ class RestoreHistory:
         }
 
     def kept(self, record: RestoreRecord) -> tuple[str, ...]:
-        """What is kept of a restore, in words."""
+        """The rollback data of a restore, in words."""
         rolled_back = record.state is RestoreState.ROLLED_BACK
         return tuple(kept for part in self._parts_of(record) if (kept := part.kept(rolled_back=rolled_back)))
 
@@ -356,7 +356,7 @@ class RestoreHistory:
 
 
 def _is_any_begun(parts: Sequence[Part]) -> bool:
-    """Whether anything live was touched, as far as one can tell."""
+    """True if anything live was touched, as far as one can tell."""
     try:
         return any(part.is_begun() for part in parts)
     except _FAULTS:

@@ -146,7 +146,7 @@ class RestoreJob:
         return found.intact, {**manifest, **found.to_dict(), **named, **fault}
 
     def earlier(self, *, moment: datetime, request_id: str) -> RestoreResult | None:
-        """What became of a request that was made before: the result of its restore, if that was finished.
+        """The result of an earlier delivery of the same request, if its restore was finished.
 
         Raises:
             OpsError: the records of restores cannot be read.

@@ -1,4 +1,4 @@
-"""What is remembered of a restore, so that a crash can be finished or undone and a restore rolled back.
+"""The record of a restore, from which it is finished or undone after a crash, or rolled back.
 
 One JSON file for each restore, in the repository's `.restores/`. It is replaced as a whole at each step; the step it
 names is what decides, after a crash, between undoing (nothing live was touched) and finishing (something was).
@@ -41,7 +41,7 @@ _PATIENCE_SECONDS: Final = 2.0
 
 
 class RestoreState(StrEnum):
-    """How far a restore is."""
+    """The states of a restore."""
 
     STAGING = "staging"
     APPLYING = "applying"
@@ -52,7 +52,7 @@ class RestoreState(StrEnum):
 
     @property
     def is_settled(self) -> bool:
-        """Whether nothing is left to be done; otherwise it was interrupted, or is at work."""
+        """True if nothing is left to be done; otherwise it was interrupted, or is at work."""
         return self in (RestoreState.APPLIED, RestoreState.ROLLED_BACK)
 
 
@@ -80,7 +80,7 @@ class RestoreRecord:
     parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def overlaps(self, parts: Mapping[str, Mapping[str, Any]]) -> bool:
-        """Whether these parts go where a part of this restore has gone; audit logs are never in each other's way."""
+        """True if these parts go where a part of this restore has gone; audit logs are never in each other's way."""
         database, media = Component.DATABASE.value, Component.MEDIA.value
         ours, theirs = self.parts.get(database), parts.get(database)
         if ours and theirs and all(ours[name] == theirs[name] for name in ("host", "port", "database")):
@@ -99,7 +99,7 @@ class RestoreRecords:
         self._repository = repository
 
     def directory_of(self, restore_id: str) -> Path:
-        """What has to lie on a disk for a restore: the dump on its way, and what takes a restore in place back."""
+        """The directory of a restore's files: the dump in transit, and the safety dump of a restore in place."""
         return self.directory / restore_id
 
     def save(self, record: RestoreRecord, **changes: Any) -> RestoreRecord:
@@ -150,7 +150,7 @@ class RestoreRecords:
             yield
 
     def are_locked(self) -> bool:
-        """Whether a restore is running; touches nothing."""
+        """True if a restore is running; touches nothing."""
         if not (self.directory / LOCK_NAME).exists():
             return False
         try:
@@ -164,7 +164,7 @@ class RestoreRecords:
 
 
 def named(record: RestoreRecord) -> dict[str, Any]:
-    """What a result says of the restore that it is about."""
+    """The keys that identify a restore in a result."""
     return {"restore_id": record.restore_id, "backup_id": record.backup_id, "backup_file": record.backup_file}
 
 

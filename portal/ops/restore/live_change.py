@@ -1,4 +1,4 @@
-"""What surrounds a change of live data: the operator's commands, and the question whether the portal answers on it.
+"""The steps around a change of live data: the operator's commands, and the check that the portal answers.
 
 The command before it runs when everything is staged, so that a portal that it stops is away for a short time. If it
 fails, live data has not been touched, and what was staged is removed.

@@ -46,7 +46,7 @@ _WRITTEN: Final = timedelta(seconds=1)
 
 @dataclass(frozen=True, kw_only=True)
 class MomentChoice:
-    """What a moment is restored from.
+    """The sources of a restore to a moment.
 
     Arguments:
         text: the moment as it was asked for.
@@ -77,7 +77,7 @@ class MomentChoice:
         return (*base, *((self.media,) if self.media else ()), *self.later)
 
     def lines(self) -> list[str]:
-        """What the uploads come from, and what becomes of the audit log, in plain words."""
+        """The source of the uploads and the treatment of the audit log, in plain words."""
         lines = []
         if self.media and self.media_complete:
             name = self.media.name.removesuffix(SUFFIX)
@@ -91,7 +91,7 @@ class MomentChoice:
 
     @property
     def name(self) -> str:
-        """What the restore is of, for records and people."""
+        """The name of the source, for records and people."""
         return f"{self.moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
@@ -168,7 +168,7 @@ def _choose_media(entries: Sequence[Entry], moment: datetime | None) -> tuple[En
 
 
 class MomentArchive:
-    """What a moment is restored from, with the face of one archive: the uploads are in it, the database is not.
+    """The sources of a restore to a moment, with the interface of one archive: it has the uploads, not the database.
 
     Arguments:
         choice: what it consists of.
@@ -191,7 +191,7 @@ class MomentArchive:
 
     @property
     def has_index(self) -> bool:
-        """Whether single files can be read."""
+        """True if single files can be read."""
         return self._tree is None or self._tree.has_index
 
     def close(self) -> None:
@@ -199,7 +199,7 @@ class MomentArchive:
         self._opened.close()
 
     def manifest(self) -> Manifest:
-        """What would be the manifest of such an archive."""
+        """The manifest that such an archive would have."""
         tree = self._tree.manifest() if self._tree else None
         components: tuple[Component, ...] = (Component.DATABASE,) if self._choice.recovery else ()
         details: dict[str, Mapping[str, Any]] = {}

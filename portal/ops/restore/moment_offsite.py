@@ -172,7 +172,7 @@ class _Bringer:
                         log.warning("moment_not_fetched", archive=name, error=error.message)
 
     def _brought_wal(self, backend: Backend, faults: list[OpsError]) -> bool:
-        """Whether there is WAL that was not here; while the WAL service runs, its own WAL stays as it is."""
+        """True if there is WAL that was not here; while the WAL service runs, its own WAL stays as it is."""
         try:
             return fetch_wal(self.repository, backend, identities_of(self.settings.offsite)) > 0
         except BusyError as error:

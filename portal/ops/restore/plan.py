@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 class PartPlan(Protocol):
-    """What will be done with one component."""
+    """The plan for one component."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What should be known."""
+        """Warnings."""
 
     @property
     def blockers(self) -> tuple[OpsError, ...]:
-        """What makes it impossible."""
+        """The errors that make it impossible."""
 
     def lines(self) -> list[str]:
         """The plan in plain words."""
@@ -30,7 +30,7 @@ class PartPlan(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class RestorePlan:
-    """What a restore will do, before it does it.
+    """The plan of a restore.
 
     Arguments:
         backup_id: what is restored.

@@ -21,7 +21,7 @@ _ANSWER_SECONDS: Final = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class HealthCheck:
-    """Where to ask, and for how long.
+    """The URL to ask, and the time limit.
 
     Arguments:
         url: of the page; None asks nobody.
@@ -34,7 +34,7 @@ class HealthCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class Health:
-    """What the portal said.
+    """The portal's answer.
 
     Arguments:
         answers: it said that it is well.

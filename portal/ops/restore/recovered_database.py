@@ -35,12 +35,12 @@ class _RecoveredPlan:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What should be known."""
+        """Warnings."""
         return tuple(warning for warning in self.database.warnings if warning != UNKNOWN_ROWS)
 
     @property
     def blockers(self) -> tuple[OpsError, ...]:
-        """What makes it impossible."""
+        """The errors that make it impossible."""
         return self.database.blockers
 
     def lines(self) -> list[str]:
@@ -80,7 +80,7 @@ class RecoveredDatabasePart(DatabasePart):
         self._lock_timeout = lock_timeout
 
     def plan(self, archive: Archive, manifest: Manifest) -> PlannedPart:  # noqa: ARG002  (the database is in none)
-        """What would become of the database.
+        """The plan for the database.
 
         The scratch server needs room; in place, the dump and one of the live database lie beside it.
         """

@@ -62,7 +62,7 @@ log = engine_log("portal.ops.restore")
 
 @dataclass(frozen=True, kw_only=True)
 class RestoreRequest:
-    """What was asked for.
+    """The request.
 
     Arguments:
         scope: which components.
@@ -112,7 +112,7 @@ class Restoration:
         return builder.result
 
     def earlier(self, *, moment: datetime, request_id: str) -> RestoreResult | None:
-        """What became of a request that was made before: the result of its restore, if that was finished.
+        """The result of an earlier delivery of the same request, if its restore was finished.
 
         Raises:
             OpsError: the records of restores cannot be read.
@@ -291,7 +291,7 @@ def id_of(moment: datetime, request_id: str) -> str:
 
 
 def verify_job(context: RestoreContext) -> VerifyJob:
-    """What looks at archives for a restore; what it finds is recorded, unless nothing is to be changed."""
+    """The job that verifies archives for a restore; its results are recorded, except in a dry run."""
     config = context.config
     return VerifyJob(
         repository=context.repository,

@@ -1,4 +1,4 @@
-"""What a restore is about: which archive, and which of its components."""
+"""The selection of an archive and its components for a restore."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def absolute(path: Path) -> Path:
 def choose_components(
     config: RestoreConfig, scope: RestoreScope, manifest: Manifest
 ) -> tuple[tuple[Component, ...], list[str]]:
-    """What is restored, the database first; and in words what is not, although it is there.
+    """The components to restore, the database first; and a sentence for each that is present but not restored.
 
     Raises:
         ConfigurationError: the archive does not hold it, or there is no place for it.

@@ -1,4 +1,4 @@
-"""What is restored: one archive with all that it stands on, or what leads to a moment."""
+"""The source of a restore: one archive with its chain, or the data for a moment."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RestoreSource:
-    """What is restored.
+    """The source of a restore.
 
     Arguments:
         archive: the archive; of a moment the first one that leads to it.
@@ -38,7 +38,7 @@ class RestoreSource:
 
     @property
     def recovery(self) -> RecoveryPlan | None:
-        """How the database gets to a moment, where it comes from no archive."""
+        """The recovery of the database to a moment; nothing if it comes from an archive."""
         return self.choice.recovery if self.choice else None
 
     def open(self) -> Archive:

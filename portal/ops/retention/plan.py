@@ -39,7 +39,7 @@ _NAMES: Final = {"hourly": "hour", "daily": "day", "weekly": "week", "monthly": 
 
 
 class Decision(NamedTuple):
-    """What becomes of an archive, and why.
+    """The decision about an archive, with its reasons.
 
     Arguments:
         entry: the archive.
@@ -67,7 +67,7 @@ class Decision(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class RetentionPlan:
-    """What becomes of every archive.
+    """The decisions about all archives.
 
     Arguments:
         decisions: one for each, in the order in which they were given.
@@ -140,19 +140,19 @@ class _Family:
             self._settle(entry.name)
 
     def depth(self, name: str) -> int:
-        """How many archives it needs."""
+        """The number of archives it needs."""
         return self._depths[name]
 
     def fault(self, name: str) -> str:
-        """Why it could not be restored, as far as that is known; empty where nothing is wrong."""
+        """The known reason why it cannot be restored; empty if there is none."""
         return self._faults.get(name, "")
 
     def has(self, name: str) -> bool:
-        """Whether an archive is there."""
+        """True if an archive is there."""
         return name in self._entries
 
     def needs(self, entry: Entry) -> Iterable[Entry]:
-        """What it says that it needs, where that is there; what is between parent and base may be missing."""
+        """The archives it names as needed, as far as they exist; others between parent and base may be missing."""
         return (self._entries[name] for name in (entry.parent, entry.base) if name and name in self._entries)
 
     def _settle(self, name: str) -> None:

@@ -19,7 +19,7 @@ _PERIODS: Final = ("hourly", "daily", "weekly", "monthly", "yearly")
 
 @dataclass(frozen=True, kw_only=True)
 class RetentionRule:
-    """How long archives of a type are kept.
+    """The retention of one type of archives.
 
     Arguments:
         days: an archive is kept so long.

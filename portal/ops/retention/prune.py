@@ -59,7 +59,7 @@ _UNFINISHED_SECONDS: Final = 86_400
 
 @dataclass(frozen=True, kw_only=True)
 class PruneResult:
-    """How a prune ended.
+    """The result of a prune.
 
     Arguments:
         success: everything that the plan removes is gone, but for what somebody needs or holds at the moment.
@@ -85,7 +85,7 @@ class PruneResult:
 
     @property
     def error(self) -> str | None:
-        """What went wrong, and what to do."""
+        """The error with its hint."""
         return str(self.fault) if self.fault else None
 
     @property
@@ -154,7 +154,7 @@ class PruneJob:
         self._verifications = Verifications(repository)
 
     def may_remove(self) -> bool:
-        """Whether there is an archive that no days keep, or one from the future, by their names alone: it is quick.
+        """True if there is an archive that no days keep, or one from the future, by their names alone: it is quick.
 
         Raises:
             RepositoryError: the repository cannot be read.
@@ -170,7 +170,7 @@ class PruneJob:
         return not all(map(is_young, self.repository.archives()))
 
     def plan(self) -> RetentionPlan:
-        """What a prune would do at this moment; touches nothing.
+        """The plan of a prune at this moment; changes nothing.
 
         Raises:
             RepositoryError: the repository cannot be read.
@@ -384,7 +384,7 @@ class _Crowd:
         return strays
 
     def needs(self, name: str) -> bool:
-        """Whether an archive that is there stands on this one."""
+        """True if an archive that is there stands on this one."""
         return bool(self._needed_by.get(name))
 
     def leave(self, name: str) -> None:

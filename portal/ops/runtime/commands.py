@@ -42,7 +42,7 @@ _SAID_CHARACTERS: Final = 300
 
 @dataclass(frozen=True, kw_only=True)
 class CommandResult:
-    """How a command ended.
+    """The result of a command.
 
     Arguments:
         command: the command, quoted as for a shell.
@@ -58,11 +58,11 @@ class CommandResult:
 
     @property
     def succeeded(self) -> bool:
-        """Whether it ended by itself with exit code 0."""
+        """True if it ended by itself with exit code 0."""
         return self.exit_code == 0
 
     def failure(self) -> str:
-        """What went wrong, in words that follow the command's name, with the last line that it wrote."""
+        """The failure, in words that follow the command's name, with the last line that it wrote."""
         what = (
             f"was stopped after {duration(self.seconds)}" if self.exit_code is None else f"ended with {self.exit_code}"
         )
@@ -129,7 +129,7 @@ class _Tail:
                 del self._kept[:-MOST_OUTPUT_BYTES]
 
     def text(self) -> str:
-        """What was kept."""
+        """The kept output."""
         self._thread.join(_DRAIN_SECONDS)
         return bytes(self._kept).decode(errors="replace")
 

@@ -1,4 +1,4 @@
-"""How log lines look: JSON for programs, a short line for a person at a terminal. Only entry points choose."""
+"""The format of log lines: JSON for programs, a short line for a person at a terminal. Only entry points choose."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a process and its helpers say to each other over pipes.
+"""The messages between a process and its helpers, over pipes.
 
 A message is its length (8 bytes) and a value in Python's own `marshal` format: both ends are the same interpreter.
 """

@@ -91,7 +91,7 @@ class ProcessRunner(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """What a short program left behind."""
+    """The result of a short program."""
 
     returncode: int
     stdout: str

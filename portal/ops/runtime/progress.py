@@ -1,4 +1,4 @@
-"""What every job is handed: a clock, somebody who wants to know how far it is, and a way to read a secret's file."""
+"""The services passed to every job: a clock, a progress callback, and a reader of secrets' files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def utc_now() -> datetime:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """How far a job is.
+    """The progress of a job.
 
     Arguments:
         phase: what it works on, such as a component's name.
@@ -60,5 +60,5 @@ class Meter:
 
 
 def available_cores() -> int:
-    """How many cores this process may run on."""
+    """The number of cores that this process may run on."""
     return len(os.sched_getaffinity(0))

@@ -82,7 +82,7 @@ class Secret:
 
 @dataclass(frozen=True, kw_only=True)
 class DatabaseTarget:
-    """Where the database is, and as whom to open it.
+    """The address of the database, and the user to open it as.
 
     Arguments:
         host: a name, an address, or the directory of a socket if it starts with ``/``.
@@ -131,7 +131,7 @@ class DatabaseUrlError(ValueError):
 
 
 class UrlParts(TypedDict, total=False):
-    """What a URL says of a database; what it leaves out comes from the single variables."""
+    """The parts of a database URL; parts it omits come from the single variables."""
 
     host: str
     port: int

@@ -1,4 +1,4 @@
-"""How an entry of the table of settings is written: as a field of a group, which is a frozen dataclass."""
+"""The form of an entry in the table of settings: a field of a group, which is a frozen dataclass."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ RULE_WORDS: Final = ("days", "count", "hourly", "daily", "weekly", "monthly", "y
 
 
 class Place(StrEnum):
-    """Where archives go beside the repository, in the words of the portal's own configuration."""
+    """The destinations of archives beside the repository, in the words of the portal's own configuration."""
 
     LOCAL = "local"
     S3 = "s3"
 
 
 class WatchMode(StrEnum):
-    """How changes of the uploads are noticed."""
+    """The ways to notice changes of the uploads."""
 
     AUTO = "auto"
     EVENTS = "events"
@@ -70,7 +70,7 @@ def group(kind: type[Any]) -> Any:
 
 
 class Group:
-    """What all groups have in common; making it anew for each dataclass would cost start-up time."""
+    """The common base of all groups; making it anew for each dataclass would cost start-up time."""
 
     def _values(self) -> tuple[object, ...]:
         return tuple(getattr(self, each.name) for each in fields(self))  # type: ignore[arg-type]

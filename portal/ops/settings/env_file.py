@@ -15,7 +15,7 @@ class EnvFileError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class EnvFile:
-    """What a file of settings holds.
+    """The contents of a settings file.
 
     Arguments:
         path: the file, for messages.

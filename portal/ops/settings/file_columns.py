@@ -31,7 +31,7 @@ class FileColumn:
 
 @dataclass(frozen=True, kw_only=True)
 class FileColumns:
-    """What is checked.
+    """The checked values.
 
     Arguments:
         checked: False for ``off``: the uploads are another tree than the one that the database refers to.

@@ -146,7 +146,7 @@ class _Reader:
         return _Found(name=setting.name, text=setting.default, origin="default")
 
     def is_in_environment(self, name: str) -> bool:
-        """Whether the environment gives a setting, directly or as a file."""
+        """True if the environment gives a setting, directly or as a file."""
         return bool(self._environ.get(name) or self._environ.get(f"{name}_FILE"))
 
     def _find_in(self, variables: Mapping[str, str], origin: str, setting: Setting[object]) -> _Found | None:
@@ -178,7 +178,7 @@ class _Reader:
         return f"{name} ({self.place(name, origin)})" if origin == self._env_file.path else name
 
     def place(self, name: str, origin: str) -> str:
-        """Where a variable stands, in words."""
+        """The origin of a variable, in words."""
         return f"{origin}, line {self._env_file.lines[name]}" if origin == self._env_file.path else origin
 
 
@@ -314,7 +314,7 @@ def foreign_names(environ: Mapping[str, str], env_file: EnvFile) -> list[str]:
 
 
 def unbuilt_settings(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """What the environment asks for and this release does not have: encryption, or S3, by settings that it lacks.
+    """Settings in the environment that this release does not support: encryption, or S3.
 
     Every command but a backup can do without it. A backup would be taken for what it is not: see `refuse_unbuilt`.
 

@@ -1,4 +1,4 @@
-"""The part of the table of settings that says when scheduled work starts."""
+"""The schedules of the table of settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class ScheduleSettings(Group):
-    """When scheduled work starts: cron expressions in one time zone; ``None`` means never."""
+    """The schedules: cron expressions in one time zone; ``None`` means never."""
 
     full: str | None = setting("BACKUP_SCHEDULE_FULL", "Schedule of full backups: cron, or `off`", cron, "0 2 * * *")
     database: str | None = setting("BACKUP_SCHEDULE_DATABASE", "Schedule of database backups", cron, "0 * * * *")

@@ -86,7 +86,7 @@ class DatabaseSettings(Group):
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class RetentionSettings(Group):
-    """How long archives are kept."""
+    """The retention of archives."""
 
     days: int = setting("BACKUP_RETENTION_DAYS", "Days to keep backups", whole_number(0, HUNDRED_YEARS), "30")
     count: int = setting("BACKUP_RETENTION_COUNT", "Minimum backups to keep", whole_number(0, MOST_KEPT), "10")
@@ -109,7 +109,7 @@ class RetentionSettings(Group):
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class WorkerSettings(Group):
-    """How work is handed to workers, and how they behave."""
+    """The settings of the workers and their broker."""
 
     broker_url: Secret | None = setting(
         "CELERY_BROKER_URL",
@@ -156,7 +156,7 @@ class WorkerSettings(Group):
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class WatchSettings(Group):
-    """How the uploads are watched."""
+    """The settings of the watcher."""
 
     quiet: timedelta = setting(
         "BACKUP_WATCH_QUIET", "Time without changes after which uploads are backed up", duration, "2s"
@@ -175,7 +175,7 @@ class WatchSettings(Group):
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class TargetSettings(Group):
-    """What is expected of the backups, and who is told."""
+    """The targets of the backups, and the recipients of alerts."""
 
     rpo_database: timedelta = setting(
         "BACKUP_RPO_DATABASE", "Maximum age of the newest backup of the database", duration, "2h"
@@ -314,7 +314,7 @@ class OffsiteSettings(Group):
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class PortalSettings(Group):
-    """What belongs to the portal: its key, its files, its own checks, and the operator's commands around our work."""
+    """The settings of the portal: its key, its files, its own checks, and the operator's commands."""
 
     credential_key: Secret | None = setting(
         "DD_CREDENTIAL_AES_256_KEY",

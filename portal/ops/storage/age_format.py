@@ -82,7 +82,7 @@ def parse_header(data: bytes) -> Header:
 
 
 def open_payload(header: Header, nonce: bytes, identities: Sequence[Identity]) -> Payload:
-    """What decrypts the payload.
+    """The decryptor of the payload.
 
     Arguments:
         nonce: the 16 bytes after the header.
@@ -125,7 +125,7 @@ class Payload:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where the chunks of a file lie.
+    """The places of a file's chunks.
 
     Arguments:
         start: where the first chunk starts, after header and nonce.
@@ -137,7 +137,7 @@ class Layout:
 
     @property
     def count(self) -> int:
-        """How many chunks there are; even an empty file has one."""
+        """The number of chunks; even an empty file has one."""
         return max(1, -(-(self.size - self.start) // _SEALED_BYTES))
 
     @property
@@ -153,7 +153,7 @@ class Layout:
         return size
 
     def span(self, first: int, last: int) -> tuple[int, int]:
-        """Where some chunks start, and how many bytes they take.
+        """The start of some chunks, and their length in bytes.
 
         Arguments:
             first: number of the first chunk; likewise `last`.

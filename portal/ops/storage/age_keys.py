@@ -36,7 +36,7 @@ class Identity:
 
 @dataclass(frozen=True, kw_only=True)
 class NewIdentity:
-    """What `generate` has written: the file, and the recipient that goes with it."""
+    """The file that `generate` has written, and its recipient."""
 
     path: Path
     recipient: str

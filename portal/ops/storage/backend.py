@@ -47,7 +47,7 @@ class Backend(Protocol):
 
     @property
     def shown(self) -> str:
-        """What people call it: its URL without options."""
+        """Its name for people: the URL without options."""
 
     def put(self, name: str, data: Data, sha256: str) -> None:
         """Store an object, whole or not at all.

@@ -41,7 +41,7 @@ class _Part:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all of it was there to be read."""
+        """True if all of it was there to be read."""
         return self._left == 0
 
 

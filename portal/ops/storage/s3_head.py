@@ -30,7 +30,7 @@ _ALGORITHM: Final = "AWS4-HMAC-SHA256"
 
 
 class Kept(NamedTuple):
-    """What a store keeps of an object beside its bytes.
+    """The metadata that a store keeps of an object.
 
     Arguments:
         sha256: the digest that it made when the object was written; nothing where it keeps none.
@@ -77,7 +77,7 @@ class S3Head:
         return cls(endpoint, f"/{destination.place}{prefix}", region, credentials)
 
     def look(self, name: str) -> Kept:
-        """What the store keeps of an object beside its bytes.
+        """The metadata that the store keeps of an object.
 
         Raises:
             StoreUnreachableError: it does not answer.

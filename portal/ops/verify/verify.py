@@ -51,7 +51,7 @@ MOST_DAMAGES: Final = 100
 
 
 class Expected:
-    """How many bytes of content a look at some archives will tell of, by their manifests; looked up when asked for.
+    """The bytes of content that verifying some archives will read, by their manifests; looked up when asked for.
 
     Nothing where that cannot be told, or only by reading an archive through.
 

@@ -17,7 +17,7 @@ LONGEST_SECONDS: Final = 25.0
 
 
 class State(StrEnum):
-    """How bad it is."""
+    """The severity."""
 
     OK = "ok"
     WARNING = "warning"
@@ -26,7 +26,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What a check has found.
+    """The result of a check.
 
     Arguments:
         state: a fault makes a backup or a restore fail; a warning should be known.

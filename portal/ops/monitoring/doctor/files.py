@@ -1,4 +1,4 @@
-"""What is read beside the database: uploads, the audit log, and the secrets' own files."""
+"""The sources beside the database: uploads, the audit log, and the files of the secrets."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class OffsiteChecks:
         self._repository = Repository(settings.local_path)
 
     def checks(self) -> list[Check]:
-        """What to look at."""
+        """The checks."""
         if not self._config.destinations:
             return []
         found = [

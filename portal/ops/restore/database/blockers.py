@@ -1,4 +1,4 @@
-"""Whoever a restore in place has to wait for: ended where that is allowed, and named where it is not.
+"""Sessions that a restore in place waits for: ended if that is allowed, and named if not.
 
 A statement of pg_restore waits for a lock without a limit of its own, since a dump sets that to none. So the sessions
 of the restore are watched over another connection, and ended when they have waited for too long.

@@ -66,7 +66,7 @@ _RELATION_KINDS: Final = ("TABLE", "VIEW", "MATERIALIZED VIEW", "FOREIGN TABLE")
 
 @dataclass(frozen=True, kw_only=True)
 class Before:
-    """What the live database was, before a restore in place.
+    """The live database before a restore in place.
 
     Arguments:
         restore_id: the restore that it belongs to.
@@ -82,7 +82,7 @@ class Before:
 
     @classmethod
     def load(cls, dump: Path, restore_id: str) -> Before | None:
-        """What a restore has saved; nothing if its dump was not finished, or is that of another restore.
+        """The saved state of a restore; nothing if its dump is unfinished, or another restore's.
 
         Raises:
             RepositoryError: it cannot be read.
@@ -147,7 +147,7 @@ class Before:
         return self.restored - self.tables.keys()
 
     def is_replaced(self, target: DatabaseTarget) -> bool:
-        """Whether the live database was restored over since."""
+        """True if the live database was restored over since."""
         now = _table_numbers(target)
         if not self.restored:
             return any(now.get(table) != number for table, number in self.tables.items())

@@ -1,4 +1,4 @@
-"""What a restore needs of a server and of its user, and which way of restoring works there.
+"""The server privileges that a restore needs, and the restore modes they permit.
 
 Each way has its own needs; what is missing is an error with the least that has to be granted. A swap needs a database
 beside the live one: the privilege to create it, a server that lets us into it, and, as a superuser or by trusted
@@ -83,7 +83,7 @@ _NEEDS: Final = """
 
 @dataclass(frozen=True, kw_only=True)
 class Inside:
-    """What is seen inside the live database.
+    """The facts found inside the live database.
 
     Arguments:
         foreign: what belongs to somebody else, by name.
@@ -98,7 +98,7 @@ class Inside:
 
 @dataclass(frozen=True, kw_only=True)
 class Means:
-    """What a server and its user offer a restore.
+    """The means that a server and its user offer a restore.
 
     Arguments:
         is_outside: whether we are let into a database beside the live one, to rename it from there.
@@ -188,12 +188,12 @@ MEANING: Final = {
 
 
 def swap_obstacles(means: Means) -> list[OpsError]:
-    """What makes a swap impossible, each with the least that helps."""
+    """The obstacles to a swap, each with the smallest remedy."""
     return [*_everywhere(means), *_creating(means), *_beside(means), *_administrators(means), *_immovable(means)]
 
 
 def drill_obstacles(means: Means) -> list[OpsError]:
-    """What makes a drill impossible: it fills a database beside the live one, and drops it again."""
+    """The obstacles to a drill, which fills a database beside the live one and drops it again."""
     beside = [means.beside] if means.beside is not None else []
     creating = [error for error in _creating(means) if not means.me.creates_databases]
     return [*_everywhere(means), *creating[:1], *beside, *_administrators(means)]
@@ -202,7 +202,7 @@ def drill_obstacles(means: Means) -> list[OpsError]:
 def in_place_obstacles(
     means: Means, row_counts: Mapping[str, int], large_objects: int, restorer: Restorer | None
 ) -> list[OpsError]:
-    """What makes a restore in place impossible.
+    """The obstacles to a restore in place.
 
     Arguments:
         row_counts: the tables of the backup; empty where they are not known.

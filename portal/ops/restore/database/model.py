@@ -1,4 +1,4 @@
-"""What a restore of a database is asked for, what it intends, how far it is and how it ended."""
+"""The request, plan, state and report of a database restore."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MOST_LISTED: Final = 8
 
 
 class RestoreMode(StrEnum):
-    """How the live database is replaced.
+    """The ways to replace the live database.
 
     ``auto`` is ``swap`` where the user may create databases and owns the live one, and ``in-place`` otherwise.
     """
@@ -31,7 +31,7 @@ class RestoreMode(StrEnum):
 
 
 class DatabaseState(StrEnum):
-    """How far a restore of a database is."""
+    """The states of a database restore."""
 
     NOTHING = "nothing"
     STAGING = "staging"
@@ -42,7 +42,7 @@ class DatabaseState(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class DatabaseReport:
-    """What was done to a database.
+    """The report of a database restore.
 
     Arguments:
         downtime_seconds: how long nobody could use it.
@@ -63,7 +63,7 @@ class DatabaseReport:
 
 @dataclass(frozen=True, kw_only=True)
 class DatabasePlan:
-    """What a restore will do to a database, and what is in the way.
+    """The plan of a database restore, with its obstacles.
 
     Arguments:
         exists: whether there is a live database.

@@ -43,7 +43,7 @@ _ONE: Final = {"indexes": "index", "constraints": "constraint", "triggers": "tri
 
 @dataclass(frozen=True, kw_only=True)
 class SourceObjects:
-    """What a backup says of the objects of its database.
+    """The objects of a database, as its backup records them.
 
     Arguments:
         counts: how many indexes, constraints and triggers there were.
@@ -60,7 +60,7 @@ class SourceObjects:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectCheck:
-    """What was found.
+    """The findings.
 
     Arguments:
         indexes: how many indexes were looked at, as `constraints`.

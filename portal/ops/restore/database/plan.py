@@ -74,7 +74,7 @@ _DEFAULT_PRIVILEGES: Final = "SELECT EXISTS (SELECT FROM pg_default_acl)"
 
 @dataclass(frozen=True, kw_only=True)
 class BackedUp:
-    """What an archive says of its database, beside the rows.
+    """The facts about its database in an archive, beside the rows.
 
     Arguments:
         entries: the dump's table of contents; empty where it was not read.
@@ -91,7 +91,7 @@ class BackedUp:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a plan is for.
+    """The request for a plan.
 
     Arguments:
         target: the live database.
@@ -167,7 +167,7 @@ def make_plan(request: Request) -> DatabasePlan:
 
 
 def is_local(target: DatabaseTarget) -> bool:
-    """Whether the server runs on this machine, by its name."""
+    """True if the server runs on this machine, by its name."""
     return target.host.startswith("/") or target.host in _LOCAL_HOSTS
 
 

@@ -137,7 +137,7 @@ class Replacement:
         return Replaced(downtime_seconds=downtime)
 
     def _came_through(self, before: Before) -> bool:
-        """Whether the server has committed although its client failed: it can be lost between the two."""
+        """True if the server has committed although its client failed: it can be lost between the two."""
         with suppress(OpsError):
             end_orphans(self.target, self.restore_id)
             return before.is_replaced(self.target)

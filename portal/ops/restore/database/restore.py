@@ -228,7 +228,7 @@ class DatabaseRestore:
         raise RestoreError("nothing is staged", hint="start the restore again from the archive")
 
     def state(self) -> DatabaseState:
-        """How far this restore is.
+        """The state of this restore.
 
         Raises:
             SourceError: the server cannot be asked.
@@ -283,7 +283,7 @@ class DatabaseRestore:
 
     @property
     def replaced_nothing(self) -> bool:
-        """Whether there was no live database, so that none is kept."""
+        """True if there was no live database, so that none is kept."""
         return self._newcomer.number() is not None
 
     def _drop_stage(self) -> None:
@@ -327,7 +327,7 @@ class DatabaseRestore:
 
 
 def state(target: DatabaseTarget, restore_id: str) -> DatabaseState:
-    """How far a restore is, told by the names of the server's databases; of a restore in place they tell nothing.
+    """The state of a restore, by the names of the server's databases; they do not show a restore in place.
 
     Raises:
         SourceError: the server cannot be asked.

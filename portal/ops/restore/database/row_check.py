@@ -22,7 +22,7 @@ _NAMED: Final = 5
 
 @dataclass(frozen=True, kw_only=True)
 class RowCheck:
-    """What was found.
+    """The findings.
 
     Arguments:
         wrong: tables that do not have the rows that they had.
@@ -47,7 +47,7 @@ class RowCheck:
         )
 
     def warnings(self) -> list[str]:
-        """What should be known."""
+        """Warnings."""
         return [f"rows of {table} are in other partitions than they were; none is missing" for table in self.moved]
 
 

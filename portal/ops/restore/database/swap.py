@@ -75,7 +75,7 @@ class Exchange:
 
 @dataclass(frozen=True, kw_only=True)
 class Exchanged:
-    """How an exchange went.
+    """The result of an exchange.
 
     Arguments:
         downtime_seconds: how long nobody could connect, failed attempts included.

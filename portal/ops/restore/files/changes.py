@@ -1,4 +1,4 @@
-"""What a restore has to change in a tree: stage and live tree held against each other, entry by entry."""
+"""The changes a restore makes to a tree: stage and live tree compared entry by entry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much may be written to a file system: what is free, but for a small reserve."""
+"""The usable space of a file system: its free space less a small reserve."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _STEP_BYTES: Final = 4 << 20
 
 
 def room(directory: str | int) -> int:
-    """How many bytes may be written to the file system of a directory, given by its path or a descriptor."""
+    """The usable bytes of a directory's file system, given by its path or a descriptor."""
     found = os.statvfs(directory)
     reserve = min(_RESERVE_BYTES, found.f_blocks * found.f_frsize // 100)
     return max(0, found.f_bavail * found.f_frsize - reserve)

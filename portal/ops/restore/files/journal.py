@@ -38,7 +38,7 @@ _ATTRIBUTES_LINE: Final = b'["attributes"'
 
 
 class Do(StrEnum):
-    """What a step does."""
+    """The kinds of steps."""
 
     ASIDE = "aside"
     MAKE = "make"
@@ -76,7 +76,7 @@ class Step(NamedTuple):
 
 @dataclass(kw_only=True)
 class Tally:
-    """What was found while steps were rolled back.
+    """The findings while steps were rolled back.
 
     Arguments:
         moved: how many files and directories were moved.
@@ -297,7 +297,7 @@ def _encode(attributes: Attributes | None) -> str:
 
 
 def _is_in_one_of(directories: set[str], path: str) -> bool:
-    """Whether a path is below one of these directories."""
+    """True if a path is below one of these directories."""
     while directories and (path := path.rpartition("/")[0]):
         if path in directories:
             return True

@@ -1,4 +1,4 @@
-"""What the file system of a stage has not kept of the attributes in an archive."""
+"""Attributes in an archive that the file system of a stage did not keep."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class LostAttributes:
         write_xattrs(descriptor, (), exactly=True)  # what is made in it must inherit nothing
 
     def warnings(self) -> list[str]:
-        """What was lost, in words."""
+        """The lost attributes, one sentence each."""
         return [
             *_told(self._xattrs, "extended attributes that this file system or user does not allow"),
             *_told(self._times, "a time that this file system cannot store"),

@@ -40,7 +40,7 @@ class Names:
         return self._count
 
     def kind(self, name: str) -> Kind:
-        """What the name stands for so far."""
+        """The present kind of the name."""
         return _KIND_OF[self._slots[self._find(hash(name) << _KIND_BITS & _WORD)] & _KINDS]
 
     def add(self, name: str, kind: Kind) -> Kind:

@@ -1,4 +1,4 @@
-"""What in a live tree stands against its being changed: mounts in it, others' directories, what must not be moved."""
+"""Obstacles to changing a live tree: mounts in it, others' directories, entries that must not be moved."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Preflight:
         return True
 
     def obstacles(self) -> list[OpsError]:
-        """What is in the way."""
+        """The obstacles."""
         found: list[OpsError] = [must_stay(path, self._live.top) for path in [*self._stay][:_MOST_NAMED]]
         if self._fixed:
             found.append(
@@ -160,7 +160,7 @@ class Preflight:
 
 
 def closed(directory: str) -> list[OpsError]:
-    """What is in the way of writing to a directory as the effective user: nothing, or that one may not."""
+    """The obstacle to writing to a directory as the effective user; nothing if there is none."""
     if os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
         return []
     return [
@@ -172,7 +172,7 @@ def closed(directory: str) -> list[OpsError]:
 
 
 def obstacles_in(top: str, *, most: int, partial: bool = False) -> list[OpsError]:
-    """What would be in the way of a backup of a tree, as the tree is now, that is restored to it.
+    """The obstacles to restoring a backup of a tree to the tree as it is now.
 
     Arguments:
         top: the tree, which is there.
@@ -210,7 +210,7 @@ _ESCAPED: Final = re.compile(rb"\\([0-7]{3})")
 
 
 def mounts_below(top: str) -> tuple[str, ...]:
-    """What is mounted below a directory, relative to it; nothing where the kernel does not say.
+    """The mounts below a directory, relative to it; nothing if the kernel does not report them.
 
     Arguments:
         top: a real path.

@@ -1,4 +1,4 @@
-"""What a restore of files remembers, in a directory of its own at the top of the tree that it restores.
+"""The record of a file restore, in a directory of its own at the top of the restored tree.
 
 .kekkai-restore/<restore_id>/
     restore.json     what it is, and how far
@@ -38,7 +38,7 @@ _PARTS: Final = ("stage", "rollback", "kept")
 
 
 class FilesState(StrEnum):
-    """How far a restore of files is."""
+    """The states of a file restore."""
 
     STAGING = "staging"
     STAGED = "staged"
@@ -96,11 +96,11 @@ class RestoreDirectory:
         self.journal = self.path / "journal.jsonl"
 
     def exists(self) -> bool:
-        """Whether there is such a restore."""
+        """True if there is such a restore."""
         return (self.path / _RECORD).exists()
 
     def is_complete(self) -> bool:
-        """Whether all that belongs into the directory is there."""
+        """True if all that belongs into the directory is there."""
         return all((self.path / part).exists() for part in _PARTS)
 
     def read(self) -> FilesRecord:
@@ -171,6 +171,6 @@ class RestoreDirectory:
             self.path.parent.rmdir()
 
     def held_bytes(self) -> int:
-        """How many bytes of content it keeps from being freed."""
+        """The bytes of content that it holds."""
         with Tree(str(self.path)) as tree:
             return sum(found.st_size for _, found in tree.below("") if not stat.S_ISDIR(found.st_mode))

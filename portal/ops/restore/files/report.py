@@ -1,4 +1,4 @@
-"""What a restore of files tells: before, as a plan; afterwards, as a report."""
+"""The plan and the report of a file restore."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOST_NAMED: Final = 20
 
 @dataclass(frozen=True, kw_only=True)
 class FilesPlan:
-    """What a restore would do to a directory.
+    """The plan of a file restore to a directory.
 
     Arguments:
         place: where the files go.
@@ -74,7 +74,7 @@ class FilesPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class FilesReport:
-    """What a restore, or its rollback, has done.
+    """The report of a file restore, or of its rollback.
 
     Arguments:
         place: where the files went.

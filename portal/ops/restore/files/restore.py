@@ -218,7 +218,7 @@ class FileRestore:
     # -- after a crash ----------------------------------------------------------------------------------------------
 
     def is_begun(self) -> bool:
-        """Whether anything live has been touched."""
+        """True if anything live has been touched."""
         directory = self._directory()
         return directory.exists() and directory.read().state in _BEGUN
 
@@ -416,7 +416,7 @@ def _remembered(target: Path) -> Iterator[tuple[RestoreDirectory, FilesRecord]]:
 
 
 def _holds_work_of_others(directory: RestoreDirectory) -> bool:
-    """Whether a restore that was rolled back keeps what somebody else has written."""
+    """True if a restore that was rolled back keeps what somebody else has written."""
     if not directory.is_complete():  # its removal was begun, after this was looked at
         return False
     with directory.places() as places:

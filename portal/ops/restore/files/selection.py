@@ -25,7 +25,7 @@ LONG_FRAMES: Final = 8
 
 
 def matches(path: str, patterns: Sequence[str]) -> bool:
-    """Whether a path below the component is asked for.
+    """True if a path below the component is asked for.
 
     A pattern is one of the shell's; upper and lower case differ, and `*` also stands for `/`: ``tenant-a/*.sarif``
     takes files of all directories below ``tenant-a``. A pattern that fits a directory takes everything below it.
@@ -38,7 +38,7 @@ _FEW: Final = 50
 
 
 class Choice(Protocol):
-    """What of a tree is restored.
+    """The part of a tree that is restored.
 
     `most` is about how many members that is; a very high number where nobody has counted them.
     """
@@ -49,7 +49,7 @@ class Choice(Protocol):
         """A member as it is to be restored, or nothing. They are asked for once, in the order of the tree."""
 
     def contents(self, layer: Layer, jobs: int) -> Contents:
-        """What is taken of one archive, each member as it is to be restored, with its content.
+        """The selected members of one archive as they are restored, with their content.
 
         Arguments:
             jobs: how many threads decompress.
@@ -80,7 +80,7 @@ def choose(archive: Archive, prefix: str, patterns: Sequence[str]) -> Choice:
 
 
 def selected(archive: Archive, choice: Choice, jobs: int) -> Contents:
-    """What is taken of a tree, each member as it is to be restored, with its content; no frame is read but theirs.
+    """The selected members of a tree as they are restored, with their content; only their frames are read.
 
     Arguments:
         jobs: how many threads decompress.
@@ -113,7 +113,7 @@ def chosen_runs(layer: Layer, choice: Choice) -> Iterator[tuple[Run, list[Member
 
 
 def run_contents(archive: ArchiveReader, run: Run, taken: Sequence[Member | None], jobs: int) -> Contents:
-    """What is taken of a run, with its content.
+    """The selected members of a run, with their content.
 
     Raises:
         NotIntactError: the archive is damaged.

@@ -44,7 +44,7 @@ _WORTH_HELPERS: Final = 500
 
 @dataclass(frozen=True, kw_only=True)
 class StageReport:
-    """What a stage holds.
+    """The contents of a stage.
 
     Arguments:
         files: how many files and links.

@@ -77,7 +77,7 @@ class TreeRules:
         return path
 
     def warnings(self) -> tuple[str, ...]:
-        """What is not restored as the archive has it, or may be trouble elsewhere."""
+        """Members not restored as they are in the archive, or that may cause problems elsewhere."""
         more = self._warned - len(self._warnings)
         return (*self._warnings, f"and {more} more of this kind") if more else tuple(self._warnings)
 
@@ -132,7 +132,7 @@ class TreeRules:
 
 
 def staged_path(path: str, prefix: str, top: str) -> str:
-    """Where a member of the component lies below the stage."""
+    """The path of a component's member below the stage."""
     below = path[len(prefix) + 1 :]
     return f"{top}/{below}" if top and below else top or below
 
