@@ -16,12 +16,12 @@ from portal.ops.settings.destination import DestinationError
 from portal.ops.settings.entry import GROUP, SETTING, WatchMode
 from portal.ops.settings.env_file import EnvFile
 from portal.ops.settings.parsers import OFF, Setting, UnusableError, own_numbers
+from portal.ops.settings.schedule_table import ScheduleSettings
 from portal.ops.settings.table import (
     SETTINGS,
     DatabaseSettings,
     OffsiteSettings,
     RetentionSettings,
-    ScheduleSettings,
     Settings,
     TargetSettings,
     WatchSettings,
