@@ -201,7 +201,8 @@ def test_beat_is_our_beat(portal: Portal) -> None:
     assert (first.name, first.task_id) == ("backup.full", second.task_id)
     assert not [path.name for path in portal.directory.rglob("celerybeat*")]
     said = (portal.directory / "beat.log").read_text()
-    assert "Back up the database: backup.database at 0 * * * *" in said
+    assert "Back up the database only: backup.database at 0 * * * *" in said
+    assert "Verify off-site copies: offsite.verify" not in said  # there is no destination
 
 
 def test_celery_worker_ends_when_its_task_has(service: tuple[Portal, EmbeddedRedis, CeleryWorker]) -> None:

@@ -184,7 +184,7 @@ def _restore(job: RestoreJob, arguments: argparse.Namespace, asked: datetime) ->
 
 @dataclass(frozen=True)
 class Workers:
-    """Who restores, if there is a broker."""
+    """The workers, if there is a broker."""
 
     settings: Settings
     show: Callable[[Step], None]
@@ -301,7 +301,7 @@ class Person:
 
 
 def _ending(result: Mapping[str, Any], *, is_rollback: bool) -> list[str]:
-    """How it ended, for people."""
+    """The result, for people."""
     if result.get("dry_run"):
         return ["\nDry run: nothing was changed."]
     components = ", ".join(result["components_restored"])
@@ -315,7 +315,7 @@ def _ending(result: Mapping[str, Any], *, is_rollback: bool) -> list[str]:
 
 
 def _done(result: Mapping[str, Any], *, is_rollback: bool) -> list[str]:
-    """What was done to each component, and what is kept where, by the facts of the result."""
+    """The changes to each component, and the place of its rollback data, by the facts of the result."""
     from portal.ops.restore.files.report import FilesReport
 
     lines = []

@@ -130,7 +130,7 @@ class RestoreJob:
         return self._run(scope, at, moment, request_id, is_moment=True)
 
     def validate_backup(self, path: PathLike) -> tuple[bool, dict[str, Any]]:
-        """Whether an archive could be restored as far as it goes by itself, and what was found in it.
+        """True if an archive by itself could be restored, and the findings.
 
         Returns:
             the manifest's keys beside those of a verification; an ``error`` where it is not intact.

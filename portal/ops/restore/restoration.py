@@ -208,7 +208,7 @@ class Restoration:
                 found.raise_damage()
 
     def _checksum(self, source: RestoreSource) -> Checksum:
-        """What was not looked at before is hashed while it is staged; single files are not a reason to read it all."""
+        """Archives not yet verified are hashed while they are staged; single files are not a reason to read it all."""
         needless = self._config.verify_before_restore or self._config.patterns
         expected = {} if needless else source.needed()
         return Checksum({path: sha256 for path, sha256 in expected.items() if sha256 is not None})

@@ -16,12 +16,12 @@ from portal.ops.settings.destination import DestinationError
 from portal.ops.settings.entry import GROUP, SETTING, WatchMode
 from portal.ops.settings.env_file import EnvFile
 from portal.ops.settings.parsers import OFF, Setting, UnusableError, own_numbers
+from portal.ops.settings.schedule_table import ScheduleSettings
 from portal.ops.settings.table import (
     SETTINGS,
     DatabaseSettings,
     OffsiteSettings,
     RetentionSettings,
-    ScheduleSettings,
     Settings,
     TargetSettings,
     WatchSettings,
@@ -100,7 +100,7 @@ class EffectiveSetting:
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """Where a setting was found: the variable, its text, and the origin in words."""
+    """A setting that was found: the variable, its text, and the origin in words."""
 
     name: str
     text: str
@@ -260,7 +260,7 @@ def _check_rules(retention: RetentionSettings, read: _Reader) -> None:
 
 
 def _check_offsite(offsite: OffsiteSettings, read: _Reader) -> None:
-    """What contradicts itself is a fault: nobody should believe in a copy, or in encryption, that is not there."""
+    """Contradictions are faults: nobody should believe in a copy, or in encryption, that is not there."""
     try:
         offsite.destinations()
     except DestinationError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from portal.ops.model import Compression, FullUploads, LogFormat
+from portal.ops.model import Compression, LogFormat
 from portal.ops.settings.database_url import DatabaseTarget, Secret, UrlParts
 from portal.ops.settings.destination import with_own_names
 from portal.ops.settings.entry import (
@@ -32,7 +32,6 @@ from portal.ops.settings.parsers import (
     as_secret,
     as_text,
     command,
-    cron,
     database_url,
     destinations,
     directories,
@@ -47,17 +46,16 @@ from portal.ops.settings.parsers import (
     rules,
     signers,
     switch,
-    time_zone,
     web_url,
     whole_number,
     words_of,
 )
+from portal.ops.settings.schedule_table import ScheduleSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import timedelta
     from pathlib import Path
-    from zoneinfo import ZoneInfo
 
     from portal.ops.settings.destination import Destination
 
@@ -154,61 +152,6 @@ class WorkerSettings(Group):
         as_secret,
         secret=True,
     )
-
-
-@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
-class ScheduleSettings(Group):
-    """The schedules: cron expressions in one time zone; ``None`` means never."""
-
-    full: str | None = setting("BACKUP_SCHEDULE_FULL", "Schedule of full backups: cron, or `off`", cron, "0 2 * * *")
-    database: str | None = setting("BACKUP_SCHEDULE_DATABASE", "Schedule of database backups", cron, "0 * * * *")
-    verify: str | None = setting(
-        "BACKUP_SCHEDULE_VERIFY",
-        "When new archives, and one seventh of the others, are verified",
-        cron,
-        "0 4 * * *",
-    )
-    prune: str | None = setting(
-        "BACKUP_SCHEDULE_PRUNE",
-        "When old archives are removed; without a worker, each backup removes them itself, unless this is `off`",
-        cron,
-        "30 3 * * *",
-    )
-    drill: str | None = setting("BACKUP_SCHEDULE_DRILL", "Schedule of test restores (drills)", cron, "0 5 * * 0")
-    base: str | None = setting(
-        "BACKUP_SCHEDULE_BASE",
-        "Schedule of base backups of the database cluster, if `BACKUP_WAL` is `on`",
-        cron,
-        "0 1 * * *",
-    )
-    offsite: str | None = setting(
-        "BACKUP_SCHEDULE_OFFSITE", "When off-site copies that are missing are made up for", cron, "20 * * * *"
-    )
-    offsite_verify: str | None = setting(
-        "BACKUP_SCHEDULE_OFFSITE_VERIFY",
-        "When new off-site copies, and one seventh of the others, are verified by the store's digests",
-        cron,
-        "40 6 * * *",
-    )
-    offsite_prune: str | None = setting(
-        "BACKUP_SCHEDULE_OFFSITE_PRUNE",
-        "When old off-site copies are removed, where the credentials permit that",
-        cron,
-        "off",
-    )
-    full_uploads: FullUploads = setting(
-        "BACKUP_FULL_UPLOADS",
-        "Uploads in a full backup: `complete`, or `chain`: only what has changed since the last backup of the uploads",
-        one_of(FullUploads),
-        "complete",
-    )
-    complete: str | None = setting(
-        "BACKUP_SCHEDULE_COMPLETE",
-        "Schedule of complete full backups, if `BACKUP_FULL_UPLOADS` is `chain`",
-        cron,
-        "0 2 * * 0",
-    )
-    time_zone: ZoneInfo = setting("BACKUP_TIMEZONE", "Time zone of the schedules", time_zone, "UTC")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
