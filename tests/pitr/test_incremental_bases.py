@@ -138,7 +138,7 @@ def test_chain_whose_copy_has_a_gap_is_not_fetched(portal: WalPortal, tmp_path: 
 
 
 def test_drill_recovers_from_a_chain(portal: WalPortal) -> None:
-    """To the latest moment from all three, and to the first one of the window from the full one alone; nothing is left."""
+    """To the latest moment from all three, and to the first of the window from the full one alone; nothing is left."""
     config = restore_config(portal)
     shown = drill_moments(portal.repository, config, runner=SystemRunner(), chance=lambda: 0.0)
     assert shown.problems == []
