@@ -1,4 +1,4 @@
-"""Whether a tree of files that a drill has restored is what was backed up; read through directory descriptors."""
+"""Compares a restored tree of files with the backup, through directory descriptors."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class FileComparison:
             yield member._replace(sha256=digest.hexdigest())
 
     def _difference(self, member: Member, tree: Tree) -> str:
-        """What is different about a member that was restored; empty where nothing is."""
+        """The difference of a restored member; empty if there is none."""
         path = self._below(member.path)
         found = tree.look(path)
         if found is None:
