@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import time
 from hashlib import sha256
@@ -21,7 +22,7 @@ from tests.support.fake_s3 import FakeS3, Manner
 from tests.support.stores import PASSWORD, SftpServer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from portal.ops.storage.backend import Backend
@@ -44,12 +45,14 @@ def put(backend: Backend, data: bytes = CONTENT) -> None:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Time limits of a second, and no second attempts."""
     for name, value in {"_RETRIES": 0, "_READ_SECONDS": 1, "_ANSWER_SECONDS": 1, "_SLOWEST": 1 << 40}.items():
         monkeypatch.setattr(f"portal.ops.storage.object_store.{name}", value)
     monkeypatch.setattr("portal.ops.storage.s3_head._SECONDS", 1)
     monkeypatch.setattr("portal.ops.storage.sftp._STEP_SECONDS", 0.5)
+    yield
+    gc.collect()  # connections that were given up are finalized here, and not while Python 3.11 compiles a module
 
 
 class TestS3:

@@ -117,12 +117,22 @@ class SftpBackend:
         """Close the connection, and end the thread."""
         if self._loop.is_closed():
             return
-        if self._connection is not None:
-            self._loop.call_soon_threadsafe(self._connection.abort)
+        with suppress(TimeoutError):
+            asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(5)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
         if not self._thread.is_alive():
             self._loop.close()
+
+    async def _end(self) -> None:
+        """Drop the connection, and end what still waits for it."""
+        if self._connection is not None:
+            self._connection.abort()
+        tasks = {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=2)
 
     # -- on the thread of the event loop ------------------------------------------------------------------------------
 
