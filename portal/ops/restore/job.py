@@ -125,7 +125,7 @@ class RestoreJob:
         Arguments:
             at: the moment, such as ``2026-11-28 14:03:07+00:00``, ``10 minutes ago`` or ``latest``.
             scope: both, or one of them alone.
-            moment: when it was asked for; with `request_id` as for `restore_full`.
+            moment: when it was asked for, which ``… ago`` counts from; with `request_id` as for `restore_full`.
         """
         return self._run(scope, at, moment, request_id, is_moment=True)
 

@@ -185,9 +185,8 @@ class Restoration:
             return RestoreSource(archive=chosen, with_uploads=with_uploads)
         text = os.fspath(request.path)
         context = self._context
-        choice = choose_moment(
-            self._repository, self._config, builder.result.scope, text, context.clock(), context.runner
-        )
+        asked = request.moment or context.clock()  # what is so long ago does not move while others wait and fetch
+        choice = choose_moment(self._repository, self._config, builder.result.scope, text, asked, context.runner)
         archive = self._repository.find(choice.needed[0])
         builder.note(backup_id=choice.name, backup_file=str(absolute(archive.path)), at=choice.moment.isoformat())
         return RestoreSource(archive=archive, choice=choice)
