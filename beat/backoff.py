@@ -1,4 +1,4 @@
-"""How long to wait before something is sent again: a task that failed, or anything where the broker is away."""
+"""The delay before something is sent again: a failed task, or anything while the broker is away."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LONGEST_OUTAGE_SECONDS: Final = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """How often a task was sent, and when last."""
+    """The number of times a task was sent, and the last time."""
 
     times: int
     moment: datetime
@@ -31,7 +31,7 @@ class Asked:
 
 
 class Memory:
-    """What was sent, for as long as it is due.
+    """The tasks sent, for as long as they are due.
 
     It may be lost: then a task that failed is sent again sooner.
     """
@@ -40,7 +40,7 @@ class Memory:
         self._asked = dict(asked or {})
 
     def times(self) -> dict[str, int]:
-        """How often each task was sent."""
+        """The number of times each task was sent."""
         return {task_id: asked.times for task_id, asked in self._asked.items()}
 
     def was_asked_since(self, task_id: str, moment: datetime) -> bool:

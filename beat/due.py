@@ -1,4 +1,4 @@
-"""What is due: from the schedules, what the repository has, and the time, to the tasks that are to be sent.
+"""The tasks that are due, by the schedules, the contents of the repository, and the time.
 
 Of each kind only the newest slot that has come counts; what was missed before it is not made up for. A slot's task and
 archive are named by kind and slot alone, so that two beats, a second delivery and a catch-up mean the same task.
@@ -88,7 +88,7 @@ class Held:
 
 @dataclass(frozen=True, kw_only=True)
 class RepositoryFacts:
-    """What the repository has, as far as it matters to the slots in question.
+    """The contents of the repository that matter to the slots in question.
 
     Arguments:
         archives: everything that the repository has.
@@ -143,7 +143,7 @@ def _expressions(schedules: ScheduleSettings) -> Iterator[tuple[Operation, tuple
 
 
 def _complete_expression(operation: Operation, schedules: ScheduleSettings) -> str | None:
-    """When a full backup is to be complete; nothing where each of them is, and for all other operations."""
+    """The schedule of complete full backups; nothing if all are complete, and for other operations."""
     is_chained = operation is BACKUP_FULL and schedules.full_uploads is FullUploads.CHAIN
     return schedules.complete if is_chained else None
 

@@ -29,7 +29,7 @@ _MOST_BYTES: Final = 16 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Health:
-    """Whether a process does what it is there for.
+    """The health of a process.
 
     Arguments:
         is_well: whether it does.
@@ -70,7 +70,7 @@ class Heartbeat:
             raise
 
     def read(self) -> dict[str, Any]:
-        """What was said last; empty if it is unreadable."""
+        """The last heartbeat; empty if it is unreadable."""
         try:
             with self.path.open("rb") as file:
                 found = json.loads(file.read(_MOST_BYTES))
@@ -79,7 +79,7 @@ class Heartbeat:
         return found if isinstance(found, dict) else {}
 
     def health(self, name: str, now: datetime) -> Health:
-        """Whether the process lives.
+        """The health of the process, by its heartbeat.
 
         Arguments:
             name: what it is called in the message.

@@ -42,7 +42,7 @@ _COSTLY: Final = (LoggedEnd, EachArchive)
 
 
 class Beat:
-    """What sends scheduled tasks.
+    """The sender of scheduled tasks.
 
     Arguments:
         settings: schedules and repository.

@@ -1,4 +1,4 @@
-"""What the repository has, read as far as the slots in question need it."""
+"""The contents of the repository, read as far as the slots in question need them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _PART: Final = "archives"
 def read_facts(
     repository: Repository, operations: Collection[Operation], settings: Settings | None = None
 ) -> RepositoryFacts:
-    """What there is.
+    """The existing archives.
 
     Arguments:
         settings: destinations and rules of off-site copies; without them nothing is missing there.
@@ -79,7 +79,7 @@ def _is_end(operation: Operation, entry: AccessEntry) -> bool:
 
 
 def logged(repository: Repository) -> Iterator[tuple[Operation, AccessEntry]]:
-    """What the access log says of operations that have a schedule, the oldest first, whoever started them.
+    """The access log's entries of scheduled operations, the oldest first, whoever started them.
 
     Raises:
         RepositoryError: the log cannot be read.

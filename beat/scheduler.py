@@ -51,7 +51,7 @@ class CronSlots(BaseSchedule):  # type: ignore[misc]  # Celery has no types
         return slot - last_run_at if slot else timedelta.max
 
     def is_due(self, last_run_at: datetime) -> Any:
-        """Whether a slot has come since, and the seconds to the next one."""
+        """True if a slot has come since, with the seconds to the next one."""
         now = datetime.now(UTC)
         last, following = (find(self.expression, self.zone, now) for find in (last_slot, next_slot))
         seconds = (following - now).total_seconds() if following else timedelta(days=365).total_seconds()
@@ -85,7 +85,7 @@ class RepositoryScheduler(Scheduler):  # type: ignore[misc]
 
     @property
     def info(self) -> str:
-        """What Celery shows of the scheduler when it starts."""
+        """The text that Celery shows for the scheduler at its start."""
         entries = "\n".join(
             f"    . {name}: {entry['task']} at {entry['schedule']}"
             for name, entry in self.app.conf.beat_schedule.items()

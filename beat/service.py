@@ -1,4 +1,4 @@
-"""What `python -m beat` and `python -m beat.watcher` do the same way: options, logging, signals, exit codes.
+"""The common part of `python -m beat` and `python -m beat.watcher`: options, logging, signals, exit codes.
 
 Both end at once when they are asked to. Whatever they were doing is found by the next start.
 """

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Workers(Protocol):
-    """Who does the work."""
+    """The workers."""
 
     def submit(self, operation: Operation, arguments: Mapping[str, Any], task_id: str) -> None:
         """Hand a task over; the same id is the same task.

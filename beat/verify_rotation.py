@@ -25,11 +25,11 @@ _RECENT: Final = timedelta(days=1)
 
 
 class Verified(Protocol):
-    """What is known of a verification."""
+    """The facts about a verification."""
 
     @property
     def level(self) -> VerifyLevel:
-        """How closely the archive was looked at."""
+        """The level of the verification."""
 
     @property
     def moment(self) -> datetime:

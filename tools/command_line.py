@@ -153,7 +153,7 @@ class Commands:
         return parser
 
     def doing(self, name: str) -> str:
-        """What a person who waits for a command is told."""
+        """The text for a person who waits for a command."""
         return self._table[name][2]
 
     def all(self, **options: Any) -> Parser:

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def person() -> str | None:
-    """Who is at the keyboard, if that is not the user of this process."""
+    """The person who called sudo, if any."""
     from portal.ops.repository.access_log import sudo_user
 
     return sudo_user()
 
 
 def known(settings: Settings) -> dict[str, Any]:
-    """What every job is given: who asked for it, and who is told of its result."""
+    """The common arguments of every job: the actor and the observer."""
     from portal.ops.monitoring.observer import Observers
 
     return {"actor": person(), "observer": Observers(settings)}

@@ -85,7 +85,7 @@ def is_remote(settings: Settings, arguments: argparse.Namespace) -> bool:
 
 
 def person() -> str:
-    """Who started this command, for the access log."""
+    """The user who started this command, for the access log."""
     from portal.ops.repository.access_log import process_user, sudo_user
 
     return sudo_user() or process_user()

@@ -28,7 +28,7 @@ _HINT: Final = f"Tasks are made by {BACKUP}, {RESTORE}, beat and the watcher; th
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """What every task can be told.
+    """The arguments of every task.
 
     Arguments:
         actor: the person at the command, for the access log.
@@ -68,7 +68,7 @@ class Arguments:
 
 @dataclass(frozen=True, kw_only=True)
 class RequestArguments(Arguments):
-    """What a request is told whose id has the moment in it.
+    """The arguments of a request whose id contains the moment.
 
     Arguments:
         moment: the slot, or when somebody asked for it, in ISO 8601.
@@ -90,7 +90,7 @@ class RequestArguments(Arguments):
 
 @dataclass(frozen=True, kw_only=True)
 class BackupArguments(RequestArguments):
-    """What a backup is told.
+    """The arguments of a backup.
 
     Arguments:
         confirm_loss: a person has confirmed that a source has lost nearly everything, or that the repository is
@@ -102,7 +102,7 @@ class BackupArguments(RequestArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class FullArguments(BackupArguments):
-    """What a full backup is told.
+    """The arguments of a full backup.
 
     Arguments:
         complete: take the uploads completely, also where full backups have only what has changed of them.
@@ -113,7 +113,7 @@ class FullArguments(BackupArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class MediaArguments(BackupArguments):
-    """What a backup of the uploads is told.
+    """The arguments of a backup of the uploads.
 
     Arguments:
         incremental: only what has changed.
@@ -126,7 +126,7 @@ class MediaArguments(BackupArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyArguments(Arguments):
-    """What a verification is told."""
+    """The arguments of a verification."""
 
     archive: str
     level: str = VerifyLevel.CONTENTS.value
@@ -134,7 +134,7 @@ class VerifyArguments(Arguments):
 
 @dataclass(frozen=True, kw_only=True)
 class RestoreArguments(RequestArguments):
-    """What a restore is told: the options of `restore.sh`.
+    """The arguments of a restore: the options of `restore.sh`.
 
     Arguments:
         archive: which archive; with `at` none.
@@ -168,21 +168,21 @@ class RollbackArguments(Arguments):
 
 @dataclass(frozen=True, kw_only=True)
 class PruneArguments(Arguments):
-    """What a prune is told."""
+    """The arguments of a prune."""
 
     dry_run: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrillArguments(Arguments):
-    """What a drill is told: which archive; ``latest`` is the newest full one."""
+    """The arguments of a drill: the archive; ``latest`` is the newest full one."""
 
     archive: str = "latest"
 
 
 @dataclass(frozen=True, kw_only=True)
 class OffsiteCopyArguments(Arguments):
-    """What an off-site copy is told.
+    """The arguments of an off-site copy.
 
     Arguments:
         archive: which one; whatever is missing by default.
@@ -195,7 +195,7 @@ class OffsiteCopyArguments(Arguments):
 
 @dataclass(frozen=True, kw_only=True)
 class OffsiteVerifyArguments(Arguments):
-    """What a verification of off-site copies is told.
+    """The arguments of a verification of off-site copies.
 
     Arguments:
         archive: which one; by default those whose turn it is.

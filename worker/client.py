@@ -40,7 +40,7 @@ _LOOK_SECONDS: Final = 5
 
 @dataclass(frozen=True, kw_only=True)
 class TaskState:
-    """How far a task is.
+    """The progress of a task.
 
     Arguments:
         is_begun: a worker has it.
@@ -69,7 +69,7 @@ class TaskState:
 
 @dataclass(frozen=True, kw_only=True)
 class QueueLoad:
-    """How busy one worker of a queue is.
+    """The load of one worker of a queue.
 
     Arguments:
         worker: its name.
@@ -130,7 +130,7 @@ class Client:
             backend.client.delete(key)
 
     def look(self, task_id: str) -> TaskState:
-        """How far a task is.
+        """The progress of a task.
 
         Raises:
             BrokerAwayError: the broker does not answer.
@@ -203,7 +203,7 @@ class Client:
             backend.client.delete(backend.get_key_for_task(task_id))
 
     def loads(self, queue: Queue, seconds: float = 1.0) -> list[QueueLoad]:
-        """How busy the workers of a queue are, as their main processes say; those that do not answer are left out.
+        """The load of a queue's workers, as their main processes report it; those that do not answer are left out.
 
         Raises:
             BrokerAwayError: the broker does not answer.
@@ -254,7 +254,7 @@ def _forged(name: str, task_id: str) -> TaskState:
 
 
 def _progress(result: Any) -> dict[str, Any]:
-    """What a worker says of its progress; nothing where it is invalid."""
+    """The progress that a worker reports; nothing if it is invalid."""
     if not isinstance(result, dict) or not isinstance(result.get("phase"), str):
         return {}
     done, total = result.get("done"), result.get("total")
@@ -310,7 +310,7 @@ def _broker() -> Iterator[None]:
 
 
 def _explained(error: BaseException) -> BrokerAwayError:
-    """What is wrong with the broker, by the error of a library, or by the one that it was made of."""
+    """The fault of the broker, by the error of a library, or by its cause."""
     reason: BaseException | None = error
     while reason is not None and not isinstance(reason, (AuthenticationError, NoPermissionError)):
         reason = reason.__cause__

@@ -1,4 +1,4 @@
-"""How a person starts the operations that hints advise: the commands of this project, for all its programs.
+"""The command lines of the operations that hints advise, for all programs of this project.
 
 The worker's results, the services' logs and the commands themselves show the same lines.
 """

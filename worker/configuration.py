@@ -1,4 +1,4 @@
-"""How Celery is set up: every setting that differs from its default, or has to stay as it is, with the reason."""
+"""The configuration of Celery: every setting that differs from its default, or must stay, with the reason."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def _worker(settings: WorkerSettings) -> dict[str, Any]:
 
 
 def _schedules(schedules: ScheduleSettings) -> dict[str, Any]:
-    """What `celery beat` does and shows: our scheduler, with an entry for each operation that has a schedule."""
+    """The scheduler of `celery beat`, with an entry for each operation that has a schedule."""
     return {
         "beat_scheduler": "beat.scheduler:RepositoryScheduler",
         "timezone": str(schedules.time_zone),

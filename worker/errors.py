@@ -1,4 +1,4 @@
-"""What can go wrong between who wants work done and who does it; a branch of the engine's tree of errors.
+"""Errors between the requester of a task and its worker; a branch of the engine's tree of errors.
 
 OpsError
 ├── UnattendedError             exit 6   nobody takes the work on, or not in time       (retry)
@@ -44,7 +44,7 @@ class RefusedError(ConfigurationError):
 
 
 class Rejection(StrEnum):
-    """Why a message is rejected, as logs and metrics count it."""
+    """The reasons to reject a message, as logs and metrics count them."""
 
     MALFORMED = "malformed"
     UNSIGNED = "unsigned"
@@ -68,7 +68,7 @@ class RejectedError(RefusedError):
 
 
 def too_slow(name: str, end: str) -> OpsError:
-    """What a task ends with whose time is up.
+    """The exception that ends a task after its time limit.
 
     Arguments:
         name: which task it was.
@@ -81,7 +81,7 @@ def too_slow(name: str, end: str) -> OpsError:
 
 
 class OperationFailedError(Exception):
-    """How a task ends that did not succeed: carries the engine's result, and shows itself as its error.
+    """The exception of a failed task: carries the engine's result, and shows itself as its error.
 
     Celery keeps an exception as its class and its arguments, so the result comes through as it is.
 

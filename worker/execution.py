@@ -63,13 +63,13 @@ class TaskRequest:
         return self.settings.local_path
 
     def known(self, arguments: Arguments) -> dict[str, Any]:
-        """What every job is given: who asked for it, and who is told of its end."""
+        """The common arguments of every job: the actor and the observer."""
         return {"actor": arguments.actor, "observer": self.observer}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a task ended.
+    """The result of a task.
 
     Arguments:
         result: what the engine's `to_dict` gave, and the exit code that a command should end with.
@@ -144,7 +144,7 @@ def carry_out(request: TaskRequest) -> Outcome:
 
 
 def unusable(error: OSError) -> OpsError:
-    """What keeps a worker from its repository, as an error of ours."""
+    """The error for a repository that a worker cannot use."""
     return RepositoryError(
         f"the repository cannot be used: {system_reason(error)} ({error.filename})",
         hint="Look at BACKUP_LOCAL_PATH, its disk and its owner, as the worker sees them.",

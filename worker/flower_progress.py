@@ -1,4 +1,4 @@
-"""What Flower is not told by events: how far a task is, and how one ended while Flower did not run.
+"""Facts that events do not tell Flower: progress, and the results of tasks that ended while Flower did not run.
 
 Both stand in the result backend. To read them there costs the workers nothing, and cannot hold up their work.
 """
@@ -145,7 +145,7 @@ def _end(meta: Mapping[str, Any]) -> float:
 
 
 def progress_sentence(state: Mapping[str, Any]) -> str:
-    """How far a task is, for a person."""
+    """The progress of a task, for a person."""
     if not isinstance(state, dict) or not {"phase", "done", "total"} <= state.keys():
         return ""
     phase, done, total = printable(str(state["phase"]), 80), state["done"], state["total"]

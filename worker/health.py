@@ -29,7 +29,7 @@ _POLL_SECONDS: Final = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class QueueHealth:
-    """What was found of a queue.
+    """The health of a queue.
 
     Arguments:
         queue: which one.

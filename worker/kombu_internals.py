@@ -46,7 +46,7 @@ class _Channel(_redis.Channel):  # type: ignore[misc]
         return client
 
     def _admit(self, command: str, found: Any) -> Any:
-        """What was read from the connection; nothing in place of a message that is rejected."""
+        """The data read from the connection; nothing in place of a rejected message."""
         if command != "BRPOP" or not found:
             return found
         key, raw = found

@@ -44,12 +44,12 @@ class Queue(StrEnum):
 
     @property
     def processes(self) -> int:
-        """How many tasks are worked on at once by default: a full backup does not hold up that of an upload."""
+        """The default number of concurrent tasks: a full backup does not hold up that of an upload."""
         return 2 if self in (Queue.BACKUP, Queue.MAINTENANCE) else 1
 
 
 class Requester(StrEnum):
-    """Who requests a task."""
+    """The requesters of tasks."""
 
     COMMAND = "command"
     BEAT = "beat"
@@ -92,7 +92,7 @@ class NothingMissing:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """When an operation starts without a request.
+    """The schedule of an operation.
 
     Arguments:
         setting: the field of `ScheduleSettings` that has the cron expression; also the first word of the tasks' ids.

@@ -1,4 +1,4 @@
-"""How far a task is, as the state of the task: the commands draw it, Flower shows it.
+"""The progress of a task, as its state: the commands draw it, Flower shows it.
 
 A thread of its own tells it: a broker that is away holds up that thread, never the work. It ends before the task does,
 so that nothing it says can come after the result.

@@ -1,4 +1,4 @@
-"""What a worker looks after when it starts, and now and then: the work of processes that are no longer there.
+"""Recovery of dead processes' work, by a worker at its start and now and then.
 
 A message whose process was killed would come back only when its visibility timeout is over, which is hours. The lock
 on its delivery tells at once that nobody works on it any more.

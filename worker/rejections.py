@@ -1,4 +1,4 @@
-"""What becomes of messages that are no valid tasks: logged, counted in the repository, and kept aside in the broker.
+"""Messages that are no valid tasks: logged, counted in the repository, and kept aside in the broker.
 
 The counts are in `.rejected.json`, where the metrics find them. The messages themselves are in the list
 `kekkai-backup-rejected` of the broker, the newest first and at most a hundred, for whoever wants to find their sender.
@@ -66,7 +66,7 @@ class Rejections:
             client.ltrim(ASIDE, 0, _MOST_KEPT - 1)
 
     def counts(self) -> dict[str, int]:
-        """How many messages were rejected, by reason."""
+        """The number of rejected messages, by reason."""
         try:
             with self._path.open("rb") as file:
                 _lock(file, fcntl.LOCK_SH)

@@ -1,4 +1,4 @@
-"""What one task of the watcher is about, and its names. It reads no clock."""
+"""The changes in one task of the watcher, and the task's name. It reads no clock."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Batch:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What the task is told."""
+        """The arguments of the task."""
         common = {"actor": ACTOR, "moment": timestamp(self.moment), "incremental": True}
         return common if self.is_scan else {**common, "changed": sorted(self.paths)}
 

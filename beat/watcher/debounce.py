@@ -16,7 +16,7 @@ MOST_PATHS: Final = 5000
 
 
 class Gathering:
-    """What has changed since it was taken last. Times are seconds of a steady clock.
+    """The changes since the last batch was taken. Times are seconds of a steady clock.
 
     Arguments:
         quiet: how long nothing may have changed.
@@ -72,7 +72,7 @@ class Gathering:
         self._begun.clear()
 
     def due_at(self) -> float | None:
-        """When to take what there is; nothing where there is nothing."""
+        """The time to take the next batch; nothing if there are no changes."""
         times = []
         if self._paths or self._trees or self._is_all:
             times.append(min(self._last + self._quiet, self._first + self._latest))
@@ -81,7 +81,7 @@ class Gathering:
         return min(times, default=None)
 
     def take(self, now: float) -> tuple[frozenset[str], bool]:
-        """What has changed, and whether it is anything and not what is listed."""
+        """The changes to take, and whether they need a scan instead of a list."""
         old = [path for path, begun in self._begun.items() if begun + self._latest <= now]
         for path in old:
             del self._begun[path]

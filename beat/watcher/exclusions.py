@@ -1,4 +1,4 @@
-"""What this system itself writes below the uploads: the repository, wherever it lies, and what restores keep there."""
+"""This system's own files below the uploads: the repository, wherever it lies, and the directories of restores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the kernel tells of changes below the uploads, by watchdog; and when it may not have told everything.
+"""The kernel's events for changes below the uploads, by watchdog, and the moments when some may be lost.
 
 Of watchdog's Linux part four things are changed. The kernel is asked only for what matters here: by default it would
 report every file that a backup opens, and the queue would overflow. It is told on when the queue has overflowed, after
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from watchdog.observers.inotify_c import CallbackId, InotifyEvent, WatchCallback, WatchDescriptor
 
     class Listener(Protocol):
-        """Who is told. It is called from threads of watchdog's."""
+        """The receiver of events. It is called from threads of watchdog's."""
 
         def changed(self, path: str, *, is_tree: bool) -> None:
             """Something has changed, with everything below it or by itself."""

@@ -49,7 +49,7 @@ _LIMIT_HINT: Final = (
 
 
 class Watcher:
-    """What sends changed uploads.
+    """The sender of changed uploads.
 
     Arguments:
         settings: the uploads, the repository, and how to watch.

@@ -1,4 +1,4 @@
-"""Whether the kernel can tell of changes below a directory: where others write to the file system too, it cannot."""
+"""Detection of file systems without events: the kernel cannot report changes that other machines make."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is to be sent: first what is known to have changed, then a scan. What nobody takes stays, on the disk as well.
+"""The batches to send: first known changes, then a scan. Batches that nobody takes stay, on the disk as well.
 
 A batch that is tried again has the name it had; changes that come meanwhile are merged into it, which makes it another
 one. What was handed over is forgotten: should the broker lose it, the next scan finds the changes.

@@ -61,7 +61,7 @@ def decode(kind: type[Record], facts: object, *, beside: frozenset[str] = frozen
 
 @lru_cache
 def _readers(kind: type[Any]) -> tuple[dict[str, _Reader], frozenset[str]]:
-    """What reads each field of a dataclass, and which fields have to be there: found out once, for it takes long."""
+    """The reader of each field of a dataclass, and the required fields: determined once, since it takes long."""
     hints = get_type_hints(kind)
     needed = (field.name for field in fields(kind) if field.default is field.default_factory is MISSING)
     return {field.name: _reader(hints[field.name]) for field in fields(kind)}, frozenset(needed)

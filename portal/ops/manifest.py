@@ -130,7 +130,7 @@ def room_for(table_names: tuple[str, ...]) -> int:
 
 
 def _chain(found: Mapping[str, Any]) -> dict[str, str | None]:
-    """What an incremental follows; names of archives, since files are opened by them."""
+    """The parents of an incremental, as names of archives, since files are opened by them."""
     names = {name: found.get(name) for name in ("parent", "base", "parent_sha256")}
     holds_cluster = Component.CLUSTER.value in found["components"]
     if holds_cluster != (found["format_version"] == CLUSTER_VERSION):

@@ -226,7 +226,7 @@ class TestS3:
     def test_a_host_that_may_only_write(
         self, tmp_path: Path, object_store: EmbeddedObjectStore, bucket_url: str, small_segments: None
     ) -> None:
-        """Credentials without the right to delete or to administer suffice to copy; the store has the digests."""
+        """Credentials without the right to administer suffice to copy; the store has the digests."""
         world = offsite_at(tmp_path, bucket_url, **HOST.environ())
         small_archives(world.uploads)
         name = world.uploads.base().backup_id

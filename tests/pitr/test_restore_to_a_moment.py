@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 import pytest
 
 from portal.ops.backup.job import BackupJob
-from portal.ops.drill.moments import drill_moments
 from portal.ops.restore.config import RestoreConfig, RestoreScope
 from portal.ops.restore.job import RestoreJob
-from portal.ops.runtime.process import SystemRunner
 from tests.support.wal_servers import WalPortal, a_moment, wal_portal
 
 if TYPE_CHECKING:
@@ -130,6 +128,15 @@ def test_dry_run_shows_the_plan_and_touches_nothing(portal: WalPortal, uploads: 
     assert not result.restore_id
 
 
+def test_ago_counts_from_when_it_was_asked(portal: WalPortal) -> None:
+    """A queue, a fetch or a second attempt may take long; the moment does not move meanwhile."""
+    moment = write(portal, "TRUNCATE finding")
+    portal.wait_until_covered()
+    job, asked = restorer(portal, dry_run=True), moment + timedelta(hours=1)
+    result = restored(job.restore_at("60 minutes ago", scope=RestoreScope.DATABASE, moment=asked))
+    assert abs(datetime.fromisoformat(result.at) - moment) < timedelta(seconds=1)
+
+
 def test_other_database_receives_it(portal: WalPortal) -> None:
     """With a target database the live one is left alone."""
     moment = write(portal, "TRUNCATE finding; INSERT INTO finding VALUES (7, 'seven')")
@@ -158,14 +165,3 @@ def test_moment_outside_the_window_is_refused(portal: WalPortal) -> None:
     result = restorer(portal).restore_at("2020-01-01 00:00:00+00:00", scope=RestoreScope.DATABASE)
     assert result.exit_code == 2
     assert "outside the recovery window" in (result.error or "")
-
-
-def test_drill_recovers_to_moments(portal: WalPortal) -> None:
-    """The latest moment and one at random are recovered to, and their rows are counted."""
-    write(portal, "TRUNCATE finding; INSERT INTO finding VALUES (1, 'one'), (2, 'two')")
-    portal.wait_until_covered()
-    config = restorer(portal).config
-    shown = drill_moments(portal.repository, config, runner=SystemRunner(), chance=lambda: 0.5)
-    assert shown.problems == []
-    assert len(shown.checks) == 2
-    assert "the latest moment: 2 rows in 1 tables" in shown.checks[0]

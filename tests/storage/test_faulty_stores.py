@@ -54,8 +54,10 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 class TestS3:
     @pytest.mark.parametrize("what", OPERATIONS)
-    def test_a_silent_store(self, impatient: None, what: str) -> None:
+    def test_a_silent_store(self, impatient: None, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
         """A store that takes requests and never answers ends every operation in time, to be tried again."""
+        for name in ("_READ_SECONDS", "_ANSWER_SECONDS"):
+            monkeypatch.setattr(f"portal.ops.storage.object_store.{name}", 0.3)
         with FakeS3(Manner.SILENT) as server:
             backend = open_backend(parse_destination(server.url), KEYS)
             started = time.monotonic()

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from portal.ops.storage.backend import Backend, Data, StoredObject
 
 HOST: Final = Account(name="host", secret="hosts-secret", actions=("Read:backup", "List:backup", "Write:backup"))
+POLICY_HOST: Final = Account(name="kekkai-host", secret="policy-hosts-secret", actions=())
+POLICY_ADMINISTRATOR: Final = Account(name="kekkai-administrator", secret="policy-administrators-secret", actions=())
+"""Accounts that may do what a bucket's policy says, and nothing else."""
+
 BUCKET: Final = "backup"
 PASSWORD: Final = "sftp-secret"
 
@@ -26,7 +30,7 @@ PASSWORD: Final = "sftp-secret"
 @pytest.fixture(scope="session")
 def object_store() -> Iterator[EmbeddedObjectStore]:
     """One S3 server for all tests of a process; each test takes a prefix of its own."""
-    with EmbeddedObjectStore((HOST,)) as server:
+    with EmbeddedObjectStore((HOST, POLICY_HOST, POLICY_ADMINISTRATOR)) as server:
         server.create_bucket(BUCKET)
         yield server
 

@@ -10,25 +10,32 @@ from tools.terminal.output import print_result, say
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
+    from datetime import datetime
 
     from portal.ops.runtime.progress import Step
     from portal.ops.settings.load import Settings
 
 
-def deliver_cluster(settings: Settings, show: Callable[[Step], None], arguments: argparse.Namespace) -> int:
-    """Recover the cluster into a new directory; no server and no live data is touched."""
+def deliver_cluster(
+    settings: Settings, show: Callable[[Step], None], arguments: argparse.Namespace, asked: datetime
+) -> int:
+    """Recover the cluster into a new directory; no server and no live data is touched.
+
+    Arguments:
+        asked: what ``… ago`` counts from.
+    """
     from portal.ops.pitr.data_dir import deliver, plan_delivery
     from portal.ops.pitr.moment import parse_moment, shown
     from portal.ops.pitr.plan import clock_offset, with_last_transaction
     from portal.ops.pitr.wal_archive import WalArchive
     from portal.ops.repository.repository import Repository
     from portal.ops.runtime.process import SystemRunner
-    from portal.ops.runtime.progress import Meter, available_cores, utc_now
+    from portal.ops.runtime.progress import Meter, available_cores
 
     repository = Repository(settings.local_path, lock_timeout=settings.lock_timeout)
     ahead = clock_offset(WalArchive.current(repository))
     zone = settings.schedules.time_zone
-    moment = parse_moment(arguments.at, utc_now() + ahead, zone)
+    moment = parse_moment(arguments.at, asked + ahead, zone)
     directory = Path(arguments.data_dir).absolute()
     plan = plan_delivery(repository, moment, directory, zone)
     plan = with_last_transaction(plan, runner=SystemRunner(), bin_dir=settings.pg_bin_dir)

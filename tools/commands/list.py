@@ -177,7 +177,7 @@ def _kind(backup: dict[str, Any]) -> str:
 
 
 def _marks(backup: dict[str, Any], *, is_short: bool = False) -> list[str]:
-    """What is known of an archive, the worst first."""
+    """The notes on an archive, the worst first."""
     verified = backup["verified"]
     marks = []
     if backup["fault"]:

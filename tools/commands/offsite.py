@@ -109,7 +109,7 @@ def tell(result: Mapping[str, Any]) -> None:
 
 
 def copy_lines(result: Mapping[str, Any]) -> Iterable[str]:
-    """What was copied, for people."""
+    """One line for each copy, for people."""
     from portal.ops.units import human_bytes
 
     copied = result.get("copied", ())
@@ -170,7 +170,7 @@ def _show_copies(copies: list[dict[str, Any]]) -> None:
 
 
 def _opening(settings: Settings, as_of: str | None) -> Callable[..., Any]:
-    """What opens the stores: as they are, or as they were at a time."""
+    """The function that opens the stores: as they are, or as they were at a time."""
     from portal.ops.offsite.config import OffsiteConfig
 
     if as_of is None:

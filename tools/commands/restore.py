@@ -17,7 +17,7 @@ from tools.terminal.run import watched_settings
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Mapping, Sequence
-    from datetime import tzinfo
+    from datetime import datetime, tzinfo
 
     from portal.ops.restore.job import RestoreJob, RestoreResult
     from portal.ops.restore.plan import RestorePlan
@@ -93,26 +93,35 @@ def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
 
 def run(arguments: argparse.Namespace) -> int:
     """Restore an archive, or have a worker do it."""
+    from portal.ops.runtime.progress import utc_now
+
+    asked = utc_now()
     settings, show = watched_settings()
     if arguments.data_dir:
-        moment_at_hand(settings, show, arguments)
+        moment_at_hand(settings, show, arguments, asked)
         from tools.commands.data_dir import deliver_cluster
 
-        return deliver_cluster(settings, show, arguments)
+        return deliver_cluster(settings, show, arguments, asked)
     person = Person(asks=not (arguments.force or arguments.dry_run))
     if tasks.is_remote(settings, arguments):
         return _restore_remotely(Workers(settings, show, arguments), person)
     if arguments.archive:
         arguments.archive = archive_at_hand(settings, show, arguments.archive)
     if arguments.at:
-        moment_at_hand(settings, show, arguments)
-    result = _restore(restore_job(settings, show, person.confirm, **_given(arguments)), arguments)
+        moment_at_hand(settings, show, arguments, asked)
+    result = _restore(restore_job(settings, show, person.confirm, **_given(arguments)), arguments, asked)
     person.report(result.to_dict())
     return result.exit_code
 
 
-def moment_at_hand(settings: Settings, show: Callable[[Step], None], arguments: argparse.Namespace) -> None:
-    """Have what leads to a moment here, also from off-site."""
+def moment_at_hand(
+    settings: Settings, show: Callable[[Step], None], arguments: argparse.Namespace, asked: datetime
+) -> None:
+    """Have what leads to a moment here, also from off-site.
+
+    Arguments:
+        asked: what ``… ago`` counts from, however long the fetching takes.
+    """
     from portal.ops.monitoring.observer import Observers
     from portal.ops.restore import moment_offsite
     from portal.ops.restore.config import RestoreScope
@@ -125,6 +134,7 @@ def moment_at_hand(settings: Settings, show: Callable[[Step], None], arguments: 
         progress=show,
         actor=person(),
         observer=Observers(settings),
+        clock=lambda: asked,
     )
     if fetched:
         say(f"fetched from off-site: {', '.join(fetched)}")
@@ -155,11 +165,11 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
-def _restore(job: RestoreJob, arguments: argparse.Namespace) -> RestoreResult:
+def _restore(job: RestoreJob, arguments: argparse.Namespace, asked: datetime) -> RestoreResult:
     if arguments.at:
         from portal.ops.restore.config import RestoreScope
 
-        return job.restore_at(arguments.at, scope=RestoreScope(arguments.scope or "full"))
+        return job.restore_at(arguments.at, scope=RestoreScope(arguments.scope or "full"), moment=asked)
     restore = {
         None: job.restore_full,
         "database": job.restore_database,
@@ -174,7 +184,7 @@ def _restore(job: RestoreJob, arguments: argparse.Namespace) -> RestoreResult:
 
 @dataclass(frozen=True)
 class Workers:
-    """Who restores, if there is a broker."""
+    """The workers, if there is a broker."""
 
     settings: Settings
     show: Callable[[Step], None]
@@ -291,7 +301,7 @@ class Person:
 
 
 def _ending(result: Mapping[str, Any], *, is_rollback: bool) -> list[str]:
-    """How it ended, for people."""
+    """The result, for people."""
     if result.get("dry_run"):
         return ["\nDry run: nothing was changed."]
     components = ", ".join(result["components_restored"])
@@ -305,7 +315,7 @@ def _ending(result: Mapping[str, Any], *, is_rollback: bool) -> list[str]:
 
 
 def _done(result: Mapping[str, Any], *, is_rollback: bool) -> list[str]:
-    """What was done to each component, and what is kept where, by the facts of the result."""
+    """The changes to each component, and the place of its rollback data, by the facts of the result."""
     from portal.ops.restore.files.report import FilesReport
 
     lines = []

@@ -1,4 +1,4 @@
-"""What the doctor checks besides the engine: broker, workers, beat and watcher, if there are any."""
+"""The doctor's checks besides the engine: broker, workers, beat and watcher, if there are any."""
 
 from __future__ import annotations
 

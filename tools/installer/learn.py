@@ -1,4 +1,4 @@
-"""What a running portal says of itself: its compose `.env`, and the environment and mounts of its containers."""
+"""The settings of a running portal: its compose `.env`, and the environment and mounts of its containers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _SECONDS: Final = 20
 
 @dataclass(kw_only=True)
 class Learned:
-    """What was found, with where.
+    """The settings that were found, with their origin.
 
     Arguments:
         values: settings by their names.
@@ -106,7 +106,7 @@ def _parts(url: str) -> dict[str, str]:
 
 
 def _containers() -> list[dict[str, Any]]:
-    """What Docker (or Podman) knows of the running containers; none if it is not there or does not answer."""
+    """The running containers, by Docker or Podman; none if it is absent or does not answer."""
     for program in ("docker", "podman"):
         if shutil.which(program):
             ids = _output([program, "ps", "--quiet"]).split()
@@ -143,7 +143,7 @@ def _learn_from_container(container: dict[str, Any], others: Iterable[dict[str, 
 
 
 def _address_outside(host: str, port: str, containers: Iterable[dict[str, Any]]) -> dict[str, str]:
-    """Where this machine reaches a server that containers know by a name of their network."""
+    """The address of a server that containers know by a name of their network."""
     for container in containers:
         networks = container.get("NetworkSettings", {})
         for network in (networks.get("Networks") or {}).values():

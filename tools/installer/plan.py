@@ -1,4 +1,4 @@
-"""What the installer does, one step after the other; each step knows whether it is done already."""
+"""The steps of the installer; each knows whether it is done already."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Installation:
 
     @property
     def repository(self) -> str:
-        """Where archives go."""
+        """The destination of archives."""
         return self.learned.values.get("BACKUP_LOCAL_PATH", "/var/backups/kekkai")
 
     def owner(self) -> str:

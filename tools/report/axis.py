@@ -48,11 +48,11 @@ class Axis:
 
     @property
     def length(self) -> timedelta:
-        """How long it is."""
+        """Its length."""
         return self.end - self.start
 
     def position(self, moment: datetime) -> float:
-        """Where a moment lies, in percent; what lies outside is put at the end."""
+        """The place of a moment, in percent; moments outside are put at the end."""
         return min(100.0, max(0.0, 100 * ((moment - self.start) / self.length)))
 
     def slice_of(self, moment: datetime, count: int) -> int | None:

@@ -58,7 +58,7 @@ class Mark:
 
 
 def timeline(story: Story) -> Iterator[str]:
-    """What there was when: a row for each kind of archive, for copies, for proof and for failures."""
+    """The history: a row for each kind of archive, for copies, for proof and for failures."""
     yield _legend((("good", "verified or succeeded"), ("plain", "not verified"), ("bad", "damaged or failed")))
     yield '<div class="timeline">'
     for kind in BackupType:
@@ -156,13 +156,13 @@ def ages(story: Story) -> Iterator[str]:
 
 
 def restore_times(story: Story) -> Iterator[str]:
-    """How long the restores of drills took."""
+    """The durations of drills' restores."""
     done = [(drill.moment, drill.seconds, "good") for drill in story.drills if drill.success]
     yield from _valued("Restore time in drills", done, story.axis, _TIMES, duration)
 
 
 def durations(story: Story) -> Iterator[str]:
-    """How long backups of each kind took, all upon one scale."""
+    """The durations of backups of each kind, on one scale."""
     runs = [run for run in story.runs if run.seconds is not None and run.moment >= story.axis.start]
     top = even_top(max((run.seconds or 0 for run in runs), default=1), _TIMES)
     for kind in BackupType:
@@ -172,7 +172,7 @@ def durations(story: Story) -> Iterator[str]:
 
 
 def growth(story: Story) -> Iterator[str]:
-    """What all archives take that are there now, by the time they were made."""
+    """The size of all present archives, by the time they were made."""
     added = [0] * SLICES
     before = 0
     for archive in story.archives:

@@ -83,7 +83,7 @@ def _verdict(story: Story) -> Iterator[str]:
 
 
 def _targets(story: Story) -> str:
-    """What is expected, in a sentence."""
+    """The targets, in a sentence."""
     newest = ", ".join(f"{spoken(one.component)} {span(one.rpo)}" for one in story.status.components)
     verified = (
         span(max(one.verified_age for one in story.status.components)) if story.status.components else "unlimited"
@@ -129,7 +129,7 @@ def _restore(story: Story) -> str:
 
 
 def _proof(story: Story) -> Iterator[tuple[str, str]]:
-    """What is proven and what is not: a state and a sentence each."""
+    """The proofs: a state and a sentence each."""
     for one in story.status.components:
         name, verified = shown(spoken(one.component)), one.verified
         if verified is None:

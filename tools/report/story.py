@@ -84,7 +84,7 @@ class Story:
 
     @property
     def now(self) -> datetime:
-        """When the report was made."""
+        """The time of the report."""
         return self.status.moment
 
     @cached_property

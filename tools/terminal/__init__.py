@@ -1,4 +1,4 @@
-"""What every command does in the same way: text for people, JSON for programs, progress, signals and exit codes.
+"""The common part of every command: text for people, JSON for programs, progress, signals and exit codes.
 
 On a terminal a person reads text. Standard output that is not a terminal gets one JSON object instead, and the text
 goes to standard error.

@@ -44,7 +44,7 @@ _WORDS: Final = (
 
 @dataclass(kw_only=True)
 class _Style:
-    """What this process writes.
+    """The output of this process.
 
     Arguments:
         json: a result is written as JSON to standard output; nothing decides by whether that is a terminal.

@@ -1,4 +1,4 @@
-"""How far a command is: a bar for work that is counted in bytes, and a line for everything else that takes a while."""
+"""The progress of a command: a bar for work counted in bytes, and a line for other long work."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ class Pace:
         return count / self._seconds if count > 0 and self._seconds > 0 else None
 
     def seconds_left(self, total: int) -> float | None:
-        """How long the rest takes at this rate, once the rate has been observed long enough to say so."""
+        """The time left at this rate, once the rate has been observed long enough."""
         rate = self.rate
         return (total - self._done) / rate if rate and self._seconds >= _BASIS_SECONDS else None
 
 
 class Bar:
-    """How far a job is: a bar with rate and time left on a terminal, a log line now and then elsewhere.
+    """The progress of a job: a bar with rate and time left on a terminal, a log line now and then elsewhere.
 
     Arguments:
         log: what writes the line where there is no terminal. It is asked for its method each time: it is set up later.

@@ -32,6 +32,7 @@ def restore(request: TaskRequest) -> Outcome:
             word(RestoreScope, arguments.scope),
             media_dir=arguments.media_dir,
             progress=request.progress,
+            clock=arguments.when,
             **request.known(arguments),
         )
     if arguments.media_dir is not None:

@@ -107,7 +107,7 @@ class CompressorPool:
         return self._threads.submit(lambda: work(self._effort()))
 
     def _effort(self) -> Effort:
-        """How hard to compress what has just been taken up: the less waits behind it, the harder."""
+        """The effort for the next frame: the less waits behind it, the higher."""
         with self._counting:
             self._waiting -= 1
             waiting = self._waiting

@@ -124,7 +124,7 @@ def with_extra(data: bytes, identifier: bytes, extra: bytes) -> bytes:
 
 
 def extra_of(frame: bytes, identifier: bytes) -> bytes | None:
-    """What `with_extra` put into a frame's header, or nothing where it is another kind of frame."""
+    """The data that `with_extra` put into a frame's header; nothing for another kind of frame."""
     start = len(_HEADER_WITH_EXTRA)
     if frame[:start] != _HEADER_WITH_EXTRA or len(frame) < start + _SUBFIELD.size:
         return None

@@ -1,4 +1,4 @@
-"""What is done with an archive's frames before it is their turn: decompressed by several threads, and hashed there.
+"""Read-ahead of an archive's frames: several threads decompress and hash them before it is their turn.
 
 Whoever reads an archive through goes from member to member. These threads are told where in a frame a whole file lies,
 so that its SHA-256 is there when it is asked for. Files that span frames are hashed by one more thread, in their order.
@@ -83,7 +83,7 @@ class Coming:
         return Expected(member)
 
     def spans(self, frame: int) -> list[Span]:
-        """Where a frame holds whole files that are worth hashing before it is their turn."""
+        """The spans of complete files in a frame that are worth hashing ahead."""
         found = []
         while len(self._waiting) < _MOST_WAITING and (member := self._look()) is not None and member.frame <= frame:
             self._seen, header = None, None

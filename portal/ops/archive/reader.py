@@ -211,7 +211,7 @@ class ArchiveReader:
             cursor.expect_end(run.frames.stop)
 
     def read_frame(self, number: int) -> bytes | NotIntactError:
-        """What one frame holds, or what is wrong with it."""
+        """The contents of one frame, or its fault."""
         length = self.frames.lengths[number]
         try:
             data = self._source.read_at(length, self.frames.offsets[number])

@@ -108,7 +108,7 @@ def _block(name: bytes, mode: int, uid: int, gid: int, size: int, seconds: int, 
 
 
 def _back(typeflag: bytes, link: bytes) -> tuple[bytes, int]:
-    """What follows the checksum, and the sum of its bytes."""
+    """The bytes after the checksum, and their sum."""
     named = typeflag + link[:_NAME_BYTES].ljust(_NAME_BYTES, b"\0") + b"ustar\x0000"
     return named.ljust(BLOCK - _CHECKSUM_AT - 8, b"\0"), _sum(named)
 

@@ -211,7 +211,7 @@ class Collection:
         }
 
     def _copy_changes(self, increment: Increment, writer: ArchiveWriter) -> dict[str, Any]:
-        """What differs from the parent, then the list of what is gone: also what vanishes before it can be read."""
+        """The differences from the parent, then the list of deletions, with files that vanish before they are read."""
         writer.tally = tally = Tally(special=[*increment.delta.special])
         read_from = time.time_ns()
         writer.add_items(increment.tree, increment.delta.items())
@@ -288,7 +288,7 @@ def _warnings(tally: Tally) -> list[str]:
 
 
 def _links(outside: list[tuple[str, str]]) -> list[str]:
-    """What is to be known of symlinks that a restore asks about; of many, the first ones stand for all."""
+    """Warnings about symlinks that a restore asks about; of many, the first ones stand for all."""
     named = [
         f"the link {path} leads out of the tree, to {link}: a restore will ask for --allow-outside-links"
         for path, link in outside[:_MOST_LINKS]

@@ -272,7 +272,7 @@ def _checked(repository: Repository, config: BackupConfig, base: str, later: lis
 
 
 def _upload_bytes(ancestor: Ancestor) -> int:
-    """What an archive takes; of a full one that follows another no more than it has of the uploads."""
+    """The size of an archive; of a chained full backup only its part of the uploads."""
     size = ancestor.path.stat().st_size
     details = ancestor.manifest.details.get(Component.MEDIA, {})
     is_chained = ancestor.manifest.format_version == CHAINED_VERSION
@@ -300,7 +300,7 @@ def _check_ends(line: Sequence[Ancestor]) -> None:
 
 
 def _tree(parent: Ancestor) -> Totals:
-    """How much the tree had, by the manifest of an archive."""
+    """The totals of the tree, by the manifest of an archive."""
     details = parent.manifest.details.get(Component.MEDIA, {})
     try:
         tree = details.get("tree", details)

@@ -130,7 +130,7 @@ class BackupJob:
         return len(job.run().pruned.raise_error().removed)
 
     def verify_backup(self, path: PathLike, level: VerifyLevel = VerifyLevel.CONTENTS) -> tuple[bool, str]:
-        """Whether an archive is intact, and what was found."""
+        """True if an archive is intact, and the finding in words."""
         try:
             found = self.verify(path, level)
         except OpsError as error:
@@ -188,7 +188,7 @@ class BackupJob:
 
 
 def _restore_config(config: BackupConfig) -> RestoreConfig:
-    """Where rollback data of restores to the same portal lies."""
+    """The configuration of restores to the same portal, by which rollback data is found."""
     from portal.ops.restore.config import RestoreConfig  # late: a backup needs nothing of a restore
 
     return RestoreConfig(

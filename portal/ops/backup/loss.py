@@ -1,4 +1,4 @@
-"""Whether a source has lost nearly everything at once: most likely it is not mounted, and that is no deletion."""
+"""The check for a source that lost nearly everything at once: most likely it is not mounted."""
 
 from __future__ import annotations
 

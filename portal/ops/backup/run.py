@@ -165,7 +165,7 @@ class BackupRun:
                 return self._write(request, strategy, pending, result)
 
     def _check(self, request: BackupRequest) -> tuple[Component, ...]:
-        """What the backup has to hold, once it is clear that it can be made."""
+        """The components to back up, after checking that they can be."""
         refuse_unbuilt(self.config.unbuilt)
         components = self._components(request.backup_id.type)
         if request.changed is not None and not request.incremental:
@@ -242,7 +242,7 @@ class BackupRun:
         return replace(done, backup_id=newest.name, unchanged=True, warnings=())
 
     def _components(self, kind: BackupType) -> tuple[Component, ...]:
-        """What the backup has to hold."""
+        """The components to back up."""
         if kind is BackupType.FULL:
             files = (component for component in Component if self.config.source(component))
             return (Component.DATABASE, *files)

@@ -298,7 +298,7 @@ class Search:
             os.close(descriptor)
 
     def _payload(self, descriptor: int, found: os.stat_result) -> Iterator[memoryview]:
-        """What the digest of a file is made of: its content, or for one with holes what an archive has of it."""
+        """The input of a file's digest: its content, or for a sparse file its form in an archive."""
         extents = data_extents(descriptor, found)
         file = SparsePayload(descriptor, extents) if extents else FileIO(descriptor, closefd=False)
         buffer = memoryview(bytearray(min(found.st_size, _READ_BYTES) + 1))
@@ -366,5 +366,5 @@ def _is_directory(found: Found) -> bool:
 
 
 def _source(path: bytes) -> str:
-    """Where a path of the state lies in the tree."""
+    """The place of a known path in the tree."""
     return source_of(decode_name(path))

@@ -325,5 +325,5 @@ def _known(member: Member, read_from_ns: int) -> Known:
 
 
 def _bounds(path: bytes) -> list[bytes]:
-    """What the names of all directories below a directory lie between."""
+    """The bounds between which the names of all directories below a directory lie."""
     return [path + b"/", path + b"0"]

@@ -1,4 +1,4 @@
-"""Whether what a drill has restored is what was backed up: every table, every constraint and index, every file."""
+"""Compares a drill's restore with the backup: every table, every constraint and index, every file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a tree of files that a drill has restored is what was backed up; read through directory descriptors."""
+"""Compares a restored tree of files with the backup, through directory descriptors."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class FileComparison:
             yield member._replace(sha256=digest.hexdigest())
 
     def _difference(self, member: Member, tree: Tree) -> str:
-        """What is different about a member that was restored; empty where nothing is."""
+        """The difference of a restored member; empty if there is none."""
         try:
             return self._difference_now(member, tree)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Whether today's key opens the credentials in a restored database.
+"""Checks that today's key opens the credentials in a restored database.
 
 DefectDojo stores a credential as text, ``<scheme>:<nonce>:<ciphertext>``, the last two in hexadecimal. The AES-256 key
 is the first 32 hexadecimal digits of the SHA-256 of ``DD_CREDENTIAL_AES_256_KEY``, as ASCII.

@@ -1,4 +1,4 @@
-"""Whether the restored database and the restored uploads belong together: files that rows refer to, and rows' files.
+"""Checks that restored database and uploads belong together: files that rows refer to, and rows' files.
 
 DefectDojo's columns are known by name, and used if the schema has them; ``BACKUP_FILE_COLUMNS`` names others, or
 switches the check off. A value is a path below the uploads; one that is absolute counts from DefectDojo's media root.

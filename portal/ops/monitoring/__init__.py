@@ -1,4 +1,4 @@
-"""Whether backups are as they should be, and who is told: status, metrics, alerts, forecast, the doctor.
+"""Monitoring of backups: status, metrics, alerts, forecast, the doctor.
 
 Promises that looking changes nothing, and that a missed target is never shown as met. May import every other room of
 the engine; none of them imports this one.

@@ -138,7 +138,7 @@ def _goes_on(troubles: Troubles, kind: str) -> bool:
 
 
 def _ended(troubles: Troubles, kind: str, moment: datetime, now: datetime) -> News:
-    """What there is to tell of an end; it stays among the troubles until that has arrived."""
+    """The news about a resolved problem; it stays among the troubles until it is delivered."""
     troubles[kind] = trouble = replace(troubles[kind], over=moment, told=now)
     return _over(kind, trouble, moment)
 
@@ -170,7 +170,7 @@ def _sentence(text: str) -> str:
 
 
 class _Memory(NamedTuple):
-    """What goes on, to be changed.
+    """The continuing problems, to be changed.
 
     Arguments:
         troubles: what goes on.
@@ -231,20 +231,20 @@ class AlertSender:
         return f"Kekkai backup on {self._host}: {what}"
 
     def _postpone(self, told: Troubles, patience: float) -> None:
-        """What did not arrive is told again after a while."""
+        """Undelivered news are sent again after a while."""
         with self._remembered(patience) as (troubles, _):
             for kind in [kind for kind in told if _goes_on(troubles, kind)]:
                 troubles[kind] = replace(troubles[kind], told=self._clock() - _AGAIN + _UNDELIVERED_AGAIN)
 
     def _forget(self, told: Troubles) -> None:
-        """What is over, and known to be, is no trouble any more, unless it has begun again meanwhile."""
+        """Drop a problem that is resolved and reported, unless it has begun again meanwhile."""
         with self._remembered(self._patience) as (troubles, _):
             for kind in [kind for kind, trouble in told.items() if trouble.over and troubles.get(kind) == trouble]:
                 del troubles[kind]
 
     @contextmanager
     def _remembered(self, patience: float) -> Iterator[_Memory]:
-        """What goes on, to be changed; written down in the end, for this and every other process.
+        """The continuing problems, to be changed; saved at the end, for this and every other process.
 
         Where that is not locked in time, new troubles are kept for the next time and no change is written.
         """

@@ -105,7 +105,7 @@ def read_facts(settings: Settings, now: datetime, archives: Sequence[Entry]) -> 
 
 
 def _rejected(repository: Repository) -> dict[str, int]:
-    """How many messages workers have rejected, by reason, as they count them."""
+    """The number of messages that workers rejected, by reason."""
     try:
         found = json.loads((repository.path / ".rejected.json").read_bytes())
         return {str(reason): int(count) for reason, count in found.items()}
@@ -127,7 +127,7 @@ def _pitr(repository: Repository, archives: Sequence[Entry]) -> PitrFacts:
 def _offsite(
     settings: Settings, repository: Repository, archives: Sequence[Entry], now: datetime
 ) -> tuple[DestinationState, ...]:
-    """What is known of the copies elsewhere."""
+    """The facts about off-site copies."""
     if not settings.offsite.destinations():
         return ()
     try:
@@ -154,7 +154,7 @@ def _cut_off(repository: Repository, restores: Iterable[RestoreRecord]) -> tuple
 
 
 def _policy(settings: Settings) -> RetentionPolicy | None:
-    """How long archives are kept; nothing where none is removed: no prune is due, or it would refuse the policy."""
+    """The retention policy; nothing if no archive is removed: no prune is due, or it would refuse the policy."""
     try:
         return BackupConfig.from_settings(settings).retention if settings.schedules.prune else None
     except ConfigurationError:
@@ -162,7 +162,7 @@ def _policy(settings: Settings) -> RetentionPolicy | None:
 
 
 def _usages(archives: Sequence[Entry], policy: RetentionPolicy | None, now: datetime) -> Iterable[Usage]:
-    """What the archives of each type take on each day since the first one of all.
+    """The space used by archives of each type, for each day since the first archive.
 
     Arguments:
         archives: the newest first.
@@ -233,7 +233,7 @@ def _archive(entry: Entry) -> Archive:
 
 
 def _components(settings: Settings) -> tuple[Component, ...]:
-    """What is to be backed up."""
+    """The components to back up."""
     given = {Component.MEDIA: settings.upload_dir, Component.AUDIT_LOGS: settings.audit_dir}
     return (Component.DATABASE, *(component for component, path in given.items() if path))
 

@@ -75,7 +75,7 @@ def _pace(usage: Usage) -> tuple[int, float]:
 
 
 def _smoothed(daily: Sequence[int]) -> list[float]:
-    """What a day takes, in the mean of each week that ends with one of these days; of all days where they are few."""
+    """The daily use, averaged over the week that ends with each of these days; over all days if they are few."""
     if len(daily) < _WEEK:
         return [sum(daily) / len(daily)]
     return [sum(daily[end - _WEEK : end]) / _WEEK for end in range(_WEEK, len(daily) + 1)]
@@ -103,6 +103,6 @@ def _days_left(usages: Sequence[Usage], paces: Sequence[tuple[int, float]], free
 
 
 def _counted_on(usage: Usage) -> list[int]:
-    """What will leave one day: not what is overdue, which is kept for a reason."""
+    """The archives that retention will remove: not overdue ones, which are kept for a reason."""
     overdue = 0 if usage.kept_days is None else max(0, len(usage.daily) - usage.kept_days)
     return [0] * overdue + list(usage.daily[overdue:])

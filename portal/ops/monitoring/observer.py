@@ -101,7 +101,7 @@ class Observers:
             self._notices.after(entry, status.misses if status else None)
 
     def _read(self) -> Status | None:
-        """How it stands, where anybody wants to know and it can be read."""
+        """The backup status, if it is wanted and can be read."""
         targets = self._settings.targets
         if not (targets.metrics_file or targets.notify_urls):
             return None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Absent:
-    """What is to be copied again from copies.
+    """The archives to copy again from copies.
 
     Arguments:
         here: the archives that the repository has.

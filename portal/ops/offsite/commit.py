@@ -198,7 +198,7 @@ class Commit:
 
 
 def _signed_bytes(document: Mapping[str, Any]) -> bytes:
-    """What is signed: the commit without its signature, as it is written."""
+    """The signed bytes: the commit without its signature, as it is written."""
     return json.dumps(document, indent=1).encode("ascii")
 
 

@@ -88,7 +88,7 @@ class CopyResult(DestinationsResult):
 
 @dataclass(kw_only=True)
 class _Done:
-    """What was done for one destination so far.
+    """The copies made for one destination so far.
 
     Arguments:
         is_logged: a failure is in the access log already.
@@ -158,7 +158,7 @@ class CopyJob:
             yield _ONE_RECIPIENT
 
     def _chosen(self, entries: Sequence[Entry], archive: str | None, *, again: bool) -> tuple[list[Entry], Absent]:
-        """What is copied from the repository, and what is looked for among the copies themselves."""
+        """The archives to copy from the repository, and those to find among the copies themselves."""
         here = frozenset(entry.name for entry in entries)
         try:
             return self._wanted(entries, archive), Absent(here=here, is_wanted=again and archive is None)
@@ -168,7 +168,7 @@ class CopyJob:
             return [], Absent(here=here, is_wanted=True, name=archive)
 
     def _wanted(self, entries: Sequence[Entry], archive: str | None) -> list[Entry]:
-        """What there should be copies of: parents before children, newer chains before older ones."""
+        """The archives that should have copies: parents before children, newer chains before older ones."""
         by_name = {entry.name: entry for entry in entries}
         if archive is not None:
             found = self._repository.find(archive)

@@ -254,7 +254,7 @@ class Ledger:
     # -- WAL ----------------------------------------------------------------------------------------------------------
 
     def wal(self) -> dict[str, Any]:
-        """When copying WAL last worked, and what is wrong with it; empty where none was ever copied."""
+        """The last success of copying WAL, and its fault; empty if none was ever copied."""
         try:
             return self._records.read(_WAL) or {}
         except DamagedRecordError as error:

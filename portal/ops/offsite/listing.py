@@ -106,7 +106,7 @@ class Listing:
 
     @staticmethod
     def chain_fault(commit: Commit, newest: Mapping[str, Commit]) -> str:
-        """Why an archive could not be restored from copies although its own is intact; empty where it could be.
+        """The reason why an archive with an intact copy cannot be restored from copies; empty if it can.
 
         Arguments:
             newest: of each archive its newest copy.
@@ -188,7 +188,7 @@ def commit_stems(backend: Backend) -> Iterable[Stem]:
 
 
 def count_copies(backend: Backend, trust: Trust) -> tuple[int, tuple[str, ...]]:
-    """How many copies are ours, and the stems of those that are foreign; only commits that nobody here knows are read.
+    """The number of our copies, and the stems of foreign ones; only unknown commits are read.
 
     Raises:
         StorageError: it cannot be looked at.

@@ -115,7 +115,7 @@ class RemoteFile:
             self._chunks.popitem(last=False)
 
     def _segment(self, number: int) -> tuple[Payload, Layout]:
-        """What decrypts a segment."""
+        """The decryptor of a segment."""
         if number not in self._opened:
             data, wanted = b"", _HEADER_BYTES
             while True:

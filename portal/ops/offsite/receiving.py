@@ -85,7 +85,7 @@ def _follow(commit: Commit, work: _Work, target: Target, advance: Advance) -> No
 
 
 class _Work:
-    """What the threads share: which segments are next, and what was received."""
+    """The state shared by the threads: the next segments, and those received."""
 
     def __init__(self, backend: Backend, commit: Commit, identities: Sequence[Identity], target: Target) -> None:
         self._backend = backend

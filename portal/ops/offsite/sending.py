@@ -61,7 +61,7 @@ class TakenError(Exception):
 
 @dataclass(kw_only=True)
 class _Pending:
-    """How far a copy is; a record of the repository, which has the archive's id as its name."""
+    """The progress of a copy; a record of the repository, which has the archive's id as its name."""
 
     backup_id: str
     generation: int

@@ -138,7 +138,7 @@ def remove_wal(
 
 
 def _start_of(repository: Repository, commit: Commit) -> WalStart | None:
-    """Where the WAL of a base backup begins, by the archive in the repository, if it is there."""
+    """The start of a base backup in the WAL, by the archive in the repository, if it is there."""
     try:
         return wal_start(read_manifest(repository.path / f"{commit.backup_id}{SUFFIX}"))
     except (OpsError, OSError):

@@ -127,7 +127,7 @@ class WalCopier:
             self._sent_to.pop(file.name, None)
 
     def _oldest_there(self, archive: WalArchive, writer: ObjectWriter) -> str:
-        """Where the WAL that is off-site begins; what is there is looked up once for each connection."""
+        """The start of the WAL that is off-site; looked up once for each connection."""
         identifier = archive.cluster.system_identifier
         if identifier not in self._there:
             self._there[identifier] = frozenset(writer.names(f"{DIRECTORY}/{identifier}/"))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import TYPE_CHECKING, Any, Final
 
-from portal.ops.chains.lineage import is_incremental, line_of
+from portal.ops.chains.lineage import line_of
 from portal.ops.errors import ConfigurationError, OpsError
 from portal.ops.model import SUFFIX
 from portal.ops.pitr.base_chain import cluster_size, facts_of
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from portal.ops.chains.lineage import Ancestor
+    from portal.ops.pitr.look import PitrLook
     from portal.ops.pitr.lsn import Segment
     from portal.ops.pitr.wal_archive import WalArchive
     from portal.ops.pitr.window import Span, Window
@@ -146,29 +148,48 @@ def plan_recovery(repository: Repository, moment: datetime | None, zone: tzinfo 
             "there is nothing to recover to a moment from: it takes a base backup and the WAL that follows it",
             hint="Set BACKUP_WAL=on, start the WAL service, and make a base backup; archives can be restored as ever.",
         )
-    span = choose_span(found.spans, moment)
-    if span is None:
-        raise OutsideWindowError(
-            f"{shown(moment or found.window.end, zone)} lies outside the recovery window, which is {found.window}",
-            hint="Name a moment inside it, or restore an archive.",
-        )
-    path = repository.path / f"{span.base.name}{SUFFIX}"
-    described = base_of(path)
-    assert described is not None
+    span, line, facts = _way_to(repository, found, found.window, moment, zone)
     segments = segments_to(span, found.wal, moment)
-    line = line_of(path) if is_incremental(path) else ()
     return RecoveryPlan(
         moment=moment,
         window=found.window,
         span=span,
-        path=path,
-        line=tuple(ancestor.path for ancestor in line) or (path,),
-        combined_bytes=sum(int(facts_of(ancestor).get("bytes", 0)) for ancestor in line),
-        facts=described[1],
+        path=line[-1].path,
+        line=tuple(ancestor.path for ancestor in line),
+        combined_bytes=sum(int(facts_of(ancestor).get("bytes", 0)) for ancestor in line) if len(line) > 1 else 0,
+        facts=facts,
         wal_bytes=len(segments) * found.archive.cluster.segment_bytes,
         segments=segments,
         archive=found.archive,
         zone=zone,
+    )
+
+
+def _way_to(
+    repository: Repository, found: PitrLook, window: Window, moment: datetime | None, zone: tzinfo
+) -> tuple[Span, tuple[Ancestor, ...], Mapping[str, Any]]:
+    """The newest base backup that leads to a moment, with all that it follows and what it says of its cluster.
+
+    One that cannot be followed to its full one is passed over: an older one takes more WAL, and leads there too.
+
+    Raises:
+        OutsideWindowError: none leads there.
+        NotIntactError: those that would lead there cannot be followed.
+    """
+    spans, fault = list(found.spans), None
+    while (span := choose_span(spans, moment)) is not None:
+        path = repository.path / f"{span.base.name}{SUFFIX}"
+        try:
+            line, described = line_of(path), base_of(path)
+            if described is not None:
+                return span, line, described[1]
+        except OpsError as error:
+            log.warning("base_passed_over", base=span.base.name, error=error.message)
+            fault = fault or error
+        spans = [one for one in spans if one.base.name != path.name.removesuffix(SUFFIX)]
+    raise fault or OutsideWindowError(
+        f"{shown(moment or window.end, zone)} lies outside the recovery window, which is {window}",
+        hint="Name a moment inside it, or restore an archive.",
     )
 
 

@@ -103,7 +103,7 @@ class Target:
 
 @dataclass(kw_only=True)
 class Progress:
-    """Whether a server goes on."""
+    """The check that a server makes progress."""
 
     facts: tuple[object, ...] = ()
     since: float = field(default_factory=time.monotonic)
@@ -300,7 +300,7 @@ class ScratchServer:
         return self._state() == "ready"
 
     def _state(self) -> str:
-        """What the server says of itself in its pid file; empty before it says anything.
+        """The server's state in its pid file; empty before there is one.
 
         Raises:
             RestoreError: it has ended.
@@ -356,7 +356,7 @@ def find_server_program(major: int, owner: Owner | None, *, runner: ProcessRunne
 
 
 def _progress(connection: Connection) -> tuple[bool, str, datetime | None]:
-    """Whether the server still replays, how far it is, and when the last transaction was committed."""
+    """The state of the replay, its position, and the commit time of the last transaction."""
     row = connection.execute(_PROGRESS).fetchone()
     assert row is not None
     return bool(row[0]), str(row[1]), row[2]

@@ -113,7 +113,7 @@ class _Fetch:
                     self._current(archive, file, sorted(mine))
 
     def _description(self, identifier: str, places: Sequence[str]) -> Cluster | None:
-        """What is known of a cluster; it is told anew when limits grow, and those found suit all of its WAL."""
+        """The facts about a cluster; stored anew when limits grow, and the latest suit all of its WAL."""
         found: Cluster | None = None
         for place in places:
             try:
@@ -188,7 +188,7 @@ class _Fetch:
 
 
 def _described(content: bytes, place: str) -> Cluster:
-    """What an object says of its cluster. Whoever may write to the store may have written it.
+    """The cluster's facts in an object. Anyone who may write to the store may have written it.
 
     Raises:
         NotIntactError: it is invalid.

@@ -40,7 +40,7 @@ def fingerprint_of(manifest: Manifest) -> str | None:
 
 
 def is_key_of(manifest: Manifest, key: Secret | None) -> bool | None:
-    """Whether a key is the one that a backup needs; None if that cannot be told: no fingerprint, or no key."""
+    """True if a key is the one that a backup needs; None if that is unknown: no fingerprint, or no key."""
     noted = fingerprint_of(manifest)
     if noted is None or key is None:
         return None

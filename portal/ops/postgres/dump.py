@@ -139,7 +139,7 @@ def _open(
 
 @dataclass(frozen=True, kw_only=True)
 class _Parts:
-    """What a running dump consists of."""
+    """The parts of a running dump."""
 
     target: DatabaseTarget
     server: ServerFacts

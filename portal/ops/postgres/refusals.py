@@ -38,7 +38,7 @@ _CREATE_USER = "createuser --host={host} --port={port} --pwprompt {user}"
 
 @dataclass(frozen=True, kw_only=True)
 class _Refusal:
-    """What a phrase of the server's answer means; `message` and `hint` are filled in with the target's fields."""
+    """The meaning of a phrase in the server's answer; `message` and `hint` are filled with the target's fields."""
 
     phrase: re.Pattern[str]
     error: type[SourceError | ConfigurationError]

@@ -137,7 +137,7 @@ class AccessLog:
         return [entry for line in lines[1 if start else 0 :] if (entry := decode(line))]
 
     def verify(self) -> AccessReport:
-        """Whether every line is as it was written, and none is missing.
+        """Check that every line is unchanged, and none is missing.
 
         Raises:
             RepositoryError: the log cannot be read.
@@ -317,7 +317,7 @@ class Witness:
 
 
 def _why(error: BaseException) -> str:
-    """What ended something, in words; some exceptions only have a number, or nothing but a name."""
+    """The text of an exception; some have only a number, or nothing but a name."""
     if isinstance(error, OpsError):
         return str(error)
     number = getattr(error, "number", None)  # of a signal, as those that commands are stopped by have it
@@ -367,7 +367,7 @@ class _End(NamedTuple):
 
 
 def _found(end: _End, head: tuple[int, str] | None) -> Found | None:
-    """What is not as it should be at the end of the log; a cut shows by itself, in the number of the next line."""
+    """The fault at the end of the log; a truncation shows by itself, in the number of the next line."""
     if head is None:
         return Found.HEAD_MISSING if end.number > 1 else None
     number, own = head

@@ -171,7 +171,7 @@ class _Look:
     # -- reading ----------------------------------------------------------------------------------------------------
 
     def _read(self, stem: bytes, stamps: bytes, remembered: Row | None) -> tuple[Row, bool]:
-        """What the files of an archive say, and whether it is remembered.
+        """The facts from the files of an archive, and whether they may be cached.
 
         Where its manifest cannot be read, that is what it said when it could be. It is remembered, unless the files are
         so new that they may change unnoticed. Nor is it where one of them cannot be read: that may pass without another
@@ -207,7 +207,7 @@ class _Look:
         return row, is_remembered
 
     def _finding(self, name: str) -> tuple[tuple[str | None, float, int], str]:
-        """What was found, and why that is not known: it may be that the archive is damaged."""
+        """The result, and the reason if there is none: the archive may be damaged."""
         try:
             found = self._verifications.of(name)
         except OpsError as error:
@@ -254,7 +254,7 @@ class _Rows:
         return found
 
     def finish(self) -> None:
-        """What is left is gone."""
+        """The remaining cached entries are of removed archives."""
         while self._row is not None:
             self.gone.append(self._row[0])
             self._row = next(self._rows, None)
@@ -295,7 +295,7 @@ def _manifest(path: Path, backup_id: BackupId | None) -> tuple[Manifest | None, 
 
 
 def _read_at(manifest: Manifest) -> float | None:
-    """When the reading of an archive's data began, in seconds since 1970; nothing where the manifest does not say."""
+    """The start of reading an archive's data, in seconds since 1970; nothing if the manifest does not have it."""
     begun = [detail["read_from_ns"] for detail in manifest.details.values() if "read_from_ns" in detail]
     if not begun or not all(type(moment) is int and 0 <= moment < _LATEST_NS for moment in begun):
         return None

@@ -229,7 +229,7 @@ def is_locked_alone(path: Path) -> bool:
 
 
 def _listed(proc: Path) -> dict[tuple[int, int], list[str]]:
-    """Who has which file locked, by its device and inode."""
+    """The holders of locked files, by device and inode."""
     try:
         text = (proc / "locks").read_text()
     except OSError:

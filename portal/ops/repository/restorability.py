@@ -1,4 +1,4 @@
-"""Whether an archive is complete, with all that it needs, as far as that is known without opening it.
+"""Checks that an archive is complete, with all that it needs, without opening it.
 
 An incremental whose chain has a gap or a damaged archive cannot be restored, whatever was found of it alone.
 """

@@ -188,7 +188,7 @@ def _entry(line: bytes) -> dict[str, Any] | None:
 
 
 def _link(entry: dict[str, Any] | None) -> str | None:
-    """What an entry says of the one before; nothing where it has no such key."""
+    """The hash of the previous entry in an entry; nothing if it has no such key."""
     for key in LINK_KEYS:
         if entry and key in entry:
             return str(entry[key] or "").removeprefix("sha256:").lower()
@@ -196,6 +196,6 @@ def _link(entry: dict[str, Any] | None) -> str | None:
 
 
 def _hashes(line: bytes, entry: dict[str, Any] | None) -> frozenset[str]:
-    """What the next entry may say of this one."""
+    """The hashes by which the next entry may refer to this one."""
     own = {str(entry[key]).removeprefix("sha256:").lower() for key in OWN_KEYS if entry and entry.get(key)}
     return frozenset({sha256(line).hexdigest(), *own})

@@ -125,12 +125,12 @@ class RestoreJob:
         Arguments:
             at: the moment, such as ``2026-11-28 14:03:07+00:00``, ``10 minutes ago`` or ``latest``.
             scope: both, or one of them alone.
-            moment: when it was asked for; with `request_id` as for `restore_full`.
+            moment: when it was asked for, which ``… ago`` counts from; with `request_id` as for `restore_full`.
         """
         return self._run(scope, at, moment, request_id, is_moment=True)
 
     def validate_backup(self, path: PathLike) -> tuple[bool, dict[str, Any]]:
-        """Whether an archive could be restored as far as it goes by itself, and what was found in it.
+        """True if an archive by itself could be restored, and the findings.
 
         Returns:
             the manifest's keys beside those of a verification; an ``error`` where it is not intact.

@@ -1,4 +1,4 @@
-"""Whether the portal answers on restored data: its health page is asked until it does, or for as long as is allowed."""
+"""Asks the portal's health page until it answers on restored data, or the time limit ends."""
 
 from __future__ import annotations
 

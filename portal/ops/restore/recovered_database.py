@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class _RecoveredPlan:
-    """What will be done to the database, and from where it is recovered."""
+    """The plan for the database, and the source of its recovery."""
 
     database: PartPlan
     recovery: RecoveryPlan

@@ -185,9 +185,8 @@ class Restoration:
             return RestoreSource(archive=chosen, with_uploads=with_uploads)
         text = os.fspath(request.path)
         context = self._context
-        choice = choose_moment(
-            self._repository, self._config, builder.result.scope, text, context.clock(), context.runner
-        )
+        asked = request.moment or context.clock()  # what is so long ago does not move while others wait and fetch
+        choice = choose_moment(self._repository, self._config, builder.result.scope, text, asked, context.runner)
         archive = self._repository.find(choice.needed[0])
         builder.note(backup_id=choice.name, backup_file=str(absolute(archive.path)), at=choice.moment.isoformat())
         return RestoreSource(archive=archive, choice=choice)
@@ -209,7 +208,7 @@ class Restoration:
                 found.raise_damage()
 
     def _checksum(self, source: RestoreSource) -> Checksum:
-        """What was not looked at before is hashed while it is staged; single files are not a reason to read it all."""
+        """Archives not yet verified are hashed while they are staged; single files are not a reason to read it all."""
         needless = self._config.verify_before_restore or self._config.patterns
         expected = {} if needless else source.needed()
         return Checksum({path: sha256 for path, sha256 in expected.items() if sha256 is not None})

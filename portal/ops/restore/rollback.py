@@ -138,7 +138,7 @@ class Rollback:
 
 
 def _plan_for(record: RestoreRecord) -> RestorePlan:
-    """What is to be done with a restore that was made."""
+    """The plan of a rollback for a finished restore."""
     return RestorePlan(
         backup_id=record.backup_id,
         backup_file=Path(record.backup_file),

@@ -85,7 +85,7 @@ class ScratchDump:
 
 
 class _Stream:
-    """What one pg_dump writes; from its start again, as long as not much of it was read."""
+    """The output of one pg_dump; it can start again, as long as not much of it was read."""
 
     def __init__(self, process: RunningProcess) -> None:
         self._process = process

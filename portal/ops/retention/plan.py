@@ -112,7 +112,7 @@ def plan(archives: Sequence[Entry], policy: RetentionPolicy, now: datetime) -> R
 
 
 class _Reasons:
-    """Why which archive is kept; the few combinations that there are, are each there once."""
+    """The reasons to keep each archive; each combination of them is stored once."""
 
     def __init__(self) -> None:
         self._of: dict[str, tuple[str, ...]] = {}
@@ -129,7 +129,7 @@ class _Reasons:
 
 
 class _Family:
-    """Who hangs on whom, and whether everything that an archive needs is there and complete."""
+    """The dependencies of archives, and whether everything they need is present and complete."""
 
     def __init__(self, archives: Sequence[Entry]) -> None:
         self._entries = {entry.name: entry for entry in archives}
@@ -167,7 +167,7 @@ class _Family:
 
 
 def _own_reasons(entry: Entry, family: _Family) -> Iterable[str]:
-    """Why an archive is kept, whatever others there are."""
+    """The reasons to keep an archive, regardless of others."""
     if entry.pinned:
         yield "it is pinned"
     if entry.type is None:
@@ -266,7 +266,7 @@ _PERIOD_OF: Final[Mapping[str, Callable[[datetime], tuple[Any, ...]]]] = {
 
 
 def _keep_all_if_the_clock_is_wrong(archives: Sequence[Entry], now: datetime, reasons: _Reasons) -> tuple[str, ...]:
-    """Where archives come from the future, ages mean nothing; a warning for each of the first few."""
+    """If archives are from the future, ages mean nothing: keep all, and warn of the first few."""
     ahead = [entry for entry in archives if entry.read_at - now > CLOCK_TOLERANCE]
     if not ahead:
         return ()

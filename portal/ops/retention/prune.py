@@ -360,7 +360,7 @@ class _ResultBuilder:
 
 
 class _Crowd:
-    """Who needs whom at this moment: what the plan knew, what has come since, and without what is gone."""
+    """The present dependencies of archives: those of the plan and of new archives, without removed ones."""
 
     def __init__(self, decided: RetentionPlan) -> None:
         self._known: set[str] = set()

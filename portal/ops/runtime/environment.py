@@ -91,7 +91,7 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def _refuse_foreign_hands(path: str, status: os.stat_result) -> None:
-    """Whoever can write the file decides where backups go: only root and the user of this process may."""
+    """The writer of the file decides where backups go, so only root and the user of this process may write it."""
     if not stat.S_ISREG(status.st_mode):
         raise _unusable(path, "is not a regular file", f"Name a file, or set {ENV_FILE}={os.devnull} to do without it.")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):

@@ -78,7 +78,7 @@ def _is_for_a_person(style: LogFormat, stream: TextIO) -> bool:
 
 
 def _facts(person: bool) -> list[structlog.typing.Processor]:
-    """What adds to an event the facts that every event has; a person knows which machine it is."""
+    """The processor that adds the common facts to an event; a person knows which machine it is."""
     facts: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,

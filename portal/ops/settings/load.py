@@ -100,7 +100,7 @@ class EffectiveSetting:
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """Where a setting was found: the variable, its text, and the origin in words."""
+    """A setting that was found: the variable, its text, and the origin in words."""
 
     name: str
     text: str
@@ -260,7 +260,7 @@ def _check_rules(retention: RetentionSettings, read: _Reader) -> None:
 
 
 def _check_offsite(offsite: OffsiteSettings, read: _Reader) -> None:
-    """What contradicts itself is a fault: nobody should believe in a copy, or in encryption, that is not there."""
+    """Contradictions are faults: nobody should believe in a copy, or in encryption, that is not there."""
     try:
         offsite.destinations()
     except DestinationError as error:

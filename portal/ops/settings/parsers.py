@@ -246,7 +246,7 @@ def cron(text: str) -> str | None:
 
 
 def why_no_cron(text: str) -> str:
-    """Why a text is no cron expression of five fields, as in crontab(5); empty where it is one."""
+    """The reason why a text is no cron expression of five fields, as in crontab(5); empty if it is one."""
     from cronsim import CronSim, CronSimError
 
     try:

@@ -46,7 +46,7 @@ class _Part:
 
 
 class _Buffer:
-    """What is written, with its digest."""
+    """The written bytes, with their digest."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor

@@ -116,7 +116,7 @@ class ObjectStoreBackend:
                 )
 
     def _writer(self, size: int) -> ObjectStore:
-        """What stores an object of a size within the time that it may take."""
+        """The client that stores an object of a size within its time limit."""
         seconds = _put_seconds(size)
         if seconds not in self._writing:
             self._writing[seconds] = self._connect(seconds)
@@ -220,7 +220,7 @@ class ObjectStoreBackend:
 
 
 def _put_seconds(size: int) -> int:
-    """How long an upload may take: what it needs on the slowest line, and a while for the answer."""
+    """The time limit of an upload: its time on the slowest line, and a margin for the answer."""
     bound = next((one for one in _SIZES if size <= one), size)
     return _ANSWER_SECONDS + bound // _SLOWEST
 
@@ -228,7 +228,7 @@ def _put_seconds(size: int) -> int:
 def _options(
     destination: Destination, seconds: int, headers: Mapping[str, str] | None = None, *, is_reading: bool = False
 ) -> dict[str, Any]:
-    """How requests are made: time limits that a hanging server cannot outlast, and a few retries.
+    """The options of requests: time limits that a hanging server cannot outlast, and a few retries.
 
     Arguments:
         seconds: for one request; a download ends earlier where nothing comes for `_READ_SECONDS`.

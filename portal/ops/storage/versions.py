@@ -178,7 +178,7 @@ def client_of(destination: Destination, environ: Mapping[str, str]) -> Any:
 
 
 def bucket_protection(destination: Destination, environ: Mapping[str, str]) -> tuple[bool, str]:
-    """Whether a bucket keeps versions, and how it locks new objects: in words, empty where it does not.
+    """The versioning of a bucket, and its lock on new objects: in words, empty without them.
 
     Raises:
         ConfigurationError: `boto3` is not installed.

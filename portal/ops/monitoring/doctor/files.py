@@ -68,7 +68,7 @@ class FileChecks:
         )
 
     def _places(self) -> Finding:
-        """Whether this user could restore what it backs up: into the uploads, and beside the audit log."""
+        """Checks that this user can restore its backups: into the uploads, and beside the audit log."""
         uploads = self._uploads and os.path.realpath(self._uploads)
         audit = self._audit and os.path.dirname(os.path.realpath(self._audit))
         there = {place: place != uploads for place in (uploads, audit) if place and os.path.isdir(place)}

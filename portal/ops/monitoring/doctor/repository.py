@@ -103,7 +103,7 @@ class RepositoryChecks:
         return ok(f"{path} can be written, and belongs to {owner}{known}{self._memory()}")
 
     def _memory(self) -> str:
-        """Whether the absence of this repository would be noticed."""
+        """Checks that the absence of this repository would be noticed."""
         if self._wanted_id or not self._repository.id or known_id(self._path) == self._repository.id:
             return ""
         return (

@@ -237,7 +237,7 @@ def _write_dump(target: DatabaseTarget, dump: Path, runner: ProcessRunner, bin_d
 
 
 def _content(source: DatabaseDump) -> Iterator[bytes]:
-    """What is dumped; it ends well only where the dump does."""
+    """The dumped bytes; the end is reached only if the dump succeeds."""
     yield from iter(lambda: source.stdout.read(_READ_BYTES), b"")
     source.finish()
 

@@ -67,7 +67,7 @@ class LiveSwap:
         )
 
     def _note_newcomer(self) -> None:
-        """Where there is no live database, note which one is about to be."""
+        """If there is no live database, note the one that will become it."""
         with maintenance(self._target) as connection:
             if find_database(connection, self._target.name):
                 self._newcomer.forget()

@@ -285,7 +285,7 @@ def _beside(means: Means) -> Iterator[OpsError]:
 
 
 def _administrators(means: Means) -> Iterator[OpsError]:
-    """What only a superuser creates in a new database."""
+    """The objects in a new database that only a superuser creates."""
     if means.me.superuser:
         return
     for name in means.around.untrusted:

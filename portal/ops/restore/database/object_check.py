@@ -1,4 +1,4 @@
-"""Whether indexes, constraints and triggers of a restored database are those that the source had.
+"""Compares indexes, constraints and triggers of a restored database with those of the source.
 
 What the dump lists has to be there, by its name. The numbers that the source had at the time of the backup tell besides
 whether the dump lists all of it. What was invalid in the source may be so here: an index of a partitioned table
@@ -76,7 +76,7 @@ class ObjectCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """What is there: each index with whether it is valid and of a partitioned table, and the unvalidated constraints.
+    """The present objects: indexes with their validity and partitioning, and the unvalidated constraints.
 
     Of these, one that follows from that of a parent has a name which the server chose.
     """
@@ -137,7 +137,7 @@ def _look(connection: Connection) -> _Found:
 
 
 def _missing(entries: Iterable[Entry], found: _Found) -> list[str]:
-    """What the dump lists and is not there; a constraint or trigger is listed behind the name of its table.
+    """The missing objects that the dump lists; a constraint or trigger is listed after the name of its table.
 
     Names that are not ASCII are left to the numbers: where the encoding is SQL_ASCII, they have two readings.
     """

@@ -190,7 +190,7 @@ def free_bytes(connection: Connection, target: DatabaseTarget) -> int | None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Contents:
-    """What is seen in the live database; `locked` is who keeps its tables locked."""
+    """The contents of the live database; `locked` has the sessions that lock its tables."""
 
     rows: Mapping[str, int]
     estimated: bool = False
@@ -312,7 +312,7 @@ def _replication(request: Request, means: Means, mode: RestoreMode) -> Iterator[
 
 
 def _identity(connection: Connection, request: Request, means: Means) -> Iterator[str]:
-    """What becomes of owner and roles where the database is made anew."""
+    """The treatment of owner and roles if the database is created anew."""
     identity = request.backed_up.identity
     if means.live is not None or identity is None:
         return

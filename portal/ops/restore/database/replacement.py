@@ -159,7 +159,7 @@ class Replacement:
 
 
 def _differences(target: DatabaseTarget, found: Mapping[str, int], rows: Mapping[str, int]) -> tuple[str, ...]:
-    """What the portal may have written since, or a table that was not filled as the manifest says."""
+    """Rows the portal may have written since, or a table not filled as the manifest says."""
     known = {table: count for table, count in found.items() if table in rows}
     checked = check(target, known, rows)
     return (*checked.wrong, *checked.warnings())

@@ -1,4 +1,4 @@
-"""Whether the rows that were restored are those that were backed up.
+"""Compares the numbers of restored rows with those of the backup.
 
 What must be equal is the number of rows of each table as a whole. Which partition a row is in is for the server to
 decide: a collation or a hash of another version may choose another one. So a partitioned table is compared as one, and

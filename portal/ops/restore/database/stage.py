@@ -127,7 +127,7 @@ def stage(
 
 
 def _differences(scratch: DatabaseTarget, entries: Sequence[Entry], objects: SourceObjects | None) -> tuple[str, ...]:
-    """What is not as the source had it, of what a portal can do without until it is mended."""
+    """Differences from the source that a portal can run with until they are corrected."""
     with connect(scratch) as connection, restoring_errors(scratch):
         found = check_objects(connection, entries, objects)
     return (*(f"the restored database differs from the source: {what}" for what in found.wrong), *found.warnings)

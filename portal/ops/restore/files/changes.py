@@ -98,7 +98,7 @@ class Changes:
         yield Step(Do.PLACE, path, staged.st_ino, staged.st_size, staged.st_mtime_ns)
 
     def _strangers(self, directory: str) -> Iterator[Step]:
-        """What is in a live directory and not in the stage, moved aside where the restore is to be exact."""
+        """Entries of a live directory that are not in the stage; an exact restore moves them aside."""
         if not self.exact:
             return
         for name in self.live.names(directory):

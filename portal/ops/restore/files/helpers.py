@@ -102,7 +102,7 @@ class Helpers:
 
 
 def _waiting_bytes(helper: Helper) -> int:
-    """How much is in the pipe to it."""
+    """The bytes in the pipe to it."""
     (count,) = struct.unpack("i", ioctl(helper.requests, FIONREAD, bytes(struct.calcsize("i"))))
     return int(count)
 

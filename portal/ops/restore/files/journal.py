@@ -248,7 +248,7 @@ class Places:
         tally.moved += 1
 
     def _pass_over(self, path: str, tally: Tally) -> None:
-        """What is in the place of a staged file is not that file: either it was there before, or is somebody's."""
+        """Handle another entry in the place of a staged file: either it was there before, or is somebody's."""
         if self.stage.look(path) is not None:
             return
         tally.kept.append(path)

@@ -13,7 +13,7 @@ _SLOTS: Final = 1 << 10
 
 
 class Kind(IntEnum):
-    """What a name stands for; `IMPLIED` is a directory that has been seen only as a part of other names."""
+    """The kinds of entries; `IMPLIED` is a directory that has been seen only as a part of other names."""
 
     NOTHING = 0
     IMPLIED = 1

@@ -161,7 +161,7 @@ class Comparison:
             self._examples.append(path)
 
     def _look(self, live: Tree | None, path: str) -> os.stat_result | None:
-        """What is there. Where a directory is absent so is all that comes below it, which need not be looked for."""
+        """The present entry. If a directory is absent, so is everything below it, which need not be looked for."""
         if live is None or is_below(path, self._absent):
             return None
         try:
@@ -173,7 +173,7 @@ class Comparison:
         return found
 
     def _count_files(self, live: Tree, preflight: Preflight) -> int:
-        """How many files there are; on the way, what of them would be moved aside."""
+        """Count the files, and note those that would be moved aside."""
         count = 0
         settled: set[str] = set()  # directories whose content goes or stays with them
         for path, found in live.below(""):

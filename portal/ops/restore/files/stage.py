@@ -152,7 +152,7 @@ class Stage:
         return path
 
     def _place(self, member: Member) -> str | None:
-        """Where the file of a member belongs; nothing for a directory, which is made, or a link, which comes later."""
+        """The place of a member's file; nothing for a directory, which is made, or a link, which comes later."""
         path = self._rules.add(member)
         if member.type is MemberType.DIRECTORY:
             self._directory(path, member)
