@@ -23,7 +23,7 @@ _EXAMPLES: Final = f"""examples:
   restore.sh --at latest --data-dir /srv/postgresql
                                          the database cluster itself, for a new server
   restore.sh --rollback                  rolls the last restore back
-  restore.sh --rollback --list           shows what can be rolled back, and its rollback data
+  restore.sh --rollback --list           lists the restores that can be rolled back, and their data
   restore.sh --rollback --discard restore_20240115_120000_abc123
                                          discards the rollback data of that restore, to free space
 

@@ -237,7 +237,7 @@ class RemoteTask:
         """The result, where the repository has what it claims; what cannot be checked is said."""
         result = dict(state.result)
         if not state.is_checked:
-            say(f"warning: {self.remote.settings.local_path} cannot be read: nobody has checked what the broker says")
+            say(f"warning: {self.remote.settings.local_path} cannot be read: the broker's answer was not checked")
         elif result.get("success") and self.operation.backup_type and "path" in result:
             repository = self.remote.settings.local_path
             name = os.path.basename(str(result["path"]))
@@ -285,7 +285,7 @@ class RemoteTask:
                 hint="Try again when the workers have less to do, or use --local.",
             )
         raise StillAtWorkError(
-            f"{self.task_id} is not finished after {duration(waited)}; it goes on", hint=self._later()
+            f"{self.task_id} is not finished after {duration(waited)}; it continues", hint=self._later()
         )
 
     def _be_patient(self, error: BrokerAwayError) -> None:
@@ -320,7 +320,7 @@ class RemoteTask:
         elif is_asked and not is_left:
             stopped.outcome, stopped.hint = self._stop()
         else:
-            stopped.outcome, stopped.hint = "the worker goes on", self._later()
+            stopped.outcome, stopped.hint = "the worker continues", self._later()
 
     def _stop(self) -> tuple[str, str]:
         """Tell the worker to stop; what came of that, and what to do next."""

@@ -85,7 +85,7 @@ def _listen(flower: Flower) -> int | None:
     except OSError as error:
         raise OpsError(
             f"Flower cannot listen at {options.address}:{options.port}: {system_reason(error)}",
-            hint="Set FLOWER_ADDRESS and FLOWER_PORT to where nobody else listens.",
+            hint="Set FLOWER_ADDRESS and FLOWER_PORT to an address and port that are free.",
         ) from error
     return port
 

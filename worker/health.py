@@ -107,7 +107,7 @@ def _silent(client: Client, queue: Queue, task_id: str, seconds: float) -> Queue
         queue=queue,
         is_healthy=False,
         detail=f"{', '.join(idle)} has nothing to do, and did not answer within {duration(seconds)}",
-        hint="Restart it: what it had taken goes back to the queue. Its log says what it did last.",
+        hint="Restart it: its tasks go back to the queue. Its log shows its last work.",
     )
 
 

@@ -218,7 +218,7 @@ def _run_apart(queue: Queue, killed: Mapping[str, Any] | None = None) -> None:
     try:
         process.communicate(json.dumps(killed).encode() + b"\n", timeout=_APART_SECONDS)
     except subprocess.TimeoutExpired:
-        log.error("recovery_not_ended", pid=process.pid, seconds=_APART_SECONDS, hint="It goes on; look at its log.")
+        log.error("recovery_not_ended", pid=process.pid, seconds=_APART_SECONDS, hint="It continues; look at its log.")
 
 
 def _see_to_killed(settings: Settings, operation: Operation, task_id: str, given: Mapping[str, Any]) -> None:

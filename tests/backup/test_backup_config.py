@@ -121,7 +121,7 @@ class TestKeywords:
             ({"s3_bucket": "backups"}, "has the destination local"),
             ({"s3_endpoint": "https://s3.example.org"}, "has the destination local"),
             ({"destination": "s3"}, "names no bucket"),
-            ({"destination": "s3", "s3_bucket": "b"}, "nobody to encrypt it for"),
+            ({"destination": "s3", "s3_bucket": "b"}, "no recipient is named"),
         ],
     )
     def test_contradictions_about_copies_are_refused(self, arguments: dict[str, Any], what: str) -> None:

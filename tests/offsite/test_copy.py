@@ -313,7 +313,7 @@ class TestLyingStores:
         lies = [True]
         job = with_store(offsite, lambda real: Lying(real, keeps, lambda name: lies[0] and name.endswith(victim)))
         result = job.run()
-        assert "is not what was sent" in str(result.error)
+        assert "differs from the data sent" in str(result.error)
         assert result.copied == ()
         if victim != ".json":
             assert not list((offsite.directory / "disk").glob("*.json"))

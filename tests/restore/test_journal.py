@@ -281,7 +281,9 @@ class TestFailure:
     def test_nor_taken_back(self, bench: Bench) -> None:
         """Where taking back fails too, the error says both, and the next start goes on with it."""
         bench.disk.failing = {"apply media", "undo database"}
-        with pytest.raises(RestoreError, match="apply media fails; and what was begun could not be undone: undo data"):
+        with pytest.raises(
+            RestoreError, match="apply media fails; and the begun changes could not be undone: undo data"
+        ):
             bench.apply()
         assert bench.states() == [RestoreState.UNDOING]
         bench.restart()

@@ -196,7 +196,7 @@ class TestNothingChanges:
         details = {"database": {"rows": {"public.mark": 7}}}
         archive = plain(tmp_path, {"components": ["database"], "details": details}, dump=dump_of(world))
         job = world.job(verify_before_restore=False, allow_unverified=True)
-        refused(job.restore_full(archive), 4, "what was restored is not what was backed up")
+        refused(job.restore_full(archive), 4, "the restored rows differ from the backup")
 
     @pytest.mark.parametrize("mode", ["swap", "in-place"])
     def test_a_dump_that_is_cut_short_inside_of_an_archive_that_is_not(

@@ -194,7 +194,7 @@ class TestDoubt:
         (place / f"{last}.tar.gz").write_bytes(b"garbage")
         result = job(place).run()
         assert (result.removed, archives(place)) == ((), whole)
-        assert f"{last} cannot be read, so nobody knows what it needs" in "".join(result.warnings)
+        assert f"{last} cannot be read, so its needs are unknown" in "".join(result.warnings)
 
     def test_one_that_comes_and_cannot_be_read(self, repository: Path) -> None:
         """It may need anything, so nothing more is removed, and that is said."""

@@ -91,7 +91,7 @@ class TestS3:
         """Success for an object that is not there, or has another digest, is noticed at once."""
         with FakeS3(manner) as server:
             backend = open_backend(parse_destination(server.url), KEYS)
-            with pytest.raises(StorageError, match="is not what was sent"):
+            with pytest.raises(StorageError, match="differs from the data sent"):
                 put(backend)
 
     def test_time_follows_from_size(self) -> None:

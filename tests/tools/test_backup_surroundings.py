@@ -33,6 +33,20 @@ def portal(tmp_path: Path, portal_database: DatabaseTarget, postgres: EmbeddedPo
     return portal_in(tmp_path, portal_database, postgres)
 
 
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    """The variables of a portal without a database: uploads, and an empty repository."""
+    (tmp_path / "uploads").mkdir()
+    (tmp_path / "uploads" / "scan.sarif").write_text('{"runs": []}')
+    (tmp_path / "elsewhere").mkdir()
+    return {
+        "PATH": os.environ["PATH"],
+        "BACKUP_LOCAL_PATH": str(tmp_path / "archives"),
+        "PORTAL_UPLOAD_DIR": str(tmp_path / "uploads"),
+        "BACKUP_JOBS": "1",
+    }
+
+
 class TestSurroundings:
     """Where and as whom it is started."""
 

@@ -299,7 +299,7 @@ class TestNobodyDoesIt:
         """--timeout ends the waiting, not the work."""
         with WorkerProcess(portal, redis, "backup", BACKUP_PG_BIN_DIR=str(endless_dump(portal))) as worker:
             late, _ = run(portal, redis.url, "backup.sh", "full", "--timeout", "2", code=6)
-            assert "it goes on" in late["error"]
+            assert "it continues" in late["error"]
             assert any(b"sleep" in line for line in worker.processes().values())
 
 

@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         for fault in report.faults:
             say(f"fault: {fault}")
         for drill_id in altered:
-            say(f"fault: the report of {drill_id} is not what was written when it ended")
+            say(f"fault: the report of {drill_id} was changed after it was written")
         for drill_id in unlogged:
             say(f"fault: the log has no drill for the report {drill_id}: it was put in, or the drill was killed")
         for drill_id in (*altered, *unlogged):

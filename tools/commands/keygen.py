@@ -25,6 +25,6 @@ def run(arguments: argparse.Namespace) -> int:
     say(f"the secret key is in {made.path}")
     say(f"recipient: {made.recipient}")
     say("Set BACKUP_ENCRYPTION_RECIPIENTS to the recipient. Move the file to another place than the backups: a safe, a")
-    say("password manager, paper. Without it nobody can read the copies; with it anybody can. Make a second key.")
+    say("password manager, paper. Without it the copies cannot be read; with it anyone can. Make a second key.")
     print_result({"success": True, "identity_file": str(made.path), "recipient": made.recipient})
     return 0

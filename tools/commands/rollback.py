@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Refuse arguments that do not go together."""
     if arguments.dry_run:
-        parser.error("a rollback has no dry run; without --force it asks, and --list shows what can be rolled back")
+        parser.error(
+            "a rollback has no dry run; without --force it asks, and --list lists the restores that can be rolled back"
+        )
     if given := [name for name in ONLY_RESTORE if getattr(arguments, name) not in (None, False, [], "auto")]:
         option = given[0].replace("_", "-")
         parser.error(f"a rollback undoes a whole restore; --{option} cannot be combined with --rollback")

@@ -98,7 +98,7 @@ def _carry_out(steps: Sequence[Step], installation: Installation, *, is_removal:
         try:
             step.do()
         except (OSError, subprocess.CalledProcessError) as error:
-            return _refuse(f"could not {step.what}: {error}", "Correct that, and start it again: it goes on.", code=1)
+            return _refuse(f"could not {step.what}: {error}", "Correct that, and start it again: it continues.", code=1)
     if is_removal:
         _say("Uninstalled.")
         return 0

@@ -207,7 +207,7 @@ class PlainArchive:
         if kind is MemberType.HARDLINK:
             top, _, link = _relative(link).partition("/")
             if top != self.backup_id:
-                raise DamagedError(Damage(what="it is a link to what is not in the archive", path=path))
+                raise DamagedError(Damage(what="its target is not in the archive", path=path))
         return checked(
             Member(
                 path,

@@ -82,7 +82,7 @@ def _check(files: Mapping[str, tuple[int, str]], manifest: bytes) -> None:
     """Hold what came against the server's own manifest; raises `NotIntactError`."""
     if faults := manifest_faults(files, manifest):
         raise NotIntactError(
-            f"the base backup is not what the server says it sent: {'; '.join(faults[:3])}",
+            f"the base backup differs from the server's own description: {'; '.join(faults[:3])}",
             hint="Start it again; look at the network and the memory of both machines.",
         )
 

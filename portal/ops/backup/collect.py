@@ -280,7 +280,7 @@ def _phase(event: str, component: Component | None = None) -> Iterator[dict[str,
 def _warnings(tally: Tally) -> list[str]:
     return [
         *(f"{path} vanished before it could be read" for path in tally.vanished),
-        *(f"{path} changed each time it was read; what was read last is in the archive" for path in tally.changed),
+        *(f"{path} changed each time it was read; the last version read is in the archive" for path in tally.changed),
         *(f"{path} is a socket, a FIFO or a device and was left out" for path in tally.special),
         *(f"{path} has more extended attributes than an archive takes; they were left out" for path in tally.stripped),
         *_links(tally.outside),

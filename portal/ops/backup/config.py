@@ -196,7 +196,7 @@ class BackupConfig(NamesDatabase):
             raise ConfigurationError(f"the configuration {error}", hint=hint) from None
         settings = self.offsite_settings
         if settings.encryption and not settings.recipients:
-            raise ConfigurationError("a copy on S3 is asked for, and nobody to encrypt it for is named", hint=hint)
+            raise ConfigurationError("a copy on S3 is asked for, and no recipient is named", hint=hint)
 
     @property
     def offsite_settings(self) -> OffsiteSettings:

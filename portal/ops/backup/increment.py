@@ -103,7 +103,7 @@ class Increment:
             _drop(self.place, error)
             raise RepositoryError(
                 f"the state of the uploads is damaged: {error}",
-                hint="Start the backup again: the state is made anew from the archives.",
+                hint="Start the backup again: the state is built again from the archives.",
             ) from error
 
     def tree_after(self, taken: Totals) -> Totals:
@@ -261,7 +261,7 @@ def _checked(repository: Repository, config: BackupConfig, base: str, later: lis
     found = Verifications(repository)
     found.names()  # where no finding can be read, a new base would not help, nor the one after it
     if bad := next((one.name for one in line if _is_known_damaged(found, one.name)), None):
-        reason = f"a verification has found a damage in {bad}, or what it has found cannot be read"
+        reason = f"a verification has found a damage in {bad}, or its result cannot be read"
         raise BaseNeededError(reason, is_fault=True)
     size, *others = map(_upload_bytes, line)
     if len(others) >= config.chain_length:

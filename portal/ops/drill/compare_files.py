@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from hashlib import sha256
@@ -27,6 +28,9 @@ _BLOCK: Final = 1 << 20
 _MOST_WARNINGS: Final = 5
 _EVERYWHERE_NS: Final = (1 << 31) * 1_000_000_000
 """Every file system can store a time that is nearer to 1970."""
+
+_NAME_TAKEN: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+"""How a look by name fails if a file, directory or link has just replaced another one."""
 
 
 class FileComparison:
@@ -87,15 +91,20 @@ class FileComparison:
 
     def _difference(self, member: Member, tree: Tree) -> str:
         """The difference of a restored member; empty if there is none."""
+        try:
+            return self._difference_now(member, tree)
+        except OSError as error:
+            if error.errno not in _NAME_TAKEN:
+                raise
+            return "something else took its name during the comparison"
+
+    def _difference_now(self, member: Member, tree: Tree) -> str:
         path = self._below(member.path)
         found = tree.look(path)
         if found is None:
             return "it was not restored"
         if member.type is MemberType.SYMLINK:
-            try:
-                is_same = stat.S_ISLNK(found.st_mode) and tree.link(path) == member.link
-            except FileNotFoundError:  # something else has taken its name
-                is_same = False
+            is_same = stat.S_ISLNK(found.st_mode) and tree.link(path) == member.link
             return "" if is_same else "it is another link"
         if member.type is MemberType.HARDLINK:
             other = tree.look(self._below(member.link))

@@ -251,7 +251,7 @@ class DrillJob:
         try:
             scratch.throw_away(self.config.database)
         except OpsError as error:
-            builder.found.warnings.append(f"what was restored is left for the next drill to remove: {error.message}")
+            builder.found.warnings.append(f"the restored data is left for the next drill to remove: {error.message}")
 
     def _database(self, builder: _ResultBuilder, opened: Archive, scratch: Scratch) -> DatabaseTarget:
         """Restore and compare the database; where it is."""

@@ -117,7 +117,7 @@ class Scratch:
             if find_database(connection, scratch.name):
                 raise RestoreError(
                     f"there is a database {scratch.name} already, which this drill has not made",
-                    hint="Look at it, and drop it if nobody needs it.",
+                    hint="Look at it, and drop it if it is not needed.",
                 )
             note = _Note(database=scratch.name, live=live.name, host=live.host, port=live.port)
             write_durably(self.directory / _NOTE, json.dumps(encode(note)).encode("ascii") + b"\n")
@@ -196,9 +196,9 @@ def throw_remains_away(repository: Repository, live: DatabaseTarget) -> tuple[st
             continue
         try:
             Scratch(drill_id=path.name, directory=path).throw_away(live)
-            said.append(f"{path.name} had been interrupted; what it had restored has been removed")
+            said.append(f"{path.name} had been interrupted; its restored data has been removed")
         except OpsError as error:
-            said.append(f"{path.name} had been interrupted, and what it left cannot be removed now: {error.message}")
+            said.append(f"{path.name} had been interrupted, and its remains cannot be removed now: {error.message}")
     for sentence in said:
         log.warning("unfinished_work_found", detail=sentence)
     return tuple(said)

@@ -98,7 +98,7 @@ def _missed_drill(
     last: Drill | None, drilled: Drill | None, facts: Facts, allowed: timedelta, now: datetime
 ) -> list[Miss]:
     """A drill that failed misses the target too: what it tried could not be restored."""
-    mend = f"{Advice.DRILL} tries a restore now; it does not touch what is live."
+    mend = f"{Advice.DRILL} tests a restore now, without changing live data."
     if last is not None and not last.success:
         return [Miss(target="drill", what=f"the last drill, of {last.backup_id}, failed: {last.error}", mend=mend)]
     if drilled is None:
@@ -118,7 +118,7 @@ def _missed_pitr(facts: Facts, now: datetime) -> Iterable[PitrMiss]:
 
 def _missed_offsite(facts: Facts, allowed: timedelta, now: datetime) -> list[Miss]:
     """Copies that are missing, too old or damaged, and WAL that is not copied, of each destination."""
-    mend = f"{Advice.COPY_OFFSITE} copies what is missing, or says why it cannot."
+    mend = f"{Advice.COPY_OFFSITE} copies whatever is missing, or names the reason."
     faults = ((one, one.fault(allowed, now)) for one in facts.offsite)
     copies = [Miss(target=f"offsite_{one.identifier}", what=what, mend=mend) for one, what in faults if what]
     wal = ((one, *one.wal_fault(now)) for one in facts.offsite)

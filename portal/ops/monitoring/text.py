@@ -147,6 +147,6 @@ def _outlook(status: Status) -> str:
         return f"too little history ({status.facts.history_days} whole days) to say how long that lasts"
     pace = f"about {human_bytes(foreseen.added_per_day)} a day"
     if foreseen.days_left is None:
-        return f"{pace}; with what is removed, that lasts"
+        return f"{pace}; with prunes, the space lasts"
     day = (status.moment + timedelta(days=foreseen.days_left)).date()
     return f"{pace}; full on about {day.isoformat()}, in {foreseen.days_left} days"

@@ -159,12 +159,12 @@ class Commit:
                 if not is_signed(_signed_bytes(found), found["signer"], signature):
                     raise NotIntactError(
                         f"the signature of the commit {stem.commit} is wrong",
-                        hint="Somebody has changed it. Take another copy; list them to see what there is.",
+                        hint="It was changed. Take another copy; list the copies.",
                     )
                 commit = replace(commit, signer=found["signer"])
         except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise NotIntactError(
-                f"the commit {stem.commit} is invalid", hint="Take another copy; list them to see what there is."
+                f"the commit {stem.commit} is invalid", hint="Take another copy; list the copies."
             ) from error
         return commit
 

@@ -36,7 +36,7 @@ def check_space(repository: Repository, needed: int) -> None:
     free = shutil.disk_usage(repository.path).free
     if needed and free < needed + _DISK_RESERVE:
         raise DiskFullError(
-            f"{repository.path} has {free >> 20} MiB free, and what is fetched needs {needed >> 20} MiB",
+            f"{repository.path} has {free >> 20} MiB free, and the fetch needs {needed >> 20} MiB",
             hint="Make room, or set BACKUP_LOCAL_PATH to a larger disk.",
         )
 

@@ -110,7 +110,7 @@ class Sender:
         digest = read_sidecar(archive.path)
         if digest is None:
             raise NotIntactError(
-                f"{archive.path.name} has no .sha256 file, so nobody knows whether it is intact",
+                f"{archive.path.name} has no .sha256 file, so it cannot be verified",
                 hint="Verify it, then make its .sha256 file with sha256sum.",
             )
         pending = self._pending(entry.name, digest)
@@ -193,8 +193,8 @@ class Sender:
                 self.ledger.forget_pending(pending.stem.backup_id)
                 has = "does not have it" if size is None else f"has {size} bytes of {segment.size}"
                 raise StorageError(
-                    f"{self.backend.shown}/{name} is not what was sent: the store took it, and {has}",
-                    hint="Look at the store; what it says that it has cannot be relied on.",
+                    f"{self.backend.shown}/{name} differs from the data sent: the store accepted it, and {has}",
+                    hint="Look at the store; its answers cannot be relied on.",
                 )
 
     def _check_commit(self, stem: Stem, data: bytes) -> None:
@@ -209,8 +209,8 @@ class Sender:
             is_there = False
         if not is_there:
             raise StorageError(
-                f"{self.backend.shown}/{stem.commit} is not what was sent, so there is no copy",
-                hint="Look at the store; what it says that it has cannot be relied on.",
+                f"{self.backend.shown}/{stem.commit} differs from the data sent, so there is no copy",
+                hint="Look at the store; its answers cannot be relied on.",
             )
 
     def _commit(self, archive: ArchiveFile, entry: Entry, pending: _Pending, size: int) -> Commit:

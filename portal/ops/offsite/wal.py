@@ -91,7 +91,7 @@ def plan_wal(
     if unknown:
         return WalPlan(
             doomed={},
-            warning=f"no WAL is removed from {backend.shown}: nobody knows what {unknown[0]} needs of it",
+            warning=f"no WAL is removed from {backend.shown}: it is unknown how much of it {unknown[0]} needs",
         )
     return WalPlan(doomed=_doomed(backend.list(WAL), starts, now))
 

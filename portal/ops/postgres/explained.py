@@ -30,7 +30,7 @@ def explained_errors(target: DatabaseTarget) -> Iterator[None]:
     try:
         yield
     except psycopg.errors.InsufficientPrivilege as error:
-        hint = f"as an administrator: give user {target.user} what is missing"
+        hint = f"as an administrator: give user {target.user} the missing privileges"
         raise AccessDeniedError(f"the server refuses: {reason_of(str(error))}", hint=hint) from error
     except psycopg.errors.LockNotAvailable as error:
         raise locked_out(target) from error

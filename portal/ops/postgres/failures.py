@@ -87,7 +87,7 @@ def explain_dump_failure(returncode: int, stderr: str) -> SourceError:
     if returncode < 0:
         return DumpFailedError(
             f"pg_dump was ended by {signal.Signals(-returncode).name}",
-            hint="somebody ended it, or the kernel did because memory was short: see dmesg",
+            hint="a user ended it, or the kernel did because memory was short: see dmesg",
         )
     cause = next(cause for cause in _CAUSES if cause.phrase.search(stderr))
     return cause.error(f"pg_dump failed: {_last_words(stderr) or f'exit code {returncode}'}", hint=cause.hint)

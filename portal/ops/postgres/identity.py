@@ -104,7 +104,7 @@ class DatabaseIdentity:
             list(identity_statements(made, "database"))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise NotIntactError(
-                "what the manifest says of the database is invalid",
+                "the manifest's record of the database is invalid",
                 hint=another_archive(),
             ) from error
         return made

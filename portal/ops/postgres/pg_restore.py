@@ -308,7 +308,7 @@ def explain_failure(returncode: int, stderr: str, program: str = "pg_restore") -
     if returncode < 0:
         return RestoreError(
             f"{program} was ended by {signal.Signals(-returncode).name}",
-            hint="somebody ended it, or the kernel did because memory was short: see dmesg",
+            hint="a user ended it, or the kernel did because memory was short: see dmesg",
         )
     cause = next(cause for cause in _CAUSES if cause.phrase.search(stderr))
     return cause.error(f"{program} failed: {_reason(stderr) or f'exit code {returncode}'}", hint=cause.hint)

@@ -93,7 +93,7 @@ def _drop(connection: Connection, target: DatabaseTarget, name: str, statement: 
     if active:
         raise BusyError(
             f"replication slots of database {name} are in use: {', '.join(active)}",
-            hint="end what reads from them, or move it to the live database, and try again",
+            hint="end the readers, or move them to the live database, and try again",
         )
     subscriptions = [str(subscription) for (subscription,) in connection.execute(_SUBSCRIPTIONS, [name])]
     if subscriptions and find_database(connection, name) is not None:

@@ -183,7 +183,7 @@ def disk_full(reason: str) -> DiskFullError:
     """The error for a server that has no space left."""
     return DiskFullError(
         f"the server's disk is full: {reason.strip().splitlines()[0]}",
-        hint=f"free space on the server: {Advice.LIST_ROLLBACKS} shows what restores have kept there",
+        hint=f"free space on the server: {Advice.LIST_ROLLBACKS} shows the rollback data there",
     )
 
 
@@ -204,7 +204,8 @@ def end_orphans(target: DatabaseTarget, application: str) -> None:
                 return
             time.sleep(_ORPHAN_PAUSE_SECONDS)
     raise BusyError(
-        f"the sessions of {application} do not end", hint="see pg_stat_activity for what they do, and try again"
+        f"the sessions of {application} do not end",
+        hint="pg_stat_activity shows their queries; end them, and try again",
     )
 
 

@@ -48,7 +48,7 @@ class Surroundings:
         said = []
         if self.missing_roles:
             said.append(
-                f"{_some(self.missing_roles)}: no such role on this server, so what the backup grants to it is left "
+                f"{_some(self.missing_roles)}: no such role on this server, so its privileges in the backup are left "
                 f"out; to have it, before the restore, as an administrator: {create_roles(self.missing_roles)}"
             )
         if self.missing_tablespaces:

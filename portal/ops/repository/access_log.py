@@ -329,7 +329,7 @@ def _why(error: BaseException) -> str:
         return f"the process was asked to end{_HINT}A worker that is started begins it again; otherwise start it again."
     if type(error).__name__ == "SoftTimeLimitExceeded":  # a worker's, which the engine does not know
         return f"it took longer than a task may{_HINT}Find out what it waited for, or raise BACKUP_TASK_TIMEOUT."
-    return f"{str(error) or type(error).__name__}{_HINT}Look at what was logged at that time, and start it again."
+    return f"{str(error) or type(error).__name__}{_HINT}Look at the log of that time, and start it again."
 
 
 def brief(error: str | None) -> str:

@@ -73,7 +73,7 @@ def disk_full(path: Path) -> DiskFullError:
     """The error for a repository that has no room left for an archive."""
     return DiskFullError(
         f"no space left for the archive in {path}",
-        hint="Remove old archives, or move BACKUP_LOCAL_PATH to a larger disk; what was written of this one is gone.",
+        hint="Remove old archives, or move BACKUP_LOCAL_PATH to a larger disk; the unfinished one is removed.",
     )
 
 

@@ -179,9 +179,7 @@ def _is_still(descriptor: int, archive: Path) -> bool:
 
 
 def _absent(archive: Path) -> ArchiveAbsentError:
-    return ArchiveAbsentError(
-        f"{archive.name} has just been removed", hint=f"{Advice.LIST_ARCHIVES} shows what there is."
-    )
+    return ArchiveAbsentError(f"{archive.name} has just been removed", hint=f"{Advice.LIST_ARCHIVES} lists the others.")
 
 
 # -- who has a lock --------------------------------------------------------------------------------------------------

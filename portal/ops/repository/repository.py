@@ -379,7 +379,7 @@ def _look_at(path: Path) -> ArchiveFile | None:
 
 
 def _absent(text: str, hits: list[ArchiveFile], path: Path) -> ArchiveAbsentError:
-    hint = f"{Advice.LIST_ARCHIVES} shows what there is; BACKUP_LOCAL_PATH says where it is looked for."
+    hint = f"{Advice.LIST_ARCHIVES} lists the archives; BACKUP_LOCAL_PATH names their directory."
     if hits:
         return ArchiveAbsentError(f"{text!r} could be any of {', '.join(hit.name for hit in hits[:5])}", hint=hint)
     if text == "latest":

@@ -130,7 +130,7 @@ def objects_of(manifest: Manifest) -> SourceObjects | None:
         )
     except (AttributeError, TypeError, ValueError) as error:
         raise NotIntactError(
-            "what the manifest says of indexes and constraints is invalid", hint=another_archive()
+            "the manifest's record of indexes and constraints is invalid", hint=another_archive()
         ) from error
 
 

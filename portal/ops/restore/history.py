@@ -131,7 +131,7 @@ class RestoreHistory:
             log.error("undo_failed", restore_id=record.restore_id, error=str(second))
             if isinstance(error, _FAULTS):
                 raise RestoreError(
-                    f"{_brief(error)}; and what was begun could not be undone: {_brief(second)}",
+                    f"{_brief(error)}; and the begun changes could not be undone: {_brief(second)}",
                     hint="Put that right, then start any restore, or --rollback: it goes on from here.",
                 ) from error
 
@@ -326,7 +326,7 @@ class RestoreHistory:
                 self._records.remove(record)
                 said.append(f"{record.restore_id} is more than {self._days} days old and can no longer be rolled back")
             except _FAULTS as error:
-                said.append(f"{record.restore_id} is old, but what it keeps cannot be removed: {_brief(error)}")
+                said.append(f"{record.restore_id} is old, but its rollback data cannot be removed: {_brief(error)}")
         return tuple(said)
 
     def listed(self) -> list[dict[str, Any]]:

@@ -86,5 +86,5 @@ def unpin(
 def _refuse_outside(repository: Repository, found: ArchiveFile) -> None:
     if os.path.realpath(found.path.parent) != os.path.realpath(repository.path):
         raise ConfigurationError(
-            f"{found.path} is not in the repository {repository.path}", hint="Only what is in it can be pruned."
+            f"{found.path} is not in the repository {repository.path}", hint="Only archives in it can be pruned."
         )

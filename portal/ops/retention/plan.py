@@ -292,7 +292,7 @@ def _keep_what_strays_may_need(archives: Sequence[Entry], reasons: _Reasons) -> 
             if entry.type in kinds and entry.read_at <= newest.read_at + _LATENESS:
                 reasons.add(entry.name, f"{newest.name}, which cannot be read, may need it")
         warnings.append(
-            f"{newest.name} cannot be read, so nobody knows what it needs, and no older {what} is removed. "
+            f"{newest.name} cannot be read, so its needs are unknown, and no older {what} is removed. "
             "Make it readable, or move it away"
         )
     return tuple(warnings)

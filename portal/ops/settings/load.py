@@ -202,7 +202,7 @@ def load_settings(
     if read.faults:
         raise ConfigurationError(
             "\n  ".join(["some settings cannot be used:", *read.faults]),
-            hint="correct them where they are set; docs/settings.md says what each one takes",
+            hint="correct them where they are set; docs/settings.md describes the values",
         )
     both = {**env_file.values, **environ}
     of_stores = {name: text for name, text in both.items() if name.startswith(_STORES)}

@@ -68,7 +68,7 @@ class DirectoryBackend:
             if (size := final.stat().st_size) != len(data):
                 raise StorageError(
                     f"{self.shown}/{name} has {size} bytes, although {len(data)} were written",
-                    hint="Look at the disk or share; what it says that it has cannot be relied on.",
+                    hint="Look at the disk or share; its answers cannot be relied on.",
                 )
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
@@ -157,7 +157,7 @@ class DirectoryBackend:
             return StoreFullError(f"{self.shown} is full", hint="Make room there, or remove old copies.")
         if isinstance(error, FileNotFoundError | NotADirectoryError):
             if self._path.is_dir() and name:
-                return ObjectAbsentError(f"there is no {what}", hint="List the copies to see what there is.")
+                return ObjectAbsentError(f"there is no {what}", hint="List the copies.")
             return StoreUnreachableError(
                 f"the directory {self._path} is not there", hint="Mount the disk or share, or create the directory."
             )

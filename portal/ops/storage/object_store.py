@@ -44,7 +44,7 @@ _SLOWEST: Final = 40_000
 _SIZES: Final = (1 << 20, 8 << 20, 64 << 20, 1 << 30)
 """For uploads up to each of these sizes there is a client with a time limit of its own."""
 
-_LYING_HINT: Final = "Look at the store; what it says that it has cannot be relied on. Copy elsewhere until it can."
+_LYING_HINT: Final = "Look at the store; its answers cannot be relied on. Copy elsewhere until they can."
 _PERMISSIONS_HINT: Final = "Compare what the credentials permit with docs/operations.md, 'Off-site copies'."
 _DENIED: Final = ("403 Forbidden", "AccessDenied", "401 Unauthorized", "SignatureDoesNotMatch", "InvalidAccessKeyId")
 _LOCKED: Final = ("ObjectLocked", "WORM", "object lock", "ObjectUnderRetention", "retention")
@@ -112,7 +112,8 @@ class ObjectStoreBackend:
             if kept.is_absent or kept.sha256 not in (None, sha256):
                 has = "has nothing there" if kept.is_absent else f"has the SHA-256 {kept.sha256}"
                 raise StorageError(
-                    f"{self.shown}/{name} is not what was sent: the store took it, and {has}", hint=_LYING_HINT
+                    f"{self.shown}/{name} differs from the data sent: the store accepted it, and {has}",
+                    hint=_LYING_HINT,
                 )
 
     def _writer(self, size: int) -> ObjectStore:
@@ -202,7 +203,7 @@ class ObjectStoreBackend:
                 hint="Create it, or correct BACKUP_OFFSITE_URLS; a bucket is never created by a backup.",
             )
         if isinstance(error, FileNotFoundError):
-            return ObjectAbsentError(f"there is no {what}", hint="List the copies to see what there is.")
+            return ObjectAbsentError(f"there is no {what}", hint="List the copies.")
         refused = isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError)
         if refused or any(word in said for word in _DENIED):
             locked = "it is locked, or " if any(word in said for word in _LOCKED) else ""

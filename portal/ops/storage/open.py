@@ -31,7 +31,7 @@ def open_backend(
     """
     if destination.scheme in (Scheme.FILE, Scheme.SFTP) and lock_days:
         raise ConfigurationError(
-            f"{destination.shown} cannot lock what is written there",
+            f"{destination.shown} cannot lock new objects",
             hint="Unset BACKUP_OFFSITE_LOCK, or use an S3 bucket with object lock.",
         )
     if destination.scheme is Scheme.FILE:

@@ -277,7 +277,7 @@ class SftpBackend:
         if isinstance(error, asyncssh.SFTPFileAlreadyExists):
             return ObjectExistsError(f"{what} is there already", hint="Nothing is overwritten off-site.")
         if isinstance(error, asyncssh.SFTPNoSuchFile | asyncssh.SFTPNoSuchPath):
-            return ObjectAbsentError(f"there is no {what}", hint="List the copies to see what there is.")
+            return ObjectAbsentError(f"there is no {what}", hint="List the copies.")
         if isinstance(error, asyncssh.SFTPNoSpaceOnFilesystem | asyncssh.SFTPQuotaExceeded):
             return StoreFullError(f"{self.shown} has no space left", hint="Make room there, or raise its quota.")
         if isinstance(error, asyncssh.HostKeyNotVerifiable):

@@ -63,7 +63,7 @@ class FileChecks:
         if self._has_key:
             return ok(f"{_KEY} is set here. {keep}")
         return warning(
-            f"{_KEY} is not set here, so nobody can tell whether it is kept: a restored database needs it",
+            f"{_KEY} is not set here, so it is unknown whether it is kept: a restored database needs it",
             f"Make sure that you have the portal's own. {keep}",
         )
 

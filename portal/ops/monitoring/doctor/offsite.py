@@ -79,7 +79,7 @@ class OffsiteChecks:
         if path.stat().st_mode & 0o077:
             return fault(f"{path} may be read by others", f"chmod 600 {path}")
         return warning(
-            f"an identity lies on this machine ({path}): whoever takes it over can read every copy",
+            f"an identity lies on this machine ({path}): an attacker who takes it over can read every copy",
             "Keep it elsewhere, and bring it here for a restore or an off-site drill only.",
         )
 

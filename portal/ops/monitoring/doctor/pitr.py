@@ -118,7 +118,7 @@ class PitrChecks:
             return fault(f"the slot {SLOT} is lost", "Start the WAL service: it makes another, and a base backup.")
         if not found.active:
             return warning(
-                f"nobody reads the slot {SLOT}; the server holds {lag} of WAL back",
+                f"nothing reads the slot {SLOT}; the server holds {lag} of WAL back",
                 f"Start the WAL service; or, for good, SELECT pg_drop_replication_slot('{SLOT}');",
             )
         return ok(f"the slot {SLOT} is read, {lag} behind")

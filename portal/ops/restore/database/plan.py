@@ -260,7 +260,7 @@ def _short_of_room(needed: int, free: int | None) -> list[OpsError]:
     if free is None or free >= needed:
         return []
     message = f"the server has {human_bytes(free)} free, and a second copy takes about {human_bytes(needed)}"
-    return [DiskFullError(message, hint=f"{Advice.LIST_ROLLBACKS} shows what restores have kept there")]
+    return [DiskFullError(message, hint=f"{Advice.LIST_ROLLBACKS} shows the rollback data there")]
 
 
 def _warnings(
@@ -308,7 +308,7 @@ def _replication(request: Request, means: Means, mode: RestoreMode) -> Iterator[
         kept = [f"{entry.kind.lower()} {entry.name}" for entry in entries if needs_administrator(entry)]
         others = [what for what in kept if not what.startswith("extension ")]
         if others:
-            yield f"what only an administrator creates stays as it is: {', '.join(others[:_NAMED])}"
+            yield f"objects that only an administrator creates stay as they are: {', '.join(others[:_NAMED])}"
 
 
 def _identity(connection: Connection, request: Request, means: Means) -> Iterator[str]:

@@ -322,7 +322,7 @@ class DatabaseRestore:
     def _nothing_kept(self) -> RestoreError:
         return RestoreError(
             f"the server has no database that {self.restore_id} has kept: it was not applied, or it was dropped since",
-            hint=f"{Advice.LIST_ROLLBACKS} shows what can be rolled back",
+            hint=f"{Advice.LIST_ROLLBACKS} lists the restores that can be rolled back",
         )
 
 

@@ -42,7 +42,7 @@ class RowCheck:
             return
         more = f"; and {len(self.wrong) - _NAMED} more" if len(self.wrong) > _NAMED else ""
         raise NotIntactError(
-            f"what was restored is not what was backed up: {'; '.join(self.wrong[:_NAMED])}{more}",
+            f"the restored rows differ from the backup: {'; '.join(self.wrong[:_NAMED])}{more}",
             hint=another_archive(),
         )
 

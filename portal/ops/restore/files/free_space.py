@@ -44,5 +44,5 @@ class Room:
         if self._left < 0:
             raise DiskFullError(
                 f"no space left for the stage in {self._name}",
-                hint="Make room there, then start the restore again; what was written of this one is gone.",
+                hint="Make room there, then start the restore again; the unfinished one is removed.",
             )

@@ -114,7 +114,7 @@ class RestoreDirectory:
         except FileNotFoundError as error:
             raise RestoreError(
                 f"there is no restore {self.path.name} in {self.root}",
-                hint=f"{Advice.LIST_ROLLBACKS} shows what can be rolled back.",
+                hint=f"{Advice.LIST_ROLLBACKS} lists the restores that can be rolled back.",
             ) from error
         except (ValueError, TypeError, KeyError) as error:
             raise RestoreError(

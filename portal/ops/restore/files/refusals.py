@@ -19,7 +19,7 @@ def explained(error: OSError, doing: str, top: str) -> OpsError:
     if error.errno in _FULL:
         return DiskFullError(
             f"no space left in {top} {doing}",
-            hint="Make room there, then start the restore again; what was written of this one is gone.",
+            hint="Make room there, then start the restore again; the unfinished one is removed.",
         )
     if error.errno == errno.EPERM and IS_ROOT:
         return AccessDeniedError(

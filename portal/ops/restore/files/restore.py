@@ -400,7 +400,7 @@ def discard_rollback_data(target: Path, restore_id: str) -> int:
             return freed
     raise RestoreError(
         f"there is no restore {restore_id} in {target}",
-        hint=f"{Advice.LIST_ROLLBACKS} shows what there is.",
+        hint=f"{Advice.LIST_ROLLBACKS} lists the restores.",
     )
 
 

@@ -189,7 +189,7 @@ class Selection:
         if not self.most:
             raise ConfigurationError(
                 f"nothing in the archive's {self._prefix} fits {' or '.join(self._patterns)}",
-                hint="Patterns are relative to the component, such as 'tenant-a/*.sarif'; tar tzf lists what there is.",
+                hint="Patterns are relative to the component, such as 'tenant-a/*.sarif'; tar tzf lists the files.",
             )
 
     def contents(self, layer: Layer, jobs: int) -> Contents:

@@ -148,7 +148,7 @@ def check_member(member: Member, path: str, top: str = "") -> None:
             f"{member.path} should be a directory, and is a {member.type.value}", hint=another_archive()
         )
     if path.partition("/")[0] == RESTORE_DIRECTORY:
-        raise NotIntactError(f"{member.path} lies where a restore keeps what is its own", hint=another_archive())
+        raise NotIntactError(f"{member.path} lies where a restore keeps its own files", hint=another_archive())
     can_be = (
         0 <= member.size < _MOST_BYTES
         and 0 <= member.mode < 0o10000
