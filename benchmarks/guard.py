@@ -11,16 +11,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tomllib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from benchmarks.case import OURS
 from benchmarks.cases import all_cases
-from benchmarks.machine import machine_line, own_version, versions_line
+from benchmarks.machine import machine_line, versions_line
 from benchmarks.outcome import Measure, ratio
 from benchmarks.place import alone_in, default_directory, own_directory
-from benchmarks.rounds import Workshop, play
+from benchmarks.rounds import TOOLS, Workshop, play
 from benchmarks.table import Table
 
 if TYPE_CHECKING:
@@ -53,15 +54,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tools/test.sh --speed", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="how often each program runs (default: 5)")
     parser.add_argument("--record", action="store_true", help="write the ratios down as those of this release")
+    parser.add_argument(
+        "--tools", type=Path, default=TOOLS, help="the commands of another checkout, such as the release's own"
+    )
     parser.add_argument("--work-dir", type=Path, default=default_directory(), help="where data and archives go")
     arguments = parser.parse_args()
     directory = own_directory(arguments.work_dir)
     with alone_in(directory):
-        workshop = Workshop(directory=directory, rounds=arguments.rounds, tell=_tell)
+        workshop = Workshop(directory=directory, rounds=arguments.rounds, tell=_tell, tools=arguments.tools.resolve())
         cases = guarded_cases()
         if arguments.record:
             measured_on = f"{machine_line()}; {versions_line()}"
-            release = Release(version=own_version(), measured_on=measured_on, ratios=measure(cases, workshop))
+            release = Release(
+                version=_version_of(workshop.tools), measured_on=measured_on, ratios=measure(cases, workshop)
+            )
             RELEASE.write_text(json.dumps(asdict(release), indent=2) + "\n")
             return 0
         release = read_release(RELEASE)
@@ -124,6 +130,12 @@ def comparison(release: Release, now: Mapping[str, float]) -> Table:
         rows.append((name, before, after, verdict))
     header = ("ours / reference program", f"release {release.version}", "now", "")
     return Table(title="speed and size against the last release", header=header, rows=tuple(rows))
+
+
+def _version_of(tools: Path) -> str:
+    """Return the release that a directory of commands belongs to."""
+    project = tomllib.loads((tools.parent / "pyproject.toml").read_text())["project"]
+    return str(project["version"])
 
 
 def _tell(line: str) -> None:

@@ -40,11 +40,13 @@ class Workshop:
         directory: data sets are kept in its `data`; what the contenders write is in its `runs`, and removed.
         rounds: how often each contender runs.
         tell: takes a line for the person who waits.
+        tools: the directory of the commands that are ours.
     """
 
     directory: Path
     rounds: int
     tell: Callable[[str], None]
+    tools: Path = TOOLS
 
 
 @dataclass(kw_only=True)
@@ -108,7 +110,7 @@ def _make_ready(case: Case, entries: list[Entry], workshop: Workshop, stack: Exi
         try:
             if data not in words:
                 words[data] = _provide(data, workshop, stack)
-            entry.words = words[data] | {"tools": str(TOOLS), "kept": str(kept)}
+            entry.words = words[data] | {"tools": str(workshop.tools), "kept": str(kept)}
             if not entry.trouble:
                 _set_up(entry)
         except (OpsError, CommandFailedError) as error:
