@@ -151,7 +151,7 @@ def test_a_report_that_was_changed_is_found(world: World) -> None:
     report.write_text(report.read_text().replace('"success": true', '"success": false'))
     ended = audit(world.portal)
     assert (ended.returncode, json.loads(ended.stdout)["altered_drills"]) == (4, [changed.drill_id])
-    assert f"the report of {changed.drill_id} is not what was written" in ended.stderr
+    assert f"the report of {changed.drill_id} was changed after it was written" in ended.stderr
 
 
 def test_a_report_that_was_put_in_is_found(world: World) -> None:
