@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from portal.ops.chains.lineage import Ancestor
     from portal.ops.manifest import Manifest
 
-VERSION: Final = 3
+VERSION: Final = 4
 GRANULE_NS: Final = 2_000_000_000
 """File systems may tell two changes apart only when that much time lies between them."""
 
@@ -58,6 +58,9 @@ _FORMS: Final = {
     MemberType.DIRECTORY: stat.S_IFDIR,
 }
 _CONTENT, _OTHER_NAME = 1, 2
+_IMPLIED: Final = (0, -1, -1, 0, 0, 0, 0, 0)
+"""What no directory has, from size to `unsure`: one that is back is taken anew."""
+
 _BATCH: Final = 10_000
 
 
@@ -247,9 +250,15 @@ class MediaState:
         for path in content.deleted:
             self._remove(encode_name(path))
         batch: list[Known] = []
+        directories: set[bytes] = set()
+        parents: set[bytes] = set()
         for member in content.members:
             if not is_below(member.path, _PREFIX):
                 continue
+            path = encode_name(member.path)
+            parents.add(path.rpartition(b"/")[0])
+            if member.type is MemberType.DIRECTORY:
+                directories.add(path)
             if member.type is MemberType.HARDLINK:
                 self._sql.executemany(_PUT, batch)
                 batch = self._linked(member)
@@ -259,6 +268,15 @@ class MediaState:
                 self._sql.executemany(_PUT, batch)
                 batch = []
         self._sql.executemany(_PUT, batch)
+        for path in parents - directories:
+            self._imply(path)
+
+    def _imply(self, path: bytes) -> None:
+        """Know a directory that had gone when it was read, although files in it were: so that they can go with it."""
+        while path and self.get(path) is None:
+            parent, _, name = path.rpartition(b"/")
+            self._sql.execute(_PUT, Known(parent, name, stat.S_IFDIR, *_IMPLIED, b""))
+            path = parent
 
     def _linked(self, member: Member) -> list[Known]:
         """Another name of a file, and the one that the archive has its content under."""
