@@ -255,10 +255,10 @@ class MediaState:
         for member in content.members:
             if not is_below(member.path, _PREFIX):
                 continue
-            path = encode_name(member.path)
-            parents.add(path.rpartition(b"/")[0])
+            encoded = encode_name(member.path)
+            parents.add(encoded.rpartition(b"/")[0])
             if member.type is MemberType.DIRECTORY:
-                directories.add(path)
+                directories.add(encoded)
             if member.type is MemberType.HARDLINK:
                 self._sql.executemany(_PUT, batch)
                 batch = self._linked(member)
@@ -268,8 +268,8 @@ class MediaState:
                 self._sql.executemany(_PUT, batch)
                 batch = []
         self._sql.executemany(_PUT, batch)
-        for path in parents - directories:
-            self._imply(path)
+        for parent in parents - directories:
+            self._imply(parent)
 
     def _imply(self, path: bytes) -> None:
         """Know a directory that had gone when it was read, although files in it were: so that they can go with it."""
