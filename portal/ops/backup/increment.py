@@ -167,23 +167,16 @@ def plan_increment(
     if closely:
         _check_ends(line)
     before = _tree(line[-1])
-    assert config.media_path is not None
     for place in (repository.path / CACHE, repository.path / CACHE, None):
         if (state := _opened(place)) is None:
             continue
         with ExitStack() as opened:
             opened.callback(state.close)
             try:
-                was_compared = _follow(state, line)
-                search = Search(
-                    root=Path(config.media_path),
-                    state=state,
-                    excluded=frozenset([identity(repository.path)]),
-                    advance=advance,
-                )
+                was_compared = _follow(state, line) and is_all_read
+                search = _search(repository, config, state, advance)
                 opened.callback(search.tree.close)
-                is_enough = was_compared and is_all_read
-                delta = search.everything() if named is None or not is_enough else search.of(named)
+                delta = search.of(named) if named is not None and was_compared else search.everything()
                 opened.pop_all()
                 return Increment(line=line, state=state, delta=delta, before=before, place=place, tree=search.tree)
             except sqlite3.Error as error:
@@ -191,6 +184,12 @@ def plan_increment(
             except TooMuchError as error:
                 raise BaseNeededError(str(error)) from error
     raise OpsError("the state of the uploads cannot be kept, not even in memory", hint="Look at the machine's memory.")
+
+
+def _search(repository: Repository, config: BackupConfig, state: MediaState, advance: Callable[[int], None]) -> Search:
+    assert config.media_path is not None
+    excluded = frozenset([identity(repository.path)])
+    return Search(root=Path(config.media_path), state=state, excluded=excluded, advance=advance)
 
 
 @contextmanager

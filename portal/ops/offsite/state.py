@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from portal.ops.repository.entry import Entry
     from portal.ops.repository.repository import Repository
     from portal.ops.retention.policy import RetentionPolicy
+    from portal.ops.settings.destination import Destination
 
 
 def destination_states(
@@ -44,34 +45,43 @@ def destination_states(
     rules = offsite_policy(policy, config.settings.rules)
     missing = missing_copies(config, rules, repository, entries, now)
     moments = {entry.name: entry.moment for entry in entries}
-    found = []
-    for destination in config.destinations:
-        ledger = Ledger(repository, destination)
-        copies = ledger.copies()
-        ids = {stem.backup_id: BackupId.parse(stem.backup_id) for stem in copies}
-        newest = max((one for one in ids.values() if one), key=lambda one: one.moment, default=None)
-        proof = ledger.proof()
-        drilled = proof.get("drilled", {})
-        lacking = missing[destination.identifier]
-        found.append(
-            DestinationState(
-                shown=destination.shown,
-                identifier=destination.identifier,
-                copies=len(copies),
-                newest=str(newest) if newest else None,
-                moment=newest.moment if newest else None,
-                missing=lacking,
-                oldest_missing=min((moments[name] for name in lacking), default=None),
-                stored_bytes=sum(record.stored_bytes for record in copies.values()),
-                verified=_verified(proof.get("verified")),
-                drilled=_drilled(drilled),
-                recipients_proven=bool(drilled.get("success"))
-                and set(config.settings.recipients) <= set(drilled.get("recipients", ())),
-                foreign=tuple(map(str, proof.get("verified", {}).get("foreign", ()))),
-                wal=_wal(ledger.wal()) if has_wal else None,
-            )
-        )
-    return tuple(found)
+    return tuple(
+        _state_of(destination, repository, config.settings.recipients, missing, moments, has_wal=has_wal)
+        for destination in config.destinations
+    )
+
+
+def _state_of(
+    destination: Destination,
+    repository: Repository,
+    recipients: Sequence[str],
+    missing: Mapping[str, tuple[str, ...]],
+    moments: Mapping[str, datetime],
+    *,
+    has_wal: bool,
+) -> DestinationState:
+    ledger = Ledger(repository, destination)
+    copies = ledger.copies()
+    ids = (BackupId.parse(stem.backup_id) for stem in copies)
+    newest = max((one for one in ids if one), key=lambda one: one.moment, default=None)
+    proof = ledger.proof()
+    verified, drilled = proof.get("verified"), proof.get("drilled", {})
+    lacking = missing[destination.identifier]
+    return DestinationState(
+        shown=destination.shown,
+        identifier=destination.identifier,
+        copies=len(copies),
+        newest=str(newest) if newest else None,
+        moment=newest.moment if newest else None,
+        missing=lacking,
+        oldest_missing=min((moments[name] for name in lacking), default=None),
+        stored_bytes=sum(record.stored_bytes for record in copies.values()),
+        verified=_verified(verified),
+        drilled=_drilled(drilled),
+        recipients_proven=bool(drilled.get("success")) and set(recipients) <= set(drilled.get("recipients", ())),
+        foreign=tuple(map(str, (verified or {}).get("foreign", ()))),
+        wal=_wal(ledger.wal()) if has_wal else None,
+    )
 
 
 def _wal(facts: Mapping[str, Any]) -> WalCopying | None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from portal.ops.pitr.plan import RecoveryPlan
     from portal.ops.pitr.scratch import Owner
+    from portal.ops.pitr.scratch_server import ScratchServer
     from portal.ops.repository.repository import Repository
     from portal.ops.runtime.process import ProcessRunner
     from portal.ops.runtime.progress import Advance
@@ -139,12 +140,7 @@ def deliver(
             advance=advance,
         )
         with _alter_system_aside(data):
-            try:
-                with WalFeed(plan.archive, side, owner) as feed:
-                    server.recover(feed, Target(moment=plan.moment, timeline=plan.span.timeline))
-                server.stop(fast=True)
-            finally:
-                server.stop()
+            _replay(server, plan, side, owner)
         notes = _complete(data, owner, server.limits)
         _sync(data)
         _move(data, directory)
@@ -152,6 +148,16 @@ def deliver(
     return Delivered(
         directory=directory, moment=plan.reached, commands=_commands(directory, owner, program), notes=notes
     )
+
+
+def _replay(server: ScratchServer, plan: RecoveryPlan, side: Path, owner: Owner | None) -> None:
+    """Replay the WAL up to the moment, and shut the server down in an orderly way."""
+    try:
+        with WalFeed(plan.archive, side, owner) as feed:
+            server.recover(feed, Target(moment=plan.moment, timeline=plan.span.timeline))
+        server.stop(fast=True)
+    finally:
+        server.stop()
 
 
 @contextmanager

@@ -77,16 +77,20 @@ def recovered(
         try:
             with WalFeed(plan.archive, directory, owner) as feed:
                 server.recover(feed, Target(moment=plan.moment, timeline=plan.span.timeline))
-                log.info(
-                    "scratch_server_ready",
-                    base=plan.span.base.name,
-                    moment=plan.reached.isoformat(),
-                    unpack_seconds=round(unpacked - started, 3),
-                    replay_seconds=round(time.monotonic() - unpacked, 3),
-                )
+                _log_ready(plan, unpacked - started, time.monotonic() - unpacked)
                 yield server
         finally:
             server.stop()
+
+
+def _log_ready(plan: RecoveryPlan, unpack_seconds: float, replay_seconds: float) -> None:
+    log.info(
+        "scratch_server_ready",
+        base=plan.span.base.name,
+        moment=plan.reached.isoformat(),
+        unpack_seconds=round(unpack_seconds, 3),
+        replay_seconds=round(replay_seconds, 3),
+    )
 
 
 def lines_locked(plan: RecoveryPlan, lock_timeout: float) -> ExitStack:
