@@ -15,6 +15,7 @@ from demo.postgres import EmbeddedPostgres
 from portal.ops.restore.files import stage as file_stage
 from portal.ops.runtime.process import SystemRunner
 from portal.ops.settings.load import DatabaseTarget, Secret
+from tests.support.archives import pool
 from tests.support.http_server import web_server
 from tests.support.offsite import offsite, small_segments
 from tests.support.portal import portal
@@ -34,6 +35,7 @@ __all__ = [
     "hands",
     "object_store",
     "offsite",
+    "pool",
     "portal",
     "portal_database",
     "portal_database_in",

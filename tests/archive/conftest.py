@@ -6,20 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support import archives
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-    from portal.ops.archive.compressor_pool import CompressorPool
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[CompressorPool]:
-    """Helper processes that all tests of this module share, as the components of one backup do."""
-    with archives.compressor_pool() as pool:
-        yield pool
 
 
 @pytest.fixture

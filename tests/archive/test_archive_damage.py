@@ -31,7 +31,7 @@ from tests.support import archives
 from tests.support.archives import NAME, Recipe, seal, verify, write_archive
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from portal.ops.archive.compressor_pool import CompressorPool
@@ -77,13 +77,6 @@ def frames_of(path: Path) -> list[tuple[int, int, set[str]]]:
                 left -= table.tar_lengths[number] - at
                 number, at = number + 1, 0
     return found
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[CompressorPool]:
-    """Helper processes that all tests of this module share."""
-    with archives.compressor_pool() as pool:
-        yield pool
 
 
 @pytest.fixture(scope="module")

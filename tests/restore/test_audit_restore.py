@@ -13,22 +13,13 @@ from portal.ops.archive.open import open_archive
 from portal.ops.model import Component
 from portal.ops.restore.audit_chain import Chain, Continuation, check_log, check_logs
 from portal.ops.restore.files.restore import FileRestore, FilesReport, discard_rollback_data, list_restores
-from tests.support import archives
 from tests.support.archives import NAME, Recipe, tree_on_disk, write_archive
 from tests.support.hostile import file, write_plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from portal.ops.archive.compressor_pool import CompressorPool
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[CompressorPool]:
-    """Helper processes that all tests of this module share."""
-    with archives.compressor_pool() as pool:
-        yield pool
 
 
 @pytest.fixture

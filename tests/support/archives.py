@@ -11,6 +11,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import pytest
+
 from portal.ops.archive.compressor_pool import CompressorPool
 from portal.ops.archive.index import MemberType
 from portal.ops.archive.open import open_archive
@@ -71,6 +73,13 @@ class Recipe:
 def compressor_pool() -> CompressorPool:
     """A pool of two for archives of these tests; the caller closes it."""
     return CompressorPool(BACKUP_ID, 2, compression=Compression.FAST)
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[CompressorPool]:
+    """Helper processes that all tests of a module share, as the components of one backup do."""
+    with compressor_pool() as pool:
+        yield pool
 
 
 def write_archive(path: Path, pool: CompressorPool, recipe: Recipe) -> Path:

@@ -17,35 +17,13 @@ import pytest
 from portal.ops.runtime.progress import Step
 from portal.ops.settings.load import LogFormat
 from tests.support.commands import BACKUP, ROOT, Ended, answer, run
-from tests.support.portal import Portal, portal_in
 from tools.terminal.run import watched_log
 
 if TYPE_CHECKING:
-    from demo.postgres import EmbeddedPostgres
-    from portal.ops.settings.load import DatabaseTarget
+    from tests.support.portal import Portal
 
 SCRIPT = ROOT / "scripts" / "backup.sh"
 KEYS = {"success", "backup_id", "path", "size_bytes", "type", "checksum", "components", "duration_seconds"}
-
-
-@pytest.fixture
-def portal(tmp_path: Path, portal_database: DatabaseTarget, postgres: EmbeddedPostgres) -> Portal:
-    """A small portal with a database of its own."""
-    return portal_in(tmp_path, portal_database, postgres)
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> dict[str, str]:
-    """The variables of a portal without a database: uploads, and an empty repository."""
-    (tmp_path / "uploads").mkdir()
-    (tmp_path / "uploads" / "scan.sarif").write_text('{"runs": []}')
-    (tmp_path / "elsewhere").mkdir()
-    return {
-        "PATH": os.environ["PATH"],
-        "BACKUP_LOCAL_PATH": str(tmp_path / "archives"),
-        "PORTAL_UPLOAD_DIR": str(tmp_path / "uploads"),
-        "BACKUP_JOBS": "1",
-    }
 
 
 def events(ended: Ended) -> list[dict[str, Any]]:

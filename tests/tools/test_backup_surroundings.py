@@ -15,36 +15,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.commands import BACKUP, ROOT, Ended, answer, run
-from tests.support.portal import Portal, portal_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from demo.postgres import EmbeddedPostgres
-    from portal.ops.settings.load import DatabaseTarget
+    from tests.support.portal import Portal
+
 
 NOBODY = 65534
 SYSTEM_PYTHON = Path("/usr/bin/python3")
-
-
-@pytest.fixture
-def portal(tmp_path: Path, portal_database: DatabaseTarget, postgres: EmbeddedPostgres) -> Portal:
-    """A small portal with a database of its own."""
-    return portal_in(tmp_path, portal_database, postgres)
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> dict[str, str]:
-    """The variables of a portal without a database: uploads, and an empty repository."""
-    (tmp_path / "uploads").mkdir()
-    (tmp_path / "uploads" / "scan.sarif").write_text('{"runs": []}')
-    (tmp_path / "elsewhere").mkdir()
-    return {
-        "PATH": os.environ["PATH"],
-        "BACKUP_LOCAL_PATH": str(tmp_path / "archives"),
-        "PORTAL_UPLOAD_DIR": str(tmp_path / "uploads"),
-        "BACKUP_JOBS": "1",
-    }
 
 
 class TestSurroundings:

@@ -7,24 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support import archives
 from tests.support.archives import NAME, Recipe, write_archive
 from tests.support.file_restores import put
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from portal.ops.archive.compressor_pool import CompressorPool
 
 OLD_NS = 1_700_000_000_000_000_001
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[CompressorPool]:
-    """Helper processes that all tests of this module share."""
-    with archives.compressor_pool() as pool:
-        yield pool
 
 
 @pytest.fixture
