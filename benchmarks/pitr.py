@@ -144,7 +144,7 @@ class _Bench:
     def program(self, name: str, *arguments: str | Path) -> float:
         """Run one of PostgreSQL's programs against the server; the seconds that it took."""
         environ = {**os.environ, "PGPASSWORD": self.server.superuser().password}
-        where = ["--host=127.0.0.1", f"--port={self.server.port}", "--username=postgres", "--no-password"]
+        where = ["--host=127.0.0.1", f"--port={self.server.port}", "--username=postgres"]
         started = time.monotonic()
         command = [self.server.reachable_bin_dir / name, *where, *arguments]
         subprocess.run(command, env=environ, check=True, capture_output=True)
