@@ -41,7 +41,7 @@ log = engine_log("portal.ops.restore.moment")
 
 _MEDIA: Final = Component.MEDIA.member
 _WRITTEN: Final = timedelta(seconds=1)
-"""How much later than the file itself its ctime may be, in nanoseconds."""
+"""A file belongs to a moment if its ctime is at most this much later."""
 
 
 @dataclass(frozen=True, kw_only=True)
