@@ -351,19 +351,19 @@ def watcher_in_a_thread(tmp_path: Path, workers: Recorder, **environ: str) -> It
 
     def run() -> None:
         with suppress(_Over):
-            watcher.run()
+            looking.run()
 
     places = {"BACKUP_LOCAL_PATH": str(tmp_path / "archives"), "PORTAL_UPLOAD_DIR": str(tmp_path / "uploads")}
     settings = load_settings({**places, **QUICK, "BACKUP_WATCH_LATEST": "1s", **environ}, lambda path: "")
-    watcher = Watcher(settings, workers, steady=steady)
+    looking = Watcher(settings, workers, steady=steady)
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
-        yield watcher
+        yield looking
     finally:
         is_over.set()
         thread.join(30)
-        watcher._close()
+        looking._close()
     assert not thread.is_alive()
 
 
