@@ -16,18 +16,21 @@ from kombu.exceptions import OperationalError
 from portal.ops.backup.job import BackupConfig, BackupJob
 from portal.ops.drill.job import DrillJob
 from portal.ops.errors import RepositoryError
-from portal.ops.model import VerifyLevel
+from portal.ops.model import BackupType, VerifyLevel
 from portal.ops.monitoring.doctor.check import State, examine
 from portal.ops.monitoring.doctor.run import engine_checks
 from portal.ops.offsite.signing import own_key
 from portal.ops.repository import known
 from portal.ops.repository.access_log import NAME
 from portal.ops.repository.catalogue import Catalogue
+from portal.ops.repository.identity import STAND_IN_NAME
 from portal.ops.repository.repository import LOCK_NAME, Repository
 from portal.ops.restore.job import RestoreConfig, RestoreJob
 from portal.ops.retention.prune import PruneJob
 from portal.ops.settings.load import load_settings
 from tests.support import commands
+from tests.support.backups import NOON
+from tests.support.kept import put_archive
 from tests.support.portal import succeeded
 from tests.support.repositories import as_nobody
 from tests.support.services import ServiceProcess
@@ -175,17 +178,20 @@ class TestAbsence:
 class TestAnother:
     """Another repository at the same path."""
 
-    def test_a_backup_and_a_prune_refuse_it(self, config: BackupConfig, tmp_path: Path) -> None:
-        """Both ids are named; it can be looked at."""
+    @pytest.mark.parametrize("held", [0, 1])
+    def test_a_backup_and_a_prune_refuse_it(self, config: BackupConfig, tmp_path: Path, held: int) -> None:
+        """Both ids are named, whether it has archives or not; it can be looked at."""
         mine = Repository(Path(config.local_path)).id
         other = Repository(tmp_path / "other")
         other.prepare()
+        for _ in range(held):
+            put_archive(other.path, BackupType.FULL, NOON)
         archives = unmount(config, leaves=False)
         other.path.rename(archives)
         result = BackupJob(config).backup_media()
         assert f"has the id {Repository(archives).id}, and the one that was used here has {mine}" in str(result.error)
         assert not PruneJob(Repository(archives), config.retention).run().success
-        assert BackupJob(config).list_backups() == []
+        assert len(BackupJob(config).list_backups()) == held
 
     def test_one_that_was_copied_without_its_hidden_files(self, config: BackupConfig) -> None:
         """Its archives are there, so it is not refused."""
@@ -222,6 +228,16 @@ class TestAnother:
         assert ABSENT.format(archives) in str(BackupJob(config).backup_media().error)
         assert ABSENT.format(archives) in str(PruneJob(repository, config.retention).run().error)
         succeeded(BackupJob(replace(config, confirm_loss=True)).backup_media())
+        succeeded(BackupJob(config).backup_media())
+
+    @pytest.mark.parametrize("has_id", [True, False])
+    def test_a_restore_leaves_no_note_in_the_repository_itself(self, config: BackupConfig, has_id: bool) -> None:
+        """Nor in a copy of it that came without its id: backups go on in both."""
+        archives = Path(config.local_path)
+        if not has_id:
+            (archives / LOCK_NAME).unlink()
+        Repository(archives).prepare_for_restore()
+        assert not (archives / STAND_IN_NAME).exists()
         succeeded(BackupJob(config).backup_media())
 
 
