@@ -2,33 +2,33 @@
 
     OpsError                       exit 1   something did not work
     ├── ConfigurationError         exit 2   a setting or an argument is invalid
-    │   ├── UnsupportedError       exit 2   it is valid, but this release cannot do it
-    │   └── IdentityError          exit 2   an age identity is missing, or opens nothing that it is tried on
+    │   ├── UnsupportedError       exit 2   it is valid, but unsupported by this release
+    │   └── IdentityError          exit 2   an age identity is missing, or does not fit
     ├── NotConfirmedError          exit 3   not confirmed
     ├── NotIntactError             exit 4   an archive is damaged, incomplete or hostile
-    ├── BusyError                  exit 5   somebody else holds the lock            (retry)
-    ├── SourceError                exit 1   what should be backed up cannot be read
+    ├── BusyError                  exit 5   another process holds a lock            (retry)
+    ├── SourceError                exit 1   a source cannot be read
     │   ├── ClientToolError        exit 1   pg_dump or pg_restore is missing, or too old for the server
     │   ├── ConnectionFailedError  exit 1   the server cannot be reached            (retry)
-    │   ├── AccessDeniedError      exit 1   the server refused the user, or the user may not read something
-    │   │   └── LoginRefusedError  exit 1   it may be the password, or there is no such user
+    │   ├── AccessDeniedError      exit 1   the server refused the user, or access to an object
+    │   │   └── LoginRefusedError  exit 1   wrong password, or no such user
     │   ├── DatabaseAbsentError    exit 1   the server has no such database
     │   ├── PoolerError            exit 1   a connection pooler answers, not a server
     │   ├── DumpFailedError        exit 1   pg_dump started and did not finish      (retry)
-    │   │   └── SchemaChangedError exit 1   tables came or went meanwhile           (retry)
-    │   └── UnsteadyError          exit 1   files went away in the midst of it      (retry)
+    │   │   └── SchemaChangedError exit 1   tables changed meanwhile                (retry)
+    │   └── UnsteadyError          exit 1   files vanished during the backup        (retry)
     ├── RepositoryError            exit 1   the directory of archives cannot be read or written
     │   ├── DiskFullError          exit 1   no space left
-    │   ├── RepositoryAbsentError  exit 1   the repository that was used at a path is not there
+    │   ├── RepositoryAbsentError  exit 1   the repository used at a path is absent
     │   └── ArchiveAbsentError     exit 2   no archive of that name
     ├── StorageError               exit 1   an off-site store cannot be read or written
     │   ├── StoreUnreachableError  exit 1   the store does not answer               (retry)
-    │   ├── StoreDeniedError       exit 1   the store refused the credentials, or what they may do
+    │   ├── StoreDeniedError       exit 1   the store refused the credentials, or the request
     │   ├── StoreFullError         exit 1   the store has no space left
-    │   ├── ObjectExistsError      exit 1   an object of that name is there already
+    │   ├── ObjectExistsError      exit 1   an object of that name exists
     │   └── ObjectAbsentError      exit 1   no object of that name
     ├── CommandFailedError         exit 1   the operator's command before the work failed, so it was not started
-    └── RestoreError               exit 1   a restore stopped; the live data is as it was
+    └── RestoreError               exit 1   a restore stopped; the live data is unchanged
 
 A message says what happened, a hint what to do next. Only entry points turn an error into an exit. As text, message and
 hint are one line each; control characters in them, for instance from a file name, are escaped.

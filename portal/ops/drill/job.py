@@ -1,11 +1,11 @@
 """A drill: really restores an archive next to the live data, compares it with the backup, and removes it.
 
-    recover   what a drill that was killed has left is removed
-    restore   the database into a scratch database, the files into a scratch directory; the time is taken
-    compare   every table's rows, every index and constraint, every file's content, mode and time
-    check     what the portal needs beyond that: files that rows refer to, the credential key, its own command
-    forget    the scratch is dropped and removed, whatever happened
-    report    what was shown, kept in `.drills/`, and recorded as the highest level of verification
+    recover   remove what killed drills have left
+    restore   restore to a scratch database and a scratch directory, and take the time
+    compare   compare every table's rows, every index and constraint, every file's content, mode and time
+    check     check the portal beyond its data: files that rows refer to, the credential key, its own command
+    forget    drop and remove the scratch data in any case
+    report    save the report in `.drills/`, and the result as the highest level of verification
 
 Of the live database only encoding and locale are read; the live files are not read at all.
 """

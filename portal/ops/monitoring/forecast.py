@@ -82,7 +82,7 @@ def _smoothed(daily: Sequence[int]) -> list[float]:
 
 
 def _trend(series: Sequence[float]) -> float:
-    """The median slope between any two days (Theil–Sen); a negative one counts as 0."""
+    """The median slope between any two days (Theil and Sen); a negative one counts as 0."""
     slopes = [(later - earlier) / (j - i) for (i, earlier), (j, later) in combinations(enumerate(series), 2)]
     return max(0.0, median(slopes)) if len(series) > _WEEK else 0.0
 

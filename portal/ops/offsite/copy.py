@@ -1,8 +1,8 @@
 """Copies missing archives off-site.
 
-    look      which copies the store has, by the names of its commits
-    choose    complete archives of the types that are copied, which the off-site rules would keep; parents first
-    send      each of them (`sending`)
+    look      list the copies in the store, by the names of commits
+    choose    select complete archives of the configured types that the off-site rules keep, parents first
+    send      send each of them (`sending`)
 
 A failure at one destination does not affect the others, or the next attempt.
 """

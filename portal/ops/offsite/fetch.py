@@ -1,10 +1,10 @@
 """Fetches archives from off-site into the repository: byte for byte, with their sidecars.
 
-list      what the destination has
-lock      a pending archive, as a backup has one
-receive   segments, by two threads: decryption, each to its place in the file; the SHA-256 of the archive meanwhile
-check     the size and the SHA-256 of the archive; where they are wrong, which segment is to blame
-publish   sidecar, then the rename: only now it is an archive
+list      list the copies in the destination
+lock      lock a pending archive, like a backup
+receive   receive and decrypt segments in two threads, each to its place in the file, and hash the archive meanwhile
+check     compare size and SHA-256 of the archive; if they are wrong, find the damaged segment
+publish   write the sidecar, then rename: only now it is an archive
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
 """The repository's record of off-site copies, in `.offsite/<destination>/`; the store itself is authoritative.
 
-    copies.jsonl           a line for each copy that is known to be complete
-    pending/<id>.json      how far an interrupted copy is
-    proof.json             what the last verification and the last drill have found
-    turns.json             when each copy was verified last
-    wal.json               when copying WAL last worked, and what is wrong with it
+    copies.jsonl           a line for each complete copy
+    pending/<id>.json      the progress of an interrupted copy
+    proof.json             the results of the last verification and the last drill
+    turns.json             when each copy was last verified
+    wal.json               when WAL was last copied, and the fault since
 
-The store has the truth: a look at it brings this up to date. Status reads this alone, so it works while the store is
-away.
+Listing the store updates the record. The status reads only the record, so it works while the store cannot be reached.
 """
 
 from __future__ import annotations

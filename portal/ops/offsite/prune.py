@@ -1,10 +1,10 @@
 """Removes copies that the off-site rules do not keep, on a host whose credentials permit that.
 
-    plan       every archive that has a copy, with a reason for keeping or removing it; chains stay complete
-    look       a copy whose objects are locked is passed over
-    remove     the commit first, so that half a copy is never taken for one; then the segments
-    sweep      copies that a newer one of the same archive replaces, and segments that never got a commit
-    WAL        what lies before every base backup that still has a copy (`wal`)
+    plan       decide with a reason about every archive that has a copy; chains stay complete
+    look       skip copies with locked objects
+    remove     remove the commit first, so that an incomplete copy never counts as one; then the segments
+    sweep      remove copies replaced by a newer one of the same archive, and segments without a commit
+    WAL        remove WAL older than every base backup that still has a copy (`wal`)
 """
 
 from __future__ import annotations

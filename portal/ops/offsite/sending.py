@@ -1,12 +1,12 @@
 """Sends one archive: encrypts and stores segment by segment, and records its progress.
 
-    choose    a stem that nobody has used; or go on with the one of an interrupted copy
-    seal      the next segment is encrypted while the last one is sent
-    intend    the digest is noted before it is sent: after a crash it tells our object from another's
-    store     one PUT, refused where the name is taken
-    note      the segment is stored; a crash from here on does not send it again
-    check     the archive has the digest of its sidecar
-    commit    the commit object, last, and only if it is not there
+    choose    choose an unused stem, or continue with that of an interrupted copy
+    seal      encrypt the next segment while the last one is sent
+    intend    record the digest before sending: after a crash it identifies our object
+    store     store the segment with one PUT, which is refused if the name exists
+    note      record that it is stored; after a crash it is not sent again
+    check     compare the archive's digest with its sidecar
+    commit    store the commit last, and only if there is none
 
 Nothing that was sent is overwritten or deleted. If an unknown object has a name of this copy, the copy starts again
 under the next stem, and `prune` removes the remains.

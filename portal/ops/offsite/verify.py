@@ -1,9 +1,9 @@
 """Verifies copies: by the store's own digests, without an identity; more thoroughly by reading them.
 
-checksum   every segment is there, with the size and the SHA-256 that the commit has; nothing is downloaded where the
-           store keeps digests of its own
-contents   the archive is fetched, decrypted and verified, then removed
-dump       likewise, with the database's dump decoded to its end
+checksum   every segment exists with the size and SHA-256 in the commit; nothing is downloaded if the store has digests
+           of its own
+contents   the archive is fetched, decrypted, verified, and removed again
+dump       the same, with the database's dump decoded to its end
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Removes archives that the retention policy does not keep.
 
-    plan       every archive, with a reason for keeping or removing it
-    claim      some of those that go: what somebody holds is passed over
-    look       what has come since the plan, and what was pinned, keeps what it needs
-    remove     names of archives, children before parents; then sidecars, then what is recorded of them
-    sweep      what a prune or a backup that was killed has left
+    plan       decide with a reason about every archive
+    claim      lock some of those to be removed; skip those in use
+    look       check again: new archives and new pins keep what they need
+    remove     remove archives, children before parents; then their sidecars and records
+    sweep      remove what killed prunes and backups have left
 
 It may be killed at any instant: an archive that exists has its sidecar and everything it needs. It runs next to
 backups, restores and other readers, and writes nothing that it depends on, so a full disk does not stop it.
