@@ -1,10 +1,10 @@
 """Removes copies that the off-site rules do not keep, on a host whose credentials permit that.
 
-    plan       decide with a reason about every archive that has a copy; chains stay complete
-    look       skip copies with locked objects
-    remove     remove the commit first, so that an incomplete copy never counts as one; then the segments
-    sweep      remove copies replaced by a newer one of the same archive, and segments without a commit
-    WAL        remove WAL older than every base backup that still has a copy (`wal`)
+plan       decide with a reason about every archive that has a copy; chains stay complete
+look       skip copies with locked objects
+remove     remove the commit first, so that an incomplete copy never counts as one; then the segments
+sweep      remove copies replaced by a newer one of the same archive, and segments without a commit
+WAL        remove WAL older than every base backup that still has a copy (`wal`)
 """
 
 from __future__ import annotations
