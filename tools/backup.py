@@ -10,7 +10,7 @@ from tools.commands import BACKUP_COMMANDS
 from tools.terminal.run import EXIT_CODES, run_command
 
 _EXAMPLES: Final = f"""examples:
-  backup.sh                         a full backup: database, media and audit log
+  backup.sh                         a full backup: database, uploads and audit log
   backup.sh database                the database only
   backup.sh media --incremental     only uploads that changed since the newest archive that contains them
   backup.sh list                    the archives, newest first

@@ -67,7 +67,7 @@ class TestNothingChanges:
     def test_nobody_says_yes(self, world: World) -> None:
         """A plan that is not agreed to is not carried out, with exit code 3; it stands in the result."""
         result = refused(world.job(confirm=lambda _: False).restore_full("latest"), 3, "Not confirmed")
-        assert result.plan[0].startswith("Restore database, media, audit_logs from full_")
+        assert result.plan[0].startswith("Restore database, uploads, audit log from full_")
 
     def test_everything_in_the_way_is_told(self, world: World) -> None:
         """What makes a restore impossible is in the plan, and nobody is asked."""
@@ -176,7 +176,7 @@ class TestNothingChanges:
     def test_a_component_that_the_archive_lacks(self, world: World) -> None:
         """What the archive does not hold cannot be restored."""
         archive = Path(world.portal.job().backup_media().destination_path)
-        refused(world.job().restore_database(archive), 2, "holds media, and no database")
+        refused(world.job().restore_database(archive), 2, "holds uploads, and no database")
 
     def test_a_manifest_that_lists_too_much(self, world: World, tmp_path: Path) -> None:
         """A manifest may list what is not there, as the portal's own scripts do: a warning says what is missing."""

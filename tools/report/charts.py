@@ -12,7 +12,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.model import BackupType, timestamp
-from portal.ops.monitoring.status import spoken
 from portal.ops.units import duration, human_bytes, span
 from tools.report.axis import even_top
 from tools.report.story import KIND_NAMES, ages_reached
@@ -151,7 +150,7 @@ def ages(story: Story) -> Iterator[str]:
             (number, 100 * age / top, "bad" if age > allowed else "good", f"{span(timedelta(seconds=age))} old")
             for number, age in reached
         ]
-        title = f"{spoken(one.component).capitalize()}: allowed {span(one.rpo)}, worst {span(timedelta(seconds=worst))}"
+        title = f"{one.component.spoken.capitalize()}: allowed {span(one.rpo)}, worst {span(timedelta(seconds=worst))}"
         yield from _bars(title, bars, story.axis, line=(100 * allowed / top, "allowed"))
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.model import BackupType, Component
-from portal.ops.monitoring.status import spoken
 from portal.ops.units import duration, human_bytes, span
 from tools.report import charts
 from tools.report.story import ages_reached
@@ -84,7 +83,7 @@ def _verdict(story: Story) -> Iterator[str]:
 
 def _targets(story: Story) -> str:
     """The targets, in a sentence."""
-    newest = ", ".join(f"{spoken(one.component)} {span(one.rpo)}" for one in story.status.components)
+    newest = ", ".join(f"{one.component.spoken} {span(one.rpo)}" for one in story.status.components)
     verified = (
         span(max(one.verified_age for one in story.status.components)) if story.status.components else "unlimited"
     )
@@ -101,9 +100,9 @@ def _answer(question: str, answer: str, is_bad: bool) -> Iterator[str]:
 def _loss(story: Story) -> str:
     """One sentence on what would be gone if the portal were lost now."""
     known = [
-        (spoken(one.component), lost) for one in story.status.components if (lost := _lost(story, one)) is not None
+        (one.component.spoken, lost) for one in story.status.components if (lost := _lost(story, one)) is not None
     ]
-    never = [spoken(one.component) for one in story.status.components if _lost(story, one) is None]
+    never = [one.component.spoken for one in story.status.components if _lost(story, one) is None]
     parts = [f"the last {span(lost)} of the {name}" for name, lost in known]
     if never:
         parts.append(f"all of the {_and(never)}, of which there is no backup")
@@ -131,7 +130,7 @@ def _restore(story: Story) -> str:
 def _proof(story: Story) -> Iterator[tuple[str, str]]:
     """The proofs: a state and a sentence each."""
     for one in story.status.components:
-        name, verified = shown(spoken(one.component)), one.verified
+        name, verified = shown(one.component.spoken), one.verified
         if verified is None:
             yield "bad", f"The {name}: no backup has been verified."
         else:
@@ -152,7 +151,7 @@ def _proof(story: Story) -> Iterator[tuple[str, str]]:
     for one in story.status.components:
         worst = max((age for _, age in ages_reached(story, one.component, charts.SLICES)), default=0.0)
         if worst > one.rpo.total_seconds():
-            said = f"the newest backup of the {spoken(one.component)} was once {span(timedelta(seconds=worst))} old"
+            said = f"the newest backup of the {one.component.spoken} was once {span(timedelta(seconds=worst))} old"
             yield "bad", f"A gap: {shown(said)}; {span(one.rpo)} are allowed."
     yield from _elsewhere(story)
 
