@@ -42,6 +42,9 @@ _AWAY_SECONDS: Final = 60.0
 _LONGER_EACH_TIME: Final = 1.1
 _WITHDRAWN: Final = "the task had not started, and was withdrawn"
 _SAFE: Final = "Start it again when the broker is back, or use --local."
+_UNSIGNED_REFUSAL: Final = (
+    "the refusal is not signed: look for a worker of an older release, or for somebody else who writes to the broker"
+)
 _TOLD_BY: Final = frozenset({"backup", "verify", "drill", "offsite"})
 """Modules of commands that tell how a task of theirs ended, by the family of the operation."""
 
@@ -238,6 +241,8 @@ class RemoteTask:
         result = dict(state.result)
         if not state.is_checked:
             say(f"warning: {self.remote.settings.local_path} cannot be read: the broker's answer was not checked")
+        elif state.exit_code == ConfigurationError.exit_code and not state.is_signed:
+            say(f"warning: {_UNSIGNED_REFUSAL}")
         elif result.get("success") and self.operation.backup_type and "path" in result:
             repository = self.remote.settings.local_path
             name = os.path.basename(str(result["path"]))
