@@ -29,6 +29,12 @@ MOST_MARKS: Final = 150
 
 SLICES: Final = 120
 
+_OVERLAP: Final = 0.06
+"""Percent by which a slice reaches over the next one, so that rounding to pixels leaves no seams."""
+
+_LOW: Final = 35.0
+"""Below this percentage of the height the words on a line stand above it."""
+
 _SIZES: Final = tuple(float(number * 10**zeros) for zeros in range(18) for number in (1, 2, 5))
 _TIMES: Final = tuple(
     float(seconds)
@@ -122,7 +128,7 @@ def _dense(marks: Iterable[Mark], axis: Axis) -> Iterator[str]:
         said = f"{_when(some[-1].moment)}: {len(some):,}, {good:,} verified" + (
             f", {bad:,} damaged or failed" if bad else ""
         )
-        place = f"left:{number * width:.2f}%;width:{width:.2f}%"
+        place = f"left:{number * width:.2f}%;width:{width + _OVERLAP:.2f}%"
         yield f'<i class="slice {style}" style="{place}" title="{shown(said)}"></i>'
 
 
@@ -219,13 +225,16 @@ def _bars(
     width = 100 / SLICES
     yield f'<figure><figcaption>{shown(title)}</figcaption><div class="bars">'
     for number, height, style, said in bars:
+        if not height:
+            continue
         begin = axis.start + axis.length * (number / SLICES)
         yield (
             f'<i class="{style}" style="left:{number * width:.2f}%;width:{width:.2f}%;height:{max(height, 1):.1f}%" '
             f'title="{shown(_when(begin))}: {shown(said)}"></i>'
         )
     if line:
-        yield f'<em style="top:{100 - line[0]:.1f}%"><span>{shown(line[1])}</span></em>'
+        side = ' class="low"' if line[0] < _LOW else ""
+        yield f'<em{side} style="top:{100 - line[0]:.1f}%"><span>{shown(line[1])}</span></em>'
     yield "</div>"
     yield from _ticks(axis)
     yield "</figure>"

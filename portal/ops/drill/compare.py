@@ -56,7 +56,9 @@ class Comparison:
         for what in found.wrong:
             self._damage(what)
         self.warnings += found.warnings
-        self.checks.append(f"{counted(found.indexes, 'index', 'indexes')} and {counted(found.constraints, 'constraint')}")
+        self.checks.append(
+            f"{counted(found.indexes, 'index', 'indexes')} and {counted(found.constraints, 'constraint')}"
+        )
 
     def files_of(self, archive: Archive, prefix: str, place: Path) -> None:
         """Hold every file that was restored against the archive: content, mode and time, and that there is no other.

@@ -92,7 +92,8 @@ class Timeline:
         ]
         entries += [(removal.moment, f"! {removal}") for removal in self.removals]
         shown = [
-            f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 1000:03d}+00:00  {what}" for moment, what in sorted(entries)
+            f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 1000:03d}+00:00  {what}"
+            for moment, what in sorted(entries)
         ]
         return [*shown, window]
 

@@ -45,7 +45,9 @@ def choose_archive(repository: Repository, builder: ResultBuilder, path: PathLik
         for part, component in ((RestoreScope.DATABASE, Component.DATABASE), (RestoreScope.MEDIA, Component.MEDIA)):
             newest = repository.find("latest", latest_of=_LATEST[part])
             if newest.moment > archive.moment:
-                builder.warn([f"{newest.name} is newer and holds the {component.spoken} alone; --{part}-only restores that one"])
+                builder.warn(
+                    [f"{newest.name} is newer and holds the {component.spoken} alone; --{part}-only restores that one"]
+                )
     return archive
 
 
@@ -77,7 +79,7 @@ def choose_components(
     wanted = held if scope is RestoreScope.FULL else [Component(scope.value)]
     if not set(wanted) & set(held):
         raise ConfigurationError(
-            f"{manifest.backup_id} holds {spoken_names(held) or 'nothing'}, and no {spoken_names(set(wanted) - set(held))}",
+            f"{manifest.backup_id} holds {spoken_names(held) or 'nothing'}, and no {spoken_names(wanted) or 'component'}",
             hint=another_archive(),
         )
     if config.patterns and Component.DATABASE in wanted:
@@ -85,10 +87,10 @@ def choose_components(
     homeless = [component for component in wanted if not places[component]]
     if len(homeless) == len(wanted):
         raise ConfigurationError(
-            f"there is no place configured for the {' and the '.join(one.spoken for one in homeless)}", hint=_SET_PLACE[homeless[0]]
+            f"there is no place configured for the {' and the '.join(one.spoken for one in homeless)}",
+            hint=_SET_PLACE[homeless[0]],
         )
     left_out = [
-        f"left out: the {component.spoken} of the backup, for which no place is configured"
-        for component in homeless
+        f"left out: the {component.spoken} of the backup, for which no place is configured" for component in homeless
     ]
     return tuple(component for component in wanted if places[component]), left_out

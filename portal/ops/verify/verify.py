@@ -254,7 +254,9 @@ class _Look:
                 self._note(Damage(what=f"the archive holds {component.spoken}, but the manifest does not list it"))
             expected = manifest.details.get(component.value, {}).get("files", files)
             if expected != files:
-                self._note(Damage(what=f"there are {files} files of the {component.spoken}, and the manifest says {expected}"))
+                self._note(
+                    Damage(what=f"there are {files} files of the {component.spoken}, and the manifest says {expected}")
+                )
 
     def _hold_cluster(self, archive: Archive) -> None:
         """Compare a cluster's files with the server's own list of them, as pg_verifybackup does."""
