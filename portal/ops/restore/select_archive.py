@@ -78,8 +78,9 @@ def choose_components(
     held = [component for component in Component if component in manifest.components]
     wanted = held if scope is RestoreScope.FULL else [Component(scope.value)]
     if not set(wanted) & set(held):
+        contents, asked = spoken_names(held) or "nothing", spoken_names(wanted) or "component"
         raise ConfigurationError(
-            f"{manifest.backup_id} holds {spoken_names(held) or 'nothing'}, and no {spoken_names(wanted) or 'component'}",
+            f"{manifest.backup_id} holds {contents}, and no {asked}",
             hint=another_archive(),
         )
     if config.patterns and Component.DATABASE in wanted:
