@@ -197,11 +197,11 @@ class TestInstall:
 def test_missing_client_programs_are_told_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without PostgreSQL's client programs the plan says what to install; with them it says nothing."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert any("postgresql-client" in note for note in missing_programs(str(tmp_path)))
+    assert any("postgresql-client" in note for note in missing_programs(clients=str(tmp_path)))
     program = tmp_path / "17" / "bin" / "pg_dump"
     program.parent.mkdir(parents=True)
     program.touch()
-    assert not any("postgresql-client" in note for note in missing_programs(str(tmp_path)))
+    assert not any("postgresql-client" in note for note in missing_programs(clients=str(tmp_path)))
 
 
 class TestLearning:

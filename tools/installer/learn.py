@@ -77,7 +77,7 @@ def learn(directory: Path | None) -> Learned:
 def _learn_from_directories(learned: Learned) -> None:
     """The audit log has no default, and a portal on this machine keeps it beside the uploads."""
     if Path(_UPLOADS).is_dir() and Path(_AUDIT).is_dir():
-        learned.take("PORTAL_AUDIT_DIR", _AUDIT, "found on this machine")
+        learned.take("PORTAL_AUDIT_DIR", _AUDIT, "the directories of this machine")
     if "PORTAL_UPLOAD_DIR" not in learned.values and not Path(_UPLOADS).is_dir():
         learned.notes.append(f"there are no uploads in {_UPLOADS}: set PORTAL_UPLOAD_DIR, to nothing to leave them out")
 

@@ -34,7 +34,7 @@ def main() -> int:
         return _refuse("the service needs a queue", "--set CELERY_BROKER_URL=redis://localhost:6379/5")
     if not arguments.uninstall:
         _show_settings(installation)
-        if (missing := missing_python()) and not arguments.dry_run:
+        if installation.lacks_environment() and (missing := missing_python()) and not arguments.dry_run:
             return _refuse(missing, PYTHON_HINT, code=1)
     steps = installation.removals() if arguments.uninstall else installation.steps()
     open_steps = _show(steps)
@@ -73,7 +73,7 @@ def _show_settings(installation: Installation) -> None:
         _say(f"note: {note}")
     if "DD_DATABASE_PASSWORD" not in installation.learned.values:
         _say("note: no database password was found; put it into the settings file")
-    for note in missing_programs():
+    for note in missing_programs(is_environment_made=not installation.lacks_environment()):
         _say(f"note: {note}")
     _say("")
 
@@ -103,8 +103,9 @@ def _carry_out(steps: Sequence[Step], installation: Installation, *, is_removal:
         try:
             step.do()
         except (OSError, subprocess.CalledProcessError) as failure:
-            is_ended = isinstance(failure, subprocess.CalledProcessError)
-            error = f"{failure.cmd[0]} ended with exit code {failure.returncode}" if is_ended else str(failure)
+            error = str(failure)
+            if isinstance(failure, subprocess.CalledProcessError):
+                error = f"{failure.cmd[0]} ended with exit code {failure.returncode}"
             return _refuse(f"could not {step.what}: {error}", "Correct that, and start it again: it continues.", code=1)
     if is_removal:
         _say("Uninstalled.")

@@ -23,13 +23,14 @@ def missing_python() -> str:
     return "this Python has neither venv nor pip, so the environment of the commands cannot be made"
 
 
-def missing_programs(clients: str = _CLIENTS) -> Iterator[str]:
+def missing_programs(*, is_environment_made: bool = False, clients: str = _CLIENTS) -> Iterator[str]:
     """A note for each program that is not here.
 
     Arguments:
+        is_environment_made: nothing of Python's is needed for it any more.
         clients: where Debian keeps the client programs of each version of PostgreSQL.
     """
-    if missing := missing_python():
+    if not is_environment_made and (missing := missing_python()):
         yield f"{missing}: {PYTHON_HINT}"
     if not (shutil.which("pg_dump") or any(Path(clients).glob("*/bin/pg_dump"))):
         yield (

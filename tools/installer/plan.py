@@ -59,6 +59,10 @@ class Installation:
     learned: Learned
 
     @property
+    def _stamp(self) -> Path:
+        return ROOT / ".venv" / "stamp"
+
+    @property
     def repository(self) -> str:
         """The destination of archives."""
         return self.learned.values.get("BACKUP_LOCAL_PATH", "/var/backups/kekkai")
@@ -98,6 +102,10 @@ class Installation:
         for name, value in {"BACKUP_LOCAL_PATH": self.repository, **self.learned.values}.items():
             shown = "********" if name in _SECRETS else value
             yield f"{name}={shown}   ({self.learned.origins.get(name, 'default')})"
+
+    def lacks_environment(self) -> bool:
+        """True if the environment of the commands has to be made."""
+        return self._is_here() and not self._stamp.exists()
 
     def steps(self) -> list[Step]:
         """Everything that installs it, in order."""
@@ -203,7 +211,7 @@ class Installation:
     def _environment(self) -> Step:
         return Step(
             what=f"prepare {ROOT}/.venv (tools/setup.sh)",
-            is_done=lambda: (ROOT / ".venv" / "stamp").exists(),
+            is_done=self._stamp.exists,
             do=lambda: _run(["bash", str(ROOT / "tools" / "setup.sh")]),
         )
 
