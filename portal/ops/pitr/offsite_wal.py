@@ -1,8 +1,8 @@
 """Copies WAL off-site: segments when they are complete, and new parts of the current one every few seconds.
 
-    wal/<cluster>/cluster.<digest>.gz.age              what is known of the cluster
+    wal/<cluster>/cluster.<digest>.gz.age              facts about the cluster
     wal/<cluster>/<file>.<digest>.gz.age               a completed segment, or the history of a timeline
-    wal/<cluster>/<file>+<from>-<to>.<digest>.gz.age   bytes of a segment that was not complete yet
+    wal/<cluster>/<file>+<from>-<to>.<digest>.gz.age   part of a segment that is not complete yet
 
 Every object is a gzip file inside an age file; gunzip reads it. A comment in the gzip header says, as JSON, which
 moments it covers. Names depend on the content, so nothing is sent twice and nothing is overwritten.

@@ -1,10 +1,10 @@
 """Receives WAL: a slot on the server, a supervised pg_receivewal, and the archive for completed segments.
 
-    check     the role may replicate, the server limits what a slot holds back
-    slot      made where there is none; one that was lost is a gap, and a new base backup is asked for
-    receive   pg_receivewal confirms only what is on our disk
-    archive   completed segments are compressed and made durable before the originals go
-    watch     every second: how far the server, the slot and the archive are
+    check     may the role replicate, and does the server limit what a slot retains?
+    slot      create the slot if there is none; a lost one is a gap, and requests a new base backup
+    receive   run pg_receivewal, which confirms only what is on our disk
+    archive   compress completed segments durably, then remove the originals
+    watch     query the positions of server, slot and archive every second
 
 An error ends one turn, and the next turn starts after a pause. Meanwhile the slot keeps the WAL, as far as the server
 permits. If the disk is nearly full, receiving stops in time to leave room for backups.

@@ -1,9 +1,9 @@
 """Recovers the cluster to a moment on a scratch server.
 
-plan      the newest base backup before the moment, and the WAL from there; refused outside the recovery window
-unpack    the base backup, into a directory that always disappears
-replay    the WAL up to the moment, by a server of the same version
-open      for questions and dumps; the live server is never touched
+plan      choose the newest base backup before the moment and the WAL after it; refuse moments outside the window
+unpack    unpack the base backup into a directory that is always removed
+replay    replay the WAL up to the moment on a server of the same version
+open      open the server for queries and dumps; the live server is not involved
 """
 
 from __future__ import annotations

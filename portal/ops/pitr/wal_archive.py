@@ -1,10 +1,10 @@
 """The WAL archive: a directory of the repository for each cluster, named after its system identifier.
 
-    wal/current.json                the cluster that is received now
-    wal/<identifier>/cluster.json   size of its segments, and the limits a scratch server has to be given
-    wal/<identifier>/index.jsonl    every file with its digest, and the time that it covers
-    wal/<identifier>/state.json     how far the WAL service is; may be lost
-    wal/<identifier>/receiving/     what pg_receivewal writes: the segment at hand, and those just completed
+    wal/current.json                the cluster whose WAL is being received
+    wal/<identifier>/cluster.json   its segment size, and limits that a scratch server needs
+    wal/<identifier>/index.jsonl    every file with its digest, and the time it covers
+    wal/<identifier>/state.json     the progress of the WAL service; may be lost
+    wal/<identifier>/receiving/     the files of pg_receivewal: the current segment, and those just completed
     wal/<identifier>/<name>.gz      completed segments; gunzip reads them
     wal/<identifier>/<name>         history files of timelines
 

@@ -1,9 +1,9 @@
 """The names that a restore gives to databases, which are its only record on the server.
 
-    <name>_restoring_<stamp>  being filled; worthless until it is whole
-    <name>_staged_<stamp>     whole and checked, closed to everybody, waiting to become the live one
-    <name>_before_<stamp>     what was live before the restore, kept for the rollback
-    <name>_undone_<stamp>     what the restore had made live, kept when it was rolled back
+    <name>_restoring_<stamp>  being filled, and incomplete
+    <name>_staged_<stamp>     complete and checked, closed to connections, about to become the live one
+    <name>_before_<stamp>     the previous live database, kept for a rollback
+    <name>_undone_<stamp>     the restored database, kept after a rollback
 
 The stamp comes from the restore's id, ``20260102_030405_ab12cd``. PostgreSQL silently truncates identifiers to 63
 bytes, so a name that leaves too little room is shortened here, with a digest to keep it unique.

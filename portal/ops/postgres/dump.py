@@ -1,9 +1,9 @@
 """Dumps the portal's database: pg_dump in an exported snapshot, with the rows of every table counted in it.
 
-    1 a transaction fixes the snapshot, and locks every table against TRUNCATE and DROP
-    2 pg_dump starts in that snapshot; its output is for the caller to read
+    1 a transaction exports the snapshot, and locks every table against TRUNCATE and DROP
+    2 pg_dump starts in that snapshot; the caller reads its output
     3 meanwhile another connection counts the rows in the same snapshot
-    4 both end, and only then is the dump worth anything
+    4 the dump is complete only when both have ended
 
 This takes three connections. Import this module late: it loads the database driver.
 """

@@ -2,12 +2,12 @@
 
 This module is pure: it selects from the entries of a table of contents.
 
-    before       types, tables, functions: what has no rows yet
-    rows         shared out among several programs
+    before       types, tables, functions: everything that precedes rows
+    rows         shared among several programs
     after        indexes, constraints, triggers
-    privileges   who owns a table may have no right to fill it
-    views        materialized views, which are filled one by one
-    last         what acts by itself once it is there: event triggers, publications, subscriptions
+    privileges   after the rows, since they may forbid a table's owner to fill it
+    views        materialized views, filled one by one
+    last         entries that act by themselves: event triggers, publications, subscriptions
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 The payload consists of chunks of 64 KiB, each encrypted and authenticated separately. So any part of a file can be read
 without the rest, which age libraries do not offer (ADR 91). Only `pyrage` writes files.
 
-    header    the version; a stanza for each recipient, with the file key wrapped for it; a MAC under the file key
-    payload   a nonce of 16 bytes; chunks of 65,536 bytes with a tag of 16 bytes each; the last one is marked as such
+    header    the version; a stanza for each recipient with the wrapped file key; a MAC under the file key
+    payload   a nonce of 16 bytes; chunks of 65,536 bytes with a tag of 16 bytes each; the last one is marked
 """
 
 from __future__ import annotations

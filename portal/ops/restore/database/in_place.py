@@ -1,7 +1,7 @@
 """Restores over the contents of the live database in one transaction, and rolls that back.
 
-    1 a safety dump of the live database, and the numbers of its tables, on the disk
-    2 pg_restore in one transaction; sessions that it has to wait for are ended
+    1 make a safety dump of the live database, and record the oids of its tables
+    2 run pg_restore in one transaction; end sessions that block it
 
 Tables that the backup does not know stay. So do extensions that exist already, and schemas with such tables: they
 cannot be dropped. Default privileges of the live database apply to restored tables too. A restored table has a new oid,

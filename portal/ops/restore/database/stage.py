@@ -1,9 +1,9 @@
 """Fills the scratch database: creates it next to the live one, restores into it, checks and closes it.
 
-    1 an empty database like the live one, under a name that says it is worthless
-    2 pg_restore: see `database_fill`
-    3 its rows are counted and held against the manifest; beside that the planner's statistics are gathered
-    4 closed to everybody, and renamed: from then on it is whole
+    1 create an empty database like the live one, under a name that marks it as incomplete
+    2 run pg_restore: see `fill`
+    3 count its rows and compare them with the manifest; meanwhile gather the planner's statistics
+    4 close it to connections, and rename it: from then on it is complete
 
 If a step fails, the scratch database is dropped.
 """

@@ -1,10 +1,10 @@
 """Exchanges two databases in one transaction: the live name always belongs completely to one of them.
 
-    1 the incoming database gets what belongs to the name and not to the dump: owner, rights, settings, comment
-    2 the incoming database is opened, the outgoing one is closed
-    3 the outgoing one is renamed: the server takes its lock, so that whoever connects from now on waits
-    4 its sessions are ended, over a second connection, until it is empty
-    5 the incoming one is renamed to the live name; commit
+    1 give the incoming database what no dump has: owner, privileges, settings, comment
+    2 open the incoming database to connections, and close the outgoing one
+    3 rename the outgoing one: the server locks it, so new connections wait
+    4 end its sessions over a second connection, until it has none
+    5 rename the incoming one to the live name; commit
 
 Everything is part of the transaction. A crash at any instant leaves nothing to clean up: the server rolls back when the
 client is gone, and waiting connections are let in. A connection that waits through the commit is refused once, and

@@ -4,10 +4,10 @@ A step can be taken and rolled back any number of times: each looks at the prese
 interrupted restore continues by repeating all steps from the first, and a rollback all steps from the last, whatever
 was done before.
 
-    aside        what is live goes to the rollback, under its own path
-    make         a directory is made: the staged one is moved, with all that is in it, where nothing is there
-    place        what is staged goes to its path
-    attributes   a directory gets its mode, owner and time; these steps come last in both directions
+    aside        move a live entry to the rollback data, under its own path
+    make         create a directory; if there is none yet, move the staged one there with its contents
+    place        move a staged entry to its path
+    attributes   set a directory's mode, owner and time; these steps come last in both directions
 
 Data that others have written since the restore is never lost: if it is in the way, it is moved to `kept/`; otherwise it
 stays.
