@@ -21,7 +21,7 @@ _EXAMPLES: Final = f"""examples:
   backup.sh prune --dry-run         what would be removed, and why the rest is kept
   backup.sh pin full_2024 --reason 'before the migration'
   backup.sh drill                   restore the newest full backup to a scratch place, and compare
-  backup.sh audit --verify          who did what with the backups?
+  backup.sh audit --verify          who did what, and was the log altered?
 
 'backup.sh COMMAND --help' shows the options of a command.
 Settings come from the environment and from a file: 'backup.sh config' shows them, docs/settings.md explains them.
