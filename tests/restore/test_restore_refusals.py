@@ -167,7 +167,7 @@ class TestNothingChanges:
 
     def test_a_component_without_a_place(self, world: World) -> None:
         """Where nothing that is asked for has a place, that is an error of the configuration."""
-        refused(world.job(media_path=None).restore_media("latest"), 2, "no place configured for media")
+        refused(world.job(media_path=None).restore_media("latest"), 2, "no place configured for the uploads")
 
     def test_a_pattern_for_the_database(self, world: World) -> None:
         """A part of a database cannot be restored by a pattern."""
@@ -182,7 +182,7 @@ class TestNothingChanges:
         """A manifest may list what is not there, as the portal's own scripts do: a warning says what is missing."""
         archive = plain(tmp_path, {"components": ["database", "media"]}, dump=dump_of(world))
         result = done(world.job(dry_run=True, allow_unverified=True).restore_full(archive))
-        assert any("media" in warning for warning in result.warnings), result.warnings
+        assert any("lists uploads, but" in warning for warning in result.warnings), result.warnings
 
     def test_row_counts_that_make_no_sense(self, world: World, tmp_path: Path) -> None:
         """A manifest can say anything; it is no reason for a traceback."""

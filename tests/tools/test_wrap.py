@@ -15,15 +15,15 @@ def test_a_line_that_fits_is_left_alone() -> None:
 @pytest.mark.parametrize(
     ("line", "second"),
     [
-        ("Room on the server for a second copy: about 48.6 MB, and much more text", "  "),
+        ("Room on the server for a second copy: about 48.6 MB, and much more text", "    "),
         ("  - the newest backup of the uploads is 3 days old, and 26 h are allowed", "    "),
         ("restores   restore_20260101_000000_abc123 of full_20260101_000000_abc123", " " * 11),
-        ("           too little history (0 whole days) to say how long that lasts", " " * 13),
-        ("  hint: set it in the file of settings, and then start the command again", "    "),
+        ("           too little history (0 whole days) to say how long that lasts", " " * 15),
+        ("  hint: set it in the file of settings, and then start the command again", "      "),
     ],
 )
 def test_a_continuation_stands_where_the_text_began(line: str, second: str) -> None:
-    """Behind the label of a column or the sign of a list; otherwise two columns further than the line."""
+    """Behind the label of a column or the sign of a list; otherwise four columns further, where no hint stands."""
     lines = wrapped(line, 60)
     assert len(lines) == 2
     assert lines[1].startswith(second)

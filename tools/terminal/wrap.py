@@ -47,4 +47,4 @@ def _start(line: str, most: int) -> tuple[int, int]:
     spaces = begin = len(line) - len(line.lstrip(" "))
     while (label := _LABEL.match(line, begin)) and label.end() <= most:
         begin = label.end()
-    return (begin, begin) if begin > spaces else (spaces, spaces + 2)
+    return (begin, begin) if begin > spaces else (spaces, spaces + 4)
