@@ -19,7 +19,7 @@ _IN_COLUMN: Final = 2
 """The same for text that stands in a column, by its indentation."""
 
 _LEAST: Final = 30
-_MOST_INDENT: Final = 36
+_MOST_INDENT: Final = 44
 
 
 def wrapped(line: str, width: int) -> list[str]:
