@@ -1,4 +1,4 @@
-"""`backup.sh keygen`: make the key that off-site copies are encrypted for."""
+"""`backup.sh keygen`: creates the key for encrypting off-site copies."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
-    """Add what the command takes."""
+    """Define the command's arguments."""
     parser.add_argument("--output", metavar="FILE", required=True, help="new file for the secret key (mode 0600)")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Make a key; only its public part is shown."""
+    """Create a key; show only its public part."""
     from portal.ops.storage.age_keys import generate
 
     made = generate(Path(os.path.abspath(arguments.output)))
     say(f"the secret key is in {made.path}")
     say(f"recipient: {made.recipient}")
-    say("Set BACKUP_ENCRYPTION_RECIPIENTS to the recipient. Move the file to another place than the backups: a safe, a")
-    say("password manager, paper. Without it the copies cannot be read; with it anyone can. Make a second key.")
+    say("Set BACKUP_ENCRYPTION_RECIPIENTS to the recipient, and make a second key.")
+    say("Keep the file apart from the backups: in a safe, in a password manager, on paper.")
+    say("Without it the copies cannot be read; with it anyone can read them.")
     print_result({"success": True, "identity_file": str(made.path), "recipient": made.recipient})
     return 0

@@ -1,4 +1,4 @@
-"""`backup.sh offsite`: copy archives off-site; list, verify, fetch and prune the copies."""
+"""`backup.sh offsite`: copies archives off-site; lists, verifies, fetches and prunes the copies."""
 
 from __future__ import annotations
 
@@ -26,13 +26,18 @@ _COLUMNS: Final = (
     Column(title="TIME (UTC)", width=16),
     Column(title="TYPE", width=10),
     Column(title="SIZE", width=8, is_number=True),
-    Column(title="COPY", width=34, least=20),
+    Column(title="COPY", width=34),
     Column(title="DESTINATION", width=20, least=8),
 )
+_SAID_BY_THE_NAME: Final = 2
+"""How many of the columns say what the name of a copy says too, which is never cut: a command takes it."""
+
+_WIDE: Final = 100
+"""From this width on there is room for them."""
 
 
 def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
-    """Add what the commands take."""
+    """Define the commands' arguments."""
     commands = parser.add_subparsers(metavar="WHAT", dest="what", required=True, parser_class=Parser)
     copy = commands.add_parser("copy", help="copy off-site whatever is missing, or one archive with all that it needs")
     copy.add_argument("archive", nargs="?", help="a path, an id or the start of one, or 'latest'")
@@ -65,7 +70,7 @@ _LEVELS: Final = (
 
 
 def _add_output_options(parser: argparse.ArgumentParser) -> None:
-    """The same options behind the second word as behind the first; without them, what the first said counts."""
+    """Accept the same options after the second word as after the first, whose values are the defaults."""
     before = set(parser._actions)  # noqa: SLF001  (argparse has no other way to ask)
     add_output_options(parser)
     for action in parser._actions:  # noqa: SLF001
@@ -98,7 +103,7 @@ def _copy(arguments: argparse.Namespace, settings: Settings, show: Callable[[Ste
 
 
 def tell(result: Mapping[str, Any]) -> None:
-    """Tell how a copy ended, for people and programs."""
+    """Show the result of copying."""
     for line in copy_lines(result):
         say(line)
     for warning in result.get("warnings", ()):
@@ -109,7 +114,7 @@ def tell(result: Mapping[str, Any]) -> None:
 
 
 def copy_lines(result: Mapping[str, Any]) -> Iterable[str]:
-    """One line for each copy, for people."""
+    """One line for each copy."""
     from portal.ops.units import human_bytes
 
     copied = result.get("copied", ())
@@ -158,7 +163,8 @@ def _list(arguments: argparse.Namespace, settings: Settings, _show: Callable[[St
 def _show_copies(copies: list[dict[str, Any]]) -> None:
     from portal.ops.units import human_bytes
 
-    table = Table(_COLUMNS, output.width())
+    left_out = 0 if is_json() or output.width() >= _WIDE else _SAID_BY_THE_NAME
+    table = Table(_COLUMNS[left_out:], output.width())
     with Lines() as lines:
         if copies and not is_json():
             lines.say(table.head(), "head")
@@ -166,11 +172,11 @@ def _show_copies(copies: list[dict[str, Any]]) -> None:
             kind = f"+ {one['type']}" if one["parent"] else str(one["type"])
             size = human_bytes(one["stored_bytes"])
             cells = [one["timestamp"][:16].replace("T", " "), kind, size, one["copy"], one["destination"]]
-            lines.say(f"{'  '.join(cells)}" if is_json() else table.row(cells))
+            lines.say(f"{'  '.join(cells)}" if is_json() else table.row(cells[left_out:]))
 
 
 def _opening(settings: Settings, as_of: str | None) -> Callable[..., Any]:
-    """The function that opens the stores: as they are, or as they were at a time."""
+    """A function that opens the stores, at present or as they were at a time."""
     from portal.ops.offsite.config import OffsiteConfig
 
     if as_of is None:
@@ -201,7 +207,7 @@ def _verify(arguments: argparse.Namespace, settings: Settings, show: Callable[[S
 
 
 def verify_copy(settings: Settings, show: Callable[[Step], None], name: str | None, level: str) -> int:
-    """Verify copies, and tell what was found; the exit code."""
+    """Verify copies and show the result; return the exit code."""
     from portal.ops.backup.config import BackupConfig
     from portal.ops.model import VerifyLevel
     from portal.ops.offsite.config import OffsiteConfig

@@ -1,9 +1,9 @@
-"""Whom to tell what: when something begins to fail or a target to be missed, when that ends, and once a day meanwhile.
+"""Alerts: sent when a failure or a missed target begins, when it is resolved, and once a day in between.
 
-What is going on is kept in `.notices.json` in the repository, so that a restart repeats nothing; what is over is kept
-until people were told that it is. Where the file cannot be written (a disk that is full or gone is what people most
-need to hear of), the memory of this process has to do. Where another process keeps it locked, a failure is told all
-the same, and the rest by whoever comes next.
+Problems are recorded in `.notices.json` in the repository, so that a restart repeats no alert; resolved ones stay until
+that was reported. If the file cannot be written (a full or missing disk is what people most need to know of), the
+memory of this process serves. If another process holds its lock, a failure is reported nevertheless; the rest is left
+to the next call.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from portal.ops.codec import decode, encode
-from portal.ops.monitoring.failures import answered, failure_of, is_failure
+from portal.ops.model import Component
+from portal.ops.monitoring.failures import answered, failure_of, is_failure, name_of
 from portal.ops.repository.durable import open_own, write_whole
 from portal.ops.repository.locks import lock_within
 from portal.ops.runtime.logs import engine_log
@@ -44,20 +45,22 @@ _PATIENCE_SECONDS: Final = 3.0
 
 _FAILURE: Final = "failure "
 _MISS: Final = "target "
+_AGES: Final = {"rpo": "age of the newest backup", "verified": "age of the newest verified backup"}
+"""The first words of targets of a component, and their names for people."""
 
 Teller = Callable[[str, str], bool]
-"""Sends a title and a text; whether they arrived."""
+"""Sends a title and a text; returns whether they were delivered."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trouble:
-    """Something that goes on, or that is over and people do not know it yet.
+    """A problem that continues, or that is resolved and not yet reported as such.
 
     Arguments:
         since: when it began.
-        told: when people were last told.
-        what: what it is, in a sentence or two.
-        over: when it ended; nothing while it goes on.
+        told: when it was last reported.
+        what: a description of one or two sentences.
+        over: when it was resolved; None while it continues.
     """
 
     since: datetime
@@ -67,17 +70,17 @@ class Trouble:
 
 
 Troubles = dict[str, Trouble]
-"""What goes on, and what is over without people knowing it, by its kind."""
+"""Continuing problems, and resolved ones not yet reported, by kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class News:
-    """Something to tell.
+    """An alert.
 
     Arguments:
-        kind: what it is about; it has to be told again where that could not be delivered.
+        kind: the kind of problem, to repeat the alert if delivery fails.
         headline: a few words.
-        text: sentences.
+        text: the full text.
     """
 
     kind: str
@@ -86,7 +89,7 @@ class News:
 
 
 def news_of_entry(troubles: Troubles, entry: AccessEntry, now: datetime) -> list[News]:
-    """The news about an operation; `troubles` is updated."""
+    """The alert for an operation, if any; updates `troubles`."""
     if is_failure(entry):
         failure = failure_of(entry)
         kind = f"{_FAILURE}{failure.kind}"
@@ -95,8 +98,9 @@ def news_of_entry(troubles: Troubles, entry: AccessEntry, now: datetime) -> list
             troubles[kind] = replace(troubles[kind], what=what)
             return []
         troubles[kind] = Trouble(since=entry.moment, told=now, what=what)
+        name = name_of(failure.kind)
         who = f"{entry.subject}, started by {entry.who} on {entry.host}, {_at(entry.moment)}"
-        return [News(kind=kind, headline=f"{failure.kind} failed", text=f"FAILED: {failure.kind} ({who})\n{what}")]
+        return [News(kind=kind, headline=f"{name} failed", text=f"FAILED: {name} ({who})\n{what}")]
     failing = [
         kind.removeprefix(_FAILURE) for kind in troubles if kind.startswith(_FAILURE) and _goes_on(troubles, kind)
     ]
@@ -105,7 +109,7 @@ def news_of_entry(troubles: Troubles, entry: AccessEntry, now: datetime) -> list
 
 
 def news_of_targets(troubles: Troubles, misses: Sequence[Miss], now: datetime) -> list[News]:
-    """The news about targets; `troubles` is updated."""
+    """Alerts for targets; updates `troubles`."""
     news = []
     missed = {f"{_MISS}{miss.target}": f"{_sentence(miss.what)}{_mend(miss.mend)}" for miss in misses}
     for kind, what in missed.items():
@@ -113,7 +117,7 @@ def news_of_targets(troubles: Troubles, misses: Sequence[Miss], now: datetime) -
             troubles[kind] = replace(troubles[kind], what=what)
         else:
             troubles[kind] = Trouble(since=now, told=now, what=what)
-            news.append(News(kind=kind, headline=f"{kind} missed", text=f"TARGET MISSED: {what}"))
+            news.append(News(kind=kind, headline=f"target missed: {_name(kind)}", text=f"TARGET MISSED: {what}"))
     over = [kind for kind in troubles if kind.startswith(_MISS) and kind not in missed and _goes_on(troubles, kind)]
     return news + [_ended(troubles, kind, now, now) for kind in sorted(over)]
 
@@ -128,8 +132,9 @@ def reminders(troubles: Troubles, now: datetime) -> list[News]:
         if trouble.over:
             news.append(_over(kind, trouble, trouble.over))
         else:
-            text = f"STILL: {kind.partition(' ')[2]}, {_since(trouble)}\n{trouble.what}"
-            news.append(News(kind=kind, headline=f"{kind.removeprefix(_FAILURE)} still not well", text=text))
+            state = "still missed" if kind.startswith(_MISS) else "still failing"
+            text = f"{state.upper()}: {_name(kind)}, {_since(trouble)}\n{trouble.what}"
+            news.append(News(kind=kind, headline=f"{_name(kind)}: {state}", text=text))
     return news
 
 
@@ -138,15 +143,28 @@ def _goes_on(troubles: Troubles, kind: str) -> bool:
 
 
 def _ended(troubles: Troubles, kind: str, moment: datetime, now: datetime) -> News:
-    """The news about a resolved problem; it stays among the troubles until it is delivered."""
+    """The alert for a resolved problem, which stays in `troubles` until it is delivered."""
     troubles[kind] = trouble = replace(troubles[kind], over=moment, told=now)
     return _over(kind, trouble, moment)
 
 
 def _over(kind: str, trouble: Trouble, moment: datetime) -> News:
-    headline = f"{kind} met again" if kind.startswith(_MISS) else f"{kind.removeprefix(_FAILURE)} works again"
-    text = f"WELL AGAIN: {headline}, {_at(moment)}. It was not {_since(trouble)}."
+    is_target = kind.startswith(_MISS)
+    headline = f"target met again: {_name(kind)}" if is_target else f"{_name(kind)} works again"
+    before = "Missed" if is_target else "Failing"
+    text = f"RESOLVED: {headline}, {_at(moment)}. {before} {_since(trouble)}."
     return News(kind=kind, headline=headline, text=text)
+
+
+def _name(kind: str) -> str:
+    """The name of a problem for people."""
+    if kind.startswith(_FAILURE):
+        return name_of(kind.removeprefix(_FAILURE))
+    target = kind.removeprefix(_MISS)
+    what, _, component = target.partition("_")
+    if what in _AGES and component in set(Component):
+        return f"{_AGES[what]} of the {Component(component).spoken}"
+    return target.replace("_", " ")
 
 
 def _encoded(trouble: Trouble) -> dict[str, Any]:
@@ -170,11 +188,11 @@ def _sentence(text: str) -> str:
 
 
 class _Memory(NamedTuple):
-    """The continuing problems, to be changed.
+    """Continuing problems, to be updated.
 
     Arguments:
-        troubles: what goes on.
-        locked: whether nobody else changes it meanwhile.
+        troubles: the problems.
+        locked: whether other processes are kept from updating them.
     """
 
     troubles: Troubles
@@ -182,13 +200,13 @@ class _Memory(NamedTuple):
 
 
 class AlertSender:
-    """Tells people, and remembers what they were told.
+    """Sends alerts, and records what was sent.
 
     Arguments:
-        directory: the repository, which has the memory.
-        host: this machine's name, for the title.
-        tell: sends a title and a text; whether they arrived.
-        patience: seconds to wait at the most while another process has the memory locked.
+        directory: the repository, which holds the record.
+        host: the machine's name for titles.
+        tell: sends a title and a text; returns whether they were delivered.
+        patience: the most seconds to wait for another process's lock.
     """
 
     def __init__(
@@ -203,11 +221,11 @@ class AlertSender:
         self._unwritten: Troubles = {}
 
     def after(self, entry: AccessEntry | None, misses: Sequence[Miss] | None) -> None:
-        """Tell what is new. While the memory is locked that is a failure alone, which nobody else would tell.
+        """Send what is new. While the record is locked, send only a failure, which no other process would report.
 
         Arguments:
-            entry: what was done; nothing where only time has passed.
-            misses: the targets that are missed; nothing where that is not known.
+            entry: the finished operation; None if only time has passed.
+            misses: the missed targets; None if unknown.
         """
         now = self._clock()
         news = []
@@ -231,22 +249,22 @@ class AlertSender:
         return f"Kekkai backup on {self._host}: {what}"
 
     def _postpone(self, told: Troubles, patience: float) -> None:
-        """Undelivered news are sent again after a while."""
+        """Schedule undelivered alerts for another attempt."""
         with self._remembered(patience) as (troubles, _):
             for kind in [kind for kind in told if _goes_on(troubles, kind)]:
                 troubles[kind] = replace(troubles[kind], told=self._clock() - _AGAIN + _UNDELIVERED_AGAIN)
 
     def _forget(self, told: Troubles) -> None:
-        """Drop a problem that is resolved and reported, unless it has begun again meanwhile."""
+        """Remove a problem that was reported as resolved, unless it has begun again."""
         with self._remembered(self._patience) as (troubles, _):
             for kind in [kind for kind, trouble in told.items() if trouble.over and troubles.get(kind) == trouble]:
                 del troubles[kind]
 
     @contextmanager
     def _remembered(self, patience: float) -> Iterator[_Memory]:
-        """The continuing problems, to be changed; saved at the end, for this and every other process.
+        """Load the continuing problems, and save them at the end.
 
-        Where that is not locked in time, new troubles are kept for the next time and no change is written.
+        If the lock is not free in time, new problems are kept for the next call and nothing is saved.
         """
         try:
             lock = open_own(self._directory / _LOCK_NAME)
@@ -254,7 +272,7 @@ class AlertSender:
             yield _Memory(self._memory, locked=True)
             return
         try:
-            locked = lock_within(lock, fcntl.LOCK_EX, patience)  # for the time that a small file's writing takes
+            locked = lock_within(lock, fcntl.LOCK_EX, patience)  # briefly, for writing a small file
             before = self._load()
             troubles = self._unwritten | before
             yield _Memory(troubles, locked=locked)
