@@ -31,8 +31,8 @@ def main() -> int:
     """Run the benchmark and return its exit code."""
     parser = _parser()
     arguments = parser.parse_args()
-    if arguments.dump is None and (wanting := [name for name in arguments.only if name.endswith("dump")]):
-        parser.error(f"--only {wanting[0]} needs --dump FILE")
+    if arguments.dump is None and all(name.endswith("dump") for name in arguments.only):
+        parser.error(f"--only {','.join(arguments.only)} needs --dump FILE")
     directory = own_directory(arguments.work_dir)
     with alone_in(directory):
         workshop = Workshop(directory=directory, rounds=arguments.rounds, tell=_tell)
