@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from portal.ops.model import Loss
 from tools import tasks
 from tools.jobs import backup_job, known
 from tools.terminal.output import print_result, say, say_error, warn
@@ -15,6 +16,17 @@ if TYPE_CHECKING:
 
     from portal.ops.runtime.progress import Step
     from portal.ops.settings.load import Settings
+
+
+ANY_LOSS: Final = "all"
+"""Stands for a confirmation that names no loss."""
+
+_LOSSES: Final[dict[str, tuple[str, ...]]] = {
+    "full": (Loss.UPLOADS.value, Loss.AUDIT_LOG.value, Loss.REPOSITORY.value),
+    "media": (Loss.UPLOADS.value, Loss.REPOSITORY.value),
+    "database": (Loss.REPOSITORY.value,),
+    "base": (Loss.REPOSITORY.value,),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
@@ -31,16 +43,15 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
             action="store_true",
             help="all uploads, even if BACKUP_FULL_UPLOADS is chain",
         )
-    if name in ("full", "media"):
-        parser.add_argument(
-            "--confirm-loss",
-            action="store_true",
-            help="back up what has lost nearly everything since the last backup, or to another repository than then",
-        )
-    else:
-        parser.add_argument(
-            "--confirm-loss", action="store_true", help="back up to another repository than the last backup"
-        )
+    losses = _LOSSES[name]
+    parser.add_argument(
+        "--confirm-loss",
+        nargs="?",
+        action="append",
+        choices=losses,
+        const=ANY_LOSS,
+        help=f"confirm once what was refused as a loss: {', '.join(losses)}; without a name, each of them",
+    )
     tasks.add_options(parser, with_wait=True)
 
 
@@ -51,7 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     settings, show = watched_settings()
     incremental = arguments.command == "media" and arguments.incremental
     complete = arguments.command == "full" and arguments.complete
-    told: dict[str, Any] = {"confirm_loss": getattr(arguments, "confirm_loss", False)}
+    losses = getattr(arguments, "confirm_loss", None) or ()
+    told: dict[str, Any] = {"confirm_loss": ANY_LOSS in losses or tuple(dict.fromkeys(losses)) or False}
     if tasks.is_remote(settings, arguments):
         if not arguments.wait:  # a worker's environment may ask for less than this one
             refuse_unbuilt(settings.unbuilt)
