@@ -352,3 +352,10 @@ def _keep_time(path: Path, change: Callable[[], object]) -> None:
     before = path.stat().st_mtime_ns
     change()
     os.utime(path, ns=(before, before))
+
+    def test_a_database_without_a_table(self) -> None:
+        """It has no rows to compare, and that is no lack of the manifest."""
+        found, unknown = Comparison(), Comparison()
+        found.rows_of_tables({}, {})
+        unknown.rows_of_tables({"a": 1}, {})
+        assert (found.warnings, len(unknown.warnings)) == ([], 1)
