@@ -1,4 +1,4 @@
-"""`python -m beat`: sends what the schedules say, and catches up on what was missed."""
+"""`python -m beat`: sends scheduled tasks, and catches up on missed ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def serve(settings: Settings) -> NoReturn:
-    """Go on until the process ends."""
+    """Run until the process ends."""
     if settings.targets.metrics_port:
         from portal.ops.monitoring.metrics import serve as serve_metrics
 
@@ -26,4 +26,8 @@ def serve(settings: Settings) -> NoReturn:
 
 
 if __name__ == "__main__":
-    sys.exit(run_service("beat", "Send backups, verifications, prunes and drills when they are due.", BEAT_NAME, serve))
+    sys.exit(
+        run_service(
+            "beat", "Send the tasks of the schedules when they are due, and make up for missed ones.", BEAT_NAME, serve
+        )
+    )

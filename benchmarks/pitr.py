@@ -1,4 +1,4 @@
-"""Point-in-time recovery, measured: how soon a commit is durable, base backups, and a recovery to a second.
+"""Measures point-in-time recovery: how soon a commit is durable, base backups, and recovery to a second.
 
     tools/benchmark.sh pitr [--rows N] [--seconds N] [--directory DIR]
 
@@ -53,7 +53,7 @@ _CONFIRMED: Final = "SELECT restart_lsn::text FROM pg_replication_slots WHERE sl
 
 
 def main() -> int:
-    """Measure, and print."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(prog="tools/benchmark.sh pitr", description="Measure recoveries to any second.")
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the database (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=10, help="how long the load lasts (default: %(default)s)")
@@ -94,16 +94,16 @@ class _Bench:
         }
 
     def backup_job(self) -> BackupJob:
-        """What makes base backups."""
+        """The job for base backups."""
         return BackupJob(BackupConfig(**self._place, wal=True))
 
     def restore_job(self) -> RestoreJob:
-        """What restores to a moment."""
+        """The job for restores to a moment."""
         return RestoreJob(RestoreConfig(**self._place, verify_before_restore=False))
 
     @contextmanager
     def receiving(self) -> Iterator[subprocess.Popen[bytes]]:
-        """The WAL service, as people run it, with a directory as its off-site destination."""
+        """The running WAL service, with a directory as its off-site destination."""
         address = self.server.superuser("portal")
         self.store.mkdir(exist_ok=True)
         environ = {
@@ -125,7 +125,7 @@ class _Bench:
             process.wait()
 
     def offsite_lsn(self) -> int:
-        """Up to where the WAL is in the store, by the names of what lies there."""
+        """The position up to which the store has WAL, by the names of objects."""
         segment_bytes, reached = 16 << 20, 0
         for path in (self.store / "wal").rglob("*.gz*"):
             name, _, span = path.name.split(".")[0].partition("+")
@@ -135,14 +135,14 @@ class _Bench:
         return reached
 
     def said(self, name: str, *arguments: str | Path) -> str:
-        """What one of PostgreSQL's programs says."""
+        """The output of one of PostgreSQL's programs."""
         environ = {**os.environ, "PGPASSWORD": self.server.superuser().password}
         where = ["--host=127.0.0.1", f"--port={self.server.port}", "--username=postgres"]
         command = [self.server.reachable_bin_dir / name, *where, *arguments]
         return subprocess.run(command, env=environ, check=True, capture_output=True, text=True).stdout
 
     def program(self, name: str, *arguments: str | Path) -> float:
-        """Run one of PostgreSQL's programs against the server; the seconds that it took."""
+        """Run one of PostgreSQL's programs on the server; return the seconds."""
         environ = {**os.environ, "PGPASSWORD": self.server.superuser().password}
         where = ["--host=127.0.0.1", f"--port={self.server.port}", "--username=postgres"]
         started = time.monotonic()
@@ -176,7 +176,7 @@ def _measure(bench: _Bench, rows: int, seconds: float) -> None:
 
 
 def _latencies(bench: _Bench) -> str:
-    """How long it takes from the return of a commit until the slot confirms it: on our disk, synced."""
+    """The time from the return of a commit until the slot confirms it: synced on our disk."""
     found = []
     with bench.server.connect("portal") as writer, bench.server.connect() as looker:
         for number in range(_COMMITS):
@@ -210,7 +210,7 @@ def _wait_until_level(bench: _Bench) -> None:
 
 @contextmanager
 def _load(bench: _Bench, seconds: float) -> Iterator[Callable[[], float]]:
-    """Write about 20 MB of WAL a second; a function that tells the rate afterwards."""
+    """Write about 20 MB of WAL a second; the returned function tells the actual rate."""
     stop = threading.Event()
     written = [0.0]
 
@@ -235,7 +235,7 @@ def _load(bench: _Bench, seconds: float) -> Iterator[Callable[[], float]]:
 
 
 def _offsite(bench: _Bench) -> str:
-    """How long it takes from a commit until a part of a segment that holds it lies in the store."""
+    """The time from a commit until the store has a part of a segment with it."""
     found = []
     with bench.server.connect("portal") as connection:
         for _ in range(_OFFSITE_COMMITS):
@@ -252,7 +252,7 @@ def _offsite(bench: _Bench) -> str:
 
 
 def _base_backups(bench: _Bench) -> None:
-    """Ours against pg_basebackup with its fastest compression, in turns."""
+    """Our base backup and pg_basebackup with its fastest compression, in turns."""
     ours, theirs, size = [], [], 0
     for number in range(_ROUNDS):
         started = time.monotonic()
@@ -311,7 +311,7 @@ def _recovery(bench: _Bench) -> None:
 
 
 def _throughput(bench: _Bench, seconds: float) -> None:
-    """Transactions a second of pgbench, with the service and without it, in turns."""
+    """Transactions a second of pgbench, with and without the service, in turns."""
     bench.program("pgbench", "--initialize", "--quiet", "--scale=10", "portal")
     rates: dict[bool, list[float]] = {True: [], False: []}
     for turn in range(2 * _ROUNDS):
@@ -327,7 +327,7 @@ def _throughput(bench: _Bench, seconds: float) -> None:
 
 @contextmanager
 def _memory(pid: int) -> Iterator[Callable[[], float]]:
-    """The most memory, in MB, that a process and its children have at one time; shared pages count once."""
+    """The peak memory of a process and its children in MB; shared pages count once."""
     stop, peak = threading.Event(), [0.0]
 
     def watch() -> None:
@@ -344,7 +344,7 @@ def _memory(pid: int) -> Iterator[Callable[[], float]]:
 
 
 def _family(pid: int) -> list[int]:
-    """A process and all that it has started."""
+    """A process and its descendants."""
     found, todo = [], [pid]
     while todo:
         found.append(one := todo.pop())

@@ -1,4 +1,4 @@
-"""The program behind `backup.sh`: finds the command that is named, and runs it."""
+"""The program behind `backup.sh`: runs the command that is named."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tools.commands import BACKUP_COMMANDS
 from tools.terminal.run import EXIT_CODES, run_command
 
 _EXAMPLES: Final = f"""examples:
-  backup.sh                         a full backup: database, media and audit log
+  backup.sh                         a full backup: database, uploads and audit log
   backup.sh database                the database only
   backup.sh media --incremental     only uploads that changed since the newest archive that contains them
   backup.sh list                    the archives, newest first
@@ -21,7 +21,7 @@ _EXAMPLES: Final = f"""examples:
   backup.sh prune --dry-run         what would be removed, and why the rest is kept
   backup.sh pin full_2024 --reason 'before the migration'
   backup.sh drill                   restore the newest full backup to a scratch place, and compare
-  backup.sh audit --verify          who did what with the backups?
+  backup.sh audit --verify          who did what, and was the log altered?
 
 'backup.sh COMMAND --help' shows the options of a command.
 Settings come from the environment and from a file: 'backup.sh config' shows them, docs/settings.md explains them.
@@ -32,7 +32,7 @@ error.
 
 
 def main() -> int:
-    """Run one command; the exit code."""
+    """Run one command; return the exit code."""
     argv = sys.argv[1:]
     commands = command_line.Commands("backup.sh", BACKUP_COMMANDS, default="full")
     if argv[:1] in (["-h"], ["--help"]):

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,11 +74,11 @@ def changed(redis: EmbeddedRedis) -> set[str]:
     return {path for one in batches(redis) for path in one.arguments["changed"]}
 
 
-def settle(redis: EmbeddedRedis) -> None:
-    """Wait until nothing of what has happened is still to be sent."""
-    before = -1
-    while before != (before := len(sent_tasks(redis))):
-        threading.Event().wait(2)
+def settle(uploads: Path, redis: EmbeddedRedis) -> None:
+    """Wait until all that has happened is sent: what happens last is, and it goes with what was before it or later."""
+    last = f"tenant-b/last-{time.monotonic_ns()}.json"
+    write(uploads / last)
+    wait_until(lambda: last in changed(redis))
 
 
 def test_it_begins_with_a_scan_of_the_whole_tree(watcher: ServiceProcess, redis: EmbeddedRedis) -> None:
@@ -126,14 +128,16 @@ def test_renames_in_out_and_within_are_changes_of_every_name(
     assert changed(redis) == expected
 
 
-def test_deletions_links_and_modes_are_changes(watcher: ServiceProcess, uploads: Path, redis: EmbeddedRedis) -> None:
-    """All that a backup records of a file."""
-    (uploads / "tenant-b" / "oldest.json").unlink()
-    (uploads / "tenant-a" / "old.json").chmod(0o640)
-    (uploads / "tenant-a" / "link").symlink_to("old.json")
-    expected = {"tenant-b/oldest.json", "tenant-a/old.json", "tenant-a/link"}
-    wait_until(lambda: changed(redis) >= expected)
-    assert changed(redis) == expected
+def test_deletions_links_and_modes_are_changes(uploads: Path, redis: EmbeddedRedis, tmp_path: Path) -> None:
+    """All that a backup records of a file; a link, which nobody closes, goes when it has waited long enough."""
+    with ServiceProcess("beat.watcher", tmp_path, redis, **{**QUICK, "BACKUP_WATCH_LATEST": "2s"}):
+        wait_until(lambda: scans(redis))
+        (uploads / "tenant-b" / "oldest.json").unlink()
+        (uploads / "tenant-a" / "old.json").chmod(0o640)
+        (uploads / "tenant-a" / "link").symlink_to("old.json")
+        expected = {"tenant-b/oldest.json", "tenant-a/old.json", "tenant-a/link"}
+        wait_until(lambda: changed(redis) >= expected)
+        assert changed(redis) == expected
 
 
 def test_a_directory_that_moves_in_brings_its_content_and_is_watched(
@@ -167,7 +171,7 @@ def test_directories_that_are_made_filled_and_renamed_at_once_are_watched(
         write(uploads / f"making-{number}" / "deep" / "deeper" / "file.json")
         (uploads / f"making-{number}").rename(uploads / f"made-{number}")
     wait_until(lambda: changed(redis) >= {f"made-{number}" for number in range(BURST_DIRECTORIES)})
-    settle(redis)
+    settle(uploads, redis)
     for number in range(BURST_DIRECTORIES):
         write(uploads / f"made-{number}" / "deep" / "deeper" / "later.json")
     later = {f"made-{number}/deep/deeper/later.json" for number in range(BURST_DIRECTORIES)}
@@ -185,7 +189,7 @@ def test_no_file_of_a_burst_in_new_directories_is_missed(
         for number in range(BURST_FILES):
             write(directory / f"{number}.json")
     wait_until(lambda: _covers(redis, [f"{d.relative_to(uploads)}/x" for d in directories], before))
-    settle(redis)
+    settle(uploads, redis)
     for directory in directories:
         write(directory / "later.json")
     later = {f"{directory.relative_to(uploads)}/later.json" for directory in directories}
@@ -315,6 +319,7 @@ class Recorder:
     def __init__(self) -> None:
         self.tasks: list[Mapping[str, Any]] = []
         self.is_busy = False
+        self.asked = 0
 
     def submit(self, task: Operation, arguments: Mapping[str, Any], task_id: str) -> None:
         """Write it down."""
@@ -322,39 +327,70 @@ class Recorder:
 
     def is_at_work(self, task_id: str) -> bool:
         """Whatever the test says."""
+        self.asked += 1
         return self.is_busy
 
 
-def watcher_in_a_thread(tmp_path: Path, workers: Recorder, **environ: str) -> Watcher:
-    """A watcher in this process; the thread ends with it."""
+class _Over(Exception):  # noqa: N818  (no error)
+    """The test is over."""
+
+
+def asked_again(workers: Recorder, times: int) -> None:
+    """Wait until the watcher has asked so many times more whether they are at work."""
+    before = workers.asked
+    wait_until(lambda: workers.asked >= before + times)
+
+
+@contextmanager
+def watcher_in_a_thread(tmp_path: Path, workers: Recorder, **environ: str) -> Iterator[Watcher]:
+    """A watcher in this process; its thread ends with the block: the clock that it looks at again and again ends it."""
+    is_over = threading.Event()
+
+    def steady() -> float:
+        if is_over.is_set():
+            raise _Over
+        return time.monotonic()
+
+    def run() -> None:
+        with suppress(_Over):
+            looking.run()
+
     places = {"BACKUP_LOCAL_PATH": str(tmp_path / "archives"), "PORTAL_UPLOAD_DIR": str(tmp_path / "uploads")}
     settings = load_settings({**places, **QUICK, "BACKUP_WATCH_LATEST": "1s", **environ}, lambda path: "")
-    watcher = Watcher(settings, workers)
-    threading.Thread(target=watcher.run, daemon=True).start()
-    return watcher
+    looking = Watcher(settings, workers, steady=steady)
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield looking
+    finally:
+        is_over.set()
+        thread.join(30)
+        looking._close()
+    assert not thread.is_alive()
 
 
 def test_polling_sends_a_scan_again_and_again_but_not_while_one_is_being_done(uploads: Path, tmp_path: Path) -> None:
     """Where nobody tells of changes, nobody waits for one; where the workers are slow, they are not given more."""
     workers = Recorder()
-    watcher_in_a_thread(tmp_path, workers, BACKUP_WATCH_MODE="polling")
-    wait_until(lambda: len(workers.tasks) == 2)
-    workers.is_busy = True
-    before = len(workers.tasks)
-    threading.Event().wait(2.5)
-    assert len(workers.tasks) == before
-    workers.is_busy = False
-    wait_until(lambda: len(workers.tasks) > before)
+    with watcher_in_a_thread(tmp_path, workers, BACKUP_WATCH_MODE="polling"):
+        wait_until(lambda: len(workers.tasks) == 2)
+        workers.is_busy = True
+        asked_again(workers, 1)
+        before = len(workers.tasks)
+        asked_again(workers, 2)
+        assert len(workers.tasks) == before
+        workers.is_busy = False
+        wait_until(lambda: len(workers.tasks) > before)
     assert all("changed" not in arguments for arguments in workers.tasks)
 
 
 def test_a_limit_of_the_kernel_makes_it_poll(uploads: Path, tmp_path: Path) -> None:
     """It says what to set, and nothing is missed until that is done."""
     workers = Recorder()
-    watcher = watcher_in_a_thread(tmp_path, workers)
-    wait_until(lambda: len(workers.tasks) == 1)
-    watcher.limited(OSError(errno.ENOSPC, "inotify watch limit reached"))
-    wait_until(lambda: len(workers.tasks) >= 3)
+    with watcher_in_a_thread(tmp_path, workers) as watcher:
+        wait_until(lambda: len(workers.tasks) == 1)
+        watcher.limited(OSError(errno.ENOSPC, "inotify watch limit reached"))
+        wait_until(lambda: len(workers.tasks) >= 3)
     assert '"mode": "polling"' in (tmp_path / "archives" / ".watcher.json").read_text()
 
 

@@ -1,4 +1,4 @@
-"""`backup.sh config`: show every setting in force and where it comes from; exit code 2 if something is wrong."""
+"""`backup.sh config`: shows every setting with its value and origin; exit code 2 if something is wrong."""
 
 from __future__ import annotations
 
@@ -15,16 +15,20 @@ if TYPE_CHECKING:
 
     from portal.ops.settings.load import EffectiveSetting
 
-_NAME: Final = 26
+_NAME: Final = 30
+"""The longest name of a setting: a name that is cut cannot be looked up."""
+
+_ORIGIN: Final = 44
+"""The usual file and a line of it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
-    """Add what the command takes."""
+    """Define the command's arguments."""
     parser.add_argument("--check", action="store_true", help="show problems only, for scripts; exit code 2 if any")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show the settings, those that cannot be used, and names that are not settings."""
+    """Show the settings, invalid values, and names that are no settings."""
     from portal.ops.runtime.environment import current_settings, read_env_file
     from portal.ops.runtime.progress import read_text
     from portal.ops.settings.load import effective_settings, foreign_names
@@ -55,8 +59,8 @@ def _tell(settings: list[EffectiveSetting]) -> None:
     room = output.width() if not is_json() else 200
     columns = (
         Column(title="SETTING", width=_NAME),
-        Column(title="VALUE", width=max(36, room - _NAME - 52), least=20),
-        Column(title="ORIGIN", width=12, least=8),
+        Column(title="VALUE", width=max(36, room - _NAME - _ORIGIN - 4), least=20),
+        Column(title="ORIGIN", width=_ORIGIN, least=8),
     )
     table = Table(columns, room)
     with Lines() as lines:

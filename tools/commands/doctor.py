@@ -1,4 +1,4 @@
-"""`backup.sh doctor`: check everything that backups and restores need."""
+"""`backup.sh doctor`: checks everything that backups and restores need."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 def add_arguments(_parser: argparse.ArgumentParser, _name: str) -> None:
-    """It takes nothing."""
+    """Define no arguments."""
 
 
 def run(_: argparse.Namespace) -> int:
-    """Exit code 0 where no check found a fault."""
+    """Run all checks; exit code 0 if none found a fault."""
     from portal.ops.monitoring.doctor.run import State
 
     findings = []
@@ -37,7 +37,7 @@ _MEANING = {True: ": fix each FAULT, then run this again", False: ": backups and
 
 
 def _findings() -> Iterator[Finding]:
-    """Settings first: without them nothing else can be looked at."""
+    """Check the settings first: without them nothing else can be checked."""
     from portal.ops.monitoring.doctor.run import Check, engine_checks, examine
     from portal.ops.runtime.environment import merged_environment
     from tools.commands.service_checks import service_checks
@@ -64,9 +64,9 @@ def _look_at_settings(read: list[Settings]) -> Finding:
 
 
 def _say_finding(finding: Finding) -> None:
-    say(f"{_MARKS[finding.state.value]:<8} {finding.name:<16} {finding.what}")
+    say(f"{_MARKS[finding.state.value]:<8} {finding.name:<17} {finding.what}")
     if finding.mend and finding.state.value != "ok":
-        say(f"{'':<25} fix: {finding.mend}")
+        say(f"{'':<26} fix: {finding.mend}")
 
 
 _MARKS: dict[str, Any] = {"ok": "ok", "warning": "warning", "fault": "FAULT"}

@@ -1,4 +1,4 @@
-"""`backup.sh prune`: remove the archives that the retention policy does not keep."""
+"""`backup.sh prune`: removes archives that the retention policy does not keep."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import gc
 from typing import TYPE_CHECKING
 
 from tools.jobs import known
-from tools.terminal import output
-from tools.terminal.output import Lines, is_json, print_listing, say, say_error, warn
+from tools.terminal.output import Lines, print_listing, say, say_error, warn
 from tools.terminal.run import watched_log
 
 if TYPE_CHECKING:
@@ -17,16 +16,16 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
-    """Add what the command takes."""
+    """Define the command's arguments."""
     parser.add_argument("--dry-run", action="store_true", help="show the plan with its reasons, and remove nothing")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Remove old archives, or show which ones would be removed."""
+    """Remove old archives, or show which would be removed."""
     from portal.ops.backup.aftercare import cleanup_job
     from portal.ops.runtime.environment import current_settings
 
-    gc.disable()  # there may be very many archives, and none of what is made for them is garbage
+    gc.disable()  # there may be very many archives, without garbage to collect
     settings = current_settings()
     watched_log(settings.log_format)
     job = cleanup_job(settings, **known(settings))
@@ -46,8 +45,7 @@ def _tell(job: PruneJob, result: PruneResult) -> None:
     if result.plan:
         with Lines() as lines:
             for decision in result.plan.decisions:
-                line = decision.line()
-                lines.say(line if is_json() else line[: output.width() - 1])
+                lines.say(decision.line())
     for name in result.spared:
         say(f"spared: {name} is in use, or needed by now; the next prune looks again")
     for name in result.swept:
@@ -59,6 +57,6 @@ def _tell(job: PruneJob, result: PruneResult) -> None:
     count = len(result.removed)
     what = f"{count:,} archive{'' if count == 1 else 's'}, {human_bytes(result.freed_bytes)}"
     if result.dry_run:
-        say(f"would be removed: {what} in {job.repository.path}; nothing was")
+        say(f"would be removed: {what} in {job.repository.path}; a dry run removes nothing")
     else:
         say(f"removed: {what} in {job.repository.path}")

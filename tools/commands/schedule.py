@@ -1,8 +1,8 @@
-"""`backup.sh schedule`: the next and the last run of everything that is scheduled."""
+"""`backup.sh schedule`: shows the next and the last run of everything scheduled."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.units import span
 from tools.terminal.output import print_result, say
@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from portal.ops.repository.access_log import AccessEntry
     from portal.ops.settings.load import Settings
 
+_KIND: Final = 14
+"""The longest name: ``offsite_verify``."""
+
 
 def add_arguments(_parser: argparse.ArgumentParser, _name: str) -> None:
-    """It takes nothing."""
+    """Define no arguments."""
 
 
 def run(_: argparse.Namespace) -> int:
@@ -43,7 +46,7 @@ def run(_: argparse.Namespace) -> int:
 
 
 def schedule_of(settings: Settings, now: datetime) -> list[dict[str, Any]]:
-    """For each kind its expression, its next slot, its last slot where that is not done, and how it ended last.
+    """For each kind its expression, its next slot, its last slot if that is not done, and its last outcome.
 
     Raises:
         RepositoryError: the repository cannot be read.
@@ -83,13 +86,13 @@ def _entry(entry: AccessEntry) -> dict[str, Any]:
 def _line(line: Mapping[str, Any], zone: ZoneInfo, now: datetime) -> str:
     """One kind for a person."""
     last = line["last"]
-    text = f"{line['kind']:<9} "
+    text = f"{line['kind']:<{_KIND}}  "
     if line["expression"] is None:
-        text += f"{'off':<36} "
+        text += f"{'off':<36}  "
     elif line["due_since"]:
-        text += f"{'due since ' + _wall(line['due_since'], zone):<36} "
+        text += f"{'due since ' + _wall(line['due_since'], zone):<36}  "
     else:
-        text += f"{'next ' + _wall(line['next'], zone) + ', in ' + span(line['next'] - now):<36} "
+        text += f"{'next ' + _wall(line['next'], zone) + ', in ' + span(line['next'] - now):<36}  "
     if last is None:
         return text + "never done"
     return text + f"last {_wall(last['moment'], zone)} {last['outcome']}: {last['error'] or last['subject']}"
@@ -100,7 +103,7 @@ def _wall(moment: datetime, zone: ZoneInfo) -> str:
 
 
 def _facts(line: Mapping[str, Any]) -> dict[str, Any]:
-    """The same in the types of JSON."""
+    """The same as types of JSON."""
     facts = dict(line)
     facts |= {name: line[name].isoformat() for name in ("next", "due_since") if line[name]}
     if line["last"]:

@@ -1,4 +1,4 @@
-"""The steps of the installer; each knows whether it is done already."""
+"""The steps of the installer; each can tell whether it is done already."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _SECRETS: Final = ("DD_DATABASE_PASSWORD", "CELERY_BROKER_URL")
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One change.
+    """One step.
 
     Arguments:
-        what: what it does, for a person.
-        is_done: whether nothing has to be done.
-        do: does it.
+        what: a description for people.
+        is_done: whether there is nothing to do.
+        do: executes the step.
     """
 
     what: str
@@ -46,12 +46,12 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Installation:
-    """An installation on a machine.
+    """An installation on one machine.
 
     Arguments:
         root: the root of the machine's file system.
         units: ``timer`` or ``service``.
-        learned: what is known of the portal.
+        learned: the portal's settings.
     """
 
     root: Path
@@ -59,12 +59,16 @@ class Installation:
     learned: Learned
 
     @property
+    def _stamp(self) -> Path:
+        return ROOT / ".venv" / "stamp"
+
+    @property
     def repository(self) -> str:
         """The destination of archives."""
         return self.learned.values.get("BACKUP_LOCAL_PATH", "/var/backups/kekkai")
 
     def owner(self) -> str:
-        """The user that backs up: the owner of the uploads, since nobody else may read them; otherwise our own."""
+        """The user for backups: the owner of the uploads, which no other user may read; otherwise our own."""
         uploads = self._at(self.learned.values.get("PORTAL_UPLOAD_DIR", "/var/lib/kekkai-portal/uploads"))
         if uploads.is_dir() and (uid := uploads.stat().st_uid):
             try:
@@ -74,13 +78,13 @@ class Installation:
         return USER
 
     def names(self) -> list[str]:
-        """The units that are installed."""
+        """The names of the units to install."""
         if self.units == "service":
             return [f"{name}.service" for name in _SERVICES]
         return [f"{name}.{kind}" for name in _TIMED for kind in ("service", "timer")]
 
     def settings_text(self) -> str:
-        """The file of settings."""
+        """The settings file's content."""
         values = {"BACKUP_LOCAL_PATH": self.repository, **self.learned.values}
         lines = [
             "# Settings of the backup: docs/settings.md explains each of them. 'tools/backup.sh config' shows them."
@@ -94,13 +98,17 @@ class Installation:
         return "\n".join(lines) + "\n"
 
     def shown_settings(self) -> Iterator[str]:
-        """The settings for a person: secrets are masked."""
+        """The settings for a person, with secrets masked."""
         for name, value in {"BACKUP_LOCAL_PATH": self.repository, **self.learned.values}.items():
             shown = "********" if name in _SECRETS else value
             yield f"{name}={shown}   ({self.learned.origins.get(name, 'default')})"
 
+    def lacks_environment(self) -> bool:
+        """True if the environment of the commands has to be made."""
+        return self._is_here() and not self._stamp.exists()
+
     def steps(self) -> list[Step]:
-        """Everything that installs it, in order."""
+        """All steps that install, in order."""
         owner = self.owner()
         steps = [self._user()] if owner == USER else []
         steps += [
@@ -115,7 +123,7 @@ class Installation:
         return steps
 
     def removals(self) -> list[Step]:
-        """Everything that uninstalls it, in order; archives stay."""
+        """All steps that uninstall, in order; archives stay."""
         every = sorted({path.name for path in _EXAMPLES.glob("kekkai-backup*")})
         steps = []
         if self._is_here() and os.path.isdir(_RUNNING_SYSTEMD):
@@ -124,14 +132,24 @@ class Installation:
             path = self._at(name)
             if path.exists():
                 steps.append(Step(what=f"remove /{name}", is_done=lambda: False, do=path.unlink))
-        for name in ("etc/kekkai-backup", LOGS):
-            path = self._at(name)
-            if path.exists():
-                what = f"remove /{name}"
-                steps.append(Step(what=what, is_done=lambda: False, do=lambda path=path: shutil.rmtree(path)))  # type: ignore[misc]
+        steps += self._removal_of_directories()
         if self._uid(USER) is not None:
             steps.append(Step(what=f"remove the user {USER}", is_done=lambda: False, do=self._remove_user))
         return steps
+
+    def _removal_of_directories(self) -> Iterator[Step]:
+        """The directories, with our logs; files of others beside the settings, such as keys, are kept."""
+        path = self._at("etc/kekkai-backup")
+        if path.exists():
+            kept = sorted(one.name for one in path.iterdir() if one.name != Path(SETTINGS).name)
+            if kept:
+                what = f"/etc/kekkai-backup stays, for it holds more than the settings: {', '.join(kept)}"
+                yield Step(what=what, is_done=lambda: True, do=lambda: None)
+            else:
+                yield Step(what="remove /etc/kekkai-backup", is_done=lambda: False, do=path.rmdir)
+        logs = self._at(LOGS)
+        if logs.exists():
+            yield Step(what=f"remove /{LOGS}", is_done=lambda: False, do=lambda: shutil.rmtree(logs))
 
     # -- steps ------------------------------------------------------------------------------------------------------
 
@@ -193,7 +211,7 @@ class Installation:
     def _environment(self) -> Step:
         return Step(
             what=f"prepare {ROOT}/.venv (tools/setup.sh)",
-            is_done=lambda: (ROOT / ".venv" / "stamp").exists(),
+            is_done=self._stamp.exists,
             do=lambda: _run(["bash", str(ROOT / "tools" / "setup.sh")]),
         )
 
@@ -248,7 +266,7 @@ class Installation:
 
 
 def quoted(value: str) -> str:
-    """A value as the file of settings takes it literally."""
+    """A value as a literal in the settings file."""
     if not set(value) & set(" '\"$#\\\n"):
         return value
     escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$").replace("\n", "\\n")

@@ -1,7 +1,7 @@
-"""The drawings: marks and bars placed in percent by the page's own style, all upon one axis of time.
+"""The drawings: marks and bars placed in percent by the page's style, all on one time axis.
 
-Nothing has a size of its own, so a drawing is as wide as the screen or the paper, and its letters are the page's. What
-is too much for single marks is drawn by slices of time.
+No drawing has a fixed size, so it is as wide as the screen or paper, and uses the page's font. If there are too many
+marks, slices of time are drawn instead.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.model import BackupType, timestamp
-from portal.ops.monitoring.status import spoken
 from portal.ops.units import duration, human_bytes, span
 from tools.report.axis import even_top
 from tools.report.story import KIND_NAMES, ages_reached
@@ -26,9 +25,15 @@ if TYPE_CHECKING:
     from tools.report.story import Story
 
 MOST_MARKS: Final = 150
-"""Beyond that many in a row, slices of time are drawn instead."""
+"""With more marks than this in a row, slices of time are drawn."""
 
 SLICES: Final = 120
+
+_OVERLAP: Final = 0.06
+"""Percent by which a slice reaches over the next one, so that rounding to pixels leaves no seams."""
+
+_LOW: Final = 35.0
+"""Below this percentage of the height the words on a line stand above it."""
 
 _SIZES: Final = tuple(float(number * 10**zeros) for zeros in range(18) for number in (1, 2, 5))
 _TIMES: Final = tuple(
@@ -42,11 +47,11 @@ _TIMES: Final = tuple(
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """Something that happened.
+    """One event in a drawing.
 
     Arguments:
-        style: how it looks: ``good``, ``plain``, ``bad``.
-        said: what is said of it.
+        style: the appearance: ``good``, ``plain``, ``bad``.
+        said: the description.
     """
 
     moment: datetime
@@ -58,7 +63,7 @@ class Mark:
 
 
 def timeline(story: Story) -> Iterator[str]:
-    """The history: a row for each kind of archive, for copies, for proof and for failures."""
+    """The history: a row for each kind of archive, and rows for copies, proof and failures."""
     yield _legend((("good", "verified or succeeded"), ("plain", "not verified"), ("bad", "damaged or failed")))
     yield '<div class="timeline">'
     for kind in BackupType:
@@ -111,7 +116,7 @@ def _row(name: str, marks: Sequence[Mark], axis: Axis) -> Iterator[str]:
 
 
 def _dense(marks: Iterable[Mark], axis: Axis) -> Iterator[str]:
-    """Slices instead of marks, each with the worst and the best that is in it."""
+    """Slices instead of marks, each with the worst and the best event in it."""
     slices: dict[int, list[Mark]] = defaultdict(list)
     for mark in marks:
         slices[axis.slice_of(mark.moment, SLICES) or 0].append(mark)
@@ -123,7 +128,7 @@ def _dense(marks: Iterable[Mark], axis: Axis) -> Iterator[str]:
         said = f"{_when(some[-1].moment)}: {len(some):,}, {good:,} verified" + (
             f", {bad:,} damaged or failed" if bad else ""
         )
-        place = f"left:{number * width:.2f}%;width:{width:.2f}%"
+        place = f"left:{number * width:.2f}%;width:{width + _OVERLAP:.2f}%"
         yield f'<i class="slice {style}" style="{place}" title="{shown(said)}"></i>'
 
 
@@ -141,7 +146,7 @@ def _stretches(name: str, stretches: Sequence[tuple[datetime, datetime]], axis: 
 
 
 def ages(story: Story) -> Iterator[str]:
-    """For each component how old its newest backup had become, in shares of what is allowed: one scale for all."""
+    """How old each component's newest backup had become, relative to its target, on one scale."""
     for one in story.status.components:
         reached = ages_reached(story, one.component, SLICES)
         allowed = one.rpo.total_seconds()
@@ -151,7 +156,7 @@ def ages(story: Story) -> Iterator[str]:
             (number, 100 * age / top, "bad" if age > allowed else "good", f"{span(timedelta(seconds=age))} old")
             for number, age in reached
         ]
-        title = f"{spoken(one.component).capitalize()}: allowed {span(one.rpo)}, worst {span(timedelta(seconds=worst))}"
+        title = f"{one.component.spoken.capitalize()}: allowed {span(one.rpo)}, worst {span(timedelta(seconds=worst))}"
         yield from _bars(title, bars, story.axis, line=(100 * allowed / top, "allowed"))
 
 
@@ -198,7 +203,7 @@ def _valued(
     formatter: Callable[[float], str],
     top: float = 0,
 ) -> Iterator[str]:
-    """Bars of values at moments; of each slice the greatest."""
+    """Bars for values at moments; in each slice the greatest value."""
     greatest: dict[int, tuple[float, str]] = {}
     for moment, value, style in values:
         number = axis.slice_of(moment, SLICES)
@@ -220,13 +225,16 @@ def _bars(
     width = 100 / SLICES
     yield f'<figure><figcaption>{shown(title)}</figcaption><div class="bars">'
     for number, height, style, said in bars:
+        if not height:
+            continue
         begin = axis.start + axis.length * (number / SLICES)
         yield (
             f'<i class="{style}" style="left:{number * width:.2f}%;width:{width:.2f}%;height:{max(height, 1):.1f}%" '
             f'title="{shown(_when(begin))}: {shown(said)}"></i>'
         )
     if line:
-        yield f'<em style="top:{100 - line[0]:.1f}%"><span>{shown(line[1])}</span></em>'
+        side = ' class="low"' if line[0] < _LOW else ""
+        yield f'<em{side} style="top:{100 - line[0]:.1f}%"><span>{shown(line[1])}</span></em>'
     yield "</div>"
     yield from _ticks(axis)
     yield "</figure>"

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Final
 
 from portal.ops.archive.damage import Damage
 from portal.ops.drill.compare_files import FileComparison
+from portal.ops.model import Component
 from portal.ops.restore.database.row_check import check_rows
+from portal.ops.units import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +23,7 @@ MOST_DAMAGES: Final = 100
 
 @dataclass(kw_only=True)
 class Comparison:
-    """The comparisons so far, and their differences from the backup."""
+    """Collects what was compared, and the differences from the backup."""
 
     tables: int = 0
     rows: int = 0
@@ -34,10 +36,10 @@ class Comparison:
     def rows_of_tables(
         self, found: Mapping[str, int], expected: Mapping[str, int], roots: Mapping[str, str] | None = None
     ) -> None:
-        """Hold the rows of every table against the manifest; one that has none to say of them is a warning.
+        """Compare the rows of every table with the manifest; without counts there, add a warning.
 
         Arguments:
-            roots: the partitioned table that each partition belongs to.
+            roots: the topmost partitioned table of each partition.
         """
         self.tables, self.rows = len(found), sum(found.values())
         if found and not expected:
@@ -47,21 +49,23 @@ class Comparison:
         for what in checked.wrong:
             self._damage(f"table {what}")
         self.warnings += checked.warnings()
-        self.checks.append(f"{self.tables:,} tables with {self.rows:,} rows")
+        self.checks.append(f"{counted(self.tables, 'table')} with {counted(self.rows, 'row')}")
 
     def keys_of_tables(self, found: ObjectCheck) -> None:
-        """Note what is not as the source had it of indexes, constraints and triggers."""
+        """Compare indexes, constraints and triggers with the recorded source."""
         for what in found.wrong:
             self._damage(what)
         self.warnings += found.warnings
-        self.checks.append(f"{found.indexes:,} indexes and {found.constraints:,} constraints")
+        self.checks.append(
+            f"{counted(found.indexes, 'index', 'indexes')} and {counted(found.constraints, 'constraint')}"
+        )
 
     def files_of(self, archive: Archive, prefix: str, place: Path) -> None:
-        """Hold every file that was restored against the archive: content, mode and time, and that there is no other.
+        """Compare every restored file with the archive: content, mode and time, and that there are no others.
 
         Arguments:
-            prefix: the component's name in the archive.
-            place: where it was restored to.
+            prefix: the name of the component in the archive.
+            place: the directory that was restored to.
 
         Raises:
             NotIntactError: the archive is damaged.
@@ -72,7 +76,8 @@ class Comparison:
         self.warnings += found.warnings
         files, content_bytes = found.files, found.content_bytes
         self.files, self.bytes = self.files + files, self.bytes + content_bytes
-        self.checks.append(f"{prefix}: {files:,} file{'' if files == 1 else 's'} with {content_bytes:,} bytes")
+        name = next(one.spoken for one in Component if one.member == prefix)
+        self.checks.append(f"{name}: {counted(files, 'file')} with {counted(content_bytes, 'byte')}")
 
     def _damage(self, what: str, path: str | None = None) -> None:
         if len(self.damages) < MOST_DAMAGES:

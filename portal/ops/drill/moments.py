@@ -1,7 +1,7 @@
-"""A drill of point-in-time recovery: to the latest moment, and to one at random.
+"""Drills of point-in-time recovery: to the latest moment, and to a random one.
 
-Each time the cluster is really recovered on a scratch server, every row of every table is counted, and the database is
-dumped and decoded to its end, which reads every row once more.
+Each recovers the cluster on a scratch server, counts every row of every table, and dumps the database and decodes the
+dump to its end, which reads every row once more.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _HINT = "Look at the log of the scratch server, and make a new base backup."
 
 
 class Shown(NamedTuple):
-    """The evidence.
+    """What the drills have proven.
 
     Arguments:
-        checks: what was recovered, in words.
-        problems: what could not be.
+        checks: the successful recoveries, in words.
+        problems: the failed ones.
     """
 
     checks: list[str]
@@ -54,10 +54,10 @@ def drill_moments(
     runner: ProcessRunner,
     chance: Callable[[], float] = random.random,
 ) -> Shown:
-    """Recover to the latest moment and to one at random; nothing is shown where there is no recovery window.
+    """Recover to the latest moment and to a random one; without a recovery window, do nothing.
 
     Arguments:
-        chance: gives a number from 0 to 1, which chooses the moment in the window.
+        chance: returns a number from 0 to 1, by which a moment in the window is chosen.
     """
     shown = Shown([], [])
     window = look(repository).window
@@ -77,7 +77,7 @@ def drill_moments(
 def _recover(
     repository: Repository, config: RestoreConfig, moment: datetime | None, named: str, runner: ProcessRunner
 ) -> str:
-    from portal.ops.pitr.recovery import recovered  # late: it brings the database driver
+    from portal.ops.pitr.recovery import recovered  # imported late: it loads the database driver
 
     started = time.monotonic()
     plan = plan_recovery(repository, moment)
@@ -103,7 +103,7 @@ def _decode(server: ScratchServer, database: str, major: int, runner: ProcessRun
     """Dump the recovered database, and decode the dump to its end.
 
     Raises:
-        OpsError: it cannot be.
+        OpsError: dumping or decoding failed.
     """
     tool = find_client("pg_restore", major, runner=runner, bin_dir=bin_dir)
     with ScratchDump(server.target(database), major, runner=runner, bin_dir=bin_dir) as scratch:

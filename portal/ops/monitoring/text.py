@@ -1,4 +1,4 @@
-"""A status for people: one screen, the verdict in its first line."""
+"""A status as text for people: one screen, with the verdict in the first line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.hints import Advice
-from portal.ops.monitoring.status import spoken
 from portal.ops.units import duration, human_bytes, span
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ def _verdict(status: Status) -> Iterator[str]:
         yield f"  - {Advice.BACK_UP_FULL} makes the first one"
         return
     if status.ok:
-        yield f"OK: every target is met ({', '.join(spoken(one.component) for one in status.components)}, drill, space)"
+        yield f"OK: every target is met ({', '.join(one.component.spoken for one in status.components)}, drill, space)"
         return
     yield f"NOT OK: {len(status.misses)} {'target is' if len(status.misses) == 1 else 'targets are'} missed"
     for miss in status.misses:
@@ -59,7 +58,7 @@ def _row(one: ComponentStatus, now: datetime) -> str:
     verified = _verified(one.verified, now)
     state = "MISSED" if one.misses else "ok"
     return (
-        f"{spoken(one.component):<{_LABEL}}{newest:<11}{span(one.rpo):<10}"
+        f"{one.component.spoken:<{_LABEL}}{newest:<11}{span(one.rpo):<10}"
         f"{verified:<22}{span(one.verified_age):<10}{state}"
     )
 
@@ -104,7 +103,7 @@ def _window(facts: PitrFacts, now: datetime) -> str:
 
 
 def _offsite(one: DestinationState, now: datetime) -> Iterator[str]:
-    """The copies of a destination, in a line or two."""
+    """The copies in a destination, in a line or two."""
     newest = f"newest {span(now - one.moment)} old" if one.moment else "none yet"
     missing = f", {len(one.missing)} missing" if one.missing else ""
     yield f"{one.shown}: {one.copies} copies, {human_bytes(one.stored_bytes)}, {newest}{missing}"
@@ -125,7 +124,7 @@ def _incomplete(fault: str, names: Sequence[str]) -> str:
 
 
 def _entry(label: str, texts: list[str]) -> Iterator[str]:
-    """A few of the texts, one a line."""
+    """Some of the texts, one per line."""
     texts = list(dict.fromkeys(texts))
     for number, text in enumerate(texts[:_MOST]):
         first, _, rest = text.partition("\n")

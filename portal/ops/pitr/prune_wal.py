@@ -1,4 +1,4 @@
-"""Removing the WAL that no base backup needs any more."""
+"""Removes WAL that no base backup needs."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _PATTERN: Final = f"{BackupType.BASE}_*{SUFFIX}"
 
 
 def prune_wal(repository: Repository) -> int:
-    """Remove segments that lie before every base backup of their cluster; the bytes that were freed.
+    """Remove segments older than every base backup of their cluster; return the number of bytes freed.
 
-    A base backup that cannot be read keeps all WAL: nobody knows where it begins. Where there is none at all, WAL stays
-    too, since one may be under way. History files are small, and stay.
+    A base backup that cannot be read keeps all WAL, since its start is unknown. Without any base backup all WAL stays
+    too, since one may be under way. History files are small and stay.
 
     Raises:
         OSError: a file cannot be removed.

@@ -1,7 +1,7 @@
-"""The timeline: the moments that can be restored, and when many rows of which tables were removed.
+"""Lists the moments that can be restored, and when many rows of which tables were removed.
 
-The WAL has numbers of files instead of the names of tables. Every base backup has the names of its time, and the server
-those of today.
+The WAL has file numbers instead of table names. Every base backup records the names at its time, and the live server
+has the present ones.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from portal.ops.model import SUFFIX, timestamp
+from portal.ops.model import SUFFIX, BackupType, timestamp
 from portal.ops.pitr.look import base_of, look
 from portal.ops.pitr.wal_reader import commits, segments_between
 from portal.ops.repository.catalogue import Catalogue
@@ -26,18 +26,26 @@ if TYPE_CHECKING:
     from portal.ops.repository.repository import Repository
     from portal.ops.runtime.process import ProcessRunner
 
+_KINDS: Final = {
+    BackupType.FULL: "full backup",
+    BackupType.DATABASE: "backup of the database",
+    BackupType.MEDIA: "backup of uploads",
+    BackupType.AUDIT_LOGS: "backup of the audit log",
+    BackupType.BASE: "base backup",
+}
+
 MANY_ROWS: Final = 100
-"""A transaction that removes fewer rows of a table is everyday work."""
+"""A transaction that removes fewer rows of a table is ordinary work and not listed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Removal:
-    """Rows that one transaction removed.
+    """Rows removed by one transaction.
 
     Arguments:
-        moment: when it was committed, by the server's clock.
-        table: its name; its number where the name is not known.
-        rows: how many; nothing for a whole table.
+        moment: the commit time, by the server's clock.
+        table: the table's name, or its number if the name is unknown.
+        rows: the number of rows; None for a whole table.
     """
 
     moment: datetime
@@ -55,10 +63,10 @@ class Removal:
 
 @dataclass(frozen=True, kw_only=True)
 class Timeline:
-    """The restorable moments, and the events between them.
+    """The restorable moments, and events in them.
 
     Arguments:
-        window: nothing where nothing can be recovered to a moment.
+        window: the recovery window; None if there is none.
     """
 
     window: Window | None
@@ -79,10 +87,13 @@ class Timeline:
     def lines(self) -> list[str]:
         """The timeline for people, oldest first."""
         window = f"recovery window: {self.window}" if self.window else "there is no recovery window"
-        entries = [(entry.moment, f"{entry.type or 'archive'} backup {entry.name}") for entry in self.archives]
+        entries = [
+            (entry.moment, f"{_KINDS[entry.type] if entry.type else 'archive'} {entry.name}") for entry in self.archives
+        ]
         entries += [(removal.moment, f"! {removal}") for removal in self.removals]
         shown = [
-            f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 1000:03d}  {what}" for moment, what in sorted(entries)
+            f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 1000:03d}+00:00  {what}"
+            for moment, what in sorted(entries)
         ]
         return [*shown, window]
 
@@ -96,12 +107,12 @@ def read_timeline(
     runner: ProcessRunner,
     bin_dir: Path | None,
 ) -> Timeline:
-    """Read what happened between two moments.
+    """Read the events between two moments.
 
     Arguments:
-        start: the first moment; nothing means the beginning of the recovery window.
-        end: the last one; nothing means now.
-        live_names: the names of tables that the server has now.
+        start: the first moment; None for the beginning of the recovery window.
+        end: the last moment; None for now.
+        live_names: the present names of tables on the server.
 
     Raises:
         RepositoryError: the repository cannot be read.
@@ -136,7 +147,7 @@ def _removals(commit: Commit, names: Mapping[Relation, str]) -> Sequence[Removal
 
 
 def _names_of_bases(repository: Repository, found: PitrLook) -> dict[Relation, str]:
-    """The names that tables had when base backups were made."""
+    """The names of tables recorded by the base backups."""
     names: dict[Relation, str] = {}
     for base in sorted(found.bases, key=lambda base: base.ended):
         described = base_of(repository.path / f"{base.name}{SUFFIX}")

@@ -1,7 +1,7 @@
-"""Bringing the WAL back from off-site.
+"""Fetches WAL back from off-site.
 
-Whoever may write to the store can have put something there: names and sizes are believed only where they are those of
-WAL, and nothing is written anywhere but into the WAL archive.
+Anyone who may write to the store can have put objects there: names and sizes are accepted only if they are valid for
+WAL, and nothing is written outside the WAL archive.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _AGE: Final = b"age-encryption.org/"
 
 
 class _Part(NamedTuple):
-    """Some bytes of a segment, from `start` to before `end`."""
+    """Bytes of a segment from `start` to before `end`."""
 
     start: int
     end: int
@@ -45,16 +45,16 @@ class _Part(NamedTuple):
 
 
 def fetch_wal(repository: Repository, backend: Backend, identities: Sequence[Identity]) -> int:
-    """Bring the WAL of every cluster back into a repository; the number of files that are new here.
+    """Fetch the WAL of every cluster into a repository; return the number of new files.
 
     Arguments:
-        identities: nothing where copies are not encrypted.
+        identities: None if copies are not encrypted.
 
     Raises:
         StorageError: the store failed.
-        NotIntactError: an object is damaged, or is none of ours; all others have been fetched.
-        IdentityError: it was not encrypted for any of the identities.
-        RepositoryError: the disk is full, or does not take it.
+        NotIntactError: an object is damaged or not ours; all others have been fetched.
+        IdentityError: an object is encrypted for none of the identities.
+        RepositoryError: the disk is full, or writing fails.
     """
     clusters: dict[str, list[tuple[str, re.Match[str]]]] = {}
     for found in backend.list(f"{DIRECTORY}/"):
@@ -64,7 +64,7 @@ def fetch_wal(repository: Repository, backend: Backend, identities: Sequence[Ide
     is_first = WalArchive.current(repository) is None
     fetch = _Fetch(repository=repository, backend=backend, identities=identities)
     try:
-        for identifier in sorted(clusters, key=int):  # the youngest last
+        for identifier in sorted(clusters, key=int):  # newest last
             fetch.cluster(identifier, clusters[identifier], is_current=is_first)
     except OSError as error:
         raise explain(error, "cannot write WAL to", repository.path / DIRECTORY) from error
@@ -75,11 +75,11 @@ def fetch_wal(repository: Repository, backend: Backend, identities: Sequence[Ide
 
 @dataclass(kw_only=True)
 class _Fetch:
-    """Fetches what is not here; what is damaged is left out, and keeps nothing else from coming.
+    """Fetches missing WAL; damaged objects are skipped and do not stop the rest.
 
     Arguments:
-        count: the files that are new here.
-        faults: what was damaged.
+        count: the number of new files.
+        faults: the damage found.
     """
 
     repository: Repository
@@ -113,7 +113,7 @@ class _Fetch:
                     self._current(archive, file, sorted(mine))
 
     def _description(self, identifier: str, places: Sequence[str]) -> Cluster | None:
-        """The facts about a cluster; stored anew when limits grow, and the latest suit all of its WAL."""
+        """The facts about a cluster. They are stored again when limits grow; the latest suit all of its WAL."""
         found: Cluster | None = None
         for place in places:
             try:
@@ -127,7 +127,7 @@ class _Fetch:
         return found
 
     def _whole(self, archive: WalArchive, file: str, places: Sequence[str]) -> None:
-        """Fetch a file. It may have been stored twice: what it covers may have been known better the second time."""
+        """Fetch a file. If it was stored twice, the second object may know better what it covers."""
         found: list[tuple[bytes, Told]] = []
         for place in places:
             try:
@@ -142,13 +142,11 @@ class _Fetch:
             self.count += 1
 
     def _current(self, archive: WalArchive, file: str, parts: Sequence[_Part]) -> None:
-        """Put the parts of a segment that was never completed together; the one that reaches farthest says what it
-        covers. Parts overlap: after a restart the WAL service sends the segment from its beginning once more.
-        """
+        """Join the parts of a segment that was never completed; the part that reaches farthest says what it covers."""
         segment, reached, told = bytearray(archive.cluster.segment_bytes), 0, Told()
         for part in parts:
             if part.start > reached:
-                break  # one between them is missing: what follows is of no use
+                break  # a part is missing in between: what follows is useless
             if part.end <= reached:
                 continue
             try:
@@ -168,10 +166,10 @@ class _Fetch:
         self.count += 1
 
     def _read(self, place: str) -> bytes:
-        """An object, decrypted.
+        """Read and decrypt an object.
 
         Raises:
-            IdentityError: it is encrypted, and there is no identity.
+            IdentityError: it is encrypted, and no identity was given.
         """
         data = read_object(self.backend, place, self.identities)
         if data.startswith(_AGE):
@@ -188,10 +186,10 @@ class _Fetch:
 
 
 def _described(content: bytes, place: str) -> Cluster:
-    """The cluster's facts in an object. Anyone who may write to the store may have written it.
+    """Decode an object's facts about the cluster, which anyone with write access may have written.
 
     Raises:
-        NotIntactError: it is invalid.
+        NotIntactError: they are invalid.
     """
     try:
         found = json.loads(content)

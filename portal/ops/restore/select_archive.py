@@ -1,4 +1,4 @@
-"""The selection of an archive and its components for a restore."""
+"""Selects the archive and the components for a restore."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import ConfigurationError
 from portal.ops.hints import another_archive
-from portal.ops.model import BackupType, Component
+from portal.ops.model import BackupType, Component, spoken_names
 from portal.ops.restore.config import RestoreScope
 
 if TYPE_CHECKING:
@@ -31,42 +31,44 @@ _SET_PLACE: Final = {
 
 
 def choose_archive(repository: Repository, builder: ResultBuilder, path: PathLike) -> ArchiveFile:
-    """The archive of a path, an id or ``latest``: the newest that holds what is asked for. The result says which.
+    """Find the archive by path, id or ``latest`` (the newest with the requested components), and note it in the result.
 
-    Until the manifest is read it goes by the name of its file.
+    Its name comes from the file until the manifest has been read.
 
     Raises:
-        ArchiveAbsentError: there is none, or more than one.
+        ArchiveAbsentError: there is no such archive, or more than one.
     """
     scope = builder.result.scope
     archive = repository.find(path, latest_of=_LATEST[scope])
     builder.note(backup_id=archive.name, backup_file=str(absolute(archive.path)))
     if os.fspath(path) == "latest" and scope is RestoreScope.FULL:
-        for part, what in ((RestoreScope.DATABASE, "database"), (RestoreScope.MEDIA, "media")):
+        for part, component in ((RestoreScope.DATABASE, Component.DATABASE), (RestoreScope.MEDIA, Component.MEDIA)):
             newest = repository.find("latest", latest_of=_LATEST[part])
             if newest.moment > archive.moment:
-                builder.warn([f"{newest.name} is newer and holds the {what} alone; --{what}-only restores that one"])
+                builder.warn(
+                    [f"{newest.name} is newer and holds the {component.spoken} alone; --{part}-only restores that one"]
+                )
     return archive
 
 
 def name_of(archive: ArchiveFile, manifest: Manifest) -> str:
-    """The backup's id as the manifest has it, for a file may be called anything; the file's where that is no name."""
+    """The backup id in the manifest, since a file may have any name; or the file's if that id is invalid."""
     said = manifest.backup_id
     return said if said and said.isprintable() else archive.name
 
 
 def absolute(path: Path) -> Path:
-    """A path as it is understood wherever it is read later; a link stays a link."""
+    """The absolute path; symlinks are not resolved."""
     return Path(os.path.abspath(path))
 
 
 def choose_components(
     config: RestoreConfig, scope: RestoreScope, manifest: Manifest
 ) -> tuple[tuple[Component, ...], list[str]]:
-    """The components to restore, the database first; and a sentence for each that is present but not restored.
+    """The components to restore, the database first, and a sentence for each other component that is present.
 
     Raises:
-        ConfigurationError: the archive does not hold it, or there is no place for it.
+        ConfigurationError: a component is missing in the archive, or has no target.
     """
     places = {
         Component.DATABASE: True,
@@ -76,8 +78,9 @@ def choose_components(
     held = [component for component in Component if component in manifest.components]
     wanted = held if scope is RestoreScope.FULL else [Component(scope.value)]
     if not set(wanted) & set(held):
+        contents, asked = spoken_names(held) or "nothing", spoken_names(wanted) or "component"
         raise ConfigurationError(
-            f"{manifest.backup_id} holds {', '.join(held) or 'nothing'}, and no {scope.value}",
+            f"{manifest.backup_id} holds {contents}, and no {asked}",
             hint=another_archive(),
         )
     if config.patterns and Component.DATABASE in wanted:
@@ -85,10 +88,10 @@ def choose_components(
     homeless = [component for component in wanted if not places[component]]
     if len(homeless) == len(wanted):
         raise ConfigurationError(
-            f"there is no place configured for {' and '.join(homeless)}", hint=_SET_PLACE[homeless[0]]
+            f"there is no place configured for the {' and the '.join(one.spoken for one in homeless)}",
+            hint=_SET_PLACE[homeless[0]],
         )
     left_out = [
-        f"the backup holds {component.value}, which is left out: no place for it is configured"
-        for component in homeless
+        f"left out: the {component.spoken} of the backup, for which no place is configured" for component in homeless
     ]
     return tuple(component for component in wanted if places[component]), left_out

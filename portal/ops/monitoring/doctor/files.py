@@ -1,4 +1,4 @@
-"""The sources beside the database: uploads, the audit log, and the files of the secrets."""
+"""Checks the sources other than the database: uploads, the audit log, and files with secrets."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from portal.ops.filesystem.tree import GONE, portable
 from portal.ops.monitoring.doctor.check import Check, Finding, fault, ok, warning
 from portal.ops.restore.files.preflight import closed, obstacles_in
 from portal.ops.settings.load import SETTINGS
+from portal.ops.units import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -30,13 +31,13 @@ _PGPASS: Final = "PGPASSFILE"
 
 
 class FileChecks:
-    """The checks of what lies in files.
+    """The checks of files.
 
     Arguments:
-        uploads: nothing where the media are left out.
-        audit: the audit log's directory or file; nothing where it is left out.
+        uploads: the uploads; None if they are excluded.
+        audit: the audit log's directory or file; None if it is excluded.
         environ: the variables of this process.
-        has_key: the portal's key for stored credentials is set; an empty file does not count.
+        has_key: whether the portal's key for stored credentials is set and not empty.
     """
 
     def __init__(
@@ -48,9 +49,9 @@ class FileChecks:
         self._has_key = has_key
 
     def all(self) -> list[Check]:
-        """The checks."""
+        """All checks."""
         return [
-            Check(name="uploads", look=lambda: _tree(self._uploads, "PORTAL_UPLOAD_DIR", "the media")),
+            Check(name="uploads", look=lambda: _tree(self._uploads, "PORTAL_UPLOAD_DIR", "the uploads")),
             Check(name="audit log", look=lambda: _tree(self._audit, "PORTAL_AUDIT_DIR", "the audit log")),
             Check(name="restore of files", look=self._places),
             Check(name="credential key", look=self._key),
@@ -68,7 +69,7 @@ class FileChecks:
         )
 
     def _places(self) -> Finding:
-        """Checks that this user can restore its backups: into the uploads, and beside the audit log."""
+        """Check that this user can restore backups to the uploads and next to the audit log."""
         uploads = self._uploads and os.path.realpath(self._uploads)
         audit = self._audit and os.path.dirname(os.path.realpath(self._audit))
         there = {place: place != uploads for place in (uploads, audit) if place and os.path.isdir(place)}
@@ -104,7 +105,7 @@ class FileChecks:
 def _tree(root: Path | None, variable: str, what: str) -> Finding:
     if root is None:
         return ok(
-            f"{what} are left out, as {variable} says" if what == "the media" else f"left out: {variable} is not set"
+            f"{what} are left out, as {variable} says" if what == "the uploads" else f"left out: {variable} is not set"
         )
     if not root.exists():
         return fault(
@@ -118,11 +119,11 @@ def _tree(root: Path | None, variable: str, what: str) -> Finding:
             f"user {os.geteuid()} may not read {', '.join(unreadable[:_NAMED])}",
             "Run backups as the portal's user: a backup with a file missing would not be whole, so it is refused.",
         )
-    return ok(f"{root} can be read ({len(sample)} files tried)")
+    return ok(f"{root} can be read ({counted(len(sample), 'file')} tried)")
 
 
 def _files(root: Path) -> Iterator[tuple[str, bool]]:
-    """The files of a source, reached without following a link, and whether each may be read."""
+    """The files of a source, without following links, and whether each can be read."""
     tree, file = open_root(root)
     with tree:
         if file is not None:
