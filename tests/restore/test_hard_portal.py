@@ -163,6 +163,6 @@ def test_a_drill_finds_a_complete_portal(hard: HardPortal) -> None:
     checks = "\n".join(report.checks)
     assert "2 files referred to in dojo_fileupload.file, 0 of them missing" in checks
     assert "1 of 1 stored credentials opened" in checks
-    left = "SELECT count(*) FROM pg_database WHERE datname LIKE '%drill%'"
+    left = "SELECT count(*) FROM pg_database WHERE datname ~ 'drill'"
     assert ask(elsewhere(hard.portal.database), left) == 0
     hard.expect_unchanged()

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from portal.ops.settings.load import Settings
 
 
-ANY_LOSS: Final = "all"
-"""Stands for a confirmation that names no loss."""
-
 _LOSSES: Final[dict[str, tuple[str, ...]]] = {
     "full": (Loss.UPLOADS.value, Loss.AUDIT_LOG.value, Loss.REPOSITORY.value),
     "media": (Loss.UPLOADS.value, Loss.REPOSITORY.value),
@@ -49,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         nargs="?",
         action="append",
         choices=losses,
-        const=ANY_LOSS,
+        const=True,
         help=f"back up although a loss was reported ({', '.join(losses)}); without a name, whichever it is",
     )
     tasks.add_options(parser, with_wait=True)
@@ -63,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     incremental = arguments.command == "media" and arguments.incremental
     complete = arguments.command == "full" and arguments.complete
     losses = getattr(arguments, "confirm_loss", None) or ()
-    told: dict[str, Any] = {"confirm_loss": ANY_LOSS in losses or tuple(dict.fromkeys(losses)) or False}
+    told: dict[str, Any] = {"confirm_loss": True in losses or tuple(dict.fromkeys(losses)) or False}
     if tasks.is_remote(settings, arguments):
         if not arguments.wait:  # the worker's environment may request less than this one
             refuse_unbuilt(settings.unbuilt)
