@@ -1,17 +1,20 @@
 #!/usr/bin/env bash
 # Runs one part of the service in the foreground, for systemd or a terminal.
 #
-#   tools/service.sh worker [QUEUE...]   runs the tasks of the queues: backup, restore, maintenance, offsite
-#   tools/service.sh beat                sends scheduled tasks, and makes up for missed ones
-#   tools/service.sh watcher             requests a backup of uploads within seconds
-#   tools/service.sh wal                 receives WAL, for recovery to any second
-#   tools/service.sh flower              shows the tasks in a browser
+#   service.sh worker [QUEUE...]   runs tasks; the queues are backup, restore,
+#                                  maintenance and offsite (default: all)
+#   service.sh beat                sends scheduled tasks, makes up for missed ones
+#   service.sh watcher             requests a backup of uploads within seconds
+#   service.sh wal                 receives WAL, for recovery to any second
+#   service.sh flower              shows the tasks in a browser
 #
-#   tools/service.sh health [QUEUE...]   checks the workers: exit code 0, or 1 if one is unhealthy
-#   tools/service.sh beat --health       the same for beat; also watcher and wal
-#   tools/service.sh keys [rotate]       shows the keys that tasks are signed with; rotate makes a new one
+#   service.sh health [QUEUE...]   checks the workers: exit code 0 or 1
+#   service.sh beat --health       the same for beat; also watcher and wal
+#   service.sh keys [rotate]       shows the keys that tasks are signed with;
+#                                  rotate signs with a new one from now on
 #
-# Settings come from the environment and from the settings file: docs/settings.md. SIGTERM ends each of them in good order.
+# Settings come from the environment and from the settings file
+# (docs/settings.md). SIGTERM ends each of these in good order.
 set -euo pipefail
 
 self=$(readlink -f -- "${BASH_SOURCE[0]}")

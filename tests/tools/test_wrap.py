@@ -18,7 +18,7 @@ def test_a_line_that_fits_is_left_alone() -> None:
         ("Room on the server for a second copy: about 48.6 MB, and much more text", "    "),
         ("  - the newest backup of the uploads is 3 days old, and 26 h are allowed", "    "),
         ("restores   restore_20260101_000000_abc123 of full_20260101_000000_abc123", " " * 11),
-        ("           too little history (0 whole days) to say how long that lasts", " " * 15),
+        ("           too little history (0 whole days) to say how long that lasts", " " * 13),
         ("  hint: set it in the file of settings, and then start the command again", "      "),
     ],
 )

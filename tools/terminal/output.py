@@ -264,6 +264,13 @@ def _columns(stream: TextIO) -> int:
         return 0
 
 
+def fitted(text: str) -> str:
+    """Text of several lines with those broken that are wider than the terminal of standard output, if it is one."""
+    columns = _columns(sys.stdout)
+    broken = ((line, _broken(line, columns)) for line in text.split("\n"))
+    return "\n".join(one if line.startswith(" ") else one.lstrip() for line, some in broken for one in some)
+
+
 def _broken(line: str, columns: int) -> list[str]:
     """A line as the lines of a terminal; the module that breaks it is needed for few."""
     if not columns or len(line) <= columns:

@@ -91,6 +91,9 @@ class Bar:
         from portal.ops.units import duration, human_bytes
 
         name = Component(phase).spoken if phase in set(Component) else phase
+        if not done and total is None:  # work that is not counted in bytes
+            output.draw_line(f"{name} ...")
+            return
         text = f"{name:<10} {human_bytes(done):>8}"
         text += f"  {human_bytes(self._pace.rate)}/s" if self._pace.rate else ""
         if total and done <= total:

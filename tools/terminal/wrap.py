@@ -11,8 +11,15 @@ _LABEL: Final = re.compile(r"\S(?:\S| (?! ))* {2,}(?:! +)?")
 _PIECE: Final = re.compile(r"(?<![^\s(])'\S(?:[^']*\S)?'(?=[\s.,;:)]|$)\S*|\S+")
 """A word, or a command or statement in quotes, which can be copied only as a whole."""
 
+_FURTHER: Final = 4
+"""More than the indentation of any line of ours that follows another, such as a hint."""
+
+_COLUMN: Final = 8
+_IN_COLUMN: Final = 2
+"""The same for text that stands in a column, by its indentation."""
+
 _LEAST: Final = 30
-_MOST_INDENT: Final = 36
+_MOST_INDENT: Final = 44
 
 
 def wrapped(line: str, width: int) -> list[str]:
@@ -47,4 +54,6 @@ def _start(line: str, most: int) -> tuple[int, int]:
     spaces = begin = len(line) - len(line.lstrip(" "))
     while (label := _LABEL.match(line, begin)) and label.end() <= most:
         begin = label.end()
-    return (begin, begin) if begin > spaces else (spaces, spaces + 4)
+    if begin > spaces:
+        return begin, begin
+    return spaces, spaces + (_IN_COLUMN if spaces >= _COLUMN else _FURTHER)
