@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -101,7 +101,7 @@ def test_the_command_says_what_to_set(world: World) -> None:
     ids=["startup parameter", "ignored parameter", "too many clients", "full pool", "password", "user"],
 )
 def test_whatever_a_pooler_says_is_known_as_its_own(
-    portal_database: DatabaseTarget, settings: dict[str, str], changes: dict[str, object]
+    portal_database: DatabaseTarget, settings: dict[str, str], changes: dict[str, Any]
 ) -> None:
     """It is not taken for the server, whose users and databases are not what is wrong."""
     with (

@@ -138,7 +138,7 @@ def _make(source: Connection, destination: Connection, table: ExtensionTable, co
 
 def _go_on_counting(source: Connection, destination: Connection, name: str) -> None:
     """Set the sequences of a table to where they are in the source; otherwise the next row takes a number twice."""
-    of_copy = dict(destination.execute(_SEQUENCES, {"table": name}).fetchall())
+    of_copy: dict[str, str] = dict(destination.execute(_SEQUENCES, {"table": name}).fetchall())
     for column, sequence in source.execute(_SEQUENCES, {"table": name}).fetchall():
         if column in of_copy:
             position = source.execute(SQL("SELECT last_value, is_called FROM {}").format(SQL(sequence))).fetchone()
