@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,7 +21,6 @@ from tests.support.wal_servers import WalPortal, a_moment, wal_portal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from datetime import datetime
     from pathlib import Path
 
 POLICY = RetentionPolicy(rule=RetentionRule(days=30, count=1), pitr_days=3)
@@ -117,7 +116,7 @@ def test_base_that_cannot_be_read_keeps_all_wal(portal: WalPortal) -> None:
     place.write_bytes(b"no archive")
     before = first_segments(portal)
     try:
-        assert prune_wal(portal.repository) == 0
+        assert prune_wal(portal.repository, datetime.now(UTC)) == 0
     finally:
         place.unlink()
     assert first_segments(portal) == before

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from portal.ops.pitr.look import PitrLook
+    from portal.ops.pitr.replaced import ReplacedCluster
     from portal.ops.pitr.wal_reader import Commit, Relation
     from portal.ops.pitr.window import Window
     from portal.ops.repository.entry import Entry
@@ -59,11 +60,13 @@ class Timeline:
 
     Arguments:
         window: nothing where nothing can be recovered to a moment.
+        replaced: the WAL of clusters that came before, which is in no window.
     """
 
     window: Window | None
     archives: tuple[Entry, ...]
     removals: tuple[Removal, ...]
+    replaced: tuple[ReplacedCluster, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The timeline in the types of JSON."""
@@ -74,6 +77,7 @@ class Timeline:
                 for entry in self.archives
             ],
             "removals": [removal.to_dict() for removal in self.removals],
+            "replaced_clusters": [one.to_dict() for one in self.replaced],
         }
 
     def lines(self) -> list[str]:
@@ -84,7 +88,7 @@ class Timeline:
         shown = [
             f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 1000:03d}  {what}" for moment, what in sorted(entries)
         ]
-        return [*shown, window]
+        return [*shown, window, *map(str, self.replaced)]
 
 
 def read_timeline(
@@ -121,7 +125,7 @@ def read_timeline(
         for entry in reversed(entries)
         if (start is None or start <= entry.moment) and (end is None or entry.moment <= end)
     )
-    return Timeline(window=found.window, archives=held, removals=tuple(removals))
+    return Timeline(window=found.window, archives=held, removals=tuple(removals), replaced=found.replaced)
 
 
 def _removals(commit: Commit, names: Mapping[Relation, str]) -> Sequence[Removal]:
