@@ -99,8 +99,8 @@ def drill_moments(
 ) -> Shown:
     """Recover to the latest moment and to one at random.
 
-    Where the settings say that WAL is received, a window that should be there is a problem, and one that cannot be there
-    yet is a gap; otherwise nothing is shown without a window.
+    Where the settings say that WAL is received, a window that should be there is a problem, and one that cannot be
+    there yet is a gap; otherwise nothing is shown without a window.
 
     Arguments:
         chance: gives a number from 0 to 1, which chooses the moment in the window.

@@ -22,6 +22,7 @@ from portal.ops.storage.objects import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from collections.abc import Set as AbstractSet
 
     from portal.ops.repository.repository import Repository
     from portal.ops.storage.age_keys import Identity
@@ -44,16 +45,64 @@ class _Part(NamedTuple):
     place: str
 
 
+class Damage(NamedTuple):
+    """An object that cannot be used.
+
+    Arguments:
+        cluster: its system identifier.
+        file: what it holds, or holds a part of.
+    """
+
+    cluster: str
+    file: str
+    error: NotIntactError
+
+    def is_mended(self, repository: Repository, taken: AbstractSet[tuple[str, str]]) -> bool:
+        """True if the file is here by now.
+
+        Arguments:
+            taken: cluster and name of the files that came from elsewhere later.
+        """
+        if taken & {(self.cluster, self.file), (self.cluster, self.file + PARTIAL)}:
+            return True
+        archive = WalArchive.of(repository, self.cluster)
+        return archive is not None and (self.file == CLUSTER or self.file in archive.files())
+
+
+class Found(NamedTuple):
+    """The WAL that a destination had.
+
+    Arguments:
+        taken: cluster and name of each file that is new here.
+    """
+
+    taken: AbstractSet[tuple[str, str]]
+    damages: list[Damage]
+
+
 def fetch_wal(repository: Repository, backend: Backend, identities: Sequence[Identity]) -> int:
-    """Bring the WAL of every cluster back into a repository; the number of files that are new here.
+    """Bring the WAL of every cluster back from one destination; the number of files that are new here.
+
+    Raises:
+        NotIntactError: an object is damaged, or is none of ours; all others have been fetched.
+        OpsError: as `find_wal` does.
+    """
+    found = find_wal(repository, backend, identities)
+    if found.damages:
+        raise found.damages[0].error
+    return len(found.taken)
+
+
+def find_wal(repository: Repository, backend: Backend, identities: Sequence[Identity]) -> Found:
+    """Bring the WAL of every cluster back from one destination, but for what is damaged there.
 
     Arguments:
         identities: nothing where copies are not encrypted.
 
     Raises:
         StorageError: the store failed.
-        NotIntactError: an object is damaged, or is none of ours; all others have been fetched.
         IdentityError: it was not encrypted for any of the identities.
+        BusyError: the WAL service of a cluster is running.
         RepositoryError: the disk is full, or does not take it.
     """
     clusters: dict[str, list[tuple[str, re.Match[str]]]] = {}
@@ -68,9 +117,7 @@ def fetch_wal(repository: Repository, backend: Backend, identities: Sequence[Ide
             fetch.cluster(identifier, clusters[identifier], is_current=is_first)
     except OSError as error:
         raise explain(error, "cannot write WAL to", repository.path / DIRECTORY) from error
-    if fetch.faults:
-        raise fetch.faults[0]
-    return fetch.count
+    return Found(fetch.taken, fetch.damages)
 
 
 @dataclass(kw_only=True)
@@ -78,15 +125,14 @@ class _Fetch:
     """Fetches what is not here; what is damaged is left out, and keeps nothing else from coming.
 
     Arguments:
-        count: the files that are new here.
-        faults: what was damaged.
+        taken: cluster and name of the files that are new here.
     """
 
     repository: Repository
     backend: Backend
     identities: Sequence[Identity]
-    count: int = 0
-    faults: list[NotIntactError] = field(default_factory=list)
+    taken: set[tuple[str, str]] = field(default_factory=set)
+    damages: list[Damage] = field(default_factory=list)
 
     def cluster(self, identifier: str, objects: Sequence[tuple[str, re.Match[str]]], *, is_current: bool) -> None:
         """Fetch the WAL of one cluster."""
@@ -121,7 +167,7 @@ class _Fetch:
                 if cluster.system_identifier != identifier:
                     raise _senseless(place)
             except NotIntactError as error:
-                self._damaged(place, error)
+                self._damaged(identifier, CLUSTER, place, error)
                 continue
             found = found.including(cluster) if found else cluster
         return found
@@ -135,11 +181,11 @@ class _Fetch:
                 data = inflate(content, archive.cluster.segment_bytes) if parse_history_name(file) else content
                 found.append((data, told))
             except NotIntactError as error:
-                self._damaged(place, error)
+                self._damaged(archive.cluster.system_identifier, file, place, error)
         if found:
             data, told = max(found, key=lambda one: one[1].covered or _LONG_AGO)
             archive.take(file, data, covered=told.covered, until=told.until)
-            self.count += 1
+            self.taken.add((archive.cluster.system_identifier, file))
 
     def _current(self, archive: WalArchive, file: str, parts: Sequence[_Part]) -> None:
         """Put the parts of a segment that was never completed together; the one that reaches farthest says what it
@@ -157,7 +203,7 @@ class _Fetch:
                 if part.end > len(segment) or len(data) != part.end - part.start:
                     raise _senseless(part.place)
             except NotIntactError as error:
-                self._damaged(part.place, error)
+                self._damaged(archive.cluster.system_identifier, file, part.place, error)
                 continue
             segment[part.start : part.end] = data
             reached, told = part.end, says
@@ -165,7 +211,7 @@ class _Fetch:
         if not reached or (known and (told.covered is None or (known.covered and told.covered <= known.covered))):
             return
         archive.take(file + PARTIAL, deflate(bytes(segment)), covered=told.covered, until=None)
-        self.count += 1
+        self.taken.add((archive.cluster.system_identifier, file + PARTIAL))
 
     def _read(self, place: str) -> bytes:
         """An object, decrypted.
@@ -181,10 +227,10 @@ class _Fetch:
             )
         return data
 
-    def _damaged(self, place: str, error: NotIntactError) -> None:
+    def _damaged(self, cluster: str, file: str, place: str, error: NotIntactError) -> None:
         log.warning("wal_object_damaged", name=place, error=error.message)
         fault = NotIntactError(f"{self.backend.shown}/{place} is not usable: {error.message}", hint=error.hint)
-        self.faults.append(fault)
+        self.damages.append(Damage(cluster, file, fault))
 
 
 def _described(content: bytes, place: str) -> Cluster:
