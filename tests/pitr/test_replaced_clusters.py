@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from portal.ops.pitr.look import look
 from portal.ops.pitr.prune_wal import prune_wal
-from portal.ops.pitr.replaced import YOUNG, ReplacedCluster, find_replaced, removable
+from portal.ops.pitr.replaced import YOUNG, ReplacedCluster, removable
+from portal.ops.pitr.replaced_wal import find_replaced
 from portal.ops.pitr.timeline import Timeline
 from portal.ops.pitr.wal_archive import Cluster, WalArchive
 from portal.ops.repository.repository import Repository

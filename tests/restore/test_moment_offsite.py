@@ -134,9 +134,7 @@ def test_worker_does_all_of_it(portal: WalPortal, environ: dict[str, str], momen
         assert connection.execute("SELECT number FROM finding").fetchall() == [(1,)]
 
 
-def test_wal_comes_from_the_destination_that_has_it(
-    environ: dict[str, str], moment: datetime, tmp_path: Path
-) -> None:
+def test_wal_comes_from_the_destination_that_has_it(environ: dict[str, str], moment: datetime, tmp_path: Path) -> None:
     """The first one has lost its WAL: that comes from the second, before any base backup is fetched in vain."""
     disk = copy_of_disk(environ, tmp_path)
     shutil.rmtree(disk / "wal")

@@ -10,7 +10,7 @@ from portal.ops.chains.lineage import read_manifest
 from portal.ops.errors import OpsError
 from portal.ops.model import SUFFIX, BackupType, Component
 from portal.ops.pitr.lsn import PARTIAL, parse_history_name, parse_lsn
-from portal.ops.pitr.replaced import find_replaced, replaced_identifiers
+from portal.ops.pitr.replaced_wal import find_replaced, replaced_identifiers
 from portal.ops.pitr.wal_archive import DIRECTORY, WalArchive
 from portal.ops.pitr.window import Base, Piece, Span, Wal, Window, find_spans, find_window
 from portal.ops.repository.catalogue import Catalogue

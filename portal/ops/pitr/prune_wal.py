@@ -8,7 +8,7 @@ from portal.ops.errors import OpsError
 from portal.ops.model import SUFFIX, BackupId, BackupType
 from portal.ops.pitr.look import base_of, read_wal
 from portal.ops.pitr.lsn import parse_history_name
-from portal.ops.pitr.replaced import remove_replaced
+from portal.ops.pitr.replaced_wal import remove_replaced
 from portal.ops.pitr.wal_archive import DIRECTORY, WalArchive
 from portal.ops.pitr.window import Base, unneeded
 from portal.ops.runtime.logs import engine_log
