@@ -105,9 +105,13 @@ class Barman(Tool):
         newest = max(path for path in (self._home / _SERVER / "base").iterdir() if path.is_dir())
         return sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
 
-    def before_recovery(self) -> None:
-        """Its daily work: what was streamed goes into the archive."""
+    def wait_until_level(self) -> None:
+        """And its daily work: what was streamed goes into the archive, which a backup asks for."""
+        super().wait_until_level()
         self._run("archive-wal", _SERVER)
+
+    def before_recovery(self) -> None:
+        """Its daily work: look whether a backup has its WAL."""
         self._run("check-backup", _SERVER, "latest")
 
     def recover(self, moment: str, data: Path) -> None:

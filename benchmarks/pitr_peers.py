@@ -85,6 +85,7 @@ def _compare(place: Place, tools: Sequence[Tool], synchronous: Tool, seconds: fl
         for tool in reversed(tools):
             received.enter_context(tool.receiving())
         for tool in tools:
+            tool.wait_until_level()
             tool.base()
         _recoveries(place, tools)
     for tool in (*tools, synchronous):

@@ -41,7 +41,7 @@ class Destinations:
 
     def fetch(self) -> FetchedWal:
         """Ask all."""
-        return fetch_from_all(self.repository, load_settings(self.environ, read_text))
+        return fetch_from_all(self.repository, load_settings(self.environ, read_text), None)
 
     def files(self) -> list[str]:
         """What is in the repository."""

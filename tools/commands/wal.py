@@ -41,12 +41,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _fetch(settings: Settings, repository: Repository) -> int:
+    from portal.ops.offsite.signing import trusted_signers
     from portal.ops.pitr.wal_sources import fetch_from_all
 
     if not settings.offsite.destinations():
         raise ConfigurationError("there is no off-site destination", hint="Set BACKUP_OFFSITE_URLS.")
     repository.prepare()
-    found = fetch_from_all(repository, settings)
+    found = fetch_from_all(repository, settings, trusted_signers(repository, settings.offsite.signers))
+    if found.unsigned:
+        first, last = found.unsigned[0], found.unsigned[-1]
+        say(f"warning: {len(found.unsigned)} objects of WAL are not signed, from {first} to {last}")
     for fault in found.faults:
         say(f"warning: {fault}")
     damages = [fault for fault in found.faults if isinstance(fault, NotIntactError)]

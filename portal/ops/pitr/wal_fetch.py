@@ -10,12 +10,14 @@ import json
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import reduce
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from portal.ops.errors import IdentityError, NotIntactError
 from portal.ops.pitr.lsn import PARTIAL, parse_history_name
 from portal.ops.pitr.wal_archive import DIRECTORY, Cluster, WalArchive
 from portal.ops.pitr.wal_objects import CLUSTER, NAME, Told, deflate, inflate, split
+from portal.ops.pitr.wal_trust import WalTrust, in_order
 from portal.ops.repository.faults import explain
 from portal.ops.runtime.logs import engine_log
 from portal.ops.storage.objects import read_object
@@ -74,10 +76,12 @@ class Found(NamedTuple):
 
     Arguments:
         taken: cluster and name of each file that is new here.
+        unsigned: the objects that were taken although nobody has signed them.
     """
 
     taken: AbstractSet[tuple[str, str]]
     damages: list[Damage]
+    unsigned: list[str]
 
 
 def fetch_wal(repository: Repository, backend: Backend, identities: Sequence[Identity]) -> int:
@@ -93,11 +97,17 @@ def fetch_wal(repository: Repository, backend: Backend, identities: Sequence[Ide
     return len(found.taken)
 
 
-def find_wal(repository: Repository, backend: Backend, identities: Sequence[Identity]) -> Found:
+def find_wal(
+    repository: Repository,
+    backend: Backend,
+    identities: Sequence[Identity],
+    signers: AbstractSet[str] | None = None,
+) -> Found:
     """Bring the WAL of every cluster back from one destination, but for what is damaged there.
 
     Arguments:
         identities: nothing where copies are not encrypted.
+        signers: whose WAL is taken; nothing means anybody's.
 
     Raises:
         StorageError: the store failed.
@@ -111,13 +121,13 @@ def find_wal(repository: Repository, backend: Backend, identities: Sequence[Iden
         if len(parts) == 3 and _IDENTIFIER.fullmatch(parts[1]) and (name := NAME.fullmatch(parts[2])):
             clusters.setdefault(parts[1], []).append((found.name, name))
     is_first = WalArchive.current(repository) is None
-    fetch = _Fetch(repository=repository, backend=backend, identities=identities)
+    fetch = _Fetch(repository=repository, backend=backend, identities=identities, trust=WalTrust(signers))
     try:
         for identifier in sorted(clusters, key=int):  # the youngest last
             fetch.cluster(identifier, clusters[identifier], is_current=is_first)
     except OSError as error:
         raise explain(error, "cannot write WAL to", repository.path / DIRECTORY) from error
-    return Found(fetch.taken, fetch.damages)
+    return Found(fetch.taken, fetch.damages, fetch.trust.unsigned)
 
 
 @dataclass(kw_only=True)
@@ -131,6 +141,7 @@ class _Fetch:
     repository: Repository
     backend: Backend
     identities: Sequence[Identity]
+    trust: WalTrust
     taken: set[tuple[str, str]] = field(default_factory=set)
     damages: list[Damage] = field(default_factory=list)
 
@@ -152,40 +163,52 @@ class _Fetch:
                     whole.setdefault(file, []).append(place)
                 else:
                     parts.setdefault(file, []).append(_Part(int(name["start"]), int(name["end"]), place))
-            for file, places in sorted(whole.items()):
-                self._whole(archive, file, places)
-            for file, mine in sorted(parts.items()):
-                if file not in whole:
-                    self._current(archive, file, sorted(mine))
+            self.trust.begin()
+            for file in sorted({*whole, *parts}, key=in_order):
+                if file in whole:
+                    self._whole(archive, file, whole[file])
+                else:
+                    self._current(archive, file, sorted(parts[file]))
 
     def _description(self, identifier: str, places: Sequence[str]) -> Cluster | None:
         """The facts about a cluster; stored anew when limits grow, and the latest suit all of its WAL."""
-        found: Cluster | None = None
+        signed: list[Cluster] = []
+        unsigned: list[Cluster] = []
         for place in places:
             try:
-                cluster = _described(inflate(self._read(place), _MOST_DESCRIPTION), place)
+                data = self._read(place)
+                is_signed = self.trust.is_signed(place, data)
+                cluster = _described(inflate(data, _MOST_DESCRIPTION), place)
                 if cluster.system_identifier != identifier:
                     raise _senseless(place)
             except NotIntactError as error:
                 self._damaged(identifier, CLUSTER, place, error)
                 continue
-            found = found.including(cluster) if found else cluster
-        return found
+            (signed if is_signed else unsigned).append(cluster)
+        return reduce(Cluster.including, signed or unsigned) if signed or unsigned else None
 
     def _whole(self, archive: WalArchive, file: str, places: Sequence[str]) -> None:
         """Fetch a file. It may have been stored twice: what it covers may have been known better the second time."""
-        found: list[tuple[bytes, Told]] = []
+        found: dict[bool, list[tuple[bytes, Told, str]]] = {True: [], False: []}
         for place in places:
             try:
-                content, told = split(self._read(place))
-                data = inflate(content, archive.cluster.segment_bytes) if parse_history_name(file) else content
-                found.append((data, told))
+                content = self._read(place)
+                is_signed = self.trust.is_signed(place, content)
+                data, told = split(content)
+                data = inflate(data, archive.cluster.segment_bytes) if parse_history_name(file) else data
+                found[is_signed].append((data, told, place))
             except NotIntactError as error:
                 self._damaged(archive.cluster.system_identifier, file, place, error)
-        if found:
-            data, told = max(found, key=lambda one: one[1].covered or _LONG_AGO)
-            archive.take(file, data, covered=told.covered, until=told.until)
-            self.taken.add((archive.cluster.system_identifier, file))
+        if not (taken := found[True] or found[False]):
+            return
+        data, told, place = max(taken, key=lambda one: one[1].covered or _LONG_AGO)
+        try:
+            self.trust.take(file, place, is_signed=bool(found[True]))
+        except NotIntactError as error:
+            self._damaged(archive.cluster.system_identifier, file, place, error)
+            return
+        archive.take(file, data, covered=told.covered, until=told.until)
+        self.taken.add((archive.cluster.system_identifier, file))
 
     def _current(self, archive: WalArchive, file: str, parts: Sequence[_Part]) -> None:
         """Put the parts of a segment that was never completed together; the one that reaches farthest says what it
@@ -198,10 +221,13 @@ class _Fetch:
             if part.end <= reached:
                 continue
             try:
-                content, says = split(self._read(part.place))
-                data = inflate(content, len(segment))
+                content = self._read(part.place)
+                is_signed = self.trust.is_signed(part.place, content)
+                stored, says = split(content)
+                data = inflate(stored, len(segment))
                 if part.end > len(segment) or len(data) != part.end - part.start:
                     raise _senseless(part.place)
+                self.trust.take(file, part.place, is_signed=is_signed)
             except NotIntactError as error:
                 self._damaged(archive.cluster.system_identifier, file, part.place, error)
                 continue

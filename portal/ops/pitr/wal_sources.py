@@ -14,6 +14,8 @@ from portal.ops.runtime.logs import engine_log
 from portal.ops.storage.objects import identities_of, open_destination
 
 if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
+
     from portal.ops.pitr.wal_fetch import Damage
     from portal.ops.repository.repository import Repository
     from portal.ops.settings.load import Settings
@@ -28,14 +30,19 @@ class FetchedWal:
     Arguments:
         count: the files that are new here.
         faults: what could not be used: a destination, or an object of which no destination has an intact copy.
+        unsigned: the objects that were taken although nobody has signed them, where WAL of certain signers is wanted.
     """
 
     count: int
     faults: tuple[OpsError, ...] = ()
+    unsigned: tuple[str, ...] = ()
 
 
-def fetch_from_all(repository: Repository, settings: Settings) -> FetchedWal:
+def fetch_from_all(repository: Repository, settings: Settings, signers: AbstractSet[str] | None) -> FetchedWal:
     """Bring the WAL of every cluster back, from every destination in the order of the settings.
+
+    Arguments:
+        signers: whose WAL is taken; nothing means anybody's.
 
     Raises:
         OpsError: no destination could be used; the first one's fault.
@@ -46,12 +53,13 @@ def fetch_from_all(repository: Repository, settings: Settings) -> FetchedWal:
     count = 0
     failed: list[OpsError] = []
     damages: list[Damage] = []
+    unsigned: list[str] = []
     destinations = settings.offsite.destinations()
     for destination in destinations:
         try:
             backend = open_destination(destination, settings.offsite, settings.store_variables, is_writing=False)
             try:
-                found = find_wal(repository, backend, identities)
+                found = find_wal(repository, backend, identities, signers)
             finally:
                 backend.close()
         except (BusyError, DiskFullError, RepositoryError):
@@ -61,7 +69,17 @@ def fetch_from_all(repository: Repository, settings: Settings) -> FetchedWal:
             log.warning("wal_not_fetched", destination=destination.shown, error=error.message)
             continue
         count += len(found.taken)
+        unsigned += found.unsigned
+        if found.unsigned:
+            log.warning(
+                "wal_unsigned",
+                destination=destination.shown,
+                objects=len(found.unsigned),
+                first=found.unsigned[0],
+                last=found.unsigned[-1],
+            )
         damages = [one for one in damages if not one.is_mended(repository, found.taken)] + found.damages
     if failed and len(failed) == len(destinations):
         raise failed[0]
-    return FetchedWal(count=count, faults=(*failed, *(one.error for one in damages)))
+    faults = (*failed, *(one.error for one in damages))
+    return FetchedWal(count=count, faults=faults, unsigned=tuple(unsigned))

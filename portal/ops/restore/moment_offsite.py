@@ -17,7 +17,7 @@ from portal.ops.model import BackupType
 from portal.ops.offsite.config import OffsiteConfig
 from portal.ops.offsite.fetch import FetchJob
 from portal.ops.offsite.listing import list_copies
-from portal.ops.offsite.signing import Trust
+from portal.ops.offsite.signing import Trust, trusted_signers
 from portal.ops.pitr.moment import parse_moment
 from portal.ops.pitr.plan import OutsideWindowError, clock_offset
 from portal.ops.pitr.wal_archive import WalArchive
@@ -106,7 +106,7 @@ def _brought_wal(repository: Repository, settings: Settings, faults: list[OpsErr
         faults: told of what could not be used.
     """
     try:
-        found = fetch_from_all(repository, settings)
+        found = fetch_from_all(repository, settings, trusted_signers(repository, settings.offsite.signers))
     except BusyError as error:
         fault = BusyError(
             f"no WAL is fetched from off-site while the WAL service runs: {error.message}",

@@ -1,4 +1,4 @@
-"""Ed25519 signatures of commits: made with a repository's key, verified with its public half."""
+"""Ed25519 signatures of what is off-site: made with a repository's key, verified with its public half."""
 
 from __future__ import annotations
 
