@@ -12,7 +12,8 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from benchmarks.pitr_bench import confirmed
-from benchmarks.pitr_tools import Place, Tool
+from benchmarks.pitr_tools import SEGMENT_BYTES, Place, Tool
+from portal.ops.pitr.lsn import parse_segment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,6 +60,7 @@ class Barman(Tool):
     def __init__(self, place: Place) -> None:
         super().__init__(place)
         self._home = place.path / "barman"
+        self._reached = 0
         self.name = f"Barman {place.run('barman', '--version').split()[0]}"
 
     def prepare(self) -> None:
@@ -95,9 +97,12 @@ class Barman(Tool):
                 os.killpg(process.pid, signal.SIGINT)
             process.wait()
 
-    def received(self, connection: psycopg.Connection) -> int:
-        """What its slot confirms."""
-        return confirmed(connection, _SLOT)
+    def received(self, connection: psycopg.Connection) -> int:  # noqa: ARG002  (the server is told every 10 s)
+        """The end of the last segment that pg_receivewal has synced, which it then gives its final name."""
+        for name in os.listdir(self._home / _SERVER / "streaming"):
+            if segment := parse_segment(name, SEGMENT_BYTES):
+                self._reached = max(self._reached, (segment.number + 1) * SEGMENT_BYTES)
+        return self._reached
 
     def base(self) -> int:
         """`barman backup`; its wait for the WAL is not measured."""
@@ -106,8 +111,18 @@ class Barman(Tool):
         return sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
 
     def wait_until_level(self) -> None:
-        """And its daily work: what was streamed goes into the archive, which a backup asks for."""
+        """And its daily work: what was streamed goes into the archive, which a backup asks for.
+
+        It leaves the last segment alone until the next one has begun.
+        """
         super().wait_until_level()
+        with self.server.connect() as connection:
+            connection.execute("SELECT pg_logical_emit_message(true, 'barman', 'begin the next segment')")
+        deadline = time.monotonic() + _START_SECONDS
+        while not list((self._home / _SERVER / "streaming").glob("*.partial")):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.name} does not begin the next segment")
+            time.sleep(0.05)
         self._run("archive-wal", _SERVER)
 
     def before_recovery(self) -> None:
@@ -138,6 +153,10 @@ class SynchronousBarman(Barman):
     def __init__(self, place: Place) -> None:
         super().__init__(place)
         self.name += ", synchronous"
+
+    def received(self, connection: psycopg.Connection) -> int:
+        """What its slot confirms, at once."""
+        return confirmed(connection, _SLOT)
 
     def prepare(self) -> None:
         """It is prepared."""

@@ -7,7 +7,7 @@ import textwrap
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from benchmarks.pitr_tools import Place, Tool
+from benchmarks.pitr_tools import SEGMENT_BYTES, Place, Tool
 from portal.ops.pitr.lsn import parse_segment
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     import psycopg
 
-_SEGMENT_BYTES: Final = 16 << 20
 _ARCHIVED: Final = "SELECT last_archived_wal FROM pg_stat_archiver"
 
 _CONFIGURATION: Final = """\
@@ -84,8 +83,8 @@ class PgBackRest(Tool):
     def received(self, connection: psycopg.Connection) -> int:
         """The end of the last segment that it has taken: the server is told so when that is synced."""
         (name,) = connection.execute(_ARCHIVED).fetchone() or (None,)
-        if name and (segment := parse_segment(name, _SEGMENT_BYTES)):
-            self._reached = (segment.number + 1) * _SEGMENT_BYTES
+        if name and (segment := parse_segment(name, SEGMENT_BYTES)):
+            self._reached = (segment.number + 1) * SEGMENT_BYTES
         return self._reached
 
     def base(self) -> int:

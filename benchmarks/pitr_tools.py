@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from benchmarks.pitr_bench import Bench
 
+SEGMENT_BYTES: Final = 16 << 20
 _LEVEL_SECONDS: Final = 120.0
 _FLUSHED: Final = "SELECT pg_current_wal_flush_lsn()::text"
 
