@@ -98,7 +98,9 @@ def test_base_goes_with_its_wal_and_a_chain_stays_together(portal: WalPortal, mo
     assert {path.name.removesuffix(SUFFIX) for path in portal.repository.path.glob("base_*.gz")} == {full, child}
     assert result.wal_bytes > 0
     kept = first_segments(portal)
-    begin = min(one.start_lsn for one in portal.look().bases) // (16 << 20)
+    archive = portal.look().archive
+    assert archive is not None
+    begin = min(one.start_lsn for one in portal.look().bases) // archive.cluster.segment_bytes
     assert kept == [number for number in segments if number >= begin]
     assert kept[0] > segments[0]
     window = portal.look().window
