@@ -1,4 +1,4 @@
-"""`python -m beat`: sends what the schedules say, and catches up on what was missed."""
+"""`python -m beat`: sends scheduled tasks, and catches up on missed ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def serve(settings: Settings) -> NoReturn:
-    """Go on until the process ends."""
+    """Run until the process ends."""
     if settings.targets.metrics_port:
         from portal.ops.monitoring.metrics import serve as serve_metrics
 

@@ -1,4 +1,4 @@
-"""The delay before something is sent again: a failed task, or anything while the broker is away."""
+"""The delay before sending again: a failed task, or anything while the broker is away."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ _LONGEST_OUTAGE_SECONDS: Final = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """The number of times a task was sent, and the last time."""
+    """How often and when a task was last sent."""
 
     times: int
     moment: datetime
 
     def may_be_repeated(self, now: datetime) -> bool:
-        """True if the pause is over: 5 minutes, 10, 20, 40, then an hour; at once if the clock was put back."""
+        """True if the pause is over: 5, 10, 20, 40 minutes, then an hour; at once if the clock was set back."""
         pause = min(_FIRST * 2 ** min(self.times - 1, 10), _LONGEST)
         return not self.moment <= now < self.moment + pause
 
 
 class Memory:
-    """The tasks sent, for as long as they are due.
+    """The tasks sent, as long as they are due.
 
-    It may be lost: then a task that failed is sent again sooner.
+    If it is lost, a failed task is sent again sooner.
     """
 
     def __init__(self, asked: Mapping[str, Asked] | None = None) -> None:
         self._asked = dict(asked or {})
 
     def times(self) -> dict[str, int]:
-        """The number of times each task was sent."""
+        """How often each task was sent."""
         return {task_id: asked.times for task_id, asked in self._asked.items()}
 
     def was_asked_since(self, task_id: str, moment: datetime) -> bool:
@@ -48,26 +48,26 @@ class Memory:
         return task_id in self._asked and self._asked[task_id].moment >= moment
 
     def may_ask(self, task_id: str, now: datetime) -> bool:
-        """True if it is time to send the task, or to send it again."""
+        """True if the task can be sent, for the first time or again."""
         asked = self._asked.get(task_id)
         return asked is None or asked.may_be_repeated(now)
 
     def note(self, task_id: str, now: datetime) -> None:
-        """Remember that the task was sent."""
+        """Record that the task was sent."""
         before = self._asked.get(task_id)
         self._asked[task_id] = Asked(times=before.times + 1 if before else 1, moment=now)
 
     def keep_only(self, task_ids: Iterable[str]) -> None:
-        """Forget the tasks that are no longer due."""
+        """Remove tasks that are no longer due."""
         self._asked = {task_id: self._asked[task_id] for task_id in task_ids if task_id in self._asked}
 
     def to_dict(self) -> dict[str, Any]:
-        """The memory in the types of JSON: what was sent only once is left out, it may be a lot."""
+        """The memory as types of JSON, without tasks sent only once, which may be many."""
         return {task_id: encode(asked) for task_id, asked in self._asked.items() if asked.times > 1}
 
     @classmethod
     def from_dict(cls, facts: object) -> Memory:
-        """The memory that `to_dict` made; an empty one where it is invalid."""
+        """The memory from the output of `to_dict`, or an empty one if it is invalid."""
         try:
             return cls({str(task_id): decode(Asked, one) for task_id, one in dict(facts).items()})  # type: ignore[call-overload]
         except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
@@ -76,11 +76,11 @@ class Memory:
 
 @dataclass(kw_only=True)
 class Outage:
-    """A time in which nothing can be sent: tried again after 10 s, 20 s, 40 s, then every minute.
+    """A time in which nothing can be sent: retried after 10 s, 20 s, 40 s, then every minute.
 
     Arguments:
-        failures: how often it was tried in vain.
-        began: the reading of a steady clock at the first time.
+        failures: the number of failed attempts.
+        began: the reading of a monotonic clock at the first one.
         again: the reading at which to try again.
     """
 
@@ -90,11 +90,11 @@ class Outage:
 
     @property
     def lasts(self) -> bool:
-        """True if the last try was in vain."""
+        """True if the last attempt failed."""
         return self.failures > 0
 
     def fail(self, reading: float) -> bool:
-        """Note a try that was in vain; whether it is the first one."""
+        """Record a failed attempt; return whether it is the first one."""
         if not self.failures:
             self.began = reading
         pause = min(_FIRST_OUTAGE_SECONDS * 2 ** min(self.failures, 10), _LONGEST_OUTAGE_SECONDS)
@@ -103,7 +103,7 @@ class Outage:
         return self.failures == 1
 
     def end(self, reading: float) -> float | None:
-        """Note a try that succeeded; the seconds that the outage had lasted, nothing where there was none."""
+        """Record a successful attempt; return the seconds that the outage lasted, or None if there was none."""
         seconds = reading - self.began if self.failures else None
         self.failures = 0
         return seconds

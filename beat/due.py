@@ -1,10 +1,10 @@
-"""The tasks that are due, by the schedules, the contents of the repository, and the time.
+"""Determines the due tasks from the schedules, the repository's contents and the time. This module is pure.
 
-Of each kind only the newest slot that has come counts; what was missed before it is not made up for. A slot's task and
-archive are named by kind and slot alone, so that two beats, a second delivery and a catch-up mean the same task.
+Of each kind only the newest slot counts; older missed ones are not made up for. A slot's task and archive are named by
+kind and slot alone, so that two beats, a second delivery and a catch-up mean the same task.
 
-What shows that a slot is done is in the registry (`Schedule.done_by`): an archive that was made since the slot, the end
-of the operation in the access log, or each archive's own verification (see `verify_rotation`).
+The registry says how to tell that a slot is done (`Schedule.done_by`): an archive made since the slot, an end of the
+operation in the access log, or each archive's own verification (see `verify_rotation`).
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from worker.operations import Operation
 
 ACTOR: Final = "beat"
-"""Who started it, as the access log says."""
+"""The requester in the access log."""
 
 _PATIENCE: Final = 2
-"""So often a full backup is asked for before the database's own no longer waits for it."""
+"""A database backup waits for a due full backup until that was sent this often."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Slot:
     """The time that an operation is scheduled for.
 
     Arguments:
-        is_complete: whether it is that of a complete full backup, where others have only what has changed.
+        is_complete: whether it is for a complete full backup, if others are chained.
     """
 
     operation: Operation
@@ -54,18 +54,18 @@ class Slot:
 
     @property
     def schedule(self) -> Schedule:
-        """The schedule that the slot belongs to."""
+        """The schedule of the slot."""
         assert self.operation.schedule is not None
         return self.operation.schedule
 
     @property
     def task_id(self) -> str:
-        """The name of its task, such as ``full-2026-11-22T02:00Z``."""
+        """The id of its task, such as ``full-2026-11-22T02:00Z``."""
         return f"{self.schedule.setting}-{self.moment.astimezone(UTC):%Y-%m-%dT%H:%MZ}"
 
     @property
     def backup_id(self) -> str | None:
-        """The name of its archive; nothing where it has none."""
+        """The id of its archive, or None."""
         if self.operation.backup_type is None:
             return None
         return str(BackupId.of(self.operation.backup_type, self.moment, self.task_id))
@@ -73,12 +73,12 @@ class Slot:
 
 @dataclass(frozen=True, kw_only=True)
 class Held:
-    """An archive that the repository has.
+    """An archive in the repository.
 
     Arguments:
-        name: its id, or the file's name without its suffix.
-        type: what it was asked to hold; nothing where the name is not one of ours.
-        moment: when it was made, by its id.
+        name: its id, or the file's name without suffix.
+        type: its type; None if the name is no backup id.
+        moment: the moment in its id.
     """
 
     name: str
@@ -88,13 +88,13 @@ class Held:
 
 @dataclass(frozen=True, kw_only=True)
 class RepositoryFacts:
-    """The contents of the repository that matter to the slots in question.
+    """The repository's contents, as far as the slots need them.
 
     Arguments:
-        archives: everything that the repository has.
-        verified: what verifications have found, by the archives' names.
-        ended: when the operations ended last whose slots are done by an entry of the access log.
-        uncopied: whether an archive that should have an off-site copy has none.
+        archives: all archives.
+        verified: the results of verifications, by archive.
+        ended: when each operation last ended, for those whose slots are done by the access log.
+        uncopied: whether an archive lacks an off-site copy that it should have.
     """
 
     archives: tuple[Held, ...] = ()
@@ -105,10 +105,10 @@ class RepositoryFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduledTask:
-    """A task to be sent.
+    """A task to send.
 
     Arguments:
-        slot: what it is for.
+        slot: the slot that it is for.
     """
 
     slot: Slot
@@ -117,7 +117,7 @@ class ScheduledTask:
 
 
 def last_slots(schedules: ScheduleSettings, now: datetime) -> list[Slot]:
-    """The newest slot of each kind that is switched on."""
+    """The newest slot of each scheduled kind."""
     found = []
     for entry, crons in _expressions(schedules):
         if moment := newest_slot(crons, schedules.time_zone, now):
@@ -128,7 +128,7 @@ def last_slots(schedules: ScheduleSettings, now: datetime) -> list[Slot]:
 
 
 def next_slots(schedules: ScheduleSettings, now: datetime) -> list[Slot]:
-    """The next slot of each kind that is switched on."""
+    """The next slot of each scheduled kind."""
     found = []
     for entry, crons in _expressions(schedules):
         moments = [moment for cron in crons if (moment := next_slot(cron, schedules.time_zone, now))]
@@ -143,23 +143,23 @@ def _expressions(schedules: ScheduleSettings) -> Iterator[tuple[Operation, tuple
 
 
 def _complete_expression(operation: Operation, schedules: ScheduleSettings) -> str | None:
-    """The schedule of complete full backups; nothing if all are complete, and for other operations."""
+    """The schedule of complete full backups; None if all are complete, and for other operations."""
     is_chained = operation is BACKUP_FULL and schedules.full_uploads is FullUploads.CHAIN
     return schedules.complete if is_chained else None
 
 
 def expression_of(operation: Operation, schedules: ScheduleSettings) -> str | None:
-    """The cron expression of an operation; nothing where it is switched off, or has no schedule."""
+    """The cron expression of an operation, or None."""
     found: str | None = getattr(schedules, operation.schedule.setting) if operation.schedule else None
     return found
 
 
 def due(slots: Iterable[Slot], facts: RepositoryFacts, now: datetime, asked: Mapping[str, int]) -> list[ScheduledTask]:
-    """The tasks of the slots that are not done.
+    """The tasks of slots that are not done.
 
     Arguments:
-        slots: the newest of each kind.
-        asked: how often a task was sent already, by its id.
+        slots: the newest slot of each kind.
+        asked: how often each task was sent, by id.
     """
     slots = tuple(slots)
     wait = _awaited_full(slots, facts, now, asked)
@@ -174,7 +174,7 @@ def due(slots: Iterable[Slot], facts: RepositoryFacts, now: datetime, asked: Map
 def _awaited_full(
     slots: Iterable[Slot], facts: RepositoryFacts, now: datetime, asked: Mapping[str, int]
 ) -> Slot | None:
-    """The full backup's slot, where it is due and may still be expected to be done soon."""
+    """The full backup's slot if it is due and likely to be done soon."""
     full = next((slot for slot in slots if slot.operation is BACKUP_FULL), None)
     if full is None or _is_backed_up(full, facts, now) or asked.get(full.task_id, 0) >= _PATIENCE:
         return None
@@ -200,7 +200,7 @@ def _tasks_of(slot: Slot, facts: RepositoryFacts, now: datetime) -> Iterator[Sch
 
 
 def _is_backed_up(slot: Slot, facts: RepositoryFacts, now: datetime) -> bool:
-    """True if an archive does; one from a time to come, made by a clock that was wrong, is no other's substitute."""
+    """True if an archive makes the slot done; archives from the future, made with a wrong clock, do not."""
     own, done_by = slot.backup_id, slot.schedule.done_by
     types = done_by.types if isinstance(done_by, MadeArchive) else ()
     return any(
@@ -214,7 +214,7 @@ def _has_ended(slot: Slot, facts: RepositoryFacts, now: datetime) -> bool:
 
 
 def _short(name: str) -> str:
-    """An archive's name as a part of a task's id; its digest where it is not one of ours."""
+    """An archive's name as a part of a task id; a digest if it is no backup id."""
     from hashlib import sha256
 
     return name if BackupId.parse(name) else sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:16]

@@ -1,6 +1,6 @@
-"""A sign of life: a small file in the repository that a process replaces again and again, for doctor and health checks.
+"""Heartbeats: small files in the repository that running processes replace regularly, for doctor and health checks.
 
-It is not meant to outlast a crash of the machine, so it is not forced onto the disk.
+They need not survive a crash of the machine, so they are not synced.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _MOST_BYTES: Final = 16 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Health:
-    """The health of a process.
+    """The health of a process, by its heartbeat.
 
     Arguments:
-        is_well: whether it does.
-        message: in what way, in one sentence.
-        facts: what it said last.
+        is_well: whether it is healthy.
+        message: an explanation in one sentence.
+        facts: the contents of its last heartbeat.
     """
 
     is_well: bool
@@ -43,20 +43,20 @@ class Health:
 
 
 class Heartbeat:
-    """The sign of life of one process.
+    """The heartbeat of one process.
 
     Arguments:
-        path: its file.
+        path: the file.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def beat(self, moment: datetime, **facts: Any) -> None:
-        """Say that this process lives, and how it is.
+        """Write a heartbeat with facts about the process.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         text = json.dumps(
             {"pid": os.getpid(), "host": socket.gethostname(), "moment": timestamp(moment), **facts}, indent=2
@@ -70,7 +70,7 @@ class Heartbeat:
             raise
 
     def read(self) -> dict[str, Any]:
-        """The last heartbeat; empty if it is unreadable."""
+        """The last heartbeat; empty if there is none, or it cannot be read."""
         try:
             with self.path.open("rb") as file:
                 found = json.loads(file.read(_MOST_BYTES))
@@ -79,10 +79,10 @@ class Heartbeat:
         return found if isinstance(found, dict) else {}
 
     def health(self, name: str, now: datetime) -> Health:
-        """The health of the process, by its heartbeat.
+        """The health of the process.
 
         Arguments:
-            name: what it is called in the message.
+            name: its name in the message.
         """
         facts = self.read()
         try:

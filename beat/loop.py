@@ -1,11 +1,11 @@
-"""Beat: looks at the repository at each slot, every five minutes and at its start, and sends what is due.
+"""Beat: checks the repository at each slot, every five minutes and at the start, and sends due tasks.
 
-    look     the newest slot of each kind, without those that are known to be done
-    read     what the repository has to say about them
-    send     what is due, unless it was sent a moment ago or is being worked on
-    wait     until the next slot, the next look, or the next try where the broker is away
+    look     find the newest slot of each kind, without those known to be done
+    read     read the facts about them from the repository
+    send     send due tasks, unless they were just sent or are being executed
+    wait     wait until the next slot, the next check, or the next attempt if the broker is away
 
-It keeps no schedule: what was missed, whether by this process, the broker or the machine, is found by the next look.
+It keeps no state: the next check finds whatever this process, the broker or the machine has missed.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ _LOOK_EVERY: Final = timedelta(minutes=5)
 _MOST_AT_ONCE: Final = 100
 _NO_PAUSE_SECONDS: Final = 0.05
 _COSTLY: Final = (LoggedEnd, EachArchive)
-"""Once a slot of these is done it is not looked at again: that would read everything ever found or logged."""
+"""Slots that are not checked again once they are done, since that would read every finding or log entry."""
 
 
 class Beat:
-    """The sender of scheduled tasks.
+    """Sends scheduled tasks.
 
     Arguments:
-        settings: schedules and repository.
-        workers: who does the work.
-        clock: what time it is.
-        steady: a reading in seconds of a clock that nobody can set.
-        sleep: waits so many seconds.
-        after_look: done after each look, once everything is sent.
+        settings: the schedules and the repository.
+        workers: execute the tasks.
+        clock: returns the current time.
+        steady: returns seconds of a monotonic clock.
+        sleep: waits for a number of seconds.
+        after_look: called after each check, when everything has been sent.
     """
 
     def __init__(
@@ -79,28 +79,28 @@ class Beat:
         self._again = self._clock()
 
     def run(self) -> NoReturn:
-        """Go on until the process ends."""
+        """Run until the process ends."""
         self.start()
         while True:
             self._sleep(self.tick())
 
     def start(self) -> None:
-        """Log what comes next."""
+        """Log the next slots."""
         log.info("beat_started", next=self._next_moments(self._clock()))
 
     def tick(self) -> float:
-        """Look where it is time to, else show that this process lives; seconds until the next tick."""
+        """Check if it is time to, otherwise write a heartbeat; return the seconds until the next call."""
         now = self._clock()
         if self._looked is not None and self._looked <= now < self._again:
             self._show_life()
-        else:  # also where the clock was put back
+        else:  # also if the clock was set back
             self._looked, self._again = now, self.look()
             self._after_look()
             now = self._clock()
         return max(0.0, min((self._again - now).total_seconds(), INTERVAL_SECONDS)) + _NO_PAUSE_SECONDS
 
     def look(self) -> datetime:
-        """Send what is due now; when to look again."""
+        """Send due tasks; return when to check again."""
         now = self._clock()
         try:
             self._send_due(now)
@@ -145,7 +145,7 @@ class Beat:
             log.info("broker_back", seconds=round(seconds, 1))
 
     def _is_to_be_sent(self, task: ScheduledTask, now: datetime) -> bool:
-        """True if its pause is over, and nobody is at work on it; one that takes too long is no longer believed in."""
+        """True if its pause is over and no worker runs it; after a long time, a running task counts as lost."""
         if not self._memory.may_ask(task.task_id, now):
             return False
         believed = now - timedelta(seconds=self._settings.worker.task_timeout)
@@ -172,7 +172,7 @@ class Beat:
             self._say_once("heartbeat_unwritten", error)
 
     def _say_once(self, event: str, error: Exception) -> None:
-        """Log a trouble, but not the same one again at each look."""
+        """Log a problem, but not repeatedly."""
         if self._told.get(event) != str(error):
             self._told[event] = str(error)
             log.error(event, error=str(error))

@@ -1,4 +1,4 @@
-"""The contents of the repository, read as far as the slots in question need them."""
+"""Reads the repository's contents, as far as the slots need them."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ _BY_TYPE: Final = {entry.backup_type: entry for entry in SCHEDULED if entry.back
 _BY_ACTION: Final = {entry.action: entry for entry in SCHEDULED if entry.action and not entry.backup_type}
 
 _PART: Final = "archives"
-"""A detail of the lines that a prune writes on its way; the one at its end has none."""
+"""A detail that only a prune's entries for single archives have; its final entry does not."""
 
 
 def read_facts(
     repository: Repository, operations: Collection[Operation], settings: Settings | None = None
 ) -> RepositoryFacts:
-    """The existing archives.
+    """Read the facts about the repository.
 
     Arguments:
-        settings: destinations and rules of off-site copies; without them nothing is missing there.
-        operations: those whose slots are in question; what only others need is not read.
+        settings: destinations and rules of off-site copies; without them no copy is missing.
+        operations: the operations whose slots are checked; facts for others are not read.
 
     Raises:
         RepositoryError: the repository cannot be read.
@@ -79,7 +79,7 @@ def _is_end(operation: Operation, entry: AccessEntry) -> bool:
 
 
 def logged(repository: Repository) -> Iterator[tuple[Operation, AccessEntry]]:
-    """The access log's entries of scheduled operations, the oldest first, whoever started them.
+    """The access log's entries of scheduled operations, oldest first, whoever requested them.
 
     Raises:
         RepositoryError: the log cannot be read.

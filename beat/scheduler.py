@@ -1,8 +1,8 @@
-"""Beat as Celery runs it: ``celery -A worker.app beat`` starts this scheduler.
+"""The scheduler for Celery's beat: ``celery -A worker.app beat`` starts it.
 
-Written against Celery 5.7: a service calls `tick`, sleeps for what it returns, and shows `info` when it starts. What is
-due is decided by `beat.loop`, which looks at the repository; nothing is kept in a file. The entries are those of the
-setting ``beat_schedule``, which are made from the registry of operations, so that Celery's users see what they expect.
+Written against Celery 5.7: a service calls `tick`, sleeps for the returned time, and shows `info` when it starts.
+`beat.loop` decides what is due by examining the repository; no state file is used. The setting ``beat_schedule`` is
+made from the registry of operations, so that Celery's users see the entries that they expect.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 class CronSlots(BaseSchedule):  # type: ignore[misc]  # Celery has no types
-    """A cron expression in the time zone of the settings, for whoever asks an entry when it is due.
+    """A cron expression in the settings' time zone, as a Celery schedule.
 
     Arguments:
-        expression: five fields.
-        zone: whose clocks count.
+        expression: a cron expression of five fields.
+        zone: the time zone.
     """
 
     def __init__(self, expression: str, zone: ZoneInfo, app: Any = None) -> None:
@@ -51,7 +51,7 @@ class CronSlots(BaseSchedule):  # type: ignore[misc]  # Celery has no types
         return slot - last_run_at if slot else timedelta.max
 
     def is_due(self, last_run_at: datetime) -> Any:
-        """True if a slot has come since, with the seconds to the next one."""
+        """Whether there was a slot since the run, and the seconds until the next one."""
         now = datetime.now(UTC)
         last, following = (find(self.expression, self.zone, now) for find in (last_slot, next_slot))
         seconds = (following - now).total_seconds() if following else timedelta(days=365).total_seconds()
@@ -59,10 +59,10 @@ class CronSlots(BaseSchedule):  # type: ignore[misc]  # Celery has no types
 
 
 class RepositoryScheduler(Scheduler):  # type: ignore[misc]
-    """Sends what is due by the schedules and by what the repository has."""
+    """Sends tasks that are due by the schedules and the repository."""
 
     def setup_schedule(self) -> None:
-        """Make the entries and the beat that decides."""
+        """Create the entries, and the beat that decides."""
         from portal.ops.monitoring.metrics import serve as serve_metrics
 
         settings = self.app.settings
@@ -77,15 +77,15 @@ class RepositoryScheduler(Scheduler):  # type: ignore[misc]
         self._beat.start()
 
     def tick(self, *_: Any, **__: Any) -> float:
-        """Send what is due; seconds to sleep."""
+        """Send due tasks; return the seconds to sleep."""
         return self._beat.tick()
 
     def sync(self) -> None:
-        """Do nothing: the repository has everything there is to know."""
+        """Do nothing: there is no state to save."""
 
     @property
     def info(self) -> str:
-        """The text that Celery shows for the scheduler at its start."""
+        """The text that Celery shows about the scheduler."""
         entries = "\n".join(
             f"    . {name}: {entry['task']} at {entry['schedule']}"
             for name, entry in self.app.conf.beat_schedule.items()

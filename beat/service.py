@@ -1,6 +1,6 @@
-"""The common part of `python -m beat` and `python -m beat.watcher`: options, logging, signals, exit codes.
+"""The common part of `python -m beat`, `beat.watcher` and `beat.wal`: options, logging, signals, exit codes.
 
-Both end at once when they are asked to. Whatever they were doing is found by the next start.
+They end immediately when asked to. The next start finds unfinished work.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 def run_service(name: str, meaning: str, heartbeat_name: str, serve: Callable[[Settings], NoReturn]) -> int:
-    """Serve, or tell whether the one that serves is well; the exit code.
+    """Run the service, or check the health of a running one; return the exit code.
 
     Arguments:
-        name: what it is called.
-        heartbeat_name: the file of its sign of life, in the repository.
-        serve: goes on until the process ends.
+        name: the service's name.
+        heartbeat_name: the file of its heartbeat in the repository.
+        serve: runs until the process ends.
     """
     parser = argparse.ArgumentParser(description=meaning, epilog="Settings are read from the environment.")
     parser.add_argument("--health", action="store_true", help="say whether it is well: exit code 0, or 1 if not")

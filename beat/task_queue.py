@@ -1,4 +1,4 @@
-"""The way to the workers, as narrow as what starts work by itself needs it."""
+"""The interface to the workers for services that request tasks."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ class Workers(Protocol):
     """The workers."""
 
     def submit(self, operation: Operation, arguments: Mapping[str, Any], task_id: str) -> None:
-        """Hand a task over; the same id is the same task.
+        """Send a task; the same id is the same task.
 
         Raises:
-            OpsError: it could not be handed over.
+            OpsError: the task could not be sent.
         """
 
     def is_at_work(self, task_id: str) -> bool:
-        """True if the task was handed over and has not ended.
+        """True if the task was sent and has not ended.
 
         Raises:
-            OpsError: nobody can tell.
+            OpsError: that is unknown.
         """
 
 
 class QueuedWorkers:
-    """The workers behind the broker.
+    """The workers, accessed through the broker.
 
     Arguments:
-        settings: where the broker is, and the repository.
-        requester: who sends the tasks.
+        settings: the broker and the repository.
+        requester: the kind of requester.
 
     Raises:
         ConfigurationError: there is none.
@@ -50,6 +50,6 @@ class QueuedWorkers:
         self._client.submit(operation, arguments, task_id)
 
     def is_at_work(self, task_id: str) -> bool:
-        """True if the broker knows the task, and no result of it."""
+        """True if the broker knows the task and has no result."""
         state = self._client.look(task_id)
         return not state.is_ended and not state.is_lost

@@ -1,11 +1,11 @@
-"""Which archives a slot of the verification looks at, so that within a week each one was looked at closely.
+"""Selects the archives for a verification slot, so that each is verified thoroughly within a week.
 
     new        never verified at the level of its contents
     its turn   a seventh of all others: each archive has its day of the week, by its name
     overdue    not verified for six days, such as where the machine was off on its day
 
-It is a function of the slot and of what verifications have found: what was verified since the slot drops out, and
-nothing else moves in, however often it is asked.
+The selection depends only on the slot and on results of verifications: archives verified since the slot drop out, and
+no others are added, however often it is computed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _RECENT: Final = timedelta(days=1)
 
 
 class Verified(Protocol):
-    """The facts about a verification."""
+    """A result of a verification."""
 
     @property
     def level(self) -> VerifyLevel:
@@ -33,15 +33,15 @@ class Verified(Protocol):
 
     @property
     def moment(self) -> datetime:
-        """When."""
+        """When it was verified."""
 
 
 class Named(Protocol):
-    """An archive."""
+    """An archive with its name and time."""
 
     @property
     def name(self) -> str:
-        """Its id."""
+        """Its name."""
 
     @property
     def moment(self) -> datetime:
@@ -54,11 +54,11 @@ Archive = TypeVar("Archive", bound=Named)
 def to_verify(
     slot: datetime, archives: Iterable[Archive], verified: Mapping[str, Verified], now: datetime
 ) -> list[Archive]:
-    """The archives to verify for a slot: new ones first, then those that wait for the longest time.
+    """The archives to verify for a slot: new ones first, then those verified longest ago.
 
     Arguments:
-        archives: all of them; those that were made after the slot wait for the next one.
-        verified: the newest result of each that has one.
+        archives: all archives; those made after the slot wait for the next one.
+        verified: the newest result for each archive that has one.
     """
     there = [archive for archive in archives if not slot < archive.moment <= now]
     new = [archive for archive in there if archive.name not in verified]
@@ -67,7 +67,7 @@ def to_verify(
 
 
 def day_of(name: str) -> int:
-    """The day of the week that is an archive's own."""
+    """The day of the week on which an archive is verified."""
     return int.from_bytes(sha256(name.encode("utf-8", "surrogateescape")).digest()[:8], "big") % _DAYS
 
 

@@ -1,7 +1,7 @@
-"""`python -m beat.wal`: receives the WAL, and sees to it that there is a base backup for it.
+"""`python -m beat.wal`: receives WAL, and requests a base backup if there is none for it.
 
-The main thread receives: pg_receivewal ends with it. Another one gives a sign of life, and asks for a base backup where
-the WAL that arrives now has none: on the first start, and after a gap.
+The main thread receives, since pg_receivewal ends with the thread that started it. Another thread writes heartbeats,
+and requests a base backup if arriving WAL has none: at the first start, and after a gap.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ log = engine_log("beat.wal")
 
 _LOOK_SECONDS: Final = 5.0
 _PATIENCE: Final = timedelta(seconds=15)
-"""So long WAL may arrive without a base backup before one is asked for: an interruption is no gap."""
+"""Seconds that WAL may arrive without a base backup before one is requested: an interruption is no gap."""
 
 _AGAIN_SECONDS: Final = 300.0
-"""So long a base backup that was asked for is waited for before it is asked for again."""
+"""Seconds to wait for a requested base backup before it is requested again."""
 
 
 class BaseKeeper:
-    """Asks for a base backup where the WAL that arrives has none.
+    """Requests a base backup if arriving WAL has none.
 
     Arguments:
-        ask: has a base backup made.
-        steady: a reading in seconds of a clock that nobody can set.
+        ask: requests a base backup.
+        steady: returns seconds of a monotonic clock.
     """
 
     def __init__(self, ask: Callable[[], None], *, steady: Callable[[], float] = time.monotonic) -> None:
@@ -55,7 +55,7 @@ class BaseKeeper:
         self._asked_at: float | None = None
 
     def see(self, found: PitrLook) -> None:
-        """Look at what there is, and ask if it is time to."""
+        """Check, and request a base backup if it is time to."""
         if not lacks_base(found):
             self._missing_since = self._asked_at = None
             return
@@ -79,8 +79,8 @@ def lacks_base(found: PitrLook) -> bool:
 
 
 def serve(settings: Settings) -> NoReturn:
-    """Go on until the process ends."""
-    from portal.ops.pitr.receiver import WalReceiver  # late: it brings the database driver
+    """Run until the process ends."""
+    from portal.ops.pitr.receiver import WalReceiver  # imported late: loads the database driver
 
     if not settings.pitr.wal:
         raise ConfigurationError(
@@ -104,7 +104,7 @@ def serve(settings: Settings) -> NoReturn:
 
 
 def _copy_offsite(settings: Settings, repository: Repository) -> None:
-    """Have the WAL copied to each destination, by a thread of its own."""
+    """Copy WAL to each destination, each in a thread."""
     from portal.ops.offsite.ledger import Ledger
     from portal.ops.offsite.signing import find_key
     from portal.ops.pitr.offsite_wal import WalCopier
@@ -126,7 +126,7 @@ def _note_copying(ledger: Ledger, problem: str) -> None:
 
 
 class _Attendant:
-    """Gives signs of life, and keeps base backups coming."""
+    """Writes heartbeats, and keeps base backups being made."""
 
     def __init__(self, settings: Settings, repository: Repository) -> None:
         self._settings = settings
@@ -136,20 +136,20 @@ class _Attendant:
         self._observer = Observers(settings)
 
     def run(self) -> NoReturn:
-        """Go on until the process ends."""
+        """Run until the process ends."""
         while True:
             try:
                 found = look(self._repository)
                 problem = str(found.state.get("problem") or "")
                 self._heartbeat.beat(utc_now(), ready=not problem, waits_for=problem)
                 self._keeper.see(found)
-                self._observer.refresh()  # at most every minute: targets of WAL and of its copies
+                self._observer.refresh()  # at most once a minute, to check the targets of WAL and its copies
             except (OpsError, OSError) as error:
                 log.error("base_check_failed", error=str(error))
             time.sleep(_LOOK_SECONDS)
 
     def _ask_for_base(self) -> None:
-        """Hand it to a worker where there is a broker; otherwise do it here, while the WAL goes on arriving."""
+        """Let a worker do it if there is a broker; otherwise do it here, while WAL is still being received."""
         if self._settings.worker.broker_url is None:
             from portal.ops.backup.config import BackupConfig
             from portal.ops.backup.job import BackupJob

@@ -1,12 +1,12 @@
-"""How fast this project is, measured beside the programs that people use instead.
+"""Benchmarks: the speed of this project compared with programs that people use instead.
 
-`tools/benchmark.sh` makes its own data, runs every program as a whole process, one after the other and round by round,
-and prints medians. It reports; it is not a test, and no other part of the project depends on it.
+`tools/benchmark.sh` makes its own data, runs every program as a whole process, one after the other in rounds, and
+prints medians. It reports and is not a test; nothing else depends on it. May import every other part of the project.
 
-    data, findings   what is backed up, made from a seed
-    database         the embedded PostgreSQL that is dumped
-    measure          one process: its time, its memory, its failure
-    cases            what is compared with what, and which ratio is wanted
-    rounds           the order in which it is run
+    data, findings   the files to back up, made from a seed
+    database         the embedded PostgreSQL to dump
+    measure          the time and memory of one process
+    cases            the comparisons and their targets
+    rounds           the order of runs
     report           the tables
 """

@@ -1,4 +1,4 @@
-"""`tools/benchmark.sh`: reads the arguments, plays the cases, prints the tables."""
+"""`tools/benchmark.sh`: parses arguments, runs the cases, prints the tables."""
 
 from __future__ import annotations
 

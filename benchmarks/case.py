@@ -1,9 +1,9 @@
-"""What a comparison is, as data: a case, its contenders, and the ratios that are wanted.
+"""A comparison as data: the case, its contenders, and the targets.
 
-A case is a data set, the contenders that work on it, and the ratios that are wanted. A contender is commands, with
-these words in braces: `{data}` the data set, `{member}` a file from the middle of it, `{out}` an empty directory for
-each run, `{kept}` one that lasts for the whole case, `{archive}` the archive in `{kept}`, `{tools}` the directory of
-our scripts, and for a database `{pg_bin}`, `{host}`, `{port}`, `{name}`, `{user}` and `{password}`.
+A case is a data set, the contenders that process it, and the targets. A contender consists of commands with these
+placeholders: `{data}` the data set, `{member}` a file from the middle of it, `{out}` an empty directory for each run,
+`{kept}` a directory that lasts for the whole case, `{archive}` the archive in `{kept}`, `{tools}` the directory of our
+scripts, and for a database `{pg_bin}`, `{host}`, `{port}`, `{name}`, `{user}` and `{password}`.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ class Contender:
     """One way to do the work of a case.
 
     Arguments:
-        name: as it stands in the table.
-        run: what is measured.
-        setup: commands once before the first round.
+        name: the name in the table.
+        run: the measured commands.
+        setup: commands before the first round.
         prepare: commands before every run.
         check: commands after every run; each must succeed, or the run does not count.
-        says_success: its standard output must be a JSON object whose `success` is true.
-        output: the file or directory in `{out}` whose size is reported, as a pattern that matches once.
-        needs: programs it cannot do without.
-        data: what it works on, where that is not the data of the case.
-        proof: what the program does about digests and syncing before it says that it is done.
+        says_success: its standard output must be a JSON object with a true `success`.
+        output: the file or directory in `{out}` whose size is reported, as a pattern with exactly one match.
+        needs: the programs that it needs.
+        data: its data, if not that of the case.
+        proof: what the program does about digests and syncing before it reports success.
     """
 
     name: str
@@ -60,14 +60,13 @@ class Case:
 
     Arguments:
         name: the word for `--only`.
-        title: the heading of its table.
-        data: what the contenders work on.
-        contenders: the first is the one that the others are compared with.
+        title: the heading of the table.
+        data: the data of the contenders.
+        contenders: the first one is compared with the others.
         targets: what is wanted.
-        watches_memory: sample the memory of each run; times are then a little longer than they are otherwise.
-        keeps_outputs: what was written is removed when the case has ended, and not after each run.
-        guard: the contender whose ratio to the first is watched from release to release; it is one that every
-            machine has.
+        watches_memory: sample the memory of each run, which makes it slightly slower.
+        keeps_outputs: remove output when the case ends, and not after each run.
+        guard: the contender whose ratio to the first is compared from release to release; every machine must have it.
     """
 
     name: str
@@ -86,18 +85,18 @@ class Case:
 
 
 def faster(peer: str, times: float) -> Target:
-    """Return the wish that ours takes at most one part in `times` of a peer's time."""
+    """Return the target that ours takes at most 1/`times` of a peer's time."""
     return Target(measure=Measure.TIME, subject=OURS, reference=peer, bound=Bound.AT_LEAST, wanted=times)
 
 
 def at_most(peer: str, times: float, measure: Measure = Measure.TIME) -> Target:
-    """Return the wish that ours takes at most `times` the time or the size of a peer's."""
+    """Return the target that ours takes at most `times` as much time or space as a peer."""
     return Target(measure=measure, subject=OURS, reference=peer, bound=Bound.AT_MOST, wanted=times)
 
 
 def repository_at(place: str) -> dict[str, str]:
-    """Return the environment of our commands for a repository that only lasts for a run.
+    """Return the environment of our commands for a repository that lasts for one run.
 
-    What notes that there was one lies in it: the next run begins in an empty directory of the same name.
+    The state directory is inside it, since the next run starts with an empty directory of the same name.
     """
     return {"BACKUP_LOCAL_PATH": place, "XDG_STATE_HOME": f"{place}/.state"}

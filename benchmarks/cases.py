@@ -1,6 +1,6 @@
-"""What is compared with what; `case.py` says what a case is.
+"""The comparisons; see `case.py` for what a case is.
 
-To add a case, write one more function that returns it and name it in `all_cases`.
+To add a case, write a function that returns it, and add it to `all_cases`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def all_cases(scale: float = 1.0, dump: Path | None = None) -> tuple[Case, ...]:
     """Return every case over `scale` times the data, in the order in which they run.
 
     Arguments:
-        dump: a file of `pg_dump -Fc`, whose database is a case of its own.
+        dump: a file of `pg_dump -Fc`; its database becomes a case of its own.
     """
     sarif, findings = SARIF.scaled(scale), FINDINGS.scaled(scale)
     own = [Database(dump=dump)] if dump else []
@@ -103,7 +103,7 @@ def _tars() -> tuple[Contender, ...]:
 
 
 def _careful_tar() -> Contender:
-    """What a careful person types: the archive is on the disk, and has a digest, as ours is and has."""
+    """What a careful person runs: the archive is synced and has a digest, like ours."""
     script = (
         'tar -I \'zstd -3 -T2\' -cf "$2/archive.tar" -C "$1" . && sync "$2/archive.tar" "$2" && '
         'sha256sum "$2/archive.tar" >"$2/archive.tar.sha256"'
@@ -275,7 +275,7 @@ def _restore_files(data: DataSet) -> Case:
 
 
 def _unchanged(data: DataSet) -> Case:
-    """Everybody has backed the files up once before; ours twice, since the first incremental fills the cache."""
+    """All have backed the files up once before; ours twice, since the first incremental fills the cache."""
     ours = _media_into("{kept}")
     again = replace(ours, argv=(*ours.argv, "--incremental"))
     borg_env = {"BORG_BASE_DIR": "{kept}/base", "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes"}

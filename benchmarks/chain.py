@@ -1,8 +1,8 @@
 """Makes a chain of incremental backups: `python -m benchmarks.chain DATA DIRECTORY INCREMENTALS`.
 
-The data are copied to `files`, and backed up to `archives`: a base, then one incremental after the other. Before each
-a few files are written again, with the content that they had: so the last archive stands for the same files as the
-data, and many of them are in the incrementals.
+The data are copied to `files`, and backed up to `archives`: a base, then incrementals. Before each of these, some files
+are rewritten with the same content: so the last archive stands for the original files, and the incrementals hold many
+of them.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from portal.ops.backup.job import BackupResult
 
 WRITTEN: Final = 8
-"""How many files are written again before each incremental."""
+"""How many files are rewritten before each incremental."""
 
 
 def make_chain(data: Path, directory: Path, incrementals: int) -> None:
-    """Make base and incrementals."""
+    """Make the base and the incrementals."""
     uploads = directory / "files"
     shutil.copytree(data, uploads, symlinks=True)
     config = BackupConfig(local_path=directory / "archives", media_path=uploads, chain_length=incrementals + 1)

@@ -1,11 +1,11 @@
-"""What a chained full backup costs beside a complete one, and how a chain over very many files restores.
+"""Compares chained full backups with complete ones, and measures the restore of a chain over very many files.
 
     tools/benchmark.sh chained-fulls [--files N] [--changed N] [--megabytes N] [--days N] [--rounds N]
     tools/benchmark.sh chained-fulls --scale [--files N]
 
-The first makes uploads and a database, and prints the time of a complete full backup and of one after so many files
-have changed, then the disk that a month of daily ones takes of each kind. The second makes a chain over a tree of tiny
-files, and prints how long its restore takes beside `tar xf` of one uncompressed tar of the same tree, and its memory.
+The first command makes uploads and a database, and prints the time of a complete full backup and of a chained one after
+changes, then the disk space of a month of daily backups of each kind. The second makes a chain over a tree of tiny
+files, and prints the time of its restore next to `tar xf` of an uncompressed tar of the tree, and its memory.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _FILE_BYTES: Final = 4_500
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Uploads, a database, and the words that name it."""
+    """Uploads, a database, and the placeholders for commands."""
 
     home: Path
     words: dict[str, str]
@@ -52,7 +52,7 @@ class Bench:
         return self.home / "uploads"
 
     def environ(self, archives: Path, mode: str) -> dict[str, str]:
-        """What a command is told."""
+        """The environment of commands."""
         return {
             "BACKUP_LOCAL_PATH": str(archives),
             "PORTAL_UPLOAD_DIR": str(self.uploads),
@@ -68,19 +68,19 @@ class Bench:
         }
 
     def full(self, archives: Path, mode: str) -> float:
-        """Seconds of a full backup by the command."""
+        """Make a full backup by the command; return the seconds."""
         command = Command(argv=(str(_TOOLS / "backup.sh"), "full", "--local"), env=self.environ(archives, mode))
         return run(command).wall
 
     def change(self, random: Random, count: int) -> None:
-        """Write so many files anew."""
+        """Rewrite some files."""
         files = sorted(self.uploads.rglob("*.json"))
         for path in random.sample(files, count):
             path.write_bytes(random.randbytes(_FILE_BYTES // 4).hex().encode())
 
 
 def main() -> int:
-    """Make the data, back it up, print the figures."""
+    """Make the data, back it up, and print the figures."""
     parser = argparse.ArgumentParser(prog="tools/benchmark.sh chained-fulls", description="Measure chained backups.")
     parser.add_argument("--files", type=int, help="files in the tree (default: 40000; 1000000 with --scale)")
     parser.add_argument("--changed", type=int, default=40, help="of which change (default: %(default)s)")
@@ -109,7 +109,7 @@ def _compare_fulls(home: Path, files: int, arguments: argparse.Namespace) -> Non
         for _ in range(arguments.rounds):
             complete.append(bench.full(home / "complete", "complete"))
             bench.change(random, arguments.changed)
-            time.sleep(2.1)  # what is younger is read again, in case it changes within the clock's granularity
+            time.sleep(2.1)  # files younger than the clock's granularity would be read again
             chained.append(bench.full(home / "chain", "chain"))
         ratio = median(complete) / median(chained)
         _tell(f"{files:,} files, {arguments.changed} changed, database of {arguments.megabytes} MB")
@@ -119,7 +119,7 @@ def _compare_fulls(home: Path, files: int, arguments: argparse.Namespace) -> Non
 
 
 def _month(bench: Bench, days: int, changed: int) -> None:
-    """Print the disk that daily backups take; a complete one is made each week."""
+    """Print the disk space of daily backups; one a week is complete."""
     random = Random(2)  # noqa: S311 - it makes data
     sizes = []
     complete = 0

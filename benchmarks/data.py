@@ -1,7 +1,7 @@
-"""The files that are backed up: data sets made from a seed, and kept for the next start.
+"""The files to back up: data sets made from a seed, and kept for later runs.
 
-A data set is a directory named for its parameters. It is made under a hidden name and renamed when it is whole, so an
-interrupted start leaves nothing that a later one would take for data.
+A data set is a directory named after its parameters. It is made under a temporary name and renamed when it is complete,
+so that an interrupted run leaves nothing that looks like data.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 REVISION = 1
-"""Raised when the same parameters would give other bytes than before."""
+"""Increased whenever the same parameters give other bytes."""
 SPREAD = 0.5
-"""Sigma of the log-normal file sizes."""
+"""Sigma of the log-normal distribution of file sizes."""
 FIRST_MTIME = 1_704_067_200_000_000_000
 TWO_YEARS = 63_072_000_000_000_000
-"""Modification times start at 2024-01-01 and lie within two years of it; both in nanoseconds."""
+"""Modification times begin at 2024-01-01 and cover two years; both in nanoseconds."""
 FIRST_BLOCK = 4096
-"""What makes one copy of a file differ from every other, in bytes."""
+"""The bytes that make each copy of a file unique."""
 CHUNK = 1 << 20
 
 
 class Content(StrEnum):
-    """What the files of a data set hold."""
+    """The contents of a data set's files."""
 
     SARIF = "sarif"
     REPORTS = "json"
@@ -46,10 +46,10 @@ class DataSet:
     """Files of one kind under `<tenant>/<yyyy-mm>/`.
 
     Arguments:
-        content: what the files hold; its value is their suffix.
+        content: the contents; the value is also the suffix of the files.
         files: how many files.
-        size: bytes in all of them together, met to about one per cent.
-        tenants: over how many tenants they are spread; each has a directory for every month of two years.
+        size: total bytes, reached to about one per cent.
+        tenants: the number of tenants; each has a directory for every month of two years.
         seed: the same seed gives the same bytes.
     """
 
@@ -69,17 +69,17 @@ class DataSet:
         return f"{in_words(self.size)} in {self.files:,} files"
 
     def directory_name(self) -> str:
-        """Return the name that belongs to these parameters and to no others."""
+        """Return the directory's name, which these parameters alone have."""
         return f"{self.content.name.lower()}-{self.size}-{self.files}-{self.tenants}-{self.seed}-r{REVISION}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CopiedSet:
-    """A large data set that is cheap to make: distinct copies of the files of others, and one large file.
+    """A large data set that is made quickly: distinct copies of other sets' files, and one large file.
 
     Arguments:
         sources: the sets whose files are copied, in turn.
-        size: bytes in all files together; a tenth of it is in the large one.
+        size: total bytes; a tenth of it is in the large file.
     """
 
     sources: tuple[DataSet, ...]
@@ -95,13 +95,13 @@ class CopiedSet:
         return in_words(self.size)
 
     def directory_name(self) -> str:
-        """Return the name that belongs to these parameters and to no others."""
+        """Return the directory's name, which these parameters alone have."""
         return "-".join(("copies", str(self.size), *(source.directory_name() for source in self.sources)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilePlan:
-    """One file to be made: where below the set's directory, from which seed, how large, how old (nanoseconds)."""
+    """A file to be made: its path below the set's directory, its seed, its size, and its time in nanoseconds."""
 
     path: str
     content: Content
@@ -111,7 +111,7 @@ class FilePlan:
 
 
 def provide(data: DataSet | CopiedSet, cache: Path) -> Path:
-    """Return the directory of `data` below `cache`; make it first where it is not there yet."""
+    """Return the directory of `data` below `cache`, made if necessary."""
     place = cache / data.directory_name()
     if place.is_dir():
         return place
@@ -127,7 +127,7 @@ def provide(data: DataSet | CopiedSet, cache: Path) -> Path:
 
 
 def planned_files(data: DataSet) -> Iterator[FilePlan]:
-    """Yield the plan of every file of `data`, in the order of their numbers."""
+    """Yield the plans of all files of `data`, by number."""
     random = _generator(f"{data.seed}")
     weights = [random.lognormvariate(0, SPREAD) for _ in range(data.files)]
     unit = data.size / sum(weights)
@@ -153,7 +153,7 @@ def content_of(plan: FilePlan) -> bytes:
 
 
 def in_words(size: int) -> str:
-    """Return a number of bytes as a person would say it."""
+    """Return a number of bytes for people."""
     return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
 
 
@@ -163,7 +163,7 @@ def files_below(directory: Path) -> list[Path]:
 
 
 def read_everything(directory: Path) -> int:
-    """Read every file below `directory` into the page cache; return how many bytes that were."""
+    """Read every file below `directory` into the page cache; return the number of bytes."""
     return sum(_read_through(path) for path in files_below(directory))
 
 
@@ -207,7 +207,7 @@ def _make_copies(data: CopiedSet, sources: list[Path], directory: Path) -> None:
 
 
 def _alternating(groups: list[list[Path]]) -> list[Path]:
-    """Mix groups of unequal length evenly, so that every stretch of the result is like the whole."""
+    """Mix groups of different lengths evenly, so that every part of the result resembles the whole."""
     placed = [((index + 0.5) / len(group), path) for group in groups for index, path in enumerate(group)]
     return [path for _, path in sorted(placed)]
 
@@ -221,7 +221,7 @@ def _make_large_file(path: Path, size: int, random: Random) -> int:
 
 
 def _copy_with_own_start(original: Path, path: Path, start: bytes) -> int:
-    """Copy a file, its first block replaced by `start`; return the size of the copy in bytes."""
+    """Copy a file with its first block replaced by `start`; return the copy's size in bytes."""
     size = original.stat().st_size
     with original.open("rb") as source, path.open("wb", buffering=0) as target:
         os.fchmod(target.fileno(), 0o600)

@@ -1,4 +1,4 @@
-"""The databases that are dumped: on the embedded PostgreSQL, filled anew for every start."""
+"""The databases to dump, on the embedded PostgreSQL, filled for each run of the benchmark."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 NAME = "defectdojo"
 _OF_FINDINGS = 0.45
-"""The part of a portal's database that is findings; as much again is their history."""
+"""The share of findings in a portal's database; their history takes as much again."""
 
 
 class Shape(StrEnum):
-    """What a database looks like."""
+    """The structure of a database."""
 
     FINDINGS = "findings"
-    """Nine tables, nearly all of it findings."""
+    """Nine tables, most of it findings."""
 
     PORTAL = "portal"
     """Two hundred tables with the indexes, constraints and triggers of a real portal."""
@@ -33,11 +33,11 @@ class Shape(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Database:
-    """A database of about so many megabytes, or the one of a dump.
+    """A database of a given size, or one loaded from a dump.
 
     Arguments:
         megabytes: the size of an uncompressed dump.
-        shape: what it looks like.
+        shape: its structure.
         dump: a file of `pg_dump -Fc` to load instead.
     """
 
@@ -46,7 +46,7 @@ class Database:
     dump: Path | None = None
 
     def scaled(self, scale: float) -> Database:
-        """Return a database of `scale` times the size, one megabyte at the least; a dump is as large as it is."""
+        """Return a database of `scale` times the size, at least one megabyte; a dump's size is fixed."""
         return replace(self, megabytes=max(1, round(self.megabytes * scale)))
 
     def description(self) -> str:
@@ -58,7 +58,7 @@ class Database:
 
 @contextmanager
 def serving(database: Database) -> Iterator[dict[str, str]]:
-    """Run a server with this database, and yield the words by which commands name it.
+    """Run a server with this database, and yield the placeholders for commands.
 
     Raises:
         ConfigurationError: the embedded PostgreSQL is not installed, or did not start.
@@ -79,7 +79,7 @@ def serving(database: Database) -> Iterator[dict[str, str]]:
 
 
 def _fill(server: EmbeddedPostgres, database: Database, words: dict[str, str]) -> None:
-    """Fill the database and leave nothing for the server to do later, such as vacuuming while a dump is measured."""
+    """Fill the database, and let the server finish its own work, such as vacuuming, before anything is measured."""
     server.create_database(NAME)
     if database.dump:
         run(_load(database.dump).filled(words))

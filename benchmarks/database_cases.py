@@ -1,4 +1,4 @@
-"""The comparisons over databases: dumps, and a restore beside the live database."""
+"""The comparisons of databases: dumps, and a restore next to the live database."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def database_case(name: str, data: Database, *wanted: Target) -> Case:
     """Return the comparison of dumps of one database.
 
     Arguments:
-        wanted: targets beside the size, which is to be at most that of `pg_dump -Fc`.
+        wanted: targets in addition to the size, which must be at most that of `pg_dump -Fc`.
     """
     return Case(
         name=name,
@@ -67,12 +67,12 @@ def _pg_dump(*arguments: str) -> Command:
 
 
 def _quiet_server() -> tuple[Command, Command, Command]:
-    """What lets every run start from the same server."""
-    # Each run starts where the databases of the last one are gone: they have memory that would have to be found anew.
+    """Commands after which every run meets the server in the same state."""
+    # Each run starts when the previous databases are gone: their cached pages would otherwise have to be replaced.
     kept = "SELECT datname FROM pg_database WHERE datname LIKE '%\\_before\\_%'"
     words = " ".join(_CONNECTION)
     script = f'"{{pg_bin}}/psql" {words} -Atc "{kept}" postgres | xargs -r -n 1 "{{pg_bin}}/dropdb" {words}'
-    # What was restored last is what the server would vacuum during the next run.
+    # The server would vacuum what was restored last during the next run.
     vacuum = ("{pg_bin}/psql", *_CONNECTION, "--command", "VACUUM", "{name}")
     settle = ("{pg_bin}/psql", *_CONNECTION, "--quiet", "--command", "CHECKPOINT")
     return (
@@ -83,7 +83,7 @@ def _quiet_server() -> tuple[Command, Command, Command]:
 
 
 def restore_database_case(data: Database) -> Case:
-    """Return the comparison of a restore beside the live database with a plain `pg_restore`."""
+    """Return the comparison of a restore next to the live database with a plain `pg_restore`."""
     plain = f"pg_restore --jobs {_RESTORE_JOBS}"
     scratch = "restored_by_pg_restore"
     cleared, vacuumed, settled = _quiet_server()

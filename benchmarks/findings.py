@@ -1,8 +1,8 @@
-"""What scanners write: SARIF documents and small finding reports, as text that varies like the real ones.
+"""Texts like those of scanners: SARIF documents and small reports, varied like real ones.
 
-Pure: the same random generator gives the same text. Words repeat as they do in rules and code, while digests, GUIDs,
-line numbers and literals do not, so that a document compresses about three times with `gzip -6`. The words are its own:
-what is measured must not change because the demo's words did.
+Pure: the same random generator gives the same text. Words repeat as in rules and code, while digests, GUIDs, line
+numbers and literals do not, so a document compresses about threefold with `gzip -6`. The vocabulary is this module's
+own, so that a change of the demonstration's does not change measurements.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def finding_report(random: Random, size: int) -> str:
 
 
 def _fill(size: int, item: Callable[[], str]) -> str:
-    """Join as many items as come nearest to `size` bytes, at least one."""
+    """Join items up to the length nearest to `size` bytes, at least one."""
     items = [item()]
     length = len(items[0])
     while length + len(following := item()) // 2 < size:

@@ -1,9 +1,9 @@
-"""`tools/test.sh --speed`: are we as fast and as small as the last release, held against programs that stay the same?
+"""`tools/test.sh --speed`: compares speed and size with the last release, relative to reference programs.
 
 Seconds differ from machine to machine, and from hour to hour on one machine. So each case is measured in turns with a
-reference program that every machine has, and what is compared is the ratio of the two. `release.json` has the ratios of
-the last release. A ratio that is more than a tenth worse is measured once more, since another process may have
-disturbed it; only what is lost twice is a loss.
+reference program that every machine has, and the ratios are compared. `release.json` has the ratios of the last
+release. A ratio that is more than a tenth worse is measured again, since another process may have interfered; only a
+loss in both counts.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Release:
     """The ratios of one release.
 
     Arguments:
-        version: which release.
+        version: the release.
         measured_on: the machine and the versions of the programs.
-        ratios: by the name of a case, a colon and what was measured: ours, divided by the reference program's.
+        ratios: by the name of a case, a colon and the measure: ours divided by the reference program's.
     """
 
     version: str
@@ -50,7 +50,7 @@ class Release:
 
 
 def main() -> int:
-    """Measure, compare, and return 1 where something is lost; with `--record`, write down what a release has."""
+    """Measure and compare; return 1 after a loss. With `--record`, save the ratios of a release."""
     parser = argparse.ArgumentParser(prog="tools/test.sh --speed", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="how often each program runs (default: 5)")
     parser.add_argument("--record", action="store_true", help="write the ratios down as those of this release")
@@ -81,10 +81,10 @@ def main() -> int:
 
 
 def read_release(path: Path) -> Release:
-    """Return what was recorded.
+    """Read the recorded ratios.
 
     Raises:
-        SystemExit: there is no ratio, so that nothing could be lost.
+        SystemExit: there are none, so nothing could be compared.
     """
     release = Release(**json.loads(path.read_text()))
     if not release.ratios:
@@ -93,15 +93,15 @@ def read_release(path: Path) -> Release:
 
 
 def guarded_cases() -> list[Case]:
-    """Return the cases that have a reference program, with ours and that one alone."""
+    """Return the cases with a reference program, with ours and that one alone."""
     return [case.only((OURS, case.guard)) for case in all_cases() if case.guard]
 
 
 def measure(cases: Iterable[Case], workshop: Workshop) -> dict[str, float]:
-    """Return each ratio of ours to the reference program, by case and measure.
+    """Return ratios of ours to the reference program, by case and measure.
 
     Raises:
-        SystemExit: a program failed, or is not installed: nothing was compared then.
+        SystemExit: a program failed or is not installed, so nothing was compared.
     """
     found: dict[str, float] = {}
     for case in cases:
@@ -116,12 +116,12 @@ def measure(cases: Iterable[Case], workshop: Workshop) -> dict[str, float]:
 
 
 def losses(before: Mapping[str, float], now: Mapping[str, float]) -> list[str]:
-    """Return the ratios that are more than a tenth worse than before, or were not measured at all."""
+    """Return ratios that are more than a tenth worse than before, or missing."""
     return [name for name, value in before.items() if now.get(name, float("inf")) > TOLERANCE * value]
 
 
 def comparison(release: Release, now: Mapping[str, float]) -> Table:
-    """Return both sets of ratios beside each other, also those that the release has none of."""
+    """Return both sets of ratios next to each other, including new ones."""
     lost = losses(release.ratios, now)
     rows = []
     for name in dict.fromkeys((*release.ratios, *now)):
@@ -133,7 +133,7 @@ def comparison(release: Release, now: Mapping[str, float]) -> Table:
 
 
 def _version_of(tools: Path) -> str:
-    """Return the release that a directory of commands belongs to."""
+    """Return the release to which a directory of commands belongs."""
     project = tomllib.loads((tools.parent / "pyproject.toml").read_text())["project"]
     return str(project["version"])
 

@@ -1,4 +1,4 @@
-"""What a benchmark ran on: without it, its seconds mean nothing."""
+"""The machine and programs of a benchmark, without which its seconds mean nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DISTRIBUTION = "every distribution"
 
 
 class Peer(NamedTuple):
-    """A program that is measured beside ours: what prints its version, and where to get a current one."""
+    """A program to compare with: the command that prints its version, and where to get it."""
 
     argv: tuple[str, ...]
     origin: str
@@ -33,13 +33,13 @@ def machine_line() -> str:
 
 
 def versions_line() -> str:
-    """Return our own version, Python's and each peer's in a line."""
+    """Return the versions of this project, Python and each peer in a line."""
     found = (f"{name} {_version(peer.argv)}" for name, peer in peers().items())
     return ", ".join((f"kekkai-backup {own_version()}", f"Python {platform.python_version()}", *found))
 
 
 def peers() -> dict[str, Peer]:
-    """Return the programs that are measured beside ours, by name."""
+    """Return the programs to compare with, by name."""
     return {
         "tar": Peer(("tar", "--version"), _DISTRIBUTION),
         "gzip": Peer(("gzip", "--version"), _DISTRIBUTION),
@@ -54,12 +54,12 @@ def peers() -> dict[str, Peer]:
 
 
 def own_version() -> str:
-    """Return the release that is measured."""
+    """Return the measured release."""
     return version("kekkai-backup")
 
 
 def peers_table() -> Table:
-    """Return which programs ran, in which version, and where to get them."""
+    """Return a table of the programs, their versions, and where to get them."""
     rows = tuple((name, _version(peer.argv), peer.origin) for name, peer in peers().items())
     return Table(title="programs", header=("", "version", "from"), rows=rows)
 
@@ -72,7 +72,7 @@ def _processor() -> str:
 
 
 def _version(argv: tuple[str, ...]) -> str:
-    """Return the first word of a program's version message that begins with a digit, some write a v before it."""
+    """Return the first word of a version message that starts with a digit, or with v and a digit."""
     try:
         words = run(Command(argv=argv)).stdout.split()
     except CommandFailedError:

@@ -1,9 +1,9 @@
-"""How `list`, `status` and the plan of a prune behave in a repository of very many archives.
+"""Measures `list`, `status` and the plan of a prune in a repository of very many archives.
 
     tools/benchmark.sh many-archives [--archives N] [--directory DIR]
 
-It makes a repository of small archives that have real manifests and sidecars, a part of them incrementals, and findings
-for a share of them; then it runs each command whole, first without a cache, then with one, and prints time and memory.
+It makes a repository of small archives with real manifests and sidecars, some of them incrementals, and findings for
+some of them; then it runs each command as a whole, first without a cache, then with one, and prints time and memory.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 COMMANDS: Final = (("list",), ("status", "--json"), ("prune", "--dry-run"))
 
 _EXPECTED: Final = (("status", 1),)
-"""The newest archive is old: the status says that, by its exit code too."""
+"""The newest archive is old, so the status's exit code is that of a missed target."""
 
 _NEWEST: Final = datetime(2026, 1, 1, tzinfo=UTC)
 _CHAIN: Final = 50
@@ -57,7 +57,7 @@ _COMPONENTS: Final = {
 
 
 def main() -> int:
-    """Make the repository, run the commands, print a line for each."""
+    """Make the repository, run the commands, and print a line for each."""
     parser = argparse.ArgumentParser(
         prog="tools/benchmark.sh many-archives", description="Measure commands in a repository of very many archives."
     )
@@ -68,7 +68,7 @@ def main() -> int:
     directory = Path(tempfile.mkdtemp(prefix="many-archives-", dir=arguments.directory))
     try:
         make_repository(directory, arguments.archives, verified=arguments.verified)
-        time.sleep(2.5)  # what is newer is not remembered
+        time.sleep(2.5)  # newer files are not cached
         for command in COMMANDS:
             shutil.rmtree(directory / ".cache", ignore_errors=True)
             for what in ("first", "again", "again", "again"):
@@ -83,7 +83,7 @@ def main() -> int:
 
 
 def make_repository(directory: Path, count: int, *, verified: int) -> None:
-    """Fill a directory with archives, the newest of them a day before `_NEWEST`."""
+    """Fill a directory with archives; the newest are a day older than `_NEWEST`."""
     (directory / DIRECTORY).mkdir(parents=True)
     for number, manifest in enumerate(manifests(count)):
         data = _archive(manifest)
@@ -105,7 +105,7 @@ def make_repository(directory: Path, count: int, *, verified: int) -> None:
 
 
 def manifests(count: int) -> Iterator[Manifest]:
-    """A backup every ten minutes, three in four an incremental of the uploads in a chain of fifty."""
+    """Backups every ten minutes; three in four are incrementals of the uploads, in chains of fifty."""
     parent = base = None
     media = 0
     for number in range(count):
@@ -133,7 +133,7 @@ def manifests(count: int) -> Iterator[Manifest]:
 
 
 def measure(directory: Path, command: Sequence[str]) -> tuple[float, float, float]:
-    """Seconds, seconds of a processor, and megabytes that a command takes, as a process of its own."""
+    """Run a command as a process; return seconds, CPU seconds and megabytes."""
     environment = {"PATH": os.environ["PATH"], "BACKUP_LOCAL_PATH": str(directory), "PORTAL_UPLOAD_DIR": ""}
     started = time.perf_counter()
     process = os.posix_spawn(
@@ -150,7 +150,7 @@ def measure(directory: Path, command: Sequence[str]) -> tuple[float, float, floa
 
 
 def _archive(manifest: Manifest) -> bytes:
-    """An archive as tar and gzip write it, with the manifest alone."""
+    """An archive by tar and gzip with nothing but the manifest."""
     data = manifest.encode()
     header = tarfile.TarInfo(f"{manifest.backup_id}/manifest.json")
     header.size = len(data)

@@ -1,6 +1,6 @@
-"""One process: how long it took, how much memory its tree held, and whether it did its work.
+"""Measures one process: its time, its tree's memory, and whether it succeeded.
 
-A process is measured whole, from before the fork until it is gone. One that fails has no measurement: it raises.
+The time is that from before the fork until the process is gone. A failed process gives no measurement, but an error.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 INHERITED = ("HOME", "LANG", "LC_ALL", "PATH", "TMPDIR", "TZ", "USER")
-"""What a measured process sees of our environment; the rest could change what it does."""
+"""The variables of our environment that a measured process gets; others could change its behaviour."""
 NOT_OURS = frozenset({"postgres", "pg_dump"})
-"""Programs whose memory is PostgreSQL's, by their command name."""
+"""The command names of programs that use PostgreSQL's shared memory."""
 SAMPLING_INTERVAL = 0.015
 OUTPUT_SHOWN = 4000
 PROC = Path("/proc")
@@ -34,8 +34,8 @@ class Command:
 
     Arguments:
         argv: the program and its arguments.
-        env: variables beside the inherited ones.
-        discards_output: its standard output goes to /dev/null, as the shell's `>/dev/null` does it.
+        env: additional variables.
+        discards_output: discard its standard output, like `>/dev/null` in a shell.
     """
 
     argv: tuple[str, ...]
@@ -43,7 +43,7 @@ class Command:
     discards_output: bool = False
 
     def environment(self) -> dict[str, str]:
-        """Return all variables the program gets."""
+        """Return all variables for the program."""
         inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
         return inherited | dict(self.env)
 
@@ -51,7 +51,7 @@ class Command:
         """Return the command with its `{placeholders}` replaced.
 
         Raises:
-            CommandFailedError: a placeholder has no word: an archive that should be there is not.
+            CommandFailedError: a placeholder has no value, since an expected archive is missing.
         """
         try:
             return replace(
@@ -65,7 +65,7 @@ class Command:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes held by a tree of processes: PSS counts a shared page once, RSS once for each process."""
+    """Memory of a process tree in bytes: PSS counts a shared page once, RSS once for each process."""
 
     pss: int = 0
     rss: int = 0
@@ -80,7 +80,7 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What one successful process cost: seconds of wall clock and of CPU, bytes at its peak, and what it printed."""
+    """The cost of a successful process: seconds, CPU seconds, bytes at its peak; and its output."""
 
     wall: float
     cpu: float
@@ -90,7 +90,7 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class Statistic:
-    """The middle and the ends of repeated measurements."""
+    """Median, minimum and maximum of repeated measurements."""
 
     median: float
     minimum: float
@@ -104,7 +104,7 @@ class Statistic:
 
 
 class CommandFailedError(Exception):
-    """A command did not do its work; the text says which, and what it printed."""
+    """Raised if a command failed; the message has the command and its output."""
 
     def __init__(self, command: Command, reason: str, output: str) -> None:
         super().__init__(f"{shlex.join(command.argv)}\n{reason}\n{output[-OUTPUT_SHOWN:]}".rstrip())
@@ -114,7 +114,7 @@ def run(command: Command, *, watches_memory: bool = False) -> Measurement:
     """Run a command to its end and measure it.
 
     Arguments:
-        command: what to run.
+        command: the command.
         watches_memory: sample the memory of its process tree, which slows it a little.
 
     Raises:
@@ -147,7 +147,7 @@ def _start(command: Command, stdout: IO[bytes], stderr: IO[bytes]) -> subprocess
 
 
 def _wait(process: subprocess.Popen[bytes]) -> tuple[int, float]:
-    """Return the exit code, and the CPU seconds of the process and of all descendants it waited for."""
+    """Return the exit code, and the CPU seconds of the process and all descendants it waited for."""
     try:
         _, status, usage = os.wait4(process.pid, 0)
     except BaseException:
@@ -164,7 +164,7 @@ def _text(file: IO[bytes]) -> str:
 
 
 class MemoryWatch:
-    """Samples the memory of a process and all its descendants until it is stopped, and remembers the peak."""
+    """Samples the memory of a process and its descendants until it is stopped, and keeps the peak."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -174,7 +174,7 @@ class MemoryWatch:
         self._thread.start()
 
     def stop(self) -> Memory | None:
-        """End the sampling and return the peak, or nothing where no sample was taken."""
+        """Stop sampling; return the peak, or None without any sample."""
         self._stopped.set()
         self._thread.join()
         return self._peak if self._peak.pss else None
@@ -185,7 +185,7 @@ class MemoryWatch:
 
 
 def tree_memory(pid: int) -> Memory:
-    """Return what a process and its descendants hold now, PostgreSQL's own programs left out."""
+    """Return the present memory of a process and its descendants, without PostgreSQL's own programs."""
     return sum((_memory(member) for member in _tree(pid) if _name(member) not in NOT_OURS), Memory())
 
 
@@ -214,7 +214,7 @@ def _memory(pid: int) -> Memory:
 
 
 def _read(path: Path) -> str:
-    """Return the text of a file of /proc; an empty one where the process is gone."""
+    """Return the text of a file in /proc; empty if the process is gone."""
     try:
         return path.read_text()
     except (FileNotFoundError, ProcessLookupError):

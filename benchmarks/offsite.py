@@ -1,10 +1,10 @@
-"""Off-site copies against rclone, age and restic, with one S3 server on this machine.
+"""Compares off-site copies with rclone, age and restic, using one S3 server on this machine.
 
     tools/benchmark.sh offsite [--rounds N] [--scale FACTOR] [--directory DIR]
 
 It backs up SARIF documents, and measures: copying the archive; fetching it; reading one file of a copy; a restore
-directly from off-site; and for comparison the same files by restic, to the same server. Every program is run whole, and
-round by round. The table has medians and, in parentheses, the ends; the memory is that of all processes of a program.
+directly from off-site; and the same with restic on the same server. Every program is run as a whole, in rounds. The
+table has medians and, in parentheses, minimum and maximum; memory is that of all processes of a program.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _CACHE: Final = Path("/var/tmp")  # noqa: S108 - the data set goes into a direct
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A bound of the ratio of two medians; `limit` is the highest that is wanted."""
+    """A limit for the ratio of two medians."""
 
     what: str
     ours: str
@@ -57,7 +57,7 @@ _TARGETS: Final = (
 
 
 def main() -> int:
-    """Measure, and print."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(prog="tools/benchmark.sh offsite", description="Measure off-site copies.")
     parser.add_argument("--rounds", type=int, default=5, help="how often each program runs (default: %(default)s)")
     parser.add_argument("--scale", type=float, default=1.0, help="how much of 600 MB (default: %(default)s)")
@@ -83,7 +83,7 @@ def main() -> int:
 
 
 class _Bench:
-    """A server, a repository with one archive, and what was measured."""
+    """A server, a repository with one archive, and the measurements."""
 
     def __init__(self, server: EmbeddedObjectStore, directory: Path, data: Path) -> None:
         self._server = server
@@ -97,7 +97,7 @@ class _Bench:
         self._member = ""
 
     def prepare(self) -> None:
-        """Back up, encrypt the archive for rclone, and make restic's repository."""
+        """Back up, encrypt the archive for rclone, and create restic's repository."""
         run(self._ours("backup", "media", "--local", repository="repository", url=""))
         self.archive = next((self._directory / "repository").glob("*.tar.gz"))
         files = files_below(self._data)
@@ -107,7 +107,7 @@ class _Bench:
         self._segments.mkdir()
 
     def play(self, number: int) -> None:
-        """One round: every program once, in a place of its own."""
+        """One round: every program once, each in its own directory."""
         place, url = f"round-{number}", self._server.url(_BUCKET, f"copies-{number}")
         shutil.rmtree(self._directory / "repository" / ".offsite", ignore_errors=True)
         self._measure(_COPY, self._ours("backup", "offsite", "copy", "--local", repository="repository", url=url))
@@ -138,7 +138,7 @@ class _Bench:
             shutil.rmtree(one) if one.is_dir() else one.unlink()
 
     def show(self) -> None:
-        """Print every figure, then the targets."""
+        """Print all figures, then the targets."""
         for name, walls in self._walls.items():
             _tell(f"{name:34} {_seconds(walls)}   {self._peaks[name].pss / 1e6:4.0f} MB")
         for line in (*self._ratios(), self._restore_ratio()):
@@ -186,7 +186,7 @@ class _Bench:
         return Command(argv=("bash", "-ec", f"set -o pipefail; cd {self._directory}; {line}"), env=self._rclone())
 
     def _rclone(self) -> dict[str, str]:
-        """The server for rclone, as variables."""
+        """The server's address for rclone, as variables."""
         return {
             "RCLONE_S3_PROVIDER": "SeaweedFS",
             "RCLONE_S3_ENDPOINT": self._server.endpoint,

@@ -1,4 +1,4 @@
-"""What came out for each contender, and how it stands against what was wanted."""
+"""The results of contenders, compared with the targets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Measure(Enum):
-    """What is compared. Times are seconds, all others bytes."""
+    """What is compared: times in seconds, all others in bytes."""
 
     TIME = "time"
     CPU = "CPU"
@@ -24,7 +24,7 @@ class Measure(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One round of one contender: seconds, the size of what it wrote, its memory where that was watched."""
+    """One round of one contender: seconds, the size of its output, and its memory if that was sampled."""
 
     wall: float
     cpu: float
@@ -32,7 +32,7 @@ class Result:
     peak: Memory | None = None
 
     def value(self, measure: Measure) -> float | None:
-        """Return one figure of this round, or nothing where it was not taken."""
+        """Return one figure of this round, or None if it was not measured."""
         match measure:
             case Measure.TIME:
                 return self.wall
@@ -48,13 +48,13 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """All rounds of one contender, or the reason why there are none.
+    """All rounds of one contender, or why there are none.
 
     Arguments:
         name: the contender.
-        results: its rounds; empty where something went wrong, in whichever round that was.
-        trouble: what to write in place of figures.
-        failed: the trouble is a command that failed, and not a program that is not installed.
+        results: its rounds; empty after an error in any round.
+        trouble: the text in place of figures.
+        failed: whether a command failed, and not merely a program is missing.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Outcome:
     failed: bool = False
 
     def statistic(self, measure: Measure) -> Statistic | None:
-        """Summarise one figure over all rounds, where it was taken in any."""
+        """Summarise one figure over all rounds that have it."""
         values = [value for result in self.results if (value := result.value(measure)) is not None]
         return Statistic.of(values) if values else None
 
@@ -74,7 +74,7 @@ class Outcome:
 
 
 class Bound(Enum):
-    """On which side of the wanted figure the good lies."""
+    """Whether a target is a minimum or a maximum."""
 
     AT_LEAST = "≥"
     AT_MOST = "≤"
@@ -82,13 +82,13 @@ class Bound(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A wanted figure: bytes of one contender, or a ratio of two medians.
+    """A target: bytes of one contender, or a ratio of two medians.
 
     Arguments:
         measure: what is compared.
-        subject: the contender the wish is about, by name.
-        reference: the one it is compared with; without one the figure itself is meant.
-        bound: `AT_LEAST` asks how many times the reference needs of what the subject needs (a speed-up), `AT_MOST` the
+        subject: the contender, by name.
+        reference: the contender to compare with; None for an absolute figure.
+        bound: with `AT_LEAST`, the reference's figure is divided by the subject's (a speed-up); with `AT_MOST` the
             reverse.
         wanted: the figure.
     """
@@ -100,7 +100,7 @@ class Target:
     reference: str | None = None
 
     def measured(self, outcomes: Mapping[str, Outcome]) -> float | None:
-        """Return what was reached, or nothing where one of the two has no figure."""
+        """Return the measured figure, or None if one is missing."""
         subject = outcomes[self.subject].median(self.measure)
         if self.reference is None:
             return subject
@@ -108,10 +108,10 @@ class Target:
         return ratio(reference, subject) if self.bound is Bound.AT_LEAST else ratio(subject, reference)
 
     def is_reached(self, measured: float) -> bool:
-        """Return whether a measured figure is good enough."""
+        """Return whether a measured figure meets the target."""
         return measured >= self.wanted if self.bound is Bound.AT_LEAST else measured <= self.wanted
 
 
 def ratio(dividend: float | None, divisor: float | None) -> float | None:
-    """Divide where there is something to divide."""
+    """Divide two figures, if both exist."""
     return dividend / divisor if dividend is not None and divisor else None

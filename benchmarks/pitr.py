@@ -1,4 +1,4 @@
-"""Point-in-time recovery, measured: how soon a commit is durable, base backups, and a recovery to a second.
+"""Measures point-in-time recovery: how soon a commit is durable, base backups, and recovery to a second.
 
     tools/benchmark.sh pitr [--rows N] [--seconds N] [--directory DIR] [--only own|peers]
 
@@ -50,7 +50,7 @@ _REPLAYED_BYTES: Final = 200_000_000
 
 
 def main() -> int:
-    """Measure, and print."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(prog="tools/benchmark.sh pitr", description="Measure recoveries to any second.")
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the database (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=10, help="how long the load lasts (default: %(default)s)")
@@ -84,7 +84,7 @@ def _measure(bench: Bench, rows: int, seconds: float) -> None:
 
 
 def _latencies(bench: Bench) -> str:
-    """How long it takes from the return of a commit until the slot confirms it: on our disk, synced."""
+    """The time from the return of a commit until the slot confirms it: synced on our disk."""
     found = []
     with bench.server.connect("portal") as writer, bench.server.connect() as looker:
         for number in range(_COMMITS):
@@ -101,7 +101,7 @@ def _latencies(bench: Bench) -> str:
 
 
 def _offsite(bench: Bench) -> str:
-    """How long it takes from a commit until a part of a segment that holds it lies in the store."""
+    """The time from a commit until the store has a part of a segment with it."""
     found = []
     with bench.server.connect("portal") as connection:
         for _ in range(_OFFSITE_COMMITS):
@@ -118,7 +118,7 @@ def _offsite(bench: Bench) -> str:
 
 
 def _base_backups(bench: Bench) -> None:
-    """Ours against pg_basebackup with its fastest compression, in turns."""
+    """Our base backup and pg_basebackup with its fastest compression, in turns."""
     ours, theirs, size = [], [], 0
     for number in range(_ROUNDS):
         started = time.monotonic()
@@ -171,7 +171,7 @@ def _recovery(bench: Bench) -> None:
 
 
 def _throughput(bench: Bench, seconds: float) -> None:
-    """Transactions a second of pgbench, with the service and without it, in turns."""
+    """Transactions a second of pgbench, with and without the service, in turns."""
     bench.program("pgbench", "--initialize", "--quiet", "--scale=10", "portal")
     rates: dict[bool, list[float]] = {True: [], False: []}
     for turn in range(2 * _ROUNDS):
@@ -186,7 +186,7 @@ def _throughput(bench: Bench, seconds: float) -> None:
 
 @contextmanager
 def _memory(pid: int) -> Iterator[Callable[[], float]]:
-    """The most memory, in MB, that a process and its children have at one time; shared pages count once."""
+    """The peak memory of a process and its children in MB; shared pages count once."""
     stop, peak = threading.Event(), [0.0]
 
     def watch() -> None:
@@ -203,7 +203,7 @@ def _memory(pid: int) -> Iterator[Callable[[], float]]:
 
 
 def _family(pid: int) -> list[int]:
-    """A process and all that it has started."""
+    """A process and its descendants."""
     found, todo = [], [pid]
     while todo:
         found.append(one := todo.pop())

@@ -63,16 +63,16 @@ class Bench:
         }
 
     def backup_job(self) -> BackupJob:
-        """What makes base backups."""
+        """The job for base backups."""
         return BackupJob(BackupConfig(**self._place, wal=True))
 
     def restore_job(self) -> RestoreJob:
-        """What restores to a moment."""
+        """The job for restores to a moment."""
         return RestoreJob(RestoreConfig(**self._place, verify_before_restore=False))
 
     @contextmanager
     def receiving(self, *, is_copied: bool = True) -> Iterator[subprocess.Popen[bytes]]:
-        """The WAL service, as people run it.
+        """The running WAL service.
 
         Arguments:
             is_copied: with a directory as its off-site destination.
@@ -98,7 +98,7 @@ class Bench:
             process.wait()
 
     def offsite_lsn(self) -> int:
-        """Up to where the WAL is in the store, by the names of what lies there."""
+        """The position up to which the store has WAL, by the names of objects."""
         segment_bytes, reached = 16 << 20, 0
         for path in (self.store / "wal").rglob("*.gz*"):
             name, _, span = path.name.split(".")[0].partition("+")
@@ -108,14 +108,14 @@ class Bench:
         return reached
 
     def said(self, name: str, *arguments: str | Path) -> str:
-        """What one of PostgreSQL's programs says."""
+        """The output of one of PostgreSQL's programs."""
         environ = {**os.environ, "PGPASSWORD": self.server.superuser().password}
         where = ["--host=127.0.0.1", f"--port={self.server.port}", "--username=postgres"]
         command = [self.server.reachable_bin_dir / name, *where, *arguments]
         return subprocess.run(command, env=environ, check=True, capture_output=True, text=True).stdout
 
     def program(self, name: str, *arguments: str | Path) -> float:
-        """Run one of PostgreSQL's programs against the server; the seconds that it took."""
+        """Run one of PostgreSQL's programs on the server; return the seconds."""
         environ = {**os.environ, "PGPASSWORD": self.server.superuser().password}
         where = ["--host=127.0.0.1", f"--port={self.server.port}", "--username=postgres"]
         started = time.monotonic()
@@ -180,7 +180,7 @@ def wait_until_level(bench: Bench) -> None:
 
 @contextmanager
 def load(bench: Bench, seconds: float) -> Iterator[Callable[[], float]]:
-    """Write about 20 MB of WAL a second; a function that tells the rate afterwards."""
+    """Write about 20 MB of WAL a second; the returned function tells the actual rate."""
     stop = threading.Event()
     written = [0.0]
 

@@ -1,4 +1,4 @@
-"""A recovery by hand: what PostgreSQL's own programs take to unpack, replay, dump and restore."""
+"""A recovery by hand with PostgreSQL's own programs: unpack, replay, dump and restore."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def plain_wal(archive: WalArchive, directory: Path) -> None:
-    """Put all WAL into a directory as pg_receivewal alone would have left it; this is not measured."""
+    """Write all WAL to a directory as pg_receivewal would have left it; not measured."""
     directory.mkdir()
     directory.chmod(0o755)
     for name in archive.files():
@@ -40,12 +40,12 @@ def plain_wal(archive: WalArchive, directory: Path) -> None:
 
 
 def recover_by_hand(bin_dir: Path, base: Path, wal: Path, *, into: Sequence[str], database: str) -> dict[str, float]:
-    """Recover to the end of the WAL and bring a database into another server; the seconds of each step.
+    """Recover to the end of the WAL, and load a database into another server; return the seconds of each step.
 
     Arguments:
-        base: a base backup, as `pg_basebackup -Ft -z` wrote it.
+        base: a base backup by `pg_basebackup -Ft -z`.
         wal: its WAL, as plain files.
-        into: the options of pg_restore that lead to the new database.
+        into: the options of pg_restore for the new database.
     """
     seconds: dict[str, float] = {}
     owner = server_owner()
@@ -79,7 +79,7 @@ def recover_by_hand(bin_dir: Path, base: Path, wal: Path, *, into: Sequence[str]
 
 @contextmanager
 def _server(bin_dir: Path, data: Path, directory: Path, wal: Path) -> Iterator[psycopg.Connection]:
-    """A server that replays the WAL, with the settings that somebody in a hurry would take."""
+    """A server that replays the WAL with the settings of a person in a hurry."""
     owner = server_owner()
     (directory / "hba.conf").write_text("local all all trust\n")
     (directory / "hba.conf").chmod(0o644)

@@ -1,4 +1,4 @@
-"""Where a benchmark works: a directory of the user's own, one benchmark at a time."""
+"""The working directory of benchmarks: the user's own, for one benchmark at a time."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def default_directory() -> Path:
-    """Return a directory that is on a disk even where /tmp is not, and ours alone."""
+    """Return a directory of our own on a disk, even if /tmp is in memory."""
     return Path(f"/var/tmp/kekkai-benchmark-{os.getuid()}")  # noqa: S108 - its owner is checked
 
 
 def own_directory(path: Path) -> Path:
-    """Make the directory, or end the program where it belongs to somebody else."""
+    """Create the directory; exit if it belongs to another user."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     if path.is_symlink() or path.stat().st_uid != os.getuid():
         sys.exit(f"{path} belongs to somebody else; choose another with --work-dir")
@@ -28,7 +28,7 @@ def own_directory(path: Path) -> Path:
 
 @contextmanager
 def alone_in(directory: Path) -> Iterator[None]:
-    """Hold the directory's lock, or end the program where another benchmark has it."""
+    """Hold the directory's lock; exit if another benchmark has it."""
     handle = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

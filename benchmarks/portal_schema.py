@@ -1,7 +1,7 @@
-"""What makes a database of findings as wide as a real portal's: very many small tables, and a history of the findings.
+"""Makes a database of findings as wide as a real portal's: very many small tables, and a history of findings.
 
-A real portal of 2026 has 205 tables, 889 indexes, 597 constraints and 69 triggers: a dump of it spends seconds on the
-catalogue before the first row comes. Here the numbers are a little rounder, and the names are made up.
+A real portal of 2026 has 205 tables, 889 indexes, 597 constraints and 69 triggers: a dump spends seconds on the
+catalogue before the first row. Here the numbers are rounded, and the names invented.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def enlarge(connection: psycopg.Connection[Any]) -> None:
 
 
 def counts(connection: psycopg.Connection[Any]) -> tuple[int, int, int, int]:
-    """Return how many tables, indexes, constraints and triggers there are."""
+    """Return the numbers of tables, indexes, constraints and triggers."""
     row = connection.execute(_COUNT).fetchone()
     assert row is not None
     tables, indexes, constraints, triggers = map(int, row)
@@ -92,7 +92,7 @@ def _rows(name: str) -> str:
 
 
 def _keys(names: list[str], indexes: int, constraints: int) -> Iterator[str]:
-    """Statements for so many indexes and constraints; a unique constraint counts as both."""
+    """Statements for indexes and constraints; a unique constraint counts as both."""
     unique = len(names) // 4
     for name in names[:unique]:
         yield f"ALTER TABLE {name} ADD UNIQUE (name)"

@@ -1,7 +1,7 @@
-"""What a worker costs: the way of a command through the queue, and many small tasks on two processes.
+"""Measures the cost of a worker: a command's way through the queue, and many small tasks on two processes.
 
-A Redis and a worker of its own are started for it; the work is a backup of a small tree of uploads and its
-verification, and many verifications of that archive, and of one that is as large as a small portal's.
+It starts its own Redis and worker. The work is a backup of a small tree of uploads and its verification, and many
+verifications of that archive and of one as large as a small portal's.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _POLL_SECONDS: Final = 0.1
 
 
 def play_queue(workshop: Workshop) -> Table:
-    """Measure, and return the figures beside what is wanted of them."""
+    """Measure; return the figures with their targets."""
     with tempfile.TemporaryDirectory(prefix="queue-", dir=workshop.directory) as directory, EmbeddedRedis() as redis:
         home = Path(directory)
         write_uploads(home / "uploads", tenants=4, files_per_tenant=50)
@@ -58,7 +58,7 @@ def play_queue(workshop: Workshop) -> Table:
             for _ in range(workshop.rounds):
                 measured.round()
             workshop.tell(f"{NAME}: {_TASKS} verifications, twice")
-            measured.many()  # after which nothing has to be imported any more
+            measured.many()  # then everything has been imported
             small = measured.many()
             measured.back_up_portal()
             large = measured.many()
@@ -90,7 +90,7 @@ def _worker(log: Path, environ: dict[str, str]) -> Iterator[None]:
 
 @dataclass(kw_only=True)
 class _Measured:
-    """The figures of the rounds so far."""
+    """The figures so far."""
 
     environ: dict[str, str]
     log: Path
@@ -101,24 +101,24 @@ class _Measured:
         self._local: list[float] = []
 
     def round(self) -> None:
-        """One backup by the worker, and one by the command itself."""
+        """One backup by the worker, and one by the command alone."""
         begun, seconds = time.time(), self._run("backup.sh", "media")
         self.starts.append(self._last_start() - begun)
         self._remote.append(seconds)
         self._local.append(self._run("backup.sh", "media", "--local"))
 
     def back_up_portal(self) -> None:
-        """Make an archive that is as large as a small portal's."""
+        """Make an archive as large as a small portal's."""
         uploads = str(Path(self.environ["PORTAL_UPLOAD_DIR"]).with_name("portal"))
         environ = {**self.environ, "PORTAL_UPLOAD_DIR": uploads}
         subprocess.run([_TOOLS / "backup.sh", "media", "--local"], env=environ, capture_output=True, check=True)
 
     def overhead(self) -> float:
-        """How much longer it takes by the worker, in seconds."""
+        """The additional seconds by the worker."""
         return median(self._remote) - median(self._local)
 
     def many(self) -> str:
-        """Queue many verifications at once: the time of all, against the sum of the work divided by the processes."""
+        """Queue many verifications at once; return the total time, and the work divided by the processes."""
         client = Client(load_settings(self.environ, lambda _: ""))
         names = [new_task_id(VERIFY_ARCHIVE) for _ in range(_TASKS)]
         for name in names:

@@ -1,4 +1,4 @@
-"""What the figures of cases look like as tables."""
+"""Formats the figures of cases as tables."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Outcomes = dict[str, Outcome]
 
 
 def results_table(case: Case, outcomes: Outcomes) -> Table:
-    """Return a case's figures, one contender to a row; columns that nobody has a figure for are left out.
+    """Return a case's figures, one contender a row, without columns that have no figures.
 
-    Times of different amounts of data, as memory is watched for, are not compared.
+    Times are not compared between different amounts of data, as in cases that sample memory.
     """
     proofs = {contender.name: contender.proof for contender in case.contenders}
     baseline = None if case.watches_memory else outcomes[case.contenders[0].name]
@@ -40,9 +40,9 @@ def results_table(case: Case, outcomes: Outcomes) -> Table:
 
 
 def summary_table(played: Iterable[tuple[Case, Outcomes]]) -> Table:
-    """Return all cases in one table, as the README has them: medians, one contender to a row.
+    """Return all cases in one table for the README: medians, one contender a row.
 
-    A ratio below one is in bold: there, ours is the slower one.
+    Ratios below one are bold: ours is slower.
     """
     return Table(
         title="speed and size",
@@ -69,7 +69,7 @@ def _summary_rows(case: Case, outcomes: Outcomes) -> Iterator[tuple[str, ...]]:
 
 
 def targets_table(played: Iterable[tuple[Case, Outcomes]]) -> Table:
-    """Return what was wanted of each case, what was measured, and whether that is reached."""
+    """Return each case's targets, the measured figures, and whether they are met."""
     return Table(
         title="targets, for the whole of the data",
         header=("", "wanted", "measured", "reached"),
@@ -94,7 +94,7 @@ def _compared(outcome: Outcome, baseline: Outcome) -> str:
 
 
 def _statistic(measure: Measure, statistic: Statistic | None) -> str:
-    """Return the median, and the ends behind it where they differ from it as they are printed."""
+    """Return the median, with minimum and maximum if they print differently."""
     if statistic is None:
         return "-"
     median, *ends = (_figure(measure, value) for value in (statistic.median, statistic.minimum, statistic.maximum))

@@ -1,8 +1,8 @@
-"""The order of things: what is made ready, then the contenders in turn, round by round (A B C, A B C, ...).
+"""The order of a benchmark: preparation, then the contenders in turn, round by round (A B C, A B C, …).
 
-Only the run itself is timed. Each one starts with the data in the page cache, an empty directory to write to, and
-nothing of another's left for the kernel to write back. Where many files are written, none is removed between two runs
-either: for a minute after that, ext4 would look at each inode that was freed whenever somebody makes a file.
+Only the run itself is timed. Each run starts with the data in the page cache, an empty output directory, and no pending
+writes of another run. In cases that write many files, none are removed between runs: for a minute after that, ext4
+examines freed inodes whenever a file is created.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 PACKAGES = {"borg": "borgbackup"}
-"""Debian packages that are not called like their program."""
+"""Debian packages whose name is not that of their program."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workshop:
-    """Where a benchmark works, for how many rounds, and whom it tells what it does.
+    """Where benchmarks run, how many rounds, and where messages go.
 
     Arguments:
-        directory: data sets are kept in its `data`; what the contenders write is in its `runs`, and removed.
-        rounds: how often each contender runs.
-        tell: takes a line for the person who waits.
-        tools: the directory of the commands that are ours.
+        directory: data sets are kept in `data`; output of contenders is in `runs`, and removed.
+        rounds: how many times each contender runs.
+        tell: receives messages for the person who waits.
+        tools: the directory of our commands.
     """
 
     directory: Path
@@ -51,14 +51,14 @@ class Workshop:
 
 @dataclass(kw_only=True)
 class Entry:
-    """A contender in the middle of its case.
+    """A contender while its case runs.
 
     Arguments:
-        contender: who it is.
-        words: what its commands have in braces.
+        contender: the contender.
+        words: the values of placeholders.
         results: its rounds so far.
-        trouble: why it takes no further part.
-        failed: the trouble is a failure.
+        trouble: why it stopped taking part.
+        failed: whether that is a failure.
     """
 
     contender: Contender
@@ -68,13 +68,13 @@ class Entry:
     failed: bool = False
 
     def outcome(self) -> Outcome:
-        """Return what it has come to: no figure where any round failed."""
+        """Return its outcome: no figures if any round failed."""
         results = () if self.trouble else tuple(self.results)
         return Outcome(name=self.contender.name, results=results, trouble=self.trouble, failed=self.failed)
 
 
 def play(case: Case, workshop: Workshop) -> dict[str, Outcome]:
-    """Run one case and return the outcome of each contender, by name."""
+    """Run one case; return the outcome of each contender, by name."""
     entries = [Entry(contender=each, words={}, trouble=install_hint(each.needs)) for each in case.contenders]
     with ExitStack() as stack:
         _make_ready(case, entries, workshop, stack)
@@ -85,7 +85,7 @@ def play(case: Case, workshop: Workshop) -> dict[str, Outcome]:
 
 
 def install_hint(programs: Iterable[str]) -> str:
-    """Return what to do about the programs that are not installed; nothing where none is missing."""
+    """Return what to do about programs that are not installed; None if all are."""
     missing = [program for program in programs if shutil.which(program) is None]
     packages = " ".join(PACKAGES.get(program, program) for program in missing)
     return f"not installed: apt-get install {packages}" if missing else ""
@@ -101,7 +101,7 @@ def _fail(entry: Entry, error: Exception, workshop: Workshop) -> None:
 
 
 def _make_ready(case: Case, entries: list[Entry], workshop: Workshop, stack: ExitStack) -> None:
-    """Provide every data set of a case, in the page cache, and set up its contenders; `stack` takes it all down."""
+    """Provide the data of a case in the page cache, and set up its contenders; `stack` undoes everything."""
     workshop.tell(f"{case.name}: making the data ready")
     words: dict[Data, dict[str, str]] = {}
     for number, entry in enumerate(entries):
@@ -127,7 +127,7 @@ def _provide(data: Data, workshop: Workshop, stack: ExitStack) -> dict[str, str]
 
 
 def _set_up(entry: Entry) -> None:
-    """Run what a contender needs once, and learn the name of the archive it may have made."""
+    """Run a contender's setup, and find the archive it may have made."""
     kept = Path(entry.words["kept"])
     for command in entry.contender.setup:
         run(command.filled(entry.words))
@@ -153,7 +153,7 @@ def _play_round(case: Case, entry: Entry, number: int, workshop: Workshop, whole
 def _run_once(contender: Contender, words: dict[str, str], *, watches_memory: bool) -> Result:
     for command in contender.prepare:
         run(command.filled(words))
-    for place in ("data", "kept"):  # again for each run: borg drops what it has read from the page cache
+    for place in ("data", "kept"):  # before each run: borg drops what it has read from the page cache
         if place in words:
             read_everything(Path(words[place]))
     os.sync()
@@ -168,7 +168,7 @@ def _run_once(contender: Contender, words: dict[str, str], *, watches_memory: bo
 
 
 def says_success(output: str) -> bool:
-    """Return whether the output of a job is a JSON object that says `"success": true`."""
+    """Return whether a job's output is a JSON object with `"success": true`."""
     try:
         answer = json.loads(output)
     except ValueError:
@@ -177,7 +177,7 @@ def says_success(output: str) -> bool:
 
 
 def _size_of(command: Command, out: Path, pattern: str) -> int:
-    """Return the bytes in the one file or directory that a command should have written into `out`."""
+    """Return the size of the one file or directory that a command should have written to `out`."""
     matches = list(out.glob(pattern))
     files = [file for match in matches for file in (files_below(match) if match.is_dir() else [match])]
     size = sum(file.stat().st_size for file in files)
@@ -188,7 +188,7 @@ def _size_of(command: Command, out: Path, pattern: str) -> int:
 
 @contextmanager
 def _fresh_directory(path: Path) -> Iterator[Path]:
-    """Yield an empty directory, and remove it with all it has got."""
+    """Yield an empty directory, and remove it afterwards."""
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
     try:

@@ -1,4 +1,4 @@
-"""A table: for a terminal, or as Markdown."""
+"""Tables for a terminal, or as Markdown."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 
 WORDS = frozenset({"program", "digests, sync", "version", "from"})
-"""Columns of text, by their heading."""
+"""Columns of text, by heading."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A heading, the names of the columns, and the cells; the first column is text, the others are figures."""
+    """Headings and cells; the first column is text, the others are figures."""
 
     title: str
     header: tuple[str, ...]

@@ -1,9 +1,9 @@
-"""How long an upload is unprotected in a tree of very many files, and what watching it costs.
+"""Measures how long an upload is unprotected in a tree of very many files, and the cost of watching.
 
     tools/benchmark.sh uploads [--files N] [--uploads N] [--directory DIR]
 
-It makes the tree, a Redis, a worker and the watcher, backs the tree up, then uploads one file after the other, and
-waits for each to be in an archive. It prints the time from a file's close to its archive, and the watcher's memory.
+It makes the tree, a Redis, a worker and the watcher, backs the tree up, then uploads files one by one, and waits until
+each is in an archive. It prints the time from a file's close to its archive, and the watcher's memory.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _POLL_SECONDS: Final = 0.002
 
 
 def main() -> int:
-    """Make the tree, upload, print the figures."""
+    """Make the tree, upload, and print the figures."""
     parser = argparse.ArgumentParser(
         prog="tools/benchmark.sh uploads", description="Measure how soon an upload is in an archive."
     )
@@ -62,7 +62,7 @@ def main() -> int:
 
 
 def make_tree(root: Path, files: int) -> None:
-    """Make so many small files, a hundred to a directory."""
+    """Make small files, a hundred in each directory."""
     for number in range(files):
         directory = root / f"tenant-{number // (_PER_DIRECTORY * 100):04d}" / f"{number // _PER_DIRECTORY % 100:02d}"
         if number % _PER_DIRECTORY == 0:
@@ -73,7 +73,7 @@ def make_tree(root: Path, files: int) -> None:
 
 
 def upload(home: Path, number: int) -> float:
-    """Write one file; seconds from its close until an archive holds it."""
+    """Write one file; return the seconds from its close until an archive contains it."""
     name = f"tenant-0000/00/upload-{number}.sarif"
     known = set((home / "backups").glob("media_*.tar.gz"))
     (home / "uploads" / name).write_bytes(_REPORT)

@@ -1,4 +1,4 @@
-"""A portal to try things on: embedded servers and sample data, for the quick start, the tests and the benchmark.
+"""A demonstration portal: embedded servers and sample data, for the quick start, the tests and the benchmarks.
 
-Nothing in here is for production.
+Not for production. May import the engine, the worker, beat and the commands.
 """

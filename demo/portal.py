@@ -1,7 +1,7 @@
-"""The database of an invented portal for security findings, with as many rows as are asked for.
+"""The database of an invented portal for security findings, of any size.
 
-The same arguments give the same rows. Texts are put together from a pool of paragraphs, so that hundreds of megabytes
-take seconds, and compress about as well as those of a real portal.
+The same arguments give the same rows. Texts are composed of paragraphs from a pool, so that hundreds of megabytes take
+seconds, and compress about as well as a real portal's.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ Row = tuple[object, ...]
 
 
 def create_portal_schema(connection: Connection) -> None:
-    """Create the tables, keys and indexes in a database that has none of them."""
+    """Create tables, keys and indexes in an empty database."""
     with connection.transaction():
         connection.execute(_TABLES.read_bytes())
         connection.execute(_KEYS.read_bytes())
 
 
 def fill(connection: Connection, *, findings: int | None = None, megabytes: int | None = None, seed: int = 1) -> None:
-    """Fill the empty tables in one transaction, and create them first where they are missing.
+    """Fill empty tables in one transaction; create them first if necessary.
 
     Arguments:
-        findings: number of findings; all else follows from it.
-        megabytes: the size of an uncompressed dump, about, instead of a number of findings.
+        findings: the number of findings, which determines everything else.
+        megabytes: the approximate size of an uncompressed dump, instead of a number of findings.
         seed: the same seed gives the same rows.
     """
     number = findings if findings is not None else (megabytes or 1) * 1_000_000 // _FINDING_BYTES
@@ -70,7 +70,7 @@ def _has_no_tables(connection: Connection) -> bool:
 
 
 def _tables(findings: int, rng: Random) -> Iterator[tuple[str, str, Iterable[Row]]]:
-    """Yield table, columns and rows, those that are referred to first."""
+    """Yield table, columns and rows; referenced tables come first."""
     tests = -(-findings // _FINDINGS_IN_TEST)
     engagements = -(-tests // _TESTS_IN_ENGAGEMENT)
     products = -(-engagements // _ENGAGEMENTS_IN_PRODUCT)
@@ -140,7 +140,7 @@ def _findings(number: int, pool: list[str], rng: Random) -> Iterator[Row]:
     paths = [source_path(rng) for _ in range(len(pool))]
     days: list[date] = [_START.date() + timedelta(days=day) for day in range(700)]
     for finding in range(number):
-        # One random number is enough to choose by: its digits serve one column each.
+        # One random number serves several choices: each column uses one of its digits.
         chance = rng.getrandbits(96)
         cwe, weakness = weaknesses[chance % len(weaknesses)]
         first, second, third, fourth = ((chance >> shift) % len(pool) for shift in (8, 24, 40, 56))

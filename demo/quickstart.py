@@ -1,7 +1,7 @@
-"""The quick start: a portal made up for the purpose, and everything that is there to protect it.
+"""The quick start: an invented portal, and everything that protects it.
 
-Everything is real: a PostgreSQL server, a Redis, workers, files, the commands that an operator uses. All of it lives in
-a temporary directory and is gone afterwards; with ``--keep`` it stays up until somebody ends it.
+Everything is real: a PostgreSQL server, a Redis server, workers, files, and the operator's commands. All of it is in a
+temporary directory and removed afterwards; with ``--keep`` it stays until it is interrupted.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _UPLOAD_SECONDS: Final = 60.0
 
 
 def main() -> int:
-    """Run the quick start; the exit code."""
+    """Run the quick start; return the exit code."""
     arguments = _parser().parse_args()
     _tell("Kekkai Portal backup: the quick start")
     with ExitStack() as stack:
@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 
 @dataclass(frozen=True, kw_only=True)
 class _Show:
-    """The steps, on a server and in a directory."""
+    """The steps of the quick start, with a server and a directory."""
 
     server: EmbeddedPostgres
     service: Service
@@ -137,7 +137,7 @@ class _Show:
     def start_service(self) -> None:
         _step(2, "The service: a real Redis, and a worker that takes tasks off its queues")
         seconds = self.service.start_worker()
-        if self.is_kept:  # from the start, so that it shows the tasks of this run
+        if self.is_kept:  # from the start, so that it shows all tasks
             self.service.start_flower()
         _tell(f"   queues for backups, restores, maintenance and off-site copies, ready after {seconds:.1f} s")
 
@@ -167,7 +167,7 @@ class _Show:
         beside.unlink()
 
     def upload(self) -> float:
-        """Have a file uploaded, and wait until an archive holds it; seconds from the one to the other."""
+        """Upload a file and wait until an archive contains it; return the seconds in between."""
         _step(7, "Somebody uploads a file: the watcher backs it up")
         self.service.start_watcher()
         self.service.wait_for_scan()
@@ -186,7 +186,7 @@ class _Show:
         self._run("backup.sh", "drill")
 
     def undo_accident(self) -> float:
-        """Remove rows that are still needed, and bring the second before back; the seconds that took."""
+        """Delete rows, and restore the second before; return the seconds that the restore took."""
         _step(9, "An accident, and the second before it")
         self._wait_until_covered(datetime.now(UTC))
         with self.server.connect(_DATABASE) as connection:
@@ -206,7 +206,7 @@ class _Show:
         return seconds
 
     def _wait_until_covered(self, moment: datetime) -> None:
-        """Wait until the recovery window reaches a moment."""
+        """Wait until the recovery window includes a moment."""
         from portal.ops.pitr.look import look
         from portal.ops.repository.repository import Repository
 
@@ -255,7 +255,7 @@ class _Show:
         )
 
     def keep(self) -> None:
-        """Leave everything up until somebody ends it."""
+        """Keep everything running until it is interrupted."""
         self.service.start_beat()
         address = f"http://127.0.0.1:{self.service.flower_port}"
         file = self.home / "environment"
@@ -279,7 +279,7 @@ class _Show:
             _tell("")
 
     def _archive_with(self, member: str, deadline: float) -> Path:
-        """The archive that holds a file, once there is one."""
+        """The archive with a file, when there is one."""
         from portal.ops.archive.reader import ArchiveReader
 
         looked: set[Path] = set()
@@ -294,11 +294,11 @@ class _Show:
     def _run(
         self, command: str, *arguments: str, environ: Mapping[str, str] | None = None
     ) -> tuple[dict[str, Any], float]:
-        """Run a command as an operator does, show what it says, and give back its result and seconds."""
+        """Run a command like an operator, show its output, and return its result and the seconds it took."""
         shown = shlex.join((f"tools/{command}", *arguments)).replace(str(self.home), "demo")
         _tell(f"   $ {shown}")
         started = time.monotonic()
-        ours, theirs = pty.openpty()  # a person's terminal: no log, and what is drawn over is gone
+        ours, theirs = pty.openpty()  # like on a person's terminal: without log lines and overdrawn progress
         process = subprocess.Popen(
             [_TOOLS / command, *arguments],
             env={**self.service.client_environ(), "BACKUP_LOG_FORMAT": "auto", "NO_COLOR": "1", **(environ or {})},
@@ -320,13 +320,13 @@ class _Show:
 
 
 def _shown_lines(terminal: int) -> Iterator[str]:
-    """The lines that stay on a terminal, until nobody writes to it any more."""
+    """The lines that remain on a terminal, until nothing writes to it any more."""
     with open(terminal, "rb", buffering=0) as file:
         rest = b""
         while True:
             try:
                 some = file.read(65536)
-            except OSError:  # the last process that had the other end has closed it
+            except OSError:  # the last process on the other end has closed it
                 return
             *lines, rest = (rest + some).split(b"\n")
             for line in lines:

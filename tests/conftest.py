@@ -13,12 +13,15 @@ import pytest
 from demo.portal import fill
 from demo.postgres import EmbeddedPostgres
 from portal.ops.restore.files import stage as file_stage
+from portal.ops.runtime.event_log import structlog
+from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.process import SystemRunner
 from portal.ops.settings.load import DatabaseTarget, Secret
 from tests.support.archives import pool
 from tests.support.http_server import web_server
 from tests.support.offsite import offsite, small_segments
 from tests.support.portal import portal
+from tests.support.previous_release import previous_release
 from tests.support.redis import redis
 from tests.support.servers import server
 from tests.support.stores import bucket_url, object_store
@@ -40,6 +43,7 @@ __all__ = [
     "portal_database",
     "portal_database_in",
     "postgres",
+    "previous_release",
     "redis",
     "runner",
     "server",
@@ -72,6 +76,15 @@ def usual_signals() -> None:
 def own_state(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Have what outlives repositories noted in a directory of the tests."""
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """Have no test's events go to where a command of an earlier test has sent its own."""
+    engine_log("tests")  # configures it where nothing has
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
 
 
 @pytest.fixture(scope="session")

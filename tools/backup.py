@@ -1,4 +1,4 @@
-"""The program behind `backup.sh`: finds the command that is named, and runs it."""
+"""The program behind `backup.sh`: runs the command that is named."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ error.
 
 
 def main() -> int:
-    """Run one command; the exit code."""
+    """Run one command; return the exit code."""
     argv = sys.argv[1:]
     commands = command_line.Commands("backup.sh", BACKUP_COMMANDS, default="full")
     if argv[:1] in (["-h"], ["--help"]):

@@ -1,4 +1,4 @@
-"""The command line: which command a word names, the options that every command has, and help with mistakes."""
+"""The command line: commands, common options, and help after mistakes."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _CHOICE: Final = re.compile(r"invalid choice: '(.*?)'")
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors name the option or word that was probably meant."""
+    """A parser whose errors suggest the option or word that was probably meant."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
-        """Tell how the command is used, what is wrong, and what may have been meant; exit code 2."""
+        """Show the usage, the mistake, and a suggestion; exit code 2."""
         output.tell(self.format_usage())
         output.tell(f"{self.prog}: error: {message}{self._suggestion(message)}\n")
         sys.exit(2)
@@ -49,14 +49,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that a mistyped one is most like, if any is."""
+    """The known word most similar to a mistyped one, or None."""
     from difflib import get_close_matches
 
     return next(iter(get_close_matches(word, list(known), n=1, cutoff=_NEAR)), None)
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say what is written and how."""
+    """Add the options for output."""
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="write JSON and no text, even on a terminal")
     group.add_argument("--quiet", action="store_true", help="no progress and no text except errors and warnings")
@@ -71,15 +71,15 @@ def add_program_options(parser: argparse.ArgumentParser) -> None:
 
 
 def configure(arguments: argparse.Namespace) -> None:
-    """Write as the options say."""
+    """Configure the output by the options."""
     output.configure_output(json=arguments.json, quiet=arguments.quiet, colour=not arguments.no_color)
 
 
 def run(arguments: argparse.Namespace, doing: str) -> int:
-    """Run the command that was parsed; the exit code.
+    """Run the parsed command; return the exit code.
 
     Arguments:
-        doing: what it does, for a person who has to wait.
+        doing: what the command does, for a person who waits.
     """
     configure(arguments)
     with Activity(doing):
@@ -96,7 +96,7 @@ def show_version() -> int:
 
 
 def show_completion(parser: argparse.ArgumentParser, shell: str) -> int:
-    """Print a script that completes the commands and options of a parser."""
+    """Print a script that completes commands and options in a shell."""
     import shtab
 
     script = shtab.complete(parser, shell=shell)
@@ -105,8 +105,11 @@ def show_completion(parser: argparse.ArgumentParser, shell: str) -> int:
 
 
 def _mended_for_zsh(script: str) -> str:
-    """What shtab 1.13 prints for zsh, made to work: it offers the commands of a program that has none, and an argument
-    that it knows nothing about keeps zsh from inserting the one option that fits."""
+    """Correct the script that shtab 1.13 prints for zsh.
+
+    It offers commands for programs that have none, and an argument without a known form keeps zsh from inserting the
+    only matching option.
+    """
     if _NO_COMMANDS.search(script):
         script = script.replace("_defaults_added=0", "_defaults_added=1", 1)
     script = script.replace(':DIR:"', ':DIR:_files -/"').replace(':FILE:"', ':FILE:_files"')
@@ -114,13 +117,13 @@ def _mended_for_zsh(script: str) -> str:
 
 
 class Commands:
-    """Commands that are imported when they are named, so that no command pays for the others.
+    """Commands that are imported when they are named, so that a command loads only its own module.
 
     Arguments:
         prog: the program.
-        table: the commands by their names: the module in `tools.commands` that has `add_arguments` and `run`, what the
-            help says, and what a person who waits is told.
-        default: the command that is meant if none is named.
+        table: the commands by name: the module in `tools.commands` with `add_arguments` and `run`, the help text, and
+            the text for a person who waits.
+        default: the command if none is named.
     """
 
     def __init__(self, prog: str, table: Mapping[str, tuple[str, str, str]], *, default: str) -> None:
@@ -129,7 +132,7 @@ class Commands:
         self._default = default
 
     def choose(self, argv: Sequence[str]) -> tuple[str | None, list[str]]:
-        """The command that the arguments name, and the arguments without its name; nothing if there is no such one."""
+        """The command named by the arguments, and the arguments without it; None if there is no such command."""
         for number, word in enumerate(argv):
             if not word.startswith("-"):
                 return (word if word in self._table else None), [*argv[:number], *argv[number + 1 :]]
@@ -138,7 +141,7 @@ class Commands:
         return self._default, list(argv)
 
     def unknown(self, word: str) -> int:
-        """Tell that there is no such command; exit code 2."""
+        """Report an unknown command; exit code 2."""
         near = nearest(word, self._table)
         meant = f"did you mean '{near}'?" if near else f"the commands are {', '.join(self._table)}"
         output.tell(f"usage: {self._prog} [COMMAND] [OPTION ...]\n")
@@ -165,7 +168,7 @@ class Commands:
         return parser
 
     def lines(self) -> str:
-        """The commands with what they do, for the help."""
+        """The commands with their descriptions, for the help."""
         longest = max(map(len, self._table))
         default = {self._default: " (the default)"}
         return "\n".join(

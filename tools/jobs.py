@@ -1,4 +1,4 @@
-"""The engine's jobs, made as the settings say and in the name of who started the command."""
+"""Makes the engine's jobs from the settings, in the name of the person who started the command."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def person() -> str | None:
-    """The person who called sudo, if any."""
+    """The user who called sudo, if any."""
     from portal.ops.repository.access_log import sudo_user
 
     return sudo_user()
@@ -31,14 +31,14 @@ def known(settings: Settings) -> dict[str, Any]:
 
 
 def repository(settings: Settings) -> Repository:
-    """The repository that the settings name."""
+    """The configured repository."""
     from portal.ops.repository.repository import Repository
 
     return Repository(settings.local_path, lock_timeout=settings.lock_timeout)
 
 
 def backup_job(settings: Settings, show: Callable[[Step], None], **given: Any) -> BackupJob:
-    """A job that backs up and looks after archives; `given` are arguments of `BackupConfig`."""
+    """A job for backups and archives; `given` are arguments of `BackupConfig`."""
     from portal.ops.backup.job import BackupConfig, BackupJob
 
     config = replace(BackupConfig.from_settings(settings), **given)
@@ -51,7 +51,7 @@ def restore_job(
     confirm: Callable[[RestorePlan], bool] | None = None,
     **given: Any,
 ) -> RestoreJob:
-    """A job that restores, and rolls restores back; `given` are arguments of `RestoreConfig`."""
+    """A job for restores and rollbacks; `given` are arguments of `RestoreConfig`."""
     from portal.ops.restore.job import RestoreConfig, RestoreJob
 
     return RestoreJob(
@@ -63,7 +63,7 @@ def restore_job(
 
 
 def archive_at_hand(settings: Settings, show: Callable[[Step], None], archive: str) -> str:
-    """An archive that a command names, fetched from off-site if its name asks for that."""
+    """The archive that a command names, fetched from off-site if the name requests that."""
     if not archive.startswith("offsite:"):
         return archive
     from portal.ops.offsite.local import local_archive

@@ -36,7 +36,7 @@ error.
 
 
 def main() -> int:
-    """Run the command; the exit code."""
+    """Run the command; return the exit code."""
     parser = restore_parser()
     arguments = parser.parse_args()
     if arguments.version:

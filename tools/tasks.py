@@ -1,4 +1,4 @@
-"""Hands a command's work to a worker as a task, waits for it, and shows how far it is.
+"""Lets a worker do a command's work: sends a task, waits for it, and shows its progress.
 
 Without ``CELERY_BROKER_URL``, or with ``--local``, a command does the work itself; result and exit code are the same.
 """
@@ -36,21 +36,24 @@ _SLOWEST_LOOK_SECONDS: Final = 0.25
 _QUICKEST_LOOK_SECONDS: Final = 0.02
 _UNATTENDED_SECONDS: Final = 3.0
 _RETURN_SECONDS: Final = 30.0
-"""What workers have to find a broker again that was away."""
+"""Seconds that workers need to reconnect to a broker."""
 
 _AWAY_SECONDS: Final = 60.0
 _LONGER_EACH_TIME: Final = 1.1
 _WITHDRAWN: Final = "the task had not started, and was withdrawn"
 _SAFE: Final = "Start it again when the broker is back, or use --local."
+_UNSIGNED_REFUSAL: Final = (
+    "the refusal is not signed: look for a worker of an older release, or for somebody else who writes to the broker"
+)
 _TOLD_BY: Final = frozenset({"backup", "verify", "drill", "offsite"})
-"""Modules of commands that tell how a task of theirs ended, by the family of the operation."""
+"""The modules of commands that show a task's result, by the family of the operation."""
 
 
 def add_options(parser: argparse.ArgumentParser, *, with_wait: bool = False) -> None:
-    """Add the options that say who does the work, and how long to wait for it.
+    """Add the options for who does the work, and how long to wait.
 
     Arguments:
-        with_wait: a task that was queued before can be waited for.
+        with_wait: whether a task that was queued earlier can be waited for.
     """
     group = parser.add_argument_group("if CELERY_BROKER_URL names a broker, a worker does the work")
     group.add_argument("--local", action="store_true", help="do the work here, without broker and worker")
@@ -69,10 +72,10 @@ def _seconds(text: str) -> float:
 
 
 def is_remote(settings: Settings, arguments: argparse.Namespace) -> bool:
-    """True if a worker does the work.
+    """True if a worker is to do the work.
 
     Raises:
-        ConfigurationError: no worker does, and an option is given that needs one.
+        ConfigurationError: no worker is, and an option needs one.
     """
     if settings.worker.broker_url is not None and not arguments.local:
         return True
@@ -92,7 +95,7 @@ def person() -> str:
 
 
 def absolute(archive: str) -> str:
-    """An archive as a worker understands it, which works in another directory."""
+    """An archive's name for a worker, which has another working directory."""
     return os.path.abspath(archive) if "/" in archive or os.path.isfile(archive) else archive
 
 
@@ -103,11 +106,11 @@ def do_remotely(
     operation: Operation,
     given: Arguments,
 ) -> int:
-    """Have a worker do a task of `backup.sh`, or wait for one that was queued; the exit code.
+    """Let a worker do a task of `backup.sh`, or wait for one queued earlier; return the exit code.
 
     Arguments:
-        operation: what to do; nothing is queued where another task is waited for.
-        given: its arguments.
+        operation: the operation; not requested if another task is waited for.
+        given: the arguments.
     """
     there = Remote(settings=settings, show=show, command="./tools/backup.sh", timeout=arguments.timeout)
     task = there.pick_up(arguments.wait) if arguments.wait else there.hand_over(operation, given)
@@ -125,13 +128,13 @@ def do_remotely(
 
 @dataclass(kw_only=True)
 class Remote:
-    """The workers, as a command sees them.
+    """The workers from a command's point of view.
 
     Arguments:
-        settings: where they are, and the repository.
-        show: told how far a task is.
-        command: the command to name when a person has to wait for the task later.
-        timeout: seconds to wait at the most.
+        settings: the broker and the repository.
+        show: receives progress.
+        command: the command with which a person can wait for the task later.
+        timeout: the most seconds to wait.
     """
 
     settings: Settings
@@ -140,12 +143,12 @@ class Remote:
     timeout: float | None = None
 
     def hand_over(self, operation: Operation, given: Arguments, *, authorize: bool = False) -> RemoteTask:
-        """Give a task to the workers.
+        """Request a task from the workers.
 
         Arguments:
-            operation: what to do.
-            given: its arguments, without the actor.
-            authorize: write the authorization that a task needs which changes live data.
+            operation: the operation.
+            given: the arguments, without the actor.
+            authorize: also write the authorization that a change of live data needs.
 
         Raises:
             BrokerAwayError: the broker does not answer.
@@ -167,7 +170,7 @@ class Remote:
         return task
 
     def pick_up(self, task_id: str) -> RemoteTask:
-        """A task that was queued before.
+        """A task that was queued earlier.
 
         Raises:
             ConfigurationError: there is no such task.
@@ -187,7 +190,7 @@ class Remote:
 
 @dataclass(kw_only=True)
 class RemoteTask:
-    """One task, from the hand-over to its result."""
+    """One task, from the request to its result."""
 
     remote: Remote
     client: Client
@@ -200,7 +203,7 @@ class RemoteTask:
     _patient_until: float = 0.0
 
     def submit(self) -> None:
-        """Hand it over; with its authorization, where it needs one."""
+        """Send the task, with its authorization if it needs one."""
         assert self.arguments is not None
         try:
             if self.authorizations:
@@ -212,14 +215,14 @@ class RemoteTask:
             raise
 
     def withdraw(self) -> bool:
-        """Let a restore that nobody waits for any more not be done at some later time; whether it will not be."""
+        """Withdraw the authorization of a restore that nobody waits for; return whether that prevents it."""
         return self.authorizations is not None and self.authorizations.withdraw(self.task_id)
 
     def result(self) -> tuple[dict[str, Any], int]:
-        """Wait for the result; it, and the exit code.
+        """Wait for the end; return the result and the exit code.
 
         Raises:
-            UnattendedError: no worker listens, or the broker is away, or it takes too long.
+            UnattendedError: no worker listens, the broker is away, or the task takes too long.
         """
         started = time.monotonic()
         pause = _QUICKEST_LOOK_SECONDS
@@ -234,10 +237,12 @@ class RemoteTask:
         return self._believed(state)
 
     def _believed(self, state: TaskState) -> tuple[dict[str, Any], int]:
-        """The result, where the repository has what it claims; what cannot be checked is said."""
+        """The result, if the repository has what it claims; a warning says what could not be checked."""
         result = dict(state.result)
         if not state.is_checked:
             say(f"warning: {self.remote.settings.local_path} cannot be read: the broker's answer was not checked")
+        elif state.exit_code == ConfigurationError.exit_code and not state.is_signed:
+            say(f"warning: {_UNSIGNED_REFUSAL}")
         elif result.get("success") and self.operation.backup_type and "path" in result:
             repository = self.remote.settings.local_path
             name = os.path.basename(str(result["path"]))
@@ -289,7 +294,7 @@ class RemoteTask:
         )
 
     def _be_patient(self, error: BrokerAwayError) -> None:
-        """Wait a while for a broker that is away: the work goes on meanwhile, if it was begun."""
+        """Wait for a broker that is away: a task that was begun continues."""
         if self._away_since is None:
             say(f"{error.message}; waiting for it")
             self._away_since = time.monotonic()
@@ -312,7 +317,7 @@ class RemoteTask:
         self._is_attended = True
 
     def _leave(self, stopped: StoppedError) -> None:
-        """Somebody has had enough: ask whether the task is to go on; without a person to ask, it does."""
+        """After an interruption, ask whether the task should continue; without a person to ask, it does."""
         is_asked = stopped.number == signal.SIGINT and sys.stdin.isatty()
         is_left = is_asked and self._is_left_running()
         if not is_left and self.withdraw():
@@ -323,7 +328,7 @@ class RemoteTask:
             stopped.outcome, stopped.hint = "the worker continues", self._later()
 
     def _stop(self) -> tuple[str, str]:
-        """Tell the worker to stop; what came of that, and what to do next."""
+        """Ask the worker to stop; report what happened, and what to do next."""
         from worker.errors import BrokerAwayError
 
         try:
@@ -348,7 +353,7 @@ def _unknown(task_id: str) -> ConfigurationError:
 
 
 def now() -> str:
-    """The moment of a request, as the tasks take it."""
+    """The time of a request, as task arguments have it."""
     from datetime import UTC, datetime
 
     return datetime.now(UTC).isoformat(timespec="seconds")

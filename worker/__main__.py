@@ -1,6 +1,6 @@
-"""`python -m worker [queue …]`: one Celery worker for each queue, and the process that supervises them.
+"""`python -m worker [queue …]`: starts and supervises one Celery worker for each queue.
 
-Where one of them ends by itself, all end: whatever started this (compose, systemd) starts it again as a whole.
+If one of them ends by itself, all end: whatever started this (compose, systemd) restarts it as a whole.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from worker.operations import Queue
 _POLL_SECONDS: Final = 0.2
 _FAILED: Final = 1
 _END_SECONDS: Final = 9.5
-"""What a worker needs at most beside its grace; this process is to be gone after ten seconds."""
+"""Seconds that a worker needs at most after its grace period; this process must end within ten seconds after that."""
 
 _AT_LEAST_SECONDS: Final = 3.0
-"""A worker that fails sooner would do so again."""
+"""A worker that fails within this time, in seconds, would fail again."""
 
 log = engine_log("worker")
 
@@ -33,11 +33,11 @@ _STOPPING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def main() -> int:
-    """Run the workers until this process is asked to end; the exit code."""
+    """Run the workers until this process is asked to end; return the exit code."""
     arguments = _parser().parse_args()
     try:
         settings = current_settings()
-    except OpsError as error:  # said once, not by each worker
+    except OpsError as error:  # logged once, not by each worker
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     queues = [Queue(name) for name in arguments.queues] or list(Queue)
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def _end(processes: dict[Queue, subprocess.Popen[bytes]], grace: float) -> list[int]:
-    """Wait for the workers, which end by themselves within their grace and ten seconds; kill those that do not."""
+    """Wait for the workers, which end within their grace period and ten seconds; kill those that do not."""
     deadline = time.monotonic() + grace + _END_SECONDS
     codes = []
     for queue, process in processes.items():
@@ -69,7 +69,7 @@ def _end(processes: dict[Queue, subprocess.Popen[bytes]], grace: float) -> list[
 
 
 def _are_up(running: dict[Queue, tuple[subprocess.Popen[bytes], float]], processes: int | None) -> bool:
-    """True if all workers run. One that fails after it has worked (a broker that goes can do that) is started again."""
+    """True if all workers run. One that fails after this time (a lost broker can cause that) is restarted."""
     for queue, (process, started) in running.items():
         code = process.poll()
         if code is None:
@@ -103,11 +103,11 @@ def _number(text: str) -> int:
 
 
 def _start(queue: Queue, processes: int | None) -> subprocess.Popen[bytes]:
-    """Start a worker that ends with this process. SIGTERM is to give a task its grace, which Celery does at SIGQUIT."""
+    """Start a worker that ends with this process. SIGTERM gives tasks their grace period, like Celery's SIGQUIT."""
     count = processes or queue.processes
     command = [sys.executable, "-m", "worker.queue_worker", queue.value, str(count)]
     environment = {**os.environ, "REMAP_SIGTERM": "SIGQUIT"}
-    # In `/`, where no file is taken for an archive that is named without its path.
+    # In `/`, where a relative path cannot name an archive.
     return subprocess.Popen(launch_command(command), env=environment, stdout=subprocess.DEVNULL, cwd="/")
 
 

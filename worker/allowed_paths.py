@@ -1,4 +1,4 @@
-"""Which paths a task may name: the repository, the uploads, and the directories of BACKUP_ALLOWED_PATHS."""
+"""The paths that a task may use: the repository, the uploads, and the directories in BACKUP_ALLOWED_PATHS."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ _ARCHIVE_HINT: Final = (
 
 
 def check_archive(archive: str, repository: Path, allowed: Iterable[Path]) -> None:
-    """Refuse a path that leads to a file which no task may read.
+    """Refuse a path to a file that no task may read.
 
     Raises:
-        RefusedError: it does.
+        RefusedError: the path is not allowed.
     """
     if "/" in archive:
         check_place(archive, (repository, *allowed), hint=_ARCHIVE_HINT)
 
 
 def check_place(path: str, allowed: Iterable[Path], *, hint: str = _PLACE_HINT) -> None:
-    """Refuse a path outside the directories that a task may use.
+    """Refuse a path outside the directories that tasks may use.
 
     Arguments:
-        hint: what to do about that.
+        hint: the hint for the error.
 
     Raises:
-        RefusedError: it leads elsewhere.
+        RefusedError: the path is not allowed.
     """
     try:
         encode_name(path)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def make_worker_app(settings: Settings) -> Application:
-    """The application of a process that does tasks, and of Celery's own commands.
+    """The application of a worker, and of Celery's own commands.
 
     Raises:
         ConfigurationError: there is no broker.
@@ -46,7 +46,7 @@ def _recover(app: Application) -> None:
 
 
 def _tell_refusal(app: Application, name: str, task_id: str, error: RejectedError) -> None:
-    """Give a refused task a failure for its result, unless it has one: not signed, since the task is not."""
+    """Store a failure as the result of a refused task, unless it has a result; unsigned, since the task is invalid."""
     from celery import states
     from celery.app.task import Context
     from redis import RedisError
@@ -73,7 +73,7 @@ def _own_app() -> Application:
 
 
 def __getattr__(name: str) -> Application:
-    """Make `app` for whoever asks for it by this module's name, as the ``celery`` command does."""
+    """Create `app` when it is first accessed by this name, as the ``celery`` command does."""
     if name != "app":
         raise AttributeError(name)
     try:
@@ -81,5 +81,5 @@ def __getattr__(name: str) -> Application:
     except OpsError as error:
         if os.path.basename(sys.argv[0]) != "celery":
             raise
-        sys.stderr.write(f"error: {error}\n")  # Celery's command would make a traceback of it
+        sys.stderr.write(f"error: {error}\n")  # Celery's command would print a traceback
         raise SystemExit(error.exit_code) from error

@@ -1,4 +1,4 @@
-"""Makes the Celery application, for those who send tasks, ask how far they are, or do them."""
+"""Creates the Celery application for processes that send, watch or execute tasks."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 def make_app(settings: Settings, requester: Requester = Requester.COMMAND) -> Application:
-    """The application, for those who send tasks and ask how far they are.
+    """The application for processes that send tasks and watch them.
 
     Arguments:
-        settings: of this process.
-        requester: on whose behalf it sends tasks.
+        settings: the settings of this process.
+        requester: the kind of requester, on whose behalf it sends tasks.
 
     Raises:
         ConfigurationError: there is no broker.

@@ -1,6 +1,6 @@
-"""The arguments of the tasks: what comes from a queue is checked before anything is done with it.
+"""The arguments of tasks, checked before anything is done with them.
 
-Each task has a class of its own here; its fields are the keyword arguments that the task takes, in the types of JSON.
+Each task has a class here; its fields are the task's keyword arguments, as types of JSON.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ _HINT: Final = f"Tasks are made by {BACKUP}, {RESTORE}, beat and the watcher; th
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """The arguments of every task.
+    """The arguments of all tasks.
 
     Arguments:
-        actor: the person at the command, for the access log.
+        actor: the person who started the command, for the access log.
     """
 
     actor: str | None = None
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:
-        """The arguments that a message has.
+        """The arguments in a message.
 
         Raises:
-            RefusedError: it has one that the task does not take, or of another type, or lacks one.
+            RefusedError: an argument is unknown, missing, or of the wrong type.
         """
         hints = get_type_hints(cls)
         names = {field.name for field in fields(cls)}
@@ -57,7 +57,7 @@ class Arguments:
             raise RefusedError("the task lacks an argument", hint=_HINT) from error
 
     def to_dict(self) -> dict[str, Any]:
-        """The arguments as a message has them: in the types of JSON, without those that have their default."""
+        """The arguments as types of JSON, without those that have their default value."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         return {
             field.name: list(given[field.name]) if isinstance(given[field.name], tuple) else given[field.name]
@@ -68,10 +68,10 @@ class Arguments:
 
 @dataclass(frozen=True, kw_only=True)
 class RequestArguments(Arguments):
-    """The arguments of a request whose id contains the moment.
+    """The arguments of requests whose id contains their moment.
 
     Arguments:
-        moment: the slot, or when somebody asked for it, in ISO 8601.
+        moment: the slot, or the time of the request, in ISO 8601.
     """
 
     moment: str
@@ -80,7 +80,7 @@ class RequestArguments(Arguments):
         """The moment.
 
         Raises:
-            RefusedError: it is none.
+            RefusedError: it is invalid.
         """
         try:
             return datetime.fromisoformat(self.moment).astimezone(UTC)
@@ -93,8 +93,8 @@ class BackupArguments(RequestArguments):
     """The arguments of a backup.
 
     Arguments:
-        confirm_loss: a person has confirmed that a source has lost nearly everything, or that the repository is
-            another one.
+        confirm_loss: whether a person has confirmed that a source has lost nearly everything, or that the repository is
+            a different one.
     """
 
     confirm_loss: bool = False
@@ -105,7 +105,7 @@ class FullArguments(BackupArguments):
     """The arguments of a full backup.
 
     Arguments:
-        complete: take the uploads completely, also where full backups have only what has changed of them.
+        complete: take all uploads, even if full backups take only changes.
     """
 
     complete: bool = False
@@ -116,8 +116,8 @@ class MediaArguments(BackupArguments):
     """The arguments of a backup of the uploads.
 
     Arguments:
-        incremental: only what has changed.
-        changed: what has, relative to the uploads, where somebody knows; the whole tree is looked at otherwise.
+        incremental: take only changes.
+        changed: the changed paths, relative to the uploads, if known; otherwise the whole tree is examined.
     """
 
     incremental: bool = False
@@ -137,9 +137,9 @@ class RestoreArguments(RequestArguments):
     """The arguments of a restore: the options of `restore.sh`.
 
     Arguments:
-        archive: which archive; with `at` none.
+        archive: the archive; empty together with `at`.
         at: the moment to restore to, in ISO 8601 or as a person writes it.
-        verify: look at the whole archive first; what is restored is checked while it is staged anyway.
+        verify: verify the whole archive first; restored data is checked during staging in any case.
     """
 
     archive: str = ""
@@ -161,7 +161,7 @@ class RestoreArguments(RequestArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class RollbackArguments(Arguments):
-    """Which restore is rolled back."""
+    """The arguments of a rollback."""
 
     restore_id: str
 
@@ -185,8 +185,8 @@ class OffsiteCopyArguments(Arguments):
     """The arguments of an off-site copy.
 
     Arguments:
-        archive: which one; whatever is missing by default.
-        again: copy although there is a copy, for the recipients of now.
+        archive: the archive; by default everything missing.
+        again: make another copy for the present recipients.
     """
 
     archive: str | None = None
@@ -198,7 +198,7 @@ class OffsiteVerifyArguments(Arguments):
     """The arguments of a verification of off-site copies.
 
     Arguments:
-        archive: which one; by default those whose turn it is.
+        archive: the archive; by default those that are due.
     """
 
     archive: str | None = None
@@ -206,10 +206,10 @@ class OffsiteVerifyArguments(Arguments):
 
 
 def word(kind: type[Word], text: str) -> Word:
-    """The member of an enumeration that an argument names.
+    """The member of an enumeration with the value of an argument.
 
     Raises:
-        ConfigurationError: it names none.
+        ConfigurationError: there is no such value.
     """
     try:
         return kind(text)
@@ -220,7 +220,7 @@ def word(kind: type[Word], text: str) -> Word:
 
 
 def _fits(value: object, hint: Any) -> bool:
-    """True if a value of JSON has the type of a field."""
+    """True if a JSON value has the type of a field."""
     wanted = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     if isinstance(value, list):
         is_list = any(get_origin(one) is tuple for one in wanted)

@@ -1,10 +1,10 @@
-"""An authorization for a restore: left in the repository by the command that a person started, valid for one task.
+"""Authorizations for restores: files that a person's command leaves in the repository, each valid for one task.
 
-A task that changes live data is done only where a file `.authorizations/<task_id>.json` says that it was requested,
-with exactly the arguments that the task has. That file can only be written by somebody who may read the backups anyway.
+A task that changes live data is only done if `.authorizations/<task_id>.json` exists, with exactly the task's
+arguments. Only users who may read the backups can write this file.
 
-A worker that begins takes the authorization, by a rename to `<task_id>.begun`; the command that requested the task can
-withdraw it until then. So exactly one of them has it, and each knows which one.
+A worker that begins takes the authorization by renaming it to `<task_id>.begun`; until then the command can withdraw
+it. So exactly one of them has it, and each knows who.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _CLOCK_SECONDS: Final = 300
 
 
 class Authorizations:
-    """The authorizations of a repository.
+    """The authorizations in a repository.
 
     Arguments:
         repository: its directory.
@@ -50,7 +50,7 @@ class Authorizations:
         """Authorize one task.
 
         Raises:
-            RepositoryError: this user may not write to the repository.
+            RepositoryError: this user cannot write to the repository.
         """
         path = self._path(task_id)
         try:
@@ -64,7 +64,7 @@ class Authorizations:
             ) from error
 
     def withdraw(self, task_id: str) -> bool:
-        """Withdraw an authorization, unless its task has begun; whether it was withdrawn."""
+        """Withdraw an authorization unless its task has begun; return whether it was withdrawn."""
         try:
             self._path(task_id).unlink()
             sync_directory(self._directory)
@@ -73,10 +73,10 @@ class Authorizations:
         return True
 
     def take(self, operation: Operation, task_id: str, arguments: Mapping[str, Any]) -> None:
-        """Begin to use the authorization for the task as it is; the same task can do so again after it was interrupted.
+        """Take the authorization for a task; the same task can take it again after an interruption.
 
         Raises:
-            RefusedError: there is none, or it is for something else, or too old.
+            RefusedError: there is none, or it is for other arguments, or too old.
         """
         begun = self._begun(task_id)
         with suppress(FileNotFoundError):
@@ -99,7 +99,7 @@ class Authorizations:
             raise RefusedError("the authorization for this restore is for other arguments", hint=_AGAIN)
 
     def use_up(self, task_id: str) -> None:
-        """Remove an authorization; harmless where there is none."""
+        """Remove an authorization, if there is one."""
         for path in (self._path(task_id), self._begun(task_id)):
             with suppress(OSError):
                 path.unlink()

@@ -1,9 +1,9 @@
-"""Celery with our signatures, our shutdown and our recovery. Written against Celery 5.7; depends on these internals:
+"""Adds our signatures, shutdown and recovery to Celery. Written against Celery 5.7; depends on these internals:
 
-Celery.send_task, Celery.Worker          how a task leaves the application, and which class a worker is
+Celery.send_task, Celery.Worker          sending a task, and the class of a worker
 apps.worker.Worker.install_platform_tweaks   installs signal handlers; SIGQUIT is the cold shutdown
-worker.state.active_requests             what the worker's processes are working on
-consumer.hub, consumer.event_dispatcher  the event loop, and what sends events; another one after each reconnect
+worker.state.active_requests             the tasks that the worker's processes are running
+consumer.hub, consumer.event_dispatcher  the event loop, and the sender of events, replaced after each reconnect
 consumer.task_consumer                   takes messages
 """
 
@@ -42,20 +42,20 @@ log = engine_log("worker")
 _EVENT_DELAY_SECONDS: Final = 0.1
 _DRAIN_LOOK_SECONDS: Final = 0.1
 _COLD_SECONDS: Final = 5.0
-"""What a cold shutdown may take, and then again what is left of the worker has before it is ended by force."""
+"""Seconds for a cold shutdown; then the same time again before the process is killed."""
 
 
 class Application(Celery):  # type: ignore[misc]  # Celery has no types
-    """A Celery application that signs what it sends, and whose workers are ours.
+    """A Celery application that signs the tasks it sends, and uses our worker class.
 
     Arguments:
-        settings: of this process.
-        requester: on whose behalf it sends tasks.
+        settings: the settings of this process.
+        requester: the kind of requester, on whose behalf it sends tasks.
     """
 
     control_cls = "worker.remote_control:SignedControl"
     recover: Callable[[Application], None] | None = None
-    """What a worker of the application does before it starts."""
+    """Called by a worker of the application before it starts."""
 
     def __init__(self, settings: Settings, requester: Requester) -> None:
         super().__init__("kekkai-backup", set_as_current=False)
@@ -70,8 +70,8 @@ class Application(Celery):  # type: ignore[misc]  # Celery has no types
         """Sign a task and put it on its queue.
 
         Raises:
-            RefusedError: there is no such operation, or the requester may not start it.
-            RepositoryError: the key cannot be read, nor created, or the repository that was used is not there.
+            RefusedError: there is no such operation, or the requester may not request it.
+            RepositoryError: the key can neither be read nor created, or the repository used here before is absent.
         """
         operation = OPERATIONS.get(name)
         if operation is None or args:
@@ -81,17 +81,17 @@ class Application(Celery):  # type: ignore[misc]  # Celery has no types
             )
         task_id = options.pop("task_id", None) or new_task_id(operation)
         arguments = dict(kwargs or {})
-        if issubclass(operation.arguments, RequestArguments):  # a person who calls it by Celery's command means now
+        if issubclass(operation.arguments, RequestArguments):  # a person who calls it with Celery's command means now
             arguments.setdefault("moment", timestamp(utc_now()))
-        # What is asked for when the repository is gone for good: a restore from elsewhere, and a new beginning.
+        # These are requested when the repository is lost: a restore from elsewhere, and a first backup.
         is_for_worst_day = operation.queue is Queue.RESTORE or bool(arguments.get("confirm_loss"))
         key = self.task_keys.current(may_be_new=is_for_worst_day)
         signature = sign_task(key, operation, task_id, arguments, self.requester, utc_now())
         options["headers"] = {**(options.get("headers") or {}), HEADER: signature}
         options["kwargsrepr"], options["argsrepr"] = show_arguments(arguments), ""
-        options["time_limit"] = options["soft_time_limit"] = None  # the worker's own settings have them
+        options["time_limit"] = options["soft_time_limit"] = None  # the worker's own settings apply
         shown = self.conf.task_send_sent_event
-        self.conf.task_send_sent_event = shown and operation.is_shown  # Flower would show what it never hears of again
+        self.conf.task_send_sent_event = shown and operation.is_shown  # Flower would show it and never hear of it again
         try:
             return super().send_task(name, None, arguments, task_id=task_id, **options)
         finally:
@@ -99,36 +99,36 @@ class Application(Celery):  # type: ignore[misc]  # Celery has no types
 
     @property
     def Worker(self) -> Any:  # noqa: N802  # as Celery calls it
-        """The class of the application's workers."""
+        """The class of this application's workers."""
         return self.subclass_with_self(Worker)
 
 
 class Worker(CeleryWorker):  # type: ignore[misc]
-    """A worker that recovers what others left, and that ends in time when it is asked to.
+    """A worker that recovers interrupted work, and stops in time when asked.
 
-    SIGTERM and SIGINT have it take no more tasks. It ends when its tasks have ended, or when their grace is over: then
-    they take back what they have begun, and go back to the queue. Whatever happens, it is gone ten seconds later.
+    On SIGTERM or SIGINT it takes no more tasks. It stops when its tasks have ended, or after their grace period: then
+    they undo what they have begun and return to the queue. In any case it is gone ten seconds later.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         _remap_sigterm()
-        # What other workers say of revoked tasks is not signed, and no worker needs to know of others.
+        # Other workers' messages about revoked tasks are not signed, and no worker needs them.
         super().__init__(*args, **{**options, "without_mingle": True, "without_gossip": True})
 
     def on_start(self) -> None:
-        """Recover what a worker before this one has left, then start."""
+        """Recover what an earlier worker has left, then start."""
         super().on_start()
         if self.app.recover:
             self.app.recover(self.app)
 
     def install_platform_tweaks(self, worker: Any) -> None:
-        """Take over from Celery what it does at a signal."""
+        """Install our signal handlers in place of Celery's."""
         super().install_platform_tweaks(worker)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end)
 
     def _end(self, number: int, _frame: object) -> None:
-        """Begin the end: the first signal waits for the tasks, a second SIGINT does not."""
+        """Start to stop: the first signal waits for tasks, a second SIGINT does not."""
         if getattr(self, "is_ending", False):
             if number == signal.SIGINT:
                 os.kill(os.getpid(), signal.SIGQUIT)
@@ -143,11 +143,11 @@ class Worker(CeleryWorker):  # type: ignore[misc]
         hub.call_soon(_drain, self, time.monotonic() + grace)
 
     def wait_for_soft_shutdown(self) -> None:
-        """Do not wait in the handler of a signal, where no task can end: it was waited for before."""
+        """Do not wait in a signal handler, where no task can end; the waiting has been done before."""
 
 
 def _drain(worker: Any, deadline: float) -> None:
-    """Take no more messages, and begin the cold shutdown once nothing is being worked on. Runs in the event loop."""
+    """Take no more messages, and start the cold shutdown when no task is running. Runs in the event loop."""
     consumer = worker.consumer
     if consumer.task_consumer is not None and not getattr(worker, "is_drained", False):
         worker.is_drained = True
@@ -164,10 +164,10 @@ def _drain(worker: Any, deadline: float) -> None:
 
 
 def _force_end(pid: int, grace: float) -> None:
-    """End a process that does not end by itself, as where its broker has gone and nothing runs its event loop.
+    """End a process that does not end by itself, for instance because its broker is gone and no event loop runs.
 
-    Runs in a thread of its own. First as an operator would ask for it a second time, at last by force: what its tasks
-    had begun is swept, and their messages are put back, by the next start.
+    Runs in a thread. It first acts like a second signal, and finally kills the process; the next start recovers its
+    tasks and messages.
     """
     deadline = time.monotonic() + grace
     while time.monotonic() < deadline and state.active_requests:
@@ -189,10 +189,10 @@ def _children(pid: int) -> list[int]:
 
 
 def _remap_sigterm() -> None:
-    """Have the processes of the pool take SIGQUIT for what SIGTERM is to others, whoever starts the worker.
+    """Make the pool's processes treat SIGTERM as SIGQUIT, however the worker was started.
 
-    Whoever stops a service sends SIGTERM to all of its processes, and a task is to have its grace. billiard reads the
-    variable when it is imported; the ``celery`` command has done so by now, and starts again in its place.
+    A service manager sends SIGTERM to all processes of a service, and tasks must get their grace period. billiard reads
+    the variable when it is imported, which the ``celery`` command has done already, so the command is executed again.
     """
     if os.environ.get("REMAP_SIGTERM") == "SIGQUIT":
         return
@@ -210,16 +210,16 @@ def _remap_sigterm() -> None:
 
 
 class EventBatches(StartStopStep):  # type: ignore[misc]
-    """Has the events of a moment sent together.
+    """Sends the events of a moment together.
 
-    Celery's main process sends each by itself, between the result of one task and the start of the next: with many
-    small tasks that is most of what they wait for.
+    Celery's main process sends each event separately, between the result of one task and the start of the next: with
+    many small tasks, that is most of their waiting time.
     """
 
     requires = ("celery.worker.consumer.events:Events",)
 
     def start(self, consumer: Any) -> None:
-        """Take over from the dispatcher when it sends; it is another one after each reconnect."""
+        """Take over from the dispatcher, which is replaced after each reconnect."""
         dispatcher, hub = consumer.event_dispatcher, consumer.hub
         waiting = False
 
@@ -238,6 +238,6 @@ class EventBatches(StartStopStep):  # type: ignore[misc]
             dispatcher.on_send_buffered = soon
 
     def stop(self, consumer: Any) -> None:
-        """Send what is left, while there is a connection."""
+        """Send the remaining events while there is a connection."""
         if consumer.event_dispatcher:
             consumer.event_dispatcher.flush()

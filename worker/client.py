@@ -1,7 +1,7 @@
-"""For those who want work done: hands a task to the workers, and says how far it is.
+"""Sends tasks to workers and watches them.
 
-A task is named by whoever wants it, and the same name is the same task: to send it twice does no harm. So a broker that
-has lost its memory is given the task again by whoever waits for it; a mark beside the task tells that it did.
+The sender chooses a task's id, and the same id is the same task, so sending it twice is harmless. If the broker has
+lost its data, the waiting command sends the task again; a mark next to the task shows that.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ class TaskState:
     """The progress of a task.
 
     Arguments:
-        is_begun: a worker has it.
+        is_begun: a worker has taken it.
         is_ended: there is a result.
-        is_lost: the broker has forgotten that it was ever given it.
-        is_stopped: it ended because somebody stopped it, or because it was not begun before it expired.
-        is_signed: a worker has signed the result; whoever can write to the broker can write any other.
-        is_checked: it could be found out whether a worker has; not where the repository cannot be read.
-        name: which task it is, where the broker knows.
-        progress: phase, bytes done, bytes in total, as the worker said last.
-        result: what the engine's `to_dict` gave, once it has ended.
-        exit_code: what a command should end with then.
+        is_lost: the broker has lost the task.
+        is_stopped: it was revoked, or it expired before it was begun.
+        is_signed: a worker has signed the result; anyone who can write to the broker can write an unsigned one.
+        is_checked: the signature could be checked, which needs the repository.
+        name: the task's name, if the broker knows it.
+        progress: phase, bytes done and bytes in total, as last reported by the worker.
+        result: the output of the engine's `to_dict`, once it has ended.
+        exit_code: the exit code for a command, then.
     """
 
     is_begun: bool = False
@@ -69,13 +69,13 @@ class TaskState:
 
 @dataclass(frozen=True, kw_only=True)
 class QueueLoad:
-    """The load of one worker of a queue.
+    """The load of one of a queue's workers.
 
     Arguments:
         worker: its name.
-        processes: how many tasks it can work on at once.
-        busy: how many it works on, pings not counted.
-        begun: how many it has begun since it was started.
+        processes: the number of tasks that it can run at once.
+        busy: the number of running tasks, without pings.
+        begun: the number of tasks begun since it was started.
     """
 
     worker: str
@@ -85,11 +85,11 @@ class QueueLoad:
 
 
 class Client:
-    """A way to the workers.
+    """Access to the workers.
 
     Arguments:
-        settings: where the broker is, and the repository with the key that tasks are signed with.
-        requester: on whose behalf tasks are sent.
+        settings: the broker, and the repository with the signing key.
+        requester: the kind of requester, on whose behalf tasks are sent.
 
     Raises:
         ConfigurationError: there is no broker.
@@ -103,12 +103,12 @@ class Client:
         self._app.conf.update(redis_socket_timeout=_LOOK_SECONDS, redis_socket_connect_timeout=_LOOK_SECONDS)
 
     def submit(self, operation: Operation, arguments: Mapping[str, Any], task_id: str) -> None:
-        """Put a task on its queue.
+        """Send a task to its queue.
 
         Raises:
-            BrokerAwayError: the broker does not take it.
-            RepositoryError: the key to sign it with can be neither read nor created.
-            RefusedError: the requester may not start that operation.
+            BrokerAwayError: the broker does not accept it.
+            RepositoryError: the signing key can neither be read nor created.
+            RefusedError: the requester may not request that operation.
         """
         with _broker():
             self._forget_failure(task_id)
@@ -116,7 +116,7 @@ class Client:
             self._app.send_task(operation.name, kwargs=dict(arguments), task_id=task_id, retry=True, retry_policy=_SEND)
 
     def _forget_failure(self, task_id: str) -> None:
-        """Let a task that is sent again not look as if it had ended, for the failure of the time before."""
+        """Remove an earlier failure, so that a task that is sent again does not look finished."""
         backend = self._app.backend
         key = backend.get_key_for_task(task_id)
         found = backend.client.get(key)
@@ -124,13 +124,13 @@ class Client:
             return
         try:
             is_failure = backend.decode(found)["status"] in (states.FAILURE, states.REVOKED)
-        except Exception:  # anybody may have written it, in any form
+        except Exception:  # anyone may have written it, in any form
             is_failure = True
         if is_failure:
             backend.client.delete(key)
 
     def look(self, task_id: str) -> TaskState:
-        """The progress of a task.
+        """Query the progress of a task.
 
         Raises:
             BrokerAwayError: the broker does not answer.
@@ -143,7 +143,7 @@ class Client:
         try:
             meta = backend.meta_from_decoded(backend.decode(found))
             status, result, name = str(meta["status"]), meta["result"], str(meta.get("name") or "")
-        except Exception:  # anybody may have written it, in any form
+        except Exception:  # anyone may have written it, in any form
             return _forged("", task_id)
         if status == STATE:
             return TaskState(is_begun=True, progress=_progress(result), name=name)
@@ -169,14 +169,14 @@ class Client:
         return bool(_serving(queue, answers))
 
     def send_ping(self, queue: Queue, seconds: float) -> str:
-        """Send a ping through a queue; the id of the task, which nobody begins once the seconds are over.
+        """Send a ping through a queue; return the task's id. It expires after so many seconds.
 
         Raises:
-            BrokerAwayError: the broker does not take it.
+            BrokerAwayError: the broker does not accept it.
         """
         task_id = new_task_id(PING)
         with _broker():
-            self._app.backend.client.ping()  # says at once that nobody is there; to send a task would try for long
+            self._app.backend.client.ping()  # reports at once that nobody is there; sending a task would retry for long
             self._app.send_task(
                 PING.name,
                 kwargs={},
@@ -189,7 +189,7 @@ class Client:
         return task_id
 
     def clear_away(self, queue: Queue, task_id: str) -> None:
-        """Leave nothing of a ping behind: neither its message, where nobody took it, nor its result.
+        """Remove a ping's message, if no worker took it, and its result.
 
         Raises:
             BrokerAwayError: the broker does not answer.
@@ -203,7 +203,7 @@ class Client:
             backend.client.delete(backend.get_key_for_task(task_id))
 
     def loads(self, queue: Queue, seconds: float = 1.0) -> list[QueueLoad]:
-        """The load of a queue's workers, as their main processes report it; those that do not answer are left out.
+        """The load of a queue's workers, as their main processes report it; silent ones are left out.
 
         Raises:
             BrokerAwayError: the broker does not answer.
@@ -233,13 +233,13 @@ class Client:
         return {name: answer for one in answers or () for name, answer in one.items() if "error" not in answer}
 
     def stop(self, task_id: str) -> None:
-        """Have a task ended, or never begun.
+        """Stop a task, or prevent it from starting.
 
         Raises:
             BrokerAwayError: the broker does not answer.
         """
         with _broker():
-            # Where SIGTERM of a worker means SIGQUIT (see `__main__`), its processes listen to that alone.
+            # If SIGTERM of a worker means SIGQUIT (see `__main__`), its processes react to that alone.
             self._app.control.revoke(task_id, terminate=True, signal="SIGQUIT")
 
 
@@ -254,7 +254,7 @@ def _forged(name: str, task_id: str) -> TaskState:
 
 
 def _progress(result: Any) -> dict[str, Any]:
-    """The progress that a worker reports; nothing if it is invalid."""
+    """The progress that a worker reported, or None if it is invalid."""
     if not isinstance(result, dict) or not isinstance(result.get("phase"), str):
         return {}
     done, total = result.get("done"), result.get("total")
@@ -292,7 +292,7 @@ def _ended(status: str, result: Any, name: str) -> TaskState:
 
 
 def _serving(queue: Queue, answers: Any) -> list[str]:
-    """The names of the workers that take tasks from a queue, by their answers."""
+    """The workers that take tasks from a queue, by their answers."""
     return [
         name
         for answer in answers or ()
@@ -310,7 +310,7 @@ def _broker() -> Iterator[None]:
 
 
 def _explained(error: BaseException) -> BrokerAwayError:
-    """The fault of the broker, by the error of a library, or by its cause."""
+    """The broker's fault, from a library's error or its cause."""
     reason: BaseException | None = error
     while reason is not None and not isinstance(reason, (AuthenticationError, NoPermissionError)):
         reason = reason.__cause__

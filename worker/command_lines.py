@@ -1,6 +1,6 @@
-"""The command lines of the operations that hints advise, for all programs of this project.
+"""The command lines of operations in hints, for all programs of this project.
 
-The worker's results, the services' logs and the commands themselves show the same lines.
+Workers' results, service logs and the commands themselves show the same lines.
 """
 
 from __future__ import annotations
@@ -35,5 +35,5 @@ COMMAND_LINES: Final = {
 
 
 def show_commands() -> None:
-    """Have the engine's hints show these lines in this process."""
+    """Make the engine's hints show these lines in this process."""
     hints.use_command_lines(COMMAND_LINES)

@@ -1,9 +1,9 @@
-"""One delivery of a task at a time, and a count of how often it was begun and not ended.
+"""Ensures that one delivery of a task runs at a time, and counts deliveries that were begun and not finished.
 
-A message can come twice, at once or an hour later, and a process can be killed at any instant. So who works on a task
-holds a lock on a file of the task's name, `.deliveries/<task_id>` in the repository. The file gets a byte at each start
-and goes away when the work ends in good order: its length is how often the work was begun since. A lock that is free
-means that the process which held it is gone, since the kernel lets go of it then.
+A message can be delivered twice, at once or an hour later, and a process can be killed at any instant. So a worker
+locks a file named after the task, `.deliveries/<task_id>` in the repository. It adds a byte to the file at each start,
+and removes the file when the work ends in good order: its length is the number of unfinished starts. If the lock is
+free, the process that held it is gone, since the kernel then releases it.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ _POLL_SECONDS: Final = 0.1
 
 @contextmanager
 def sole_delivery(repository: Path, task_id: str, seconds: float) -> Iterator[int]:
-    """Wait until nobody else works on the task, then hold others off; gives how often it was begun, this time included.
+    """Wait until no other process runs the task, then exclude others; yields the number of starts, with this one.
 
     Arguments:
-        repository: the directory of the archives.
+        repository: the repository's directory.
         task_id: the task's id.
-        seconds: how long to wait; no process may work on a task for longer than that.
+        seconds: how long to wait; no process may run a task for longer.
 
     Raises:
-        BusyError: somebody else works on it, and did not end in time.
-        RefusedError: no file can have the task's id for its name.
+        BusyError: another process runs it, and did not end in time.
+        RefusedError: the task's id cannot be a file name.
         OSError: the repository cannot be written.
     """
     path = _path(repository, task_id)
@@ -56,7 +56,7 @@ def sole_delivery(repository: Path, task_id: str, seconds: float) -> Iterator[in
     try:
         _count(descriptor)
         yield max(1, os.fstat(descriptor).st_size)
-    finally:  # reached however the work ends, but for a process that is killed
+    finally:  # reached at any end of the work, unless the process is killed
         try:
             path.unlink(missing_ok=True)
         finally:
@@ -64,7 +64,7 @@ def sole_delivery(repository: Path, task_id: str, seconds: float) -> Iterator[in
 
 
 def _count(descriptor: int) -> None:
-    """Add a byte; where there is no room for one a prune has to be possible all the same, so nothing is counted."""
+    """Add a byte; on a full disk nothing is counted, since a prune has to be possible."""
     try:
         os.write(descriptor, b".")
     except OSError as error:
@@ -73,7 +73,7 @@ def _count(descriptor: int) -> None:
 
 
 def is_abandoned(repository: Path, task_id: str) -> bool:
-    """True if a process began to work on the task, and is gone."""
+    """True if a process began the task and is gone."""
     try:
         descriptor = os.open(_path(repository, task_id), os.O_RDWR | os.O_CLOEXEC)
     except (OSError, RefusedError):
@@ -85,7 +85,7 @@ def is_abandoned(repository: Path, task_id: str) -> bool:
 
 
 def is_begun(repository: Path, task_id: str) -> bool:
-    """True if a process works on the task, or did so when it was killed."""
+    """True if a process runs the task, or did so when it was killed."""
     try:
         return _path(repository, task_id).exists()
     except (OSError, RefusedError):
@@ -93,7 +93,7 @@ def is_begun(repository: Path, task_id: str) -> bool:
 
 
 def forget_old(repository: Path, seconds: float) -> None:
-    """Remove what was left by tasks that nobody has begun again for so long."""
+    """Remove files of tasks that nobody has started again for this long."""
     limit = time.time() - seconds
     with suppress(OSError), os.scandir(repository / DIRECTORY) as entries:
         for entry in entries:
@@ -110,7 +110,7 @@ def _path(repository: Path, task_id: str) -> Path:
 
 
 def _lock(path: Path, seconds: float) -> int:
-    """A locked descriptor of the file that has the name now: the one before may have gone with its name meanwhile."""
+    """A locked descriptor of the present file of that name, which may have been replaced meanwhile."""
 
     def attempt() -> int | None:
         descriptor = open_own(path, os.O_WRONLY | os.O_APPEND)
@@ -136,5 +136,5 @@ def _lock(path: Path, seconds: float) -> int:
 
 
 def _holder(path: Path) -> str:
-    """The process that works on a task, in words."""
+    """A description of the process that runs a task."""
     return ", ".join(holders([path]).get(path, ())) or "another process"

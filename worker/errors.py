@@ -1,12 +1,12 @@
 """Errors between the requester of a task and its worker; a branch of the engine's tree of errors.
 
 OpsError
-├── UnattendedError             exit 6   nobody takes the work on, or not in time       (retry)
+├── UnattendedError             exit 6   no worker takes the task, or not in time       (retry)
 │   ├── BrokerAwayError         exit 6   the broker does not answer                     (retry)
-│   │   └── BrokerRefusesError  exit 6   it answers, but not this user or password      (retry)
-│   └── StillAtWorkError        exit 6   it takes longer than somebody wants to wait    (retry)
-└── RefusedError                exit 2   a task asks for what no task may ask for
-    └── RejectedError           exit 2   a message is no task that someone with access to the repository has signed
+│   │   └── BrokerRefusesError  exit 6   it refuses this user or password               (retry)
+│   └── StillAtWorkError        exit 6   it takes longer than the caller waits          (retry)
+└── RefusedError                exit 2   a task requests what no task may request
+    └── RejectedError           exit 2   a message is no task with a valid signature
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any, Final
 from portal.ops.errors import ConfigurationError, OpsError
 
 EXIT_CODE: Final = "_exit_code"
-"""What a task's result has beside the engine's: the code that a command should end with."""
+"""The key in a task's result, besides the engine's, with the exit code for a command."""
 
 
 class UnattendedError(OpsError):
-    """Nobody takes the work on."""
+    """No worker takes the task."""
 
     exit_code = 6
     retryable = True
@@ -32,15 +32,15 @@ class BrokerAwayError(UnattendedError):
 
 
 class BrokerRefusesError(BrokerAwayError):
-    """The broker answers, and does nothing for this user or with this password."""
+    """The broker answers, but refuses this user or password."""
 
 
 class StillAtWorkError(UnattendedError):
-    """The work goes on for longer than somebody wants to wait."""
+    """The task takes longer than the caller wants to wait."""
 
 
 class RefusedError(ConfigurationError):
-    """A task asks for what no task may ask for."""
+    """A task requests something that no task may request."""
 
 
 class Rejection(StrEnum):
@@ -59,7 +59,7 @@ class RejectedError(RefusedError):
     """A message is no valid task.
 
     Arguments:
-        reason: in one word, for logs and metrics.
+        reason: one word for logs and metrics.
     """
 
     def __init__(self, reason: Rejection, message: str, *, hint: str) -> None:
@@ -68,11 +68,11 @@ class RejectedError(RefusedError):
 
 
 def too_slow(name: str, end: str) -> OpsError:
-    """The exception that ends a task after its time limit.
+    """The exception for a task that exceeds its time limit.
 
     Arguments:
-        name: which task it was.
-        end: what became of it.
+        name: the task's name.
+        end: what happened to it.
     """
     return OpsError(
         f"{name} took longer than a task may, and was {end}",
@@ -81,12 +81,12 @@ def too_slow(name: str, end: str) -> OpsError:
 
 
 class OperationFailedError(Exception):
-    """The exception of a failed task: carries the engine's result, and shows itself as its error.
+    """The exception of a failed task: carries the engine's result, and its text is the error.
 
-    Celery keeps an exception as its class and its arguments, so the result comes through as it is.
+    Celery stores an exception as class and arguments, so the result arrives unchanged.
 
     Arguments:
-        result: what the engine's `to_dict` gave, and `EXIT_CODE` beside it.
+        result: the output of the engine's `to_dict`, with `EXIT_CODE`.
     """
 
     def __init__(self, result: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Carries out one delivery of a task: finds the operation's function, and makes every foreseen fault an outcome."""
+"""Executes one delivery of a task: calls the operation's function, and turns expected errors into an outcome."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ class TaskRequest:
     """One delivery of a task.
 
     Arguments:
-        operation: what is to be done.
-        task_id: of the request; the same for every delivery of it.
-        given: the arguments as they came.
-        requester: who has signed it.
-        signed_at: when.
-        attempt: how often it was begun, this time included.
-        settings: of this process.
-        progress: told how far it is.
-        observer: told how what it does has ended.
+        operation: the requested operation.
+        task_id: the task's id, the same for every delivery.
+        given: the arguments as received.
+        requester: the kind of requester that signed it.
+        signed_at: when it was signed.
+        attempt: the number of starts, including this one.
+        settings: the settings of this process.
+        progress: receives progress reports.
+        observer: receives the results of its operations.
     """
 
     operation: Operation
@@ -72,11 +72,11 @@ class Outcome:
     """The result of a task.
 
     Arguments:
-        result: what the engine's `to_dict` gave, and the exit code that a command should end with.
-        success: whether it did what was asked.
-        retryable: whether it may succeed if it is begun again.
-        is_new: whether it was done now, and is not what an earlier delivery has done.
-        fault: what kept it from a result of the engine's; whoever was told of nothing has to write that down.
+        result: the output of the engine's `to_dict`, with the exit code for a command.
+        success: whether the operation succeeded.
+        retryable: whether another start may succeed.
+        is_new: whether it was done now, and not by an earlier delivery.
+        fault: the error if the engine returned no result; the caller then has to record it.
     """
 
     result: dict[str, Any]
@@ -87,14 +87,14 @@ class Outcome:
 
     @classmethod
     def of(cls, result: BackupResult | RestoreResult) -> Outcome:
-        """The outcome of a job."""
+        """The outcome of a job with a result."""
         retryable = not result.success and getattr(result, "retryable", False)
         exit_code = {EXIT_CODE: result.exit_code}
         return cls(result=result.to_dict() | exit_code, success=result.success, retryable=retryable)
 
     @classmethod
     def of_error(cls, error: OpsError) -> Outcome:
-        """The outcome where there was no job, or none that gave a result."""
+        """The outcome if no job was run, or none returned a result."""
         result = {"success": False, "error": str(error), EXIT_CODE: error.exit_code}
         return cls(result=result, success=False, retryable=error.retryable, fault=error)
 
@@ -102,12 +102,12 @@ class Outcome:
 def write_down(
     settings: Settings, operation: Operation, task_id: str, given: Mapping[str, Any], error: OpsError
 ) -> None:
-    """Put a task that the engine knows nothing of into the access log, and tell the observers; pings are not logged.
+    """Record a task that the engine did not record in the access log, and inform observers; pings are not logged.
 
-    What the task says of itself has not been checked: it is logged as far as a line can show it.
+    The task's own data has not been checked; it is logged as printable text.
 
     Arguments:
-        error: why it was not done, or not ended.
+        error: why it was not done or not finished.
     """
     if operation.action is None:
         return
@@ -133,7 +133,7 @@ def write_down(
 
 
 def carry_out(request: TaskRequest) -> Outcome:
-    """Do what a task is there for; every fault that was foreseen becomes an outcome."""
+    """Execute a task; expected errors become outcomes."""
     try:
         handle: Callable[[TaskRequest], Outcome] = resolve_name(request.operation.handler)
         return handle(request)
@@ -144,7 +144,7 @@ def carry_out(request: TaskRequest) -> Outcome:
 
 
 def unusable(error: OSError) -> OpsError:
-    """The error for a repository that a worker cannot use."""
+    """The error for a repository that the worker cannot use."""
     return RepositoryError(
         f"the repository cannot be used: {system_reason(error)} ({error.filename})",
         hint="Look at BACKUP_LOCAL_PATH, its disk and its owner, as the worker sees them.",

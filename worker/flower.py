@@ -1,8 +1,8 @@
-"""`python -m worker.flower`: Flower on this application, for people to look at tasks and workers.
+"""`python -m worker.flower`: runs Flower on this application, which shows tasks and workers.
 
-It does not start without a password. Its API can put any task on the queue and stop any worker, so it only shows things
-unless ``FLOWER_READ_ONLY=false``; a restore is refused in either case (see `authorization`). Its own options are the
-variables ``FLOWER_*``; what stands here are our defaults. Its history is kept in a file.
+It does not start without a password. Flower's API can queue any task and stop any worker, so it is read-only unless
+``FLOWER_READ_ONLY=false``; restores are refused in any case (see `authorization`). Flower's own options are the
+variables ``FLOWER_*``; this module sets our defaults. Its history is stored in a file.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def run(settings: Settings) -> None:
     """Serve until somebody asks this process to end.
 
     Raises:
-        ConfigurationError: there is no password, no broker, or an option that is invalid.
-        OpsError: the port is taken.
+        ConfigurationError: there is no password or broker, or an option is invalid.
+        OpsError: the port is in use.
     """
     app = make_app(settings, Requester.FLOWER)
     _prepare(app, settings)
@@ -62,7 +62,7 @@ def run(settings: Settings) -> None:
     flower = Flower(capp=app, options=options, **web_settings)
 
     def end(*_: object) -> None:
-        signal.alarm(_END_SECONDS)  # ends the process, should anything hold up what follows
+        signal.alarm(_END_SECONDS)  # ends the process if anything below hangs
         flower.io_loop.add_callback_from_signal(flower.io_loop.stop)
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -91,10 +91,10 @@ def _listen(flower: Flower) -> int | None:
 
 
 def _choose_options(repository: Path) -> None:
-    """Set our defaults, and over them what the environment says.
+    """Set our defaults, overridden by the environment.
 
     Raises:
-        ConfigurationError: a variable has a value that Flower cannot use.
+        ConfigurationError: a variable has an invalid value.
     """
     options.address = "127.0.0.1"
     options.read_only = True
@@ -115,7 +115,7 @@ def _choose_options(repository: Path) -> None:
 
 
 def _make_history_directory(directory: str) -> None:
-    """Make sure that the history can be saved: Flower itself would run, look healthy, and lose it.
+    """Make sure that the history can be stored: Flower itself would run without storing it, and look healthy.
 
     Raises:
         ConfigurationError: this user cannot write there.
@@ -132,17 +132,17 @@ def _make_history_directory(directory: str) -> None:
 
 
 def serve_by_celery(app: Application, settings: Settings) -> None:
-    """Have ``celery flower`` show what ours does: called while that command is being set up.
+    """Configure ``celery flower`` like ours; called while that command is being set up.
 
     Raises:
-        ConfigurationError: there is no password, or an option that is invalid.
+        ConfigurationError: there is no password, or an option is invalid.
     """
     from flower import command
 
     _prepare(app, settings)
 
     class Followed(Flower):  # type: ignore[misc]  # Flower has no types
-        """Flower that looks after the progress of tasks while it runs."""
+        """A Flower that also follows the progress of tasks."""
 
         def start(self) -> None:
             """Serve until somebody asks this process to end."""
@@ -157,7 +157,7 @@ def serve_by_celery(app: Application, settings: Settings) -> None:
 
 
 def _answer_refusals(send: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Send a task for the API, or answer it as forbidden where the registry does not let Flower start it."""
+    """Send a task for the API; answer it as forbidden if the registry does not permit Flower to request it."""
     try:
         return send(*args, **options)
     except OpsError as error:
@@ -166,7 +166,7 @@ def _answer_refusals(send: Callable[..., Any], *args: Any, **options: Any) -> An
 
 
 def _give_reasons(flower: Flower) -> None:
-    """Have an answer of ours reach whoever asked: Flower makes a 500 without a word of every error."""
+    """Return our error's text to the client, where Flower would answer every error with an empty 500."""
     run = flower.blocking_runner.run
 
     async def run_and_tell(*args: Any, **options: Any) -> Any:
@@ -181,7 +181,7 @@ def _give_reasons(flower: Flower) -> None:
 
 
 def _prepare(app: Application, settings: Settings) -> None:
-    """Set what both ways of starting have in common."""
+    """The common part of both ways of starting."""
     if settings.worker.flower_password is None:
         raise ConfigurationError(
             "Flower has no password, and would let anybody start tasks",
@@ -203,7 +203,7 @@ def main() -> int:
     except OpsError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
-    os._exit(0)  # Python would wait for threads, and these for an answer of the broker
+    os._exit(0)  # Python would wait for threads that wait for the broker
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Facts that events do not tell Flower: progress, and the results of tasks that ended while Flower did not run.
+"""Adds to Flower what events do not tell: progress, and results of tasks that ended while Flower was not running.
 
-Both stand in the result backend. To read them there costs the workers nothing, and cannot hold up their work.
+Both are read from the result backend, which costs the workers nothing and cannot delay their work.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _ENDS: Final = {states.SUCCESS: "succeeded", states.FAILURE: "failed", states.RE
 
 
 def follow(flower: Flower) -> PeriodicCallback:
-    """Look after the tasks that have not ended, as far as Flower knows, once a second."""
-    # Celery's order of states gets ours where it stands: after a task's start, before any of its ends.
+    """Query the tasks that Flower knows and that have not ended, once a second."""
+    # Insert our state into Celery's order: after a task's start, before any end.
     states.PRECEDENCE_LOOKUP[STATE] = (states.precedence(states.REVOKED) + states.precedence(states.STARTED)) / 2
 
     async def look() -> None:
@@ -63,15 +63,14 @@ def follow(flower: Flower) -> PeriodicCallback:
 
 
 def _forget_pings(flower: Flower) -> None:
-    """Leave the pings of health checks out that another release has told of; ours send no events."""
+    """Remove pings of health checks reported by earlier releases; ours send no events."""
     tasks = flower.events.state.tasks
     for task in [task for task in list(tasks.values()) if task.name == PING.name]:
         tasks.pop(task.uuid, None)
 
 
 def _show_failures(flower: Flower) -> None:
-    """Put the error and its hint where the list of tasks has results: for a failure Flower leaves that empty, or as the
-    last progress was."""
+    """Show error and hint in the list's column of results, where Flower shows nothing, or the last progress."""
     for task in list(flower.events.state.tasks.values()):
         if task.state == states.FAILURE and task.exception and task.result != task.exception:
             task.exception = task.result = _error_sentence(str(task.exception))
@@ -79,13 +78,13 @@ def _show_failures(flower: Flower) -> None:
 
 
 def _error_sentence(error: str) -> str:
-    """An error in one line; an event has the end of its first line escaped, and the last hint is the engine's."""
+    """An error in one line; line ends in an event are escaped, and the last hint is the engine's."""
     message, mark, hint = error.replace("\n  hint: ", r"\n  hint: ").rpartition(r"\n  hint: ")
     return printable(f"{message}. Hint: {hint}" if mark else error, 1000)
 
 
 def _is_wanted(task: Any) -> bool:
-    """True if there is more to know of a task than Flower has been told: its progress, or what its result says."""
+    """True if the backend may know more about a task than Flower: progress, or its result."""
     return not task.ready or any(str(said).startswith("{") for said in (task.result, task.exception) if said)
 
 
@@ -94,13 +93,13 @@ def _read(backend: Any, task_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
     metas = {}
     for task_id, text in zip(task_ids, found, strict=True):
         if text is not None:
-            with suppress(Exception):  # anybody may have written it, in any form
+            with suppress(Exception):  # anyone may have written it, in any form
                 metas[task_id] = backend.meta_from_decoded(backend.decode(text))
     return metas
 
 
 def _tell(flower: Flower, task: Any, meta: Mapping[str, Any]) -> None:
-    """Have Flower take note, as if it had been told so."""
+    """Pass facts to Flower as if by an event."""
     status, result = meta["status"], meta["result"]
     if status == STATE:
         task.event("progress", timestamp=time.time(), fields={"result": progress_sentence(result)})
@@ -113,7 +112,7 @@ def _tell(flower: Flower, task: Any, meta: Mapping[str, Any]) -> None:
 
 
 def _describe(flower: Flower, task: Any, meta: Mapping[str, Any]) -> None:
-    """Put a sentence in the place of a result that Flower shows as Python's."""
+    """Replace a result, which Flower would show as Python's text, by a sentence."""
     said = meta["result"].result if isinstance(meta["result"], OperationFailedError) else meta["result"]
     text = result_sentence(said) if isinstance(said, dict) else printable(str(said))
     if meta["status"] == states.FAILURE:
@@ -124,7 +123,7 @@ def _describe(flower: Flower, task: Any, meta: Mapping[str, Any]) -> None:
 
 
 def result_sentence(result: Mapping[str, Any]) -> str:
-    """A result for a person: what was made or found, how much of it, and for a failure what to do."""
+    """A result for a person: what was made or found, how much, and after a failure what to do."""
     if result.get("error"):
         return _error_sentence(str(result["error"]))
     said = [str(result["message"])] if result.get("message") else []
@@ -155,7 +154,7 @@ def progress_sentence(state: Mapping[str, Any]) -> str:
 
 
 def escape_events(flower: Flower) -> None:
-    """Have Flower show what events say with control characters escaped: whoever reaches the broker can send some."""
+    """Make Flower show events with control characters escaped: anyone who reaches the broker can send them."""
     take = flower.events.on_event
     flower.events.on_event = lambda event: take(_escaped(event))
 

@@ -1,7 +1,7 @@
-"""The gate: every message from a queue is checked here before Celery sees it.
+"""The gate: checks every message from a queue before Celery sees it.
 
-What comes out is a message that has the form of a task, whose signature is valid, and that asks for nothing beyond the
-task: no callbacks, no other time limit, no later start. What has no place in the signature is set to what we send.
+A message is accepted if it has the form of a task and a valid signature, and requests nothing beyond the task: no
+callbacks, no other time limit, no delay. Fields that the signature does not cover are set to our own values.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _TAG: Final = re.compile(r"[A-Za-z0-9-]{1,100}")
 _MOST_BYTES: Final = 64 << 20
 _FORM: Final = "Only backup.sh, restore.sh, beat and the watcher put messages on these queues."
 _NOT_OURS: Final = ("eta", "group", "shadow", "ignore_result", "stamps", "stamped_headers", "retries")
-"""Headers of a message that change what a worker does with it, and that no task of ours has."""
+"""Headers that change how a worker processes a message, and that none of our tasks has."""
 
 
 class Gate:
-    """Checks messages for the workers of a repository.
+    """Checks messages for a repository's workers.
 
     Arguments:
-        repository: the directory of the archives.
-        tell: is told of a task that has the form of one, but is refused: who sent it may wait for it.
+        repository: the repository's directory.
+        tell: receives a refused message that has the form of a task: its sender may be waiting for it.
     """
 
     def __init__(self, repository: Path, *, tell: Callable[[str, str, RejectedError], None] | None = None) -> None:
@@ -47,23 +47,23 @@ class Gate:
         self._tell = tell
 
     def admit(self, raw: bytes, queue: str, client: Redis | None) -> bytes | None:
-        """The message as Celery may have it; nothing where it is rejected, which is logged and counted.
+        """The message for Celery, or None if it is rejected, which is logged and counted.
 
         Arguments:
-            raw: as the broker has it.
-            queue: where it was taken from.
-            client: keeps what is rejected aside.
+            raw: the message in the broker's form.
+            queue: the queue that it came from.
+            client: the connection on which to keep rejected messages.
         """
         name, task_id, refused = "", "", None
         try:
             message = _parse(raw)
-            if queue not in set(Queue):  # an answer of the remote control; its form is checked when it is delivered
+            if queue not in set(Queue):  # an answer of the remote control, whose form is checked on delivery
                 return raw
             name, task_id = str(message["headers"].get("task")), str(message["headers"].get("id"))
             return self._checked(message, name, task_id, queue)
         except RejectedError as error:
             reason, refused = error.reason, error
-        except OpsError:  # the keys cannot be read: nothing can be told of any task
+        except OpsError:  # the keys cannot be read, so no task can be checked
             reason = Rejection.UNKNOWN_KEY
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
             reason = Rejection.MALFORMED
@@ -73,7 +73,7 @@ class Gate:
         return None
 
     def note(self, raw: bytes, queue: str) -> None:
-        """Log and count a message that is malformed for the transport already."""
+        """Log and count a message that the transport cannot parse."""
         self._rejections.note(Rejection.MALFORMED, raw, queue=queue, task="", task_id="", client=None)
 
     def _checked(self, message: dict[str, Any], name: str, task_id: str, queue: str) -> bytes:
@@ -102,7 +102,7 @@ def arguments_text(task: SignedTask) -> str:
 
 
 def show_arguments(arguments: Any) -> str:
-    """Arguments for a person: ``archive=latest, level=contents``; long lists are counted."""
+    """Arguments for a person: ``archive=latest, level=contents``; long lists are only counted."""
     from portal.ops.units import printable
 
     said = []
@@ -122,7 +122,7 @@ def _parse(raw: bytes) -> dict[str, Any]:
 
 
 def _body(message: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The arguments, and what is to happen around the task."""
+    """The arguments, and the options around the task."""
     if message["content-type"] != "application/json" or message["properties"]["body_encoding"] != "base64":
         _refuse("it is not JSON")
     positional, arguments, embedded = json.loads(base64.b64decode(message["body"], validate=True))

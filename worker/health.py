@@ -1,7 +1,7 @@
-"""`python -m worker.health [queue …]`: does a task sent now get done? Exit code 0 or 1, and a line for each queue.
+"""`python -m worker.health [queue …]`: checks that tasks are executed. Exit code 0 or 1, and a line for each queue.
 
-A ping goes through each queue, to a process of its worker's pool and back, so everything on the way is tested. A worker
-whose processes are all busy cannot answer it, and is healthy where its main process says that they are.
+A ping goes through each queue to a process of the worker's pool and back, which tests everything on the way. If all
+processes of a worker are busy, it cannot answer; it counts as healthy if its main process confirms that.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 WAIT_SECONDS: Final = 5.0
-"""How long a queue that has nothing to do may take to answer."""
+"""How long an idle queue may take to answer, in seconds."""
 
 _POLL_SECONDS: Final = 0.01
 
@@ -32,10 +32,10 @@ class QueueHealth:
     """The health of a queue.
 
     Arguments:
-        queue: which one.
-        is_healthy: work that is handed over now gets done, if not at once.
+        queue: the queue.
+        is_healthy: whether a task sent now is executed, possibly later.
         detail: how that is known, or what is wrong.
-        hint: what to do about it.
+        hint: what to do.
     """
 
     queue: Queue
@@ -48,12 +48,12 @@ class QueueHealth:
 
 
 def check_queues(client: Client, queues: Iterable[Queue], seconds: float = WAIT_SECONDS) -> list[QueueHealth]:
-    """Send a ping through each queue, all at once, and say what came back.
+    """Send a ping through all queues at once, and report the answers.
 
     Arguments:
-        client: the way to the workers.
-        queues: which ones.
-        seconds: how long to wait for those that do not answer.
+        client: the access to the workers.
+        queues: the queues.
+        seconds: how long to wait for answers.
 
     Raises:
         BrokerAwayError: the broker does not answer.
@@ -69,7 +69,7 @@ def check_queues(client: Client, queues: Iterable[Queue], seconds: float = WAIT_
 
 
 def _collect(client: Client, pings: Mapping[Queue, str], started: float, seconds: float) -> dict[Queue, QueueHealth]:
-    """Wait for the answers; those that came."""
+    """Wait for answers; return those that came."""
     found: dict[Queue, QueueHealth] = {}
     while len(found) < len(pings) and time.monotonic() - started < seconds:
         for queue in pings.keys() - found.keys():
@@ -87,7 +87,7 @@ def _answered(queue: Queue, state: TaskState, seconds: float) -> QueueHealth:
 
 
 def _silent(client: Client, queue: Queue, task_id: str, seconds: float) -> QueueHealth:
-    """A queue that did not answer: is nobody there, or has nobody time? Who had time meanwhile has answered by now."""
+    """Judge a queue that did not answer: no worker, or only busy ones? Any idle one has answered by now."""
     loads = client.loads(queue)
     if (state := client.look(task_id)).is_ended and not state.is_stopped:
         return _answered(queue, state, seconds)
@@ -101,7 +101,7 @@ def _silent(client: Client, queue: Queue, task_id: str, seconds: float) -> Queue
     idle = [load.worker for load in loads if load.busy < load.processes]
     if not idle:
         return QueueHealth(queue=queue, is_healthy=True, detail="every process is at work on something")
-    if _begun(client.loads(queue)) > _begun(loads):  # it was looked at between one short task and the next
+    if _begun(client.loads(queue)) > _begun(loads):  # it was queried between two short tasks
         return QueueHealth(queue=queue, is_healthy=True, detail="it works through what was queued before")
     return QueueHealth(
         queue=queue,
@@ -116,7 +116,7 @@ def _begun(loads: list[QueueLoad]) -> int:
 
 
 def main() -> int:
-    """Check the queues; the exit code."""
+    """Check the queues; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m worker.health", description="Do the workers do what they are given?"
     )

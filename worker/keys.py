@@ -1,8 +1,8 @@
-"""The keys that tasks and results are signed with: `.keys/tasks.json` in the repository, readable by its owner alone.
+"""The keys for signing tasks and results: `.keys/tasks.json` in the repository, readable by its owner alone.
 
-Whoever may read the backups may request tasks; whoever can only reach the broker may not. The first key of the file
-signs, all of them verify. A rotation puts a new key first; the keys before it remain valid for as long as a task or a
-result can still be under way, and are removed by the rotation after that.
+Whoever may read the backups may request tasks; access to the broker alone is not enough. The file's first key signs,
+all of them verify. A rotation adds a new first key; older keys stay valid as long as a task or result signed with them
+can still arrive, and the rotation after that removes them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DIRECTORY: Final = ".keys"
 NAME: Final = "tasks.json"
 LOCK: Final = ".lock"
 RETIRED_SECONDS: Final = 8 * 24 * 3600
-"""A task is valid for 7 days, and its result is kept for 7 days; a day more covers clocks and long tasks."""
+"""Days that a retired key stays valid: tasks and results are valid for 7; one more covers clocks and long tasks."""
 
 _KEY_BYTES: Final = 32
 _LOCK_SECONDS: Final = 10.0
@@ -43,9 +43,9 @@ class Key:
     """One key.
 
     Arguments:
-        name: how signatures name it.
-        secret: the key itself.
-        retired: when it stopped signing, in seconds since the epoch; nothing for the current key.
+        name: the key's name in signatures.
+        secret: the key.
+        retired: when it stopped signing, in seconds since 1970; None for the current key.
     """
 
     name: str
@@ -57,10 +57,10 @@ class Key:
 
 
 class TaskKeys:
-    """The keys of a repository, read again whenever the file has changed.
+    """The keys of a repository, read again when the file changes.
 
     Arguments:
-        repository: the directory of the archives.
+        repository: the repository's directory.
     """
 
     def __init__(self, repository: Path) -> None:
@@ -71,17 +71,17 @@ class TaskKeys:
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """The path of the file."""
         return self._path
 
     def current(self, *, may_be_new: bool = False) -> Key:
-        """The key to sign with; the first call in a repository creates it.
+        """The key that signs; the first call in a repository creates it.
 
         Arguments:
-            may_be_new: create one also where the repository that was used at this path is not there.
+            may_be_new: create a key even if the repository used at this path before is absent.
 
         Raises:
-            RepositoryError: it can neither be read nor created, or that repository is not there.
+            RepositoryError: the key can neither be read nor created, or that repository is absent.
         """
         try:
             if not self._all():
@@ -93,7 +93,7 @@ class TaskKeys:
             raise self._unusable(error) from error
 
     def named(self, name: str) -> Key | None:
-        """The key of that name; nothing where there is none.
+        """The key of that name, or None.
 
         Raises:
             RepositoryError: the file cannot be read.
@@ -104,11 +104,11 @@ class TaskKeys:
             raise self._unusable(error) from error
 
     def rotate(self) -> Key:
-        """Sign with a new key from now on; the one before is still accepted for a while.
+        """Sign with a new key from now on; the previous one stays valid for a while.
 
         Raises:
             BusyError: another rotation did not end in time.
-            RepositoryError: the file cannot be read or written, or the repository that was used here is not there.
+            RepositoryError: the file cannot be read or written, or the repository used here before is absent.
         """
         now = time.time()
         Repository(self._repository).refuse_absent()
@@ -125,7 +125,7 @@ class TaskKeys:
             raise self._unusable(error) from error
 
     def all(self) -> tuple[Key, ...]:
-        """Every key, the one that signs first; none before the first task.
+        """All keys, the signing one first; empty before the first task.
 
         Raises:
             RepositoryError: the file cannot be read.
@@ -152,7 +152,7 @@ class TaskKeys:
         return self._keys
 
     def _create(self) -> None:
-        """Write the first key; of two processes that do so at once, the key of one stays."""
+        """Write the first key; if two processes do that at once, one key stays."""
         make_directories(self._repository)
         make_hidden(self._path.parent)
         mine = self._path.with_name(f"{NAME}.{os.getpid()}.{secrets.token_hex(4)}")
@@ -189,7 +189,7 @@ def _decode(text: bytes) -> tuple[Key, ...]:
 
 
 def main() -> int:
-    """`python -m worker.keys`: show the keys, or rotate them; the exit code."""
+    """`python -m worker.keys`: show or rotate the keys; return the exit code."""
     from portal.ops.errors import OpsError
     from portal.ops.runtime.environment import current_settings
 

@@ -1,4 +1,4 @@
-"""kombu's Redis transport and remote control with checks in front.
+"""Puts checks in front of kombu's Redis transport and remote control.
 
 Written against kombu 5.7; it depends on these internals:
 
@@ -8,7 +8,7 @@ Written against kombu 5.7; it depends on these internals:
     virtual.Transport._deliver   hands a message to its consumer, also one of the remote control
     pidbox.Node.dispatch         carries out a command of the remote control
 
-kombu parses whatever it finds, and a worker ends where that fails. Here nothing reaches kombu that was not checked.
+kombu parses whatever it receives, and a worker ends if that fails. So nothing reaches kombu unchecked.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from worker.gate import Gate
 
 
-_redis: Any = redis_transport  # kombu has few types
+_redis: Any = redis_transport  # kombu has few type annotations
 _pidbox: Any = pidbox
 
 
 class _Channel(_redis.Channel):  # type: ignore[misc]
-    """Hands on what the gate admits, and nothing else."""
+    """A channel that passes on only what the gate accepts."""
 
     gate: ClassVar[Gate]
 
@@ -46,7 +46,7 @@ class _Channel(_redis.Channel):  # type: ignore[misc]
         return client
 
     def _admit(self, command: str, found: Any) -> Any:
-        """The data read from the connection; nothing in place of a rejected message."""
+        """Data read from the connection, with nothing in place of a rejected message."""
         if command != "BRPOP" or not found:
             return found
         key, raw = found
@@ -65,12 +65,12 @@ class _Channel(_redis.Channel):  # type: ignore[misc]
         with self.conn_or_acquire() as client:
             try:
                 return self.gate.admit(raw, queue, client)
-            except RedisError:  # it was counted; keeping it aside is less important than the worker's connection
+            except RedisError:  # it was counted; keeping it is less important than the worker's connection
                 return None
 
 
 class _QoS(_redis.QoS):  # type: ignore[misc]
-    """Drops what stands in the place of a message taken earlier, and is none."""
+    """Drops invalid data stored in place of an unacknowledged message."""
 
     def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
         try:
@@ -86,7 +86,7 @@ _Channel.QoS = _QoS
 
 
 class Transport(_redis.Transport):  # type: ignore[misc]
-    """The transport of the workers."""
+    """The transport of workers."""
 
     Channel = _Channel
 
@@ -98,7 +98,7 @@ class Transport(_redis.Transport):  # type: ignore[misc]
 
 
 def _has_form(message: Any) -> bool:
-    """True if it is a message as kombu makes them: it would end the worker otherwise."""
+    """True if kombu made the message; other data would end the worker."""
     if not isinstance(message, dict):
         return False
     headers, properties = message.get("headers"), message.get("properties")
@@ -117,19 +117,19 @@ def _bytes(text: Any) -> bytes:
 
 
 def guard_transport(gate: Gate) -> None:
-    """Have every connection of this process to Redis go through the gate: for a process that does tasks."""
+    """Make all Redis connections of this process use the gate: for a process that executes tasks."""
     _Channel.gate = gate
     for name in ("redis", "rediss"):
         TRANSPORT_ALIASES[name] = f"{__name__}:Transport"
 
 
 class CheckedNode(_pidbox.Node):  # type: ignore[misc]
-    """A worker's side of the remote control: carries out what `is_allowed` says, and answers the rest with an error."""
+    """A worker's end of the remote control: executes what `is_allowed` permits, and answers the rest with an error."""
 
     is_allowed: ClassVar[Callable[[str, dict[str, Any]], bool]]
 
     def dispatch(self, method: Any, arguments: Any = None, reply_to: Any = None, ticket: Any = None, **_: Any) -> Any:
-        """Carry a command out."""
+        """Execute a command."""
         given = dict(arguments) if isinstance(arguments, dict) else {}
         if not isinstance(method, str) or not type(self).is_allowed(method, given):
             return None
@@ -137,6 +137,6 @@ class CheckedNode(_pidbox.Node):  # type: ignore[misc]
 
 
 class CheckedMailbox(_pidbox.Mailbox):  # type: ignore[misc]
-    """A mailbox whose nodes check what they are told."""
+    """A mailbox whose nodes check commands."""
 
     node_cls = CheckedNode

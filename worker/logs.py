@@ -1,4 +1,4 @@
-"""JSON lines from everything that runs in a worker: the engine's events, the tasks', and what Celery itself says."""
+"""JSON logs for everything in a worker: events of the engine and the tasks, and Celery's own messages."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from portal.ops.model import LogFormat
 
 _TALKATIVE = ("celery.worker.strategy", "celery.app.trace")
-"""They repeat what the tasks' own events say, with less to go by."""
+"""Loggers whose messages repeat our tasks' events with fewer facts."""
 
 
 def log_to_standard_error(style: LogFormat) -> None:
-    """Send everything to standard error, one line an event, and keep Celery from setting up anything else."""
+    """Log everything to standard error, one line an event, and keep Celery from changing logging."""
     configure_logging(style, sys.stderr)
     root, handler = logging.getLogger(), foreign_handler(style, sys.stderr)
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
-    pool_logger().handlers[:] = [handler]  # it hands nothing on to the root, and says it bare where it has no handler
+    pool_logger().handlers[:] = [handler]  # it passes nothing to the root logger, and prints raw text without a handler
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
     _ignore_warnings()
@@ -39,7 +39,7 @@ def log_to_standard_error(style: LogFormat) -> None:
 
 
 def log_as_configured(style: LogFormat) -> None:
-    """Have Celery, when one of its own commands sets up logging, set up ours; nothing is logged before."""
+    """Set up our logging when a Celery command would set up its own; nothing is logged before that."""
 
     def set_up(**_: Any) -> None:
         log_to_standard_error(style)
@@ -49,16 +49,16 @@ def log_as_configured(style: LogFormat) -> None:
 
 
 def _ignore_warnings() -> None:
-    """Root matters to Celery where messages can hold code, and ours are JSON; the other is about a setting."""
+    """Ignore two warnings of Celery: about root, a risk only if messages can contain code, and about a setting."""
     for category in (SecurityWarning, CPendingDeprecationWarning):
         warnings.filterwarnings("ignore", category=category)
 
 
 def _leave_alone(**_: Any) -> None:
-    """Be there: Celery sets up no logging of its own then."""
+    """A receiver of Celery's signal, whose presence keeps Celery from setting up logging."""
 
 
 def _bind(task_id: str, task: Task, **_: Any) -> None:
-    """Begin a task with nothing of the one before it: what is bound goes into every event from here on."""
+    """Start a task's log context without that of the previous task."""
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(task_id=task_id, task_name=task.name)

@@ -1,7 +1,7 @@
-"""Which moment a backup may be asked for: one that its requester could have meant when the task was signed.
+"""The moments for which a backup may be requested, given when the task was signed. This module is pure.
 
-A moment becomes a part of the archive's name. One in the future would hide what comes before it, and one in the past
-would stand for a day that it says nothing about. It reads no clock.
+A moment becomes part of the archive's name. A future one would hide earlier archives, and a past one would stand for a
+time that the archive does not show.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ _DELAY: Final = {
 def check_moment(
     operation: Operation, moment: datetime, requester: Requester, signed_at: datetime, schedules: ScheduleSettings
 ) -> None:
-    """Refuse a moment that the requester could not have sent.
+    """Refuse a moment that the requester cannot have meant.
 
     Arguments:
-        moment: what the task asks for.
-        signed_at: when it was signed.
-        schedules: beat sends the newest slot of the operation's, and no earlier one.
+        moment: the requested moment.
+        signed_at: when the task was signed.
+        schedules: the operation's schedules: beat sends the newest slot and no earlier one.
 
     Raises:
-        RefusedError: it lies before or after what could have been sent.
+        RefusedError: the moment is too early or too late.
     """
     if moment > signed_at + CLOCKS_DIFFER:
         raise RefusedError(

@@ -1,9 +1,9 @@
-"""The registry of operations: one entry for everything that a worker can be asked to do.
+"""The registry of operations: one entry for everything that a worker can do.
 
-An entry says what the operation is called, which queue its tasks go to, which arguments it takes, who may request it,
-which schedule starts it, and which function carries it out. The Celery tasks, the requests of the commands, the
-schedules of beat and the texts in Flower are made from the entries, so that adding an operation means adding one entry.
-Nothing here imports Celery or the engine's jobs, so a command that only names an operation starts quickly.
+An entry has an operation's name, its queue, its arguments, who may request it, its schedule, and the function that
+executes it. The Celery tasks, the commands' requests, beat's schedules and Flower's texts are made from these entries,
+so adding an operation means adding one entry. This module imports neither Celery nor the engine's jobs, so that a
+command which only names an operation starts quickly.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class Queue(StrEnum):
-    """A queue, served by worker processes of its own: a restore never waits behind a verification."""
+    """A queue with its own worker processes, so that a restore never waits for a verification."""
 
     BACKUP = "backup"
     RESTORE = "restore"
@@ -44,7 +44,7 @@ class Queue(StrEnum):
 
     @property
     def processes(self) -> int:
-        """The default number of concurrent tasks: a full backup does not hold up that of an upload."""
+        """The default number of concurrent tasks: a full backup must not delay that of an upload."""
         return 2 if self in (Queue.BACKUP, Queue.MAINTENANCE) else 1
 
 
@@ -61,19 +61,19 @@ class Requester(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class MadeArchive:
-    """A slot is done when there is an archive of one of these types, made since the slot."""
+    """A slot is done if an archive of one of these types was made since the slot."""
 
     types: frozenset[BackupType]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoggedEnd:
-    """A slot is done when the access log has an end of the operation since the slot, with one of these outcomes.
+    """A slot is done if the access log has an end of the operation since the slot, with one of these outcomes.
 
-    It is due only where an archive is as old as the slot: before, there is nothing to do.
+    It is due only if an archive is at least as old as the slot; otherwise there is nothing to do.
 
     Arguments:
-        of_destination: only an entry about a whole destination counts.
+        of_destination: whether only entries about whole destinations count.
     """
 
     outcomes: frozenset[Outcome]
@@ -82,12 +82,12 @@ class LoggedEnd:
 
 @dataclass(frozen=True, kw_only=True)
 class EachArchive:
-    """A slot has one task for each archive whose turn it is (see `beat.verify_rotation`)."""
+    """A slot has one task for each archive that is due (see `beat.verify_rotation`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NothingMissing:
-    """A slot is done when every archive that should have an off-site copy has one, as the repository remembers."""
+    """A slot is done if every archive that should have an off-site copy has one, by the repository's record."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,15 +95,15 @@ class Schedule:
     """The schedule of an operation.
 
     Arguments:
-        setting: the field of `ScheduleSettings` that has the cron expression; also the first word of the tasks' ids.
-        done_by: what shows that a slot is done.
+        setting: the field of `ScheduleSettings` with the cron expression; also the first word of task ids.
+        done_by: how to tell that a slot is done.
     """
 
     setting: str
     done_by: MadeArchive | LoggedEnd | EachArchive | NothingMissing
 
     def expressions(self, schedules: ScheduleSettings) -> tuple[str, ...]:
-        """The cron expressions that start it: for full backups, those of complete ones too, where others are not."""
+        """The cron expressions that start it; for full backups also that of complete ones, if others are chained."""
         wanted = [getattr(schedules, self.setting)]
         if self.setting == BackupType.FULL and schedules.full_uploads is FullUploads.CHAIN:
             wanted.append(schedules.complete)
@@ -112,19 +112,19 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """One thing that a worker does.
+    """One operation of the workers.
 
     Arguments:
-        name: of its tasks, as Celery, Flower and the logs show it.
-        queue: where its tasks go.
+        name: the name of its tasks in Celery, Flower and logs.
+        queue: the queue of its tasks.
         description: what it does, as an imperative without a full stop.
-        arguments: what its tasks take, by name and type.
+        arguments: the arguments of its tasks.
         requesters: who may request it.
-        handler: the function that carries it out, as ``module:name``; imported by the process that does the work.
-        action: what the access log calls it; nothing for what is not logged.
-        backup_type: the type of the archive that it makes; nothing where it makes none.
-        schedule: when it starts by itself; nothing where it does not.
-        id_words: first words of the ids of its tasks, beside that of its schedule.
+        handler: the function that executes it, as ``module:name``; imported only to do the work.
+        action: its name in the access log; None if it is not logged.
+        backup_type: the type of archive that it makes; None if it makes none.
+        schedule: when it starts by itself; None for never.
+        id_words: first words of its task ids, in addition to that of the schedule.
         is_shown: whether logs and Flower show its tasks.
     """
 
@@ -241,7 +241,7 @@ DRILL_RESTORE: Final = Operation(
     requesters=_SCHEDULED,
     handler="worker.handlers.drill:drill",
     action=Action.DRILL,
-    # A drill that failed has shown what it was to show.
+    # A failed drill has been reported, so its slot is done.
     schedule=Schedule(setting="drill", done_by=LoggedEnd(outcomes=frozenset({Outcome.DONE, Outcome.FAILED}))),
 )
 OFFSITE_COPY: Final = Operation(
@@ -291,14 +291,14 @@ PING: Final = Operation(
 OPERATIONS: Final[Mapping[str, Operation]] = {
     entry.name: entry for entry in tuple(globals().values()) if isinstance(entry, Operation)
 }
-"""Every operation by its name, in the order of this file."""
+"""All operations by name, in the order of this file."""
 
 SCHEDULED: Final = tuple(entry for entry in OPERATIONS.values() if entry.schedule)
 """The operations that have a schedule."""
 
 
 def of_task_id(task_id: str) -> Operation | None:
-    """The operation that a task's id was made for by a command, beat or the watcher; nothing for other ids."""
+    """The operation for which a command, beat or the watcher has made a task id; None for other ids."""
     word = task_id.partition("-")[0]
     if word in OPERATIONS:
         return OPERATIONS[word]

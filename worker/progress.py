@@ -1,7 +1,7 @@
-"""The progress of a task, as its state: the commands draw it, Flower shows it.
+"""Reports a task's progress as its state, which commands draw and Flower shows.
 
-A thread of its own tells it: a broker that is away holds up that thread, never the work. It ends before the task does,
-so that nothing it says can come after the result.
+A thread sends it, so that a broker that is away delays that thread and never the work. The thread ends before the task,
+so that nothing arrives after the result.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _ANSWER_SECONDS: Final = 2
 
 
 class Reporter:
-    """Is called with each step of a job, and tells the latest one soon, then twice a second.
+    """Called with each step of a job; sends the latest one soon, then twice a second.
 
-    It is also what says that a task has begun (ADR 62).
+    Its first report also says that a task has begun (ADR 62).
 
     Arguments:
-        task: whose state it is.
+        task: the task whose state is set.
     """
 
     def __init__(self, task: Task) -> None:
@@ -60,14 +60,14 @@ class Reporter:
         self._redis.close()
 
     def __call__(self, step: Step) -> None:
-        """Take note of a step; cheap enough to be called for every block."""
+        """Take a step; cheap enough to be called for every block."""
         if self._latest and step.done < self._latest.done:  # another part of the job, with a rate of its own
             self._started = time.monotonic()
         self._latest = step
         self._waiting = ""
 
     def wait(self, reason: str) -> None:
-        """Say that the task does nothing for a moment, and why."""
+        """Report that the task is waiting, and why."""
         self._waiting = reason
 
     def _run(self) -> None:
@@ -90,5 +90,5 @@ class Reporter:
     def _tell(self, state: dict[str, Any]) -> None:
         try:
             self._redis.set(self._key, self._encode({**self._meta, "result": state}), ex=RESULT_SECONDS)
-        except RedisError:  # nobody sees how far it is for a while: no reason to stop
+        except RedisError:  # missing progress is no reason to stop
             self._ended.wait(_ANSWER_SECONDS)

@@ -13,7 +13,7 @@ from worker.operations import Queue
 
 
 def serve_queue(queue: Queue, processes: int) -> int:
-    """Work until somebody asks this process to end; its exit code."""
+    """Serve a queue until this process is asked to end; return the exit code."""
     settings = current_settings()
     log_to_standard_error(settings.log_format)
     worker = make_worker_app(settings).Worker(
@@ -28,7 +28,7 @@ def serve_queue(queue: Queue, processes: int) -> int:
 
 
 def main() -> int:
-    """Serve the queue that the arguments name; the exit code."""
+    """Serve the queue in the arguments; return the exit code."""
     try:
         return serve_queue(Queue(sys.argv[1]), int(sys.argv[2]))
     except OpsError as error:

@@ -1,7 +1,7 @@
-"""Recovery of dead processes' work, by a worker at its start and now and then.
+"""Recovers the work of dead processes, when a worker starts and regularly after that.
 
-A message whose process was killed would come back only when its visibility timeout is over, which is hours. The lock
-on its delivery tells at once that nobody works on it any more.
+A message whose process was killed would only return after its visibility timeout, which is hours. The lock of its
+delivery shows at once that no process works on it.
 """
 
 from __future__ import annotations
@@ -55,19 +55,19 @@ _OURS: Final = (b"celeryev", b"celery.pidbox", b"reply.celery.pidbox", *(queue.v
 _BINDING: Final = b"_kombu.binding."
 _EVERY_SECONDS: Final = 5.0
 _KILLED_SECONDS: Final = 60.0
-"""So long the kernel may take to end a process that was killed."""
+"""Seconds that the kernel may take to end a killed process."""
 
 _APART_SECONDS: Final = 3600.0
-"""What is recovered by a process of its own is waited for so long; it goes on all the same."""
+"""Seconds to wait for the process that recovers; it continues after that."""
 
 _AGAIN_SECONDS: Final = 60.0
-"""A restore that could be neither finished nor undone is left alone for so long."""
+"""Seconds between attempts to finish or undo a restore for which both have failed."""
 
 
 def tidy(settings: Settings, queue: Queue) -> None:
-    """Sweep what killed backups left, finish or undo restores that were interrupted, throw remains of drills away.
+    """Remove remains of killed backups and drills, and finish or undo interrupted restores.
 
-    It says what it found. Whatever is wrong here is said, and keeps no worker from starting.
+    It logs what it finds. Errors are logged and keep no worker from starting.
     """
     try:
         if queue is Queue.RESTORE:
@@ -89,14 +89,14 @@ def _sweep(repository: Repository) -> None:
 
 
 def requeue(app: Celery, settings: Settings, queue: Queue, *, at_start: bool) -> int:
-    """Put messages back that nobody works on any more; how many.
+    """Return messages to their queues if no process works on them; return their number.
 
-    Whose process is gone, and whose task has its result although the message is still there: it was done while the
-    broker was away. That one is answered with the result when it is delivered again.
+    These are messages whose process is gone, and tasks that have a result although their message was not acknowledged,
+    since the broker was away. Their next delivery returns the existing result.
 
     Arguments:
-        at_start: also those that nobody has begun to work on: who had taken them is most likely the worker before this
-            one. If it is not, the task is delivered twice, which does no harm.
+        at_start: also return messages that no process has begun: the previous worker had most likely reserved them. If
+            it still runs, the task is delivered twice, which is harmless.
     """
     count = 0
     with app.connection_for_write() as connection:
@@ -119,7 +119,7 @@ def _has_result(backend: Any, task_id: str) -> bool:
 
 
 def begin_recovery(app: Application) -> None:
-    """Recover what a worker of the same queues has left, and go on looking while this one works."""
+    """Recover what an earlier worker of these queues has left, and repeat that while this one runs."""
     settings = app.settings
     queues = [queue for queue in Queue if queue.value in app.amqp.queues.consume_from]
     for queue in queues:
@@ -136,7 +136,7 @@ def begin_recovery(app: Application) -> None:
     def leaving(**_: Any) -> None:
         for end in ends:
             end()
-        if ends:  # at each signal, but said once
+        if ends:  # tried at each signal, but logged once
             log.info("worker_stopping", queues=[queue.value for queue in queues])
         ends.clear()
 
@@ -145,7 +145,7 @@ def begin_recovery(app: Application) -> None:
 
 
 def _warn_of_strangers(app: Celery) -> None:
-    """Say so where another application uses the same Redis database: its visibility timeout would count for us too."""
+    """Warn if another application uses the same Redis database: its visibility timeout would affect ours."""
     with app.connection_for_write() as connection:
         names = [key.removeprefix(_BINDING) for key in connection.default_channel.client.scan_iter(_BINDING + b"*")]
     strangers = sorted(name.decode(errors="replace") for name in names if name not in _OURS and b"pidbox" not in name)
@@ -158,7 +158,7 @@ def _warn_of_strangers(app: Celery) -> None:
 
 
 def watch(app: Celery, settings: Settings, queue: Queue) -> Callable[[], None]:
-    """Look for abandoned messages every few seconds, in a thread of its own; what ends it."""
+    """Look for abandoned messages every few seconds, in a thread; returns the function that ends it."""
     ended = threading.Event()
 
     def run() -> None:
@@ -174,9 +174,9 @@ def watch(app: Celery, settings: Settings, queue: Queue) -> Callable[[], None]:
             try:
                 requeue(app, settings, queue, at_start=at_start)
                 at_start = False
-            except (RedisError, OperationalError, OSError):  # the worker's own connection says it
+            except (RedisError, OperationalError, OSError):  # the worker's own connection reports that
                 pass
-            except Exception as error:  # it has to go on: nobody else finds what is abandoned before hours are over
+            except Exception as error:  # it has to continue: otherwise abandoned messages would wait for hours
                 log.error("recovery_failed", error=repr(error))
             ended.wait(_EVERY_SECONDS)
 
@@ -185,9 +185,9 @@ def watch(app: Celery, settings: Settings, queue: Queue) -> Callable[[], None]:
 
 
 def _finish_restores(settings: Settings) -> bool:
-    """See to restores whose process was killed while they were at it; whether there was one."""
+    """Finish or undo interrupted restores; return whether there were any."""
     records = RestoreRecords(Repository(settings.local_path))
-    with suppress(OpsError, OSError):  # the next restore says it
+    with suppress(OpsError, OSError):  # the next restore reports it
         if any(not record.state.is_settled for record in records.all()) and not records.are_locked():
             _run_apart(Queue.RESTORE)
             return True
@@ -195,12 +195,12 @@ def _finish_restores(settings: Settings) -> bool:
 
 
 def follow_kills(queues: Sequence[Queue]) -> None:
-    """See to tasks that the hard time limit kills: their messages are done with, so that no delivery does it."""
+    """Handle tasks killed by the hard time limit: their messages are acknowledged, so no delivery would."""
 
     def ended(sender: Task, task_id: str, exception: BaseException, kwargs: Mapping[str, Any], **_: Any) -> None:
         if (
             isinstance(exception, TimeLimitExceeded) and OPERATIONS[sender.name].queue in queues
-        ):  # Celery says it twice; the second look finds nothing
+        ):  # Celery reports it twice; the second call finds nothing
             killed = {"name": sender.name, "task_id": task_id, "given": kwargs}
             queue = OPERATIONS[sender.name].queue
             threading.Thread(target=_run_apart, args=(queue, killed), name="killed", daemon=True).start()
@@ -209,9 +209,9 @@ def follow_kills(queues: Sequence[Queue]) -> None:
 
 
 def _run_apart(queue: Queue, killed: Mapping[str, Any] | None = None) -> None:
-    """Do it in a process of its own: a worker's main process forks, and a child that inherits a lock keeps it locked.
+    """Run this in another process: a worker's main process forks, and a child would inherit locks and keep them.
 
-    It outlives this one, so that what is begun here is brought to its end.
+    That process outlives this one, so that it can finish.
     """
     command = [sys.executable, "-I", "-m", "worker.recovery", queue.value]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
@@ -222,9 +222,9 @@ def _run_apart(queue: Queue, killed: Mapping[str, Any] | None = None) -> None:
 
 
 def _see_to_killed(settings: Settings, operation: Operation, task_id: str, given: Mapping[str, Any]) -> None:
-    """Once the process of a task is gone: write down how it ended, and leave no authorization and no count of it.
+    """When a killed task's process is gone, record the task's end, and remove its authorization and delivery file.
 
-    A process that has ended in good order, if late, has written that down by itself, and left no file of the delivery.
+    A process that ended late but in good order has done that itself, and removed its file.
     """
     with sole_delivery(settings.local_path, task_id, _KILLED_SECONDS) as begun:
         if begun > 1:
@@ -232,13 +232,13 @@ def _see_to_killed(settings: Settings, operation: Operation, task_id: str, given
             Authorizations(settings.local_path).use_up(task_id)
             write_down(settings, operation, task_id, given, fault)
             app = make_app(settings)
-            if not _has_result(app.backend, task_id):  # its last word was how far it is
+            if not _has_result(app.backend, task_id):  # its last state was progress
                 result = sign_result(app.task_keys.current(), task_id, Outcome.of_error(fault).result, success=False)
                 app.backend.store_result(task_id, OperationFailedError(result), states.FAILURE)
 
 
 def main() -> int:
-    """See to the killed task that standard input names, if it does, and to what there is to tidy; the exit code."""
+    """Handle the killed task on standard input, if any, and clean up; return the exit code."""
     show_commands()
     settings = current_settings()
     configure_logging(settings.log_format, sys.stderr)
@@ -252,7 +252,7 @@ def main() -> int:
 
 
 def _task_of(text: bytes | str) -> tuple[str, str]:
-    """The id of the task in a message, and the queue that it came from."""
+    """The id of the task in a message, and its queue."""
     try:
         message, _, queue = json.loads(text)
         return str(message["headers"]["id"]), str(queue)

@@ -1,7 +1,7 @@
-"""Messages that are no valid tasks: logged, counted in the repository, and kept aside in the broker.
+"""Messages that are no valid tasks: logged, counted in the repository, and kept in the broker.
 
-The counts are in `.rejected.json`, where the metrics find them. The messages themselves are in the list
-`kekkai-backup-rejected` of the broker, the newest first and at most a hundred, for whoever wants to find their sender.
+The counts are in `.rejected.json`, which the metrics read. The messages are in the broker's list
+`kekkai-backup-rejected`, newest first and at most a hundred, to help find their sender.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ log = engine_log("worker.gate")
 
 
 class Rejections:
-    """The rejected messages of a repository's workers.
+    """Records the messages rejected by a repository's workers.
 
     Arguments:
-        repository: the directory of the archives.
+        repository: the repository's directory.
     """
 
     def __init__(self, repository: Path) -> None:
@@ -48,7 +48,7 @@ class Rejections:
     def note(
         self, reason: Rejection, message: bytes, *, queue: str, task: str, task_id: str, client: Redis | None
     ) -> None:
-        """Log a message, count it, and keep it aside."""
+        """Log, count and keep a message."""
         log.warning(
             "message_rejected",
             reason=reason.value,

@@ -1,7 +1,7 @@
-"""The remote control of workers: whoever reaches the broker may ask; to change anything needs a signature.
+"""Protects the workers' remote control: questions are open to everyone on the broker, changes need a signature.
 
-`celery inspect`, `status`, Flower and the health check ask. To revoke a task, to stop a worker or to change its pool
-is for those who have the repository's key; `celery control` signs by itself where it can read the key.
+`celery inspect`, `status`, Flower and the health check ask questions. Revoking a task, stopping a worker or changing
+its pool needs the repository's key; `celery control` signs automatically if it can read the key.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ ASKING: Final = frozenset(
         "stats",
     }
 )
-"""What needs no signature: nothing of it changes what a worker does. `hello` is missing, since it can revoke tasks."""
+"""Commands without a signature, which change nothing in a worker. `hello` is missing, since it can revoke tasks."""
 
 _VALID_SECONDS: Final = 300
 
 
 class SignedControl(Control):  # type: ignore[misc]  # Celery has no types
-    """Signs the commands that need it."""
+    """Signs the commands that need a signature."""
 
     Mailbox = CheckedMailbox
 
@@ -69,7 +69,7 @@ def sign_command(key: Key, command: str, arguments: Mapping[str, Any]) -> dict[s
 
 
 def check_commands(keys: TaskKeys) -> None:
-    """Have the nodes of this process carry out nothing but questions and what is signed."""
+    """Make this process's nodes execute only questions and signed commands."""
     used: dict[str, float] = {}
 
     def is_allowed(command: str, arguments: dict[str, Any]) -> bool:
@@ -90,7 +90,7 @@ def check_commands(keys: TaskKeys) -> None:
 def _is_signed(
     keys: TaskKeys, used: dict[str, float], command: str, arguments: Mapping[str, Any], signature: Any
 ) -> bool:
-    """True if the signature is valid, of now, and used for the first time."""
+    """True if the signature is valid, recent, and used for the first time."""
     if not isinstance(signature, dict) or not isinstance(signature.get("mac"), str):
         return False
     key, now, at = keys.named(str(signature.get("key"))), time.time(), signature.get("at")

@@ -1,7 +1,7 @@
-"""Signatures of tasks and results: what is signed, how it is written, and when it is valid. It reads no clock.
+"""Signs tasks and results, and checks signatures. This module reads no clock.
 
-A task's signature covers its name, id, arguments (the actor is one of them), who requested it and when. A result's
-covers the task's id, whether it succeeded, and the result. Both are HMAC-SHA256 over canonical JSON.
+A task's signature covers its name, id, arguments (including the actor), requester and time. A result's covers the
+task's id, its success and the result. Both are HMAC-SHA256 over canonical JSON.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from worker.operations import Operation
 
 HEADER: Final = "kekkai"
-"""The header of a message that has the signature."""
+"""The message header with the signature."""
 
 RESULT_FIELD: Final = "_signature"
-"""The field of a result that has the signature."""
+"""The result's field with the signature."""
 
 LIFETIME: Final = timedelta(days=7)
 CLOCKS_DIFFER: Final = timedelta(minutes=5)
@@ -33,13 +33,13 @@ CLOCKS_DIFFER: Final = timedelta(minutes=5)
 
 @dataclass(frozen=True, kw_only=True)
 class SignedTask:
-    """A task as its message has it, once the signature is verified.
+    """A task from a message with a verified signature.
 
     Arguments:
-        operation: what it asks for.
-        task_id: its id.
-        arguments: as they came, in the types of JSON.
-        requester: who requested it.
+        operation: the requested operation.
+        task_id: the task's id.
+        arguments: the arguments as received, as types of JSON.
+        requester: the kind of requester.
         at: when it was signed.
     """
 
@@ -53,10 +53,10 @@ class SignedTask:
 def sign_task(
     key: Key, operation: Operation, task_id: str, arguments: Mapping[str, Any], requester: Requester, at: datetime
 ) -> dict[str, str]:
-    """The signature of a task, as the header of its message has it.
+    """The signature of a task, as a message header.
 
     Raises:
-        RejectedError: the registry does not let that requester start the operation.
+        RejectedError: the registry does not permit that requester to request the operation.
     """
     check_requester(operation, requester)
     said = {"key": key.name, "requester": requester.value, "at": at.astimezone(UTC).isoformat(timespec="seconds")}
@@ -64,10 +64,10 @@ def sign_task(
 
 
 def check_requester(operation: Operation, requester: Requester) -> None:
-    """Refuse an operation that the registry does not let the requester start.
+    """Refuse an operation that the registry does not permit to a requester.
 
     Raises:
-        RejectedError: it does not.
+        RejectedError: it is refused.
     """
     if requester not in operation.requesters:
         allowed = ", ".join(sorted(operation.requesters))
@@ -86,14 +86,15 @@ def verify_task(
     find_key: Callable[[str], Key | None],
     now: datetime,
 ) -> SignedTask:
-    """The task, where its signature is valid now.
+    """Check a task's signature; return the task.
 
     Arguments:
-        signature: the header of its message.
-        find_key: a key by its name.
+        signature: the header of the message.
+        find_key: returns a key by its name.
 
     Raises:
-        RejectedError: it is not signed, was altered, is too old or from the future, or its requester may not start it.
+        RejectedError: the signature is missing, wrong, too old or from the future, or the requester may not request the
+            operation.
     """
     if not isinstance(signature, dict):
         raise RejectedError(Rejection.UNSIGNED, "the task is not signed", hint=_UNSIGNED)
@@ -136,7 +137,7 @@ def sign_result(key: Key, task_id: str, result: Mapping[str, Any], *, success: b
 
 
 def is_signed_result(task_id: str, result: object, find_key: Callable[[str], Key | None], *, success: bool) -> bool:
-    """True if a worker has signed this very result of this task."""
+    """True if a worker has signed this result of this task."""
     if not isinstance(result, dict) or not isinstance(signature := result.get(RESULT_FIELD), dict):
         return False
     key, mac = signature.get("key"), signature.get("mac")

@@ -1,4 +1,4 @@
-"""Names of tasks that nobody has named."""
+"""Ids for tasks without one."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ if TYPE_CHECKING:
 
 
 def new_task_id(operation: Operation) -> str:
-    """A name for a task that nobody has asked for yet, which a person can tell from others."""
+    """A new task id that people can recognise."""
     return f"{operation.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"

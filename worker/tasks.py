@@ -1,7 +1,7 @@
-"""The tasks: each takes JSON arguments, does one thing of the engine's, and gives back the engine's result.
+"""The Celery tasks: each takes JSON arguments, runs one operation of the engine, and returns its result.
 
-Every delivery goes the same way: does nobody else work on it? is there a result by now? was it not begun too often?
-Then it is done, again where it may succeed later, and what did not succeed ends as a failure of the task.
+Every delivery goes through the same steps: wait for other deliveries, look for an existing result, check the number of
+starts, run, and retry if that may help. Failure of the operation is a failure of the task.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _perform(task: Task, operation: Operation, given: Mapping[str, Any]) -> dict
     """One delivery of a task, from the queue to its result.
 
     Raises:
-        OperationFailedError: it did not succeed.
+        OperationFailedError: the operation failed.
     """
     started = time.monotonic()
     outcome = _deliver(task, operation, given)
@@ -65,7 +65,7 @@ def _perform(task: Task, operation: Operation, given: Mapping[str, Any]) -> dict
 
 
 def _signed(task_id: str, outcome: Outcome) -> dict[str, Any]:
-    """The result with its signature; without one where the repository is what failed."""
+    """The result with its signature, or without one if the repository itself has failed."""
     try:
         key = TaskKeys(current_settings().local_path).current()
     except OpsError as error:
@@ -75,7 +75,7 @@ def _signed(task_id: str, outcome: Outcome) -> dict[str, Any]:
 
 
 def _tell_end(operation: Operation, outcome: Outcome, seconds: float) -> None:
-    """Say how a task ended; a ping that went well would only fill the log."""
+    """Log how a task ended, except for successful pings."""
     if outcome.success and operation.is_shown:
         log.info("task_ended", success=True, seconds=round(seconds, 3))
     elif not outcome.success:
@@ -83,7 +83,7 @@ def _tell_end(operation: Operation, outcome: Outcome, seconds: float) -> None:
 
 
 def _request_copy(result: Mapping[str, Any]) -> None:
-    """Have a new archive copied off-site, on a queue of its own; where that fails, beat makes up for it."""
+    """Request an off-site copy of a new archive, on its own queue; if that fails, beat makes up for it."""
     try:
         settings = current_settings()
         if settings.offsite.destinations() and not result.get("unchanged"):
@@ -99,10 +99,10 @@ def _is_redelivered(task: Task) -> bool:
 
 
 def _earlier(task: Task, keys: TaskKeys) -> Outcome | None:
-    """The result of a delivery before this one, which was interrupted before it could take its message off the queue.
+    """The result of an earlier delivery, which was interrupted before it could acknowledge its message.
 
-    A failure counts for a redelivery only: who sends a task a second time wants it tried a second time. What no worker
-    has signed counts for nothing, and a success only while the repository has the archive that it names.
+    A failure counts only for a redelivery: sending a task a second time means trying it again. Unsigned results do not
+    count, and a success only while the repository has the archive it names.
     """
     meta = task.backend.get_task_meta(task.request.id)
     success = meta["status"] == states.SUCCESS
@@ -119,12 +119,12 @@ def _earlier(task: Task, keys: TaskKeys) -> Outcome | None:
 
 
 def _still_holds(result: Mapping[str, Any]) -> bool:
-    """True if the archive that a result names is there: somebody may have removed it, and want another."""
+    """True if the archive in a result exists; it may have been removed, and another one wanted."""
     return not result.get("path") or os.path.exists(result["path"])
 
 
 def _deliver(task: Task, operation: Operation, given: Mapping[str, Any]) -> Outcome:
-    """Do the work with nobody else at it; whatever goes wrong becomes an outcome."""
+    """Run the task exclusively; every error becomes an outcome."""
     settings: Settings | None = None
     try:
         settings = current_settings()
@@ -142,7 +142,7 @@ def _deliver(task: Task, operation: Operation, given: Mapping[str, Any]) -> Outc
             return _try(task, operation, given, settings, attempt)
     except SoftTimeLimitExceeded:
         return Outcome.of_error(too_slow(operation.name, "ended; nothing of it is left"))
-    except OpsError as error:  # there was no delivery: what goes wrong in one is an outcome already
+    except OpsError as error:  # no delivery was begun; errors within one are outcomes already
         if settings:
             write_down(settings, operation, task.request.id, given, error)
         return Outcome.of_error(error)
@@ -151,12 +151,12 @@ def _deliver(task: Task, operation: Operation, given: Mapping[str, Any]) -> Outc
 
 
 def _try(task: Task, operation: Operation, given: Mapping[str, Any], settings: Settings, attempt: int) -> Outcome:
-    """Do it, and again after a pause where it may succeed then. Only what the last try came to is told to people.
+    """Run the task, and retry after a pause if that may help. Only the last outcome is reported to people.
 
-    Where the engine has not come to write down how it ended, as where a task is refused, that is done here.
+    Results that the engine has not recorded, such as refusals, are recorded here.
     """
     pause = _FIRST_PAUSE_SECONDS
-    signature = task.request.get(HEADER)  # the gate has verified it
+    signature = task.request.get(HEADER)  # verified by the gate
     with Reporter(task) as progress, _told_at_the_end(settings) as heard:
         request = TaskRequest(
             operation=operation,
@@ -185,7 +185,7 @@ def _try(task: Task, operation: Operation, given: Mapping[str, Any], settings: S
 
 @contextmanager
 def _told_at_the_end(settings: Settings) -> Iterator[list[AccessEntry]]:
-    """Tell people what is in the list in the end; not where the process has to end and the task is begun again."""
+    """Send the collected reports at the end, unless the process has to end and the task will be started again."""
     heard: list[AccessEntry] = []
     try:
         yield heard
@@ -216,7 +216,7 @@ def _make(operation: Operation) -> Task:
         name=operation.name,
         typing=False,
         throws=(OperationFailedError,),
-        send_events=operation.is_shown,  # Flower shows what people want to see
+        send_events=operation.is_shown,  # Flower shows readable arguments
     )
     return decorate(run)
 

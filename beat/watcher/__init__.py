@@ -1,12 +1,13 @@
-"""The watcher of the uploads: has what was uploaded backed up within seconds.
+"""The watcher of the uploads: gets new uploads backed up within seconds.
 
-    sight        what the kernel tells of changes below the uploads, by watchdog
-    mounts       whether it can tell
-    gathering    changes add up until it is quiet
-    own          what this system itself has written is no change
-    outbox       one task for what has changed; kept on the disk where nobody takes it
-    loop         these together, and the times when the whole tree is to be looked at
+    inotify      receives the kernel's events for changes below the uploads, through watchdog
+    mounts       detects file systems without such events
+    debounce     collects changes until there is a pause
+    exclusions   leaves out files of this system
+    change_set   the changes for one task
+    outbox       sends tasks, and keeps on the disk what cannot be sent
+    loop         connects these, and decides when the whole tree is to be scanned
 
-Events are hints, a scan is the truth: whatever may have been missed is found by a task that looks at the whole tree.
-No part keeps a list of the files that are there: cost and memory are a matter of what changes, and of the directories.
+Events are hints, a scan is the truth: a task that examines the whole tree finds whatever was missed. No part keeps a
+list of existing files: cost and memory depend only on changes and on the number of directories.
 """

@@ -1,4 +1,4 @@
-"""`python -m beat.watcher`: sends what changes below the uploads."""
+"""`python -m beat.watcher`: sends changes of the uploads to be backed up."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ log = engine_log("beat.watcher")
 
 
 def serve(settings: Settings) -> NoReturn:
-    """Go on until the process ends."""
-    logging.getLogger("watchdog").setLevel(logging.ERROR)  # an overflow is told of by the watcher
+    """Run until the process ends."""
+    logging.getLogger("watchdog").setLevel(logging.ERROR)  # the watcher reports an overflow itself
     threading.excepthook = _tell
     Watcher(settings, QueuedWorkers(settings, Requester.WATCHER)).run()
 
 
 def _tell(failure: threading.ExceptHookArgs) -> None:
-    """Say what has ended a thread of watchdog's; the watcher notices, and begins anew."""
+    """Log what has ended a thread of watchdog; the watcher notices, and starts again."""
     log.error("watching_failed", error=repr(failure.exc_value))
 
 

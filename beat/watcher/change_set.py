@@ -1,4 +1,4 @@
-"""The changes in one task of the watcher, and the task's name. It reads no clock."""
+"""The changes for one task of the watcher, and the task's id. This module reads no clock."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 ACTOR: Final = "watcher"
-"""Who started it, as the access log says."""
+"""The requester in the access log."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +23,8 @@ class Batch:
 
     Arguments:
         moment: when they were first to be sent.
-        paths: what has changed, relative to the uploads; a directory stands for all that is below it.
-        is_scan: the whole tree is to be looked at; nothing is listed.
+        paths: changed paths, relative to the uploads; a directory includes everything below it.
+        is_scan: the whole tree is to be examined, without a list of paths.
     """
 
     moment: datetime
@@ -33,7 +33,7 @@ class Batch:
 
     @property
     def task_id(self) -> str:
-        """The task's name: the same batch has the same one, however often it is sent."""
+        """The id of the task: the same changes have the same id, however often they are sent."""
         said = json.dumps([self.moment.isoformat(), sorted(self.paths), self.is_scan])
         kind = "scan" if self.is_scan else "media"
         return f"{kind}-{self.moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}-{sha256(said.encode()).hexdigest()[:10]}"
@@ -45,12 +45,12 @@ class Batch:
         return common if self.is_scan else {**common, "changed": sorted(self.paths)}
 
     def to_dict(self) -> dict[str, Any]:
-        """The batch in the types of JSON."""
+        """The changes as types of JSON."""
         return {"moment": self.moment.isoformat(), "paths": sorted(self.paths), "scan": self.is_scan}
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> Batch:
-        """The batch that `to_dict` made; KeyError, TypeError or ValueError where it is invalid."""
+        """The changes from the output of `to_dict`; KeyError, TypeError or ValueError if it is invalid."""
         moment = datetime.fromisoformat(facts["moment"])
         paths = facts["paths"]
         if moment.tzinfo is None or not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):

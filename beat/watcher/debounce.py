@@ -1,7 +1,7 @@
-"""Changes that add up until it is quiet, or the first of them has waited long enough. It reads no clock.
+"""Collects changes until there is a pause, or the first one has waited long enough. This module reads no clock.
 
-Paths are relative to the uploads. A directory that was made, moved or removed stands for all that is below it, so what
-is reported from there is not listed beside it: a burst of files in new directories stays small.
+Paths are relative to the uploads. A directory that was created, moved or removed includes everything below it, so
+further paths in it are not listed: a burst of files in new directories stays small.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MOST_PATHS: Final = 5000
-"""What is more than that is not listed: the whole tree is looked at instead."""
+"""The most paths in a list; with more, the whole tree is examined."""
 
 
 class Gathering:
-    """The changes since the last batch was taken. Times are seconds of a steady clock.
+    """The changes since the last batch. Times are seconds of a monotonic clock.
 
     Arguments:
-        quiet: how long nothing may have changed.
-        latest: how long a change waits at the most.
+        quiet: seconds without changes before a batch is due.
+        latest: the most seconds that a change waits.
     """
 
     def __init__(self, quiet: float, latest: float) -> None:
@@ -35,14 +35,14 @@ class Gathering:
 
     @property
     def is_empty(self) -> bool:
-        """True if nothing waits."""
+        """True without changes."""
         return not (self._paths or self._trees or self._begun or self._is_all)
 
     def add(self, path: str, now: float, *, is_tree: bool = False) -> None:
-        """Note a change.
+        """Add a change.
 
         Arguments:
-            is_tree: everything below it may have changed as well.
+            is_tree: everything below it may have changed too.
         """
         self._begun.pop(path, None)
         self._count(now)
@@ -55,9 +55,10 @@ class Gathering:
         self._limit(now)
 
     def begin(self, path: str, now: float) -> None:
-        """Note a name that is new; what is written to it is worth nothing until it is closed.
+        """Add a new name; a file need not be backed up before it is closed.
 
-        A link is never closed, nor is a file that its writer keeps open: these go when they have waited long enough.
+        A link is never closed, and neither may be a file that its writer keeps open: these are taken when they have
+        waited long enough.
         """
         if not self._is_all and path not in self._paths and not self._is_covered(path):
             self._begun.setdefault(path, now)
@@ -72,7 +73,7 @@ class Gathering:
         self._begun.clear()
 
     def due_at(self) -> float | None:
-        """The time to take the next batch; nothing if there are no changes."""
+        """When to take the next batch; None without changes."""
         times = []
         if self._paths or self._trees or self._is_all:
             times.append(min(self._last + self._quiet, self._first + self._latest))
@@ -81,7 +82,7 @@ class Gathering:
         return min(times, default=None)
 
     def take(self, now: float) -> tuple[frozenset[str], bool]:
-        """The changes to take, and whether they need a scan instead of a list."""
+        """Take the changes; return them, and whether a scan is needed instead."""
         old = [path for path, begun in self._begun.items() if begun + self._latest <= now]
         for path in old:
             del self._begun[path]
@@ -107,7 +108,7 @@ class Gathering:
 
 
 def parents(path: str) -> Iterator[str]:
-    """The directories that a path lies in, the outermost first."""
+    """The directories above a path, outermost first."""
     end = path.find("/")
     while end > 0:
         yield path[:end]

@@ -1,4 +1,4 @@
-"""This system's own files below the uploads: the repository, wherever it lies, and the directories of restores."""
+"""Our own files below the uploads: the repository, wherever it is, and directories of restores."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _STAGE: Final = f"{RESTORE_DIRECTORY}/"
 
 
 def is_staged(path: str) -> bool:
-    """True if a path, relative to the uploads, is where a restore keeps what it needs."""
+    """True if a path, relative to the uploads, is in a restore's own directory."""
     return path == RESTORE_DIRECTORY or path.startswith(_STAGE)
 
 
 def without_repository(paths: Iterable[str], root: str, repository: Path) -> frozenset[str]:
-    """The paths that are not the repository's; it is known by device and inode, whatever it is called there.
+    """The paths outside the repository, which is identified by device and inode, whatever its name there.
 
     Arguments:
-        paths: relative to the uploads.
+        paths: paths relative to the uploads.
         root: the uploads.
     """
     try:

@@ -1,10 +1,10 @@
-"""The kernel's events for changes below the uploads, by watchdog, and the moments when some may be lost.
+"""Receives the kernel's events for changes below the uploads through watchdog, and notices when some may be lost.
 
-Of watchdog's Linux part four things are changed. The kernel is asked only for what matters here: by default it would
-report every file that a backup opens, and the queue would overflow. It is told on when the queue has overflowed, after
-watchdog has begun to watch everything anew, and when a directory cannot be watched since the kernel's limit is reached,
-which watchdog passes over. And what is below a directory can be watched again: where one is made, filled and renamed at
-once, watchdog loses sight of some that are in it, or takes them for what they were called before.
+Four things are changed in watchdog's Linux part. Only the needed events are requested: by default, every file that a
+backup opens would be reported, and the queue would overflow. An overflow of the queue is reported, after watchdog has
+started to watch everything again. So is a directory that cannot be watched because of a kernel limit, which watchdog
+ignores. And everything below a directory can be watched again: if one is created, filled and renamed quickly, watchdog
+loses directories in it, or uses their old names.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ if TYPE_CHECKING:
     from watchdog.observers.inotify_c import CallbackId, InotifyEvent, WatchCallback, WatchDescriptor
 
     class Listener(Protocol):
-        """The receiver of events. It is called from threads of watchdog's."""
+        """The receiver of events, called from watchdog's threads."""
 
         def changed(self, path: str, *, is_tree: bool) -> None:
-            """Something has changed, with everything below it or by itself."""
+            """An entry has changed, alone or with everything below it."""
 
         def begun(self, path: str) -> None:
-            """A name is new."""
+            """A name was created."""
 
         def lost(self) -> None:
             """Changes may have been missed."""
 
         def limited(self, error: OSError) -> None:
-            """The kernel watches no more directories."""
+            """The kernel cannot watch more directories."""
 
 
 LIMITS: Final = frozenset({errno.ENOSPC, errno.ENOMEM, errno.EMFILE})
-"""What the kernel answers where one of its limits on watching is reached."""
+"""The kernel's errors for its limits on watching."""
 
 _WANTED: Final = Mask(
     InotifyConstants.IN_CLOSE_WRITE
@@ -77,7 +77,7 @@ class Sight:
 
     Arguments:
         root: the directory's real path.
-        listener: who is told.
+        listener: receives the events.
     """
 
     def __init__(self, root: str, listener: Listener) -> None:
@@ -88,7 +88,7 @@ class Sight:
         )
 
     def start(self) -> None:
-        """Begin; what happens from here on is told.
+        """Start to watch; changes from now on are reported.
 
         Raises:
             OSError: the directory cannot be watched.
@@ -101,10 +101,10 @@ class Sight:
             raise
 
     def renew(self, paths: Iterable[str]) -> None:
-        """Make sure that directories, and all that are below them, are watched by the names that they have now.
+        """Make sure that directories and everything below them are watched under their present names.
 
         Arguments:
-            paths: relative to the root, which has an empty one; what is no directory is passed over.
+            paths: paths relative to the root, which is empty; others than directories are ignored.
         """
         for emitter in self._observer.emitters:
             if isinstance(emitter, _Emitter):
@@ -112,12 +112,12 @@ class Sight:
                     emitter.renew(path)
 
     def is_alive(self) -> bool:
-        """True if everything that this needs still works."""
+        """True if all threads are running."""
         threads = (self._descriptor, self._observer, *self._observer.emitters)
         return len(threads) > 2 and all(thread.is_alive() for thread in threads)
 
     def stop(self) -> None:
-        """End; nothing is told afterwards."""
+        """Stop; nothing is reported afterwards."""
         if self._observer.is_alive():
             self._observer.stop()
             self._observer.join()
@@ -147,33 +147,33 @@ class _Descriptor(InotifyFD):
             raise
 
     def _add_callback(self, path: bytes, mask: Mask, callback: WatchCallback, id_: CallbackId) -> WatchDescriptor:
-        """Watch a directory, or go on watching it: watchdog warns of the latter, with all that it knows in the text."""
+        """Watch a directory, or continue to; for the latter watchdog would log a warning with its whole state."""
         watch = self._get_or_create_watch(path, mask)
         watch.callbacks[id_] = callback
         return watch.wd
 
 
 class _Emitter(InotifyFullEmitter):
-    """Asks for what is wanted, and no more."""
+    """Requests only the needed events."""
 
     def on_thread_start(self) -> None:
         self._group = _Group(self._inotify_fd, os.fsencode(self.watch.path), is_recursive=True, event_mask=_WANTED)
         self._inotify = self._group
 
     def queue_event(self, event: FileSystemEvent) -> None:
-        if not event.is_synthetic:  # below a directory that is told of by itself
+        if not event.is_synthetic:  # below a directory that is reported itself
             super().queue_event(event)
 
     def renew(self, path: str) -> None:
-        """Watch a directory, and all below it, by the names that they have now."""
+        """Watch a directory and everything below it under their present names."""
         self._group.renew(os.path.join(os.fsencode(self.watch.path), encode_name(path)) if path else self._group.path)
 
 
 class _Group(InotifyWatchGroup):
-    """The directories that are watched."""
+    """The watched directories."""
 
     def renew(self, top: bytes) -> None:
-        """Watch a directory and all below it; the kernel knows those that it watches already, whatever their names."""
+        """Watch a directory and everything below it; the kernel recognises those watched under other names."""
         if os.path.islink(top) or not os.path.isdir(top):
             return
         for directory, _, _ in os.walk(top):
@@ -183,7 +183,7 @@ class _Group(InotifyWatchGroup):
 
 
 class _Translator(FileSystemEventHandler):
-    """Turns watchdog's events into changes of paths that are relative to the root."""
+    """Translates watchdog's events into changes of paths relative to the root."""
 
     def __init__(self, root: str, listener: Listener) -> None:
         self._start = len(root.rstrip("/")) + 1
@@ -199,6 +199,6 @@ class _Translator(FileSystemEventHandler):
                 self._listener.changed(path, is_tree=isinstance(event, _TREES))
 
     def _relative(self, path: bytes | str) -> str:
-        """A path as the index writes it; nothing for the root itself, and for what restores keep."""
+        """A path as the index writes it; None for the root itself, and for a restore's own directory."""
         relative = decode_name(os.fsencode(path))[self._start :]
         return "" if is_staged(relative) else relative

@@ -1,11 +1,12 @@
-"""The watcher: sees what changes below the uploads, and sends it to be backed up.
+"""The watcher: observes changes below the uploads, and sends them to be backed up.
 
-    attend    are the uploads there, are they the same ones, is the sight of them alive? else begin anew, with a scan
-    wait      until something is due
-    collect   what has gathered, without what is our own; a scan where it is time for one
-    post      to the workers
+    attend    check that the uploads exist, are the same ones, and are being watched; otherwise start again with a scan
+    wait      wait until something is due
+    collect   take the changes, without our own files; request a scan if it is time for one
+    post      send tasks to the workers
 
-Where the kernel cannot tell of changes, a scan is sent every `latest` seconds instead, unless the last one still runs.
+If the kernel cannot report changes, a scan is sent every `latest` seconds instead, unless the last one is still
+running.
 """
 
 from __future__ import annotations
@@ -49,13 +50,13 @@ _LIMIT_HINT: Final = (
 
 
 class Watcher:
-    """The sender of changed uploads.
+    """Sends changed uploads.
 
     Arguments:
         settings: the uploads, the repository, and how to watch.
-        workers: who does the work.
-        clock: what time it is.
-        steady: a reading in seconds of a clock that nobody can set.
+        workers: execute the tasks.
+        clock: returns the current time.
+        steady: returns seconds of a monotonic clock.
 
     Raises:
         ConfigurationError: there are no uploads to watch.
@@ -97,11 +98,11 @@ class Watcher:
     # -- told by the sight, in its threads --------------------------------------------------------------------------
 
     def changed(self, path: str, *, is_tree: bool) -> None:
-        """Something has changed, with everything below it or by itself."""
+        """An entry has changed, alone or with everything below it."""
         self._gather(lambda now: self._gathering.add(path, now, is_tree=is_tree))
 
     def begun(self, path: str) -> None:
-        """A name is new."""
+        """A name was created."""
         self._gather(lambda now: self._gathering.begin(path, now))
 
     def lost(self) -> None:
@@ -110,7 +111,7 @@ class Watcher:
         self._gather(self._gathering.add_all)
 
     def limited(self, error: OSError) -> None:
-        """The kernel watches no more directories."""
+        """The kernel cannot watch more directories."""
         with self._woken:
             self._limit = error
             self._woken.notify()
@@ -126,7 +127,7 @@ class Watcher:
     # -- the loop ---------------------------------------------------------------------------------------------------
 
     def run(self) -> NoReturn:
-        """Go on until the process ends."""
+        """Run until the process ends."""
         self._outbox.recover()
         while True:
             self._attend()
@@ -136,7 +137,7 @@ class Watcher:
             self._wait()
 
     def _attend(self) -> None:
-        """Have the uploads in sight, as they are now."""
+        """Make sure that the present uploads are being watched."""
         place, identity = _look(self._uploads)
         is_seen = self._mode is WatchMode.POLLING or (self._sight is not None and self._sight.is_alive())
         if self._mode and identity == self._identity and place == self._place and is_seen and not self._limit:
@@ -163,13 +164,13 @@ class Watcher:
         return "the directory was replaced" if is_seen else "watching it has failed"
 
     def _wait_for(self, event: str, trouble: str, hint: str) -> None:
-        """Say what is waited for, once."""
+        """Log what is waited for, once."""
         if self._waits_for != trouble:
             self._waits_for = trouble
             log.error(event, error=trouble, hint=hint)
 
     def _open(self) -> None:
-        """Begin to watch, then have everything looked at that may have changed before."""
+        """Start to watch, then have everything scanned that may have changed before."""
         mode = self._choose_mode()
         if mode is WatchMode.EVENTS and not self._begin_sight():
             return
@@ -183,7 +184,7 @@ class Watcher:
         log.info("watcher_ready", path=self._place, mode=mode.value)
 
     def _begin_sight(self) -> bool:
-        """Begin to see; false where it has to be tried again later."""
+        """Start to watch; return False if it has to be tried again later."""
         try:
             self._sight = Sight(self._place, self)
             self._sight.start()
@@ -214,12 +215,12 @@ class Watcher:
         self._mode = None
 
     def _collect(self) -> None:
-        """Put what is due into the outbox."""
+        """Put due changes into the outbox."""
         now = self._steady()
         with self._woken:
             due_at = self._gathering.due_at()
             paths, is_all = self._gathering.take(now) if due_at is not None and due_at <= now else (frozenset(), False)
-        if self._sight:  # before the task is sent: what changes while it looks is seen then
+        if self._sight:  # before the task is sent, so that changes during the scan are noticed
             self._sight.renew([""] if is_all else paths)
         self._outbox.put(without_repository(paths, self._place, self._repository.path))
         if is_all:
@@ -234,7 +235,7 @@ class Watcher:
         return max(often.total_seconds(), 1.0)
 
     def _wait(self) -> None:
-        """Wait until something is due; a change that is the first one wakes this up."""
+        """Wait until something is due; a first change ends the wait."""
         with self._woken:
             times = [self._gathering.due_at(), self._outbox.again_at, self._scan_at if self._mode else None]
             until = min([self._steady() + _ATTEND_SECONDS, *(time for time in times if time is not None)])
@@ -242,7 +243,7 @@ class Watcher:
                 self._woken.wait(seconds)
 
     def _show_life(self) -> None:
-        """Write the sign of life, at once where something is new."""
+        """Write a heartbeat, immediately if something is new."""
         since = self._outbox.dirty_since
         facts: dict[str, Any] = {
             "ready": self._mode is not None,
@@ -264,7 +265,7 @@ class Watcher:
 
 
 def _look(uploads: Path) -> tuple[str, tuple[int, int] | None]:
-    """The real path of the uploads, and what is there: nothing where it is no directory."""
+    """The real path of the uploads and their `stat` result; None if they are no directory."""
     place = os.path.realpath(uploads)
     try:
         found = os.stat(place)

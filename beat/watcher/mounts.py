@@ -1,4 +1,4 @@
-"""Detection of file systems without events: the kernel cannot report changes that other machines make."""
+"""Detects file systems without events: the kernel cannot report changes by other machines."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ _SILENT: Final = frozenset(
         "virtiofs",
     ]
 )
-"""File systems that other machines, or the host of a virtual one, write to without this kernel's knowledge."""
+"""File systems to which other machines, or a virtual machine's host, write without this kernel's knowledge."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mount:
-    """A file system, and where it is mounted."""
+    """A file system and its mount point."""
 
     place: str
     kind: str
 
     @property
     def is_silent(self) -> bool:
-        """True if changes may come without an event."""
+        """True if changes may come without events."""
         return self.kind in _SILENT or self.kind == "fuse" or self.kind.startswith("fuse.")
 
 
 def silent_mounts(root: str, table: str | None = None) -> list[Mount]:
-    """The file systems at and below a directory whose changes may come without an event.
+    """The file systems at and below a directory that may change without events.
 
     Arguments:
-        root: its real path.
-        table: what the kernel says of mounts; read from it by default.
+        root: the real path of the directory.
+        table: the kernel's list of mounts; read by default.
     """
     try:
         mounts = parse_mounts(_TABLE.read_text("utf-8", "surrogateescape") if table is None else table)
@@ -59,13 +59,13 @@ def silent_mounts(root: str, table: str | None = None) -> list[Mount]:
         return []
     above = [mount for mount in mounts if _is_within(root, mount.place)]
     below = [mount for mount in mounts if mount.place != root and _is_within(mount.place, root)]
-    deepest = max(above, key=lambda mount: len(mount.place), default=None)  # of several at one place the last counts
+    deepest = max(above, key=lambda mount: len(mount.place), default=None)  # the last one counts
     own = [mount for mount in above if deepest and mount.place == deepest.place][-1:]
     return [mount for mount in (*own, *below) if mount.is_silent]
 
 
 def parse_mounts(table: str) -> list[Mount]:
-    """The mounts of a table such as `/proc/self/mountinfo`, in its order; lines that are invalid are left out."""
+    """The mounts in a table such as `/proc/self/mountinfo`, in order, without invalid lines."""
     found = []
     for line in table.splitlines():
         before, dash, after = line.partition(" - ")

@@ -1,7 +1,7 @@
-"""The batches to send: first known changes, then a scan. Batches that nobody takes stay, on the disk as well.
+"""The batches to send: known changes first, then a scan. Unsent batches are also kept on the disk.
 
-A batch that is tried again has the name it had; changes that come meanwhile are merged into it, which makes it another
-one. What was handed over is forgotten: should the broker lose it, the next scan finds the changes.
+A batch that is sent again keeps its id; changes that arrive meanwhile are merged into it, which gives it a new one.
+Sent batches are forgotten: if the broker loses one, the next scan finds its changes.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ _MOST_BYTES: Final = 64 << 20
 
 
 class Outbox:
-    """Batches on their way to the workers.
+    """The batches for the workers.
 
     Arguments:
-        repository: the directory in which what could not be sent is kept.
-        workers: who takes them.
-        clock: what time it is.
-        steady: a reading in seconds of a clock that nobody can set.
+        repository: the directory for unsent changes.
+        workers: receive the tasks.
+        clock: returns the current time.
+        steady: returns seconds of a monotonic clock.
     """
 
     def __init__(self, repository: Path, workers: Workers, clock: Clock, steady: Callable[[], float]) -> None:
@@ -59,16 +59,16 @@ class Outbox:
 
     @property
     def again_at(self) -> float | None:
-        """The reading of the steady clock at which to post again; nothing where nothing is left."""
+        """When to post again, by the monotonic clock; None if nothing is left."""
         return self._outage.again if self._outage.lasts else None
 
     @property
     def dirty_since(self) -> datetime | None:
-        """Since when something waits to be sent."""
+        """Since when changes are waiting to be sent."""
         return min((batch.moment for batch in (self._changes, self._scan) if batch), default=None)
 
     def put(self, paths: frozenset[str]) -> None:
-        """Have changes sent."""
+        """Add changes to be sent."""
         if not paths:
             return
         if self._changes:
@@ -80,14 +80,14 @@ class Outbox:
         self._changes = replace(self._changes or Batch(moment=self._clock()), paths=paths)
 
     def want_scan(self) -> None:
-        """Have the whole tree looked at."""
+        """Request a scan of the whole tree."""
         self._scan = self._scan or Batch(moment=self._clock(), is_scan=True)
 
     def is_scan_on_its_way(self, longest: timedelta) -> bool:
-        """True if the last scan has not ended yet, so that another one is not needed.
+        """True if the last scan has not ended, so that no other one is needed.
 
         Arguments:
-            longest: one that was sent longer ago is no longer believed in.
+            longest: a scan sent longer ago counts as lost.
         """
         if self._last_scan is None or self._clock() - self._last_scan.moment > longest:
             return False
@@ -97,7 +97,7 @@ class Outbox:
             return False
 
     def post(self) -> None:
-        """Send what there is, unless it was tried in vain a moment ago; what cannot be sent is kept."""
+        """Send everything, unless an attempt has just failed; unsent changes are kept."""
         if self._outage.lasts and self._steady() < self._outage.again:
             self._keep()
             return
@@ -116,7 +116,7 @@ class Outbox:
         self._forget()
 
     def recover(self) -> None:
-        """Take up what an earlier process could not send."""
+        """Load the changes that an earlier process could not send."""
         try:
             with self._path.open("rb") as file:
                 facts = json.loads(file.read(_MOST_BYTES))
@@ -140,7 +140,7 @@ class Outbox:
             self._changes = None
 
     def _keep(self) -> None:
-        """Put what is left on the disk; where that cannot be, the scan at the next start makes up for it."""
+        """Save what is left; if that fails, the scan at the next start makes up for it."""
         since = self.dirty_since
         if since is None:
             return
@@ -159,6 +159,6 @@ class Outbox:
 
     def _forget(self) -> None:
         if self._kept:
-            with suppress(OSError):  # sent once more after the next start, it does no harm
+            with suppress(OSError):  # sending it again after the next start is harmless
                 self._path.unlink(missing_ok=True)
             self._kept = None

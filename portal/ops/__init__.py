@@ -32,7 +32,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first asked for (PEP 562): a command pays only for what it uses."""
+    """Import a public name on first use (PEP 562), so that a command loads only what it needs."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     room = "restore" if "estore" in name else "backup"

@@ -1,8 +1,8 @@
-"""Frozen dataclasses as the types of JSON, and back: strictly, so that an invalid record is never used.
+"""Converts frozen dataclasses to types of JSON and back, strictly, so that an invalid record is never used.
 
-A field's annotation decides what is read: text, numbers, truth values, moments with a time zone, words of an
-enumeration, paths, lists, tuples, mappings, other dataclasses and named tuples, and each of these or nothing. A class
-that has read several forms over time reads them with its own class method `decode`. Anything else is an error.
+A field's annotation determines what is accepted: text, numbers, booleans, moments with a time zone, enumerations,
+paths, lists, tuples, mappings, other dataclasses and named tuples, and optional ones of these. A class with several
+historic forms reads them with a class method `decode`. Anything else is an error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _UNIONS: Final = (Union, types.UnionType)
 
 
 def encode(value: Any) -> Any:
-    """A value in the types of JSON."""
+    """Convert a value to types of JSON."""
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: encode(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, StrEnum):
@@ -41,10 +41,10 @@ def encode(value: Any) -> Any:
 
 
 def decode(kind: type[Record], facts: object, *, beside: frozenset[str] = frozenset()) -> Record:
-    """A dataclass from what `encode` made of it.
+    """Make a dataclass from the output of `encode`.
 
     Arguments:
-        beside: keys that are there beside the fields, such as the version of a format.
+        beside: keys that are permitted besides the fields, such as the version of a format.
 
     Raises:
         ValueError: a key is unknown or missing, or a value is not of its field's type.
@@ -61,14 +61,14 @@ def decode(kind: type[Record], facts: object, *, beside: frozenset[str] = frozen
 
 @lru_cache
 def _readers(kind: type[Any]) -> tuple[dict[str, _Reader], frozenset[str]]:
-    """The reader of each field of a dataclass, and the required fields: determined once, since it takes long."""
+    """The reader of each field, and the required fields; cached, since this is slow."""
     hints = get_type_hints(kind)
     needed = (field.name for field in fields(kind) if field.default is field.default_factory is MISSING)
     return {field.name: _reader(hints[field.name]) for field in fields(kind)}, frozenset(needed)
 
 
 def _reader(kind: Any) -> _Reader:
-    """The function that reads a value, as its annotation says."""
+    """The function that reads a value of this annotation."""
     origin, inner = get_origin(kind), get_args(kind)
     if kind is Any:
         return lambda found: found

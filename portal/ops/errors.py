@@ -1,37 +1,37 @@
-"""Every error the engine raises on purpose.
+"""All errors that the engine raises deliberately.
 
     OpsError                       exit 1   something did not work
     ├── ConfigurationError         exit 2   a setting or an argument is invalid
-    │   ├── UnsupportedError       exit 2   it is valid, but this release cannot do it
-    │   └── IdentityError          exit 2   an age identity is missing, or opens nothing that it is tried on
+    │   ├── UnsupportedError       exit 2   it is valid, but unsupported by this release
+    │   └── IdentityError          exit 2   an age identity is missing, or does not fit
     ├── NotConfirmedError          exit 3   not confirmed
     ├── NotIntactError             exit 4   an archive is damaged, incomplete or hostile
-    ├── BusyError                  exit 5   somebody else holds the lock            (retry)
-    ├── SourceError                exit 1   what should be backed up cannot be read
+    ├── BusyError                  exit 5   another process holds a lock            (retry)
+    ├── SourceError                exit 1   a source cannot be read
     │   ├── ClientToolError        exit 1   pg_dump or pg_restore is missing, or too old for the server
     │   ├── ConnectionFailedError  exit 1   the server cannot be reached            (retry)
-    │   ├── AccessDeniedError      exit 1   the server refused the user, or the user may not read something
-    │   │   └── LoginRefusedError  exit 1   it may be the password, or there is no such user
+    │   ├── AccessDeniedError      exit 1   the server refused the user, or access to an object
+    │   │   └── LoginRefusedError  exit 1   wrong password, or no such user
     │   ├── DatabaseAbsentError    exit 1   the server has no such database
     │   ├── PoolerError            exit 1   a connection pooler answers, not a server
     │   ├── DumpFailedError        exit 1   pg_dump started and did not finish      (retry)
-    │   │   └── SchemaChangedError exit 1   tables came or went meanwhile           (retry)
-    │   └── UnsteadyError          exit 1   files went away in the midst of it      (retry)
+    │   │   └── SchemaChangedError exit 1   tables changed meanwhile                (retry)
+    │   └── UnsteadyError          exit 1   files vanished during the backup        (retry)
     ├── RepositoryError            exit 1   the directory of archives cannot be read or written
     │   ├── DiskFullError          exit 1   no space left
-    │   ├── RepositoryAbsentError  exit 1   the repository that was used at a path is not there
+    │   ├── RepositoryAbsentError  exit 1   the repository used at a path is absent
     │   └── ArchiveAbsentError     exit 2   no archive of that name
     ├── StorageError               exit 1   an off-site store cannot be read or written
     │   ├── StoreUnreachableError  exit 1   the store does not answer               (retry)
-    │   ├── StoreDeniedError       exit 1   the store refused the credentials, or what they may do
+    │   ├── StoreDeniedError       exit 1   the store refused the credentials, or the request
     │   ├── StoreFullError         exit 1   the store has no space left
-    │   ├── ObjectExistsError      exit 1   an object of that name is there already
+    │   ├── ObjectExistsError      exit 1   an object of that name exists
     │   └── ObjectAbsentError      exit 1   no object of that name
     ├── CommandFailedError         exit 1   the operator's command before the work failed, so it was not started
-    └── RestoreError               exit 1   a restore stopped; the live data is as it was
+    └── RestoreError               exit 1   a restore stopped; the live data is unchanged
 
-A message says what happened, a hint what to do next. Only entry points turn an error into an exit. As text, an error is
-one line and its hint another: control characters in either, such as those of a file's name, are escaped.
+A message says what happened, a hint what to do next. Only entry points turn an error into an exit. As text, message and
+hint are one line each; control characters in them, for instance from a file name, are escaped.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from typing import ClassVar
 
 
 def _one_line(text: str) -> str:
-    """The text with control characters escaped, as `units.printable` does, which must not be imported here."""
+    """The text with control characters escaped, like `units.printable`, which must not be imported here."""
     return text if text.isprintable() else "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 class OpsError(Exception):
-    """The root of the tree.
+    """The root of the error tree.
 
     Arguments:
         message: what happened, in one sentence without a full stop.
-        hint: what the person can do about it; every error that reaches a person has one.
+        hint: what a person can do; required for errors that reach a person.
     """
 
     exit_code: ClassVar[int] = 1
@@ -76,7 +76,7 @@ class UnsupportedError(ConfigurationError):
 
 
 class IdentityError(ConfigurationError):
-    """An age identity is missing, damaged, or not one that the data was encrypted for."""
+    """An age identity is missing, damaged, or cannot decrypt the data."""
 
 
 class NotConfirmedError(OpsError):
@@ -92,7 +92,7 @@ class NotIntactError(OpsError):
 
 
 class BusyError(OpsError):
-    """Another process holds what this one needs."""
+    """Another process holds a lock that is needed."""
 
     exit_code = 5
     retryable = True
@@ -113,15 +113,15 @@ class ConnectionFailedError(SourceError):
 
 
 class AccessDeniedError(SourceError):
-    """The server refused the user or the password, or the user may not read a table."""
+    """The server refused user or password, or the user cannot read a table."""
 
 
 class LoginRefusedError(AccessDeniedError):
-    """The server does not take the password of the user, or has no such user."""
+    """The server refused the password, or has no such user."""
 
 
 class DatabaseAbsentError(SourceError):
-    """The server is there; the database is not."""
+    """The server has no such database."""
 
 
 class PoolerError(SourceError):
@@ -135,7 +135,7 @@ class DumpFailedError(SourceError):
 
 
 class SchemaChangedError(DumpFailedError):
-    """Tables were created or dropped while pg_dump read which there are."""
+    """Tables were created or dropped while pg_dump was reading the schema."""
 
 
 class UnsteadyError(SourceError):
@@ -153,7 +153,7 @@ class DiskFullError(RepositoryError):
 
 
 class RepositoryAbsentError(RepositoryError):
-    """The repository that was used at a path is not there; its volume may not be mounted."""
+    """The repository used at this path before is absent; its volume may not be mounted."""
 
 
 class ArchiveAbsentError(RepositoryError):
@@ -167,7 +167,7 @@ class StorageError(OpsError):
 
 
 class StoreUnreachableError(StorageError):
-    """The store does not answer, or the connection broke."""
+    """The store does not answer, or the connection was lost."""
 
     retryable = True
 
@@ -181,7 +181,7 @@ class StoreFullError(StorageError):
 
 
 class ObjectExistsError(StorageError):
-    """An object of that name is there already; objects are never overwritten."""
+    """An object of that name exists; objects are never overwritten."""
 
 
 class ObjectAbsentError(StorageError):

@@ -1,7 +1,7 @@
-"""The operations that hints advise: the engine names one, and the front end says how a person starts it.
+"""The operations that hints recommend: the engine names an operation, the front end its command.
 
-A front end calls `use_command_lines` when it starts. Without one, as in a program that uses the engine as a library,
-a hint shows the operation's name.
+A front end calls `use_command_lines` when it starts. Otherwise, as in a program that uses the engine as a library, a
+hint shows the operation's name.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 class Advice(Enum):
-    """An operation that a hint advises; the values are names, for those who have no commands.
+    """An operation that a hint recommends; the values are its names for programs without commands.
 
-    In a text it stands for its command in quotes: ``f"{Advice.LIST_ARCHIVES} shows them"``.
+    Formatted as text, it is its command in quotes: ``f"{Advice.LIST_ARCHIVES} shows them"``.
     """
 
     BACK_UP_FULL = "full backup"
@@ -40,11 +40,11 @@ class Advice(Enum):
         return self.of()
 
     def of(self, *arguments: str) -> str:
-        """The command in quotes, with what it is started for."""
+        """The command in quotes, with its argument."""
         return f"'{self.line(*arguments)}'"
 
     def line(self, *arguments: str) -> str:
-        """The command as a person starts it."""
+        """The command to type."""
         return _command_lines.get(self, self.value).format(*arguments)
 
 
@@ -52,15 +52,15 @@ _command_lines: dict[Advice, str] = {}
 
 
 def use_command_lines(lines: Mapping[Advice, str]) -> None:
-    """Have hints show the commands of a front end.
+    """Make hints show a front end's commands.
 
     Arguments:
-        lines: the command of each operation; ``{}`` stands where its argument goes.
+        lines: the command for each operation; ``{}`` is replaced by the argument.
     """
     _command_lines.clear()
     _command_lines.update(lines)
 
 
 def another_archive() -> str:
-    """The hint where an archive cannot be used."""
+    """The hint for an unusable archive."""
     return f"Take another archive: {Advice.LIST_ARCHIVES} shows them."

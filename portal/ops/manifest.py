@@ -1,7 +1,7 @@
-"""The manifest: what an archive says of itself, in the JSON that a person can read.
+"""The manifest: an archive's description of itself, in JSON that a person can read.
 
-Seven keys are the portal's own (`backup_id` to `db_name`); the others are this engine's. An archive that was made with
-tar and gzip alone may have the seven only, or no manifest at all. No secret is ever in it.
+Seven keys are the portal's (`backup_id` to `db_name`); the others are this engine's. An archive made with tar and gzip
+alone may have only those seven, or no manifest. It never contains a secret.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 WRITER: Final = "kekkai-backup 0.1.0"
 WARNING_BYTES: Final = 16 << 10
-"""About how much room a manifest gives its warnings; what does not fit is counted."""
+"""About how many bytes of a manifest are for warnings; further ones are only counted."""
 
 _VERSIONS: Final = (FORMAT_VERSION, INCREMENTAL_VERSION, CLUSTER_VERSION, CHAINED_VERSION)
 _SHA256: Final = re.compile("[0-9a-f]{64}")
@@ -35,20 +35,20 @@ _SHA256: Final = re.compile("[0-9a-f]{64}")
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The contents of an archive, its origin and its facts.
+    """The contents, origin and facts of an archive.
 
     Arguments:
-        backup_id: also the archive's top directory.
-        type: what was asked for; see `BackupType`.
-        timestamp: when the backup was started, in UTC.
-        components: what the archive holds.
+        backup_id: the id, which is also the archive's top directory.
+        type: the requested type; see `BackupType`.
+        timestamp: when the backup started, in UTC.
+        components: the components in the archive.
         hostname: the machine that made it.
-        db_name: the database's name; empty where there is none.
-        details: for each component its bytes, its number of files, and for a database the versions and row counts.
-        warnings: what a restore from it will lack or may find inconsistent.
-        warnings_total: how many there were, also those there was no room for.
-        parent: the archive that an incremental follows.
-        parent_sha256: the SHA-256 of that archive's file, which binds a chain together.
+        db_name: the database's name; empty without one.
+        details: for each component its bytes and files; for a database also versions and row counts.
+        warnings: what a restore from it will lack, or may find inconsistent.
+        warnings_total: the number of warnings, including those left out.
+        parent: the parent of an incremental.
+        parent_sha256: the SHA-256 of the parent's file, which links the chain.
         base: the first archive of its chain.
         writer: the program that made it.
     """
@@ -69,7 +69,7 @@ class Manifest:
     writer: str = WRITER
 
     def encode(self) -> bytes:
-        """The bytes of `manifest.json`."""
+        """The content of `manifest.json`."""
         document = {
             "backup_id": self.backup_id,
             "type": self.type,
@@ -90,10 +90,10 @@ class Manifest:
 
     @classmethod
     def decode(cls, data: bytes) -> Manifest:
-        """A manifest from its bytes, of any release.
+        """Decode a manifest of any release.
 
         Raises:
-            NotIntactError: it is not a manifest, or one of a later format.
+            NotIntactError: it is no manifest, or has a later format.
         """
         try:
             found = json.loads(data)
@@ -123,14 +123,14 @@ class Manifest:
 
 
 def room_for(table_names: tuple[str, ...]) -> int:
-    """The maximum size of a manifest in bytes, by the tables it has row counts of."""
+    """The greatest size of a manifest in bytes, for these tables."""
     number_and_layout = 40
     tables = sum(len(json.dumps(name)) + number_and_layout for name in table_names)
     return (8 << 10) + WARNING_BYTES + tables
 
 
 def _chain(found: Mapping[str, Any]) -> dict[str, str | None]:
-    """The parents of an incremental, as names of archives, since files are opened by them."""
+    """The parents of an incremental, checked as names of archives, since they become file names."""
     names = {name: found.get(name) for name in ("parent", "base", "parent_sha256")}
     holds_cluster = Component.CLUSTER.value in found["components"]
     if holds_cluster != (found["format_version"] == CLUSTER_VERSION):
@@ -149,7 +149,7 @@ def _chain(found: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 def _check_kind(found: Mapping[str, Any]) -> None:
-    """Make sure that an archive that follows another holds what one of its format does."""
+    """Check that an archive with a parent has the keys that its format needs."""
     held = set(found["components"])
     is_full = Component.DATABASE.value in held
     if is_full != (found["format_version"] == CHAINED_VERSION) or Component.MEDIA.value not in held:

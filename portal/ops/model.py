@@ -1,4 +1,4 @@
-"""The nouns that everything else speaks of: types and components of backups, and their names."""
+"""The basic nouns: types and components of backups, and their names."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from typing import Final
 
 FORMAT_VERSION: Final = 1
 INCREMENTAL_VERSION: Final = 2
-"""The format of an archive that is nothing without others: a release that does not know that must not restore it."""
+"""The format of archives that need others: earlier releases, which do not know that, must not restore them."""
 
 CLUSTER_VERSION: Final = 3
-"""The format of an archive of a whole cluster, which is worth something only together with WAL."""
+"""The format of archives of a whole cluster, which need WAL to be useful."""
 
 CHAINED_VERSION: Final = 4
-"""The format of a full backup whose uploads are an incremental; database and audit log are complete in it.
+"""The format of a full backup whose uploads are an incremental, with complete database and audit log.
 
-Releases that know chains of uploads alone would take the database of the chain's base for that of the archive.
+Releases that know only chains of uploads would take the database of the chain's base for that of the archive.
 """
 
 SUFFIX: Final = ".tar.gz"
 SIDECAR_SUFFIX: Final = ".sha256"
 RESTORE_DIRECTORY: Final = ".kekkai-restore"
-"""Where a restore keeps what it needs, at the top of the tree that it restores; no backup holds it."""
+"""A restore's own directory at the top of the tree that it restores; backups leave it out."""
 DELETED: Final = "deleted.jsonl"
-"""The member of an incremental that lists what is gone, relative to the archive's top directory."""
+"""The member of an incremental that lists deleted paths, relative to the archive's top directory."""
 
 
 class BackupType(StrEnum):
@@ -64,7 +64,7 @@ _MEMBERS: Final = {
 
 
 class VerifyLevel(StrEnum):
-    """The levels of a verification; each includes the ones before."""
+    """The levels of verification; each includes the previous ones."""
 
     CHECKSUM = "checksum"
     CONTENTS = "contents"
@@ -72,7 +72,7 @@ class VerifyLevel(StrEnum):
     DRILL = "drill"
 
     def covers(self, other: VerifyLevel) -> bool:
-        """True if this level sees all that the other one sees."""
+        """True if this level includes the other one."""
         levels = list(VerifyLevel)
         return levels.index(self) >= levels.index(other)
 
@@ -86,13 +86,13 @@ _API_DATABASE: Final = "db"
 
 @dataclass(frozen=True, kw_only=True)
 class BackupId:
-    """The name of a backup, such as ``full_20240115_120000_abc123``: a function of the request that made it.
+    """The id of a backup, such as ``full_20240115_120000_abc123``, computed from the request.
 
     Arguments:
-        type: what was asked for.
-        moment: the slot or the submission, to the second, in UTC.
-        digest: the start of the SHA-256 of the request's own id, in hexadecimal.
-        prefix: what its name begins with, where that is not the type: the portal's own API says ``db``.
+        type: the requested type.
+        moment: the slot or the time of the request, to the second, in UTC.
+        digest: the start of the SHA-256 of the request's id, in hexadecimal.
+        prefix: the first part if it is not the type: the portal's own API writes ``db``.
     """
 
     type: BackupType
@@ -102,13 +102,13 @@ class BackupId:
 
     @classmethod
     def of(cls, kind: BackupType, moment: datetime, request_id: str) -> BackupId:
-        """The id of a request."""
+        """The id for a request."""
         digest = sha256(request_id.encode()).hexdigest()[:6]
         return cls(type=kind, moment=moment.astimezone(UTC).replace(microsecond=0), digest=digest)
 
     @classmethod
     def parse(cls, text: str) -> BackupId | None:
-        """The id that a text is, or nothing."""
+        """Parse an id; None if the text is none."""
         found = _ID.fullmatch(text)
         if not found:
             return None
@@ -127,7 +127,7 @@ class BackupId:
 
 
 def timestamp(moment: datetime) -> str:
-    """A moment as the manifest writes it: ``2024-01-15T12:00:00Z``."""
+    """A moment in the manifest's format: ``2024-01-15T12:00:00Z``."""
     utc = moment if moment.tzinfo is UTC else moment.astimezone(UTC)
     return f"{_day(utc.year, utc.month, utc.day)}T{_time(utc.hour, utc.minute, utc.second)}Z"
 
@@ -146,13 +146,13 @@ class Compression(StrEnum):
     """The levels of compression."""
 
     AUTO = "auto"
-    """As hard as the source leaves time for."""
+    """As hard as possible without slowing the backup down."""
     FAST = "fast"
     SMALL = "small"
 
 
 def version_of(kind: BackupType, parent: str | None) -> int:
-    """The format of an archive, by its type and by whether it follows another one."""
+    """The format version of an archive with this type, with or without a parent."""
     if kind is BackupType.BASE:
         return CLUSTER_VERSION
     if not parent:
@@ -161,11 +161,11 @@ def version_of(kind: BackupType, parent: str | None) -> int:
 
 
 class FullUploads(StrEnum):
-    """The treatment of the uploads in a full backup."""
+    """How a full backup takes the uploads."""
 
     COMPLETE = "complete"
     CHAIN = "chain"
-    """What has changed since the archive that it follows."""
+    """Only changes since its parent."""
 
 
 class LogFormat(StrEnum):

@@ -1,4 +1,4 @@
-"""Amounts, times and the reasons of the operating system as a person reads them."""
+"""Formats amounts, times and operating system errors for people."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _UNITS: Final = ("B", "kB", "MB", "GB", "TB")
 
 
 def printable(text: str, most: int | None = 500) -> str:
-    """Text from outside as it can be shown on a terminal, a page or in a log: control characters are escaped.
+    """Escape control characters in text from outside, for a terminal, a page or a log.
 
-    Ends of lines, and whatever moves a cursor or reverses the direction of writing, could pass for something else.
+    Otherwise line ends, cursor movements and reversed text could imitate other output.
 
     Arguments:
-        most: how many characters are shown at the most; nothing for all.
+        most: the most characters to show; None for all.
     """
     if text.isprintable():
         return text[:most]
@@ -24,7 +24,7 @@ def printable(text: str, most: int | None = 500) -> str:
 
 
 def human_bytes(count: float) -> str:
-    """A number of bytes as people say it, such as ``210 MB``."""
+    """A number of bytes for people, such as ``210 MB``."""
     size = float(count)
     for unit in _UNITS:
         if size < 1000 or unit == _UNITS[-1]:
@@ -34,7 +34,7 @@ def human_bytes(count: float) -> str:
 
 
 def span(time: timedelta) -> str:
-    """An age as people say it: ``90 s``, ``45 min``, ``26 h``, ``3 days``."""
+    """An age for people: ``90 s``, ``45 min``, ``26 h``, ``3 days``."""
     seconds = max(0, round(time.total_seconds()))
     for size, most, unit in ((1, 120, "s"), (60, 120, "min"), (3600, 48, "h")):
         if seconds < most * size:

@@ -8,7 +8,7 @@ import sys
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -264,23 +264,6 @@ def test_the_database_is_read_before_the_uploads_are_compared(portal: Portal, mo
         assert reader.find("media/late.sarif")
 
 
-OLDER: Final = "962287811dc6f1201723904d59ffbe98fa531fe9"
-"""The last commit of release 0.1.0."""
-
-ROOT: Final = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="session")
-def older_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The code of the release before this format, where the history is at hand."""
-    found = tmp_path_factory.mktemp("release-0.1.0")
-    packed = subprocess.run(["git", "-C", str(ROOT), "archive", OLDER, "portal", "tools"], capture_output=True)
-    if packed.returncode != 0:
-        pytest.skip("the history of the project is not here")
-    subprocess.run(["tar", "xf", "-", "-C", str(found)], input=packed.stdout, check=True)
-    return found
-
-
 @pytest.mark.parametrize(
     "command",
     [
@@ -290,7 +273,7 @@ def older_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
     ids=" ".join,
 )
-def test_an_older_release_refuses_it(portal: Portal, older_release: Path, command: tuple[str, ...]) -> None:
+def test_an_older_release_refuses_it(portal: Portal, previous_release: Path, command: tuple[str, ...]) -> None:
     """It says that the format is a later one, and changes nothing."""
     chained(portal)
     (portal.uploads / "new.sarif").write_text("new")
@@ -300,8 +283,8 @@ def test_an_older_release_refuses_it(portal: Portal, older_release: Path, comman
     program, *options = command
     done = subprocess.run(
         [sys.executable, "-m", program, *options, archive],
-        cwd=older_release,
-        env=portal.environ(PYTHONPATH=str(older_release)),
+        cwd=previous_release,
+        env=portal.environ(PYTHONPATH=str(previous_release)),
         capture_output=True,
         text=True,
     )

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -315,6 +317,7 @@ class Recorder:
     def __init__(self) -> None:
         self.tasks: list[Mapping[str, Any]] = []
         self.is_busy = False
+        self.asked = 0
 
     def submit(self, task: Operation, arguments: Mapping[str, Any], task_id: str) -> None:
         """Write it down."""
@@ -322,39 +325,70 @@ class Recorder:
 
     def is_at_work(self, task_id: str) -> bool:
         """Whatever the test says."""
+        self.asked += 1
         return self.is_busy
 
 
-def watcher_in_a_thread(tmp_path: Path, workers: Recorder, **environ: str) -> Watcher:
-    """A watcher in this process; the thread ends with it."""
+class _Over(Exception):  # noqa: N818  (no error)
+    """The test is over."""
+
+
+def asked_again(workers: Recorder, times: int) -> None:
+    """Wait until the watcher has asked so many times more whether they are at work."""
+    before = workers.asked
+    wait_until(lambda: workers.asked >= before + times)
+
+
+@contextmanager
+def watcher_in_a_thread(tmp_path: Path, workers: Recorder, **environ: str) -> Iterator[Watcher]:
+    """A watcher in this process; its thread ends with the block: the clock that it looks at again and again ends it."""
+    is_over = threading.Event()
+
+    def steady() -> float:
+        if is_over.is_set():
+            raise _Over
+        return time.monotonic()
+
+    def run() -> None:
+        with suppress(_Over):
+            looking.run()
+
     places = {"BACKUP_LOCAL_PATH": str(tmp_path / "archives"), "PORTAL_UPLOAD_DIR": str(tmp_path / "uploads")}
     settings = load_settings({**places, **QUICK, "BACKUP_WATCH_LATEST": "1s", **environ}, lambda path: "")
-    watcher = Watcher(settings, workers)
-    threading.Thread(target=watcher.run, daemon=True).start()
-    return watcher
+    looking = Watcher(settings, workers, steady=steady)
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield looking
+    finally:
+        is_over.set()
+        thread.join(30)
+        looking._close()
+    assert not thread.is_alive()
 
 
 def test_polling_sends_a_scan_again_and_again_but_not_while_one_is_being_done(uploads: Path, tmp_path: Path) -> None:
     """Where nobody tells of changes, nobody waits for one; where the workers are slow, they are not given more."""
     workers = Recorder()
-    watcher_in_a_thread(tmp_path, workers, BACKUP_WATCH_MODE="polling")
-    wait_until(lambda: len(workers.tasks) == 2)
-    workers.is_busy = True
-    before = len(workers.tasks)
-    threading.Event().wait(2.5)
-    assert len(workers.tasks) == before
-    workers.is_busy = False
-    wait_until(lambda: len(workers.tasks) > before)
+    with watcher_in_a_thread(tmp_path, workers, BACKUP_WATCH_MODE="polling"):
+        wait_until(lambda: len(workers.tasks) == 2)
+        workers.is_busy = True
+        asked_again(workers, 1)
+        before = len(workers.tasks)
+        asked_again(workers, 2)
+        assert len(workers.tasks) == before
+        workers.is_busy = False
+        wait_until(lambda: len(workers.tasks) > before)
     assert all("changed" not in arguments for arguments in workers.tasks)
 
 
 def test_a_limit_of_the_kernel_makes_it_poll(uploads: Path, tmp_path: Path) -> None:
     """It says what to set, and nothing is missed until that is done."""
     workers = Recorder()
-    watcher = watcher_in_a_thread(tmp_path, workers)
-    wait_until(lambda: len(workers.tasks) == 1)
-    watcher.limited(OSError(errno.ENOSPC, "inotify watch limit reached"))
-    wait_until(lambda: len(workers.tasks) >= 3)
+    with watcher_in_a_thread(tmp_path, workers) as watcher:
+        wait_until(lambda: len(workers.tasks) == 1)
+        watcher.limited(OSError(errno.ENOSPC, "inotify watch limit reached"))
+        wait_until(lambda: len(workers.tasks) >= 3)
     assert '"mode": "polling"' in (tmp_path / "archives" / ".watcher.json").read_text()
 
 

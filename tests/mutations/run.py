@@ -57,7 +57,7 @@ def main() -> int:
         os.chmod(place, 0o755)  # noqa: S103  # the test's database server runs as another user
         _copy(root, Path(place))
         os.chdir(place)
-        tallies = [_try(target, arguments.count, Random(f"{arguments.seed} {target.name}")) for target in chosen]
+        tallies = [_try(target, arguments.count, arguments.seed) for target in chosen]
     killed, total = sum(tally.killed for tally in tallies), sum(tally.total for tally in tallies)
     print("", *tallies, f"{'all':<14}{killed:>5} of {total} noticed", sep="\n")  # noqa: T201
     return 0 if killed >= _ENOUGH * total else 1
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "targets", nargs="*", choices=[*names, []], metavar="TARGET", help=f"which (all): {', '.join(names)}"
     )
-    parser.add_argument("--count", type=int, default=6, help="mutations of each target (6)")
+    parser.add_argument("--count", type=int, default=1, help="mutations of each module (1)")
     parser.add_argument("--seed", type=int, default=1, help="another seed draws another sample (1)")
     return parser
 
@@ -95,8 +95,8 @@ def _copy(root: Path, place: Path) -> None:
     (place / ".venv/stamp").write_text(f"{place}\n{stamp[1]}")  # so that tools/*.sh take it for theirs
 
 
-def _try(target: Target, count: int, chance: Random) -> Tally:
-    """Mutate a target at so many places."""
+def _try(target: Target, count: int, seed: int) -> Tally:
+    """Mutate each module of a target at so many places."""
     command = f".venv/bin/python -m pytest -x -q -n 0 -p no:cacheprovider {' '.join(target.tests)}"
     started = time.monotonic()
     outcome, output = run_tests(command, None)
@@ -104,21 +104,21 @@ def _try(target: Target, count: int, chance: Random) -> Tally:
     if outcome.value != "survived":
         raise SystemExit(f"the tests of {target.name} fail without any mutation:\n{output}")
     _say(f"\n{target.name}: its tests take {seconds:.0f} s")
-    places = [
-        (Path(module), span, found) for module in target.modules for span, found in mutations(Path(module)).items()
-    ]
     tally = Tally(name=target.name)
-    for module, (start, _), found in chance.sample(places, min(count, len(places))):
-        mutation = chance.choice(found)
-        with use_mutation(module, mutation.operator, mutation.occurrence) as (before, after):
-            outcome, _ = run_tests(command, _SLOWER * seconds + _PATIENCE_SECONDS)
-        where = f"{module}:{start[0]} {type(mutation.operator).__name__}"
-        if outcome.value == "survived":
-            tally.survivors.append(where)
-            _say(f"SURVIVED  {where}\n{_change(before, after)}")
-        else:
-            tally.killed += 1
-            _say(f"noticed   {where}")
+    for module in target.modules:
+        chance = Random(f"{seed} {module}")
+        places = list(mutations(Path(module)).items())
+        for (start, _), found in chance.sample(places, min(count, len(places))):
+            mutation = chance.choice(found)
+            with use_mutation(Path(module), mutation.operator, mutation.occurrence) as (before, after):
+                outcome, _ = run_tests(command, _SLOWER * seconds + _PATIENCE_SECONDS)
+            where = f"{module}:{start[0]} {type(mutation.operator).__name__}"
+            if outcome.value == "survived":
+                tally.survivors.append(where)
+                _say(f"SURVIVED  {where}\n{_change(before, after)}")
+            else:
+                tally.killed += 1
+                _say(f"noticed   {where}")
     return tally
 
 

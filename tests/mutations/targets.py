@@ -46,6 +46,7 @@ TARGETS: Final = (
         "repository/test_sync_order repository/test_records repository/test_catalogue "
         "repository/test_portal_archives retention/test_prune",
     ),
+    _of("codec", _ENGINE, "codec", "core/test_codec repository/test_records"),
     _of(
         "access-log",
         f"{_ENGINE}/repository",

@@ -1,7 +1,7 @@
-"""The commands of `backup.sh`, one module for each, and the restore commands of `restore.sh`.
+"""The commands of `backup.sh`, one module each, and the restore commands of `restore.sh`.
 
-A module has `add_arguments`, which tells the parser what the command takes, and `run`, which calls the engine and tells
-how it ended. It decides nothing about backups itself. Adding a command means adding its module and its line here.
+A module has `add_arguments`, which defines the command's arguments, and `run`, which calls the engine and reports the
+result. It makes no decision about backups. Adding a command takes its module and its line here.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ BACKUP_COMMANDS: Final = {
     "doctor": ("doctor", "check everything that backups and restores need", "checking"),
     "config": ("config", "show every setting and where it comes from", "reading the settings"),
 }
-"""By name: the module, what the help says, and what a person who waits is told.
+"""By name: the module, the help text, and the text for a person who waits.
 
-The help of a command that requests a task says what the registry of operations says: a test compares them, since to
-import the registry would make every command start later.
+A test compares the help of commands that request a task with the registry of operations; importing the registry here
+would slow every command down.
 """

@@ -1,4 +1,4 @@
-"""`backup.sh audit`: who did what with the backups."""
+"""`backup.sh audit`: shows who did what with the backups."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
-    """Add what the command takes."""
+    """Define the command's arguments."""
     parser.add_argument("--verify", action="store_true", help="check that no line was changed, removed or inserted")
     parser.add_argument("--last", metavar="N", type=int, default=50, help="so many entries (default: 50; 0: all)")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show the last entries, and verify the log if asked to; exit code 4 if it was changed."""
+    """Show the last entries, and verify the log if requested; exit code 4 if it was changed."""
     from portal.ops.drill.report import DIRECTORY as DRILLS
     from portal.ops.drill.report import DrillReports
     from portal.ops.repository.access_log import AccessLog

@@ -1,4 +1,4 @@
-"""`backup.sh full`, `database`, `media` and `base`: make a backup."""
+"""`backup.sh full`, `database`, `media` and `base`: makes a backup."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
-    """Add what the command takes."""
+    """Define the commands' arguments."""
     if name == "media":
         parser.add_argument(
             "--incremental",
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Make a backup, or have a worker make it."""
+    """Make a backup, here or by a worker."""
     from portal.ops.settings.load import refuse_unbuilt
 
     settings, show = watched_settings()
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     complete = arguments.command == "full" and arguments.complete
     told: dict[str, Any] = {"confirm_loss": getattr(arguments, "confirm_loss", False)}
     if tasks.is_remote(settings, arguments):
-        if not arguments.wait:  # a worker's environment may ask for less than this one
+        if not arguments.wait:  # the worker's environment may request less than this one
             refuse_unbuilt(settings.unbuilt)
         from worker.arguments import BackupArguments, FullArguments, MediaArguments
         from worker.operations import OPERATIONS
@@ -85,13 +85,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def tell(result: Mapping[str, Any]) -> None:
-    """Tell how a worker's backup ended, for people and programs."""
+    """Show the result of a worker's backup."""
     _say_how_it_ended(result)
-    print_result({**result, "offsite": [], "pruned": []})  # beat has workers prune, and not after each backup
+    print_result({**result, "offsite": [], "pruned": []})  # with workers, beat schedules the prune
 
 
 def _copy(settings: Settings, show: Callable[[Step], None], warnings: list[str]) -> dict[str, Any]:
-    """Copy off-site what is missing there, and tell people; what programs are told of it."""
+    """Copy what is missing off-site, and show the result; return it for programs."""
     from portal.ops.backup.aftercare import copy_after_backup
 
     done = copy_after_backup(settings, progress=show, **known(settings), interrupt=StoppedError)
@@ -106,7 +106,7 @@ def _copy(settings: Settings, show: Callable[[Step], None], warnings: list[str])
 
 
 def _prune(settings: Settings, warnings: list[str]) -> dict[str, Any]:
-    """Remove old archives, and tell people; what programs are told of it."""
+    """Prune, and show the result; return it for programs."""
     from portal.ops.backup.aftercare import clean_up_after_backup
 
     done = clean_up_after_backup(settings, **known(settings), interrupt=StoppedError)

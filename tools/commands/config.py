@@ -1,4 +1,4 @@
-"""`backup.sh config`: show every setting in force and where it comes from; exit code 2 if something is wrong."""
+"""`backup.sh config`: shows every setting with its value and origin; exit code 2 if something is wrong."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _NAME: Final = 26
 
 
 def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
-    """Add what the command takes."""
+    """Define the command's arguments."""
     parser.add_argument("--check", action="store_true", help="show problems only, for scripts; exit code 2 if any")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show the settings, those that cannot be used, and names that are not settings."""
+    """Show the settings, invalid values, and names that are no settings."""
     from portal.ops.runtime.environment import current_settings, read_env_file
     from portal.ops.runtime.progress import read_text
     from portal.ops.settings.load import effective_settings, foreign_names

@@ -1,4 +1,4 @@
-"""`restore.sh --at TIME --data-dir DIR`: delivers the recovered cluster, for a new server."""
+"""`restore.sh --at TIME --data-dir DIR`: delivers the recovered cluster for a new server."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 def deliver_cluster(
     settings: Settings, show: Callable[[Step], None], arguments: argparse.Namespace, asked: datetime
 ) -> int:
-    """Recover the cluster into a new directory; no server and no live data is touched.
+    """Recover the cluster into a new directory; no server and no live data is changed.
 
     Arguments:
-        asked: what ``… ago`` counts from.
+        asked: the time from which ``… ago`` counts.
     """
     from portal.ops.pitr.data_dir import deliver, plan_delivery
     from portal.ops.pitr.moment import parse_moment, shown

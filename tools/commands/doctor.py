@@ -1,4 +1,4 @@
-"""`backup.sh doctor`: check everything that backups and restores need."""
+"""`backup.sh doctor`: checks everything that backups and restores need."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 def add_arguments(_parser: argparse.ArgumentParser, _name: str) -> None:
-    """It takes nothing."""
+    """Define no arguments."""
 
 
 def run(_: argparse.Namespace) -> int:
-    """Exit code 0 where no check found a fault."""
+    """Run all checks; exit code 0 if none found a fault."""
     from portal.ops.monitoring.doctor.run import State
 
     findings = []
@@ -37,7 +37,7 @@ _MEANING = {True: ": fix each FAULT, then run this again", False: ": backups and
 
 
 def _findings() -> Iterator[Finding]:
-    """Settings first: without them nothing else can be looked at."""
+    """Check the settings first: without them nothing else can be checked."""
     from portal.ops.monitoring.doctor.run import Check, engine_checks, examine
     from portal.ops.runtime.environment import merged_environment
     from tools.commands.service_checks import service_checks

@@ -1,4 +1,4 @@
-"""`backup.sh drill`: restore an archive to a scratch place, compare everything, and throw it away."""
+"""`backup.sh drill`: restores an archive to a scratch place, compares everything, and removes it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
-    """Add what the command takes."""
+    """Define the command's arguments."""
     parser.add_argument(
         "archive", nargs="?", default="latest", help="which one (default: the newest full one); also 'offsite:ID'"
     )
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run a drill, or have a worker run it."""
+    """Run a drill, here or by a worker."""
     from portal.ops.drill.job import DrillJob
     from portal.ops.drill.portal_checks import PortalCheckConfig
     from portal.ops.monitoring.observer import Observers
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def tell(result: Mapping[str, Any]) -> None:
-    """Tell how a drill ended, for people and programs."""
+    """Show the result of a drill."""
     from portal.ops.drill.report import DrillReport
 
     if "drill_id" in result:

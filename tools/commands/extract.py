@@ -1,4 +1,4 @@
-"""`backup.sh extract`: take one file out of an archive, by its index."""
+"""`backup.sh extract`: extracts one file from an archive by its index."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
-    """Add what the command takes."""
+    """Define the command's arguments."""
     parser.add_argument(
         "archive", help="a path, an id or the start of one, 'latest' (of those with such files), or 'offsite:ID'"
     )
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Take one file out of an archive."""
+    """Extract one file."""
     if arguments.archive.startswith("offsite:"):
         found = _extract_offsite(arguments.archive, arguments.member, arguments.output)
         say(f"extracted: {found['path']}")
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _archive_path(archive: str, member: str) -> Path:
-    """The archive's file; settings are read only if it is not given by its path, which keeps the command quick."""
+    """The archive's file; settings are only loaded if it is not given as a path, which keeps the command fast."""
     if archive != "latest" and os.path.isfile(archive):
         return Path(archive)
     kinds = types_holding(member)
@@ -50,7 +50,7 @@ def _archive_path(archive: str, member: str) -> Path:
 
 
 def _extract_offsite(name: str, path: str, output: str | None) -> dict[str, Any]:
-    """The same from an off-site copy, of which only the index and what holds the file is read."""
+    """Extract a file from an off-site copy, reading only the index and the file's frames."""
     from portal.ops.offsite.config import OffsiteConfig
     from portal.ops.offsite.fetch import FetchJob
 

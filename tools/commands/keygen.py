@@ -1,4 +1,4 @@
-"""`backup.sh keygen`: make the key that off-site copies are encrypted for."""
+"""`backup.sh keygen`: creates the key for encrypting off-site copies."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
-    """Add what the command takes."""
+    """Define the command's arguments."""
     parser.add_argument("--output", metavar="FILE", required=True, help="new file for the secret key (mode 0600)")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Make a key; only its public part is shown."""
+    """Create a key; show only its public part."""
     from portal.ops.storage.age_keys import generate
 
     made = generate(Path(os.path.abspath(arguments.output)))

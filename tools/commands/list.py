@@ -1,4 +1,4 @@
-"""`backup.sh list`: the archives of the repository, newest first."""
+"""`backup.sh list`: lists the archives of the repository, newest first."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _MOMENT: Final = "%Y-%m-%d %H:%M:%S"
 _WAL: Final = "wal"
-"""The directory of the WAL archive; the module that owns it takes a while to import."""
+"""The directory of the WAL archive; its own module takes time to import."""
 
 _INDENT: Final = " " * 4
 _TIME: Final = Column(title="TIME (UTC)", width=16)
@@ -35,20 +35,21 @@ _PARENT: Final = Column(title="PARENT", width=33)
 _BASE: Final = Column(title="BASE", width=33)
 _STATE: Final = Column(title="STATE", width=10, least=4)
 _TIME_FROM, _TYPE_FROM, _PARENT_FROM, _BASE_FROM = 72, 100, 140, 180
-"""From these widths on there is a column for the time, which the name has too, for the type, for the parent of an
-incremental, and for the base of its chain; on a narrower terminal the parent and what is wrong have lines of their own.
+"""The widths from which on there are columns for time, type, parent and base.
+
+On a narrower terminal, parent and faults have lines of their own; the time is in the name.
 """
 
 
 def add_arguments(_parser: argparse.ArgumentParser, _name: str) -> None:
-    """It takes nothing."""
+    """Define no arguments."""
 
 
 def run(_: argparse.Namespace) -> int:
-    """List the archives, the recovery window, and the restores that were made."""
+    """List archives, the recovery window, and restores."""
     from portal.ops.backup.listing import iterate_archives
 
-    gc.disable()  # there may be very many archives, and none of what is made for them is garbage
+    gc.disable()  # there may be very many archives, without garbage to collect
     settings, _show = watched_settings()
     place = repository(settings)
     restores, trouble = _restores(settings)
@@ -75,7 +76,7 @@ def run(_: argparse.Namespace) -> int:
 
 
 def _told(backups: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Tell a person of each archive on its way into the result."""
+    """Show each archive while the result is written."""
     if is_quiet() and not is_json():
         for backup in backups:
             print_line(backup["backup_id"])
@@ -92,10 +93,10 @@ def _told(backups: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 class _Rows:
-    """The archives as rows of a table with as many columns as there is room for.
+    """Archives as rows of a table with as many columns as fit.
 
     Arguments:
-        width: of the terminal.
+        width: the width of the terminal.
     """
 
     def __init__(self, width: int) -> None:
@@ -112,11 +113,11 @@ class _Rows:
         self._table = Table(self._columns, width)
 
     def head(self) -> str:
-        """The line of titles."""
+        """The line of headings."""
         return self._table.head()
 
     def lines(self, backup: dict[str, Any]) -> list[str]:
-        """One archive: its row, and below it what the row has no room for."""
+        """One archive: its row, and below it what does not fit into the row."""
         is_narrow = self._width < _TYPE_FROM
         cells = {
             _TIME: backup["timestamp"][:16].replace("T", " "),
@@ -138,7 +139,7 @@ class _Rows:
 
 
 def _window(place: Repository) -> Window | None:
-    """The recovery window; nothing where no WAL was ever received."""
+    """The recovery window, or None if no WAL was ever received."""
     if not (place.path / _WAL).exists():
         return None
     from portal.ops.pitr.look import look
@@ -147,17 +148,17 @@ def _window(place: Repository) -> Window | None:
 
 
 def window_lines(window: Window) -> Iterator[str]:
-    """To which moments the database can be recovered, for people."""
+    """The recovery window for people."""
     yield f"\nRecovery window: {window.start:{_MOMENT}} to {window.end:{_MOMENT}} UTC"
     for start, end in window.gaps:
         yield f"  except {start:{_MOMENT}} to {end:{_MOMENT}} UTC: WAL is missing"
 
 
 def _restores(settings: Settings) -> tuple[list[dict[str, Any]], str]:
-    """The restores that were made; if they cannot be read that is told, and hides no archive."""
+    """The restores; if they cannot be read, that is reported, and the archives are still listed."""
     from portal.ops.restore.journal import DIRECTORY
 
-    if not (settings.local_path / DIRECTORY).exists():  # what follows takes a while to import
+    if not (settings.local_path / DIRECTORY).exists():  # importing the rest takes time
         return [], ""
     try:
         return restore_job(settings).list_restores(), ""
@@ -177,7 +178,7 @@ def _kind(backup: dict[str, Any]) -> str:
 
 
 def _marks(backup: dict[str, Any], *, is_short: bool = False) -> list[str]:
-    """The notes on an archive, the worst first."""
+    """The notes about an archive, most serious first."""
     verified = backup["verified"]
     marks = []
     if backup["fault"]:

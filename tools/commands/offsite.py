@@ -1,4 +1,4 @@
-"""`backup.sh offsite`: copy archives off-site; list, verify, fetch and prune the copies."""
+"""`backup.sh offsite`: copies archives off-site; lists, verifies, fetches and prunes the copies."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _COLUMNS: Final = (
 
 
 def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
-    """Add what the commands take."""
+    """Define the commands' arguments."""
     commands = parser.add_subparsers(metavar="WHAT", dest="what", required=True, parser_class=Parser)
     copy = commands.add_parser("copy", help="copy off-site whatever is missing, or one archive with all that it needs")
     copy.add_argument("archive", nargs="?", help="a path, an id or the start of one, or 'latest'")
@@ -65,7 +65,7 @@ _LEVELS: Final = (
 
 
 def _add_output_options(parser: argparse.ArgumentParser) -> None:
-    """The same options behind the second word as behind the first; without them, what the first said counts."""
+    """Accept the same options after the second word as after the first, whose values are the defaults."""
     before = set(parser._actions)  # noqa: SLF001  (argparse has no other way to ask)
     add_output_options(parser)
     for action in parser._actions:  # noqa: SLF001
@@ -98,7 +98,7 @@ def _copy(arguments: argparse.Namespace, settings: Settings, show: Callable[[Ste
 
 
 def tell(result: Mapping[str, Any]) -> None:
-    """Tell how a copy ended, for people and programs."""
+    """Show the result of copying."""
     for line in copy_lines(result):
         say(line)
     for warning in result.get("warnings", ()):
@@ -109,7 +109,7 @@ def tell(result: Mapping[str, Any]) -> None:
 
 
 def copy_lines(result: Mapping[str, Any]) -> Iterable[str]:
-    """One line for each copy, for people."""
+    """One line for each copy."""
     from portal.ops.units import human_bytes
 
     copied = result.get("copied", ())
@@ -170,7 +170,7 @@ def _show_copies(copies: list[dict[str, Any]]) -> None:
 
 
 def _opening(settings: Settings, as_of: str | None) -> Callable[..., Any]:
-    """The function that opens the stores: as they are, or as they were at a time."""
+    """A function that opens the stores, at present or as they were at a time."""
     from portal.ops.offsite.config import OffsiteConfig
 
     if as_of is None:
@@ -201,7 +201,7 @@ def _verify(arguments: argparse.Namespace, settings: Settings, show: Callable[[S
 
 
 def verify_copy(settings: Settings, show: Callable[[Step], None], name: str | None, level: str) -> int:
-    """Verify copies, and tell what was found; the exit code."""
+    """Verify copies and show the result; return the exit code."""
     from portal.ops.backup.config import BackupConfig
     from portal.ops.model import VerifyLevel
     from portal.ops.offsite.config import OffsiteConfig

@@ -1,4 +1,4 @@
-"""`backup.sh pin` and `unpin`: keep an archive, or let the retention policy remove it again."""
+"""`backup.sh pin` and `unpin`: keeps an archive, or leaves it to the retention policy again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
-    """Add what the command takes."""
+    """Define the commands' arguments."""
     parser.add_argument("archive", help="a path, an id or the start of one, or 'latest'")
     if name == "pin":
         parser.add_argument("--reason", metavar="TEXT", default="", help="why, for those who come later")

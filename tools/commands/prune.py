@@ -1,4 +1,4 @@
-"""`backup.sh prune`: remove the archives that the retention policy does not keep."""
+"""`backup.sh prune`: removes archives that the retention policy does not keep."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
-    """Add what the command takes."""
+    """Define the command's arguments."""
     parser.add_argument("--dry-run", action="store_true", help="show the plan with its reasons, and remove nothing")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Remove old archives, or show which ones would be removed."""
+    """Remove old archives, or show which would be removed."""
     from portal.ops.backup.aftercare import cleanup_job
     from portal.ops.runtime.environment import current_settings
 
-    gc.disable()  # there may be very many archives, and none of what is made for them is garbage
+    gc.disable()  # there may be very many archives, without garbage to collect
     settings = current_settings()
     watched_log(settings.log_format)
     job = cleanup_job(settings, **known(settings))

@@ -1,4 +1,4 @@
-"""`backup.sh report`: write the backup report, one HTML page."""
+"""`backup.sh report`: writes the backup report, one HTML page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _STANDARD_OUTPUT: Final = "-"
 
 
 def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
-    """Add what the command takes."""
+    """Define the command's arguments."""
     parser.add_argument(
         "--output",
         metavar="FILE",

@@ -53,7 +53,7 @@ _STATES: Final = {"applied": "can be rolled back", "rolled_back": "was rolled ba
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what a restore takes."""
+    """Define the arguments of a restore."""
     add = parser.add_argument
     add("--dry-run", action="store_true", help="verify the archive, show the plan, change nothing")
     add("--at", metavar="TIME", help="restore to a moment: '2026-11-28 14:03:07+00:00', '10 minutes ago', or 'latest'")
@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """Refuse arguments that do not go together."""
+    """Refuse contradictory arguments."""
     if arguments.list or arguments.discard:
         parser.error("--list and --discard need --rollback")
     if arguments.at and arguments.archive:
@@ -92,7 +92,7 @@ def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Restore an archive, or have a worker do it."""
+    """Restore an archive, here or by a worker."""
     from portal.ops.runtime.progress import utc_now
 
     asked = utc_now()
@@ -117,10 +117,10 @@ def run(arguments: argparse.Namespace) -> int:
 def moment_at_hand(
     settings: Settings, show: Callable[[Step], None], arguments: argparse.Namespace, asked: datetime
 ) -> None:
-    """Have what leads to a moment here, also from off-site.
+    """Fetch what is missing for a restore to a moment.
 
     Arguments:
-        asked: what ``… ago`` counts from, however long the fetching takes.
+        asked: the time from which ``… ago`` counts, however long fetching takes.
     """
     from portal.ops.monitoring.observer import Observers
     from portal.ops.restore import moment_offsite
@@ -141,7 +141,7 @@ def moment_at_hand(
 
 
 def wait(arguments: argparse.Namespace) -> int:
-    """Wait for a restore that was queued before."""
+    """Wait for a restore that was queued earlier."""
     from worker.operations import RESTORE_ROLLBACK
 
     settings, show = watched_settings()
@@ -155,7 +155,7 @@ def wait(arguments: argparse.Namespace) -> int:
 
 
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of `RestoreConfig` that the command line has, besides those of the settings."""
+    """Arguments for `RestoreConfig` from the command line."""
     names = ("dry_run", "mode", "exact", "target_database", "create_database", "owner", "allow_unverified")
     given = {name: getattr(arguments, name) for name in (*names, "allow_outside_links")}
     given["patterns"] = tuple(arguments.path)
@@ -184,18 +184,18 @@ def _restore(job: RestoreJob, arguments: argparse.Namespace, asked: datetime) ->
 
 @dataclass(frozen=True)
 class Workers:
-    """The workers, if there is a broker."""
+    """The workers, or None without a broker."""
 
     settings: Settings
     show: Callable[[Step], None]
     arguments: argparse.Namespace
 
     def hand_over(self, operation: Operation, given: Arguments, *, authorize: bool = True) -> RemoteTask:
-        """Give a worker a task, with the authorization that a person gives by starting this command."""
+        """Request a task, with the authorization that a person gives by starting this command."""
         return self._remote().hand_over(operation, given, authorize=authorize)
 
     def pick_up(self, task_id: str) -> RemoteTask:
-        """A task that was queued before."""
+        """A task that was queued earlier."""
         return self._remote().pick_up(task_id)
 
     def _remote(self) -> Remote:
@@ -205,7 +205,7 @@ class Workers:
 
 
 def _restore_remotely(workers: Workers, person: Person) -> int:
-    """Have a worker plan, ask, and have it restore; the exit code."""
+    """Let a worker plan, ask, then let it restore; return the exit code."""
     from worker.operations import RESTORE_ARCHIVE
 
     arguments = workers.arguments
@@ -223,7 +223,7 @@ def _restore_remotely(workers: Workers, person: Person) -> int:
 
 
 def finish(task: RemoteTask, person: Person, arguments: argparse.Namespace, *, is_rollback: bool) -> int:
-    """Wait for a task and tell how it ended, unless nobody wants to wait; the exit code."""
+    """Wait for a task and show its result, unless told not to wait; return the exit code."""
     if arguments.no_wait:
         say(f"queued; './tools/restore.sh --wait {task.task_id}' waits for it")
         print_result({"success": True, "task_id": task.task_id})
@@ -234,7 +234,7 @@ def finish(task: RemoteTask, person: Person, arguments: argparse.Namespace, *, i
 
 
 def _given_remotely(arguments: argparse.Namespace, zone: tzinfo) -> RestoreArguments:
-    """The task's arguments that the command line has; a moment gets the offset that is meant here."""
+    """The task's arguments from the command line; a moment gets its offset here."""
     from portal.ops.pitr.moment import with_offset
     from worker.arguments import RestoreArguments
 
@@ -255,10 +255,10 @@ def _given_remotely(arguments: argparse.Namespace, zone: tzinfo) -> RestoreArgum
 
 
 class Person:
-    """Who is told, and asked.
+    """Shows plans and results to a person, and asks.
 
     Arguments:
-        asks: whether a plan needs a yes; otherwise it is only shown.
+        asks: whether a plan needs confirmation; otherwise it is only shown.
     """
 
     def __init__(self, *, asks: bool) -> None:
@@ -266,11 +266,11 @@ class Person:
         self._shown: tuple[str, ...] = ()
 
     def confirm(self, plan: RestorePlan) -> bool:
-        """Show a plan, and ask."""
+        """Show a plan and ask."""
         return self.agrees(plan.lines())
 
     def agrees(self, lines: Sequence[str]) -> bool:
-        """Show a plan, and ask; without a terminal nobody can answer."""
+        """Show a plan and ask; without a terminal, nobody can answer."""
         self._show(lines)
         if not self._asks:
             return True
@@ -280,7 +280,7 @@ class Person:
         return ask("\nDo this? Type yes to continue: ").lower() == "yes"
 
     def report(self, result: Mapping[str, Any], *, is_rollback: bool = False) -> None:
-        """Tell how it ended, for people and programs."""
+        """Show the result."""
         plan = result.get("plan", ())
         if plan and not self._shown:
             self._show(plan)
@@ -301,7 +301,7 @@ class Person:
 
 
 def _ending(result: Mapping[str, Any], *, is_rollback: bool) -> list[str]:
-    """The result, for people."""
+    """The result for people."""
     if result.get("dry_run"):
         return ["\nDry run: nothing was changed."]
     components = ", ".join(result["components_restored"])
@@ -315,7 +315,7 @@ def _ending(result: Mapping[str, Any], *, is_rollback: bool) -> list[str]:
 
 
 def _done(result: Mapping[str, Any], *, is_rollback: bool) -> list[str]:
-    """The changes to each component, and the place of its rollback data, by the facts of the result."""
+    """What was changed in each component, and where its rollback data is, from the facts of the result."""
     from portal.ops.restore.files.report import FilesReport
 
     lines = []
@@ -342,7 +342,7 @@ def _done_to_database(facts: Mapping[str, Any], *, is_rollback: bool) -> str:
 
 
 def restore_lines(restores: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The restores that were made, for people; the last one first."""
+    """The restores for people, newest first."""
     lines = []
     for restore in restores:
         state = _STATES.get(restore["state"], "was interrupted: the next restore or rollback completes or undoes it")

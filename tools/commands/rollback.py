@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what a rollback takes."""
+    """Define the arguments of a rollback."""
     parser.add_argument("--rollback", action="store_true", help="roll the last restore back, or the one named")
     parser.add_argument("--list", action="store_true", help="with --rollback: show what can be rolled back")
     parser.add_argument("--discard", metavar="RESTORE_ID", help="with --rollback: discard that restore's rollback data")
-    parser.add_argument("--forget", dest="discard", help=argparse.SUPPRESS)  # as releases before called it
+    parser.add_argument("--forget", dest="discard", help=argparse.SUPPRESS)  # the name in earlier releases
 
 
 def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """Refuse arguments that do not go together."""
+    """Refuse contradictory arguments."""
     if arguments.dry_run:
         parser.error(
             "a rollback has no dry run; without --force it asks, and --list lists the restores that can be rolled back"
@@ -36,7 +36,7 @@ def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Roll a restore back, or have a worker do it."""
+    """Roll a restore back, here or by a worker."""
     settings, show = watched_settings()
     person = Person(asks=not arguments.force)
     job = restore_job(settings, show, person.confirm)

@@ -1,4 +1,4 @@
-"""`backup.sh schedule`: the next and the last run of everything that is scheduled."""
+"""`backup.sh schedule`: shows the next and the last run of everything scheduled."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(_parser: argparse.ArgumentParser, _name: str) -> None:
-    """It takes nothing."""
+    """Define no arguments."""
 
 
 def run(_: argparse.Namespace) -> int:
@@ -43,7 +43,7 @@ def run(_: argparse.Namespace) -> int:
 
 
 def schedule_of(settings: Settings, now: datetime) -> list[dict[str, Any]]:
-    """For each kind its expression, its next slot, its last slot where that is not done, and how it ended last.
+    """For each kind its expression, its next slot, its last slot if that is not done, and its last outcome.
 
     Raises:
         RepositoryError: the repository cannot be read.
@@ -100,7 +100,7 @@ def _wall(moment: datetime, zone: ZoneInfo) -> str:
 
 
 def _facts(line: Mapping[str, Any]) -> dict[str, Any]:
-    """The same in the types of JSON."""
+    """The same as types of JSON."""
     facts = dict(line)
     facts |= {name: line[name].isoformat() for name in ("next", "due_since") if line[name]}
     if line["last"]:

@@ -1,4 +1,4 @@
-"""The doctor's checks besides the engine: broker, workers, beat and watcher, if there are any."""
+"""The doctor's checks of services: broker, workers, beat and watcher."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SECONDS: Final = 15
 
 
 def service_checks(settings: Settings) -> list[Check]:
-    """The checks of what runs all the time; where no broker is set, there is nothing of the kind."""
+    """The checks of services; none without a broker."""
     wal = [Check(name="WAL service", look=lambda: _service("beat.wal", "wal"))] if settings.pitr.wal else []
     if settings.worker.broker_url is None:
         what = "CELERY_BROKER_URL is not set: commands do the work themselves, started by cron or systemd"
@@ -31,7 +31,7 @@ def service_checks(settings: Settings) -> list[Check]:
 
 
 def _workers(settings: Settings) -> Finding:
-    """A broker that does not answer is an error of its own."""
+    """Check the workers; a broker that does not answer is an error of its own."""
     from worker.client import Client
     from worker.health import check_queues
     from worker.operations import Queue
@@ -45,7 +45,7 @@ def _workers(settings: Settings) -> Finding:
 
 
 def _service(module: str, start: str) -> Finding:
-    """Ask a service as its own health check does."""
+    """Check a service like its own health check."""
     ended = subprocess.run(
         [sys.executable, "-I", "-m", module, "--health"],
         stdin=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""`backup.sh status`: show the backup status; exit code 1 if a target is missed, so that any monitor can use it."""
+"""`backup.sh status`: shows the backup status; exit code 1 if a target is missed, for use by monitoring systems."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(_parser: argparse.ArgumentParser, _name: str) -> None:
-    """It takes nothing."""
+    """Define no arguments."""
 
 
 def run(_: argparse.Namespace) -> int:
@@ -24,7 +24,7 @@ def run(_: argparse.Namespace) -> int:
     from portal.ops.runtime.environment import current_settings
     from portal.ops.runtime.progress import utc_now
 
-    gc.disable()  # there may be very many archives, and none of what is made for them is garbage
+    gc.disable()  # there may be very many archives, without garbage to collect
     settings = current_settings()
     watched_log(settings.log_format)
     status = read_status(settings, utc_now())

@@ -1,4 +1,4 @@
-"""`backup.sh timeline`: shows what one can go back to, and when many rows were removed."""
+"""`backup.sh timeline`: shows which moments can be restored, and when many rows were removed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001  (what every command has)
-    """Add what the command takes."""
+    """Define the command's arguments."""
     moment = "such as '2026-11-28 14:00+00:00' or '2 hours ago'"
     parser.add_argument("--from", dest="start", metavar="TIME", help=f"the first moment, {moment}")
     parser.add_argument("--to", dest="end", metavar="TIME", help="the last moment (default: now)")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Read archives and WAL, and tell."""
+    """Read archives and WAL, and show the timeline."""
     from portal.ops.pitr.moment import parse_moment
     from portal.ops.pitr.relations import by_number, read_relations
     from portal.ops.pitr.timeline import read_timeline

@@ -1,4 +1,4 @@
-"""`backup.sh verify`: check that an archive is intact."""
+"""`backup.sh verify`: verifies that an archive is intact."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _DAMAGED_HINT: Final = (
 
 
 def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
-    """Add what the command takes."""
+    """Define the command's arguments."""
     parser.add_argument("archive", help="a path, an id or the start of one, 'latest', or 'offsite:ID'")
     parser.add_argument("--level", choices=("checksum", "contents", "dump", "drill"), default="contents", help=_LEVELS)
     tasks.add_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Verify an archive, or have a worker do it; exit code 4 if it is not intact."""
+    """Verify an archive, here or by a worker; exit code 4 if it is not intact."""
     from portal.ops.model import VerifyLevel
 
     if arguments.level == VerifyLevel.DRILL:
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def tell(found: Mapping[str, Any]) -> None:
-    """Tell what a verification found, for people and programs."""
+    """Show the result of a verification."""
     if found["success"]:
         say(found["message"])
     elif "damages" not in found:

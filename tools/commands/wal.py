@@ -1,4 +1,4 @@
-"""`backup.sh wal`: shows the WAL archive, or brings it back from an off-site copy."""
+"""`backup.sh wal`: shows the WAL archive, or fetches it from an off-site copy."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001  (what every command has)
-    """Add what the command takes."""
+    """Define the command's arguments."""
     parser.add_argument("--fetch", action="store_true", help="bring the WAL back from the off-site destinations")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show, or fetch and show."""
+    """Show the archive, after fetching if requested."""
     from portal.ops.pitr.look import look
     from portal.ops.repository.repository import Repository
 

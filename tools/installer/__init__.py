@@ -1,4 +1,4 @@
-"""The installer behind `install.sh`: learns what it can of the portal, shows its plan, and carries it out.
+"""The installer behind `install.sh`: finds out what it can about the portal, shows its plan, and executes it.
 
-Uses nothing but Python's own library, since it runs before there is an environment.
+Imports only Python's standard library, since it runs before there is an environment.
 """

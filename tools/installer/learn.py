@@ -1,4 +1,4 @@
-"""The settings of a running portal: its compose `.env`, and the environment and mounts of its containers."""
+"""Reads the settings of a running portal: its compose `.env` file, and its containers' environment and mounts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WANTED: Final = (
     *("PORTAL_UPLOAD_DIR", "PORTAL_AUDIT_DIR", "BACKUP_LOCAL_PATH", "CELERY_BROKER_URL"),
 )
 _OWN_BROKER: Final = "CELERY_BROKER_URL"
-"""The portal's own queue; ours needs another one, so it is not taken."""
+"""The portal's own queue, which is not used: ours needs another one."""
 
 _USUAL_PLACES: Final = (
     "/opt/kekkai",
@@ -36,12 +36,12 @@ _SECONDS: Final = 20
 
 @dataclass(kw_only=True)
 class Learned:
-    """The settings that were found, with their origin.
+    """Settings with their origins.
 
     Arguments:
-        values: settings by their names.
-        origins: where each one was found, in words.
-        notes: what a person should know.
+        values: settings by name.
+        origins: where each was found, in words.
+        notes: remarks for the operator.
     """
 
     values: dict[str, str] = field(default_factory=dict)
@@ -49,17 +49,17 @@ class Learned:
     notes: list[str] = field(default_factory=list)
 
     def take(self, name: str, value: str, origin: str) -> None:
-        """Keep a value, unless there is one already."""
+        """Set a value, unless there is one."""
         if value and name not in self.values:
             self.values[name] = value
             self.origins[name] = origin
 
 
 def learn(directory: Path | None) -> Learned:
-    """Look at the running containers, then at compose files.
+    """Read the running containers, then compose files.
 
     Arguments:
-        directory: where the portal's compose file is; by default the usual places.
+        directory: the directory of the portal's compose file; by default the usual places are searched.
     """
     learned = Learned()
     containers = _containers()
@@ -90,7 +90,7 @@ def _take(values: Mapping[str, str], origin: str, learned: Learned) -> None:
 
 
 def _parts(url: str) -> dict[str, str]:
-    """A database URL as single settings."""
+    """The parts of a database URL as single settings."""
     try:
         parts: Mapping[str, Any] = parse_database_url(url) if url else {}
     except DatabaseUrlError:
@@ -106,7 +106,7 @@ def _parts(url: str) -> dict[str, str]:
 
 
 def _containers() -> list[dict[str, Any]]:
-    """The running containers, by Docker or Podman; none if it is absent or does not answer."""
+    """The running containers of Docker or Podman; none if neither answers."""
     for program in ("docker", "podman"):
         if shutil.which(program):
             ids = _output([program, "ps", "--quiet"]).split()
@@ -138,12 +138,12 @@ def _learn_from_container(container: dict[str, Any], others: Iterable[dict[str, 
             values |= {setting: source} if (source := _source_of(container, inside)) else {}
     if "PORTAL_UPLOAD_DIR" not in values and (source := _source_of(container, _MEDIA_OF_DEFECTDOJO)):
         values["PORTAL_UPLOAD_DIR"] = source
-    values.pop("BACKUP_LOCAL_PATH", None)  # a place inside of the container
+    values.pop("BACKUP_LOCAL_PATH", None)  # a path inside the container
     _take(values, origin, learned)
 
 
 def _address_outside(host: str, port: str, containers: Iterable[dict[str, Any]]) -> dict[str, str]:
-    """The address of a server that containers know by a name of their network."""
+    """The address, from outside, of a server that containers reach by a network name."""
     for container in containers:
         networks = container.get("NetworkSettings", {})
         for network in (networks.get("Networks") or {}).values():
@@ -163,7 +163,7 @@ def _names(container: dict[str, Any], network: dict[str, Any]) -> Iterator[str]:
 
 
 def _source_of(container: dict[str, Any], inside: str) -> str:
-    """The directory of this machine that a container has at a path, or below a mount that holds the path."""
+    """The directory on this machine that is mounted at a container's path, or above it."""
     for mount in container.get("Mounts") or []:
         destination = Path(mount.get("Destination", "/nowhere"))
         if mount.get("Source") and Path(inside).is_relative_to(destination):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
-    """Install or uninstall; the exit code: 0 done, 1 failed, 2 wrong usage, 3 not confirmed."""
+    """Install or uninstall; return the exit code: 0 done, 1 failed, 2 invalid usage, 3 not confirmed."""
     arguments = _parser().parse_args()
     if os.geteuid() != 0 and not arguments.dry_run:
         return _refuse("this needs root", f"sudo {ROOT}/tools/install.sh, or --dry-run to look at the plan")
@@ -74,7 +74,7 @@ def _show_settings(installation: Installation) -> None:
 
 
 def _show(steps: Sequence[Step]) -> list[Step]:
-    """Show the steps; those that are not done yet."""
+    """Show the steps; return those not done yet."""
     open_steps = []
     for step in steps:
         is_done = step.is_done()

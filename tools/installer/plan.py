@@ -1,4 +1,4 @@
-"""The steps of the installer; each knows whether it is done already."""
+"""The steps of the installer; each can tell whether it is done already."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _SECRETS: Final = ("DD_DATABASE_PASSWORD", "CELERY_BROKER_URL")
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One change.
+    """One step.
 
     Arguments:
-        what: what it does, for a person.
-        is_done: whether nothing has to be done.
-        do: does it.
+        what: a description for people.
+        is_done: whether there is nothing to do.
+        do: executes the step.
     """
 
     what: str
@@ -46,12 +46,12 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Installation:
-    """An installation on a machine.
+    """An installation on one machine.
 
     Arguments:
         root: the root of the machine's file system.
         units: ``timer`` or ``service``.
-        learned: what is known of the portal.
+        learned: the portal's settings.
     """
 
     root: Path
@@ -64,7 +64,7 @@ class Installation:
         return self.learned.values.get("BACKUP_LOCAL_PATH", "/var/backups/kekkai")
 
     def owner(self) -> str:
-        """The user that backs up: the owner of the uploads, since nobody else may read them; otherwise our own."""
+        """The user for backups: the owner of the uploads, which no other user may read; otherwise our own."""
         uploads = self._at(self.learned.values.get("PORTAL_UPLOAD_DIR", "/var/lib/kekkai-portal/uploads"))
         if uploads.is_dir() and (uid := uploads.stat().st_uid):
             try:
@@ -74,13 +74,13 @@ class Installation:
         return USER
 
     def names(self) -> list[str]:
-        """The units that are installed."""
+        """The names of the units to install."""
         if self.units == "service":
             return [f"{name}.service" for name in _SERVICES]
         return [f"{name}.{kind}" for name in _TIMED for kind in ("service", "timer")]
 
     def settings_text(self) -> str:
-        """The file of settings."""
+        """The settings file's content."""
         values = {"BACKUP_LOCAL_PATH": self.repository, **self.learned.values}
         lines = [
             "# Settings of the backup: docs/settings.md explains each of them. 'tools/backup.sh config' shows them."
@@ -94,13 +94,13 @@ class Installation:
         return "\n".join(lines) + "\n"
 
     def shown_settings(self) -> Iterator[str]:
-        """The settings for a person: secrets are masked."""
+        """The settings for a person, with secrets masked."""
         for name, value in {"BACKUP_LOCAL_PATH": self.repository, **self.learned.values}.items():
             shown = "********" if name in _SECRETS else value
             yield f"{name}={shown}   ({self.learned.origins.get(name, 'default')})"
 
     def steps(self) -> list[Step]:
-        """Everything that installs it, in order."""
+        """All steps that install, in order."""
         owner = self.owner()
         steps = [self._user()] if owner == USER else []
         steps += [
@@ -115,7 +115,7 @@ class Installation:
         return steps
 
     def removals(self) -> list[Step]:
-        """Everything that uninstalls it, in order; archives stay."""
+        """All steps that uninstall, in order; archives stay."""
         every = sorted({path.name for path in _EXAMPLES.glob("kekkai-backup*")})
         steps = []
         if self._is_here() and os.path.isdir(_RUNNING_SYSTEMD):
@@ -248,7 +248,7 @@ class Installation:
 
 
 def quoted(value: str) -> str:
-    """A value as the file of settings takes it literally."""
+    """A value as a literal in the settings file."""
     if not set(value) & set(" '\"$#\\\n"):
         return value
     escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$").replace("\n", "\\n")

@@ -1,6 +1,8 @@
-"""The report: one HTML file that shows what became of the backups, and needs nothing else to be read.
+"""The backup report: one self-contained HTML file.
 
-story     what there is to tell, out of the repository
-charts    its drawings, as SVG that takes its colours from the page
+story     gathers the facts from the repository
+charts    the drawings: marks and bars placed by the page's style
 page      the page around them
+
+May import the engine; nothing in the report is fetched from elsewhere.
 """

@@ -1,4 +1,4 @@
-"""The axis of time that all drawings share: where a moment lies on it, its ticks, and its slices. Pure."""
+"""The common time axis of all drawings: positions, ticks and slices. This module is pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 MOST_TICKS: Final = 6
-"""So many labels fit on a phone."""
+"""The most labels, which fit on a phone."""
 
 _HOUR: Final = timedelta(hours=1)
 _DAY: Final = timedelta(days=1)
@@ -27,7 +27,7 @@ class Tick:
     """A label on the axis.
 
     Arguments:
-        position: where, in percent of the axis.
+        position: the position, in percent of the axis.
     """
 
     position: float
@@ -36,7 +36,7 @@ class Tick:
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """A stretch of time, drawn from 0 to 100 percent.
+    """A period, drawn from 0 to 100 percent.
 
     Arguments:
         start: its left end.
@@ -52,17 +52,17 @@ class Axis:
         return self.end - self.start
 
     def position(self, moment: datetime) -> float:
-        """The place of a moment, in percent; moments outside are put at the end."""
+        """The position of a moment, in percent; moments outside are moved to the nearest end."""
         return min(100.0, max(0.0, 100 * ((moment - self.start) / self.length)))
 
     def slice_of(self, moment: datetime, count: int) -> int | None:
-        """The number of the slice that a moment lies in, of so many; nothing if it lies outside."""
+        """The number of the slice of a moment, of `count` slices; None if it is outside."""
         if not self.start <= moment <= self.end:
             return None
         return min(count - 1, int((moment - self.start) / self.length * count))
 
     def ticks(self) -> list[Tick]:
-        """Labels at even times: of hours, days, months or years, whichever fits."""
+        """Labels at round times: hours, days, months or years, whichever fit."""
         return [Tick(position=self.position(moment), label=label) for moment, label in _labelled(self)]
 
 
@@ -84,7 +84,7 @@ def _labelled(axis: Axis) -> Iterator[tuple[datetime, str]]:
 
 
 def _first(start: datetime, step: timedelta) -> datetime:
-    """The first even moment of a step at or after the start; weeks begin on Monday."""
+    """The first round moment of a step at or after the start; weeks begin on Monday."""
     epoch = datetime(2024, 1, 1, tzinfo=UTC)  # a Monday
     return epoch + -((epoch - start) // step) * step
 
@@ -103,5 +103,5 @@ def _months(axis: Axis) -> Iterator[tuple[datetime, str]]:
 
 
 def even_top(greatest: float, evens: Iterable[float]) -> float:
-    """The first even number that nothing is above."""
+    """The smallest round number that is not below any value."""
     return next((even for even in evens if even >= greatest), greatest)

@@ -1,7 +1,7 @@
-"""The drawings: marks and bars placed in percent by the page's own style, all upon one axis of time.
+"""The drawings: marks and bars placed in percent by the page's style, all on one time axis.
 
-Nothing has a size of its own, so a drawing is as wide as the screen or the paper, and its letters are the page's. What
-is too much for single marks is drawn by slices of time.
+No drawing has a fixed size, so it is as wide as the screen or paper, and uses the page's font. If there are too many
+marks, slices of time are drawn instead.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tools.report.story import Story
 
 MOST_MARKS: Final = 150
-"""Beyond that many in a row, slices of time are drawn instead."""
+"""With more marks than this in a row, slices of time are drawn."""
 
 SLICES: Final = 120
 
@@ -42,11 +42,11 @@ _TIMES: Final = tuple(
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """Something that happened.
+    """One event in a drawing.
 
     Arguments:
-        style: how it looks: ``good``, ``plain``, ``bad``.
-        said: what is said of it.
+        style: the appearance: ``good``, ``plain``, ``bad``.
+        said: the description.
     """
 
     moment: datetime
@@ -58,7 +58,7 @@ class Mark:
 
 
 def timeline(story: Story) -> Iterator[str]:
-    """The history: a row for each kind of archive, for copies, for proof and for failures."""
+    """The history: a row for each kind of archive, and rows for copies, proof and failures."""
     yield _legend((("good", "verified or succeeded"), ("plain", "not verified"), ("bad", "damaged or failed")))
     yield '<div class="timeline">'
     for kind in BackupType:
@@ -111,7 +111,7 @@ def _row(name: str, marks: Sequence[Mark], axis: Axis) -> Iterator[str]:
 
 
 def _dense(marks: Iterable[Mark], axis: Axis) -> Iterator[str]:
-    """Slices instead of marks, each with the worst and the best that is in it."""
+    """Slices instead of marks, each with the worst and the best event in it."""
     slices: dict[int, list[Mark]] = defaultdict(list)
     for mark in marks:
         slices[axis.slice_of(mark.moment, SLICES) or 0].append(mark)
@@ -141,7 +141,7 @@ def _stretches(name: str, stretches: Sequence[tuple[datetime, datetime]], axis: 
 
 
 def ages(story: Story) -> Iterator[str]:
-    """For each component how old its newest backup had become, in shares of what is allowed: one scale for all."""
+    """How old each component's newest backup had become, relative to its target, on one scale."""
     for one in story.status.components:
         reached = ages_reached(story, one.component, SLICES)
         allowed = one.rpo.total_seconds()
@@ -198,7 +198,7 @@ def _valued(
     formatter: Callable[[float], str],
     top: float = 0,
 ) -> Iterator[str]:
-    """Bars of values at moments; of each slice the greatest."""
+    """Bars for values at moments; in each slice the greatest value."""
     greatest: dict[int, tuple[float, str]] = {}
     for moment, value, style in values:
         number = axis.slice_of(moment, SLICES)

@@ -99,7 +99,7 @@ def _answer(question: str, answer: str, is_bad: bool) -> Iterator[str]:
 
 
 def _loss(story: Story) -> str:
-    """One sentence on what would be gone if the portal were lost now."""
+    """One sentence on what a loss of the portal now would mean."""
     known = [
         (spoken(one.component), lost) for one in story.status.components if (lost := _lost(story, one)) is not None
     ]
@@ -118,7 +118,7 @@ def _lost(story: Story, one: ComponentStatus) -> timedelta | None:
 
 
 def _restore(story: Story) -> str:
-    """One sentence on the restore time, as drills have measured it."""
+    """One sentence on the restore time measured by drills."""
     drilled = story.status.drilled
     if drilled is None:
         return "Unknown: no drill has restored a backup yet."
@@ -129,7 +129,7 @@ def _restore(story: Story) -> str:
 
 
 def _proof(story: Story) -> Iterator[tuple[str, str]]:
-    """The proofs: a state and a sentence each."""
+    """The evidence: a state and a sentence each."""
     for one in story.status.components:
         name, verified = shown(spoken(one.component)), one.verified
         if verified is None:

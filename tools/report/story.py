@@ -1,4 +1,4 @@
-"""The facts of the report: archives, removed ones, drills, pins, removals and failures, in the order of time."""
+"""The facts for the report: archives, removed ones, drills, pins, removals and failures, sorted by time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from portal.ops.settings.load import Settings
 
 WINDOW: Final = timedelta(days=400)
-"""How far drawings go back."""
+"""How far back the drawings go."""
 
 KIND_NAMES: Final = {
     BackupType.FULL: "Full backups",
@@ -46,10 +46,10 @@ _MARGIN: Final = 1.02
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A backup that was made, by the access log; its archive may be gone.
+    """A backup in the access log; its archive may have been removed.
 
     Arguments:
-        seconds: how long it took; nothing where that was not noted.
+        seconds: how long it took; None if that was not recorded.
     """
 
     kind: BackupType
@@ -59,16 +59,16 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Story:
-    """Everything that the report tells.
+    """All facts for the report.
 
     Arguments:
-        archives: the newest first.
-        runs: the oldest first.
-        removals: what prunes have removed, the newest first.
-        failures: the newest first.
+        archives: all archives, newest first.
+        runs: all backups, oldest first.
+        removals: archives removed by prunes, newest first.
+        failures: all failures, newest first.
         drilled: the archives that a drill has restored.
-        windows: the stretches of time that the database can be recovered to, to the second; the oldest first.
-        copies: off-site copies with the moments of their archives; nothing if none are configured.
+        windows: the periods to which the database can be recovered to the second, oldest first.
+        copies: off-site copies with the times of their archives; None if none are configured.
     """
 
     status: Status
@@ -89,19 +89,19 @@ class Story:
 
     @cached_property
     def axis(self) -> Axis:
-        """The time that all drawings show: from the first backup, at least an hour."""
+        """The period of all drawings: from the first backup, at least an hour."""
         moments = [run.moment for run in self.runs[:1]] + [archive.moment for archive in self.archives[-1:]]
         first = max(min(moments, default=self.now - timedelta(days=1)), self.now - WINDOW)
         length = max(self.now - first, timedelta(hours=1))
         return Axis(start=self.now - length * _MARGIN, end=self.now)
 
     def of_kind(self, kind: BackupType) -> list[int]:
-        """The places of a kind's archives in `archives`."""
+        """The indexes of a kind's archives in `archives`."""
         return [number for number, archive in enumerate(self.archives) if archive.type is kind]
 
 
 def read_story(settings: Settings, now: datetime) -> Story:
-    """Read everything that the report tells.
+    """Gather all facts.
 
     Raises:
         RepositoryError: the repository cannot be read.
@@ -127,7 +127,7 @@ def read_story(settings: Settings, now: datetime) -> Story:
 
 
 def _copies(settings: Settings, repository: Repository) -> list[tuple[datetime, str]] | None:
-    """The off-site copies that the repository remembers, with the moments of their archives."""
+    """The off-site copies in the repository's record, with the times of their archives."""
     destinations = settings.offsite.destinations()
     if not destinations:
         return None
@@ -141,7 +141,7 @@ def _copies(settings: Settings, repository: Repository) -> list[tuple[datetime, 
 
 
 def _merged(spans: Iterable[tuple[datetime, datetime]]) -> list[tuple[datetime, datetime]]:
-    """Stretches of time without those that overlap."""
+    """The periods, with overlapping ones merged."""
     merged: list[tuple[datetime, datetime]] = []
     for start, end in sorted(spans):
         if merged and start <= merged[-1][1]:
@@ -164,9 +164,9 @@ def _runs(entries: Iterable[AccessEntry]) -> Iterator[Run]:
 
 
 def ages_reached(story: Story, component: Component, slices: int) -> list[tuple[int, float]]:
-    """For each slice of the axis the greatest age that the newest backup of a component had reached, in seconds.
+    """For each slice of the axis, the greatest age in seconds that a component's newest backup had reached.
 
-    Archives that were removed since count too, by the access log: they were there then.
+    Archives that have been removed count too, by the access log.
     """
     moments = {archive.moment for archive in story.archives if component in archive.components}
     moments |= {run.moment for run in story.runs if component in _held(run.kind, story)}

@@ -1,4 +1,4 @@
-"""The tables of the report: pins, removals, drills, failures and archives. Everything that is shown is escaped."""
+"""The tables of the report: pins, removals, drills, failures and archives. All text is escaped."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from tools.report.story import Story
 
 MOST_ARCHIVES: Final = 1000
-"""Beyond that many, the newest half of them are listed, and of the others each day."""
+"""With more archives than this, the newest half of this number is listed, and the others by day."""
 
 _SHOWN_AT_ONCE: Final = 10
 
 
 def tables(story: Story) -> Iterator[str]:
-    """The details: what is pinned, was removed, tried and failed, and the archives."""
+    """All tables."""
     yield from _table(
         "Pinned: kept until somebody unpins them",
         ("Archive", "Why"),
@@ -74,7 +74,7 @@ def tables(story: Story) -> Iterator[str]:
 
 
 def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], nothing: str) -> Iterator[str]:
-    """A table; where it is long, the rest of it is folded away; where it is empty it says so, or is left out."""
+    """A table; the rest of a long one is folded; an empty one says so, or is left out."""
     if not (rows or nothing):
         return
     yield f"<h2>{shown(title)}</h2><div class=card>"
@@ -154,5 +154,5 @@ def _code(text: str) -> str:
 
 
 def when(moment: datetime) -> str:
-    """A moment, for a person."""
+    """A time for people."""
     return f"{timestamp(moment)[:16].replace('T', ' ')} UTC"

@@ -1,4 +1,4 @@
-"""The one way for text into the page: markup and control characters of others are escaped."""
+"""The only way for text into the page: markup and control characters are escaped."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from portal.ops.units import printable
 
 
 def shown(text: str) -> str:
-    """Text as the page may contain it, between tags and in attributes."""
+    """Escape text for the page, between tags and in attributes."""
     return escape(printable(text, most=None))

@@ -1,8 +1,8 @@
-"""Results, text and errors: what is written where, and in which colour.
+"""Results, text and errors: where they are written, and in which colour.
 
-Every text passes `_write_lines`, `tell` or `draw_line`, which let no control characters of others through: whatever
-moves the cursor, colours or ends lines comes from this module. Each call of `say` writes one line; ends of lines within
-it are escaped too, so that a file's name cannot pass for a line of ours.
+All text goes through `_write_lines`, `tell` or `draw_line`, which escape control characters in it: only this module
+moves the cursor, sets colours or ends lines. Each call of `say` writes one line; line ends in its text are escaped too,
+so that a file's name cannot imitate another line.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class _Style:
     """The output of this process.
 
     Arguments:
-        json: a result is written as JSON to standard output; nothing decides by whether that is a terminal.
-        quiet: only errors and warnings are told, and no progress.
-        colour: text on a terminal may be coloured.
+        json: write the result as JSON to standard output; None decides by whether that is a terminal.
+        quiet: show only errors and warnings, and no progress.
+        colour: permit colours on a terminal.
     """
 
     json: bool | None = None
@@ -59,21 +59,21 @@ class _Style:
 
 _style = _Style()
 _writing = threading.RLock()
-"""Held while something is written: the activity line is drawn by a thread of its own."""
+"""Held during each write: a thread draws the activity line."""
 
 last_write = 0.0
-"""When something was written to the terminal last, on the monotonic clock."""
+"""When something was last written to the terminal, by the monotonic clock."""
 
 is_asking = False
-"""Whether a question waits for its answer, so that nothing may be drawn."""
+"""Whether a question is waiting for its answer, so that nothing may be drawn."""
 
 
 def configure_output(*, json: bool, quiet: bool, colour: bool) -> None:
-    """Set what the command line asks for.
+    """Configure the output by the command line.
 
     Arguments:
-        json: JSON and no text, even on a terminal.
-        quiet: only errors and warnings, besides a result in JSON.
+        json: write JSON and no text, even on a terminal.
+        quiet: show only errors and warnings, and a result in JSON.
         colour: not switched off by an option.
     """
     _style.json = True if json else None
@@ -82,29 +82,29 @@ def configure_output(*, json: bool, quiet: bool, colour: bool) -> None:
 
 
 def is_json() -> bool:
-    """True if standard output gets the result as JSON."""
+    """True if standard output gets JSON."""
     return bool(_style.json) or not sys.stdout.isatty()
 
 
 def is_quiet() -> bool:
-    """True if only errors and warnings are told."""
+    """True if only errors and warnings are shown."""
     return _style.quiet
 
 
 def is_lively() -> bool:
-    """True if a person watches standard error and wants to see what is being done."""
+    """True if a person watches standard error and progress is wanted."""
     return sys.stderr.isatty() and not _style.quiet and not _style.json and not is_asking
 
 
 def is_coloured(stream: TextIO) -> bool:
-    """True if text on a stream is coloured: https://no-color.org, and not where nobody sees it."""
+    """True if text on a stream is coloured: see https://no-color.org; only on terminals."""
     if not _style.colour or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return False
     return stream.isatty()
 
 
 def width() -> int:
-    """The columns that text may take."""
+    """The number of columns for text."""
     return max(40, shutil.get_terminal_size().columns)
 
 
@@ -112,12 +112,11 @@ def width() -> int:
 
 
 def say(line: str = "", colour: str = "") -> None:
-    """Tell a person something: on standard output if that is a terminal, otherwise on standard error.
+    """Show a line: on standard output if that is a terminal, otherwise on standard error.
 
     Arguments:
-        line: one line, with empty ones before and after it if it begins and ends with ends of lines; the hint of an
-            error in it stands on a line of its own.
-        colour: of the whole line; without one, the words that a person looks for are coloured.
+        line: one line; leading and trailing line ends add empty lines; an error's hint gets a line of its own.
+        colour: the colour of the whole line; without one, important words are coloured.
     """
     body = line.strip("\n")
     before, after = len(line) - len(line.lstrip("\n")), len(line) - len(line.rstrip("\n")) if body else 0
@@ -130,18 +129,18 @@ def _say_lines(lines: Sequence[str], colour: str = "") -> None:
 
 
 def warn(text: str) -> None:
-    """Tell a person something that should not be missed; a hint in it stands on a line of its own."""
+    """Show a warning; a hint in it gets a line of its own."""
     if not _style.json:
         _write_lines(_with_hint(f"warning: {text}"), sys.stderr)
 
 
 def say_error(error: OpsError | str, details: Sequence[str] = (), hint: str = "") -> None:
-    """Tell a person what went wrong, and what to do about it; with ``--json`` the result says it.
+    """Show an error and its hint; with ``--json`` the result contains them.
 
     Arguments:
-        error: what went wrong, perhaps with a hint of its own.
-        details: what belongs to it, one line each.
-        hint: what to do, if the error does not say that itself.
+        error: the error, possibly with a hint.
+        details: further lines.
+        hint: the hint, if the error has none.
     """
     if _style.json:
         return
@@ -150,18 +149,18 @@ def say_error(error: OpsError | str, details: Sequence[str] = (), hint: str = ""
 
 
 def _with_hint(text: str) -> list[str]:
-    """A message and its hint, as an error of the engine writes them, as the lines that they are."""
+    """A message and its hint, in the form of the engine's errors, as separate lines."""
     message, mark, hint = text.partition("\n  hint: ")
     return [message, f"  hint: {hint}"] if mark else [message]
 
 
 def print_line(line: str) -> None:
-    """Write a line of the result itself to standard output, which ``--quiet`` leaves."""
+    """Write a line of the result itself to standard output, even with ``--quiet``."""
     _write_lines([line], sys.stdout)
 
 
 def ask(question: str) -> str:
-    """Ask the person at the terminal; the answer, without blanks around it."""
+    """Ask the person at the terminal; return the stripped answer."""
     global is_asking
     is_asking = True
     try:
@@ -173,22 +172,22 @@ def ask(question: str) -> str:
 
 
 def tell(text: str) -> None:
-    """Write text of ours to standard error, such as a log's line or a question, without an end of line added."""
+    """Write our own text to standard error, such as a log line or a question, without a line end."""
     _tell("\n".join(printable(line, most=None) for line in text.split("\n")))
 
 
 def clear_line() -> None:
-    """Take away what is drawn on the current line of the terminal."""
+    """Clear the terminal's current line."""
     _tell(_CLEAR_LINE)
 
 
 def draw_line(text: str, colour: str = "") -> None:
-    """Draw a line over the current one of the terminal, cut to its width."""
+    """Draw over the terminal's current line, cut to its width."""
     _tell(_CLEAR_LINE + _coloured(printable(text)[: width() - 1], colour, sys.stderr))
 
 
 class Lines:
-    """Many lines for a person, written many at a time."""
+    """Shows many lines, written in batches."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []
@@ -200,7 +199,7 @@ class Lines:
         self._write()
 
     def say(self, line: str, colour: str = "") -> None:
-        """Say a line, soon; in a colour of its own at once."""
+        """Show a line soon, or at once if it has a colour."""
         if colour:
             self._write()
             say(line, colour)
@@ -210,7 +209,7 @@ class Lines:
             self._write()
 
     def passed(self, line: str, item: T) -> T:
-        """Say a line about an item on its way; the item."""
+        """Show a line about an item; return the item."""
         self.say(line)
         return item
 
@@ -221,7 +220,7 @@ class Lines:
 
 
 def _write_lines(lines: Sequence[str], stream: TextIO, colour: str = "") -> None:
-    """Write lines, each of which stays one line and moves nothing, whatever is in it."""
+    """Write lines, each of which stays one line, with control characters escaped."""
     shown = [line if line.isprintable() else printable(line, most=None) for line in lines]
     if is_coloured(stream):
         shown = [_coloured(line, colour, stream) if colour else _highlighted(line) for line in shown]
@@ -236,18 +235,18 @@ def _write_lines(lines: Sequence[str], stream: TextIO, colour: str = "") -> None
 
 
 def _clear(stream: TextIO) -> None:
-    """Take a drawn line away before something is written to a stream."""
+    """Clear a drawn line before something is written to a stream."""
     if sys.stderr.isatty() and (stream is sys.stdout or stream.isatty()):
         _tell(_CLEAR_LINE)
 
 
 def _coloured(text: str, colour: str, stream: TextIO) -> str:
-    """The text in a colour, if there is one and the stream has colours."""
+    """The text with a colour, if there is one and the stream supports it."""
     return f"{_COLOURS[colour]}{text}{_RESET}" if colour and is_coloured(stream) else text
 
 
 def _highlighted(line: str) -> str:
-    """Colour the words that a person looks for."""
+    """Colour important words."""
     for pattern, colour in _WORDS:
         line, count = pattern.subn(lambda found, colour=colour: f"{_COLOURS[colour]}{found[0]}{_RESET}", line)  # type: ignore[misc]
         if count:
@@ -256,19 +255,19 @@ def _highlighted(line: str) -> str:
 
 
 def _tell(text: str) -> None:
-    """Write to standard error as it is."""
+    """Write to standard error unchanged."""
     global last_write
     try:
         with _writing:
             sys.stderr.write(text)
             sys.stderr.flush()
             last_write = time.monotonic()
-    except OSError:  # the work goes on, even if nobody listens any more or the log's disk is full
+    except OSError:  # continue even if nobody reads it any more, or the log's disk is full
         hush(sys.stderr)
 
 
 def hush(stream: TextIO) -> None:
-    """Discard whatever is still to be written to a stream."""
+    """Discard everything still to be written to a stream."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
@@ -276,7 +275,7 @@ def hush(stream: TextIO) -> None:
 
 
 def print_result(result: Mapping[str, Any]) -> None:
-    """Write the one JSON object of standard output, unless a person reads text there."""
+    """Write a result as the only JSON object on standard output, unless a person reads text there."""
     if not is_json():
         return
     json.dump(result, sys.stdout, indent=2 if sys.stdout.isatty() else None)
@@ -285,7 +284,7 @@ def print_result(result: Mapping[str, Any]) -> None:
 
 
 def print_listing(name: str, items: Iterable[Mapping[str, Any]], **others: Any) -> int:
-    """Write a result that holds a list of any length, without holding it in memory; how many items there were."""
+    """Write a result with a list of any length without holding it in memory; return the number of items."""
     if not is_json():
         return sum(1 for _ in items)
     newline = "\n  " if sys.stdout.isatty() else " "

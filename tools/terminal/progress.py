@@ -17,20 +17,20 @@ _REDRAW_SECONDS: Final = 0.1
 _LINE_SECONDS: Final = 10.0
 _SILENT_SECONDS: Final = 1.0
 _BASIS_SECONDS: Final = 2.0
-"""How long a rate has to be observed before a remaining time is estimated from it."""
+"""Seconds of observation before a remaining time is estimated."""
 
 _TURN: Final = "|/-\\"
 
 
 class Pace:
-    """The rate of a job, observed from the first byte on: waiting for a lock, a worker or a server is not slowness."""
+    """The rate of a job, observed from the first byte on, so that waiting for locks or workers does not count."""
 
     def __init__(self) -> None:
         self._since: float | None = None
         self._before = self._done = self._seconds = 0.0
 
     def note(self, done: int, now: float) -> None:
-        """Take note of what is done at a moment; a smaller number begins another part, with a rate of its own.
+        """Note the bytes done at a time; a smaller number starts another part with its own rate.
 
         Arguments:
             done: bytes.
@@ -42,21 +42,21 @@ class Pace:
 
     @property
     def rate(self) -> float | None:
-        """Bytes a second, once some have been done."""
+        """Bytes a second, once some are done."""
         count = self._done - self._before
         return count / self._seconds if count > 0 and self._seconds > 0 else None
 
     def seconds_left(self, total: int) -> float | None:
-        """The time left at this rate, once the rate has been observed long enough."""
+        """The seconds left at this rate, once it has been observed long enough."""
         rate = self.rate
         return (total - self._done) / rate if rate and self._seconds >= _BASIS_SECONDS else None
 
 
 class Bar:
-    """The progress of a job: a bar with rate and time left on a terminal, a log line now and then elsewhere.
+    """Shows progress: a bar with rate and time left on a terminal, otherwise a log line from time to time.
 
     Arguments:
-        log: what writes the line where there is no terminal. It is asked for its method each time: it is set up later.
+        log: writes the log line; its method is looked up at each use, since logging is configured later.
     """
 
     def __init__(self, log: Any, *, line_seconds: float = _LINE_SECONDS) -> None:
@@ -67,7 +67,7 @@ class Bar:
         self._pace = Pace()
 
     def __call__(self, step: Step) -> None:
-        """Show the state; cheap enough to be called for every block."""
+        """Show a step; cheap enough to be called for every block."""
         now = time.monotonic()
         self._pace.note(step.done, now)
         if now - self._last < self._interval:
@@ -82,7 +82,7 @@ class Bar:
             self._draw(phase, done, total)
 
     def clear(self) -> None:
-        """Take the bar off the screen."""
+        """Clear the bar."""
         if self._terminal:
             output.clear_line()
 
@@ -101,13 +101,13 @@ class Bar:
 
 
 class BarAwareStream:
-    """Standard error, with the bar taken away before a line is written."""
+    """Standard error, on which the bar is cleared before a line is written."""
 
     def __init__(self, bar: Bar) -> None:
         self._bar = bar
 
     def write(self, text: str) -> int:
-        """Write over the bar."""
+        """Clear the bar and write."""
         self._bar.clear()
         output.tell(text)
         return len(text)
@@ -116,14 +116,14 @@ class BarAwareStream:
         """Nothing is held back."""
 
     def isatty(self) -> bool:
-        """True if a person is there."""
+        """True if it is a terminal."""
         return sys.stderr.isatty()
 
 
 class Activity:
-    """A line on the terminal that says what a command does, as soon as nothing was written for a second.
+    """A line on the terminal that says what a command does, shown when nothing was written for a second.
 
-    A thread draws it, since the work does not know that it is slow. Use it as a context manager.
+    A thread draws it, since the work does not know that it is slow. A context manager.
 
     Arguments:
         doing: what the command does, such as ``reading the archives``.
@@ -168,5 +168,5 @@ class Activity:
 def _foreground() -> int:
     try:
         return os.tcgetpgrp(sys.stderr.fileno())
-    except OSError:  # a terminal that is not this session's own
+    except OSError:  # a terminal of another session
         return os.getpgrp()

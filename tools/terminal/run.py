@@ -29,14 +29,14 @@ _STOPPING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _TOLD_IN_THE_END: Final = frozenset(
     {"backup_failed", "restore_failed", "prune_failed", "drill_failed", "archive_damaged"}
 )
-"""Events of the engine whose error the command tells itself, with the hint."""
+"""The engine's events with errors that the command shows itself, with the hint."""
 
 
 class StoppedError(BaseException):
-    """A signal asked this process to end; as an exception, so that every `with` on the way out takes back its part.
+    """Raised by a signal to this process, so that every `with` block undoes its part.
 
     Arguments:
-        number: which signal.
+        number: the number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -46,11 +46,11 @@ class StoppedError(BaseException):
 
 
 def run_command(main: Callable[[], int]) -> NoReturn:
-    """Run a command to its exit."""
+    """Run a command to its end."""
     show_commands()
     _open_standard_streams()
     for number in _STOPPING:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+        if signal.getsignal(number) is not signal.SIG_IGN:  # ignored, as set by nohup
             signal.signal(number, _stop)
     try:
         code = main()
@@ -72,12 +72,12 @@ def run_command(main: Callable[[], int]) -> NoReturn:
         else:
             said = f"the operating system refused: {system_reason(error)} ({printable(str(error.filename), most=None)})"
             _fail(f"{said}\n  hint: Check that file, its permissions and its disk, then start the command again.")
-    gc.freeze()  # on its way out Python would look through all there is for garbage, which takes 30 ms
+    gc.freeze()  # at exit, Python would collect garbage for 30 ms
     sys.exit(code)
 
 
 def watched_log(style: LogFormat, *, line_seconds: float | None = None) -> Callable[[Step], None]:
-    """Set up logging to standard error; what shows how far a job is, without the two getting mixed up."""
+    """Set up logging to standard error, and a progress display that does not interfere with it."""
     from portal.ops.runtime.environment import merged_environment
     from portal.ops.runtime.event_log import structlog
     from portal.ops.runtime.logs import configure_logging
@@ -97,10 +97,10 @@ def watched_log(style: LogFormat, *, line_seconds: float | None = None) -> Calla
 
 
 def watched_settings() -> tuple[Settings, Callable[[Step], None]]:
-    """The settings in force, with logging set up as they say, and what shows people how far a job is.
+    """The settings, with logging set up by them, and a progress display.
 
     Raises:
-        ConfigurationError: a setting cannot be used.
+        ConfigurationError: a setting is invalid.
     """
     from portal.ops.runtime.environment import current_settings
 
@@ -109,10 +109,10 @@ def watched_settings() -> tuple[Settings, Callable[[Step], None]]:
 
 
 class _EventFilter:
-    """Leaves out events that would tell a person something twice.
+    """Drops events that would tell a person something twice.
 
-    The error of a job is told when the command ends. A person at a terminal sees a bar and the result; the steps
-    between are only for logs, unless BACKUP_LOG_FORMAT asks for them.
+    The error of a job is shown when the command ends. A person at a terminal sees a bar and the result; the steps
+    between are only for logs, unless BACKUP_LOG_FORMAT requests them.
     """
 
     def __init__(self, style: LogFormat) -> None:
@@ -121,7 +121,7 @@ class _EventFilter:
         self._least = ("warning", "error", "critical") if is_quiet() or self._is_watched(style) else ()
 
     def __call__(self, _logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        """Drop an event, or let it pass."""
+        """Drop an event, or pass it on."""
         if event["event"] in _TOLD_IN_THE_END or (self._least and method not in self._least):
             from portal.ops.runtime.event_log import structlog
 
@@ -133,7 +133,7 @@ class _EventFilter:
 
 
 def _open_standard_streams() -> None:
-    """Fill the places of streams that are closed: the next file opened would be taken for one, and be written to."""
+    """Open /dev/null for closed standard streams; otherwise the next opened file would be used as one."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
@@ -146,6 +146,6 @@ def _fail(error: str) -> None:
 
 
 def _stop(number: int, _frame: object) -> NoReturn:
-    for other in _STOPPING:  # undoing is not to be interrupted by somebody's impatience
+    for other in _STOPPING:  # a second signal must not interrupt the undoing
         signal.signal(other, lambda *_: None)
     raise StoppedError(number)

@@ -1,4 +1,4 @@
-"""Tables that fit the terminal: rows come one after the other, however many there are."""
+"""Tables that fit the terminal, written row by row without a limit."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Column:
     """One column.
 
     Arguments:
-        title: what stands above it.
+        title: its heading.
         width: how wide it is.
-        least: how narrow it may become on a small terminal; columns that can shrink share what is missing, and the
-            last column takes what is left.
-        is_number: it is set to the right.
+        least: the least width on a small terminal; columns that can shrink share the missing width, and the last column
+            takes the rest.
+        is_number: whether it is right-aligned.
     """
 
     title: str
@@ -33,10 +33,10 @@ class Column:
 
 
 class Table:
-    """Turns rows into lines of one width.
+    """Formats rows as lines of equal width.
 
     Arguments:
-        columns: from left to right; the last one is as wide as the terminal allows.
+        columns: the columns from left to right; the last one is as wide as the terminal permits.
         columns_there: the width of the terminal.
     """
 
@@ -45,11 +45,11 @@ class Table:
         self._widths = _fitted(columns, columns_there)
 
     def head(self) -> str:
-        """The line of titles."""
+        """The line of headings."""
         return self.row([column.title for column in self._columns])
 
     def row(self, cells: Sequence[str]) -> str:
-        """One row; a cell that does not fit is cut, and ends with an ellipsis."""
+        """One row; a cell that does not fit is cut, with an ellipsis."""
         fitted = []
         for column, width, text in zip(self._columns, self._widths, cells, strict=True):
             cell = printable(text)
@@ -59,7 +59,7 @@ class Table:
 
 
 def _fitted(columns: Sequence[Column], there: int) -> list[int]:
-    """The widths: those wished for, less what is missing, taken from the widest column that may shrink."""
+    """The widths: as wanted, with the missing width taken from the widest columns that can shrink."""
     widths = [column.width for column in columns]
     free = there - len(_GAP) * (len(columns) - 1)
     while sum(widths) > free:

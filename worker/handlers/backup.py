@@ -13,7 +13,7 @@ from worker.moments import check_moment
 
 
 def back_up(request: TaskRequest) -> Outcome:
-    """Make the archive of the operation's type."""
+    """Make a backup of the operation's type."""
     arguments = request.operation.arguments.of(request.given)
     assert isinstance(arguments, BackupArguments)
     moment = arguments.when()

@@ -13,7 +13,7 @@ from worker.handlers.offsite import archive_at_hand
 
 
 def drill(request: TaskRequest) -> Outcome:
-    """Restore an archive to a scratch place and compare."""
+    """Run a drill with an archive."""
     arguments = DrillArguments.of(request.given)
     copy = copy_for_drill(request.settings, arguments.archive, progress=request.progress, **request.known(arguments))
     archive = str(copy.path) if copy else archive_at_hand(request, arguments, arguments.archive)

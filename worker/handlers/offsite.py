@@ -1,4 +1,4 @@
-"""Off-site copies, and archives that are fetched because a task names them."""
+"""Off-site copies, and fetching archives that a task names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def copy(request: TaskRequest) -> Outcome:
-    """Copy what is missing, or one archive."""
+    """Copy everything missing, or one archive."""
     arguments = OffsiteCopyArguments.of(request.given)
     if arguments.archive is not None:
         check_archive(arguments.archive, request.repository, ())
@@ -34,7 +34,7 @@ def copy(request: TaskRequest) -> Outcome:
 
 
 def verify(request: TaskRequest) -> Outcome:
-    """Verify the copies whose turn it is, or one."""
+    """Verify the copies that are due, or one."""
     arguments = OffsiteVerifyArguments.of(request.given)
     config = OffsiteConfig.from_settings(request.settings)
     policy = offsite_policy(BackupConfig.from_settings(request.settings).retention, request.settings.offsite.rules)
@@ -45,7 +45,7 @@ def verify(request: TaskRequest) -> Outcome:
 
 
 def prune(request: TaskRequest) -> Outcome:
-    """Remove what the off-site rules do not keep."""
+    """Prune the copies."""
     arguments = PruneArguments.of(request.given)
     policy = BackupConfig.from_settings(request.settings).retention
     job = OffsitePruneJob(OffsiteConfig.from_settings(request.settings), policy, **request.known(arguments))
@@ -55,11 +55,11 @@ def prune(request: TaskRequest) -> Outcome:
 
 
 def archive_at_hand(request: TaskRequest, arguments: Arguments, archive: str) -> str:
-    """An archive that a task names, fetched where its name asks for that.
+    """The archive that a task names, fetched if the name requests that.
 
     Raises:
-        RefusedError: it is a path that no task may read.
-        OpsError: it could not be fetched.
+        RefusedError: it is the path of a file that no task may read.
+        OpsError: fetching failed.
     """
     if is_offsite(archive):
         return local_archive(request.settings, archive, progress=request.progress, **request.known(arguments))

@@ -10,11 +10,11 @@ from worker.errors import EXIT_CODE
 from worker.execution import Outcome, TaskRequest
 
 _MOST_NAMES: Final = 1000
-"""So many names of archives that were removed are in a result at the most; the access log has all."""
+"""The most names of removed archives in a result; the access log has all."""
 
 
 def prune(request: TaskRequest) -> Outcome:
-    """Remove what the policy does not keep, and rollback data that is too old."""
+    """Prune, and discard old rollback data."""
     arguments = PruneArguments.of(request.given)
     cleaned = cleanup_job(request.settings, **request.known(arguments)).run(dry_run=arguments.dry_run)
     result = cleaned.pruned

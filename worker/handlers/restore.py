@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def restore(request: TaskRequest) -> Outcome:
-    """Restore what is asked for, or plan it."""
+    """Restore, or plan a restore."""
     arguments = RestoreArguments.of(request.given)
     settings, allowed = request.settings, request.settings.worker.allowed_paths
     if arguments.at is None:
@@ -65,7 +65,7 @@ def _restore_scope(job: RestoreJob, request: TaskRequest, arguments: RestoreArgu
 
 
 def _options(arguments: RestoreArguments) -> dict[str, Any]:
-    """The arguments of `RestoreConfig` that a task has, beside those that the environment has."""
+    """The arguments for `RestoreConfig` from the task, besides those from the settings."""
     given: dict[str, Any] = {
         "dry_run": arguments.dry_run,
         "mode": arguments.mode,
@@ -96,12 +96,12 @@ def roll_back(request: TaskRequest) -> Outcome:
 
 @contextmanager
 def _authorized(request: TaskRequest) -> Iterator[None]:
-    """Only with an authorization, which is used up by any end but that of the process."""
+    """Require an authorization, which any end but that of the process uses up."""
     authorizations = Authorizations(request.repository)
     authorizations.take(request.operation, request.task_id, request.given)
     try:
         yield
-    except (SystemExit, KeyboardInterrupt):  # it goes back to the queue, and is begun again with the same authorization
+    except (SystemExit, KeyboardInterrupt):  # it returns to the queue, and starts again with the same authorization
         raise
     except BaseException:
         authorizations.use_up(request.task_id)

@@ -12,7 +12,7 @@ from worker.handlers.offsite import archive_at_hand
 
 
 def verify(request: TaskRequest) -> Outcome:
-    """Verify an archive as closely as asked."""
+    """Verify an archive to the requested level."""
     arguments = VerifyArguments.of(request.given)
     archive = archive_at_hand(request, arguments, arguments.archive)
     job = BackupJob(BackupConfig.from_settings(request.settings), progress=request.progress, **request.known(arguments))

@@ -1,7 +1,7 @@
-"""The archive format: a plain tar, cut into gzip members that can be compressed, checked and read by themselves.
+"""The archive format: a plain tar, cut into gzip members, each of which can be compressed, checked and read alone.
 
-Promises that an archive says the same to this engine, to tar and to gunzip, and that nothing is read from it unchecked.
-May import runtime and the pure core.
+Promises that this engine, `tar` and `gunzip` read the same content from an archive, and that everything read is
+checked. May import filesystem, runtime, settings and the pure core.
 
     tar, frame, index                      the bytes: headers, gzip members, the table of members
     writer, compressor_pool, packer        make an archive; the packer is a helper process for small files

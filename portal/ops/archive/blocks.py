@@ -1,4 +1,4 @@
-"""The memory that the writer of an archive fills with the input of one frame."""
+"""Memory buffers for the input of one frame, used by the writer of an archive."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ class Readable(Protocol):
     """A file or a pipe, unbuffered."""
 
     def readinto(self, buffer: memoryview, /) -> int | None:
-        """Fill the buffer, or a part of it; how far. Nothing at the end."""
+        """Fill the buffer or its start; return the number of bytes read, 0 at the end."""
 
 
 class Block:
-    """Memory for the input of one frame of a stream, with room for a header ahead; used again and again."""
+    """A reusable buffer for the input of one frame, with room for a tar header in front."""
 
     def __init__(self) -> None:
         self.data = memoryview(bytearray(frame.INPUT_BYTES + packer.HEADER_ROOM + tar.BLOCK))
 
     def put(self, data: bytes) -> int:
-        """Put data at the start; how much that is."""
+        """Copy data to the start of the buffer; return its length."""
         self.data[: len(data)] = data
         return len(data)
 
     def zero(self, start: int, count: int) -> int:
-        """Put so many zeros at a place; how many."""
+        """Write `count` zero bytes at `start`; return `count`."""
         self.data[start : start + count] = bytes(count)
         return count
 
 
 class SharedFrame:
-    """Small members on their way into a frame that they share.
+    """Collects small members for one frame that they share.
 
     Arguments:
-        block: the memory for it.
+        block: the buffer for the frame.
     """
 
     def __init__(self, block: Block) -> None:
@@ -48,11 +48,11 @@ class SharedFrame:
         self.lines: list[str] = []
 
     def has_room_for(self, header: bytes, member: Member) -> bool:
-        """True if another member fits in; the first one always does."""
+        """True if the frame has room for another member; the first member always fits."""
         return not self.end or self.end + len(header) + member.size <= frame.INPUT_BYTES
 
     def add(self, header: bytes, member: Member, stream: Readable) -> str:
-        """Add a member, and return the SHA-256 of its content; nothing of what is no file."""
+        """Add a member; return the SHA-256 of a file's content, or an empty string for other members."""
         data, at = self.block.data, self.end
         start = at + len(header)
         end = start + member.size
@@ -69,14 +69,14 @@ class SharedFrame:
 
 
 def too_short(member: Member) -> SourceError:
-    """The error for a stream that ends before the member does."""
+    """The error for a stream that is shorter than its member."""
     return SourceError(
         f"{member.path} ended before its {member.size} bytes", hint="See the server's log, then start it again."
     )
 
 
 def fill(stream: Readable, room: memoryview) -> int:
-    """Read until the room is full or the stream has ended; how much there was."""
+    """Read until the buffer is full or the stream ends; return the number of bytes read."""
     length = 0
     while length < len(room) and (more := stream.readinto(room[length:])):
         length += more

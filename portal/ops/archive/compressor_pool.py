@@ -1,7 +1,7 @@
 """Compression on all cores: threads for large blocks, helper processes for small files.
 
-Deflating and hashing a large block release Python's lock, so threads do it in parallel. Small files do not: see
-`packer.py`.
+Deflating and hashing a large block release Python's global lock, so threads run them in parallel. Small files need too
+much Python for that: see `packer.py`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ T = TypeVar("T")
 _PACKER: Final = "portal.ops.archive.packer"
 _FEW_WAITING: Final = 2
 _NICENESS: Final = 5
-"""How far the threads that compress step back behind the source: the main thread, pg_dump and the server."""
+"""The nice value added to compressing threads, so that the main thread, pg_dump and the server run first."""
 
 
 class _PackingHelper(NamedTuple):
-    """A helper process, the socket that trees are handed over by, and the numbers of those that it has."""
+    """A helper process, the socket through which it receives trees, and the numbers of the trees that it has."""
 
     helper: Helper
     control: socket.socket
@@ -44,13 +44,13 @@ class _PackingHelper(NamedTuple):
 
 
 class CompressorPool:
-    """A pool of threads and, from the first pack on, as many helper processes.
+    """A pool of threads for large blocks and of helper processes for small files.
 
     Arguments:
         backup_id: the archive's top directory, which every member's name starts with.
-        jobs: how many blocks are worked on at once.
-        helpers: do without helper processes where there is little to pack: starting one takes longer than a few files.
-        compression: how hard to compress; ``auto`` follows the blocks that wait (ADR 150).
+        jobs: the number of threads, and the most helper processes.
+        helpers: whether to use helper processes; for a few files, starting one takes longer than it saves.
+        compression: the effort; with ``auto`` it falls as more blocks wait (ADR 150).
     """
 
     def __init__(
@@ -85,18 +85,18 @@ class CompressorPool:
         end_helpers([one.helper for one in self._helpers])
 
     def compress(self, data: frame.Buffer) -> Future[bytes]:
-        """One frame of a block."""
+        """Compress a block into one frame."""
         return self._submit(lambda effort: frame.compress(data, effort))
 
     def number(self) -> int:
-        """A number for a tree that items will be packed of."""
+        """A new number for a tree, by which `pack` and the helpers know it."""
         return next(self._numbers)
 
     def pack(self, number: int, tree: Tree, items: Sequence[packer.Item]) -> Future[packer.Pack]:
-        """One frame of small files of a tree.
+        """Read and compress small files of a tree into one frame.
 
         Arguments:
-            number: the tree's own number, from `number`.
+            number: the number that `number` returned for this tree.
         """
         self.start_helpers()
         return self._submit(lambda effort: self._pack(number, tree, items, effort))
@@ -107,7 +107,7 @@ class CompressorPool:
         return self._threads.submit(lambda: work(self._effort()))
 
     def _effort(self) -> Effort:
-        """The effort for the next frame: the less waits behind it, the higher."""
+        """The effort for the next frame: the fewer blocks wait, the higher."""
         with self._counting:
             self._waiting -= 1
             waiting = self._waiting
@@ -120,7 +120,7 @@ class CompressorPool:
         return Effort.MEDIUM if waiting <= 2 * _FEW_WAITING else Effort.FAST
 
     def start_helpers(self) -> None:
-        """Start the helper processes that do not run yet: they are ready when the first files have been found."""
+        """Start the helper processes that are not running yet, so that they are ready for the first files."""
         for _ in range(self._wanted - len(self._helpers)):
             ours, theirs = socket.socketpair()
             with theirs:
@@ -130,7 +130,7 @@ class CompressorPool:
             self._idle.put(one)
 
     def forgo_helpers(self) -> None:
-        """Do without helper processes from now on, since there is little to pack; those that run are not used."""
+        """Stop using helper processes, since there is little to pack; running ones stay idle."""
         self._wanted = 0
 
     def _pack(self, number: int, tree: Tree, items: Sequence[packer.Item], effort: Effort) -> packer.Pack:
@@ -156,5 +156,5 @@ class CompressorPool:
 
 
 def _step_back() -> None:
-    """Lower the priority of this thread: what is read must not wait for what is compressed."""
+    """Lower the priority of this thread: reading must not wait for compression."""
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS)

@@ -1,4 +1,4 @@
-"""Damage in an archive, and its place."""
+"""Damage in an archive and where it is."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from portal.ops.hints import another_archive
 
 
 class Damage(NamedTuple):
-    """A place where the archive is not what it should be.
+    """One damaged place in an archive.
 
     Arguments:
-        what: what is wrong, in words.
-        frame: the frame it is in, where there is one.
-        path: the member that it hits, where it can be told.
+        what: a description of the damage.
+        frame: the number of the damaged frame, if known.
+        path: the affected member, if known.
     """
 
     what: str
@@ -30,7 +30,7 @@ class Damage(NamedTuple):
 
 
 class DamagedError(NotIntactError):
-    """A damage met on the way."""
+    """Raised by a reader when it meets damage."""
 
     def __init__(self, damage: Damage) -> None:
         super().__init__(str(damage), hint=another_archive())
@@ -38,15 +38,15 @@ class DamagedError(NotIntactError):
 
 
 def is_below(path: str, top: str) -> bool:
-    """True if a member's path is `top` or lies below it."""
+    """True if a member's path is `top` or below it."""
     return path == top or path.startswith(f"{top}/")
 
 
 def checked(member: Member) -> Member:
-    """The member, if its path stays inside the archive's directory.
+    """Return the member if its path stays inside the archive's directory.
 
     Raises:
-        NotIntactError: it does not, or holds something that no path has.
+        NotIntactError: the path leads out, or contains what no valid path contains.
     """
     for path in (member.path, member.link) if member.type is MemberType.HARDLINK else (member.path,):
         parts = path.split("/")

@@ -1,7 +1,7 @@
 """A frame: one gzip member of an archive, complete in itself.
 
-The format is RFC 1952, the data in it RFC 1951. Every frame starts with the same ten bytes; only the first of an
-archive has a comment, and only the last an extra field. Frames one behind the other are a valid gzip file.
+The format is RFC 1952, the data in it RFC 1951. Every frame starts with the same ten bytes; only the first frame of an
+archive has a comment, and only the last an extra field. Concatenated frames are a valid gzip file.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from portal.ops.errors import NotIntactError
 Buffer = bytes | bytearray | memoryview
 
 DeflateError = cast("type[Exception]", isal_zlib.error)
-"""What inflating raises (the library's type stub has it as an instance, not a class)."""
+"""The error that inflating raises. The library's type stub declares it as an instance, not a class."""
 
 INPUT_BYTES: Final = 1 << 20
-"""How much of the tar a frame usually holds: small enough to read one file quickly, large enough to compress well."""
+"""The usual length of tar data in a frame: small enough to read one file quickly, large enough to compress well."""
 
 _HEADER: Final = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 _HEADER_WITH_EXTRA: Final = b"\x1f\x8b\x08\x04\x00\x00\x00\x00\x00\xff"
 _HEADER_WITH_COMMENT: Final = b"\x1f\x8b\x08\x10\x00\x00\x00\x00\x00\xff"
 HEADER_BYTES: Final = len(_HEADER)
-"""How long a frame's gzip header is, without comment or extra field."""
+"""The length of a frame's gzip header without comment or extra field."""
 
 _SUBFIELD: Final = Struct("<H2sH")
 _TAIL: Final = Struct("<II")
@@ -41,7 +41,7 @@ _INCOMPRESSIBLE: Final = 0.97
 class Effort(IntEnum):
     """The compression effort for a frame.
 
-    The figures are for the rows of a findings database: speed of one core of a Xeon of 2026, and size against FAST.
+    Measured on the rows of a findings database, on one core of a 2026 Xeon: speed, and size relative to FAST.
     """
 
     FAST = 0
@@ -55,7 +55,7 @@ class Effort(IntEnum):
 
 
 def compress(data: Buffer, effort: Effort = Effort.FAST) -> bytes:
-    """One frame of `data`: deflated, or stored where deflating would gain nothing."""
+    """Compress `data` into a frame: deflated, or stored if deflating would not shrink it."""
     if not _worth_deflating(data):
         return store(data)
     deflated = _deflate(data, effort)
@@ -68,14 +68,14 @@ def _deflate(data: Buffer, effort: Effort) -> Buffer:
     if effort < Effort.HARD:
         faster: bytes = isal_zlib.compress(data, 2 if effort is Effort.FAST else 3, _RAW)
         return faster
-    from deflate import deflate_compress  # late: a helper process of a fast backup does without
+    from deflate import deflate_compress  # imported late: helper processes of a fast backup do not need it
 
     smaller: bytearray = deflate_compress(data, 6 if effort is Effort.HARD else 8)
     return smaller
 
 
 def store(data: Buffer) -> bytes:
-    """One frame of `data`, not compressed: its length is `stored_bytes(len(data))`, whatever the data."""
+    """Put `data` into a frame uncompressed; its length, `stored_bytes(len(data))`, does not depend on the content."""
     view = memoryview(data)
     parts: list[Buffer] = [_HEADER]
     last = max(0, (len(view) - 1) // _STORED_MAX)
@@ -93,12 +93,12 @@ def stored_bytes(size: int) -> int:
 
 
 def padded(data: bytes, length: int) -> bytes:
-    """A frame of `data` that is exactly `length` bytes long: spaces in the gzip header's comment fill it up.
+    """Put `data` into a frame of exactly `length` bytes; spaces in the gzip header's comment fill the rest.
 
-    (Frames of no content would do the same and be plainer, but busybox stops at one.)
+    Empty frames would also fill the room and be simpler, but busybox stops reading at one.
 
     Raises:
-        ValueError: the data does not fit; `padded_bytes(len(data))` always does.
+        ValueError: the data does not fit; a length of `padded_bytes(len(data))` always suffices.
     """
     body = compress(data)[len(_HEADER) :]
     room = length - len(_HEADER) - len(body) - 1
@@ -108,23 +108,23 @@ def padded(data: bytes, length: int) -> bytes:
 
 
 def is_padded(frame: Buffer) -> bool:
-    """True if a frame is one of those that `padded` makes; no other program starts a gzip file like that."""
+    """True if `padded` made this frame; no other program starts a gzip file like that."""
     return bytes(frame[:HEADER_BYTES]) == _HEADER_WITH_COMMENT
 
 
 def padded_bytes(size: int) -> int:
-    """A length that a padded frame of `size` bytes fits into, whatever the data."""
+    """A length into which a padded frame of `size` bytes always fits."""
     return stored_bytes(size) + 1
 
 
 def with_extra(data: bytes, identifier: bytes, extra: bytes) -> bytes:
-    """A stored frame of `data` (64 KiB at most) whose gzip header carries `extra` as a subfield (RFC 1952, 2.3.1.1)."""
+    """Store `data` (at most 64 KiB) in a frame whose gzip header has the subfield `extra` (RFC 1952, 2.3.1.1)."""
     subfield = _SUBFIELD.pack(4 + len(extra), identifier, len(extra)) + extra
     return b"".join((_HEADER_WITH_EXTRA, subfield, store(data)[len(_HEADER) :]))
 
 
 def extra_of(frame: bytes, identifier: bytes) -> bytes | None:
-    """The data that `with_extra` put into a frame's header; nothing for another kind of frame."""
+    """The data that `with_extra` put into a frame's header, or None for another kind of frame."""
     start = len(_HEADER_WITH_EXTRA)
     if frame[:start] != _HEADER_WITH_EXTRA or len(frame) < start + _SUBFIELD.size:
         return None
@@ -135,10 +135,10 @@ def extra_of(frame: bytes, identifier: bytes) -> bytes | None:
 
 
 def decompress(frame: Buffer, size: int) -> bytes:
-    """The `size` bytes that a frame holds.
+    """Decompress a frame that holds `size` bytes.
 
     Raises:
-        NotIntactError: the frame holds more or less than that, its checksum is wrong, or it is not one frame exactly.
+        NotIntactError: the frame holds more or less, its checksum is wrong, or the data is not exactly one frame.
     """
     inflate = isal_zlib.decompressobj(31)
     try:
@@ -151,10 +151,10 @@ def decompress(frame: Buffer, size: int) -> bytes:
 
 
 def check_header(frame: Buffer) -> None:
-    """Hold the gzip header of a frame against the format: inflating alone would not notice a change there.
+    """Check the gzip header of a frame: inflating does not notice changes there.
 
     Raises:
-        NotIntactError: it is not the header that every frame has, or its comment is not the spaces that pad it.
+        NotIntactError: it is not the header of our frames, or its comment is not all spaces.
     """
     start = len(_HEADER)
     if frame[:start] == _HEADER:
@@ -172,6 +172,6 @@ def _worth_deflating(data: Buffer) -> bool:
         return True
     view = memoryview(data)
     step = len(view) // 4
-    # Not from the start: a tar header there would make a block of random data look as if it could shrink.
+    # Not the start: a tar header there compresses well and would make random data look compressible.
     sample = b"".join(view[at : at + _SAMPLE_BYTES] for at in range(step // 2, 4 * step, step))
     return len(isal_zlib.compress(sample, _SAMPLE_LEVEL, _RAW)) < _INCOMPRESSIBLE * len(sample)

@@ -1,4 +1,4 @@
-"""The frames of an archive on their way to its file: compressed on all cores, written in order."""
+"""Writes the frames of an archive to its file: compressed on all cores, written in order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _DONE: Final[Future[None]] = Future()
 _DONE.set_result(None)
 _AHEAD: Final = 6
-"""So many blocks may wait: the effort of compression follows how many do."""
+"""The most blocks that wait to be compressed; the effort of compression depends on how many wait."""
 
 
 class FrameOutput:
@@ -40,17 +40,17 @@ class FrameOutput:
             self.blocks.put(Block())
 
     def leave_room(self, length: int, tar_length: int) -> None:
-        """Leave room for a frame of a known size, which is written last."""
+        """Leave room for a frame of known size that is written last."""
         self.frames.append(length, tar_length)
         self.file.skip(length)
 
     def take_back(self, number: int) -> None:
-        """Remove a frame and all that follow it; nothing is on its way."""
+        """Remove a frame and all after it. Nothing may be pending."""
         self.frames.truncate(number)
         self.file.truncate(self.frames.end)
 
     def submit_block(self, block: Block, length: int, numbers: list[int] | None = None) -> None:
-        """Compress the start of a block; the number of its frame goes to `numbers` if it is the first there."""
+        """Submit the start of a block for compression; append the frame's number to `numbers` if that is empty."""
         if not length:
             self.blocks.put(block)
             return
@@ -64,16 +64,16 @@ class FrameOutput:
         self.submit(self._pool.compress(block.data[:length]), take)
 
     def submit(self, future: Future[Any], take: Callable[[Any], None]) -> None:
-        """Hand a result to `take` when all that was submitted before has been taken."""
+        """Pass a result to `take` after all results submitted earlier."""
         self._pending.append((future, take))
         self._drain_to(self._pool.jobs + _AHEAD)
 
     def then(self, done: Callable[[], None]) -> None:
-        """Call something when all that was submitted before has been written."""
+        """Call a function after everything submitted earlier has been written."""
         self.submit(_DONE, lambda _: done())
 
     def drain(self) -> None:
-        """Have everything written that was submitted."""
+        """Wait until everything submitted is written."""
         self._drain_to(0)
 
     def _drain_to(self, left: int) -> None:
@@ -82,6 +82,6 @@ class FrameOutput:
             take(future.result())
 
     def write_frame(self, data: bytes, tar_length: int) -> int:
-        """Append a frame; its number."""
+        """Append a frame; return its number."""
         self.file.write(data)
         return self.frames.append(len(data), tar_length)

@@ -1,4 +1,4 @@
-"""The index of an archive: which members it has, and in which frame each of them starts.
+"""The index of an archive: its members, and the frame in which each of them starts.
 
 The index is the archive's last member, `index.jsonl`, one JSON object a line:
 
@@ -9,8 +9,8 @@ The index is the archive's last member, `index.jsonl`, one JSON object a line:
    member starts `at` bytes into that frame. A path is relative to the directory `<backup_id>/`; bytes of a name that
    are not UTF-8 stand as the lone surrogates of PEP 383.
 
-The frames of the index itself, and the one that ends the archive, are not listed: the last frame's gzip header says
-where the index starts. Everything here is values in, values out.
+The frames of the index itself, and the one that ends the archive, are not listed: the gzip header of the last frame
+says where the index starts. This module is pure: it reads and writes no files.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ NAME: Final = "index.jsonl"
 MANIFEST: Final = "manifest.json"
 TRAILER_ID: Final = b"KI"
 TRAILER: Final = Struct("<Q")
-"""What the last frame's gzip header carries: where in the file the index starts."""
+"""The subfield of the last frame's gzip header, which says where in the file the index starts."""
 
 VERSION: Final = 1
 EXTENDED_VERSION: Final = 2
-"""The version of an index with members that releases before this one could not read."""
+"""The version of an index that version 1's readers cannot read: with extended attributes, holes or long lines."""
 
 PATH_BYTES: Final = 1 << 15
-"""No path of a directory is longer: a backup refuses it."""
+"""The longest path of a directory, in bytes; a backup refuses a longer one."""
 
 LINE_BYTES: Final = 1 << 20
-"""No line is longer, whatever its path, link, extended attributes and extents."""
+"""The longest line of an index, in bytes."""
 
 SHORT_LINE_BYTES: Final = 1 << 16
-"""No line of version 1 is longer."""
+"""The longest line of an index of version 1, in bytes."""
 
 
 _MOST: Final = 1 << 63
@@ -62,7 +62,7 @@ _XATTRS: Final = '"xattrs":{'
 _SPARSE: Final = '"sparse":['
 
 FRAME_MAX: Final = 1 << 26
-"""No frame holds more of the tar than this (64 MiB), whatever an index claims: a reader keeps a few in memory."""
+"""The most tar bytes in one frame (64 MiB), whatever an index claims: a reader keeps a few frames in memory."""
 
 
 class MemberType(StrEnum):
@@ -85,10 +85,11 @@ _TYPEFLAG: Final = {
 class Member(NamedTuple):
     """One line of the index.
 
-    `mode` holds permission bits, `mtime_ns` and `ctime_ns` nanoseconds since 1970, `link` the target of a symlink or,
-    for a hard link, the path of the member that it is another name of; `sha256` is the digest of a file's content in
-    hexadecimal. `frame` and `at` say where the header starts. `xattrs` are extended attributes. `sparse` are the
-    extents of a file with holes: `size` is then the file's own, and `sha256` that of its payload (see `sparse.py`).
+    `mode` holds permission bits; `mtime_ns` and `ctime_ns` are nanoseconds since 1970. `link` is the target of a
+    symlink or, for a hard link, the path of the member with the content. `sha256` is the digest of a file's content in
+    hexadecimal. `frame` and `at` say where the header starts. `xattrs` are extended attributes. `sparse` lists the
+    extents of a file with holes: `size` is then the size of the file itself, and `sha256` that of its payload (see
+    `sparse.py`).
     """
 
     path: str
@@ -109,32 +110,32 @@ class Member(NamedTuple):
 
     @property
     def payload_bytes(self) -> int:
-        """The number of bytes of its data in the tar, before padding."""
+        """The number of bytes of the member's data in the tar, before padding."""
         return payload_bytes(self.size, self.sparse) if self.sparse else self.size
 
 
 Contents = Generator[tuple[Member, Iterator[memoryview]], None, None]
-"""Members, each with its content piece by piece."""
+"""Members, each with its content in pieces."""
 
 
 _decode: Final = json.JSONDecoder().raw_decode
-"""As `json.loads`, but for what may stand around a value: nothing does in an index."""
+"""Decodes JSON like `json.loads`, but allows no white space around a value: an index has none."""
 
 _TYPES: Final = (str, MemberType, *[int] * 7, str, str, int, int, tuple, tuple)
 
 
 def decode_name(name: bytes) -> str:
-    """A name as the index writes it, whatever the locale of the process."""
+    """Decode a file name as the index writes it, whatever the locale of the process."""
     return name.decode("utf-8", "surrogateescape")
 
 
 def encode_name(name: str) -> bytes:
-    """The bytes of a name on the disk and in the tar."""
+    """Encode a name of the index as the bytes on the disk and in the tar."""
     return name.encode("utf-8", "surrogateescape")
 
 
 def tar_header(member: Member, backup_id: str) -> bytes:
-    """The header that the member has in the tar: a function of its line, so a reader can hold one against the other."""
+    """The header of the member in the tar. It depends on the index line alone, so a reader can compare the two."""
     link = f"{backup_id}/{member.link}" if member.type is MemberType.HARDLINK else member.link
     slash = "/" if member.type is MemberType.DIRECTORY else ""
     return tar.encode(
@@ -152,10 +153,10 @@ def tar_header(member: Member, backup_id: str) -> bytes:
 
 
 def encode_member(member: Member, digest: str = "") -> str:
-    """The member's line without the number of its frame, which `number` puts in front.
+    """The member's line without its start, the number of its frame, which `number` adds.
 
     Arguments:
-        digest: the SHA-256 of its content, where the member itself has none yet.
+        digest: the SHA-256 of the content, if the member itself has none yet.
     """
     path, kind, size, mode, uid, gid, mtime_ns, ctime_ns, inode, link, sha256, _, at, xattrs, sparse = member
     line = (
@@ -172,17 +173,17 @@ def encode_member(member: Member, digest: str = "") -> str:
 
 
 def version_of(lines: Sequence[str], text: str) -> int:
-    """The version that an index with these lines has.
+    """The index version that these lines need.
 
     Arguments:
-        text: the lines in one piece.
+        text: the lines, concatenated.
     """
     is_extended = _XATTRS in text or _SPARSE in text or max(map(len, lines), default=0) > SHORT_LINE_BYTES // 2
     return EXTENDED_VERSION if is_extended else VERSION
 
 
 def number(lines: list[str], frame: int) -> str:
-    """Whole lines of members that all start in one frame."""
+    """Complete the lines of members that start in the same frame."""
     start = f'{{"frame":{frame},'
     return start + start.join(lines) if lines else ""
 
@@ -195,14 +196,14 @@ _PLAIN_FILE: Final = re.compile(
     rb'([0-7]{1,6})","uid":' + _OWNER + rb',"gid":' + _OWNER + rb',"mtime_ns":' + _NUMBER + rb',"ctime_ns":' + _NUMBER
     + rb',"inode":' + _NUMBER + rb',"size":' + _COUNT + rb',"sha256":"([0-9a-f]{64})"\}'
 )  # fmt: skip
-"""The line of nearly every file: a name without escapes, and nothing out of bounds. Reading it so is twice as fast."""
+"""Matches the line of nearly every file, without escapes and with all values in bounds: twice as fast as JSON."""
 
 
 def decode_member(line: bytes) -> Member:
-    """A member from its line.
+    """Decode one line of a member.
 
     Raises:
-        NotIntactError: the line is not one that `encode_member` writes.
+        NotIntactError: `encode_member` does not write such a line.
     """
     if (found := _PLAIN_FILE.fullmatch(line)) is None:
         return _decode_any(line)
@@ -257,7 +258,7 @@ def _decode_any(line: bytes) -> Member:
 
 
 def _is_possible(member: Member) -> bool:
-    """True if a tar header could be made of this; raises ValueError where a name has no bytes."""
+    """True if a tar header can hold this member; raises ValueError if a name cannot be encoded."""
     path, kind, size, mode, uid, gid, mtime_ns, _, _, link, _, frame, at, xattrs, sparse = member
     for name, value in xattrs:
         b64decode(value, validate=True)
@@ -278,7 +279,7 @@ def _name_bytes(name: str) -> int:
 
 
 class FrameTable:
-    """The place of each frame in the file, and its length in the tar: 24 bytes of memory a frame, nothing else."""
+    """Where each frame lies in the file and its length in the tar, in 24 bytes of memory a frame."""
 
     def __init__(self) -> None:
         self.offsets = array("Q")
@@ -290,7 +291,7 @@ class FrameTable:
         return len(self.offsets)
 
     def append(self, length: int, tar_length: int) -> int:
-        """Add the frame that follows the last one; its number."""
+        """Add the frame after the last one; return its number."""
         self.offsets.append(self.end)
         self.lengths.append(length)
         self.tar_lengths.append(tar_length)
@@ -313,10 +314,10 @@ class FrameTable:
         return sum(map(len, self.encode()))
 
     def decode_line(self, line: bytes) -> None:
-        """Append the frame of one line.
+        """Append the frame that one line describes.
 
         Raises:
-            NotIntactError: it is invalid, or does not follow the one before.
+            NotIntactError: the line is invalid, or the frame does not follow the one before.
         """
         try:
             found = json.loads(line)
@@ -335,10 +336,10 @@ def head_line(backup_id: str, *, frames: int, members: int, version: int = VERSI
 
 
 def decode_head(line: bytes) -> tuple[str, int, int]:
-    """The backup's id, the number of frames and the number of members, from the first line.
+    """Decode the first line: the backup's id, the number of frames and the number of members.
 
     Raises:
-        NotIntactError: it is invalid, or a later release wrote it.
+        NotIntactError: the line is invalid, or a later release wrote it.
     """
     try:
         head: dict[str, Any] = json.loads(line)

@@ -1,4 +1,4 @@
-"""The index of an archive on its way: collected while members are written, and appended at the end."""
+"""Collects the index of an archive while members are written, and appends it at the end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class IndexOutput:
     """Collects the lines of an index, compressed.
 
     Arguments:
-        spool_directory: where they wait, unnamed, if they outgrow memory.
+        spool_directory: the directory for an unnamed temporary file, used if the lines outgrow memory.
     """
 
     def __init__(self, spool_directory: Path) -> None:
@@ -36,17 +36,17 @@ class IndexOutput:
         self._version = index.VERSION
 
     def take(self) -> WrittenIndex:
-        """The index, once it is written; from then on it is the caller's to close."""
+        """Return the written index; the caller has to close it."""
         self._is_taken = True
         return WrittenIndex(self._spool)
 
     def close(self) -> None:
-        """Discard the spool, unless it was taken."""
+        """Discard the temporary file, unless `take` returned it."""
         if not self._is_taken:
             self._spool.close()
 
     def add(self, lines: list[str], number: int) -> None:
-        """Append the lines of members that start in one frame."""
+        """Append the lines of members that start in the same frame."""
         self.members += len(lines)
         text = index.number(lines, number)
         self._version = max(self._version, index.version_of(lines, text))
@@ -66,7 +66,7 @@ class IndexOutput:
         """Write the index and the end of the archive.
 
         Arguments:
-            manifest: its first member.
+            manifest: the archive's first member.
         """
         frames, out = output.frames, output.file
         front = [
@@ -87,10 +87,10 @@ class IndexOutput:
 
 
 class WrittenIndex:
-    """The index of an archive that was just written, without the archive being read again.
+    """The index of an archive that was just written, so that nobody has to read the archive again.
 
     Arguments:
-        spool: the index as it is in the archive, without its head and the frames.
+        spool: the index as it is in the archive, without its head and the lines of frames.
     """
 
     def __init__(self, spool: tempfile.SpooledTemporaryFile[bytes]) -> None:
@@ -101,16 +101,16 @@ class WrittenIndex:
         self._spool.seek(0)
         with gzip.GzipFile(fileobj=self._spool, mode="rb") as lines:
             for line in lines:
-                if not line.startswith(b"\0"):  # what fills up the last block of the tar
+                if not line.startswith(b"\0"):  # fills the last block of the tar
                     yield index.decode_member(line.removesuffix(b"\n"))
 
     def close(self) -> None:
-        """Give up the spool."""
+        """Close the temporary file."""
         self._spool.close()
 
 
 def _batches(parts: Iterable[bytes]) -> Iterator[bytes]:
-    """The parts, joined to about the frames' input size."""
+    """Join the parts into pieces of about a frame's input size."""
     batch: list[bytes] = []
     weight = 0
     for part in parts:

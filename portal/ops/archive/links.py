@@ -1,18 +1,18 @@
-"""The targets of symlinks, judged by their text alone, since the target may change later."""
+"""Judges symlink targets by their text alone, since the file system may change later."""
 
 from __future__ import annotations
 
 
 def leads_out(path: str, link: str, top: str = "") -> bool:
-    """True if a symlink may lead out of the tree that it lies in.
+    """True if a symlink may lead out of its tree.
 
-    `..` counts only at the start of the target, where the directory that it is taken from is known to be real; later
-    on it could be taken from wherever another symlink leads.
+    `..` is allowed only at the start of the target, where it applies to a directory known to be real. Later in the
+    target it would apply to wherever another symlink leads.
 
     Arguments:
-        path: where the link is.
-        link: what it points to.
-        top: the top of the tree, as a part of the path; empty where the path is relative to it.
+        path: the path of the link.
+        link: its target.
+        top: the top of the tree, as a part of the path; empty if the path is relative to it.
     """
     names = [name for name in link.split("/") if name not in ("", ".")]
     up = next((number for number, name in enumerate(names) if name != ".."), len(names))

@@ -1,4 +1,4 @@
-"""Opens an archive of either kind."""
+"""Opens an archive with or without an index."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _GZIP: Final = 16 + 15
 
 
 def open_archive(path: Path) -> Archive:
-    """Open an archive that has an index, or that tar and gzip made.
+    """Open an archive that this engine wrote, or one that tar and gzip made.
 
     Raises:
-        NotIntactError: it is damaged where it has to be read first, or no archive at all.
-        RepositoryError: it cannot be read.
+        NotIntactError: it is no archive, or is damaged where opening has to read it.
+        RepositoryError: the file cannot be read.
     """
     check_readable(path)
     if is_indexed(path):
@@ -41,7 +41,7 @@ def open_archive(path: Path) -> Archive:
 
 
 def check_readable(path: Path) -> None:
-    """Make sure that an archive can be read at all.
+    """Make sure that the file of an archive can be opened and read.
 
     Raises:
         RepositoryError: it cannot.
@@ -57,10 +57,10 @@ def check_readable(path: Path) -> None:
 
 
 def peek_manifest(path: Path) -> Manifest | None:
-    """The manifest, where it is the first member and its header a plain one; nothing where that cannot be told.
+    """The manifest if it is the first member and has a plain header, otherwise None.
 
     Raises:
-        NotIntactError: there is a manifest, and it is invalid.
+        NotIntactError: the manifest is invalid.
         OSError: the file cannot be read.
     """
     inflater = isal_zlib.decompressobj(_GZIP)
@@ -79,7 +79,7 @@ def peek_manifest(path: Path) -> Manifest | None:
 
 
 def _manifest_size(start: bytes) -> int | None:
-    """The size that the first header says; 0 where there is not enough of it; nothing where it is another member's."""
+    """The size in the first header: 0 if the header is incomplete, None if it belongs to another member."""
     if len(start) < _BLOCK:
         return 0
     name = start[:100].rstrip(b"\0")

@@ -1,4 +1,4 @@
-"""A file that is written once, front to back, and must be on the disk when that is done."""
+"""An output file that is written once from front to back, hashed, and synced to the disk."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ _READ_BYTES: Final = 1 << 20
 
 
 class OutputFile:
-    """Append, patch what was reserved, sync.
+    """Appends data, fills in what was left out, and syncs.
 
-    While the next bytes are still being made, a thread pushes the ones before to the disk: the last sync then has
-    little left to do.
+    A thread writes finished parts to the disk while the next are being made, so the last sync has little to do.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -33,7 +32,7 @@ class OutputFile:
         self.position = 0
 
     def write(self, data: Buffer) -> None:
-        """Append."""
+        """Append data."""
         self._write_at(self.position, data)
         self.position += len(data)
         self._push()
@@ -47,28 +46,28 @@ class OutputFile:
             self._wake.release()
 
     def skip(self, length: int) -> None:
-        """Leave room that `patch` fills later."""
+        """Leave `count` bytes out, for `patch` to fill in later."""
         self.position += length
 
     def patch(self, offset: int, data: Buffer) -> None:
-        """Write what was left out before."""
+        """Write data into room that `skip` left."""
         self._write_at(offset, data)
 
     def settle(self, end: int) -> None:
-        """Hash what `patch` has written up to `end`, which stays as it is, and push it to the disk."""
+        """Hash the file up to `end`, which must not change any more, and push that part to the disk."""
         self._hash_to(end)
         self.position = max(self.position, end)
         self._push()
 
     def truncate(self, length: int) -> None:
-        """Take back everything from `length` on."""
+        """Remove everything from `length` on."""
         os.ftruncate(self._descriptor, length)
         self.position = self._synced = length
         if length < self._hashed:
             self._hash, self._hashed = sha256(), 0
 
     def finish(self) -> str:
-        """Wait until everything is on the disk; the SHA-256 of it, in hexadecimal."""
+        """Wait until everything is on the disk; return its SHA-256 in hexadecimal."""
         self._stop_write_behind()
         sync = threading.Thread(target=self._sync, name="sync")
         sync.start()
@@ -79,7 +78,7 @@ class OutputFile:
         return self._hash.hexdigest()
 
     def close(self) -> None:
-        """Give the file up, finished or not."""
+        """Close the file, finished or not."""
         self._stop_write_behind()
         os.close(self._descriptor)
 
@@ -90,7 +89,7 @@ class OutputFile:
             view, offset = view[written:], offset + written
 
     def _hash_to(self, end: int | None) -> None:
-        """Hash on, up to `end` or to the end of the file."""
+        """Continue the hash up to `end` or to the end of the file."""
         buffer = bytearray(_READ_BYTES)
         view = memoryview(buffer)
         while end is None or self._hashed < end:
@@ -114,7 +113,7 @@ class OutputFile:
             try:
                 os.fdatasync(self._descriptor)
             except OSError as error:
-                self._failure = error  # `finish` reports it: a later fsync would not
+                self._failure = error  # `finish` reports this error: a later fsync would not
                 return
 
     def _stop_write_behind(self) -> None:

@@ -1,9 +1,9 @@
-"""A helper process: takes lists of small files, answers each with one finished frame.
+"""A helper process that reads small files and returns each list of them as one finished frame.
 
 Many small files cost more Python than compression, and one process runs Python on one core only. So the archive's
-process hands lists of paths to a few of these, over pipes, and gets frames back: read, hashed, framed, compressed.
-The directory that the paths are relative to comes as a descriptor, over a socket: its path may mean something else by
-now.
+process sends lists of paths to several helpers over pipes and gets frames back: read, hashed, framed, compressed. The
+directory to which the paths are relative is passed as a descriptor over a socket, since its path may lead to another
+directory by then.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
     from portal.ops.filesystem.xattrs import Xattrs
 
 LARGE_BYTES: Final = frame.INPUT_BYTES
-"""From this size on a file is not packed with others, but streamed into frames of its own."""
+"""Files of this size or more are not packed together, but streamed into frames of their own."""
 
 HEADER_ROOM: Final = 1 << 18
-"""More than any header takes: one with the longest path, link target and extended attributes has 200 KiB."""
+"""More than any tar header takes: the longest path, link target and extended attributes come to 200 KiB."""
 
 ITEM_BYTES: Final = 2 * tar.BLOCK
-"""What an item counts for, at the least, when those of a frame are counted."""
+"""The least that an item counts for when the size of a frame is estimated, in bytes."""
 
 ATTEMPTS: Final = 3
-"""How often a file is read that changes while it is read."""
+"""How many times to read a file that changes while it is read."""
 
 _FILES_BYTES: Final = 4 * frame.INPUT_BYTES
 _FULL_BYTES: Final = _FILES_BYTES - LARGE_BYTES - HEADER_ROOM - tar.BLOCK
@@ -51,20 +51,19 @@ _TREE: Final = Struct("<Q")
 _FORMS: Final = {"directory": stat.S_ISDIR, "symlink": stat.S_ISLNK, "hardlink": stat.S_ISREG}
 
 Item = tuple[str, str, str]
-"""What to pack: the member's path, its type and, for a file with several names, the member that holds the content (for
-that member itself: its own path). What the path has behind its first name is the path in the tree that is read."""
+"""An item to pack: path, type and, for a file with several names, the member with the content (possibly itself)."""
 
 
 class Pack:
-    """A finished frame, and what there is to say about it.
+    """A finished frame, and facts about its members.
 
-    `lines` are the members' lines for the index, still without a number; `vanished`, `changed` and `special` name
-    members that were left out, kept although they changed, or left out for what they are; `outside` are symlinks that
-    lead out of the component, with their targets; `stripped` are files whose extended attributes are too many to be
-    kept; `large` are files that have grown too large to be packed; `rest` did not fit into the frame. `failure` is the
-    path and error number of what could not be read.
+    `lines` are the members' index lines, still without frame numbers. `vanished` and `special` are members that were
+    left out; `changed` are members kept although they changed while being read. `outside` are symlinks that lead out of
+    the component, with their targets; `stripped` are files with more extended attributes than can be kept; `large` are
+    files that have grown too large to be packed; `rest` are items that did not fit into the frame. `failure` is the
+    path and error number of a file that could not be read.
 
-    (No dataclass: importing what makes one takes a helper as long as its first frames.)
+    This is no dataclass: importing `dataclasses` takes a helper as long as its first frames.
     """
 
     def __init__(self) -> None:
@@ -84,9 +83,9 @@ class Pack:
 
 
 class Packer:
-    """Packs item after item into one buffer, which is used again for every frame.
+    """Packs items into one buffer, which is reused for every frame.
 
-    Files that grow, and extended attributes, may fill it before the last item: the rest is for another frame.
+    Growing files and extended attributes may fill it before the last item; the remaining items go into another frame.
     """
 
     def __init__(self) -> None:
@@ -94,10 +93,10 @@ class Packer:
         self._end = 0
 
     def pack(self, backup_id: str, tree: Tree, items: Sequence[Item], effort: frame.Effort = frame.Effort.FAST) -> Pack:
-        """Read the items of a tree and put them into one frame, compressed as hard as is said."""
+        """Read items of a tree into one frame, compressed with the given effort."""
         done = Pack()
         self._end = 0
-        tree.forget()  # another directory may have taken the name of one that is open
+        tree.forget()  # the name may belong to another directory than the open one by now
         for place, item in enumerate(items):
             if self._end > _FULL_BYTES:
                 done.rest = list(items[place:])
@@ -105,7 +104,7 @@ class Packer:
             try:
                 self._add(done, backup_id, tree, item)
             except OSError as error:
-                if error.errno == errno.ENXIO:  # a socket has taken the file's name
+                if error.errno == errno.ENXIO:  # a socket now has the file's name
                     done.special.append(item[0])
                 elif error.errno in GONE:
                     done.vanished.append(item[0])
@@ -124,7 +123,7 @@ class Packer:
             self._add_file(done, backup_id, tree, item)
         else:
             found = tree.look(source_of(path))
-            if found is None or not _FORMS[kind](found.st_mode):  # something else has taken its name
+            if found is None or not _FORMS[kind](found.st_mode):  # something else now has its name
                 done.vanished.append(path)
                 return
             if kind == "symlink":
@@ -174,7 +173,7 @@ class Packer:
         done.lines.append(encode_member(member, digest))
 
     def _read(self, descriptor: int, start: int, size: int) -> int:
-        """Read `size` bytes to `start`; how many there were."""
+        """Read up to `size` bytes into the buffer at `start`; return how many there were."""
         count = 0
         while count < size and (more := os.readv(descriptor, [self._view[start + count : start + size]])):
             count += more
@@ -190,7 +189,7 @@ class Packer:
 
 
 def same_content(before: os.stat_result, after: os.stat_result) -> bool:
-    """True if a file can be taken as unchanged between two looks at it."""
+    """True if two `stat` results show that a file has not changed between them."""
     return (
         before.st_mtime_ns == after.st_mtime_ns
         and before.st_ctime_ns == after.st_ctime_ns
@@ -199,7 +198,7 @@ def same_content(before: os.stat_result, after: os.stat_result) -> bool:
 
 
 def xattrs_of(path: str, descriptor: int, stripped: list[str]) -> Xattrs:
-    """The extended attributes of an open file or directory; where they are too many, none, and its path is noted."""
+    """The extended attributes of an open file or directory; if they are too many, none, and its path is noted."""
     try:
         return read_xattrs(descriptor)
     except TooManyXattrsError:
@@ -208,12 +207,12 @@ def xattrs_of(path: str, descriptor: int, stripped: list[str]) -> Xattrs:
 
 
 def source_of(path: str) -> str:
-    """The path of a member in the tree that is read: without the component's name."""
+    """The path of a member in the source tree: without the component's name."""
     return path.partition("/")[2]
 
 
 def member_of(path: str, kind: MemberType, found: os.stat_result, *, link: str = "", at: int = 0) -> Member:
-    """A member with what `stat` says; a file still lacks its digest."""
+    """A member made from a `stat` result; the digest of a file is still missing."""
     return Member(
         path,
         kind,
@@ -230,7 +229,7 @@ def member_of(path: str, kind: MemberType, found: os.stat_result, *, link: str =
 
 
 def send_pack(stream: BinaryIO, done: Pack) -> None:
-    """Write a pack: everything but its frame as a message, with the frame's length, then the frame."""
+    """Send a pack: a message with everything but the frame, then the frame."""
     data, done.frame = done.frame, b""
     send(stream, (len(data), vars(done)))
     stream.write(data)
@@ -238,7 +237,7 @@ def send_pack(stream: BinaryIO, done: Pack) -> None:
 
 
 def receive_pack(stream: BinaryIO) -> Pack:
-    """Read what `send_pack` wrote; EOFError where it is not all there."""
+    """Receive what `send_pack` sent; raises EOFError if the stream ends early."""
     length, facts = receive(stream)
     done = Pack()
     vars(done).update(facts)
@@ -249,21 +248,21 @@ def receive_pack(stream: BinaryIO) -> Pack:
 
 
 def hand_over(control: _socket.socket, number: int, descriptor: int) -> None:
-    """Give a helper the directory of a tree, by the number that requests name it by."""
+    """Send a helper the descriptor of a tree's directory, and the number by which requests name it."""
     rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, _DESCRIPTOR.pack(descriptor))]
     control.sendmsg([_TREE.pack(number)], rights)
 
 
 def _take_over(control: _socket.socket) -> tuple[int, Tree]:
-    """The next tree that was handed over, and its number."""
+    """Receive the next tree and its number."""
     data, rights, _, _ = control.recvmsg(_TREE.size, _socket.CMSG_SPACE(_DESCRIPTOR.size), _socket.MSG_CMSG_CLOEXEC)
     (number,), (descriptor,) = _TREE.unpack(data), _DESCRIPTOR.unpack(rights[0][2])
     return number, Tree("", descriptor)
 
 
 def main() -> None:
-    """Answer requests until standard input ends; its argument is the descriptor of the socket that trees come by."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one decides
+    """Answer requests until standard input ends. The argument is the descriptor of the socket for trees."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # signals are left to the process that started this one
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     control = _socket.socket(fileno=int(sys.argv[1]))
     packer = Packer()

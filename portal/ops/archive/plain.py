@@ -1,7 +1,7 @@
-"""Opens an archive that tar and gzip wrote, as earlier scripts of the portal did: no index, perhaps no manifest.
+"""Opens archives made by tar and gzip, as the portal's earlier scripts did: no index, perhaps no manifest.
 
-Such an archive is a directory `<backup_id>/` with `database.sql`, `media/`, `audit/` and mostly `manifest.json`. It can
-only be read from front to back.
+Such an archive holds a directory `<backup_id>/` with `database.sql`, `media/`, `audit/` and usually `manifest.json`. It
+can only be read from front to back.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _EXTENSION_MAX: Final = 1 << 20
 
 
 class _Header(tarfile.TarInfo):
-    """A header that is whole: what is invalid is damage, where tarfile would take it for the archive's end."""
+    """Reports an invalid header as damage, where tarfile would treat it as the end of the archive."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
@@ -89,7 +89,7 @@ class PlainArchive:
         path: the archive's file.
 
     Raises:
-        NotIntactError: it is not a tar archive compressed by gzip, or has no directory at its top.
+        NotIntactError: it is not a tar archive compressed by gzip, or has no single directory at its top.
     """
 
     has_index: Final = False
@@ -107,13 +107,13 @@ class PlainArchive:
             raise DamagedError(Damage(what="the archive has a path that leads out of it", path=first))
 
     def close(self) -> None:
-        """Nothing is kept open."""
+        """Do nothing: no file stays open."""
 
     def manifest(self) -> Manifest:
-        """The manifest that is in the archive, or one made from what is.
+        """The manifest of the archive, or one made from its contents.
 
-        The portal's own scripts list all components, whichever are there: what counts is what the archive holds, and
-        what it lacks of the list is a warning.
+        The portal's own scripts list all components in every manifest. What the archive really holds counts; a
+        component that is listed and missing becomes a warning.
 
         Raises:
             NotIntactError: the archive or the manifest is damaged.
@@ -128,7 +128,7 @@ class PlainArchive:
         for member, content in self.contents(1):
             if member.path == MANIFEST and member.size <= _MANIFEST_MAX:
                 found = Manifest.decode(b"".join(content))
-                if found.writer:  # one of ours that was packed again
+                if found.writer:  # an archive of ours that was repacked
                     return found
             tops.add(member.path.split("/")[0])
         held = tuple(component for component in Component if component.member in tops)
@@ -151,23 +151,24 @@ class PlainArchive:
         )
 
     def members(self) -> Iterator[Member]:
-        """All members in the order of the tar: the archive is read through for them.
+        """All members in the order of the tar; the whole archive is read for them.
 
         Raises:
-            NotIntactError: the archive is damaged from here on.
+            NotIntactError: the archive is damaged; members before the damage have been returned.
         """
         for member, _ in self.contents(1):
             yield member
 
     def contents(self, jobs: int, *, below: str | None = None) -> Contents:  # noqa: ARG002
-        """Every member with its content, in the order of the tar.
+        """All members with their content, in the order of the tar.
 
         Arguments:
-            jobs: not used: a single gzip member has to be read from front to back.
-            below: only the member of this path and those below it.
+            jobs: unused: a single gzip member has to be read from front to back.
+            below: return only the member of this path and those below it.
 
         Raises:
-            NotIntactError: the archive is damaged from here on, or holds what no archive of a portal holds.
+            NotIntactError: the archive is damaged, or holds what no archive of a portal holds; members before that have
+                been returned.
         """
         for found, tar in self._members():
             member = self._member(found)
@@ -183,7 +184,7 @@ class PlainArchive:
                 while (found := tar.next()) is not None:
                     tar.members = []  # type: ignore[attr-defined]  # it would keep every header otherwise
                     yield found, tar
-                while rest := tar.fileobj.read(_READ_BYTES):  # the end has a checksum too
+                while rest := tar.fileobj.read(_READ_BYTES):  # the end has a checksum too, so it is read
                     if rest.strip(b"\x00"):
                         raise DamagedError(Damage(what="something follows the end of the archive"))
         except _BROKEN as error:
@@ -239,7 +240,7 @@ def _pieces(tar: tarfile.TarFile, found: tarfile.TarInfo, member: Member) -> Ite
 
 
 def _relative(name: str) -> str:
-    """A name without the `./` that tar puts in front when it was told to."""
+    """A member's name without the leading `./` that tar may have written."""
     while name.startswith("./"):
         name = name.removeprefix("./")
     return "" if name == "." else name

@@ -1,4 +1,4 @@
-"""The protocol of every opened archive: one with an index, one made by tar and gzip, and a chain read as one tree."""
+"""The protocol of opened archives: with an index, made by tar and gzip, or a chain read as one tree."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class Archive(Protocol):
-    """An archive that is open for reading; everything that it returns was checked, or an error is raised."""
+    """An archive that is open for reading. Everything it returns has been checked."""
 
     path: Path
     backup_id: str
 
     @property
     def has_index(self) -> bool:
-        """True if single members can be read without the rest, and whether each has a SHA-256."""
+        """True if each member has a SHA-256 and can be read without the rest."""
 
     def close(self) -> None:
         """Close its files."""
@@ -46,7 +46,7 @@ class Archive(Protocol):
 
         Arguments:
             jobs: how many threads decompress.
-            below: only the member of this path and those below it.
+            below: return only the member of this path and those below it.
 
         Raises:
             NotIntactError: the archive is damaged.
@@ -54,22 +54,22 @@ class Archive(Protocol):
 
 
 class IndexedArchive(Archive, Protocol):
-    """An archive whose members can be read one by one, or a chain of such archives."""
+    """An archive, or a chain of archives, whose members can be read one by one."""
 
     def find(self, path: str) -> Member | None:
-        """The member of that path."""
+        """The member with that path, or None."""
 
     def extract(self, member: Member) -> Iterator[memoryview]:
-        """The content of one file, piece by piece; reads the frames that hold it and no others.
+        """The content of one file in pieces, read from no frames but its own.
 
         Raises:
-            NotIntactError: the file is damaged; what has been returned until then must not be used.
+            NotIntactError: the file is damaged; the pieces returned so far must not be used.
         """
 
     def layers(self) -> Iterator[Layer]:
-        """The archives that hold the tree, the oldest first."""
+        """The archives that hold the tree, oldest first."""
 
 
 def is_indexed_archive(archive: Archive) -> TypeGuard[IndexedArchive]:
-    """Whether the archive is one whose members can be read one by one."""
+    """True if the members of the archive can be read one by one."""
     return archive.has_index

@@ -1,7 +1,7 @@
-"""Read-ahead of an archive's frames: several threads decompress and hash them before it is their turn.
+"""Reads frames ahead: several threads decompress and hash them before the reader needs them.
 
-Whoever reads an archive through goes from member to member. These threads are told where in a frame a whole file lies,
-so that its SHA-256 is there when it is asked for. Files that span frames are hashed by one more thread, in their order.
+A reader goes from member to member. The threads know where a complete file lies in a frame, so its SHA-256 is ready
+when the reader gets there. Another thread hashes files that span frames, in order.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 
 _AHEAD: Final = 2
 _MOST_WAITING: Final = 5_000
-"""So many members are looked at before it is their turn, however many an index that lies puts into a frame."""
+"""The most members that are looked at in advance, however many an index claims for one frame."""
 
 _WORTH_HASHING: Final = 1 << 15
-"""A smaller file is hashed sooner than it is handed to another thread."""
+"""Hashing a smaller file, in bytes, is faster than passing it to another thread."""
 
 WORTH_A_THREAD: Final = 1 << 22
-"""A file of this size, which spans frames, is hashed by a thread of its own."""
+"""A file that spans frames and has at least this many bytes is hashed in a thread."""
 
 Span = tuple[int, int]
-"""Where the content of a file begins and ends in a frame that has all of it."""
+"""The start and end of a file's content within a frame that holds all of it."""
 
 
 class Loaded(NamedTuple):
-    """A frame that was read.
+    """A frame that has been read.
 
     Arguments:
-        number: which one.
-        data: what it holds, or what is wrong with it.
-        digests: the SHA-256 of files in it, where somebody has made them.
+        number: the number of the frame.
+        data: its content, or the error that reading it raised.
+        digests: the SHA-256 of files in it, if they were hashed in advance.
     """
 
     number: int
@@ -49,18 +49,18 @@ class Loaded(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """A member that comes, and its tar header where that was made already."""
+    """A member that comes next, and its tar header if that was already made."""
 
     member: Member
     header: bytes | None = None
 
 
 class Coming:
-    """The members in their order, of which some are looked at before it is their turn.
+    """The next members in order, some of which are looked at in advance.
 
     Arguments:
-        members: those that come. What they raise is raised when it is their turn.
-        tar_lengths: how much each frame holds.
+        members: the members; an error from the iterator is raised when its turn comes.
+        tar_lengths: the length of each frame in the tar.
     """
 
     def __init__(self, members: Iterator[Member], tar_lengths: Sequence[int], backup_id: str) -> None:
@@ -83,7 +83,7 @@ class Coming:
         return Expected(member)
 
     def spans(self, frame: int) -> list[Span]:
-        """The spans of complete files in a frame that are worth hashing ahead."""
+        """The places of complete files in a frame that are worth hashing in advance."""
         found = []
         while len(self._waiting) < _MOST_WAITING and (member := self._look()) is not None and member.frame <= frame:
             self._seen, header = None, None
@@ -96,7 +96,7 @@ class Coming:
         return found
 
     def _look(self) -> Member | None:
-        """The next one that nobody has been given; it may be looked at again."""
+        """The next member that was not looked at yet; it stays in the queue."""
         if self._seen is None and self._failure is None:
             try:
                 self._seen = next(self._members, None)
@@ -109,12 +109,12 @@ class Coming:
 def frames_ahead(
     read: Callable[[int], bytes | NotIntactError], numbers: range, coming: Coming, jobs: int
 ) -> Iterator[Iterator[Loaded]]:
-    """Frames in their order, which `jobs` threads decompress and hash before somebody asks for them.
+    """Frames in order, decompressed and hashed in advance by `jobs` threads.
 
     Arguments:
-        read: gives what a frame holds, or what is wrong with it.
-        numbers: which frames.
-        coming: knows what is worth hashing in them.
+        read: returns the content of a frame, or its error.
+        numbers: the numbers of the frames.
+        coming: knows which files in a frame are worth hashing.
     """
     from concurrent.futures import ThreadPoolExecutor, wait
 
@@ -138,14 +138,14 @@ def frames_ahead(
     try:
         yield ahead()
     finally:
-        # Threads are not joined: this also runs where Python collects garbage, which may be in the middle of the
-        # start of another thread, with a lock held that joining needs. What still reads the file is waited for.
+        # Threads are not joined: this may run during garbage collection, possibly while another thread is being started
+        # and holds a lock that joining needs. Pending reads of the file are waited for.
         threads.shutdown(wait=False, cancel_futures=True)
         wait([future for future in pending if not future.cancelled()])
 
 
 def hashed(pieces: Iterator[memoryview], hashing: Executor | None) -> Generator[memoryview, None, str]:
-    """The pieces; returns their SHA-256, made by a thread, where there is one, while the next piece is being used."""
+    """Yield the pieces and return their SHA-256; a thread, if given, hashes each while the caller uses the next."""
     digest = sha256()
     last: Future[None] | None = None
     for piece in pieces:
@@ -163,7 +163,7 @@ def hashed(pieces: Iterator[memoryview], hashing: Executor | None) -> Generator[
 
 @contextmanager
 def one_thread(name: str) -> Iterator[Executor]:
-    """A thread that is started once there is work for it; as those that decompress, it is not joined."""
+    """A thread that starts with its first job; like those that decompress, it is not joined."""
     from concurrent.futures import ThreadPoolExecutor
 
     thread = ThreadPoolExecutor(1, thread_name_prefix=name)

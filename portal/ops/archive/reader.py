@@ -1,8 +1,8 @@
-"""Opens an archive by its index: single members without reading the rest, or everything, checked on the way.
+"""Opens an archive by its index and reads single members, or all of them, with every byte checked.
 
-Nothing in an archive is believed before it has been held against something else: the table of frames must cover the
-file without a gap, every header must be the one that its line in the index makes, every frame must decompress to the
-size that the table says. What comes out of `contents` and `extract` is what the index describes, or an error.
+Everything is checked against something else: the frames must cover the file without a gap, every header must equal the
+one made from its index line, every frame must decompress to its listed size. `contents` and `extract` return what the
+index describes, or raise an error.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _MAX_INFLATED: Final = 1 << 20
 
 
 def is_indexed(path: Path) -> bool:
-    """True if an archive has an index, or had one before its end was damaged; one that tar and gzip wrote has none."""
+    """True if an archive has an index, or had one before its end was damaged; archives by tar and gzip have none."""
     try:
         with path.open("rb") as file:
             if frame.is_padded(file.read(frame.HEADER_BYTES)):
@@ -68,11 +68,11 @@ class ArchiveReader:
     """An archive with an index, opened for reading.
 
     Arguments:
-        path: the archive's file; only its name, where there is a source.
-        source: where the bytes are read from, if that is not the file.
+        path: the archive's file; with a source, only its name is used.
+        source: reads the bytes; by default the file is opened.
 
     Raises:
-        NotIntactError: the index cannot be read, or does not fit the file.
+        NotIntactError: the index cannot be read, or does not match the file.
     """
 
     has_index: Final = True
@@ -123,7 +123,7 @@ class ArchiveReader:
         """All members in the order of the tar.
 
         Raises:
-            NotIntactError: a line of the index is invalid, or there are more or fewer than it says.
+            NotIntactError: a line of the index is invalid, or the number of lines is wrong.
         """
         count = 0
         for line in islice(self._lines(), 1 + len(self.frames), None):
@@ -133,11 +133,11 @@ class ArchiveReader:
             raise DamagedError(Damage(what=f"the index has {count} members instead of {self.member_count}"))
 
     def layers(self) -> Iterator[Layer]:
-        """The archive itself: a tree that it holds is read from nowhere else."""
+        """The archive itself, which holds its whole tree."""
         yield Layer(self, self.member_count, holds=lambda _: True, named=nullcontext)
 
     def find(self, path: str) -> Member | None:
-        """The member of that path; the index is searched as text, only the line that fits is decoded."""
+        """The member with that path. The index is searched as text, and only matching lines are decoded."""
         needle = f'"path":{quote(path)},'.encode("ascii")
         for line in islice(self._lines(), 1 + len(self.frames), None):
             if needle in line:
@@ -147,10 +147,10 @@ class ArchiveReader:
         return None
 
     def extract(self, member: Member) -> Iterator[memoryview]:
-        """The content of one file, piece by piece; reads the frames that hold it and no others.
+        """The content of one file in pieces, read from no frames but its own.
 
         Raises:
-            NotIntactError: at the end, where the content is not what the index says; before, where a frame is damaged.
+            NotIntactError: a frame is damaged, or, after the last piece, the content does not match the index.
         """
         if not 0 <= member.frame < len(self.frames):
             raise DamagedError(Damage(what="the index names a frame that is not there", path=member.path))
@@ -159,17 +159,18 @@ class ArchiveReader:
         yield from cursor.content(member)
 
     def contents(self, jobs: int, *, below: str | None = None, together: bool = False) -> Contents:
-        """Every member with its content, in the order of the tar; `jobs` threads decompress and hash ahead.
+        """All members with their content, in the order of the tar; `jobs` threads decompress and hash in advance.
 
-        Whatever was not read of a content is passed over when the next member is asked for, also after a damage.
+        Content that the caller does not read is skipped when the next member is requested, also after damage.
 
         Arguments:
-            below: only the member of this path and those below it, which come in a row; no frame is read but theirs.
-            together: look through the rest of the index to make sure of that.
+            below: return only the member of this path and those below it, which are consecutive; only their frames are
+                read.
+            together: check the rest of the index for more members below that path.
 
         Raises:
-            NotIntactError: the index and the tar are not of the same shape; damage in a member's frames or digest is
-                raised by its content.
+            NotIntactError: index and tar do not match; reading a member's content raises damage to its frames or
+                digest.
         """
         members = self.members()
         if below is not None:
@@ -192,10 +193,10 @@ class ArchiveReader:
             cursor.expect_end(len(self.frames))
 
     def contents_of(self, run: Run, jobs: int = 1) -> Iterator[tuple[Member, Iterator[memoryview]]]:
-        """The members of a run with their content, as `contents` has them; no frame is read but the run's.
+        """The members of a run with their content, as from `contents`; only the frames of the run are read.
 
         Arguments:
-            jobs: how many threads decompress and hash ahead; a single job needs no thread.
+            jobs: how many threads decompress and hash in advance; 1 uses no thread.
         """
         coming = Coming(iter(run.members), self.frames.tar_lengths, self.backup_id)
         with ExitStack() as stack:
@@ -211,7 +212,7 @@ class ArchiveReader:
             cursor.expect_end(run.frames.stop)
 
     def read_frame(self, number: int) -> bytes | NotIntactError:
-        """The contents of one frame, or its fault."""
+        """The content of one frame, or the error that reading it raised."""
         length = self.frames.lengths[number]
         try:
             data = self._source.read_at(length, self.frames.offsets[number])
@@ -237,7 +238,7 @@ class ArchiveReader:
         return int(index_at)
 
     def _lines(self) -> Iterator[bytes]:
-        """The lines of the index, from the first; checks the tar around them."""
+        """The lines of the index from the first on; checks the tar around them."""
         chunks = self._inflate_index()
         header = _take(chunks, tar.BLOCK)
         size = _index_size(header[0])
@@ -290,7 +291,7 @@ def _expect_none(below: str, coming: Iterator[Expected]) -> None:
 
 
 class _Cursor:
-    """Goes through the tar once, frame by frame, and checks what it passes."""
+    """Goes through the tar once, frame by frame, and checks everything on the way."""
 
     def __init__(
         self,
@@ -311,7 +312,7 @@ class _Cursor:
         self._left = 0
 
     def take(self, member: Member, header: bytes | None = None) -> Iterator[memoryview]:
-        """The content of the next member, which has to be where the last one ended; see `content`."""
+        """The content of the next member, which must start where the last one ended; see `content`."""
         self._normalise()
         if (member.frame, member.at) != (self._number, self._at):
             raise DamagedError(
@@ -332,10 +333,10 @@ class _Cursor:
             raise DamagedError(Damage(what="the archive holds something that its index does not list"))
 
     def content(self, member: Member, header: bytes | None = None) -> Iterator[memoryview]:
-        """The member's content; checks header, padding and digest.
+        """The content of the member; checks header, padding and digest.
 
         Arguments:
-            header: what `index.tar_header` makes of the member, where that is at hand.
+            header: the result of `index.tar_header` for the member, if already made.
         """
         header = header or index.tar_header(member, self._backup_id)
         payload = member.payload_bytes
@@ -346,7 +347,7 @@ class _Cursor:
         return self._content_in_pieces(member, header)
 
     def _content_at_hand(self, member: Member, header: bytes) -> Iterator[memoryview]:
-        """The content of a member that lies in the frame at hand with all that belongs to it."""
+        """The content of a member that lies completely in the loaded frame."""
         data, begin = self._whole, self._at + len(header)
         found = data[self._at : begin]
         self._at, self._left = begin, self._left - len(header)
@@ -387,14 +388,14 @@ class _Cursor:
             raise self._damage("its content has another SHA-256 than the index says", member)
 
     def _expanded(self, pieces: Iterator[memoryview], member: Member) -> Generator[memoryview, None, str]:
-        """A file with holes; returns the SHA-256 of its payload."""
+        """The content of a file with holes; returns the SHA-256 of its payload."""
         try:
             return (yield from expanded(hashed(pieces, self._hashing), member.size, member.sparse))
         except NoSuchTableError as error:
             raise self._damage("its extents are not those that the index says", member) from error
 
     def skip_to_end(self) -> None:
-        """Pass over what is left of the current member."""
+        """Skip the rest of the current member."""
         while self._left:
             self._normalise()
             if self._number >= len(self._tar_lengths):
@@ -437,7 +438,7 @@ class _Cursor:
 
 
 def _take(chunks: Iterator[bytes], count: int) -> tuple[bytes, bytes]:
-    """The first `count` bytes, and what came with them."""
+    """The first `count` bytes, and the bytes after them in the last chunk."""
     data = b""
     while len(data) < count and (chunk := next(chunks, None)) is not None:
         data += chunk
@@ -460,10 +461,10 @@ class Layer(NamedTuple):
     """The part of a tree that is in one archive.
 
     Arguments:
-        archive: it, opened.
-        most: how many members that is, at the most.
-        holds: whether the tree has it from this archive, by its path: a later one may have replaced or removed it.
-        named: a context in which the error of a damage is told with the archive's name, where there are several.
+        archive: the open archive.
+        most: the most members that it can contribute.
+        holds: whether the tree takes this path from this archive: a later archive may have replaced or removed it.
+        named: a context that adds the archive's name to the error of a damage, if there are several archives.
     """
 
     archive: ArchiveReader

@@ -1,6 +1,6 @@
-"""Runs: neighbouring members that have their frames to themselves, so that each run can be read without the others.
+"""Runs: neighbouring members that share frames with no other members, so that each run can be read alone.
 
-Mostly that is one frame with a handful of small files in it, or the frames of one large file.
+A run is usually one frame of small files, or the frames of one large file.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 
 class Run(NamedTuple):
-    """Members, and the frames that hold them and nothing else."""
+    """Consecutive members, and the frames that hold only them."""
 
     frames: range
     members: list[Member]
 
 
 def runs(members: Iterable[Member], frame_count: int) -> Iterator[Run]:
-    """Cut the members of a whole archive into runs, each as short as it can be.
+    """Split the members of a whole archive into the shortest possible runs.
 
     Arguments:
-        members: all of them, in the order of the tar.
-        frame_count: how many frames the archive has.
+        members: all members, in the order of the tar.
+        frame_count: the number of frames in the archive.
 
     Raises:
-        NotIntactError: the index has members in another order, or more of them than a run can have.
+        NotIntactError: the members are out of order, or there are more than a run can have.
     """
     gathered: list[Member] = []
     header_bytes = 0
@@ -49,7 +49,7 @@ def runs(members: Iterable[Member], frame_count: int) -> Iterator[Run]:
 
 
 def _run(members: list[Member], end: int) -> Run:
-    """The frames from the one that the first member is in to where the next run begins."""
+    """A run of members, with the frames from its first member to the start of the next run."""
     frames = range(members[0].frame, end)
     if not frames:
         raise _damage("the index is not in the order of the archive", members[0])

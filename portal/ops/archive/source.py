@@ -1,4 +1,4 @@
-"""The source of an archive's bytes: a file, or anything that gives bytes at any place."""
+"""The source of an archive's bytes: a file, or anything that can read at an offset."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ if TYPE_CHECKING:
 
 
 class Source(Protocol):
-    """The bytes of an archive."""
+    """Gives random access to the bytes of an archive."""
 
     size: int
 
     def read_at(self, length: int, offset: int) -> bytes:
-        """Some bytes; fewer where the archive ends before.
+        """Read bytes at an offset; fewer than requested at the end of the archive.
 
         Raises:
             OSError: they cannot be read.
         """
 
     def close(self) -> None:
-        """Read no more."""
+        """Close the source."""
 
 
 class FileSource:
-    """A file.
+    """Reads an archive from a file.
 
     Raises:
         OSError: it cannot be opened.
@@ -38,7 +38,7 @@ class FileSource:
         self.size = os.fstat(self._descriptor).st_size
 
     def read_at(self, length: int, offset: int) -> bytes:
-        """Some bytes; see `Source.read_at`."""
+        """Read bytes at an offset; see `Source.read_at`."""
         return os.pread(self._descriptor, length, offset)
 
     def fileno(self) -> int:
@@ -46,7 +46,7 @@ class FileSource:
         return self._descriptor
 
     def close(self) -> None:
-        """Close the file; harmless if it is closed."""
+        """Close the file; may be called more than once."""
         if self._is_open:
             self._is_open = False
             os.close(self._descriptor)

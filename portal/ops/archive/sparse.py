@@ -1,7 +1,7 @@
 """Files with holes in an archive: GNU's sparse format 1.0, which GNU tar, bsdtar and Python read.
 
-The member's data are a table of the file's extents, in decimal and padded to whole blocks, then the data of each
-extent. What is read of such a member is the file itself; its holes come as pieces of one block of zeros, so that a
+The data of such a member are a table of the file's extents, in decimal and padded to whole blocks, followed by the data
+of each extent. Reading such a member returns the file itself; holes are pieces of one shared block of zeros, so that a
 reader can tell them from data by identity.
 """
 
@@ -25,7 +25,7 @@ _MOST: Final = 1 << 63
 
 @lru_cache(maxsize=16)
 def table_of(extents: Extents) -> bytes:
-    """The table that stands in front of the data."""
+    """The table of extents that precedes the data."""
     numbers = [len(extents), *(number for extent in extents for number in extent)]
     text = "".join(f"{number}\n" for number in numbers).encode("ascii")
     return text + bytes(padding(len(text)))
@@ -35,8 +35,8 @@ def payload_bytes(size: int, extents: Extents) -> int:
     """The number of bytes of a file's data in the archive, before padding.
 
     Arguments:
-        size: of the file.
-        extents: nothing for a file without holes.
+        size: the size of the file, in bytes.
+        extents: the extents; empty for a file without holes.
     """
     if not extents:
         return size
@@ -44,7 +44,7 @@ def payload_bytes(size: int, extents: Extents) -> int:
 
 
 def are_possible(extents: Extents, size: int) -> bool:
-    """True if extents follow one another within a file, and tar can hold them."""
+    """True if the extents are ordered, lie within the file, and fit into a tar header."""
     end, length = 0, 0
     for start, count in extents:
         if start < end or count < 0 or length % BLOCK:
@@ -55,11 +55,11 @@ def are_possible(extents: Extents, size: int) -> bool:
 
 @lru_cache(maxsize=1)
 def _zeros() -> memoryview:
-    return memoryview(mmap.mmap(-1, _HOLE_BYTES, prot=mmap.PROT_READ))  # never written, so it takes no memory
+    return memoryview(mmap.mmap(-1, _HOLE_BYTES, prot=mmap.PROT_READ))  # never written to, so it takes no memory
 
 
 def hole(length: int) -> Iterator[memoryview]:
-    """A hole, in pieces that `is_hole` knows."""
+    """A hole, in pieces that `is_hole` recognises."""
     zeros = _zeros()
     while length:
         piece = zeros[:length]
@@ -68,21 +68,21 @@ def hole(length: int) -> Iterator[memoryview]:
 
 
 def is_hole(piece: memoryview) -> bool:
-    """True if a piece of content is a part of a hole."""
+    """True if a piece of content is part of a hole."""
     return piece.obj is _zeros().obj
 
 
 class NoSuchTableError(Exception):
-    """The table in front of the data is not the one that belongs to the extents."""
+    """Raised if the table before the data does not match the extents."""
 
 
 def expanded(
     payload: Generator[memoryview, None, str], size: int, extents: Extents
 ) -> Generator[memoryview, None, str]:
-    """The file that a payload stands for; returns what the payload's generator returns.
+    """Expand a payload to the file; returns what the payload's generator returns.
 
     Raises:
-        NoSuchTableError: the payload has another table than that of these extents.
+        NoSuchTableError: the payload's table does not match the extents.
     """
     table, coming = table_of(extents), iter(extents)
     at = left = 0
@@ -108,11 +108,11 @@ def expanded(
 
 
 class SparsePayload:
-    """Reads a file with holes as its payload: the table, then the data of the extents.
+    """Reads a file with holes as its payload: the table of extents, then their data.
 
     Arguments:
-        descriptor: the file.
-        extents: its data.
+        descriptor: the open file.
+        extents: the parts of the file that hold data.
     """
 
     def __init__(self, descriptor: int, extents: Extents) -> None:
@@ -123,7 +123,7 @@ class SparsePayload:
         self.is_short = False
 
     def readinto(self, buffer: memoryview, /) -> int:
-        """Fill the buffer, or a part of it; how far. What the file has lost meanwhile are zeros."""
+        """Fill the buffer or its start; return the number of bytes. Data that the file has lost reads as zeros."""
         if self._table:
             count = min(len(self._table), len(buffer))
             buffer[:count] = self._table[:count]

@@ -1,13 +1,13 @@
-"""Tar headers as bytes: values in, bytes out; no file is read here.
+"""Tar headers as bytes. This module is pure: it reads no files.
 
-POSIX.1-1988 ("ustar") headers with additions. These are understood by GNU tar, bsdtar, busybox and Python alike:
+Headers are POSIX.1-1988 ("ustar") with additions. GNU tar, bsdtar, busybox and Python all understand these:
 
 - a name or link target over 100 bytes goes ahead in a GNU ``L`` or ``K`` record (busybox ignores the pax ``path``);
 - a number too large for its octal field is written in base 256;
 - a time with a fraction of a second goes ahead in a pax ``mtime`` record. A reader that ignores pax loses the
   fraction and nothing else.
 
-Two are pax records that GNU tar, bsdtar and Python read, and that are written only where a file needs them:
+Two more are pax records that GNU tar, bsdtar and Python read. They are written only for files that need them:
 
 - extended attributes, as ``SCHILY.xattr.<name>``;
 - a file with holes, in GNU's sparse format 1.0. Its header has a name of its own, so that a program which does not
@@ -40,7 +40,7 @@ _LATEST: Final = 8**11
 _LARGE_OWNER: Final = 8**7
 _CHECKSUM_AT: Final = 148
 _CHECKSUM_SPACES: Final = 8 * ord(" ")
-"""While the sum is made, its own field counts as spaces."""
+"""The checksum field counts as spaces while the checksum is computed."""
 
 
 def padding(size: int) -> int:
@@ -61,16 +61,16 @@ def encode(
     real_size: int | None = None,
     xattrs: Sequence[tuple[bytes, bytes]] = (),
 ) -> bytes:
-    """The header of one member, whole blocks, with what has to go ahead of it.
+    """The header of one member in whole blocks, with the records that precede it.
 
     Arguments:
         name: the path inside the archive; a directory's ends in a slash.
         typeflag: FILE, HARDLINK, SYMLINK or DIRECTORY.
-        size: bytes of data that follow, before padding.
+        size: bytes of data that follow, without padding.
         mode: permission bits.
-        mtime_ns: nanoseconds since 1970, also before it.
+        mtime_ns: nanoseconds since 1970; negative before that.
         link: the target of a link.
-        real_size: for a file with holes, its size.
+        real_size: the size of a file with holes.
         xattrs: names and values of extended attributes.
     """
     seconds, fraction = divmod(mtime_ns, _SECOND)
@@ -95,8 +95,8 @@ def encode(
 
 
 def _block(name: bytes, mode: int, uid: int, gid: int, size: int, seconds: int, typeflag: bytes, link: bytes) -> bytes:
-    # Text is formatted in one piece, and what is the same for all files is summed up once: a reader makes this again
-    # for every member, and a writer of small files does little else.
+    # Formats text in one piece and caches the sums of constant parts: a reader makes a header for every member again,
+    # and a writer of small files does little else.
     if uid < _LARGE_OWNER and gid < _LARGE_OWNER and size < _LATEST:
         numbers = f"{mode & 0o7777:07o}\0{uid:07o}\0{gid:07o}\0{size:011o}\0{seconds:011o}\0".encode("ascii")
     else:
@@ -108,7 +108,7 @@ def _block(name: bytes, mode: int, uid: int, gid: int, size: int, seconds: int, 
 
 
 def _back(typeflag: bytes, link: bytes) -> tuple[bytes, int]:
-    """The bytes after the checksum, and their sum."""
+    """The part of the header after the checksum, and the sum of its bytes."""
     named = typeflag + link[:_NAME_BYTES].ljust(_NAME_BYTES, b"\0") + b"ustar\x0000"
     return named.ljust(BLOCK - _CHECKSUM_AT - 8, b"\0"), _sum(named)
 
@@ -150,7 +150,7 @@ def _packed_name(name: bytes) -> bytes:
 
 
 def _keyword(name: bytes) -> bytes:
-    """A name as GNU tar writes it: the equals sign ends it."""
+    """A name as GNU tar writes it, with `=` escaped, since that ends a keyword."""
     return name.replace(b"%", b"%25").replace(b"=", b"%3D")
 
 
@@ -161,7 +161,7 @@ def _pax(records: list[bytes]) -> bytes:
 
 
 def _record(text: bytes) -> bytes:
-    """A record with its own length in front, which the digits of the length are a part of."""
+    """A pax record with its length in front; the length includes its own digits."""
     length = len(text) + 2
     while len(b"%d %s" % (length, text)) > length:
         length = len(b"%d %s" % (length, text))
@@ -171,7 +171,7 @@ def _record(text: bytes) -> bytes:
 def _pax_mtime(mtime_ns: int) -> bytes:
     seconds, fraction = divmod(abs(mtime_ns), _SECOND)
     record = f"mtime={'-' if mtime_ns < 0 else ''}{seconds}.{fraction:09d}\n"
-    length = len(record) + 3  # two digits and a space: a record is never as short as 7 or as long as 97 bytes
+    length = len(record) + 3  # two digits and a space: a record has never fewer than 7 or more than 97 bytes
     return _PAX_HEADERS[length] + f"{length} {record}".encode("ascii").ljust(BLOCK, b"\0")
 
 

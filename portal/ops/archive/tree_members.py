@@ -1,7 +1,7 @@
-"""Files, directories and links of a tree on their way into an archive.
+"""Adds the files, directories and links of a tree to an archive.
 
-Small files go to helper processes, many at a time, and come back as frames. Large ones are read here. A file that has
-changed while it was read is read again; one that has grown too large for a shared frame gets frames of its own.
+Helper processes pack small files into frames, many at a time. Large files are read here. A file that changes while it
+is read is read again; one that grows too large for a shared frame gets frames of its own.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Tally:
-    """Everything written so far, by number and by name."""
+    """Counts and lists of everything written so far."""
 
     files: int = 0
     content_bytes: int = 0
@@ -46,7 +46,7 @@ class Tally:
     stripped: list[str] = field(default_factory=list)
 
     def count(self, files: int, content_bytes: int) -> None:
-        """Count files that were written."""
+        """Count written files."""
         self.files += files
         self.content_bytes += content_bytes
 
@@ -55,13 +55,13 @@ class TreeMembers:
     """Appends members of a tree to an archive.
 
     Arguments:
-        tree: where they are read.
-        backup_id: the directory of the archive that all members are in.
+        tree: the tree that is read.
+        backup_id: the top directory of the archive.
         pool: reads and compresses small files in helper processes.
-        output: takes the frames.
-        lines: takes the lines of the index.
+        output: receives the frames.
+        lines: receives the lines of the index.
         tally: counts what is written.
-        advance: called with every number of bytes of content read.
+        advance: called with the number of content bytes after each read.
     """
 
     def __init__(
@@ -87,14 +87,14 @@ class TreeMembers:
         self._grown: list[Item] = []
 
     def add(self, items: Iterable[tuple[Item, int]]) -> None:
-        """Append them; see `ArchiveWriter.add_items`."""
+        """Append items; see `ArchiveWriter.add_items`."""
         batch: list[Item] = []
         weight = 0
         for item, size in items:
             if self._grown:
                 self._add_grown()
             if size >= packer.LARGE_BYTES and item[1] == "file":
-                self._submit_pack(batch)  # first: the directory it lies in may be among them
+                self._submit_pack(batch)  # first, since the directory that holds them may be among the items
                 batch, weight = [], 0
                 self._add_large(item)
                 continue
@@ -113,7 +113,7 @@ class TreeMembers:
         self._settle()
 
     def _settled(self, item: Item) -> Item:
-        """A hard link; if what it links to was no longer the same file when it was read, a file of its own."""
+        """The hard link, or a file of its own if its target was another file by the time it was read."""
         path, _, link = item
         self._settle()
         if link in self._tally.vanished or not self._is_same(link, path):
@@ -121,12 +121,12 @@ class TreeMembers:
         return item
 
     def _is_same(self, first: str, second: str) -> bool:
-        """True if two names are names of one file."""
+        """True if two names refer to the same file."""
         one, other = (self._tree.look(packer.source_of(path)) for path in (first, second))
         return one is not None and other is not None and os.path.samestat(one, other)
 
     def _settle(self) -> None:
-        """Have everything written that was submitted, also what has grown meanwhile."""
+        """Wait until everything submitted is written, including files that have grown meanwhile."""
         self._output.drain()
         while self._grown:
             self._add_grown()
@@ -134,7 +134,7 @@ class TreeMembers:
         self._unsettled.clear()
 
     def _add_grown(self) -> None:
-        """Add the files that have outgrown a shared frame: never while another one is being streamed."""
+        """Add the files that outgrew a shared frame; never called while another file is being streamed."""
         while self._grown:
             self._add_large(self._grown.pop(0))
 
@@ -142,7 +142,7 @@ class TreeMembers:
         path = item[0]
         for attempt in range(1, packer.ATTEMPTS + 1):
             try:
-                self._tree.forget()  # another directory may have taken the name of one that is open
+                self._tree.forget()  # the name may belong to another directory than the open one by now
                 descriptor = self._tree.open_file(packer.source_of(path))
             except OSError as error:
                 self._note_unreadable(path, error)
@@ -154,7 +154,7 @@ class TreeMembers:
                 os.close(descriptor)
 
     def _stream_file(self, path: str, descriptor: int, *, keep: bool) -> bool:
-        """Append the file; if it changed meanwhile and need not be kept, take it back and say no."""
+        """Append a file; if it changed meanwhile and need not be kept, remove it again and return False."""
         before = os.fstat(descriptor)
         if not stat.S_ISREG(before.st_mode):
             self._tally.special.append(path)
@@ -190,7 +190,7 @@ class TreeMembers:
         whole = whole and not (packed and packed.is_short)
         unchanged = whole and packer.same_content(before, os.fstat(descriptor))
         if not (unchanged or keep):
-            self._output.drain()  # the number of a frame is known once it is written
+            self._output.drain()  # the number of a frame is known only when the frame is written
             self._output.take_back(numbers[0])
             return False
         if not unchanged:
@@ -204,7 +204,7 @@ class TreeMembers:
         self._index.add([index.encode_member(member._replace(sha256=digest))], number)
 
     def _note_unreadable(self, path: str, error: OSError) -> None:
-        if error.errno == errno.ENXIO:  # a socket has taken the file's name
+        if error.errno == errno.ENXIO:  # a socket now has the file's name
             self._tally.special.append(path)
         elif error.errno in GONE:
             self._tally.vanished.append(path)
@@ -237,7 +237,7 @@ class TreeMembers:
 
 
 def _is_utf8(path: str) -> bool:
-    """True if a path can stand in the record of a sparse member: bsdtar refuses one that is not UTF-8."""
+    """True if a path is UTF-8: bsdtar refuses sparse members with other names."""
     try:
         path.encode()
     except UnicodeEncodeError:

@@ -1,7 +1,7 @@
-"""Puts an archive together: one pass over the data, frames compressed on all cores and written in order.
+"""Writes an archive in one pass over the data; frames are compressed on all cores and written in order.
 
-The first frame (the manifest) and the header of a stream of unknown length are left out at first and written last,
-into room of a fixed size; everything else is appended.
+The first frame (the manifest) and the header of a stream of unknown length are written last, into reserved room of a
+fixed size. Everything else is appended.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class ArchiveWriter:
     """Writes one archive; call `reserve`, then any of the `add` methods, then `finish`.
 
     Arguments:
-        out: the file, still empty.
-        backup_id: the directory that all members are in.
+        out: the empty output file.
+        backup_id: the top directory of all members.
         pool: compresses the frames.
-        spool_directory: where the index waits, unnamed, if it outgrows memory.
-        advance: called with every number of bytes of content read.
+        spool_directory: the directory for the index's temporary file, used if the index outgrows memory.
+        advance: called with the number of content bytes after each read.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class ArchiveWriter:
         self.tally = Tally()
 
     def reserve(self, manifest_bytes: int) -> None:
-        """Leave room at the front for a manifest of this size at the most."""
+        """Reserve room at the front for a manifest of at most `size` bytes."""
         self.reserved = True
         self._manifest_room = frame.padded_bytes(2 * tar.BLOCK + manifest_bytes)
         self._output.leave_room(self._manifest_room, 0)
         self._index.members += 1
 
     def add_stream(self, path: str, stream: Readable, *, mtime_ns: int) -> Member:
-        """Append a member whose size is known only when its stream has ended."""
+        """Append a member whose size is known only when its stream ends."""
         self._output.drain()
         member = Member(path, MemberType.FILE, mtime_ns=mtime_ns, frame=len(self._output.frames))
         room = frame.stored_bytes(tar.BLOCK)
@@ -87,13 +87,13 @@ class ArchiveWriter:
         return member
 
     def add_members(self, members: Iterable[tuple[Member, Readable]]) -> Iterator[Member]:
-        """Append members whose metadata is known and whose content comes as a stream; each with its digest.
+        """Append members with known metadata and a stream each for content; return each with its digest.
 
         Arguments:
-            members: what to add; a content is read to the member's size before the next one is asked for.
+            members: the members; each content is read completely before the next member is requested.
 
         Raises:
-            SourceError: a content ends before its size.
+            SourceError: a stream ends before the member's size.
         """
         shared: SharedFrame | None = None
         for member, stream in members:
@@ -113,7 +113,7 @@ class ArchiveWriter:
         self._output.drain()
 
     def _submit_shared(self, shared: SharedFrame) -> None:
-        """Have the frame of small members compressed and written."""
+        """Submit the frame of small members for compression and writing."""
 
         def take(done: bytes) -> None:
             self._output.blocks.put(shared.block)
@@ -125,7 +125,7 @@ class ArchiveWriter:
         self._advance(shared.content_bytes)
 
     def _stream_large(self, member: Member, stream: Readable) -> str:
-        """Append a large file in frames of its own; its SHA-256."""
+        """Append a large file in frames of its own; return its SHA-256."""
         numbers: list[int] = []
         digest = sha256()
         ahead, rest = index.tar_header(member, self._backup_id), member.size
@@ -153,8 +153,8 @@ class ArchiveWriter:
         """Append files, directories and links.
 
         Arguments:
-            tree: where they are read.
-            items: what to add, each with the size it had a moment ago.
+            tree: the tree that is read.
+            items: the members to add, each with its size from the latest look at it.
 
         Raises:
             SourceError: one of them cannot be read.
@@ -173,7 +173,7 @@ class ArchiveWriter:
             members.add(items)
 
     def finish(self, manifest: bytes, *, mtime_ns: int) -> str:
-        """Write manifest, index and end; the SHA-256 of the whole file."""
+        """Write manifest, index and end; return the SHA-256 of the whole file."""
         self._output.drain()
         member = Member(
             index.MANIFEST, MemberType.FILE, len(manifest), mtime_ns=mtime_ns, sha256=sha256(manifest).hexdigest()
@@ -185,13 +185,13 @@ class ArchiveWriter:
         return self._output.file.finish()
 
     def take_index(self) -> WrittenIndex:
-        """The index, once the archive is finished; from then on it is the caller's to close."""
+        """Return the index of the finished archive; the caller has to close it."""
         return self._index.take()
 
     def manifest_fits(self, manifest: bytes) -> bool:
-        """True if a manifest fits into the room that was reserved."""
+        """True if a manifest fits into the reserved room."""
         return frame.padded_bytes(2 * tar.BLOCK + len(manifest)) <= self._manifest_room
 
     def close(self) -> None:
-        """Give up the index's spool, unless it was taken; the file itself is the caller's."""
+        """Discard the temporary file of the index, unless `take_index` returned it. The archive's file stays open."""
         self._index.close()

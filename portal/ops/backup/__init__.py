@@ -1,7 +1,7 @@
-"""Making backups: one narrative from check to publish, the sources, and what an incremental has to hold.
+"""Makes backups: the job from check to publish, the sources, and what an incremental holds.
 
-Promises that a backup reported as successful is complete. May import retention, verify, chains, repository and what
-these may.
+Promises that a backup reported as successful is complete. May import restore, offsite, retention, verify, pitr, chains,
+repository and the rooms below them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first asked for (PEP 562): a command pays only for what it uses."""
+    """Import a public name on first use (PEP 562), so that a command loads only what it needs."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

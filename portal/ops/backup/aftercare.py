@@ -1,7 +1,7 @@
-"""The work that follows a backup made without a worker: copy off-site, then remove old archives and rollback data.
+"""The work after a backup made without a worker: copying off-site, then removing old archives and rollback data.
 
-Beat sends these as tasks by their schedules. If cron, systemd or a program starts backups, this takes their place.
-A failure here is a warning: the backup is complete.
+With workers, beat sends these tasks by their schedules. If cron, systemd or a program starts backups, they run here. A
+failure is only a warning: the backup is complete.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class CleanedUp:
     Arguments:
         names: the removed archives.
         freed_bytes: the size of the removed archives.
-        discarded: what was removed of rollback data, one sentence each.
-        warnings: why something was not removed, and other doubts.
+        discarded: one sentence for each piece of removed rollback data.
+        warnings: why something was not removed, and other warnings.
     """
 
     names: tuple[str, ...] = ()
@@ -51,7 +51,7 @@ class CleanedUp:
     warnings: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """One line for each removal, for people; empty if nothing was removed."""
+        """One line for each removal; empty if nothing was removed."""
         return [*self._removed(), *self.discarded]
 
     def _removed(self) -> list[str]:
@@ -68,8 +68,8 @@ class CopiedOffsite:
     """The result of the off-site copies after a backup.
 
     Arguments:
-        result: what the copy job reported; nothing if there is no destination, or it did not get that far.
-        warnings: why something was not copied, and other doubts.
+        result: the result of the copy job; None if there is no destination, or it failed before.
+        warnings: why something was not copied, and other warnings.
     """
 
     result: CopyResult | None = None
@@ -77,11 +77,11 @@ class CopiedOffsite:
 
 
 def cleanup_job(settings: Settings, *, actor: str | None = None, observer: Observer | None = None) -> CleanupJob:
-    """The cleanup that the settings ask for.
+    """The cleanup job for these settings.
 
     Arguments:
-        actor: who asked for it, for the access log; the user of this process by default.
-        observer: told of the result.
+        actor: the requester, for the access log; by default the user of this process.
+        observer: receives the result.
 
     Raises:
         ConfigurationError: the retention policy or a restore setting is invalid.
@@ -102,12 +102,12 @@ def copy_job(
     actor: str | None = None,
     observer: Observer | None = None,
 ) -> CopyJob:
-    """The off-site copy that the settings ask for; arguments as for `cleanup_job`.
+    """The job for off-site copies with these settings; arguments as for `cleanup_job`.
 
     Raises:
         ConfigurationError: the retention policy or an off-site setting is invalid.
     """
-    from portal.ops.offsite.copy import CopyJob  # late: most installations prune, and copy nothing
+    from portal.ops.offsite.copy import CopyJob  # imported late: most installations prune, and few copy
 
     policy = BackupConfig.from_settings(settings).retention
     return CopyJob(OffsiteConfig.from_settings(settings), policy, progress=progress, actor=actor, observer=observer)
@@ -121,10 +121,10 @@ def copy_after_backup(
     observer: Observer | None = None,
     interrupt: type[BaseException] = KeyboardInterrupt,
 ) -> CopiedOffsite:
-    """Copy whatever is missing off-site, if there is a destination.
+    """Copy everything missing off-site, if there is a destination.
 
     Arguments:
-        interrupt: the exception with which the caller stops this work; it becomes a warning.
+        interrupt: the exception with which the caller stops this; it becomes a warning.
     """
     if not settings.offsite.destinations():
         return CopiedOffsite()
@@ -145,7 +145,7 @@ def clean_up_after_backup(
     observer: Observer | None = None,
     interrupt: type[BaseException] = KeyboardInterrupt,
 ) -> CleanedUp:
-    """Prune and discard old rollback data, unless `BACKUP_SCHEDULE_PRUNE` is off; arguments as for the copy."""
+    """Prune, and discard old rollback data, unless `BACKUP_SCHEDULE_PRUNE` is off; arguments as for the copy."""
     if settings.schedules.prune is None:
         return CleanedUp()
     done = CleanedUp()
@@ -164,7 +164,7 @@ def clean_up_after_backup(
 
 
 def _prune(cleanup: CleanupJob, interrupt: type[BaseException]) -> CleanedUp:
-    """Look at names first, then at the plan, which takes no lock: mostly there is nothing to remove."""
+    """Check names first, then the plan, which takes no lock: usually there is nothing to remove."""
     job = cleanup.prune
     if not job.may_remove():
         return CleanedUp()

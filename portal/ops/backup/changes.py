@@ -1,4 +1,4 @@
-"""The differences between a tree of uploads and its known state, in the order of the archive."""
+"""The differences between a tree of uploads and its recorded state, in the order of the archive."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ if TYPE_CHECKING:
     from portal.ops.backup.walk import Identity
 
 KINDS: Final = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink"}
-"""What is backed up, by its type."""
+"""The types of entries that are backed up."""
 
 _NOTHING: Final = Totals(0, 0)
 
 
 class Found(NamedTuple):
-    """An entry of the tree: its `stat` result, and the known state of the path."""
+    """An entry in the tree: its `stat` result and the recorded state of its path."""
 
     now: os.stat_result
     known: Known | None = None
 
     @property
     def identity(self) -> Identity:
-        """Which file it is, whatever its name."""
+        """The file's identity, whatever its name."""
         return self.now.st_dev, self.now.st_ino
 
 
 class TooMuchError(Exception):
-    """So much differs that everything can as well be taken."""
+    """Raised if so much differs that a complete backup is better."""
 
 
 @dataclass(kw_only=True)
 class Delta:
-    """The changes from the known state to the present tree.
+    """The changes between the recorded and the present tree.
 
     Arguments:
-        taken: what has to go into the archive, by its path there.
-        gone: what was there; with a directory everything below it.
-        confirmed: what was read, and has the content that is known, as it is to be known from now on.
+        taken: entries to be archived, by their path there.
+        gone: recorded paths that are gone; for a directory, including everything below it.
+        confirmed: files that were read and have their recorded content, with their new state.
         special: sockets, FIFOs and devices.
-        leaving: what of the known files is gone, or taken anew.
+        leaving: totals of recorded files that are gone or archived again.
     """
 
     taken: dict[bytes, Found] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class Delta:
         return sum(found.now.st_size for found in self.taken.values() if stat.S_ISREG(found.now.st_mode))
 
     def items(self) -> Iterator[tuple[Item, int]]:
-        """The members for the archive, in the order of a tree: a directory, its files, then its subdirectories."""
+        """The members for the archive in tree order: a directory, its files, then its subdirectories."""
         firsts: dict[Identity, str] = {}
         for path in sorted(self.taken, key=self._order):
             found = self.taken[path]
@@ -84,13 +84,13 @@ class Delta:
             yield (name, "file" if first == name else "hardlink", first), size
 
     def lose(self, tally: Tally, state: MediaState) -> None:
-        """Note what was found, and could not be read any more: what is known of it is not so any longer.
+        """Note an entry that could not be read any more: its recorded state no longer holds.
 
         Arguments:
-            state: what is known: with a directory goes all that was below it, also what nobody wanted to read.
+            state: the recorded state; for a directory, everything below it is lost too.
 
         Raises:
-            UnsteadyError: something that went with a directory has a name elsewhere, which may need its content.
+            UnsteadyError: a lost file has another name elsewhere, which may need its content.
         """
         paths = map(encode_name, (*tally.vanished, *tally.special))
         lost = {path for path in paths if path in self.taken}
@@ -106,7 +106,7 @@ class Delta:
             self.count(state)
 
     def count(self, state: MediaState) -> None:
-        """Count what of the known files is gone, or taken anew."""
+        """Count recorded files that are gone or archived again."""
         gone = (state.below(path) for path in self.gone if not self.is_lost(path))
         replaced = (
             found.known
@@ -116,11 +116,11 @@ class Delta:
         self.leaving = sum_of(chain(chain.from_iterable(gone), replaced))
 
     def deleted(self) -> list[str]:
-        """The paths that are gone, without those below one that is."""
+        """The deleted paths, without those below another deleted one."""
         return [decode_name(path) for path in sorted(self.gone) if not self.is_lost(path)]
 
     def is_lost(self, path: bytes) -> bool:
-        """True if a directory above a path is gone, as it was known."""
+        """True if a recorded directory above a path is gone."""
         return any(above in self.gone for above in _above(path))
 
     def _order(self, path: bytes) -> tuple[tuple[bool, bytes], ...]:
@@ -130,10 +130,10 @@ class Delta:
 
 
 def parts_of(path: str) -> tuple[bytes, ...]:
-    """The names on the way from the uploads to a path that somebody has named.
+    """The names on the way from the uploads to a given path.
 
     Raises:
-        ConfigurationError: it is absolute, or leads out.
+        ConfigurationError: the path is absolute, or leads out.
     """
     parts = tuple(part for part in path.split("/") if part not in ("", "."))
     if path.startswith("/") or ".." in parts or "\x00" in path:
@@ -154,6 +154,6 @@ def sum_of(entries: Iterable[Known]) -> Totals:
 
 
 def _above(path: bytes) -> Iterator[bytes]:
-    """The directories that a path lies in."""
+    """The directories above a path."""
     while path := path.rpartition(b"/")[0]:
         yield path

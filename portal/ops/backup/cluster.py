@@ -1,4 +1,4 @@
-"""The database cluster on its way into an archive of its own: a base backup."""
+"""Archives a base backup of the whole database cluster."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 def copy_cluster(
     config: BackupConfig, runner: ProcessRunner, writer: ArchiveWriter, meter: Meter, parent: BaseParent | None = None
 ) -> dict[str, Any]:
-    """Put a base backup into an archive; what the manifest says of it.
+    """Write a base backup to an archive; return the manifest's facts about it.
 
     Arguments:
-        parent: the base backup that an incremental one follows; nothing for a full one.
+        parent: the base backup that an incremental one follows; None for a full one.
 
     Raises:
-        FullBaseNeededError: an incremental one is impossible, or does not save half of a full one.
-        SourceError: the server cannot be reached, or does not send one.
-        NotIntactError: what it sent is not what its own manifest says.
+        FullBaseNeededError: an incremental one is impossible, or would not save half of a full one.
+        SourceError: the server cannot be reached, or sends no base backup.
+        NotIntactError: the files differ from the server's own manifest.
     """
     target = config.replication
     bin_dir = Path(config.pg_bin_dir) if config.pg_bin_dir else None
@@ -79,7 +79,7 @@ def copy_cluster(
 
 
 def _check(files: Mapping[str, tuple[int, str]], manifest: bytes) -> None:
-    """Hold what came against the server's own manifest; raises `NotIntactError`."""
+    """Compare the files with the server's own manifest; raises `NotIntactError`."""
     if faults := manifest_faults(files, manifest):
         raise NotIntactError(
             f"the base backup differs from the server's own description: {'; '.join(faults[:3])}",
@@ -88,10 +88,10 @@ def _check(files: Mapping[str, tuple[int, str]], manifest: bytes) -> None:
 
 
 def _worthwhile(members: Iterator[tuple[Member, IO[bytes]]], parent: BaseParent | None) -> Iterator[Any]:
-    """The members, as long as they hold little enough for an incremental base backup.
+    """The members, while they are small enough for an incremental base backup.
 
     Raises:
-        FullBaseNeededError: they hold too much, or the server refuses.
+        FullBaseNeededError: they are too large, or the server refuses.
     """
     if parent is None:
         yield from members

@@ -1,4 +1,4 @@
-"""Fills an archive with the components of a backup, and describes it."""
+"""Fills an archive with the components of a backup, and describes them in the manifest."""
 
 from __future__ import annotations
 
@@ -43,23 +43,23 @@ log = engine_log("portal.ops.backup.collect")
 _SECOND: Final = 1_000_000_000
 _MOST_LINKS: Final = 5
 _WORTH_TELLING: Final = 100
-"""The manifest has the size of a table that is at least one part in this number."""
+"""The manifest has the sizes of tables that are at least one part in this number of the database."""
 
 _FEW: Final = 200
-"""So many files are packed before a helper process is ready."""
+"""This many files are packed before a helper process is ready."""
 
 
 @dataclass(kw_only=True)
 class Collection:
-    """Fills one archive with the components of one backup.
+    """Fills one archive for one backup.
 
     Arguments:
-        config: where the components are.
-        repository: where the archive goes.
-        pending: the archive.
-        strategy: what goes into it, in which order, and what of the uploads.
-        runner: what starts pg_dump.
-        meter: told how much was read.
+        config: the sources.
+        repository: the repository of the archive.
+        pending: the archive to fill.
+        strategy: which components and uploads to archive.
+        runner: starts pg_dump.
+        meter: counts the bytes read.
     """
 
     config: BackupConfig
@@ -76,7 +76,7 @@ class Collection:
     _warnings: list[str] = field(default_factory=list)
 
     def run(self, moment: datetime) -> Written:
-        """Collect, describe, and put everything on the disk."""
+        """Collect everything, write the manifest, and sync."""
         self.meter.expect = self._expected_bytes
         jobs = self.config.jobs or available_cores()
         with CompressorPool(str(self.backup_id), jobs, compression=self.config.compression) as pool:
@@ -112,12 +112,12 @@ class Collection:
 
     @property
     def increment(self) -> Increment | None:
-        """The part of the uploads that is taken; nothing if all of them are."""
+        """The changed part of the uploads; None if they are archived completely."""
         return self.strategy.increment
 
     @property
     def base_parent(self) -> BaseParent | None:
-        """The base backup that an incremental one of the cluster follows."""
+        """The base backup that an incremental one follows."""
         return self.strategy.base_parent
 
     def _reach_uploads(self, pool: CompressorPool) -> None:
@@ -127,7 +127,7 @@ class Collection:
             pool.forgo_helpers()
 
     def _expected_bytes(self) -> int:
-        """About how much there is to read; the files are counted once, and only if somebody asks."""
+        """About how many bytes there are to read; files are counted once, and only on demand."""
         if not self.strategy.is_settled:
             return self._dump_bytes
         if self._file_bytes is None:
@@ -142,7 +142,7 @@ class Collection:
         if component is Component.DATABASE:
             self._details[component.value] = self._dump(writer)
         elif component is Component.CLUSTER:
-            from portal.ops.backup.cluster import copy_cluster  # late: it brings the database driver
+            from portal.ops.backup.cluster import copy_cluster  # imported late: it loads the database driver
 
             self._details[component.value] = copy_cluster(
                 self.config, self.runner, writer, self.meter, self.base_parent
@@ -211,7 +211,7 @@ class Collection:
         }
 
     def _copy_changes(self, increment: Increment, writer: ArchiveWriter) -> dict[str, Any]:
-        """The differences from the parent, then the list of deletions, with files that vanish before they are read."""
+        """Archive the changes since the parent, then the deletions, with files that vanish before they are read."""
         writer.tally = tally = Tally(special=[*increment.delta.special])
         read_from = time.time_ns()
         writer.add_items(increment.tree, increment.delta.items())
@@ -255,7 +255,7 @@ class Collection:
         return manifest
 
     def _chain(self) -> dict[str, Any]:
-        """The manifest's keys that say what it follows, and its format."""
+        """The manifest's keys for the chain and the format."""
         followed = self.increment or self.base_parent
         if followed is None:
             return {"format_version": version_of(self.backup_id.type, None)}
@@ -270,7 +270,7 @@ class Collection:
 
 @contextmanager
 def _phase(event: str, component: Component | None = None) -> Iterator[dict[str, Any]]:
-    """Log the end of a phase with its duration and what the caller puts into the dictionary."""
+    """Log the end of a phase with its duration and the facts that the caller adds."""
     started = time.monotonic()
     facts: dict[str, Any] = {"component": component.value} if component else {}
     yield facts
@@ -288,7 +288,7 @@ def _warnings(tally: Tally) -> list[str]:
 
 
 def _links(outside: list[tuple[str, str]]) -> list[str]:
-    """Warnings about symlinks that a restore asks about; of many, the first ones stand for all."""
+    """Warnings about symlinks that a restore would ask about; if there are many, only the first ones."""
     named = [
         f"the link {path} leads out of the tree, to {link}: a restore will ask for --allow-outside-links"
         for path, link in outside[:_MOST_LINKS]

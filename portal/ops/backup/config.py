@@ -30,7 +30,7 @@ _SECRET_OPTIONS: Final = frozenset({"password", "sslpassword"})
 
 
 class BackupDestination(Enum):
-    """The first destination of archives. Copies elsewhere are made by the settings of off-site copies."""
+    """Where archives go first. The settings for off-site copies decide about further copies."""
 
     LOCAL = "local"
     S3 = "s3"
@@ -38,53 +38,53 @@ class BackupDestination(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class BackupConfig(NamesDatabase):
-    """The sources of a backup, and its destination.
+    """The sources and the destination of backups.
 
     Arguments:
-        destination: ``s3`` copies each archive to `s3_bucket` once it is in the repository, encrypted.
+        destination: ``s3`` also copies each archive, encrypted, to `s3_bucket`.
         local_path: the repository.
-        s3_bucket: for off-site copies, like `s3_prefix` and `s3_endpoint`; without the destination ``s3`` a bucket
-            or an endpoint is a contradiction, and `s3_prefix` alone asks for nothing.
-        db_host: the server, or the directory of its socket.
-        db_password: where it is not given, libpq looks for it in ``~/.pgpass``.
-        db_options: further connection options of libpq, such as ``sslmode``.
+        s3_bucket: the bucket for off-site copies, with `s3_prefix` and `s3_endpoint`. Without the destination ``s3``, a
+            bucket or endpoint is refused as a contradiction; `s3_prefix` alone has no effect.
+        db_host: the host name, or the directory of the server's socket.
+        db_password: if absent, libpq looks for it in ``~/.pgpass``.
+        db_options: further libpq connection options, such as ``sslmode``.
         media_path: the uploads; ``None`` or an empty path excludes them.
-        audit_log_path: the audit log's directory, or the file itself; nothing leaves it out.
-        encryption_enabled: off-site copies are always encrypted, unless the settings say otherwise; archives in the
-            repository are not, and asking for that is refused.
-        encryption_key: refused; off-site copies are encrypted for `encryption_recipients`.
-        encryption_recipients: age public keys; those of the settings by default.
-        offsite: what the settings say of off-site copies; `store_variables` are the credentials of stores.
+        audit_log_path: the audit log's directory, or the file itself; ``None`` excludes it.
+        encryption_enabled: refused if True without off-site copies: these are always encrypted unless the settings say
+            otherwise, and archives in the repository never are.
+        encryption_key: refused if set; off-site copies are encrypted for `encryption_recipients`.
+        encryption_recipients: age public keys; by default those in the settings.
+        offsite: the settings for off-site copies; `store_variables` are the stores' credentials.
         retention_days: days to keep archives.
-        retention_count: how many archives of each type to keep whatever their age.
-        keep_hourly: keep the last archive of each type of so many hours; likewise for the longer periods.
-        time_zone: whose hours and days are meant.
-        compress: archives are always compressed; switching it off is refused.
-        pg_bin_dir: where pg_dump is; by default chosen by the server's version.
-        dump_timeout: seconds that pg_dump may take.
+        retention_count: the number of archives of each type to keep, whatever their age.
+        keep_hourly: for how many hours to keep the last archive of each type; likewise for longer periods.
+        time_zone: the time zone of these hours and days.
+        compress: must be True: archives are always compressed.
+        pg_bin_dir: the directory of pg_dump; by default chosen by the server's version.
+        dump_timeout: the time limit of pg_dump, in seconds.
         lock_timeout: seconds to wait for a lock.
-        rollback_days: days to keep the rollback data of restores, which a cleanup discards after that.
-        confirm_loss: back up a source that has lost nearly everything since the last backup, and to a repository that
-            is not the one that was used there before; it is refused otherwise.
-        repository_id: the id of the repository that is meant; a backup to another one is refused. Empty for any.
-        jobs: processes and threads that work at once; by default the cores there are.
-        compression: how hard to compress; ``auto`` is as hard as the source leaves time for.
-        chain_length: incrementals that a chain has at the most.
-        chain_percent: their size together, in percent of the base, at the most.
-        full_uploads: what a full backup has of the uploads: ``complete``, or ``chain`` for what has changed.
-        schedule_complete: a cron expression: with ``chain``, the first full backup from each of these times on is a
-            complete one. Nothing leaves that to the chain's limits.
-        wal: whether WAL is received, so that base backups are worth something.
-        replication_target: the server as the role that may replicate; by default that of the ``db_`` arguments.
-        pitr_days: how far back a recovery to any moment reaches.
-        credential_key: the portal's key for stored credentials, whose fingerprint a backup of the database notes.
-        commands: what the operator runs before and after each backup.
-        unbuilt: what the environment asks for beside all this and this release cannot do, in words. It makes no backup
-            then; archives that are there can be looked after.
+        rollback_days: days to keep the rollback data of restores before a cleanup discards it.
+        confirm_loss: permit a backup although a source has lost nearly everything since the last one, or the repository
+            is not the one used before; otherwise that is refused.
+        repository_id: the id that the repository must have; empty for any.
+        jobs: how many processes and threads to use; by default one for each core.
+        compression: the effort; with ``auto`` as high as possible without slowing the backup down.
+        chain_length: the most incrementals in a chain.
+        chain_percent: the most bytes of a chain's incrementals together, in percent of its base.
+        full_uploads: how a full backup takes the uploads: ``complete``, or ``chain`` for changes only.
+        schedule_complete: a cron expression: with ``chain``, the first full backup after each of these times is
+            complete. Without it, only the limits of the chain decide.
+        wal: whether WAL is received, without which base backups are useless.
+        replication_target: the server with the replication role; by default that of the ``db_`` arguments.
+        pitr_days: how many days back a recovery to a moment can reach.
+        credential_key: the portal's key for stored credentials; backups of the database record its fingerprint.
+        commands: the operator's commands before and after each backup.
+        unbuilt: settings in the environment that this release does not support, in words. Backups are then refused, but
+            existing archives can be managed.
 
     Raises:
         ConfigurationError: a value is invalid.
-        UnsupportedError: it asks for what this release cannot do.
+        UnsupportedError: this release does not support a value.
     """
 
     destination: str | Enum = "local"
@@ -188,7 +188,7 @@ class BackupConfig(NamesDatabase):
         refuse_unbuilt(what for what, asked in wanted.items() if asked)
 
     def _check_offsite(self, place: str) -> None:
-        """Refuse what contradicts itself: a copy without a place, a place without a copy, or no recipient."""
+        """Refuse contradictions: a copy without a bucket, a bucket without a copy, or no recipient."""
         hint = "Give destination='s3' with s3_bucket and encryption_recipients, or none of them."
         try:
             with_own_names((), place=place, bucket=self.s3_bucket, prefix=self.s3_prefix, endpoint=self.s3_endpoint)
@@ -200,11 +200,11 @@ class BackupConfig(NamesDatabase):
 
     @property
     def offsite_settings(self) -> OffsiteSettings:
-        """The settings of off-site copies, with the recipients given here."""
+        """The settings for off-site copies, with the recipients given here."""
         return replace(self.offsite, recipients=self.encryption_recipients or self.offsite.recipients)
 
     def offsite_config(self) -> OffsiteConfig | None:
-        """The off-site configuration of the job itself; nothing unless `destination` asks for copies."""
+        """The configuration of the job's own off-site copies; None unless `destination` requests them."""
         place = self.destination.value if isinstance(self.destination, Enum) else self.destination
         if place != "s3":
             return None
@@ -222,7 +222,7 @@ class BackupConfig(NamesDatabase):
 
     @classmethod
     def from_settings(cls, settings: Settings) -> BackupConfig:
-        """The configuration that the environment describes."""
+        """Make the configuration from the settings."""
         return cls(
             local_path=settings.local_path,
             offsite=settings.offsite,
@@ -265,15 +265,15 @@ class BackupConfig(NamesDatabase):
 
     @property
     def replication(self) -> DatabaseTarget:
-        """The server, as the role that may replicate."""
+        """The server, with the replication role."""
         return self.replication_target or self.database
 
     @property
     def retention(self) -> RetentionPolicy:
-        """The retention of archives.
+        """The retention policy.
 
         Raises:
-            ConfigurationError: a rule keeps nothing, or is invalid.
+            ConfigurationError: a rule is invalid, or keeps nothing.
         """
         rule = RetentionRule(
             days=self.retention_days,
@@ -292,7 +292,7 @@ class BackupConfig(NamesDatabase):
         )
 
     def source(self, component: Component) -> Path | None:
-        """The directory or file of a component; nothing for the database, and where it is left out."""
+        """The path of a component; None for the database, and for excluded components."""
         path = {Component.MEDIA: self.media_path, Component.AUDIT_LOGS: self.audit_log_path}.get(component)
         return Path(path) if path else None
 
@@ -302,19 +302,19 @@ class BackupResult:
     """The result of a backup.
 
     Arguments:
-        success: every component that was asked for is whole, in an archive that is there.
-        timestamp: when the backup was started.
+        success: every requested component is complete in an existing archive.
+        timestamp: when the backup started.
         size_bytes: the archive's size.
         checksum: the archive's SHA-256, in hexadecimal.
         destination_path: the archive.
-        error: what went wrong and what to do, where it did not succeed.
-        components: what the archive holds.
-        warnings: what is not quite as it should be, although the archive is whole.
-        exit_code: the code that a program should end with: 0, or that of the error.
-        retryable: the same may succeed if it is tried again.
-        parent: the archive that an incremental follows.
+        error: what failed and what to do; None after a success.
+        components: the components in the archive.
+        warnings: warnings, although the archive is complete.
+        exit_code: the exit code for a program: 0, or that of the error.
+        retryable: whether a retry can help.
+        parent: the parent of an incremental.
         base: the first archive of its chain.
-        unchanged: nothing had changed since the archive that is named here, so no other was made.
+        unchanged: whether nothing had changed since the named archive, so that no new one was made.
     """
 
     success: bool
@@ -336,7 +336,7 @@ class BackupResult:
     unchanged: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """The result in the types of JSON."""
+        """The result as types of JSON."""
         return {
             "success": self.success,
             "backup_id": self.backup_id,

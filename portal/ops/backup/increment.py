@@ -1,10 +1,10 @@
-"""The parent of an incremental backup of the uploads, and its contents.
+"""Finds the parent of an incremental backup of the uploads, and the changes since.
 
-    line    the newest base that holds the media, and the chain on it
-    state   what these archives have, path by path; a cache in the repository makes that quick
-    delta   what differs from it: among the paths that are named, or everywhere
+    line    the newest base with uploads, and its chain
+    state   what these archives hold, by path; a cache in the repository makes that fast
+    delta   the changes since then, in the given paths or in the whole tree
 
-Where there is nothing to follow, the backup becomes a base itself, and the error here says why.
+Without a parent, the backup becomes a base itself, and the error here says why.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ if TYPE_CHECKING:
 log = engine_log("portal.ops.backup.increment")
 
 CACHE: Final = Path(".cache/media-state.sqlite")
-"""Where the state is kept in the repository; it can be removed at any time."""
+"""The cache of the state in the repository, which can be removed at any time."""
 
 _HOLDING: Final = (BackupType.FULL, BackupType.MEDIA)
 
 SMALL_CHAIN: Final = 4 << 20
-"""The incrementals of a chain may have so many bytes together, however small the base is."""
+"""A chain's incrementals may have this many bytes in any case, however small its base is."""
 
 
 class BaseNeededError(Exception):
-    """There is nothing that an incremental could follow; the text says why.
+    """Raised if there is no archive to follow; the message says why.
 
     Arguments:
-        is_fault: whether there should be.
+        is_fault: whether there should have been one.
     """
 
     def __init__(self, reason: str, *, is_fault: bool = False) -> None:
@@ -67,15 +67,15 @@ class BaseNeededError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Increment:
-    """The parent of an incremental, and its contents; to be closed.
+    """The parent of an incremental, and the changes since; to be closed.
 
     Arguments:
-        line: the archives that it stands on, the base first and its parent last.
-        state: what they have.
-        delta: what differs from that.
-        before: how much the tree had then.
-        place: the state's file; nothing where it is in memory.
-        tree: the uploads, in which the delta was found.
+        line: the archives that it needs, the base first and its parent last.
+        state: the recorded state after these archives.
+        delta: the differences from that state.
+        before: the totals of the tree before.
+        place: the cache file; None if the state is in memory.
+        tree: the uploads in which the differences were found.
     """
 
     line: tuple[Ancestor, ...]
@@ -91,11 +91,11 @@ class Increment:
         return self.line[-1]
 
     def lose(self, tally: Tally) -> None:
-        """Note what was found, and could not be read any more.
+        """Note an entry that could not be read any more.
 
         Raises:
             RepositoryError: the state is damaged.
-            UnsteadyError: it does not fit together any more.
+            UnsteadyError: the entries read no longer form a consistent tree.
         """
         try:
             self.delta.lose(tally, self.state)
@@ -107,20 +107,20 @@ class Increment:
             ) from error
 
     def tree_after(self, taken: Totals) -> Totals:
-        """The totals of the tree after the archive."""
+        """The totals of the tree after the backup."""
         return self.before.less(self.delta.leaving).plus(taken)
 
     def settle(self) -> None:
-        """Note that nothing has changed."""
+        """Record that nothing has changed."""
         with _forgiven():
             self.state.confirm(self.delta.confirmed)
             self.state.settle()
 
     def publish(self, content: Content, sha256: str) -> None:
-        """Note that the archive is there; a cache that cannot learn of it is of no use: it would not miss it either.
+        """Record the published archive; a cache that cannot be updated is removed.
 
         Arguments:
-            content: what it has.
+            content: the archive's contents.
         """
         try:
             self.state.confirm(self.delta.confirmed)
@@ -144,21 +144,21 @@ def plan_increment(
     base_since: datetime | None = None,
     closely: bool = False,
 ) -> Increment:
-    """Find out what an incremental has to hold.
+    """Find the parent and the changes of an incremental.
 
     Arguments:
-        changed: the paths, relative to the uploads, that may differ; nothing looks at the whole tree. Where the last
-            backup followed another line, or that is not known, the whole tree is looked at all the same: what was
-            named until then may have gone to an archive of that line only.
-        begun: when this backup was begun, by the clock of the repository's file system.
-        advance: called with every number of bytes that were read to compare them.
-        base_since: how old the base of the chain may be; nothing for any age.
-        closely: open each archive of the chain, so that one that is cut short is not followed.
+        changed: the only paths to examine, relative to the uploads; None for the whole tree. If the last backup
+            followed another chain, or that is unknown, the whole tree is examined in any case: paths named until then
+            may only be in that other chain.
+        begun: the start of this backup, by the clock of the repository's file system.
+        advance: called with the number of bytes after each file is read for comparison.
+        base_since: the earliest permitted time of the chain's base; None for any.
+        closely: also open each archive of the chain, so that no truncated one is followed.
 
     Raises:
-        BaseNeededError: there is nothing to follow.
-        ConfigurationError: one of the paths is invalid.
-        RepositoryError: the archives, or what verifications have found, cannot be read.
+        BaseNeededError: there is no archive to follow.
+        ConfigurationError: a path is invalid.
+        RepositoryError: the archives or their verifications cannot be read.
         SourceError: the uploads cannot be read.
     """
     named = None if changed is None else [parts_of(path) for path in changed]
@@ -194,13 +194,13 @@ def _search(repository: Repository, config: BackupConfig, state: MediaState, adv
 
 @contextmanager
 def parent_locked(increment: Increment, timeout: float) -> Iterator[None]:
-    """Keep a prune away from the parent, and so from all that this needs.
+    """Keep the parent, and with it everything it needs, from being pruned.
 
     Arguments:
-        timeout: seconds to wait for a prune that is just looking at it.
+        timeout: seconds to wait for a prune that is running.
 
     Raises:
-        BaseNeededError: it was removed while this was planned.
+        BaseNeededError: the parent was removed meanwhile.
     """
     with ExitStack() as stack:
         try:
@@ -211,10 +211,10 @@ def parent_locked(increment: Increment, timeout: float) -> Iterator[None]:
 
 
 def remember(repository: Repository, content: Content, sha256: str) -> None:
-    """Fill the cache with a base that was just made, so that the next incremental need not; other incrementals wait.
+    """Fill the cache from a new base, so that the next incremental need not; other incrementals wait.
 
     Arguments:
-        content: what it has.
+        content: the archive's contents.
         sha256: its digest.
     """
     with _forgiven():
@@ -225,11 +225,11 @@ def remember(repository: Repository, content: Content, sha256: str) -> None:
 
 
 def _line(repository: Repository, config: BackupConfig, begun: float) -> tuple[tuple[Ancestor, ...], bool]:
-    """The chain of the newest base that holds the media, and whether all that is newer could be read.
+    """The chain of the newest base with media, and whether all newer archives could be read.
 
     Raises:
-        BaseNeededError: there is none, or it is not to be followed.
-        RepositoryError: what verifications have found cannot be read.
+        BaseNeededError: there is none, or it must not be followed.
+        RepositoryError: the verifications cannot be read.
     """
     archives = [one for one in repository.archives() if one.backup_id and one.backup_id.type in _HOLDING]
     archives.sort(key=lambda one: (one.modified, one.moment, one.name), reverse=True)
@@ -258,7 +258,7 @@ def _checked(repository: Repository, config: BackupConfig, base: str, later: lis
     except OpsError as error:
         raise BaseNeededError(f"the chain of {base} is damaged: {error.message}", is_fault=True) from error
     found = Verifications(repository)
-    found.names()  # where no finding can be read, a new base would not help, nor the one after it
+    found.names()  # if no verification can be read, neither a new base nor the one after it would help
     if bad := next((one.name for one in line if _is_known_damaged(found, one.name)), None):
         reason = f"a verification has found a damage in {bad}, or its result cannot be read"
         raise BaseNeededError(reason, is_fault=True)
@@ -271,7 +271,7 @@ def _checked(repository: Repository, config: BackupConfig, base: str, later: lis
 
 
 def _upload_bytes(ancestor: Ancestor) -> int:
-    """The size of an archive; of a chained full backup only its part of the uploads."""
+    """The size of an archive or, for a chained full backup, of its uploads."""
     size = ancestor.path.stat().st_size
     details = ancestor.manifest.details.get(Component.MEDIA, {})
     is_chained = ancestor.manifest.format_version == CHAINED_VERSION
@@ -279,17 +279,17 @@ def _upload_bytes(ancestor: Ancestor) -> int:
 
 
 def _check_age(base: Ancestor, since: datetime | None) -> None:
-    """Make sure that a base is not too old to be followed."""
+    """Make sure that a base is not too old."""
     read_from = base.manifest.details.get(Component.MEDIA, {}).get("read_from_ns", 0)
     if since is not None and read_from < since.timestamp() * 1_000_000_000:
         raise BaseNeededError(f"a complete backup is due since {since:%Y-%m-%d %H:%M} UTC")
 
 
 def _check_ends(line: Sequence[Ancestor]) -> None:
-    """Make sure that each archive has its sidecar, its end and its table of frames; verifications see to the rest."""
+    """Make sure that each archive has its sidecar, its end and its table of frames; verifications check the rest."""
     for ancestor in line:
         try:
-            if read_sidecar(ancestor.path) is None:  # it counts as incomplete, and so would what follows it
+            if read_sidecar(ancestor.path) is None:  # it counts as incomplete, and so would its children
                 raise BaseNeededError(f"{ancestor.name} has no {SIDECAR_SUFFIX} beside it", is_fault=True)
             ArchiveReader(ancestor.path).close()
         except OpsError as error:
@@ -299,7 +299,7 @@ def _check_ends(line: Sequence[Ancestor]) -> None:
 
 
 def _tree(parent: Ancestor) -> Totals:
-    """The totals of the tree, by the manifest of an archive."""
+    """The totals of the tree in an archive's manifest."""
     details = parent.manifest.details.get(Component.MEDIA, {})
     try:
         tree = details.get("tree", details)
@@ -317,7 +317,7 @@ def _manifest(archive: ArchiveFile) -> Manifest | None:
 
 
 def _is_known_damaged(found: Verifications, backup_id: str) -> bool:
-    """True if a verification has found a damage; a record that cannot be read may say so."""
+    """True if a verification has found damage, or might have: an unreadable record counts."""
     try:
         record = found.of(backup_id)
     except OpsError as error:
@@ -334,7 +334,7 @@ def _follow(state: MediaState, line: Sequence[Ancestor]) -> bool:
 
 
 def _opened(place: Path | None) -> MediaState | None:
-    """The state, in a file of ours or in memory; nothing where the file cannot be used."""
+    """The state in a file or in memory; None if the file cannot be used."""
     try:
         if place is not None:
             make_hidden(place.parent)
@@ -346,7 +346,7 @@ def _opened(place: Path | None) -> MediaState | None:
 
 
 def _drop(place: Path | None, error: Exception) -> None:
-    """Remove a cache that is of no use."""
+    """Remove a useless cache."""
     log.warning("cache_dropped", path=str(place), error=str(error))
     if place is not None:
         for path in (place, place.with_name(f"{place.name}-journal")):
@@ -356,7 +356,7 @@ def _drop(place: Path | None, error: Exception) -> None:
 
 @contextmanager
 def _forgiven() -> Iterator[None]:
-    """The cache is behind afterwards where it cannot be written, and no worse than that."""
+    """Ignore errors in writing the cache, which is then merely outdated."""
     try:
         yield
     except (sqlite3.Error, OSError, OpsError) as error:

@@ -1,4 +1,4 @@
-"""Backing the portal up: the guide's Python API. The work is done by `run`, `listing` and `verify.job`."""
+"""Backs the portal up: the guide's Python API. `run`, `listing` and `verify.job` do the work."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class BackupJob:
     """Makes, lists and verifies backups.
 
     Arguments:
-        config: what and where.
-        runner: what starts pg_dump.
-        clock: what time it is.
-        progress: told how far a backup is, several times a second.
-        actor: who asked for it, for the access log; the user of this process by default.
-        observer: told of everything that was done, once it has ended.
+        config: the sources and the destination.
+        runner: starts pg_dump.
+        clock: returns the current time.
+        progress: receives progress reports, several a second.
+        actor: the requester, for the access log; by default the user of this process.
+        observer: receives every result.
     """
 
     def __init__(
@@ -60,12 +60,12 @@ class BackupJob:
     def backup_full(
         self, *, complete: bool = False, moment: datetime | None = None, request_id: str | None = None
     ) -> BackupResult:
-        """Back up the database, and media and audit log where they are configured.
+        """Back up the database and, if configured, media and audit log.
 
         Arguments:
-            complete: take the uploads completely, also where `full_uploads` of the configuration is ``chain``.
-            moment: the slot that the backup is for; now by default.
-            request_id: what asked for it; the same moment and request give the same archive.
+            complete: take all uploads, even if `full_uploads` is ``chain``.
+            moment: the slot of the backup; by default the present time.
+            request_id: identifies the request; the same id and moment give the same archive.
         """
         return self._run(BackupType.FULL, moment, request_id, complete=complete)
 
@@ -84,10 +84,10 @@ class BackupJob:
         """Back up the uploads; moment and request as for `backup_full`.
 
         Arguments:
-            incremental: take only what differs from the newest archive that holds the uploads. Where nothing does, none
-                is made, and the result names that one; where there is none to follow, everything is taken.
-            changed: for an incremental one, the only paths to look at, relative to the uploads: files or directories,
-                there or gone. Without them the whole tree is compared, by metadata.
+            incremental: take only changes since the newest archive with uploads. Without changes, no archive is made,
+                and the result names that one; without such an archive, everything is taken.
+            changed: for an incremental, the only paths to examine, relative to the uploads: files or directories, which
+                may be gone. By default the metadata of the whole tree is compared.
         """
         return self._run(BackupType.MEDIA, moment, request_id, incremental=incremental, changed=changed)
 
@@ -96,7 +96,7 @@ class BackupJob:
         return self._run(BackupType.BASE, moment, request_id)
 
     def list_backups(self) -> list[dict[str, Any]]:
-        """The archives of the repository, newest first, with what is known of each.
+        """The archives of the repository with their facts, newest first.
 
         Raises:
             RepositoryError: the repository cannot be read.
@@ -104,7 +104,7 @@ class BackupJob:
         return list(self.iterate_backups())
 
     def iterate_backups(self) -> Iterator[dict[str, Any]]:
-        """As `list_backups`, one after the other: a repository may hold very many.
+        """Like `list_backups`, one by one, since a repository may hold very many.
 
         Raises:
             RepositoryError: the repository cannot be read.
@@ -112,12 +112,12 @@ class BackupJob:
         return iterate_archives(self.repository)
 
     def cleanup_old_backups(self) -> int:
-        """Remove what the policy of retention does not keep, and old rollback data; how many archives were removed.
+        """Prune by the retention policy, and discard old rollback data; return the number of removed archives.
 
         Raises:
-            OpsError: it could not be done, or not to its end.
+            OpsError: it failed, or was incomplete.
         """
-        from portal.ops.restore.cleanup import CleanupJob  # late: a backup needs nothing of a restore
+        from portal.ops.restore.cleanup import CleanupJob  # imported late: a backup needs nothing of a restore
 
         job = CleanupJob(
             self.repository,
@@ -130,7 +130,7 @@ class BackupJob:
         return len(job.run().pruned.raise_error().removed)
 
     def verify_backup(self, path: PathLike, level: VerifyLevel = VerifyLevel.CONTENTS) -> tuple[bool, str]:
-        """True if an archive is intact, and the finding in words."""
+        """Verify an archive; return whether it is intact, and the result in words."""
         try:
             found = self.verify(path, level)
         except OpsError as error:
@@ -138,10 +138,10 @@ class BackupJob:
         return found.intact, found.message
 
     def verify(self, path: PathLike, level: VerifyLevel = VerifyLevel.CONTENTS) -> Verification:
-        """Look at an archive, given by path, id or ``latest``.
+        """Verify an archive, given by path, id or ``latest``.
 
         Raises:
-            OpsError: it cannot be looked at; damage is no error, but in what is returned.
+            OpsError: it cannot be examined; damage is part of the result instead.
         """
         job = VerifyJob(
             repository=self.repository,
@@ -167,7 +167,7 @@ class BackupJob:
         return self._copied(run.run(request))
 
     def _copied(self, result: BackupResult) -> BackupResult:
-        """Copy a new archive off-site, if the configuration asks for that; a failure of that is a warning."""
+        """Copy a new archive off-site if configured; a failure becomes a warning."""
         config = self.config.offsite_config()
         if config is None or not result.success or result.unchanged:
             return result
@@ -188,8 +188,8 @@ class BackupJob:
 
 
 def _restore_config(config: BackupConfig) -> RestoreConfig:
-    """The configuration of restores to the same portal, by which rollback data is found."""
-    from portal.ops.restore.config import RestoreConfig  # late: a backup needs nothing of a restore
+    """The configuration of restores to the same portal, which says where rollback data is."""
+    from portal.ops.restore.config import RestoreConfig  # imported late: a backup needs nothing of a restore
 
     return RestoreConfig(
         local_path=Path(config.local_path),
@@ -216,11 +216,11 @@ def create_backup_job(
     environ: Mapping[str, str] | None = None,
     **others: Any,
 ) -> BackupJob:
-    """A job as the environment describes it; what is given here wins over the environment.
+    """Make a job from the environment; arguments given here override it.
 
     Arguments:
-        environ: the variables to read instead of the process's own.
-        others: any other argument of `BackupConfig`.
+        environ: replaces the environment of the process.
+        others: other arguments of `BackupConfig`.
 
     Raises:
         ConfigurationError: the environment or an argument is invalid.

@@ -1,4 +1,4 @@
-"""The archives of a repository, as the guide's API lists them."""
+"""Lists the archives of a repository for the guide's API."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def iterate_archives(repository: Repository) -> Iterator[dict[str, Any]]:
-    """The archives, newest first, one after the other, with what is known of each in the types of JSON.
+    """The archives one by one, newest first, with their facts as types of JSON.
 
     Raises:
         RepositoryError: the repository cannot be read.

@@ -1,4 +1,4 @@
-"""The check for a source that lost nearly everything at once: most likely it is not mounted."""
+"""Detects a source that has lost nearly everything at once, probably because it is not mounted."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from portal.ops.repository.repository import Repository
 
 _ENOUGH: Final = 10
-"""Fewer files may well go at once."""
+"""A loss of fewer files than this is normal."""
 _LEFT: Final = 10
-"""Of nearly everything, less than one part in this number is left."""
+"""The loss is nearly everything if less than one part in this number is left."""
 _HOLDING: Final = {
     Component.MEDIA: (BackupType.FULL, BackupType.MEDIA),
     Component.AUDIT_LOGS: (BackupType.FULL, BackupType.AUDIT_LOGS),
@@ -29,13 +29,13 @@ _HOLDING: Final = {
 
 @dataclass(frozen=True, kw_only=True)
 class SourceState:
-    """The state of a source at its last backup.
+    """A source at its last backup.
 
     Arguments:
-        files: how many files it had.
-        backup_id: the archive that says so.
-        device: the number of the device that it was on; nothing where that is not known.
-        is_mount: whether it was a mount point; nothing where that is not known.
+        files: the number of its files.
+        backup_id: the archive that records it.
+        device: the number of its device; None if unknown.
+        is_mount: whether it was a mount point; None if unknown.
     """
 
     files: int
@@ -45,7 +45,7 @@ class SourceState:
 
     @classmethod
     def of(cls, manifest: Manifest, component: Component) -> Self | None:
-        """The state that a manifest tells of; nothing where it does not."""
+        """The state that a manifest records, or None."""
         details = manifest.details.get(component.value, {})
         files = details.get("tree", details).get("files")
         source = details.get("source", {})
@@ -59,18 +59,18 @@ class SourceState:
         )
 
     def has_moved(self, now: Mapping[str, Any]) -> bool:
-        """True if it was somewhere else then than it is now, as far as that is known."""
+        """True if it was at another place than now, as far as known."""
         was_mount = bool(self.is_mount) and not now["is_mount"]
         return was_mount or (self.device is not None and self.device != now["device"])
 
 
 def place_of(source: Path) -> dict[str, Any]:
-    """The place of a source, as the manifest records it."""
+    """The place of a source, for the manifest."""
     return {"device": os.stat(source).st_dev, "is_mount": os.path.ismount(source)}
 
 
 def last_state(repository: Repository, component: Component) -> SourceState | None:
-    """The state of a source in the newest archive; nothing if no archive has it."""
+    """The state of a source in the newest archive that has it, or None."""
     alike = [one for one in repository.archives() if one.backup_id and one.backup_id.type in _HOLDING[component]]
     for archive in sorted(alike, key=lambda one: one.modified, reverse=True):
         try:
@@ -83,14 +83,14 @@ def last_state(repository: Repository, component: Component) -> SourceState | No
 
 
 def check_loss(component: Component, source: Path, before: SourceState | None, files: int) -> None:
-    """Refuse to take for deletions what looks like a source that is not there.
+    """Refuse to treat an apparently absent source as a deletion.
 
     Arguments:
-        before: what there was.
-        files: how many files there are now.
+        before: the recorded state.
+        files: the present number of files.
 
     Raises:
-        SourceError: nearly everything is gone at once.
+        SourceError: nearly everything is gone.
     """
     if before is None or files >= before.files:
         return

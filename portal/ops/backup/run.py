@@ -1,12 +1,12 @@
-"""One backup, from the first look to the archive.
+"""One backup, from the first check to the archive.
 
-    check      the repository can be written, the sources are there
-    compare    an incremental only: what differs from the archive that it follows
-    collect    database, then media, then audit log, each into frames of one archive
-    describe   the manifest: what is in it, and what there is to know of it
-    publish    on the disk, hashed, sidecar in place, renamed
+    check      can the repository be written, do the sources exist?
+    compare    for an incremental, find the changes since its parent
+    collect    archive the database, then the uploads, then the audit log
+    describe   write the manifest
+    publish    sync and hash the archive, write the sidecar, rename
 
-A backup reported as successful is complete: every component that was asked for is in it, or there is no archive.
+A backup reported as successful is complete: every requested component is in it, or there is no archive.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ _VARIABLES: Final = {Component.MEDIA: "PORTAL_UPLOAD_DIR", Component.AUDIT_LOGS:
 
 @dataclass(frozen=True, kw_only=True)
 class BackupRequest:
-    """The request.
+    """The request for a backup.
 
     Arguments:
         backup_id: the id of the backup.
-        moment: the slot that it is for, or when it was asked for.
-        incremental: whether only what has changed is wanted.
-        changed: for an incremental one, the only paths that may have changed.
-        complete: whether the uploads are wanted completely, whatever the configuration says.
+        moment: the slot, or the time of the request.
+        incremental: whether only changes are wanted.
+        changed: for an incremental, the only paths to examine.
+        complete: whether all uploads are wanted, whatever the configuration says.
     """
 
     backup_id: BackupId
@@ -91,21 +91,21 @@ class BackupRequest:
         changed: Sequence[str] | None = None,
         complete: bool = False,
     ) -> Self:
-        """The request for one backup; the same moment and request id give the same backup id."""
+        """The request for a backup; the same moment and request id give the same backup id."""
         backup_id = BackupId.of(kind, moment, request_id or uuid.uuid4().hex)
         return cls(backup_id=backup_id, moment=moment, incremental=incremental, changed=changed, complete=complete)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackupRun:
-    """Makes backups.
+    """Runs backups.
 
     Arguments:
-        config: what and where.
-        repository: where the archive goes.
-        witness: writes the access log, in the name of whoever asked.
-        runner: what starts pg_dump.
-        progress: told how far it is.
+        config: the sources and the destination.
+        repository: the repository of the archive.
+        witness: writes the access log in the name of the requester.
+        runner: starts pg_dump.
+        progress: receives progress reports.
     """
 
     config: BackupConfig
@@ -115,7 +115,7 @@ class BackupRun:
     progress: Progress | None
 
     def run(self, request: BackupRequest) -> BackupResult:
-        """One backup from check to publish; every fault becomes a result."""
+        """Run one backup from check to publish; every error becomes a result."""
         started = time.monotonic()
         backup_id, kind = request.backup_id, request.backup_id.type
         result = BackupResult(success=False, backup_id=str(backup_id), backup_type=kind, timestamp=request.moment)
@@ -165,7 +165,7 @@ class BackupRun:
                 return self._write(request, strategy, pending, result)
 
     def _check(self, request: BackupRequest) -> tuple[Component, ...]:
-        """The components to back up, after checking that they can be."""
+        """Check the sources; return the components to back up."""
         refuse_unbuilt(self.config.unbuilt)
         components = self._components(request.backup_id.type)
         if request.changed is not None and not request.incremental:
@@ -177,7 +177,7 @@ class BackupRun:
         return components
 
     def _choose(self, request: BackupRequest, components: tuple[Component, ...], pending: PendingArchive) -> Strategy:
-        """An incremental where one was asked for and there is something that it can follow."""
+        """An incremental, if requested and possible."""
         meter = Meter(self.progress)
         meter.phase = "compare"
         if self._is_chained(request, components):
@@ -203,7 +203,7 @@ class BackupRun:
         return self._whole(request, components)
 
     def _whole(self, request: BackupRequest, components: tuple[Component, ...]) -> Base:
-        """Everything."""
+        """A complete backup."""
         return Base(
             repository=self.repository,
             components=components,
@@ -213,7 +213,7 @@ class BackupRun:
         )
 
     def _is_chained(self, request: BackupRequest, components: tuple[Component, ...]) -> bool:
-        """True if a full backup is to follow another archive; what is no directory of uploads has no chain."""
+        """True if a full backup should follow another archive; uploads that are no directory have no chain."""
         source = self.config.source(Component.MEDIA)
         is_wanted = self.config.full_uploads is FullUploads.CHAIN and not request.complete
         is_full = request.backup_id.type is BackupType.FULL and Component.MEDIA in components
@@ -237,7 +237,7 @@ class BackupRun:
             return self._finished(path, written.digest, written.manifest, result)
 
     def _unchanged(self, newest: Ancestor, result: BackupResult) -> BackupResult:
-        """The archive that has everything already."""
+        """The result if nothing has changed since the parent."""
         done = self._finished(newest.path, newest.sha256, newest.manifest, result)
         return replace(done, backup_id=newest.name, unchanged=True, warnings=())
 
@@ -284,7 +284,7 @@ class BackupRun:
                 )
 
     def _check_space(self, expected: int) -> None:
-        """Refuse what cannot fit, by the bytes that it will still take."""
+        """Refuse a backup without enough room for its remaining bytes."""
         needed = _DISK_RESERVE + expected
         disk = os.statvfs(self.repository.path)
         free = disk.f_bavail * disk.f_frsize
@@ -296,7 +296,7 @@ class BackupRun:
             )
 
     def _existing(self, path: Path, result: BackupResult) -> BackupResult:
-        """The result of a request that was fulfilled before."""
+        """The result of an earlier backup for the same request."""
         log.info("archive_found", path=str(path))
         reader = open_archive(path)
         try:

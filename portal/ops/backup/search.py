@@ -1,9 +1,9 @@
-"""Finds what of a tree of uploads differs from the state that is known.
+"""Finds the differences between a tree of uploads and its recorded state.
 
-A file whose size, times, inode, mode and owner are the known ones is the known one: whatever writes to it changes its
-ctime, also where the mtime is set back afterwards. There is a doubt where it was read so soon after its last change
-that a later one might not show, and where only ctime or inode are others: such a file is read, and its digest compared.
-Where one name of a file with several (hard links) is taken, all of them are.
+A file counts as unchanged if its size, times, inode, mode and owner are the recorded ones: any write changes its ctime,
+even if the mtime is reset afterwards. It is in doubt if it was read so soon after its last change that a later change
+might not show, or if only ctime or inode differ: then its content is read and compared by digest. If one name of a file
+with several names (hard links) is archived, all of them are.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ _MANY_CONFIRMED: Final = 10_000
 
 @dataclass(kw_only=True)
 class Search:
-    """Finds the delta of one tree.
+    """Finds the changes in one tree.
 
     Arguments:
         root: the uploads.
-        state: what is known.
-        excluded: directories that are passed over, wherever below the root they turn up.
-        advance: called with every number of bytes that were read to compare them.
-        most: so many files and directories can differ, since what differs is kept in memory.
+        state: the recorded state.
+        excluded: directories to skip, wherever below the root they are.
+        advance: called with the number of bytes after each file is read for comparison.
+        most: the most changes, since they are kept in memory.
     """
 
     root: Path
@@ -76,11 +76,11 @@ class Search:
             )
 
     def everything(self) -> Delta:
-        """Look at the whole tree.
+        """Examine the whole tree.
 
         Raises:
-            SourceError: a part of it cannot be read.
-            TooMuchError: too much differs.
+            SourceError: part of it cannot be read.
+            TooMuchError: there are too many changes.
         """
         self._whole()
         self._settle_doubts()
@@ -88,14 +88,14 @@ class Search:
         return self._counted()
 
     def of(self, changed: Iterable[Sequence[bytes]]) -> Delta:
-        """Look at some paths only: at what they are, and at everything below those that are directories.
+        """Examine only these paths, and everything below those that are directories.
 
         Arguments:
             changed: see `parts_of`.
 
         Raises:
-            SourceError: one of them cannot be read.
-            TooMuchError: too much differs.
+            SourceError: a path cannot be read.
+            TooMuchError: there are too many changes.
         """
         for parts in changed:
             self._look(parts)
@@ -116,13 +116,13 @@ class Search:
         self._below(TOP, is_known=known is not None)
 
     def _look(self, parts: Sequence[bytes]) -> None:
-        """Go down to one path by real directories only, and look at their attributes on the way."""
+        """Go to a path through real directories only, and examine their attributes on the way."""
         if not parts:
             self._whole()
             return
         path = TOP
         self._pass(path)
-        self.tree.forget()  # another directory may have taken the name of one that is open
+        self.tree.forget()  # the name may belong to another directory than the open one by now
         for number, name in enumerate(parts, 1):
             path = path + b"/" + name
             if path in self._walked:
@@ -133,7 +133,7 @@ class Search:
                 return
 
     def _step(self, path: bytes, *, is_last: bool) -> bool:
-        """Look at one path; whether what is below it is still to be looked at."""
+        """Examine one path; return whether to examine what is below it."""
         known = self.state.get(path)
         found = self._stat(path)
         if found is None or self._is_passed_over(path, found):
@@ -152,7 +152,7 @@ class Search:
         return True
 
     def _pass(self, path: bytes) -> None:
-        """Look at the attributes of the top."""
+        """Examine the attributes of the top."""
         if path not in self._passed:
             self._passed.add(path)
             self._entry(path, Found(os.fstat(self.tree.fileno()), self.state.get(path)))
@@ -174,10 +174,10 @@ class Search:
                 raise TooMuchError(f"more than {self.most:,} files and directories differ")
 
     def _within(self, path: bytes, known: dict[bytes, tuple[Any, ...]]) -> list[tuple[bytes, bool]]:
-        """Look at what is in a directory; the directories in it, and whether each was known as one.
+        """Examine the entries of a directory; return its subdirectories, and whether each was recorded as one.
 
         Arguments:
-            known: what is known to be in it; what is still there is taken out.
+            known: the recorded entries; existing ones are removed from it.
         """
         deeper = []
         check_length(decode_name(path))
@@ -206,7 +206,7 @@ class Search:
         return deeper
 
     def _entry(self, path: bytes, found: Found) -> None:
-        """Hold one entry of the tree against what is known of it."""
+        """Compare an entry with its recorded state."""
         form, known = stat.S_IFMT(found.now.st_mode), found.known
         if form not in KINDS:
             self._delta.special.append(decode_name(path))
@@ -218,7 +218,7 @@ class Search:
         now = looked_at(found.now)
         if form == stat.S_IFREG and found.now.st_nlink > 1:
             self._names.setdefault(found.identity, {})[path] = found
-        if known is None or (known.linked and found.now.st_nlink == 1):  # the name that has the content may be gone
+        if known is None or (known.linked and found.now.st_nlink == 1):  # the name with the content may be gone
             self._delta.taken[path] = found
         elif form == stat.S_IFDIR:
             is_other = (now[0], now[2], now[3], now[4]) != (known.mode, known.uid, known.gid, known.mtime_ns)
@@ -275,7 +275,7 @@ class Search:
             return b""
 
     def _digests(self, path: bytes, found: Found) -> tuple[bytes, bytes] | None:
-        """The digests of a file's content and attributes; nothing where it changes or goes meanwhile."""
+        """The digests of a file's content and attributes; None if it changes or vanishes meanwhile."""
         try:
             descriptor = self.tree.open_file(_source(path))
         except OSError as error:
@@ -298,7 +298,7 @@ class Search:
             os.close(descriptor)
 
     def _payload(self, descriptor: int, found: os.stat_result) -> Iterator[memoryview]:
-        """The input of a file's digest: its content, or for a sparse file its form in an archive."""
+        """The data that a file's digest is computed from: its content or, for a sparse file, its payload."""
         extents = data_extents(descriptor, found)
         file = SparsePayload(descriptor, extents) if extents else FileIO(descriptor, closefd=False)
         buffer = memoryview(bytearray(min(found.st_size, _READ_BYTES) + 1))
@@ -309,7 +309,7 @@ class Search:
     # -- several names ----------------------------------------------------------------------------------------------
 
     def _look_at_other_names(self) -> None:
-        """Find the names that nobody has named: those of what is taken, and of what lost a name."""
+        """Find other names of the same files: of archived files, and of those that have lost a name."""
         asked: set[int] = set()
         while wanted := self._inodes() - asked:
             asked |= wanted
@@ -319,7 +319,7 @@ class Search:
             self._settle_doubts()
 
     def _inodes(self) -> set[int]:
-        """Of files that have, or had, other names."""
+        """The inodes of files that have or had other names."""
         found = {
             looked_at(one.now)[6]
             for one in self._delta.taken.values()
@@ -330,7 +330,7 @@ class Search:
         return found | {one.inode for one in known if one.linked}
 
     def _take_all_names(self) -> None:
-        """Take all names of a file, where one is taken; and where one is gone, that may be the one with the content."""
+        """Archive all names of a file if one is archived, or if one is gone, which may be the one with the content."""
         below = (known for path in self._delta.gone for known in self.state.below(path))
         left = {known.inode for known in below if known.linked}
         for names in self._names.values():
@@ -341,9 +341,9 @@ class Search:
 
 
 def _is_as_before(row: tuple[Any, ...], found: os.stat_result) -> bool:
-    """True if a file is beyond doubt the known one: the quick answer for nearly all of them.
+    """True if a file is certainly unchanged, which nearly all are.
 
-    A directory never is, since what is in it is not: on some mounts it has one name and no size, as a file may.
+    A directory never is, since its contents are examined: on some mounts it has one link and no size, like a file.
     """
     _, _, mode, size, uid, gid, mtime_ns, ctime_ns, inode, linked, unsure, *_ = row
     return (
@@ -366,5 +366,5 @@ def _is_directory(found: Found) -> bool:
 
 
 def _source(path: bytes) -> str:
-    """The place of a known path in the tree."""
+    """The path of a recorded entry in the tree."""
     return source_of(decode_name(path))

@@ -1,4 +1,4 @@
-"""The strategy of a backup: everything, as a base for others, or the differences from its parent."""
+"""The strategies of a backup: everything, or changes since a parent."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ log = engine_log("portal.ops.backup")
 
 
 class Strategy(Protocol):
-    """The strategy of a backup; to be closed."""
+    """The strategy of one backup; to be closed."""
 
     @property
     def components(self) -> tuple[Component, ...]:
@@ -38,44 +38,44 @@ class Strategy(Protocol):
 
     @property
     def increment(self) -> Increment | None:
-        """The differences of the uploads from the parent archive; nothing if they are taken completely."""
+        """The changes of the uploads since the parent; None if they are archived completely."""
 
     @property
     def is_settled(self) -> bool:
-        """True if that is known already."""
+        """True if `increment` is final already."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Warnings about the choice, for people."""
+        """Warnings about the choice."""
 
     def reach_uploads(self) -> None:
-        """Settle what is taken of the uploads, when it is their turn: the database has been read by then."""
+        """Decide how to take the uploads, when the database has been read."""
 
     @property
     def base_parent(self) -> BaseParent | None:
-        """The base backup that an incremental one of the cluster follows."""
+        """The base backup that an incremental one follows."""
 
     @property
     def expected_bytes(self) -> int:
-        """About how large the archive will be."""
+        """About how many bytes the archive will have."""
 
     def note(self, written: Written) -> None:
-        """Note, for the incrementals that follow, what the archive has that was just published."""
+        """Record the published archive for later incrementals."""
 
     def close(self) -> None:
-        """Give up what it holds."""
+        """Release everything it holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """Everything, whatever other archives have.
+    """A complete backup.
 
     Arguments:
-        repository: where the archive goes.
-        components: what goes into it.
-        kind: its type.
-        is_chain_locked: whether incrementals are kept waiting already.
-        is_followed: whether others will follow it in any case.
+        repository: the repository of the archive.
+        components: the components to archive.
+        kind: the type of the backup.
+        is_chain_locked: whether incrementals are being kept waiting.
+        is_followed: whether other archives will follow it in any case.
     """
 
     repository: Repository
@@ -89,16 +89,16 @@ class Base:
     warnings: tuple[str, ...] = ()
 
     def reach_uploads(self) -> None:
-        """Everything is taken."""
+        """Do nothing: all uploads are taken."""
 
     @property
     def expected_bytes(self) -> int:
-        """The size of the last complete backup of the same type."""
+        """The size of the last complete backup of the type."""
         alike = [one for one in self.repository.archives() if one.backup_id and one.backup_id.type is self.kind]
         return next((one.size for one in alike if not is_incremental(one.path)), 0)
 
     def note(self, written: Written) -> None:
-        """Fill the cache, where there is one; where that cannot be, the next incremental does it."""
+        """Fill the cache if there is one; if that fails, the next incremental does it."""
         holds_uploads = Component.MEDIA in self.components
         is_wanted = holds_uploads and (self.is_followed or (self.repository.path / CACHE).exists())
         if not (self.is_chain_locked or is_wanted):
@@ -110,16 +110,16 @@ class Base:
             log.warning("cache_outdated", error=error.message)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Incremental:
-    """The differences from the parent archive.
+    """The changes since a parent.
 
     Arguments:
-        increment: that archive, and what differs.
-        opened: what keeps them.
+        increment: the parent and the changes.
+        opened: closes everything that they use.
     """
 
     increment: Increment
@@ -130,19 +130,19 @@ class Incremental:
     warnings: tuple[str, ...] = ()
 
     def reach_uploads(self) -> None:
-        """They were looked at before."""
+        """Do nothing: the uploads have been examined."""
 
     @property
     def expected_bytes(self) -> int:
-        """The bytes of what differs."""
+        """The size of the changed files."""
         return self.increment.delta.content_bytes
 
     def note(self, written: Written) -> None:
-        """Bring the cache up to the archive."""
+        """Update the cache for the archive."""
         self.increment.publish(written.content, written.digest)
 
     def close(self) -> None:
-        """Close the uploads and the cache, and let the parent go."""
+        """Close uploads and cache, and unlock the parent."""
         self.opened.close()
 
 
@@ -151,8 +151,8 @@ class IncrementalCluster:
     """The changes of the cluster since another base backup.
 
     Arguments:
-        base_parent: that base backup.
-        held: what keeps its chain.
+        base_parent: the other base backup.
+        held: keeps its chain from being pruned.
     """
 
     base_parent: BaseParent
@@ -163,18 +163,18 @@ class IncrementalCluster:
     warnings: tuple[str, ...] = ()
 
     def reach_uploads(self) -> None:
-        """It has none."""
+        """Do nothing: the archive has no uploads."""
 
     @property
     def expected_bytes(self) -> int:
-        """The most that the archive takes."""
+        """The most bytes that the archive takes."""
         return self.base_parent.expected_bytes
 
     def note(self, written: Written) -> None:
-        """Nothing is remembered."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Let the chain go."""
+        """Unlock the chain."""
         self.held.close()
 
 
@@ -182,7 +182,7 @@ def plan_incremental_cluster(repository: Repository, lock_timeout: float) -> Inc
     """Find the base backup that an incremental one follows, and keep its chain from being pruned.
 
     Raises:
-        FullBaseNeededError: there is nothing to follow.
+        FullBaseNeededError: there is no base backup to follow.
         OpsError: the repository cannot be read, or an archive is being removed.
     """
     parent = find_parent(repository)
@@ -199,15 +199,15 @@ def plan_incremental(
     pending: PendingArchive,
     advance: Callable[[int], None],
 ) -> Incremental:
-    """Find out what an incremental follows, and what it takes.
+    """Find the parent of an incremental and the changes since.
 
     Arguments:
-        changed: the only paths to look at; nothing looks at the whole tree.
-        pending: the archive that will be written.
-        advance: called with every number of bytes that were read to compare them.
+        changed: the only paths to examine; None for the whole tree.
+        pending: the archive to be written.
+        advance: called with the number of bytes after each file is read for comparison.
 
     Raises:
-        BaseNeededError: there is nothing to follow.
+        BaseNeededError: there is no archive to follow.
         OpsError: as `plan_increment`.
     """
     begun = pending.partial.stat().st_mtime
@@ -220,19 +220,19 @@ def plan_incremental(
 
 @dataclass(kw_only=True)
 class ChainedFull:
-    """Database and audit log completely, and of the uploads what differs from the archive that is followed.
+    """Complete database and audit log, and the changes of the uploads since the parent.
 
-    Other incrementals wait from the look at the uploads to the commit, and not while the database is dumped. Where
-    there is nothing to follow, the uploads are taken completely; where there should be, a warning says why.
+    Other incrementals wait while the uploads are examined and until the commit, but not during the dump. Without a
+    parent, the uploads are taken completely; if there should have been one, a warning says why.
 
     Arguments:
-        repository: where the archive goes.
-        config: where the uploads are, and how long a chain may become.
-        components: what goes into it.
-        moment: when it was asked for, or the slot that it is for.
-        pending: the archive that will be written.
-        check_space: refuses what will not fit, by the bytes that it will still take.
-        advance: called with every number of bytes that were read to compare them.
+        repository: the repository of the archive.
+        config: the sources, and the limits of a chain.
+        components: the components to archive.
+        moment: the time of the request, or the slot.
+        pending: the archive to be written.
+        check_space: refuses what does not fit, by the bytes that will still be written.
+        advance: called with the number of bytes after each file is read for comparison.
     """
 
     repository: Repository
@@ -255,7 +255,7 @@ class ChainedFull:
         return next((one.size for one in fulls if is_incremental(one.path)), 0)
 
     def reach_uploads(self) -> None:
-        """Find out what differs.
+        """Find the changes.
 
         Raises:
             OpsError: as `plan_increment`, or other incrementals did not end in time.
@@ -280,19 +280,19 @@ class ChainedFull:
             log.info("base_needed", reason=str(reason))
             if reason.is_fault:
                 self.warnings = (f"the uploads are complete in this backup, since {reason}",)
-            written = self.pending.partial.stat().st_size  # the dump, which is in the room that is taken already
+            written = self.pending.partial.stat().st_size  # the dump, which is on the disk already
             self.check_space(max(0, self._base.expected_bytes - written))
         self.is_settled = True
 
     def note(self, written: Written) -> None:
-        """Bring the cache up to the archive."""
+        """Update the cache for the archive."""
         if self.increment:
             self.increment.publish(written.content, written.digest)
         else:
             self._base.note(written)
 
     def close(self) -> None:
-        """Close the uploads and the cache, and let the parent and other incrementals go."""
+        """Close uploads and cache, and unlock the parent and other incrementals."""
         self._opened.close()
 
     @property
@@ -307,7 +307,7 @@ class ChainedFull:
 
 
 def complete_since(config: BackupConfig, moment: datetime) -> datetime | None:
-    """The last time at or before a moment that a complete backup was due at; nothing where there is no schedule."""
+    """The last time, up to a moment, at which a complete backup was due; None without a schedule."""
     if not config.schedule_complete:
         return None
     return last_slot(config.schedule_complete, config.time_zone, moment)

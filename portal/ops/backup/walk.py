@@ -1,9 +1,9 @@
-"""A tree of files as a source: what there is to back up, in the order in which it goes into an archive.
+"""Walks a tree of files as a source, in the order of an archive.
 
-Symlinks are recorded, never followed: each directory is opened by its name in the one above it. Sockets, FIFOs and
-devices have no content and are left out with a warning. A directory is followed by all that is in it, and by nothing
-else before that: tar sets a directory's time when it leaves it. A file with several names (hard links) has its content
-under the first one met. The rollback data that a restore keeps at the top of the tree is passed over.
+Symlinks are recorded, never followed: each directory is opened by name in the one above. Sockets, FIFOs and devices
+have no content and are left out with a warning. A directory is followed directly by everything in it, since tar sets a
+directory's time when it leaves it. A file with several names (hard links) has its content under the first name met. A
+restore's rollback data at the top of the tree is left out.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Identity = tuple[int, int]
-"""Device and inode: what a directory is, whichever name or mount it is reached by."""
+"""Device and inode, which identify a directory whatever its name or mount."""
 
 
 def identity(path: Path) -> Identity:
-    """The identity of a file or directory; symlinks are followed."""
+    """The identity of a file or directory, following symlinks."""
     found = path.stat()
     return found.st_dev, found.st_ino
 
 
 class FileTree:
-    """One directory, or one file, to be archived below `prefix`; a context manager.
+    """A directory or file to be archived below `prefix`; a context manager.
 
     Arguments:
-        root: the directory or the file; symlinks in this path are followed.
+        root: the directory or file; symlinks in this path are followed.
         prefix: its name in the archive, such as ``media``.
-        excluded: directories that are passed over, wherever below the root they turn up.
-        tally: what the writer found vanished; what is special is added here.
+        excluded: directories to skip, wherever below the root they are.
+        tally: receives special files, and has those that vanished.
 
     Raises:
         SourceError: the root is neither directory nor file, or cannot be read.
@@ -64,7 +64,7 @@ class FileTree:
         self.tree.close()
 
     def items(self) -> Iterator[tuple[Item, int]]:
-        """Everything there is, each with its size in bytes at this moment.
+        """Everything in the tree, each entry with its present size in bytes.
 
         Raises:
             SourceError: a directory cannot be read.
@@ -103,7 +103,7 @@ class FileTree:
             except OSError as error:
                 if error.errno not in GONE:
                     raise unreadable(self.tree.name(source_of(path)), error.errno or 0) from error
-                # the directory itself is in the archive, empty: that is what it was last
+                # the directory itself is archived as empty, which it was when last seen
             todo += reversed(deeper)
 
     def _entries(self, path: str) -> Iterator[os.DirEntry[str]]:
@@ -121,7 +121,7 @@ class FileTree:
         self.tally.vanished.append(path)
 
     def _linked(self, item: Item, found: os.stat_result) -> Item:
-        """A file with several names: the first one names itself as the link, the others the first."""
+        """A file with several names: the first one has itself as its link, the others have the first."""
         path = item[0]
         file = found.st_dev, found.st_ino
         first = self._names.setdefault(file, (path, "file", path))
@@ -136,7 +136,7 @@ class FileTree:
 
 
 def open_root(root: Path) -> tuple[Tree, str | None]:
-    """The tree of a source; for a source that is one file, the tree that the file is in, and its name.
+    """The tree of a source and, if the source is a single file, the tree above it and its name.
 
     Raises:
         SourceError: it is neither directory nor file.
@@ -155,10 +155,10 @@ def open_root(root: Path) -> tuple[Tree, str | None]:
 
 
 def check_length(path: str) -> None:
-    """Refuse a directory whose path is longer than an index takes.
+    """Refuse a directory with a path too long for an index.
 
     Raises:
-        SourceError: it is.
+        SourceError: the path is too long.
     """
     if len(path) > PATH_BYTES // 4 and len(encode_name(path)) > PATH_BYTES:
         raise SourceError(
@@ -168,7 +168,7 @@ def check_length(path: str) -> None:
 
 
 def tree_bytes(root: Path, excluded: frozenset[Identity] = frozenset()) -> int:
-    """About how many bytes the files of a tree have: for a progress bar, so what cannot be looked at is left out."""
+    """About how many bytes the files of a tree have, for a progress bar; unreadable parts do not count."""
     if not root.is_dir():
         return root.stat().st_size
     total = 0

@@ -1,4 +1,4 @@
-"""An archive that a backup has written and not published yet."""
+"""An archive that a backup has written but not published yet."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """An archive that is on the disk, and not published yet; to be closed.
+    """An archive on the disk, not published yet; to be closed.
 
     Arguments:
-        manifest: what it says of itself.
+        manifest: its manifest.
         digest: its SHA-256.
         index: its members.
-        deleted: what an incremental says is gone.
+        deleted: the deletions of an incremental.
     """
 
     manifest: Manifest
@@ -30,9 +30,9 @@ class Written:
 
     @property
     def content(self) -> Content:
-        """Its part of the uploads."""
+        """Its uploads."""
         return Content(manifest=self.manifest, members=self.index.members(), deleted=self.deleted)
 
     def close(self) -> None:
-        """Give up the index."""
+        """Close the index."""
         self.index.close()

@@ -1,5 +1,5 @@
-"""Chains: a base and its incrementals, their lineage by digests, and reading them as one tree.
+"""Chains: a base and its incrementals, linked by digests, and read as one tree.
 
-Promises that an incremental is read with exactly the archives that it was made against. May import repository, archive
-and what these may.
+Promises that an incremental is read only with the archives that it was made on. May import repository, archive and the
+rooms below them.
 """

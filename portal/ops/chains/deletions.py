@@ -1,9 +1,9 @@
-"""The member of an incremental that says what is gone: `deleted.jsonl`, one path a line.
+"""The list of deleted paths in an incremental: `deleted.jsonl`, one path a line.
 
     {"path":"media/tenant-a/old.json"}
 
-The path is relative to the archive's top directory, as in the index; with it everything below it is gone. To put an
-incremental onto the tree that it follows: remove what is listed here, then unpack it.
+The path is relative to the archive's top directory, as in the index; everything below it is deleted too. To apply an
+incremental to its parent's tree, remove the listed paths, then unpack it.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _PREFIX: Final = Component.MEDIA.member
 
 
 def encode_deletions(paths: Iterable[str]) -> io.BytesIO:
-    """The member's content."""
+    """The content of the member."""
     return io.BytesIO("".join(f'{{"path":{quote(path)}}}\n' for path in paths).encode("ascii"))
 
 
 def deletions(reader: IndexedArchive) -> Iterator[str]:
-    """The deletions that an archive records; nothing if it has no parent.
+    """The deletions in an archive; none if it has no parent.
 
     Raises:
-        NotIntactError: the list is damaged, or names what cannot be in the media.
+        NotIntactError: the list is damaged, or has paths outside the media.
     """
     member = reader.find(DELETED)
     if member is None:

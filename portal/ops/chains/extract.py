@@ -1,4 +1,4 @@
-"""One file out of an archive, by its index: found, checked, and written completely or not at all."""
+"""Extracts one file from an archive by its index: checked, and written completely or not at all."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 
 def types_holding(path: str) -> list[BackupType]:
-    """The types of archives that may hold a path, such as ``media/tenant-a/scan.sarif``."""
+    """The types of archives that may contain a path, such as ``media/tenant-a/scan.sarif``."""
     top = path.partition("/")[0]
     own = [BackupType(component.value) for component in Component if component.member == top]
     return [BackupType.FULL, *own] if own else list(BackupType)
 
 
 def find_in_archive(archive: Path, path: str) -> tuple[IndexedArchive, Member]:
-    """The reader of an archive with all that it needs, and a file in it.
+    """Find a file in an archive and its chain; return the reader and the member.
 
     Arguments:
-        path: the file's path in the archive; of a hard link, the file that it links to is found.
+        path: the file's path in the archive; for a hard link, its target is returned.
 
     Raises:
         ArchiveAbsentError: there is no such file.
@@ -59,7 +59,7 @@ def find_in_archive(archive: Path, path: str) -> tuple[IndexedArchive, Member]:
 
 
 def write_file(content: Iterator[memoryview], member: Member, target: str) -> None:
-    """Write the content of a member to a file, completely or not at all.
+    """Write the content of a member to a file completely or not at all.
 
     Raises:
         NotIntactError: the content is damaged; nothing was written.

@@ -1,7 +1,7 @@
-"""Chains: which archives an incremental needs, and which need it. Values in, values out.
+"""Which archives an incremental needs, and which need it. This module is pure.
 
-A base stands by itself. An incremental has one parent, which may be an incremental too. What is given to `Chains` may
-be wrong in every way, since archives are copied and removed by hand: a parent that is not there, parents in a circle.
+A base needs no other archive. An incremental has one parent, which may be an incremental too. The input to `Chains` may
+be wrong in every way, since people copy and remove archives: parents may be missing, or form a circle.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 
 def missing_link() -> str:
-    """The hint where an archive of a chain is missing or another one."""
+    """The hint for a missing or wrong archive in a chain."""
     return f"Copy it here again from where it was kept, or take an older archive: {Advice.LIST_ARCHIVES} shows them."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """An archive, by what its manifest says of its place in a chain.
+    """An archive's place in a chain, by its manifest.
 
     Arguments:
         backup_id: the archive.
-        parent: the archive that it follows; nothing for a base.
+        parent: its parent; None for a base.
     """
 
     backup_id: str
@@ -35,7 +35,7 @@ class Link:
 
 
 class Chains:
-    """All archives of a repository, and how they hang together.
+    """The dependencies of all archives in a repository.
 
     Arguments:
         links: one for each archive.
@@ -52,7 +52,7 @@ class Chains:
         """The archives needed to restore an archive: its base first, itself last.
 
         Raises:
-            NotIntactError: one of them is missing, or they go in a circle.
+            NotIntactError: one of them is missing, or they form a circle.
         """
         line = [backup_id]
         while (parent := self._parents.get(line[-1])) is not None:
@@ -64,7 +64,7 @@ class Chains:
         return tuple(reversed(line))
 
     def dependents(self, backup_id: str) -> tuple[str, ...]:
-        """The archives that depend on an archive, the nearest first."""
+        """The archives that depend on an archive, nearest first."""
         found: dict[str, None] = {}
         todo = [backup_id]
         while todo:
@@ -75,12 +75,12 @@ class Chains:
         return tuple(found)
 
     def head(self, base: str) -> str:
-        """The end of the chain of a base: what the next incremental follows. Of several ends, the farthest."""
+        """The end of the longest chain from a base, which the next incremental follows."""
         return (base, *self.dependents(base))[-1]
 
 
 def absent(backup_id: str, parent: str) -> NotIntactError:
-    """The error for an archive that is needed and not there."""
+    """The error for a missing archive that another one needs."""
     return NotIntactError(f"{backup_id} needs {parent}, which is not there", hint=missing_link())
 
 

@@ -1,7 +1,7 @@
-"""The line of archives that an incremental stands on: found by their manifests, held together by their digests.
+"""The archives that an incremental needs, found by their manifests and checked by digests.
 
-Every incremental has the SHA-256 of its parent in its manifest, so that no other archive of the same name can take the
-parent's place. Sidecars are believed here; whether an archive has the SHA-256 of its sidecar, a verification says.
+Every incremental has its parent's SHA-256 in its manifest, so that no other archive of that name can take the parent's
+place. Sidecars are trusted here; a verification checks that an archive matches its sidecar.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Ancestor:
-    """One archive of a line.
+    """One archive in a line.
 
     Arguments:
         path: its file.
-        manifest: what it says of itself.
-        sha256: the digest that it has to have: its sidecar's, and what the next one of the line says of it.
+        manifest: its manifest.
+        sha256: the digest that it must have, by its sidecar and by the next archive's manifest.
     """
 
     path: Path
@@ -43,10 +43,10 @@ class Ancestor:
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """The manifest at the front of an archive, without a look at the rest; nothing where it is not there.
+    """Read the manifest at the front of an archive; None if it is not there.
 
     Raises:
-        NotIntactError: it is invalid.
+        NotIntactError: the manifest is invalid.
         RepositoryError: the file cannot be read.
     """
     try:
@@ -56,10 +56,10 @@ def read_manifest(path: Path) -> Manifest | None:
 
 
 def line_of(path: Path) -> tuple[Ancestor, ...]:
-    """All that an archive needs, its base first and itself last; one without a parent stands alone.
+    """Everything that an archive needs, its base first and itself last; without a parent, itself alone.
 
     Raises:
-        NotIntactError: one of them is missing, is not the one that the next was made on, or cannot be one.
+        NotIntactError: one is missing or invalid, or is not the one that its child was made on.
         RepositoryError: one of them cannot be read.
     """
     line: list[Ancestor] = []
@@ -86,7 +86,7 @@ def line_of(path: Path) -> tuple[Ancestor, ...]:
 
 
 def is_incremental(path: Path) -> bool:
-    """True if an archive needs others; one that cannot be read is looked at elsewhere."""
+    """True if an archive has a parent; unreadable ones are reported elsewhere."""
     try:
         manifest = read_manifest(path)
     except (NotIntactError, RepositoryError):
@@ -102,7 +102,7 @@ def _manifest_of(path: Path) -> Manifest:
 
 
 def _check_place(path: Path, manifest: Manifest, line: list[Ancestor]) -> None:
-    """Hold a manifest against the name it was found by, and against those that follow it."""
+    """Check a manifest against the archive's name and its descendants."""
     if not line:
         return
     child = line[-1].manifest

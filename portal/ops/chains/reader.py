@@ -1,8 +1,8 @@
-"""Reads the tree of an incremental as it was when that was made, from all the archives that it stands on.
+"""Reads the tree of an incremental as it was when it was made, from all archives of its chain.
 
-A file is read from the last archive that has it, unless a later one says that it is gone. Only what the incrementals
-say is kept in memory, not what the base holds. What is no upload, as the database of a full backup, is read from the
-last archive alone.
+A file is read from the last archive that has it, unless a later one deletes it. Only the entries of incrementals are
+kept in memory, not those of the base. Other components, such as the database of a full backup, are read from the last
+archive alone.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _MOST_OPEN: Final = 8
 
 
 class ChainReader:
-    """An incremental and all that it stands on, opened for reading as one tree.
+    """An incremental with the archives it needs, opened for reading as one tree.
 
     Arguments:
-        path: the incremental's file; the others are looked for beside it.
+        path: the incremental's file; the others must be in the same directory.
 
     Raises:
-        NotIntactError: one of them is missing or damaged, or is not the one that the next was made on.
+        NotIntactError: an archive is missing or damaged, or is not the one that its child was made on.
     """
 
     has_index: Final = True
@@ -76,10 +76,10 @@ class ChainReader:
         self._open.clear()
 
     def manifest(self) -> Manifest:
-        """The manifest of the incremental, with the figures of the whole tree.
+        """The manifest of the incremental, with the totals of the whole tree.
 
         Raises:
-            NotIntactError: it does not have them.
+            NotIntactError: the manifest does not have them.
         """
         manifest = self.line[-1].manifest
         details = manifest.details.get(_PREFIX, {})
@@ -89,7 +89,7 @@ class ChainReader:
         return replace(manifest, details={**manifest.details, _PREFIX: {**details, **tree}})
 
     def members(self) -> Iterator[Member]:
-        """Everything in the tree, the oldest archive's first, and what else the last archive holds.
+        """Everything in the tree, oldest archive first, and the other components of the last archive.
 
         Raises:
             NotIntactError: an index is invalid.
@@ -101,10 +101,10 @@ class ChainReader:
                         yield self._numbered(member, number)
 
     def layers(self) -> Iterator[Layer]:
-        """The archives that hold something of the tree, the oldest first; each is open while it is looked at.
+        """The archives with parts of the tree, oldest first; each is open while it is the current one.
 
         Raises:
-            NotIntactError: the index of one is invalid.
+            NotIntactError: an index is invalid.
         """
         for number, ancestor in self._holding():
             with _named(ancestor):
@@ -114,7 +114,7 @@ class ChainReader:
                 yield Layer(reader, most, partial(self._is_live, number=number), partial(_named, ancestor))
 
     def find(self, path: str) -> Member | None:
-        """The member of that path, in whichever archive it is."""
+        """The member with that path, in any of the archives."""
         number = self._newest.get(path, 0) if is_below(path, _PREFIX) else self._last
         if not self._is_live(path, number):
             return None
@@ -126,21 +126,21 @@ class ChainReader:
         """The content of one file, piece by piece.
 
         Raises:
-            NotIntactError: as that of `ArchiveReader`.
+            NotIntactError: as for `ArchiveReader`.
         """
         number = next(number for number, first in enumerate(self._first_frames[1:]) if member.frame < first)
         with _named(self.line[number]):
             yield from self._reader(number).extract(member._replace(frame=member.frame - self._first_frames[number]))
 
     def contents(self, jobs: int, *, below: str | None = None) -> Contents:
-        """Everything in the tree with its content; each archive is read once, from front to back.
+        """Everything in the tree with its content; each archive is read once from front to back.
 
         Arguments:
             jobs: how many threads decompress.
-            below: only the member of this path and those below it.
+            below: return only the member of this path and those below it.
 
         Raises:
-            NotIntactError: as that of `ArchiveReader`.
+            NotIntactError: as for `ArchiveReader`.
         """
         for number, ancestor in self._holding(below):
             part = (below if self._is_own(below) else _PREFIX) if below is not None else None
@@ -152,7 +152,7 @@ class ChainReader:
                         yield self._numbered(member, number), _told(content, ancestor)
 
     def _holding(self, below: str | None = None) -> Iterator[tuple[int, Ancestor]]:
-        """The archives that hold something of the tree, or of a part of it."""
+        """The archives with parts of the tree, or of a subtree."""
         if below is not None and self._is_own(below):
             return iter([(self._last, self.line[-1])])
         return (
@@ -162,15 +162,15 @@ class ChainReader:
         )
 
     def _is_whole(self, number: int) -> bool:
-        """True if an archive counts with all that it holds, and not with its uploads alone."""
+        """True if all contents of an archive count, and not only its uploads."""
         return number == self._last and bool(self._own)
 
     def _is_own(self, path: str) -> bool:
-        """True if a path is that of something else than uploads, which the last archive holds completely."""
+        """True if a path is not part of the uploads, so that only the last archive counts."""
         return any(is_below(path, own) for own in self._own)
 
     def _is_live(self, path: str, number: int) -> bool:
-        """True if what an archive has under a path is in the tree."""
+        """True if an archive's entry for a path is in the tree."""
         if not is_below(path, _PREFIX):
             return number == self._last and self._is_own(path)
         if self._newest.get(path, number) > number:
@@ -182,11 +182,11 @@ class ChainReader:
         return True
 
     def _numbered(self, member: Member, number: int) -> Member:
-        """The member, its frame counted over all archives."""
+        """The member, with its frame numbered across all archives."""
         return member._replace(frame=member.frame + self._first_frames[number])
 
     def _reader(self, number: int) -> ArchiveReader:
-        """One of the archives; a few are kept open."""
+        """An archive's reader; a few are kept open."""
         if number not in self._open:
             if len(self._open) >= _MOST_OPEN:
                 self._open.popitem(last=False)[1].close()
@@ -196,18 +196,18 @@ class ChainReader:
 
 
 def open_tree(path: Path) -> Archive:
-    """Open an archive for a restore: an incremental together with all that it stands on.
+    """Open an archive for a restore, an incremental together with the archives it needs.
 
     Raises:
-        NotIntactError: it, or something that it needs, is damaged where it has to be read first, or is not there.
+        NotIntactError: an archive is missing, or damaged where opening has to read it.
         RepositoryError: it cannot be read.
     """
     archive = open_archive(path)
     try:
         manifest = archive.manifest()
     except OpsError:
-        return archive  # whoever asks it for its manifest is told the same
-    if manifest.parent is None or Component.CLUSTER in manifest.components:  # a cluster is combined by PostgreSQL
+        return archive  # reading its manifest reports the same error
+    if manifest.parent is None or Component.CLUSTER in manifest.components:  # PostgreSQL combines these
         return archive
     archive.close()
     return ChainReader(path)
@@ -220,7 +220,7 @@ def _told(content: Iterator[memoryview], ancestor: Ancestor) -> Iterator[memoryv
 
 @contextmanager
 def _named(ancestor: Ancestor) -> Iterator[None]:
-    """Say in which archive a damage is."""
+    """Add the archive's name to errors about damage."""
     try:
         yield
     except NotIntactError as error:

@@ -1,10 +1,10 @@
-"""The uploads as the archives of a chain have them, by path: what an incremental backup is compared with.
+"""The uploads after the archives of a chain, by path, with which an incremental backup compares the tree.
 
-The truth is in the archives: a base's index, and the deltas after it. This is a copy of it in an SQLite file, so that a
-few paths among a million can be looked up at once. The file is changed in one transaction together with the name and
-the digest of the archive that it stands for. Where it is missing, damaged or behind, it is made again from the
-archives; where it cannot be written, it is kept in memory for once. What was read again and found unchanged is noted
-here as well: that saves reading it once more, and is all that is lost with the file.
+The archives hold the truth: a base's index, and the changes after it. This is a copy in an SQLite file, so that some
+paths among a million are found quickly. Each change is one transaction, which also updates the name and digest of the
+archive that the state belongs to. If the file is missing, damaged or outdated, it is rebuilt from the archives; if it
+cannot be written, the state is kept in memory. Files that were read again and found unchanged are recorded too; that
+only saves reading them once more, and is all that is lost with the file.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 VERSION: Final = 4
 GRANULE_NS: Final = 2_000_000_000
-"""File systems may tell two changes apart only when that much time lies between them."""
+"""File systems may give two changes the same time if they are closer together than this, in nanoseconds."""
 
 _PREFIX: Final = Component.MEDIA.member
 _MOST: Final = (1 << 63) - 1
@@ -59,7 +59,7 @@ _FORMS: Final = {
 }
 _CONTENT, _OTHER_NAME = 1, 2
 _IMPLIED: Final = (0, -1, -1, 0, 0, 0, 0, 0)
-"""What no directory has, from size to `unsure`: one that is back is taken anew."""
+"""Values for a directory from size to `unsure` that no directory has, so that it is archived again if it reappears."""
 
 _BATCH: Final = 10_000
 
@@ -69,9 +69,9 @@ class Content:
     """The relevant contents of an archive.
 
     Arguments:
-        manifest: what it says of itself.
-        members: everything in it.
-        deleted: what it says is gone.
+        manifest: its manifest.
+        members: all its members.
+        deleted: its deletions.
     """
 
     manifest: Manifest
@@ -80,11 +80,11 @@ class Content:
 
 
 class Known(NamedTuple):
-    """The known state of one path.
+    """The recorded state of one path.
 
-    `parent` is the directory that it is in. `mode` has the type, as `stat` gives it. `linked` is 0 for a file with one
-    name, 1 where it has more and the archive holds the content under this one, 2 for the others. `unsure` means that it
-    was read so soon after its last change that a later one might not show. `xattrs` is a digest of extended attributes.
+    `parent` is its directory. `mode` includes the type, as in `stat`. `linked` is 0 for a file with one name, 1 for the
+    name of several under which the archive has the content, and 2 for the other names. `unsure` means that it was read
+    so soon after its last change that a later change might not show. `xattrs` is a digest of extended attributes.
     """
 
     parent: bytes
@@ -103,22 +103,22 @@ class Known(NamedTuple):
 
     @property
     def path(self) -> bytes:
-        """The path, relative to the archive's top directory."""
+        """The path relative to the archive's top directory."""
         return self.parent + b"/" + self.name if self.parent else self.name
 
     @property
     def stat(self) -> tuple[Any, ...]:
-        """The result of `looked_at` for an unchanged path."""
+        """The values that `looked_at` returns for an unchanged path."""
         return self[2:9]
 
     @property
     def totals(self) -> Totals:
-        """Its totals: only the first name of a file counts."""
+        """Its totals; only the first name of a file counts."""
         return Totals(1, self.size) if stat.S_ISREG(self.mode) and self.linked < _OTHER_NAME else Totals(0, 0)
 
 
 class Totals(NamedTuple):
-    """The number of files, names of the same content counted once, and their bytes."""
+    """The number of files, counting hard links once, and their bytes."""
 
     files: int
     content_bytes: int
@@ -133,10 +133,10 @@ class Totals(NamedTuple):
 
 
 class MediaState:
-    """The state, in a file or in memory; every method may raise `sqlite3.Error` where the file is damaged.
+    """The state in a file or in memory; every method may raise `sqlite3.Error` if the file is damaged.
 
     Arguments:
-        path: the file; nothing keeps the state in memory.
+        path: the file; None for memory.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -160,14 +160,14 @@ class MediaState:
         self._sql.close()
 
     def follow(self, line: Sequence[Ancestor]) -> bool:
-        """Bring the state to the end of a line of archives, from wherever in it this is.
+        """Advance the state to the end of a line of archives, from wherever in it the state is.
 
         Returns:
-            Whether the uploads were compared with this line before: with another one, or none, what had changed until
-            then may be in no archive of this one, and nobody will name it again.
+            whether the uploads were last compared with this line. Otherwise, earlier changes may be in no archive of
+            it, and will not be reported again.
 
         Raises:
-            NotIntactError: one of the archives is damaged, or was not made for that.
+            NotIntactError: an archive is damaged, or does not belong to the line.
         """
         *head, compared = self._sql.execute("SELECT backup_id, sha256, compared FROM head").fetchone()
         known = [[ancestor.name, ancestor.sha256] for ancestor in line]
@@ -188,14 +188,14 @@ class MediaState:
         return is_on_it and bool(compared)
 
     def take(self, content: Content, sha256: str) -> None:
-        """Go on to an archive that was just made on the one that this stands for."""
+        """Advance the state to a new archive, made on the present one."""
         with self._transaction():
             self._take(content)
             self._stand_for(content.manifest.backup_id, sha256)
             self._sql.execute("UPDATE head SET compared = 1")
 
     def restart(self, content: Content, sha256: str) -> None:
-        """Begin a new line with a base that was just made; the uploads were not compared with it yet."""
+        """Start a new line with a new base; the uploads were not compared with it yet."""
         with self._transaction():
             self._sql.execute("DELETE FROM entry")
             self._take(content)
@@ -205,17 +205,17 @@ class MediaState:
     # -- asking -----------------------------------------------------------------------------------------------------
 
     def get(self, path: bytes) -> Known | None:
-        """The known state of one path."""
+        """The recorded state of a path."""
         parent, _, name = path.rpartition(b"/")
         found = self._sql.execute("SELECT * FROM entry WHERE parent = ? AND name = ?", [parent, name])
         return next(map(Known._make, found), None)
 
     def children(self, path: bytes) -> dict[bytes, tuple[Any, ...]]:
-        """The known entries of a directory, by name: arguments for `Known._make`, since there may be very many."""
+        """The recorded entries of a directory by name, as arguments for `Known._make`, since there may be very many."""
         return {row[1]: row for row in self._sql.execute(_IN, [path])}
 
     def below(self, path: bytes) -> Iterator[Known]:
-        """The known state of a path and of everything below it."""
+        """The recorded state of a path and everything below it."""
         known = self.get(path)
         if known is not None:
             yield known
@@ -223,10 +223,10 @@ class MediaState:
         yield from map(Known._make, self._sql.execute(_DEEPER, _bounds(path)))
 
     def names_of(self, inodes: Iterable[int], *, alone: bool) -> list[Known]:
-        """The files that had one of these inodes.
+        """The recorded files with these inodes.
 
         Arguments:
-            alone: also those that had one name only; every entry is looked at for that.
+            alone: also files with a single name, which takes a scan of all entries.
         """
         statement = _OF_ANY_INODE if alone else _OF_LINKED_INODE
         return [known for inode in inodes for known in map(Known._make, self._sql.execute(statement, [inode]))]
@@ -234,12 +234,12 @@ class MediaState:
     # -- noting -----------------------------------------------------------------------------------------------------
 
     def settle(self) -> None:
-        """Note that the uploads were compared, and nothing differs."""
+        """Record that the uploads were compared and nothing differs."""
         with self._transaction():
             self._sql.execute("UPDATE head SET compared = 1")
 
     def confirm(self, seen: Iterable[Known]) -> None:
-        """Note what was read again, and has the content that it had."""
+        """Record files that were read again and have the same content."""
         with self._transaction():
             self._sql.executemany(_PUT, seen)
 
@@ -272,14 +272,14 @@ class MediaState:
             self._imply(parent)
 
     def _imply(self, path: bytes) -> None:
-        """Know a directory that had gone when it was read, although files in it were: so that they can go with it."""
+        """Record a directory that vanished while files in it were archived, so that they can be deleted with it."""
         while path and self.get(path) is None:
             parent, _, name = path.rpartition(b"/")
             self._sql.execute(_PUT, Known(parent, name, stat.S_IFDIR, *_IMPLIED, b""))
             path = parent
 
     def _linked(self, member: Member) -> list[Known]:
-        """Another name of a file, and the one that the archive has its content under."""
+        """Record another name of a file whose content the archive has under the first name."""
         first = self.get(encode_name(member.link))
         if first is None:
             raise NotIntactError(f"{member.path} is a link to {member.link}, which is not in the archive before it")
@@ -308,17 +308,17 @@ class MediaState:
 
 
 def fitted(number: int) -> int:
-    """A number of `stat`, as SQLite can keep it: two of them are never taken for the same where it matters."""
+    """A number of `stat` that fits into SQLite's integers; different numbers stay different where it matters."""
     return number if -_MOST <= number <= _MOST else number % _MOST
 
 
 def is_unsure(ctime_ns: int, read_from_ns: int) -> bool:
-    """True if a file was changed so late that a change after it was read might have the same time."""
+    """True if a file was changed so recently that a change after it was read might have the same time."""
     return ctime_ns > read_from_ns - GRANULE_NS
 
 
 def looked_at(found: os.stat_result) -> tuple[int, ...]:
-    """The values to compare with `Known.stat`: a path's present type and mode, size, owner, times and inode."""
+    """The values to compare with `Known.stat`: type and mode, size, owner, times and inode."""
     return (
         found.st_mode,
         found.st_size,
@@ -343,5 +343,5 @@ def _known(member: Member, read_from_ns: int) -> Known:
 
 
 def _bounds(path: bytes) -> list[bytes]:
-    """The bounds between which the names of all directories below a directory lie."""
+    """The bounds of all paths of directories below a directory."""
     return [path + b"/", path + b"0"]

@@ -1,4 +1,5 @@
-"""Drills: an archive is restored for a test, compared with what it says of itself, and the copy removed.
+"""Drills: restores an archive for a test, compares it with the backup, and removes it again.
 
-Promises that nothing live is touched and nothing stays behind. May import restore, backup, verify and what these may.
+Promises that nothing live is changed and nothing is left behind. May import restore, offsite, verify, retention, pitr,
+chains, repository and the rooms below them.
 """

@@ -21,7 +21,7 @@ MOST_DAMAGES: Final = 100
 
 @dataclass(kw_only=True)
 class Comparison:
-    """The comparisons so far, and their differences from the backup."""
+    """Collects what was compared, and the differences from the backup."""
 
     tables: int = 0
     rows: int = 0
@@ -34,10 +34,10 @@ class Comparison:
     def rows_of_tables(
         self, found: Mapping[str, int], expected: Mapping[str, int], roots: Mapping[str, str] | None = None
     ) -> None:
-        """Hold the rows of every table against the manifest; one that has none to say of them is a warning.
+        """Compare the rows of every table with the manifest; without counts there, add a warning.
 
         Arguments:
-            roots: the partitioned table that each partition belongs to.
+            roots: the topmost partitioned table of each partition.
         """
         self.tables, self.rows = len(found), sum(found.values())
         if not expected:
@@ -50,18 +50,18 @@ class Comparison:
         self.checks.append(f"{self.tables:,} tables with {self.rows:,} rows")
 
     def keys_of_tables(self, found: ObjectCheck) -> None:
-        """Note what is not as the source had it of indexes, constraints and triggers."""
+        """Compare indexes, constraints and triggers with the recorded source."""
         for what in found.wrong:
             self._damage(what)
         self.warnings += found.warnings
         self.checks.append(f"{found.indexes:,} indexes and {found.constraints:,} constraints")
 
     def files_of(self, archive: Archive, prefix: str, place: Path) -> None:
-        """Hold every file that was restored against the archive: content, mode and time, and that there is no other.
+        """Compare every restored file with the archive: content, mode and time, and that there are no others.
 
         Arguments:
-            prefix: the component's name in the archive.
-            place: where it was restored to.
+            prefix: the name of the component in the archive.
+            place: the directory that was restored to.
 
         Raises:
             NotIntactError: the archive is damaged.

@@ -27,19 +27,19 @@ _SPECIAL_BITS: Final = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
 _BLOCK: Final = 1 << 20
 _MOST_WARNINGS: Final = 5
 _EVERYWHERE_NS: Final = (1 << 31) * 1_000_000_000
-"""Every file system can store a time that is nearer to 1970."""
+"""Every file system can store times closer to 1970 than this."""
 
 _NAME_TAKEN: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-"""How a look by name fails if a file, directory or link has just replaced another one."""
+"""Errors of a look-up by name if another process has just replaced the entry."""
 
 
 class FileComparison:
-    """Holds every file that was restored against an archive: content, mode, time, extended attributes; and the reverse.
+    """Compares restored files with an archive (content, mode, time, extended attributes), and finds other files.
 
     Arguments:
         archive: what was restored.
-        prefix: the component's name in the archive.
-        place: where it was restored to.
+        prefix: the name of the component in the archive.
+        place: the directory that was restored to.
     """
 
     def __init__(self, archive: Archive, prefix: str, place: Path) -> None:
@@ -51,7 +51,7 @@ class FileComparison:
 
     @property
     def warnings(self) -> list[str]:
-        """Attributes that the file system of the drill could not keep."""
+        """Attributes that the drill's file system could not keep."""
         more = len(self._lost) - _MOST_WARNINGS
         return self._lost[:_MOST_WARNINGS] + ([f"{more:,} more differ in the same way"] if more > 0 else [])
 
@@ -79,7 +79,7 @@ class FileComparison:
         return path[len(self._prefix) + 1 :]
 
     def _members(self) -> Iterator[Member]:
-        """The members of the component with their digests; an archive without an index has to be read for them."""
+        """The members of the component with their digests; without an index, the archive is read for them."""
         if self._archive.has_index:
             yield from (member for member in self._archive.members() if is_below(member.path, self._prefix))
             return
@@ -90,7 +90,7 @@ class FileComparison:
             yield member._replace(sha256=digest.hexdigest())
 
     def _difference(self, member: Member, tree: Tree) -> str:
-        """The difference of a restored member; empty if there is none."""
+        """How a restored member differs; empty if it does not."""
         try:
             return self._difference_now(member, tree)
         except OSError as error:
@@ -149,7 +149,7 @@ class FileComparison:
 
 
 def _digest(member: Member, descriptor: int, found: os.stat_result) -> str:
-    """The digest of a restored file; of one with holes, that of its payload, if there is no data in the holes."""
+    """The digest of a restored file or, for a sparse member, of its payload, if its holes are empty."""
     file = FileIO(descriptor, closefd=False)
     source: FileIO | SparsePayload = file
     if member.sparse:
@@ -163,7 +163,7 @@ def _digest(member: Member, descriptor: int, found: os.stat_result) -> str:
 
 
 def _has_data_in_holes(member: Member, descriptor: int, found: os.stat_result) -> bool:
-    """True if anything but zeros is in the holes that a file had."""
+    """True if the holes of the original file contain anything but zeros."""
     data = iter(data_extents(descriptor, found) or ((0, found.st_size),))
     ends = [0, *(start + length for start, length in member.sparse)]
     holes = [

@@ -1,4 +1,4 @@
-"""Checks that today's key opens the credentials in a restored database.
+"""Checks that the portal's present key decrypts the credentials in a restored database.
 
 DefectDojo stores a credential as text, ``<scheme>:<nonce>:<ciphertext>``, the last two in hexadecimal. The AES-256 key
 is the first 32 hexadecimal digits of the SHA-256 of ``DD_CREDENTIAL_AES_256_KEY``, as ASCII.
@@ -6,7 +6,7 @@ is the first 32 hexadecimal digits of the SHA-256 of ``DD_CREDENTIAL_AES_256_KEY
     AES.1   OFB mode, a nonce of 16 bytes; the text is filled up with one to 16 zero bytes, and not authenticated
     AES.2   GCM, a nonce of 12 bytes; the tag of 16 bytes is at the end of the ciphertext
 
-No credential is kept, logged or shown: only whether it could be decrypted.
+No credential is stored, logged or shown: the result only says whether it could be decrypted.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class Credentials:
     """The result.
 
     Arguments:
-        tried: how many stored credentials were tried.
-        opened: how many of them the key decrypted.
-        closed: where those are that it did not decrypt, as ``table.column``.
+        tried: the number of credentials tried.
+        opened: the number of those that the key decrypted.
+        closed: the columns with credentials that it did not decrypt, as ``table.column``.
     """
 
     tried: int = 0
@@ -53,10 +53,10 @@ class Credentials:
 
 
 def try_credentials(target: DatabaseTarget, key: Secret) -> Credentials:
-    """Decrypt a few of the stored credentials of a database.
+    """Decrypt some of the stored credentials in a database.
 
     Raises:
-        SourceError: the server cannot be asked.
+        SourceError: the server cannot be queried.
     """
     aes_key = sha256(key.reveal().encode()).hexdigest()[:32].encode()
     tried = opened = 0
@@ -71,7 +71,7 @@ def try_credentials(target: DatabaseTarget, key: Secret) -> Credentials:
 
 
 def _stored(target: DatabaseTarget) -> Iterator[tuple[str, str]]:
-    """The first stored credentials, each with the table and column that it is in."""
+    """The first stored credentials, each with its table and column."""
     from psycopg import sql
 
     with connect(target) as connection, restoring_errors(target):
@@ -86,10 +86,10 @@ def _stored(target: DatabaseTarget) -> Iterator[tuple[str, str]]:
 
 
 def decrypt(stored: str, aes_key: bytes) -> str | None:
-    """The text of a stored credential; None if this is not its key.
+    """Decrypt a stored credential; None if the key is wrong.
 
     Arguments:
-        stored: as the database has it.
+        stored: the value in the database.
         aes_key: 32 bytes.
     """
     scheme, *parts = stored.split(":")
@@ -112,7 +112,7 @@ def _open_gcm(aes_key: bytes, nonce: bytes, ciphertext: bytes) -> bytes | None:
 
 
 def _open_ofb(aes_key: bytes, nonce: bytes, ciphertext: bytes) -> bytes | None:
-    """The plaintext without its padding; None if the padding or a character shows that the key is another one."""
+    """The plaintext without padding; None if the padding or a character shows that the key is wrong."""
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
     if len(nonce) != _BLOCK or not ciphertext or len(ciphertext) % _BLOCK:

@@ -1,13 +1,13 @@
-"""A drill: an archive is restored for real, beside everything that is live, compared with the backup, and removed.
+"""A drill: really restores an archive next to the live data, compares it with the backup, and removes it.
 
-    recover   what a drill that was killed has left is removed
-    restore   the database into a scratch database, the files into a scratch directory; the time is taken
-    compare   every table's rows, every index and constraint, every file's content, mode and time
-    check     what the portal needs beyond that: files that rows refer to, the credential key, its own command
-    forget    the scratch is dropped and removed, whatever happened
-    report    what was shown, kept in `.drills/`, and recorded as the highest level of verification
+    recover   remove what killed drills have left
+    restore   restore to a scratch database and a scratch directory, and take the time
+    compare   compare every table's rows, every index and constraint, every file's content, mode and time
+    check     check the portal beyond its data: files that rows refer to, the credential key, its own command
+    forget    drop and remove the scratch data in any case
+    report    save the report in `.drills/`, and the result as the highest level of verification
 
-The live database is looked at for its encoding and locale, and not touched; the live files are not even looked at.
+Of the live database only encoding and locale are read; the live files are not read at all.
 """
 
 from __future__ import annotations
@@ -73,14 +73,14 @@ log = engine_log("portal.ops.drill")
 
 _LATEST: Final = "latest"
 _REFUSED: Final = (2, 3, 5)
-"""Exit codes of what was not begun: asked for wrongly, not confirmed, somebody else is at it."""
+"""Exit codes of drills that were not begun: invalid request, not confirmed, locked."""
 
 _FILES: Final = (Component.MEDIA, Component.AUDIT_LOGS)
 
 
 @dataclass(kw_only=True)
 class _ResultBuilder:
-    """A report on its way: what is known so far counts, whatever happens next."""
+    """Builds a report; known facts stay in it, whatever happens next."""
 
     report: DrillReport
     found: Comparison = field(default_factory=Comparison)
@@ -97,13 +97,13 @@ class DrillJob:
     """Runs drills.
 
     Arguments:
-        config: the repository, and the server that the live database is on.
-        checks: what is checked beyond the bytes.
-        runner: what starts pg_restore.
-        clock: what time it is.
-        progress: told what a drill is at.
-        actor: who asked for it, for report and access log; the user of this process by default.
-        observer: told of it, once it has ended.
+        config: the repository, and the server of the live database.
+        checks: the checks of the portal beyond its data.
+        runner: starts pg_restore.
+        clock: returns the current time.
+        progress: receives progress reports.
+        actor: the requester, for report and access log; by default the user of this process.
+        observer: receives the result.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class DrillJob:
         self._witness = Witness(repository=self.repository, who=actor, clock=clock, observer=observer)
 
     def run(self, archive: PathLike = _LATEST) -> DrillReport:
-        """One drill from recover to report; every fault becomes part of the report.
+        """Run one drill from recover to report; every error becomes part of the report.
 
         Arguments:
             archive: a path, an id or the start of one; ``latest`` is the newest full backup.
@@ -154,7 +154,7 @@ class DrillJob:
         return report
 
     def recover(self) -> tuple[str, ...]:
-        """Throw away what drills that were killed have left; what was done, in words. A drill at work is left alone.
+        """Remove what killed drills have left; return one sentence for each. A running drill is not affected.
 
         Raises:
             RepositoryError: the repository cannot be written.
@@ -210,7 +210,7 @@ class DrillJob:
         return found
 
     def _try_out(self, builder: _ResultBuilder, opened: Archive) -> None:
-        """Restore, compare, and remove it whatever happens."""
+        """Restore, compare, and remove the restored data in any case."""
         builder.manifest = manifest = opened.manifest()
         if Component.CLUSTER in manifest.components:
             raise ConfigurationError(
@@ -247,14 +247,14 @@ class DrillJob:
         builder.note(seconds=builder.report.database_seconds + builder.report.files_seconds)
 
     def _throw_away(self, builder: _ResultBuilder, scratch: Scratch) -> None:
-        """Drop and remove what was restored; where that fails, the next drill does it."""
+        """Remove the restored data; if that fails, the next drill does it."""
         try:
             scratch.throw_away(self.config.database)
         except OpsError as error:
             builder.found.warnings.append(f"the restored data is left for the next drill to remove: {error.message}")
 
     def _database(self, builder: _ResultBuilder, opened: Archive, scratch: Scratch) -> DatabaseTarget:
-        """Restore and compare the database; where it is."""
+        """Restore and compare the database; return the scratch database."""
         self._tell(Component.DATABASE.value)
         jobs = self.config.jobs or available_cores()
         assert builder.manifest is not None
@@ -272,7 +272,7 @@ class DrillJob:
             runner=self._runner,
             bin_dir=Path(self.config.pg_bin_dir) if self.config.pg_bin_dir else None,
         )
-        # A subscription would take part in what the live one does with its publisher.
+        # An enabled subscription would interfere with the live one at its publisher.
         with filling(restorer, dump, target, jobs=jobs, role=None, without=SUBSCRIPTIONS) as work:
             work.fill()
             rows = settle(target, jobs)
@@ -286,7 +286,7 @@ class DrillJob:
         return target
 
     def _refuse_impossible(self, opened: Archive, manifest: Manifest, scratch: Scratch) -> None:
-        """Say what a drill lacks before it begins, in words of its own."""
+        """Raise an error before the drill begins if the server cannot support one."""
         database = self.config.database
         entries = backed_up(opened, manifest, scratch.directory / "database.dump").entries
         with maintenance(database) as connection:
@@ -295,11 +295,11 @@ class DrillJob:
             raise against[0]
 
     def _files(self, builder: _ResultBuilder, opened: Archive, component: Component, scratch: Scratch) -> Path:
-        """Restore and compare the files of a component; where they are."""
+        """Restore and compare the files of a component; return their directory."""
         self._tell(component.value)
         started = time.monotonic()
         target = scratch.directory / component.value / component.member
-        is_audit = component is Component.AUDIT_LOGS  # which goes beside a live one: here an empty directory
+        is_audit = component is Component.AUDIT_LOGS  # restored next to a live one, which here is an empty directory
         (target if is_audit else target.parent).mkdir(mode=0o700, parents=True)
         restore = FileRestore(target, restore_id=scratch.drill_id, component=component, allow_outside_links=True)
         staged = restore.stage_from(opened, self.config.jobs or available_cores())
@@ -314,9 +314,9 @@ class DrillJob:
     # -- what came of it --------------------------------------------------------------------------------------------
 
     def _keep(self, builder: _ResultBuilder) -> str:
-        """Keep the report and what the drill says of the archive; the SHA-256 of the report's file.
+        """Save the report and the verification result; return the SHA-256 of the report's file.
 
-        A drill that was refused has shown nothing: it is in the access log alone.
+        A drill that was refused proves nothing, and is recorded in the access log only.
         """
         report = builder.report
         if report.exit_code in _REFUSED:
@@ -346,7 +346,7 @@ class DrillJob:
 
 @contextmanager
 def _reported(builder: _ResultBuilder) -> Iterator[None]:
-    """Every fault becomes part of the report."""
+    """Turn every error into a part of the report."""
     try:
         yield
     except (OpsError, OSError) as error:

@@ -1,7 +1,7 @@
-"""A drill of point-in-time recovery: to the latest moment, and to one at random.
+"""Drills of point-in-time recovery: to the latest moment, and to a random one.
 
-Each time the cluster is really recovered on a scratch server, every row of every table is counted, and the database is
-dumped and decoded to its end, which reads every row once more.
+Each recovers the cluster on a scratch server, counts every row of every table, and dumps the database and decodes the
+dump to its end, which reads every row once more.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ _HINT = "Look at the log of the scratch server, and make a new base backup."
 
 
 class Shown(NamedTuple):
-    """The evidence.
+    """What the drills have proven.
 
     Arguments:
-        checks: what was recovered, in words.
-        problems: what could not be.
-        gaps: what could not be shown, though nothing is wrong yet.
+        checks: the successful recoveries, in words.
+        problems: the failed ones, and a recovery window that should be there.
+        gaps: what could not be tried yet.
     """
 
     checks: list[str]
@@ -97,13 +97,13 @@ def drill_moments(
     chance: Callable[[], float] = random.random,
     clock: Clock = utc_now,
 ) -> Shown:
-    """Recover to the latest moment and to one at random.
+    """Recover to the latest moment and to a random one.
 
-    Where the settings say that WAL is received, a window that should be there is a problem, and one that cannot be
-    there yet is a gap; otherwise nothing is shown without a window.
+    If WAL is received, a missing recovery window is a problem, or a gap while it cannot exist yet. Otherwise nothing is
+    done without a window.
 
     Arguments:
-        chance: gives a number from 0 to 1, which chooses the moment in the window.
+        chance: returns a number from 0 to 1, by which a moment in the window is chosen.
     """
     shown = Shown([], [], [])
     found = look(repository)
@@ -129,7 +129,7 @@ def drill_moments(
 def _recover(
     repository: Repository, config: RestoreConfig, moment: datetime | None, named: str, runner: ProcessRunner
 ) -> str:
-    from portal.ops.pitr.recovery import recovered  # late: it brings the database driver
+    from portal.ops.pitr.recovery import recovered  # imported late: it loads the database driver
 
     started = time.monotonic()
     plan = plan_recovery(repository, moment)
@@ -155,7 +155,7 @@ def _decode(server: ScratchServer, database: str, major: int, runner: ProcessRun
     """Dump the recovered database, and decode the dump to its end.
 
     Raises:
-        OpsError: it cannot be.
+        OpsError: dumping or decoding failed.
     """
     tool = find_client("pg_restore", major, runner=runner, bin_dir=bin_dir)
     with ScratchDump(server.target(database), major, runner=runner, bin_dir=bin_dir) as scratch:

@@ -1,7 +1,7 @@
-"""Checks of the restored portal beyond its bytes: files that rows refer to, the credential key, the portal's command.
+"""Checks a restored portal beyond its data: files that rows refer to, the credential key, the portal's own command.
 
-An archive can be restored exactly and still not give a working portal. What is found here is a problem of the portal,
-not damage to the archive: the drill has failed, and the archive remains intact.
+An exactly restored archive may still not give a working portal. Such a problem is not damage to the archive: the drill
+has failed, and the archive remains intact.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ KEY: Final = "DD_CREDENTIAL_AES_256_KEY"
 
 @dataclass(frozen=True, kw_only=True)
 class PortalCheckConfig:
-    """The checks of a drill beyond the bytes.
+    """The checks of a restored portal.
 
     Arguments:
-        command: the portal's own check; empty means none.
-        timeout_seconds: its time limit.
-        file_columns: the columns that refer to uploads.
-        credential_key: the key of today's portal.
+        command: the portal's own check; empty for none.
+        timeout_seconds: the time limit of the command, in seconds.
+        file_columns: further columns that refer to uploads.
+        credential_key: the portal's present key.
     """
 
     command: tuple[str, ...] = ()
@@ -47,7 +47,7 @@ class PortalCheckConfig:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> PortalCheckConfig:
-        """The checks that the environment describes."""
+        """Make the configuration from the settings."""
         portal = settings.portal
         return cls(
             command=portal.drill_command,
@@ -59,12 +59,12 @@ class PortalCheckConfig:
 
 @dataclass(kw_only=True)
 class PortalChecks:
-    """The checks so far, and the problems that a restored portal would have.
+    """Runs the checks, and collects problems of the restored portal.
 
     Arguments:
         database: the restored database; None if the archive has none.
         uploads: the restored uploads; None if the archive has none.
-        live_uploads: where the portal keeps them.
+        live_uploads: the directory of the live uploads.
     """
 
     config: PortalCheckConfig
@@ -78,13 +78,13 @@ class PortalChecks:
     command: CommandResult | None = None
 
     def run(self, runner: ProcessRunner, facts: dict[str, str]) -> None:
-        """All of them, the portal's own command last: it may change what was restored.
+        """Run all checks, the portal's own command last: it may change the restored data.
 
         Arguments:
-            facts: more variables for the command.
+            facts: further variables for the command.
 
         Raises:
-            SourceError: the server cannot be asked.
+            SourceError: the server cannot be queried.
         """
         if self.database is not None:
             self._references(self.database)

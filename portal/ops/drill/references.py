@@ -1,7 +1,7 @@
-"""Checks that restored database and uploads belong together: files that rows refer to, and rows' files.
+"""Checks that restored database and uploads match: every row's file exists, and every file has a row.
 
-DefectDojo's columns are known by name, and used if the schema has them; ``BACKUP_FILE_COLUMNS`` names others, or
-switches the check off. A value is a path below the uploads; one that is absolute counts from DefectDojo's media root.
+Columns of DefectDojo are known by name, and used if the schema has them; ``BACKUP_FILE_COLUMNS`` adds others, or
+switches the check off. A value is a path below the uploads; an absolute path starts at DefectDojo's media root.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _KNOWN: Final = (
     ("dojo_report", "file"),  # until DefectDojo 2.0
 )
 _NO_FILE: Final = "none"
-"""What DefectDojo writes into its columns for no file."""
+"""Values that DefectDojo writes for no file."""
 _MEDIA_ROOTS: Final = ("/app/media/", "/opt/dojo/media/", "/media/")
 
 _EXISTING: Final = """
@@ -55,12 +55,12 @@ class References:
     """The findings.
 
     Arguments:
-        columns: where references were looked for, as ``table.column``.
-        count: how many different paths rows refer to.
-        missing: how many of them are no file in the uploads; the first ones are in `named`, with their column.
-        elsewhere: absolute paths outside the media, which cannot be judged.
+        columns: the columns that were read, as ``table.column``.
+        count: the number of different paths in rows.
+        missing: the number of paths without a file; `named` has the first ones with their columns.
+        elsewhere: absolute paths outside the media, which cannot be checked.
         orphans: files that no row refers to.
-        absent: columns that ``BACKUP_FILE_COLUMNS`` names and the schema does not have.
+        absent: columns in ``BACKUP_FILE_COLUMNS`` that the schema lacks.
     """
 
     columns: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ class References:
     absent: tuple[str, ...] = ()
 
     def problems(self) -> list[str]:
-        """The problems that the restored portal would have."""
+        """The problems that a restored portal would have."""
         said = [f"{name} is not a column of the database, and BACKUP_FILE_COLUMNS names it" for name in self.absent]
         said += [f"{name}, and the uploads do not have it" for name in self.named]
         if self.missing > len(self.named):
@@ -94,16 +94,16 @@ class _Column:
 def check_references(
     target: DatabaseTarget, uploads: Path, configured: Sequence[FileColumn] = (), *, media_root: str = ""
 ) -> References:
-    """Hold the files that rows refer to against a tree.
+    """Compare the paths in rows with a tree of files.
 
     Arguments:
         target: the restored database.
         uploads: the restored uploads.
-        configured: columns beside DefectDojo's.
-        media_root: the live uploads: what absolute paths may begin with, beside DefectDojo's own media roots.
+        configured: columns in addition to DefectDojo's.
+        media_root: the live uploads; absolute paths may start with this, or with DefectDojo's media roots.
 
     Raises:
-        SourceError: the server cannot be asked.
+        SourceError: the server cannot be queried.
         OSError: the tree cannot be read.
     """
     roots = (*((media_root.rstrip("/") + "/",) if media_root else ()), *_MEDIA_ROOTS)
@@ -138,7 +138,7 @@ def check_references(
 
 
 def _find(connection: Connection, configured: Sequence[FileColumn]) -> tuple[list[_Column], tuple[str, ...]]:
-    """The columns that the schema has, and those of `configured` that it does not have."""
+    """The columns that the schema has, and the configured ones that it lacks."""
     tables = [table for table, _ in _KNOWN] + [one.table for one in configured]
     existing = connection.execute(_EXISTING, (tables,)).fetchall()
     found = [
@@ -159,10 +159,10 @@ def _find(connection: Connection, configured: Sequence[FileColumn]) -> tuple[lis
 
 
 def _values(connection: Connection, column: _Column) -> Iterator[str]:
-    """The different values of a column, one after the other: there may be millions."""
+    """The different values of a column, one by one, since there may be millions."""
     with connection.cursor() as cursor:
         for (value,) in cursor.stream(_query(column)):
-            yield os.fsdecode(value)  # bytes, where the database is in SQL_ASCII
+            yield os.fsdecode(value)  # bytes if the database's encoding is SQL_ASCII
 
 
 def _query(column: _Column) -> Composed:
@@ -174,7 +174,7 @@ def _query(column: _Column) -> Composed:
 
 
 def _below(value: str, directory: str, roots: Sequence[str]) -> str | None:
-    """The path below the uploads that a value stands for; None for one that is somewhere else."""
+    """The path below the uploads for a value; None if it is elsewhere."""
     if value.startswith("/"):
         root = next((root for root in roots if value.startswith(root)), None)
         if root is None:
@@ -184,7 +184,7 @@ def _below(value: str, directory: str, roots: Sequence[str]) -> str | None:
 
 
 def _is_file(uploads: Path, path: str) -> bool:
-    """True if there is a file of that name; what leads out of the tree is none."""
+    """True if there is a file at a path inside the tree."""
     try:
         place = os.path.realpath(uploads / path, strict=True)
         is_file = stat.S_ISREG(os.stat(place).st_mode)
@@ -194,7 +194,7 @@ def _is_file(uploads: Path, path: str) -> bool:
 
 
 def _files(uploads: Path) -> Iterator[str]:
-    """Every file of the tree, by its path below it."""
+    """Every file in the tree, by its relative path."""
 
     def fail(error: OSError) -> Any:
         raise error

@@ -1,7 +1,7 @@
-"""The reports of drills, in `.drills/`: the evidence that a restore would work.
+"""The reports of drills, in `.drills/`: evidence that a restore would work.
 
-The access log has the SHA-256 of each report's file, so that one that was changed later is found (`altered`), and one
-that no drill has written (`unlogged`).
+The access log has the SHA-256 of each report's file, by which changed reports (`altered`) and forged ones (`unlogged`)
+are found.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ _SHOWN_LINES: Final = 20
 
 @dataclass(frozen=True, kw_only=True)
 class DrillReport:
-    """One drill.
+    """The report of one drill.
 
     Arguments:
         drill_id: such as ``drill_20240115_120000_abc123``.
-        backup_id: what was restored.
-        started: when.
-        who: who asked for it, on which `host`.
-        success: everything was restored, is as in the backup, and makes a complete portal.
+        backup_id: the restored backup.
+        started: when it started.
+        who: the requester; `host` is the machine.
+        success: everything was restored, equals the backup, and makes a complete portal.
         seconds: how long the restore took: the RTO. `database_seconds` and `files_seconds` are its parts.
-        total_seconds: with looking for remains, comparing and throwing away.
-        tables: how many were compared; likewise `rows`, `files`, `bytes` of content.
-        server_version: of the server that it was restored to.
+        total_seconds: the same with preparing, comparing and removing.
+        tables: the number of compared tables; likewise `rows`, `files`, `bytes` of content.
+        server_version: the version of the server that was restored to.
         checksum: the SHA-256 of the archive.
         checks: what was compared, in words.
-        damages: what is not as in the backup.
-        problems: what a portal restored from it would lack, although it is as in the backup.
-        command_exit_code: how the portal's own check ended; None if there was none, or it took too long.
-        command_output: the end of what that check wrote.
+        damages: differences from the backup.
+        problems: what a portal restored from it would lack, although it equals the backup.
+        command_exit_code: exit code of the portal's own check; None if there is none, or it took too long.
+        command_output: the end of that check's output.
         warnings: what should be known.
-        error: why it was not finished, and what to do.
-        exit_code: the code that a program should end with.
+        error: why the drill was not finished, and what to do.
+        exit_code: the exit code for a program.
     """
 
     drill_id: str
@@ -99,12 +99,12 @@ class DrillReport:
         return lines
 
     def to_dict(self) -> dict[str, Any]:
-        """The report in the types of JSON."""
+        """The report as types of JSON."""
         return {name: round(value, 3) if isinstance(value, float) else value for name, value in encode(self).items()}
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> DrillReport:
-        """The report that `to_dict` made, whatever is beside it; ValueError or TypeError where it is invalid."""
+        """The report from the output of `to_dict`, ignoring other keys; ValueError or TypeError if it is invalid."""
         return decode(cls, {one.name: facts[one.name] for one in fields(cls) if one.name in facts})
 
 
@@ -116,21 +116,21 @@ class DrillReports:
         self._store = RecordStore(repository.path / DIRECTORY)
 
     def save(self, report: DrillReport) -> str:
-        """Keep a report; the SHA-256 of its file.
+        """Save a report; return the SHA-256 of its file.
 
         Raises:
-            RepositoryError: it cannot be written, or the repository that was used here is not there.
+            RepositoryError: it cannot be written, or the repository used here before is absent.
         """
         self._repository.refuse_absent()
         return self._store.write(report.drill_id, report.to_dict())
 
     def altered(self, entries: Iterable[AccessEntry]) -> list[str]:
-        """The drills whose reports are not what was written, by what the access log has of them.
+        """The drills whose reports were changed after they were logged.
 
-        One that is gone is not among them: the log still has its outcome.
+        A missing report is not listed: the access log still has its outcome.
 
         Arguments:
-            entries: those of the access log.
+            entries: the access log's entries.
 
         Raises:
             RepositoryError: a report cannot be read.
@@ -139,15 +139,15 @@ class DrillReports:
         return [drill_id for drill_id, seal in seals.items() if self._store.digest(drill_id) not in (None, seal)]
 
     def unlogged(self, entries: Iterable[AccessEntry]) -> list[str]:
-        """The names of reports of which the access log has no digest: somebody has put them there.
+        """The names of reports without a digest in the access log, which others may have put there.
 
-        One that says that it is older than the log is not among them: a log that was begun anew cannot know it, and the
-        newest drills are those that count. One whose drill was killed before it could write its line is among them:
-        nobody can tell it from a forged one.
+        Reports that claim to be older than the log are not listed: a new log cannot know them, and only the newest
+        drills matter. A report whose drill was killed before it could write its line is listed: it cannot be told from
+        a forged one.
 
         Arguments:
-            entries: those of the access log, the oldest first; not read before the reports are, for a drill that ends
-                meanwhile writes its report before its line.
+            entries: the access log's entries, oldest first. Read the reports first: a drill that ends in between writes
+                its report before its line.
 
         Raises:
             RepositoryError: the directory cannot be read.
@@ -161,7 +161,7 @@ class DrillReports:
         return [name for name, moment in started.items() if name not in seals and moment >= first.moment]
 
     def all(self) -> list[DrillReport]:
-        """Every report, newest first; those that are damaged are logged.
+        """Every valid report, newest first; damaged ones are logged.
 
         Raises:
             RepositoryError: the directory cannot be read.
@@ -171,7 +171,7 @@ class DrillReports:
 
 
 def _seals(entries: Iterable[AccessEntry]) -> dict[str, str]:
-    """The digests of reports that the access log has, by the ids of their drills."""
+    """The digests of reports in the access log, by drill."""
     return {
         str(entry.details["drill_id"]): str(entry.details["report"])
         for entry in entries

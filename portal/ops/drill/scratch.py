@@ -1,8 +1,8 @@
-"""The scratch place of a drill: a directory in the repository and a database on the server, both removed afterwards.
+"""The temporary data of a drill: a directory in the repository and a database on the server, both removed afterwards.
 
-The directory is `.drills/<drill_id>/`. Before the database is created, a file in the directory says which one it will
-be, so that whoever finds the directory later can drop it. Drills of a repository lock one another out: who holds the
-lock knows that a directory it finds was left by a process that is dead.
+The directory is `.drills/<drill_id>/`. Before the database is created, a file in the directory records its name, so
+that any later process can drop it. Drills of a repository exclude each other: the holder of the lock knows that any
+directory it finds was left by a dead process.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _RESERVE_BYTES: Final = 64 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class _Note:
-    """The database of a drill, written down before it is created."""
+    """The database of a drill, recorded before it is created."""
 
     database: str
     live: str
@@ -53,25 +53,25 @@ class _Note:
 
 @dataclass(frozen=True, kw_only=True)
 class Scratch:
-    """The place of one drill.
+    """The temporary data of one drill.
 
     Arguments:
         drill_id: such as ``drill_20240115_120000_abc123``.
-        directory: everything that lies on a disk.
+        directory: the drill's directory.
     """
 
     drill_id: str
     directory: Path
 
     def make(self, needed_bytes: int) -> None:
-        """Make the directory.
+        """Create the directory.
 
         Arguments:
-            needed_bytes: what will lie in it.
+            needed_bytes: the bytes that will be written to it.
 
         Raises:
-            DiskFullError: there is no room for that.
-            OSError: it cannot be made.
+            DiskFullError: there is not enough room.
+            OSError: it cannot be created.
         """
         make_hidden(self.directory.parent)
         disk = os.statvfs(self.directory.parent)
@@ -85,10 +85,10 @@ class Scratch:
         make_hidden(self.directory, is_new=True)
 
     def database(self, live: DatabaseTarget) -> DatabaseTarget:
-        """The scratch database beside a live one: recognised by its name, and its sessions by theirs.
+        """The scratch database next to a live one; its name and application name identify it.
 
         Raises:
-            RestoreError: the drill's id is not one.
+            RestoreError: the drill's id is invalid.
         """
         found = _ID.fullmatch(self.drill_id)
         if found is None:
@@ -100,17 +100,17 @@ class Scratch:
     def create_database(
         self, live: DatabaseTarget, identity: DatabaseIdentity | None = None
     ) -> tuple[DatabaseTarget, tuple[str, ...]]:
-        """Create the scratch database, as the live one is; that one is only looked at.
+        """Create the scratch database like the live one, which is only read.
 
         Arguments:
-            identity: what the backup says of its database, where there is no live one.
+            identity: the backup's facts about its database, used if there is no live one.
 
         Returns:
-            the database, and what is not as it should be.
+            the database, and warnings.
 
         Raises:
-            RestoreError: there is such a database already, so it is not ours.
-            OpsError: the server does not do it.
+            RestoreError: such a database exists, so it is not ours.
+            OpsError: the server failed.
         """
         scratch = self.database(live)
         with maintenance(replace(scratch, name=live.name)) as connection:
@@ -126,13 +126,13 @@ class Scratch:
         return scratch, said
 
     def throw_away(self, live: DatabaseTarget) -> None:
-        """Drop the database, if one was noted down, and remove the directory.
+        """Drop the recorded database, if any, and remove the directory.
 
         Arguments:
-            live: user and password are taken from here; host, port and name are those that were noted down.
+            live: provides user and password; host, port and name come from the record.
 
         Raises:
-            OpsError: the server does not do it; the directory stays, so that it can be tried again.
+            OpsError: the server failed; the directory stays for another attempt.
         """
         note = self._note()
         if note:
@@ -168,10 +168,10 @@ class Scratch:
 
 @contextmanager
 def drills_locked(repository: Repository) -> Iterator[None]:
-    """Hold off every other drill of a repository.
+    """Exclude other drills of a repository.
 
     Raises:
-        BusyError: one is running.
+        BusyError: another drill is running.
         RepositoryError: the repository cannot be written.
     """
     repository.prepare()
@@ -186,9 +186,9 @@ def drills_locked(repository: Repository) -> Iterator[None]:
 
 
 def throw_remains_away(repository: Repository, live: DatabaseTarget) -> tuple[str, ...]:
-    """Throw away what drills that were killed have left; what was done and what could not be, in words.
+    """Remove what killed drills have left; return sentences about what was and could not be removed.
 
-    Whoever calls this holds the lock of `drills_locked`.
+    The caller must hold the lock of `drills_locked`.
     """
     said = []
     for path in sorted((repository.path / DIRECTORY).glob("drill_*")):

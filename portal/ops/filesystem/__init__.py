@@ -1,5 +1,5 @@
-"""Trees of files: reached from their top through directory descriptors, with what a file has beside its content.
+"""Trees of files, accessed from their top through directory descriptors, with attributes and extents of files.
 
-Promises that no operation follows a symbolic link out of a tree, whatever is exchanged in it meanwhile, and that the
-length of a path is no limit. May import runtime and the pure core.
+Promises that no operation follows a symbolic link out of a tree, even if entries are exchanged meanwhile, and that
+paths may have any length. May import runtime, settings and the core.
 """

@@ -19,7 +19,7 @@ SPECIAL_BITS: Final = stat.S_ISUID | stat.S_ISGID
 class Attributes(NamedTuple):
     """Permission bits, owner, time in nanoseconds since 1970, and extended attributes.
 
-    Without a list of extended attributes, those that a file has are left alone.
+    If extended attributes are None, those of the file are not changed.
     """
 
     mode: int
@@ -30,7 +30,7 @@ class Attributes(NamedTuple):
 
     @classmethod
     def of(cls, found: os.stat_result, xattrs: Xattrs | None = None) -> Attributes:
-        """The attributes that a `stat` tells."""
+        """The attributes in a `stat` result."""
         return cls(stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid, found.st_mtime_ns, xattrs)
 
     @classmethod
@@ -44,16 +44,16 @@ class Attributes(NamedTuple):
 
     @classmethod
     def decode(cls, values: Sequence[Any]) -> Attributes:
-        """The attributes from the list that JSON makes of them; one of an earlier release has no extended ones."""
+        """The attributes from a JSON list; earlier releases wrote no extended ones."""
         mode, uid, gid, mtime_ns, *rest = values
         xattrs = tuple((name, value) for name, value in rest[0]) if rest and rest[0] is not None else None
         return cls(mode, uid, gid, mtime_ns, xattrs)
 
     def give_to(self, descriptor: int, born: Attributes | None = None) -> None:
-        """Set them on an open file or directory; owner and extended attributes where that is allowed.
+        """Set them on an open file or directory; owner and extended attributes if permitted.
 
         Arguments:
-            born: what it was made with: of that nothing has to be set that is right already.
+            born: the attributes that it was created with, which need not be set again.
         """
         if IS_ROOT and not (born and (born.uid, born.gid) == (self.uid, self.gid)):
             os.fchown(descriptor, self.uid, self.gid)

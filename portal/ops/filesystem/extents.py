@@ -1,4 +1,4 @@
-"""The data and the holes of an open file."""
+"""The data and holes of an open file."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import os
 from typing import Final
 
 Extents = tuple[tuple[int, int], ...]
-"""Offset and length of the data, in ascending order; a last one without length says that the file ends in a hole."""
+"""Offset and length of data, in ascending order; a final extent of length 0 marks a hole at the end."""
 
 ALIGNMENT: Final = 4096
 WORTH_BYTES: Final = 1 << 20
-"""Fewer bytes of holes are read as the zeros that they are."""
+"""With fewer bytes of holes than this, a file is treated as one without."""
 
 _SMALLEST_HOLE: Final = 1 << 16
 _MOST: Final = 1000
@@ -19,10 +19,10 @@ _SECTOR: Final = 512
 
 
 def data_extents(descriptor: int, found: os.stat_result) -> Extents:
-    """The data of a file with holes; nothing where it has none, or so few that it is no matter.
+    """The extents of data in a file with holes; empty if it has none, or too few.
 
     Arguments:
-        found: what `stat` says of it.
+        found: the `stat` result of the file.
     """
     size = found.st_size
     if found.st_blocks * _SECTOR + WORTH_BYTES > size:
@@ -48,7 +48,7 @@ def _scan(descriptor: int, size: int) -> list[tuple[int, int]]:
             start = os.lseek(descriptor, at, os.SEEK_DATA)
             end = os.lseek(descriptor, start, os.SEEK_HOLE)
         except OSError as error:
-            if error.errno == errno.ENXIO:  # there is no more data
+            if error.errno == errno.ENXIO:  # no more data
                 return extents
             return [(0, size)]
         start -= start % ALIGNMENT
@@ -59,7 +59,7 @@ def _scan(descriptor: int, size: int) -> list[tuple[int, int]]:
 
 
 def _joined(extents: list[tuple[int, int]], hole: int) -> list[tuple[int, int]]:
-    """The extents without the holes between them that are smaller than so many bytes."""
+    """The extents, with holes smaller than so many bytes removed."""
     joined: list[tuple[int, int]] = []
     for start, length in extents:
         if joined and start - sum(joined[-1]) < hole:

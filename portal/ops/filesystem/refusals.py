@@ -1,4 +1,4 @@
-"""The error for a file that is to be backed up and cannot be read."""
+"""The error for a file to be backed up that cannot be read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DAMAGED: Final = frozenset({errno.EIO, errno.ENODATA, errno.EUCLEAN, errno.EBAD
 
 
 def unreadable(path: str, number: int) -> SourceError:
-    """The error for a file that is there and cannot be read.
+    """The error for an existing file that cannot be read.
 
     Arguments:
         path: the file.

@@ -1,8 +1,8 @@
-"""A directory tree that is only ever reached from its top, step by step, without following a symlink.
+"""A directory tree that is accessed only from its top, step by step, without following symlinks.
 
-Whatever a path says, and whatever somebody puts into the tree meanwhile, an operation happens below the top or not at
-all: each directory on the way is opened by its name in the one above it. So a path may also be longer than the 4,096
-bytes that the kernel takes at once.
+Whatever a path contains, and whatever others put into the tree meanwhile, an operation happens below the top or not at
+all: each directory on the way is opened by name in the one above. So paths may also be longer than the 4,096 bytes that
+the kernel accepts at once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
-"""What opening a file says when its name, or a directory above it, is not what it was a moment ago."""
+"""Errors of opening a file if the name, or a directory above it, has just been replaced."""
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -31,11 +31,11 @@ _IS_UTF8: Final = sys.getfilesystemencoding() == "utf-8"
 
 
 class Tree:
-    """A directory and what is below it; paths are relative to it, with `/` between names, and empty for itself.
+    """A directory and everything below it. Paths are relative to it, with `/` between names; the empty path is the top.
 
     Arguments:
-        top: where it is; symlinks in this path are followed.
-        descriptor: the directory, where it is open already; it is closed with the tree.
+        top: its path, in which symlinks are followed.
+        descriptor: the directory, if it is open already; closed with the tree.
     """
 
     def __init__(self, top: str, descriptor: int | None = None) -> None:
@@ -50,12 +50,12 @@ class Tree:
         self.close()
 
     def close(self) -> None:
-        """Give the descriptors back."""
+        """Close all descriptors."""
         self.forget()
         os.close(self._root)
 
     def again(self) -> Tree:
-        """The same directory with descriptors of its own, for another thread."""
+        """The same directory with new descriptors, for another thread."""
         return Tree(self.top, os.dup(self._root))
 
     def fileno(self) -> int:
@@ -67,25 +67,25 @@ class Tree:
         return f"{self.top}/{path}" if path else self.top
 
     def forget(self) -> None:
-        """Let go of the directories below the top: one of them is about to be renamed."""
+        """Close the directories below the top, since one of them is about to be renamed."""
         for descriptor in self._open.values():
             os.close(descriptor)
         self._open.clear()
 
     def place(self, path: str, *, make: bool = False) -> tuple[str, int]:
-        """The last name of a path, and a descriptor of the directory that it is in; valid until the next call.
+        """The last name of a path, and a descriptor of its directory; valid until the next call.
 
         Arguments:
-            make: create the directories on the way that are missing.
+            make: create missing directories on the way.
 
         Raises:
-            OSError: a directory on the way is missing, or something else than a directory.
+            OSError: a directory on the way is missing, or is no directory.
         """
         parent, _, name = path.rpartition("/")
         return name if _IS_UTF8 else _native(name), self.directory(parent, make=make)
 
     def directory(self, path: str, *, make: bool = False) -> int:
-        """A descriptor of a directory; valid until the next call, as with `place`."""
+        """A descriptor of a directory; valid until the next call, like `place`."""
         known, missing = path, []
         while known and known not in self._open:
             known, _, name = known.rpartition("/")
@@ -104,7 +104,7 @@ class Tree:
         return descriptor
 
     def look(self, path: str) -> os.stat_result | None:
-        """The `stat` result of a path, without following a symlink; nothing if it does not exist."""
+        """The `stat` result of a path, without following symlinks; None if it does not exist."""
         try:
             if not path:
                 return os.fstat(self._root)
@@ -113,15 +113,15 @@ class Tree:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            if error.errno == errno.ELOOP:  # a symlink on the way: nothing of this tree is behind it
+            if error.errno == errno.ELOOP:  # a symlink on the way: the path is not in this tree
                 return None
             raise
 
     def open_file(self, path: str) -> int:
-        """A descriptor to read a file by; never waits for the other end of a FIFO.
+        """Open a file for reading, without blocking on a FIFO.
 
         Raises:
-            OSError: it cannot be opened, or a symlink is in its place or above it.
+            OSError: it cannot be opened, or is a symlink, or below one.
         """
         name, above = self.place(path)
         return os.open(name, _FILE, dir_fd=above)
@@ -130,7 +130,7 @@ class Tree:
         """The target of a symlink.
 
         Raises:
-            FileNotFoundError: something else has taken its name.
+            FileNotFoundError: something else now has its name.
             OSError: it cannot be read.
         """
         name, above = self.place(path)
@@ -148,7 +148,7 @@ class Tree:
 
     @contextmanager
     def entries(self, path: str) -> Iterator[list[os.DirEntry[str]]]:
-        """The entries of a directory, in no order; they can be asked for `stat` as long as the context lasts."""
+        """The entries of a directory, unsorted; their `stat` works while the context lasts."""
         descriptor = os.dup(self.directory(path))
         try:
             with os.scandir(descriptor) as found:
@@ -157,7 +157,7 @@ class Tree:
             os.close(descriptor)
 
     def below(self, path: str) -> Iterator[tuple[str, os.stat_result]]:
-        """Everything below a directory, each with what `stat` says; a directory comes before what is in it."""
+        """Everything below a directory with its `stat` result; a directory precedes its contents."""
         todo = [path]
         while todo:
             directory = todo.pop()
@@ -167,7 +167,7 @@ class Tree:
             except OSError as error:
                 if directory == path or error.errno not in GONE:
                     raise
-                continue  # something else has taken its name
+                continue  # something else now has its name
             with os.scandir(descriptor) as entries:
                 found = [(portable(entry.name), entry.stat(follow_symlinks=False)) for entry in entries]
             for name, what in sorted(found):
@@ -178,10 +178,10 @@ class Tree:
             todo += reversed(deeper)
 
     def remove(self, path: str) -> None:
-        """Remove a directory with all that is in it, also where the rights of directories stand against it.
+        """Remove a directory with its contents, even if permissions of directories in it forbid that.
 
         Raises:
-            OSError: it is not there, or something in it is another user's.
+            OSError: it does not exist, or something in it belongs to another user.
         """
         todo = [(path, False)]
         while todo:
@@ -196,7 +196,7 @@ class Tree:
             todo += [(inner, False) for inner in self._emptied(directory, name, above)]
 
     def _emptied(self, directory: str, name: str, above: int) -> list[str]:
-        """The directories in a directory, after everything else in it was removed."""
+        """Remove everything in a directory but its subdirectories, and return these."""
         try:
             descriptor = self.directory(directory)
         except PermissionError:
@@ -213,12 +213,12 @@ class Tree:
         return [f"{directory}/{portable(inner)}" for inner, is_directory in entries if is_directory]
 
     def sync(self) -> None:
-        """Put all that was written to this file system on the disk.
+        """Sync the whole file system.
 
-        One call for the whole file system, where one for each file would be tens of thousands of waits.
+        One call for the file system replaces tens of thousands of waits for single files.
 
         Raises:
-            OSError: something could not be written.
+            OSError: writing failed.
         """
         if _LIBC.syncfs(self._root) != 0:
             number = ctypes.get_errno()
@@ -226,10 +226,10 @@ class Tree:
 
 
 def move(source: Tree, target: Tree, path: str, new: str | None = None, *, make: bool = False) -> None:
-    """Rename what is at a path of one tree to the same path, or a new one, of another on the same file system.
+    """Move an entry to the same path, or another one, of another tree on the same file system.
 
     Arguments:
-        make: create the directories in `target` that are missing.
+        make: create missing directories in `target`.
     """
     old_name, old_above = source.place(path)
     new_name, new_above = target.place(path if new is None else new, make=make)
@@ -237,10 +237,10 @@ def move(source: Tree, target: Tree, path: str, new: str | None = None, *, make:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory with all that is in it, also where the rights of directories stand against it.
+    """Remove a directory with its contents, even if permissions of directories in it forbid that.
 
     Raises:
-        OSError: it is not there, or something in it is another user's.
+        OSError: it does not exist, or something in it belongs to another user.
     """
     with Tree(str(path.parent)) as tree:
         tree.remove(path.name)

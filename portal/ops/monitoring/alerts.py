@@ -1,9 +1,9 @@
-"""Whom to tell what: when something begins to fail or a target to be missed, when that ends, and once a day meanwhile.
+"""Alerts: sent when a failure or a missed target begins, when it is resolved, and once a day in between.
 
-What is going on is kept in `.notices.json` in the repository, so that a restart repeats nothing; what is over is kept
-until people were told that it is. Where the file cannot be written (a disk that is full or gone is what people most
-need to hear of), the memory of this process has to do. Where another process keeps it locked, a failure is told all
-the same, and the rest by whoever comes next.
+Problems are recorded in `.notices.json` in the repository, so that a restart repeats no alert; resolved ones stay until
+that was reported. If the file cannot be written (a full or missing disk is what people most need to know of), the
+memory of this process serves. If another process holds its lock, a failure is reported nevertheless; the rest is left
+to the next call.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ _FAILURE: Final = "failure "
 _MISS: Final = "target "
 
 Teller = Callable[[str, str], bool]
-"""Sends a title and a text; whether they arrived."""
+"""Sends a title and a text; returns whether they were delivered."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trouble:
-    """Something that goes on, or that is over and people do not know it yet.
+    """A problem that continues, or that is resolved and not yet reported as such.
 
     Arguments:
         since: when it began.
-        told: when people were last told.
-        what: what it is, in a sentence or two.
-        over: when it ended; nothing while it goes on.
+        told: when it was last reported.
+        what: a description of one or two sentences.
+        over: when it was resolved; None while it continues.
     """
 
     since: datetime
@@ -67,17 +67,17 @@ class Trouble:
 
 
 Troubles = dict[str, Trouble]
-"""What goes on, and what is over without people knowing it, by its kind."""
+"""Continuing problems, and resolved ones not yet reported, by kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class News:
-    """Something to tell.
+    """An alert.
 
     Arguments:
-        kind: what it is about; it has to be told again where that could not be delivered.
+        kind: the kind of problem, to repeat the alert if delivery fails.
         headline: a few words.
-        text: sentences.
+        text: the full text.
     """
 
     kind: str
@@ -86,7 +86,7 @@ class News:
 
 
 def news_of_entry(troubles: Troubles, entry: AccessEntry, now: datetime) -> list[News]:
-    """The news about an operation; `troubles` is updated."""
+    """The alert for an operation, if any; updates `troubles`."""
     if is_failure(entry):
         failure = failure_of(entry)
         kind = f"{_FAILURE}{failure.kind}"
@@ -105,7 +105,7 @@ def news_of_entry(troubles: Troubles, entry: AccessEntry, now: datetime) -> list
 
 
 def news_of_targets(troubles: Troubles, misses: Sequence[Miss], now: datetime) -> list[News]:
-    """The news about targets; `troubles` is updated."""
+    """Alerts for targets; updates `troubles`."""
     news = []
     missed = {f"{_MISS}{miss.target}": f"{_sentence(miss.what)}{_mend(miss.mend)}" for miss in misses}
     for kind, what in missed.items():
@@ -138,7 +138,7 @@ def _goes_on(troubles: Troubles, kind: str) -> bool:
 
 
 def _ended(troubles: Troubles, kind: str, moment: datetime, now: datetime) -> News:
-    """The news about a resolved problem; it stays among the troubles until it is delivered."""
+    """The alert for a resolved problem, which stays in `troubles` until it is delivered."""
     troubles[kind] = trouble = replace(troubles[kind], over=moment, told=now)
     return _over(kind, trouble, moment)
 
@@ -170,11 +170,11 @@ def _sentence(text: str) -> str:
 
 
 class _Memory(NamedTuple):
-    """The continuing problems, to be changed.
+    """Continuing problems, to be updated.
 
     Arguments:
-        troubles: what goes on.
-        locked: whether nobody else changes it meanwhile.
+        troubles: the problems.
+        locked: whether other processes are kept from updating them.
     """
 
     troubles: Troubles
@@ -182,13 +182,13 @@ class _Memory(NamedTuple):
 
 
 class AlertSender:
-    """Tells people, and remembers what they were told.
+    """Sends alerts, and records what was sent.
 
     Arguments:
-        directory: the repository, which has the memory.
-        host: this machine's name, for the title.
-        tell: sends a title and a text; whether they arrived.
-        patience: seconds to wait at the most while another process has the memory locked.
+        directory: the repository, which holds the record.
+        host: the machine's name for titles.
+        tell: sends a title and a text; returns whether they were delivered.
+        patience: the most seconds to wait for another process's lock.
     """
 
     def __init__(
@@ -203,11 +203,11 @@ class AlertSender:
         self._unwritten: Troubles = {}
 
     def after(self, entry: AccessEntry | None, misses: Sequence[Miss] | None) -> None:
-        """Tell what is new. While the memory is locked that is a failure alone, which nobody else would tell.
+        """Send what is new. While the record is locked, send only a failure, which no other process would report.
 
         Arguments:
-            entry: what was done; nothing where only time has passed.
-            misses: the targets that are missed; nothing where that is not known.
+            entry: the finished operation; None if only time has passed.
+            misses: the missed targets; None if unknown.
         """
         now = self._clock()
         news = []
@@ -231,22 +231,22 @@ class AlertSender:
         return f"Kekkai backup on {self._host}: {what}"
 
     def _postpone(self, told: Troubles, patience: float) -> None:
-        """Undelivered news are sent again after a while."""
+        """Schedule undelivered alerts for another attempt."""
         with self._remembered(patience) as (troubles, _):
             for kind in [kind for kind in told if _goes_on(troubles, kind)]:
                 troubles[kind] = replace(troubles[kind], told=self._clock() - _AGAIN + _UNDELIVERED_AGAIN)
 
     def _forget(self, told: Troubles) -> None:
-        """Drop a problem that is resolved and reported, unless it has begun again meanwhile."""
+        """Remove a problem that was reported as resolved, unless it has begun again."""
         with self._remembered(self._patience) as (troubles, _):
             for kind in [kind for kind, trouble in told.items() if trouble.over and troubles.get(kind) == trouble]:
                 del troubles[kind]
 
     @contextmanager
     def _remembered(self, patience: float) -> Iterator[_Memory]:
-        """The continuing problems, to be changed; saved at the end, for this and every other process.
+        """Load the continuing problems, and save them at the end.
 
-        Where that is not locked in time, new troubles are kept for the next time and no change is written.
+        If the lock is not free in time, new problems are kept for the next call and nothing is saved.
         """
         try:
             lock = open_own(self._directory / _LOCK_NAME)
@@ -254,7 +254,7 @@ class AlertSender:
             yield _Memory(self._memory, locked=True)
             return
         try:
-            locked = lock_within(lock, fcntl.LOCK_EX, patience)  # for the time that a small file's writing takes
+            locked = lock_within(lock, fcntl.LOCK_EX, patience)  # briefly, for writing a small file
             before = self._load()
             troubles = self._unwritten | before
             yield _Memory(troubles, locked=locked)

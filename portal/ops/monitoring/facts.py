@@ -1,4 +1,4 @@
-"""Gathers what a status is made of: from the repository alone, by its catalogue and its records."""
+"""Gathers the facts for a status from the repository's catalogue and records."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def read_status(settings: Settings, now: datetime, *, archives: Sequence[Entry] 
     """The backup status.
 
     Arguments:
-        archives: those of the catalogue, where somebody has read it already.
+        archives: the catalogue, if it was read already.
 
     Raises:
         RepositoryError: the repository cannot be read.
@@ -60,7 +60,7 @@ def read_status(settings: Settings, now: datetime, *, archives: Sequence[Entry] 
 
 
 def read_facts(settings: Settings, now: datetime, archives: Sequence[Entry]) -> Facts:
-    """Everything that is known.
+    """Gather all facts.
 
     Raises:
         RepositoryError: the repository cannot be read.
@@ -105,7 +105,7 @@ def read_facts(settings: Settings, now: datetime, archives: Sequence[Entry]) -> 
 
 
 def _rejected(repository: Repository) -> dict[str, int]:
-    """The number of messages that workers rejected, by reason."""
+    """The number of messages rejected by workers, by reason."""
     try:
         found = json.loads((repository.path / ".rejected.json").read_bytes())
         return {str(reason): int(count) for reason, count in found.items()}
@@ -133,14 +133,14 @@ def _offsite(
         return ()
     try:
         policy = BackupConfig.from_settings(settings).retention
-    except ConfigurationError:  # a prune refuses it, and says so
+    except ConfigurationError:  # a prune refuses it, and reports that
         policy = RetentionPolicy()
     config = OffsiteConfig.from_settings(settings)
     return destination_states(config, policy, repository, archives, now, has_wal=settings.pitr.wal)
 
 
 def _restores(repository: Repository, now: datetime) -> tuple[list[RestoreRecord], tuple[Failure, ...]]:
-    """The restores that something is kept of; where their records are invalid, that is a failure like others."""
+    """The restores with rollback data; invalid records count as a failure."""
     try:
         return RestoreRecords(repository).all(), ()
     except OpsError as error:
@@ -155,7 +155,7 @@ def _cut_off(repository: Repository, restores: Iterable[RestoreRecord]) -> tuple
 
 
 def _policy(settings: Settings) -> RetentionPolicy | None:
-    """The retention policy; nothing if no archive is removed: no prune is due, or it would refuse the policy."""
+    """The retention policy, or None if no prune is scheduled or the policy is invalid."""
     try:
         return BackupConfig.from_settings(settings).retention if settings.schedules.prune else None
     except ConfigurationError:
@@ -163,10 +163,10 @@ def _policy(settings: Settings) -> RetentionPolicy | None:
 
 
 def _usages(archives: Sequence[Entry], policy: RetentionPolicy | None, now: datetime) -> Iterable[Usage]:
-    """The space used by archives of each type, for each day since the first archive.
+    """The bytes of archives of each type, for each day since the first archive.
 
     Arguments:
-        archives: the newest first.
+        archives: all archives, newest first.
     """
     today = now.date()
     first = min((archive.moment.date() for archive in archives), default=today)
@@ -184,12 +184,12 @@ def _usages(archives: Sequence[Entry], policy: RetentionPolicy | None, now: date
 
 
 def _kept_days(alike: Sequence[Entry], rule: RetentionRule, now: datetime) -> int:
-    """Days that archives of a type stay: those of its rule, or until so many newer ones have come as its count says.
+    """After how many days archives of a type are removed: by the days of the rule, or by its count.
 
-    What the rule keeps of hours to years, what is pinned and what a chain needs stays longer; that is not foretold.
+    Archives kept for hourly to yearly rules, by pins or for chains stay longer; the forecast ignores that.
 
     Arguments:
-        alike: the archives of the type, the newest first.
+        alike: the archives of the type, newest first.
     """
     count = max(1, rule.count)  # the newest one always stays
     there = min(count, len(alike))
@@ -197,7 +197,7 @@ def _kept_days(alike: Sequence[Entry], rule: RetentionRule, now: datetime) -> in
 
 
 class _Newest:
-    """Looks for the newest archives of each component, from the newest one backwards."""
+    """Finds the newest archives of each component, from the newest archive on."""
 
     def __init__(self, components: tuple[Component, ...]) -> None:
         self._components = frozenset(components)
@@ -208,7 +208,7 @@ class _Newest:
         self.incomplete: defaultdict[str, list[str]] = defaultdict(list)
 
     def look_at(self, entries: Iterable[Entry]) -> None:
-        """Go through the archives, the newest first. One that is not complete counts for nothing."""
+        """Examine archives, newest first. An incomplete one does not count."""
         for entry in entries:
             finding = entry.finding
             if finding is not None and not finding.intact:
@@ -234,7 +234,7 @@ def _archive(entry: Entry) -> Archive:
 
 
 def _components(settings: Settings) -> tuple[Component, ...]:
-    """The components to back up."""
+    """The components to be backed up."""
     given = {Component.MEDIA: settings.upload_dir, Component.AUDIT_LOGS: settings.audit_dir}
     return (Component.DATABASE, *(component for component, path in given.items() if path))
 

@@ -1,4 +1,4 @@
-"""Unresolved failures, by the access log: a later success of the same kind resolves a failure."""
+"""Finds unresolved failures in the access log: a later success of the same kind resolves a failure."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 _UNCOUNTED: Final = frozenset({Action.PIN, Action.UNPIN, Action.DISCARD, Action.FORGET, Action.OFFSITE_READ})
 _STARTED_BY_ITSELF: Final = frozenset({Action.BACKUP, Action.PRUNE, Action.DRILL, Action.OFFSITE_COPY})
-"""Where a refusal is a failure: no person is there who reads it."""
+"""Actions without a person to read a refusal, so that a refusal counts as a failure."""
 
 
 _OF_A_DESTINATION: Final = frozenset({Action.OFFSITE_COPY, Action.OFFSITE_VERIFY, Action.OFFSITE_PRUNE})
 
 
 def kind_of(entry: AccessEntry) -> str:
-    """The key shared by a failure and the success that resolves it; empty for entries that do not count."""
+    """The kind of a failure and of the success that resolves it; empty for entries that do not count."""
     if entry.action in _UNCOUNTED or entry.details.get("dry_run"):
         return ""
     if entry.action is Action.BACKUP:
@@ -35,7 +35,7 @@ def kind_of(entry: AccessEntry) -> str:
 
 
 def is_failure(entry: AccessEntry) -> bool:
-    """True if somebody should know of it."""
+    """True if somebody must be told."""
     if not kind_of(entry):
         return False
     refused = entry.outcome is Outcome.REFUSED and entry.action in _STARTED_BY_ITSELF
@@ -43,7 +43,7 @@ def is_failure(entry: AccessEntry) -> bool:
 
 
 def answered(entry: AccessEntry, kinds: Iterable[str]) -> set[str]:
-    """Which of these kinds a success puts right: its own, and a full backup those of every type."""
+    """The kinds that a success resolves: its own, and a full backup those of every type."""
     kind = kind_of(entry)
     if entry.outcome is not Outcome.DONE or not kind:
         return set()
@@ -52,7 +52,7 @@ def answered(entry: AccessEntry, kinds: Iterable[str]) -> set[str]:
 
 
 def failure_of(entry: AccessEntry) -> Failure:
-    """The failure that a line is of."""
+    """The failure that an entry describes."""
     return Failure(
         kind=kind_of(entry),
         action=entry.action.value,
@@ -64,10 +64,10 @@ def failure_of(entry: AccessEntry) -> Failure:
 
 
 def unanswered(entries: Iterable[AccessEntry]) -> tuple[Failure, ...]:
-    """The failures that nothing has put right, the newest first.
+    """The unresolved failures, newest first.
 
     Arguments:
-        entries: the oldest first.
+        entries: the entries, oldest first.
     """
     open_ones: dict[str, Failure] = {}
     for entry in entries:

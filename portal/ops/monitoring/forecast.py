@@ -1,7 +1,7 @@
 """The forecast of disk space: daily use by archives, space freed by retention, and the day it runs out.
 
-Weeks, not archives, are compared: a week has everything that a schedule makes. The middle of the last weeks counts, not
-their mean, so one large archive or a day without any changes little.
+It is based on whole weeks, since a week contains every kind of scheduled backup, and on their medians, so that one
+large archive or a day without any changes little.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 LEAST_DAYS: Final = 3
-"""Whole days of history below which nothing is foretold."""
+"""The least days of history for a forecast."""
 
 _WEEK: Final = 7
 _RECENT_DAYS: Final = 28
@@ -28,8 +28,8 @@ class Usage:
     """The space used by archives with the same retention.
 
     Arguments:
-        daily: bytes of those of each day that are there now, the oldest day first, without today.
-        kept_days: days after which they are removed; nothing where they never are.
+        daily: the present bytes of each day's archives, oldest first, without today.
+        kept_days: days after which they are removed; None for never.
     """
 
     daily: tuple[int, ...]
@@ -41,9 +41,9 @@ class Forecast:
     """The forecast of the space.
 
     Arguments:
-        added_per_day: bytes of new archives on a usual day.
-        trend_per_day: bytes by which such a day grows, from one to the next.
-        days_left: days until it runs out; nothing where it does not within ten years.
+        added_per_day: bytes of new archives on a typical day.
+        trend_per_day: bytes by which that grows from day to day.
+        days_left: days until the disk is full; None for more than ten years.
     """
 
     added_per_day: int
@@ -52,11 +52,11 @@ class Forecast:
 
 
 def forecast(usages: Sequence[Usage], *, free: int) -> Forecast | None:
-    """Foretell how long the space lasts; nothing where there is too little history.
+    """Forecast the disk space; None if there is too little history.
 
     Arguments:
-        usages: all that is in the repository, each of them with the same days.
-        free: bytes.
+        usages: all archives of the repository, for the same days.
+        free: free bytes.
     """
     if not usages or len(usages[0].daily) < LEAST_DAYS:
         return None
@@ -69,26 +69,26 @@ def forecast(usages: Sequence[Usage], *, free: int) -> Forecast | None:
 
 
 def _pace(usage: Usage) -> tuple[int, float]:
-    """Bytes of a usual day, and by how much it grows; days that are older than what is kept have been thinned out."""
+    """Bytes of a typical day, and their daily growth; days past the retention are thinned out and not used."""
     whole = usage.daily if usage.kept_days is None else usage.daily[-max(1, usage.kept_days) :]
     return round(median(_smoothed(whole[-_RECENT_DAYS:]))), _trend(_smoothed(whole[-_TREND_DAYS:]))
 
 
 def _smoothed(daily: Sequence[int]) -> list[float]:
-    """The daily use, averaged over the week that ends with each of these days; over all days if they are few."""
+    """The daily use, averaged over the week that ends with each day; over all days if they are few."""
     if len(daily) < _WEEK:
         return [sum(daily) / len(daily)]
     return [sum(daily[end - _WEEK : end]) / _WEEK for end in range(_WEEK, len(daily) + 1)]
 
 
 def _trend(series: Sequence[float]) -> float:
-    """The middle of the slopes between any two days (Theil and Sen); what shrinks counts as steady."""
+    """The median slope between any two days (Theil and Sen); a negative one counts as 0."""
     slopes = [(later - earlier) / (j - i) for (i, earlier), (j, later) in combinations(enumerate(series), 2)]
     return max(0.0, median(slopes)) if len(series) > _WEEK else 0.0
 
 
 def _days_left(usages: Sequence[Usage], paces: Sequence[tuple[int, float]], free: int) -> int | None:
-    """Live through day after day: each adds archives, and removes those of the day that is old enough."""
+    """Simulate day after day: each adds archives, and removes those of the day whose retention ends."""
     histories = [_counted_on(usage) for usage in usages]
     left = free
     for day in range(_HORIZON_DAYS):
@@ -103,6 +103,6 @@ def _days_left(usages: Sequence[Usage], paces: Sequence[tuple[int, float]], free
 
 
 def _counted_on(usage: Usage) -> list[int]:
-    """The archives that retention will remove: not overdue ones, which are kept for a reason."""
+    """The archives that retention will remove; overdue ones are kept for a reason and not counted."""
     overdue = 0 if usage.kept_days is None else max(0, len(usage.daily) - usage.kept_days)
     return [0] * overdue + list(usage.daily[overdue:])

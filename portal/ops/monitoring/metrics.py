@@ -1,6 +1,6 @@
-"""The status as metrics for Prometheus: a file for the textfile collector, or a small HTTP server.
+"""The status as Prometheus metrics: a file for the textfile collector, or a small HTTP server.
 
-Import this module late: it brings the client library. Everything is a gauge, and computed anew each time.
+Import this module late: it loads the client library. Every metric is a gauge and computed anew each time.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ READABLE: Final = "kekkai_backup_repository_readable"
 _FILE_MODE: Final = 0o644
 
 Sample = tuple[str, float]
-"""A value and its label; the label is empty where the metric has none."""
+"""A value and its label; the label is empty for metrics without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +44,10 @@ class Metric:
     """One gauge.
 
     Arguments:
-        name: as Prometheus' conventions want it.
-        meaning: what the table of the documentation says.
-        label: what tells its values apart; empty where there is one.
-        values: takes them out of a status.
+        name: the name, by Prometheus' conventions.
+        meaning: its description in the documentation's table.
+        label: the name of its label; empty if there is one value.
+        values: extracts the values from a status.
     """
 
     name: str
@@ -262,17 +262,17 @@ METRICS: Final = (
 
 
 class _Statuses(Collector):
-    """Gives the metrics of a status to the client library.
+    """Provides the metrics of a status to the client library.
 
     Arguments:
-        read: makes the status, or raises `OpsError`.
+        read: returns the status, or raises `OpsError`.
     """
 
     def __init__(self, read: Callable[[], Status]) -> None:
         self._read = read
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Read the status; where it cannot be read, that is the only metric."""
+        """Read the status; if that fails, return only the metric for this failure."""
         try:
             status = self._read()
         except OpsError as error:
@@ -295,13 +295,13 @@ def registry_of(read: Callable[[], Status]) -> CollectorRegistry:
 
 
 def write_metrics(status: Status, path: Path) -> None:
-    """Write the metrics of a status to a file, which is there as a whole at any moment, and for all to read.
+    """Write the metrics of a status to a file, atomically and readable for everyone.
 
     Raises:
         RepositoryError: it cannot be written.
     """
     data = generate_latest(registry_of(lambda: status))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # the collector takes names that end in .prom
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # the collector reads names that end in .prom
     try:
         temporary.write_bytes(data)
         temporary.chmod(_FILE_MODE)
@@ -313,10 +313,10 @@ def write_metrics(status: Status, path: Path) -> None:
 
 
 def serve(settings: Settings, *, port: int, clock: Clock = utc_now) -> WSGIServer:
-    """Serve the metrics at a port, on threads of their own; `shutdown` of what is returned ends that.
+    """Serve the metrics on a port in threads; `shutdown` of the result ends that.
 
     Arguments:
-        port: 0 takes any that is free.
+        port: the port; 0 for any free one.
 
     Raises:
         ConfigurationError: the port cannot be used.

@@ -1,4 +1,4 @@
-"""The facts about the backups, and the status they amount to."""
+"""The facts about backups, and the status derived from them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Archive:
     """An archive that has a component.
 
     Arguments:
-        level: how closely it was verified; nothing where it was not.
+        level: how thoroughly it was verified; None if it was not.
     """
 
     backup_id: str
@@ -32,10 +32,10 @@ class Archive:
 
 @dataclass(frozen=True, kw_only=True)
 class Drill:
-    """A restore that was tried.
+    """A test restore.
 
     Arguments:
-        seconds: how long it took, which is the RTO.
+        seconds: how long the restore took: the RTO.
     """
 
     backup_id: str
@@ -47,10 +47,10 @@ class Drill:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Something that failed, and that nothing of its kind has put right since.
+    """An unresolved failure.
 
     Arguments:
-        kind: what makes later ones answer it, such as ``backup database``.
+        kind: the kind that a later success resolves, such as ``backup database``.
     """
 
     kind: str
@@ -66,7 +66,7 @@ class LastOutcome:
     """The last outcome of an action.
 
     Arguments:
-        seconds: how long it took; nothing where that was not noted.
+        seconds: how long it took; None if that was not recorded.
     """
 
     moment: datetime
@@ -76,28 +76,28 @@ class LastOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """All that is known.
+    """All facts for a status.
 
     Arguments:
-        components: those that are to be backed up.
-        newest: for each component its newest archive that is not known to be damaged.
-        verified: for each component its newest archive that is known to be intact.
-        first: for each component the moment of its oldest archive.
-        archives: how many there are.
-        usages: what the archives of each type take, day by day, and how long they are kept.
-        free: bytes on the repository's disk; `total` is the size of the disk.
-        drills: those that were made, the newest first.
-        failures: the newest first.
-        last: how the last one of each action ended.
-        damaged: archives that were found damaged, and are still there.
-        incomplete: what is wrong with archives that count for nothing, as with a chain that has a gap; of each of these
-            faults the archives that have it, the newest first.
+        components: the components to be backed up.
+        newest: for each component, the newest archive not known to be damaged.
+        verified: for each component, the newest archive known to be intact.
+        first: for each component, the time of its oldest archive.
+        archives: the number of archives.
+        usages: the bytes of archives of each type, by day, and how long they are kept.
+        free: free bytes on the repository's disk; `total` is the disk's size.
+        drills: all drills, newest first.
+        failures: unresolved failures, newest first.
+        last: the last outcome of each action.
+        damaged: existing archives that were found damaged.
+        incomplete: archives that do not count, such as those of a chain with a gap: by fault, the archives, newest
+            first.
         pins: the reason of each pin, by the archive's name.
-        restores: those that can be rolled back, the newest first: id, archive, moment.
-        offsite: the copies of each destination.
-        cut_off: restores that were interrupted, and are neither finished nor undone.
-        pitr: what is known of recoveries to a moment; nothing where no WAL is to be received.
-        rejected: how many messages workers have rejected, by reason.
+        restores: restores that can be rolled back, newest first: id, archive, time.
+        offsite: the state of each destination.
+        cut_off: interrupted restores, neither finished nor undone.
+        pitr: the facts about point-in-time recovery; None if WAL is not received.
+        rejected: the number of messages rejected by workers, by reason.
     """
 
     repository: str
@@ -131,11 +131,11 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Miss:
-    """A target that is missed.
+    """A missed target.
 
     Arguments:
         target: its name, such as ``rpo_database``.
-        what: by how much, in a sentence without its end.
+        what: by how much, as a sentence without its full stop.
         mend: what to do.
     """
 
@@ -144,7 +144,7 @@ class Miss:
     mend: str
 
     def to_dict(self) -> dict[str, str]:
-        """The miss in the types of JSON."""
+        """The miss as types of JSON."""
         return {"target": self.target, "what": self.what, "mend": self.mend}
 
 
@@ -153,8 +153,8 @@ class ComponentStatus:
     """The status of one component.
 
     Arguments:
-        rpo: the age that the newest archive may have.
-        verified_age: the age that the newest one known to be intact may have.
+        rpo: the greatest permitted age of the newest archive.
+        verified_age: the greatest permitted age of the newest archive known to be intact.
     """
 
     component: Component
@@ -170,10 +170,10 @@ class Status:
     """The backup status.
 
     Arguments:
-        moment: when.
-        misses: every target that is missed.
-        forecast: how long the space lasts; nothing where there is too little history.
-        drill: the last one; `drilled` is the last one that succeeded.
+        moment: the time of the status.
+        misses: all missed targets.
+        forecast: the forecast of disk space; None if there is too little history.
+        drill: the last drill; `drilled` is the last successful one.
     """
 
     moment: datetime
@@ -191,7 +191,7 @@ class Status:
         return not self.misses
 
     def to_dict(self) -> dict[str, Any]:
-        """The status in the types of JSON."""
+        """The status as types of JSON."""
         facts = self.facts
         return {
             "success": self.ok,

@@ -1,8 +1,7 @@
-"""The consequences of an operation: metrics are written, alerts sent, and the dead-man's URL called.
+"""The observer of all jobs: writes metrics, sends alerts, and calls the dead-man's URL after each operation.
 
-It is the observer of the jobs: it never raises, and takes a bounded time. Who starts jobs passes it in; the engine's
-jobs know nothing of it. What serves only those who are told is imported when somebody is: importing it takes longer
-than a small backup.
+It never raises, and takes a limited time. Front ends pass it to the jobs; the engine's jobs know only its interface.
+Modules for alerts and metrics are imported only if they are used: that takes longer than a small backup.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ log = engine_log("portal.ops.monitoring.observer")
 _HIDDEN: Final = "********"
 _USER_INFO: Final = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 _SHORTEST_SECRET: Final = 4
-"""A shorter one would turn plain words into asterisks."""
+"""A shorter secret is not masked: it would turn plain words into asterisks."""
 
 _AT_MOST_EVERY: Final = 60.0
 
@@ -44,8 +43,8 @@ class Observers:
     """Does what follows.
 
     Arguments:
-        settings: where metrics go, who is told, what is called, and what may not be told.
-        clock: what time it is.
+        settings: say where metrics go, who gets alerts, which URL to call, and which values are secret.
+        clock: returns the current time.
     """
 
     def __init__(self, settings: Settings, *, clock: Clock = utc_now) -> None:
@@ -55,7 +54,7 @@ class Observers:
         self._refreshed = -_AT_MOST_EVERY
 
     def __call__(self, entry: AccessEntry) -> None:
-        """Something was done. Of many in a row (verifications, removals) the status is not read after each."""
+        """An operation has ended. In a series (verifications, removals) the status is not read after each."""
         quiet = entry.outcome is Outcome.DONE and (entry.action is Action.VERIFY or "archives" in entry.details)
         try:
             self._ping(entry)
@@ -67,10 +66,10 @@ class Observers:
             log.warning("observer_failed", reason=type(error).__name__)
 
     def refresh(self, status: Status | None = None) -> None:
-        """Time has passed: targets may be missed by now. Asked for too often, it does nothing.
+        """Time has passed, so targets may be missed. Called too often, it does nothing.
 
         Arguments:
-            status: how it stands, where that is known already.
+            status: the status, if it was read already.
         """
         try:
             if status or self._is_due:
@@ -101,7 +100,7 @@ class Observers:
             self._notices.after(entry, status.misses if status else None)
 
     def _read(self) -> Status | None:
-        """The backup status, if it is wanted and can be read."""
+        """The status, if it is needed and can be read."""
         targets = self._settings.targets
         if not (targets.metrics_file or targets.notify_urls):
             return None
@@ -129,14 +128,14 @@ class Observers:
         return urls is not None and messenger.notify(urls, self._scrubbed(title), self._scrubbed(text))
 
     def _scrubbed(self, text: str) -> str:
-        """The text without any secret, should one have come into an error of another program."""
+        """The text with all secrets masked, in case another program's error contains one."""
         for word in self._secrets:
             text = text.replace(word, _HIDDEN)
         return _USER_INFO.sub(_HIDDEN, text)
 
 
 def secret_words(settings: Settings) -> set[str]:
-    """Everything that may not be told: the secrets, and of URLs the password too."""
+    """All values to be masked: the secrets, and also passwords within URLs."""
     worker, targets = settings.worker, settings.targets
     given: list[Secret | None] = [
         settings.database.password,

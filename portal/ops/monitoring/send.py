@@ -1,11 +1,11 @@
-"""Sends one message or calls one URL, in a process of its own: one that hangs is killed, and what it says is not kept.
+"""Sends one message or calls one URL in a separate process: if it hangs it is killed, and its output is dropped.
 
-What is to be sent comes as JSON on standard input, since arguments of a process are there for everybody to read:
+The request is JSON on standard input, since everyone can read a process's arguments:
 
     {"notify": "json://… mailto://…", "title": "…", "body": "…"}      by Apprise
     {"ping": "https://…"}                                            a GET
 
-The exit code is 0 where it was delivered.
+The exit code is 0 if it was delivered.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ _USELESS_URL: Final = 2
 
 
 def notify(urls: Secret, title: str, body: str, *, seconds: float = LONGEST_SECONDS) -> bool:
-    """Tell people; whether all of them were told. Never raises, and never logs a URL.
+    """Send a message; return whether everyone received it. Never raises, and never logs a URL.
 
     Arguments:
-        urls: URLs of Apprise, with spaces between them.
-        seconds: how long it may take.
+        urls: Apprise URLs, separated by spaces.
+        seconds: the time limit.
     """
     return _send("notify", {"notify": urls.reveal(), "title": title, "body": body}, seconds)
 
 
 def ping(url: Secret, *, failed: bool, seconds: float = LONGEST_SECONDS) -> bool:
-    """Call a dead-man's URL, with ``/fail`` behind its path where it failed; whether it answered. Never raises."""
+    """Call a dead-man's URL, with ``/fail`` added after a failure; return whether it answered. Never raises."""
     return _send("ping", {"ping": ping_url(url.reveal(), failed=failed)}, seconds)
 
 
 def ping_url(url: str, *, failed: bool) -> str:
-    """The URL to call; ``/fail`` goes behind the path, before a query."""
+    """The URL to call; ``/fail`` is added to the path, before a query."""
     if not failed:
         return url
     try:
@@ -63,7 +63,7 @@ def ping_url(url: str, *, failed: bool) -> str:
 
 
 def _send(what: str, order: Mapping[str, str], seconds: float) -> bool:
-    """Hand it to a process; what that says of its failure could hold the URL, so only its code is looked at."""
+    """Run the sending process; its output could contain the URL, so only its exit code is used."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     try:
         ended = subprocess.run(
@@ -89,8 +89,8 @@ def _send(what: str, order: Mapping[str, str], seconds: float) -> bool:
 
 
 def main() -> int:
-    """Do what standard input says; the exit code."""
-    signal.alarm(_ALARM_SECONDS)  # who started this may be gone by then
+    """Do what standard input says; return the exit code."""
+    signal.alarm(_ALARM_SECONDS)  # the parent may be gone by then
     order = json.load(sys.stdin)
     return _ping(order["ping"]) if "ping" in order else _notify(order["notify"], order["title"], order["body"])
 

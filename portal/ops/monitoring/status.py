@@ -1,4 +1,4 @@
-"""The backup status: facts compared with targets. Facts, targets and the time go in; a status comes out."""
+"""The backup status: facts compared with targets. This module is pure."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from portal.ops.settings.load import TargetSettings
 
 SPACE_WARNING: Final = timedelta(days=14)
-"""Space that lasts for less is a target missed."""
+"""Disk space that lasts for less than this is a missed target."""
 
 SPACE_NEEDED: Final = 64 << 20
-"""Bytes that a backup leaves free, so that with less none is begun."""
+"""A backup leaves this many bytes free, so with less none is started."""
 
 _BACKUPS: Final = {
     Component.DATABASE: Advice.BACK_UP_DATABASE,
@@ -32,7 +32,7 @@ _BACKUPS: Final = {
 
 
 def evaluate(facts: Facts, targets: TargetSettings, now: datetime) -> Status:
-    """Hold the facts against the targets."""
+    """Compare the facts with the targets."""
     components = tuple(_component(component, facts, targets, now) for component in facts.components)
     last = facts.drills[0] if facts.drills else None
     drilled = next((drill for drill in facts.drills if drill.success), None)
@@ -97,7 +97,7 @@ def _component(component: Component, facts: Facts, targets: TargetSettings, now:
 def _missed_drill(
     last: Drill | None, drilled: Drill | None, facts: Facts, allowed: timedelta, now: datetime
 ) -> list[Miss]:
-    """A drill that failed misses the target too: what it tried could not be restored."""
+    """A failed drill misses the target too: its archive could not be restored."""
     mend = f"{Advice.DRILL} tests a restore now, without changing live data."
     if last is not None and not last.success:
         return [Miss(target="drill", what=f"the last drill, of {last.backup_id}, failed: {last.error}", mend=mend)]
@@ -117,7 +117,7 @@ def _missed_pitr(facts: Facts, now: datetime) -> Iterable[PitrMiss]:
 
 
 def _missed_offsite(facts: Facts, allowed: timedelta, now: datetime) -> list[Miss]:
-    """Copies that are missing, too old or damaged, and WAL that is not copied, of each destination."""
+    """Missing, outdated and damaged copies, and WAL that is not copied, by destination."""
     mend = f"{Advice.COPY_OFFSITE} copies whatever is missing, or names the reason."
     faults = ((one, one.fault(allowed, now)) for one in facts.offsite)
     copies = [Miss(target=f"offsite_{one.identifier}", what=what, mend=mend) for one, what in faults if what]
@@ -128,7 +128,7 @@ def _missed_offsite(facts: Facts, allowed: timedelta, now: datetime) -> list[Mis
 
 
 def _missed_space(facts: Facts, days_left: int | None) -> list[Miss]:
-    """Space that is used up, or will soon be; without a pace nothing is foreseen, but a full disk is full."""
+    """Space that is used up or soon will be; without a forecast only a full disk is reported."""
     if facts.total and facts.free < SPACE_NEEDED:
         what = f"the disk of {facts.repository} is full: {human_bytes(facts.free)} are free"
     elif days_left is not None and days_left < SPACE_WARNING.days:
@@ -142,7 +142,7 @@ def _missed_space(facts: Facts, days_left: int | None) -> list[Miss]:
 
 
 def _late(archive: Archive | None, allowed: timedelta, now: datetime) -> str:
-    """By how much the allowed age is exceeded, in words; empty where it is not."""
+    """By how much the permitted age is exceeded, in words; empty if it is not."""
     if archive is None:
         return "missing"
     age = now - archive.moment
@@ -154,10 +154,10 @@ def _none(component: Component, facts: Facts) -> str:
 
 
 def _is_overdue(first: datetime | None, allowed: timedelta, now: datetime) -> bool:
-    """True if there was time enough since the first backup; where there is none, that is what is missing."""
+    """True if there was enough time since the first backup; if there is no backup, that is the problem."""
     return first is not None and now - first > allowed
 
 
 def spoken(component: Component) -> str:
-    """Its name for people."""
+    """The name for people."""
     return {Component.DATABASE: "database", Component.MEDIA: "uploads", Component.AUDIT_LOGS: "audit log"}[component]

@@ -1,4 +1,4 @@
-"""A status for people: one screen, the verdict in its first line."""
+"""A status as text for people: one screen, with the verdict in the first line."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _window(facts: PitrFacts, now: datetime) -> str:
 
 
 def _offsite(one: DestinationState, now: datetime) -> Iterator[str]:
-    """The copies of a destination, in a line or two."""
+    """The copies in a destination, in a line or two."""
     newest = f"newest {span(now - one.moment)} old" if one.moment else "none yet"
     missing = f", {len(one.missing)} missing" if one.missing else ""
     yield f"{one.shown}: {one.copies} copies, {human_bytes(one.stored_bytes)}, {newest}{missing}"
@@ -125,7 +125,7 @@ def _incomplete(fault: str, names: Sequence[str]) -> str:
 
 
 def _entry(label: str, texts: list[str]) -> Iterator[str]:
-    """A few of the texts, one a line."""
+    """Some of the texts, one per line."""
     texts = list(dict.fromkeys(texts))
     for number, text in enumerate(texts[:_MOST]):
         first, _, rest = text.partition("\n")

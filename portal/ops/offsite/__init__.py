@@ -1,6 +1,6 @@
-"""Off-site copies: archives, encrypted and stored elsewhere, and brought back from there.
+"""Off-site copies: archives, encrypted and stored elsewhere, and fetched back.
 
-Promises that a copy exists if and only if its commit does, that it gives back the archive byte for byte, and that
-nothing is ever overwritten. May import retention, verify, chains, repository, archive, storage, runtime, settings and
-the core. Single objects, such as segments of WAL, are stored by `portal.ops.storage.objects`.
+Promises that a copy exists if and only if its commit does, that it returns the archive byte for byte, and that nothing
+is overwritten. May import retention, verify, pitr, chains, repository, archive, storage and the rooms below them.
+Single objects, such as WAL segments, are stored by `portal.ops.storage.objects`.
 """

@@ -1,4 +1,4 @@
-"""Archives that the repository has no longer, and that only their copies are left of."""
+"""Archives that the repository no longer has, of which only copies are left."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Absent:
-    """The archives to copy again from copies.
+    """Finds copies to be made again from a copy.
 
     Arguments:
-        here: the archives that the repository has.
-        is_wanted: whether anything is.
-        name: the archive that somebody asks for; nothing where all are meant.
+        here: the archives in the repository.
+        is_wanted: whether any such copies are wanted.
+        name: the requested archive; None for all.
     """
 
     here: frozenset[str]
@@ -32,11 +32,11 @@ class Absent:
     name: str | None = None
 
     def among(self, backend: Backend, trust: Trust, recipients: Sequence[str]) -> list[Commit]:
-        """The copies to make anew, parents first; those for the same recipients are left out.
+        """The copies to make again, parents first, without those for the same recipients.
 
         Raises:
-            ConfigurationError: there is no copy of the archive that was asked for.
-            NotIntactError: one that it needs is missing.
+            ConfigurationError: the requested archive has no copy.
+            NotIntactError: a copy that it needs is missing.
             StorageError: the store failed.
         """
         if not self.is_wanted:
@@ -53,7 +53,7 @@ class Absent:
 
 
 def entry_of(commit: Commit) -> Entry:
-    """A copy as the rules of retention look at archives."""
+    """A copy as an entry for the retention rules."""
     return Entry(
         name=commit.backup_id,
         type=BackupType(commit.type),

@@ -1,4 +1,4 @@
-"""An archive from off-site beside the repository's own: to be verified, or to be copied once more, and then removed."""
+"""Fetches an off-site archive to a temporary place, to verify it or to copy it again."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 def archive_beside(
     config: OffsiteConfig, repository: Repository, backend: Backend, commit: Commit, advance: Advance
 ) -> Iterator[Path]:
-    """The archive of a copy, decrypted, with its sidecar; removed when the context ends.
+    """The decrypted archive of a copy, with its sidecar; removed when the context ends.
 
     Raises:
         IdentityError: it is encrypted, and no identity fits.
         NotIntactError: the copy is damaged.
         StorageError: the store failed.
-        DiskFullError: there is no room for it.
+        DiskFullError: there is not enough room.
     """
     identities = identities_of(config.settings) if commit.is_encrypted else ()
     if commit.is_encrypted and not identities:

@@ -1,4 +1,4 @@
-"""The commit of a copy: what makes it one, and all that is needed to get the archive back. It holds no secret."""
+"""The commit of a copy, which makes it valid and has all facts needed to get the archive back, but no secret."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 VERSION: Final = 1
 MOST_BYTES: Final = 16 << 20
-"""A commit of 10 TB of archive has 15 MB; a larger object is no commit."""
+"""The largest commit, in bytes: the commit of a 10 TB archive has 15 MB."""
 
 _SHA256: Final = re.compile("[0-9a-f]{64}")
 _SEGMENT_NAME: Final = re.compile("[0-9A-F]{24}")
@@ -32,8 +32,8 @@ class Segment(NamedTuple):
     """One object of a copy.
 
     Arguments:
-        size: bytes as they are stored.
-        sha256: their digest.
+        size: stored bytes.
+        sha256: the SHA-256 of these bytes.
     """
 
     size: int
@@ -41,7 +41,7 @@ class Segment(NamedTuple):
 
 
 class WalStart(NamedTuple):
-    """The start of a recovery from a base backup in the WAL.
+    """Where a recovery from a base backup starts in the WAL.
 
     Arguments:
         cluster: the system identifier.
@@ -54,19 +54,19 @@ class WalStart(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Commit:
-    """A copy of an archive.
+    """The commit of one copy.
 
     Arguments:
-        stem: where the segments lie.
-        copied: when the copy was complete.
-        archive_size: bytes of the archive; `archive_sha256` is its digest.
-        segment_bytes: how much of the archive each segment holds; the last one holds the rest.
-        recipients: the age public keys that it was encrypted for; empty where it is not encrypted.
-        parent: the archive that it follows, where it is an incremental; `parent_sha256` is the digest of that one.
+        stem: the common start of the segments' names.
+        copied: when the copy was completed.
+        archive_size: the size of the archive; `archive_sha256` is its digest.
+        segment_bytes: the bytes of the archive in each segment but the last.
+        recipients: the age public keys it is encrypted for; empty if it is not encrypted.
+        parent: the parent of an incremental; `parent_sha256` is the digest of that archive.
         base: the first archive of its chain.
-        components: what the archive holds.
-        wal: of a base backup the cluster, and the first segment of WAL that it needs.
-        signer: the public key of the repository that made it, whose signature was verified; nothing where it has none.
+        components: the components of the archive.
+        wal: for a base backup, the cluster and the first WAL segment that it needs.
+        signer: the public key whose signature was verified; None without a signature.
     """
 
     stem: Stem
@@ -88,7 +88,7 @@ class Commit:
 
     @property
     def backup_id(self) -> str:
-        """The archive."""
+        """The archive's id."""
         return self.stem.backup_id
 
     @property
@@ -110,7 +110,7 @@ class Commit:
         return min(self.segment_bytes, self.archive_size - number * self.segment_bytes)
 
     def encode(self, key: SigningKey | None = None) -> bytes:
-        """The bytes of the commit object, signed where there is a key."""
+        """The commit object as bytes, signed if a key is given."""
         document: dict[str, Any] = {
             "version": VERSION,
             "backup_id": self.backup_id,
@@ -139,13 +139,13 @@ class Commit:
 
     @classmethod
     def decode(cls, data: bytes, stem: Stem) -> Commit:
-        """A commit from its bytes.
+        """Decode a commit.
 
         Arguments:
-            stem: what its name says.
+            stem: the stem in the object's name.
 
         Raises:
-            NotIntactError: it is invalid, is of a later format, or is another copy's.
+            NotIntactError: it is invalid, has a later format, or belongs to another copy.
         """
         try:
             found = json.loads(data)
@@ -198,7 +198,7 @@ class Commit:
 
 
 def _signed_bytes(document: Mapping[str, Any]) -> bytes:
-    """The signed bytes: the commit without its signature, as it is written."""
+    """The bytes that are signed: the commit without its signature."""
     return json.dumps(document, indent=1).encode("ascii")
 
 
@@ -228,7 +228,7 @@ def _wal_start(value: Any) -> WalStart | None:
 
 
 def _name(value: object) -> str | None:
-    """The name of another archive: files are opened by it."""
+    """The name of another archive, checked, since it becomes a file name."""
     if value is None:
         return None
     if not isinstance(value, str) or BackupId.parse(value) is None:

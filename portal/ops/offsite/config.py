@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class OffsiteConfig:
-    """Off-site copies of one repository.
+    """The configuration of off-site copies for one repository.
 
     Arguments:
         local_path: the repository.
-        destinations: where copies go.
+        destinations: the stores for copies.
         settings: recipients, identity, rate and lock.
-        environ: the variables of the stores.
+        environ: the stores' variables.
         lock_timeout: seconds to wait for a lock.
     """
 
@@ -39,7 +39,7 @@ class OffsiteConfig:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> OffsiteConfig:
-        """The configuration that the environment describes."""
+        """Make the configuration from the settings."""
         return cls(
             local_path=settings.local_path,
             destinations=settings.offsite.destinations(),
@@ -51,10 +51,10 @@ class OffsiteConfig:
         )
 
     def require_destinations(self) -> tuple[Destination, ...]:
-        """The destinations.
+        """The destinations, of which there must be at least one.
 
         Raises:
-            ConfigurationError: there is none.
+            ConfigurationError: there are none.
         """
         if not self.destinations:
             raise ConfigurationError(
@@ -64,7 +64,7 @@ class OffsiteConfig:
         return self.destinations
 
     def open(self, destination: Destination, *, is_writing: bool = False) -> Backend:
-        """The store of a destination.
+        """Open the store of a destination.
 
         Raises:
             StorageError: it cannot be used.

@@ -1,10 +1,10 @@
-"""Copies what is missing off-site.
+"""Copies missing archives off-site.
 
-    look      which copies the store has, by the names of its commits
-    choose    complete archives of the types that are copied, which the off-site rules would keep; parents first
-    send      each of them (`sending`)
+    look      list the copies in the store, by the names of commits
+    choose    select complete archives of the configured types that the off-site rules keep, parents first
+    send      send each of them (`sending`)
 
-A failure at one destination keeps nothing from the others, and none from the next attempt.
+A failure at one destination does not affect the others, or the next attempt.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class CopyResult(DestinationsResult):
     """The result of a copy, over all destinations.
 
     Arguments:
-        copied: copies that were made: destination and archive.
-        missing: archives that have no copy yet, of each destination.
+        copied: the copies made: destination and archive.
+        missing: archives without a copy, by destination.
     """
 
     copied: tuple[tuple[str, str], ...] = ()
@@ -69,11 +69,11 @@ class CopyResult(DestinationsResult):
 
     @property
     def retryable(self) -> bool:
-        """True if the same may succeed if it is tried again."""
+        """True if a retry can help."""
         return bool(self.faults) and all(fault.retryable for fault in self.faults)
 
     def to_dict(self) -> dict[str, Any]:
-        """The result in the types of JSON."""
+        """The result as types of JSON."""
         return {
             "success": self.success,
             "copied": [{"destination": place, "backup_id": name} for place, name in self.copied],
@@ -88,10 +88,10 @@ class CopyResult(DestinationsResult):
 
 @dataclass(kw_only=True)
 class _Done:
-    """The copies made for one destination so far.
+    """The copies made to one destination so far.
 
     Arguments:
-        is_logged: a failure is in the access log already.
+        is_logged: whether the access log has the failure already.
     """
 
     missing: list[Entry]
@@ -105,10 +105,10 @@ class CopyJob:
     """Copies archives of a repository to its destinations.
 
     Arguments:
-        policy: of the repository, which the off-site rules are read on top of.
-        progress: told how far it is.
-        actor: who asked for it, for the access log; the user of this process by default.
-        observer: told of every copy, once it has ended.
+        policy: the repository's retention policy, on which the off-site rules are based.
+        progress: receives progress reports.
+        actor: the requester, for the access log; by default the user of this process.
+        observer: receives each copy's result.
     """
 
     def __init__(
@@ -129,12 +129,13 @@ class CopyJob:
         self._progress = progress
 
     def run(self, archive: str | None = None, *, again: bool = False) -> CopyResult:
-        """Copy everything that is missing, or one archive with all that it needs; every fault becomes a result.
+        """Copy everything missing, or one archive with all that it needs; every error becomes a result.
 
         Arguments:
-            archive: its path, its id or the start of one, or ``latest``.
-            again: copy although there is a copy, for other recipients: one archive, or all. What the repository has no
-                longer is fetched for that with the identity, unless it is encrypted for today's recipients already.
+            archive: the archive's path, its id or the start of one, or ``latest``.
+            again: make another copy for other recipients: of one archive, or of all. An archive that the repository no
+                longer has is fetched for that with the identity, unless it is already encrypted for the present
+                recipients.
         """
         started = time.monotonic()
         result = CopyResult(warnings=tuple(self._warnings()))
@@ -158,7 +159,7 @@ class CopyJob:
             yield _ONE_RECIPIENT
 
     def _chosen(self, entries: Sequence[Entry], archive: str | None, *, again: bool) -> tuple[list[Entry], Absent]:
-        """The archives to copy from the repository, and those to find among the copies themselves."""
+        """The archives to copy from the repository, and those to find among the copies."""
         here = frozenset(entry.name for entry in entries)
         try:
             return self._wanted(entries, archive), Absent(here=here, is_wanted=again and archive is None)
@@ -194,7 +195,7 @@ class CopyJob:
         *,
         again: bool,
     ) -> CopyResult:
-        """Copy what one destination lacks."""
+        """Copy what is missing at one destination."""
         ledger = Ledger(self._repository, destination)
         done = _Done(missing=list(wanted))
         try:
@@ -234,10 +235,10 @@ class CopyJob:
         *,
         again: bool,
     ) -> None:
-        """Copy one archive after the other, and note what is done: a fault leaves the rest missing."""
+        """Copy archives one after the other and note each; after an error, the rest stays missing."""
         with closing(self._config.open(destination, is_writing=True)) as backend:
             known = ledger.copies()
-            # Where there is neither key nor signer, what is there already counts as ours; later, only what we sign.
+            # Without key and signers, existing copies count as ours; from now on, only signed ones do.
             trust = Trust(known=known) if is_first else Trust.of(self._config, destination)
             found = reconcile(backend, ledger, trust)
             key = own_key(self._repository)
@@ -282,7 +283,7 @@ class CopyJob:
         )
 
     def _copy(self, sender: Sender, entry: Entry, destination: Destination, *, again: bool) -> CopyRecord:
-        """Copy one archive, with a line in the access log."""
+        """Copy one archive, and write a line to the access log."""
         with self._sent(sender, entry.name, destination) as take:
             archive = self._repository.find(f"{entry.name}")
             with archive_lock(archive.path, self._config.lock_timeout):
@@ -293,14 +294,14 @@ class CopyJob:
             return take(commit)
 
     def _copy_anew(self, sender: Sender, commit: Commit, destination: Destination) -> CopyRecord:
-        """Copy an archive that only a copy is left of, for the recipients of now."""
+        """Copy an archive of which only a copy is left, for the present recipients."""
         beside = archive_beside(self._config, self._repository, sender.backend, commit, sender.advance)
         with self._sent(sender, commit.backup_id, destination) as take, beside as path:
             return take(sender.send(self._repository.find(path), entry_of(commit), again=True))
 
     @contextmanager
     def _sent(self, sender: Sender, name: str, destination: Destination) -> Iterator[Callable[[Commit], CopyRecord]]:
-        """Have the access log, the ledger and the log know of a copy; the function takes its commit."""
+        """Record a copy in access log, ledger and log; the returned function takes the commit."""
         with self._witness.watching(Action.OFFSITE_COPY, name, destination=destination.shown) as seen:
             started = time.monotonic()
 
@@ -322,7 +323,7 @@ class CopyJob:
 
 
 def _unopened(commits: Sequence[Commit], destination: Destination) -> str:
-    """A warning where copies stay as they are, because nobody here can open them."""
+    """A warning about copies for other recipients that cannot be decrypted here."""
     return (
         f"{len(commits)} copies in {destination.shown} are of archives that are no longer here, and stay encrypted "
         "as they are: set BACKUP_ENCRYPTION_IDENTITY_FILE to have them copied again"
@@ -330,7 +331,7 @@ def _unopened(commits: Sequence[Commit], destination: Destination) -> str:
 
 
 def _gone(unexpected: Iterable[Stem], destination: Destination) -> list[str]:
-    """A warning where copies are gone that the off-site rules keep."""
+    """A warning about lost copies that the off-site rules keep."""
     names = sorted(map(str, unexpected))
     if not names:
         return []
@@ -343,10 +344,10 @@ def _gone(unexpected: Iterable[Stem], destination: Destination) -> list[str]:
 
 
 def reconcile(backend: Backend, ledger: Ledger, trust: Trust) -> dict[Stem, CopyRecord]:
-    """The copies that a store has, by a look at the names of its commits; the memory of them is brought up to date.
+    """List the copies in a store by the names of commits, and update the ledger.
 
     Raises:
-        StorageError: the store cannot be looked at.
+        StorageError: the store cannot be listed.
     """
     known = ledger.copies()
     found: dict[Stem, CopyRecord] = {}

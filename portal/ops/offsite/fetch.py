@@ -1,10 +1,10 @@
-"""Brings archives back from off-site into the repository: byte for byte, with their sidecars.
+"""Fetches archives from off-site into the repository: byte for byte, with their sidecars.
 
-list      what the destination has
-lock      a pending archive, as a backup has one
-receive   segments, by two threads: decryption, each to its place in the file; the SHA-256 of the archive meanwhile
-check     the size and the SHA-256 of the archive; where they are wrong, which segment is to blame
-publish   sidecar, then the rename: only now it is an archive
+list      list the copies in the destination
+lock      lock a pending archive, like a backup
+receive   receive and decrypt segments in two threads, each to its place in the file, and hash the archive meanwhile
+check     compare size and SHA-256 of the archive; if they are wrong, find the damaged segment
+publish   write the sidecar, then rename: only now it is an archive
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ log = engine_log("portal.ops.offsite.fetch")
 
 @dataclass(frozen=True, kw_only=True)
 class Fetched:
-    """An archive that was asked for, with all that it needs, in the repository.
+    """An archive in the repository, with all that it needs.
 
     Arguments:
-        path: the archive.
-        destination: where it came from.
-        fetched: the archives that were brought here for it; those that were here already are left out.
-        signer: the public key of the repository that made the copy; nothing where it is not signed.
-        recipients: the age public keys that the copy is encrypted for.
+        path: the archive's file.
+        destination: the destination that it was fetched from.
+        fetched: the archives that were fetched; those that existed are left out.
+        signer: the public key of the repository that made the copy; None if it is not signed.
+        recipients: the age public keys of the copy.
     """
 
     backup_id: str
@@ -73,7 +73,7 @@ class Fetched:
     duration_seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """The result in the types of JSON."""
+        """The result as types of JSON."""
         return {
             "success": True,
             "backup_id": self.backup_id,
@@ -89,13 +89,13 @@ class Fetched:
 
 
 class FetchJob:
-    """Fetches archives from the first destination that has them.
+    """Fetches archives from the first destination that has a copy.
 
     Arguments:
-        open_store: opens the store of a destination; as it was at a moment, where somebody wants that.
-        progress: told how far it is.
-        actor: who asked for it, for the access log.
-        observer: told of every archive that was fetched.
+        open_store: opens the store of a destination, possibly as it was at a moment.
+        progress: receives progress reports.
+        actor: the requester, for the access log.
+        observer: receives the result for each archive.
     """
 
     def __init__(
@@ -115,13 +115,13 @@ class FetchJob:
         self._progress = progress
 
     def run(self, name: str) -> Fetched:
-        """Fetch an archive, and of a chain everything that it needs.
+        """Fetch an archive with everything that it needs.
 
         Arguments:
-            name: its id or the start of one, or ``latest``; ``offsite:`` may stand before it.
+            name: its id or the start of one, or ``latest``; the prefix ``offsite:`` is allowed.
 
         Raises:
-            ConfigurationError: no destination has it.
+            ConfigurationError: no destination has a copy.
             IdentityError: it is encrypted, and no identity fits.
             NotIntactError: the copy is damaged.
             StorageError: a store failed.
@@ -153,11 +153,11 @@ class FetchJob:
 
     @contextmanager
     def found(self, name: str) -> Iterator[tuple[Backend, Listing, Commit]]:
-        """The first destination that has a copy, open; for ``latest`` the one with the newest.
+        """The first destination with a copy, open; for ``latest`` the one with the newest.
 
         Raises:
-            ConfigurationError: none has it.
-            StorageError: none has it, and one could not be asked.
+            ConfigurationError: no destination has a copy.
+            StorageError: no copy was found, and a store failed.
         """
         name = name.removeprefix(PREFIX)
         hits: list[tuple[Backend, Listing, Commit]] = []
@@ -185,14 +185,14 @@ class FetchJob:
 
     @contextmanager
     def file(self, name: str, path: str) -> Iterator[tuple[ArchiveReader, Member, Callable[[], int]]]:
-        """One file of a copy, with what reads it and what tells how much was downloaded for it.
+        """Find one file of a copy; the result reads it and counts downloaded bytes.
 
         Arguments:
             name: the archive's id or the start of one, or ``latest``.
             path: the file's path in the archive.
 
         Raises:
-            ArchiveAbsentError: the archive has no such file.
+            ArchiveAbsentError: the archive does not have the file.
             OpsError: as `run`.
         """
         with self.found(name) as (backend, listing, commit):
@@ -221,19 +221,19 @@ class FetchJob:
         return identities
 
     def _fetch(self, backend: Backend, commit: Commit, identities: Sequence[Identity], advance: Advance) -> None:
-        """Fetch one archive, with a line in the access log."""
+        """Fetch one archive, and write a line to the access log."""
         identifier = BackupId.parse(commit.backup_id)
         assert identifier is not None
         with self._witness.watching(Action.OFFSITE_FETCH, commit.backup_id, destination=backend.shown):
             started = time.monotonic()
             with self.repository.shared(), self.repository.pending(identifier) as pending:
                 if pending is None:
-                    return  # somebody else has just brought it
+                    return  # another process has just fetched it
                 try:
                     receive(backend, commit, identities, pending.out, advance)
                     digest = pending.out.finish()
                     copied = commit.copied.timestamp()
-                    os.utime(pending.partial, (copied, copied))  # by then it was complete, whatever day this is
+                    os.utime(pending.partial, (copied, copied))  # not today's time
                 except OSError as error:
                     raise unwritable(self.repository, error) from error
                 if digest != commit.archive_sha256:
@@ -248,10 +248,10 @@ class FetchJob:
         )
 
     def _is_here(self, commit: Commit) -> bool:
-        """True if the repository has the archive already, by its sidecar.
+        """True if the repository has the archive, by its sidecar.
 
         Raises:
-            NotIntactError: it has another one of that name.
+            NotIntactError: it has another archive of that name.
         """
         path = self._path(commit)
         if not path.exists():
@@ -268,5 +268,5 @@ class FetchJob:
 
 
 def is_offsite(name: str | os.PathLike[str]) -> bool:
-    """True if the name of an archive asks for one from off-site."""
+    """True if an archive's name refers to an off-site copy."""
     return isinstance(name, str) and name.startswith(PREFIX)

@@ -1,4 +1,4 @@
-"""The copies of a destination, and when the target for them is missed. Values in, values out."""
+"""The state of a destination, and whether its target is missed. This module is pure."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 WAL_PATIENCE: Final = timedelta(minutes=2)
-"""So long the copying of WAL may fail before that is a missed target."""
+"""How long the copying of WAL may fail before that is a missed target."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """The result of a verification of copies, or of a drill with one.
+    """The result of the last verification of copies, or of the last drill with one.
 
     Arguments:
-        level: of the verification; ``drill`` for a drill.
-        damaged: copies that were not intact; of a drill that failed, its archive.
+        level: the level of the verification, or ``drill``.
+        damaged: damaged copies, or the archive of a failed drill.
     """
 
     moment: datetime
@@ -35,8 +35,8 @@ class WalCopying:
     """The copying of WAL to a destination.
 
     Arguments:
-        worked: when it last worked, or was begun.
-        problem: what is wrong, with a hint; empty where nothing is known to be.
+        worked: when it last succeeded, or was started.
+        problem: the fault with its hint; empty if there is none.
     """
 
     worked: datetime
@@ -45,17 +45,17 @@ class WalCopying:
 
 @dataclass(frozen=True, kw_only=True)
 class DestinationState:
-    """The copies of one destination.
+    """The state of one destination.
 
     Arguments:
-        newest: the newest archive that has a copy; `moment` is when that archive was made.
-        missing: archives that should have a copy and have none.
-        stored_bytes: what all copies take.
+        newest: the newest archive with a copy; `moment` is when the archive was made.
+        missing: archives that should have a copy.
+        stored_bytes: the size of all copies.
         verified: the last verification.
-        drilled: the last drill with a copy of here.
-        recipients_proven: whether that drill succeeded with an identity of the recipients of now.
-        foreign: copies that somebody else has put there, by the last verification.
-        wal: nothing where no WAL is received, or none was ever copied there.
+        drilled: the last drill with a copy from here.
+        recipients_proven: whether that drill used an identity of a present recipient.
+        foreign: copies put there by others, as found by the last verification.
+        wal: None if no WAL is received, or none was ever copied there.
     """
 
     shown: str
@@ -73,7 +73,7 @@ class DestinationState:
     wal: WalCopying | None = None
 
     def wal_fault(self, now: datetime) -> tuple[str, str]:
-        """The time since WAL was last copied, with the reason and a hint; empty if it is being copied."""
+        """How long WAL has not been copied, with reason and hint; empty if it is being copied."""
         if self.wal is None or now - self.wal.worked <= WAL_PATIENCE:
             return "", ""
         problem, _, hint = self.wal.problem.partition("\n  hint: ")
@@ -82,10 +82,10 @@ class DestinationState:
         return what, hint or "See whether the WAL service runs and the store answers; the service's log says more."
 
     def fault(self, allowed: timedelta, now: datetime) -> str:
-        """The way in which the target is missed; empty if it is met.
+        """How the target is missed; empty if it is met.
 
         Arguments:
-            allowed: the age that the newest archive with a copy may have.
+            allowed: the greatest age of the newest archive with a copy.
         """
         if self.verified and self.verified.damaged:
             return f"copies in {self.shown} are damaged: {', '.join(self.verified.damaged[:3])}"
@@ -99,7 +99,7 @@ class DestinationState:
         return ""
 
     def to_dict(self, now: datetime) -> dict[str, Any]:
-        """The state in the types of JSON."""
+        """The state as types of JSON."""
         return {
             "destination": self.shown,
             "copies": self.copies,

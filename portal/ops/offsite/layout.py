@@ -1,10 +1,10 @@
-"""Names of objects: where the parts of a copy lie, relative to the destination.
+"""The names of a copy's objects, relative to the destination.
 
     <stem>/00000.age …     the segments
     <stem>.json            the commit, written last
 
-The stem is the archive's id. Objects are never overwritten, so a copy that is made again, for new recipients or because
-the memory of an interrupted one was lost, has a stem of its own: the id with ``.1``, ``.2``, … behind it.
+The stem is the archive's id. Objects are never overwritten. So if a copy is made again, for new recipients or because
+the record of an interrupted copy was lost, it has a new stem: the id followed by ``.1``, ``.2``, …
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from portal.ops.model import BackupId
 
 SEGMENT_BYTES: Final = 64 << 20
-"""So much of the archive is in each segment but the last."""
+"""The bytes of the archive in each segment but the last."""
 
 LEAST_SEGMENT_BYTES: Final = 1 << 20
 WAL: Final = "wal/"
@@ -26,11 +26,11 @@ _PLAIN: Final = ".part"
 
 
 class Stem(NamedTuple):
-    """The start of the names of one copy.
+    """The common start of all names of one copy.
 
     Arguments:
         backup_id: the archive.
-        generation: 0 for the first copy of it in this destination.
+        generation: 0 for the first copy of the archive in this destination.
     """
 
     backup_id: str
@@ -41,7 +41,7 @@ class Stem(NamedTuple):
 
     @property
     def directory(self) -> str:
-        """The prefix of the segments."""
+        """The prefix of the segments' names."""
         return f"{self}/"
 
     @property
@@ -55,7 +55,7 @@ class Stem(NamedTuple):
 
 
 def parse_stem(text: str) -> Stem | None:
-    """The stem that a text is; nothing where it starts with no id."""
+    """Parse a stem; None if the text does not start with a backup id."""
     found = _COMMIT.fullmatch(f"{text}.json")
     if not found or BackupId.parse(found[1]) is None:
         return None
@@ -63,15 +63,15 @@ def parse_stem(text: str) -> Stem | None:
 
 
 def stem_of_commit(name: str) -> Stem | None:
-    """The stem of a commit's name; nothing where the name is another object's."""
+    """The stem in a commit's name, or None if the name is another object's."""
     return parse_stem(name.removesuffix(".json")) if name.endswith(".json") else None
 
 
 def segment_bytes_for(rate: int) -> int:
-    """The bytes of the archive per segment: fewer if the rate is limited, so that bursts stay short.
+    """The bytes of the archive in each segment: fewer for a limited rate, so that bursts stay short.
 
     Arguments:
-        rate: bytes per second; 0 is no limit.
+        rate: bytes per second; 0 for no limit.
     """
     if not rate:
         return SEGMENT_BYTES

@@ -1,13 +1,12 @@
 """The repository's record of off-site copies, in `.offsite/<destination>/`; the store itself is authoritative.
 
-    copies.jsonl           a line for each copy that is known to be complete
-    pending/<id>.json      how far an interrupted copy is
-    proof.json             what the last verification and the last drill have found
-    turns.json             when each copy was verified last
-    wal.json               when copying WAL last worked, and what is wrong with it
+    copies.jsonl           a line for each complete copy
+    pending/<id>.json      the progress of an interrupted copy
+    proof.json             the results of the last verification and the last drill
+    turns.json             when each copy was last verified
+    wal.json               when WAL was last copied, and the fault since
 
-The store has the truth: a look at it brings this up to date. Status reads this alone, so it works while the store is
-away.
+Listing the store updates the record. The status reads only the record, so it works while the store cannot be reached.
 """
 
 from __future__ import annotations
@@ -54,13 +53,13 @@ _POLL_SECONDS: Final = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class CopyRecord:
-    """A copy that is known to be complete.
+    """A complete copy, as the repository records it.
 
     Arguments:
-        copied: when it was.
+        copied: when it was completed.
         archive_sha256: the digest of the archive.
-        stored_bytes: what it takes off-site.
-        recipients: for whom it is encrypted.
+        stored_bytes: the bytes it takes off-site.
+        recipients: the recipients of its encryption.
     """
 
     stem: Stem
@@ -81,7 +80,7 @@ class CopyRecord:
         )
 
     def encode(self) -> bytes:
-        """The line."""
+        """The record as a line."""
         facts = {
             "version": VERSION,
             "stem": str(self.stem),
@@ -94,7 +93,7 @@ class CopyRecord:
 
     @classmethod
     def decode(cls, line: bytes) -> CopyRecord | None:
-        """The record of a line; nothing where it is invalid, as one that a crash has truncated."""
+        """Decode a line; None if it is invalid, perhaps truncated by a crash."""
         try:
             found = json.loads(line)
             stem = parse_stem(found["stem"])
@@ -112,7 +111,7 @@ class CopyRecord:
 
 
 class Ledger:
-    """The memory of the copies in one destination."""
+    """The record of copies in one destination."""
 
     def __init__(self, repository: Repository, destination: Destination) -> None:
         self.directory = repository.path / DIRECTORY / destination.identifier
@@ -123,10 +122,10 @@ class Ledger:
         self._records = RecordStore(self.directory)
 
     def prepare(self) -> None:
-        """Make the directory, unless it is there.
+        """Create the directory if necessary.
 
         Raises:
-            RepositoryError: it cannot be made.
+            RepositoryError: it cannot be created.
         """
         self._repository.prepare()
         with _explained(self.directory):
@@ -140,10 +139,10 @@ class Ledger:
 
     @contextmanager
     def locked(self, timeout: float) -> Iterator[None]:
-        """Keep others from copying to this destination.
+        """Keep other processes from copying to this destination.
 
         Raises:
-            BusyError: somebody does, and did not end in time.
+            BusyError: another process does, and did not end in time.
         """
         self.prepare()
         descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -163,10 +162,10 @@ class Ledger:
     # -- copies -------------------------------------------------------------------------------------------------------
 
     def copies(self) -> dict[Stem, CopyRecord]:
-        """Every copy that is known.
+        """Every known copy.
 
         Raises:
-            RepositoryError: the memory cannot be read.
+            RepositoryError: the record cannot be read.
         """
         try:
             lines = self._path.read_bytes().split(b"\n")
@@ -178,7 +177,7 @@ class Ledger:
         return {record.stem: record for record in found if record}
 
     def add(self, record: CopyRecord) -> None:
-        """Remember one more copy, durably.
+        """Add a copy durably.
 
         Raises:
             RepositoryError: it cannot be written.
@@ -195,7 +194,7 @@ class Ledger:
             sync_directory(self.directory)
 
     def replace(self, records: Iterable[CopyRecord]) -> None:
-        """Remember these copies and no others: what a look at the store has found.
+        """Replace the record by the copies found in the store.
 
         Raises:
             RepositoryError: it cannot be written.
@@ -207,7 +206,7 @@ class Ledger:
     # -- interrupted copies -------------------------------------------------------------------------------------------
 
     def pending(self, backup_id: str) -> dict[str, Any] | None:
-        """The progress of an archive's interrupted copy; nothing if there is none, or its record is invalid."""
+        """The progress of an interrupted copy, or None if there is none or its record is invalid."""
         try:
             return self._pending.read(backup_id)
         except DamagedRecordError as error:
@@ -215,21 +214,21 @@ class Ledger:
             return None
 
     def save_pending(self, backup_id: str, facts: dict[str, Any]) -> None:
-        """Note how far the copy of an archive is, durably."""
+        """Record the progress of a copy durably."""
         self._pending.write(backup_id, facts)
 
     def forget_pending(self, backup_id: str) -> None:
-        """The copy of an archive is complete, or is given up."""
+        """Remove the progress of a copy that is complete or given up."""
         self._pending.remove(backup_id)
 
     def pending_names(self) -> list[str]:
-        """The archives whose copies were interrupted."""
+        """The archives with interrupted copies."""
         return self._pending.names()
 
     # -- proofs -------------------------------------------------------------------------------------------------------
 
     def proof(self) -> dict[str, Any]:
-        """The results of the last verification and the last drill; empty if there was none."""
+        """The last verification and the last drill; may be empty."""
         try:
             return self._records.read(_PROOF) or {}
         except DamagedRecordError as error:
@@ -237,7 +236,7 @@ class Ledger:
             return {}
 
     def note_proof(self, kind: str, facts: dict[str, Any]) -> None:
-        """Keep what was found, beside what is known of other kinds; breaks nothing where it cannot be written.
+        """Record a result, keeping those of the other kind; if writing fails, it is only logged.
 
         Arguments:
             kind: ``verified`` or ``drilled``.
@@ -254,7 +253,7 @@ class Ledger:
     # -- WAL ----------------------------------------------------------------------------------------------------------
 
     def wal(self) -> dict[str, Any]:
-        """The last success of copying WAL, and its fault; empty if none was ever copied."""
+        """The last success of copying WAL, and its fault; empty if WAL was never copied."""
         try:
             return self._records.read(_WAL) or {}
         except DamagedRecordError as error:
@@ -262,10 +261,10 @@ class Ledger:
             return {}
 
     def note_wal(self, now: datetime, problem: str) -> None:
-        """Keep how the copying of WAL is; breaks nothing where that cannot be written.
+        """Record the state of copying WAL; if writing fails, it is only logged.
 
         Arguments:
-            problem: what is wrong, with a hint; empty where it works.
+            problem: the fault with its hint; empty if there is none.
         """
         try:
             worked = self.wal().get("worked", now.isoformat()) if problem else now.isoformat()
@@ -277,7 +276,7 @@ class Ledger:
     # -- turns --------------------------------------------------------------------------------------------------------
 
     def turns(self) -> dict[str, datetime]:
-        """The time of each copy's last verification, by its stem."""
+        """When each copy was last verified, by stem."""
         try:
             found = self._records.read(_TURNS) or {}
             return {stem: datetime.fromisoformat(moment) for stem, moment in found["verified"].items()}
@@ -285,7 +284,7 @@ class Ledger:
             return {}
 
     def note_turns(self, turns: Mapping[str, datetime]) -> None:
-        """Keep when copies were verified; breaks nothing where it cannot be written."""
+        """Record when copies were verified; if writing fails, it is only logged."""
         if not self.can_be_kept:
             return
         try:

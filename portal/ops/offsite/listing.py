@@ -1,4 +1,4 @@
-"""Which copies a destination has: the truth is the store, and nothing else is needed to know it."""
+"""Lists the copies in a destination; nothing but the store is needed for that."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 log = engine_log("portal.ops.offsite.listing")
 
 PREFIX = "offsite:"
-"""What stands before the name of an archive that is to come from off-site."""
+"""The prefix of an archive's name that requests its copy."""
 
 LATEST = "latest"
 
@@ -34,13 +34,13 @@ _OTHER_HINT: Final = "Take another copy; the list shows them. With versions, tak
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """The copies of one destination, the newest archive first.
+    """The copies in one destination, newest archive first.
 
     Arguments:
-        shown: the destination.
-        commits: one for each copy; of several copies of an archive the newest first.
-        damaged: stems whose commits are invalid.
-        foreign: stems of copies that somebody else has put there; they are not among the commits.
+        shown: the destination's name.
+        commits: one for each copy; several copies of an archive are sorted newest first.
+        damaged: stems with invalid commits.
+        foreign: stems of copies by others, which are not among the commits.
     """
 
     shown: str
@@ -49,14 +49,14 @@ class Listing:
     foreign: tuple[str, ...] = ()
 
     def newest(self) -> dict[str, Commit]:
-        """Of each archive its newest copy."""
+        """The newest copy of each archive."""
         found: dict[str, Commit] = {}
         for commit in self.commits:
             found.setdefault(commit.backup_id, commit)
         return found
 
     def find(self, name: str) -> Commit:
-        """The copy of that id, unambiguous start of an id or stem; ``latest`` is the newest full archive.
+        """Find a copy by id, an unambiguous start of an id, or stem; ``latest`` is the newest full archive.
 
         Raises:
             ConfigurationError: there is none, or more than one.
@@ -83,13 +83,13 @@ class Listing:
         )
 
     def _refuse_bad(self, name: str) -> None:
-        """Raise where there is such a copy, but none to be used."""
+        """Raise an error if the only such copies are damaged or foreign."""
         for stems, what, hint in ((self.foreign, FOREIGN, _SIGNER_HINT), (self.damaged, _CHANGED, _OTHER_HINT)):
             if found := [stem for stem in stems if name == LATEST or (name and stem.startswith(name))]:
                 raise NotIntactError(f"the copy {found[0]} in {self.shown} is not used: {what}", hint=hint)
 
     def line_of(self, commit: Commit) -> tuple[Commit, ...]:
-        """All that an archive needs, its base first and itself last.
+        """The copies that an archive needs, its base first and its own last.
 
         Raises:
             NotIntactError: a copy is missing.
@@ -106,10 +106,10 @@ class Listing:
 
     @staticmethod
     def chain_fault(commit: Commit, newest: Mapping[str, Commit]) -> str:
-        """The reason why an archive with an intact copy cannot be restored from copies; empty if it can.
+        """Why an archive with an intact copy cannot be restored from copies; empty if it can.
 
         Arguments:
-            newest: of each archive its newest copy.
+            newest: the newest copy of each archive.
         """
         seen = {commit.backup_id}
         while commit.parent is not None:
@@ -124,14 +124,14 @@ class Listing:
 
 
 def list_copies(backend: Backend, name: str | None = None, trust: Trust | None = None) -> Listing:
-    """The copies that a destination has.
+    """List the copies in a destination.
 
     Arguments:
-        name: of an archive that somebody wants; of others, no more is read than whether there are any.
-        trust: whose copies are taken; everybody's by default.
+        name: the requested archive; of others, only as many commits are read as necessary.
+        trust: whose copies to use; by default everyone's.
 
     Raises:
-        StorageError: it cannot be looked at.
+        StorageError: the store cannot be listed.
     """
     stems = list(commit_stems(backend))
     wanted = _wanted_ids(stems, name)
@@ -159,13 +159,13 @@ def list_copies(backend: Backend, name: str | None = None, trust: Trust | None =
                 wanted.add(commit.parent)
         read |= ids
         if name == LATEST and not (commits or damaged or wanted):
-            wanted = {stem.backup_id for stem in stems} - read  # the newest is foreign: another one is the latest
+            wanted = {stem.backup_id for stem in stems} - read  # the newest is foreign: ``latest`` is another one
     commits.sort(key=lambda commit: (commit.moment, commit.copied, commit.backup_id), reverse=True)
     return Listing(shown=backend.shown, commits=tuple(commits), damaged=tuple(damaged), foreign=tuple(foreign))
 
 
 def _wanted_ids(stems: Sequence[Stem], name: str | None) -> set[str]:
-    """Of which archives the commits are read: all, but for an exact id, or the newest full one."""
+    """The archives whose commits are to be read: all, or those of an exact id, or of the newest full archive."""
     ids = {stem.backup_id for stem in stems}
     if name is None:
         return ids
@@ -178,20 +178,20 @@ def _wanted_ids(stems: Sequence[Stem], name: str | None) -> set[str]:
 
 def _moment_of(backup_id: str) -> datetime:
     found = BackupId.parse(backup_id)
-    assert found is not None  # stems have ids
+    assert found is not None  # stems contain an id
     return found.moment
 
 
 def commit_stems(backend: Backend) -> Iterable[Stem]:
-    """The stems of all commits, by their names."""
+    """The stems of all commits, by object names."""
     return (stem for one in backend.list_top() if (stem := stem_of_commit(one.name)))
 
 
 def count_copies(backend: Backend, trust: Trust) -> tuple[int, tuple[str, ...]]:
-    """The number of our copies, and the stems of foreign ones; only unknown commits are read.
+    """Our copies, and the stems of foreign ones; only unknown commits are read.
 
     Raises:
-        StorageError: it cannot be looked at.
+        StorageError: the store cannot be listed.
     """
     own, foreign = 0, []
     for stem in commit_stems(backend):
@@ -204,7 +204,7 @@ def count_copies(backend: Backend, trust: Trust) -> tuple[int, tuple[str, ...]]:
 
 
 def read_commit(backend: Backend, stem: Stem) -> Commit | None:
-    """A commit; nothing where it is not there, or is invalid."""
+    """Read a commit; None if it does not exist or is invalid."""
     try:
         return _read(backend, stem)
     except (NotIntactError, ObjectAbsentError):
@@ -216,7 +216,7 @@ def _read(backend: Backend, stem: Stem) -> Commit:
 
 
 def listed(commit: Commit, destination: str) -> dict[str, Any]:
-    """A copy in the types of JSON."""
+    """A copy as types of JSON."""
     identifier = BackupId.parse(commit.backup_id)
     return {
         "destination": destination,

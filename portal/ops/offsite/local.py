@@ -1,4 +1,4 @@
-"""Makes an archive named ``offsite:<id>`` one of the repository, for whoever restores, verifies or drills it."""
+"""Fetches an archive named ``offsite:<id>`` into the repository, for a restore, verification or drill."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def local_archive(
     actor: str | None = None,
     observer: Observer | None = None,
 ) -> str:
-    """The path of an archive in the repository, fetched if its name asks for that; any other name as it is.
+    """The path of an archive, fetched if its name requests that; other names are returned unchanged.
 
     Raises:
-        OpsError: it could not be fetched; see `FetchJob`.
+        OpsError: fetching failed; see `FetchJob`.
     """
     if not is_offsite(name):
         return name
@@ -47,14 +47,14 @@ def copy_for_drill(
     actor: str | None = None,
     observer: Observer | None = None,
 ) -> Fetched | None:
-    """The archive that a drill restores, as its copy has it; nothing where its name does not ask for a copy.
+    """The copy for a drill, or None if the archive's name does not request one.
 
-    An archive that is in the repository already is not fetched. Its copy is read and decrypted all the same, and has to
-    be that archive: otherwise the drill would say nothing of the copy.
+    An archive that is in the repository is not fetched. Its copy is still read, decrypted and compared with it:
+    otherwise the drill would prove nothing about the copy.
 
     Raises:
         NotIntactError: the copy is damaged.
-        OpsError: it could not be fetched; see `FetchJob`.
+        OpsError: fetching failed; see `FetchJob`.
     """
     if not is_offsite(name):
         return None
@@ -71,10 +71,10 @@ def copy_for_drill(
 
 
 def note_drill(settings: Settings, copy: Fetched, *, success: bool, clock: Clock = utc_now) -> None:
-    """Remember that a drill has restored a copy with the real identity: only that proves its recipients.
+    """Record that a drill restored a copy with a real identity, the only proof that its recipients are right.
 
     Arguments:
-        copy: what was fetched for it; it counts for the destination that it came from.
+        copy: what was fetched; it counts for the destination that it came from.
     """
     facts: dict[str, Any] = {
         "moment": clock().isoformat(),

@@ -1,4 +1,4 @@
-"""Which archives should have a copy, and which have none; by the repository alone."""
+"""Determines from the repository alone which archives should have a copy, and which have none."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 def wanted_copies(
     config: OffsiteConfig, policy: RetentionPolicy, entries: Sequence[Entry], now: datetime
 ) -> list[Entry]:
-    """The archives that there should be copies of: parents before children, newer chains before older ones.
+    """The archives that should have copies: parents before children, newer chains before older ones.
 
-    Whole archives of the types that are copied; what the off-site rules would remove at once is left out.
+    These are complete archives of the types that are copied, except those that the off-site rules would remove at once.
 
     Arguments:
         policy: the off-site rules.
-        entries: all archives, the newest first.
+        entries: all archives, newest first.
     """
     by_name = {entry.name: entry for entry in entries}
     kept = {decision.entry.name for decision in plan(entries, policy, now).decisions if decision.keep}
@@ -42,7 +42,7 @@ def wanted_copies(
 
 
 def line_of_entry(entry: Entry, by_name: Mapping[str, Entry]) -> Iterable[Entry]:
-    """An archive with all that it needs, its base first."""
+    """An archive with everything that it needs, its base first."""
     line = [entry]
     while (parent := line[-1].parent) is not None and parent in by_name and by_name[parent] not in line:
         line.append(by_name[parent])
@@ -52,11 +52,11 @@ def line_of_entry(entry: Entry, by_name: Mapping[str, Entry]) -> Iterable[Entry]
 def unexpectedly_gone(
     known: Mapping[Stem, CopyRecord], found: Iterable[Stem], policy: RetentionPolicy, now: datetime
 ) -> list[Stem]:
-    """Copies that were there and are not, although the off-site rules keep them: no prune has removed these.
+    """Copies that are gone although the off-site rules keep them, so that no prune has removed them.
 
     Arguments:
-        known: the copies that were there.
-        found: those that are.
+        known: the copies that existed.
+        found: the copies that exist.
         policy: the off-site rules.
     """
     found = list(found)
@@ -69,7 +69,7 @@ def unexpectedly_gone(
 
 
 def _as_entries(stems: Iterable[Stem], known: Mapping[Stem, CopyRecord]) -> list[Entry]:
-    """Archives by their names and what is remembered of them, as the rules look at them."""
+    """Archives as entries for the rules, from their names and the record of copies."""
     copied = {stem.backup_id: record.copied for stem, record in known.items()}
     ids = {stem.backup_id: BackupId.parse(stem.backup_id) for stem in stems}
     found = [
@@ -83,10 +83,10 @@ def _as_entries(stems: Iterable[Stem], known: Mapping[Stem, CopyRecord]) -> list
 def missing_copies(
     config: OffsiteConfig, policy: RetentionPolicy, repository: Repository, entries: Sequence[Entry], now: datetime
 ) -> dict[str, tuple[str, ...]]:
-    """The archives that have no copy, of each destination by its identifier, as far as the repository remembers.
+    """The archives without a copy, by destination, as far as the repository knows.
 
     Raises:
-        RepositoryError: the memory of copies cannot be read.
+        RepositoryError: the record of copies cannot be read.
     """
     wanted = [entry.name for entry in wanted_copies(config, policy, entries, now)] if config.destinations else []
     found = {}

@@ -1,4 +1,4 @@
-"""The place for archives from off-site: a check of the space, and a directory for temporary ones."""
+"""Room for fetched archives: a check of free space, and temporary directories."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_space(repository: Repository, needed: int) -> None:
         needed: bytes that will be written.
 
     Raises:
-        DiskFullError: it has not.
+        DiskFullError: it has not enough.
     """
     free = shutil.disk_usage(repository.path).free
     if needed and free < needed + _DISK_RESERVE:
@@ -42,20 +42,20 @@ def check_space(repository: Repository, needed: int) -> None:
 
 
 def unwritable(repository: Repository, error: OSError) -> OpsError:
-    """The error for what could not be written."""
+    """The error for a file that cannot be written."""
     return disk_full(repository.path) if is_full(error) else explain(error, "cannot write to", repository.path)
 
 
 @contextmanager
 def own_place(directory: Path) -> Iterator[Path]:
-    """A directory of one's own, which disappears with its content; what killed processes have left disappears too.
+    """A temporary directory in the repository, removed at the end; those of killed processes are removed too.
 
-    Whoever uses one keeps it locked: process ids say nothing where several containers use the same repository.
+    It stays locked while in use: process ids mean nothing if several containers use one repository.
     """
     make_hidden(directory)
     gate = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(gate, fcntl.LOCK_EX)  # or somebody would remove what is not locked yet
+        fcntl.flock(gate, fcntl.LOCK_EX)  # otherwise another process might remove it before it is locked
         for left in directory.glob(f"{_PREFIX}*"):
             _remove_unused(left)
         place = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=directory))
@@ -74,7 +74,7 @@ def _remove_unused(place: Path) -> None:
     try:
         descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
-        return  # somebody else has removed it, or it is not ours
+        return  # another process has removed it, or it is another user's
     try:
         if try_lock(descriptor, fcntl.LOCK_EX):
             shutil.rmtree(place, ignore_errors=True)

@@ -1,11 +1,10 @@
-"""Removes copies that the off-site rules do not keep. It runs where credentials permit removal, never on a host that
-only has to write.
+"""Removes copies that the off-site rules do not keep, on a host whose credentials permit that.
 
-    plan       every archive that has a copy, with a reason for keeping or removing it; chains stay complete
-    look       a copy whose objects are locked is passed over
-    remove     the commit first, so that half a copy is never taken for one; then the segments
-    sweep      copies that a newer one of the same archive replaces, and segments that never got a commit
-    WAL        what lies before every base backup that still has a copy (`wal`)
+plan       decide with a reason about every archive that has a copy; chains stay complete
+look       skip copies with locked objects
+remove     remove the commit first, so that an incomplete copy never counts as one; then the segments
+sweep      remove copies replaced by a newer one of the same archive, and segments without a commit
+WAL        remove WAL older than every base backup that still has a copy (`wal`)
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
 log = engine_log("portal.ops.offsite.prune")
 
 _UNFINISHED_AGE: Final = timedelta(days=7)
-"""Segments without a commit may belong to a copy that goes on; after so long, none does."""
+"""Segments without a commit may belong to a copy in progress; after this time they do not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +51,10 @@ class OffsitePruneResult(DestinationsResult):
     """The result of a prune of copies.
 
     Arguments:
-        decisions: of each destination what is kept and removed, and why.
-        removed: copies that are gone, or would be: destination and stem.
-        spared: what the plan removes, but is locked.
-        wal: objects of WAL that are gone, or would be.
+        decisions: by destination, what is kept and removed, with reasons.
+        removed: removed copies, or those that would be: destination and stem.
+        spared: copies to be removed that are locked.
+        wal: removed WAL objects, or those that would be.
     """
 
     dry_run: bool = False
@@ -67,7 +66,7 @@ class OffsitePruneResult(DestinationsResult):
     wal: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The result in the types of JSON."""
+        """The result as types of JSON."""
         return {
             "success": self.success,
             "dry_run": self.dry_run,
@@ -85,7 +84,7 @@ class OffsitePruneResult(DestinationsResult):
 
 
 def offsite_policy(policy: RetentionPolicy, rules: Mapping[str, Mapping[str, int]]) -> RetentionPolicy:
-    """The off-site rules: those given, and the repository's for types that have none.
+    """The off-site rules: the given ones, and the repository's for other types.
 
     Raises:
         ConfigurationError: a rule keeps nothing, or is invalid.
@@ -95,7 +94,7 @@ def offsite_policy(policy: RetentionPolicy, rules: Mapping[str, Mapping[str, int
 
 @dataclass(kw_only=True)
 class _ResultBuilder:
-    """A result on its way."""
+    """Builds a result."""
 
     dry_run: bool
     decisions: list[tuple[str, Decision]] = field(default_factory=list)
@@ -112,9 +111,9 @@ class OffsitePruneJob:
     """Prunes the copies of all destinations.
 
     Arguments:
-        policy: the repository's; the off-site rules are read on top of it.
-        actor: who asked for it, for the access log.
-        observer: told of what was removed.
+        policy: the repository's policy, on which the off-site rules are based.
+        actor: the requester, for the access log.
+        observer: receives the result.
     """
 
     def __init__(
@@ -133,10 +132,10 @@ class OffsitePruneJob:
         self._clock = clock
 
     def run(self, *, dry_run: bool = False) -> OffsitePruneResult:
-        """One prune of every destination; every fault becomes a result.
+        """Prune every destination; every error becomes a result.
 
         Arguments:
-            dry_run: decide only.
+            dry_run: only decide.
         """
         started = time.monotonic()
         builder = _ResultBuilder(dry_run=dry_run)
@@ -218,7 +217,7 @@ class OffsitePruneJob:
             builder.freed_bytes += one.size
 
     def _doomed(self, listing: Listing, decided: RetentionPlan) -> list[Commit]:
-        """The copies that go, children before parents: what the rules do not keep, and what a newer copy replaces."""
+        """The copies to remove, children before parents: those that the rules do not keep, and replaced ones."""
         newest = listing.newest()
         replaced = [one for one in listing.commits if newest[one.backup_id] is not one]
         by_archive: defaultdict[str, list[Commit]] = defaultdict(list)
@@ -246,7 +245,7 @@ class OffsitePruneJob:
             ledger.replace(one for one in ledger.copies().values() if str(one.stem) not in stems)
 
     def _removed(self, backend: Backend, commit: Commit) -> str:
-        """Remove a copy; why it was not removed, where it is locked.
+        """Remove a copy; return a reason if it is locked.
 
         Raises:
             StoreDeniedError: the credentials do not permit any removal.
@@ -254,7 +253,7 @@ class OffsitePruneJob:
         until = backend.head(commit.stem.commit).locked_until
         if until is not None and until > self._clock():
             return f"it is locked until {until:%Y-%m-%d}"
-        backend.delete(commit.stem.commit)  # this is its end: what comes after is tidying up
+        backend.delete(commit.stem.commit)  # the copy is gone now; the rest is cleaning up
         for one in list(backend.list(commit.stem.directory)):
             try:
                 backend.delete(one.name)
@@ -263,7 +262,7 @@ class OffsitePruneJob:
         return ""
 
     def _remains(self, backend: Backend, listing: Listing) -> list[str]:
-        """The objects of copies that never got a commit, and have not changed for a week."""
+        """The objects of copies without a commit that have not changed for a week."""
         committed = {str(commit.stem) for commit in listing.commits} | {*listing.damaged, *listing.foreign}
         newest: dict[str, Any] = {}
         objects: defaultdict[str, list[str]] = defaultdict(list)

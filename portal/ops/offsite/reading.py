@@ -1,7 +1,7 @@
-"""Reads single files from a copy: the index at the archive's end, then the frames that hold the file.
+"""Reads single files from a copy: the index at the archive's end, then the frames with the file.
 
-A segment is a row of chunks that are each encrypted by themselves, so of each segment only its header and the chunks
-that are asked for are downloaded. What is read is authentic by age's own means; the digest of the file is checked too.
+A segment consists of chunks that are encrypted separately, so only its header and the needed chunks are downloaded. age
+authenticates everything that is read; the file's digest is checked too.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _HEADER_BYTES: Final = 4096
 _NONCE_BYTES: Final = 16
 _AHEAD_CHUNKS: Final = 8
 _KEPT_CHUNKS: Final = 256
-"""16 MiB of what was read are kept: an index is read in pieces that follow one another."""
+"""How many recently read chunks to keep (16 MiB): an index is read in consecutive pieces."""
 
 
 class RemoteFile:
-    """An archive off-site, read at any place.
+    """An off-site archive that can be read at any offset.
 
     Arguments:
-        identities: to decrypt with; none where the copy is not encrypted.
+        identities: the identities for decrypting; None if the copy is not encrypted.
     """
 
     def __init__(self, backend: Backend, commit: Commit, identities: Sequence[Identity]) -> None:
@@ -59,10 +59,10 @@ class RemoteFile:
         self.received = 0
 
     def read_at(self, length: int, offset: int) -> bytes:
-        """Some bytes; fewer where the archive ends before.
+        """Read bytes at an offset; fewer than requested at the end of the archive.
 
         Raises:
-            IdentityError: it was not encrypted for any of the identities.
+            IdentityError: it is encrypted for none of the identities.
             NotIntactError: what was read was changed.
             StorageError: the store failed.
         """
@@ -79,11 +79,11 @@ class RemoteFile:
         return bytes(found)
 
     def close(self) -> None:
-        """Forget what was read."""
+        """Release cached data."""
         self._chunks.clear()
 
     def _chunk(self, number: int, chunk: int, wanted: int) -> bytes:
-        """One chunk of a segment; some more are read along with it where more is wanted."""
+        """One chunk of a segment; if more are needed, the following ones are read with it."""
         if (number, chunk) not in self._chunks:
             count = max(_AHEAD_CHUNKS, -(-wanted // CHUNK_BYTES))
             self._load(number, chunk, min(count, _KEPT_CHUNKS))
@@ -153,8 +153,8 @@ class FoundFile(NamedTuple):
     """A file of a copy.
 
     Arguments:
-        reader: gives its content.
-        files: the archives that were looked at for it.
+        reader: returns its content.
+        files: the archives that were searched.
     """
 
     reader: ArchiveReader
@@ -162,15 +162,15 @@ class FoundFile(NamedTuple):
     files: tuple[RemoteFile, ...]
 
     def received(self) -> int:
-        """Bytes that were downloaded so far."""
+        """The bytes downloaded so far."""
         return sum(one.received for one in self.files)
 
 
 def find_file(backend: Backend, line: Sequence[Commit], identities: Sequence[Identity], path: str) -> FoundFile | None:
-    """A file as the last archive of a chain has it; nothing where there is none.
+    """Find a file in the last archive of a chain that has it; None if there is none.
 
     Arguments:
-        line: the archive with all that it needs, its base first.
+        line: the archive with everything that it needs, its base first.
 
     Raises:
         NotIntactError: an index is damaged.

@@ -1,8 +1,8 @@
-"""Receives the segments of a copy: several at once, each decrypted to its place in the archive.
+"""Receives the segments of a copy, several at once, and decrypts each to its place in the archive.
 
-age itself notices every changed byte. What it cannot notice, a segment of another archive for the same recipients,
-changes the SHA-256 of the archive, which is computed meanwhile; `blame` then finds the segment. So nothing is hashed
-twice for a copy that is intact.
+age notices every changed byte. It cannot notice a segment of another archive for the same recipients, but that changes
+the SHA-256 of the archive, which is computed meanwhile; `blame` then finds the segment. So nothing is hashed twice if
+the copy is intact.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ _TAKE_BACK: Final = (
 
 
 class Target(Protocol):
-    """A file that an archive is received into."""
+    """The file for a received archive."""
 
     def patch(self, offset: int, data: bytes) -> None:
-        """Write a piece to its place; several threads do, in any order."""
+        """Write a piece at its place; several threads call this, in any order."""
 
     def settle(self, end: int) -> None:
-        """Everything up to `end` was written; one thread says so."""
+        """Called by one thread when everything up to `end` has been written."""
 
 
 class _Got(NamedTuple):
-    """So many bytes of the archive more were written, by the receiver of one segment."""
+    """A number of archive bytes that one thread has written."""
 
     number: int
     size: int
 
 
 def receive(backend: Backend, commit: Commit, identities: Sequence[Identity], target: Target, advance: Advance) -> None:
-    """Write all of an archive. The caller compares its SHA-256 with that of the commit.
+    """Receive a whole archive. The caller has to compare its SHA-256 with the commit's.
 
     Raises:
-        IdentityError: it was not encrypted for any of the identities.
+        IdentityError: it is encrypted for none of the identities.
         NotIntactError: a segment is damaged or missing.
         StorageError: the store failed.
     """
@@ -66,10 +66,10 @@ def receive(backend: Backend, commit: Commit, identities: Sequence[Identity], ta
 
 
 def _follow(commit: Commit, work: _Work, target: Target, advance: Advance) -> None:
-    """Tell how far it is, and up to where the archive is there without a gap."""
+    """Report progress, and settle the part of the archive that has no gap."""
     left = commit.archive_size
     written = [0] * len(commit.segments)
-    first = 0  # the first segment that is not there completely
+    first = 0  # the first incomplete segment
     while left:
         with suppress(queue.Empty):
             got = work.done.get(timeout=_PATIENCE_SECONDS)
@@ -85,7 +85,7 @@ def _follow(commit: Commit, work: _Work, target: Target, advance: Advance) -> No
 
 
 class _Work:
-    """The state shared by the threads: the next segments, and those received."""
+    """State shared by the threads: the next segments, and the received ones."""
 
     def __init__(self, backend: Backend, commit: Commit, identities: Sequence[Identity], target: Target) -> None:
         self._backend = backend
@@ -100,18 +100,18 @@ class _Work:
         self._writing = threading.Lock()
 
     def stop(self) -> None:
-        """Have nothing more written: a thread that waits for the store must not write to what is closed by then."""
+        """Stop all writing: a thread that waits for the store must not write to a closed file later."""
         with self._writing:
             self._stopped = True
 
     def run(self) -> None:
-        """Receive segments until there are none left."""
+        """Receive segments until none are left."""
         with suppress(queue.Empty):
             while not self._stopped:
                 number = self._numbers.get_nowait()
                 try:
                     self._segment(number)
-                except BaseException as error:  # whoever waits raises it
+                except BaseException as error:  # the waiting thread raises it
                     self.done.put(error)
                     return
 
@@ -141,7 +141,7 @@ class _Work:
             raise self._damaged(name, "it holds another part of an archive")
 
     def _keep(self, number: int, start: int, plain: bytes) -> int:
-        """Write some of a segment, which starts with byte `start` of it; how much."""
+        """Write a part of a segment that begins at its byte `start`; return the number of bytes."""
         if start + len(plain) > self._commit.plain_size(number):
             raise self._damaged(self._commit.segment_name(number), "it holds another part of an archive")
         with self._writing:
@@ -155,16 +155,16 @@ class _Work:
 
 
 class _DamagedError(NotIntactError):
-    """A segment is damaged, and the message says which."""
+    """Raised for a damaged segment; the message names it."""
 
 
 def damaged_segment(name: str, backend: Backend, what: str) -> NotIntactError:
-    """The error for a segment."""
+    """The error for a damaged segment."""
     return _DamagedError(f"the off-site segment {name} in {backend.shown} is damaged: {what}", hint=_TAKE_BACK)
 
 
 def blame(backend: Backend, commit: Commit) -> NotIntactError:
-    """The error for a received archive that differs from the copied one: it names the segment, if one is wrong."""
+    """The error for a received archive with a wrong digest; it names the segment, if one is wrong."""
     for number, segment in enumerate(commit.segments):
         name, digest = commit.segment_name(number), sha256()
         for piece in backend.read(name):

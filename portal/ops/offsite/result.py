@@ -1,4 +1,4 @@
-"""The common part of results over several destinations, each of which may fail by itself."""
+"""The common part of results for several destinations, each of which may fail separately."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DestinationsResult:
-    """The end of a job over several destinations.
+    """The result of a job for several destinations.
 
     Arguments:
         warnings: what should be known.
-        faults: what went wrong; the first one gives the exit code.
+        faults: the errors; the first one determines the exit code.
     """
 
     warnings: tuple[str, ...] = ()
@@ -24,12 +24,12 @@ class DestinationsResult:
 
     @property
     def success(self) -> bool:
-        """True if nothing went wrong."""
+        """True without errors."""
         return not self.faults
 
     @property
     def exit_code(self) -> int:
-        """The code that a program should end with."""
+        """The exit code for a program."""
         return self.faults[0].exit_code if self.faults else 0
 
     @property

@@ -1,15 +1,15 @@
-"""Sends one archive: encrypts segment after segment, stores each, notes how far it is.
+"""Sends one archive: encrypts and stores segment by segment, and records its progress.
 
-    choose    a stem that nobody has used; or go on with the one of an interrupted copy
-    seal      the next segment is encrypted while the last one is sent
-    intend    the digest is noted before it is sent: after a crash it tells our object from another's
-    store     one PUT, refused where the name is taken
-    note      the segment is stored; a crash from here on does not send it again
-    check     the archive has the digest of its sidecar
-    commit    the commit object, last, and only if it is not there
+    choose    choose an unused stem, or continue with that of an interrupted copy
+    seal      encrypt the next segment while the last one is sent
+    intend    record the digest before sending: after a crash it identifies our object
+    store     store the segment with one PUT, which is refused if the name exists
+    note      record that it is stored; after a crash it is not sent again
+    check     compare the archive's digest with its sidecar
+    commit    store the commit last, and only if there is none
 
-What is sent is never overwritten or deleted. Where an object of the stem is there that this memory knows nothing of,
-the copy starts again under the next stem, and `prune` removes the remains.
+Nothing that was sent is overwritten or deleted. If an unknown object has a name of this copy, the copy starts again
+under the next stem, and `prune` removes the remains.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ _MOST_STEMS: Final = 1000
 
 
 class TakenError(Exception):
-    """An object that is not ours has a name that we need."""
+    """Raised if another's object has a name that we need."""
 
 
 @dataclass(kw_only=True)
 class _Pending:
-    """The progress of a copy; a record of the repository, which has the archive's id as its name."""
+    """The progress of a copy, in a record that is named after the archive."""
 
     backup_id: str
     generation: int
@@ -78,14 +78,14 @@ class _Pending:
 
 @dataclass(frozen=True, kw_only=True)
 class Sender:
-    """Copies archives to one destination, with its ledger locked.
+    """Copies archives to one destination; the caller holds the ledger's lock.
 
     Arguments:
-        recipients: age public keys; without any, segments are stored as they are.
-        rate: bytes per second on average; 0 is no limit.
+        recipients: age public keys; if empty, segments are stored unencrypted.
+        rate: bytes per second on average; 0 for no limit.
         key: signs commits.
-        trust: whose copies count as there.
-        advance: told of every number of bytes of archives that are off-site.
+        trust: whose copies count.
+        advance: called with the number of archive bytes after each segment is stored.
     """
 
     backend: Backend
@@ -98,14 +98,14 @@ class Sender:
     advance: Advance
 
     def send(self, archive: ArchiveFile, entry: Entry, *, again: bool = False) -> Commit:
-        """Copy an archive, which the caller keeps locked; its commit.
+        """Copy an archive, which the caller keeps locked; return its commit.
 
         Arguments:
-            again: make another copy, although there is one.
+            again: make another copy if there is one already.
 
         Raises:
-            NotIntactError: the archive is not what its sidecar says; nothing was committed.
-            StorageError: the store failed; what was sent is not sent again.
+            NotIntactError: the archive does not match its sidecar; nothing was committed.
+            StorageError: the store failed; stored segments are not sent again.
         """
         digest = read_sidecar(archive.path)
         if digest is None:
@@ -173,7 +173,7 @@ class Sender:
         self._save(pending)
 
     def _own(self, name: str, intended: Sequence[Segment], error: ObjectExistsError) -> Segment:
-        """The segment that is there already, if an attempt of ours has stored it before it was interrupted."""
+        """The existing segment, if an interrupted attempt of ours stored it."""
         found = self.backend.head(name)
         for segment in intended:
             if (found.size, found.sha256) == segment:
@@ -181,10 +181,10 @@ class Sender:
         raise TakenError(error.message) from error
 
     def _check_stored(self, pending: _Pending) -> None:
-        """Look whether the store has what it took, before the copy is committed.
+        """Check that the store has all segments, before the copy is committed.
 
         Raises:
-            StorageError: a segment is missing or has another size; the copy begins anew next time.
+            StorageError: a segment is missing or has the wrong size; the next attempt starts from the beginning.
         """
         there = {one.name: one.size for one in self.backend.list(pending.stem.directory)}
         for number, segment in enumerate(pending.segments):
@@ -198,7 +198,7 @@ class Sender:
                 )
 
     def _check_commit(self, stem: Stem, data: bytes) -> None:
-        """Read a commit back.
+        """Read the commit back.
 
         Raises:
             StorageError: the store has another one, or none.
@@ -239,7 +239,7 @@ class Sender:
             there = self._committed(pending.stem)
             if there is None or there.segments != commit.segments:
                 raise TakenError(error.message) from error
-            commit = there  # our own, from before a crash
+            commit = there  # our own, stored before a crash
         else:
             self._check_commit(pending.stem, data)
         return commit
@@ -247,7 +247,7 @@ class Sender:
     # -- where to start -----------------------------------------------------------------------------------------------
 
     def _pending(self, backup_id: str, digest: str) -> _Pending | None:
-        """The copy that was interrupted, if it can go on."""
+        """The interrupted copy, if it can be continued."""
         found = self.ledger.pending(backup_id)
         try:
             pending = decode(_Pending, {**found, "backup_id": backup_id}, beside=ENVELOPE) if found else None
@@ -258,7 +258,7 @@ class Sender:
         return pending
 
     def _start(self, backup_id: str, digest: str, *, again: bool) -> _Pending:
-        """A new copy, under a stem that nothing is stored under."""
+        """A new copy, under a stem without any objects."""
         for generation in range(_MOST_STEMS):
             stem = Stem(backup_id, generation)
             if not self._is_used(stem):
@@ -282,7 +282,7 @@ class Sender:
         return any(True for _ in self._read_commit(stem))
 
     def _committed(self, stem: Stem) -> Commit | None:
-        """The copy of a stem, if it is one of ours."""
+        """The commit of a stem, if it is ours."""
         try:
             commit = Commit.decode(read_all(self.backend, stem.commit, MOST_BYTES), stem)
             return commit if self.trust.accepts(commit) else None
@@ -302,7 +302,7 @@ class Sender:
 
 
 class AlreadyCopiedError(Exception):
-    """The store has the copy; only our memory of it was lost."""
+    """Raised if the store has the copy, and only our record of it was lost."""
 
     def __init__(self, commit: Commit) -> None:
         super().__init__(str(commit.stem))
@@ -310,7 +310,7 @@ class AlreadyCopiedError(Exception):
 
 
 class _Plain:
-    """Parts of a file as they are: the face of `Encryptor` where encryption is switched off."""
+    """Reads parts of a file unchanged, in place of an `Encryptor`, if encryption is switched off."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -323,11 +323,11 @@ class _Plain:
         self._parts.clear()
 
     def begin(self, start: int, length: int, buffer: int) -> None:
-        """Remember which part is next."""
+        """Choose the next part."""
         self._parts[buffer] = start, length
 
     def sealed(self, buffer: int) -> AbstractContextManager[Sealed]:
-        """The part, as it is on the disk."""
+        """The part, unchanged."""
         return self._mapped(*self._parts[buffer])
 
     @contextmanager
@@ -338,15 +338,15 @@ class _Plain:
         try:
             yield Sealed(view, hashlib.sha256(view).hexdigest())
         finally:
-            with suppress(BufferError):  # a thread that was left behind still reads it
+            with suppress(BufferError):  # an abandoned thread still reads it
                 view.release()
                 mapped.close()
 
 
 class _Storing:
-    """A thread that stores objects, so that the one which waits for it notices signals; a context manager.
+    """A thread that stores objects, so that the main thread notices signals; a context manager.
 
-    A request that is under way when the process has to end is left behind: the store gets all of it, or keeps nothing.
+    If the process has to end, a request in progress is abandoned: the store keeps all of the object, or nothing.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -363,10 +363,10 @@ class _Storing:
         self._requests.put(None)
 
     def put(self, name: str, sealed: Sealed) -> None:
-        """Store an object, and wait for that.
+        """Store an object and wait.
 
         Raises:
-            StorageError: it could not be stored.
+            StorageError: storing failed.
         """
         self._requests.put((name, sealed))
         while True:
@@ -382,20 +382,20 @@ class _Storing:
             try:
                 self._backend.put(name, sealed.data, sealed.sha256)
                 self._answers.put(None)
-            except BaseException as error:  # whoever waits raises it
+            except BaseException as error:  # the waiting thread raises it
                 self._answers.put(error)
             del request, sealed
 
 
 class _Pace:
-    """Keeps what is sent below a rate, on average."""
+    """Limits the average rate of sending."""
 
     def __init__(self, rate: int) -> None:
         self._rate = rate
         self._due = time.monotonic()
 
     def sent(self, count: int) -> None:
-        """Wait until so many bytes more are within the rate."""
+        """Wait until the rate permits so many bytes more."""
         if not self._rate:
             return
         self._due += count / self._rate
@@ -405,7 +405,7 @@ class _Pace:
 
 @contextmanager
 def _checksum(descriptor: int) -> Iterator[Callable[[], str]]:
-    """The SHA-256 of a file, computed by a thread meanwhile; the function waits for it."""
+    """Compute the SHA-256 of a file in a thread; the returned function waits for it."""
     found: queue.SimpleQueue[str | OSError] = queue.SimpleQueue()
     own = os.dup(descriptor)
     stopped = threading.Event()

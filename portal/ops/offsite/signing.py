@@ -1,8 +1,8 @@
-"""Signatures of commits: which copies were made by this repository, and which by somebody who can write to the store.
+"""Signs commits, to tell copies made by this repository from those of others who can write to the store.
 
-Recipients are public and a store's credentials can be stolen, so an encrypted archive proves nothing about its maker.
-Each repository has an Ed25519 key in `.keys/offsite.key`; its public half is the **signer** in every commit. Where that
-key is, or where BACKUP_OFFSITE_SIGNERS says whom to trust, other copies are listed as foreign and never used (ADR 174).
+Recipients are public and a store's credentials can be stolen, so encryption does not show who made an archive. Each
+repository has an Ed25519 key in `.keys/offsite.key`; its public half is the **signer** in every commit. If that key
+exists, or BACKUP_OFFSITE_SIGNERS names trusted signers, other copies are listed as foreign and never used (ADR 174).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from portal.ops.settings.destination import Destination
 
 ANY: Final = "any"
-"""In place of signers: every copy is taken."""
+"""In place of signers: accept every copy."""
 
 _DIRECTORY: Final = ".keys"
 _NAME: Final = "offsite.key"
@@ -38,10 +38,10 @@ _KEY_BYTES: Final = 32
 
 
 def find_key(repository: Repository) -> SigningKey | None:
-    """The key of a repository; nothing where it has made no copy yet.
+    """The key of a repository, or None if it has made no copy yet.
 
     Raises:
-        RepositoryError: it is there, and cannot be read.
+        RepositoryError: the key exists and cannot be read.
     """
     path = _path(repository)
     try:
@@ -56,10 +56,10 @@ def find_key(repository: Repository) -> SigningKey | None:
 
 
 def own_key(repository: Repository) -> SigningKey:
-    """The key of a repository; the first call creates it.
+    """The key of a repository, created by the first call.
 
     Raises:
-        RepositoryError: it can neither be read nor created, or the repository that was used here is not there.
+        RepositoryError: it can neither be read nor created, or the repository used here before is absent.
     """
     if found := find_key(repository):
         return found
@@ -69,7 +69,7 @@ def own_key(repository: Repository) -> SigningKey:
     try:
         make_hidden(path.parent)
         write_durably(temporary, os.urandom(_KEY_BYTES))
-        with suppress(FileExistsError):  # two at once: the first one's counts
+        with suppress(FileExistsError):  # two at once: the first one's key counts
             os.link(temporary, path)
         temporary.unlink()
     except OSError as error:
@@ -107,11 +107,11 @@ def trusted_signers(repository: Repository, given: Collection[str]) -> frozenset
 
 @dataclass(frozen=True, kw_only=True)
 class Trust:
-    """Whose copies are taken.
+    """Decides whose copies to accept.
 
     Arguments:
-        signers: public keys; nothing where nobody said whose, so that every copy is taken.
-        known: copies that were made from here, by the repository's memory.
+        signers: trusted public keys; None to accept every copy.
+        known: copies made from here, by the repository's record.
     """
 
     signers: frozenset[str] | None = None
@@ -119,17 +119,17 @@ class Trust:
 
     @classmethod
     def of(cls, config: OffsiteConfig, destination: Destination) -> Trust:
-        """As the settings and the repository say.
+        """The decision that settings and repository imply.
 
         Raises:
-            RepositoryError: its key or its memory cannot be read.
+            RepositoryError: the key or the record of copies cannot be read.
         """
         repository = Repository(config.local_path)
         known = Ledger(repository, destination).copies()
         return cls(signers=trusted_signers(repository, config.settings.signers), known=known)
 
     def accepts(self, commit: Commit) -> bool:
-        """True if a copy is of somebody who is trusted, or one that the repository knows: from before it had a key."""
+        """True if a copy has a trusted signer, or is an older one that the repository knows."""
         if self.signers is None or commit.signer in self.signers:
             return True
         record = self.known.get(commit.stem)

@@ -1,4 +1,4 @@
-"""Gathers the state of the copies of each destination, as the repository remembers it."""
+"""Gathers the state of each destination from the repository's records."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def destination_states(
     """The state of every destination.
 
     Arguments:
-        policy: the repository's.
+        policy: the repository's retention policy.
         entries: all archives.
-        has_wal: whether WAL is received, which is copied too.
+        has_wal: whether WAL is received, and therefore copied.
 
     Raises:
-        RepositoryError: the memory of copies cannot be read.
+        RepositoryError: the record of copies cannot be read.
     """
     if not config.destinations:
         return ()

@@ -1,9 +1,9 @@
-"""Verifies copies: by the store's own digests, without an identity; deeper by reading them.
+"""Verifies copies: by the store's own digests, without an identity; more thoroughly by reading them.
 
-checksum   every segment is there, with the size and the SHA-256 that the commit has; nothing is downloaded where the
-           store keeps digests of its own
-contents   the archive is fetched, decrypted and verified, then removed
-dump       likewise, with the database's dump decoded to its end
+checksum   every segment exists with the size and SHA-256 in the commit; nothing is downloaded if the store has digests
+           of its own
+contents   the archive is fetched, decrypted, verified, and removed again
+dump       the same, with the database's dump decoded to its end
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class CopyFinding:
     """The result for one copy.
 
     Arguments:
-        stem: the copy.
-        damages: what is wrong.
-        is_downloaded: whether it was read for that; nothing is where the store keeps digests of its own.
+        stem: the stem of the copy.
+        damages: the damage found.
+        is_downloaded: whether the copy was downloaded; unnecessary if the store has digests of its own.
     """
 
     destination: str
@@ -68,7 +68,7 @@ class CopyFinding:
     is_downloaded: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """The finding in the types of JSON."""
+        """The result as types of JSON."""
         return {
             "destination": self.destination,
             "copy": self.stem,
@@ -90,12 +90,12 @@ class OffsiteVerification:
 
     @property
     def intact(self) -> bool:
-        """True if nothing is wrong."""
+        """True if no damage was found."""
         return not any(one.damages for one in self.findings)
 
     @property
     def message(self) -> str:
-        """The findings in a sentence."""
+        """The results in a sentence."""
         damaged = [one for one in self.findings if one.damages]
         count = len(self.findings)
         what = "1 copy was" if count == 1 else f"{count} copies were"
@@ -106,7 +106,7 @@ class OffsiteVerification:
         return f"{what} verified ({self.level}): every segment is as it should be"
 
     def to_dict(self) -> dict[str, Any]:
-        """The finding in the types of JSON."""
+        """The results as types of JSON."""
         return {
             "success": self.intact,
             "level": self.level.value,
@@ -122,10 +122,11 @@ class OffsiteVerifyJob:
     """Verifies copies in all destinations.
 
     Arguments:
-        policy: the off-site rules; by them a copy that is gone was pruned, or is missing. Without, it is missing.
-        progress: told how far it is.
-        actor: who asked for it, for the access log.
-        observer: told of every finding.
+        policy: the off-site rules, which tell a pruned copy from a lost one; without them, an absent copy counts as
+            lost.
+        progress: receives progress reports.
+        actor: the requester, for the access log.
+        observer: receives each result.
     """
 
     def __init__(
@@ -149,11 +150,11 @@ class OffsiteVerifyJob:
         """Verify one copy, or the newest copy of every archive.
 
         Arguments:
-            name: the archive's id or the start of one, or ``latest``; nothing means all.
+            name: the archive's id or the start of one, or ``latest``; None for all.
 
         Raises:
-            ConfigurationError: no destination has it, or the level is a drill.
-            IdentityError: the level needs an identity, and there is none that fits.
+            ConfigurationError: no destination has a copy, or the level is ``drill``.
+            IdentityError: the level needs an identity, and none fits.
             StorageError: a store failed.
         """
         if level is VerifyLevel.DRILL:
@@ -163,7 +164,7 @@ class OffsiteVerifyJob:
         return self._run(level, partial(self._chosen, name), is_all=name is None)
 
     def run_rotation(self, level: VerifyLevel = VerifyLevel.CHECKSUM) -> OffsiteVerification:
-        """Verify the copies whose turn it is: new ones, and one seventh of the others, those verified longest ago.
+        """Verify the copies that are due: new ones, and a seventh of the others, those verified longest ago.
 
         Raises:
             OpsError: as `run`.
@@ -178,7 +179,7 @@ class OffsiteVerifyJob:
         for destination in self._config.require_destinations():
             try:
                 findings += self._verify_destination(destination, level, choose, absent, is_all=is_all)
-            except OpsError as error:  # it keeps no other destination from being verified
+            except OpsError as error:  # the other destinations are still verified
                 faults.append(error)
                 log.error("offsite_verify_failed", destination=destination.shown, error=str(error))
         if faults or (absent and not findings):
@@ -197,7 +198,7 @@ class OffsiteVerifyJob:
         """Verify copies in one destination.
 
         Arguments:
-            absent: told where it has not what is to be verified: another one may have it.
+            absent: receives the error if the destination lacks the copy: another one may have it.
         """
         with (
             closing(self._config.open(destination)) as backend,
@@ -268,7 +269,7 @@ class OffsiteVerifyJob:
         return findings
 
     def _gone(self, known: Mapping[Stem, CopyRecord], listing: Listing) -> list[str]:
-        """Copies that were made from here and are not there, and that no prune has removed by the rules."""
+        """Copies made from here that are gone, and that the rules keep, so that no prune has removed them."""
         shown = {str(commit.stem) for commit in listing.commits} | {*listing.damaged, *listing.foreign}
         if self._policy is None:
             return [str(stem) for stem in known if str(stem) not in shown]
@@ -285,10 +286,10 @@ class OffsiteVerifyJob:
         *,
         is_all: bool,
     ) -> None:
-        """Remember what was found; damage that was found before stays until the same copy is found intact.
+        """Record the results; known damage stays until the same copy is found intact.
 
         Arguments:
-            is_all: whether copies that are gone, or are not ours, were looked for too.
+            is_all: whether lost and foreign copies were also looked for.
         """
         now, looked_at = self._clock(), {one.stem for one in findings}
         present = {str(commit.stem) for commit in listing.commits} | set(listing.damaged)
@@ -312,7 +313,7 @@ class OffsiteVerifyJob:
         return self._read(backend, commit, level, advance)
 
     def _read(self, backend: Backend, commit: Commit, level: VerifyLevel, advance: Advance) -> CopyFinding:
-        """Fetch an archive beside the repository's, verify it, and remove it."""
+        """Fetch an archive to a temporary place, verify it, and remove it."""
         try:
             with archive_beside(self._config, self._repository, backend, commit, advance) as path:
                 found = Verifier(
@@ -332,7 +333,7 @@ class OffsiteVerifyJob:
 
 
 def _compared(backend: Backend, commit: Commit, advance: Advance) -> CopyFinding:
-    """Every segment as the store has it, held against the commit."""
+    """Compare every stored segment with the commit."""
     damages: list[str] = []
     is_downloaded = False
     for number, segment in enumerate(commit.segments):

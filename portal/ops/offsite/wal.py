@@ -1,8 +1,8 @@
-"""WAL in a destination: removed together with the base backups that it leads on from.
+"""Removes WAL in a destination together with the base backups that need it.
 
-A segment is needed if it lies behind the start of any base backup that has a copy. Whatever cannot be told keeps it: a
-copy of a base backup that does not say where its WAL begins, a damaged one, a foreign one, an object that is young
-enough for the copy of its base backup to be still under way.
+A segment is needed if it is not older than the start of a base backup that has a copy. In doubt it is kept: if the copy
+of a base backup does not say where its WAL begins, is damaged or foreign, or if the object is so recent that its base
+backup may still be being copied.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
 log = engine_log("portal.ops.offsite.wal")
 
 YOUNG: Final = timedelta(days=7)
-"""The base backup of WAL that is younger may not be off-site yet."""
+"""The base backup for WAL younger than this may not be off-site yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WalPlan:
-    """The WAL of a destination to be removed.
+    """The WAL to remove from a destination.
 
     Arguments:
-        doomed: of each cluster the objects to remove, the oldest WAL first.
-        warning: why nothing is removed, where there is something to say.
+        doomed: by cluster, the objects to remove, oldest WAL first.
+        warning: why nothing is removed, if that needs a warning.
     """
 
     doomed: Mapping[str, Sequence[StoredObject]]
@@ -52,7 +52,7 @@ class WalPlan:
 
 
 def wal_start(manifest: Manifest | None) -> WalStart | None:
-    """The first WAL that a base backup needs, by its manifest; nothing of other archives."""
+    """The first WAL that a base backup needs, by its manifest; None for other archives."""
     facts = manifest.details.get(Component.CLUSTER.value) if manifest else None
     try:
         if not facts:
@@ -67,12 +67,12 @@ def wal_start(manifest: Manifest | None) -> WalStart | None:
 def plan_wal(
     backend: Backend, repository: Repository, kept: Iterable[Commit], unread: Iterable[str], now: datetime
 ) -> WalPlan:
-    """Which WAL no base backup needs.
+    """Find the WAL that no base backup needs.
 
     Arguments:
-        repository: asked for the start of base backups whose copies do not tell.
+        repository: used for base backups whose copies do not say where their WAL starts.
         kept: the copies that stay.
-        unread: stems of copies that are there and are not read: damaged or foreign ones.
+        unread: stems of existing copies that cannot be used: damaged or foreign ones.
 
     Raises:
         StorageError: the store failed.
@@ -111,9 +111,9 @@ def _doomed(objects: Iterable[StoredObject], starts: Mapping[str, str], now: dat
 def remove_wal(
     backend: Backend, destination: Destination, planned: WalPlan, now: datetime
 ) -> tuple[list[StoredObject], list[str]]:
-    """Remove what is planned; what is gone, and what was passed over with the reason.
+    """Remove the planned WAL; return what was removed, and what was not with the reason.
 
-    The oldest WAL goes first, and of each cluster nothing goes behind one that is locked: what stays is one piece.
+    The oldest WAL is removed first, and nothing after a locked object of the same cluster: what stays has no gap.
 
     Raises:
         StorageError: the store failed.
@@ -138,7 +138,7 @@ def remove_wal(
 
 
 def _start_of(repository: Repository, commit: Commit) -> WalStart | None:
-    """The start of a base backup in the WAL, by the archive in the repository, if it is there."""
+    """The start of a base backup in the WAL, by the archive in the repository, or None."""
     try:
         return wal_start(read_manifest(repository.path / f"{commit.backup_id}{SUFFIX}"))
     except (OpsError, OSError):

@@ -1,5 +1,6 @@
-"""Point in time: base backups of the database cluster, the WAL that follows them, and recovery to a moment.
+"""Point-in-time recovery: base backups of the database cluster, the WAL after them, and recovery to a moment.
 
-Promises that the recovery window is computed from what is there, that WAL is durable before it is acknowledged, and
-that a scratch server touches nothing live. May import chains, repository, archive, postgres and what they may.
+Promises that the recovery window is computed from the files that exist, that WAL is durable before it is acknowledged,
+and that a scratch server changes nothing live. May import chains, repository, archive, postgres, storage and the rooms
+below them.
 """

@@ -1,4 +1,4 @@
-"""The index of the WAL files of an archive: one JSON object a line, appended as each becomes durable."""
+"""The index of the WAL files in an archive: one JSON object a line, appended when a file is durable."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ _LOCK_SECONDS: Final = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class WalFile:
-    """A file of the archive.
+    """One file of the WAL archive.
 
     Arguments:
-        name: as PostgreSQL calls it: a segment, a segment with ``.partial``, or a history file.
+        name: PostgreSQL's name: a segment, a segment with ``.partial``, or a history file.
         size: bytes on the disk, compressed.
-        sha256: of these bytes, in hexadecimal.
-        covered: every transaction that committed up to this moment, by the server's clock, lies in this file or before.
-        until: no transaction in it committed later than this, by the server's clock.
+        sha256: the SHA-256 of these bytes, in hexadecimal.
+        covered: every transaction committed up to this moment, by the server's clock, is in this file or an earlier
+            one.
+        until: no transaction in it was committed later than this, by the server's clock.
     """
 
     name: str
@@ -42,7 +43,7 @@ class WalFile:
     until: datetime | None = None
 
     def encode(self) -> bytes:
-        """The line."""
+        """The file as a line of JSON."""
         found = {
             name: value.isoformat() if isinstance(value, datetime) else value for name, value in asdict(self).items()
         }
@@ -50,7 +51,7 @@ class WalFile:
 
     @classmethod
     def decode(cls, line: bytes) -> WalFile | None:
-        """A file from its line; nothing where the line is truncated or invalid."""
+        """Decode a line; None if it is truncated or invalid."""
         try:
             found = json.loads(line)
             return cls(
@@ -65,7 +66,7 @@ class WalFile:
 
 
 def load(directory: Path) -> dict[str, WalFile]:
-    """Every file by its name; where there are two lines for one, the later one counts."""
+    """All files by name; the last line for a name counts."""
     try:
         lines = (directory / NAME).read_bytes().splitlines()
     except FileNotFoundError:
@@ -74,17 +75,17 @@ def load(directory: Path) -> dict[str, WalFile]:
 
 
 def index_lock(directory: Path) -> AbstractContextManager[None]:
-    """Keep others from changing the index: the WAL service appends to it while a prune replaces it.
+    """Lock the index: the WAL service appends to it while a prune may replace it.
 
     Raises:
-        BusyError: somebody else did not end in time.
+        BusyError: another process held the lock for too long.
         RepositoryError: the lock file cannot be opened.
     """
     return locked_file(directory / LOCK, fcntl.LOCK_EX, _LOCK_SECONDS, what=f"the index of {directory}")
 
 
 def append(directory: Path, file: WalFile) -> None:
-    """Add a line durably, after ending a truncated one. The caller holds the lock."""
+    """Append a line durably, after ending a truncated one. The caller must hold the lock."""
     descriptor = os.open(directory / NAME, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
         size = os.fstat(descriptor).st_size
@@ -98,7 +99,7 @@ def append(directory: Path, file: WalFile) -> None:
 
 
 def rewrite(directory: Path, files: Iterable[WalFile]) -> None:
-    """Replace all lines at once. Whoever calls this holds the lock."""
+    """Replace all lines at once. The caller must hold the lock."""
     write_durably(directory / NAME, b"".join(file.encode() for file in files))
 
 

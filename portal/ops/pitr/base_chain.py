@@ -1,8 +1,8 @@
-"""Chains of base backups: a full one, and incremental ones that hold only the blocks that have changed since the last.
+"""Chains of base backups: a full one, then incremental ones with only the blocks changed since their parent.
 
-PostgreSQL makes them from version 17 on, where the server summarizes its WAL. An incremental one follows the newest
-base backup of its cluster. It is worth its place where it saves at least half of a full one; otherwise, and after
-some incremental ones, the next is full again.
+PostgreSQL makes incremental base backups from version 17 on, if the server summarizes its WAL. Each follows the newest
+base backup of its cluster. If it would not save at least half of a full one, or if the chain is long enough, the next
+is a full one.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from portal.ops.repository.repository import Repository
 
 MOST_INCREMENTALS: Final = 6
-"""So many follow a full base backup: with one a day, every week begins with a full one."""
+"""The most incremental base backups in a chain: with one a day, each week begins with a full one."""
 
 FIRST_MAJOR: Final = 17
 
 
 class FullBaseNeededError(Exception):
-    """An incremental base backup is impossible, or saves too little; the reason in words."""
+    """Raised if an incremental base backup is impossible or saves too little; the message has the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +41,8 @@ class BaseParent:
     """The base backup that an incremental one follows.
 
     Arguments:
-        line: its chain, the full one first.
-        full_bytes: how much a full base backup holds.
+        line: the chain of that base backup, the full one first.
+        full_bytes: the bytes in a full base backup.
     """
 
     line: tuple[Ancestor, ...]
@@ -50,17 +50,17 @@ class BaseParent:
 
     @property
     def newest(self) -> Ancestor:
-        """The archive that is followed."""
+        """The archive of the parent."""
         return self.line[-1]
 
     @property
     def most_bytes(self) -> int:
-        """An incremental base backup that holds more than this does not save half."""
+        """The most bytes that an incremental base backup may hold and still save half of a full one."""
         return self.full_bytes // 2
 
     @property
     def expected_bytes(self) -> int:
-        """The most room that the archive of an incremental one takes."""
+        """The most bytes that the archive of an incremental one may take."""
         return self.line[0].path.stat().st_size // 2
 
     def check(self, settings: ServerSettings) -> None:
@@ -77,7 +77,7 @@ class BaseParent:
             raise FullBaseNeededError("the newest base backup is of another cluster")
 
     def server_manifest(self) -> bytes:
-        """The `backup_manifest` that the server compares with.
+        """The parent's `backup_manifest`, which the server needs for the comparison.
 
         Raises:
             FullBaseNeededError: it cannot be read.
@@ -93,7 +93,7 @@ class BaseParent:
 
 
 def find_parent(repository: Repository) -> BaseParent:
-    """The newest base backup, where an incremental one may follow it.
+    """The newest base backup, if an incremental one can follow it.
 
     Raises:
         FullBaseNeededError: there is none.
@@ -116,10 +116,10 @@ def find_parent(repository: Repository) -> BaseParent:
 
 
 def facts_of(ancestor: Ancestor) -> Mapping[str, Any]:
-    """The facts about its cluster in a base backup."""
+    """A base backup's facts about its cluster."""
     return ancestor.manifest.details.get(Component.CLUSTER.value, {})
 
 
 def cluster_size(facts: Mapping[str, Any]) -> int:
-    """About how large the data directory is, by what a base backup says of it: an incremental one holds less."""
+    """About how many bytes the data directory has, from a base backup's manifest: an incremental archive is smaller."""
     return int(facts.get("tree", facts)["bytes"])

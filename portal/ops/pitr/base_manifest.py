@@ -1,7 +1,7 @@
-"""The facts in the two files with which the server describes a base backup: values in, values out.
+"""Reads the two files with which the server describes a base backup. This module is pure.
 
-backup_label      where in the WAL a recovery has to begin, and on which timeline
-backup_manifest   size and digest of every file, and the WAL that is needed to make the copy consistent
+backup_label      where in the WAL, and on which timeline, a recovery has to begin
+backup_manifest   size and digest of every file, and the WAL that makes the copy consistent
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _TIMELINE: Final = re.compile(r"^START TIMELINE: (\d+)$", re.MULTILINE)
 
 @dataclass(frozen=True, kw_only=True)
 class BaseFacts:
-    """The start and the end of a base backup in the WAL.
+    """Where a base backup starts and ends in the WAL.
 
     Arguments:
-        start_lsn: a recovery begins here.
-        end_lsn: from here on the copy is consistent.
+        start_lsn: where a recovery begins.
+        end_lsn: where the copy becomes consistent.
     """
 
     timeline: int
@@ -42,10 +42,10 @@ class BaseFacts:
 
 
 def read_facts(kept: Mapping[str, bytes]) -> BaseFacts:
-    """The facts in the two files that describe a base backup.
+    """Read the two files that describe a base backup.
 
     Raises:
-        NotIntactError: they are missing, or are invalid.
+        NotIntactError: a file is missing or invalid.
     """
     try:
         label = kept[LABEL].decode("utf-8", "replace")
@@ -62,14 +62,14 @@ def read_facts(kept: Mapping[str, bytes]) -> BaseFacts:
 
 
 def manifest_faults(files: Mapping[str, tuple[int, str]], manifest: bytes) -> list[str]:
-    """Hold files against the server's own list of them, as pg_verifybackup does.
+    """Compare files with the server's own list of them, as pg_verifybackup does.
 
     Arguments:
-        files: size and SHA-256 of every file by its path in the data directory.
+        files: size and SHA-256 of every file, by its path in the data directory.
         manifest: the content of `backup_manifest`.
 
     Returns:
-        what is wrong, in words.
+        the differences, in words.
     """
     try:
         body, _, tail = manifest.rpartition(b'"Manifest-Checksum"')

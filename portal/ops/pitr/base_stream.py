@@ -1,6 +1,6 @@
-"""A base backup as the server sends it: pg_basebackup's tar, member by member.
+"""A base backup as the server sends it: the tar of pg_basebackup, member by member.
 
-The tar comes through a pipe and is never on the disk as it is. WAL is not in it: the WAL archive has that.
+The tar comes through a pipe and is never stored itself. It has no WAL: the WAL archive holds that.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ _NOTHING: Final = BytesIO()
 
 @dataclass(kw_only=True)
 class BaseStream:
-    """A base backup on its way; made by `open_base`.
+    """A running base backup; made by `open_base`.
 
     Arguments:
-        expected_bytes: about how much there is.
-        kept: the files of the backup that describe it, once they have come.
+        expected_bytes: about how many bytes will come.
+        kept: the two files that describe the backup, once they have come.
     """
 
     process: RunningProcess
@@ -61,10 +61,10 @@ class BaseStream:
     kept: dict[str, bytes] = field(default_factory=dict)
 
     def members(self) -> Iterator[tuple[Member, IO[bytes]]]:
-        """Every member of the cluster with its content, which has to be read before the next one is asked for.
+        """Every member of the cluster with its content, which must be read before the next member is requested.
 
         Raises:
-            DumpFailedError: pg_basebackup failed (a retry can help).
+            DumpFailedError: pg_basebackup failed (retryable).
         """
         started = time.time_ns() // 1_000_000_000 * 1_000_000_000
         yield Member(PREFIX, MemberType.DIRECTORY, mode=0o700, mtime_ns=started), _NOTHING
@@ -125,17 +125,17 @@ _KINDS: Final = {
 def open_base(
     target: DatabaseTarget, *, runner: ProcessRunner, bin_dir: Path | None, slot: str, parent: BaseParent | None = None
 ) -> Iterator[BaseStream]:
-    """Start a base backup; the slot is made first, so that the server keeps the WAL that follows.
+    """Start a base backup. The slot is created first, so that the server keeps the WAL that follows.
 
     Arguments:
-        target: the server, as the role that may replicate.
-        slot: the WAL service's slot.
-        parent: the base backup that an incremental one follows; nothing for a full one.
+        target: the server, with the replication role.
+        slot: the slot of the WAL service.
+        parent: the base backup that an incremental one follows; None for a full one.
 
     Raises:
-        FullBaseNeededError: the server cannot continue the chain of the parent.
-        ConfigurationError: the cluster has tablespaces, or the server is not configured for it.
-        SourceError: the server cannot be reached, or does not allow it.
+        FullBaseNeededError: the server cannot continue the parent's chain.
+        ConfigurationError: the cluster has tablespaces, or the server's settings do not permit base backups.
+        SourceError: the server cannot be reached, or refuses.
     """
     target = named(target, APPLICATION)
     with maintenance(target) as connection:
@@ -173,7 +173,7 @@ def open_base(
 
 @contextmanager
 def _followed(parent: BaseParent | None) -> Iterator[list[str]]:
-    """The option of pg_basebackup that names what is followed; it reads a file."""
+    """The pg_basebackup option that names the parent's manifest, written to a file."""
     if parent is None:
         yield []
         return

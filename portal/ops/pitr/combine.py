@@ -1,7 +1,7 @@
-"""Unpacking a base backup with all that it follows, and combining them into one data directory.
+"""Unpacks a base backup with its parents, and combines them into one data directory.
 
-unpack    the full one and the incremental ones after it, each into a directory of its own
-combine   pg_combinebackup puts the blocks together, as the user of the scratch server
+unpack    unpack the full one and its incremental ones, each into a directory of its own
+combine   run pg_combinebackup on them, as the user of the scratch server
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ def unpack_bases(
     jobs: int,
     advance: Advance = lambda _: None,
 ) -> None:
-    """Unpack a base backup into a data directory; an incremental one together with all that it follows.
+    """Unpack a base backup into a data directory; an incremental one together with its parents.
 
     Arguments:
         line: the archives, the full one first.
-        data: the data directory, which is made; what is combined lies beside it meanwhile.
+        data: the data directory, which is created; parts to be combined are next to it meanwhile.
         major: the server's major version.
-        owner: whom everything will belong to, where that is not the user of this process.
+        owner: the owner of all files, if not the user of this process.
         jobs: how many threads decompress.
 
     Raises:
         NotIntactError: an archive is damaged.
         ClientToolError: there is no pg_combinebackup of the server's version.
         RestoreError: the archives cannot be combined.
-        OSError: something cannot be written.
+        OSError: a file cannot be written.
     """
     if len(line) == 1:
         unpack_cluster(line[0], data, owner=owner, jobs=jobs, advance=advance)
@@ -90,7 +90,7 @@ def find_combiner(major: int, *, runner: ProcessRunner, bin_dir: Path | None) ->
 
 
 def _combine(program: Path, major: int, places: Sequence[Path], data: Path, owner: Owner | None) -> None:
-    """Run pg_combinebackup; the parts are nobody else's, so files may be shared with them where it can do that."""
+    """Run pg_combinebackup. Nothing else uses the parts, so they may share blocks with the result if supported."""
     command: list[str | Path] = [program, "--no-sync", "--no-manifest", f"--output={data}"]
     command += ["--link"] if major >= _LINKS_SINCE else []
     done = subprocess.run(

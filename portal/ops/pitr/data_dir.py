@@ -1,9 +1,9 @@
-"""Delivering the recovered cluster itself, for a new server.
+"""Delivers the recovered cluster itself, as a data directory for a new server.
 
-unpack    beside where it will be, under a name that says it is worthless
-replay    by a scratch server that writes durably, up to the moment
-stop      with a checkpoint; the live server's configuration is put back
-publish   everything on the disk, then renamed
+unpack    unpack the base backup next to the target, under a name that marks it as incomplete
+replay    replay WAL up to the moment, on a scratch server that writes durably
+stop      stop the server with a checkpoint, and put the original configuration back
+publish   sync everything, then rename
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ _CONFIGURATION: Final = "postgresql.conf"
 _RULES: Final = "pg_hba.conf"
 _IDENTITIES: Final = "pg_ident.conf"
 _SIDE_BYTES: Final = 256 << 20
-"""What a scratch server puts beside its data: WAL on its way, its log."""
+"""What a scratch server puts next to its data: WAL for replay, and its log."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Delivered:
-    """A cluster that is ready to start.
+    """A cluster that is ready to be started.
 
     Arguments:
         directory: the data directory.
-        moment: what it holds, by the clock of the server that it comes from.
-        commands: what starts it.
-        notes: what should be known.
+        moment: the moment it was recovered to, by the clock of the original server.
+        commands: the commands that start it.
+        notes: remarks for the operator.
     """
 
     directory: Path
@@ -76,13 +76,13 @@ class Delivered:
 
 
 def plan_delivery(repository: Repository, moment: datetime | None, directory: Path, zone: tzinfo = UTC) -> RecoveryPlan:
-    """Find what leads to a moment, and look at where the cluster will be; touches nothing.
+    """Plan the recovery to a moment, and check the target directory; changes nothing.
 
     Arguments:
-        zone: in which moments are shown.
+        zone: the time zone for showing moments.
 
     Raises:
-        ConfigurationError: the directory is not empty, or cannot be there; or the moment lies outside the window.
+        ConfigurationError: the directory is not empty or is not possible there, or the moment is outside the window.
     """
     plan = plan_recovery(repository, moment, zone)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -109,11 +109,11 @@ def deliver(
     lock_timeout: float,
     advance: Advance = lambda _: None,
 ) -> Delivered:
-    """Recover the cluster into a directory.
+    """Recover the cluster to a directory.
 
     Arguments:
-        directory: the data directory to be.
-        advance: told of every number of bytes that was unpacked.
+        directory: the new data directory.
+        advance: called with the number of bytes after each piece is unpacked.
 
     Raises:
         RestoreError: the moment was not reached, or the directory cannot be written.
@@ -151,7 +151,7 @@ def deliver(
 
 
 def _replay(server: ScratchServer, plan: RecoveryPlan, side: Path, owner: Owner | None) -> None:
-    """Replay the WAL up to the moment, and shut the server down in an orderly way."""
+    """Replay WAL up to the moment, and shut the server down with a checkpoint."""
     try:
         with WalFeed(plan.archive, side, owner) as feed:
             server.recover(feed, Target(moment=plan.moment, timeline=plan.span.timeline))
@@ -162,7 +162,7 @@ def _replay(server: ScratchServer, plan: RecoveryPlan, side: Path, owner: Owner 
 
 @contextmanager
 def _alter_system_aside(data: Path) -> Iterator[None]:
-    """Have the server start without what ALTER SYSTEM has set."""
+    """Move settings by ALTER SYSTEM aside while the scratch server runs."""
     path = data / _AUTO
     settings = path.read_bytes() if path.exists() else b""
     path.write_text("")
@@ -171,7 +171,7 @@ def _alter_system_aside(data: Path) -> Iterator[None]:
 
 
 def _move(data: Path, directory: Path) -> None:
-    """Put the cluster where it is wanted.
+    """Move the cluster to its target.
 
     Raises:
         RestoreError: the directory cannot be written.
@@ -188,7 +188,7 @@ def _move(data: Path, directory: Path) -> None:
 
 
 def _complete(data: Path, owner: Owner | None, limits: Mapping[str, int]) -> tuple[str, ...]:
-    """Put configuration files where the cluster has none, since its server had them elsewhere."""
+    """Create configuration files that the data directory lacks, because the original server had them elsewhere."""
     (data / "postmaster.opts").unlink(missing_ok=True)
     texts = {
         _CONFIGURATION: "".join(f"{name} = {value}\n" for name, value in sorted(limits.items())),
@@ -207,7 +207,7 @@ def _complete(data: Path, owner: Owner | None, limits: Mapping[str, int]) -> tup
 
 
 def _sync(data: Path) -> None:
-    """Put every file and every name on the disk."""
+    """Sync every file and directory."""
     for place, _, names in os.walk(data):
         for name in names:
             descriptor = os.open(os.path.join(place, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)

@@ -1,4 +1,4 @@
-"""The health of point-in-time recovery: facts go in, problems come out. A pure function."""
+"""Judges the health of point-in-time recovery: facts in, missed targets out. This module is pure."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from portal.ops.pitr.window import Window
 
 SILENT: Final = timedelta(seconds=60)
-"""A WAL service that has said nothing for so long does not run."""
+"""A WAL service that has reported nothing for this time counts as stopped."""
 
 GAP_TOLD: Final = timedelta(days=1)
-"""So long a gap counts as a missed target; afterwards it is only shown."""
+"""A gap counts as a missed target for this time; later it is only shown."""
 
 _CLOCK_DOUBT: Final = timedelta(seconds=5)
 _MUCH_BYTES: Final = 1 << 30
@@ -31,9 +31,9 @@ class PitrFacts:
     """The facts about point-in-time recovery.
 
     Arguments:
-        window: nothing where there is none yet.
-        state: what the WAL service said last.
-        wal_bytes: how much room the WAL takes.
+        window: the recovery window; None if there is none yet.
+        state: the last report of the WAL service.
+        wal_bytes: the bytes that the WAL takes.
         ahead: how far the server's clock is ahead of ours.
         replaced: the WAL of clusters that came before.
     """
@@ -46,16 +46,16 @@ class PitrFacts:
 
     @property
     def covered(self) -> datetime | None:
-        """Up to when, by our clock, nothing of the database can be lost."""
+        """The moment, by our clock, up to which nothing of the database can be lost."""
         return self.window.end - self.ahead if self.window else None
 
     @property
     def lag_bytes(self) -> int | None:
-        """The bytes of WAL that the server has and the archive does not."""
+        """The bytes of WAL that the server has and the archive lacks."""
         return self.state.get("lag_bytes")
 
     def lag_seconds(self, now: datetime) -> float | None:
-        """For how long the WAL that we have is not complete any more."""
+        """The seconds since our WAL was last complete."""
         return max(0.0, (now - self.covered).total_seconds()) if self.covered else None
 
     def to_dict(self, now: datetime) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class PitrFacts:
 
 
 class PitrMiss(NamedTuple):
-    """A target that is missed: its name, by how much, and what to do."""
+    """A missed target: its name, by how much, and what to do."""
 
     target: str
     what: str
@@ -81,10 +81,10 @@ class PitrMiss(NamedTuple):
 
 
 def misses(facts: PitrFacts, now: datetime) -> Iterator[PitrMiss]:
-    """The problems.
+    """The missed targets.
 
     Arguments:
-        now: by our clock.
+        now: the present time, by our clock.
     """
     yield from _service(facts.state, now)
     yield from _slot(facts.state)
@@ -115,7 +115,7 @@ def _service(state: Mapping[str, Any], now: datetime) -> Iterator[PitrMiss]:
 
 
 def _slot(state: Mapping[str, Any]) -> Iterator[PitrMiss]:
-    """A slot that holds back more and more WAL will be lost, or fill the server's disk."""
+    """The problem of a slot that retains more and more WAL: it will be lost, or fill the server's disk."""
     slot = state.get("slot") or {}
     lag, safe = int(state.get("lag_bytes") or 0), slot.get("safe_wal_size")
     mend = "Look at the WAL service and its disk; the server keeps WAL only as far as max_slot_wal_keep_size."

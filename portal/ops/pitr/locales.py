@@ -1,4 +1,4 @@
-"""The locales of the cluster's databases: a scratch server opens a database only if this machine has its locale too."""
+"""Compares the locales of a cluster's databases with those of this machine, which a scratch server needs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _CTYPE_AND_COLLATE: Final = 1 << 0 | 1 << 3
 
 
 def database_locales(connection: Connection) -> list[str]:
-    """The locales of all databases that can be opened."""
+    """The locales of all databases that accept connections."""
     return [name for (name,) in connection.execute(_LOCALES) if name]
 
 
 def absent_locales(names: Iterable[str]) -> list[str]:
-    """Those of them that the C library of this machine does not have."""
+    """Those locales that the C library of this machine does not have."""
     libc = ctypes.CDLL(None)
     libc.newlocale.restype = ctypes.c_void_p
     libc.newlocale.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p]

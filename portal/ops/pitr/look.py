@@ -1,4 +1,4 @@
-"""The repository's data for point-in-time recovery: base backups and WAL, read for the pure window."""
+"""Reads the repository's base backups and WAL, as values for the pure `window`."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ log = engine_log("portal.ops.pitr.look")
 
 @dataclass(frozen=True, kw_only=True)
 class PitrLook:
-    """One look at what there is.
+    """The base backups and WAL at one time.
 
     Arguments:
-        archive: the WAL of the current cluster; nothing where none was ever received.
-        bases: its base backups that are complete, as far as that is known.
-        state: what the WAL service said last.
-        replaced: the WAL of clusters that came before.
+        archive: the WAL archive of the current cluster; None if no WAL was ever received.
+        bases: its base backups that are complete, as far as known.
+        state: the last report of the WAL service.
+        replaced: the WAL of earlier clusters.
     """
 
     archive: WalArchive | None
@@ -50,10 +50,10 @@ class PitrLook:
 
 
 def look(repository: Repository, entries: list[Entry] | None = None) -> PitrLook:
-    """Look at base backups and WAL; no server is asked, and no WAL is read.
+    """Read base backups and WAL files; no server is queried, and no WAL content is read.
 
     Arguments:
-        entries: what the catalogue says, where that was asked already.
+        entries: the catalogue, if it was read already.
 
     Raises:
         RepositoryError: the repository cannot be read.
@@ -78,7 +78,7 @@ def look(repository: Repository, entries: list[Entry] | None = None) -> PitrLook
 
 
 def read_wal(archive: WalArchive, state: Mapping[str, Any]) -> Wal:
-    """The segments and timelines of an archive; the segment that is being received covers what the service says."""
+    """The segments and timelines of an archive. The segment being received covers what the service reports."""
     files = archive.files()
     pieces: list[Piece] = []
     created: dict[int, datetime] = {}
@@ -101,7 +101,7 @@ def read_wal(archive: WalArchive, state: Mapping[str, Any]) -> Wal:
 
 
 def _with_last_covered(pieces: list[Piece], state: Mapping[str, Any], segment_bytes: int) -> list[Piece]:
-    """Have the segment that was received last cover what the service says, be it complete or not."""
+    """Let the segment received last cover what the service reports, whether it is complete or not."""
     if not state.get("covered_to") or not state.get("received"):
         return pieces
     covered = datetime.fromisoformat(state["covered_to"]).astimezone(UTC)
@@ -113,7 +113,7 @@ def _with_last_covered(pieces: list[Piece], state: Mapping[str, Any], segment_by
 
 
 def base_of(path: Path) -> tuple[Base, Mapping[str, Any]] | None:
-    """A base backup and what its manifest says of the cluster; nothing where it is none, or cannot be read."""
+    """A base backup and its facts about the cluster; None if it is no base backup or cannot be read."""
     try:
         manifest = read_manifest(path)
         if manifest is None:

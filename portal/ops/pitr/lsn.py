@@ -1,7 +1,7 @@
-"""Positions in the WAL, and the names of its files: values in, values out.
+"""Positions in the WAL and names of its files. This module is pure.
 
 A log sequence number (LSN) counts bytes from the start of the WAL; PostgreSQL writes it as ``16/B374D848``. A segment
-is one file of WAL. Its name is the timeline, then the number of the segment in two parts, each as eight hexadecimal
+is one WAL file. Its name is the timeline, then the number of the segment in two parts, each as eight hexadecimal
 digits.
 """
 
@@ -20,10 +20,10 @@ PARTIAL: Final = ".partial"
 
 
 def parse_lsn(text: str) -> int:
-    """The position that PostgreSQL writes as two hexadecimal numbers.
+    """Parse a position as PostgreSQL writes it, two hexadecimal numbers.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is no position.
     """
     found = _LSN.fullmatch(text)
     if not found:
@@ -40,8 +40,8 @@ class Segment(NamedTuple):
     """One segment.
 
     Arguments:
-        timeline: the timeline it was written on.
-        number: how many segments of this size lie before it.
+        timeline: the timeline on which it was written.
+        number: the number of segments of this size before it.
     """
 
     timeline: int
@@ -54,7 +54,7 @@ class Segment(NamedTuple):
 
 
 def parse_segment(name: str, segment_bytes: int) -> Segment | None:
-    """The segment of a file name; nothing where it is no segment's."""
+    """The segment that a file name denotes, or None."""
     found = _SEGMENT.fullmatch(name)
     if not found:
         return None
@@ -63,12 +63,12 @@ def parse_segment(name: str, segment_bytes: int) -> Segment | None:
 
 
 def parse_history_name(name: str) -> int | None:
-    """The timeline of a history file, by its name; nothing where it is none."""
+    """The timeline of a history file by its name, or None."""
     found = _HISTORY.fullmatch(name)
     return int(found[1], 16) if found else None
 
 
 def parse_history(text: str) -> tuple[tuple[int, int], ...]:
-    """The ancestors of a timeline, oldest first: each with the position at which the next one left it."""
+    """The ancestors of a timeline, oldest first, each with the position at which its successor branched off."""
     lines = (_HISTORY_LINE.match(line) for line in text.splitlines())
     return tuple((int(found[1]), parse_lsn(found[2])) for found in lines if found)

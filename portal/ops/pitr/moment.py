@@ -1,6 +1,6 @@
-"""A moment as a person writes it: ``2026-11-28 14:03:07+00:00``, ``10 minutes ago``, ``latest``. Pure.
+"""Parses moments as a person writes them: ``2026-11-28 14:03:07+00:00``, ``10 minutes ago``, ``latest``. Pure.
 
-A moment without an offset is one of the time zone `BACKUP_TIMEZONE`, in every command.
+A moment without an offset is in the time zone `BACKUP_TIMEZONE`, in every command.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def parse_moment(text: str, now: datetime, zone: tzinfo = UTC) -> datetime | None:
-    """The moment that is meant, in UTC; nothing for the latest one that there is.
+    """Parse a moment; return it in UTC, or None for the latest possible one.
 
     Arguments:
-        now: what ``… ago`` counts from.
-        zone: of a moment that names no offset.
+        now: the time from which ``… ago`` counts.
+        zone: the time zone of a moment without an offset.
 
     Raises:
-        ConfigurationError: it is no moment, or two, where clocks are set back.
+        ConfigurationError: the text is no moment, or is ambiguous because clocks were set back.
     """
     wanted = text.strip()
     if wanted.lower() == LATEST:
@@ -39,10 +39,10 @@ def parse_moment(text: str, now: datetime, zone: tzinfo = UTC) -> datetime | Non
 
 
 def with_offset(text: str, zone: tzinfo) -> str:
-    """The same moment with the offset that is meant, for a machine that may have another time zone.
+    """The text with its offset added, for a machine that may have another time zone.
 
     Raises:
-        ConfigurationError: it is no moment, or two.
+        ConfigurationError: the text is no moment, or is ambiguous.
     """
     wanted = text.strip()
     if wanted.lower() == LATEST or _AGO.fullmatch(wanted):
@@ -51,7 +51,7 @@ def with_offset(text: str, zone: tzinfo) -> str:
 
 
 def shown(moment: datetime, zone: tzinfo) -> str:
-    """A moment with its offset, and in UTC where that differs."""
+    """Show a moment with its offset, and in UTC if that differs."""
     local = moment.astimezone(zone).replace(microsecond=0)
     text = local.isoformat(sep=" ")
     return text if not local.utcoffset() else f"{text} ({moment.astimezone(UTC):%H:%M:%S} UTC)"
@@ -61,7 +61,7 @@ def _absolute(text: str, zone: tzinfo) -> datetime:
     try:
         written = datetime.fromisoformat(text)
         moment = written if written.tzinfo else _in_zone(written, zone)
-        moment.astimezone(UTC)  # no moment of UTC lies before the year 1 or after 9999
+        moment.astimezone(UTC)  # UTC has no moment before the year 1 or after 9999
     except (OverflowError, ValueError):
         raise _no_moment(text) from None
     return moment
@@ -74,10 +74,10 @@ def _no_moment(text: str) -> ConfigurationError:
 
 
 def _in_zone(moment: datetime, zone: tzinfo) -> datetime:
-    """A moment of a clock on the wall.
+    """The moment at which clocks of a zone show a local time.
 
     Raises:
-        ConfigurationError: the clock showed that twice, or never.
+        ConfigurationError: they show it twice or never.
     """
     first, second = moment.replace(tzinfo=zone, fold=0), moment.replace(tzinfo=zone, fold=1)
     if first.utcoffset() == second.utcoffset():

@@ -1,12 +1,12 @@
-"""WAL off-site: completed segments at once, and of the current one what is new, every few seconds while it is written.
+"""Copies WAL off-site: segments when they are complete, and new parts of the current one every few seconds.
 
-    wal/<cluster>/cluster.<digest>.gz.age              what is known of the cluster
+    wal/<cluster>/cluster.<digest>.gz.age              facts about the cluster
     wal/<cluster>/<file>.<digest>.gz.age               a completed segment, or the history of a timeline
-    wal/<cluster>/<file>+<from>-<to>.<digest>.gz.age   bytes of a segment that was not complete yet
+    wal/<cluster>/<file>+<from>-<to>.<digest>.gz.age   part of a segment that is not complete yet
 
-Every object is a gzip file inside an age file; gunzip reads it. Its gzip header has a comment: what moments it covers,
-as JSON, and once the repository has a key, a signature over that, its name and its content. Names are functions of the
-content, so nothing is sent twice and nothing is overwritten.
+Every object is a gzip file inside an age file; gunzip reads it. A comment in the gzip header says, as JSON, which
+moments it covers, and once the repository has a key, has a signature of that, the name and the content. Names depend on
+the content, so nothing is sent twice and nothing is overwritten.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 log = engine_log("portal.ops.pitr.offsite_wal")
 
 CURRENT_SECONDS: Final = 2.0
-"""So often what is new of the current segment is sent; with the second that the service takes to know, within 4 s."""
+"""Seconds between copies of the current segment: with one second until the service notices, 4 s in all."""
 
 _DIGEST_CHARACTERS: Final = 16
 _PAGE_BYTES: Final = 8192
@@ -46,13 +46,13 @@ _TELL_SECONDS: Final = 10.0
 
 
 class WalCopier:
-    """Copies the WAL of a repository to one destination, for as long as the service runs.
+    """Copies the WAL of a repository to one destination while the service runs.
 
     Arguments:
         open_writer: opens the destination; called again after a failure.
-        shown: what people call the destination.
-        tell: told, every few seconds and at every change, what is wrong: a fault with its hint, or nothing.
-        find_key: the repository's key, asked for until there is one; nothing where it has none yet.
+        shown: the name of the destination for people.
+        tell: called every few seconds and at every change with the present fault and its hint, or None.
+        find_key: returns the repository's signing key, or None if it has none yet; called until there is one.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class WalCopier:
         self.problem = ""
 
     def run(self, stop: Event) -> None:
-        """Copy until `stop` is set; a failure is logged, kept in `problem`, and tried again."""
+        """Copy until `stop` is set; a failure is logged, kept in `problem`, and retried."""
         pause = _FIRST_PAUSE_SECONDS
         while not stop.is_set():
             try:
@@ -95,14 +95,14 @@ class WalCopier:
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     def _note(self, problem: str) -> None:
-        """Tell what is wrong, or that nothing is; the same not again at once."""
+        """Report a fault, or None; the same report is not repeated at once."""
         self.problem, now = problem, time.monotonic()
         if self._told is None or self._told[0] != problem or now - self._told[1] >= _TELL_SECONDS:
             self._told = problem, now
             self._tell(problem)
 
     def copy(self, writer: ObjectWriter) -> None:
-        """Send what is new, if anything is.
+        """Send everything new.
 
         Raises:
             StorageError: the store failed.
@@ -123,7 +123,7 @@ class WalCopier:
         self._store(archive, writer, CLUSTER, deflate(_json(asdict(archive.cluster))), {})
         for file in files:
             if oldest and not parse_history_name(file.name) and place_in_wal(file.name) < oldest:
-                self._sent.add(file.name)  # it was off-site, and was pruned there
+                self._sent.add(file.name)  # it was off-site and has been pruned there
                 continue
             content = archive.stored(file.name).read_bytes()
             if parse_history_name(file.name):
@@ -134,7 +134,7 @@ class WalCopier:
             self._sent_to.pop(file.name, None)
 
     def _oldest_there(self, archive: WalArchive, writer: ObjectWriter) -> str:
-        """The start of the WAL that is off-site; looked up once for each connection."""
+        """The start of the oldest WAL off-site; listed once for each connection."""
         identifier = archive.cluster.system_identifier
         if identifier not in self._there:
             self._there[identifier] = frozenset(writer.names(f"{DIRECTORY}/{identifier}/"))
@@ -142,7 +142,7 @@ class WalCopier:
         return min((place_in_wal(one.file) for one in found if one and one.is_segment), default="")
 
     def _copy_current(self, archive: WalArchive, writer: ObjectWriter) -> None:
-        """Send the bytes of the current segment that were not sent yet."""
+        """Send the unsent bytes of the current segment."""
         state, partials = archive.state(), archive.partials()
         received = int(state.get("received") or 0)
         if not partials:
@@ -154,7 +154,7 @@ class WalCopier:
         end, start = received % segment_bytes, self._sent_to.get(name, 0)
         if end <= start:
             return
-        start -= start % _PAGE_BYTES  # a page that was not full is sent once more
+        start -= start % _PAGE_BYTES  # a page that was not full is sent again
         try:
             with partials[-1].open("rb") as file:
                 file.seek(start)

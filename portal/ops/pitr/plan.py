@@ -1,4 +1,4 @@
-"""The plan of a recovery to a moment: the newest base backup before it, and the WAL from there."""
+"""Plans a recovery to a moment: the newest base backup before it, and the WAL from there."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = engine_log("portal.ops.pitr.plan")
 
 _WAL_KEPT_BYTES: Final = 3 << 30
-"""A replaying server recycles its WAL from about here on."""
+"""About the most WAL that a replaying server keeps before it recycles it."""
 
 _SPARE_BYTES: Final = 64 << 20
 
@@ -40,11 +40,11 @@ _START_SECONDS: Final = 3.0
 _UNPACKED_BYTES: Final = 50_000_000
 _REPLAYED_BYTES: Final = 30_000_000
 _DUMPED_BYTES: Final = 35_000_000
-"""What a server with two cores does in a second, as measured: unpacking, replaying, and dump and restore."""
+"""Measured bytes per second on a server with two cores: unpacking, replaying, and dump with restore."""
 
 
 class OutsideWindowError(ConfigurationError):
-    """The moment cannot be recovered to."""
+    """Raised if a moment cannot be recovered to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,15 +52,15 @@ class RecoveryPlan:
     """The plan of a recovery to a moment.
 
     Arguments:
-        moment: nothing means as late as possible.
+        moment: the moment; None for the latest possible one.
         path: the base backup's archive.
-        line: the archive with all that it follows, the full base backup first.
-        facts: what its manifest says of the cluster.
-        wal_bytes: how much WAL there is to replay at the most.
-        segments: the WAL to replay.
-        last_transaction: when the last one was committed that will be there; nothing where that was not looked for.
-        zone: in which moments are shown.
-        combined_bytes: how much the base backups hold that have to be combined; 0 for a full one alone.
+        line: the archive with its parents, the full base backup first.
+        facts: the archive's facts about the cluster.
+        wal_bytes: the most bytes of WAL to replay.
+        segments: the segments to replay.
+        last_transaction: when the last transaction before the moment was committed; None if it was not looked up.
+        zone: the time zone for showing moments.
+        combined_bytes: the bytes in base backups that have to be combined; 0 for a full one alone.
     """
 
     moment: datetime | None
@@ -83,24 +83,24 @@ class RecoveryPlan:
 
     @property
     def reached(self) -> datetime:
-        """The moment, or the latest one that there is."""
+        """The moment, or the latest possible one."""
         return self.moment or self.span.end
 
     @property
     def cluster_bytes(self) -> int:
-        """About how large the data directory is."""
+        """About how many bytes the data directory has."""
         return cluster_size(self.facts)
 
     @property
     def needed_bytes(self) -> int:
-        """The room that a scratch server takes, about; base backups that are combined lie beside the result."""
+        """About how many bytes a scratch server takes, including base backups next to the combined one."""
         return self.cluster_bytes + self.combined_bytes + min(self.wal_bytes, _WAL_KEPT_BYTES) + _SPARE_BYTES
 
     def seconds(self, *, with_dump: bool) -> float:
-        """About how long it takes on a small server.
+        """About how many seconds the recovery takes on a small server.
 
         Arguments:
-            with_dump: whether the database goes from there into another server.
+            with_dump: whether the database is then dumped into another server.
         """
         unpacking = (self.cluster_bytes + self.combined_bytes) / _UNPACKED_BYTES
         replaying = self.wal_bytes / _REPLAYED_BYTES
@@ -110,7 +110,7 @@ class RecoveryPlan:
         """The plan in plain words.
 
         Arguments:
-            with_dump: whether the database goes from there into another server.
+            with_dump: whether the database is then dumped into another server.
         """
         latest = "" if self.moment else ", the latest moment there is"
         last = (
@@ -132,14 +132,14 @@ class RecoveryPlan:
 
 
 def plan_recovery(repository: Repository, moment: datetime | None, zone: tzinfo = UTC) -> RecoveryPlan:
-    """Find what leads to a moment; touches nothing.
+    """Plan the recovery to a moment; changes nothing.
 
     Arguments:
-        moment: by the server's clock; nothing means as late as possible.
-        zone: in which moments are shown.
+        moment: the moment, by the server's clock; None for the latest possible one.
+        zone: the time zone for showing moments.
 
     Raises:
-        OutsideWindowError: nothing leads there.
+        OutsideWindowError: the moment is not in the recovery window.
         RepositoryError: the repository cannot be read.
     """
     found = look(repository)
@@ -168,13 +168,13 @@ def plan_recovery(repository: Repository, moment: datetime | None, zone: tzinfo 
 def _way_to(
     repository: Repository, found: PitrLook, window: Window, moment: datetime | None, zone: tzinfo
 ) -> tuple[Span, tuple[Ancestor, ...], Mapping[str, Any]]:
-    """The newest base backup that leads to a moment, with all that it follows and what it says of its cluster.
+    """The newest base backup from which the moment can be reached, with its parents and its facts.
 
-    One that cannot be followed to its full one is passed over: an older one takes more WAL, and leads there too.
+    A base backup with an incomplete chain is skipped: an older one takes more WAL, but reaches the moment too.
 
     Raises:
-        OutsideWindowError: none leads there.
-        NotIntactError: those that would lead there cannot be followed.
+        OutsideWindowError: no base backup and WAL reach the moment.
+        NotIntactError: all that would reach it have incomplete chains.
     """
     spans, fault = list(found.spans), None
     while (span := choose_span(spans, moment)) is not None:
@@ -194,9 +194,9 @@ def _way_to(
 
 
 def with_last_transaction(plan: RecoveryPlan, *, runner: ProcessRunner, bin_dir: Path | None) -> RecoveryPlan:
-    """The plan, with the last transaction that will be there; it is read from the WAL.
+    """The plan with the last transaction before the moment, which is read from the WAL.
 
-    Where the WAL cannot be read here, the plan is as it was: the replay itself will say what is wrong.
+    If the WAL cannot be read here, the plan is returned unchanged; the replay itself will report the problem.
     """
     try:
         last = last_commit(plan.archive, plan.segments, plan.moment, runner=runner, bin_dir=bin_dir)
@@ -207,7 +207,7 @@ def with_last_transaction(plan: RecoveryPlan, *, runner: ProcessRunner, bin_dir:
 
 
 def clock_offset(archive: WalArchive | None) -> timedelta:
-    """The lead of the server's clock over ours, as the WAL service last measured it."""
+    """How far the server's clock is ahead of ours, as the WAL service last measured it."""
     state = archive.state() if archive else {}
     if not state.get("server_clock") or state.get("problem"):
         return timedelta(0)

@@ -1,4 +1,4 @@
-"""Removing the WAL that no base backup needs any more."""
+"""Removes WAL that no base backup needs."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _PATTERN: Final = f"{BackupType.BASE}_*{SUFFIX}"
 
 
 def prune_wal(repository: Repository, now: datetime) -> int:
-    """Remove segments that lie before every base backup of their cluster; the bytes that were freed.
+    """Remove segments older than every base backup of their cluster; return the number of bytes freed.
 
-    A base backup that cannot be read keeps all WAL: nobody knows where it begins. Where there is none at all, the WAL
-    of the current cluster stays too, since one may be under way; that of a replaced cluster goes as a whole after a
-    week. History files are small, and stay with their cluster.
+    A base backup that cannot be read keeps all WAL, since its start is unknown. Without any base backup the WAL of the
+    current cluster stays, since one may be under way; that of a replaced cluster is removed after a week. History files
+    are small and stay with their cluster.
 
     Raises:
         OSError: a file cannot be removed.

@@ -1,13 +1,13 @@
-"""Receiving WAL: a slot on the server, pg_receivewal under supervision, and what it completes put into the archive.
+"""Receives WAL: a slot on the server, a supervised pg_receivewal, and the archive for completed segments.
 
-    check     the role may replicate, the server limits what a slot holds back
-    slot      made where there is none; one that was lost is a gap, and a new base backup is asked for
-    receive   pg_receivewal confirms only what is on our disk
-    archive   completed segments are compressed and made durable before the originals go
-    watch     every second: how far the server, the slot and the archive are
+    check     may the role replicate, and does the server limit what a slot retains?
+    slot      create the slot if there is none; a lost one is a gap, and requests a new base backup
+    receive   run pg_receivewal, which confirms only what is on our disk
+    archive   compress completed segments durably, then remove the originals
+    watch     query the positions of server, slot and archive every second
 
-What goes wrong ends one turn and is tried again after a while. The slot keeps the WAL meanwhile, as far as the server
-lets it. A full disk stops the receiving before it fills what backups need.
+An error ends one turn, and the next turn starts after a pause. Meanwhile the slot keeps the WAL, as far as the server
+permits. If the disk is nearly full, receiving stops in time to leave room for backups.
 """
 
 from __future__ import annotations
@@ -54,40 +54,40 @@ _WATCH_SECONDS: Final = 1.0
 _FIRST_PAUSE_SECONDS: Final = 0.5
 _LONGEST_PAUSE_SECONDS: Final = 30.0
 _STEADY_SECONDS: Final = 60.0
-"""After so long without a fault the next pause is a short one again."""
+"""After this time without an error, the next pause is short again."""
 
 _RESERVE_BYTES: Final = 64 << 20
 _CONSEQUENCE: Final = "disconnected"
-"""What pg_receivewal says last, whatever the reason was."""
+"""The last line of pg_receivewal, which gives no reason."""
 
 _GONE: Final = ("has already been removed", "is not in this server's history")
-"""What pg_receivewal says where the server cannot continue where our files end."""
+"""The message of pg_receivewal if the server cannot continue where our files end."""
 
 
 class ReceiverEndedError(SourceError):
-    """pg_receivewal ended although nobody asked it to."""
+    """Raised if pg_receivewal ends unasked."""
 
     retryable = True
 
 
 class GapError(SourceError):
-    """The server does not have the WAL any more that would continue ours."""
+    """Raised if the server no longer has the WAL that would continue ours."""
 
     retryable = True
 
 
 class WalReceiver:
-    """Receives WAL until it is told to stop.
+    """Receives WAL until it is stopped.
 
     Arguments:
-        repository: where the archive is.
-        target: the server, as the role that may replicate.
-        runner: what starts pg_receivewal.
+        repository: holds the archive.
+        target: the server, with the replication role.
+        runner: starts pg_receivewal.
         bin_dir: the only directory to look for it in.
-        slot: the replication slot's name.
-        on_archived: told of every file that is durable in the archive.
-        on_gap: told, in words, why a new base backup is needed.
-        watch_seconds: so often the server is looked at.
+        slot: the name of the replication slot.
+        on_archived: called with every file that is durable in the archive.
+        on_gap: called with the reason, in words, if a new base backup is needed.
+        watch_seconds: the interval between two looks at the server.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class WalReceiver:
         self._is_streaming = False
 
     def run(self, stop: Event) -> None:
-        """Work until `stop` is set; faults are logged, shown in the state, and tried again.
+        """Run until `stop` is set; errors are logged, shown in the state, and retried.
 
         Raises:
             BusyError: another service receives into this repository.
@@ -147,7 +147,7 @@ class WalReceiver:
         return SourceError(f"the server refuses: {str(error).splitlines()[0]}", hint="See the server's log.")
 
     def _turn(self, stop: Event) -> None:
-        """From check to the first fault."""
+        """One turn: from the check to the first error."""
         self._repository.prepare()
         with maintenance(self._target) as connection:
             settings = check(connection, self._target)
@@ -160,7 +160,7 @@ class WalReceiver:
                 self._receive(archive, connection, stop)
 
     def _recall(self, archive: WalArchive) -> None:
-        """Take up what was known when the service ended."""
+        """Load what was known when the service ended."""
         state = archive.state()
         self._received, self._is_streaming = int(state.get("received", 0)), False
         if covered_to := state.get("covered_to"):
@@ -169,7 +169,7 @@ class WalReceiver:
             archive.note_covered(self._received, covered)
 
     def _take_slot(self, archive: WalArchive, connection: Connection) -> None:
-        """Have a slot. A new one may not continue what was received before: pg_receivewal finds that out."""
+        """Create or take the slot. If a new slot does not continue our files, pg_receivewal finds out."""
         if not ensure_slot(connection, self._slot):
             return
         log.info("slot_created", slot=self._slot)
@@ -212,7 +212,7 @@ class WalReceiver:
                 self._collect(archive, connection)
 
     def _raise_end(self, archive: WalArchive, connection: Connection, process: RunningProcess) -> None:
-        """Say why pg_receivewal has ended; where the server cannot continue our files, what we have is put away."""
+        """Raise the reason why pg_receivewal ended; if the server cannot continue our files, put them away."""
         code = process.wait()
         said = [line for line in process.stderr_tail().strip().splitlines() if line]
         errors = [line for line in said if "error" in line.lower() and not line.endswith(_CONSEQUENCE)]
@@ -230,10 +230,10 @@ class WalReceiver:
     # -- archiving --------------------------------------------------------------------------------------------------
 
     def _collect(self, archive: WalArchive, connection: Connection, *, with_last: bool = False) -> None:
-        """Put into the archive what pg_receivewal has completed, and partial segments that a newer one has replaced.
+        """Archive the files that pg_receivewal has completed, and partial segments that a newer one has replaced.
 
         Arguments:
-            with_last: also the partial segment that is the newest, because it will not be continued.
+            with_last: also archive the newest partial segment, because it will not be continued.
         """
         partials = archive.partials()
         sources = [*archive.completed(), *(partials if with_last else partials[:-1])]
@@ -258,10 +258,10 @@ class WalReceiver:
         return (segment.number + 1) * archive.cluster.segment_bytes
 
     def _sweep(self, archive: WalArchive, connection: Connection) -> None:
-        """Remove what a kill has left: unfinished copies, and a segment that pg_receivewal was just making room for."""
+        """Remove unfinished copies, and a segment that pg_receivewal was only allocating, after a crash."""
         archive.sweep()
         for partial in archive.partials():
-            if partial.stat().st_size != archive.cluster.segment_bytes:  # nothing is in it before it has its size
+            if partial.stat().st_size != archive.cluster.segment_bytes:  # it is empty until it has its full size
                 partial.unlink()
         self._collect(archive, connection)
 
@@ -287,16 +287,16 @@ class WalReceiver:
         self._save(archive, found)
 
     def _report(self, *, problem: str) -> None:
-        """Say what is wrong, also where the server cannot be asked."""
+        """Record an error in the state, even if the server cannot be queried."""
         if self._archive is not None:
             with suppress(OSError):
                 state = {**self._archive.state(), "problem": problem, "updated": _now(), "pid": os.getpid()}
                 self._archive.save_state(state)
 
     def _save(self, archive: WalArchive, found: Position) -> None:
-        """Say how far everything is.
+        """Save all positions.
 
-        What the slot says counts once it speaks of a segment that is here: a new slot begins where the server likes.
+        The slot's position counts only once it is within a segment that we have: a new slot starts anywhere.
         """
         is_streaming, self._is_streaming = self._is_streaming and found.active, found.active
         if is_streaming and archive.has_segment_at(found.restart_lsn):

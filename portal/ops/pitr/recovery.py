@@ -1,9 +1,9 @@
-"""Recovering the cluster to a moment, by a scratch server that replays everything up to it.
+"""Recovers the cluster to a moment on a scratch server.
 
-plan      the newest base backup before the moment, and the WAL from there; refused outside the recovery window
-unpack    the base backup, into a directory that always disappears
-replay    the WAL up to the moment, by a server of the same version
-open      for questions and dumps; the live server is never touched
+plan      choose the newest base backup before the moment and the WAL after it; refuse moments outside the window
+unpack    unpack the base backup into a directory that is always removed
+replay    replay the WAL up to the moment on a server of the same version
+open      open the server for queries and dumps; the live server is not involved
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ def recovered(
     lock_timeout: float,
     advance: Advance = lambda _: None,
 ) -> Iterator[ScratchServer]:
-    """A scratch server that has everything up to the moment, open for questions and dumps.
+    """A scratch server that has replayed everything up to the moment, open for queries and dumps.
 
     Arguments:
-        advance: told of every number of bytes of the base backup that was unpacked.
+        advance: called with the number of bytes after each piece of the base backup is unpacked.
 
     Raises:
-        RestoreError: the server did not get there.
-        OpsError: it cannot be made.
+        RestoreError: the server did not reach the moment.
+        OpsError: the scratch server cannot be set up.
     """
     owner = server_owner()
     sweep_scratch(repository)
@@ -94,10 +94,10 @@ def _log_ready(plan: RecoveryPlan, unpack_seconds: float, replay_seconds: float)
 
 
 def lines_locked(plan: RecoveryPlan, lock_timeout: float) -> ExitStack:
-    """Keep the base backup, and all that it follows, from being pruned until the context is left.
+    """Keep the base backup and its parents from being pruned while the context lasts.
 
     Arguments:
-        lock_timeout: seconds to wait for a prune that is just looking at one of them.
+        lock_timeout: seconds to wait for a prune that is running.
     """
     with ExitStack() as held:
         for path in plan.line:
@@ -114,7 +114,7 @@ def scratch_server(
     bin_dir: Path | None,
     is_durable: bool = False,
 ) -> ScratchServer:
-    """The server of a recovery, not started yet."""
+    """The scratch server of a recovery, not started yet."""
     limits = dict(plan.facts.get("limits", {}))
     for name, value in plan.archive.cluster.limits.items():
         limits[name] = max(int(value), int(limits.get(name, 0)))
@@ -132,5 +132,5 @@ def scratch_server(
 
 
 def _neutralise(data: Path) -> None:
-    """Take away what the live server's administrators have set by ALTER SYSTEM."""
+    """Remove settings by ALTER SYSTEM, which the live server's administrators made."""
     (data / "postgresql.auto.conf").write_text("")

@@ -1,4 +1,4 @@
-"""The tables of a database by the numbers that the WAL has for them."""
+"""Maps the file numbers in the WAL to the names of tables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DATABASE: Final = "SELECT oid::bigint FROM pg_database WHERE datname = current_
 
 
 def read_relations(target: DatabaseTarget) -> dict[str, Any]:
-    """The database's number, and the tables' names by the numbers of their files; empty where it cannot be asked."""
+    """The database's oid, and table names by file number; empty if the database cannot be queried."""
     try:
         with connect(target) as connection, explained_errors(target):
             (database,) = connection.execute(_DATABASE).fetchone() or (0,)
@@ -36,6 +36,6 @@ def read_relations(target: DatabaseTarget) -> dict[str, Any]:
 
 
 def by_number(relations: dict[str, Any]) -> dict[tuple[int, int], str]:
-    """The same, as the WAL names tables."""
+    """The names by database and file number, as the WAL refers to tables."""
     database = int(relations.get("database", 0))
     return {(database, int(number)): name for number, name in relations.get("names", {}).items()}

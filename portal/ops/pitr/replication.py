@@ -1,4 +1,4 @@
-"""Queries about the server's WAL over an ordinary connection: identity, slot, positions, and missing settings.
+"""Queries about the server's WAL over an ordinary connection: identity, slot, positions, missing settings.
 
 The role needs REPLICATION; nothing here needs a superuser.
 """
@@ -36,7 +36,7 @@ _SLOT_RACES: Final = (
     psycopg.errors.UndefinedObject,
     psycopg.errors.ObjectInUse,
 )
-"""What the server says where another session was quicker."""
+"""The server's error if another session was faster."""
 
 REPLAY_LIMITS: Final = (
     "max_connections",
@@ -45,7 +45,7 @@ REPLAY_LIMITS: Final = (
     "max_wal_senders",
     "max_worker_processes",
 )
-"""A server that replays WAL needs each of these to be at least what it is on the server that writes it."""
+"""On a server that replays WAL, each of these must be at least the value on the server that wrote it."""
 
 _SETTINGS: Final = """
     SELECT name, setting FROM pg_settings
@@ -73,11 +73,11 @@ _SIZE: Final = "SELECT sum(pg_database_size(oid))::bigint FROM pg_database WHERE
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """The relevant part of the server's configuration.
+    """Settings of the server that matter for WAL and base backups.
 
     Arguments:
-        slot_keep_bytes: how much WAL a slot may hold back; nothing where there is no limit.
-        summarizes_wal: whether incremental base backups are possible; nothing where the server is too old for them.
+        slot_keep_bytes: the most WAL that a slot may retain; None for no limit.
+        summarizes_wal: whether incremental base backups are possible; None if the server is too old for them.
     """
 
     cluster: Cluster
@@ -94,11 +94,11 @@ class Position:
     """The positions of the server and of the slot.
 
     Arguments:
-        clock: the server's clock.
-        flushed: how far the server's WAL is on its disk.
-        restart: how far the slot's user has confirmed; nothing where it never connected, or the slot is lost.
+        clock: the time on the server.
+        flushed: how far the server has flushed its WAL.
+        restart: how far the slot's user has confirmed; None if it never connected, or the slot is lost.
         wal_status: ``reserved``, ``extended``, ``unreserved`` or ``lost``.
-        safe_wal_size: how much WAL may still be written before the slot is lost.
+        safe_wal_size: bytes of WAL that may still be written before the slot is lost.
     """
 
     clock: datetime
@@ -117,17 +117,17 @@ class Position:
 
     @property
     def restart_lsn(self) -> int:
-        """The position as a number; 0 where there is none."""
+        """The position as a number; 0 for None."""
         return parse_lsn(self.restart) if self.restart else 0
 
     @property
     def is_usable(self) -> bool:
-        """True if the slot is there, and still has the WAL that it stands for."""
+        """True if the slot exists and still has its WAL."""
         return self.has_slot and self.restart is not None and self.wal_status != LOST
 
 
 def read_settings(connection: Connection) -> ServerSettings:
-    """Ask for what matters, and for the cluster's identity."""
+    """Query the settings and the identity of the cluster."""
     found: dict[str, str] = dict(connection.execute(_SETTINGS, [list(REPLAY_LIMITS)]).fetchall())
     (identifier,) = connection.execute(_IDENTITY).fetchone() or ("",)
     keep = int(found["max_slot_wal_keep_size"])
@@ -149,7 +149,7 @@ def read_settings(connection: Connection) -> ServerSettings:
 
 
 def faults(settings: ServerSettings) -> Iterator[tuple[str, str]]:
-    """Obstacles and dangers to receiving WAL, each with the statement that corrects it."""
+    """Settings that prevent or endanger receiving WAL, each with the statement that corrects it."""
     if settings.wal_level == "minimal":
         yield (
             "wal_level is minimal, so the WAL is not enough to recover from",
@@ -179,11 +179,11 @@ def may_replicate(connection: Connection) -> bool:
 
 
 def check(connection: Connection, target: DatabaseTarget) -> ServerSettings:
-    """The settings, where they allow WAL to be received safely.
+    """Return the settings if they permit receiving WAL safely.
 
     Raises:
         AccessDeniedError: the role may not replicate.
-        ConfigurationError: the server is not configured for it.
+        ConfigurationError: the settings do not permit it.
     """
     if not may_replicate(connection):
         raise AccessDeniedError(
@@ -209,7 +209,7 @@ def position(connection: Connection, slot: str = SLOT) -> Position:
 
 
 def server_clock(connection: Connection) -> datetime:
-    """The time of the server's clock."""
+    """The time on the server."""
     (moment,) = connection.execute("SELECT clock_timestamp()").fetchone() or (None,)
     assert moment is not None
     found: datetime = moment.astimezone(UTC)
@@ -217,10 +217,10 @@ def server_clock(connection: Connection) -> datetime:
 
 
 def ensure_slot(connection: Connection, slot: str = SLOT) -> bool:
-    """Create the slot where there is none, or only a lost one; whether this call created it.
+    """Create the slot if there is none, or only a lost one; return whether this call created it.
 
-    The WAL service and a base backup both do this, often at once. So a slot that another session has just created,
-    dropped or taken is no fault: look again.
+    The WAL service and a base backup both call this, often at the same time. So if another session has just created,
+    dropped or taken a slot, the function starts again.
 
     Raises:
         BusyError: a lost slot stays in use.
@@ -244,28 +244,28 @@ def ensure_slot(connection: Connection, slot: str = SLOT) -> bool:
 
 
 def drop_slot(target: DatabaseTarget, slot: str = SLOT) -> None:
-    """Remove the slot, so that the server keeps no WAL for us any more; harmless where there is none."""
+    """Drop the slot, so that the server keeps no WAL for us; does nothing if there is none."""
     with maintenance(target) as connection, suppress(psycopg.errors.UndefinedObject):
         connection.execute(_DROP, [slot])
 
 
 def superuser_name(connection: Connection) -> str:
-    """The role that a cluster was made with; a scratch server is asked as this one."""
+    """The role with which the cluster was initialized, used to connect to a scratch server."""
     (name,) = connection.execute(_SUPERUSER).fetchone() or ("postgres",)
     return str(name)
 
 
 def tablespaces(connection: Connection) -> list[str]:
-    """The tablespaces beside the two that every cluster has."""
+    """The tablespaces other than the two built-in ones."""
     return [name for (name,) in connection.execute(_TABLESPACES)]
 
 
 def cluster_bytes(connection: Connection) -> int:
-    """About how large the cluster is, as far as we may ask."""
+    """About how many bytes the cluster has, as far as the role may query that."""
     (size,) = connection.execute(_SIZE).fetchone() or (0,)
     return int(size or 0)
 
 
 def named(target: DatabaseTarget, application: str) -> DatabaseTarget:
-    """The same server, under the name by which its sessions are found."""
+    """The same server, with the application name that identifies our sessions."""
     return replace(target, options={**target.options, "application_name": application})

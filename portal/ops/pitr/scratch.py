@@ -1,8 +1,8 @@
-"""The directory of a scratch server: always removed, at the latest by the next command.
+"""The directory of a scratch server, which is always removed, at the latest by the next command.
 
     .scratch/<name>   in the repository: a file that its process holds locked, with the path of the directory in it
 
-A process that was killed holds no lock. So whoever finds such a file unlocked removes the directory that it names.
+A killed process holds no lock. So any process that finds such a file unlocked removes the directory.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DIRECTORY: Final = ".scratch"
 
 _PREFIX: Final = "kekkai-scratch-"
 _LONGEST_PATH: Final = 60
-"""The path of a socket below it has 107 bytes at the most."""
+"""The longest path of a directory that still leaves room for a socket's path, which has at most 107 bytes."""
 
 _PLAIN: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+,:@")
 _SERVER_USERS: Final = ("postgres", "nobody")
@@ -45,7 +45,7 @@ _PAUSE_SECONDS: Final = 0.1
 
 
 class Owner(NamedTuple):
-    """Whom a scratch server runs as, where that is not the user of this process."""
+    """The user that a scratch server runs as, if not the user of this process."""
 
     uid: int
     gid: int
@@ -53,10 +53,10 @@ class Owner(NamedTuple):
 
 
 def server_owner() -> Owner | None:
-    """The user for a scratch server: PostgreSQL refuses to run as root. Nothing means the user of this process.
+    """The user for a scratch server, since PostgreSQL refuses to run as root; None for the user of this process.
 
     Raises:
-        RepositoryError: this process is root's, and there is no other user.
+        RepositoryError: this process runs as root, and there is no other user.
     """
     if os.geteuid() != 0:
         return None
@@ -71,7 +71,7 @@ def server_owner() -> Owner | None:
 
 
 def scratch_parent(repository: Path, owner: Owner | None) -> Path:
-    """The directory that a scratch server's will be made in: one that its user can reach, and whose path fits."""
+    """The directory in which to create scratch directories: accessible to the user, with a short path."""
     places = [repository / DIRECTORY, Path(tempfile.gettempdir()).resolve(), Path("/var/tmp")]  # noqa: S108
     for place in places:
         if _suits(place, owner):
@@ -83,15 +83,15 @@ def scratch_parent(repository: Path, owner: Owner | None) -> Path:
 def scratch_directory(
     repository: Repository, owner: Owner | None, needed_bytes: int, *, parent: Path | None = None
 ) -> Iterator[Path]:
-    """A directory for one scratch server, gone again in the end.
+    """A directory for one scratch server, removed at the end of the context.
 
     Arguments:
-        needed_bytes: room that it will take, about.
-        parent: where it will be; by default in a place that suits a server.
+        needed_bytes: about how many bytes it will take.
+        parent: the directory to create it in; by default a suitable one is chosen.
 
     Raises:
         DiskFullError: there is no room for it.
-        RepositoryError: it cannot be made.
+        RepositoryError: it cannot be created.
     """
     records = repository.path / DIRECTORY
     parent = parent or scratch_parent(repository.path, owner)
@@ -123,10 +123,10 @@ def scratch_directory(
 
 
 def check_room(place: Path, needed_bytes: int) -> None:
-    """Make sure that a scratch server has room.
+    """Make sure that there is room for a scratch server.
 
     Raises:
-        DiskFullError: it has not.
+        DiskFullError: there is not enough.
     """
     there = next(path for path in (place, *place.parents) if path.is_dir())
     disk = os.statvfs(there)
@@ -139,7 +139,7 @@ def check_room(place: Path, needed_bytes: int) -> None:
 
 
 def sweep_scratch(repository: Repository) -> list[str]:
-    """Remove what scratch servers of killed processes have left; the directories that are gone."""
+    """Remove the scratch directories of killed processes; return their paths."""
     records = repository.path / DIRECTORY
     swept = []
     for record in sorted(records.glob(f"{_PREFIX}*.lock")) if records.is_dir() else ():
@@ -160,7 +160,7 @@ def sweep_scratch(repository: Repository) -> list[str]:
 
 
 def _remove(directory: Path) -> None:
-    """Remove a tree that a server, which is just ending, may still write to."""
+    """Remove a tree to which a server that is just ending may still write."""
     for _ in range(_LOOKS):
         shutil.rmtree(directory, ignore_errors=True)
         if not directory.exists():
@@ -179,7 +179,7 @@ def _suits(place: Path, owner: Owner | None) -> bool:
 
 
 def reachable(path: Path, owner: Owner) -> bool:
-    """True if a user may pass through a directory, or run a program."""
+    """True if a user may pass through a directory or run a program."""
     found = path.stat()
     if found.st_uid == owner.uid:
         return bool(found.st_mode & 0o100)

@@ -1,8 +1,7 @@
-"""A PostgreSQL server for a while: it replays WAL onto a base backup, is asked, and disappears.
+"""A temporary PostgreSQL server that replays WAL onto a base backup, answers queries, and disappears.
 
-It runs as a user without privileges, with a configuration of our own: a private socket and no network, none of the
-live server's libraries, no archiving, no subscriptions, and nothing that needs to survive a crash. It ends with the
-thread that started it.
+It runs as an unprivileged user with a configuration of our own: a private socket and no network, none of the live
+server's libraries, no archiving, no subscriptions, no durability. It ends with the thread that started it.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ _PORT: Final = 5432
 _POLL_SECONDS: Final = 0.02
 _STOP_SECONDS: Final = 30.0
 _STALLED_SECONDS: Final = 600.0
-"""A server that does nothing for so long hangs: a segment is replayed in seconds."""
+"""A server without progress for this time hangs: replaying a segment takes seconds."""
 
 _IDLE_REQUESTS: Final = 3
-"""A server that asks for WAL so often, and does not move, has replayed all that there is."""
+"""A server that has asked for WAL this often without progress has replayed all there is."""
 
 _MOMENT: Final = ("recovery_target_time", "recovery_target_action")
 _PROGRESS: Final = "SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()::text, pg_last_xact_replay_timestamp()"
@@ -93,8 +92,8 @@ class Target:
     """The end of a replay.
 
     Arguments:
-        moment: the last one whose transactions count; nothing means the end of the WAL.
-        timeline: the timeline it lies on.
+        moment: the last moment whose transactions count; None for the end of the WAL.
+        timeline: the timeline of that moment.
     """
 
     moment: datetime | None
@@ -103,17 +102,17 @@ class Target:
 
 @dataclass(kw_only=True)
 class Progress:
-    """The check that a server makes progress."""
+    """Checks that a server makes progress."""
 
     facts: tuple[object, ...] = ()
     since: float = field(default_factory=time.monotonic)
 
     def note(self, facts: tuple[object, ...], doing: str) -> None:
-        """Look at it.
+        """Check whether anything has changed.
 
         Arguments:
-            facts: what changes as long as it goes on.
-            doing: what it does, for the error.
+            facts: values that change as long as there is progress.
+            doing: what the server does, for the error.
 
         Raises:
             RestoreError: nothing has changed for too long.
@@ -130,16 +129,16 @@ class Progress:
 
 @dataclass(kw_only=True)
 class ScratchServer:
-    """A server on a data directory.
+    """A server on an unpacked data directory.
 
     Arguments:
-        directory: the scratch directory; sockets, configuration and log lie in it.
-        data: the data directory, which a base backup was unpacked to.
-        owner: whom it runs as, where that is not the user of this process.
+        directory: the scratch directory, for sockets, configuration and log.
+        data: the data directory.
+        owner: the user to run as, if not the user of this process.
         major: the server's major version.
-        limits: for settings that replay depends on, what they have to be at the least.
-        last_transaction: when the last transaction was committed that was replayed, once that is known.
-        is_durable: whether what it writes has to survive a crash of the machine.
+        limits: the least values of settings that replay depends on.
+        last_transaction: the commit time of the last replayed transaction, once known.
+        is_durable: whether its writes must survive a crash of the machine.
     """
 
     directory: Path
@@ -158,7 +157,7 @@ class ScratchServer:
         """Replay WAL up to the target, and open the database for writing.
 
         Raises:
-            RestoreError: the server ended, or WAL was damaged.
+            RestoreError: the server ended, or WAL is damaged.
         """
         (self.data / "standby.signal").touch(mode=0o600)
         self._give(self.data / "standby.signal")
@@ -170,7 +169,7 @@ class ScratchServer:
             }
         self.start(settings)
         if not self._reaches_target(feed, has_target=target.moment is not None):
-            # All WAL there is lies before the moment, and the server would not accept that: no target, then.
+            # All WAL is older than the moment, and the server would refuse such a target: replay all of it instead.
             self.stop()
             self.start({name: value for name, value in settings.items() if name not in _MOMENT})
             self._reaches_target(feed, has_target=False)
@@ -217,7 +216,7 @@ class ScratchServer:
             )
 
     def find_program(self) -> Path:
-        """The server's program, of the same major version, which its user may run.
+        """The server program of the same major version, executable by the server's user.
 
         Raises:
             ClientToolError: there is none.
@@ -225,7 +224,7 @@ class ScratchServer:
         return find_server_program(self.major, self.owner, runner=self.runner, bin_dir=self.bin_dir)
 
     def target(self, database: str) -> DatabaseTarget:
-        """The connection to one of its databases, without the settings that run code at a connect."""
+        """The connection to one of its databases, without settings that run code on connecting."""
         options = "-c session_preload_libraries= -c local_preload_libraries="
         if self.major >= _EVENT_TRIGGERS_SINCE:
             options += " -c event_triggers=off"
@@ -238,13 +237,13 @@ class ScratchServer:
         )
 
     def stop(self, *, fast: bool = False) -> None:
-        """End the server; harmless where it does not run.
+        """Stop the server; does nothing if it is not running.
 
         Arguments:
-            fast: with a checkpoint, so that the data directory is complete; otherwise at once.
+            fast: with a checkpoint, so that the data directory is complete; otherwise immediately.
 
         Raises:
-            RestoreError: it was to end with a checkpoint and did not.
+            RestoreError: it did not stop with a checkpoint.
         """
         process, self._process = self._process, None
         if process is None:
@@ -262,10 +261,10 @@ class ScratchServer:
     # -- waiting ----------------------------------------------------------------------------------------------------
 
     def _reaches_target(self, feed: WalFeed, *, has_target: bool) -> bool:
-        """Wait for the target, or for the end of the WAL; whether the database is open for writing.
+        """Wait for the target or the end of the WAL; return whether the database is open for writing.
 
         Arguments:
-            has_target: where the WAL ends before the target, leave it at that; otherwise its end is the target.
+            has_target: return if the WAL ends before the target; otherwise the end of the WAL is the target.
         """
         with ExitStack() as opened:
             progress = Progress()
@@ -290,17 +289,17 @@ class ScratchServer:
                 time.sleep(_POLL_SECONDS)
 
     def _accepts_connections(self, feed: WalFeed) -> bool:
-        """True if the server can be asked.
+        """True if the server answers queries.
 
         Raises:
-            RestoreError: it has ended, or does not get what it needs.
+            RestoreError: it has ended, or cannot get WAL that it needs.
         """
         if feed.failure:
             raise RestoreError(f"the WAL cannot be used: {feed.failure}", hint="Recover to an earlier moment.")
         return self._state() == "ready"
 
     def _state(self) -> str:
-        """The server's state in its pid file; empty before there is one.
+        """The status in the server's pid file; empty if there is none yet.
 
         Raises:
             RestoreError: it has ended.
@@ -335,7 +334,7 @@ class ScratchServer:
 
 
 def find_server_program(major: int, owner: Owner | None, *, runner: ProcessRunner, bin_dir: Path | None) -> Path:
-    """The server's program of a major version, which a user may run.
+    """The server program of a major version, executable by a user.
 
     Raises:
         ClientToolError: there is none.
@@ -356,7 +355,7 @@ def find_server_program(major: int, owner: Owner | None, *, runner: ProcessRunne
 
 
 def _progress(connection: Connection) -> tuple[bool, str, datetime | None]:
-    """The state of the replay, its position, and the commit time of the last transaction."""
+    """Whether the server is in recovery, the replayed position, and the commit time of the last transaction."""
     row = connection.execute(_PROGRESS).fetchone()
     assert row is not None
     return bool(row[0]), str(row[1]), row[2]

@@ -1,7 +1,7 @@
-"""The timeline: the moments that can be restored, and when many rows of which tables were removed.
+"""Lists the moments that can be restored, and when many rows of which tables were removed.
 
-The WAL has numbers of files instead of the names of tables. Every base backup has the names of its time, and the server
-those of today.
+The WAL has file numbers instead of table names. Every base backup records the names at its time, and the live server
+has the present ones.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     from portal.ops.runtime.process import ProcessRunner
 
 MANY_ROWS: Final = 100
-"""A transaction that removes fewer rows of a table is everyday work."""
+"""A transaction that removes fewer rows of a table is ordinary work and not listed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Removal:
-    """Rows that one transaction removed.
+    """Rows removed by one transaction.
 
     Arguments:
-        moment: when it was committed, by the server's clock.
-        table: its name; its number where the name is not known.
-        rows: how many; nothing for a whole table.
+        moment: the commit time, by the server's clock.
+        table: the table's name, or its number if the name is unknown.
+        rows: the number of rows; None for a whole table.
     """
 
     moment: datetime
@@ -56,11 +56,11 @@ class Removal:
 
 @dataclass(frozen=True, kw_only=True)
 class Timeline:
-    """The restorable moments, and the events between them.
+    """The restorable moments, and events in them.
 
     Arguments:
-        window: nothing where nothing can be recovered to a moment.
-        replaced: the WAL of clusters that came before, which is in no window.
+        window: the recovery window; None if there is none.
+        replaced: the WAL of earlier clusters, which is in no window.
     """
 
     window: Window | None
@@ -100,12 +100,12 @@ def read_timeline(
     runner: ProcessRunner,
     bin_dir: Path | None,
 ) -> Timeline:
-    """Read what happened between two moments.
+    """Read the events between two moments.
 
     Arguments:
-        start: the first moment; nothing means the beginning of the recovery window.
-        end: the last one; nothing means now.
-        live_names: the names of tables that the server has now.
+        start: the first moment; None for the beginning of the recovery window.
+        end: the last moment; None for now.
+        live_names: the present names of tables on the server.
 
     Raises:
         RepositoryError: the repository cannot be read.
@@ -140,7 +140,7 @@ def _removals(commit: Commit, names: Mapping[Relation, str]) -> Sequence[Removal
 
 
 def _names_of_bases(repository: Repository, found: PitrLook) -> dict[Relation, str]:
-    """The names that tables had when base backups were made."""
+    """The names of tables recorded by the base backups."""
     names: dict[Relation, str] = {}
     for base in sorted(found.bases, key=lambda base: base.ended):
         described = base_of(repository.path / f"{base.name}{SUFFIX}")

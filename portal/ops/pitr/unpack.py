@@ -1,4 +1,4 @@
-"""Unpacking a base backup into a data directory."""
+"""Unpacks a base backup into a data directory."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def unpack_cluster(
     """Unpack a base backup; every file's digest is checked on the way.
 
     Arguments:
-        data: the data directory, which is made.
-        owner: whom everything will belong to, where that is not the user of this process.
+        data: the data directory, which is created.
+        owner: the owner of all files, if not the user of this process.
         jobs: how many threads decompress.
 
     Raises:
-        NotIntactError: the archive is damaged, or is none of a cluster.
+        NotIntactError: the archive is damaged, or is no base backup.
         OSError: it cannot be written.
     """
     top = None

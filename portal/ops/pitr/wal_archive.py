@@ -1,14 +1,14 @@
 """The WAL archive: a directory of the repository for each cluster, named after its system identifier.
 
-    wal/current.json                the cluster that is received now
-    wal/<identifier>/cluster.json   size of its segments, and the limits a scratch server has to be given
-    wal/<identifier>/index.jsonl    every file with its digest, and the time that it covers
-    wal/<identifier>/state.json     how far the WAL service is; may be lost
-    wal/<identifier>/receiving/     what pg_receivewal writes: the segment at hand, and those just completed
+    wal/current.json                the cluster whose WAL is being received
+    wal/<identifier>/cluster.json   its segment size, and limits that a scratch server needs
+    wal/<identifier>/index.jsonl    every file with its digest, and the time it covers
+    wal/<identifier>/state.json     the progress of the WAL service; may be lost
+    wal/<identifier>/receiving/     the files of pg_receivewal: the current segment, and those just completed
     wal/<identifier>/<name>.gz      completed segments; gunzip reads them
     wal/<identifier>/<name>         history files of timelines
 
-A segment leaves `receiving/` once its compressed copy, and its line in the index, are on the disk.
+A segment is removed from `receiving/` only when its compressed copy and its line in the index are durable.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ _InflateError = cast("type[Exception]", isal_zlib.error)
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """The facts about a cluster that never change, or only grow.
+    """Facts about a cluster that stay the same or only grow.
 
     Arguments:
-        system_identifier: the server's own number for it.
-        segment_bytes: size of a segment.
+        system_identifier: PostgreSQL's identifier of the cluster.
+        segment_bytes: the size of a segment.
         major: the server's major version.
-        limits: for each setting that replay depends on the highest value that was seen.
+        limits: the highest value seen of each setting that replay depends on.
     """
 
     system_identifier: str
@@ -66,7 +66,7 @@ class Cluster:
     limits: Mapping[str, int] = field(default_factory=dict)
 
     def including(self, other: Cluster) -> Cluster:
-        """This cluster, with limits that suit the other one's too."""
+        """This cluster, with limits that also suit another record of it."""
         names = {**self.limits, **other.limits}
         limits = {name: max(self.limits.get(name, 0), other.limits.get(name, 0)) for name in names}
         return replace(other, limits=limits)
@@ -76,7 +76,7 @@ class WalArchive:
     """The WAL of one cluster.
 
     Arguments:
-        repository: whose archive it is.
+        repository: the repository with the archive.
         cluster: which cluster.
     """
 
@@ -88,7 +88,7 @@ class WalArchive:
 
     @classmethod
     def current(cls, repository: Repository) -> WalArchive | None:
-        """The archive of the cluster that is received, or was last; nothing where there is none."""
+        """The archive of the cluster whose WAL is or was last received; None if there is none."""
         found = _read_json(repository.path / DIRECTORY / CURRENT)
         return cls.of(repository, str(found["system_identifier"])) if found else None
 
@@ -103,19 +103,19 @@ class WalArchive:
 
     @classmethod
     def of(cls, repository: Repository, system_identifier: str) -> WalArchive | None:
-        """The archive of a cluster; nothing where there is none."""
+        """The archive of a cluster, or None."""
         found = _read_json(repository.path / DIRECTORY / system_identifier / CLUSTER)
         return cls(repository, Cluster(**found)) if found else None
 
     @classmethod
     def prepare(cls, repository: Repository, cluster: Cluster, *, is_current: bool = True) -> WalArchive:
-        """The archive of a cluster, made where it is not there yet.
+        """The archive of a cluster, created if necessary.
 
         Arguments:
-            is_current: whether it is the current one from now on.
+            is_current: whether it becomes the current one.
 
         Raises:
-            RepositoryError: it cannot be made.
+            RepositoryError: it cannot be created.
         """
         known = cls.of(repository, cluster.system_identifier)
         archive = cls(repository, known.cluster.including(cluster) if known else cluster)
@@ -137,10 +137,10 @@ class WalArchive:
 
     @contextmanager
     def receiving_alone(self) -> Iterator[None]:
-        """Keep a second service away.
+        """Lock out a second WAL service.
 
         Raises:
-            BusyError: one is running.
+            BusyError: another one is running.
         """
         try:
             with Repository(self.path, lock_timeout=0).exclusive():
@@ -159,7 +159,7 @@ class WalArchive:
         return [self.receiving / name for name in names if self._is_segment(name) or parse_history_name(name)]
 
     def partials(self) -> list[Path]:
-        """The segments that are not complete, oldest first; the last one is being written."""
+        """The incomplete segments, oldest first; the last one is being written."""
         names = sorted(os.listdir(self.receiving))
         return [
             self.receiving / name for name in names if self._is_segment(name.removesuffix(PARTIAL)) and PARTIAL in name
@@ -169,7 +169,7 @@ class WalArchive:
         """Compress, hash and store a completed file durably, then remove the original.
 
         Raises:
-            OSError: it cannot be written; the original is still there.
+            OSError: it cannot be written; the original still exists.
         """
         is_history = parse_history_name(source.name) is not None
         final = self.path / (source.name if is_history else source.name + SUFFIX)
@@ -189,10 +189,10 @@ class WalArchive:
         return file
 
     def note_covered(self, received: int, covered: datetime) -> None:
-        """Note what the last segment covers by now, before it is known whether another one continues it.
+        """Record what the last segment covers so far, before it is known whether another one continues it.
 
         Arguments:
-            received: up to where everything is here.
+            received: the position up to which everything is here.
         """
         for name, file in self.files().items():
             segment = self.segment(name)
@@ -201,14 +201,14 @@ class WalArchive:
                     archive_index.append(self.path, replace(file, covered=max(covered, file.covered or covered)))
 
     def sweep(self) -> None:
-        """Remove copies that were not finished; only whoever receives alone may do that."""
+        """Remove unfinished copies; the caller must hold the `receiving_alone` lock."""
         for left in self.path.glob(".*.tmp"):
             name = left.name.removeprefix(".").partition(".")[0]
             if self._is_segment(name) or parse_history_name(f"{name}.history"):
                 left.unlink(missing_ok=True)
 
     def take(self, name: str, content: bytes, *, covered: datetime | None, until: datetime | None) -> None:
-        """Take in a file as it is stored, from an off-site copy.
+        """Add a file in its stored form, from an off-site copy.
 
         Raises:
             OSError: it cannot be written.
@@ -219,9 +219,9 @@ class WalArchive:
             archive_index.append(self.path, file)
 
     def save_state(self, state: Mapping[str, Any]) -> None:
-        """Replace the state; not synced, since it is written every second and can be lost.
+        """Replace the state; not synced, since it is written every second and may be lost.
 
-        On a full disk it is written over the old one, which needs no room: that the disk is full has to be told.
+        On a full disk the old state is overwritten, which takes no room: the state has to report the full disk.
         """
         temporary, content = self.path / f".{STATE}.{os.getpid()}.tmp", _json(state)
         try:
@@ -236,9 +236,9 @@ class WalArchive:
                 file.truncate()
 
     def remove(self, names: set[str]) -> int:
-        """Remove files; the bytes that were freed.
+        """Remove files; return the number of bytes freed.
 
-        Lines of the index go last, so that what is there is always known.
+        Index lines are removed last, so that every existing file is always listed.
         """
         for name in sorted(names):
             self.stored(name).unlink(missing_ok=True)
@@ -251,16 +251,16 @@ class WalArchive:
     # -- reading ----------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """The last state that the service reported; empty if there is none."""
+        """The last reported state; empty if there is none."""
         return _read_json(self.path / STATE) or {}
 
     def files(self) -> dict[str, WalFile]:
-        """The files of the index that are there."""
+        """The files in the index that exist."""
         there = set(os.listdir(self.path)) if self.path.is_dir() else set()
         return {name: file for name, file in archive_index.load(self.path).items() if self.stored(name).name in there}
 
     def stored(self, name: str) -> Path:
-        """The path of a file, present or not."""
+        """The path of a stored file, whether it exists or not."""
         return self.path / (name if parse_history_name(name) else name + SUFFIX)
 
     def histories(self) -> dict[int, tuple[tuple[int, int], ...]]:
@@ -273,14 +273,14 @@ class WalArchive:
         return found
 
     def freeze(self, directory: Path) -> set[str]:
-        """Copy what is being received, so that it does not change any more; the names of what can be read from here.
+        """Copy the files being received, so that they no longer change; return the names of readable segments.
 
         Arguments:
-            directory: where the copies go, each under the name of the whole segment.
+            directory: the directory for the copies, each named like the whole segment.
         """
         frozen = set()
         for path in (*self.partials(), *self.completed()) if self.receiving.is_dir() else ():
-            with suppress(FileNotFoundError):  # it is stored by now
+            with suppress(FileNotFoundError):  # it has been stored meanwhile
                 name = path.name.removesuffix(PARTIAL)
                 _unpack(path, directory / name)
                 frozen.add(name)
@@ -290,23 +290,23 @@ class WalArchive:
         return stored
 
     def has_segment_at(self, lsn: int) -> bool:
-        """True if the segment that a position lies in, or ends, is here."""
+        """True if we have the segment that contains a position or ends there."""
         numbers = {lsn // self.cluster.segment_bytes, max(0, lsn - 1) // self.cluster.segment_bytes}
         names = os.listdir(self.receiving) if self.receiving.is_dir() else []
         held = (self.segment(name.removesuffix(SUFFIX)) for name in (*names, *os.listdir(self.path)))
         return any(segment is not None and segment.number in numbers for segment in held)
 
     def segment(self, name: str) -> Segment | None:
-        """The segment of a name, whether it is partial or not."""
+        """The segment with that name, partial or not."""
         return parse_segment(name.removesuffix(PARTIAL), self.cluster.segment_bytes)
 
     def read(self, name: str, destination: Path) -> bool:
-        """Put a file of the WAL, as PostgreSQL wants it, into a new file; whether there is one.
+        """Write a WAL file, in PostgreSQL's form, to a new file; return whether it exists.
 
-        A segment is looked for among the stored ones, then among those being received, last as a partial one.
+        A segment is searched for among the stored ones, then those being received, and last as a partial one.
 
         Raises:
-            NotIntactError: what is stored is damaged.
+            NotIntactError: the stored file is damaged.
         """
         stored = self.stored(name)
         sources = (
@@ -319,14 +319,14 @@ class WalArchive:
             with suppress(FileNotFoundError):
                 _unpack(source, destination)
                 return True
-        return stored.exists() and self.read(name, destination)  # it was completed between two looks
+        return stored.exists() and self.read(name, destination)  # it was completed between the two checks
 
     def _is_segment(self, name: str) -> bool:
         return parse_segment(name, self.cluster.segment_bytes) is not None
 
 
 def _copy(source: Path, destination: Path, *, compress: bool) -> tuple[int, str]:
-    """Copy a file, compressed or as it is, onto the disk; size and SHA-256 of the copy."""
+    """Copy a file durably, compressed or not; return the copy's size and SHA-256."""
     digest, size = sha256(), 0
     squeeze = isal_zlib.compressobj(_LEVEL, isal_zlib.DEFLATED, _GZIP)
     with source.open("rb", buffering=0) as reader, destination.open("wb") as writer:
@@ -345,7 +345,7 @@ def _copy(source: Path, destination: Path, *, compress: bool) -> tuple[int, str]
 
 
 def _unpack(source: Path, destination: Path) -> None:
-    """Write what a stored or a received file holds."""
+    """Write the content of a stored or received file."""
     with source.open("rb", buffering=0) as reader, destination.open("wb") as writer:
         if source.suffix != SUFFIX:
             while block := reader.read(_BLOCK_BYTES):

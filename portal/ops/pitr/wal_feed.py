@@ -1,10 +1,10 @@
-"""Gives a scratch server the WAL that it asks for, file by file.
+"""Gives a scratch server the WAL files that it asks for.
 
 The server runs a shell command for each file (`restore_command`), as a user who may not read the repository. The
-command writes the name into one pipe and reads the answer from another; meanwhile the file is put where it can be
-moved from. Segments that come next are decompressed ahead.
+command writes the name to one pipe and reads the answer from another; in between, this process places the file where
+the command can move it from. The next segments are decompressed in advance.
 
-What is given out is the WAL as it was when this began: the segment that is being received is copied first.
+The server gets the WAL as it was at the start: the segment being received is copied first.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ read -r answer <'{directory}/reply' || exit 1
 
 
 class WalFeed:
-    """Answers one scratch server; use it as a context manager.
+    """Answers one scratch server; a context manager.
 
     Arguments:
-        archive: where the WAL is.
-        directory: the scratch server's.
-        owner: whom the files are for.
+        archive: the WAL archive.
+        directory: the directory of the scratch server.
+        owner: the user who needs the files.
     """
 
     def __init__(self, archive: WalArchive, directory: Path, owner: Owner | None) -> None:
@@ -106,7 +106,7 @@ class WalFeed:
                     os.write(self._pipes[1], b"yes\n" if self._provide(line.decode("ascii", "replace")) else b"no\n")
 
     def _provide(self, name: str) -> bool:
-        """Put a file where the server can take it; whether there is one that it does not have yet."""
+        """Place a file for the server; return whether there is one that it has not received yet."""
         is_history = parse_history_name(name) is not None
         try:
             is_there = name not in self._given and (self._ready.pop(name, None) or self._fetch(name)).result()

@@ -1,7 +1,7 @@
-"""Bringing the WAL back from off-site.
+"""Fetches WAL back from off-site.
 
-Whoever may write to the store can have put something there: names and sizes are believed only where they are those of
-WAL, and nothing is written anywhere but into the WAL archive.
+Anyone who may write to the store can have put objects there: names and sizes are accepted only if they are valid for
+WAL, and nothing is written outside the WAL archive.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _AGE: Final = b"age-encryption.org/"
 
 
 class _Part(NamedTuple):
-    """Some bytes of a segment, from `start` to before `end`."""
+    """Bytes of a segment from `start` to before `end`."""
 
     start: int
     end: int
@@ -85,10 +85,10 @@ class Found(NamedTuple):
 
 
 def fetch_wal(repository: Repository, backend: Backend, identities: Sequence[Identity]) -> int:
-    """Bring the WAL of every cluster back from one destination; the number of files that are new here.
+    """Fetch the WAL of every cluster from one destination; return the number of new files.
 
     Raises:
-        NotIntactError: an object is damaged, or is none of ours; all others have been fetched.
+        NotIntactError: an object is damaged or not ours; all others have been fetched.
         OpsError: as `find_wal` does.
     """
     found = find_wal(repository, backend, identities)
@@ -103,17 +103,17 @@ def find_wal(
     identities: Sequence[Identity],
     signers: AbstractSet[str] | None = None,
 ) -> Found:
-    """Bring the WAL of every cluster back from one destination, but for what is damaged there.
+    """Fetch the WAL of every cluster from one destination, except damaged objects.
 
     Arguments:
-        identities: nothing where copies are not encrypted.
-        signers: whose WAL is taken; nothing means anybody's.
+        identities: empty if copies are not encrypted.
+        signers: the public keys whose WAL is taken; None means any.
 
     Raises:
         StorageError: the store failed.
-        IdentityError: it was not encrypted for any of the identities.
+        IdentityError: an object is encrypted for none of the identities.
         BusyError: the WAL service of a cluster is running.
-        RepositoryError: the disk is full, or does not take it.
+        RepositoryError: the disk is full, or writing fails.
     """
     clusters: dict[str, list[tuple[str, re.Match[str]]]] = {}
     for found in backend.list(f"{DIRECTORY}/"):
@@ -123,7 +123,7 @@ def find_wal(
     is_first = WalArchive.current(repository) is None
     fetch = _Fetch(repository=repository, backend=backend, identities=identities, trust=WalTrust(signers))
     try:
-        for identifier in sorted(clusters, key=int):  # the youngest last
+        for identifier in sorted(clusters, key=int):  # newest last
             fetch.cluster(identifier, clusters[identifier], is_current=is_first)
     except OSError as error:
         raise explain(error, "cannot write WAL to", repository.path / DIRECTORY) from error
@@ -132,10 +132,11 @@ def find_wal(
 
 @dataclass(kw_only=True)
 class _Fetch:
-    """Fetches what is not here; what is damaged is left out, and keeps nothing else from coming.
+    """Fetches missing WAL; damaged objects are skipped and do not stop the rest.
 
     Arguments:
-        taken: cluster and name of the files that are new here.
+        taken: cluster and name of each new file.
+        damages: the damage found.
     """
 
     repository: Repository
@@ -171,7 +172,7 @@ class _Fetch:
                     self._current(archive, file, sorted(parts[file]))
 
     def _description(self, identifier: str, places: Sequence[str]) -> Cluster | None:
-        """The facts about a cluster; stored anew when limits grow, and the latest suit all of its WAL."""
+        """The facts about a cluster. They are stored again when limits grow; the latest suit all of its WAL."""
         signed: list[Cluster] = []
         unsigned: list[Cluster] = []
         for place in places:
@@ -188,7 +189,7 @@ class _Fetch:
         return reduce(Cluster.including, signed or unsigned) if signed or unsigned else None
 
     def _whole(self, archive: WalArchive, file: str, places: Sequence[str]) -> None:
-        """Fetch a file. It may have been stored twice: what it covers may have been known better the second time."""
+        """Fetch a file. If it was stored twice, the second object may know better what it covers."""
         found: dict[bool, list[tuple[bytes, Told, str]]] = {True: [], False: []}
         for place in places:
             try:
@@ -211,13 +212,11 @@ class _Fetch:
         self.taken.add((archive.cluster.system_identifier, file))
 
     def _current(self, archive: WalArchive, file: str, parts: Sequence[_Part]) -> None:
-        """Put the parts of a segment that was never completed together; the one that reaches farthest says what it
-        covers. Parts overlap: after a restart the WAL service sends the segment from its beginning once more.
-        """
+        """Join the parts of a segment that was never completed; the part that reaches farthest says what it covers."""
         segment, reached, told = bytearray(archive.cluster.segment_bytes), 0, Told()
         for part in parts:
             if part.start > reached:
-                break  # one between them is missing: what follows is of no use
+                break  # a part is missing in between: what follows is useless
             if part.end <= reached:
                 continue
             try:
@@ -240,10 +239,10 @@ class _Fetch:
         self.taken.add((archive.cluster.system_identifier, file + PARTIAL))
 
     def _read(self, place: str) -> bytes:
-        """An object, decrypted.
+        """Read and decrypt an object.
 
         Raises:
-            IdentityError: it is encrypted, and there is no identity.
+            IdentityError: it is encrypted, and no identity was given.
         """
         data = read_object(self.backend, place, self.identities)
         if data.startswith(_AGE):
@@ -260,10 +259,10 @@ class _Fetch:
 
 
 def _described(content: bytes, place: str) -> Cluster:
-    """The cluster's facts in an object. Anyone who may write to the store may have written it.
+    """Decode an object's facts about the cluster, which anyone with write access may have written.
 
     Raises:
-        NotIntactError: it is invalid.
+        NotIntactError: they are invalid.
     """
     try:
         found = json.loads(content)

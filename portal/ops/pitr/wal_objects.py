@@ -1,4 +1,4 @@
-"""The objects that WAL is kept in off-site: a gzip file whose header has a comment, inside an age file."""
+"""The objects of WAL off-site: a gzip file with a comment in its header, inside an age file."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ _InflateError = cast("type[Exception]", isal_zlib.error)
 
 
 class Told(NamedTuple):
-    """The moments that an object records.
+    """The moments recorded in an object.
 
     Arguments:
-        covered: every transaction that committed up to this moment lies in it or before.
-        until: no transaction in it committed later than this.
+        covered: every transaction committed up to this moment is in it or in earlier WAL.
+        until: no transaction in it was committed later than this.
     """
 
     covered: datetime | None = None
@@ -47,7 +47,7 @@ class Told(NamedTuple):
 
 
 class WalObject(NamedTuple):
-    """An object of the WAL, by its name.
+    """A WAL object, parsed from its name.
 
     Arguments:
         cluster: the system identifier.
@@ -66,7 +66,7 @@ class WalObject(NamedTuple):
 
 
 def parse_object(name: str) -> WalObject | None:
-    """The parts of an object's name; nothing if it is not a WAL object."""
+    """Parse an object's name; None if it is not a WAL object."""
     directory, _, rest = name.partition("/")
     cluster, _, last = rest.partition("/")
     found = NAME.fullmatch(last)
@@ -76,21 +76,21 @@ def parse_object(name: str) -> WalObject | None:
 
 
 def place_in_wal(segment: str) -> str:
-    """The position of a segment in the WAL, whatever its timeline: two of them compare as their positions do."""
+    """The position of a segment in the WAL without its timeline, as text that sorts like positions."""
     return segment.removesuffix(PARTIAL)[_TIMELINE_DIGITS:]
 
 
 def deflate(content: bytes) -> bytes:
-    """A gzip file."""
+    """Compress data to a gzip file."""
     squeezed: bytes = isal_zlib.compress(content, _LEVEL, _GZIP)
     return squeezed
 
 
 def inflate(data: bytes, most: int) -> bytes:
-    """The contents of a gzip file.
+    """Decompress a gzip file.
 
     Raises:
-        NotIntactError: it is damaged, or holds more than `most` bytes.
+        NotIntactError: the data is damaged, or decompresses to more than `most` bytes.
     """
     stream = isal_zlib.decompressobj(_GZIP)
     try:
@@ -103,7 +103,7 @@ def inflate(data: bytes, most: int) -> bytes:
 
 
 def with_comment(content: bytes, told: dict[str, Any]) -> bytes:
-    """A gzip file with a comment in its header; ours never have other fields there."""
+    """Add a comment to the header of one of our gzip files, which has no other optional fields."""
     if content[3] != 0:
         raise NotIntactError("a WAL file has a gzip header that is not ours", hint="Look at the repository's disk.")
     comment = json.dumps(told, separators=(",", ":")).encode("ascii")
@@ -146,7 +146,7 @@ def _signed_bytes(name: str, body: bytes, told: dict[str, Any]) -> bytes:
 
 
 def split(data: bytes) -> tuple[bytes, Told]:
-    """A gzip file without its comment, and what the comment says.
+    """Split a gzip file into the file without its comment, and the decoded comment.
 
     Raises:
         NotIntactError: the comment is invalid.

@@ -1,6 +1,6 @@
-"""Reading the WAL with pg_waldump: what was committed when, and which rows were removed.
+"""Reads WAL with pg_waldump: what was committed when, and which rows were removed.
 
-Segments are unpacked some at a time, into a directory that disappears again.
+Segments are unpacked a few at a time, into a directory that is then removed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _AT_ONCE: Final = 16
 _LOOK_BACK: Final = 12
 _LOOK_BACK_STEP: Final = 2
-"""A plan reads so many segments at once, and no more than that altogether, for the last transaction."""
+"""To find the last transaction, at most `_LOOK_BACK` segments are read, so many at a time."""
 
 _COMMIT: Final = re.compile(r"desc: COMMIT(?:_PREPARED)? (?:\S+: )?(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+) UTC(.*)")
 _TRANSACTION: Final = re.compile(r"tx:\s+(\d+), lsn: ([0-9A-F]+/[0-9A-F]+)")
@@ -39,16 +39,16 @@ _FILE: Final = re.compile(r"base/(\d+)/(\d+)")
 _SUBTRANSACTIONS: Final = re.compile(r"; subxacts:((?: \d+)+)")
 
 Relation = tuple[int, int]
-"""The numbers of a database and of a table's file, as the WAL has them."""
+"""The numbers of a database and a table's file, as in the WAL."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Commit:
-    """A transaction that was committed.
+    """A committed transaction.
 
     Arguments:
-        deleted: how many rows it removed from which tables.
-        removed: tables whose files it removed: by TRUNCATE, DROP, or a rewrite.
+        deleted: the number of rows removed, by table.
+        removed: tables whose files it removed: by TRUNCATE, DROP, or rewriting.
     """
 
     moment: datetime
@@ -58,7 +58,7 @@ class Commit:
 
 
 def segments_between(archive: WalArchive, start: datetime | None, end: datetime | None) -> list[tuple[Segment, str]]:
-    """The segments that have all commits between two moments, in order, each with the name it is stored by."""
+    """The segments with all commits between two moments, in order, each with its stored name."""
     found: dict[Segment, str] = {}
     first_after: datetime | None = None
     files = sorted(archive.files().values(), key=lambda file: file.name)
@@ -86,10 +86,10 @@ def commits(
     bin_dir: Path | None,
     with_rows: bool = False,
 ) -> Iterator[Commit]:
-    """The commits that segments hold, in order.
+    """The commits in segments, in order.
 
     Arguments:
-        with_rows: count the rows that each removed too, which takes longer.
+        with_rows: also count removed rows, which takes longer.
 
     Raises:
         ClientToolError: there is no pg_waldump of the server's version.
@@ -126,11 +126,11 @@ def last_commit(
     runner: ProcessRunner,
     bin_dir: Path | None,
 ) -> datetime | None:
-    """The commit time of the last transaction before a moment; nothing if the last segments have none.
+    """The commit time of the last transaction before a moment, or None if the last segments have none.
 
     Arguments:
-        segments: those that lead to the moment, in order; the last ones are read, backwards.
-        moment: nothing means the end of the WAL.
+        segments: the segments up to the moment, in order; they are read backwards from the last.
+        moment: the moment; None for the end of the WAL.
 
     Raises:
         ClientToolError: there is no pg_waldump of the server's version.
@@ -147,7 +147,7 @@ def last_commit(
 
 
 def _runs(batch: list[tuple[Segment, str]]) -> Iterator[list[tuple[Segment, str]]]:
-    """Segments that follow each other on one timeline."""
+    """Split segments into runs of consecutive ones on one timeline."""
     run: list[tuple[Segment, str]] = []
     for segment, name in batch:
         if run and (run[-1][0].timeline, run[-1][0].number + 1) != (segment.timeline, segment.number):
@@ -159,7 +159,7 @@ def _runs(batch: list[tuple[Segment, str]]) -> Iterator[list[tuple[Segment, str]
 
 
 def _read(line: str, deleted: defaultdict[int, Counter[Relation]]) -> Commit | None:
-    """Take in one line; the commit that it is."""
+    """Parse one line; return the commit if it is one."""
     transaction = _TRANSACTION.search(line)
     if transaction is None:
         return None

@@ -1,4 +1,4 @@
-"""The progress of the WAL: the moments that a position covers, and the service's state. Values in, values out."""
+"""The progress of receiving WAL: which moments a position covers, and the service's state. This module is pure."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class Coverage:
-    """Which moments of the server's clock a position covers.
+    """Determines which moments of the server's clock a WAL position covers.
 
-    A transaction takes its time a moment before its record reaches the WAL. So a clock reading counts only with the
-    position that was read one look later.
+    A transaction takes its commit time shortly before its record is in the WAL. So a clock reading is only paired with
+    the position read at the next query.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Coverage:
         self._clock: datetime | None = None
 
     def note(self, clock: datetime, flushed: int) -> None:
-        """Note one look at the server: what its clock said, and how far its WAL was on its disk."""
+        """Add the result of one query: the server's clock and its flushed position."""
         if self._clock:
             if self._looks and self._looks[-1][0] == flushed:
                 self._looks.pop()
@@ -34,26 +34,26 @@ class Coverage:
         self._clock = clock
 
     def recall(self, moment: datetime, lsn: int) -> None:
-        """Take up what was known before: a moment of which everything lies before a position."""
+        """Add an earlier result: all commits up to the moment are before the position."""
         self._looks.append((lsn, moment))
 
     def at(self, lsn: int) -> datetime | None:
-        """The latest moment of which everything lies before a position; nothing where no look tells."""
+        """The latest moment whose commits are all before a position, or None if unknown."""
         return max((clock for flushed, clock in self._looks if flushed <= lsn), default=None)
 
     def forget(self, lsn: int) -> None:
-        """Drop what only tells of positions before this one."""
+        """Remove pairs that are no longer needed for this and later positions."""
         while len(self._looks) > 1 and self._looks[1][0] <= lsn:
             self._looks.popleft()
 
 
 def state_of(found: Position, *, known: Mapping[str, Any], received: int, covered: datetime | None) -> dict[str, Any]:
-    """The state to report for the positions.
+    """The state to report.
 
     Arguments:
-        found: what the server says.
-        known: what was told last: a moment that was covered stays covered.
-        received: up to where everything is on our disk.
+        found: the server's answer.
+        known: the last reported state: a covered moment stays covered.
+        received: the position up to which everything is on our disk.
         covered: the moment that this position covers.
     """
     clock = found.clock.astimezone(UTC)

@@ -1,10 +1,10 @@
-"""The recovery window: to which moments the database can be recovered, and from what. A pure function.
+"""The recovery window: the moments to which the database can be recovered, and from what. This module is pure.
 
 A base backup and all WAL after it, without a missing segment, make a span of moments. It begins when the copy of the
-cluster was complete, and ends with the last moment of which everything is in the WAL. The window is all spans together;
-what lies between two of them is a gap. Moments are those of the server's clock.
+cluster was complete, and ends with the last moment whose commits are all in the WAL. The window is the union of all
+spans; between two spans there is a gap. Moments are those of the server's clock.
 
-Where a server was promoted, or recovered to an earlier moment, its WAL goes on upon a new timeline. A moment is looked
+If a server was promoted, or recovered to an earlier moment, its WAL continues on a new timeline. A moment is searched
 for on the timeline that was live then.
 """
 
@@ -29,8 +29,8 @@ class Base:
 
     Arguments:
         name: the archive.
-        start_lsn: the first position that a recovery from it reads.
-        ended: from this moment on it can be recovered to.
+        start_lsn: the position at which a recovery starts.
+        ended: the earliest moment it can be recovered to.
     """
 
     name: str
@@ -42,11 +42,11 @@ class Base:
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A segment that is there, whole or in part.
+    """A segment that we have, complete or in part.
 
     Arguments:
-        covered: every transaction that committed up to this moment lies in it or before; nothing where that is unknown.
-        is_complete: whether the next segment continues it.
+        covered: every transaction committed up to this moment is in it or in earlier WAL; None if unknown.
+        is_complete: whether the next segment can follow it.
     """
 
     segment: Segment
@@ -60,8 +60,8 @@ class Wal:
 
     Arguments:
         pieces: every segment.
-        histories: for a timeline its ancestors, oldest first, each with the position at which the next one left it.
-        created: when a timeline began, as far as that is known.
+        histories: the ancestors of each timeline, oldest first, with the position at which the next one branched off.
+        created: when each timeline began, if known.
     """
 
     segment_bytes: int
@@ -72,12 +72,12 @@ class Wal:
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """Moments that one base backup and the WAL after it lead to.
+    """The moments reachable from one base backup with the WAL after it.
 
     Arguments:
-        timeline: where the WAL ends.
-        segments: how many segments lie between base and end.
-        live: from when on its timeline was the live one; nothing means always.
+        timeline: the timeline at the end of the WAL.
+        segments: the number of segments between base and end.
+        live: when its timeline became the live one; None for always.
     """
 
     base: Base
@@ -88,7 +88,7 @@ class Span:
     live: datetime | None = None
 
     def holds(self, moment: datetime) -> bool:
-        """True if the moment can be recovered to from here."""
+        """True if the moment can be recovered to from this base backup."""
         return self.start <= moment <= self.end
 
 
@@ -97,7 +97,7 @@ class Window:
     """All moments that can be recovered to.
 
     Arguments:
-        gaps: from when to when nothing can be recovered to, oldest first.
+        gaps: the periods to which nothing can be recovered, oldest first.
     """
 
     start: datetime
@@ -118,7 +118,7 @@ class Window:
 
 
 def find_spans(bases: Iterable[Base], wal: Wal) -> tuple[Span, ...]:
-    """The span of each base backup on each timeline that its WAL leads to, oldest first."""
+    """The span of each base backup on each timeline that its WAL reaches, oldest first."""
     pieces = {(piece.segment, piece.is_complete): piece for piece in wal.pieces}
     timelines = {piece.segment.timeline for piece in wal.pieces} | set(wal.histories)
     spans = []
@@ -131,7 +131,7 @@ def find_spans(bases: Iterable[Base], wal: Wal) -> tuple[Span, ...]:
 
 
 def find_window(spans: Sequence[Span]) -> Window | None:
-    """All spans together; nothing where there is none."""
+    """The union of all spans, or None if there are none."""
     merged: list[tuple[datetime, datetime]] = []
     for span in sorted(spans, key=lambda span: span.start):
         if merged and span.start <= merged[-1][1]:
@@ -145,10 +145,10 @@ def find_window(spans: Sequence[Span]) -> Window | None:
 
 
 def choose_span(spans: Sequence[Span], moment: datetime | None) -> Span | None:
-    """The span to recover from: the least WAL to replay, on the timeline that was live; nothing where there is none.
+    """The span to recover from: on the timeline live at the moment, with the least WAL to replay; or None.
 
     Arguments:
-        moment: where to; nothing means as late as possible.
+        moment: the target; None for the latest possible one.
     """
     if moment is None:
         return max(spans, key=lambda span: (span.end, span.timeline, span.start), default=None)
@@ -158,13 +158,13 @@ def choose_span(spans: Sequence[Span], moment: datetime | None) -> Span | None:
 
 
 def segments_to(span: Span, wal: Wal, moment: datetime | None) -> tuple[Segment, ...]:
-    """The segments that a recovery reads, in order, on whichever timelines they are.
+    """The segments that a recovery reads, in order, across timelines.
 
     Arguments:
-        moment: where to; nothing means as late as possible.
+        moment: the target; None for the latest possible one.
     """
     path = _path(span.base, span.timeline, wal.histories)
-    assert path is not None  # the span was found along it
+    assert path is not None  # the span was found along this path
     pieces = {(piece.segment, piece.is_complete): piece for piece in wal.pieces}
     found: list[Segment] = []
     for piece in _run(span.base, path, pieces, wal.segment_bytes):
@@ -175,14 +175,14 @@ def segments_to(span: Span, wal: Wal, moment: datetime | None) -> tuple[Segment,
 
 
 def first_needed(bases: Iterable[Base]) -> int | None:
-    """The start of the oldest base backup in the WAL, before which no WAL is needed; nothing if there is none."""
+    """The earliest position that a recovery from any base backup reads, or None without base backups."""
     return min((base.start_lsn for base in bases), default=None)
 
 
 def unneeded(bases: Sequence[Base], wal: Wal) -> frozenset[Segment]:
-    """The segments that no base backup needs: a base keeps all WAL after it, and takes none with it that others need.
+    """The segments older than every base backup, which no recovery needs.
 
-    Before the first base there is nothing that WAL could follow, but the base may be under way: then all is needed.
+    Without a base backup none is returned, since one may be under way.
     """
     first = first_needed(bases)
     if first is None:
@@ -194,7 +194,7 @@ def unneeded(bases: Sequence[Base], wal: Wal) -> frozenset[Segment]:
 def _path(
     base: Base, timeline: int, histories: Mapping[int, Sequence[tuple[int, int]]]
 ) -> tuple[tuple[int, int], ...] | None:
-    """The timelines from a base to a timeline, each with where it ends; nothing where none leads there."""
+    """The timelines from a base to a timeline, each with its end, or None if there is no such path."""
     path = (*histories.get(timeline, ()), (timeline, _NO_END))
     for at, (ancestor, end) in enumerate(path):
         if ancestor == base.timeline and base.end_lsn <= end:
@@ -226,7 +226,7 @@ def _span(
 def _run(
     base: Base, path: Sequence[tuple[int, int]], pieces: Mapping[tuple[Segment, bool], Piece], segment_bytes: int
 ) -> Iterator[Piece]:
-    """The segments after a base, as far as each continues the one before."""
+    """The segments after a base, up to the first missing one."""
     number = base.start_lsn // segment_bytes
     while True:
         owner = next(timeline for timeline, end in path if end > number * segment_bytes)
@@ -242,7 +242,7 @@ def _run(
 
 
 def _newest_in(path: Sequence[tuple[int, int]], number: int, segment_bytes: int) -> int:
-    """The timeline whose file of a segment has everything: the last one that begins before the segment's end."""
+    """The last timeline that has a complete file of a segment: it begins before the segment's end."""
     begins = [0, *(end for _, end in path[:-1])]
     return max(
         timeline for (timeline, _), begin in zip(path, begins, strict=True) if begin < (number + 1) * segment_bytes

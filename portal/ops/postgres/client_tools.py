@@ -1,7 +1,7 @@
-"""Choosing the PostgreSQL client program (pg_dump, pg_restore) that fits a server.
+"""Chooses the PostgreSQL client program (pg_dump, pg_restore) that fits a server.
 
-pg_dump refuses a server that is newer than itself, and a dump of a newer pg_dump is not readable by an older
-pg_restore. So the program of the server's own major version comes first, and the oldest newer one is second best.
+pg_dump refuses a server newer than itself, and an older pg_restore cannot read a newer pg_dump's dump. So the program
+of the server's own major version comes first, then the oldest newer one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _VERSION_SECONDS = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class ClientTool:
-    """A client program that was run and told its version."""
+    """A client program and the version that it reported."""
 
     path: Path
     version: str
@@ -51,11 +51,11 @@ def find_client(
         program: such as ``pg_dump``.
         server_major: major version of the server, such as 17.
         bin_dir: the only directory to look in (BACKUP_PG_BIN_DIR); None looks everywhere.
-        root: where the usual places are looked for.
-        search_path: the directories that come after them; None means PATH.
+        root: the root directory for the usual installation paths.
+        search_path: the directories searched after those; None means PATH.
 
     Raises:
-        ClientToolError: there is none, or only ones that are older than the server.
+        ClientToolError: there is none, or only programs older than the server.
     """
     found = []
     for path in _candidates(program, server_major, bin_dir, root, search_path):
@@ -75,7 +75,7 @@ def find_client(
 def _candidates(
     program: str, server_major: int, bin_dir: Path | None, root: Path, search_path: str | None
 ) -> Iterator[Path]:
-    """Yield the places to look at: those of the server's version, PATH, and those of other versions."""
+    """Yield the paths to try: those of the server's version, PATH, and those of other versions."""
     if bin_dir is not None:
         yield bin_dir / program
         return

@@ -1,8 +1,8 @@
-"""Connections to the portal's database that change nothing for anybody else, and wait for nobody without a limit.
+"""Connections to the portal's database that affect nobody else and never wait without a limit.
 
-Nothing of the caller's ``PG…`` variables but secrets and certificates counts. A connection pooler is refused: its
-server connections are shared, and what pg_dump sets in one of them would be seen by the portal. Event triggers that
-fire at login are kept from firing for our sessions, where the user may do that.
+Of the caller's ``PG…`` variables only secrets and certificates are used. A connection pooler is refused: it shares
+server connections, so the portal would get settings that pg_dump made. If the user may do that, event triggers on login
+are disabled for our sessions.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _CONNECTION_SETTINGS: Final = {
     "keepalives_count": "3",
     "tcp_user_timeout": "60000",
 }
-# For the driver alone: pg_dump writes a dump in the encoding that is asked for here, and should write it in its own.
+# For the driver only: pg_dump writes a dump in the encoding set here, and should use the database's own.
 _DRIVER_SETTINGS: Final = {"client_encoding": "UTF8", "hostaddr": "", "target_session_attrs": "any"}
-# A limit that was set for the role must not end our session half way; rows that a policy hides must not go unnoticed;
-# and the server should see within seconds that we are gone. Older servers lack some of these.
+# A time limit of the role must not end our session, row-level security must not hide rows silently, and the server
+# should notice within seconds that we are gone. Older servers lack some of these settings.
 _SESSION_SETTINGS: Final = {
     "statement_timeout": "0",
     "transaction_timeout": "0",
@@ -54,7 +54,7 @@ _APPLY_SETTINGS: Final = """
 """
 _OUR_PID: Final = "SELECT pg_backend_pid()"
 
-# An encoding that means nothing to the server or to Python; every byte is a character of this one.
+# An encoding without conversion in the server and in Python: every byte is one character.
 _BYTE_FOR_BYTE: Final = "LATIN1"
 _NO_CONVERSION: Final = "conversion between UTF8"
 _WITHOUT_CONVERSION: Final = ("SQL_ASCII", "MULE_INTERNAL")
@@ -66,7 +66,7 @@ _MAINTENANCE: Final = "postgres"
 _PATIENCE_SECONDS: Final = 0.2
 
 _silent: dict[tuple[str, int, str], bool] = {}
-"""Whether a user of a server may keep event triggers from firing, as far as that was asked."""
+"""Whether a user of a server may disable event triggers, as far as known."""
 
 
 def conninfo(target: DatabaseTarget, *, options: str = "") -> str:
@@ -93,12 +93,12 @@ def libpq_environment(target: DatabaseTarget) -> dict[str, str]:
 def connect(target: DatabaseTarget) -> Connection:
     """Open an autocommit connection that no time limit of the role or the database ends.
 
-    It waits for no lock longer than `target.lock_seconds`.
+    It waits for a lock for at most `target.lock_seconds`.
 
     Raises:
-        ConnectionFailedError: the server cannot be reached, or has no room (a retry can help).
-        AccessDeniedError: the server does not want this user; a `LoginRefusedError` where there may be none.
-        DatabaseAbsentError: it has no such database.
+        ConnectionFailedError: the server cannot be reached, or has no free connection (retryable).
+        AccessDeniedError: the server refuses this user; `LoginRefusedError` if the role may not log in here.
+        DatabaseAbsentError: the database does not exist.
         PoolerError: a connection pooler answers.
         ConfigurationError: the connection's options are invalid.
     """
@@ -109,15 +109,15 @@ def connect(target: DatabaseTarget) -> Connection:
     except ConnectionFailedError:
         if was_known:
             raise
-        # The connection that was just asked may not be gone yet, and count towards a limit of the user.
+        # The previous connection may still be closing, and count towards the user's connection limit.
         time.sleep(_PATIENCE_SECONDS)
         return _open(target, options)
 
 
 def silencing_options(target: DatabaseTarget) -> str:
-    """The server settings that keep event triggers from firing for a session; empty where they cannot be set.
+    """The server settings that disable event triggers for a session; empty if the user may not set them.
 
-    It has to be known before a session is in the database, so another database of the server is asked, once.
+    They are needed before a session connects to the database, so another database of the server is asked once.
 
     Raises:
         ConnectionFailedError: the server cannot be reached.
@@ -129,7 +129,7 @@ def silencing_options(target: DatabaseTarget) -> str:
                 _silent[key] = _may_silence(connection)
         except ConnectionFailedError:
             raise
-        except (SourceError, ConfigurationError, psycopg.Error):  # it is said when the live database is opened
+        except (SourceError, ConfigurationError, psycopg.Error):  # opening the live database reports it
             _silent[key] = False
     return _EVENT_TRIGGERS_OFF if _silent.get(key, False) else ""
 
@@ -151,8 +151,8 @@ def _open(target: DatabaseTarget, options: str) -> Connection:
     except psycopg.OperationalError as error:
         raise explain_refusal(target, error) from error
     except BaseException as error:
-        # A signal. What is half connected lives on in the frames of its traceback, and a server that waits for the
-        # password lets no DROP DATABASE of another session finish for a minute.
+        # After a signal, the traceback's frames keep a half-open connection alive. A server waiting for its password
+        # would block DROP DATABASE in other sessions for a minute.
         clear_frames(error.__traceback__)
         if connection is not None:
             connection.close()
@@ -161,7 +161,7 @@ def _open(target: DatabaseTarget, options: str) -> Connection:
 
 
 def _settle(connection: Connection, target: DatabaseTarget) -> None:
-    """Refuse a pooler before anything is set; then set what this session needs."""
+    """Refuse a pooler before changing any setting; then make this session's settings."""
     row = connection.execute(_OUR_PID).fetchone()
     if row is None or row[0] != connection.info.backend_pid:
         raise PoolerError(

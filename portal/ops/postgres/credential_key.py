@@ -1,8 +1,8 @@
-"""The key for the credentials in the database: a backup notes which one it needs, without holding it.
+"""The key for credentials in the database: a backup records which key it needs, without storing it.
 
-DefectDojo encrypts stored credentials with ``DD_CREDENTIAL_AES_256_KEY`` and silently shows an empty string if the key
-has changed. So the manifest has a fingerprint of the key: HMAC-SHA256 with the key over the backup's id. Whoever has
-the key can tell whether it is the same; nobody else learns anything, not even whether two backups share a key.
+DefectDojo encrypts stored credentials with ``DD_CREDENTIAL_AES_256_KEY``, and silently shows an empty string if the key
+has changed. So the manifest has a fingerprint of the key: HMAC-SHA256 with the key over the backup's id. With the key
+one can tell whether it is the same; without it one learns nothing, not even whether two backups use the same key.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from portal.ops.manifest import Manifest
 
 DETAIL: Final = "credential_key"
-"""The fingerprint's name among the details of the database."""
+"""The fingerprint's name in the database's details."""
 
 _PURPOSE: Final = b"kekkai-backup credential key\0"
 
@@ -29,12 +29,12 @@ def fingerprint(key: Secret, backup_id: str) -> str:
 
 
 def credential_detail(key: Secret | str | None, backup_id: str) -> dict[str, str]:
-    """The facts about the key that a database backup records; nothing if it is not set."""
+    """The manifest's facts about the key; empty if no key is set."""
     return {DETAIL: fingerprint(key, backup_id)} if isinstance(key, Secret) else {}
 
 
 def fingerprint_of(manifest: Manifest) -> str | None:
-    """The fingerprint that a manifest has."""
+    """The fingerprint in a manifest."""
     found = manifest.details.get(Component.DATABASE.value, {}).get(DETAIL)
     return found if isinstance(found, str) else None
 

@@ -1,12 +1,12 @@
-"""The names that a restore gives to databases: they are its only record on the server.
+"""The names that a restore gives to databases, which are its only record on the server.
 
-    <name>_restoring_<stamp>  being filled; worthless until it is whole
-    <name>_staged_<stamp>     whole and checked, closed to everybody, waiting to become the live one
-    <name>_before_<stamp>     what was live before the restore, kept for the rollback
-    <name>_undone_<stamp>     what the restore had made live, kept when it was rolled back
+    <name>_restoring_<stamp>  being filled, and incomplete
+    <name>_staged_<stamp>     complete and checked, closed to connections, about to become the live one
+    <name>_before_<stamp>     the previous live database, kept for a rollback
+    <name>_undone_<stamp>     the restored database, kept after a rollback
 
-The stamp is that of the restore's id, ``20260102_030405_ab12cd``. PostgreSQL cuts an identifier off at 63 bytes without
-a word, so a name that leaves no room for the rest is shortened here, and gets a digest that tells it from its like.
+The stamp comes from the restore's id, ``20260102_030405_ab12cd``. PostgreSQL silently truncates identifiers to 63
+bytes, so a name that leaves too little room is shortened here, with a digest to keep it unique.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Final
 from portal.ops.errors import ConfigurationError
 
 LONGEST_NAME: Final = 63
-"""Bytes of an identifier that PostgreSQL keeps."""
+"""The most bytes in an identifier."""
 
 _RESTORE_ID: Final = re.compile(r"restore_(\d{8}_\d{6}_[0-9a-f]{6,12})")
 _MARKED: Final = re.compile(r".*_(restoring|staged|before|undone)_(\d{8}_\d{6})(_[0-9a-f]{6,12})", re.DOTALL)
@@ -40,7 +40,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Names:
-    """The names that one restore uses.
+    """The database names of one restore.
 
     Arguments:
         live: the database that the portal uses.
@@ -52,10 +52,10 @@ class Names:
 
     @classmethod
     def of(cls, live: str, restore_id: str) -> Names:
-        """The names for a restore.
+        """The names for a restore of a live database.
 
         Raises:
-            ConfigurationError: the id is not one of a restore, or the database's name is too long to be one.
+            ConfigurationError: the id is not a restore's, or the database's name is too long.
         """
         found = _RESTORE_ID.fullmatch(restore_id)
         if found is None:
@@ -70,17 +70,17 @@ class Names:
         return cls(live=live, stamp=found[1])
 
     def name(self, role: Role) -> str:
-        """The name of the database that plays a role."""
+        """The name of the database in a role."""
         suffix = f"_{role.value}_{self.stamp}"
         return _shorten(self.live, LONGEST_NAME - len(suffix)) + suffix
 
 
 @dataclass(frozen=True, kw_only=True)
 class Marked:
-    """A database that belongs to a restore, as its name says.
+    """A database made by a restore, parsed from its name.
 
     Arguments:
-        moment: when the restore was started, in UTC.
+        moment: the start of the restore, in UTC.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Marked:
 
     @classmethod
     def parse(cls, name: str, live: str) -> Marked | None:
-        """The role of a database in restores of a live one; nothing if it is unrelated."""
+        """Parse a database's name; None if no restore of this live database made it."""
         found = _MARKED.fullmatch(name)
         if found is None:
             return None
@@ -105,7 +105,7 @@ class Marked:
 
 
 def _shorten(name: str, room: int) -> str:
-    """Cut a name to so many bytes, between two characters."""
+    """Cut a name to a number of bytes, at a character boundary."""
     if len(name.encode()) <= room:
         return name
     digest = sha256(name.encode()).hexdigest()[:_DIGEST_LENGTH]

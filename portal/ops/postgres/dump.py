@@ -1,11 +1,11 @@
-"""One dump of the portal's database: pg_dump in an exported snapshot, with the rows of every table counted beside it.
+"""Dumps the portal's database: pg_dump in an exported snapshot, with the rows of every table counted in it.
 
-    1 a transaction fixes the snapshot, and locks every table against TRUNCATE and DROP
-    2 pg_dump starts in that snapshot; its output is for the caller to read
+    1 a transaction exports the snapshot, and locks every table against TRUNCATE and DROP
+    2 pg_dump starts in that snapshot; the caller reads its output
     3 meanwhile another connection counts the rows in the same snapshot
-    4 both end, and only then is the dump worth anything
+    4 the dump is complete only when both have ended
 
-It takes three connections. Import this module late: it brings the database driver.
+This takes three connections. Import this module late: it loads the database driver.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from portal.ops.settings.load import DatabaseTarget
 
 _NAMED = 5
-# We hold the locks that pg_dump wants. Where it has to wait for one, whoever wants to drop the table is in the queue
-# between us, and waits for us in turn: only to begin anew helps.
+# We hold the locks that pg_dump needs. If pg_dump must wait for one, a session that wants to drop the table is queued
+# between us and waits for our lock in turn; only starting again resolves that.
 _QUEUED_SECONDS = 1.0
 _PAUSES_SECONDS = (0.1, 0.2, 0.4, 0.8, 1.6)
 
@@ -54,9 +54,9 @@ class DumpFacts:
     """The facts about a complete dump.
 
     Arguments:
-        server_version: as the server writes it, such as ``17.10``.
-        pg_dump_version: the same of the program.
-        row_counts: number of rows in the dump by table, as `table_name` writes it.
+        server_version: the server's version string, such as ``17.10``.
+        pg_dump_version: the version of pg_dump.
+        row_counts: dumped rows by table, named as by `table_name`.
     """
 
     server_version: str
@@ -73,18 +73,18 @@ def open_dump(
     bin_dir: Path | None = None,
     lock_timeout_seconds: float = 60.0,
 ) -> DatabaseDump:
-    """Start a dump. Call this from a thread that stays until the dump has ended: pg_dump ends with it.
+    """Start a dump. The calling thread must stay until the dump has ended, since pg_dump ends with it.
 
     Arguments:
         target: the database.
-        runner: what starts pg_dump.
-        timeout_seconds: time for the whole dump; pg_dump is killed after it.
+        runner: starts pg_dump.
+        timeout_seconds: seconds for the whole dump; then pg_dump is killed.
         bin_dir: the only directory to look for pg_dump in; None looks everywhere.
-        lock_timeout_seconds: how long to wait for a table that another session has locked.
+        lock_timeout_seconds: seconds to wait for a table that another session has locked.
 
     Raises:
-        SourceError: the server cannot be reached, the user may not read everything, a table stays locked, or there is
-            no pg_dump that fits; each as an error of its own.
+        SourceError: the server cannot be reached, the user cannot read everything, a table stays locked, or no pg_dump
+            fits; each has a subclass of its own.
     """
     until = time.monotonic() + lock_timeout_seconds
     for pause in chain(_PAUSES_SECONDS, repeat(_PAUSES_SECONDS[-1])):
@@ -104,7 +104,7 @@ def _open(
     bin_dir: Path | None,
     lock_timeout_seconds: float,
 ) -> DatabaseDump:
-    """One attempt: pg_dump writes nothing before it knows the whole schema, so until then nothing is lost."""
+    """One attempt. pg_dump writes nothing before it has read the whole schema, so until then it can be repeated."""
     with ExitStack() as opened, explained_errors(target):
         connection = opened.enter_context(closing(connect(target)))
         lock_seconds = min(lock_timeout_seconds, timeout_seconds)
@@ -139,7 +139,7 @@ def _open(
 
 @dataclass(frozen=True, kw_only=True)
 class _Parts:
-    """The parts of a running dump."""
+    """The running parts of a dump."""
 
     target: DatabaseTarget
     server: ServerFacts
@@ -155,7 +155,7 @@ class _Parts:
         """Wait for the first byte of the dump.
 
         Raises:
-            SchemaChangedError: tables came or went while pg_dump looked which there are.
+            SchemaChangedError: tables were created or dropped while pg_dump was reading the schema.
         """
         if self.stdout.has_begun():
             return
@@ -167,26 +167,26 @@ class _Parts:
 
 
 class Started:
-    """The output of a program, whose first byte has been waited for."""
+    """The output of a program, which can wait for the first byte."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
         self._first = b""
 
     def has_begun(self) -> bool:
-        """Wait for the first byte; whether there is one."""
+        """Wait for the first byte; return whether there is one."""
         self._first = self._stream.read(1)
         return bool(self._first)
 
     def read(self, size: int = -1) -> bytes:
-        """Read what comes next, as much as there is of it or as is wanted."""
+        """Read up to `size` bytes, or everything available."""
         if not self._first or size == 0:
             return self._stream.read(size)
         first, self._first = self._first, b""
         return first + self._stream.read(size - 1 if size > 0 else size)
 
     def readinto(self, room: memoryview) -> int:
-        """Read what comes next into a buffer; how many bytes that were."""
+        """Read into a buffer; return the number of bytes."""
         if self._first and len(room):
             room[0:1], self._first = self._first, b""
             return 1
@@ -195,12 +195,12 @@ class Started:
 
 
 class DatabaseDump:
-    """A dump that runs; made by `open_dump`. Leaving its context ends everything that belongs to it.
+    """A running dump; made by `open_dump`. Leaving its context ends all its parts.
 
-    Read `stdout` to its end, then call `finish`: an end of the stream alone does not mean that the dump is whole.
+    Read `stdout` to its end, then call `finish`: the end of the stream does not show that the dump is complete.
 
     Arguments:
-        opened: what has to be closed in the end.
+        opened: closes all parts at the end.
     """
 
     def __init__(self, parts: _Parts, timeout_seconds: float, opened: ExitStack) -> None:
@@ -227,11 +227,11 @@ class DatabaseDump:
         self.abort()
 
     def finish(self) -> DumpFacts:
-        """Wait until pg_dump and the count have ended.
+        """Wait until pg_dump and the row count have ended.
 
         Raises:
-            DumpFailedError: pg_dump failed, was killed, or took too long (a retry can help).
-            SourceError: another error of its kind, where pg_dump's words tell more.
+            DumpFailedError: pg_dump failed, was killed, or took too long (retryable).
+            SourceError: a more specific error, if pg_dump's message shows one.
         """
         with self._opened, explained_errors(self._parts.target):
             returncode = self._parts.process.wait()
@@ -247,7 +247,7 @@ class DatabaseDump:
             )
 
     def abort(self) -> None:
-        """End pg_dump, the count and the transaction; harmless after the end."""
+        """End pg_dump, the row count and the transaction; does nothing after the end."""
         self._opened.close()
 
     def _row_counts(self) -> dict[str, int]:
@@ -279,7 +279,7 @@ def _export_snapshot(connection: Connection, lock_seconds: float) -> str:
 
 
 def _lock(connection: Connection, tables: Sequence[Table], timeout_seconds: float) -> None:
-    """Lock the tables as pg_dump does, so that the count and the dump see the same whatever happens meanwhile."""
+    """Lock the tables as pg_dump does, so that row count and dump see the same tables."""
     if not tables:
         return
     names = SQL(", ").join(SQL("ONLY {}").format(table.identifier) for table in tables)
@@ -308,7 +308,7 @@ def _command(tool: ClientTool, target: DatabaseTarget, snapshot: str, lock_secon
         "--format=custom",
         "--compress=0",
         "--no-password",
-        "--quote-all-identifiers",  # a newer server that it is restored to has more keywords
+        "--quote-all-identifiers",  # newer servers, to which it may be restored, have more keywords
         f"--snapshot={snapshot}",
         f"--lock-wait-timeout={_milliseconds(lock_seconds)}",
         f"--dbname={conninfo(target, options=silencing_options(target))}",
@@ -316,5 +316,5 @@ def _command(tool: ClientTool, target: DatabaseTarget, snapshot: str, lock_secon
 
 
 def _milliseconds(seconds: float) -> int:
-    """Return at least 1: to PostgreSQL a limit of 0 is none."""
+    """Milliseconds, at least 1: PostgreSQL takes 0 for no limit."""
     return max(1, round(seconds * 1000))

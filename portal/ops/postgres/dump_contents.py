@@ -1,13 +1,13 @@
-"""Which part of a dump is restored when, by whom, and by which of the programs that work at once.
+"""Decides which part of a dump is restored when, by which role, and by which of several programs.
 
-Pure: entries of a table of contents in, and some of them out.
+This module is pure: it selects from the entries of a table of contents.
 
-    before       types, tables, functions: what has no rows yet
-    rows         shared out among several programs
+    before       types, tables, functions: everything that precedes rows
+    rows         shared among several programs
     after        indexes, constraints, triggers
-    privileges   who owns a table may have no right to fill it
-    views        materialized views, which are filled one by one
-    last         what acts by itself once it is there: event triggers, publications, subscriptions
+    privileges   after the rows, since they may forbid a table's owner to fill it
+    views        materialized views, filled one by one
+    last         entries that act by themselves: event triggers, publications, subscriptions
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     _Predicate = Callable[[Entry], bool]
 
 MOST_SHARES: Final = 4
-"""So many programs read a dump at the most: each has to have it decompressed anew."""
+"""The most programs that read one dump: the dump is decompressed for each of them."""
 
 SUBSCRIPTIONS: Final = ("SUBSCRIPTION", "SUBSCRIPTION TABLE")
 PUBLICATIONS: Final = ("PUBLICATION", "PUBLICATION TABLE", "PUBLICATION TABLES IN SCHEMA")
@@ -35,7 +35,7 @@ EVENT_TRIGGER: Final = "EVENT TRIGGER"
 EXTENSION: Final = "EXTENSION"
 
 _WORTH_MOVING: Final = 20
-"""A table that is smaller than one part in this number stays where it is."""
+"""A table smaller than one part in this number is not moved to another program."""
 
 _TABLE_DATA: Final = "TABLE DATA"
 _REFRESH: Final = "MATERIALIZED VIEW DATA"
@@ -72,10 +72,10 @@ _RESET: Final = "RESET SESSION AUTHORIZATION"
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Entries that one program restores, one after the other.
+    """Entries that one program restores in order.
 
     Arguments:
-        as_administrator: as the user of the connection, and not as the role that is to own everything.
+        as_administrator: whether to restore them as the connected user, and not as the future owner.
     """
 
     entries: tuple[Entry, ...]
@@ -84,10 +84,10 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Division:
-    """A dump, divided.
+    """The parts of a dump.
 
     Arguments:
-        roleless: entries that name a role that is not there; they are in none of the other parts.
+        roleless: entries that name a missing role; no other part has them.
     """
 
     before: tuple[Run, ...]
@@ -106,12 +106,12 @@ def divide(
     trusted: Collection[str] = (),
     without: Collection[str] = (),
 ) -> Division:
-    """Divide a dump.
+    """Divide a dump into parts.
 
     Arguments:
-        missing_roles: roles that the dump names and the server does not have.
-        trusted: extensions that need no administrator.
-        without: kinds of entries that are left out, with what is said about them.
+        missing_roles: roles that the dump names and the server lacks.
+        trusted: extensions that can be created without a superuser.
+        without: kinds of entries to leave out, with a warning for each.
     """
     chosen = [entry for entry in entries if entry.kind not in _OF_THE_DATABASE]
     lost = _with_followers(chosen, lambda entry: entry.kind in without)
@@ -138,10 +138,10 @@ def divide(
 
 
 def needs_administrator(entry: Entry, trusted: Collection[str] = ()) -> bool:
-    """True if only a superuser creates such a thing.
+    """True if only a superuser can create the entry.
 
     Arguments:
-        trusted: extensions that need no administrator.
+        trusted: extensions that can be created without a superuser.
     """
     if entry.kind == EXTENSION:
         return entry.name not in trusted
@@ -155,7 +155,7 @@ def needs_administrator(entry: Entry, trusted: Collection[str] = ()) -> bool:
 
 
 def roles_of(entry: Entry) -> list[str]:
-    """The roles that a privilege or a policy names."""
+    """The roles that a privilege or policy names."""
     if entry.kind == "POLICY":
         found = _POLICY.search(entry.definition)
         named = _EACH_ROLE.findall(found[1]) if found else []
@@ -167,15 +167,15 @@ def roles_of(entry: Entry) -> list[str]:
 
 
 def statements_of(entry: Entry) -> list[str]:
-    """The statements that a definition consists of."""
+    """The statements in a definition."""
     parts = (part.strip().rstrip(";") for part in _STATEMENT_END.split(entry.definition))
     return [part for part in parts if part]
 
 
 def statements_without(entry: Entry, missing_roles: Collection[str]) -> tuple[list[str], list[str]]:
-    """The statements of a privilege that can be run, and those that name a missing role.
+    """The statements of a privilege that can be executed, and those that name a missing role.
 
-    What somebody who is missing has granted cannot be granted in their name.
+    A privilege granted by a missing role cannot be granted in its name.
     """
     possible: list[str] = []
     impossible: list[str] = []
@@ -195,17 +195,17 @@ def statements_without(entry: Entry, missing_roles: Collection[str]) -> tuple[li
 
 
 def share_out(entries: Sequence[Entry], weights: Mapping[str, int], jobs: int) -> list[list[Entry]]:
-    """Share the tables out among programs that each read the whole dump, so that all have about as much to do.
+    """Share the tables among programs that each read the whole dump, with about equal work for each.
 
-    One program alone has everything where a single table is most of it. The first has whatever is not a large table. A
-    table that others need, or that needs others, stays with the first as well, where the order is the dump's.
+    If one table is most of the dump, one program restores everything. Otherwise the first program restores everything
+    but large tables, and also tables that depend on others or that others depend on, in the order of the dump.
 
     Arguments:
-        weights: how large each table's part is, by the table's name.
-        jobs: how many programs there may be.
+        weights: the size of each table's part, by the table's name.
+        jobs: the most programs.
 
     Returns:
-        the entries for each program; each entry is in one of them.
+        the entries for each program; every entry occurs once.
     """
     total = sum(weights.values())
     large = {normal_name(name): weight for name, weight in weights.items() if 0 < total <= weight * _WORTH_MOVING}
@@ -223,7 +223,7 @@ def share_out(entries: Sequence[Entry], weights: Mapping[str, int], jobs: int) -
 
 
 def _movable(entries: Sequence[Entry], large: Mapping[str, int]) -> dict[int, int]:
-    """The numbers of the large tables that stand by themselves, with their weights."""
+    """The numbers of large tables without dependencies, with their weights."""
     rows = {entry.number: entry for entry in entries if entry.kind == _TABLE_DATA}
     bound = {number for entry in rows.values() for number in entry.needs & rows.keys()}
     bound |= {number for number, entry in rows.items() if entry.needs & rows.keys()}
@@ -232,7 +232,7 @@ def _movable(entries: Sequence[Entry], large: Mapping[str, int]) -> dict[int, in
 
 
 def _with_followers(entries: Sequence[Entry], is_wanted: _Predicate) -> set[int]:
-    """The numbers of some entries, and of the comments and privileges that belong to them."""
+    """The numbers of entries with those of their comments and privileges."""
     wanted = {entry.number for entry in entries if is_wanted(entry)}
     return wanted | {entry.number for entry in entries if entry.kind in _ABOUT_OTHERS and entry.needs & wanted}
 

@@ -1,10 +1,9 @@
-"""A dump on its way to pg_restore: read from its archive as often as it is needed, or put in a file first.
+"""Provides a dump to pg_restore, read from its archive repeatedly, or saved to a file first.
 
-Of a dump that is nowhere on the disk, its start is put in a file: as far as its table of contents, which is all that
-pg_restore needs for everything but the rows.
+If the dump is not in a file, its start is, up to the end of the table of contents: pg_restore needs no more for
+everything but the rows.
 
-A file goes through the page cache, where pg_restore finds it again, and is never synced: it is worth nothing after a
-crash.
+A file stays in the page cache, where pg_restore reads it, and is never synced: after a crash it is useless.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
 _AHEAD: Final = 4
 _FIRST_LOOK: Final = 1 << 18
-"""So many bytes of a dump are enough for the table of contents of most; each further look is at twice as many."""
+"""The table of contents of most dumps is within this many bytes; each retry reads twice as many."""
 
 _LARGEST_FILE: Final = 32 << 30
 _RESERVE: Final = 1 << 30
@@ -41,14 +40,14 @@ _RESERVE: Final = 1 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class Dump:
-    """A dump that can be read from its start as often as it is asked for.
+    """A dump that can be read from the start any number of times.
 
     Arguments:
-        open: gives its content, piece by piece; may be open more than once at a time.
-        path: where it is put by `save`.
-        size: bytes of it; 0 where that is not known.
-        weights: how large each table's part of it is against the others', by the manifest's name of the table.
-        advance: called with every number of bytes that has been read of it, once.
+        open: returns its content in pieces; may be open more than once at a time.
+        path: the file for `save`.
+        size: its bytes; 0 if unknown.
+        weights: the relative size of each table's part, by the table's name in the manifest.
+        advance: called with the number of bytes after each read; bytes that are read again do not count.
     """
 
     open: Callable[[], AbstractContextManager[Iterator[memoryview]]]
@@ -58,12 +57,12 @@ class Dump:
     advance: Advance = lambda _: None
 
     def major(self) -> int | None:
-        """The version of the pg_dump that wrote it; nothing where it is no dump in the custom format."""
+        """The major version of the pg_dump that wrote it, or None if it is no dump in the custom format."""
         with self.open() as content:
             return dump_major(bytes(next(content, memoryview(b""))[:HEAD_BYTES]))
 
     def head(self) -> tuple[bytes, Contents]:
-        """The start of it, as far as its table of contents, and that.
+        """The start of the dump up to the end of its table of contents, and the parsed table.
 
         Raises:
             NotIntactError: it is no dump, or its table of contents is invalid.
@@ -82,7 +81,7 @@ class Dump:
             raise not_a_dump() from error
 
     def fits(self) -> bool:
-        """True if there is room for it in its file, and for as much again beside it."""
+        """True if its file system has room for the dump twice."""
         try:
             free = shutil.disk_usage(self.path.parent).free
         except OSError:
@@ -90,7 +89,7 @@ class Dump:
         return 0 < self.size <= _LARGEST_FILE and free >= 2 * self.size + _RESERVE
 
     def save(self) -> None:
-        """Put it in its file. Raises what reading raises, and OSError where it cannot be written."""
+        """Write the dump to its file. Raises the errors of reading, and OSError if writing fails."""
         with self.open() as content:
             write_dump(self.path, content, self.advance)
 
@@ -103,7 +102,7 @@ def not_a_dump() -> NotIntactError:
 
 
 def read_file_contents(path: Path) -> Contents:
-    """The table of contents of a dump that is in a file.
+    """Read the table of contents of a dump in a file.
 
     Raises:
         NotIntactError: it is no dump, or its table of contents is invalid.
@@ -149,13 +148,13 @@ def read_dump_major(path: Path) -> int | None:
 
 
 def write_dump(path: Path, content: Iterable[memoryview], advance: Advance = lambda _: None) -> None:
-    """Write a dump; a thread writes each piece while the next one is being made.
+    """Write a dump; a thread writes each piece while the next one is being read.
 
     Arguments:
-        advance: called with every number of bytes that was handed to the thread.
+        advance: called with the number of bytes after each piece is passed to the thread.
 
     Raises:
-        OSError: it could not be written.
+        OSError: writing failed.
     """
     with _Writer(path) as writer:
         for piece in content:

@@ -1,4 +1,4 @@
-"""The first bytes of a dump in PostgreSQL's custom format: enough to know which pg_restore can read it.
+"""Reads the first bytes of a dump in PostgreSQL's custom format, to find out which pg_restore can read it.
 
 Source: PostgreSQL, src/bin/pg_dump/pg_backup_archiver.c, `WriteHead` and `WriteInt` (formats 1.12 to 1.16).
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from portal.ops.runtime.process import ProcessRunner, RunningProcess
 
 HEAD_BYTES: Final = 4096
-"""So much of a dump is enough for `dump_major`."""
+"""The number of bytes that `dump_major` needs."""
 
 _MAGIC: Final = b"PGDMP"
 _COMPRESSION_IS_A_BYTE: Final = (1, 15)
@@ -25,7 +25,7 @@ _TIME_FIELDS: Final = 7
 
 
 def dump_major(head: bytes) -> int | None:
-    """The major version of the pg_dump that wrote a dump; nothing where it is not a dump in the custom format."""
+    """The major version of the pg_dump that wrote a dump, or None if it is no dump in the custom format."""
     try:
         return int(_dump_version(head).split(b".")[0])
     except (IndexError, ValueError):
@@ -37,7 +37,7 @@ def _dump_version(head: bytes) -> bytes:
         raise ValueError("not a custom-format dump")
     version = head[5], head[6]
     integer = head[8]
-    at = len(_MAGIC) + 6  # three bytes of version, the sizes of integers and offsets, the format
+    at = len(_MAGIC) + 6  # three bytes of version, sizes of integers and offsets, format
     at += 1 if version >= _COMPRESSION_IS_A_BYTE else 1 + integer
     at += _TIME_FIELDS * (1 + integer)
     for _ in ("the database", "the server's version"):
@@ -58,7 +58,7 @@ def start_decoding(tool: ClientTool, *, runner: ProcessRunner, dump: Path | None
 
     Arguments:
         tool: a pg_restore that can read it.
-        dump: the file; nothing means the standard input of the program.
+        dump: the file; None for the standard input of the program.
     """
     file = [] if dump is None else [str(dump)]
     return runner.start(

@@ -1,7 +1,7 @@
-"""The environment of whatever connects to a server: libpq takes some thirty variables from it, and few are wanted.
+"""The environment of everything that connects to a server: libpq reads some thirty variables, few of them wanted.
 
-Where the password, the certificates and the ticket are, is the caller's to say. Which server, which database, with
-which settings and which encoding, comes from this project's own settings alone.
+The caller's variables may say where passwords, certificates and tickets are. Server, database, session settings and
+encoding come only from this project's settings.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ _changing = threading.Lock()
 
 
 def client_environment() -> dict[str, str]:
-    """Return the environment for a client program: what it may need of this one's, and messages in English."""
+    """Return the environment for a client program: the permitted variables of this process, and messages in English."""
     return {name: value for name, value in os.environ.items() if _is_inherited(name)} | {"LC_ALL": "C"}
 
 
 @contextmanager
 def only_our_variables() -> Iterator[None]:
-    """Hide from libpq, in this process, the variables that are not wanted, while the context lasts.
+    """Hide unwanted variables from libpq in this process while the context lasts.
 
-    libpq reads them from the C library's environment; `os.environ` stays as it is.
+    libpq reads the C library's environment; `os.environ` stays unchanged.
     """
     ours = {name: value for name, value in os.environ.items() if name.startswith(_LIBPQ)}
     unwanted = {name: value for name, value in ours.items() if not _is_inherited(name)}

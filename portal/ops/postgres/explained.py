@@ -1,4 +1,4 @@
-"""Errors, with hints, for requests that a server refuses."""
+"""Turns a server's errors into errors of the engine, with hints."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @contextmanager
 def explained_errors(target: DatabaseTarget) -> Iterator[None]:
-    """Turn what the driver raises on an open connection into errors of the engine.
+    """Turn errors of the driver on an open connection into errors of the engine.
 
     Raises:
         AccessDeniedError: the user lacks a privilege.
-        BusyError: another session kept a lock for too long (a retry can help).
-        ConnectionFailedError: the connection was lost (a retry can help).
-        SourceError: anything else that the server does not do.
+        BusyError: another session held a lock for too long (retryable).
+        ConnectionFailedError: the connection was lost (retryable).
+        SourceError: any other error of the server.
     """
     try:
         yield

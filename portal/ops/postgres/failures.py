@@ -1,4 +1,4 @@
-"""The meaning of the last lines of a failed pg_dump, and hints."""
+"""Explains a failed pg_dump by the last lines of its output."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CHARACTERS = 600
 
 @dataclass(frozen=True, kw_only=True)
 class _Cause:
-    """A phrase among the last words, and what it means."""
+    """A phrase in the output, and what it means."""
 
     phrase: re.Pattern[str]
     error: type[SourceError]
@@ -78,11 +78,11 @@ _CAUSES = (
 
 
 def explain_dump_failure(returncode: int, stderr: str) -> SourceError:
-    """Return the error for a pg_dump that ended with something other than 0.
+    """Return the error for a pg_dump with a non-zero exit status.
 
     Arguments:
         returncode: its exit code, negative for a signal.
-        stderr: the end of what it wrote there.
+        stderr: the end of its standard error.
     """
     if returncode < 0:
         return DumpFailedError(
@@ -94,7 +94,7 @@ def explain_dump_failure(returncode: int, stderr: str) -> SourceError:
 
 
 def _last_words(stderr: str) -> str:
-    """The first error with the lines that belong to it; without one, what was said last."""
+    """The first error with its details, or the last lines if there is none."""
     lines = [line.removeprefix("pg_dump: ").strip() for line in stderr.splitlines() if line.strip()]
     errors = [number for number, line in enumerate(lines) if line.startswith("error:")]
     said = lines[errors[0] :][:_LINES] if errors else lines[-_LINES:]

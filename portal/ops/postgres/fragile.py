@@ -1,8 +1,8 @@
-"""Expressions that work while the portal runs, and not while a dump is restored.
+"""Finds expressions that work while the portal runs, but fail while a dump is restored.
 
-`pg_restore` works with an empty `search_path`. A function that finds a table or another function by that path fails
-then, and with it the rows of every table whose CHECK constraint, generated column, domain or partition key calls it,
-and every index on what it returns. Each such expression is tried on one row, with an empty path.
+`pg_restore` works with an empty `search_path`. A function that finds a table or function by that path fails then, and
+with it the rows of every table whose CHECK constraint, generated column, domain or partition key calls it, and every
+index on its result. So each such expression is evaluated for one row, with an empty path.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _EXPRESSIONS: Final = """
       AND NOT EXISTS (SELECT FROM unnest(p.proconfig) AS setting WHERE setting LIKE 'search_path=%')
     ORDER BY 1, 2, 3
 """
-# A domain's check names its value VALUE, which is put in as a column of the base type.
+# A domain's check calls its value VALUE, for which a column of the base type is substituted.
 _DOMAINS: Final = """
     SELECT DISTINCT n.nspname, t.typname, k.conname, pg_get_expr(k.conbin, 0), t.typbasetype::regtype::text,
            p.oid::regprocedure::text
@@ -71,7 +71,7 @@ _NOT_FOUND: Final = (
 
 
 def fragile_expressions(connection: Connection) -> list[str]:
-    """Expressions that would fail in a restore; reads in the open transaction."""
+    """Expressions that would fail in a restore, found in the open transaction."""
     said = []
     with connection.transaction():
         connection.execute("SELECT set_config('search_path', '', true)")
@@ -91,7 +91,7 @@ def fragile_expressions(connection: Connection) -> list[str]:
                     f"that use it cannot be restored: {reason}; {function} has to find it without a search_path: ALTER "
                     f"FUNCTION {function} SET search_path = public, and back up again"
                 )
-        raise psycopg.Rollback  # the path is as it was
+        raise psycopg.Rollback  # the path is unchanged
     return said
 
 

@@ -1,8 +1,8 @@
-"""The identity of a database: properties of its name, which no dump without ``--create`` contains.
+"""The identity of a database: properties of the database itself, which no dump without ``--create`` has.
 
-Owner, encoding and locale, privileges, settings (of the database, and of roles in it), connection limit, comment and
-security labels. A backup keeps it in the manifest; a restore gives it to the database that it makes live. A privilege
-that somebody else than the owner has granted comes from the owner afterwards.
+These are owner, encoding and locale, privileges, settings (of the database, and of roles in it), connection limit,
+comment and security labels. A backup records them in the manifest; a restore sets them on the database that it makes
+live. Privileges granted by others are then granted by the owner.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from portal.ops.postgres.connection import Connection
 
 OUR_SETTING: Final = "kekkai_backup.restored_by"
-"""A setting of a database that a restore has created where there was none: the restore's id. No backup holds it."""
+"""A setting of databases that a restore created where there was none, with the restore's id. No backup includes it."""
 
 _DATABASE: Final = """
     SELECT pg_get_userbyid(d.datdba), pg_encoding_to_char(d.encoding), d.datcollate, d.datctype,
@@ -45,7 +45,7 @@ _LABELS: Final = """
     WHERE classoid = 'pg_database'::regclass AND d.datname = %s
 """
 _PRIVILEGE_NAMES: Final = {"CREATE": SQL("CREATE"), "CONNECT": SQL("CONNECT"), "TEMPORARY": SQL("TEMPORARY")}
-# The server keeps these as lists of quoted names, and wants them back one by one.
+# The server stores these as lists of quoted names, and needs them back one by one.
 _LISTS_OF_NAMES: Final = frozenset(
     [
         "local_preload_libraries",
@@ -64,11 +64,11 @@ class DatabaseIdentity:
     """The identity of one database.
 
     Arguments:
-        provider: where its collation comes from, by the catalog's letter.
-        locale: the locale of that provider, where it is not libc.
-        has_privileges: whether they were ever changed; otherwise the server's defaults hold.
-        privileges: to whom (nothing means everybody), which, and whether it may be passed on.
-        settings: for whom (nothing means everybody), and ``name=value``.
+        provider: the provider of its collation, by the letter in the catalog.
+        locale: the locale of that provider, if it is not libc.
+        has_privileges: whether privileges were ever changed; otherwise the server's defaults apply.
+        privileges: grantee (None for PUBLIC), privilege, and whether it can be granted on.
+        settings: role (None for all), and ``name=value``.
         labels: provider and label.
     """
 
@@ -87,15 +87,15 @@ class DatabaseIdentity:
     labels: tuple[tuple[str, str], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """It in the types of JSON."""
+        """The identity as types of JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> DatabaseIdentity:
-        """It from the types of JSON.
+        """The identity from types of JSON.
 
         Raises:
-            NotIntactError: it is invalid.
+            NotIntactError: the record is invalid.
         """
         try:
             known = {field.name: found[field.name] for field in fields(cls)}
@@ -110,14 +110,14 @@ class DatabaseIdentity:
         return made
 
     def roles(self) -> tuple[str, ...]:
-        """The roles that privileges and settings name."""
+        """The roles named by privileges and settings."""
         pairs = [*((role, "") for role, *_ in self.privileges), *self.settings]
         named = [role for role, _ in pairs if role is not None]
         return tuple(dict.fromkeys(named))
 
 
 def read_identity(connection: Connection, name: str) -> DatabaseIdentity | None:
-    """The identity of a database; nothing if it does not exist."""
+    """The identity of a database, or None if it does not exist."""
     row = connection.execute(_DATABASE, [name]).fetchone()
     if row is None:
         return None
@@ -143,14 +143,14 @@ def read_identity(connection: Connection, name: str) -> DatabaseIdentity | None:
 def give_identity(
     connection: Connection, identity: DatabaseIdentity, destination: str, *, shown_as: str, owner: str | None = None
 ) -> tuple[str, ...]:
-    """Give a database what another one has, as a part of the transaction that is open.
+    """Give a database an identity, within the open transaction.
 
     Arguments:
-        shown_as: the name that it will have, for the warnings.
-        owner: its owner; nothing means the one of the identity.
+        shown_as: the future name of the database, for warnings.
+        owner: its owner; None for the owner in the identity.
 
     Returns:
-        a warning for each statement that the server does not run, with the statement.
+        a warning with the statement, for each one that the server refused.
     """
     warnings = []
     for statement in identity_statements(identity, destination, owner=owner):
@@ -167,7 +167,7 @@ def give_identity(
 def identity_statements(
     identity: DatabaseIdentity, destination: str, *, owner: str | None = None
 ) -> Iterator[Composed]:
-    """The statements that give a database what another one has."""
+    """The statements that give a database an identity."""
     name, owns = Identifier(destination), Identifier(owner or identity.owner)
     yield SQL("ALTER DATABASE {} OWNER TO {}").format(name, owns)
     yield SQL("ALTER DATABASE {} CONNECTION LIMIT {}").format(name, Literal(int(identity.connection_limit)))
@@ -182,7 +182,7 @@ def identity_statements(
 
 
 def _owned_by(identity: DatabaseIdentity, owner: str | None) -> Iterable[tuple[str | None, str, bool]]:
-    """The privileges, where another owner has those of the one in the backup."""
+    """The privileges, with the recorded owner replaced by another."""
     for grantee, privilege, grantable in identity.privileges:
         yield (owner if owner and grantee == identity.owner else grantee), privilege, grantable
 

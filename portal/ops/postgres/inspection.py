@@ -1,4 +1,4 @@
-"""A look at the server before a dump: its version and size, and whether the user may read everything."""
+"""Checks a server before a dump: version and size, and whether the user can read everything."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _READ_ALL_ROLE_SINCE = 14
 
 _FACTS = "SELECT current_setting('server_version'), pg_database_size(current_database()), pg_is_in_recovery()"
 
-# What pg_dump locks or reads: not the system's own schemas, and not what belongs to an extension.
+# What pg_dump locks or reads: neither the system's schemas, nor objects of extensions.
 _DUMPED = """
     SELECT format('%I.%I', n.nspname, c.relname)
     FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
@@ -44,7 +44,7 @@ class ServerFacts:
     """The facts about a server and its database.
 
     Arguments:
-        version: as the server writes it, such as ``17.10``.
+        version: the server's version string, such as ``17.10``.
         size_bytes: size of the database on the server's disk, indexes included.
         in_recovery: whether it is a standby.
     """
@@ -56,11 +56,11 @@ class ServerFacts:
 
 
 def inspect_server(target: DatabaseTarget) -> ServerFacts:
-    """Connect to a database, and make sure that all of it can be dumped.
+    """Connect to a database and make sure that all of it can be dumped.
 
     Raises:
-        SourceError: what `connect` raises.
-        AccessDeniedError: the user may not read a table or a sequence, or not all rows of a table.
+        SourceError: connecting failed, as for `connect`.
+        AccessDeniedError: the user cannot read a table or sequence, or some rows of a table.
     """
     with connect(target) as connection, explained_errors(target):
         check_readable(connection)
@@ -68,7 +68,7 @@ def inspect_server(target: DatabaseTarget) -> ServerFacts:
 
 
 def read_facts(connection: Connection) -> ServerFacts:
-    """Ask a connected server about itself."""
+    """Query facts about the connected server."""
     row = connection.execute(_FACTS).fetchone()
     assert row is not None
     major = connection.info.server_version // 10000
@@ -76,10 +76,10 @@ def read_facts(connection: Connection) -> ServerFacts:
 
 
 def check_readable(connection: Connection) -> None:
-    """Make sure that the user may read all that pg_dump reads.
+    """Make sure that the user can read everything that pg_dump reads.
 
     Raises:
-        AccessDeniedError: which names a few of what cannot be read, and the statement that helps.
+        AccessDeniedError: it names some unreadable objects, and the statement that grants access.
     """
     user = Identifier(connection.info.user).as_string(connection)
     unreadable = [name for (name,) in connection.execute(_UNREADABLE)]

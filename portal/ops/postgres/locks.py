@@ -1,4 +1,4 @@
-"""Sessions that block others in a database, so that a person can decide what to do about them."""
+"""Finds sessions that block others in a database, so that a person can decide what to do."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _NAMED: Final = 5
 _STRONGEST: Final = "AccessExclusiveLock"
 
-# Locks on tables that a reader has to wait for, and those that somebody waits for already.
+# Locks on tables that block readers, and locks for which a session waits already.
 _HOLDERS: Final = """
     SELECT n.nspname AS schema, c.relname AS relation, l.mode, l.pid,
            coalesce(a.application_name, '') AS application, coalesce(a.usename, '') AS user,
@@ -40,10 +40,10 @@ _HOLDERS: Final = """
 
 @dataclass(frozen=True, kw_only=True)
 class Holder:
-    """A session that has a lock.
+    """A session that holds a lock.
 
     Arguments:
-        since: when its transaction began, in UTC; empty where the user may not know.
+        since: the start of its transaction, in UTC; empty if the user may not see it.
     """
 
     schema: str
@@ -57,7 +57,7 @@ class Holder:
 
     @property
     def what(self) -> str:
-        """The table that it has a lock on."""
+        """The locked table."""
         return table_name(self.schema, self.relation)
 
     def __str__(self) -> str:
@@ -67,10 +67,10 @@ class Holder:
 
 
 def lock_holders(connection: Connection, pids: Collection[int] = ()) -> list[Holder]:
-    """The sessions that have locks on tables: those that keep everybody out; where there are none, all others.
+    """The sessions with locks on tables that block everybody or, if there are none, all with locks.
 
     Arguments:
-        pids: the only sessions that count; empty means all.
+        pids: only consider these sessions; empty for all.
     """
     with connection.cursor(row_factory=class_row(Holder)) as cursor:
         found = cursor.execute(_HOLDERS, {"pids": list(pids)}).fetchall()
@@ -79,11 +79,11 @@ def lock_holders(connection: Connection, pids: Collection[int] = ()) -> list[Hol
 
 
 def locked_out(target: DatabaseTarget, pids: Collection[int] = (), holders: Collection[Holder] = ()) -> BusyError:
-    """The error for a lock that was not given in time: it names who has it, since when, and what to do.
+    """The error for a lock that was not obtained in time; it names the holder, since when, and what to do.
 
     Arguments:
-        pids: sessions that were waited for, where that is known.
-        holders: what was found out about them already.
+        pids: the sessions that hold the lock, if known.
+        holders: the holders, if they were queried already.
     """
     found = list(holders)
     if not found:

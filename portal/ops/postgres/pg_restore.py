@@ -1,11 +1,11 @@
-"""Running pg_restore: the version that fits, the documented options, and what its last words mean.
+"""Runs pg_restore: the right version, the documented options, and explained errors.
 
-pg_restore runs nothing but what is in the dump. Where tables have to go in the same transaction, it writes its commands
-for psql, which drops them first. The COMMIT is the last command: if either program ends early, nothing has happened.
-Both should be up to date: since August 2025, psql obeys no command of its own that hides in a name of the dump.
+pg_restore executes only what the dump contains. If tables have to be dropped in the same transaction, pg_restore writes
+a script for psql, which drops them first. COMMIT is the last command, so if either program ends early, nothing has
+changed. Keep both up to date: since August 2025, psql executes none of its own commands hidden in names of a dump.
 
-The SQL in a dump runs with all the rights of the role that restores it. A dump is to be trusted as far as the archive
-that it came in: nothing here looks at what it does.
+The SQL in a dump runs with all rights of the role that restores it, and is not checked here. A dump is as trustworthy
+as its archive.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ if TYPE_CHECKING:
     from portal.ops.settings.database_url import DatabaseTarget
 
 OPTIONS: Final = ("--clean", "--if-exists", "--no-owner", "--exit-on-error")
-"""What the guide promises of every restore."""
+"""Options that the guide promises for every restore."""
 
-# A stage that a crash loses is done again, so it need not wait for the disk; the commit of the swap waits for it all.
+# A scratch database lost in a crash is made again, so it need not be flushed; the commit of the swap flushes all.
 _STAGE_SETTINGS: Final = "-c synchronous_commit=off -c maintenance_work_mem=256MB"
 _LAST_CHARACTERS: Final = 600
 _OLDER_SERVER_NEEDS: Final = 17
 _UNKNOWN_SETTING: Final = 'unrecognized configuration parameter "transaction_timeout"'
 _ERROR: Final = re.compile(r"^pg_restore: error: (.*)", re.MULTILINE)
-# One of psql: psql:<stdin>:12: ERROR:  cannot drop table public.finding because other objects depend on it
+# psql's format: psql:<stdin>:12: ERROR:  cannot drop table public.finding because other objects depend on it
 _PSQL_ERROR: Final = re.compile(r"^psql: error: (.*)|^psql:\S+:\d+: (?!WARNING|NOTICE|INFO)(.*)", re.MULTILINE)
 _IGNORED: Final = re.compile(r"errors ignored on restore: (\d+)")
-# The script begins a transaction too: inside of this one that is a warning, and its COMMIT ends both.
+# The script begins a transaction too: within ours that is a warning, and its COMMIT ends both.
 _PROLOGUE: Final = """\
 SET client_encoding = 'UTF8';
 SET client_min_messages = error;
@@ -132,8 +132,8 @@ class Restorer:
     """A pg_restore that fits a dump and a server.
 
     Arguments:
-        server_major: major version of the server that it is for.
-        bin_dir: the only directory to look for psql in; nothing looks everywhere.
+        server_major: the server's major version.
+        bin_dir: the only directory to look for psql in; None looks everywhere.
     """
 
     tool: ClientTool
@@ -143,14 +143,14 @@ class Restorer:
 
     @property
     def trips_over_server(self) -> bool:
-        """True if it starts with a setting that the older server does not know, and counts that as an error."""
+        """True if it sets a setting that the older server does not have, and counts the refusal as an error."""
         return self.tool.major >= _OLDER_SERVER_NEEDS > self.server_major
 
     def decode(self, dump: Path) -> None:
-        """Read a dump to its end, and throw the result away.
+        """Read a dump to its end, discarding the result.
 
         Raises:
-            NotIntactError: it cannot be decoded.
+            NotIntactError: the dump cannot be decoded.
         """
         process = start_decoding(self.tool, runner=self.runner, dump=dump)
         try:
@@ -160,10 +160,10 @@ class Restorer:
                 raise
             raise NotIntactError(
                 error.message, hint=another_archive()
-            ) from error  # there is no server whose fault it could be
+            ) from error  # no server is involved that could be at fault
 
     def find_psql(self) -> ClientTool:
-        """Find the psql that runs what this pg_restore writes.
+        """Find the psql that can run the script of this pg_restore.
 
         Raises:
             ClientToolError: there is none.
@@ -171,24 +171,24 @@ class Restorer:
         return find_client("psql", self.tool.major, runner=self.runner, bin_dir=self.bin_dir)
 
     def stage(self, target: DatabaseTarget, options: Sequence[str], dump: Path) -> None:
-        """Restore a part of a dump into a database that nobody uses yet.
+        """Restore a part of a dump into a database that is not in use yet.
 
         Arguments:
-            options: which part, and how.
-            dump: a file that has the dump's table of contents, and the rows that are wanted.
+            options: the options that select the part.
+            dump: a file with the dump's table of contents, and the rows if they are wanted.
 
         Raises:
-            OpsError: pg_restore failed, and the database is worth nothing.
+            OpsError: pg_restore failed; the database must be dropped.
         """
         self.finish(self.start_stage(target, options, dump))
 
     def start_stage(self, target: DatabaseTarget, options: Sequence[str], dump: Path | None = None) -> RunningProcess:
-        """Start what `stage` does; without a file the dump is read from the standard input of the program."""
+        """Start what `stage` does; without a file, the program reads the dump from its standard input."""
         base = [option for option in OPTIONS if option != "--exit-on-error" or not self.trips_over_server]
         return self._start([*base, *options], dump, target, _STAGE_SETTINGS)
 
     def finish(self, process: RunningProcess) -> None:
-        """Wait for a pg_restore. Raises OpsError where it failed."""
+        """Wait for a pg_restore; raises OpsError if it failed."""
         _finish(process, accepts_unknown_setting=self.trips_over_server)
 
     def replace(
@@ -200,14 +200,14 @@ class Restorer:
         contents: Iterable[Entry],
         drop: Composed | None = None,
     ) -> None:
-        """Restore over what a database holds, in one transaction: all of it, or nothing.
+        """Restore over the contents of a database in one transaction: everything or nothing.
 
         Arguments:
-            contents: the entries that are wanted, in the order of the dump.
-            drop: a statement that comes before all others, as the user of the connection.
+            contents: the entries to restore, in the order of the dump.
+            drop: a statement to execute first, as the connected user.
 
         Raises:
-            OpsError: pg_restore or psql failed, and the database is as it was.
+            OpsError: pg_restore or psql failed, and the database is unchanged.
         """
         with listed(contents) as wanted:
             options = [*OPTIONS, "--single-transaction", wanted]
@@ -227,7 +227,7 @@ class Restorer:
         return self.runner.start(command, environment=libpq_environment(target), stdin=stdin, stdout=DEVNULL)
 
     def _run_by_psql(self, options: Sequence[str], dump: Path, target: DatabaseTarget, drop: Composed) -> None:
-        """Let psql run one statement, and then what pg_restore writes, in the transaction of both."""
+        """Let psql execute one statement and then the script of pg_restore, in one transaction."""
         psql = [str(self.find_psql().path), "--no-psqlrc", "--no-password", "--quiet", "--set=ON_ERROR_STOP=1"]
         with tempfile.NamedTemporaryFile("w", suffix=".sql", encoding="utf-8") as prologue:
             prologue.write(_PROLOGUE.format(drop.as_string(None)))
@@ -243,7 +243,7 @@ class Restorer:
                 _finish(running, program="psql")
             except OpsError:
                 if not _lost_its_reader(writing):
-                    _finish(writing)  # psql came to an end of the commands that is none
+                    _finish(writing)  # psql saw the end of the script too early
                 raise
             else:
                 _finish(writing)
@@ -253,7 +253,7 @@ class Restorer:
 
 @contextmanager
 def listed(entries: Iterable[Entry]) -> Iterator[str]:
-    """An option of pg_restore that has it restore some entries and no others."""
+    """A pg_restore option that selects entries."""
     with tempfile.NamedTemporaryFile("w", suffix=".list") as chosen:
         chosen.write("".join(f"{entry.number};\n" for entry in entries))
         chosen.flush()
@@ -261,12 +261,12 @@ def listed(entries: Iterable[Entry]) -> Iterator[str]:
 
 
 def _lost_its_reader(writing: RunningProcess) -> bool:
-    """True if a program ended because nobody read on."""
+    """True if a program ended because its reader stopped reading."""
     return writing.wait() == -signal.SIGPIPE or "Broken pipe" in writing.stderr_tail()
 
 
 def _finish(process: RunningProcess, *, program: str = "pg_restore", accepts_unknown_setting: bool = False) -> None:
-    """Wait for the end of a program, and raise what it complains about."""
+    """Wait for a program to end, and raise its error."""
     try:
         returncode = process.wait()
     finally:
@@ -277,14 +277,14 @@ def _finish(process: RunningProcess, *, program: str = "pg_restore", accepts_unk
 
 
 def find_restorer(server_major: int, major: int | None, *, runner: ProcessRunner, bin_dir: Path | None) -> Restorer:
-    """Find the pg_restore that reads the dump and suits the server.
+    """Find the pg_restore that reads the dump and fits the server.
 
     Arguments:
-        major: version of the pg_dump that wrote the dump; nothing where it is no dump.
+        major: the major version of the pg_dump that wrote the dump; None if it is no dump.
 
     Raises:
         NotIntactError: it is no dump.
-        ClientToolError: there is no pg_restore that can read it.
+        ClientToolError: no pg_restore can read it.
     """
     if major is None:
         raise not_a_dump()
@@ -299,11 +299,11 @@ def find_restorer(server_major: int, major: int | None, *, runner: ProcessRunner
 
 
 def explain_failure(returncode: int, stderr: str, program: str = "pg_restore") -> OpsError:
-    """Return the error for a pg_restore, or the psql that it writes for, that ended with something other than 0.
+    """Return the error for a pg_restore, or its psql, with a non-zero exit status.
 
     Arguments:
         returncode: its exit code, negative for a signal.
-        stderr: the end of what it wrote there.
+        stderr: the end of its standard error.
     """
     if returncode < 0:
         return RestoreError(
@@ -315,15 +315,15 @@ def explain_failure(returncode: int, stderr: str, program: str = "pg_restore") -
 
 
 def _only_unknown_setting(returncode: int, stderr: str) -> bool:
-    """True if an older server's refusal of one setting is all that went wrong."""
+    """True if the only error is an older server's refusal of one setting."""
     errors, ignored = _ERROR.findall(stderr), _IGNORED.search(stderr)
     expected = all(_UNKNOWN_SETTING in error for error in errors)
-    # Those of its further connections are reported, but not counted.
+    # Refusals on its further connections are reported, but not counted.
     return returncode == 1 and expected and ignored is not None and int(ignored[1]) <= len(errors)
 
 
 def _reason(stderr: str) -> str:
-    """The first error: what follows comes of it."""
+    """The first error; later ones follow from it."""
     errors = _ERROR.findall(stderr) or [first or second for first, second in _PSQL_ERROR.findall(stderr)]
     text: str = errors[0] if errors else stderr.strip()[-_LAST_CHARACTERS:]
     return text.removeprefix("could not execute query: ").removeprefix("ERROR:").strip()[:_LAST_CHARACTERS]

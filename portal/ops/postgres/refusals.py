@@ -1,7 +1,7 @@
-"""The meaning of refused connections, for people.
+"""Explains refused connections to people.
 
-libpq gives no SQLSTATE for a connection that fails, only text, and the server writes that text in its own language
-(``lc_messages``). So English phrases are looked for, and a refusal in another language is quoted as it came.
+For a failed connection libpq gives no SQLSTATE, only text, and the server writes that text in its own language
+(``lc_messages``). So this module looks for English phrases; a refusal in another language is quoted unchanged.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _CREATE_USER = "createuser --host={host} --port={port} --pwprompt {user}"
 
 @dataclass(frozen=True, kw_only=True)
 class _Refusal:
-    """The meaning of a phrase in the server's answer; `message` and `hint` are filled with the target's fields."""
+    """The meaning of a phrase in the server's answer; the target's fields are inserted into `message` and `hint`."""
 
     phrase: re.Pattern[str]
     error: type[SourceError | ConfigurationError]
@@ -152,7 +152,7 @@ _REFUSALS = (
 
 
 def explain_refusal(target: DatabaseTarget, error: psycopg.OperationalError) -> SourceError | ConfigurationError:
-    """The error for a connection that was refused."""
+    """The error for a refused connection."""
     text = str(error)
     refusal = next(refusal for refusal in _REFUSALS if refusal.phrase.search(text))
     plain = {"host": target.host, "port": target.port, "user": target.user, "name": target.name}
@@ -161,6 +161,6 @@ def explain_refusal(target: DatabaseTarget, error: psycopg.OperationalError) -> 
 
 
 def reason_of(text: str) -> str:
-    """The first line of libpq's text that says why, without the address that comes before it."""
+    """The first line of libpq's text that gives a reason, without the address in front."""
     line = text.splitlines()[0]
     return line.rpartition(" failed: ")[2].removeprefix("FATAL:").strip()

@@ -1,8 +1,8 @@
-"""Dropping a database that a restore or a drill has made or kept, with what ties it to other servers.
+"""Drops a database that a restore or drill has made or kept, with its links to other servers.
 
-A subscription keeps its database from being dropped. It is let go of without a word to its publisher: the slot there
-belongs to the live database's subscription of the same name. The slots that others have in the database go with it,
-unless somebody is reading from one just now.
+A subscription prevents its database from being dropped. It is removed without contacting the publisher: the slot there
+belongs to the live database's subscription of the same name. Replication slots in the database are dropped too, unless
+one is in use.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ _NOT_ENABLED: Final = """
 
 
 def drop_old(target: DatabaseTarget, name: str) -> tuple[str, ...]:
-    """Drop a database that a restore has left; harmless where it is gone.
+    """Drop a database that a restore has left; does nothing if there is none.
 
     Returns:
-        what went with it that others may miss, in words.
+        warnings about dropped objects that others may use.
 
     Raises:
-        BusyError: somebody is in it: another restore fills it, or somebody looks at it.
-        SourceError: the server does not do it.
-        AccessDeniedError: it is not a database of a restore, so it is not touched.
+        BusyError: it is in use: another restore fills it, or a session is connected.
+        SourceError: the server failed.
+        AccessDeniedError: it is not a restore's database, so it is not dropped.
     """
     if Marked.parse(name, target.name) is None:
         raise AccessDeniedError(
@@ -56,20 +56,20 @@ def drop_old(target: DatabaseTarget, name: str) -> tuple[str, ...]:
 
 
 def remove_database(connection: Connection, target: DatabaseTarget, name: str) -> None:
-    """Drop a database of our own, and end whoever is in it; harmless where there is none.
+    """Drop a database of ours and end its sessions; does nothing if there is none.
 
     Arguments:
-        connection: to another database of the server.
-        target: user and password to get into it with, where it has subscriptions.
+        connection: a connection to another database of the server.
+        target: user and password for connecting to it, needed if it has subscriptions.
 
     Raises:
-        OpsError: the server does not do it.
+        OpsError: the server failed.
     """
     _drop(connection, target, name, SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)"))
 
 
 def disabled_subscriptions(target: DatabaseTarget) -> tuple[str, ...]:
-    """A warning with the statements that enable the subscriptions of a database that a restore has made live."""
+    """A warning with the statements that enable the subscriptions in a database that a restore made live."""
     with connect(target) as connection, restoring_errors(target):
         names = [str(name) for (name,) in connection.execute(_NOT_ENABLED)]
     if not names:
@@ -104,7 +104,7 @@ def _drop(connection: Connection, target: DatabaseTarget, name: str, statement: 
 
 
 def _let_go(connection: Connection, database: DatabaseTarget, subscriptions: list[str]) -> None:
-    """Remove subscriptions from a database, and leave their slots alone."""
+    """Remove subscriptions from a database without touching their slots."""
     allow = SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(Identifier(database.name))
     connection.execute(allow)
     with connect(database) as inside, restoring_errors(database):

@@ -1,8 +1,8 @@
-"""Counting the rows of every table: beside a dump, in the snapshot that it uses, and after a restore.
+"""Counts the rows of every table: during a dump in the same snapshot, and after a restore.
 
-A table here is one whose rows pg_dump writes: ordinary tables and single partitions. Not counted are partitioned
-parents (they have no rows of their own), foreign and temporary tables, tables of an extension (its own script fills
-them), and unlogged ones on a standby, which cannot be read there.
+Counted are the tables whose rows pg_dump writes: ordinary tables and single partitions. Not counted are partitioned
+tables (they have no rows of their own), foreign and temporary tables, tables of an extension (its script fills them),
+and unlogged tables on a standby, where they cannot be read.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Table:
 
 
 def list_tables(connection: Connection) -> list[Table]:
-    """Return the tables whose rows pg_dump would write, in the order of their names; waits for no lock."""
+    """Return the tables whose rows pg_dump writes, sorted by name; waits for no lock."""
     return [
         Table(name=table_name(schema, relation), identifier=Identifier(schema, relation), oid=oid)
         for schema, relation, oid in connection.execute(_TABLES)
@@ -68,7 +68,7 @@ def list_tables(connection: Connection) -> list[Table]:
 
 
 def partition_roots(connection: Connection) -> dict[str, str]:
-    """Return for each partition the partitioned table at the top, both by their names."""
+    """Return the topmost partitioned table of each partition, both by name."""
     return {
         table_name(schema, relation): table_name(root_schema, root)
         for schema, relation, root_schema, root in connection.execute(_ROOTS)
@@ -76,9 +76,9 @@ def partition_roots(connection: Connection) -> dict[str, str]:
 
 
 def table_sizes(connection: Connection, tables: Sequence[Table]) -> dict[str, int]:
-    """Return the bytes of each table on the server's disk, with out-of-line values, without indexes.
+    """Return each table's size in bytes on the server's disk, with TOAST data, without indexes.
 
-    The server locks each table to measure it, and waits for whoever has locked it.
+    To measure a table the server locks it, so this waits for sessions that have locked it.
     """
     query = "SELECT oid, pg_table_size(oid::oid) FROM unnest(%s::bigint[]) AS wanted (oid)"
     names = {table.oid: table.name for table in tables}
@@ -86,14 +86,14 @@ def table_sizes(connection: Connection, tables: Sequence[Table]) -> dict[str, in
 
 
 def count_rows(connection: Connection, tables: Sequence[Table]) -> dict[str, int]:
-    """Count the rows of each table, exactly, in whatever snapshot the connection has.
+    """Count the rows of each table exactly, in the connection's snapshot.
 
     Returns:
-        The number of rows by the table's name.
+        row counts by table name.
     """
     counts = {}
     for table in tables:
-        # ONLY: a child that inherits from a table is counted by itself.
+        # ONLY: a child table that inherits from this one is counted by itself.
         row = connection.execute(SQL("SELECT count(*) FROM ONLY {}").format(table.identifier)).fetchone()
         assert row is not None
         counts[table.name] = row[0]
@@ -101,11 +101,11 @@ def count_rows(connection: Connection, tables: Sequence[Table]) -> dict[str, int
 
 
 class SnapshotCount:
-    """A count that runs on a thread of its own, over a connection of its own, in an exported snapshot.
+    """A count in a thread, over its own connection, in an exported snapshot.
 
     Arguments:
-        connection: an autocommit connection that this object takes over and closes.
-        snapshot: the name that ``pg_export_snapshot()`` gave; its transaction must outlive the count.
+        connection: an autocommit connection, which this object will close.
+        snapshot: the result of ``pg_export_snapshot()``; its transaction must outlive the count.
     """
 
     def __init__(self, connection: Connection, snapshot: str, tables: Sequence[Table]) -> None:
@@ -119,19 +119,19 @@ class SnapshotCount:
         self._thread.start()
 
     def result(self) -> dict[str, int]:
-        """Wait for the end and return the number of rows by table; `psycopg.Error` if the count failed."""
-        while self._thread.is_alive():  # a signal is noticed between two waits
+        """Wait for the end and return row counts by table; raises `psycopg.Error` if the count failed."""
+        while self._thread.is_alive():  # so that a signal is noticed between two waits
             self._thread.join(_PATIENCE_SECONDS)
         if self._error is not None:
             raise self._error
         return self._counts
 
     def cancel(self) -> None:
-        """End the count and its thread; harmless after the end."""
+        """End the count and its thread; does nothing after the end."""
         if self._thread.is_alive():
             with contextlib.suppress(psycopg.Error):
                 self._connection.cancel_safe(timeout=_CANCEL_SECONDS)
-            # A server that does not listen any more keeps nobody waiting: the thread finds its socket shut.
+            # If the server does not react, the thread still ends, since its socket is shut.
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
         self._thread.join()
@@ -142,7 +142,7 @@ class SnapshotCount:
             with self._connection as connection:
                 connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
                 connection.execute(SQL("SET TRANSACTION SNAPSHOT {}").format(Literal(self._snapshot)))
-                # The dump comes first: a count takes one core at the most.
+                # The dump has priority: a count takes one core at most.
                 connection.execute("SET LOCAL max_parallel_workers_per_gather = 0")
                 self._counts = count_rows(connection, self._tables)
         except psycopg.Error as error:

@@ -1,7 +1,7 @@
-"""Queries about a server's databases, roles and sessions, from a database that is not the live one.
+"""Queries a server's databases, roles and sessions from a database other than the live one.
 
-A database cannot be renamed by a session that is in it, so all of this happens in the maintenance database:
-``postgres``, or ``template1`` where there is none.
+A session cannot rename the database that it is connected to, so all of this uses the maintenance database:
+``postgres``, or ``template1`` if that does not exist.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _MAINTENANCE: Final = ("postgres", "template1")
 
-# Through JSON, because the columns of the locale have other names in every second version.
+# As JSON, because the locale's columns are named differently in different versions.
 _DATABASE: Final = """
     SELECT d.oid::bigint AS oid, d.datname AS name, pg_get_userbyid(d.datdba) AS owner,
            pg_encoding_to_char(d.encoding) AS encoding, d.datcollate AS collate, d.datctype AS ctype,
@@ -58,7 +58,7 @@ MAY_END: Final[LiteralString] = """
         pg_has_role(other.oid, 'USAGE') OR pg_has_role('pg_signal_backend', 'USAGE'))
      FROM pg_roles AS me, pg_roles AS other WHERE me.rolname = current_user AND other.oid = a.usesysid)
 """
-"""Whether we may end a session `a` of ``pg_stat_activity``."""
+"""SQL: whether we may end session `a` of ``pg_stat_activity``."""
 
 _SESSIONS: Final[LiteralString] = f"""
     SELECT a.pid, coalesce(a.application_name, '') AS application, a.usename AS user,
@@ -87,12 +87,12 @@ _NO_SUCH_LOCALE: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class DatabaseFacts:
-    """The entry of a database in the server's catalog.
+    """A database's entry in the server's catalog.
 
     Arguments:
-        provider: where its collation comes from, by the catalog's letter.
-        locale: the locale of that provider, where it is not libc.
-        size_bytes: on the server's disk; nothing where the user may not know.
+        provider: the provider of its collation, by the letter in the catalog.
+        locale: the locale of that provider, if it is not libc.
+        size_bytes: bytes on the server's disk; None if the user may not see that.
     """
 
     oid: int
@@ -120,10 +120,10 @@ class Me:
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """Somebody who is connected to a database.
+    """A session connected to a database.
 
     Arguments:
-        can_be_ended: whether the user that restores may end it.
+        can_be_ended: whether the restoring user may end it.
     """
 
     pid: int
@@ -142,8 +142,8 @@ class OldDatabase:
     """A database that a restore left on the server.
 
     Arguments:
-        marked: what it is, and of which restore.
-        size_bytes: on the server's disk; nothing where the user may not know.
+        marked: its role and the restore, by its name.
+        size_bytes: bytes on the server's disk; None if the user may not see that.
     """
 
     marked: Marked
@@ -152,14 +152,14 @@ class OldDatabase:
 
 @contextmanager
 def maintenance(target: DatabaseTarget) -> Iterator[Connection]:
-    """Connect to a database that is not the live one, and explain what the server refuses there.
+    """Connect to a database other than the live one, and translate its errors.
 
-    Where the user is let into no other one, it is the live one: good enough for everything but renaming it.
+    If the user may connect to no other, this is the live one, which suffices for everything but renaming it.
 
     Raises:
-        SourceError: the server cannot be reached, or the user may connect to no such database.
+        SourceError: the server cannot be reached, or the user may connect to no suitable database.
         DiskFullError: the server's disk is full.
-        BusyError: somebody is in a database that has to be empty.
+        BusyError: a database that must be empty has sessions.
     """
     names = [name for name in _MAINTENANCE if name != target.name]
     with _connect_first(target, [*names, target.name]) as connection, restoring_errors(target):
@@ -168,7 +168,7 @@ def maintenance(target: DatabaseTarget) -> Iterator[Connection]:
 
 @contextmanager
 def restoring_errors(target: DatabaseTarget) -> Iterator[None]:
-    """Explain what the driver raises, as `explained_errors` does, and what only a restore meets."""
+    """Translate errors like `explained_errors`, and those that only a restore meets."""
     with explained_errors(target):
         try:
             yield
@@ -180,7 +180,7 @@ def restoring_errors(target: DatabaseTarget) -> Iterator[None]:
 
 
 def disk_full(reason: str) -> DiskFullError:
-    """The error for a server that has no space left."""
+    """The error for a full disk on the server."""
     return DiskFullError(
         f"the server's disk is full: {reason.strip().splitlines()[0]}",
         hint=f"free space on the server: {Advice.LIST_ROLLBACKS} shows the rollback data there",
@@ -188,12 +188,13 @@ def disk_full(reason: str) -> DiskFullError:
 
 
 def end_orphans(target: DatabaseTarget, application: str) -> None:
-    """End what a killed process has left working on the server, and wait until it is gone.
+    """End the server sessions of a killed process, and wait until they are gone.
 
-    The server finishes a statement before it misses its client: a database may appear, or change its name, after that.
+    The server finishes a statement before it notices a lost client: until then, a database may still be created or
+    renamed.
 
     Arguments:
-        application: the name that the orphans go by.
+        application: the application name of those sessions.
 
     Raises:
         BusyError: they do not end.
@@ -210,13 +211,13 @@ def end_orphans(target: DatabaseTarget, application: str) -> None:
 
 
 def find_database(connection: Connection, name: str) -> DatabaseFacts | None:
-    """Look a database up; nothing where there is none."""
+    """A database's entry, or None."""
     with connection.cursor(row_factory=class_row(DatabaseFacts)) as cursor:
         return cursor.execute(_DATABASE, [name]).fetchone()
 
 
 def read_me(connection: Connection) -> Me:
-    """Ask who we are."""
+    """Query the connected user's name and privileges."""
     with connection.cursor(row_factory=class_row(Me)) as cursor:
         me = cursor.execute(_ME).fetchone()
     assert me is not None
@@ -224,7 +225,7 @@ def read_me(connection: Connection) -> Me:
 
 
 def owns(connection: Connection, role: str) -> bool:
-    """Tell whether what a role owns is ours too."""
+    """True if objects of a role are ours too."""
     row = connection.execute("SELECT pg_has_role(%s::name, 'USAGE')", [role]).fetchone()
     return row is not None and bool(row[0])
 
@@ -236,7 +237,7 @@ def list_sessions(connection: Connection, database: str) -> list[Session]:
 
 
 def refuse_prepared(connection: Connection, database: str) -> None:
-    """Make sure that no prepared transaction holds a database: nobody can end it but a person.
+    """Make sure that no prepared transaction keeps a database in use: only a person can end one.
 
     Raises:
         BusyError: there is one.
@@ -251,17 +252,17 @@ def refuse_prepared(connection: Connection, database: str) -> None:
 
 
 def list_marked(connection: Connection, live: str) -> list[Marked]:
-    """The databases that restores of a live one have made, oldest restore first."""
+    """Databases that restores of a live one have made, oldest restore first."""
     names = connection.execute("SELECT datname FROM pg_database").fetchall()
     found = [marked for (name,) in names if (marked := Marked.parse(name, live))]
     return sorted(found, key=lambda marked: (marked.restore_id, marked.role))
 
 
 def list_old_databases(target: DatabaseTarget) -> list[OldDatabase]:
-    """The old databases that restores have left on a server, oldest first.
+    """Old databases left by restores on a server, oldest first.
 
     Raises:
-        SourceError: the server cannot be asked.
+        SourceError: the server cannot be queried.
     """
     with maintenance(target) as connection:
         found = [(marked, find_database(connection, marked.name)) for marked in list_marked(connection, target.name)]
@@ -269,7 +270,7 @@ def list_old_databases(target: DatabaseTarget) -> list[OldDatabase]:
 
 
 def drop_forced(connection: Connection, name: str) -> None:
-    """Drop a database, and end whoever is in it; harmless where there is none."""
+    """Drop a database and end its sessions; does nothing if there is none."""
     connection.execute(SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(Identifier(name)))
 
 
@@ -279,11 +280,11 @@ def create_like(
     """Create an empty database.
 
     Arguments:
-        model: the database whose encoding and locale it gets, and whose tablespace, where it is one of this server;
-            nothing means the server's defaults.
+        model: the database with the encoding and locale to use, and the tablespace if it is on this server; None for
+            the server's defaults.
 
     Returns:
-        a warning where the server does not have the locale.
+        a warning if the server does not have the locale.
     """
     try:
         _create(connection, name, model, owner)
@@ -306,7 +307,7 @@ def _create(connection: Connection, name: str, model: DatabaseFacts | DatabaseId
         parts += [SQL("{} {}").format(SQL(option), Literal(value)) for option, value in options.items()]
         if (
             isinstance(model, DatabaseFacts) and model.tablespace != _DEFAULT_TABLESPACE
-        ):  # whose name only a superuser may say
+        ):  # only a superuser may set its name
             parts.append(SQL("TABLESPACE {}").format(Identifier(model.tablespace)))
     connection.execute(SQL(" ").join(parts))
 
@@ -327,7 +328,7 @@ def _locale_options(connection: Connection, model: DatabaseFacts | DatabaseIdent
 
 
 def _connect_first(target: DatabaseTarget, names: list[str]) -> Connection:
-    """Connect to the first of these databases that lets us in; the first refusal counts where none does."""
+    """Connect to the first database that lets us in; otherwise raise the first refusal."""
     refusal: OpsError | None = None
     for name in names:
         try:
@@ -341,7 +342,7 @@ def _connect_first(target: DatabaseTarget, names: list[str]) -> Connection:
 
 
 def create_command(target: DatabaseTarget) -> str:
-    """The command by which an administrator creates the live database."""
+    """The command with which an administrator creates the live database."""
     owner, name = shlex.quote(target.user), shlex.quote(target.name)
     return f"createdb --host={shlex.quote(target.host)} --port={target.port} --owner={owner} {name}"
 

@@ -1,8 +1,7 @@
-"""The facts that a backup records beside the dump, and the rows and objects that no dump contains.
+"""Facts that a backup records besides the dump, and rows and objects that no dump has.
 
-All of it is read in the snapshot of the dump. What `pg_dump` leaves out is left out by its own rules: rows of tables
-that belong to an extension, unless that has marked them; unlogged tables of a standby; indexes that were not built to
-their end; subscriptions, for anybody but a superuser.
+Everything is read in the dump's snapshot. `pg_dump` leaves out: rows of tables that belong to an extension, unless the
+extension has marked them; unlogged tables on a standby; unfinished indexes; and subscriptions, except for a superuser.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ _IN_EXTENSION: Final[LiteralString] = """
 _SIZES: Final = """
     SELECT pg_database_size(current_database()), (SELECT count(*) FROM pg_largeobject_metadata), pg_is_in_recovery()
 """
-# What a restored database has to have as many of as the source. Not what the server makes by itself: constraints of
-# partitions that follow from those of their parents, and NOT NULL, which is a constraint of its own since version 18.
+# Objects of which a restored database must have as many as the source. Not counted: constraints of partitions that
+# follow from their parents', and NOT NULL, which is a constraint since version 18. The server makes these itself.
 _COUNTS: Final[LiteralString] = f"""
     SELECT (SELECT count(*) FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid
               JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -55,7 +54,7 @@ _UNVALIDATED: Final[LiteralString] = f"""
     SELECT n.nspname, c.relname, k.conname FROM pg_constraint AS k JOIN pg_class AS c ON c.oid = k.conrelid
     JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE {_OURS} AND NOT k.convalidated ORDER BY 1, 2, 3
 """  # noqa: S608
-# An extension's own tables, but those whose rows it has marked to be dumped.
+# Tables of an extension, except those whose rows it has marked to be dumped.
 _EXTENSION_TABLES: Final[LiteralString] = f"""
     SELECT n.nspname, c.relname, e.extname,
            has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE')
@@ -82,12 +81,12 @@ _SUBSCRIPTIONS: Final = """
 
 @dataclass(frozen=True, kw_only=True)
 class ExtensionTable:
-    """A table that belongs to an extension, whose rows are in no dump.
+    """A table of an extension whose rows are in no dump.
 
     Arguments:
-        name: as `table_name` writes it.
-        identifier: the same for SQL.
-        extension: which one.
+        name: the name as by `table_name`.
+        identifier: the name quoted for SQL.
+        extension: the extension.
     """
 
     name: str
@@ -97,14 +96,14 @@ class ExtensionTable:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFacts:
-    """The facts about a database beside its dump.
+    """Facts about a database besides its dump.
 
     Arguments:
-        size_bytes: on the server's disk, indexes included.
-        counts: how many indexes, constraints and triggers it has.
-        invalid_indexes: those that are not used, by their names.
-        unvalidated: constraints that were never validated.
-        warnings: what is in no dump.
+        size_bytes: bytes on the server's disk, including indexes.
+        counts: the numbers of indexes, constraints and triggers.
+        invalid_indexes: the names of invalid indexes.
+        unvalidated: constraints that were not validated.
+        warnings: data that no dump has.
     """
 
     identity: DatabaseIdentity
@@ -116,7 +115,7 @@ class SourceFacts:
     warnings: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The facts for the manifest."""
+        """The facts as types of JSON, for the manifest."""
         return {
             "database": self.identity.to_dict(),
             "database_bytes": self.size_bytes,
@@ -128,7 +127,7 @@ class SourceFacts:
 
 
 def read_source_facts(connection: Connection) -> SourceFacts:
-    """Look at the database of a connection, as a part of the transaction that is open."""
+    """Query the facts within the open transaction."""
     row = connection.execute(_SIZES).fetchone()
     assert row is not None
     size, large_objects, _ = row
@@ -148,14 +147,14 @@ def read_source_facts(connection: Connection) -> SourceFacts:
 
 
 def count_objects(connection: Connection) -> dict[str, int]:
-    """The number of indexes, constraints and triggers that a dump of the database contains."""
+    """The numbers of indexes, constraints and triggers that a dump of the database has."""
     row = connection.execute(_COUNTS).fetchone()
     assert row is not None
     return dict(zip(("indexes", "constraints", "triggers"), row, strict=True))
 
 
 def extension_tables(connection: Connection) -> list[ExtensionTable]:
-    """The tables of extensions that have rows which no dump has."""
+    """Tables of extensions that have rows which no dump has."""
     found = []
     for schema, name, extension, is_readable in connection.execute(_EXTENSION_TABLES).fetchall():
         identifier = Identifier(schema, name)
@@ -192,7 +191,7 @@ def _has_rows(connection: Connection, table: Identifier) -> bool:
         with connection.transaction():
             row = connection.execute(SQL("SELECT EXISTS (SELECT FROM ONLY {})").format(table)).fetchone()
     except psycopg.errors.DatabaseError:
-        return True  # what cannot be seen is not called empty
+        return True  # unreadable is not empty
     return row is not None and bool(row[0])
 
 

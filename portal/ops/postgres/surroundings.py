@@ -1,4 +1,4 @@
-"""The requirements of a dump on its server: roles, extensions, tablespaces."""
+"""What a dump needs on its server: roles, extensions, tablespaces."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _NAMED: Final = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
-    """The missing requirements, and those that need an administrator.
+    """What the server lacks of that, and what needs an administrator.
 
     Arguments:
-        missing_roles: roles that privileges and policies name.
-        missing_tablespaces: those that tables and indexes are in.
-        missing_extensions: those that are not installed on the server's machine.
-        untrusted: extensions that only a superuser creates.
-        trusted: extensions that whoever may create something in the database creates.
+        missing_roles: roles named by privileges and policies.
+        missing_tablespaces: tablespaces of tables and indexes.
+        missing_extensions: extensions not installed on the server's machine.
+        untrusted: extensions that only a superuser can create.
+        trusted: extensions that any user with CREATE on the database can create.
     """
 
     missing_roles: tuple[str, ...]
@@ -44,7 +44,7 @@ class Surroundings:
     trusted: tuple[str, ...]
 
     def warnings(self) -> list[str]:
-        """The requirements that a restore omits, and how to meet them."""
+        """Warnings about everything that a restore leaves out, and what to do."""
         said = []
         if self.missing_roles:
             said.append(
@@ -60,7 +60,7 @@ class Surroundings:
 
 
 def look_around(connection: Connection, entries: Iterable[Entry]) -> Surroundings:
-    """Hold what a dump needs against what a server has."""
+    """Compare what a dump needs with a server."""
     entries = list(entries)
     roles = {str(name) for (name,) in connection.execute(_ROLES)}
     tablespaces = {str(name) for (name,) in connection.execute(_TABLESPACES)}

@@ -1,8 +1,8 @@
-"""Names of tables as text that does not depend on a server: `schema.table`, each part quoted only where it has to be.
+"""Names of tables as text independent of the server: `schema.table`, each part quoted only if necessary.
 
-A server quotes keywords too, and which words those are changes with its version and its settings. So names are read
-from catalogs raw, written by `table_name`, and what an older release or a server has quoted is brought to the same
-form. Two texts are equal if and only if they mean the same table.
+A server also quotes keywords, and its keywords depend on version and settings. So names are read unquoted from catalogs
+and written by `table_name`; names quoted by an older release or a server are converted. Two texts are equal if and only
+if they denote the same table.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ _QUALIFIED: Final = re.compile(rf"({_PART})\.({_PART})", re.DOTALL)
 
 
 def table_name(schema: str, relation: str) -> str:
-    """The text for a table."""
+    """The text for a table's name."""
     return f"{_quoted(schema)}.{_quoted(relation)}"
 
 
 def normal_name(text: str) -> str:
-    """A name that a server or an older release has written, as `table_name` writes it; other text stays as it is."""
+    """Convert a name written by a server or an older release to the form of `table_name`; other text is unchanged."""
     found = _QUALIFIED.fullmatch(text)
     return table_name(*map(_raw, found.groups())) if found else text
 
@@ -30,7 +30,7 @@ def split_name(text: str) -> tuple[str, str]:
     """Schema and table of a name that `table_name` wrote.
 
     Raises:
-        ValueError: it is not such a name.
+        ValueError: the text is not such a name.
     """
     found = _QUALIFIED.fullmatch(text)
     if found is None:

@@ -1,7 +1,7 @@
-"""The table of contents of a dump in PostgreSQL's custom format, read from the first bytes of the dump.
+"""Reads the table of contents of a dump in PostgreSQL's custom format from the start of the dump.
 
-``pg_restore --list`` prints the same, but with names that cannot be told apart where they hold blanks, and quoted by
-the rules of the version that made the dump. Here every name is raw.
+``pg_restore --list`` prints the same, but names with blanks are ambiguous there, and quoting depends on the version
+that made the dump. Here every name is raw.
 
 Source: PostgreSQL, src/bin/pg_dump/pg_backup_archiver.c, `ReadHead` and `ReadToc` (formats 1.12 to 1.16).
 """
@@ -23,7 +23,7 @@ _MOST_ENTRIES: Final = 50_000_000
 _LONGEST_TEXT: Final = 1 << 30
 _ENCODING: Final = re.compile(r"SET client_encoding = '(\w+)'")
 _BYTE_FOR_BYTE: Final = "latin-1"
-# What Python calls an encoding, where it has another name for it than PostgreSQL.
+# Python's names for encodings that PostgreSQL calls differently.
 _CODECS: Final = {
     "BIG5": "big5",
     "EUC_CN": "gb2312",
@@ -61,12 +61,12 @@ class Entry:
     """One object of a dump.
 
     Arguments:
-        number: by which a list for pg_restore names it.
+        number: its number in lists for pg_restore.
         kind: such as ``TABLE DATA`` or ``EXTENSION``.
-        name: its name; of a privilege or a comment, what it is for, as SQL has it.
-        section: a privilege or a comment has that of the entry before it.
+        name: its name; for a privilege or comment, the object in SQL.
+        section: the phase of restoring; privileges and comments have that of the entry before.
         definition: the SQL that creates it.
-        needs: the numbers of what it depends on.
+        needs: the numbers of entries that it depends on.
     """
 
     number: int
@@ -81,7 +81,7 @@ class Entry:
 
 
 class CutShortError(ValueError):
-    """The table of contents goes on behind the bytes that are there."""
+    """Raised if the table of contents continues after the available bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class Contents:
 
     Arguments:
         major: major version of the pg_dump that wrote it.
-        entries: in the order of the dump.
+        entries: all entries, in the order of the dump.
     """
 
     major: int
@@ -98,14 +98,14 @@ class Contents:
 
 
 def read_contents(data: bytes) -> Contents:
-    """The table of contents of a dump.
+    """Parse the table of contents of a dump.
 
     Arguments:
-        data: the dump, or as much of its start as holds the table of contents.
+        data: the start of the dump, including the table of contents.
 
     Raises:
-        CutShortError: more of it is needed.
-        ValueError: it is not a dump in the custom format, or one that is invalid.
+        CutShortError: more bytes are needed.
+        ValueError: it is no valid dump in the custom format.
     """
     cursor = _Cursor(data)
     dump_version = cursor.head()
@@ -123,7 +123,7 @@ def read_contents(data: bytes) -> Contents:
 
 
 class _Cursor:
-    """A place in the bytes of a dump."""
+    """A position in the bytes of a dump."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -134,7 +134,7 @@ class _Cursor:
         self.codec = _BYTE_FOR_BYTE
 
     def head(self) -> str:
-        """Read what comes before the entries; the version of pg_dump."""
+        """Read the header; return the version of pg_dump."""
         if self._take(len(_MAGIC)) != _MAGIC:
             raise ValueError("not a dump in the custom format")
         major, minor, _, self._integer_bytes, self._offset_bytes, _ = self._take(6)
@@ -147,36 +147,36 @@ class _Cursor:
             self.integer()
         for _ in range(_TIME_FIELDS):
             self.integer()
-        self._text()  # the database
-        self._text()  # the server's version
+        self._text()  # name of the database
+        self._text()  # version of the server
         return self._text()
 
     def entry(self, before: Section) -> Entry:
         """Read one entry.
 
         Arguments:
-            before: the section of the entry before it.
+            before: the section of the previous entry.
         """
         number = self.integer()
         self.integer()  # whether it has data
-        self._text()  # the catalog's number of its kind
-        self._text()  # the catalog's number of it
+        self._text()  # oid of its catalog
+        self._text()  # its oid
         name, kind = self._text(), self._text()
         section = Section(self.integer())
         definition = self._text()
-        self._text()  # how it is dropped
-        self._text()  # how its rows are copied
+        self._text()  # statement that drops it
+        self._text()  # COPY statement
         schema, tablespace = self._text(), self._text()
         if self._version >= _TABLE_ACCESS_METHODS:
             self._text()
         if self._version >= _RELATION_KINDS:
             self.integer()
         owner = self._text()
-        self._text()  # whether it has the old kind of row numbers
+        self._text()  # whether it has OIDs
         needs = []
         while (need := self._text_or_end()) is not None:
             needs.append(int(need))
-        self._take(1 + self._offset_bytes)  # where its data are
+        self._take(1 + self._offset_bytes)  # position of its data
         return Entry(
             number=number,
             kind=kind,
@@ -190,7 +190,7 @@ class _Cursor:
         )
 
     def integer(self) -> int:
-        """A number: its sign, then its bytes, the lowest first."""
+        """Read a number: its sign, then its bytes, lowest first."""
         found = self._take(1 + self._integer_bytes)
         value = int.from_bytes(found[1:], "little")
         return -value if found[0] else value

@@ -1,4 +1,4 @@
-"""Goes through an access log: does every line follow from the one before, and is its end where it should be?"""
+"""Checks an access log: every line must follow from the one before, and the last must be the recorded last."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ _MOST_FAULTS: Final = 100
 
 
 class Check:
-    """Goes through the lines, and says which do not follow from the one before."""
+    """Checks the lines in order, and reports those that do not follow from the one before."""
 
     def __init__(self) -> None:
         self._line = 0
         self._entries = 0
         self._last = (0, START)
-        self._odd: tuple[int, bytes] | None = None  # a line that is invalid, and may have been torn by a crash
+        self._odd: tuple[int, bytes] | None = None  # an invalid line, which a crash may have torn
         self._faults: list[str] = []
         self._notes: list[str] = []
 
     def line(self, line: bytes) -> None:
-        """Look at the next line."""
+        """Check the next line."""
         self._line += 1
         entry = decode(line)
         if entry is None:
@@ -38,7 +38,7 @@ class Check:
         self._last = (entry.number, entry.hash)
 
     def head(self, head: tuple[int, str] | None, name: str) -> None:
-        """Hold the last line against what was written down of it."""
+        """Compare the last line with the record of it."""
         self._settle_end()
         number, own = self._last
         if head is None:
@@ -52,12 +52,12 @@ class Check:
             self._notes.append(f"{name} knows the entries up to {head[0]} only: a crash or a full disk kept it back")
 
     def fault(self, text: str) -> None:
-        """Note what cannot be explained."""
+        """Add a fault without an innocent explanation."""
         if len(self._faults) < _MOST_FAULTS:
             self._faults.append(text)
 
     def report(self) -> AccessReport:
-        """All that was found."""
+        """The findings."""
         return AccessReport(
             entries=self._entries, last=self._last, faults=tuple(self._faults), notes=tuple(self._notes)
         )
@@ -72,7 +72,7 @@ class Check:
             self.fault(f"line {self._line}: entry {entry.number} after {number} was put in, or moved")
 
     def _recall(self, entry: AccessEntry) -> None:
-        """Say what was found when a line was appended: it stays known, although the end looks as it should since."""
+        """Report what was found when a line was appended, even if the end looks right again."""
         if entry.found is None:
             return
         text = f"line {self._line}: when entry {entry.number} was written, {_FOUND[entry.found]}"
@@ -82,7 +82,7 @@ class Check:
             self.fault(text)
 
     def _settle_odd(self, torn: str) -> None:
-        """Say of the odd line before what it is: torn, where the line after it says so."""
+        """Explain an invalid line: torn by a crash, if the next line says so; otherwise a fault."""
         if self._odd is None:
             if torn:
                 self.fault(f"line {self._line}: the torn line before it is missing")
@@ -95,7 +95,7 @@ class Check:
             self.fault(f"line {number} is invalid: it was changed or put in")
 
     def _settle_end(self) -> None:
-        """Say of the last line what it is, where it is invalid: without an end, a crash has torn it."""
+        """Explain an invalid last line: torn by a crash, if it has no line end."""
         if self._odd and not self._odd[1].endswith(b"\n"):
             self._notes.append(f"line {self._odd[0]}, the last one, was torn by a crash")
             self._odd = None

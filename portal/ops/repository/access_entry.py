@@ -1,4 +1,4 @@
-"""One line of the access log: what it says, and the hash that binds it to the line before. Values in, values out."""
+"""One line of the access log: its content, and the hash that links it to the line before. This module is pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Final
 from portal.ops import codec
 
 START: Final = "0" * 64
-"""What the first line has as the hash of the one before."""
+"""The previous hash in the first line."""
 
 VERSION: Final = 1
 _ENVELOPE: Final = frozenset(["version"])
@@ -28,7 +28,7 @@ class Action(StrEnum):
     ROLLBACK = "rollback"
     DISCARD = "discard"
     FORGET = "forget"
-    """What earlier releases called the discarding of rollback data."""
+    """The name of the discard action in earlier releases."""
     VERIFY = "verify"
     PRUNE = "prune"
     DRILL = "drill"
@@ -50,21 +50,21 @@ class Outcome(StrEnum):
 
     @classmethod
     def of(cls, exit_code: int) -> Outcome:
-        """The outcome of what ends with that code: usage, no consent and a lock that somebody holds are refusals."""
+        """The outcome for an exit code: usage errors, missing confirmation and locks held by others are refusals."""
         if exit_code == 0:
             return cls.DONE
         return cls.REFUSED if exit_code in (2, 3, 5) else cls.FAILED
 
 
 class Found(StrEnum):
-    """The state of the log's end, as found before a line was appended."""
+    """What was found at the end of the log before a line was appended."""
 
     REPLACED = "replaced"
-    """An entry is not the one that was written down as the last."""
+    """The last line is not the recorded last line."""
     HEAD_MISSING = "head_missing"
-    """It was not written down which entry was the last, so that a cut could not be noticed."""
+    """There was no record of the last line, so a truncation could not be noticed."""
     HEAD_BEHIND = "head_behind"
-    """Entries were there that were not written down: a crash or a full disk kept that back, or they were put in."""
+    """There were lines after the recorded last one: not recorded in a crash or on a full disk, or inserted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,15 +72,15 @@ class AccessEntry:
     """One line.
 
     Arguments:
-        number: lines are counted from 1.
-        who: the user, as whoever was asked to do it says.
+        number: lines count from 1.
+        who: the requesting user, as reported by the program that was called.
         host: the machine on which it was done.
-        subject: what it was done to: an archive, a restore, or the repository.
-        details: what else there is to know; never a secret.
+        subject: the object: an archive, a restore, or the repository.
+        details: further facts; never a secret.
         previous: the hash of the line before.
-        hash: the SHA-256 of this one without it.
-        torn: the SHA-256 of the torn line before this one, where a crash has left one.
-        found: what was not as it should be at the end that this line follows; nothing where all was.
+        hash: the SHA-256 of this line without it.
+        torn: the SHA-256 of the torn line before this one, if there was one.
+        found: what was wrong at the end of the log before this line; None if nothing.
     """
 
     number: int
@@ -97,13 +97,13 @@ class AccessEntry:
     found: Found | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The entry in the types of JSON, without the marks that it does not have."""
+        """The entry as types of JSON, without absent marks."""
         facts = codec.encode(self)
         return {"version": VERSION, **{name: value for name, value in facts.items() if name not in _MARKS or value}}
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> AccessEntry:
-        """The entry that `to_dict` made; ValueError, KeyError or TypeError where it is invalid."""
+        """The entry from the output of `to_dict`; raises ValueError, KeyError or TypeError if it is invalid."""
         entry = codec.decode(cls, facts, beside=_ENVELOPE)
         if entry.number < 1 or facts["version"] != VERSION:
             raise ValueError("no number, or a later version")
@@ -111,18 +111,18 @@ class AccessEntry:
 
 
 Observer = Callable[[AccessEntry], None]
-"""Is told of everything that is done, once it has ended."""
+"""Receives every result when an operation has ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AccessReport:
-    """The result of verifying the whole log.
+    """The result of checking the whole log.
 
     Arguments:
-        entries: how many lines make sense.
-        last: number and hash of the last one: written down elsewhere, they prove later that nothing before changed.
-        faults: lines that are changed, removed, put in or moved; at most a hundred of them.
-        notes: what is odd and explained, such as a line that a crash has torn.
+        entries: the number of valid lines.
+        last: number and hash of the last line; kept elsewhere, they prove later that no earlier line was changed.
+        faults: changed, removed, inserted or moved lines; at most a hundred.
+        notes: irregularities with an explanation, such as a line torn by a crash.
     """
 
     entries: int
@@ -132,11 +132,11 @@ class AccessReport:
 
     @property
     def intact(self) -> bool:
-        """True if nothing was tampered with, as far as the log can tell."""
+        """True if the log shows no tampering."""
         return not self.faults
 
     def to_dict(self) -> dict[str, Any]:
-        """The finding in the types of JSON."""
+        """The report as types of JSON."""
         return {
             "intact": self.intact,
             "entries": self.entries,
@@ -148,19 +148,19 @@ class AccessReport:
 
 
 def sealed(entry: AccessEntry) -> AccessEntry:
-    """The entry with its own hash."""
+    """The entry with its own hash added."""
     facts = entry.to_dict()
     del facts["hash"]
     return replace(entry, hash=sha256(canonical(facts)).hexdigest())
 
 
 def canonical(facts: Mapping[str, Any]) -> bytes:
-    """The one text that facts have in JSON: what is hashed, and written."""
+    """The canonical JSON of facts, which is hashed and written."""
     return json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
 
 
 def decode(line: bytes) -> AccessEntry | None:
-    """The entry of a line; nothing where it is invalid."""
+    """Decode a line; None if it is invalid."""
     try:
         return AccessEntry.from_dict(json.loads(line))
     except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError):

@@ -1,11 +1,11 @@
-"""The access log: who did what with the backups, when, and how it ended; `.access.jsonl` in the repository.
+"""The access log: who did what with the backups, when, and with what result; `.access.jsonl` in the repository.
 
-It is only ever appended to. Each line holds the hash of the one before and its own, the SHA-256 of its canonical JSON,
-so a line that is changed, removed, put in or moved is found. A truncation cannot be seen in the file, so
-the number and hash of the last line are kept in a second one, `.access.head`.
+Lines are only appended. Each holds the hash of the line before and its own, the SHA-256 of its canonical JSON, so
+changed, removed, inserted and moved lines are found. The file itself does not show a truncation, so a second file,
+`.access.head`, holds the number and hash of the last line.
 
-A crash may leave the last line torn. Whoever appends next ends it, and says in the new line what was torn: so it is
-known from a line that somebody has tampered with. Writing the log never breaks the work that is logged.
+A crash may tear the last line. The next append ends it, and records in the new line what was torn, which distinguishes
+it from tampering. An error in writing the log never breaks the logged operation.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ _AGAIN: Final = (
 _LOCK_SECONDS: Final = 10.0
 _TAIL_BYTES: Final = 64 << 10
 _MOST_TAIL_BYTES: Final = 4 << 20
-"""An end that was not written down for longer than this is not looked at any further."""
+"""If more bytes than this follow the recorded last line, the end is not examined."""
 
 
 class AccessLog:
@@ -98,7 +98,7 @@ class AccessLog:
         moment: datetime,
         **details: Any,
     ) -> AccessEntry | None:
-        """Add a line, durably; nothing where it could not be written, which is logged and breaks nothing."""
+        """Append a line durably; return it, or None if it could not be written, which is only logged."""
         try:
             self._repository.refuse_absent()
             with self._locked() as descriptor:
@@ -110,7 +110,7 @@ class AccessLog:
         return entry
 
     def entries(self) -> Iterator[AccessEntry]:
-        """Every valid line, the oldest first.
+        """Every valid line, oldest first.
 
         Raises:
             RepositoryError: the log cannot be read.
@@ -120,7 +120,7 @@ class AccessLog:
                 yield entry
 
     def recent(self, most_bytes: int = 4 << 20) -> list[AccessEntry]:
-        """The last lines that make sense, the oldest first: so many bytes of them.
+        """The valid lines in the last part of the log, of the given size in bytes, oldest first.
 
         Raises:
             RepositoryError: the log cannot be read.
@@ -137,7 +137,7 @@ class AccessLog:
         return [entry for line in lines[1 if start else 0 :] if (entry := decode(line))]
 
     def verify(self) -> AccessReport:
-        """Check that every line is unchanged, and none is missing.
+        """Check that every line is unchanged and none is missing.
 
         Raises:
             RepositoryError: the log cannot be read.
@@ -177,7 +177,7 @@ class AccessLog:
         moment: datetime,
         details: Mapping[str, Any],
     ) -> AccessEntry:
-        """The line that follows the last one; where the end was truncated or exchanged, that is left to be seen."""
+        """The line after the last one; a truncated or exchanged end is left for the check to find."""
         try:
             head = self._head()
         except ValueError:
@@ -228,7 +228,7 @@ class AccessLog:
             raise explain(error, "cannot read", self.path) from error
 
     def _head(self) -> tuple[int, str] | None:
-        """Number and hash of the last line, as they were written down; ValueError where that is invalid."""
+        """The recorded number and hash of the last line; ValueError if the record is invalid."""
         try:
             found = json.loads(self.head_path.read_bytes())
             number, own = int(found["number"]), str(found["hash"])
@@ -241,11 +241,11 @@ class AccessLog:
 
 @dataclass(kw_only=True)
 class Seen:
-    """The entry that a witness will write of an operation in progress.
+    """The entry that a witness will write about an operation in progress.
 
     Arguments:
-        subject: what it is done to, as far as that is known.
-        outcome: how it ended; where nothing else is noted, and nothing raised, it is done.
+        subject: the object, as far as known.
+        outcome: the outcome; success by default unless an exception is raised.
     """
 
     subject: str
@@ -253,20 +253,20 @@ class Seen:
     details: dict[str, Any] = field(default_factory=dict)
 
     def note(self, outcome: Outcome, **details: Any) -> None:
-        """Say how it ended."""
+        """Set the outcome."""
         self.outcome = outcome
         self.details |= details
 
 
 @dataclass(frozen=True, kw_only=True)
 class Witness:
-    """Writes down what one person or program does with a repository.
+    """Records what one person or program does with a repository.
 
     Arguments:
-        repository: the log is there.
-        who: who it is; the user of this process by default.
-        clock: what time it is.
-        observer: is told too, also where nothing could be written down; raises nothing.
+        repository: holds the log.
+        who: the requester; by default the user of this process.
+        clock: returns the current time.
+        observer: also receives each entry, even if it could not be written; it must not raise.
     """
 
     repository: Repository
@@ -275,7 +275,7 @@ class Witness:
     observer: Observer | None = None
 
     def saw(self, action: Action, subject: str, outcome: Outcome, **details: Any) -> None:
-        """Write down what was done, to what, and how it ended; what is unknown of the details is left out."""
+        """Record an action, its object and its outcome; unknown details are left out."""
         error, _, hint = (details.pop("error", None) or "").partition(_HINT)
         details |= {"error": error, "hint": hint}
         known = {name: value for name, value in details.items() if value not in (None, "")}
@@ -297,7 +297,7 @@ class Witness:
 
     @contextmanager
     def watching(self, action: Action, subject: str, **details: Any) -> Iterator[Seen]:
-        """Write down what is done in this context, whether it ends well or not."""
+        """Record the operation in this context, whether it succeeds or not."""
         seen = Seen(subject=subject, details=details)
         started = time.monotonic()
         try:
@@ -312,22 +312,22 @@ class Witness:
 
     @property
     def name(self) -> str:
-        """Who it is."""
+        """The requester."""
         return self.who or process_user()
 
 
 def _why(error: BaseException) -> str:
-    """The text of an exception; some have only a number, or nothing but a name."""
+    """The text of an exception; some have only a number or a type."""
     if isinstance(error, OpsError):
         return str(error)
-    number = getattr(error, "number", None)  # of a signal, as those that commands are stopped by have it
+    number = getattr(error, "number", None)  # raised by a signal handler, as commands install it
     if isinstance(number, int) and number in set(signal.Signals):
         return f"stopped by {signal.Signals(number).name}{_HINT}{_AGAIN}"
     if isinstance(error, KeyboardInterrupt):
         return f"stopped by SIGINT{_HINT}{_AGAIN}"
     if isinstance(error, SystemExit):
         return f"the process was asked to end{_HINT}A worker that is started begins it again; otherwise start it again."
-    if type(error).__name__ == "SoftTimeLimitExceeded":  # a worker's, which the engine does not know
+    if type(error).__name__ == "SoftTimeLimitExceeded":  # a worker's exception, unknown to the engine
         return f"it took longer than a task may{_HINT}Find out what it waited for, or raise BACKUP_TASK_TIMEOUT."
     return f"{str(error) or type(error).__name__}{_HINT}Look at the log of that time, and start it again."
 
@@ -338,7 +338,7 @@ def brief(error: str | None) -> str:
 
 
 def process_user() -> str:
-    """The name of the user that this process runs as; the number where it has no name."""
+    """The name of the user of this process, or its number if it has no name."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
@@ -346,7 +346,7 @@ def process_user() -> str:
 
 
 def sudo_user(environ: Mapping[str, str] = os.environ) -> str | None:
-    """The user who called sudo, if any; for entry points to pass on."""
+    """The user who called sudo, if any, for entry points to pass on."""
     return environ.get("SUDO_USER") or None
 
 
@@ -354,10 +354,10 @@ class _End(NamedTuple):
     """The end of the log.
 
     Arguments:
-        number: that of the last valid line.
+        number: the number of the last valid line.
         hash: its hash.
-        torn: what is torn after the last end of a line.
-        known: the hash of the line that was written down as the last one, as far as it was looked for.
+        torn: what follows the last line end.
+        known: the hash of the line with the number of the recorded last one, if it is near the end.
     """
 
     number: int
@@ -367,7 +367,7 @@ class _End(NamedTuple):
 
 
 def _found(end: _End, head: tuple[int, str] | None) -> Found | None:
-    """The fault at the end of the log; a truncation shows by itself, in the number of the next line."""
+    """What is wrong at the end of the log; the number of the next line shows a truncation."""
     if head is None:
         return Found.HEAD_MISSING if end.number > 1 else None
     number, own = head
@@ -379,16 +379,16 @@ def _found(end: _End, head: tuple[int, str] | None) -> Found | None:
 
 
 def _last(descriptor: int, known: int) -> _End:
-    """The end of the log.
+    """Examine the end of the log.
 
     Arguments:
-        known: the number of the line that was written down as the last one.
+        known: the number of the recorded last line.
     """
     size, window = os.fstat(descriptor).st_size, _TAIL_BYTES
     while True:
         start = max(0, size - window)
         *lines, torn = os.pread(descriptor, size - start, start).split(b"\n")
-        if entry := decode(torn):  # whole, but for the end of the line
+        if entry := decode(torn):  # complete but for the line end
             lines.append(torn)
             torn = b""
         entries = [entry for line in lines[1 if start else 0 :] if (entry := decode(line))]

@@ -1,4 +1,4 @@
-"""The `stat` results of archives and their sidecars, by which changes are noticed, also among very many."""
+"""The `stat` results of archives and sidecars, which show changes quickly, even among very many files."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 State = tuple[int, int, int, bytes]
-"""Of an archive: its mode (0 where it is gone), size, time of modification in ns; its stamp and that of its sidecar."""
+"""An archive's mode (0 if it is gone), size, mtime in ns, and the stamps of archive and sidecar."""
 
 STAMP: Final = Struct("3Q")
-"""Size, time of change and inode of a file or directory: while they are the same, so is what is in it."""
+"""Size, ctime and inode of a file or directory; while they stay the same, so does the content."""
 
 ABSENT: Final = STAMP.pack(0, 0, 0)
 
@@ -25,7 +25,7 @@ _SIDECAR: Final = SIDECAR_SUFFIX.encode()
 _RECORD: Final = Struct(f"3Q{2 * STAMP.size}s")
 _AT_ONCE: Final = 500
 _MANY: Final = 5_000
-"""For fewer archives another process is not worth its start."""
+"""For fewer archives, a helper process takes longer to start than it saves."""
 
 
 def stamp(directory: int, name: bytes) -> bytes:
@@ -42,13 +42,13 @@ def stamp(directory: int, name: bytes) -> bytes:
 
 
 def states(directory: int, names: Sequence[bytes]) -> Iterator[State]:
-    """The states of archives, one for each name; where there are many, another process asks for them meanwhile."""
+    """The state of each archive, in the order of the names; for many archives a helper process does a part."""
     helped = len(names) >= _MANY and threading.active_count() == 1
     done = 0
     for state in _from_helper(directory, names) if helped else ():
         yield state
         done += 1
-    for name in islice(names, done, None):  # also what a helper that was killed has left
+    for name in islice(names, done, None):  # also those that a killed helper did not send
         yield _state(directory, name)
 
 
@@ -65,11 +65,11 @@ def _state(directory: int, name: bytes) -> State:
 
 
 def _from_helper(directory: int, names: Sequence[bytes]) -> Iterator[State]:
-    """As many states as another process has sent before it ended."""
+    """The states that a helper process sent before it ended."""
     receiving, sending = os.pipe()
     try:
         helper = os.fork()
-    except OSError:  # too many processes: then without
+    except OSError:  # too many processes: do without
         os.close(receiving)
         os.close(sending)
         return
@@ -85,7 +85,7 @@ def _from_helper(directory: int, names: Sequence[bytes]) -> Iterator[State]:
 
 
 def _send_states(directory: int, names: Sequence[bytes], sending: int) -> NoReturn:
-    """The whole life of the helper: nothing of this process is undone, flushed or run at its exit."""
+    """The whole life of the helper: it must not run this process's exit handlers or flush its files."""
     try:
         with open(sending, "wb", buffering=_AT_ONCE * _RECORD.size) as records:
             for name in names:

@@ -1,10 +1,9 @@
-"""The catalogue: every archive of a repository with what is known of it, quickly even where there are very many.
+"""The catalogue: facts about every archive of a repository, listed quickly even for very many.
 
-It is no record of its own. What has to be read out of a file (manifest, sidecar, finding) is remembered together with
-the size, time and inode that the file had; each look compares these, and reads again what has changed. Findings are
-files of ours that are only ever replaced as a whole, which their directory shows: while it is as it was, so are they.
-A memory that is deleted, damaged, old or cannot be written makes a look slower, and changes nothing that it says, but
-for one thing: what an archive needs is still known when its manifest cannot be read any more.
+It is only a cache. Facts read from a file (manifest, sidecar, finding) are stored with its size, ctime and inode; each
+scan compares these and reads changed files again. Findings are replaced as whole files, so their directory shows every
+change. A cache that is deleted, damaged, outdated or read-only makes a scan slower and changes nothing in its result,
+with one exception: what an archive needs stays known when its manifest becomes unreadable.
 """
 
 from __future__ import annotations
@@ -52,29 +51,29 @@ _FINDING: Final = b".json"
 _NAMES: Final = (sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
 _NO_FINDING: Final = (None, 0.0, 0)
 _AT_ONCE: Final = 5_000
-"""So many rows are saved before the look has ended."""
+"""The first scan saves its rows in steps of this many."""
 
 _SETTLED_NS: Final = 2_000_000_000
-"""A file that has changed more recently could change again without looking different."""
+"""A file changed more recently than this, in nanoseconds, could change again without looking different."""
 
 _LATEST_NS: Final = 253_402_300_799 * 1_000_000_000
-"""The end of the last year that a date can have."""
+"""The end of the last year in a date."""
 _UNUSABLE: Final = (sqlite3.Error, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What a memory that is damaged, or was tampered with, leads to."""
+"""Errors caused by a damaged or manipulated cache."""
 
 _TYPES: Final[dict[str | None, BackupType | None]] = {None: None, **{kind.value: kind for kind in BackupType}}
 _LEVELS: Final = {level.value: level for level in VerifyLevel}
 
 
 class Catalogue:
-    """The archives of a repository, and what is known of them."""
+    """Lists the archives of a repository with their facts."""
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
         self._cache = CatalogueCache(repository.path / CACHE / "catalogue.sqlite")
 
     def entries(self) -> list[Entry]:
-        """Every archive, newest first. One whose chain is not complete has that as its fault.
+        """Every archive, newest first. If its chain is incomplete, its fault says so.
 
         Raises:
             RepositoryError: the repository cannot be read, or the one that was used here is not there.
@@ -107,7 +106,7 @@ def _with_chain_faults(archives: list[Entry]) -> list[Entry]:
 
 
 class _Look:
-    """One look at the repository."""
+    """One scan of the repository."""
 
     def __init__(self, repository: Repository, directory: int, pinned: frozenset[str], cache: CatalogueCache) -> None:
         self._repository = repository
@@ -118,10 +117,10 @@ class _Look:
         self._settled = time.time_ns() - _SETTLED_NS
         self._changed: list[Row] = []
         self._strays: set[bytes] = set()
-        self._once: dict[str, str] = {}  # names are there once, also as the parents of others
+        self._once: dict[str, str] = {}  # the same string objects for names and parents
 
     def run(self, memory: Memory) -> list[Entry]:
-        """Every archive, in the order of the names; what the memory did not know is remembered."""
+        """Every archive in the order of names; new facts are cached."""
         now = stamp(self._directory, _FINDINGS)
         are_known = now == memory.findings
         rows, entries, is_complete = _Rows(memory.rows), [], True
@@ -134,7 +133,7 @@ class _Look:
                     old, (row, is_remembered) = row, self._read(stem, stamps, row)
                     is_complete &= is_remembered or old is None
                 entries.append(self._entry(row, size, modified_ns))
-                if len(self._changed) >= _AT_ONCE and rows.are_used_up:  # a first look: it may be interrupted
+                if len(self._changed) >= _AT_ONCE and rows.are_used_up:  # a first scan may be interrupted
                     memory = self._remember(memory, rows.gone, None)
         rows.finish()
         if not entries:  # before anything is written there
@@ -171,11 +170,10 @@ class _Look:
     # -- reading ----------------------------------------------------------------------------------------------------
 
     def _read(self, stem: bytes, stamps: bytes, remembered: Row | None) -> tuple[Row, bool]:
-        """The facts from the files of an archive, and whether they may be cached.
+        """Read facts from an archive's files; return whether they may be cached.
 
-        Where its manifest cannot be read, that is what it said when it could be. It is remembered, unless the files are
-        so new that they may change unnoticed. Nor is it where one of them cannot be read: that may pass without another
-        look of the file.
+        If the manifest cannot be read, the cached one counts. Facts are cached unless the files are so new that they
+        may change unnoticed, or one cannot be read: that may pass without changing the file's stamp.
         """
         name = os.fsdecode(stem)
         path = self._repository.path / f"{name}{SUFFIX}"
@@ -207,7 +205,7 @@ class _Look:
         return row, is_remembered
 
     def _finding(self, name: str) -> tuple[tuple[str | None, float, int], str]:
-        """The result, and the reason if there is none: the archive may be damaged."""
+        """The finding of an archive, and why there is none; the record may be damaged."""
         try:
             found = self._verifications.of(name)
         except OpsError as error:
@@ -216,7 +214,7 @@ class _Look:
         return (found.level.value, found.moment.timestamp(), found.intact) if found else _NO_FINDING, ""
 
     def _is_settled(self, stamps: bytes) -> bool:
-        """True if none of the files has changed so lately that it could change again unnoticed."""
+        """True if no file has changed so recently that it could change again unnoticed."""
         return all(changed < self._settled for _, changed, _ in STAMP.iter_unpack(stamps))
 
     def _finding_stamp(self, stem: bytes) -> bytes:
@@ -231,7 +229,7 @@ class _Look:
 
 
 class _Rows:
-    """The rows of the cache beside the names of the files, both in order."""
+    """Reads cached rows in step with the names of the files, both sorted."""
 
     def __init__(self, rows: Iterator[Row]) -> None:
         self._rows = rows
@@ -240,11 +238,11 @@ class _Rows:
 
     @property
     def are_used_up(self) -> bool:
-        """True if all of them were asked for: then the cache is not being read any more."""
+        """True if all rows have been read."""
         return self._row is None
 
     def find(self, name: bytes) -> Row | None:
-        """The row of a name that comes after all that were asked for before."""
+        """The row of a name; names must be requested in order."""
         while self._row is not None and self._row[0] < name:
             self.gone.append(self._row[0])
             self._row = next(self._rows, None)
@@ -254,14 +252,14 @@ class _Rows:
         return found
 
     def finish(self) -> None:
-        """The remaining cached entries are of removed archives."""
+        """Read to the end: the remaining rows are those of removed archives."""
         while self._row is not None:
             self.gone.append(self._row[0])
             self._row = next(self._rows, None)
 
 
 def _components(names: str) -> tuple[Component, ...]:
-    """The components of a row; the same few tuples for all of them."""
+    """The components in a row, as shared tuples."""
     return _KNOWN_COMPONENTS.setdefault(names, tuple(Component(name) for name in names.split(",") if name))
 
 
@@ -269,7 +267,7 @@ _KNOWN_COMPONENTS: Final[dict[str, tuple[Component, ...]]] = {}
 
 
 def _sidecar(path: Path) -> tuple[str | None, str]:
-    """The checksum, and what is wrong with it."""
+    """The checksum in a sidecar, or what is wrong with it."""
     try:
         checksum = read_sidecar(path)
     except OpsError as error:
@@ -278,10 +276,10 @@ def _sidecar(path: Path) -> tuple[str | None, str]:
 
 
 def _manifest(path: Path, backup_id: BackupId | None) -> tuple[Manifest | None, str]:
-    """The manifest, and why it cannot be read or is another's."""
+    """The manifest, or why it cannot be read or belongs to another archive."""
     try:
         manifest = peek_manifest(path)
-        if manifest is None or not manifest.writer:  # the portal's own scripts list more than there may be
+        if manifest is None or not manifest.writer:  # the portal's own scripts list components that are not there
             with closing(open_archive(path)) as archive:
                 manifest = archive.manifest()
     except (OpsError, OSError) as error:
@@ -295,7 +293,7 @@ def _manifest(path: Path, backup_id: BackupId | None) -> tuple[Manifest | None, 
 
 
 def _read_at(manifest: Manifest) -> float | None:
-    """The start of reading an archive's data, in seconds since 1970; nothing if the manifest does not have it."""
+    """The time when reading the source began, in seconds since 1970; None if the manifest does not say."""
     begun = [detail["read_from_ns"] for detail in manifest.details.values() if "read_from_ns" in detail]
     if not begun or not all(type(moment) is int and 0 <= moment < _LATEST_NS for moment in begun):
         return None
@@ -303,12 +301,12 @@ def _read_at(manifest: Manifest) -> float | None:
 
 
 def _may_follow(backup_id: BackupId | None) -> bool:
-    """True if an archive may follow another one, by its name."""
+    """True if the type in an archive's name can have a parent."""
     return backup_id is not None and backup_id.type in (BackupType.MEDIA, BackupType.FULL, BackupType.BASE)
 
 
 def kin_of(path: Path) -> tuple[str, ...] | None:
-    """The archives that an archive needs: its parent, and the base of its chain; nothing if that cannot be read."""
+    """The archives that an archive needs directly: its parent and its chain's base; None if unreadable."""
     if os.path.exists(path) and not os.path.isfile(path):
         return ()
     backup_id = BackupId.parse(path.name.removesuffix(SUFFIX))

@@ -1,6 +1,6 @@
-"""The catalogue's memory: a small SQLite database that can be lost at any moment.
+"""The catalogue's cache: a small SQLite database that can be lost at any time.
 
-Whatever goes wrong with it, it behaves as if it were empty.
+After any error it behaves as if it were empty.
 """
 
 from __future__ import annotations
@@ -29,14 +29,13 @@ _WAIT_SECONDS: Final = 2.0
 
 
 class Memory(NamedTuple):
-    """The cached entries.
+    """The cached facts.
 
     Arguments:
-        number: how many looks were saved so far.
-        findings: the stamp that the directory of findings had when those in the rows were read; nothing where some row
-            may have an older one.
-        rows: what is known of each archive, in the order of the names: its name, the stamps of its files, and what
-            these say. Raises sqlite3.Error where the database turns out to be damaged on the way.
+        number: how many scans have been saved.
+        findings: the stamp of the findings' directory when the rows were read; None if a row may be older.
+        rows: one row for each archive, sorted by name: name, stamps of its files, and facts. Raises sqlite3.Error if
+            the database turns out to be damaged.
     """
 
     number: int = 0
@@ -45,17 +44,17 @@ class Memory(NamedTuple):
 
 
 class CatalogueCache:
-    """Keeps what a look at the repository has found, for the next one.
+    """Stores the results of a scan for the next one.
 
     Arguments:
-        path: the database's file; its directory is made where that can be done.
+        path: the database file; its directory is created if possible.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def load(self) -> Memory:
-        """The results of the last scan; nothing if they cannot be read.
+        """The results of the last scan, or None if they cannot be read.
 
         Raises:
             sqlite3.Error: the database is damaged.
@@ -71,14 +70,14 @@ class CatalogueCache:
             return Memory(number, findings, _rows(database, opened.pop_all()))
 
     def save(self, loaded: Memory, changed: Sequence[Row], gone: Sequence[bytes], findings: bytes | None) -> Memory:
-        """Remember what a look has found, unless another one was saved meanwhile; it does not matter if that fails.
+        """Save the results of a scan, unless another one was saved meanwhile; failure is harmless.
 
-        Returns what the same look may save more to later.
+        Returns the state to which the same scan may save more.
 
         Arguments:
-            loaded: what it began with.
-            changed: rows that are new, or are to be there instead of others.
-            gone: names whose rows are to be forgotten.
+            loaded: what the scan started with.
+            changed: new and replaced rows.
+            gone: names whose rows are to be removed.
             findings: as in `Memory`.
         """
         if not changed and not gone and findings == loaded.findings:
@@ -103,7 +102,7 @@ class CatalogueCache:
         return saved
 
     def discard(self) -> None:
-        """Forget everything."""
+        """Remove the cache."""
         for path in (self._path, self._path.with_name(self._path.name + "-journal")):
             with suppress(OSError):
                 path.unlink()

@@ -1,7 +1,7 @@
-"""Durable writes: a small file is there whole or not at all, and belongs to whoever its directory belongs to.
+"""Durable writes: a small file is complete or absent, and has the same owner as its directory.
 
-Whatever is made in a repository by root, who may run the first command there, is given to the repository's owner: its
-own later commands could not use it otherwise.
+Root may run the first command in a repository. Everything that root creates there is given to the repository's owner,
+whose own commands could not use it otherwise.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ _UNFINISHED: Final = re.compile(r"\..+\.\d+\.tmp")
 
 
 def write_durably(path: Path, data: bytes | Iterable[bytes]) -> None:
-    """Write a file so that it is there whole or not at all, with its name, whatever happens.
+    """Write a file and its name durably; after a crash it is complete or as before.
 
     Arguments:
-        data: the content; pieces of it where it is large.
+        data: the content, in pieces if it is large.
 
     Raises:
-        OSError: it cannot be written; an older file of that name stays.
+        OSError: writing failed; an existing file of that name is unchanged.
     """
     write_whole(path, data)
     sync_directory(path.parent)
 
 
 def write_whole(path: Path, data: bytes | Iterable[bytes]) -> None:
-    """As `write_durably`, but whoever calls this puts the name on the disk, or can do without."""
+    """Like `write_durably`, but the name is not synced: the caller does that, or does not need it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
@@ -51,7 +51,7 @@ def write_whole(path: Path, data: bytes | Iterable[bytes]) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Give an error of an open file, which has no name for it, that of the file."""
+    """Add the file's path to errors of an open file, which do not have it."""
     try:
         yield
     except OSError as error:
@@ -61,10 +61,10 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def open_own(path: Path, flags: int = os.O_RDWR) -> int:
-    """Open a file of the repository's own, and make it where there is none: for its owner alone.
+    """Open a file of the repository, and create it if necessary, accessible to its owner only.
 
     Arguments:
-        flags: how to open it; never through a link.
+        flags: flags for opening; links are never followed.
 
     Raises:
         OSError: it cannot be opened.
@@ -79,9 +79,9 @@ def open_own(path: Path, flags: int = os.O_RDWR) -> int:
 
 
 def give_to_owner(descriptor: int, directory: Path) -> None:
-    """Give what root has made in a directory to whom the directory belongs, who could not use it otherwise.
+    """Give a file that root created to the owner of its directory.
 
-    A file that has other names is left alone: it may have been put there for root to give away.
+    A file with several hard links is left alone: a user may have linked it there for root to give away.
     """
     if os.geteuid() != 0:
         return
@@ -91,13 +91,13 @@ def give_to_owner(descriptor: int, directory: Path) -> None:
 
 
 def make_hidden(path: Path, *, is_new: bool = False) -> None:
-    """Make a directory in a repository durably, unless it is there: its owner's, and nobody else's.
+    """Create a hidden directory in a repository durably, if it does not exist; accessible to the owner only.
 
     Arguments:
-        is_new: there must be none.
+        is_new: fail if it exists.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be created.
     """
     try:
         path.mkdir(mode=0o700)
@@ -111,10 +111,10 @@ def make_hidden(path: Path, *, is_new: bool = False) -> None:
 
 
 def make_directories(path: Path) -> None:
-    """Make a directory for its owner alone, with those above it; each belongs to whom the one above it belongs.
+    """Create a directory and its parents, accessible to the owner only; each gets the owner of its parent.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be created.
     """
     if not path.is_dir():
         if path.parent != path:
@@ -125,7 +125,7 @@ def make_directories(path: Path) -> None:
 def _give_directory(path: Path) -> None:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:  # a link that its owner has put there: nothing that we have made
+    except OSError:  # a link made by the owner: not ours
         return
     try:
         give_to_owner(descriptor, path.parent)
@@ -134,7 +134,7 @@ def _give_directory(path: Path) -> None:
 
 
 def unfinished(directory: Path) -> list[Path]:
-    """The hidden files of writes that have not come to their end, or never will."""
+    """Temporary files of unfinished writes."""
     try:
         names = os.listdir(directory)
     except (FileNotFoundError, PermissionError):
@@ -143,7 +143,7 @@ def unfinished(directory: Path) -> list[Path]:
 
 
 def sync_directory(path: Path) -> None:
-    """Put the names in a directory on the disk."""
+    """Sync a directory."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

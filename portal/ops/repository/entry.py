@@ -1,4 +1,4 @@
-"""The facts about an archive that lists, plans and reports are made of, without opening it."""
+"""The facts about an archive for lists, plans and reports, known without opening it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 
 class Finding(NamedTuple):
-    """The result of the last verification that counts.
+    """The last verification that counts.
 
     Arguments:
-        level: how closely the archive was looked at.
-        moment: when.
-        intact: whether nothing was wrong.
+        level: how closely the archive was checked.
+        moment: when it was verified.
+        intact: whether no damage was found.
     """
 
     level: VerifyLevel
@@ -28,21 +28,20 @@ class Entry(NamedTuple):
     """One archive of a repository.
 
     Arguments:
-        name: the file's name without its suffix: the id, where it is one.
-        type: what was asked for; nothing where the name is no id.
-        moment: when the backup was made, by its id; by its file where it has none.
+        name: the file's name without suffix, usually the backup id.
+        type: the type of backup; None if the name is no backup id.
+        moment: the time in the id; or the file's, if the name is no id.
         modified: when the file was written.
         size: bytes.
-        checksum: the SHA-256 that it should have; nothing where it has no sidecar that is valid.
-        parent: the archive that it follows, where it is an incremental.
+        checksum: the SHA-256 in its sidecar; None without a valid sidecar.
+        parent: the archive that an incremental follows.
         base: the first archive of its chain.
-        components: what it holds.
-        fault: why it, or the chain that it stands on, is not complete, as far as that can be seen from outside; empty
-            where nothing is wrong.
-        finding: what a verification has found; nothing where there was none.
-        pinned: whether a person has said that it is to be kept.
-        is_stray: whether it may follow another one, and nobody knows which: its manifest cannot be read.
-        read: when its data was read, by its manifest; nothing where that does not say.
+        components: the components that it holds.
+        fault: why the archive or its chain is incomplete, as far as can be seen without opening it; otherwise empty.
+        finding: the last verification; None if there was none.
+        pinned: whether a person has pinned it.
+        is_stray: whether it may be an incremental of an unknown parent, since its manifest cannot be read.
+        read: when its source was read, by the manifest; None if that does not say.
     """
 
     name: str
@@ -62,5 +61,5 @@ class Entry(NamedTuple):
 
     @property
     def read_at(self) -> datetime:
-        """The time its data was read, by its manifest; the name has only the time of the request."""
+        """When its source was read, by the manifest; otherwise the time in its name, which is that of the request."""
         return self.read or self.moment

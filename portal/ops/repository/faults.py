@@ -1,4 +1,4 @@
-"""Errors of the operating system, with the path and a hint."""
+"""Turns errors of the operating system into errors with the path and a hint."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _ROOM: Final = "Free space on its file system; nothing of what was being written
 
 
 def is_full(error: OSError) -> bool:
-    """True if a disk, or what a user may have of it, is full."""
+    """True if a disk or a quota is full."""
     return error.errno in _FULL
 
 
 def explain(error: OSError, doing: str, path: Path, *, denied: str = "", hint: str = "") -> RepositoryError:
-    """The error for something of a repository that the operating system refused.
+    """The error for a refused access to a file of a repository.
 
     Arguments:
         doing: what was tried, such as ``cannot read``.
-        path: with what.
-        denied: what to do where the user lacks the right; by default, to give the file's directory to that user.
-        hint: what to do about anything else.
+        path: the file.
+        denied: the hint if the user lacks permission; by default it says to give the directory to that user.
+        hint: the hint for any other reason.
     """
     if is_full(error):
         return DiskFullError(f"{doing} {path}: {_reason(error)}", hint=_ROOM)
@@ -46,11 +46,11 @@ def explain(error: OSError, doing: str, path: Path, *, denied: str = "", hint: s
 
 
 def explain_any(error: OSError, hint: str, *, kind: type[OpsError] = RepositoryError) -> OpsError:
-    """The error for something that was refused in the midst of an operation; the operating system may name the path.
+    """The error for a refused access somewhere in an operation; the operating system may name the path.
 
     Arguments:
-        hint: what to do.
-        kind: what the error is, where it is not a full disk.
+        hint: the hint.
+        kind: the class of the error, unless the disk is full.
     """
     what = f"cannot use {os.fsdecode(error.filename)}" if error.filename else "the operating system refused"
     said = f"{what}: {_reason(error)}"
@@ -70,7 +70,7 @@ def make_hint(path: Path) -> str:
 
 
 def disk_full(path: Path) -> DiskFullError:
-    """The error for a repository that has no room left for an archive."""
+    """The error for a repository without room for an archive."""
     return DiskFullError(
         f"no space left for the archive in {path}",
         hint="Remove old archives, or move BACKUP_LOCAL_PATH to a larger disk; the unfinished one is removed.",
@@ -78,6 +78,6 @@ def disk_full(path: Path) -> DiskFullError:
 
 
 def _reason(error: OSError) -> str:
-    """The reason; an error that was made from its number alone has no text of its own."""
+    """The reason; an OSError made from a number alone has no text."""
     bare = bool(error.errno) and not error.strerror
     return system_reason(OSError(error.errno, os.strerror(error.errno or 0)) if bare else error)

@@ -1,7 +1,7 @@
-"""Which repository this is: its id, in the lock file that every repository has.
+"""The id of a repository, in the lock file that every repository has.
 
-A volume that is not mounted leaves an empty directory, and that is a repository too, only a new one. So no other
-repository is written to than the one that was used at that path before, or that the configuration names.
+An unmounted volume leaves an empty directory, which looks like a new repository. So archives are only written to the
+repository that was used at the path before, or that the configuration names.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 STAND_IN_NAME: Final = ".not-the-repository"
-"""A note in a directory that took the place of a repository: what is there was brought for a restore."""
+"""A note in a directory that replaced a repository: archives in it were fetched for a restore."""
 
 _MOST_BYTES: Final = 64
 _CONFIRM: Final = (
@@ -31,7 +31,7 @@ _STAND_IN: Final = (
 
 
 def repository_id(lock: Path) -> str:
-    """The id; empty where there is none yet, or it cannot be read.
+    """The id, or an empty string if there is none yet or it cannot be read.
 
     Arguments:
         lock: the repository's lock file.
@@ -45,7 +45,7 @@ def repository_id(lock: Path) -> str:
 
 
 def give_id(lock: Path) -> None:
-    """Give a repository an id, unless it has one. Where others are at work, or the disk is full, a later one does."""
+    """Give a repository an id if it has none. If it is in use, or the disk is full, a later command does."""
     try:
         descriptor = open_own(lock)
     except OSError:
@@ -62,7 +62,7 @@ def give_id(lock: Path) -> None:
 
 
 def note_stand_in(place: Path) -> None:
-    """Note that a directory is not the repository that was used at its path, whatever is brought there.
+    """Note that a directory is not the repository used at its path, whatever is fetched into it.
 
     Raises:
         OSError: the note cannot be written.
@@ -71,17 +71,17 @@ def note_stand_in(place: Path) -> None:
 
 
 def check_known(lock: Path, known: str, *, is_empty: bool) -> None:
-    """Refuse to take another repository for the one that was used at this path before.
+    """Refuse a repository other than the one used at this path before.
 
-    One that has archives and no id is not refused: it was copied without its hidden files.
+    A repository with archives and no id is accepted: it was copied without its hidden files.
 
     Arguments:
-        known: the id of that one; empty where none was.
-        is_empty: whether the one that is there has no archive but such as a restore has brought.
+        known: the id of the previous one; empty if there was none.
+        is_empty: whether the present one has only archives that a restore has fetched.
 
     Raises:
-        RepositoryAbsentError: there is none.
-        RepositoryError: this is another one.
+        RepositoryAbsentError: there is no repository.
+        RepositoryError: there is another one.
     """
     found = repository_id(lock)
     if not known or found == known or (not found and not is_empty):
@@ -100,13 +100,13 @@ def check_known(lock: Path, known: str, *, is_empty: bool) -> None:
 
 
 def check_id(lock: Path, wanted: str) -> None:
-    """Refuse to write to another repository than the one that is meant.
+    """Refuse to write to a repository other than the configured one.
 
     Arguments:
-        wanted: its id; where that is empty, any one is meant.
+        wanted: the configured id; empty for any.
 
     Raises:
-        RepositoryError: this is another one, or none.
+        RepositoryError: there is another one, or none.
     """
     if not wanted or (found := repository_id(lock)) == wanted:
         return

@@ -1,7 +1,7 @@
-"""Which repository was last used at a path: noted beside it, so that its absence is noticed.
+"""Records which repository was last used at a path, so that its absence is noticed.
 
-A volume that is not mounted leaves an empty directory, or none, and by itself that looks like a repository that has
-yet to be made. So whoever has written to a repository notes its id in a directory of state that is on no such volume.
+An unmounted volume leaves an empty directory or none, which looks like a repository that has yet to be created. So
+every program that writes to a repository records its id in a state directory outside of it.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 STATE: Final = Path("/var/lib/kekkai-backup-state")
-"""For services; where it exists, for everybody who may write there."""
+"""The state directory for services, and for every user who may write to it."""
 
 _NAME: Final = "kekkai-backup"
 _MOST_BYTES: Final = 16_384
 
 
 def state_directories(environ: Mapping[str, str]) -> list[Path]:
-    """The directories of notes; the first one is written to. Empty if this user has none.
+    """The state directories, the one to write to first; empty if this user has none.
 
-    That is what systemd gives a service, or what XDG says; else the place for services and the home of the user.
+    These are systemd's or XDG's state directory if set; otherwise the services' directory and the user's home.
     """
     if given := environ.get("STATE_DIRECTORY", "").partition(":")[0]:
         return [Path(given)]
     if given := environ.get("XDG_STATE_HOME", ""):
         return [Path(given) / _NAME]
     home = Path(environ.get("HOME") or "/nonexistent")
-    own = [home / ".local" / "state" / _NAME] if os.path.isdir(home) else []  # false too where it may not be looked at
+    own = [home / ".local" / "state" / _NAME] if os.path.isdir(home) else []  # also false if access is denied
     if not os.path.isdir(STATE):
         return own
     return [STATE, *own] if os.access(STATE, os.W_OK | os.X_OK) else [*own, STATE]
 
 
 def known_id(path: Path) -> str:
-    """The id of the repository that was last used at a path; empty where none is remembered."""
+    """The recorded id for a path; empty if there is none."""
     for directory in state_directories(os.environ):
         with suppress(OSError, ValueError, KeyError, TypeError):
             with (directory / _note_name(path)).open("rb") as file:
@@ -54,7 +54,7 @@ def known_id(path: Path) -> str:
 
 
 def remember(path: Path, repository_id: str) -> str:
-    """Note the id of the repository at a path; why that failed, which hinders nothing else, or an empty text."""
+    """Record the id of the repository at a path; return why that failed, or an empty string."""
     if not repository_id or known_id(path) == repository_id:
         return ""
     directory = next(iter(state_directories(os.environ)), None)

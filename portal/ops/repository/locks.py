@@ -1,8 +1,8 @@
-"""Locks: who may work on what at the same time, how long others wait, and who keeps them waiting.
+"""Locks: what may run at the same time, how long to wait, and who holds a lock.
 
-A lock is the kernel's, on an open file (`flock`): it ends with the process, however that ends. The lock on a repository
-is shared by everyone who reads or adds. An archive has a lock of its own, shared by its readers, so that a prune need
-not wait for the longest backup there is: it locks what it is about to remove, alone, and passes over what is in use.
+A lock is the kernel's, on an open file (`flock`): it ends with the process, however that ends. Everything that reads or
+adds shares the lock on the repository. Each archive has a lock of its own that readers share: a prune locks only the
+archives it is about to remove and skips those in use, so it need not wait for the longest backup.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _WAIT: Final = "Wait for it to end, then try again."
 
 
 def wait_for(attempt: Callable[[], Found | None], seconds: float, *, pause: float = _POLL_SECONDS) -> Found | None:
-    """Try something until it gives a result; nothing where it has not after so many seconds.
+    """Call a function until it returns a result; return None if it does not in time.
 
     Arguments:
-        attempt: tried at once, and then after each pause.
-        seconds: how long to go on; infinity for ever.
+        attempt: called at once, and again after each pause.
+        seconds: how long to try; may be infinity.
         pause: seconds between two attempts.
     """
     deadline = time.monotonic() + seconds
@@ -46,7 +46,7 @@ def wait_for(attempt: Callable[[], Found | None], seconds: float, *, pause: floa
 
 
 def try_lock(descriptor: int, kind: int) -> bool:
-    """Lock an open file, without waiting; whether that was possible.
+    """Lock an open file without waiting; return whether that succeeded.
 
     Arguments:
         kind: `fcntl.LOCK_SH` or `fcntl.LOCK_EX`.
@@ -59,9 +59,9 @@ def try_lock(descriptor: int, kind: int) -> bool:
 
 
 def lock_alone_by_name(descriptor: int, path: Path) -> bool:
-    """Lock an open file alone, without waiting; whether that was possible and the name is still this file's.
+    """Lock an open file exclusively without waiting; return whether that succeeded and the name still leads to it.
 
-    A name can be taken away, or be given to another file, between the opening and the lock.
+    Between opening and locking, the file may be removed or renamed, or its name given to another.
     """
     try:
         return try_lock(descriptor, fcntl.LOCK_EX) and os.path.samestat(os.fstat(descriptor), path.stat())
@@ -70,24 +70,24 @@ def lock_alone_by_name(descriptor: int, path: Path) -> bool:
 
 
 def lock_within(descriptor: int, kind: int, seconds: float) -> bool:
-    """Lock an open file as soon as it is free; whether that was within so many seconds."""
+    """Lock an open file when it is free; return whether that was in time."""
     return wait_for(lambda: try_lock(descriptor, kind) or None, seconds) is not None
 
 
 @contextmanager
 def locked_file(path: Path, kind: int, seconds: float, *, what: str, hint: str = _WAIT) -> Iterator[None]:
-    """Keep a lock file locked.
+    """Hold the lock on a file while the context lasts.
 
     Arguments:
-        path: the file; it need not exist yet.
+        path: the file, created if necessary.
         kind: `fcntl.LOCK_SH` or `fcntl.LOCK_EX`.
         seconds: how long to wait for others.
-        what: what it protects, for the error.
-        hint: what to do where it does not become free.
+        what: what the lock protects, for the error.
+        hint: the hint if the lock stays taken.
 
     Raises:
-        BusyError: it did not become free in time.
-        RepositoryError: it cannot be opened.
+        BusyError: the lock stayed taken.
+        RepositoryError: the file cannot be opened.
     """
     try:
         descriptor = open_own(path)
@@ -103,14 +103,14 @@ def locked_file(path: Path, kind: int, seconds: float, *, what: str, hint: str =
 
 @contextmanager
 def locked_alone(directory: Path, busy: str) -> Iterator[None]:
-    """Lock a directory itself, without waiting and without writing anything.
+    """Lock a directory exclusively, without waiting and without writing.
 
     Arguments:
-        busy: what is said where another process has locked it.
+        busy: the message if another process holds the lock.
 
     Raises:
-        BusyError: another one has.
-        OSError: there is no such directory, or it may not be read.
+        BusyError: another process holds the lock.
+        OSError: the directory does not exist or cannot be read.
     """
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -123,14 +123,14 @@ def locked_alone(directory: Path, busy: str) -> Iterator[None]:
 
 @contextmanager
 def archive_lock(archive: Path, timeout: float) -> Iterator[None]:
-    """Keep a prune from removing an archive; it takes no more than the right to read it.
+    """Keep an archive from being pruned; needs no more than permission to read it.
 
     Arguments:
-        timeout: seconds to wait for a prune that is just looking at it.
+        timeout: seconds to wait for a prune that is examining it.
 
     Raises:
         ArchiveAbsentError: it has just been removed.
-        BusyError: it did not become free in time.
+        BusyError: the lock stayed taken.
         RepositoryError: it cannot be opened.
     """
     descriptor = _open_archive(archive)
@@ -146,7 +146,7 @@ def archive_lock(archive: Path, timeout: float) -> Iterator[None]:
 
 @contextmanager
 def claim(archive: Path) -> Iterator[bool]:
-    """Keep everybody away from an archive, to remove it; whether it is there, and nobody uses it.
+    """Lock an archive exclusively, to remove it; return whether it exists and is not in use.
 
     Raises:
         RepositoryError: it cannot be opened.
@@ -193,10 +193,10 @@ _SOMEBODY: Final = "another process"
 
 
 def holders(paths: Iterable[Path], *, proc: Path = Path("/proc")) -> dict[Path, list[str]]:
-    """The processes that have each of these files locked, in words; files that nobody has locked are left out.
+    """Describe the processes that hold locks on files; files without a lock are left out.
 
     Arguments:
-        proc: where the kernel tells of locks and processes.
+        proc: the directory in which the kernel lists locks and processes.
     """
     listed = _listed(proc)
     found = {}
@@ -208,14 +208,14 @@ def holders(paths: Iterable[Path], *, proc: Path = Path("/proc")) -> dict[Path, 
 
 
 def holder(descriptor: int) -> str:
-    """The process that has an open file locked, in words, as far as the kernel tells."""
+    """Describe the process that holds a lock on an open file, as far as the kernel says."""
     seen = os.fstat(descriptor)
     who = _listed(Path("/proc")).get((seen.st_dev, seen.st_ino), [])
     return who[0].removesuffix(_KINDS["WRITE"]) if who else _SOMEBODY
 
 
 def is_locked_alone(path: Path) -> bool:
-    """True if somebody has a file locked alone; also where the kernel does not say who."""
+    """True if a file is locked exclusively, even if the kernel does not say by whom."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
@@ -227,7 +227,7 @@ def is_locked_alone(path: Path) -> bool:
 
 
 def _listed(proc: Path) -> dict[tuple[int, int], list[str]]:
-    """The holders of locked files, by device and inode."""
+    """The holders of locks, by device and inode."""
     try:
         text = (proc / "locks").read_text()
     except OSError:
@@ -240,7 +240,7 @@ def _listed(proc: Path) -> dict[tuple[int, int], list[str]]:
 
 
 def _command(proc: Path, pid: str) -> str:
-    """The program and its first words: arguments hold no secret of ours, but other people's may."""
+    """The program and its first arguments: ours hold no secrets, but those of other programs may."""
     try:
         words = (proc / pid / "cmdline").read_bytes().split(b"\0")
     except OSError:

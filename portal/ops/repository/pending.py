@@ -1,4 +1,4 @@
-"""A pending archive: its hidden file, locked while it is written; the rename that commits it."""
+"""A pending archive: a hidden file, locked while it is written, and committed by a rename."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PARTIAL_SUFFIX: Final = ".partial"
 
 
 class PendingArchive:
-    """An archive that is being written: `commit` makes it one, `discard` leaves nothing of it."""
+    """An archive that is being written: `commit` publishes it, `discard` removes it."""
 
     def __init__(self, final: Path, descriptor: int) -> None:
         self.final = final
@@ -27,7 +27,7 @@ class PendingArchive:
         self.out = OutputFile(descriptor)
 
     def commit(self, digest: str) -> Path:
-        """Publish the archive; everything in it must be on the disk, and `digest` be its SHA-256."""
+        """Publish the archive; everything in it must be on the disk, and `digest` must be its SHA-256."""
         sidecar = sidecar_of(self.final)
         write_whole(sidecar, f"{digest}  {self.final.name}\n".encode())
         self.partial.rename(self.final)  # the commit
@@ -35,7 +35,7 @@ class PendingArchive:
         return self.final
 
     def discard(self) -> None:
-        """Remove what was written; an archive that was committed stays."""
+        """Remove what was written; does nothing after a commit."""
         with suppress(FileNotFoundError):
             _remove_remains(self.partial)
 
@@ -49,7 +49,7 @@ def _final(partial: Path) -> Path:
 
 
 def _remove_remains(partial: Path) -> None:
-    """Remove a hidden file that we hold the lock of, and the sidecar of an archive that never came to be."""
+    """Remove a hidden file locked by us, and the sidecar of an archive that was never published."""
     final = _final(partial)
     if not final.exists():
         sidecar_of(final).unlink(missing_ok=True)
@@ -59,7 +59,7 @@ def _remove_remains(partial: Path) -> None:
 
 
 def _open_locked(partial: Path, *, create: bool = True) -> int | None:
-    """Open and lock a hidden file; nothing where somebody else holds the lock, or took the name away meanwhile."""
+    """Open and lock a hidden file; None if another process holds the lock, or has moved the file meanwhile."""
     flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
     descriptor = os.open(partial, flags, 0o600)
     try:

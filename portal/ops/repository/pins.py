@@ -1,6 +1,7 @@
-"""Pins: archives that a person has said are to be kept, with the reason, in `.pins/`.
+"""Pins: archives that a person wants to keep, with the reason, in `.pins/`.
 
-The name of a pin's file is what pins. One whose content is damaged pins all the same, and says so.
+The name of a pin's file is what counts. A pin with damaged content still keeps its archive, and says that it is
+damaged.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ _UNKNOWN: Final = datetime.fromtimestamp(0, UTC)
 
 @dataclass(frozen=True, kw_only=True)
 class Pin:
-    """An archive that is not to be removed.
+    """An archive that must not be removed.
 
     Arguments:
-        backup_id: the archive's name without its suffix.
-        reason: why, in the words of who pinned it; may be empty.
-        who: who did.
-        moment: when.
+        backup_id: the archive's name without suffix.
+        reason: the reason in the person's words; may be empty.
+        who: the person.
+        moment: when it was pinned.
     """
 
     backup_id: str
@@ -46,7 +47,7 @@ class Pins:
         self._store = RecordStore(repository.path / DIRECTORY)
 
     def pin(self, backup_id: str, *, reason: str, who: str, moment: datetime) -> Pin:
-        """Pin an archive; one that is pinned gets the new reason.
+        """Pin an archive; an existing pin gets the new reason.
 
         Raises:
             RepositoryError: it cannot be written.
@@ -56,7 +57,7 @@ class Pins:
         return pin
 
     def unpin(self, backup_id: str) -> bool:
-        """Let an archive go; whether it was pinned.
+        """Unpin an archive; return whether it was pinned.
 
         Raises:
             RepositoryError: the pin cannot be removed.
@@ -64,7 +65,7 @@ class Pins:
         return self._store.remove(backup_id)
 
     def names(self) -> frozenset[str]:
-        """The archives that are pinned; quicker than `all`.
+        """The names of pinned archives; faster than `all`.
 
         Raises:
             RepositoryError: the pins cannot be read.
@@ -72,7 +73,7 @@ class Pins:
         return frozenset(self._store.names())
 
     def all(self) -> dict[str, Pin]:
-        """Every pin, by the archive's name; one that is damaged is logged, and has an explanation as its reason.
+        """All pins by archive name; a damaged pin is logged, and its reason says that it is damaged.
 
         Raises:
             RepositoryError: the pins cannot be read.

@@ -1,7 +1,7 @@
 """Small records about archives: one JSON file each, in a hidden directory of the repository.
 
-A record is replaced as a whole, and says which version of its format it has: a later release reads it for ever. One
-that is damaged is named with a hint, and counts as absent: a record is knowledge about an archive, never the archive.
+A record is replaced as a whole and has the version of its format, so that every later release can read it. A damaged
+record is reported with a hint and counts as absent: it is only knowledge about an archive.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ log = engine_log("portal.ops.repository.records")
 
 VERSION: Final = 1
 ENVELOPE: Final = frozenset(["version"])
-"""What a record has beside the fields of what it is of."""
+"""What a record has besides the fields of its subject."""
 
 _SUFFIX: Final = ".json"
 _MOST_BYTES: Final = 16 << 20
-"""A larger file is no record of ours."""
+"""A larger file is none of our records."""
 
 
 class DamagedRecordError(RepositoryError):
-    """A record is invalid; what it is about may well be as it should be."""
+    """Raised if a record is invalid; its subject may be intact."""
 
 
 class RecordStore:
     """The records of one kind.
 
     Arguments:
-        directory: where they are; it need not exist yet.
+        directory: their directory, which need not exist yet.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
     def write(self, name: str, facts: Mapping[str, Any]) -> str:
-        """Write a record durably, in place of an older one; the SHA-256 of its file.
+        """Write a record durably, replacing an older one; return the SHA-256 of its file.
 
         Raises:
             RepositoryError: it cannot be written.
@@ -60,7 +60,7 @@ class RecordStore:
         return sha256(data).hexdigest()
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """A record; nothing where there is none.
+        """Read a record; None if there is none.
 
         Raises:
             DamagedRecordError: it is invalid.
@@ -84,7 +84,7 @@ class RecordStore:
         return found
 
     def digest(self, name: str) -> str | None:
-        """The SHA-256 of a record's file; nothing where there is none.
+        """The SHA-256 of a record's file, or None if there is none.
 
         Raises:
             RepositoryError: it cannot be read.
@@ -111,10 +111,10 @@ class RecordStore:
         return sorted(name.removesuffix(_SUFFIX) for name in names if is_record(name))
 
     def each(self, decode: Callable[[dict[str, Any]], Any]) -> Iterator[tuple[str, Any]]:
-        """Every record, decoded; nothing in the place of one that is damaged, which is logged.
+        """Every record, decoded; None for a damaged one, which is logged.
 
         Arguments:
-            decode: makes of the facts what they are of; what it raises counts as damage.
+            decode: converts the facts; errors that it raises count as damage.
         """
         for name in self.names():
             try:
@@ -124,7 +124,7 @@ class RecordStore:
                 yield name, None
 
     def decoded(self, name: str, decode: Callable[[dict[str, Any]], Any]) -> Any:
-        """One record, decoded; nothing where there is none.
+        """One record, decoded, or None if there is none.
 
         Raises:
             DamagedRecordError: it is invalid.
@@ -139,7 +139,7 @@ class RecordStore:
             raise self.damaged(name) from error
 
     def remove(self, name: str) -> bool:
-        """Remove a record; whether there was one.
+        """Remove a record; return whether there was one.
 
         Raises:
             RepositoryError: it cannot be removed.
@@ -154,7 +154,7 @@ class RecordStore:
         return True
 
     def damaged(self, name: str) -> DamagedRecordError:
-        """The error for a record that is invalid."""
+        """The error for an invalid record."""
         path = self._path(name)
         return DamagedRecordError(
             f"the record {path} is invalid",
@@ -166,5 +166,5 @@ class RecordStore:
 
 
 def is_record(name: str) -> bool:
-    """True if a file of that name is a record, and not one on its way."""
+    """True if a file name is that of a record, not of an unfinished write."""
     return name.endswith(_SUFFIX) and not name.startswith(".")

@@ -1,8 +1,8 @@
-"""The repository: a directory of archives, and the only record of what has been backed up.
+"""The repository: a directory of archives, and the only record of what was backed up.
 
-An archive exists if and only if its final name does. It is written under a hidden name, put on the disk, hashed; then
-its sidecar is put in place; then the rename makes it an archive. Who writes one holds a lock on its hidden file, so
-that the remains of a crash can be told from work in progress: nobody holds theirs.
+An archive exists if and only if its final name does. It is written under a hidden name, synced and hashed; then its
+sidecar is written; then the rename publishes it. The writer holds a lock on the hidden file, which distinguishes work
+in progress from remains of a crash.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ _WAIT_LONGER: Final = "Wait for it to end, then try again; BACKUP_LOCK_TIMEOUT s
 
 @dataclass(frozen=True, kw_only=True)
 class ArchiveFile:
-    """An archive in the repository, by what its name and its directory entry say.
+    """An archive in the repository, known by its name and directory entry.
 
     Arguments:
         path: the file.
         size: bytes.
         modified: when it was written.
-        backup_id: its id; nothing where the name is not one of ours.
+        backup_id: the parsed id; None if the name is no backup id.
     """
 
     path: Path
@@ -69,12 +69,12 @@ class ArchiveFile:
 
     @property
     def name(self) -> str:
-        """The name without the suffix, which is the id."""
+        """The name without suffix, usually the id."""
         return self.path.name.removesuffix(SUFFIX)
 
     @property
     def moment(self) -> datetime:
-        """The time of the backup, by its id; by its file if it has none."""
+        """The time in the id; or the file's, if the name is no id."""
         return self.backup_id.moment if self.backup_id else self.modified
 
 
@@ -82,8 +82,8 @@ class Repository:
     """The directory of archives.
 
     Arguments:
-        path: the directory; it need not exist yet.
-        lock_timeout: seconds to wait for a lock before giving up.
+        path: the directory, which need not exist yet.
+        lock_timeout: seconds to wait for a lock.
     """
 
     def __init__(self, path: Path, *, lock_timeout: float = 60) -> None:
@@ -91,30 +91,30 @@ class Repository:
         self._lock_timeout = lock_timeout
 
     def prepare(self) -> None:
-        """Make sure that the directory exists and can be written, and that the repository has an id.
+        """Make sure that the directory exists, can be written, and has an id.
 
         Raises:
-            RepositoryError: it cannot, or the repository that was used here before is not there.
+            RepositoryError: that is impossible, or another repository was used here before.
         """
         self.refuse_absent()
         self._make()
         if self._is_stand_in:
             return
-        had_id = bool(self.id)  # one that is known, and has archives but no id, was copied without its hidden files
+        had_id = bool(self.id)  # a known repository with archives and no id was copied without its hidden files
         give_id(self.path / LOCK_NAME)
         if not (had_id and known_id(self.path)):
             remember(self.path, self.id)
 
     def prepare_for_backup(self, wanted_id: str = "", *, is_confirmed: bool = False) -> None:
-        """As `prepare`, and refuse any other repository than the one that is meant.
+        """Like `prepare`, but refuse any repository other than the intended one.
 
         Arguments:
-            wanted_id: the id of that one; where that is empty, it is the one that was used at this path before, or
-                where none was, any one, also a new one.
-            is_confirmed: whether a person has said that another one is meant from now on.
+            wanted_id: the configured id; if empty, the repository used at this path before is intended, or any if there
+                was none.
+            is_confirmed: whether a person has confirmed another repository.
 
         Raises:
-            RepositoryError: it cannot be written, or it is another one.
+            RepositoryError: it cannot be written, or is another one.
         """
         check_id(self.path / LOCK_NAME, wanted_id)
         if not (wanted_id or is_confirmed):
@@ -122,17 +122,17 @@ class Repository:
         self._make()
         give_id(self.path / LOCK_NAME)
         remember(self.path, self.id)
-        with suppress(OSError):  # it says nothing any more
+        with suppress(OSError):  # the note is no longer true
             (self.path / STAND_IN_NAME).unlink()
 
     def prepare_for_restore(self) -> None:
-        """Make sure that the directory exists and can be written: that must work when everything else is gone.
+        """Make sure that the directory exists and can be written, even if the original repository is lost.
 
-        Where another repository was used before, it gets no id, and a note if it is empty: so no backup takes it, and
-        what is brought there, for that one.
+        If another repository was used here before, this one gets no id and, if empty, a note: then no backup mistakes
+        it, or the archives fetched into it, for the original.
 
         Raises:
-            RepositoryError: it cannot.
+            RepositoryError: it cannot be created or written.
         """
         is_known = bool(known_id(self.path))
         is_new = is_known and not self.id and not self._archives()
@@ -155,35 +155,35 @@ class Repository:
             raise explain(OSError(reason, ""), "cannot write to", self.path)
 
     def refuse_absent(self) -> None:
-        """Refuse to call a repository empty that is not there, although it was used at this path before.
+        """Raise an error instead of showing an empty repository, if a repository used here before is absent.
 
         Raises:
-            RepositoryError: it is not there.
+            RepositoryError: it is absent.
         """
         if not self.id and (known := known_id(self.path)):
             check_known(self.path / LOCK_NAME, known, is_empty=not self._archives())
 
     def refuse_another(self) -> None:
-        """Refuse to add to, or to remove from, another repository than the one that was used at this path before.
+        """Refuse to change a repository other than the one used at this path before.
 
         Raises:
-            RepositoryError: it is another one, or none.
+            RepositoryError: it is another one, or absent.
         """
         if (known := known_id(self.path)) and known != self.id:
             check_known(self.path / LOCK_NAME, known, is_empty=self._is_stand_in or not self._archives())
 
     @property
     def _is_stand_in(self) -> bool:
-        """True if it took the place of another one for a restore, and no backup was made to it since."""
+        """True if it replaced another repository for a restore, and no backup was made to it since."""
         return not self.id and os.path.lexists(self.path / STAND_IN_NAME)
 
     @property
     def id(self) -> str:
-        """The repository's unique id; empty if it has none yet."""
+        """The repository's id; empty if it has none yet."""
         return repository_id(self.path / LOCK_NAME)
 
     def archive_path(self, backup_id: BackupId) -> Path:
-        """The path of a backup's archive, present or future."""
+        """The path for a backup's archive, whether it exists or not."""
         return self.path / f"{backup_id}{SUFFIX}"
 
     # -- reading ----------------------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ class Repository:
         """All archives, newest first.
 
         Raises:
-            RepositoryError: the directory cannot be read, or the repository that was used here is not there.
+            RepositoryError: the directory cannot be read, or the repository used here before is absent.
         """
         found = self._archives()
         if not found:
@@ -214,14 +214,14 @@ class Repository:
     def find(
         self, name: str | os.PathLike[str], *, latest_of: Collection[BackupType] = tuple(BackupType)
     ) -> ArchiveFile:
-        """The archive of that path, file name, id or unambiguous start of an id; ``latest`` is the newest.
+        """Find an archive by path, file name, id or an unambiguous start of an id; ``latest`` is the newest.
 
         Arguments:
-            latest_of: the types that ``latest`` is chosen from; files whose names are no ids only where there is none.
+            latest_of: the types that ``latest`` can choose; files with other names only if there are none of these.
 
         Raises:
             ArchiveAbsentError: there is none, or more than one.
-            RepositoryError: it may not be looked at.
+            RepositoryError: it cannot be examined.
         """
         text = os.fspath(name).removesuffix(SIDECAR_SUFFIX)
         if text == "latest":
@@ -240,7 +240,7 @@ class Repository:
     # -- writing ----------------------------------------------------------------------------------------------------
 
     def shared(self) -> AbstractContextManager[None]:
-        """Hold off a prune; any number of backups and verifications can do so at once.
+        """Keep a prune waiting; several holders can share this.
 
         Raises:
             BusyError: a prune did not end in time.
@@ -248,15 +248,15 @@ class Repository:
         return self._locked(fcntl.LOCK_SH)
 
     def exclusive(self) -> AbstractContextManager[None]:
-        """Hold off everybody else.
+        """Keep everyone else waiting.
 
         Raises:
-            BusyError: somebody holds the lock, shared or not, and did not end in time.
+            BusyError: another process held the lock for too long.
         """
         return self._locked(fcntl.LOCK_EX)
 
     def chain(self) -> AbstractContextManager[None]:
-        """Hold off other incremental backups, so that two never follow the same archive.
+        """Keep other incremental backups waiting, so that no two follow the same archive.
 
         Raises:
             BusyError: another one did not end in time.
@@ -265,9 +265,10 @@ class Repository:
 
     @contextmanager
     def pending(self, backup_id: BackupId) -> Iterator[PendingArchive | None]:
-        """The archive of a backup, to be written and committed; nothing where it exists already.
+        """Create the pending archive of a backup, to be written and committed; None if the archive exists.
 
-        Waits for another process that is writing the same one. Where what follows fails, nothing is left of it.
+        Waits for another process that is writing the same archive. If the context fails, the pending archive is
+        removed.
 
         Raises:
             BusyError: the other process did not end in time.
@@ -297,7 +298,7 @@ class Repository:
                 pending.out.close()
 
     def _begin(self, final: Path) -> PendingArchive | None:
-        """A pending archive; nothing where another process has one, or has just finished."""
+        """A pending archive, or None if another process has one or has just finished."""
         partial = _partial(final)
         try:
             descriptor = _open_locked(partial)
@@ -305,7 +306,7 @@ class Repository:
             raise explain(error, "cannot write to", self.path) from error
         if descriptor is None:
             return None
-        if final.exists():  # its writer finished between our two looks
+        if final.exists():  # its writer finished between our two checks
             partial.unlink()
             os.close(descriptor)
             return None
@@ -314,9 +315,9 @@ class Repository:
 
     @contextmanager
     def vacated(self, name: str) -> Iterator[bool]:
-        """Keep others from writing an archive of that name; whether it is not there, and nobody is at it.
+        """Reserve an archive's name; True if there is no such archive, and nobody is writing it.
 
-        Where there is no room for the hidden file that is locked, nobody else has room for one either.
+        If there is no room for the hidden lock file, nobody else has room for one either.
         """
         final = self.path / f"{name}{SUFFIX}"
         partial, descriptor = _partial(final), None
@@ -333,9 +334,9 @@ class Repository:
                 os.close(descriptor)
 
     def sweep(self) -> list[str]:
-        """Remove what backups that were killed have left; the names of what was removed.
+        """Remove remains of killed backups; return their names.
 
-        What this user may not open is left for the one who may.
+        Files that this user cannot open are left for another user.
         """
         swept = []
         for partial in sorted(self.path.glob(f".*{SUFFIX}{PARTIAL_SUFFIX}")):
@@ -359,10 +360,10 @@ _NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.E
 
 
 def _look_at(path: Path) -> ArchiveFile | None:
-    """The archive at a path; nothing where no file is, or can be."""
+    """The archive at a path, or None if there is none."""
     try:
         found = path.stat()
-    except ValueError:  # a NUL in it
+    except ValueError:  # the path contains a NUL
         return None
     except OSError as error:
         if error.errno in _NOT_THERE:
@@ -391,7 +392,7 @@ def _absent(text: str, hits: list[ArchiveFile], path: Path) -> ArchiveAbsentErro
 
 @contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """Let no signal's handler raise anything between the making of a file and the note that it is ours to remove."""
+    """Delay signal handlers' exceptions between creating a file and recording that it must be removed."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     try:
         yield

@@ -1,6 +1,6 @@
-"""Checks that an archive is complete, with all that it needs, without opening it.
+"""Checks without opening archives that an archive and everything it needs are complete.
 
-An incremental whose chain has a gap or a damaged archive cannot be restored, whatever was found of it alone.
+An incremental with a missing or damaged archive in its chain cannot be restored, even if it is intact itself.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def own_fault(entry: Entry) -> str:
-    """The fault of an archive by itself; empty if there is none."""
+    """The fault of the archive alone; empty if none."""
     if entry.fault:
         return entry.fault
     if entry.finding and not entry.finding.intact:
@@ -26,11 +26,11 @@ def chain_faults(archives: Sequence[Entry]) -> dict[str, str]:
     """The faults of intact archives whose chain is incomplete.
 
     Arguments:
-        archives: all of a repository, in any order; the newest first takes the least time.
+        archives: all archives of a repository; newest first is the fastest order.
     """
     complete: set[str] = set()
     doubtful: list[Entry] = []
-    for entry in reversed(archives):  # parents are older, so nearly all of them are known when their children come
+    for entry in reversed(archives):  # parents are older, so nearly all are known before their children
         finding = entry.finding
         if not entry.fault and (finding is None or finding.intact):
             parent = entry.parent
@@ -42,7 +42,7 @@ def chain_faults(archives: Sequence[Entry]) -> dict[str, str]:
 
 
 def _faults_of(doubtful: Sequence[Entry], archives: Sequence[Entry], complete: set[str]) -> dict[str, str]:
-    """Go from each archive to what it needs, up to the first one that settles it."""
+    """Follow each archive's parents up to one that settles it."""
     entries = {entry.name: entry for entry in archives}
     found: dict[str, str] = {}
     for entry in doubtful:

@@ -1,4 +1,4 @@
-"""Sidecars: the digest beside an archive, in the format of `sha256sum`."""
+"""Sidecars: the digest next to an archive, in the format of `sha256sum`."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def sidecar_of(archive: Path) -> Path:
 
 
 def read_sidecar(archive: Path) -> str | None:
-    """The SHA-256 that an archive should have, in hexadecimal; nothing where it has no sidecar.
+    """The SHA-256 in an archive's sidecar, in hexadecimal; None without a sidecar.
 
     Raises:
-        NotIntactError: the sidecar is not what `sha256sum` writes, or is another file's.
+        NotIntactError: the sidecar is invalid, or names another file.
     """
     try:
         text = sidecar_of(archive).read_text("utf-8", "replace")

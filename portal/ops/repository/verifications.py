@@ -1,7 +1,7 @@
-"""The results of verifications: for each archive the newest of the highest level, in `.verifications/`.
+"""The results of verifications: for each archive the latest of the highest level, in `.verifications/`.
 
-A result is one of an archive's bytes: it holds the SHA-256 that these had, and says nothing of another file that has
-the same name. A failure always counts, until as close a look at the same bytes finds nothing.
+A result belongs to the bytes with its SHA-256, not to another file of the same name. A failure counts until an equally
+thorough verification of the same bytes succeeds.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class VerificationRecord:
     """The result of a verification.
 
     Arguments:
-        backup_id: the archive's name without its suffix.
-        level: how closely it was looked at.
+        backup_id: the archive's name without suffix.
+        level: how thoroughly it was verified.
         moment: when.
-        intact: whether nothing was wrong.
-        checksum: the SHA-256 that the file had.
-        message: the finding in a sentence or a few.
+        intact: whether no damage was found.
+        checksum: the SHA-256 of the file.
+        message: the finding in words.
     """
 
     backup_id: str
@@ -59,15 +59,15 @@ class VerificationRecord:
     message: str
 
     def stands_beside(self, newer: VerificationRecord) -> bool:
-        """True if this one says more than a newer one of the same bytes, and is to be kept instead of it."""
+        """True if this result says more than a newer one about the same bytes, and is kept instead."""
         if self.checksum != newer.checksum or newer.level.covers(self.level):
             return False
         return newer.intact
 
     def is_of(self, checksum: str | None) -> bool:
-        """True if it says something of the archive that has this SHA-256 by its sidecar.
+        """True if the result applies to an archive with this SHA-256 in its sidecar.
 
-        One that failed does in any case: that the file is not what the sidecar says is what may have been found.
+        A failure always applies: it may be that the file does not match its sidecar.
         """
         return not self.intact or checksum is None or self.checksum == checksum
 
@@ -84,7 +84,7 @@ class Verifications:
         self._store = RecordStore(repository.path / DIRECTORY)
 
     def record(self, found: Verification, moment: datetime) -> VerificationRecord:
-        """Keep what was found, unless more is known of the same bytes already; what is kept now.
+        """Store a result, unless a better one for the same bytes is stored; return what is stored.
 
         Raises:
             RepositoryError: it cannot be written.
@@ -107,7 +107,7 @@ class Verifications:
         return new
 
     def note(self, found: Verification, moment: datetime) -> None:
-        """Keep what was found where it can be: of an archive of this repository, by a user who may write there."""
+        """Store a result if possible: for an archive of this repository, and a user who may write there."""
         if os.path.realpath(found.path.parent) != os.path.realpath(self._repository.path):
             return
         try:
@@ -116,10 +116,10 @@ class Verifications:
             log.warning("verification_unrecorded", path=str(found.path), error=str(error))
 
     def of(self, backup_id: str) -> VerificationRecord | None:
-        """The verification of an archive; nothing if it was not verified, or another one of that name was.
+        """The result for an archive, or None if it was not verified, or other bytes of that name were.
 
         Raises:
-            RepositoryError: the record is damaged, or cannot be read.
+            RepositoryError: the record is damaged or cannot be read.
         """
         record = self._read(backup_id)
         if record is None or record.is_of(self._checksum(backup_id)):
@@ -127,7 +127,7 @@ class Verifications:
         return None
 
     def all(self) -> dict[str, VerificationRecord]:
-        """The verification of each archive; damaged records are logged.
+        """The results of all archives; damaged records are logged.
 
         Raises:
             RepositoryError: the directory of records cannot be read.
@@ -136,7 +136,7 @@ class Verifications:
         return {name: record for name, record in found if record and record.is_of(self._checksum(name))}
 
     def names(self) -> list[str]:
-        """The names of the records.
+        """The names of all records.
 
         Raises:
             RepositoryError: the directory of records cannot be read.
@@ -144,7 +144,7 @@ class Verifications:
         return self._store.names()
 
     def forget(self, backup_id: str) -> None:
-        """Remove what is known of an archive.
+        """Remove the result of an archive.
 
         Raises:
             RepositoryError: it cannot be removed.
@@ -159,7 +159,7 @@ class Verifications:
         try:
             return read_sidecar(self._repository.path / f"{backup_id}{SUFFIX}")
         except NotIntactError:
-            return ""  # a sidecar that is invalid vouches for nothing
+            return ""  # an invalid sidecar confirms nothing
         except OpsError:
             return None
 
@@ -169,14 +169,14 @@ class Verification:
     """The result of a verification.
 
     Arguments:
-        level: how closely it was looked at in the end; higher than asked for where the checksum left a doubt.
+        level: the final level; higher than requested if the checksum left a doubt.
         checksum: the SHA-256 that the file has.
-        damages: what is wrong, at most `MOST_DAMAGES` of it.
-        notes: what is not wrong, but should be known.
-        manifest: what the archive says of itself, where that could be read.
-        files: how many files it holds, where they were looked at.
-        content_bytes: and how many bytes they have.
-        has_digests: whether the archive has a digest of each file; what plain tar and gzip made has none.
+        damages: the damage found, at most `MOST_DAMAGES` places.
+        notes: other remarks.
+        manifest: the manifest, if it could be read.
+        files: the number of files, if they were checked.
+        content_bytes: the size of their content.
+        has_digests: whether the archive has a digest of each file; archives by tar and gzip have none.
     """
 
     path: Path
@@ -197,7 +197,7 @@ class Verification:
 
     @property
     def message(self) -> str:
-        """The finding in one sentence, or a few where there is damage."""
+        """The finding in words."""
         name = self.path.name.removesuffix(SUFFIX)
         if self.damages:
             more = f"; and {len(self.damages) - 3} more" if len(self.damages) > 3 else ""
@@ -213,16 +213,16 @@ class Verification:
         return f"{name} is intact: {files}, {self.content_bytes:,} bytes, {right}{dump}"
 
     def raise_damage(self) -> None:
-        """Raise what is wrong as an error.
+        """Raise an error if there is damage.
 
         Raises:
-            NotIntactError: something is.
+            NotIntactError: there is damage.
         """
         if self.damages:
             raise NotIntactError(f"verification failed: {self.message}", hint=another_archive())
 
     def to_dict(self) -> dict[str, Any]:
-        """The finding in the types of JSON."""
+        """The result as types of JSON."""
         return {
             "success": self.intact,
             "path": str(self.path),

@@ -1,7 +1,7 @@
-"""Restoring: plan, stage, swap, report; and rolling a restore back.
+"""Restores archives: plan, stage, swap, report; and rolls a restore back.
 
-Promises that a restore does everything or changes nothing, and that it can be rolled back. May import backup, verify,
-chains, repository and what these may.
+Promises that a restore either succeeds completely or leaves the live data unchanged, and that it can be rolled back.
+May import offsite, verify, retention, pitr, chains, repository and the rooms below them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first asked for (PEP 562): a command pays only for what it uses."""
+    """Import a public name on first use (PEP 562), so that a command loads only what it needs."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -1,8 +1,8 @@
-"""The hash chain of an audit log: whether a restored log is unbroken, and whether the live one goes on from it.
+"""Checks the hash chain of an audit log: is the restored log unbroken, and does the live log continue it?
 
-An audit log is JSON lines, each with the hash of the one before. The portal does not promise what that key is called,
-nor what is hashed: the key is one of `LINK_KEYS`, and its value either the SHA-256 of the line before (its bytes,
-without the end of the line) or that line's own `hash`. What the first line says is not looked at: logs are rotated.
+An audit log is JSON lines, each with the hash of the line before. The portal specifies neither the key nor what is
+hashed, so several are accepted: the key is one of `LINK_KEYS`, its value either the SHA-256 of the previous line (its
+bytes without the line end) or that line's own `hash`. The first line may refer to anything, since logs are rotated.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LINK_KEYS: Final = ("prev_hash", "previous_hash", "prev", "previous")
 OWN_KEYS: Final = ("hash", "entry_hash")
 LINE_BYTES: Final = 1 << 20
-"""A longer line is taken for something else than an entry."""
+"""A longer line, in bytes, is not an entry."""
 
 
 class Chain(StrEnum):
@@ -49,10 +49,10 @@ class ChainReport:
 
     Arguments:
         name: the file's name.
-        chain: whether each line has the hash of the one before.
-        entries: how many lines there are.
-        broken_at: the first line, from 1, that does not follow the one before it.
-        continuation: how the live log stands to it.
+        chain: whether each line has the hash of the line before.
+        entries: the number of lines.
+        broken_at: the number, from 1, of the first line that does not follow the one before.
+        continuation: whether the live log continues the restored one.
     """
 
     name: str
@@ -94,11 +94,11 @@ _CONTINUATIONS: Final = {
 
 
 def check_logs(restored: Path, live: Path) -> list[ChainReport]:
-    """Look at a restored log, or at each file of a directory of logs.
+    """Check a restored log, or each log in a directory.
 
     Arguments:
         restored: the file or directory that was restored.
-        live: the file or directory in whose place it belongs.
+        live: the live file or directory at that place.
 
     Raises:
         OSError: one of them cannot be read.
@@ -111,7 +111,7 @@ def check_logs(restored: Path, live: Path) -> list[ChainReport]:
 
 
 def check_log(restored: Path, live: Path, *, name: str) -> ChainReport:
-    """Look at one restored log and the live one; both are read line by line."""
+    """Check a restored log against the live one; both are read line by line."""
     links = _Links()
     last = b""
     for line in _lines(restored):
@@ -127,7 +127,7 @@ def check_log(restored: Path, live: Path, *, name: str) -> ChainReport:
 
 
 class _Links:
-    """Goes along a chain."""
+    """Follows a hash chain line by line."""
 
     def __init__(self) -> None:
         self.entries = 0
@@ -136,7 +136,7 @@ class _Links:
         self._before: frozenset[str] = frozenset()
 
     def add(self, line: bytes) -> None:
-        """Look at the next line."""
+        """Check the next line."""
         self.entries += 1
         entry = _entry(line)
         link = _link(entry)
@@ -173,7 +173,7 @@ def _continuation(restored: Path, live: Path, last: bytes) -> Continuation:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """The lines without their ends; what is longer than a line can be comes in pieces."""
+    """The lines without their ends; a line over the length limit comes in pieces."""
     with path.open("rb") as file:
         while line := file.readline(LINE_BYTES):
             yield line.rstrip(b"\r\n")
@@ -188,7 +188,7 @@ def _entry(line: bytes) -> dict[str, Any] | None:
 
 
 def _link(entry: dict[str, Any] | None) -> str | None:
-    """The hash of the previous entry in an entry; nothing if it has no such key."""
+    """The hash of the previous entry that an entry contains, or None if it has no such key."""
     for key in LINK_KEYS:
         if entry and key in entry:
             return str(entry[key] or "").removeprefix("sha256:").lower()
@@ -196,6 +196,6 @@ def _link(entry: dict[str, Any] | None) -> str | None:
 
 
 def _hashes(line: bytes, entry: dict[str, Any] | None) -> frozenset[str]:
-    """The hashes by which the next entry may refer to this one."""
+    """The values by which the next entry may refer to this one."""
     own = {str(entry[key]).removeprefix("sha256:").lower() for key in OWN_KEYS if entry and entry.get(key)}
     return frozenset({sha256(line).hexdigest(), *own})

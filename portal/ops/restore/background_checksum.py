@@ -1,4 +1,4 @@
-"""The checksums of archives, made by a thread of its own while they are being staged: the disk is read once."""
+"""Hashes archives in a thread while they are being staged, so that the disk is read only once."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _READ_BYTES: Final = 1 << 20
 
 
 class Checksum:
-    """Hashes archives as long as the context lasts, or until it is done.
+    """Hashes archives until it is done or the context ends.
 
     Arguments:
-        expected: the SHA-256 that each archive should have; without any there is nothing to do.
+        expected: the expected SHA-256 of each archive; may be empty.
     """
 
     def __init__(self, expected: Mapping[Path, str]) -> None:
@@ -38,11 +38,11 @@ class Checksum:
         self._thread.join()
 
     def check(self) -> None:
-        """Wait for it.
+        """Wait for the result.
 
         Raises:
-            NotIntactError: an archive has another checksum.
-            RepositoryError: one cannot be read.
+            NotIntactError: an archive has a different checksum.
+            RepositoryError: an archive cannot be read.
         """
         self._thread.join()
         if self._fault is not None:

@@ -1,4 +1,4 @@
-"""Making room: archives that the retention policy does not keep are removed, then rollback data that is too old."""
+"""Cleanup: removes archives that the retention policy does not keep, then rollback data that is too old."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class CleanupResult:
     """The result of a cleanup.
 
     Arguments:
-        pruned: what became of archives.
-        discarded: what was removed of rollback data, and what could not be, in words.
+        pruned: the result of the prune.
+        discarded: one sentence for each restore whose rollback data was removed or could not be.
     """
 
     pruned: PruneResult
@@ -39,15 +39,15 @@ class CleanupResult:
 
 
 class CleanupJob:
-    """Prunes a repository, and then discards old rollback data.
+    """Prunes a repository, then discards old rollback data.
 
     Arguments:
         repository: the directory of archives.
-        policy: which archives are kept.
-        config: what knows where rollback data lies, and how long it is kept.
-        clock: what time it is.
-        actor: who asked for it, for the access log; the user of this process by default.
-        observer: told of what was done.
+        policy: the retention policy.
+        config: where rollback data is, and how long to keep it.
+        clock: returns the current time.
+        actor: the requester, for the access log; by default the user of this process.
+        observer: receives the result.
     """
 
     def __init__(
@@ -67,17 +67,17 @@ class CleanupJob:
         self._witness = Witness(repository=repository, who=actor, clock=clock, observer=observer)
 
     def run(self, *, dry_run: bool = False) -> CleanupResult:
-        """Prune, then discard; every fault becomes part of the result.
+        """Prune, then discard; every error becomes part of the result.
 
         Arguments:
-            dry_run: decide which archives would go, and change nothing.
+            dry_run: only report which archives would be removed.
         """
         pruned = self.prune.run(dry_run=dry_run)
         return CleanupResult(pruned=pruned, discarded=() if dry_run or not pruned.success else self.discard_old())
 
     def discard_old(self) -> tuple[str, ...]:
-        """Discard rollback data that is too old; what was done, in words. A failure of that is only told."""
-        if not (self._repository.path / DIRECTORY).exists():  # most often so; what follows takes a while to import
+        """Discard rollback data that is too old; return one sentence for each action. A failure is only reported."""
+        if not (self._repository.path / DIRECTORY).exists():  # usually there is none, and importing the rest takes time
             return ()
         from portal.ops.restore.context import RestoreContext
         from portal.ops.restore.rollback import Rollback

@@ -1,7 +1,7 @@
-"""The parts of a restore: each component of an archive, and where it goes.
+"""The parts of a restore: each component of an archive and its target.
 
-A part can be planned, staged, applied, and rolled back; until it is applied it can be undone without a trace, and from
-then on finished. `restore.py` drives all parts of a restore through these steps together.
+A part can be planned, staged, applied and rolled back. Before `apply` it can be undone without a trace; after that it
+can be finished. `restoration.py` and `history.py` take all parts of a restore through these steps together.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ class PlannedPart:
     """The plan for one component, with everything that later steps need.
 
     Arguments:
-        part: what does it.
-        plan: for people.
-        manifest: what the archive says of itself.
-        stage_place: where the stage will lie, or a directory above.
-        stage_bytes: how many bytes it takes there.
-        content_bytes: how many bytes of content the stage will tell of.
-        record: what `PartMaker.from_record` needs.
+        part: the part that made the plan.
+        plan: the plan for people.
+        manifest: the archive's manifest.
+        stage_place: the directory of the stage, or the closest existing one above it.
+        stage_bytes: the bytes that the stage takes there.
+        content_bytes: the bytes of content that staging will report as progress.
+        record: the facts that `PartMaker.from_record` needs.
     """
 
     part: Part
@@ -67,59 +67,59 @@ class PlannedPart:
 
     @property
     def component(self) -> Component:
-        """Which component."""
+        """The component."""
         return self.part.component
 
 
 class Part(Protocol):
-    """One component on its way to its place."""
+    """One component of a restore."""
 
     component: Component
 
     def plan(self, archive: Archive, manifest: Manifest) -> PlannedPart:
-        """Look at everything, touch nothing."""
+        """Examine everything; change nothing."""
 
     def stage(self, planned: PlannedPart, archive: Archive, advance: Advance) -> None:
-        """Put the component beside the live data.
+        """Write the component next to the live data.
 
         Arguments:
-            planned: what `plan` found.
-            advance: called with every number of bytes of content that was written.
+            planned: the result of `plan`.
+            advance: called with the number of content bytes after each write.
         """
 
     def apply(self) -> dict[str, Any]:
-        """Let it take the place of what is live; figures and names for the report."""
+        """Replace the live data by the stage; return figures and names for the report."""
 
     def finish(self) -> dict[str, Any]:
-        """Apply what another process has staged, or go on with what it has begun; harmless where that is done."""
+        """Apply what another process has staged, or continue it; does nothing if that is done."""
 
     def is_begun(self) -> bool:
-        """True if anything live was touched, and not yet rolled back."""
+        """True if live data was changed and not rolled back yet."""
 
     def undo(self) -> None:
-        """Take back what was applied, remove what was staged; harmless where there is nothing."""
+        """Roll back what was applied and remove what was staged; does nothing if there is neither."""
 
     def roll_back(self) -> dict[str, Any]:
-        """Put back the previous data; can be interrupted and called again as long as `is_begun`."""
+        """Put the previous data back; may be interrupted and repeated while `is_begun` is true."""
 
     def record(self) -> dict[str, Any]:
-        """The facts from which `PartMaker.from_record` makes it again."""
+        """The facts from which `PartMaker.from_record` recreates the part."""
 
     def kept(self, *, rolled_back: bool) -> str:
-        """In words, what is kept of the restore, if anything; says it without looking."""
+        """A description of the rollback data, if any; from the record, without looking for it."""
 
     def discard(self) -> tuple[str, ...]:
-        """Remove what is kept; harmless where there is nothing. What others may miss of it, in words."""
+        """Remove the rollback data, if any; return warnings about data of others that goes with it."""
 
 
 class DatabasePart:
-    """The database: its dump goes from the archive into the server; in place, by way of the disk.
+    """The database: its dump goes from the archive straight to the server or, in place, through a file.
 
     Arguments:
-        restore: what knows the server.
-        directory: what a restore in place puts there: the dump, and what it needs to be rolled back.
-        mode: how the database is replaced; a plan settles what ``auto`` means.
-        create_database: make it where there is none.
+        restore: performs the restore on the server.
+        directory: the directory for the dump and for rollback data, if restored in place.
+        mode: how to replace the database; a plan decides what ``auto`` means.
+        create_database: create the database if there is none.
         jobs: how many threads decompress.
     """
 
@@ -138,7 +138,8 @@ class DatabasePart:
     def plan(self, archive: Archive, manifest: Manifest) -> PlannedPart:
         """The plan for the database.
 
-        In place, the dump lies in the repository for a while; one of the live database, about as large, stays.
+        In place, the repository needs room for the dump during the restore, and for a safety dump of the live database,
+        of about the same size, as long as the restore can be rolled back.
         """
         with dump_content(archive, 1) as (member, content):
             head = bytes(next(content, memoryview(b""))[:HEAD_BYTES])
@@ -160,7 +161,7 @@ class DatabasePart:
         )
 
     def stage(self, planned: PlannedPart, archive: Archive, advance: Advance) -> None:
-        """Fill and check a database beside the live one, where the mode is swap."""
+        """Fill and check a database next to the live one (swap), or read the dump to its end (in place)."""
         self._make_directory()
         dump = dump_of(archive, planned.manifest, self._dump, jobs=self._jobs, advance=advance)
         manifest = planned.manifest
@@ -171,24 +172,24 @@ class DatabasePart:
         return self._applied(self._restore.apply())
 
     def finish(self) -> dict[str, Any]:
-        """Swap, or find that it was done."""
+        """Swap, unless that was done already."""
         return self._applied(self._restore.finish())
 
     def is_begun(self) -> bool:
-        """True if the live name means the restored database."""
+        """True if the live name belongs to the restored database."""
         return self._restore.state() is DatabaseState.APPLIED
 
     def undo(self) -> None:
-        """Drop the database that was being filled, or let it change places again with what was live before."""
+        """Drop the scratch database, or swap it with the previous one again."""
         self._restore.undo()
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def roll_back(self) -> dict[str, Any]:
-        """Make live again what was live before."""
+        """Make the previous database live again."""
         return _facts(self._restore.rollback())
 
     def record(self) -> dict[str, Any]:
-        """Which database on which server, and how it is replaced."""
+        """The database, its server, and how it is replaced."""
         target = self._restore.target
         return {
             "database": target.name,
@@ -200,7 +201,7 @@ class DatabasePart:
         }
 
     def kept(self, *, rolled_back: bool) -> str:
-        """The name of a database, or a directory."""
+        """The name of the kept database, or of the directory with the safety dump."""
         if self._mode is RestoreMode.IN_PLACE:
             return "" if rolled_back else f"the safety dump in {self._directory}"
         if self._restore.replaced_nothing and not rolled_back:
@@ -211,7 +212,7 @@ class DatabasePart:
         return f"database {name} on {target.host}:{target.port}"
 
     def discard(self) -> tuple[str, ...]:
-        """Drop the database that is kept, and remove the safety dump; what others may miss, in words."""
+        """Drop the kept database and remove the safety dump; return warnings."""
         from portal.ops.restore.database.restore import drop_old, list_old_databases
 
         said: list[str] = []
@@ -223,13 +224,13 @@ class DatabasePart:
         return tuple(said)
 
     def _make_directory(self) -> None:
-        """Make the restore's directory in the repository, for what has to lie on a disk."""
+        """Create the restore's directory in the repository."""
         make_hidden(self._directory.parent)
         make_hidden(self._directory)
 
     def _applied(self, report: DatabaseReport) -> dict[str, Any]:
         self._dump.unlink(missing_ok=True)
-        with suppress(OSError):  # the safety dump of a restore in place stays in it
+        with suppress(OSError):  # an in-place restore keeps its safety dump there
             self._directory.rmdir()
         return _facts(report)
 
@@ -238,7 +239,7 @@ class FilesPart:
     """A tree of files: the uploads, or the audit log.
 
     Arguments:
-        restore: what knows the place.
+        restore: performs the restore in the target directory.
         jobs: how many threads decompress.
     """
 
@@ -248,10 +249,10 @@ class FilesPart:
         self._jobs = jobs
 
     def plan(self, archive: Archive, manifest: Manifest) -> PlannedPart:
-        """Which files would be new, replaced, left; the stage lies in the tree itself.
+        """Count files that would be new, replaced or left; the stage is inside the tree.
 
         Raises:
-            NotIntactError: the archive does not hold what its manifest says.
+            NotIntactError: the archive does not hold what its manifest lists.
         """
         members = _Counted(archive, self.component, manifest)
         plan = self._restore.plan(members)
@@ -267,17 +268,17 @@ class FilesPart:
         )
 
     def stage(self, planned: PlannedPart, archive: Archive, advance: Advance) -> None:  # noqa: ARG002 - the index says it
-        """Put the files into the stage."""
+        """Write the files to the stage."""
         self._restore.stage_from(archive, self._jobs, advance)
 
     def apply(self) -> dict[str, Any]:
-        """Exchange by renames. What is doubtful about the chain of an audit log is among the warnings."""
+        """Exchange the files by renames. Doubts about the chain of an audit log become warnings."""
         report = self._restore.apply()
         doubts = (warning for chain in report.chains for warning in chain.warnings())
         return report.to_dict() | {"warnings": [*report.warnings, *doubts]}
 
     def finish(self) -> dict[str, Any]:
-        """Go on with the renames."""
+        """Continue the renames."""
         return self.apply()
 
     def is_begun(self) -> bool:
@@ -285,15 +286,15 @@ class FilesPart:
         return self._restore.is_begun()
 
     def undo(self) -> None:
-        """Rename everything back, and remove the stage."""
+        """Reverse all renames and remove the stage."""
         self._restore.undo()
 
     def roll_back(self) -> dict[str, Any]:
-        """Rename everything back; what was to be known of the restore is of no use any more."""
+        """Reverse all renames and clear the report's figures."""
         return self._restore.rollback().to_dict() | {"warnings": []}
 
     def record(self) -> dict[str, Any]:
-        """The place, and what was asked for."""
+        """The target and the options."""
         return {
             "path": os.path.realpath(self._restore.target),
             "exact": self._restore.exact,
@@ -301,7 +302,7 @@ class FilesPart:
         }
 
     def kept(self, *, rolled_back: bool) -> str:
-        """A directory in the tree."""
+        """The restore's directory in the tree."""
         target = Path(os.path.realpath(self._restore.target))
         root = target.parent if self.component is Component.AUDIT_LOGS else target
         what = "what was restored" if rolled_back else "what was replaced"
@@ -317,13 +318,13 @@ class FilesPart:
 
 @dataclass(frozen=True, kw_only=True)
 class PartMaker:
-    """Makes the parts of one restore, also of one that another process has begun.
+    """Makes the parts of a restore, new or begun by another process.
 
     Arguments:
-        restore_id: which restore.
-        directory: the restore's own, in the repository.
-        repository: never touched by a restore of files, wherever it lies.
-        database_part: makes the database's part; another one where that comes from no archive.
+        restore_id: the restore.
+        directory: the restore's own directory in the repository.
+        repository: the repository, which a restore of files never changes, wherever it is.
+        database_part: makes the database part; replaced if the database does not come from an archive.
     """
 
     config: RestoreConfig
@@ -355,9 +356,9 @@ class PartMaker:
         return made
 
     def from_record(self, parts: Mapping[str, Mapping[str, Any]]) -> list[Part]:
-        """The parts of a restore that was recorded, with what `Part.record` said of each.
+        """Recreate the parts of a recorded restore from what `Part.record` returned.
 
-        User and password are those of today; they are in no record.
+        User and password come from the present configuration; records contain neither.
         """
         made: list[Part] = []
         for name, facts in parts.items():
@@ -393,7 +394,7 @@ class PartMaker:
     def _database(
         self, target: DatabaseTarget, mode: RestoreMode, *, create_database: bool, owner: str | None
     ) -> DatabasePart:
-        from portal.ops.restore.database.restore import DatabaseRestore  # late: it brings the database driver
+        from portal.ops.restore.database.restore import DatabaseRestore  # imported late: it loads the database driver
 
         restore = DatabaseRestore(
             target,
@@ -414,7 +415,7 @@ class PartMaker:
 
 
 def short_of_room(planned: Iterable[PlannedPart]) -> list[DiskFullError]:
-    """The disks that have no room for all that the stages put on them; of files alone their plan says it."""
+    """Errors for disks without room for all stages together; a part's own plan reports those of a single stage."""
     needed: dict[int, int] = {}
     places: dict[int, list[Path]] = {}
     with_dump: set[int] = set()
@@ -456,10 +457,10 @@ def _facts(report: DatabaseReport) -> dict[str, Any]:
 
 
 class _Counted:
-    """The members of an archive, as often as they are asked for; those of a component are counted on the way.
+    """Gives access to the members of an archive and counts those of a component on the way.
 
     Arguments:
-        manifest: what their number is held against.
+        manifest: states the expected number.
     """
 
     def __init__(self, archive: Archive, component: Component, manifest: Manifest) -> None:
@@ -478,10 +479,10 @@ class _Counted:
             yield member
 
     def check(self) -> None:
-        """Compare.
+        """Compare the count with the manifest.
 
         Raises:
-            NotIntactError: they are not what the manifest says.
+            NotIntactError: they differ.
         """
         what = self._component.value
         if not self._members:

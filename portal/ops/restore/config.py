@@ -36,29 +36,29 @@ class RestoreConfig(NamesDatabase):
     """The targets and options of a restore.
 
     Arguments:
-        local_path: the repository: archives are looked for here, and restores are recorded here.
+        local_path: the repository with the archives; restores are recorded here too.
         db_host: the server to restore to; the other ``db_`` arguments as for a backup.
-        media_path: where the uploads go; ``None`` or an empty path excludes them.
-        audit_log_path: the live audit log; what is restored is put beside it. Nothing leaves it out.
-        dry_run: verify and plan, and change nothing.
-        stop_services: refused if set: a restore stops no services. It ends the database sessions itself when it swaps.
-        encryption_key: refused if set: archives in the repository are not encrypted; off-site copies have identities.
-        verify_before_restore: look at the whole archive first. What is restored is checked while it is staged anyway.
+        media_path: the directory for the uploads; ``None`` or an empty path excludes them.
+        audit_log_path: the live audit log, next to which the restored one is put; None excludes it.
+        dry_run: verify and plan; change nothing.
+        stop_services: must be False: a restore stops no services; it ends the database sessions itself when it swaps.
+        encryption_key: must be empty: archives in the repository are not encrypted, and off-site copies use identities.
+        verify_before_restore: verify the whole archive first. Restored data is checked during staging in any case.
         mode: how the database is replaced.
-        exact: what is in the uploads but not in the backup is moved aside.
-        patterns: restore only files that one of these fits, such as ``tenant-a/*.sarif``.
+        exact: move uploads aside that the backup does not have.
+        patterns: restore only matching files, such as ``tenant-a/*.sarif``.
         target_database: restore into this database instead of the configured one.
-        create_database: make the database, where there is none.
-        owner: the role that is to own the database and everything in it; nothing means who owns the live one, or else
-            the owner that the backup names.
-        allow_unverified: take an archive that has no sidecar.
+        create_database: create the database if there is none.
+        owner: the role that will own the database and everything in it; by default the owner of the live database, or
+            else the owner that the backup names.
+        allow_unverified: accept an archive without a sidecar.
         allow_outside_links: restore symlinks that lead out of the uploads.
-        rollback_days: what an older restore needs to be rolled back is removed when a later one has succeeded.
-        time_zone: of a moment to restore to that names no offset.
+        rollback_days: days to keep rollback data; a later successful restore removes older data.
+        time_zone: the time zone of a moment without an offset.
         credential_key: the portal's key for stored credentials; the plan compares it with the backup's.
-        commands: what the operator runs before and after live data changes.
-        health: where the portal is asked afterwards whether it answers.
-        wal: whether WAL is received, so that a drill has to recover the database to moments too.
+        commands: the operator's commands before and after live data changes.
+        health: the page that shows whether the portal answers after a restore.
+        wal: whether WAL is received, so that a drill also has to recover the database to moments.
 
     Raises:
         ConfigurationError: a value is invalid.
@@ -127,7 +127,7 @@ class RestoreConfig(NamesDatabase):
 
     @classmethod
     def from_settings(cls, settings: Settings, **others: Any) -> RestoreConfig:
-        """The configuration that the environment describes, and `others` beside it."""
+        """Make the configuration from the settings; `others` adds or overrides arguments."""
         return cls(
             **{
                 "local_path": settings.local_path,
@@ -160,16 +160,17 @@ class RestoreResult:
     """The result of a restore.
 
     Arguments:
-        success: every component that was asked for is restored; for a dry run: it could be.
-        components_restored: what was put in place.
-        error: what went wrong and what to do; what was live before is live now.
-        restore_id: what to name to take it back; empty where nothing was changed.
-        plan: what it did, or would do, in plain words.
+        success: every requested component is restored; for a dry run: it could be.
+        components_restored: the components that were put in place.
+        error: what failed and what to do next; the live data is then unchanged, or the error says otherwise.
+        restore_id: the id for a rollback; empty if nothing was changed.
+        plan: the steps that were or would be taken, in plain words.
         facts: figures of the restore, such as the downtime of the database.
-        exit_code: the code that a program should end with.
-        at: the moment that was restored to, in ISO 8601; empty where an archive was restored.
-        is_rollback: a restore was rolled back or forgotten, so that there is nothing to take back.
-        portal: whether the portal answers on the data that is live now; None if it was not asked.
+        exit_code: the exit code for a program.
+        at: the moment that was restored to, in ISO 8601; empty if an archive was restored.
+        is_rollback: the operation rolled a restore back or discarded its rollback data, so it cannot be rolled back
+            itself.
+        portal: whether the portal answers on the live data; None if it was not asked.
     """
 
     success: bool

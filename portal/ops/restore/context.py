@@ -1,4 +1,4 @@
-"""The context of every operation on restores: the configuration, the repository with its records, and the actor."""
+"""The context of every operation on restores: configuration, repository, records and requester."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from portal.ops.runtime.progress import Clock, Progress
 
 Confirm = Callable[[RestorePlan], bool]
-"""Shows a plan, and says whether to go on."""
+"""Shows a plan to a person and returns whether to continue."""
 
 _SAY_YES: Final = "Start it again and answer yes, or use --force."
 
@@ -42,13 +42,14 @@ class RestoreContext:
     """The context of an operation on restores.
 
     Arguments:
-        config: where to restore to, and how.
-        repository: where archives are looked for, and restores recorded.
-        witness: writes the access log, in the name of whoever asked.
-        confirm: shown a plan before anything is touched, and says whether to go on; without it nobody is asked.
-        runner: what starts pg_restore.
-        clock: what time it is.
-        progress: told how far it is.
+        config: the target and the options.
+        repository: holds the archives and the records of restores.
+        witness: writes the access log in the name of the requester.
+        confirm: receives the plan before anything is changed, and returns whether to continue; without it, nothing is
+            asked.
+        runner: starts pg_restore.
+        clock: returns the current time.
+        progress: receives progress reports.
     """
 
     config: RestoreConfig
@@ -61,7 +62,7 @@ class RestoreContext:
 
     @property
     def records(self) -> RestoreRecords:
-        """The records of restores."""
+        """The records of all restores."""
         return RestoreRecords(self.repository)
 
     @property
@@ -70,29 +71,29 @@ class RestoreContext:
         return RestoreHistory(self.records, parts_of=self.parts_of, clock=self.clock, days=self.config.rollback_days)
 
     def result(self, scope: RestoreScope, **facts: Any) -> ResultBuilder:
-        """A result that is still being built: a failure, until something else is noted."""
+        """A result builder whose result is a failure until it is noted otherwise."""
         return ResultBuilder(
             result=RestoreResult(success=False, backup_id="", scope=scope, timestamp=self.clock(), **facts)
         )
 
     def ask(self, plan: RestorePlan) -> None:
-        """Have a plan confirmed.
+        """Ask for confirmation of a plan.
 
         Raises:
-            NotConfirmedError: it was not.
+            NotConfirmedError: the plan was not confirmed.
         """
         if self.confirm and not self.confirm(plan):
             raise NotConfirmedError("Not confirmed; nothing was changed", hint=_SAY_YES)
 
     def parts_of(self, record: RestoreRecord) -> list[Part]:
-        """The parts of a restore that was recorded."""
+        """The parts of a recorded restore."""
         return self.maker(record.restore_id).from_record(record.parts)
 
     def maker(self, restore_id: str, source: RestoreSource | None = None) -> PartMaker:
-        """The maker of a restore's parts.
+        """Make a `PartMaker` for a restore.
 
         Arguments:
-            source: what is restored, where that is known.
+            source: what is restored, if known.
         """
         return PartMaker(
             config=self.config,
@@ -104,7 +105,7 @@ class RestoreContext:
         )
 
     def _recovered_part(self, recovery: RecoveryPlan) -> Callable[..., DatabasePart]:
-        from portal.ops.restore.recovered_database import RecoveredDatabasePart  # late: it brings the database driver
+        from portal.ops.restore.recovered_database import RecoveredDatabasePart  # late: loads the database driver
 
         return partial(
             RecoveredDatabasePart,
@@ -135,12 +136,12 @@ class RestoreContext:
         return live_change(self.config, self.runner, builder, facts=facts, give_up=give_up)
 
     def note_portal_health(self, builder: ResultBuilder) -> None:
-        """Note in a result whether the portal answers on the data that is live now."""
+        """Note in the result whether the portal answers on the live data."""
         note_portal_health(self.config, builder, self.progress)
 
     @contextmanager
     def witnessed(self, action: Action, builder: ResultBuilder, subject: str) -> Iterator[None]:
-        """Write down in the access log how an operation ends, whatever happens."""
+        """Record the end of an operation in the access log, also after an error."""
         with self.witness.watching(action, subject) as seen:
             yield
             result = builder.result

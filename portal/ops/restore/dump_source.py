@@ -1,4 +1,4 @@
-"""The dump in an archive on its way to a restore or a drill, and what the manifest says of it."""
+"""Opens the dump in an archive for a restore or a drill, with the manifest's facts about it."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 def dump_of(archive: Archive, manifest: Manifest, path: Path, *, jobs: int, advance: Advance = lambda _: None) -> Dump:
-    """The dump in an archive; the tables' bytes are their weights, or the rows where the manifest has no bytes.
+    """The dump in an archive; tables are weighted by their bytes, or by rows if the manifest has no bytes.
 
     Arguments:
-        path: where it is put if it is needed as a file.
+        path: the file for the dump, if a file is needed.
         jobs: how many threads decompress.
-        advance: called with every number of bytes that has been read of it, once.
+        advance: called with the number of bytes after each read; bytes that are read again do not count.
     """
 
     @contextmanager
@@ -54,7 +54,7 @@ def dump_content(archive: Archive, jobs: int) -> Iterator[tuple[Member, Iterator
     """The dump's member, and its content.
 
     Raises:
-        NotIntactError: the archive does not have it.
+        NotIntactError: the archive has no dump.
     """
     contents = archive.contents(jobs, below=Component.DATABASE.member)
     with closing(contents):
@@ -68,10 +68,10 @@ def dump_content(archive: Archive, jobs: int) -> Iterator[tuple[Member, Iterator
 
 
 def backed_up(archive: Archive, manifest: Manifest, path: Path) -> BackedUp:
-    """The facts about its database in an archive, beside the rows.
+    """The archive's facts about the database, besides the row counts.
 
     Raises:
-        NotIntactError: the dump's table of contents, or what the manifest says, is invalid.
+        NotIntactError: the dump's table of contents, or the manifest, is invalid.
     """
     from portal.ops.restore.database.plan import BackedUp
 
@@ -90,19 +90,19 @@ def backed_up(archive: Archive, manifest: Manifest, path: Path) -> BackedUp:
 
 
 def rows_of(manifest: Manifest) -> dict[str, int]:
-    """The number of rows by table; empty where the manifest has none.
+    """Rows by table; empty if the manifest has none.
 
     Raises:
-        NotIntactError: they are invalid.
+        NotIntactError: the manifest's counts are invalid.
     """
     return _numbers_of(manifest, "rows")
 
 
 def identity_of(manifest: Manifest) -> DatabaseIdentity | None:
-    """The database's identity in the manifest; nothing if an older release wrote it.
+    """The database's identity in the manifest, or None if an older release wrote it.
 
     Raises:
-        NotIntactError: it is invalid.
+        NotIntactError: the identity is invalid.
     """
     from portal.ops.postgres.identity import DatabaseIdentity
 
@@ -111,10 +111,10 @@ def identity_of(manifest: Manifest) -> DatabaseIdentity | None:
 
 
 def objects_of(manifest: Manifest) -> SourceObjects | None:
-    """The indexes, constraints and triggers in the manifest; nothing if an older release wrote it.
+    """The indexes, constraints and triggers in the manifest, or None if an older release wrote it.
 
     Raises:
-        NotIntactError: it is invalid.
+        NotIntactError: the record is invalid.
     """
     from portal.ops.restore.database.object_check import SourceObjects
 

@@ -1,7 +1,8 @@
-"""The life of a restore: applied, undone, finished after a crash, rolled back, forgotten.
+"""The life of a restore: applied, undone, finished after a crash, rolled back, discarded.
 
-Everything here first writes down what it is going to do, and can be interrupted and continued. What is live is wholly
-the old or wholly the new once a record is settled; a record that is not is worked on by the next restore or rollback.
+Every operation first records what it is about to do, and can be interrupted and continued. In a settled record, the
+live data is completely the old or completely the new. The next restore or rollback continues a record that is not
+settled.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ _FAULTS: Final = (OpsError, OSError)
 
 @dataclass(frozen=True, kw_only=True)
 class Stuck:
-    """A restore that was interrupted, and can be neither finished nor undone at the moment."""
+    """Raised if an interrupted restore can be neither finished nor undone at the moment."""
 
     record: RestoreRecord
     reason: str
 
     def error(self) -> RestoreError:
-        """The error for another operation on the same target."""
+        """The error for another operation on the same targets."""
         return RestoreError(
             f"{self.record.restore_id} was interrupted and has to be finished or undone first, "
             f"which fails: {self.reason}",
@@ -57,10 +58,10 @@ class RestoreHistory:
     """The restores of a repository.
 
     Arguments:
-        records: what is remembered of them.
-        parts_of: makes the parts of a restore that was recorded.
-        clock: what time it is.
-        days: how long it is kept what takes an older restore back.
+        records: the records of restores.
+        parts_of: recreates the parts of a recorded restore.
+        clock: returns the current time.
+        days: days to keep rollback data.
     """
 
     def __init__(
@@ -81,10 +82,10 @@ class RestoreHistory:
     def begin(
         self, restore_id: str, backup_id: str, backup_file: str, parts: Mapping[str, Mapping[str, Any]]
     ) -> RestoreRecord:
-        """Write down that a restore will be staged; the record.
+        """Record that a restore will be staged; return the record.
 
         Arguments:
-            parts: for each component what its part needs to be finished or rolled back.
+            parts: for each component, the facts from which its part is recreated.
         """
         now = timestamp(self._clock())
         return self._records.save(
@@ -100,10 +101,10 @@ class RestoreHistory:
         )
 
     def apply(self, record: RestoreRecord, parts: Sequence[Part]) -> dict[str, Any]:
-        """Put every part in its place, or none; the facts of each.
+        """Apply every part or none; return the facts of each.
 
         Raises:
-            OpsError: one could not be put in its place; everything is as before, or the error says that it is not yet.
+            OpsError: a part failed. Everything is as before, or the error says that it is not yet.
         """
         record = self._save(record, RestoreState.APPLYING)
         facts: dict[str, Any] = {}
@@ -120,10 +121,10 @@ class RestoreHistory:
         return facts
 
     def give_up(self, record: RestoreRecord, parts: Sequence[Part], error: BaseException) -> None:
-        """Make everything as it was before a restore that has failed; where that fails too, a later start goes on.
+        """Undo a restore that failed; if that fails too, the next operation continues it.
 
         Raises:
-            RestoreError: it has failed too, after an error that a person will read.
+            RestoreError: undoing failed; the message has both errors.
         """
         try:
             self._undo(record, parts)
@@ -136,7 +137,7 @@ class RestoreHistory:
                 ) from error
 
     def _undo(self, record: RestoreRecord, parts: Sequence[Part]) -> None:
-        """Undo every part, whatever happens with the others; the first error counts."""
+        """Undo every part even if another fails; raise the first error."""
         if record.state is RestoreState.APPLYING:
             record = self._save(record, RestoreState.UNDOING if _is_any_begun(parts) else RestoreState.STAGING)
         failed: OpsError | OSError | None = None
@@ -149,13 +150,13 @@ class RestoreHistory:
             raise failed
         if record.state is RestoreState.STAGING:
             self._records.remove(record)
-        else:  # what was live for a moment may hold what somebody wrote, so it is kept
+        else:  # it was live for a moment and may hold new data, so it is kept
             self._save(record, RestoreState.ROLLED_BACK)
 
     # -- after a crash ----------------------------------------------------------------------------------------------
 
     def recover(self) -> tuple[tuple[str, ...], tuple[Stuck, ...]]:
-        """Undo or finish what was interrupted; what was done, in words, and what could not be."""
+        """Undo or finish interrupted restores; return sentences about what was done, and errors."""
         said, stuck = [], []
         for record in self._unsettled():
             try:
@@ -170,7 +171,7 @@ class RestoreHistory:
         return tuple(said), tuple(stuck)
 
     def to_recover(self) -> tuple[str, ...]:
-        """The actions `recover` would take, one sentence each; changes nothing."""
+        """The actions that `recover` would take, one sentence each; changes nothing."""
         records = self._unsettled()
         if records and self._records.are_locked():
             return tuple(f"{record.restore_id} is at work at this moment" for record in records)
@@ -202,7 +203,7 @@ class RestoreHistory:
     # -- going back -------------------------------------------------------------------------------------------------
 
     def find(self, restore_id: str | None) -> RestoreRecord:
-        """The restore to take back; by default the last one that can be.
+        """The restore to roll back; by default the last one that can be.
 
         Raises:
             RestoreError: there is none, or it cannot be rolled back.
@@ -223,7 +224,7 @@ class RestoreHistory:
         return found
 
     def _refuse_covered(self, record: RestoreRecord, records: Sequence[RestoreRecord]) -> None:
-        """Restores lie on one another: only the uppermost can be taken away."""
+        """Refuse to roll back a restore that a newer one covers."""
         for newer in records:
             applied = newer.state is not RestoreState.ROLLED_BACK
             if newer.number > record.number and applied and newer.overlaps(record.parts):
@@ -233,10 +234,10 @@ class RestoreHistory:
                 )
 
     def check(self, record: RestoreRecord) -> None:
-        """Make sure that all that a rollback needs is there.
+        """Make sure that everything the rollback needs exists.
 
         Raises:
-            RestoreError: it is not.
+            RestoreError: something is missing.
         """
         gone = [part for part in self._parts_of(record) if not part.is_begun()]
         if gone:
@@ -248,10 +249,10 @@ class RestoreHistory:
             )
 
     def roll_back(self, record: RestoreRecord) -> dict[str, Any]:
-        """Make live again what was live before a restore; the facts of each part.
+        """Roll a restore back; return the facts of each part.
 
         Raises:
-            OpsError: it could not be done; it is gone on with by whatever is started next, unless nothing was changed.
+            OpsError: it failed. The next operation continues it, unless nothing was changed.
         """
         parts = self._parts_of(record)
         record = self._save(record, RestoreState.ROLLING_BACK)
@@ -260,19 +261,19 @@ class RestoreHistory:
         except BaseException as error:
             if self._is_still_applied(parts):
                 self._save(record, RestoreState.APPLIED)
-            elif not isinstance(error, Exception):  # somebody asks this process to end, but not half way
+            elif not isinstance(error, Exception):  # this process is to end, but not half way through
                 self._go_back(record, parts)
             raise
 
     def _go_back(self, record: RestoreRecord, parts: Sequence[Part]) -> dict[str, Any]:
-        """The database first: it alone can refuse because somebody else is in it."""
+        """Roll back the database first, since only it can refuse because of other sessions."""
         facts = {part.component.value: part.roll_back() for part in parts if part.is_begun()}
         self._save(record, RestoreState.ROLLED_BACK)
         log.info("restore_rolled_back", restore_id=record.restore_id)
         return facts
 
     def _is_still_applied(self, parts: Sequence[Part]) -> bool:
-        """True if the database, which goes first, has not gone back."""
+        """True if the database, which goes first, was not rolled back."""
         with suppress(*_FAULTS):
             return parts[0].component is Component.DATABASE and parts[0].is_begun()
         return False
@@ -280,10 +281,10 @@ class RestoreHistory:
     # -- discarding -------------------------------------------------------------------------------------------------
 
     def record(self, restore_id: str) -> RestoreRecord:
-        """A restore, however far it is.
+        """The record of a restore, whatever its state.
 
         Raises:
-            RestoreError: there is none of that name.
+            RestoreError: there is no restore of that id.
         """
         for record in self._records.all():
             if record.restore_id == restore_id:
@@ -291,7 +292,7 @@ class RestoreHistory:
         raise RestoreError(f"there is no restore {restore_id}", hint=f"{Advice.LIST_ROLLBACKS} shows them.")
 
     def discard(self, record: RestoreRecord) -> tuple[str, ...]:
-        """Discard a restore's rollback data, or undo an interrupted one; what could not be removed, in words."""
+        """Discard a restore's rollback data, or undo an interrupted one; return what could not be removed."""
         left: list[str] = []
         for part in self._parts_of(record):
             try:
@@ -306,10 +307,10 @@ class RestoreHistory:
         return tuple(left)
 
     def discard_old(self, newest: RestoreRecord | None = None) -> tuple[str, ...]:
-        """Discard rollback data that is too old; what was removed and what could not be, in words.
+        """Discard rollback data that is too old; return sentences about what was and could not be removed.
 
         Arguments:
-            newest: the one that has just succeeded, and is not old whatever its clock said.
+            newest: the restore that has just succeeded, which is kept whatever the clock says.
         """
         said: list[str] = []
         limit = self._clock() - timedelta(days=self._days)
@@ -330,7 +331,7 @@ class RestoreHistory:
         return tuple(said)
 
     def listed(self) -> list[dict[str, Any]]:
-        """Every restore that something is kept of, newest first, in the types of JSON; no server is asked."""
+        """Every restore with data left, newest first, as types of JSON; no server is queried."""
         return [self._listed(record) for record in self._records.all()]
 
     def _listed(self, record: RestoreRecord) -> dict[str, Any]:
@@ -356,7 +357,7 @@ class RestoreHistory:
 
 
 def _is_any_begun(parts: Sequence[Part]) -> bool:
-    """True if anything live was touched, as far as one can tell."""
+    """True if live data was changed, as far as that can be determined."""
     try:
         return any(part.is_begun() for part in parts)
     except _FAULTS:
@@ -368,5 +369,5 @@ def _moment(record: RestoreRecord) -> datetime:
 
 
 def _brief(error: OpsError | OSError) -> str:
-    """The message without its hint, which is for another occasion."""
+    """The message without its hint, which is meant for another situation."""
     return error.message if isinstance(error, OpsError) else f"{system_reason(error)} ({error.filename})"

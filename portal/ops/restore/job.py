@@ -1,4 +1,4 @@
-"""Restoring the portal: the guide's Python API. The work is done by `restoration`, `rollback` and `verify.job`."""
+"""Restores the portal: the guide's Python API. `restoration`, `rollback` and `verify.job` do the work."""
 
 from __future__ import annotations
 
@@ -38,23 +38,24 @@ __all__ = [
 
 
 class HasRepository(Protocol):
-    """Something with a repository, such as a `BackupJob`."""
+    """Anything with a repository, such as a `BackupJob`."""
 
     repository: Repository
 
 
 class RestoreJob:
-    """Restores, and takes restores back.
+    """Restores archives, and rolls restores back.
 
     Arguments:
-        config: where to, and how.
-        backup_job: whose repository archives are looked for in; by default that of `config`.
-        confirm: shown the plan before anything is touched, and says whether to go on; without it nobody is asked.
-        runner: what starts pg_restore.
-        clock: what time it is.
-        progress: told how far a restore is.
-        actor: who asked for it, for the access log; the user of this process by default.
-        observer: told of everything that was done, once it has ended.
+        config: the targets and options.
+        backup_job: its repository is used instead of that of `config`.
+        confirm: receives the plan before anything is changed, and returns whether to continue; without it, nothing is
+            asked.
+        runner: starts pg_restore.
+        clock: returns the current time.
+        progress: receives progress reports.
+        actor: the requester, for the access log; by default the user of this process.
+        observer: receives every result.
     """
 
     def __init__(
@@ -85,12 +86,12 @@ class RestoreJob:
     def restore_full(
         self, path: PathLike, *, moment: datetime | None = None, request_id: str | None = None
     ) -> RestoreResult:
-        """Restore everything that an archive holds and this configuration has a place for.
+        """Restore every component that the archive holds and the configuration has a target for.
 
         Arguments:
             path: the archive's path, its id or the start of one, or ``latest``.
-            moment: when it was asked for; now by default.
-            request_id: what asked for it; the restore's id is made of this and the moment.
+            moment: the time of the request; now by default.
+            request_id: identifies the request; the same id and moment give the same restore id.
         """
         return self._run(RestoreScope.FULL, path, moment, request_id)
 
@@ -120,20 +121,20 @@ class RestoreJob:
         moment: datetime | None = None,
         request_id: str | None = None,
     ) -> RestoreResult:
-        """Restore the database and the uploads as they were at a moment.
+        """Restore database and uploads as they were at a moment.
 
         Arguments:
             at: the moment, such as ``2026-11-28 14:03:07+00:00``, ``10 minutes ago`` or ``latest``.
-            scope: both, or one of them alone.
-            moment: when it was asked for, which ``… ago`` counts from; with `request_id` as for `restore_full`.
+            scope: both, or one of them.
+            moment: the time of the request, from which ``… ago`` counts; with `request_id` as for `restore_full`.
         """
         return self._run(scope, at, moment, request_id, is_moment=True)
 
     def validate_backup(self, path: PathLike) -> tuple[bool, dict[str, Any]]:
-        """True if an archive by itself could be restored, and the findings.
+        """Check an archive by itself; True if it could be restored, with the findings.
 
         Returns:
-            the manifest's keys beside those of a verification; an ``error`` where it is not intact.
+            the keys of the manifest and of a verification; and ``error`` if the archive is not intact.
         """
         try:
             archive = self.repository.find(path)
@@ -146,27 +147,27 @@ class RestoreJob:
         return found.intact, {**manifest, **found.to_dict(), **named, **fault}
 
     def earlier(self, *, moment: datetime, request_id: str) -> RestoreResult | None:
-        """The result of an earlier delivery of the same request, if its restore was finished.
+        """The result of the same request, if an earlier delivery has finished its restore; otherwise None.
 
         Raises:
-            OpsError: the records of restores cannot be read.
+            OpsError: the records cannot be read.
         """
         return Restoration(self._context).earlier(moment=moment, request_id=request_id)
 
     def earlier_rollback(self, restore_id: str) -> RestoreResult | None:
-        """The result of a rollback that was made before, if that restore was rolled back.
+        """The result of an earlier rollback of that restore, or None if it was not rolled back.
 
         Raises:
-            OpsError: the records of restores cannot be read.
+            OpsError: the records cannot be read.
         """
         return Rollback(self._context).earlier(restore_id)
 
     def recover(self) -> tuple[str, ...]:
-        """Finish or undo the restores that were interrupted; what was done, in words.
+        """Finish or undo interrupted restores; return one sentence for each.
 
         Raises:
             BusyError: a restore is running.
-            OpsError: the records of restores cannot be read.
+            OpsError: the records cannot be read.
         """
         history = self._context.history
         if not history.to_recover():
@@ -175,7 +176,7 @@ class RestoreJob:
             return history.recover()[0]
 
     def plan_rollback(self, restore_id: str | None = None) -> tuple[str, RestorePlan]:
-        """Which restore would be rolled back, by default the last one, and the plan for a person; touches nothing.
+        """The restore to be rolled back, by default the last one, and the plan for a person; changes nothing.
 
         Raises:
             RestoreError: there is none, or it cannot be rolled back.
@@ -183,23 +184,23 @@ class RestoreJob:
         return Rollback(self._context).plan(restore_id)
 
     def rollback(self, restore_id: str | None = None, *, is_repeated: bool = False) -> RestoreResult:
-        """Take a restore back.
+        """Roll a restore back.
 
         Arguments:
-            restore_id: which one; the last one by default.
-            is_repeated: the same was asked for before and was interrupted, so it may have been done.
+            restore_id: the restore; by default the last one.
+            is_repeated: an interrupted delivery of the same request may have done it already.
         """
         return Rollback(self._context).run(restore_id, is_repeated=is_repeated)
 
     def discard(self, restore_id: str) -> RestoreResult:
-        """Discard the rollback data of a restore: the old database, the old files, and the record of it.
+        """Discard the rollback data of a restore: the previous database and files, and the record.
 
-        A restore that was interrupted, and cannot be finished, is given up: what can be undone of it is undone.
+        A restore that was interrupted and cannot be finished is given up: whatever can be undone is undone.
         """
         return Rollback(self._context).discard(restore_id)
 
     def discard_old(self) -> tuple[str, ...]:
-        """Discard rollback data that is older than `rollback_days`; what was done, in words.
+        """Discard rollback data older than `rollback_days`; return one sentence for each action.
 
         Raises:
             OpsError: a restore is running, or the records cannot be read.
@@ -207,11 +208,11 @@ class RestoreJob:
         return Rollback(self._context).discard_old()
 
     def list_restores(self) -> list[dict[str, Any]]:
-        """Every restore that something is kept of, also one that was interrupted, newest first; no server is asked.
+        """Every restore with data left, interrupted ones too, newest first; no server is queried.
 
         Raises:
-            RestoreError: the record of one is invalid.
-            RepositoryError: they cannot be read.
+            RestoreError: a record is invalid.
+            RepositoryError: the records cannot be read.
         """
         return self._context.history.listed()
 
@@ -238,11 +239,11 @@ def create_restore_job(
     environ: Mapping[str, str] | None = None,
     **others: Any,
 ) -> RestoreJob:
-    """A job as the environment describes it; what is given here wins over the environment.
+    """Make a job from the environment; arguments given here override it.
 
     Arguments:
-        environ: the variables to read instead of the process's own.
-        others: any other argument of `RestoreConfig`.
+        environ: replaces the environment of the process.
+        others: other arguments of `RestoreConfig`.
 
     Raises:
         ConfigurationError: the environment or an argument is invalid.

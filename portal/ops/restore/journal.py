@@ -1,14 +1,14 @@
-"""The record of a restore, from which it is finished or undone after a crash, or rolled back.
+"""The record of a restore, by which it is finished or undone after a crash, or rolled back.
 
-One JSON file for each restore, in the repository's `.restores/`. It is replaced as a whole at each step; the step it
-names is what decides, after a crash, between undoing (nothing live was touched) and finishing (something was).
+Each restore has one JSON file in the repository's `.restores/`, which is replaced at each step. After a crash, the
+recorded step decides between undoing (live data unchanged) and finishing (live data changed).
 
-    staging       nothing live was touched: to be undone, without a trace
-    applying      one part after the other is put in place: to be finished, or undone where nothing was
-    applied       done; it can be rolled back
-    undoing       it could not be applied, and what was put in place goes back: to be gone on with
-    rolling_back  it is being rolled back: to be gone on with
-    rolled_back   rolled back; what it had made live is kept
+    staging       live data is unchanged: to be undone, without a trace
+    applying      the parts are put in place one by one: to be finished, or undone if none was begun
+    applied       done; can be rolled back
+    undoing       applying failed, and finished parts are being rolled back: to be continued
+    rolling_back  being rolled back: to be continued
+    rolled_back   rolled back; the restored data is kept
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DIRECTORY: Final = ".restores"
 _SUFFIX: Final = ".json"
 _PREFIX: Final = "restore_"
 _PATIENCE_SECONDS: Final = 2.0
-"""A restore that was killed while it started a program has that program keep the lock for an instant."""
+"""Seconds to wait for the lock: a child process that a killed restore was just starting keeps it for an instant."""
 
 
 class RestoreState(StrEnum):
@@ -52,22 +52,22 @@ class RestoreState(StrEnum):
 
     @property
     def is_settled(self) -> bool:
-        """True if nothing is left to be done; otherwise it was interrupted, or is at work."""
+        """True if nothing is left to do; otherwise the restore was interrupted, or is running."""
         return self in (RestoreState.APPLIED, RestoreState.ROLLED_BACK)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RestoreRecord:
-    """One restore.
+    """The record of one restore.
 
     Arguments:
         restore_id: such as ``restore_20240115_120000_abc123``.
-        number: restores of a repository are counted, so that their order does not hang on a clock.
-        backup_id: what is restored, as its manifest calls it; older records may have the name of the file.
-        backup_file: from where; in older records perhaps by a relative path.
-        started: when, as the manifest writes it; `changed` is when the state was reached.
-        state: how far it is.
-        parts: for each component what its part needs to be finished or rolled back.
+        number: a counter of the repository's restores, so that their order does not depend on a clock.
+        backup_id: the id in the manifest; in older records perhaps the name of the file.
+        backup_file: the path of the archive; in older records perhaps relative.
+        started: the start time, in the format of the manifest; `changed` is the time of the last change of state.
+        state: the state of the restore.
+        parts: for each component, the facts from which its part is recreated.
     """
 
     restore_id: str
@@ -80,7 +80,7 @@ class RestoreRecord:
     parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def overlaps(self, parts: Mapping[str, Mapping[str, Any]]) -> bool:
-        """True if these parts go where a part of this restore has gone; audit logs are never in each other's way."""
+        """True if a part of this restore has the same target as one of these; audit logs never do."""
         database, media = Component.DATABASE.value, Component.MEDIA.value
         ours, theirs = self.parts.get(database), parts.get(database)
         if ours and theirs and all(ours[name] == theirs[name] for name in ("host", "port", "database")):
@@ -92,18 +92,18 @@ class RestoreRecord:
 
 
 class RestoreRecords:
-    """The records of a repository's restores."""
+    """All records of a repository."""
 
     def __init__(self, repository: Repository) -> None:
         self.directory = repository.path / DIRECTORY
         self._repository = repository
 
     def directory_of(self, restore_id: str) -> Path:
-        """The directory of a restore's files: the dump in transit, and the safety dump of a restore in place."""
+        """The directory for a restore's files: the dump in transit, and the safety dump of a restore in place."""
         return self.directory / restore_id
 
     def save(self, record: RestoreRecord, **changes: Any) -> RestoreRecord:
-        """Write a record with changes, durably; the record as it is now."""
+        """Write a record durably, with changes; return the new record."""
         changed = replace(record, **changes)
         make_hidden(self.directory)
         write_durably(self._path(changed.restore_id), json.dumps(encode(changed), indent=2).encode() + b"\n")
@@ -118,12 +118,12 @@ class RestoreRecords:
         """All records, newest first.
 
         Raises:
-            RestoreError: one of them is invalid.
-            RepositoryError: they cannot be read.
+            RestoreError: a record is invalid.
+            RepositoryError: the records cannot be read.
         """
         try:
             names = os.listdir(self.directory)
-        except (FileNotFoundError, NotADirectoryError):  # what the repository is, whoever reads it finds out
+        except (FileNotFoundError, NotADirectoryError):  # reading the repository itself reports what it is
             return []
         except OSError as error:
             raise explain(error, "cannot read", self.directory) from error
@@ -132,10 +132,10 @@ class RestoreRecords:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold off every other restore of this repository.
+        """Keep other restores of this repository waiting.
 
         Raises:
-            BusyError: one is running.
+            BusyError: another restore is running.
             RepositoryError: the repository cannot be written.
         """
         self._repository.prepare_for_restore()
@@ -150,7 +150,7 @@ class RestoreRecords:
             yield
 
     def are_locked(self) -> bool:
-        """True if a restore is running; touches nothing."""
+        """True if a restore is running; changes nothing."""
         if not (self.directory / LOCK_NAME).exists():
             return False
         try:

@@ -1,7 +1,7 @@
-"""The steps around a change of live data: the operator's commands, and the check that the portal answers.
+"""The operator's commands around a change of live data, and the check that the portal answers.
 
-The command before it runs when everything is staged, so that a portal that it stops is away for a short time. If it
-fails, live data has not been touched, and what was staged is removed.
+The first command runs after staging, so that a portal which it stops is down only for a short time. If it fails, live
+data is unchanged, and the stage is removed.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def live_change(
     """Change live data between the operator's commands.
 
     Arguments:
-        builder: gets a warning if the command after the change fails.
-        facts: what the commands are told.
-        give_up: called if the change does not begin.
+        builder: receives a warning if the command after the change fails.
+        facts: facts passed to the commands.
+        give_up: called if the change is not begun.
 
     Raises:
         CommandFailedError: the command before the change failed.
@@ -58,7 +58,7 @@ def live_change(
 
 
 def note_portal_health(config: RestoreConfig, builder: ResultBuilder, progress: Progress | None) -> None:
-    """Ask the portal whether it answers, after a change that succeeded, and note what it said in the result."""
+    """Ask the portal whether it answers after a successful change, and note the answer in the result."""
     result = builder.result
     if not result.success or result.dry_run or not config.health.url:
         return

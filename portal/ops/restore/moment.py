@@ -1,7 +1,7 @@
-"""Restoring to a moment: the database from a base backup and WAL, the uploads from the archives of that time.
+"""Restores to a moment: the database from a base backup and WAL, the uploads from archives of that time.
 
-The uploads are those of the newest archive that was complete by then, with the files of the next ones that were there
-by then too: an upload is backed up some seconds after it was written.
+The uploads come from the newest archive that was complete at the moment, plus files of later archives that existed by
+then: an upload is backed up some seconds after it was written.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ log = engine_log("portal.ops.restore.moment")
 
 _MEDIA: Final = Component.MEDIA.member
 _WRITTEN: Final = timedelta(seconds=1)
-"""How much later than a file its directory entry may have been changed."""
+"""A file belongs to a moment if its ctime is at most this much later."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,15 +49,15 @@ class MomentChoice:
     """The sources of a restore to a moment.
 
     Arguments:
-        text: the moment as it was asked for.
-        moment: by the clock of the database server.
-        ahead: how far that clock is ahead of ours, which files have their times by.
-        recovery: how the database gets there; nothing where it is not wanted.
-        media: the archive of the uploads; nothing where they are not wanted.
-        later: the archives after it, up to the first one that was begun after the moment.
-        media_complete: when the archive of the uploads was complete.
-        with_audit: whether there is an audit log, which a moment leaves alone.
-        zone: in which moments are shown.
+        text: the moment as given.
+        moment: the moment by the database server's clock.
+        ahead: how far that clock is ahead of ours, by which files have their times.
+        recovery: how to recover the database; None if it is not wanted.
+        media: the archive of the uploads; None if they are not wanted.
+        later: the archives after it, up to the first that was begun after the moment.
+        media_complete: when that archive was complete.
+        with_audit: whether there is an audit log, which a restore to a moment leaves unchanged.
+        zone: the time zone for showing moments.
     """
 
     text: str
@@ -72,12 +72,12 @@ class MomentChoice:
 
     @property
     def needed(self) -> tuple[Path, ...]:
-        """The archives that are read; the chain of the uploads' one is not among them."""
+        """The archives to be read, without the chain of the uploads' archive."""
         base = tuple(reversed(self.recovery.line)) if self.recovery else ()
         return (*base, *((self.media,) if self.media else ()), *self.later)
 
     def lines(self) -> list[str]:
-        """The source of the uploads and the treatment of the audit log, in plain words."""
+        """Where the uploads come from and what happens to the audit log, in plain words."""
         lines = []
         if self.media and self.media_complete:
             name = self.media.name.removesuffix(SUFFIX)
@@ -91,7 +91,7 @@ class MomentChoice:
 
     @property
     def name(self) -> str:
-        """The name of the source, for records and people."""
+        """The name of the source in records and messages."""
         return f"{self.moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
@@ -103,15 +103,15 @@ def choose_moment(
     now: datetime,
     runner: ProcessRunner | None = None,
 ) -> MomentChoice:
-    """Find what leads to a moment; touches nothing.
+    """Find the sources for a moment; changes nothing.
 
     Arguments:
-        text: the moment as a person wrote it.
-        runner: what starts pg_waldump; without it the last transaction is not looked for.
+        text: the moment as given by a person.
+        runner: starts pg_waldump; without it, the last transaction is not looked up.
 
     Raises:
-        ConfigurationError: it is no moment, or lies outside of what can be restored.
-        RepositoryError: the repository cannot be read, or the one that was used here is not there.
+        ConfigurationError: the text is no moment, or the moment cannot be restored.
+        RepositoryError: the repository cannot be read, or is not the one that was used here.
     """
     repository.refuse_absent()
     if scope is RestoreScope.AUDIT_LOGS:
@@ -145,10 +145,10 @@ def choose_moment(
 
 
 def _choose_media(entries: Sequence[Entry], moment: datetime | None) -> tuple[Entry, list[Entry]]:
-    """The newest archive of uploads that was complete by a moment, and those after it, oldest first.
+    """The newest archive of uploads that was complete at a moment, and the ones after it, oldest first.
 
     Raises:
-        OutsideWindowError: none is as old.
+        OutsideWindowError: no archive is old enough.
     """
     held = [entry for entry in entries if Component.MEDIA in entry.components and not entry.fault]
     held.sort(key=lambda entry: entry.modified)
@@ -168,10 +168,10 @@ def _choose_media(entries: Sequence[Entry], moment: datetime | None) -> tuple[En
 
 
 class MomentArchive:
-    """The sources of a restore to a moment, with the interface of one archive: it has the uploads, not the database.
+    """Presents the sources for a moment as one archive, which holds the uploads and not the database.
 
     Arguments:
-        choice: what it consists of.
+        choice: the sources.
     """
 
     def __init__(self, choice: MomentChoice) -> None:
@@ -199,7 +199,7 @@ class MomentArchive:
         self._opened.close()
 
     def manifest(self) -> Manifest:
-        """The manifest that such an archive would have."""
+        """A manifest for this combination."""
         tree = self._tree.manifest() if self._tree else None
         components: tuple[Component, ...] = (Component.DATABASE,) if self._choice.recovery else ()
         details: dict[str, Mapping[str, Any]] = {}
@@ -249,7 +249,7 @@ class MomentArchive:
         return self._indexed().extract(member)
 
     def layers(self) -> Iterator[Layer]:
-        """The archives that hold something of it."""
+        """The archives that hold the uploads."""
         if self._tree:
             yield from self._indexed().layers()
             for reader, names in self._more:
@@ -264,7 +264,7 @@ class MomentArchive:
         return self._tree
 
     def _find_more(self, tree: Archive) -> None:
-        """Look in the archives after the tree for files that were there by the moment."""
+        """Look in later archives for files that existed at the moment."""
         if not tree.has_index:
             return
         begun = int(tree.manifest().details.get(Component.MEDIA.value, {}).get("read_from_ns", 0))

@@ -1,9 +1,9 @@
-"""Brings what leads to a moment back from off-site, where the repository does not have it.
+"""Fetches from off-site what a restore to a moment needs and the repository lacks.
 
-look      whether the repository leads to the moment by itself
-wal       all WAL that is not here, from every destination
-base      the newest base backup that is old enough, with all that it follows
-uploads   the newest archive of uploads that is old enough, and the one after it
+look      check whether the repository is sufficient
+wal       fetch all missing WAL, from every destination
+base      fetch the newest base backup that is old enough, with its parents
+uploads   fetch the newest archive of uploads that is old enough, and the next one
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 log = engine_log("portal.ops.restore.moment_offsite")
 
 _TRIED: Final = 3
-"""So many base backups are tried: the newest may have been complete only after the moment."""
+"""How many base backups to try: the newest may have been completed only after the moment."""
 
 _HOLDING_UPLOADS: Final = (BackupType.FULL, BackupType.MEDIA)
 
@@ -57,19 +57,19 @@ def moment_at_hand(
     observer: Observer | None = None,
     clock: Clock = utc_now,
 ) -> tuple[str, ...]:
-    """Make sure that the repository has what leads to a moment, as far as there are copies; what was fetched.
+    """Fetch what the repository lacks for a moment, as far as there are copies; return what was fetched.
 
-    Where the copies do not lead there either, nothing is raised: whoever plans the restore says what is missing.
+    If the copies are not sufficient either, nothing is raised: planning the restore then reports what is missing.
 
     Arguments:
-        text: the moment as a person wrote it.
-        media_dir: where the uploads will go, if not where the settings say.
+        text: the moment as given by a person.
+        media_dir: the target of the uploads, if it is not that of the settings.
 
     Raises:
-        ConfigurationError: it is no moment.
+        ConfigurationError: the text is no moment.
         IdentityError: the copies are encrypted, and no identity fits.
         NotIntactError: a copy is damaged.
-        StorageError: no store could be asked.
+        StorageError: no store could be reached.
     """
     config = RestoreConfig.from_settings(settings, **({"media_path": media_dir} if media_dir else {}))
     repository = Repository(settings.local_path, lock_timeout=settings.lock_timeout)
@@ -127,13 +127,13 @@ def _brought(
     fetched: list[str],
     faults: list[OpsError],
 ) -> tuple[str, ...]:
-    """Ask one destination after the other until every part is here; what was fetched.
+    """Try one destination after the other until nothing is missing; return what was fetched.
 
     Arguments:
         fetched: what was fetched before; likewise the `faults`.
 
     Raises:
-        OpsError: the moment is not here, and something went wrong on the way: the first that did.
+        OpsError: something is still missing; this is the first error that occurred.
     """
     if all(map(is_here, parts)):
         return tuple(fetched)
@@ -167,11 +167,11 @@ class _Bringer:
         is_here: Callable[[RestoreScope], bool],
         faults: list[OpsError],
     ) -> Iterator[str]:
-        """Fetch piece by piece, until every part is here; each piece as it has come.
+        """Fetch one piece after the other until nothing is missing; yield each piece.
 
         Arguments:
-            parts: what is not here.
-            faults: told of what could not be used, where something else may do.
+            parts: what is missing.
+            faults: receives errors of pieces that another piece may replace.
         """
         config = OffsiteConfig.from_settings(self.settings)
         backend = config.open(self.destination)
@@ -194,13 +194,13 @@ class _Bringer:
 
 
 def _bases(commits: Sequence[Commit], moment: datetime) -> list[list[str]]:
-    """Base backups to try, the newest first."""
+    """Base backups to try, newest first."""
     bases = [one.backup_id for one in commits if one.type == BackupType.BASE.value and one.moment <= moment]
     return [[name] for name in bases[:_TRIED]]
 
 
 def _uploads(commits: Sequence[Commit], moment: datetime) -> list[list[str]]:
-    """Archives of uploads: the newest that is old enough, with the one that was begun after it; then older ones."""
+    """Archives of uploads to try: the newest that is old enough with the next one begun after it, then older ones."""
     held = [one for one in commits if one.type in _HOLDING_UPLOADS]
     before = [one for one in held if one.moment <= moment]
     after = [one for one in held if moment < one.moment <= moment + timedelta(days=1)]

@@ -1,4 +1,4 @@
-"""The result of a restore while it is built: what is known so far counts, whatever happens next."""
+"""Builds the result of a restore; facts that are known stay in it, whatever happens next."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ _AGAIN: Final = "Look at the disk and the permissions there, then start it again
 
 @dataclass(kw_only=True)
 class ResultBuilder:
-    """A result while it is built: what is known so far counts, whatever happens next."""
+    """Builds a result; facts that are known stay in it, whatever happens next."""
 
     result: RestoreResult
 
     def note(self, **facts: Any) -> None:
-        """Know more of it."""
+        """Set fields of the result."""
         self.result = replace(self.result, **facts)
 
     def warn(self, warnings: Sequence[str]) -> None:
-        """Add what should be known, and is not said yet."""
+        """Add a warning, once."""
         known = self.result.warnings
         self.note(warnings=(*known, *(warning for warning in warnings if warning not in known)))
 
     def fail(self, error: OpsError) -> None:
-        """It did not succeed."""
+        """Set the error."""
         log.error("restore_failed", error=str(error))
         self.note(success=False, error=str(error), exit_code=error.exit_code)
 
 
 @contextmanager
 def reported(builder: ResultBuilder) -> Iterator[None]:
-    """Every fault becomes part of the result, and so does the time that it took."""
+    """Turn every error into the result, and add the duration."""
     started = time.monotonic()
     try:
         yield
@@ -56,5 +56,5 @@ def reported(builder: ResultBuilder) -> Iterator[None]:
 
 
 def warnings_of(facts: Mapping[str, Any]) -> list[str]:
-    """The warnings among the facts of all parts."""
+    """The warnings in the facts of all parts."""
     return [str(warning) for fact in facts.values() for warning in fact.get("warnings", ())]

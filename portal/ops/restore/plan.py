@@ -1,4 +1,4 @@
-"""The plan of a restore: what it would do, in words, before it touches anything."""
+"""The plan of a restore: what it would do, in words."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class RestorePlan:
 
     Arguments:
         backup_id: what is restored.
-        timestamp: when that was made.
-        components: what of it.
-        parts: what will be done with each component.
+        timestamp: when the backup was made.
+        components: the components to restore.
+        parts: the plan for each component.
         warnings: what should be known.
-        blockers: what makes it impossible; empty where it can be started.
-        takes_back: the restore that is rolled back, where that is what is planned.
-        sources: what a restore to a moment takes from where, in words.
-        discards: the restore whose rollback data is discarded, where that is what is planned; `kept` is that data.
+        blockers: the errors that make it impossible; empty if it can start.
+        takes_back: the restore that is rolled back, if this is the plan of a rollback.
+        sources: the sources of a restore to a moment, in words.
+        discards: the restore whose rollback data is discarded, if that is planned; `kept` describes that data.
     """
 
     backup_id: str

@@ -1,4 +1,4 @@
-"""Asks the portal's health page until it answers on restored data, or the time limit ends."""
+"""Requests the portal's health page until the portal answers on restored data, or the time is over."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class HealthCheck:
     """The URL to ask, and the time limit.
 
     Arguments:
-        url: of the page; None asks nobody.
-        timeout_seconds: how long the portal has to come back.
+        url: the page; None if there is none.
+        timeout_seconds: how long to wait for an answer.
     """
 
     url: str | None = None
@@ -34,13 +34,13 @@ class HealthCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class Health:
-    """The portal's answer.
+    """The result of a health check.
 
     Arguments:
-        answers: it said that it is well.
-        url: without a password.
-        what: its last answer, in words.
-        seconds: how long it took until then.
+        answers: whether the page reported success.
+        url: the page, without a password.
+        what: the last answer, in words.
+        seconds: how long it took.
     """
 
     answers: bool
@@ -49,18 +49,18 @@ class Health:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """It in the types of JSON."""
+        """The result as types of JSON."""
         return {"answers": self.answers, "url": self.url, "what": self.what, "seconds": round(self.seconds, 3)}
 
     def sentence(self) -> str:
-        """It in words."""
+        """The result in words."""
         if self.answers:
             return f"the portal answers at {self.url}: {self.what} after {exact_duration(self.seconds)}"
         return f"the portal does not answer at {self.url} after {duration(self.seconds)}: {self.what}"
 
 
 def ask_portal(check: HealthCheck, *, sleep: Callable[[float], None] = time.sleep) -> Health | None:
-    """Ask until the portal answers, or its time is over; None if nobody is to be asked."""
+    """Request the page until the portal answers or the time is over; None if there is no page."""
     if not check.url:
         return None
     started = time.monotonic()
@@ -93,6 +93,6 @@ def _answer(url: str) -> tuple[bool, str]:
 
 
 def _shown(url: str) -> str:
-    """The URL without user, password and query, which may hold a secret."""
+    """The URL without user, password and query, which may be secret."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

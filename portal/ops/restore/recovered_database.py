@@ -1,4 +1,4 @@
-"""The database of a restore to a moment: recovered on a scratch server, and restored from there."""
+"""The database part of a restore to a moment: recovered on a scratch server, and restored from there."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class _RecoveredPlan:
-    """The plan for the database, and the source of its recovery."""
+    """The plan for the database, and where it is recovered from."""
 
     database: PartPlan
     recovery: RecoveryPlan
@@ -51,11 +51,11 @@ class _RecoveredPlan:
 
 
 class RecoveredDatabasePart(DatabasePart):
-    """The database as it was at a moment: recovered on a scratch server, and restored from there.
+    """The database at a moment: recovered on a scratch server, and restored from there.
 
     Arguments:
-        recovery: how the scratch server gets to the moment.
-        source: the name of the database there.
+        recovery: how to recover to the moment.
+        source: the name of the database in the cluster.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class RecoveredDatabasePart(DatabasePart):
     def plan(self, archive: Archive, manifest: Manifest) -> PlannedPart:  # noqa: ARG002  (the database is in none)
         """The plan for the database.
 
-        The scratch server needs room; in place, the dump and one of the live database lie beside it.
+        Room is needed for the scratch server; in place, also for the dump and a safety dump of the live database.
         """
         size = self._recovery.cluster_bytes
         plan = self._restore.plan(dump_major=self._recovery.major, dump_bytes=size, row_counts={})
@@ -93,12 +93,12 @@ class RecoveredDatabasePart(DatabasePart):
             manifest=manifest,
             stage_place=self._directory if is_in_place else scratch_parent(self._repository.path, server_owner()),
             stage_bytes=2 * size if is_in_place else self._recovery.needed_bytes,
-            content_bytes=2 * size,  # the cluster's, and about as much for the dump
+            content_bytes=2 * size,  # the cluster, and about the same again for the dump
             record={**self.record(), "mode": plan.mode.value},
         )
 
     def stage(self, planned: PlannedPart, archive: Archive, advance: Advance) -> None:  # noqa: ARG002
-        """Recover, and fill and check a database beside the live one."""
+        """Recover the cluster, then fill and check a database next to the live one."""
         self._make_directory()
         recovering = recovered(
             self._repository,

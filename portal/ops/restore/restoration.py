@@ -1,14 +1,15 @@
-"""One restore, from the first look to the report: all of it or nothing, and it can be rolled back.
+"""One restore, from the first check to the report: everything or nothing, and it can be rolled back.
 
-    recover   a restore that was interrupted is undone, or finished
-    verify    the archive is intact
-    plan      what will be done, and what is in the way
-    confirm   somebody says yes
-    stage     everything goes to the disk and the server that it is for, beside the live data; checked on the way
-    apply     the live data steps aside, and the stage takes its place
-    report    what was done, and how to take it back
+    recover   undo or finish an interrupted restore
+    verify    check that the archive is intact
+    plan      list what will be done, and obstacles
+    confirm   ask a person
+    stage     write everything to its disk or server next to the live data, and check it on the way
+    apply     exchange the live data and the stage
+    report    say what was done, and how to roll it back
 
-Until `apply` nothing live is touched, and a crash is undone by the next restore; from `apply` on it is finished by it.
+Until `apply`, live data is unchanged, and the next restore undoes an interrupted one. From `apply` on, the next restore
+finishes it.
 """
 
 from __future__ import annotations
@@ -65,11 +66,11 @@ class RestoreRequest:
     """The request.
 
     Arguments:
-        scope: which components.
-        path: the archive by its path or id, or ``latest``; or a moment.
+        scope: the components.
+        path: the archive's path or id, or ``latest``; or a moment.
         is_moment: whether `path` is a moment.
-        moment: when it was asked for; nothing for now.
-        request_id: what asked for it; the restore's id is made of this and the moment.
+        moment: the time of the request; None for now.
+        request_id: identifies the request; the same id and moment give the same restore id.
     """
 
     scope: RestoreScope
@@ -80,10 +81,10 @@ class RestoreRequest:
 
 
 class Restoration:
-    """Restores what is asked for.
+    """Runs one restore.
 
     Arguments:
-        context: the configuration, the repository, and who asked.
+        context: the configuration, the repository and the requester.
     """
 
     def __init__(self, context: RestoreContext) -> None:
@@ -94,7 +95,7 @@ class Restoration:
         self._history = context.history
 
     def run(self, request: RestoreRequest) -> RestoreResult:
-        """One restore from recover to report; every fault becomes a result."""
+        """Run one restore from recover to report; every error becomes a result."""
         subject, is_dry_run = os.fspath(request.path), self._config.dry_run
         scope = request.scope
         if scope is RestoreScope.FULL and self._config.patterns:
@@ -112,17 +113,17 @@ class Restoration:
         return builder.result
 
     def earlier(self, *, moment: datetime, request_id: str) -> RestoreResult | None:
-        """The result of an earlier delivery of the same request, if its restore was finished.
+        """The result of the same request, if an earlier delivery has finished its restore; otherwise None.
 
         Raises:
-            OpsError: the records of restores cannot be read.
+            OpsError: the records cannot be read.
         """
         return self._settled(id_of(moment, request_id))
 
     # -- the phases -------------------------------------------------------------------------------------------------
 
     def _dry_run(self, request: RestoreRequest, builder: ResultBuilder) -> None:
-        """All of it up to the question; nothing is touched."""
+        """Everything up to the confirmation; changes nothing."""
         builder.warn(self._history.to_recover())
         source = self._choose(request, builder)
         self._verify(source, builder.result.scope, is_thorough=True)
@@ -139,7 +140,7 @@ class Restoration:
 
     def _restore(self, request: RestoreRequest, builder: ResultBuilder, restore_id: str) -> None:
         said, stuck = self._history.recover()
-        if done := self._settled(restore_id):  # the same request, interrupted before it reported
+        if done := self._settled(restore_id):  # the same request, interrupted before its report
             builder.result = done
         builder.warn(said)
         if done:
@@ -185,14 +186,14 @@ class Restoration:
             return RestoreSource(archive=chosen, with_uploads=with_uploads)
         text = os.fspath(request.path)
         context = self._context
-        asked = request.moment or context.clock()  # what is so long ago does not move while others wait and fetch
+        asked = request.moment or context.clock()  # waiting does not move it
         choice = choose_moment(self._repository, self._config, builder.result.scope, text, asked, context.runner)
         archive = self._repository.find(choice.needed[0])
         builder.note(backup_id=choice.name, backup_file=str(absolute(archive.path)), at=choice.moment.isoformat())
         return RestoreSource(archive=archive, choice=choice)
 
     def _verify(self, source: RestoreSource, scope: RestoreScope, *, is_thorough: bool) -> None:
-        """Look at the whole archive; not where single files are asked for, which are checked when they are read."""
+        """Verify the whole archive, unless only single files are wanted: these are checked when they are read."""
         if (unchecked := source.unchecked()) and not self._config.allow_unverified:
             raise NotIntactError(
                 f"{unchecked[0].name} has no .sha256 file beside it, so it may be anything",
@@ -208,7 +209,7 @@ class Restoration:
                 found.raise_damage()
 
     def _checksum(self, source: RestoreSource) -> Checksum:
-        """Archives not yet verified are hashed while they are staged; single files are not a reason to read it all."""
+        """Hash archives without a verification while they are staged; for single files this would read too much."""
         needless = self._config.verify_before_restore or self._config.patterns
         expected = {} if needless else source.needed()
         return Checksum({path: sha256 for path, sha256 in expected.items() if sha256 is not None})
@@ -262,7 +263,7 @@ class Restoration:
     def _stage(
         self, record: RestoreRecord, planned: Sequence[PlannedPart], opened: Archive, checksum: Checksum
     ) -> None:
-        """Put every part beside what is live, or none of them."""
+        """Stage every part, or none."""
         meter = Meter(self._context.progress)
         meter.expect = lambda: sum(one.content_bytes for one in planned)
         try:
@@ -280,17 +281,17 @@ class Restoration:
 
 
 def parts_of(planned: Sequence[PlannedPart]) -> list[Part]:
-    """The parts that were planned."""
+    """The planned parts."""
     return [one.part for one in planned]
 
 
 def id_of(moment: datetime, request_id: str) -> str:
-    """The id of a restore: a function of the request, as a backup's is."""
+    """The id of the restore, computed from the request like a backup id."""
     return f"restore_{moment.astimezone(UTC):%Y%m%d_%H%M%S}_{sha256(request_id.encode()).hexdigest()[:6]}"
 
 
 def verify_job(context: RestoreContext) -> VerifyJob:
-    """The job that verifies archives for a restore; its results are recorded, except in a dry run."""
+    """The job that verifies archives for a restore; it records results, except in a dry run."""
     config = context.config
     return VerifyJob(
         repository=context.repository,

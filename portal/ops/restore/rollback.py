@@ -1,10 +1,10 @@
-"""Taking restores back: the rollback of one, and the removal of the data that a rollback needs.
+"""Rolls restores back, and discards rollback data.
 
-recover   a restore that was interrupted is undone, or finished
-find      the restore, which must not lie under a newer one
-check     all that the rollback needs is there
-confirm   somebody says yes
-go back   the live data and the rollback data change places
+recover   undo or finish an interrupted restore
+find      choose the restore, which no newer one may cover
+check     make sure that everything the rollback needs exists
+confirm   ask a person
+go back   exchange the live data and the rollback data
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 
 class Rollback:
-    """Takes restores back, and discards what that needs.
+    """Rolls one restore back, or discards its rollback data.
 
     Arguments:
-        context: the configuration, the repository, and who asked.
+        context: the configuration, the repository and the requester.
     """
 
     def __init__(self, context: RestoreContext) -> None:
@@ -40,7 +40,7 @@ class Rollback:
         self._history = context.history
 
     def plan(self, restore_id: str | None = None) -> tuple[str, RestorePlan]:
-        """Which restore would be rolled back, by default the last one, and the plan for a person; touches nothing.
+        """The restore to be rolled back, by default the last one, and the plan for a person; changes nothing.
 
         Raises:
             RestoreError: there is none, or it cannot be rolled back.
@@ -49,11 +49,11 @@ class Rollback:
         return record.restore_id, replace(_plan_for(record), takes_back=record.restore_id)
 
     def run(self, restore_id: str | None = None, *, is_repeated: bool = False) -> RestoreResult:
-        """Take a restore back; every fault becomes a result.
+        """Roll a restore back; every error becomes a result.
 
         Arguments:
-            restore_id: which one; the last one by default.
-            is_repeated: the same was asked for before and was interrupted, so it may have been done.
+            restore_id: the restore; by default the last one.
+            is_repeated: an interrupted delivery of the same request may have done it already.
         """
         builder = self._context.result(RestoreScope.FULL, is_rollback=True)
         witnessed = self._context.witnessed(Action.ROLLBACK, builder, restore_id or "the last restore")
@@ -79,10 +79,10 @@ class Rollback:
         builder.warn(warnings_of(facts))
 
     def earlier(self, restore_id: str) -> RestoreResult | None:
-        """The result of a rollback that was made before, if that restore was rolled back.
+        """The result of an earlier rollback of that restore, or None if it was not rolled back.
 
         Raises:
-            OpsError: the records of restores cannot be read.
+            OpsError: the records cannot be read.
         """
         builder = self._context.result(RestoreScope.FULL, is_rollback=True)
         known = {record.restore_id for record in self._records.all()}
@@ -96,9 +96,9 @@ class Rollback:
         return True
 
     def discard(self, restore_id: str) -> RestoreResult:
-        """Discard the rollback data of a restore: the old database, the old files, and the record of it.
+        """Discard the rollback data of a restore: the previous database and files, and the record.
 
-        A restore that was interrupted, and cannot be finished, is given up: what can be undone of it is undone.
+        A restore that was interrupted and cannot be finished is given up: whatever can be undone is undone.
         """
         builder = self._context.result(RestoreScope.FULL, is_rollback=True)
         witnessed = self._context.witnessed(Action.DISCARD, builder, restore_id)
@@ -112,7 +112,7 @@ class Rollback:
         return builder.result
 
     def discard_old(self) -> tuple[str, ...]:
-        """Discard rollback data that is older than `rollback_days`; what was done, in words.
+        """Discard rollback data older than `rollback_days`; return one sentence for each action.
 
         Raises:
             OpsError: a restore is running, or the records cannot be read.
@@ -123,10 +123,10 @@ class Rollback:
             return self.discard_older()
 
     def discard_older(self, newest: RestoreRecord | None = None) -> tuple[str, ...]:
-        """As `discard_old`, by somebody who has the restores locked; each with a line in the access log.
+        """Like `discard_old`, for a caller that holds the restores' lock; writes the access log.
 
         Arguments:
-            newest: the restore that has just succeeded, and is not old whatever its clock said.
+            newest: the restore that has just succeeded, which is kept whatever the clock says.
         """
         before = self._records.all()
         said = self._history.discard_old(newest)
@@ -138,7 +138,7 @@ class Rollback:
 
 
 def _plan_for(record: RestoreRecord) -> RestorePlan:
-    """The plan of a rollback for a finished restore."""
+    """The plan of a rollback of a finished restore."""
     return RestorePlan(
         backup_id=record.backup_id,
         backup_file=Path(record.backup_file),

@@ -1,7 +1,7 @@
-"""The dump of a database on a scratch server, on its way into the database that will be swapped in.
+"""Streams the dump of a database on a scratch server into the database that will be swapped in.
 
-It is never on the disk. A restore opens a dump more than once: for its version, for its table of contents, for its
-rows. So the start of the stream is kept, and the program that writes it goes on where it was.
+The dump never goes to the disk. A restore opens a dump several times: for its version, its table of contents, its rows.
+So the start of the stream is kept, and pg_dump continues where it was.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _KEPT_BYTES: Final = 32 << 20
 
 
 class ScratchDump:
-    """Dumps one database of a server that nobody else uses; use it as a context manager.
+    """Dumps one database of a server that nobody else uses; a context manager.
 
     Arguments:
         target: the database.
         major: the server's major version.
-        runner: what starts pg_dump; from the thread that opens the dump.
+        runner: starts pg_dump, in the thread that opens the dump.
     """
 
     def __init__(self, target: DatabaseTarget, major: int, *, runner: ProcessRunner, bin_dir: Path | None) -> None:
@@ -58,11 +58,11 @@ class ScratchDump:
             self._rewindable.close()
 
     def dump(self, path: Path, advance: Advance) -> Dump:
-        """The dump, as a restore reads it.
+        """The dump as a restore reads it.
 
         Arguments:
-            path: where it is put if it is needed as a file.
-            advance: called with every number of bytes that was read of it, once.
+            path: the file for the dump, if a file is needed.
+            advance: called with the number of bytes after each read; bytes that are read again do not count.
         """
         return Dump(open=self._open, path=path, advance=advance)
 
@@ -85,7 +85,7 @@ class ScratchDump:
 
 
 class _Stream:
-    """The output of one pg_dump; it can start again, as long as not much of it was read."""
+    """The output of one pg_dump, which can be read again from the start while little of it was read."""
 
     def __init__(self, process: RunningProcess) -> None:
         self._process = process
@@ -95,7 +95,7 @@ class _Stream:
         self.can_rewind = True
 
     def pieces(self) -> Iterator[memoryview]:
-        """Everything from the start; an error where the dump did not come to its end."""
+        """Everything from the start; raises an error if the dump was incomplete."""
         yield from list(self._kept)
         while not self._has_ended and (data := self._process.stdout.read(_PIECE_BYTES)):
             piece = memoryview(data)
@@ -117,9 +117,9 @@ class _Stream:
 
 
 class RowCounts(Mapping[str, int]):
-    """The rows of every table of a database that nobody writes to, counted while something else goes on.
+    """The row counts of every table of a database that nobody writes to, counted in the background.
 
-    Whoever looks into it waits for the end of the count.
+    Reading it waits for the end of the count.
 
     Arguments:
         target: the database.

@@ -1,4 +1,4 @@
-"""The selection of an archive and its components for a restore."""
+"""Selects the archive and the components for a restore."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _SET_PLACE: Final = {
 
 
 def choose_archive(repository: Repository, builder: ResultBuilder, path: PathLike) -> ArchiveFile:
-    """The archive of a path, an id or ``latest``: the newest that holds what is asked for. The result says which.
+    """Find the archive by path, id or ``latest`` (the newest with the requested components), and note it in the result.
 
-    Until the manifest is read it goes by the name of its file.
+    Its name comes from the file until the manifest has been read.
 
     Raises:
-        ArchiveAbsentError: there is none, or more than one.
+        ArchiveAbsentError: there is no such archive, or more than one.
     """
     scope = builder.result.scope
     archive = repository.find(path, latest_of=_LATEST[scope])
@@ -50,23 +50,23 @@ def choose_archive(repository: Repository, builder: ResultBuilder, path: PathLik
 
 
 def name_of(archive: ArchiveFile, manifest: Manifest) -> str:
-    """The backup's id as the manifest has it, for a file may be called anything; the file's where that is no name."""
+    """The backup id in the manifest, since a file may have any name; or the file's if that id is invalid."""
     said = manifest.backup_id
     return said if said and said.isprintable() else archive.name
 
 
 def absolute(path: Path) -> Path:
-    """A path as it is understood wherever it is read later; a link stays a link."""
+    """The absolute path; symlinks are not resolved."""
     return Path(os.path.abspath(path))
 
 
 def choose_components(
     config: RestoreConfig, scope: RestoreScope, manifest: Manifest
 ) -> tuple[tuple[Component, ...], list[str]]:
-    """The components to restore, the database first; and a sentence for each that is present but not restored.
+    """The components to restore, the database first, and a sentence for each other component that is present.
 
     Raises:
-        ConfigurationError: the archive does not hold it, or there is no place for it.
+        ConfigurationError: a component is missing in the archive, or has no target.
     """
     places = {
         Component.DATABASE: True,

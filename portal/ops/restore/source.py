@@ -27,9 +27,9 @@ class RestoreSource:
     """The source of a restore.
 
     Arguments:
-        archive: the archive; of a moment the first one that leads to it.
-        choice: what leads to a moment; nothing for an archive by itself.
-        with_uploads: whether uploads are restored; all else is in the archive itself, whatever that stands on.
+        archive: the archive; for a moment, the first one needed.
+        choice: the sources for a moment; None for an archive.
+        with_uploads: whether uploads are restored; everything else is in the archive itself, not in its chain.
     """
 
     archive: ArchiveFile
@@ -38,24 +38,24 @@ class RestoreSource:
 
     @property
     def recovery(self) -> RecoveryPlan | None:
-        """The recovery of the database to a moment; nothing if it comes from an archive."""
+        """How to recover the database to a moment, or None if it comes from an archive."""
         return self.choice.recovery if self.choice else None
 
     def open(self) -> Archive:
-        """Open it for reading.
+        """Open the source for reading.
 
         Raises:
-            NotIntactError: it, or something that it needs, is damaged where it has to be read first, or is not there.
+            NotIntactError: the archive, or one of its chain, is missing or damaged.
         """
         if self.choice:
             return MomentArchive(self.choice)
         return open_tree(self.archive.path) if self.with_uploads else open_archive(self.archive.path)
 
     def lock(self, timeout: float) -> ExitStack:
-        """Keep a prune away from what is read, until the context is left.
+        """Keep the archives from being pruned while the context lasts.
 
         Arguments:
-            timeout: seconds to wait for a prune that is just looking at it.
+            timeout: seconds to wait for a prune that is running.
         """
         with ExitStack() as held:
             for path in self._paths():
@@ -63,7 +63,7 @@ class RestoreSource:
             return held.pop_all()
 
     def needed(self) -> dict[Path, str | None]:
-        """The archives that a restore reads, the oldest of a chain first, and the SHA-256 that each should have."""
+        """The archives to be read, the oldest of a chain first, each with its expected SHA-256."""
         needed: dict[Path, str | None] = {}
         for path in self._paths():
             if self.with_uploads and is_incremental(path):
@@ -73,7 +73,7 @@ class RestoreSource:
         return needed
 
     def unchecked(self) -> list[Path]:
-        """Archives that have no sidecar, so that they may be anything."""
+        """Archives without a sidecar, whose content nothing confirms."""
         return [path for path in self._paths() if read_sidecar(path) is None]
 
     def _paths(self) -> tuple[Path, ...]:

@@ -1,4 +1,4 @@
-"""Pinning an archive, and letting it go: what a person asks for, found by name and written into the access log."""
+"""Pins and unpins archives on request, by name, with a line in the access log."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def pin(
     clock: Clock = utc_now,
     observer: Observer | None = None,
 ) -> Pin:
-    """Keep an archive until it is unpinned.
+    """Pin an archive, so that it is kept until it is unpinned.
 
     Arguments:
-        archive: its path, its id or the start of one, or ``latest``.
-        reason: why, for those who come later.
-        actor: who asks for it; the user of this process by default.
-        observer: told of it when it is done.
+        archive: the archive's path, its id or the start of one, or ``latest``.
+        reason: the reason, for others to read.
+        actor: the requester; by default the user of this process.
+        observer: receives the result.
 
     Raises:
         ArchiveAbsentError: there is no such archive.
@@ -49,7 +49,7 @@ def pin(
         found = repository.find(archive)
         _refuse_outside(repository, found)
         seen.subject = found.name
-        with archive_lock(found.path, _HOLD_SECONDS):  # a prune that is about to remove it looks at the pins after this
+        with archive_lock(found.path, _HOLD_SECONDS):  # a prune that is about to remove it checks the pins after this
             pinned = Pins(repository).pin(found.name, reason=reason, who=witness.name, moment=clock())
     log.info("archive_pinned", backup_id=found.name)
     return pinned
@@ -63,7 +63,7 @@ def unpin(
     clock: Clock = utc_now,
     observer: Observer | None = None,
 ) -> tuple[str, bool]:
-    """Let an archive go when it is old; its name, and whether it was pinned. It need not be there any more.
+    """Unpin an archive, which need not exist any more; return its name and whether it was pinned.
 
     Raises:
         ArchiveAbsentError: there is neither such an archive nor such a pin.

@@ -1,10 +1,10 @@
-"""Which archives are kept, and why: a pure decision about values.
+"""Decides which archives are kept, and why. This module is pure.
 
-An archive is removed only where all of this holds: it is older than the days of its type's rule; as many newer complete
-ones of its type as the rule's count are kept; it is not the last one of an hour, day, week, month or year that is to be
-kept; nothing that is kept hangs on it; it is neither pinned nor the newest, nor the newest that verified, of its type.
-An incomplete archive counts for nothing and is kept until a person has looked at it, like files whose names are no ids.
-Where it is not even known what an archive needs, all that it may need is kept.
+An archive is removed only if all of this holds: it is older than the days of its type's rule; as many newer complete
+archives of its type are kept as the rule's count; it is not the last one of an hour, day, week, month or year to be
+kept; no kept archive needs it; it is neither pinned, nor the newest of its type, nor the newest verified one of its
+type. An incomplete archive counts for nothing and is kept until a person has examined it, like files whose names are no
+ids. If an archive's dependencies are unknown, everything that it might need is kept.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ if TYPE_CHECKING:
     from portal.ops.retention.policy import RetentionPolicy, RetentionRule
 
 CLOCK_TOLERANCE: Final = timedelta(minutes=10)
-"""How far ahead of the clock an archive may be before the clock is doubted."""
+"""An archive further ahead of the clock than this suggests that the clock is wrong."""
 
 _FAMILIES: Final = {
     "backup of uploads": (BackupType.FULL, BackupType.MEDIA),
     "base backup": (BackupType.BASE,),
 }
-"""The types that may follow one another."""
+"""The types that can be in one chain."""
 
 _LATENESS: Final = timedelta(days=1)
-"""An id names the moment that a backup is for: by so much the one that it follows may be for a later one."""
+"""By how much a parent may be for a later moment than its child: an id has the moment that was requested."""
 
 _NAMES: Final = {"hourly": "hour", "daily": "day", "weekly": "week", "monthly": "month", "yearly": "year"}
 
 
 class Decision(NamedTuple):
-    """The decision about an archive, with its reasons.
+    """The decision about one archive, with its reasons.
 
     Arguments:
         entry: the archive.
-        keep: whether it stays.
-        reasons: everything that speaks for keeping it; for one that goes, why it may.
+        keep: whether it is kept.
+        reasons: all reasons to keep it or, if it is removed, why it can be.
     """
 
     entry: Entry
@@ -56,7 +56,7 @@ class Decision(NamedTuple):
         return f"{'keep  ' if self.keep else 'remove'}  {self.entry.name}: {'; '.join(self.reasons)}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The decision in the types of JSON."""
+        """The decision as types of JSON."""
         return {
             "backup_id": self.entry.name,
             "keep": self.keep,
@@ -70,9 +70,9 @@ class RetentionPlan:
     """The decisions about all archives.
 
     Arguments:
-        decisions: one for each, in the order in which they were given.
-        removals: those that go, in an order in which nothing is left without what it needs: children before parents.
-        warnings: what a person should know before relying on it.
+        decisions: one for each archive, in the given order.
+        removals: the archives to remove, children before parents, so that no archive is ever left without its parent.
+        warnings: warnings for people.
     """
 
     decisions: tuple[Decision, ...]
@@ -81,11 +81,11 @@ class RetentionPlan:
 
 
 def plan(archives: Sequence[Entry], policy: RetentionPolicy, now: datetime) -> RetentionPlan:
-    """Decide about every archive.
+    """Decide about all archives.
 
     Arguments:
-        archives: all of a repository, in any order.
-        now: ages are counted from here.
+        archives: all archives of a repository, in any order.
+        now: the time from which ages count.
     """
     family = _Family(archives)
     reasons = _Reasons()
@@ -112,24 +112,24 @@ def plan(archives: Sequence[Entry], policy: RetentionPolicy, now: datetime) -> R
 
 
 class _Reasons:
-    """The reasons to keep each archive; each combination of them is stored once."""
+    """The reasons to keep each archive; equal combinations are stored once."""
 
     def __init__(self) -> None:
         self._of: dict[str, tuple[str, ...]] = {}
         self._once: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def add(self, name: str, reason: str) -> None:
-        """One more reason to keep an archive."""
+        """Add a reason to keep an archive."""
         reasons = (*self._of.get(name, ()), reason)
         self._of[name] = self._once.setdefault(reasons, reasons)
 
     def of(self, name: str) -> tuple[str, ...]:
-        """All that there are."""
+        """All reasons for an archive."""
         return self._of.get(name, ())
 
 
 class _Family:
-    """The dependencies of archives, and whether everything they need is present and complete."""
+    """The dependencies of archives, and whether everything they need exists and is complete."""
 
     def __init__(self, archives: Sequence[Entry]) -> None:
         self._entries = {entry.name: entry for entry in archives}
@@ -140,23 +140,23 @@ class _Family:
             self._settle(entry.name)
 
     def depth(self, name: str) -> int:
-        """The number of archives it needs."""
+        """The number of archives that it needs."""
         return self._depths[name]
 
     def fault(self, name: str) -> str:
-        """The known reason why it cannot be restored; empty if there is none."""
+        """Why it cannot be restored, as far as known; empty if it can."""
         return self._faults.get(name, "")
 
     def has(self, name: str) -> bool:
-        """True if an archive is there."""
+        """True if the archive exists."""
         return name in self._entries
 
     def needs(self, entry: Entry) -> Iterable[Entry]:
-        """The archives it names as needed, as far as they exist; others between parent and base may be missing."""
+        """The existing archives that it names as needed; others between parent and base may be missing."""
         return (self._entries[name] for name in (entry.parent, entry.base) if name and name in self._entries)
 
     def _settle(self, name: str) -> None:
-        """Find out how many archives one needs, and each of those on the way, the first one of its chain first."""
+        """Determine the depth and fault of an archive and its ancestors, base first."""
         path: dict[str, None] = {}
         at: str | None = name
         while at is not None and at in self._entries and at not in self._depths and at not in path:
@@ -190,11 +190,11 @@ def _by_type(archives: Sequence[Entry], family: _Family) -> dict[BackupType, lis
 def _keep_of_type(
     complete: Sequence[Entry], rule: RetentionRule, zone: tzinfo, now: datetime, keep: Callable[[str, str], None]
 ) -> None:
-    """Say what of a type is kept, and why.
+    """Keep archives of a type by its rule.
 
     Arguments:
         complete: the complete archives of the type, newest first.
-        keep: takes a name and a reason.
+        keep: receives a name and a reason.
     """
     kind = complete[0].type
     keep(complete[0].name, f"it is the newest {kind} backup")
@@ -213,26 +213,26 @@ def _keep_of_type(
 
 
 def _keep_bases(complete: Sequence[Entry], days: int, now: datetime, keep: Callable[[str, str], None]) -> None:
-    """Say which base backups are kept: all that are young, and the one that the earliest recoveries begin with.
+    """Keep base backups: all recent ones, and the one that the earliest recoveries need.
 
     Arguments:
-        complete: the complete ones, newest first.
-        days: how far back recoveries reach.
-        keep: takes a name and a reason.
+        complete: the complete base backups, newest first.
+        days: how far back recoveries reach, in days.
+        keep: receives a name and a reason.
     """
     keep(complete[0].name, "it is the newest base backup")
     for name, level in _newest_verified(complete).items():
         keep(name, f"it is the newest base backup that has passed a verification ({level})")
     earliest = now - timedelta(days=days)
     for entry in complete:
-        if entry.modified <= earliest:  # until then it was not complete
+        if entry.modified <= earliest:  # it was not complete before
             keep(entry.name, f"recoveries to {_days(days)} ago begin with it")
             return
         keep(entry.name, f"it is not older than {_days(days)}")
 
 
 def _newest_verified(complete: Sequence[Entry]) -> dict[str, VerifyLevel]:
-    """For each level the newest archive that was looked at as closely; the closest level of each of these."""
+    """The newest archive verified at each level or a higher one, with its own highest level."""
     newest: dict[str, VerifyLevel] = {}
     for level in VerifyLevel:
         verified = (entry.name for entry in complete if entry.finding and entry.finding.level.covers(level))
@@ -244,7 +244,7 @@ def _newest_verified(complete: Sequence[Entry]) -> dict[str, VerifyLevel]:
 def _last_of_each(
     complete: Iterable[Entry], period_of: Callable[[datetime], tuple[Any, ...]], zone: tzinfo, count: int
 ) -> Iterable[Entry]:
-    """The newest archive of each of the newest `count` periods that have one."""
+    """The newest archive of each of the newest `count` periods that have any."""
     last: tuple[Any, ...] | None = None
     for entry in complete:
         period = period_of(entry.read_at.astimezone(zone))
@@ -266,7 +266,7 @@ _PERIOD_OF: Final[Mapping[str, Callable[[datetime], tuple[Any, ...]]]] = {
 
 
 def _keep_all_if_the_clock_is_wrong(archives: Sequence[Entry], now: datetime, reasons: _Reasons) -> tuple[str, ...]:
-    """If archives are from the future, ages mean nothing: keep all, and warn of the first few."""
+    """Keep everything if archives are from the future, since ages mean nothing then; name some in a warning."""
     ahead = [entry for entry in archives if entry.read_at - now > CLOCK_TOLERANCE]
     if not ahead:
         return ()
@@ -281,7 +281,7 @@ def _keep_all_if_the_clock_is_wrong(archives: Sequence[Entry], now: datetime, re
 
 
 def _keep_what_strays_may_need(archives: Sequence[Entry], reasons: _Reasons) -> tuple[str, ...]:
-    """Keep every archive that an unreadable one may stand on; a warning where there is such a one."""
+    """Keep all archives that one with an unknown parent may need, with a warning."""
     warnings = []
     for what, kinds in _FAMILIES.items():
         strays = [entry for entry in archives if entry.is_stray and entry.type in kinds]
@@ -299,7 +299,7 @@ def _keep_what_strays_may_need(archives: Sequence[Entry], reasons: _Reasons) -> 
 
 
 def _keep_chains_with_a_gap(archives: Sequence[Entry], family: _Family, reasons: _Reasons) -> None:
-    """Keep what is left of a chain that one is missing of: it may be put back, and needs the ones before it."""
+    """Keep the rest of a chain with a missing archive: that may be put back, and needs its ancestors."""
     broken = {entry.base for entry in archives if entry.parent and entry.base and not family.has(entry.parent)}
     for entry in archives:
         if entry.base in broken:
@@ -307,7 +307,7 @@ def _keep_chains_with_a_gap(archives: Sequence[Entry], family: _Family, reasons:
 
 
 def _keep_what_is_needed(archives: Sequence[Entry], family: _Family, reasons: _Reasons) -> None:
-    """Keep everything that something kept needs: its parent and its base, and what these need."""
+    """Keep everything that kept archives need: parents and bases, recursively."""
     needed: set[str] = set()
     waiting = [entry for entry in archives if reasons.of(entry.name)]
     while waiting:

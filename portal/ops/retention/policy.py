@@ -19,12 +19,12 @@ _PERIODS: Final = ("hourly", "daily", "weekly", "monthly", "yearly")
 
 @dataclass(frozen=True, kw_only=True)
 class RetentionRule:
-    """The retention of one type of archives.
+    """How long to keep archives of one type.
 
     Arguments:
-        days: an archive is kept so long.
-        count: so many complete ones are kept whatever their age.
-        hourly: the last one of each of the last so many hours that have one is kept; likewise for the longer periods.
+        days: days to keep every archive.
+        count: the number of newest complete archives to keep, whatever their age.
+        hourly: of how many most recent hours that have archives to keep the last one; likewise for longer periods.
 
     Raises:
         ConfigurationError: a number is negative or absurd, or the rule keeps nothing.
@@ -52,19 +52,19 @@ class RetentionRule:
             )
 
     def periods(self) -> Iterable[tuple[str, int]]:
-        """The periods that the last archive of is kept, with how many of them."""
+        """The kinds of periods, with the number of each to keep."""
         return ((name, getattr(self, name)) for name in _PERIODS if getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetentionPolicy:
-    """The rules.
+    """The rules for all types.
 
     Arguments:
-        rule: for every type that has none of its own.
-        rules: the types' own.
-        zone: whose hours, days and weeks are meant.
-        pitr_days: how far back recoveries to any moment reach; base backups are kept by this alone.
+        rule: the rule for types without one of their own.
+        rules: the rules of types.
+        zone: the time zone of hours, days and weeks.
+        pitr_days: how many days back recoveries to a moment reach; base backups are kept by this alone.
     """
 
     rule: RetentionRule = field(default_factory=RetentionRule)
@@ -73,18 +73,18 @@ class RetentionPolicy:
     pitr_days: int = 7
 
     def of(self, kind: BackupType) -> RetentionRule:
-        """The rule of a type."""
+        """The rule for a type."""
         return self.rules.get(kind, self.rule)
 
 
 def own_rules(given: Mapping[str, Mapping[str, int]], general: RetentionRule) -> dict[BackupType, RetentionRule]:
-    """The rules of types that have one of their own.
+    """Make rules for types.
 
     Arguments:
-        given: for the names of types, numbers by the names that `RetentionRule` has for them.
+        given: by type name, the numbers for `RetentionRule` by their names.
 
     Raises:
-        ConfigurationError: a name is none, or a rule is invalid.
+        ConfigurationError: a name is unknown, or a rule is invalid.
     """
     found = {}
     for kind, numbers in given.items():

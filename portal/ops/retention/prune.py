@@ -1,13 +1,13 @@
-"""Removes what the policy of retention does not keep.
+"""Removes archives that the retention policy does not keep.
 
-    plan       every archive, with a reason for keeping or removing it
-    claim      some of those that go: what somebody holds is passed over
-    look       what has come since the plan, and what was pinned, keeps what it needs
-    remove     names of archives, children before parents; then sidecars, then what is recorded of them
-    sweep      what a prune or a backup that was killed has left
+    plan       decide with a reason about every archive
+    claim      lock some of those to be removed; skip those in use
+    look       check again: new archives and new pins keep what they need
+    remove     remove archives, children before parents; then their sidecars and records
+    sweep      remove what killed prunes and backups have left
 
-It can be killed at any instant: an archive that is there has its sidecar, and all that it needs. It runs beside
-backups, restores and other readers, and writes nothing that it needs, so a full disk does not stop it.
+It may be killed at any instant: an archive that exists has its sidecar and everything it needs. It runs next to
+backups, restores and other readers, and writes nothing that it depends on, so a full disk does not stop it.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ log = engine_log("portal.ops.retention.prune")
 _UNHARMED: Final = "Look at the disk and the permissions of the repository; the archives that are left are complete."
 
 _GROUP: Final = 50
-"""So many archives are claimed at once: a reader of one of them waits for the others."""
+"""How many archives are locked at once: a reader of one of them waits until all are done."""
 
 _UNFINISHED_SECONDS: Final = 86_400
-"""A small file that is still on its way after so long never comes."""
+"""A temporary file older than this, in seconds, is abandoned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,14 +62,14 @@ class PruneResult:
     """The result of a prune.
 
     Arguments:
-        success: everything that the plan removes is gone, but for what somebody needs or holds at the moment.
-        plan: what was decided; nothing where it did not come to that.
-        wal_bytes: how much WAL is gone, because no base backup needs it any more.
-        removed: what is gone; for a dry run what would be.
-        spared: what the plan removes, but is held, or is needed by then.
-        swept: remains of backups and prunes that were killed.
+        success: everything to be removed is gone, except archives in use or needed.
+        plan: the decisions; None if it failed before.
+        wal_bytes: the bytes of removed WAL that no base backup needs.
+        removed: removed archives or, for a dry run, those that would be.
+        spared: archives to be removed that are in use, or needed by now.
+        swept: removed remains of killed backups and prunes.
         warnings: what should be known.
-        fault: what went wrong; what is in `removed` is gone all the same.
+        fault: the error; archives in `removed` are gone nevertheless.
     """
 
     success: bool = False
@@ -90,26 +90,26 @@ class PruneResult:
 
     @property
     def exit_code(self) -> int:
-        """The code that a program should end with."""
+        """The exit code for a program."""
         return self.fault.exit_code if self.fault else 0
 
     @property
     def freed_bytes(self) -> int:
-        """The room that was made, or would be."""
+        """The bytes that were or would be freed."""
         return sum(decision.entry.size for decision in self.removed)
 
     def raise_error(self) -> Self:
-        """The result, if it is a success.
+        """Return the result if it is a success.
 
         Raises:
-            OpsError: it is none.
+            OpsError: it is a failure.
         """
         if self.fault:
             raise self.fault
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """The result in the types of JSON, without the reasons: there may be very many."""
+        """The result as types of JSON, without the reasons, of which there may be very many."""
         kept = sum(decision.keep for decision in self.plan.decisions) if self.plan else 0
         return {
             "success": self.success,
@@ -131,10 +131,10 @@ class PruneJob:
     """Prunes a repository.
 
     Arguments:
-        policy: what is kept.
-        clock: what time it is.
-        actor: who asked for it, for the access log; the user of this process by default.
-        observer: told of what was removed, and of the end.
+        policy: the retention policy.
+        clock: returns the current time.
+        actor: the requester, for the access log; by default the user of this process.
+        observer: receives each removal and the result.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class PruneJob:
         self._verifications = Verifications(repository)
 
     def may_remove(self) -> bool:
-        """True if there is an archive that no days keep, or one from the future, by their names alone: it is quick.
+        """True if names alone show archives past their days, or from the future; fast.
 
         Raises:
             RepositoryError: the repository cannot be read.
@@ -170,7 +170,7 @@ class PruneJob:
         return not all(map(is_young, self.repository.archives()))
 
     def plan(self) -> RetentionPlan:
-        """The plan of a prune at this moment; changes nothing.
+        """The plan of a prune now; changes nothing.
 
         Raises:
             RepositoryError: the repository cannot be read.
@@ -178,20 +178,20 @@ class PruneJob:
         return plan(Catalogue(self.repository).entries(), self._policy, self._clock())
 
     def raise_if_busy(self) -> None:
-        """Let who can do without a prune find out that another one is running, before that is a failure in the log.
+        """Raise an error if another prune is running, so that an optional prune is not logged as a failure.
 
         Raises:
-            BusyError: one is.
-            OSError: there is no such directory, or it may not be read.
+            BusyError: another prune is running.
+            OSError: the directory does not exist or cannot be read.
         """
         with self._alone():
             pass
 
     def run(self, *, dry_run: bool = False) -> PruneResult:
-        """One prune from plan to sweep; every fault becomes a result.
+        """One prune from plan to sweep; every error becomes a result.
 
         Arguments:
-            dry_run: decide only.
+            dry_run: only decide.
         """
         builder = _ResultBuilder(dry_run=dry_run)
         fault: OpsError | None = None
@@ -236,7 +236,7 @@ class PruneJob:
         log.info("prune_finished", removed=len(builder.removed), bytes=builder.freed_bytes)
 
     def _remove(self, group: Sequence[Decision], crowd: _Crowd, builder: _ResultBuilder) -> None:
-        """Remove some archives, as far as nobody holds or needs them by now."""
+        """Remove archives that are not in use or needed."""
         with ExitStack() as claims:
             free = {name for one in group if self._claimed(name := one.entry.name, claims, builder)}
             strays = crowd.welcome(self.repository.path)
@@ -248,7 +248,7 @@ class PruneJob:
                 if strays or name not in free or name in pinned or crowd.needs(name):
                     builder.spared.append(name)
                     continue
-                self._path(name).unlink(missing_ok=True)  # this is its end: what comes after is tidying up
+                self._path(name).unlink(missing_ok=True)  # the archive is gone now; the rest is cleaning up
                 crowd.leave(name)
                 gone.append(decision)
                 builder.removed.append(decision)
@@ -263,9 +263,9 @@ class PruneJob:
             return False
 
     def _tidy(self, gone: Sequence[Decision]) -> None:
-        """Remove what belonged to archives that are gone, and say that they are.
+        """Remove records of removed archives, and log the removal.
 
-        A backup that is asked for once more has the same name: what belongs to the new archive stays.
+        If the same backup was requested again, a new archive has the same name: its records stay.
         """
         sync_directory(self.repository.path)
         for decision in gone:
@@ -279,9 +279,9 @@ class PruneJob:
         self._witness.saw(Action.PRUNE, str(self.repository.path), Outcome.DONE, archives=names, reasons=reasons)
 
     def _sweep(self) -> list[str]:
-        """Remove sidecars and findings whose archives are gone; their names.
+        """Remove sidecars and findings without an archive; return their names.
 
-        A sidecar is there a moment before its archive: so no backup may be running, or this is left for the next time.
+        A sidecar exists shortly before its archive, so if a backup is running, this is left for the next prune.
         """
         swept = []
         try:
@@ -301,7 +301,7 @@ class PruneJob:
         return swept
 
     def _sweep_unfinished(self) -> list[str]:
-        """Remove what writes of records and sidecars that were killed have left; their names."""
+        """Remove temporary files of killed writes; return their names."""
         before = self._clock().timestamp() - _UNFINISHED_SECONDS
         hidden = (path for path in self.repository.path.glob(".*") if path.is_dir() and not path.is_symlink())
         swept = []
@@ -313,7 +313,7 @@ class PruneJob:
         return swept
 
     def _alone(self) -> AbstractContextManager[None]:
-        """Hold off another prune, without writing anything, which a full disk would not allow."""
+        """Exclude other prunes without writing anything, which a full disk would prevent."""
         return locked_alone(self.repository.path, f"another prune of {self.repository.path} is running")
 
     def _path(self, name: str) -> Path:
@@ -322,7 +322,7 @@ class PruneJob:
 
 @dataclass(kw_only=True)
 class _ResultBuilder:
-    """A result on its way: what is known so far counts, whatever happens next."""
+    """Builds a result."""
 
     dry_run: bool
     plan: RetentionPlan | None = None
@@ -338,7 +338,7 @@ class _ResultBuilder:
         return sum(decision.entry.size for decision in self.removed)
 
     def warn(self, warnings: Iterable[str]) -> None:
-        """Say what should be known, once."""
+        """Add a warning, once."""
         for warning in warnings:
             if warning not in self.warnings:
                 self.warnings.append(warning)
@@ -360,7 +360,7 @@ class _ResultBuilder:
 
 
 class _Crowd:
-    """The present dependencies of archives: those of the plan and of new archives, without removed ones."""
+    """The present dependencies of archives: planned and new ones, without removed ones."""
 
     def __init__(self, decided: RetentionPlan) -> None:
         self._known: set[str] = set()
@@ -371,7 +371,7 @@ class _Crowd:
             self._add(entry.name, tuple(name for name in (entry.parent, entry.base) if name))
 
     def welcome(self, directory: Path) -> list[str]:
-        """Take in archives that have come since the last look; those of which nobody knows what they need."""
+        """Add archives that are new since the last look; return those with unknown dependencies."""
         strays = []
         for name in os.listdir(directory):
             stem = name.removesuffix(SUFFIX)
@@ -384,11 +384,11 @@ class _Crowd:
         return strays
 
     def needs(self, name: str) -> bool:
-        """True if an archive that is there stands on this one."""
+        """True if an existing archive needs this one."""
         return bool(self._needed_by.get(name))
 
     def leave(self, name: str) -> None:
-        """An archive is gone; should it come again, it is another one."""
+        """Remove an archive; if one of that name appears again, it is another one."""
         self._known.discard(name)
         for other in self._needs.pop(name, ()):
             self._needed_by[other].discard(name)

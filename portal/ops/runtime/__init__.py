@@ -1,5 +1,5 @@
-"""The runtime of the engine: other programs, helper processes, progress, logs.
+"""The runtime of the engine: child programs, helper processes, progress, logs.
 
-Promises that no child outlives its parent, that output is bounded, and that no secret reaches argv or a log. May import
-settings and the core.
+Promises that no child process outlives its parent, that captured output is limited, and that no secret appears in
+arguments or a log. May import settings and the core.
 """

@@ -1,8 +1,8 @@
-"""Commands of the operator: what runs before and after a backup or a restore, and what checks the portal in a drill.
+"""The operator's commands: before and after backups and restores, and the portal's own check in a drill.
 
-A command is started without a shell, by the engine's user, in a process group of its own, and with a time limit. Its
-environment is that of this process without our secrets, with facts about the work added. The end of its output is kept.
-Whatever it leaves running in its group is ended with it.
+A command runs without a shell, as the engine's user, in its own process group, with a time limit. Its environment is
+this process's without our secrets, plus facts about the operation. The end of its output is kept. Processes that it
+leaves in its group are ended.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class CommandResult:
     Arguments:
         command: the command, quoted as for a shell.
         exit_code: negative for a signal; None if it was stopped at its time limit.
-        output: the last of what it wrote to standard output and then to standard error.
+        output: the end of its standard output, followed by that of its standard error.
         seconds: how long it took.
     """
 
@@ -62,7 +62,7 @@ class CommandResult:
         return self.exit_code == 0
 
     def failure(self) -> str:
-        """The failure, in words that follow the command's name, with the last line that it wrote."""
+        """The failure in words that follow the command's name, with the last line of its output."""
         what = (
             f"was stopped after {duration(self.seconds)}" if self.exit_code is None else f"ended with {self.exit_code}"
         )
@@ -78,10 +78,10 @@ def run_command(
     timeout_seconds: float,
     secrets: Iterable[Secret | None] = (),
 ) -> CommandResult:
-    """Run a command to its end, or to its time limit.
+    """Run a command until it ends or reaches its time limit.
 
     Arguments:
-        secrets: values that are masked if the command prints them.
+        secrets: values to mask in its output.
 
     Raises:
         ConfigurationError: there is no such program.
@@ -115,7 +115,7 @@ def _exit_code(process: RunningProcess, timeout_seconds: float) -> int | None:
 
 
 class _Tail:
-    """Reads a pipe to its end, and keeps the last of it: a command that nobody reads would stop in the middle."""
+    """Reads a pipe to its end and keeps the last part, since a command blocks if nobody reads its output."""
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self._kept = bytearray()
@@ -135,7 +135,7 @@ class _Tail:
 
 
 def _masked(text: str, secrets: Iterable[Secret | None]) -> str:
-    """The text without these values; one of a few characters would take half of the text with it."""
+    """The text with values masked, except values of a few characters, which would mask half of the text."""
     for value in (secret.reveal() for secret in secrets if secret is not None):
         if len(value) >= _SHORTEST_SECRET:
             text = text.replace(value, _MASK)
@@ -143,14 +143,14 @@ def _masked(text: str, secrets: Iterable[Secret | None]) -> str:
 
 
 def command_environment(facts: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a command: this process's own without our secrets, and `facts` over it."""
+    """The environment for a command: this process's without our secrets, plus `facts`."""
     secret = {entry.name for entry in SETTINGS if entry.secret}
     hidden = secret | {f"{name}_FILE" for name in secret}
     return {name: value for name, value in os.environ.items() if name not in hidden} | dict(facts)
 
 
 def database_environment(target: DatabaseTarget) -> dict[str, str]:
-    """A database as DefectDojo's variables and as libpq's, password included: for a child's environment alone."""
+    """The variables for a database, for DefectDojo and libpq, with the password: only for a child's environment."""
     password = target.password.reveal() if target.password else ""
     return {
         "DD_DATABASE_HOST": target.host,
@@ -170,12 +170,12 @@ def database_environment(target: DatabaseTarget) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class AroundCommands:
-    """The commands around an operation.
+    """The commands before and after an operation.
 
     Arguments:
-        before: runs first; if it fails, the operation does not start.
-        after: runs last, whatever happened.
-        timeout_seconds: time limit of each.
+        before: runs first; if it fails, the operation is not started.
+        after: runs last, in any case.
+        timeout_seconds: the time limit of each, in seconds.
     """
 
     before: tuple[str, ...] = ()
@@ -184,7 +184,7 @@ class AroundCommands:
 
 
 def around_commands(settings: PortalSettings) -> AroundCommands:
-    """The commands that the environment names."""
+    """The configured commands."""
     return AroundCommands(
         before=settings.before_command,
         after=settings.after_command,
@@ -194,7 +194,7 @@ def around_commands(settings: PortalSettings) -> AroundCommands:
 
 @dataclass(kw_only=True)
 class Around:
-    """An operation with commands around it; `facts` grow while it runs, and the command after it sees all of them."""
+    """One operation with its commands; `facts` can be added while it runs, for the command after it."""
 
     commands: AroundCommands
     runner: ProcessRunner
@@ -203,11 +203,11 @@ class Around:
     warnings: list[str] = field(default_factory=list)
 
     def note(self, **facts: Any) -> None:
-        """Tell the command after it more: names in capitals, behind ``KEKKAI_``."""
+        """Add facts for the command after the operation: upper-case names, prefixed with ``KEKKAI_``."""
         self.facts |= {f"KEKKAI_{name.upper()}": _word(value) for name, value in facts.items()}
 
     def before(self) -> None:
-        """Run the command before it.
+        """Run the first command.
 
         Raises:
             CommandFailedError: it failed, so the operation must not start.
@@ -222,7 +222,7 @@ class Around:
             )
 
     def after(self, timeout_seconds: float) -> None:
-        """Run the command after it; a failure is a warning, since the work is done."""
+        """Run the last command; its failure is a warning, since the work is done."""
         if not self.commands.after:
             return
         try:
@@ -249,13 +249,13 @@ class Around:
 
 @contextmanager
 def within(around: Around) -> Iterator[None]:
-    """Run an operation between its commands: the one after it runs whenever the one before it was started.
+    """Run an operation between its commands: the last one runs whenever the first one was started.
 
-    The body notes ``result``: without it, the operation has failed. An interruption leaves the command after it ten
-    seconds. Warnings of that command are in `Around.warnings` afterwards.
+    The context has to note ``result``; otherwise the operation has failed. After an interruption, the last command has
+    ten seconds. Its warnings are then in `Around.warnings`.
 
     Raises:
-        CommandFailedError: the command before it failed; the body did not run.
+        CommandFailedError: the first command failed, and the context did not run.
     """
     around.note(result="failed")
     limit = _INTERRUPTED_SECONDS

@@ -1,6 +1,6 @@
-"""The settings that are in force for this process: its environment, and the file that goes with it.
+"""The settings of this process, from its environment and the settings file.
 
-cron, systemd and a shell have different environments; a file that all of them read gives them the same settings.
+cron, systemd and shells have different environments; a common file gives them the same settings.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _MOST_BYTES: Final = 1_000_000
 
 
 def current_settings(environ: Mapping[str, str] | None = None) -> Settings:
-    """The settings of the environment and, below it, of the file.
+    """The settings in the environment and, for unset ones, in the file.
 
     Arguments:
-        environ: variables to use instead of this process's own; the default file does not go with them.
+        environ: variables to use instead of the process's own; then the default file is not read.
 
     Raises:
         ConfigurationError: a setting or the file cannot be used.
@@ -39,18 +39,18 @@ def current_settings(environ: Mapping[str, str] | None = None) -> Settings:
 
 
 def merged_environment() -> dict[str, str]:
-    """The variables of the file and of the environment, for a look at their names."""
+    """The variables of the file and the environment, for examining their names."""
     return {**read_env_file().values, **os.environ}
 
 
 def read_env_file(environ: Mapping[str, str] | None = None) -> EnvFile:
-    """Read the file that ``BACKUP_ENV_FILE`` names, or the default one if there is one; ``/dev/null`` stands for none.
+    """Read the file that ``BACKUP_ENV_FILE`` names, or the default file if it exists; ``/dev/null`` means none.
 
     Arguments:
         environ: as above.
 
     Raises:
-        ConfigurationError: it cannot be read, others may change it, or others may read the secrets in it.
+        ConfigurationError: it cannot be read, others can change it, or others can read secrets in it.
     """
     variables = os.environ if environ is None else environ
     named = variables.get(ENV_FILE, "")
@@ -86,12 +86,12 @@ def read_env_file(environ: Mapping[str, str] | None = None) -> EnvFile:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """Open without waiting: a pipe would have to be waited for."""
+    """Open without blocking, in case it is a FIFO."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _refuse_foreign_hands(path: str, status: os.stat_result) -> None:
-    """The writer of the file decides where backups go, so only root and the user of this process may write it."""
+    """Only root and this process's user may be able to write the file, since it decides where backups go."""
     if not stat.S_ISREG(status.st_mode):
         raise _unusable(path, "is not a regular file", f"Name a file, or set {ENV_FILE}={os.devnull} to do without it.")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):

@@ -1,7 +1,7 @@
-"""Helper processes: the same Python in a process of its own, which takes messages on its standard input.
+"""Helper processes: the same Python in another process, which reads messages from its standard input.
 
-One process runs Python on one core only. Helpers work under every kind of Celery pool, which multiprocessing does
-not. A helper ends when its standard input does, so none outlives for long a process that was killed.
+One process runs Python on one core only. Helpers work under every kind of Celery pool; multiprocessing does not. A
+helper ends when its standard input does, so none stays long after its parent was killed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _PIPE_BYTES: Final = 1 << 20
 _END_SECONDS: Final = 60.0
-# glibc would give the memory of each frame back, and have the kernel clear it anew for the next one.
+# Otherwise glibc returns the memory of each frame to the kernel, which clears it again for the next one.
 _ALLOCATOR: Final = {"MALLOC_TRIM_THRESHOLD_": str(64 << 20), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
 
 
@@ -34,11 +34,11 @@ def start_helper(entry: str, *arguments: str, descriptors: Sequence[int] = ()) -
     """Start a helper.
 
     Arguments:
-        entry: what it runs: the name of a module that has a function `main`.
+        entry: the name of a module with a function `main`.
         arguments: its arguments.
-        descriptors: open files that it has too, by the same numbers.
+        descriptors: open files to inherit, with the same numbers.
     """
-    # -P keeps the current directory off the path; our own path is handed on, so the helper finds what we found.
+    # -P removes the current directory from the path; our path is passed on, so that the helper finds the same modules.
     environment = {**os.environ, **_ALLOCATOR, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     process = subprocess.Popen(
         [sys.executable, "-P", "-c", f"from {entry} import main; main()", *arguments],
@@ -47,13 +47,13 @@ def start_helper(entry: str, *arguments: str, descriptors: Sequence[int] = ()) -
         env=environment,
         pass_fds=descriptors,
     )
-    with suppress(PermissionError):  # the kernel limits what one user may have in pipes
+    with suppress(PermissionError):  # the kernel limits the size of a user's pipes
         fcntl.fcntl(cast("BinaryIO", process.stdout), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
     return Helper(process, cast("BinaryIO", process.stdin), cast("BinaryIO", process.stdout))
 
 
 def end_helpers(helpers: Sequence[Helper]) -> None:
-    """Let helpers end, and wait for them; one that does not end in time is killed."""
+    """Let helpers end, and wait for them; those that do not end in time are killed."""
     for helper in helpers:
         with suppress(BrokenPipeError):
             helper.requests.close()
@@ -61,6 +61,6 @@ def end_helpers(helpers: Sequence[Helper]) -> None:
         helper.answers.close()
         try:
             helper.process.wait(_END_SECONDS)
-        except subprocess.TimeoutExpired:  # whose disk does not answer, for instance
+        except subprocess.TimeoutExpired:  # for instance because its disk does not respond
             helper.process.kill()
             helper.process.wait()

@@ -1,4 +1,4 @@
-"""The format of log lines: JSON for programs, a short line for a person at a terminal. Only entry points choose."""
+"""Formats log lines: JSON for programs, a short line for a person at a terminal. Only entry points choose."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _HOST: Final = socket.gethostname()
 _LABEL_WIDTH: Final = 21
 _MOST_CHARACTERS: Final = 10_000
 _LINES: Final = ("exception", "stack")
-"""Facts of several lines; elsewhere an end of a line could make somebody's name look like a line of the log."""
+"""Facts that may have several lines. In others, a line break could forge a line of the log."""
 
 _UNSAID: Final = ("timestamp", "level", "event", "backup_id", "restore_id")
 
 
 def engine_log(name: str) -> Any:
-    """A logger of the engine's.
+    """A logger for the engine.
 
-    Until an entry point calls `configure_logging`, or the program that uses the engine has configured structlog, events
-    go to Python's own logging: structlog by itself would print them on standard output, which is the program's.
+    Until an entry point calls `configure_logging`, or the calling program has configured structlog, events go to
+    Python's logging: by default structlog would print them to standard output, which belongs to the program.
     """
     if not structlog.is_configured():
         structlog.configure(
@@ -42,7 +42,7 @@ def engine_log(name: str) -> Any:
 
 
 def configure_logging(style: LogFormat, stream: TextIO) -> None:
-    """Send every event to `stream`, one line each.
+    """Write every event to `stream`, one line each.
 
     Arguments:
         style: JSON, console, or by whether the stream is a terminal.
@@ -57,7 +57,7 @@ def configure_logging(style: LogFormat, stream: TextIO) -> None:
 
 
 def foreign_handler(style: LogFormat, stream: TextIO) -> logging.Handler:
-    """A handler for what libraries say through Python's own logging, so that it looks like our events."""
+    """A handler that writes Python's own log records, by libraries, in the format of our events."""
     person = _is_for_a_person(style, stream)
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
@@ -78,7 +78,7 @@ def _is_for_a_person(style: LogFormat, stream: TextIO) -> bool:
 
 
 def _facts(person: bool) -> list[structlog.typing.Processor]:
-    """The processor that adds the common facts to an event; a person knows which machine it is."""
+    """The processor that adds common facts to an event; a person at a terminal does not need the host."""
     facts: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -93,7 +93,7 @@ def _add_host(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDi
 
 
 def render_for_a_person(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
-    """One event as a line: the time, what happened, and its facts in the units that people use."""
+    """One event as a line: the time, the event, and its facts in readable units."""
     mark = {"warning": "! ", "error": "! "}.get(event["level"], "  ")
     label = f"{event['event']}".replace("_", " ")
     facts = "  ".join(_shown(name, _fact(name, value)) for name, value in event.items() if name not in _UNSAID)
@@ -112,7 +112,7 @@ def _fact(name: str, value: Any) -> str:
     if name == "seconds":
         return f"{value:6.2f} s"
     if name == "error":
-        return f"{value}".partition("\n")[0]  # the command tells the hint, once it has ended
+        return f"{value}".partition("\n")[0]  # the command shows the hint when it ends
     if name in ("component", "detail", "path", "name"):
         return f"{value:<10}"
     return f"{name} {value}"

@@ -1,6 +1,6 @@
-"""The messages between a process and its helpers, over pipes.
+"""Messages between a process and its helpers, over pipes.
 
-A message is its length (8 bytes) and a value in Python's own `marshal` format: both ends are the same interpreter.
+A message is its length (8 bytes) and a value in Python's `marshal` format: both ends are the same interpreter.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def send(stream: BinaryIO, value: Any) -> None:
 
 
 def receive(stream: BinaryIO) -> Any:
-    """Read one message; EOFError where there is none, or not all of it."""
+    """Read one message; EOFError if there is none, or it is incomplete."""
     head = stream.read(_LENGTH.size)
     if len(head) < _LENGTH.size:
         raise EOFError

@@ -1,8 +1,8 @@
-"""The seam through which the engine runs other programs (pg_dump, pg_restore), and its real implementation.
+"""The interface through which the engine runs programs (pg_dump, pg_restore), and its implementation.
 
-A `ProcessRunner` has one method, so that a test can put a fake in its place. Whatever a runner starts has a session of
-its own, can be killed as a group, and ends with the process that started it. Secrets travel in the environment only:
-the arguments of a process are there for everybody to read.
+A `ProcessRunner` has one method, so that a test can replace it with a fake. A started program has its own session, can
+be killed as a group, and ends with the process that started it. Secrets are only in the environment, since everyone can
+read a process's arguments.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ _DRAIN_SECONDS = 2.0
 
 
 class RunningProcess(Protocol):
-    """A program that was started: its streams, its end, and what it complained about.
+    """A running program: its streams, its exit code, and its standard error.
 
-    `stdin` and `stdout` are empty files where no `PIPE` was asked for.
+    `stdin` and `stdout` are empty files unless a `PIPE` was requested.
     """
 
     stdin: IO[bytes]
@@ -49,20 +49,20 @@ class RunningProcess(Protocol):
 
     @property
     def pid(self) -> int:
-        """Number of the process, and of its group."""
+        """The number of the process and of its group."""
 
     @property
     def returncode(self) -> int | None:
-        """Exit code, negative for a signal; None until `wait` or `kill` has seen the end."""
+        """The exit code, negative for a signal; None until `wait` or `kill` has seen the end."""
 
     def wait(self, timeout_seconds: float | None = None) -> int:
-        """Wait for the end and return the exit code; `TimeoutError` if it runs for longer than that."""
+        """Wait for the end and return the exit code; raises `TimeoutError` after so many seconds."""
 
     def kill(self, grace_seconds: float = 5.0) -> None:
-        """End the whole group: ask with SIGTERM, insist with SIGKILL after the grace; harmless after the end."""
+        """End the whole group: SIGTERM, then SIGKILL after the grace period; does nothing after the end."""
 
     def stderr_tail(self) -> str:
-        """Return the last 64 KiB of what it wrote to stderr."""
+        """Return the last 64 KiB of its standard error."""
 
 
 class ProcessRunner(Protocol):
@@ -81,8 +81,8 @@ class ProcessRunner(Protocol):
         Arguments:
             argv: the program, by path or looked up in the environment's PATH, and its arguments. No secrets.
             environment: the whole environment of the program; nothing is inherited.
-            stdin: where it reads from.
-            stdout: where it writes to. Whoever asks for a `PIPE` has to read it.
+            stdin: its standard input.
+            stdout: its standard output. If it is a `PIPE`, the caller has to read it.
 
         Raises:
             FileNotFoundError: there is no such program.
@@ -101,11 +101,11 @@ class Finished:
 def run(
     runner: ProcessRunner, argv: Sequence[str | Path], *, environment: Mapping[str, str], timeout_seconds: float
 ) -> Finished:
-    """Run a program that says little, to its end.
+    """Run a program with little output to its end.
 
     Raises:
         FileNotFoundError: there is no such program.
-        TimeoutError: it was killed because it took longer than `timeout_seconds`.
+        TimeoutError: it took longer than `timeout_seconds` and was killed.
     """
     process = runner.start(argv, environment=environment)
     expired = threading.Event()
@@ -134,14 +134,14 @@ def launch_command(
     death_signal: signal.Signals = signal.SIGTERM,
     owner: tuple[int, int] | None = None,
 ) -> list[str]:
-    """Wrap a command so that it ends with this process, or rather with the thread that starts it.
+    """Wrap a command so that it ends with this process, or more exactly, with the thread that starts it.
 
-    SIGTERM lets pg_dump and pg_restore cancel their work in the server; SIGKILL would leave that running.
+    On SIGTERM, pg_dump and pg_restore cancel their work on the server; after SIGKILL it would continue.
 
     Arguments:
         argv: absolute path of the program, and its arguments.
-        death_signal: what the program gets when the thread that started it has ended.
-        owner: user and group number to run it as, for root only.
+        death_signal: the signal for the program when the starting thread ends.
+        owner: user and group number to run as; only for root.
     """
     who = "-" if owner is None else f"{owner[0]}:{owner[1]}"
     launcher = [sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()), str(int(death_signal)), who]
@@ -149,7 +149,7 @@ def launch_command(
 
 
 class SystemRunner:
-    """Starts real processes. Each ends when the thread that started it ends, so start them from one that stays."""
+    """Starts real processes. Each ends with the thread that started it, so that thread must stay."""
 
     def start(
         self,
@@ -177,13 +177,13 @@ class SystemRunner:
 
 
 class _WakefulReader(io.RawIOBase):
-    """One end of a pipe, for a thread that must notice a signal soon, whatever becomes of the other end.
+    """Reads a pipe for a thread that must notice signals soon, even if the other end is silent.
 
-    Python runs a signal's handler between two steps of the main thread. A signal that arrives after the last step and
-    before the kernel is asked to wait is noticed only when that wait is over: so none is long.
+    Python runs a signal's handler between two bytecodes of the main thread. A signal that arrives just before the
+    thread blocks in the kernel is noticed only after that, so each wait is short.
 
     Arguments:
-        pipe: what it reads from, and closes.
+        pipe: the pipe to read and to close.
     """
 
     def __init__(self, pipe: io.RawIOBase) -> None:
@@ -192,15 +192,15 @@ class _WakefulReader(io.RawIOBase):
         self._poll.register(pipe, select.POLLIN)
 
     def readable(self) -> bool:
-        """Yes."""
+        """Always true."""
         return True
 
     def fileno(self) -> int:
-        """Number of the descriptor."""
+        """The number of the descriptor."""
         return self._pipe.fileno()
 
     def readinto(self, buffer: memoryview, /) -> int | None:  # type: ignore[override]  # what BufferedReader passes
-        """Read what there is; wait for something."""
+        """Read what is available; wait until there is something."""
         while not self._poll.poll(_PATIENCE_SECONDS * 1000):
             pass
         return self._pipe.readinto(buffer)
@@ -225,12 +225,12 @@ class SystemProcess:
 
     @property
     def pid(self) -> int:
-        """Number of the process, and of its group."""
+        """The number of the process and of its group."""
         return self._popen.pid
 
     @property
     def returncode(self) -> int | None:
-        """Exit code, negative for a signal; None until `wait` or `kill` has seen the end."""
+        """The exit code, negative for a signal; None until `wait` or `kill` has seen the end."""
         return self._popen.returncode
 
     def wait(self, timeout_seconds: float | None = None) -> int:
@@ -248,27 +248,27 @@ class SystemProcess:
         self._collect()
 
     def stderr_tail(self) -> str:
-        """Return the last 64 KiB of what it wrote to stderr; complete once the process was waited for."""
+        """Return the last 64 KiB of its standard error, complete after `wait`."""
         if self.returncode is not None:
             self._drain.join(_DRAIN_SECONDS)
         return bytes(self._tail).decode(errors="replace")
 
     def _ended_within(self, timeout_seconds: float | None) -> bool:
-        """Wait for the end without collecting it: until then nobody else can get the number of its group."""
+        """Wait for the end without collecting the exit code, so that the group's number cannot be reused yet."""
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         pause = _POLL_SECONDS / 10
         try:
             while os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
                 if deadline is not None and time.monotonic() >= deadline:
                     return False
-                time.sleep(pause)  # and not in the kernel until the end: see `_WakefulReader`
+                time.sleep(pause)  # in short waits: see `_WakefulReader`
                 pause = min(2 * pause, _POLL_SECONDS)
         except ChildProcessError:
             pass
         return True
 
     def _collect(self) -> int:
-        """Kill what is left of the group, and take the exit code of its leader."""
+        """Kill the rest of the group, and collect the leader's exit code."""
         self._signal_group(signal.SIGKILL)
         with self._collecting:
             return self._popen.wait()
@@ -287,6 +287,6 @@ class SystemProcess:
 
 
 def _wakeful(stream: IO[bytes]) -> IO[bytes]:
-    """The same stream for somebody who must notice signals."""
+    """The same stream, for a thread that must notice signals."""
     pipe = cast("io.BufferedReader", stream).detach()
     return io.BufferedReader(_WakefulReader(pipe))

@@ -1,4 +1,4 @@
-"""The services passed to every job: a clock, a progress callback, and a reader of secrets' files."""
+"""Services for every job: a clock, a progress callback, a reader for files with secrets."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ PathLike = str | os.PathLike[str]
 Clock = Callable[[], datetime]
 Progress = Callable[["Step"], None]
 Advance = Callable[[int], None]
-"""Is told of every number of bytes that were worked on; cheap enough to be called for every block."""
+"""Called with a number of processed bytes; cheap enough for every block."""
 
 
 def utc_now() -> datetime:
-    """The clock that is used where no other is passed in."""
+    """The default clock."""
     return datetime.now(UTC)
 
 
@@ -25,9 +25,9 @@ class Step:
     """The progress of a job.
 
     Arguments:
-        phase: what it works on, such as a component's name.
+        phase: the present work, such as a component's name.
         done: bytes of content so far, over all components.
-        expect: how many there will be, about; asked only by who wants to know, since finding out takes a moment.
+        expect: returns about how many there will be; called only on demand, since it takes a moment.
     """
 
     phase: str
@@ -36,14 +36,14 @@ class Step:
 
 
 def read_text(path: str) -> str:
-    """Read the file that holds a secret."""
+    """Read a file with a secret."""
     return Path(path).read_text("utf-8")
 
 
 class Meter:
-    """Adds up what was read, and tells it on.
+    """Adds up bytes and reports them.
 
-    `phase` and `expect` go into each step.
+    `phase` and `expect` are part of each report.
     """
 
     def __init__(self, progress: Progress | None) -> None:
@@ -53,7 +53,7 @@ class Meter:
         self.expect: Callable[[], int | None] = lambda: None
 
     def advance(self, count: int) -> None:
-        """So many bytes more."""
+        """Add bytes."""
         self._done += count
         if self._progress:
             self._progress(Step(phase=self.phase, done=self._done, expect=self.expect))

@@ -1,5 +1,5 @@
-"""Settings: one declarative table, the parsers of its values, and the loading of all of them.
+"""Settings: one declarative table, the parsers of values, and the loading of all settings.
 
-Promises that a value that is invalid is named with its variable, and that a secret is never shown. Pure: the
-environment is an argument. May import the core.
+Promises that an invalid value is reported with its variable, and that no secret is shown. Pure: the environment is an
+argument. May import the core.
 """

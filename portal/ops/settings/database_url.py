@@ -1,7 +1,7 @@
-"""The database to back up: where it is, and as whom to open it.
+"""The database: its address, the user, and how its URL is parsed.
 
-A URL is taken apart here, with care for the password in it: no message shows a piece of the URL, since an unencoded
-character makes a part of the password look like a host, a port or a name.
+A URL is parsed here without quoting parts of it in messages: an unencoded character can make a part of the password
+look like a host, a port or a name.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ _OPTIONS: Final = frozenset(
 
 
 class Secret:
-    """A string that shows itself only when asked to.
+    """A string that is shown only by `reveal`.
 
-    Printing, formatting and logging give eight asterisks; JSON, pickle and deep copies refuse it.
+    Printed, formatted or logged, it is eight asterisks; JSON, pickle and deep copies refuse it.
     """
 
     __slots__ = ("_value",)
@@ -64,7 +64,7 @@ class Secret:
         self._value = value
 
     def reveal(self) -> str:
-        """The string itself, for the program that has to be given it."""
+        """The string itself, for a program that needs it."""
         return self._value
 
     def __repr__(self) -> str:
@@ -86,9 +86,9 @@ class DatabaseTarget:
 
     Arguments:
         host: a name, an address, or the directory of a socket if it starts with ``/``.
-        password: without one, libpq looks into ``~/.pgpass``.
-        options: further connection parameters of libpq, such as ``sslmode``.
-        lock_seconds: how long to wait for a lock that another session has.
+        password: if absent, libpq looks in ``~/.pgpass``.
+        options: further libpq connection parameters, such as ``sslmode``.
+        lock_seconds: seconds to wait for another session's lock.
     """
 
     host: str
@@ -101,7 +101,7 @@ class DatabaseTarget:
 
 
 class NamesDatabase:
-    """A configuration that names a database field by field."""
+    """A configuration with the database in separate fields."""
 
     db_host: str
     db_port: int
@@ -113,7 +113,7 @@ class NamesDatabase:
 
     @property
     def database(self) -> DatabaseTarget:
-        """The database, and how to open it."""
+        """The database described by such a configuration."""
         password = self.db_password
         return DatabaseTarget(
             host=self.db_host,
@@ -127,7 +127,7 @@ class NamesDatabase:
 
 
 class DatabaseUrlError(ValueError):
-    """A URL cannot be used. The message finishes a sentence and holds nothing of the URL."""
+    """Raised for an unusable URL. The message completes a sentence and contains nothing of the URL."""
 
 
 class UrlParts(TypedDict, total=False):
@@ -142,13 +142,13 @@ class UrlParts(TypedDict, total=False):
 
 
 def parse_database_url(text: str) -> UrlParts:
-    """Take a URL apart as DefectDojo and libpq do.
+    """Parse a URL as DefectDojo and libpq do.
 
-    libpq's names for the parts may stand in the query too, as in ``postgres:///name?host=/run/postgresql``. Options
-    that are not libpq's, such as Django's ``conn_max_age``, are left out.
+    The query may have libpq's parameters too, as in ``postgres:///name?host=/run/postgresql``. Unknown ones, such as
+    Django's ``conn_max_age``, are ignored.
 
     Raises:
-        DatabaseUrlError: it is no URL of a PostgreSQL database, or names none.
+        DatabaseUrlError: it is no URL of a PostgreSQL database, or names no database.
     """
     url = _split_url(text)
     query = dict(parse_qsl(url.query))
@@ -169,10 +169,10 @@ def parse_database_url(text: str) -> UrlParts:
 
 
 def _split_url(text: str) -> SplitResult:
-    """Split a URL, and refuse one whose password would spill into its other parts."""
+    """Split a URL; refuse one in which the password might extend into other parts."""
     try:
         url = urlsplit(text)
-        _ = url.port  # a ValueError here would quote what may be a piece of the password
+        _ = url.port  # a ValueError from here would quote what may be a part of the password
     except ValueError:
         raise DatabaseUrlError(f"cannot be understood; {_SHAPE}") from None
     if url.scheme not in _SCHEMES:
@@ -183,12 +183,12 @@ def _split_url(text: str) -> SplitResult:
 
 
 def _host_and_name(url: SplitResult) -> tuple[str, str]:
-    """Tell host and database; the host may be a socket's directory: ``//%2Frun%2Fpg/name`` or ``////run/pg/name``."""
+    """Split host and database; the host may be a socket's directory: ``//%2Frun%2Fpg/name`` or ``////run/pg/name``."""
     place = url.netloc.rpartition("@")[2]
     directory, _, name = url.path.removeprefix("/").rpartition("/")
     if directory and (place or not directory.startswith("/")):
         raise DatabaseUrlError(f"has a slash too many; {_SHAPE}")
-    if place[:3].lower() == "%2f":  # url.hostname is in lower case, which a path does not survive
+    if place[:3].lower() == "%2f":  # url.hostname is lower case, which is wrong for a path
         return unquote(place.partition(":")[0]), unquote(name)
     return unquote(url.hostname or directory), unquote(name)
 

@@ -1,4 +1,4 @@
-"""Off-site destinations: what a URL such as ``s3://bucket/prefix?region=eu-central-1`` says."""
+"""Off-site destinations, parsed from URLs such as ``s3://bucket/prefix?region=eu-central-1``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OBJECT_KEY: Final = re.compile(r"[A-Za-z0-9._=/+-]*")
 
 
 class DestinationError(ValueError):
-    """A URL is no off-site destination; the message goes on after "the value" and shows no secret."""
+    """Raised for an invalid destination; the message continues "the value" and contains no secret."""
 
 
 class Scheme(StrEnum):
@@ -41,15 +41,15 @@ _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {"lock": ("governance", "compli
 
 @dataclass(frozen=True, kw_only=True)
 class Destination:
-    """One place for off-site copies. It holds no secret.
+    """One destination of off-site copies, without secrets.
 
     Arguments:
         scheme: the kind of store.
-        place: the bucket or container; for SFTP the host; empty for a directory.
-        prefix: where copies go below it, without slashes around; for SFTP and directories an absolute path.
-        user: the user of an SFTP server; empty means the one of this process.
+        place: the bucket or container; the host for SFTP; empty for a directory.
+        prefix: the prefix of all names, without slashes around; for SFTP and directories an absolute path.
+        user: the user on an SFTP server; empty for the user of this process.
         port: the port of an SFTP server.
-        options: what follows the question mark.
+        options: the options after the question mark.
     """
 
     scheme: Scheme
@@ -70,16 +70,16 @@ class Destination:
 
     @property
     def identifier(self) -> str:
-        """A short name that is safe in paths and labels, and the same as long as the place is the same."""
+        """A short name, safe in paths and labels, that depends only on the place."""
         where = "\n".join((self.shown, self.options.get("endpoint", ""), self.options.get("account", "")))
         return f"{self.scheme}-{sha256(where.encode()).hexdigest()[:12]}"
 
 
 def parse_destination(url: str) -> Destination:
-    """The destination that a URL names.
+    """Parse a URL.
 
     Raises:
-        DestinationError: it names none, has an unknown option, or holds a password.
+        DestinationError: it is no destination, has an unknown option, or contains a password.
     """
     try:
         parts = urlsplit(url)
@@ -105,10 +105,10 @@ def parse_destination(url: str) -> Destination:
 
 
 def parse_destinations(text: str) -> tuple[Destination, ...]:
-    """Destinations with spaces between them.
+    """Parse destinations separated by spaces.
 
     Raises:
-        DestinationError: one cannot be used, or is given twice.
+        DestinationError: one is invalid, or occurs twice.
     """
     found = tuple(map(parse_destination, text.split()))
     if len({one.identifier for one in found}) < len(found):
@@ -119,14 +119,14 @@ def parse_destinations(text: str) -> tuple[Destination, ...]:
 def with_own_names(
     urls: tuple[Destination, ...], *, place: str | None, bucket: str | None, prefix: str, endpoint: str | None
 ) -> tuple[Destination, ...]:
-    """Destinations, with the bucket that the portal's own names describe.
+    """Destinations, including the bucket described by the portal's own variables.
 
     Arguments:
-        urls: those that are given as URLs.
-        place: ``s3`` asks for the bucket, ``local`` for no copy by these names; nothing leaves it to the bucket.
+        urls: destinations given as URLs.
+        place: ``s3`` requires a bucket, ``local`` forbids one; None uses a bucket if one is named.
 
     Raises:
-        DestinationError: the names contradict one another, or the URLs.
+        DestinationError: the variables contradict each other, or the URLs.
     """
     named = bool(bucket or prefix or endpoint)
     if place == "local" and named:

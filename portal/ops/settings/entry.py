@@ -1,4 +1,4 @@
-"""The form of an entry in the table of settings: a field of a group, which is a frozen dataclass."""
+"""Entries in the table of settings: fields of groups, which are frozen dataclasses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 SETTING: Final = "setting"
 GROUP: Final = "group"
-"""Keys of a field's metadata: what it is read from."""
+"""Keys in a field's metadata, from which an entry is read."""
 
 RULED_TYPES: Final = ("full", "database", "media", "audit_logs")
 COPIED_TYPES: Final = (*RULED_TYPES, "base")
@@ -23,7 +23,7 @@ RULE_WORDS: Final = ("days", "count", "hourly", "daily", "weekly", "monthly", "y
 
 
 class Place(StrEnum):
-    """The destinations of archives beside the repository, in the words of the portal's own configuration."""
+    """Where archives go besides the repository, in the words of the portal's own configuration."""
 
     LOCAL = "local"
     S3 = "s3"
@@ -47,7 +47,7 @@ def setting(
     secret: bool = False,
     empty_counts: bool = False,
 ) -> T:
-    """One entry of the table, as the value of a dataclass field: see `Setting` for the arguments."""
+    """An entry of the table, as the value of a dataclass field; for the arguments see `Setting`."""
     entry = Setting(
         name=name,
         meaning=meaning,
@@ -61,16 +61,16 @@ def setting(
 
 
 def group(kind: type[Any]) -> Any:
-    """A field that holds a group of settings.
+    """A field that is a group of settings.
 
     Arguments:
-        kind: the dataclass whose fields are the entries.
+        kind: the dataclass with the entries as fields.
     """
     return field(default_factory=kind, metadata={GROUP: kind})
 
 
 class Group:
-    """The common base of all groups; making it anew for each dataclass would cost start-up time."""
+    """The base of all groups; creating these methods for each dataclass would slow every command down."""
 
     def _values(self) -> tuple[object, ...]:
         return tuple(getattr(self, each.name) for each in fields(self))  # type: ignore[arg-type]
@@ -87,7 +87,7 @@ class Group:
 
 
 def entries(kind: type[Any]) -> Iterator[Setting[object]]:
-    """Every entry of a group and of the groups in it, in the order of the table."""
+    """All entries of a group and its subgroups, in the order of the table."""
     for each in fields(kind):
         if SETTING in each.metadata:
             yield each.metadata[SETTING]

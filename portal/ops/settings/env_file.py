@@ -1,4 +1,4 @@
-"""A file of settings, as it was read: `portal.ops.settings.env_format` reads the text, where there is such a file."""
+"""The contents of a settings file; `portal.ops.settings.env_format` parses the text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class EnvFileError(ValueError):
-    """A line cannot be read. The message holds the number of the line and nothing of a value."""
+    """Raised for an invalid line. The message has its number, and nothing of a value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +19,8 @@ class EnvFile:
 
     Arguments:
         path: the file, for messages.
-        values: the values by the variables' names.
-        lines: the number of the line that each variable stands on.
+        values: the values by variable.
+        lines: the line number of each variable.
     """
 
     path: str

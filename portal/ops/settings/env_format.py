@@ -1,7 +1,7 @@
-"""Settings in a file: the format of Docker Compose's ``.env`` files.
+"""The format of settings files: that of Docker Compose's ``.env`` files.
 
-``NAME=value`` lines, comments, quotes and ``${NAME:-default}`` mean what they mean to Compose, with one exception: a
-variable that is not set is a fault, where Compose inserts nothing. A ``$`` in a password is found this way.
+``NAME=value`` lines, comments, quotes and ``${NAME:-default}`` are interpreted as by Compose, with one exception: a
+variable that is not set is an error, where Compose inserts nothing. That finds a ``$`` in a password.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _ESCAPES: Final = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\", "$": "
 
 
 def parse_env_file(text: str, path: str, environ: Mapping[str, str]) -> EnvFile:
-    """Read the text of a file.
+    """Parse a settings file.
 
     Arguments:
         text: the whole file.
-        path: where it was read from.
-        environ: variables that ``${NAME}`` may name, besides earlier lines of the file; they come first.
+        path: the file, for messages.
+        environ: variables for ``${NAME}``, with priority over earlier lines of the file.
 
     Raises:
         EnvFileError: a line is invalid, or names a variable that is not set.
@@ -48,7 +48,7 @@ def parse_env_file(text: str, path: str, environ: Mapping[str, str]) -> EnvFile:
 
 
 def _entries(text: str) -> Iterator[tuple[int, str, str, bool]]:
-    """Number, name and value of each entry, and whether the value is taken literally."""
+    """Line number, name and value of each entry, and whether the value is literal."""
     position = 0
     while position < len(text):
         number = text.count("\n", 0, position) + 1
@@ -60,7 +60,7 @@ def _entries(text: str) -> Iterator[tuple[int, str, str, bool]]:
         entry = _ENTRY.match(text, position)
         if not entry:
             raise EnvFileError(f"line {number} is not NAME=value")
-        if not entry[2]:  # a name alone stands for the variable of the environment, which counts anyway
+        if not entry[2]:  # a name alone refers to the environment's variable, which has priority in any case
             position = entry.end() + 1
             continue
         quote = text[entry.end() : end].lstrip(" \t")[:1]
@@ -80,14 +80,14 @@ def _unescaped(value: str, quote: str) -> str:
 
 
 class _Expansion:
-    """Puts the values of variables in place of ``$NAME`` and ``${NAME…}``."""
+    """Replaces ``$NAME`` and ``${NAME…}`` by values."""
 
     def __init__(self, value: str, known: Mapping[str, str], number: int) -> None:
         self._value, self._known, self._number = value, known, number
         self._position = 0
 
     def text(self) -> str:
-        """The value with everything put in."""
+        """The value with all replacements."""
         return self._until("")
 
     def _until(self, end: str) -> str:

@@ -13,11 +13,11 @@ _COLUMN: Final = re.compile(r"(?:([^.=\s]+)\.)?([^.=\s]+)\.([^.=\s]+)(?:\s*=\s*(
 
 @dataclass(frozen=True, kw_only=True)
 class FileColumn:
-    """A column whose values are paths below the uploads.
+    """A column with paths below the uploads.
 
     Arguments:
-        schema: empty means any.
-        directory: below the uploads, what the values are relative to.
+        schema: the schema; empty for any.
+        directory: the directory in the uploads to which the values are relative.
     """
 
     table: str
@@ -31,11 +31,11 @@ class FileColumn:
 
 @dataclass(frozen=True, kw_only=True)
 class FileColumns:
-    """The checked values.
+    """The columns to check.
 
     Arguments:
-        checked: False for ``off``: the uploads are another tree than the one that the database refers to.
-        columns: beside DefectDojo's own.
+        checked: False for ``off``, when the uploads do not belong to the database.
+        columns: columns in addition to DefectDojo's.
     """
 
     checked: bool = True
@@ -43,7 +43,7 @@ class FileColumns:
 
 
 def file_columns(text: str) -> FileColumns:
-    """Take ``schema.table.column=directory``, schema and directory optional, with commas between them; or ``off``."""
+    """Parse ``schema.table.column=directory``, schema and directory optional, separated by commas; or ``off``."""
     if text.strip().lower() == OFF:
         return FileColumns(checked=False)
     return FileColumns(columns=tuple(_column(part.strip()) for part in text.split(",") if part.strip()))

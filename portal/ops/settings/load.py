@@ -1,7 +1,7 @@
-"""The settings: what the environment and a file say, checked once and turned into values.
+"""Loads the settings from the environment and a file, checks them, and converts them to values.
 
-Nothing is read here but the mappings that are passed in; the file of a ``*_FILE`` variable is read by the caller's
-function. A value that is empty counts as not set, but for one: an empty ``PORTAL_UPLOAD_DIR`` excludes the media.
+Only the given mappings are read; the file of a ``*_FILE`` variable is read by a function of the caller. An empty value
+counts as not set, with one exception: an empty ``PORTAL_UPLOAD_DIR`` excludes the media.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ __all__ = [
 T = TypeVar("T")
 
 ENV_FILE: Final = "BACKUP_ENV_FILE"
-"""Names the file of settings; it is no setting itself, since it cannot stand in that file."""
+"""The variable with the path of the settings file; no setting itself, since it cannot be in that file."""
 
 _FAMILIES: Final = ("BACKUP_", "DD_DATABASE_", "PORTAL_", "CELERY_")
 _OWN_FAMILIES: Final = ("BACKUP_", "DD_DATABASE_", "PORTAL_UPLOAD", "PORTAL_AUDIT")
@@ -83,13 +83,13 @@ _URL_PARTS: Final = {
 
 @dataclass(frozen=True, kw_only=True)
 class EffectiveSetting:
-    """A setting as it is in force, for people.
+    """The present value of a setting, for people.
 
     Arguments:
-        setting: which one.
-        shown: its text, asterisks for a secret, nothing where it is not set.
-        origin: ``default``, ``environment``, or the file with the line.
-        fault: why the value cannot be used; then the default is in force.
+        setting: the setting.
+        shown: the text; asterisks for a secret, None if it is not set.
+        origin: ``default``, ``environment``, or the file and line.
+        fault: why the value is invalid, in which case the default is used.
     """
 
     setting: Setting[object]
@@ -100,7 +100,7 @@ class EffectiveSetting:
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """A setting that was found: the variable, its text, and the origin in words."""
+    """A setting's variable, its text, and where it was found, in words."""
 
     name: str
     text: str
@@ -108,12 +108,12 @@ class _Found:
 
 
 class _Reader:
-    """Reads one setting after another, and goes on with the default where a value cannot be used.
+    """Reads settings one by one, with the default for invalid ones.
 
     Arguments:
         environ: the variables.
         read_text: reads the file of a ``*_FILE`` variable.
-        env_file: settings of lower priority than the environment.
+        env_file: settings with lower priority than the environment.
     """
 
     def __init__(self, environ: Mapping[str, str], read_text: Callable[[str], str], env_file: EnvFile) -> None:
@@ -123,7 +123,7 @@ class _Reader:
         self.faults: list[str] = []
 
     def __call__(self, setting: Setting[T]) -> T:
-        """Read a setting, and note what is wrong with it."""
+        """Read a setting, and record what is wrong with it."""
         found = self.find(setting)
         try:
             if "\0" in found.text:
@@ -135,10 +135,10 @@ class _Reader:
             return setting.parse(setting.default)
 
     def find(self, setting: Setting[object]) -> _Found:
-        """Say which variable gives the setting, its text, and where it stands.
+        """Find a setting's variable, its text and its origin.
 
-        The environment comes first as a whole: a secret that it gives as a file hides the one that the file of
-        settings gives directly.
+        The environment has priority as a whole: a secret given there as a file hides one given directly in the settings
+        file.
         """
         for origin, variables in (("environment", self._environ), (self._env_file.path, self._env_file.values)):
             if found := self._find_in(variables, origin, setting):
@@ -146,7 +146,7 @@ class _Reader:
         return _Found(name=setting.name, text=setting.default, origin="default")
 
     def is_in_environment(self, name: str) -> bool:
-        """True if the environment gives a setting, directly or as a file."""
+        """True if the environment has a setting, directly or as a file."""
         return bool(self._environ.get(name) or self._environ.get(f"{name}_FILE"))
 
     def _find_in(self, variables: Mapping[str, str], origin: str, setting: Setting[object]) -> _Found | None:
@@ -162,7 +162,7 @@ class _Reader:
         return None
 
     def _read_file(self, path: str, name: str, origin: str) -> str:
-        """Read the file that a variable names, less one line end. The path is not shown: it may be the secret."""
+        """Read a variable's file without its last line end. The path is not shown: it may be the secret."""
         try:
             return self._read_text(path).removesuffix("\n").removesuffix("\r")
         except OSError as error:
@@ -178,7 +178,7 @@ class _Reader:
         return f"{name} ({self.place(name, origin)})" if origin == self._env_file.path else name
 
     def place(self, name: str, origin: str) -> str:
-        """The origin of a variable, in words."""
+        """The place of a variable, in words."""
         return f"{origin}, line {self._env_file.lines[name]}" if origin == self._env_file.path else origin
 
 
@@ -189,11 +189,11 @@ def load_settings(
 
     Arguments:
         environ: the variables, such as `os.environ`.
-        read_text: reads the file that a ``*_FILE`` variable names; its `OSError` becomes a fault.
-        env_file: settings from a file; each counts where the environment does not have it.
+        read_text: reads the file named by a ``*_FILE`` variable; its `OSError` becomes a fault.
+        env_file: settings from a file, with lower priority than the environment.
 
     Raises:
-        ConfigurationError: names every variable that cannot be used, and shows nothing of a secret.
+        ConfigurationError: it names every invalid variable, and shows nothing of a secret.
     """
     read = _Reader(environ, read_text, env_file)
     settings: Settings = _fill(Settings, read)
@@ -207,7 +207,7 @@ def load_settings(
     both = {**env_file.values, **environ}
     of_stores = {name: text for name, text in both.items() if name.startswith(_STORES)}
     schedules = settings.schedules if settings.pitr.wal else replace(settings.schedules, base=None)
-    if not settings.offsite.destinations():  # nothing is scheduled that there is no place for
+    if not settings.offsite.destinations():  # off-site schedules need a destination
         schedules = replace(schedules, offsite=None, offsite_verify=None, offsite_prune=None)
     return replace(settings, schedules=schedules, unbuilt=unbuilt_settings(both), store_variables=of_stores)
 
@@ -215,7 +215,7 @@ def load_settings(
 def effective_settings(
     environ: Mapping[str, str], read_text: Callable[[str], str], env_file: EnvFile = _NO_FILE
 ) -> Iterator[EffectiveSetting]:
-    """Say for every setting what is in force and where it comes from; secrets are masked. Arguments as above."""
+    """The present value and origin of every setting, with secrets masked. Arguments as for `load_settings`."""
     for setting in SETTINGS:
         read = _Reader(environ, read_text, env_file)
         found = read.find(setting)
@@ -240,7 +240,7 @@ def _fill(kind: type[Any], read: _Reader) -> Any:
 
 
 def _target(values: dict[str, Any], read: _Reader) -> DatabaseTarget:
-    """Put the database together; a URL overrides single variables, except those of a higher priority."""
+    """Build the database from its settings; a URL overrides single variables, except those with higher priority."""
     url = next(setting for setting in SETTINGS if setting.name == "DD_DATABASE_URL")
     if not read.is_in_environment(url.name):
         values["url"] = {
@@ -250,7 +250,7 @@ def _target(values: dict[str, Any], read: _Reader) -> DatabaseTarget:
 
 
 def _check_rules(retention: RetentionSettings, read: _Reader) -> None:
-    """A type's rule that keeps nothing is a fault; of the general one, the prune tells."""
+    """Report rules for single types that keep nothing; the prune reports the general one."""
     for kind, numbers in retention.rules.items():
         if not any(own_numbers(numbers, days=retention.days, count=retention.count).values()):
             read.faults.append(
@@ -260,7 +260,7 @@ def _check_rules(retention: RetentionSettings, read: _Reader) -> None:
 
 
 def _check_offsite(offsite: OffsiteSettings, read: _Reader) -> None:
-    """Contradictions are faults: nobody should believe in a copy, or in encryption, that is not there."""
+    """Report contradictions, so that nobody relies on a copy or on encryption that does not exist."""
     try:
         offsite.destinations()
     except DestinationError as error:
@@ -274,12 +274,12 @@ def _check_offsite(offsite: OffsiteSettings, read: _Reader) -> None:
 
 
 def unknown_settings(environ: Mapping[str, str]) -> list[str]:
-    """Find variables that look like a mistyped setting.
+    """Find variables that may be misspelled settings.
 
-    They are for a warning, not a fault: another program, or a later release, may have a use for such a name.
+    They cause a warning, not an error: another program or a later release may use such names.
 
     Returns:
-        a sentence for each.
+        one sentence for each.
     """
     from difflib import get_close_matches
 
@@ -293,10 +293,10 @@ def unknown_settings(environ: Mapping[str, str]) -> list[str]:
 
 
 def foreign_names(environ: Mapping[str, str], env_file: EnvFile) -> list[str]:
-    """Find every name that is not a setting: of our families in the environment, and any in the file.
+    """Find names that are no settings: with our prefixes in the environment, and any in the file.
 
     Returns:
-        a sentence for each, with the nearest setting if there is one.
+        one sentence for each, with the most similar setting if there is one.
     """
     from difflib import get_close_matches
 
@@ -314,12 +314,12 @@ def foreign_names(environ: Mapping[str, str], env_file: EnvFile) -> list[str]:
 
 
 def unbuilt_settings(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Settings in the environment that this release does not support: encryption, or S3.
+    """Settings in the environment that this release does not support, such as encryption of archives.
 
-    Every command but a backup can do without it. A backup would be taken for what it is not: see `refuse_unbuilt`.
+    Every command but a backup works nevertheless. A backup would not be what was asked for: see `refuse_unbuilt`.
 
     Returns:
-        for each a few words with the variables' names, never a value.
+        a few words for each, with the variables' names and never a value.
     """
     return tuple(f"{what} ({', '.join(names)})" for what, names in _unbuilt_names(environ).items() if names)
 
@@ -336,13 +336,13 @@ def _unbuilt_names(environ: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def refuse_unbuilt(wanted: Iterable[str]) -> None:
-    """Refuse what this release does not have.
+    """Raise an error if unsupported features are requested.
 
     Arguments:
-        wanted: what was asked for, a few words each.
+        wanted: the requested features, a few words each.
 
     Raises:
-        UnsupportedError: there is something.
+        UnsupportedError: there are any.
     """
     if unbuilt := list(wanted):
         raise UnsupportedError(

@@ -1,6 +1,6 @@
-"""One setting: its name, what it means, how its text becomes a value. The shapes of values are here, once for all.
+"""The parsers of settings' values, and the description of one setting.
 
-A parser takes the text and gives a value, or raises `UnusableError`, whose message goes on after "the value".
+A parser takes the text and returns a value, or raises `UnusableError`, whose message continues "the value".
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Choice = TypeVar("Choice", bound=StrEnum)
 MOST: Final = 999_999_999
 HUNDRED_YEARS: Final = 36_500
 MOST_KEPT: Final = 1_000_000
-"""So many archives, hours or days a rule of retention counts at the most."""
+"""The greatest number in a retention rule."""
 OFF: Final = "off"
 
 _DURATION: Final = re.compile(r"([0-9]{1,9})\s*([smhd])")
@@ -48,21 +48,21 @@ _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 class UnusableError(ValueError):
-    """A value cannot be used. The message goes on after "the value" and holds nothing of a secret one."""
+    """Raised for an invalid value. The message continues "the value" and contains nothing of a secret."""
 
 
 def as_text(text: str) -> str:
-    """Take anything."""
+    """Accept any text."""
     return text
 
 
 def as_secret(text: str) -> Secret | None:
-    """Take anything, and never show it."""
+    """Accept any text as a secret."""
     return Secret(text) if text else None
 
 
 def whole_number(low: int, high: int = MOST) -> Callable[[str], int]:
-    """Make a parser of whole numbers from `low` to `high`."""
+    """Make a parser for whole numbers from `low` to `high`."""
 
     def parse(text: str) -> int:
         digits = text.strip()
@@ -75,17 +75,17 @@ def whole_number(low: int, high: int = MOST) -> Callable[[str], int]:
 
 
 def optional_jobs(text: str) -> int | None:
-    """Take a number of processes, or nothing."""
+    """Parse a number of processes, or nothing."""
     return whole_number(1, 1024)(text) if text else None
 
 
 def optional_port(text: str) -> int | None:
-    """Take a port, or nothing."""
+    """Parse a port, or nothing."""
     return whole_number(1, 65535)(text) if text else None
 
 
 def switch(text: str) -> bool:
-    """Take ``on`` or ``off``."""
+    """Parse ``on`` or ``off``."""
     word = text.strip().lower()
     if word not in ("on", OFF):
         raise UnusableError(f"is neither on nor {OFF}")
@@ -93,7 +93,7 @@ def switch(text: str) -> bool:
 
 
 def optional_switch(text: str) -> bool | None:
-    """Take ``on`` or ``off``, ``true`` or ``false``, ``1`` or ``0``, or nothing."""
+    """Parse ``on`` or ``off``, ``true`` or ``false``, ``1`` or ``0``, or nothing."""
     word = text.strip().lower()
     if word in ("", *_YES, *_NO):
         return word in _YES if word else None
@@ -101,7 +101,7 @@ def optional_switch(text: str) -> bool | None:
 
 
 def destinations(text: str) -> tuple[Destination, ...]:
-    """Take URLs of off-site stores with spaces between them."""
+    """Parse URLs of off-site stores, separated by spaces."""
     try:
         return parse_destinations(text)
     except DestinationError as error:
@@ -109,7 +109,7 @@ def destinations(text: str) -> tuple[Destination, ...]:
 
 
 def recipients(text: str) -> tuple[str, ...]:
-    """Take age public keys with spaces or commas between them; whether each is one, whoever encrypts finds out."""
+    """Split age public keys at spaces or commas; they are checked when they are used for encryption."""
     found = tuple(text.replace(",", " ").split())
     if secret := [one for one in found if one.upper().startswith("AGE-SECRET-KEY-")]:
         raise UnusableError(f"holds {len(secret)} secret key(s); expected public keys only, which start with age1")
@@ -121,7 +121,7 @@ def recipients(text: str) -> tuple[str, ...]:
 
 
 def signers(text: str) -> tuple[str, ...]:
-    """Take public keys of 64 hexadecimal digits, with spaces between them, or the word ``any``."""
+    """Parse public keys of 64 hexadecimal digits, separated by spaces, or the word ``any``."""
     found = tuple(text.lower().split())
     for one in found:
         if one != "any" and not re.fullmatch("[0-9a-f]{64}", one):
@@ -132,7 +132,7 @@ def signers(text: str) -> tuple[str, ...]:
 
 
 def words_of(kinds: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
-    """Make a parser of some of the words `kinds`, with spaces or commas between them."""
+    """Make a parser for some of the words `kinds`, separated by spaces or commas."""
 
     def parse(text: str) -> tuple[str, ...]:
         found = tuple(text.lower().replace(",", " ").split())
@@ -144,24 +144,24 @@ def words_of(kinds: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
 
 
 def directory(text: str) -> Path:
-    """Take an absolute path: a relative one would be another place for cron than for a person."""
+    """Parse an absolute path: a relative one would mean different places to cron and to a person."""
     if not text.startswith("/"):
         raise UnusableError("is not an absolute path")
     return Path(text)
 
 
 def optional_directory(text: str) -> Path | None:
-    """Take an absolute path, or nothing."""
+    """Parse an absolute path, or nothing."""
     return directory(text) if text else None
 
 
 def directories(text: str) -> tuple[Path, ...]:
-    """Take absolute paths with colons between them, as PATH has them."""
+    """Parse absolute paths separated by colons, as in PATH."""
     return tuple(directory(part) for part in text.split(":") if part)
 
 
 def one_of(kind: type[Choice]) -> Callable[[str], Choice]:
-    """Make a parser of the words of an enumeration."""
+    """Make a parser for the words of an enumeration."""
 
     def parse(text: str) -> Choice:
         try:
@@ -173,11 +173,11 @@ def one_of(kind: type[Choice]) -> Callable[[str], Choice]:
 
 
 def rules(kinds: Sequence[str], words: Sequence[str]) -> Callable[[str], Rules]:
-    """Make a parser of rules for kinds: ``database: count 48, hourly 24; media: days 7``.
+    """Make a parser for rules by kind: ``database: count 48, hourly 24; media: days 7``.
 
     Arguments:
-        kinds: what there may be a rule for.
-        words: what a rule gives numbers for.
+        kinds: the permitted kinds.
+        words: the permitted words, each followed by a number.
     """
 
     def parse(text: str) -> Rules:
@@ -200,7 +200,7 @@ def rules(kinds: Sequence[str], words: Sequence[str]) -> Callable[[str], Rules]:
 
 
 def _add(given: Sequence[str], kind: str, rule: dict[str, int], words: Sequence[str]) -> str:
-    """Add a word and its number to the rule of a kind; what is wrong with them."""
+    """Add a word and its number to the rule for a kind; return an error message, if any."""
     if len(given) != 2 or given[0] not in words or not _RULE_NUMBER.fullmatch(given[1]):
         said = f"says {' '.join(given)!r} for {kind}, and not something such as 'days 7'"
         return f"{said}; the words are {', '.join(words)}, the numbers less than {MOST_KEPT}"
@@ -211,7 +211,7 @@ def _add(given: Sequence[str], kind: str, rule: dict[str, int], words: Sequence[
 
 
 def duration(text: str) -> timedelta:
-    """Take a whole number with its unit: ``90s``, ``15m``, ``2h``, ``8d``."""
+    """Parse a whole number with a unit: ``90s``, ``15m``, ``2h``, ``8d``."""
     found = _DURATION.fullmatch(text.strip().lower())
     if not found or timedelta(days=HUNDRED_YEARS) < (value := timedelta(**{_UNITS[found[2]]: int(found[1])})):
         raise UnusableError("is not a time such as 90s, 15m, 2h or 8d")
@@ -219,7 +219,7 @@ def duration(text: str) -> timedelta:
 
 
 def command(text: str) -> tuple[str, ...]:
-    """Take a program and its arguments, quoted as for a shell, which is not used; nothing for none."""
+    """Parse a program and its arguments, quoted as for a shell, which is not used; None if empty."""
     try:
         return tuple(shlex.split(text))
     except ValueError as error:
@@ -227,7 +227,7 @@ def command(text: str) -> tuple[str, ...]:
 
 
 def web_url(text: str) -> str | None:
-    """Take the URL of a page, or nothing."""
+    """Parse the URL of a web page, or nothing."""
     if not text:
         return None
     parts = urlsplit(text)
@@ -237,7 +237,7 @@ def web_url(text: str) -> str | None:
 
 
 def cron(text: str) -> str | None:
-    """Take a cron expression of five fields, as in crontab(5); nothing for ``off``."""
+    """Parse a cron expression of five fields, as in crontab(5); None for ``off``."""
     if text.strip().lower() == OFF:
         return None
     if why := why_no_cron(text):
@@ -246,11 +246,11 @@ def cron(text: str) -> str | None:
 
 
 def why_no_cron(text: str) -> str:
-    """The reason why a text is no cron expression of five fields, as in crontab(5); empty if it is one."""
+    """Why a text is no cron expression of five fields; empty if it is one."""
     from cronsim import CronSim, CronSimError
 
     try:
-        if len(text.split()) != _CRON_FIELDS:  # a sixth one would count seconds
+        if len(text.split()) != _CRON_FIELDS:  # a sixth field would be seconds
             raise CronSimError("Wrong number of fields")
         CronSim(text, _ANY_MOMENT)
     except CronSimError as error:
@@ -259,7 +259,7 @@ def why_no_cron(text: str) -> str:
 
 
 def time_zone(text: str) -> ZoneInfo:
-    """Take the name of a time zone, such as ``Europe/Berlin``."""
+    """Parse the name of a time zone, such as ``Europe/Berlin``."""
     try:
         return ZoneInfo(text.strip())
     except (OSError, ValueError, LookupError):
@@ -267,7 +267,7 @@ def time_zone(text: str) -> ZoneInfo:
 
 
 def database_url(text: str) -> UrlParts:
-    """Take a URL of a PostgreSQL database."""
+    """Parse the URL of a PostgreSQL database."""
     try:
         return parse_database_url(text) if text else {}
     except DatabaseUrlError as error:
@@ -279,12 +279,12 @@ class Setting(Generic[T_co]):
     """One variable of the environment.
 
     Arguments:
-        meaning: what the table of the documentation says.
-        parse: turns the text into a value, or raises `UnusableError`.
-        default: the text that counts where none is set.
-        without: what the table says where there is no default.
-        secret: its value is never shown, and can be given as a file by the variable with ``_FILE`` behind its name.
-        empty_counts: an empty text is a value, not a variable that is not set.
+        meaning: the description in the documentation's table.
+        parse: converts the text to a value, or raises `UnusableError`.
+        default: the text that is used if none is set.
+        without: what the table shows if there is no default.
+        secret: whether the value is never shown, and can be given as a file in the variable with the suffix ``_FILE``.
+        empty_counts: whether an empty text is a value, and does not mean that the variable is not set.
     """
 
     name: str
@@ -297,13 +297,13 @@ class Setting(Generic[T_co]):
 
 
 def own_numbers(numbers: Mapping[str, int], *, days: int, count: int) -> dict[str, int]:
-    """The numbers of a rule for one type: what it says, and nothing of the general rule.
+    """The numbers of a type's rule, without those of the general rule.
 
-    Only where it says neither how many days nor how many backups, it has those of the general rule.
+    Only if it has neither days nor a count, it gets those of the general rule.
 
     Arguments:
-        numbers: what it says.
-        days: those of the general rule; likewise `count`.
+        numbers: the numbers of the type's rule.
+        days: the days of the general rule; likewise `count`.
     """
     usual = {"days": 0, "count": 0} if {"days", "count"} & numbers.keys() else {"days": days, "count": count}
     return usual | dict(numbers)

@@ -1,8 +1,8 @@
-"""Cron expressions in a time zone: which slot was the last one, which is the next.
+"""Cron expressions in a time zone: the last slot, and the next one.
 
-A slot is a moment of time, given in UTC. Where the clocks are changed it is as cron does it: a slot in the hour that is
-skipped comes once, right after it, and one in the hour that comes twice comes the first time only; an expression that
-starts its hours or minutes with a star goes by the time that passes, and knows no such hours.
+A slot is a moment in UTC. Clock changes are handled as by cron: a slot in the skipped hour comes once, right after it;
+a slot in the repeated hour comes the first time only; an expression whose hours or minutes start with a star follows
+elapsed time and is not affected.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
     from datetime import tzinfo
 
 _MARGIN: Final = timedelta(hours=25)
-"""More than any clock was ever changed by: so far the order on the wall may differ from the order in time."""
+"""Longer than any change of clocks: within this time, local times may not be in the order of moments."""
 
 
 def last_slot(expression: str, zone: tzinfo, now: datetime) -> datetime | None:
-    """The newest slot that is not after `now`; nothing where there was none in fifty years."""
+    """The newest slot up to `now`, or None if there was none in fifty years."""
     later = _slots(expression, now.astimezone(zone) + _MARGIN, is_backwards=True)
     return next((slot for slot in later if slot <= now), None)
 
 
 def next_slot(expression: str, zone: tzinfo, now: datetime) -> datetime | None:
-    """The first slot after `now`; nothing where there will be none in fifty years."""
+    """The first slot after `now`, or None if there is none in fifty years."""
     earlier = _slots(expression, now.astimezone(zone) - _MARGIN, is_backwards=False)
     return next((slot for slot in earlier if slot > now), None)
 
 
 def newest_slot(expressions: Iterable[str], zone: tzinfo, now: datetime) -> datetime | None:
-    """The newest slot of several expressions that is not after `now`."""
+    """The newest slot of several expressions, up to `now`."""
     return max(filter(None, (last_slot(one, zone, now) for one in expressions)), default=None)
 
 

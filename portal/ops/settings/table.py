@@ -1,7 +1,7 @@
-"""The table of settings: every setting is one entry, a field of the group it belongs to.
+"""The table of settings: each setting is one entry, a field of a group.
 
-An entry has the field's name and type, the variable, its meaning for docs/settings.md, a parser and a default. Nothing
-else has to be written to add one: loading, ``config``, the documentation test and `SETTINGS` read this table.
+An entry has the field's name and type, the variable, its description for docs/settings.md, a parser and a default.
+Adding one takes nothing else: loading, ``config``, the documentation test and `SETTINGS` read this table.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class DatabaseSettings(Group):
-    """The database, as the environment gives it: single variables, and a URL that overrides them."""
+    """The database: single variables, and a URL that overrides them."""
 
     host: str = setting("DD_DATABASE_HOST", "PostgreSQL host, or the directory of its socket", as_text, "localhost")
     port: int = setting("DD_DATABASE_PORT", "PostgreSQL port", whole_number(1, 65535), "5432")
@@ -79,7 +79,7 @@ class DatabaseSettings(Group):
     )
 
     def target(self) -> DatabaseTarget:
-        """The database to connect to: the parts of the URL, and the single variables for the others."""
+        """The database to connect to: parts of the URL, or single variables for absent parts."""
         single = DatabaseTarget(host=self.host, port=self.port, name=self.name, user=self.user, password=self.password)
         return replace(single, **self.url)
 
@@ -234,7 +234,7 @@ def _place(text: str) -> Place | None:
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class OffsiteSettings(Group):
-    """Encrypted copies elsewhere. What the portal's own names say has to fit the other settings."""
+    """Off-site copies. The portal's own variables must be consistent with the other settings."""
 
     urls: tuple[Destination, ...] = setting(
         "BACKUP_OFFSITE_URLS",
@@ -302,10 +302,10 @@ class OffsiteSettings(Group):
     )
 
     def destinations(self) -> tuple[Destination, ...]:
-        """All destinations: the URLs, and the bucket by the portal's own names.
+        """All destinations: the URLs, and the bucket in the portal's own variables.
 
         Raises:
-            DestinationError: these contradict one another.
+            DestinationError: they contradict each other.
         """
         return with_own_names(
             self.urls, place=self.destination, bucket=self.s3_bucket, prefix=self.s3_prefix, endpoint=self.s3_endpoint
@@ -355,12 +355,12 @@ class PortalSettings(Group):
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Settings(Group):
-    """Every setting, valid. ``None`` stands for a setting that is not set and has no default.
+    """All settings with valid values. ``None`` means not set and without a default.
 
     Arguments:
-        database: the database to connect to: the group `DatabaseSettings`, put together.
-        unbuilt: what the environment asks for and this release does not have; see `refuse_unbuilt`.
-        store_variables: what the variables of off-site stores say, such as ``AWS_ACCESS_KEY_ID``; some are secrets.
+        database: the database to connect to, built from `DatabaseSettings`.
+        unbuilt: settings in the environment that this release does not support; see `refuse_unbuilt`.
+        store_variables: variables of off-site stores, such as ``AWS_ACCESS_KEY_ID``; some are secrets.
     """
 
     database: DatabaseTarget = field(
@@ -438,7 +438,7 @@ class Settings(Group):
 
     @property
     def replication(self) -> DatabaseTarget:
-        """The server, as the role that may receive WAL."""
+        """The server, with the replication role."""
         return replace(self.database, **self.pitr.replication)
 
 

@@ -1,11 +1,10 @@
-"""Reads files encrypted with age (age-encryption.org/v1): the header, the file key, the payload in pieces.
+"""Reads files encrypted with age (age-encryption.org/v1): the header, the file key, parts of the payload.
 
-The payload is a row of chunks of 64 KiB, each encrypted and authenticated by itself. So any part of a file can be read
-without the rest, which the age libraries do not offer; what is read here is what they write (ADR 91). Files are
-written by `pyrage` alone.
+The payload consists of chunks of 64 KiB, each encrypted and authenticated separately. So any part of a file can be read
+without the rest, which age libraries do not offer (ADR 91). Only `pyrage` writes files.
 
-    header    the version; a stanza for each recipient, with the file key wrapped for it; a MAC under the file key
-    payload   a nonce of 16 bytes; chunks of 65,536 bytes with a tag of 16 bytes each; the last one is marked as such
+    header    the version; a stanza for each recipient with the wrapped file key; a MAC under the file key
+    payload   a nonce of 16 bytes; chunks of 65,536 bytes with a tag of 16 bytes each; the last one is marked
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 CHUNK_BYTES: Final = 1 << 16
 TAG_BYTES: Final = 16
 HEADER_MOST: Final = 1 << 16
-"""A header with more recipients than fit into this is not read."""
+"""The longest header to read, in bytes."""
 
 _SEALED_BYTES: Final = CHUNK_BYTES + TAG_BYTES
 _NONCE_BYTES: Final = 16
@@ -39,16 +38,16 @@ _HINT: Final = "Fetch the copy again, or take another one."
 
 
 class NeedMoreError(Exception):
-    """The header goes on behind the bytes that are there."""
+    """Raised if the header continues after the available bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """The header of a file.
+    """A file's header.
 
     Arguments:
         size: bytes, up to the payload.
-        stanzas: for each X25519 recipient the share and the wrapped file key.
+        stanzas: for each X25519 recipient, the share and the wrapped file key.
     """
 
     size: int
@@ -58,11 +57,11 @@ class Header:
 
 
 def parse_header(data: bytes) -> Header:
-    """The header at the start of a file.
+    """Parse the header at the start of a file.
 
     Raises:
-        NeedMoreError: it is longer than the data.
-        NotIntactError: it is invalid.
+        NeedMoreError: the header is longer than the data.
+        NotIntactError: the header is invalid.
     """
     end = data.find(b"\n--- ")
     mac_end = data.find(b"\n", end + 1) if end >= 0 else -1
@@ -82,7 +81,7 @@ def parse_header(data: bytes) -> Header:
 
 
 def open_payload(header: Header, nonce: bytes, identities: Sequence[Identity]) -> Payload:
-    """The decryptor of the payload.
+    """Find the file key and return the payload's decryptor.
 
     Arguments:
         nonce: the 16 bytes after the header.
@@ -109,10 +108,10 @@ class Payload:
         self._cipher = ChaCha20Poly1305(key)
 
     def chunk(self, number: int, sealed: bytes | memoryview, *, is_last: bool) -> bytes:
-        """The content of one chunk.
+        """Decrypt one chunk.
 
         Raises:
-            NotIntactError: it was changed, moved, or is not the last one although nothing follows it.
+            NotIntactError: the chunk was changed or moved, or is not marked as the last one although it is.
         """
         from cryptography.exceptions import InvalidTag
 
@@ -125,11 +124,11 @@ class Payload:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """The places of a file's chunks.
+    """Where a file's chunks are.
 
     Arguments:
-        start: where the first chunk starts, after header and nonce.
-        size: bytes of the whole file.
+        start: the position of the first chunk, after header and nonce.
+        size: the size of the file in bytes.
     """
 
     start: int
@@ -137,15 +136,15 @@ class Layout:
 
     @property
     def count(self) -> int:
-        """The number of chunks; even an empty file has one."""
+        """The number of chunks; an empty file has one too."""
         return max(1, -(-(self.size - self.start) // _SEALED_BYTES))
 
     @property
     def plain_size(self) -> int:
-        """Bytes of the content.
+        """The size of the content in bytes.
 
         Raises:
-            NotIntactError: a file of this size is impossible.
+            NotIntactError: no file can have this size.
         """
         size = self.size - self.start - TAG_BYTES * self.count
         if size < 0:
@@ -153,20 +152,20 @@ class Layout:
         return size
 
     def span(self, first: int, last: int) -> tuple[int, int]:
-        """The start of some chunks, and their length in bytes.
+        """The position of consecutive chunks, and their length in bytes.
 
         Arguments:
-            first: number of the first chunk; likewise `last`.
+            first: the number of the first chunk; likewise `last`.
         """
         start = self.start + first * _SEALED_BYTES
         return start, min(self.size, start + (last - first + 1) * _SEALED_BYTES) - start
 
 
 class StreamDecryptor:
-    """Decrypts a file that comes in pieces, from front to back. What it gives is authentic; complete at the end only.
+    """Decrypts a file that arrives in pieces. Returned content is authentic, but complete only after `finish`.
 
     Arguments:
-        identities: one of which the file was encrypted for.
+        identities: the identities, for one of which the file must be encrypted.
     """
 
     def __init__(self, identities: Sequence[Identity]) -> None:
@@ -176,7 +175,7 @@ class StreamDecryptor:
         self._number = 0
 
     def feed(self, piece: bytes | memoryview) -> Iterator[bytes]:
-        """The content that is known by now; the last chunk comes with `finish`.
+        """Add a piece; return the content that is known by now. `finish` returns the last chunk.
 
         Raises:
             IdentityError: the file was not encrypted for any of the identities.
@@ -190,17 +189,17 @@ class StreamDecryptor:
             data = self._held
         assert self._payload is not None
         at, view = 0, memoryview(data)
-        while len(view) - at > _SEALED_BYTES:  # one that ends here may be the last one
+        while len(view) - at > _SEALED_BYTES:  # a chunk that ends here may be the last one
             yield self._payload.chunk(self._number, view[at : at + _SEALED_BYTES], is_last=False)
             self._number += 1
             at += _SEALED_BYTES
         self._held = data[at:]
 
     def finish(self) -> bytes:
-        """The last of the content.
+        """Return the rest of the content.
 
         Raises:
-            NotIntactError: the file was changed, or is cut short.
+            NotIntactError: the file was changed or truncated.
         """
         if self._payload is None:
             raise _damaged("it is cut short")
@@ -220,7 +219,7 @@ class StreamDecryptor:
 
 
 def _stanzas(lines: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """Share and wrapped key of each X25519 stanza; raises ValueError where a line is invalid."""
+    """Share and wrapped key of each X25519 stanza; ValueError if a line is invalid."""
     number = 0
     while number < len(lines):
         words = lines[number].split(b" ")
@@ -254,7 +253,7 @@ def _file_key(header: Header, identities: Sequence[Identity]) -> bytes:
             try:
                 shared = private.exchange(X25519PublicKey.from_public_bytes(share))
                 return ChaCha20Poly1305(_derive(shared, share + public, _WRAP)).decrypt(bytes(12), wrapped, None)
-            except (InvalidTag, ValueError):  # for another recipient; or a share that is no point of use
+            except (InvalidTag, ValueError):  # for another recipient, or the share is no valid point
                 continue
     raise IdentityError(
         "the copy was not encrypted for any of the identities at hand",
@@ -269,7 +268,7 @@ def _derive(key: bytes, salt: bytes, info: bytes) -> bytes:
 
 
 def _unpadded(text: bytes) -> bytes:
-    """Base64 without padding, in its only canonical form."""
+    """Decode canonical Base64 without padding."""
     try:
         data = base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
     except binascii.Error as error:

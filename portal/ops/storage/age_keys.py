@@ -1,7 +1,7 @@
-"""The keys of age: recipients (public) and identities (secret), of the kind X25519.
+"""The keys of age: recipients (public) and identities (secret), of type X25519.
 
-Both are written in Bech32 (BIP 173): ``age1…`` and ``AGE-SECRET-KEY-1…``. Other kinds (passphrases, SSH keys, plugins)
-are refused: whoever has lost everything should need nothing but `age` itself.
+Both are written in Bech32 (BIP 173): ``age1…`` and ``AGE-SECRET-KEY-1…``. Other types (passphrases, SSH keys, plugins)
+are refused, so that `age` alone suffices for a recovery after a total loss.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ _MOST_BYTES: Final = 1 << 16
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """A secret key; it is never shown."""
+    """A secret key, never shown."""
 
     secret: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NewIdentity:
-    """The file that `generate` has written, and its recipient."""
+    """The file that `generate` has written, and the recipient."""
 
     path: Path
     recipient: str
 
 
 def check_recipients(recipients: Iterable[str]) -> tuple[str, ...]:
-    """The recipients, each of which is one.
+    """Return the recipients if all are valid.
 
     Raises:
         ConfigurationError: a text is no recipient.
@@ -59,10 +59,10 @@ def check_recipients(recipients: Iterable[str]) -> tuple[str, ...]:
 
 
 def read_identities(path: Path) -> tuple[Identity, ...]:
-    """The identities in a file as `age-keygen` and `generate` write it; lines with a ``#`` in front are passed over.
+    """Read the identities in a file by `age-keygen` or `generate`; lines that start with ``#`` are skipped.
 
     Raises:
-        IdentityError: it cannot be read, or has none.
+        IdentityError: the file cannot be read, or has no identity.
     """
     try:
         with path.open("rb") as file:
@@ -84,10 +84,10 @@ def read_identities(path: Path) -> tuple[Identity, ...]:
 
 
 def generate(path: Path) -> NewIdentity:
-    """Make an identity, and write it to a new file that nobody else may read.
+    """Create an identity, and write it to a new file that only its owner can read.
 
     Raises:
-        ConfigurationError: the file is there already, or cannot be written.
+        ConfigurationError: the file exists, or cannot be written.
     """
     import pyrage
 
@@ -114,7 +114,7 @@ def generate(path: Path) -> NewIdentity:
 
 
 def _key_of(text: str, kind: str) -> bytes | None:
-    """The 32 bytes of a key; nothing where the text is none of that kind."""
+    """The 32 bytes of a key, or None if the text is no key of that kind."""
     found = _decode(text)
     if found is None or found[0] != kind:
         return None
@@ -123,7 +123,7 @@ def _key_of(text: str, kind: str) -> bytes | None:
 
 
 def _decode(text: str) -> tuple[str, str] | None:
-    """Prefix and data of a Bech32 text, the data still in its 32 letters; nothing where the checksum is wrong."""
+    """Split a Bech32 text into prefix and data letters; None if the checksum is wrong."""
     if text != text.lower() and text != text.upper():
         return None
     prefix, mark, data = text.lower().rpartition("1")
@@ -145,7 +145,7 @@ def _polymod(values: Iterable[int]) -> int:
 
 
 def _to_bytes(data: str) -> bytes | None:
-    """Letters of five bits each as bytes; what is left over has to be zero."""
+    """Convert letters of five bits to bytes; remaining bits must be zero."""
     number, bits = 0, 5 * len(data)
     for letter in data:
         number = number << 5 | _ALPHABET.index(letter)

@@ -1,7 +1,7 @@
-"""The seam to off-site stores: seven methods, which object stores, SFTP servers and directories have alike.
+"""The interface to off-site stores: seven methods that object stores, SFTP servers and directories all support.
 
-Names of objects are relative to the destination, with slashes between their parts. An object is written once: whoever
-writes the same name again is refused. Every implementation passes one suite (`tests/storage/test_backends.py`).
+Object names are relative to the destination, with slashes between their parts. An object is written once; writing the
+name again is refused. Every implementation passes one suite (`tests/storage/test_backends.py`).
 """
 
 from __future__ import annotations
@@ -16,22 +16,23 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 READ_BYTES: Final = 1 << 20
-"""A download comes in pieces of about this size."""
+"""The approximate size of pieces of a download."""
 
 Data = bytes | memoryview
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredObject:
-    """An object, as its store describes it.
+    """An object as described by its store.
 
     Arguments:
-        name: relative to the destination.
+        name: the name relative to the destination.
         size: bytes.
         modified: when it was written.
-        sha256: its digest in hexadecimal; nothing where it was not asked for.
-        is_own_digest: the store computed the digest itself when the object was written, so nothing was read for it.
-        locked_until: until when nobody may remove it, where `head` has found that out.
+        sha256: the digest in hexadecimal; None if it was not requested.
+        is_own_digest: whether the store computed the digest when the object was written, so that nothing was read for
+            it.
+        locked_until: when the lock against removal ends, if `head` has found that out.
     """
 
     name: str
@@ -43,49 +44,49 @@ class StoredObject:
 
 
 class Backend(Protocol):
-    """An off-site store. Every method raises `StorageError` where the store fails; see `portal.ops.errors`."""
+    """An off-site store. Every method raises `StorageError` if the store fails; see `portal.ops.errors`."""
 
     @property
     def shown(self) -> str:
-        """Its name for people: the URL without options."""
+        """The name for people: the URL without options."""
 
     def put(self, name: str, data: Data, sha256: str) -> None:
-        """Store an object, whole or not at all.
+        """Store an object completely or not at all.
 
         Arguments:
-            data: its bytes, which stay as they are until this returns.
-            sha256: their digest, which the store checks where it can.
+            data: the bytes, which must not change until this returns.
+            sha256: their digest, which the store checks if it can.
 
         Raises:
-            ObjectExistsError: the name is taken.
+            ObjectExistsError: an object of that name exists.
         """
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """The bytes of an object, or a part of them, in pieces.
+        """Read an object or a part of it, in pieces.
 
         Arguments:
-            start: the first byte.
-            length: how many; all that follow by default. An object that ends before gives fewer.
+            start: the position of the first byte.
+            length: the number of bytes; by default all. A shorter object returns fewer.
 
         Raises:
-            ObjectAbsentError: there is none.
+            ObjectAbsentError: the object does not exist.
         """
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        """The objects below a prefix that ends with a slash or is empty, in the order of their names."""
+        """The objects below a prefix, which ends with a slash or is empty, sorted by name."""
 
     def list_top(self) -> Iterator[StoredObject]:
-        """The objects directly below the destination, and none that is deeper."""
+        """The objects directly below the destination, none of them deeper."""
 
     def head(self, name: str) -> StoredObject:
-        """An object with its digest: the store's own, or else the digest of what it gives to read.
+        """An object with its digest: the store's own, or that of the content as read.
 
         Raises:
-            ObjectAbsentError: there is none.
+            ObjectAbsentError: the object does not exist.
         """
 
     def delete(self, name: str) -> None:
-        """Remove an object; one that is not there is no error.
+        """Remove an object; does nothing if it does not exist.
 
         Raises:
             StoreDeniedError: the credentials do not permit it, or the object is locked.
@@ -96,14 +97,14 @@ class Backend(Protocol):
 
 
 def read_all(backend: Backend, name: str, most: int) -> bytes:
-    """The bytes of a small object.
+    """Read a small object.
 
     Arguments:
-        most: more bytes than this are refused.
+        most: the most bytes to accept.
 
     Raises:
         NotIntactError: it is larger.
-        ObjectAbsentError: there is none.
+        ObjectAbsentError: the object does not exist.
     """
     found = bytearray()
     for piece in backend.read(name):

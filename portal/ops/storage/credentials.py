@@ -1,4 +1,4 @@
-"""The credentials of S3, where its own tools look for them: variables, files that variables name, the shared file."""
+"""Finds S3 credentials where its own tools do: variables, files named by variables, the shared file."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class Credentials:
 
 
 def find_credentials(environ: Mapping[str, str]) -> Credentials | None:
-    """The credentials; nothing where there are none, as on a machine whose cloud gives it a role.
+    """Find the credentials; None if there are none, as on a machine that has a role of its cloud.
 
     Arguments:
         environ: ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY`` and ``AWS_SESSION_TOKEN``, each also with ``_FILE``
             behind its name; or ``AWS_SHARED_CREDENTIALS_FILE`` and ``AWS_PROFILE``.
 
     Raises:
-        ConfigurationError: a file that is named cannot be read, or one key of the two is missing.
+        ConfigurationError: a named file cannot be read, or one of the two keys is missing.
     """
     access, secret = _value(environ, "AWS_ACCESS_KEY_ID"), _value(environ, "AWS_SECRET_ACCESS_KEY")
     if access and secret:
@@ -101,6 +101,6 @@ _DEFAULT_REGION: Final = "us-east-1"
 
 
 def region_of(destination: Destination, environ: Mapping[str, str]) -> str:
-    """The region that requests are signed for."""
+    """The region for which requests are signed."""
     given = environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION")
     return destination.options.get("region") or given or _DEFAULT_REGION

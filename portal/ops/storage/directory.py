@@ -1,4 +1,4 @@
-"""A directory as an off-site store: a disk of its own, a mounted share."""
+"""A directory as an off-site store: a separate disk, or a mounted share."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _TEMPORARY: Final = ".tmp"
 
 
 class DirectoryBackend:
-    """Objects as files below a directory, which has to be there: a share that is not mounted is no place for copies.
+    """Stores objects as files below a directory that must exist, since a share might not be mounted.
 
     Arguments:
         path: the directory.
@@ -49,8 +49,8 @@ class DirectoryBackend:
         return f"file://{self._path}"
 
     def put(self, name: str, data: Data, sha256: str) -> None:
-        """Store an object; see `Backend.put`. It is on the disk when this returns."""
-        del sha256  # a file system keeps no digests; `head` reads the file for one
+        """Store an object durably; see `Backend.put`."""
+        del sha256  # a file system stores no digests; `head` reads the file
         final = self._path / name
         with self._explained(name):
             self._make_room_for(final)
@@ -72,7 +72,7 @@ class DirectoryBackend:
                 )
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """The bytes of an object; see `Backend.read`."""
+        """Read an object; see `Backend.read`."""
         with self._explained(name), (self._path / name).open("rb", buffering=0) as file:
             file.seek(start)
             left = length
@@ -104,7 +104,7 @@ class DirectoryBackend:
             return _stored(name, (self._path / name).stat(), digest.hexdigest())
 
     def delete(self, name: str) -> None:
-        """Remove an object, and the directories that are empty then; see `Backend.delete`."""
+        """Remove an object and directories that become empty; see `Backend.delete`."""
         path = self._path / name
         with self._explained(name):
             path.unlink(missing_ok=True)
@@ -114,7 +114,7 @@ class DirectoryBackend:
                     path.rmdir()
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file stays open."""
 
     def _below(self, directory: Path, prefix: str, *, deep: bool) -> Iterator[StoredObject]:
         try:
@@ -144,7 +144,7 @@ class DirectoryBackend:
 
     @contextmanager
     def _explained(self, name: str) -> Iterator[None]:
-        """Make errors of the operating system ours."""
+        """Turn errors of the operating system into ours."""
         try:
             yield
         except OSError as error:
@@ -182,7 +182,7 @@ def _write(path: Path, data: Data) -> None:
 
 
 def _publish(temporary: Path, final: Path) -> None:
-    """Give a file its name unless the name is taken; a link does both in one step."""
+    """Give a file its name unless that exists; a hard link does both in one step."""
     try:
         os.link(temporary, final)
     except OSError as error:
@@ -194,7 +194,7 @@ def _publish(temporary: Path, final: Path) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Put the names in a directory on the disk, where its file system can."""
+    """Sync a directory, if its file system can."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with suppress(OSError):  # some network file systems cannot

@@ -1,7 +1,7 @@
-"""A helper process: encrypts parts of a file with age, one after the other, into buffers that it shares.
+"""A helper process: encrypts parts of a file with age, one after the other, into shared buffers.
 
-`pyrage` holds Python's lock while it encrypts, so it works in a process of its own. The recipients, which are public,
-come in the first message; then each request names a part of the source and the buffer to fill.
+`pyrage` holds Python's global lock while it encrypts, so it runs in a process of its own. The first message has the
+recipients, which are public; each request names a part of the source and the buffer to fill.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _Part:
         self._used = 0
 
     def read(self, size: int = -1) -> bytes:
-        """Some of what is left; `pyrage` asks for 8 KiB at a time."""
+        """Read up to `size` bytes; `pyrage` asks for 8 KiB at a time."""
         if self._used == len(self._piece):
             self._piece = os.pread(self._descriptor, min(_READ_BYTES, self._left), self._at)
             self._at += len(self._piece)
@@ -41,12 +41,12 @@ class _Part:
 
     @property
     def is_complete(self) -> bool:
-        """True if all of it was there to be read."""
+        """True if the file had all of the part."""
         return self._left == 0
 
 
 class _Buffer:
-    """The written bytes, with their digest."""
+    """A shared buffer that is written to and hashed."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -73,7 +73,7 @@ class _Buffer:
 
 def main() -> None:
     """Answer requests until standard input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # signals are left to the process that started this one
     import pyrage
 
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
@@ -95,5 +95,5 @@ def main() -> None:
             if not part.is_complete:
                 raise EOFError("the file is shorter than it was")
             send(answers, (buffer.size, buffer.digest, ""))
-        except Exception as error:  # whatever it is, the process that waits has to be told
+        except Exception as error:  # any error must reach the waiting process
             send(answers, (0, "", f"{type(error).__name__}: {error}"))

@@ -1,4 +1,4 @@
-"""Encrypts parts of a file with age, in a helper process and with a memory of two parts at the most."""
+"""Encrypts parts of a file with age in a helper process, with at most two parts in memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 BUFFERS: Final = 2
-"""One is sent to the store while the other one is filled."""
+"""One part is being sent to the store while another is encrypted."""
 
 _PATIENCE_SECONDS: Final = 1.0
 
@@ -28,7 +28,7 @@ class Sealed(NamedTuple):
     """An encrypted part.
 
     Arguments:
-        data: its bytes, which stay as they are until the buffer's next use.
+        data: the bytes, valid until the buffer is used again.
         sha256: their digest.
     """
 
@@ -37,11 +37,11 @@ class Sealed(NamedTuple):
 
 
 class Encryptor:
-    """Encrypts for some recipients; a context manager.
+    """Encrypts for recipients; a context manager.
 
     Arguments:
         recipients: age public keys.
-        source: the file that parts are taken of; without one, `load` gives what is to be encrypted.
+        source: the file to encrypt; without one, `load` provides the data.
 
     Raises:
         ConfigurationError: a text is no recipient.
@@ -65,25 +65,25 @@ class Encryptor:
 
     def __exit__(self, *_: object) -> None:
         if self._helper is not None:
-            self._helper.process.kill()  # what it still works at is of no use
+            self._helper.process.kill()  # whatever it is still working on is no longer needed
             end_helpers([self._helper])
         for descriptor in (*self._buffers, *([self._inbox] if self._inbox is not None else [])):
             os.close(descriptor)
         self._buffers.clear()
 
     def load(self, data: bytes) -> int:
-        """Take what is to be encrypted next, in place of a file; its length."""
+        """Provide the data to encrypt next, instead of a file; return its length."""
         assert self._inbox is not None
         os.ftruncate(self._inbox, 0)
         os.pwrite(self._inbox, data, 0)
         return len(data)
 
     def begin(self, start: int, length: int, buffer: int) -> None:
-        """Have a part encrypted; `sealed` gives it.
+        """Request the encryption of a part; `sealed` returns it.
 
         Arguments:
-            start: where the part starts in the source.
-            buffer: which of the `BUFFERS` is filled, from 0; nobody may be using what it held.
+            start: the position of the part in the source.
+            buffer: the buffer to fill, from 0 to `BUFFERS` - 1; its previous part must no longer be in use.
         """
         assert self._helper is not None
         try:
@@ -94,7 +94,7 @@ class Encryptor:
     @contextmanager
     def _sealed(self, buffer: int) -> Iterator[Sealed]:
         assert self._helper is not None
-        # Without a buffer, in which an answer could wait unseen.
+        # Unbuffered, since an answer could wait unseen in a buffer.
         answers = cast("BinaryIO", cast("io.BufferedReader", self._helper.answers).raw)
         while not select.select([answers], [], [], _PATIENCE_SECONDS)[0]:
             pass
@@ -109,16 +109,16 @@ class Encryptor:
         try:
             yield Sealed(view, digest)
         finally:
-            with suppress(BufferError):  # a thread that was left behind still reads it
+            with suppress(BufferError):  # an abandoned thread still reads it
                 view.release()
                 mapped.close()
                 os.ftruncate(self._buffers[buffer], 0)
 
     def sealed(self, buffer: int) -> AbstractContextManager[Sealed]:
-        """The part that was begun first, encrypted; its memory is free again when the context ends.
+        """The first part requested, encrypted; its buffer is free again when the context ends.
 
         Raises:
-            StorageError: it could not be encrypted.
+            StorageError: encryption failed.
         """
         return self._sealed(buffer)
 

@@ -1,7 +1,7 @@
-"""Object stores: S3 and its relatives, Google Cloud Storage, Azure Blob Storage, through `obstore`.
+"""Object stores: S3 and compatible ones, Google Cloud Storage, Azure Blob Storage, through `obstore`.
 
-A segment is one PUT that must not replace anything. To S3 it goes with its SHA-256, which the store checks and keeps;
-Google and Azure keep other digests, so there the bytes are read for one.
+A segment is one PUT that must not replace anything. S3 receives its SHA-256, checks it, and stores it. Google and Azure
+store other digests, so there `head` has to read the bytes.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ _CONNECT_SECONDS: Final = 10
 _READ_SECONDS: Final = 60
 _ANSWER_SECONDS: Final = 60
 _SLOWEST: Final = 40_000
-"""Bytes a second of the slowest line worth using: an upload that is slower on average is given up."""
+"""Bytes per second of the slowest useful line: an upload that is slower on average is given up."""
 
 _SIZES: Final = (1 << 20, 8 << 20, 64 << 20, 1 << 30)
-"""For uploads up to each of these sizes there is a client with a time limit of its own."""
+"""There is a client with its own time limit for uploads up to each of these sizes, in bytes."""
 
 _LYING_HINT: Final = "Look at the store; its answers cannot be relied on. Copy elsewhere until they can."
 _PERMISSIONS_HINT: Final = "Compare what the credentials permit with docs/operations.md, 'Off-site copies'."
@@ -65,9 +65,9 @@ class ObjectStoreBackend:
     """Objects in a bucket.
 
     Arguments:
-        destination: which bucket, and the prefix in it.
+        destination: the bucket and the prefix in it.
         environ: variables with credentials.
-        lock_days: days that a new object is locked for; 0 leaves that to the bucket.
+        lock_days: days to lock new objects; 0 for the bucket's default.
     """
 
     def __init__(self, destination: Destination, environ: Mapping[str, str], *, lock_days: int = 0) -> None:
@@ -117,14 +117,14 @@ class ObjectStoreBackend:
                 )
 
     def _writer(self, size: int) -> ObjectStore:
-        """The client that stores an object of a size within its time limit."""
+        """The client for uploads of this size."""
         seconds = _put_seconds(size)
         if seconds not in self._writing:
             self._writing[seconds] = self._connect(seconds)
         return self._writing[seconds]
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """The bytes of an object; see `Backend.read`."""
+        """Read an object; see `Backend.read`."""
         import obstore
 
         if length == 0:
@@ -178,11 +178,11 @@ class ObjectStoreBackend:
                 return
 
     def close(self) -> None:
-        """Connections close by themselves."""
+        """Do nothing: connections close by themselves."""
 
     @contextmanager
     def _explained(self, name: str) -> Iterator[None]:
-        """Make errors of `obstore` ours."""
+        """Turn errors of `obstore` into ours."""
         from obstore import exceptions
 
         try:
@@ -221,7 +221,7 @@ class ObjectStoreBackend:
 
 
 def _put_seconds(size: int) -> int:
-    """The time limit of an upload: its time on the slowest line, and a margin for the answer."""
+    """The time limit of an upload in seconds: its time on the slowest line, and a margin for the answer."""
     bound = next((one for one in _SIZES if size <= one), size)
     return _ANSWER_SECONDS + bound // _SLOWEST
 
@@ -229,10 +229,10 @@ def _put_seconds(size: int) -> int:
 def _options(
     destination: Destination, seconds: int, headers: Mapping[str, str] | None = None, *, is_reading: bool = False
 ) -> dict[str, Any]:
-    """The options of requests: time limits that a hanging server cannot outlast, and a few retries.
+    """The options of requests: time limits, so that a hung server ends in an error, and a few retries.
 
     Arguments:
-        seconds: for one request; a download ends earlier where nothing comes for `_READ_SECONDS`.
+        seconds: the limit for one request; a download ends earlier if no data comes for `_READ_SECONDS`.
     """
     client: dict[str, Any] = {
         "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
@@ -308,5 +308,5 @@ def _stored(found: Any, digest: str | None = None) -> StoredObject:
 
 
 def _brief(said: str) -> str:
-    """The first line of a message of `obstore`, whose others are for its developers."""
+    """The first line of an `obstore` message; the others are for its developers."""
     return said.strip().partition("\n")[0][:300]

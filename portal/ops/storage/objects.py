@@ -1,7 +1,7 @@
-"""Single objects off-site, such as segments of WAL: encrypted, stored once, read back.
+"""Single off-site objects, such as WAL segments: encrypted, stored once, read back.
 
-The name of an object has to be a function of its content, as ``wal/<segment>.<start of its SHA-256>.age`` is: then an
-object that is there already is the same one, and storing it again after a crash needs no memory of the first time.
+The name of an object must depend on its content, as in ``wal/<segment>.<start of its SHA-256>.age``. Then an existing
+object is the same one, and storing it again after a crash needs no record of the first time.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from portal.ops.storage.backend import Backend
 
 MOST_BYTES = 1 << 28
-"""A larger object is no single object of ours."""
+"""The largest single object, in bytes."""
 
 
 class Stored(NamedTuple):
-    """An object that is off-site now.
+    """A stored object.
 
     Arguments:
-        name: relative to the destination.
-        size: bytes that were sent; 0 where it was there already.
-        is_new: whether it was stored by this call.
+        name: the name relative to the destination.
+        size: the bytes sent; 0 if it existed already.
+        is_new: whether this call stored it.
     """
 
     name: str
@@ -45,21 +45,21 @@ class Stored(NamedTuple):
 def open_destination(
     destination: Destination, offsite: OffsiteSettings, environ: Mapping[str, str], *, is_writing: bool = True
 ) -> Backend:
-    """The store of a destination, as the settings say.
+    """Open the store of a destination with the settings' options.
 
     Arguments:
-        environ: the variables of stores, which `Settings.store_variables` has.
-        is_writing: lock what is stored, if the settings ask for that.
+        environ: the stores' variables, from `Settings.store_variables`.
+        is_writing: lock new objects if the settings say so.
     """
     lock_days = offsite.lock_days if is_writing else 0
     return open_backend(destination, environ, lock_days=lock_days, password=offsite.password)
 
 
 def recipients_of(offsite: OffsiteSettings) -> tuple[str, ...]:
-    """The public keys to encrypt for; none where encryption is switched off.
+    """The public keys to encrypt for; empty if encryption is switched off.
 
     Raises:
-        ConfigurationError: there is none, and encryption is not switched off.
+        ConfigurationError: there are none, and encryption is not switched off.
     """
     if offsite.encryption and not offsite.recipients:
         raise ConfigurationError(
@@ -70,11 +70,11 @@ def recipients_of(offsite: OffsiteSettings) -> tuple[str, ...]:
 
 
 class ObjectWriter:
-    """Stores single objects in one destination; a context manager. One process encrypts for as long as it is open.
+    """Stores single objects in one destination; a context manager that keeps one encrypting process.
 
     Arguments:
-        backend: the store; closed with this.
-        recipients: age public keys; without any, objects are stored as they are.
+        backend: the store, closed with this object.
+        recipients: age public keys; if empty, objects are stored unencrypted.
     """
 
     def __init__(self, backend: Backend, recipients: Sequence[str]) -> None:
@@ -83,7 +83,7 @@ class ObjectWriter:
 
     @classmethod
     def of(cls, settings: Settings, destination: Destination) -> Self:
-        """As the settings say.
+        """Open a destination with the settings' options.
 
         Raises:
             ConfigurationError: there is no recipient.
@@ -106,18 +106,18 @@ class ObjectWriter:
         """The names of the objects below a prefix.
 
         Raises:
-            StorageError: the store cannot be looked at.
+            StorageError: the store cannot be listed.
         """
         return [one.name for one in self._backend.list(prefix)]
 
     def store(self, name: str, content: bytes) -> Stored:
-        """Store an object under a name that its content determines; nothing is sent twice.
+        """Store an object under a name that depends on its content; an existing object is not sent again.
 
         Arguments:
-            name: relative to the destination, such as ``wal/…``.
+            name: the name relative to the destination, such as ``wal/…``.
 
         Raises:
-            StorageError: it could not be stored; one that says that it is retryable may be stored later.
+            StorageError: storing failed; if the error is retryable, a later call may succeed.
         """
         try:
             if self._encryptor is None:
@@ -132,24 +132,24 @@ class ObjectWriter:
 
 
 def identities_of(offsite: OffsiteSettings) -> tuple[Identity, ...]:
-    """The identities to decrypt with.
+    """The identities for decrypting, or None if no file is configured.
 
     Raises:
-        IdentityError: the file cannot be read; nothing where none is named.
+        IdentityError: the file cannot be read.
     """
     return read_identities(offsite.identity_file) if offsite.identity_file else ()
 
 
 def read_object(backend: Backend, name: str, identities: Sequence[Identity]) -> bytes:
-    """The content of a single object, decrypted.
+    """Read and decrypt a single object.
 
     Arguments:
-        identities: nothing where objects are stored unencrypted.
+        identities: None if objects are stored unencrypted.
 
     Raises:
-        IdentityError: it was not encrypted for any of the identities.
+        IdentityError: the object is encrypted for none of the identities.
         NotIntactError: it was changed.
-        ObjectAbsentError: there is none.
+        ObjectAbsentError: the object does not exist.
     """
     data = read_all(backend, name, MOST_BYTES)
     if not identities:

@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 def open_backend(
     destination: Destination, environ: Mapping[str, str], *, lock_days: int = 0, password: Secret | None = None
 ) -> Backend:
-    """The store of a destination; libraries are imported for the kind that is asked for.
+    """Open the store of a destination, and import only the library that it needs.
 
     Arguments:
-        environ: the variables that a store's own credentials are in.
-        lock_days: days that new objects are locked for, where the store can.
-        password: of an SFTP server that takes no key.
+        environ: variables with the store's credentials.
+        lock_days: days to lock new objects, if the store can.
+        password: for an SFTP server without key authentication.
 
     Raises:
         ConfigurationError: the credentials are invalid, or the store cannot lock.
-        StorageError: it cannot be used.
+        StorageError: the store cannot be used.
     """
     if destination.scheme in (Scheme.FILE, Scheme.SFTP) and lock_days:
         raise ConfigurationError(

@@ -1,7 +1,7 @@
-"""Asks S3 for the SHA-256 that it keeps of an object: the one request that `obstore` cannot make.
+"""Asks S3 for the SHA-256 that it stores with an object, the one request that `obstore` does not offer.
 
-The request is signed as AWS describes it ("Signature Version 4"): a canonical request, a string to sign, a key derived
-from date, region and service.
+The request is signed with AWS Signature Version 4: a canonical request, a string to sign, and a key derived from date,
+region and service.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _ALGORITHM: Final = "AWS4-HMAC-SHA256"
 
 
 class Kept(NamedTuple):
-    """The metadata that a store keeps of an object.
+    """The metadata that a store keeps about an object.
 
     Arguments:
-        sha256: the digest that it made when the object was written; nothing where it keeps none.
-        locked_until: until when nobody may remove the object.
-        is_absent: the store has no such object.
+        sha256: the digest computed when the object was written; None if the store keeps none.
+        locked_until: when the lock against removal ends.
+        is_absent: whether the object does not exist.
     """
 
     sha256: str | None
@@ -44,11 +44,11 @@ class Kept(NamedTuple):
 
 
 class S3Head:
-    """Requests to one bucket, with one connection that is kept open.
+    """Sends requests for one bucket over one connection that stays open.
 
     Arguments:
         endpoint: scheme and host, such as ``https://s3.eu-central-1.amazonaws.com``.
-        path: what stands before the name of an object, with a slash at its end.
+        path: the prefix of object names, with a slash at the end.
     """
 
     def __init__(self, endpoint: str, path: str, region: str, credentials: Credentials) -> None:
@@ -62,7 +62,7 @@ class S3Head:
 
     @classmethod
     def of(cls, destination: Destination, environ: Mapping[str, str]) -> S3Head | None:
-        """For a destination; nothing where its credentials are known to its cloud alone."""
+        """For a destination, or None if only its cloud knows the credentials."""
 
         if (credentials := find_credentials(environ)) is None:
             return None
@@ -77,10 +77,10 @@ class S3Head:
         return cls(endpoint, f"/{destination.place}{prefix}", region, credentials)
 
     def look(self, name: str) -> Kept:
-        """The metadata that the store keeps of an object.
+        """Query the metadata of an object.
 
         Raises:
-            StoreUnreachableError: it does not answer.
+            StoreUnreachableError: the store does not answer.
         """
         path = quote(self._path + name, safe="/-_.~")
         try:
@@ -95,7 +95,7 @@ class S3Head:
         return Kept(sha256=_digest(answer), locked_until=_lock(answer))
 
     def _request(self, path: str) -> http.client.HTTPResponse:
-        """One HEAD; once more over a new connection where the store has closed the old one."""
+        """Send one HEAD; repeat it over a new connection if the store has closed the old one."""
         for is_again in (False, True):
             connection = self._connection or self._connect()
             try:
@@ -117,7 +117,7 @@ class S3Head:
         return http.client.HTTPSConnection(self._host, timeout=_SECONDS, context=ssl.create_default_context())
 
     def _signed(self, path: str) -> dict[str, str]:
-        """The headers of a HEAD of `path`, with their signature."""
+        """The headers of a HEAD request for `path`, with the signature."""
         now = datetime.now(UTC)
         stamp, day = now.strftime("%Y%m%dT%H%M%SZ"), now.strftime("%Y%m%d")
         headers = {
@@ -146,7 +146,7 @@ class S3Head:
 
 def _digest(answer: http.client.HTTPResponse) -> str | None:
     if answer.getheader("x-amz-checksum-type", "FULL_OBJECT") != "FULL_OBJECT":
-        return None  # of an upload in parts: a digest of digests
+        return None  # of a multipart upload: a digest of digests
     try:
         digest = base64.b64decode(answer.getheader("x-amz-checksum-sha256", ""), validate=True)
     except binascii.Error:

@@ -1,4 +1,4 @@
-"""An SFTP server as an off-site store, through `asyncssh`, whose event loop runs in a thread of its own."""
+"""An SFTP server as an off-site store, through `asyncssh`, whose event loop runs in a thread."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ T = TypeVar("T")
 _CONNECT_SECONDS: Final = 15
 _SILENCE_SECONDS: Final = 30
 _STEP_SECONDS: Final = 60
-"""So long each step may take: a request, or a piece of `_WRITE_BYTES` or `READ_BYTES`."""
+"""The time limit for each step in seconds: a request, or a piece of `_WRITE_BYTES` or `READ_BYTES`."""
 
 _WRITE_BYTES: Final = 1 << 20
 _TEMPORARY: Final = ".tmp"
 
 
 class SftpBackend:
-    """Objects as files below a directory of a server; the directory has to be there.
+    """Stores objects as files below an existing directory of a server.
 
-    A file is written under a hidden name and renamed: the rename of SFTP never replaces a file.
+    A file is written under a temporary name and renamed; SFTP's rename never replaces a file.
 
     Arguments:
         destination: server, user, directory; ``key`` and ``known_hosts`` as options.
-        password: for a server that takes no key.
+        password: for a server without key authentication.
     """
 
     def __init__(self, destination: Destination, password: Secret | None) -> None:
@@ -65,13 +65,13 @@ class SftpBackend:
         return self._destination.shown
 
     def put(self, name: str, data: Data, sha256: str) -> None:
-        """Store an object; see `Backend.put`. The server's size of it is checked; it keeps no digests."""
+        """Store an object; see `Backend.put`. The server's size of the file is checked; it stores no digests."""
         del sha256
         with self._explained(name):
             self._run(self._put(name, data))
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """The bytes of an object; see `Backend.read`."""
+        """Read an object; see `Backend.read`."""
         with self._explained(name):
             file = self._run(self._open(name))
             try:
@@ -100,7 +100,7 @@ class SftpBackend:
         yield from sorted(found, key=lambda one: one.name)
 
     def head(self, name: str) -> StoredObject:
-        """An object with the digest of what the server gives to read; see `Backend.head`."""
+        """An object with the digest of its content as read; see `Backend.head`."""
         digest = new_digest()
         for piece in self.read(name):
             digest.update(piece)
@@ -109,12 +109,12 @@ class SftpBackend:
         return _stored(name, attributes, digest.hexdigest())
 
     def delete(self, name: str) -> None:
-        """Remove an object, and the directories that are empty then; see `Backend.delete`."""
+        """Remove an object and directories that become empty; see `Backend.delete`."""
         with self._explained(name):
             self._run(self._delete(name))
 
     def close(self) -> None:
-        """Close the connection, and end the thread."""
+        """Close the connection and end the thread."""
         if self._loop.is_closed():
             return
         with suppress(TimeoutError):
@@ -125,7 +125,7 @@ class SftpBackend:
             self._loop.close()
 
     async def _end(self) -> None:
-        """Drop the connection, and end what still waits for it."""
+        """Drop the connection and cancel pending calls."""
         if self._connection is not None:
             self._connection.abort()
         tasks = {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
@@ -234,7 +234,7 @@ class SftpBackend:
     # -- on the caller's thread ---------------------------------------------------------------------------------------
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Have the event loop do something, and wait for it in steps, so that signals are noticed."""
+        """Run a coroutine in the event loop, and wait in steps so that signals are noticed."""
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             while True:
@@ -249,7 +249,7 @@ class SftpBackend:
 
     @contextmanager
     def _explained(self, name: str) -> Iterator[None]:
-        """Make errors of `asyncssh` ours."""
+        """Turn errors of `asyncssh` into ours."""
         import asyncssh
 
         try:
@@ -303,13 +303,13 @@ class SftpBackend:
 
 
 class _RootAbsentError(Exception):
-    """The directory of the destination is not there."""
+    """Raised if the destination's directory does not exist."""
 
 
 class _Limited:
-    """An object of `asyncssh` none of whose calls takes longer than `_STEP_SECONDS`.
+    """Wraps an object of `asyncssh`, so that no call takes longer than `_STEP_SECONDS`.
 
-    Keepalives notice a server that is gone; this notices one that answers them and nothing else.
+    Keepalives notice a lost server; this notices one that answers only keepalives.
     """
 
     def __init__(self, wrapped: Any) -> None:

@@ -1,4 +1,4 @@
-"""Ed25519 signatures of what is off-site: made with a repository's key, verified with its public half."""
+"""Ed25519 signatures of commits and of WAL."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ class SigningKey:
     """The key of a repository.
 
     Arguments:
-        secret: its 32 bytes.
+        secret: the 32 bytes of the private key.
     """
 
     def __init__(self, secret: bytes) -> None:
@@ -20,12 +20,12 @@ class SigningKey:
         return f"SigningKey({self.signer})"
 
     def sign(self, data: bytes) -> str:
-        """The signature, in hexadecimal."""
+        """Sign data; the signature is in hexadecimal."""
         return self._key.sign(data).hex()
 
 
 def is_signed(data: bytes, signer: str, signature: str) -> bool:
-    """True if a signature is the signer's."""
+    """True if a signature of data is valid."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 

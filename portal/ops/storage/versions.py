@@ -1,7 +1,7 @@
-"""An S3 bucket as it was at a moment, by the versions that it keeps: for whoever administers it, through `boto3`.
+"""Reads an S3 bucket as it was at a moment, from its object versions, through `boto3`. For administrators.
 
-A writer without the right to delete can still hide an object behind a delete marker, or put another one over it. In a
-bucket with versions the older ones are there all the same; here is what lists and reads them.
+A writer without permission to delete can still hide an object behind a delete marker, or write another version. If the
+bucket has versioning, the older versions remain, and this module lists and reads them.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _ABSENT: Final = frozenset({"NoSuchKey", "NoSuchVersion", "404", "NotFound"})
 
 
 class VersionedBackend:
-    """A bucket at a moment, for reading.
+    """A bucket at a moment, read-only.
 
     Arguments:
-        destination: which bucket, and the prefix in it.
+        destination: the bucket and the prefix in it.
         environ: variables with an administrator's credentials.
-        moment: of each object the last version of that time is seen; delete markers that came later are not.
+        moment: the last version of each object at this time is seen; later delete markers are ignored.
 
     Raises:
-        ConfigurationError: it is no bucket of S3, or `boto3` is not installed.
+        ConfigurationError: it is no S3 bucket, or `boto3` is not installed.
     """
 
     def __init__(self, destination: Destination, environ: Mapping[str, str], moment: datetime) -> None:
@@ -60,12 +60,12 @@ class VersionedBackend:
         return self._destination.shown
 
     def put(self, name: str, data: Data, sha256: str) -> NoReturn:
-        """Refuse: the past cannot be changed."""
+        """Refuse: past versions cannot be changed."""
         del data, sha256
         raise StorageError(f"{self.shown}/{name} cannot be written in the past", hint="Copy to the present.")
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """The bytes of the object as it was; see `Backend.read`."""
+        """Read an object as it was; see `Backend.read`."""
         version, found = self._at(name)
         if length == 0 or start >= found.size:
             return
@@ -78,15 +78,15 @@ class VersionedBackend:
             yield from answer["Body"].iter_chunks(READ_BYTES)
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        """The objects of that time below a prefix; see `Backend.list`."""
+        """The objects below a prefix at that time; see `Backend.list`."""
         return (found for name, (_, found) in sorted(self._all().items()) if name.startswith(prefix))
 
     def list_top(self) -> Iterator[StoredObject]:
-        """The objects of that time directly below the destination; see `Backend.list_top`."""
+        """The objects directly below the destination at that time; see `Backend.list_top`."""
         return (found for found in self.list("") if "/" not in found.name)
 
     def head(self, name: str) -> StoredObject:
-        """The object of that time with the digest of what is read; see `Backend.head`."""
+        """An object at that time, with the digest of its content as read; see `Backend.head`."""
         digest = new_digest()
         for piece in self.read(name):
             digest.update(piece)
@@ -94,7 +94,7 @@ class VersionedBackend:
         return StoredObject(name=name, size=found.size, modified=found.modified, sha256=digest.hexdigest())
 
     def delete(self, name: str) -> NoReturn:
-        """Refuse: the past cannot be changed."""
+        """Refuse: past versions cannot be changed."""
         raise StorageError(f"{self.shown}/{name} cannot be removed from the past", hint="Prune the present.")
 
     def close(self) -> None:
@@ -110,7 +110,7 @@ class VersionedBackend:
         return found
 
     def _all(self) -> dict[str, tuple[str, StoredObject]]:
-        """Of each object its version of that time."""
+        """The version of each object at that time."""
         if self._versions is None:
             newest: dict[str, tuple[str, StoredObject]] = {}
             with self._explained(""):
@@ -131,7 +131,7 @@ class VersionedBackend:
 
     @contextmanager
     def _explained(self, name: str) -> Iterator[None]:
-        """Make errors of `boto3` ours."""
+        """Turn errors of `boto3` into ours."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         what = f"{self.shown}/{name}" if name else self.shown
@@ -154,7 +154,7 @@ class VersionedBackend:
 
 
 def client_of(destination: Destination, environ: Mapping[str, str]) -> Any:
-    """A client of `boto3` for a destination.
+    """A `boto3` client for a destination.
 
     Raises:
         ConfigurationError: `boto3` is not installed.
@@ -178,11 +178,11 @@ def client_of(destination: Destination, environ: Mapping[str, str]) -> Any:
 
 
 def bucket_protection(destination: Destination, environ: Mapping[str, str]) -> tuple[bool, str]:
-    """The versioning of a bucket, and its lock on new objects: in words, empty without them.
+    """A bucket's versioning and default lock, in words; empty if it has neither.
 
     Raises:
         ConfigurationError: `boto3` is not installed.
-        StorageError: the store does not tell.
+        StorageError: the store does not answer.
     """
     from botocore.exceptions import BotoCoreError, ClientError
 

@@ -1,5 +1,5 @@
-"""Verification: how closely an archive is looked at, and what was found.
+"""Verification: checks archives to a chosen level, and records the results.
 
-Promises that an archive called intact was read to the level that is named. May import chains, repository, archive,
-postgres and what these may.
+Promises that an archive reported as intact was checked to the stated level. May import chains, repository, archive,
+postgres and the rooms below them; and `pitr`, to check base backups.
 """

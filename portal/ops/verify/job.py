@@ -1,4 +1,4 @@
-"""Verifies archives of a repository: keeps a prune away meanwhile, records what was found, and tells who watches."""
+"""Verifies archives of a repository: locks them against pruning, records the results, and informs observers."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ class VerifyJob:
     """Verifies archives.
 
     Arguments:
-        repository: what was found is recorded here.
-        witness: who asked for it, for the access log.
-        runner: what starts pg_restore.
-        pg_bin_dir: the only directory to look for it in, or nothing.
+        repository: stores the results.
+        witness: writes the access log in the name of the requester.
+        runner: starts pg_restore.
+        pg_bin_dir: the only directory to look for pg_restore in; None looks everywhere.
         jobs: how many threads decompress.
         lock_timeout: seconds to wait for a prune.
-        is_recorded: whether what was found is recorded.
-        clock: what time it is.
-        progress: told how far it is.
+        is_recorded: whether to store results.
+        clock: returns the current time.
+        progress: receives progress reports.
     """
 
     repository: Repository
@@ -52,10 +52,10 @@ class VerifyJob:
     progress: Progress | None = None
 
     def run(self, path: PathLike, level: VerifyLevel = VerifyLevel.CONTENTS) -> Verification:
-        """Verify an archive, given by path, id or ``latest``, with a line in the access log.
+        """Verify an archive, given by path, id or ``latest``, and write a line to the access log.
 
         Raises:
-            OpsError: it cannot be looked at; damage is no error, but in what is returned.
+            OpsError: it cannot be examined; damage is part of the result instead.
         """
         with self.witness.watching(Action.VERIFY, os.fspath(path), level=str(level)) as seen:
             archive = self.repository.find(path)
@@ -66,10 +66,10 @@ class VerifyJob:
         return found
 
     def examine(self, paths: Collection[Path], level: VerifyLevel, *, is_alone: bool = False) -> Iterator[Verification]:
-        """Look at archives one after the other, and record what was found of each.
+        """Verify archives one after the other, and store the results.
 
         Arguments:
-            is_alone: what an archive stands on is none of its business.
+            is_alone: do not check the archives that each one needs.
         """
         meter = Meter(self.progress)
         meter.phase = "verify"
@@ -89,7 +89,7 @@ class VerifyJob:
 
     @contextmanager
     def _locked(self, archive: ArchiveFile) -> Iterator[None]:
-        """Keep a prune away from an archive; who may only read the repository, reads without its lock."""
+        """Keep an archive from being pruned; a user who may only read the repository reads without the lock."""
         is_ours = archive.path.parent == self.repository.path and os.access(self.repository.path, os.W_OK)
         with self.repository.shared() if is_ours else nullcontext(), archive_lock(archive.path, self.lock_timeout):
             yield

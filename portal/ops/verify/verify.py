@@ -1,14 +1,14 @@
-"""Looks at an archive as closely as asked, and says what is wrong with it and where.
+"""Checks an archive to a chosen level, and says what is damaged and where.
 
     checksum   the file has the SHA-256 that its sidecar says
-    contents   every frame decompresses, every file has its digest, index and tar and manifest agree; of what plain
-               tar and gzip made, which has no digests: all of it decompresses to what gzip's checksum says
+    contents   every frame decompresses, every file has its digest; index, tar and manifest agree. An archive by plain
+               tar and gzip has no digests: all of it decompresses, and gzip's checksum is right
     dump       pg_restore decodes the database's dump to its end
-    drill      it was really restored, and compared: that is no look, and done by `portal.ops.drill`
+    drill      it was restored for a test and compared; `portal.ops.drill` does that
 
-Each level includes the ones before. Where the checksum is wrong or missing, the contents are always looked at: they
-tell which file is hit. Of what an incremental stands on, every level looks at whether it is there and is what the
-incremental was made on, and no level at more: each archive is verified for itself, and all of them before a restore.
+Each level includes the previous ones. If the checksum is wrong or missing, the contents are always checked, to find the
+affected files. Of the archives that an incremental needs, every level checks only that they exist and are the ones it
+was made on: each archive is verified on its own, and all of them before a restore.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ MOST_DAMAGES: Final = 100
 
 
 class Expected:
-    """The bytes of content that verifying some archives will read, by their manifests; looked up when asked for.
+    """The bytes of content that verifying archives will read, from their manifests; read when needed.
 
-    Nothing where that cannot be told, or only by reading an archive through.
+    None if unknown without reading a whole archive.
 
     Arguments:
         paths: the archives.
@@ -64,7 +64,7 @@ class Expected:
         self._known: list[int | None] = []
 
     def __call__(self) -> int | None:
-        """The number, looked up once."""
+        """The number of bytes, computed once."""
         if not self._known:
             self._known.append(self._sum())
         return self._known[0]
@@ -79,19 +79,19 @@ class Expected:
             TypeError,
             AttributeError,
             ArithmeticError,
-        ):  # the look itself says what is wrong
+        ):  # verification itself reports this error
             return None
 
 
 @dataclass(kw_only=True)
 class Verifier:
-    """Looks at archives.
+    """Checks archives.
 
     Arguments:
-        runner: what runs pg_restore.
-        pg_bin_dir: the only directory to look for it in, or nothing.
+        runner: starts pg_restore.
+        pg_bin_dir: the only directory to look for pg_restore in; None looks everywhere.
         jobs: how many threads decompress.
-        advance: called with every number of bytes of content that was looked at.
+        advance: called with the number of content bytes after each piece was checked.
     """
 
     runner: ProcessRunner = field(default_factory=SystemRunner)
@@ -100,12 +100,12 @@ class Verifier:
     advance: Advance = lambda _: None
 
     def verify(self, path: Path, level: VerifyLevel = VerifyLevel.CONTENTS) -> Verification:
-        """Look at one archive, and at whether what it stands on is there.
+        """Check one archive, and that the archives it needs exist.
 
         Raises:
             RepositoryError: a file cannot be read at all.
-            ClientToolError: the dump was to be decoded, and there is no pg_restore that can.
-            ConfigurationError: the level is a drill, which takes more than looking.
+            ClientToolError: the dump is to be decoded, and no pg_restore can do that.
+            ConfigurationError: the level is `drill`, which is more than a check.
         """
         found = self.verify_alone(path, level)
         if is_incremental(path):
@@ -116,7 +116,7 @@ class Verifier:
         return found
 
     def verify_alone(self, path: Path, level: VerifyLevel = VerifyLevel.CONTENTS) -> Verification:
-        """Look at one archive and at nothing else; errors as `verify`."""
+        """Check one archive and no other; raises the errors of `verify`."""
         if level is VerifyLevel.DRILL:
             raise ConfigurationError(
                 "a drill takes more than looking at an archive", hint=f"Run {Advice.DRILL}, or a DrillJob."
@@ -152,7 +152,7 @@ class Verifier:
 
 
 class _Look:
-    """One pass over the contents of an archive, which goes on after a damage as long as it can."""
+    """One pass over the contents of an archive, continued after damage as far as possible."""
 
     def __init__(self, verifier: Verifier, level: VerifyLevel) -> None:
         self._verifier = verifier
@@ -166,7 +166,7 @@ class _Look:
         self._held = {component: [0, 0] for component in Component}
 
     def run(self, path: Path) -> None:
-        """Look at everything; what is wrong is in `damages` afterwards."""
+        """Check everything; afterwards `damages` has the result."""
         try:
             with closing(open_archive(path)) as archive:
                 self.has_digests = archive.has_index
@@ -230,7 +230,7 @@ class _Look:
                 if listening:
                     process.stdin.write(piece)
             except BrokenPipeError:
-                listening = False  # its exit code says why; the digest is still to be seen to the end
+                listening = False  # the exit status says why; the digest still needs the rest
         with suppress(BrokenPipeError):
             process.stdin.close()
 
@@ -257,7 +257,7 @@ class _Look:
                 self._note(Damage(what=f"{component.value} has {files} files, and the manifest says {expected}"))
 
     def _hold_cluster(self, archive: Archive) -> None:
-        """Hold the files of a cluster against the server's own list of them, as pg_verifybackup does."""
+        """Compare a cluster's files with the server's own list of them, as pg_verifybackup does."""
         if not is_indexed_archive(archive) or not (listed := archive.find(f"{PREFIX}/{SERVER_MANIFEST}")):
             self._note(Damage(what=f"it holds a cluster, and no {SERVER_MANIFEST} of the server's"))
             return

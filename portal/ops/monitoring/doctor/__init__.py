@@ -1,4 +1,5 @@
 """The doctor: each check is a function that returns one finding, and changes nothing.
 
-Promises that what a backup or a restore would be refused for is found before. May import what `monitoring` may.
+Promises that whatever would make a backup or a restore fail is found in advance. May import the rooms that `monitoring`
+may.
 """

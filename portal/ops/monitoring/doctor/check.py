@@ -1,4 +1,4 @@
-"""A check and what it finds; checks are made one by one, and none of them can stop the others."""
+"""Checks and their findings; checks run one after the other, and none can stop the others."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class State(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """The result of a check.
+    """The finding of a check.
 
     Arguments:
-        state: a fault makes a backup or a restore fail; a warning should be known.
-        what: what was seen, in one line.
-        mend: what to do about it; nothing where all is well.
-        name: the check's name, which is filled in when the check is made.
+        state: the severity: a fault makes a backup or a restore fail.
+        what: the observation, in one line.
+        mend: what to do; empty if nothing.
+        name: the check's name, filled in when it is run.
     """
 
     state: State
@@ -41,7 +41,7 @@ class Finding:
     name: str = ""
 
     def to_dict(self) -> dict[str, str]:
-        """The finding in the types of JSON."""
+        """The finding as types of JSON."""
         return {"name": self.name, "state": self.state.value, "what": self.what, "mend": self.mend}
 
 
@@ -50,8 +50,8 @@ class Check:
     """Something to look at.
 
     Arguments:
-        name: what is looked at, in a word or two.
-        look: returns what it found; an `OpsError` that it raises is a fault with its hint.
+        name: what is checked, in a word or two.
+        look: returns a finding; an `OpsError` that it raises becomes a fault with its hint.
     """
 
     name: str
@@ -59,25 +59,25 @@ class Check:
 
 
 def ok(what: str) -> Finding:
-    """All is well."""
+    """A finding without a problem."""
     return Finding(state=State.OK, what=what)
 
 
 def warning(what: str, mend: str) -> Finding:
-    """Something that should be known."""
+    """A finding that needs attention."""
     return Finding(state=State.WARNING, what=what, mend=mend)
 
 
 def fault(what: str, mend: str) -> Finding:
-    """Something that makes a backup or a restore fail."""
+    """A finding that makes a backup or a restore fail."""
     return Finding(state=State.FAULT, what=what, mend=mend)
 
 
 def examine(checks: Iterable[Check], *, seconds: float = LONGEST_SECONDS) -> Iterator[Finding]:
-    """Make the checks, one after the other.
+    """Run checks one after the other.
 
     Arguments:
-        seconds: how long each may take; one that hangs is left behind, and the next one begins.
+        seconds: the time for each; a check that hangs is abandoned, and the next one runs.
     """
     for check in checks:
         yield replace(_bounded(check, seconds), name=check.name)
@@ -102,7 +102,7 @@ def _look(check: Check) -> Finding:
         refused = explain_any(error, "Look at its permissions and the disk.")
         return fault(refused.message, refused.hint)
     except Exception as error:
-        # Not its text: nobody knows what that holds.
+        # Not the exception's text, which might contain a secret.
         return fault(
             f"the check itself failed ({type(error).__name__})", "Report it; the other checks are not touched."
         )

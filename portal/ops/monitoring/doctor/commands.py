@@ -1,4 +1,4 @@
-"""Can the operator's commands be started? One that cannot stops every backup and restore, or fails every drill."""
+"""Checks that the operator's commands can be started; otherwise backups, restores or drills fail."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def command_checks(settings: PortalSettings) -> list[Check]:
-    """One check for all commands that are set; none where none is."""
+    """One check for all configured commands; none if there are none."""
     commands = {
         "BACKUP_BEFORE_COMMAND": settings.before_command,
         "BACKUP_AFTER_COMMAND": settings.after_command,

@@ -1,4 +1,4 @@
-"""The database: can it be reached, dumped whole, and restored?"""
+"""Checks that the database can be reached, dumped completely, and restored."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ class DatabaseChecks:
     """The checks of one database, over one connection.
 
     Arguments:
-        target: where it is.
-        bin_dir: where the client programs are; nothing looks for them.
-        repository: what had better not share a disk with it.
-        clock: what time it is here.
+        target: the database.
+        bin_dir: the directory of client programs; None looks for them.
+        repository: the repository, which should not be on the database's disk.
+        clock: returns the time on this machine.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class DatabaseChecks:
         self._means: Means | None = None
 
     def all(self) -> list[Check]:
-        """The checks; the first one connects for the others."""
+        """All checks; the first one opens the connection for the others."""
         following = {
             "client programs": self._programs,
             "reading": self._reading,
@@ -83,7 +83,7 @@ class DatabaseChecks:
         ]
 
     def close(self) -> None:
-        """Let go of the server."""
+        """Close the connection."""
         if self._connection is not None:
             self._connection.close()
 

@@ -1,4 +1,4 @@
-"""The sources beside the database: uploads, the audit log, and the files of the secrets."""
+"""Checks the sources other than the database: uploads, the audit log, and files with secrets."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _PGPASS: Final = "PGPASSFILE"
 
 
 class FileChecks:
-    """The checks of what lies in files.
+    """The checks of files.
 
     Arguments:
-        uploads: nothing where the media are left out.
-        audit: the audit log's directory or file; nothing where it is left out.
+        uploads: the uploads; None if they are excluded.
+        audit: the audit log's directory or file; None if it is excluded.
         environ: the variables of this process.
-        has_key: the portal's key for stored credentials is set; an empty file does not count.
+        has_key: whether the portal's key for stored credentials is set and not empty.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class FileChecks:
         self._has_key = has_key
 
     def all(self) -> list[Check]:
-        """The checks."""
+        """All checks."""
         return [
             Check(name="uploads", look=lambda: _tree(self._uploads, "PORTAL_UPLOAD_DIR", "the media")),
             Check(name="audit log", look=lambda: _tree(self._audit, "PORTAL_AUDIT_DIR", "the audit log")),
@@ -68,7 +68,7 @@ class FileChecks:
         )
 
     def _places(self) -> Finding:
-        """Checks that this user can restore its backups: into the uploads, and beside the audit log."""
+        """Check that this user can restore backups to the uploads and next to the audit log."""
         uploads = self._uploads and os.path.realpath(self._uploads)
         audit = self._audit and os.path.dirname(os.path.realpath(self._audit))
         there = {place: place != uploads for place in (uploads, audit) if place and os.path.isdir(place)}
@@ -122,7 +122,7 @@ def _tree(root: Path | None, variable: str, what: str) -> Finding:
 
 
 def _files(root: Path) -> Iterator[tuple[str, bool]]:
-    """The files of a source, reached without following a link, and whether each may be read."""
+    """The files of a source, without following links, and whether each can be read."""
     tree, file = open_root(root)
     with tree:
         if file is not None:

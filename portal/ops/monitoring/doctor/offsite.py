@@ -1,4 +1,4 @@
-"""Checks of off-site copies: do the stores answer, who can read the copies, and can they be hidden or overwritten?"""
+"""Checks off-site stores: reachable, readable with an identity, and protected from deletion and overwriting."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NAMED: Final = 3
 
 
 class OffsiteChecks:
-    """The checks of all destinations; none where there is no destination."""
+    """The checks of all destinations; none without destinations."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -31,7 +31,7 @@ class OffsiteChecks:
         self._repository = Repository(settings.local_path)
 
     def checks(self) -> list[Check]:
-        """The checks."""
+        """All checks."""
         if not self._config.destinations:
             return []
         found = [
@@ -98,7 +98,7 @@ class OffsiteChecks:
         )
 
     def _lock(self, destination: Destination) -> Finding:
-        """Versions and locks of a bucket, where `boto3` is installed and the credentials may ask."""
+        """The versioning and locks of a bucket, if `boto3` is installed and the credentials permit the query."""
         from portal.ops.storage.versions import bucket_protection
 
         try:

@@ -1,7 +1,7 @@
-"""Point-in-time recovery: can WAL be received, a base backup be made, and a scratch server be run?
+"""Checks point-in-time recovery: receiving WAL, making a base backup, and running a scratch server.
 
-Where no WAL is to be received there is nothing to look at. What an administrator has to do is printed as the statements
-and the line of pg_hba.conf that do it.
+Without WAL receiving there is nothing to check. What an administrator has to do is shown as SQL statements and a line
+for pg_hba.conf.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class PitrChecks:
     """The checks of point-in-time recovery.
 
     Arguments:
-        settings: where the server and the repository are.
-        runner: what starts PostgreSQL's programs.
+        settings: name server and repository.
+        runner: starts PostgreSQL's programs.
     """
 
     def __init__(self, settings: Settings, *, runner: ProcessRunner) -> None:
@@ -60,7 +60,7 @@ class PitrChecks:
         self._bin_dir = settings.pg_bin_dir
 
     def all(self) -> list[Check]:
-        """The checks; one line where no WAL is to be received."""
+        """All checks; a single line if WAL is not received."""
         if not self._settings.pitr.wal:
             what = "BACKUP_WAL is off: the database can be restored to backups, not to any second"
             return [Check(name="WAL", look=lambda: ok(what))]
@@ -74,7 +74,7 @@ class PitrChecks:
         ]
 
     def _server(self) -> Finding:
-        """All that is missing at once, so that the server is restarted once."""
+        """Report all missing server settings together, so that one restart suffices."""
         with maintenance(self._target) as connection:
             settings = read_settings(connection)
             wrong = list(faults(settings))
@@ -88,7 +88,7 @@ class PitrChecks:
         return ok(f"wal_level {settings.wal_level}; a slot holds back {keep} at the most")
 
     def _replication(self) -> Finding:
-        """Ask by pg_receivewal itself, over the connection that it will use; it changes nothing."""
+        """Test pg_receivewal itself over the connection that it will use; this changes nothing."""
         with maintenance(self._target) as connection:
             settings = read_settings(connection)
             peer = connection.execute("SELECT host(inet_client_addr())").fetchone()
@@ -174,5 +174,5 @@ class PitrChecks:
 
 
 def _no_such_slot() -> str:
-    """A name that no slot has, so that asking to drop it drops nothing."""
+    """A slot name that does not exist, so that a request to drop it changes nothing."""
     return f"kekkai_{socket.gethostname().lower().encode().hex()[:24]}_{os.getpid()}"

@@ -1,4 +1,4 @@
-"""The repository: is it there, whose is it, who can look into it, and how much fits in?"""
+"""Checks the repository: existence, owner, permissions, and free space."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class RepositoryChecks:
     """The checks of one repository.
 
     Arguments:
-        data: what it had better not share a disk with, by what that is.
-        clock: what time it is.
-        wanted_id: the id that the configuration names; empty where it names none.
+        data: directories of data that should be on another disk, by description.
+        clock: returns the current time.
+        wanted_id: the configured id; empty for none.
     """
 
     def __init__(self, repository: Repository, *, data: dict[str, Path], clock: Clock, wanted_id: str = "") -> None:
@@ -55,7 +55,7 @@ class RepositoryChecks:
         self._clock = clock
 
     def all(self) -> list[Check]:
-        """The checks."""
+        """All checks."""
         looks = {
             "repository": self._directory,
             "permissions": self._permissions,
@@ -94,7 +94,7 @@ class RepositoryChecks:
                 f"user {_user(os.geteuid())} may not read and write {path}, which belongs to {owner}",
                 f"Run this as {owner}, or: chown -R {_user(os.geteuid())} {quoted}",
             )
-        if path.stat().st_uid != os.geteuid() != 0:  # what root writes there is given to its owner
+        if path.stat().st_uid != os.geteuid() != 0:  # what root creates there is given to its owner
             return warning(
                 f"{path} belongs to {owner}, and this is {_user(os.geteuid())}: what it writes, {owner} cannot read",
                 f"Run backups as {owner}: sudo -u {owner} {Advice.RUN_DOCTOR.line()}",
@@ -103,7 +103,7 @@ class RepositoryChecks:
         return ok(f"{path} can be written, and belongs to {owner}{known}{self._memory()}")
 
     def _memory(self) -> str:
-        """Checks that the absence of this repository would be noticed."""
+        """Check that the repository would be missed if it were absent."""
         if self._wanted_id or not self._repository.id or known_id(self._path) == self._repository.id:
             return ""
         return (

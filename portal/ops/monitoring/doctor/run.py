@@ -1,6 +1,6 @@
-"""Everything that a backup and a restore need, looked at without changing anything: is it there, and how to mend it?
+"""Checks everything that a backup and a restore need, and says how to correct it; changes nothing.
 
-The checks are a list, so that who has more to look at (a broker, workers) adds its own.
+The checks are a list, to which front ends add theirs (a broker, workers).
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ __all__ = ["Check", "Finding", "State", "engine_checks", "examine", "fault", "ok
 def engine_checks(
     settings: Settings, *, environ: Mapping[str, str], runner: ProcessRunner | None = None, clock: Clock = utc_now
 ) -> Iterator[list[Check]]:
-    """The checks of repository, files and database; in the end their connection is closed.
+    """The checks of repository, files and database; the last step closes their connection.
 
     Arguments:
-        environ: the variables of this process, to say which secrets are set, and how their files are kept.
-        runner: what starts pg_dump and pg_restore to ask for their version.
-        clock: what time it is.
+        environ: the variables of this process: which secrets are set, and in which files.
+        runner: starts pg_dump and pg_restore to ask for their versions.
+        clock: returns the current time.
     """
     runner = runner or SystemRunner()
     data = {"the uploads": settings.upload_dir, "the audit log": settings.audit_dir}

@@ -1,7 +1,7 @@
-"""Sessions that a restore in place waits for: ended if that is allowed, and named if not.
+"""Ends or names the sessions that block a restore in place.
 
-A statement of pg_restore waits for a lock without a limit of its own, since a dump sets that to none. So the sessions
-of the restore are watched over another connection, and ended when they have waited for too long.
+A statement of pg_restore waits for a lock without limit, since the dump sets `lock_timeout` to 0. So a second
+connection watches the sessions of the restore, and ends them when they have waited too long.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _END: Final = "SELECT pg_terminate_backend(unnest(%s::int[]))"
 
 @contextmanager
 def ending_blockers(target: DatabaseTarget, restore_id: str) -> Iterator[None]:
-    """End the sessions that the restore waits for, such as one that was left open in a transaction.
+    """End sessions that the restore waits for, such as one left open in a transaction.
 
     Arguments:
-        target: the live database; `lock_seconds` is how long to wait for one that may not be ended.
-        restore_id: the name that the restore's own sessions go by.
+        target: the live database; `lock_seconds` limits the wait for a session that must not be ended.
+        restore_id: the application name of the restore's own sessions.
 
     Raises:
-        BusyError: it was waited for too long; the restore's sessions are ended, and nothing has happened.
+        BusyError: the wait was too long; the restore's sessions are ended, and nothing has changed.
     """
     enough = threading.Event()
     with maintenance(target) as connection:
@@ -65,7 +65,7 @@ def ending_blockers(target: DatabaseTarget, restore_id: str) -> Iterator[None]:
 
 
 class _Watch:
-    """Looks again and again at who is waited for."""
+    """Checks repeatedly which sessions block the restore."""
 
     def __init__(
         self, connection: Connection, target: DatabaseTarget, restore_id: str, enough: threading.Event
@@ -78,9 +78,9 @@ class _Watch:
         self.holders: list[Holder] = []
 
     def run(self) -> None:
-        """Until the restore has ended, or has waited for too long."""
+        """Run until the restore has ended or has waited too long."""
         waiting_since: float | None = None
-        with suppress(psycopg.Error):  # a server that goes away ends the restore as well
+        with suppress(psycopg.Error):  # if the server goes away, the restore ends as well
             while not self._enough.wait(_LOOK_EVERY_SECONDS):
                 found = self._connection.execute(_BLOCKERS, [self._restore_id, self._restore_id]).fetchall()
                 self._end(blocker for _, blocker, may_end in found if may_end)

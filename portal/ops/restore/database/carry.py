@@ -1,8 +1,8 @@
-"""Rows that no dump has, carried from the live database into the one that takes its place.
+"""Copies rows that no dump contains from the live database into its replacement.
 
-They are in tables that belong to an extension. Where its script has made the table anew, that gets the rows of today;
-where it has not, because the table was added to the extension by hand, the table is made as the live one is, with its
-constraints and indexes. What cannot be carried over stays in the database that is kept, and is named.
+These rows are in tables that belong to an extension. If the extension's script has created the table, it receives the
+current rows. If it has not, because the table was added to the extension by hand, the table is created like the live
+one, with constraints and indexes. Rows that cannot be copied stay in the kept database, and a warning names them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _COLUMNS: Final = """
     SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute
     WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum
 """
-# A default that takes from a sequence of its own becomes an identity, since that sequence is in no dump either.
+# A default from a sequence of the table becomes an identity column, since that sequence is in no dump either.
 _DEFINITION: Final = """
     SELECT string_agg(format('%%I %%s', a.attname, format_type(a.atttypid, a.atttypmod))
              || CASE WHEN k.oid <> t.typcollation THEN ' COLLATE ' || k.oid::regcollation::text ELSE '' END
@@ -52,15 +52,15 @@ _CONTENT: Final = SQL("SELECT count(*), coalesce(sum(hashtextextended(t::text, 0
 
 
 def carry_rows(live: DatabaseTarget, scratch: DatabaseTarget, *, kept_as: str) -> list[str]:
-    """Copy them, and say what was done.
+    """Copy the rows; return one sentence for each table.
 
     Arguments:
-        live: the database that they are in.
-        scratch: the one that is being filled.
-        kept_as: the name that the live one will have.
+        live: the database with the rows.
+        scratch: the database that is being filled.
+        kept_as: the name that the live database will get.
 
     Raises:
-        OpsError: a server connection was lost, or a lock was not given.
+        OpsError: the connection was lost, or a lock could not be obtained.
     """
     with connect(live) as source, restoring_errors(live):
         tables = extension_tables(source)
@@ -71,7 +71,7 @@ def carry_rows(live: DatabaseTarget, scratch: DatabaseTarget, *, kept_as: str) -
 
 
 def _carry(source: Connection, destination: Connection, table: ExtensionTable, kept_as: str) -> str:
-    """Copy one table; what there is to say, empty where it has the same rows already."""
+    """Copy one table; return a sentence, or an empty string if the rows were the same."""
     name = table.identifier.as_string(None)
     lost = f"the rows of {table.name}, of extension {table.extension}, are in no dump, and stay in database {kept_as}"
     columns = source.execute(_COLUMNS, [name]).fetchall()
@@ -98,7 +98,7 @@ def _carry(source: Connection, destination: Connection, table: ExtensionTable, k
 
 
 def _make(source: Connection, destination: Connection, table: ExtensionTable, columns: list[str]) -> str:
-    """Make a table that no script makes, and fill it; what there is to say."""
+    """Create and fill a table that no script creates; return a sentence about it."""
     name = table.identifier.as_string(None)
     destination.execute("SELECT set_config('search_path', '', true)")
     source.execute("SELECT set_config('search_path', '', true)")

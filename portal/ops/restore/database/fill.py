@@ -1,16 +1,16 @@
-"""Filling a database that nobody uses yet from a dump that is in an archive.
+"""Fills a database that is not in use yet from the dump in an archive.
 
-    1 the start of the dump goes into a file, as far as its table of contents: that is all that pg_restore needs for
-    2 what comes before the rows: types, tables, functions; meanwhile the whole dump goes into a file, where that fits
-    3 the rows, over several connections: from that file, together with 4; or through a pipe, as they are decompressed
-    4 what comes after them, over several connections: indexes and constraints; then privileges
-    5 materialized views are filled, one by one: one that fails stays empty, and is named
-    6 when the rows have been counted: event triggers, publications, subscriptions, which act by themselves
+    1 the start of the dump goes into a file up to the end of its table of contents, which is all that step 2 needs
+    2 what precedes the rows: types, tables, functions; meanwhile the whole dump goes into a file, if it fits
+    3 the rows, over several connections: from that file, together with 4; or through a pipe while it is decompressed
+    4 what follows the rows, over several connections: indexes and constraints; then privileges
+    5 materialized views, one by one: one that cannot be filled stays empty, with a warning
+    6 after the rows have been counted: event triggers, publications, subscriptions, which act by themselves
 
-From a file, pg_restore builds the indexes of one table while it loads the rows of another. Through a pipe, where
-several tables are large, several programs load rows at once, each its share of the tables; every one of them is
-given the whole dump, and passes over the rest. Everything is created as the role that is to own it; a superuser
-creates as itself what only a superuser may create, and loads the rows, since some are in tables of extensions.
+From a file, pg_restore builds the indexes of one table while it loads the rows of another. Through a pipe, if several
+tables are large, several programs load rows at once, each its share of the tables; each of them receives the whole dump
+and skips the rest. Everything is created as the future owner. A superuser creates the objects that only a superuser may
+create, and loads the rows, since some are in tables of extensions.
 """
 
 from __future__ import annotations
@@ -60,16 +60,16 @@ def filling(
     role: str | None,
     without: Collection[str] = (),
 ) -> Iterator[Filling]:
-    """Begin to restore into a database that nobody uses yet.
+    """Prepare to restore into a database that is not in use yet.
 
     Arguments:
-        jobs: number of connections that work at once.
-        role: who is to own everything; nothing means the user of the connection.
-        without: kinds of entries that are left out.
+        jobs: the number of connections.
+        role: the owner of everything; None for the user of the connection.
+        without: kinds of dump entries to leave out.
 
     Raises:
-        NotIntactError: what the archive holds is no dump.
-        SourceError: the server cannot be asked.
+        NotIntactError: the archive's dump is not a dump.
+        SourceError: the server cannot be queried.
     """
     start, contents = dump.head()
     with connect(target) as connection, restoring_errors(target):
@@ -93,11 +93,11 @@ def filling(
 
 
 class Filling:
-    """One database on its way; made by `filling`.
+    """The restore into one database; made by `filling`.
 
     Arguments:
-        head: a file with the dump's table of contents.
-        around: what the dump needs and the server lacks.
+        head: a file with the start of the dump, up to the end of its table of contents.
+        around: what the dump needs and the server does not have.
         entries: the dump's table of contents.
     """
 
@@ -128,11 +128,11 @@ class Filling:
         self.warnings: list[str] = []
 
     def fill(self) -> None:
-        """Restore everything but what acts by itself.
+        """Restore everything but the entries that act by themselves; see `finish`.
 
         Raises:
-            NotIntactError: the archive is damaged, or what it holds is no dump.
-            OpsError: pg_restore failed. In each case the database is worth nothing.
+            NotIntactError: the archive is damaged, or its dump is not a dump; the database must be dropped.
+            OpsError: pg_restore failed; the database must be dropped.
         """
         division = self._division
         if self._jobs > 1 and self._dump.fits():
@@ -150,22 +150,22 @@ class Filling:
                 self._fill_views(connection)
 
     def finish(self) -> None:
-        """Restore what acts by itself; the rows are counted before that.
+        """Restore event triggers, publications and subscriptions, after the rows have been counted.
 
         Raises:
-            OpsError: pg_restore failed, and the database is worth nothing.
+            OpsError: pg_restore failed; the database must be dropped.
         """
         self._run_each(self._division.last)
         self.warnings += self._around.warnings()
 
     def _fill_from_file(self) -> None:
-        """Load rows and build indexes at once; what has an owner of its own comes after that."""
+        """Load rows and build indexes together; objects with an owner of their own follow."""
         division = self._division
         owned = [entry for entry in division.after if entry.kind in _HAVE_OWNERS]
         others = [entry for entry in division.after if entry.kind not in _HAVE_OWNERS]
         try:
             with ThreadPoolExecutor(1, thread_name_prefix="save-dump") as thread:
-                saving = thread.submit(self._dump.save)  # programs end with the thread that starts them: this one
+                saving = thread.submit(self._dump.save)  # this thread starts programs: they end with it
                 self._run_each(division.before)
                 try:
                     saving.result()
@@ -201,7 +201,7 @@ class Filling:
         return options
 
     def _grant_the_rest(self, connection: Connection) -> None:
-        """Run what can be run of privileges that name a role that is not there; name the rest."""
+        """Grant all privileges but those for missing roles, and name these."""
         lost: list[str] = []
         for entry in self._division.roleless:
             possible, impossible = statements_without(entry, self._around.missing_roles)
@@ -213,7 +213,7 @@ class Filling:
             self.warnings.append(f"left out, for want of the role: {'; '.join(lost[:_NAMED])}{more}")
 
     def _fill_views(self, connection: Connection) -> None:
-        """Fill the materialized views in the order of the dump, which is that of their needs."""
+        """Fill the materialized views in the order of the dump, which respects their dependencies."""
         connection.execute("SELECT set_config('search_path', '', false)")
         if self._role:
             connection.execute(SQL("SET ROLE {}").format(Identifier(self._role)))
@@ -235,7 +235,7 @@ def _reason(error: psycopg.Error) -> str:
 
 
 class _Loading:
-    """The rows on their way, by as many programs as there are shares."""
+    """Loads the rows with one program for each share of the tables."""
 
     def __init__(self, restorer: Restorer, dump: Dump, target: DatabaseTarget, options: Sequence[str]) -> None:
         self._restorer = restorer
@@ -244,12 +244,12 @@ class _Loading:
         self._options = options
 
     def run(self, shares: Sequence[Sequence[Entry]]) -> None:
-        """Load each share, and read the dump to its end, whatever is wanted of it."""
+        """Load all shares, and read the dump to its end even if nobody needs the rest."""
         with ExitStack() as opened:
             first, *others = [self._start(share, opened) for share in shares]
-            # This thread starts all of them, since they end with it; further ones feed all but the first.
+            # This thread starts all programs, since they end with it; other threads feed all but the first.
             threads = opened.enter_context(ThreadPoolExecutor(max(1, len(others)), thread_name_prefix="load"))
-            opened.callback(_kill, [first, *others])  # before the threads are waited for
+            opened.callback(_kill, [first, *others])  # before joining the threads
             fed = [threads.submit(self._feed, process, []) for process in others]
             self._feed(first, fed, is_first=True)
             for future in fed:
@@ -264,12 +264,12 @@ class _Loading:
         return process
 
     def _feed(self, process: RunningProcess, others: Sequence[Future[None]], *, is_first: bool = False) -> None:
-        """Give a program the whole dump, or as much of it as it takes."""
+        """Send a program the dump, until its end or until the program stops reading."""
         with self._dump.open() as content:
             for piece in content:
                 for future in others:
                     if future.done():
-                        future.result()  # which raises what went wrong there
+                        future.result()  # raises the error of that program
                 if is_first:
                     self._dump.advance(len(piece))
                 if process.stdin.closed:
@@ -277,8 +277,8 @@ class _Loading:
                 try:
                     process.stdin.write(piece)
                 except BrokenPipeError:
-                    # It has what it wants, or failed. The first one's dump is read to its end all the same: only there
-                    # is its digest seen.
+                    # It has all it needs, or failed. The first program's dump is read to the end in any case:
+                    # its digest is checked only there.
                     with suppress(BrokenPipeError):
                         process.stdin.close()
                     self._restorer.finish(process)

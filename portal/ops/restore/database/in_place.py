@@ -1,14 +1,15 @@
-"""Restoring over what the live database holds, in one transaction, and taking that back.
+"""Restores over the contents of the live database in one transaction, and rolls that back.
 
-    1 a safety dump of the live database, and the numbers of its tables, on the disk
-    2 pg_restore in one transaction; sessions that it has to wait for are ended
+    1 make a safety dump of the live database, and record the oids of its tables
+    2 run pg_restore in one transaction; end sessions that block it
 
-Tables that the backup does not know stay. So do extensions that are there already, and schemas that hold such tables:
-they cannot be dropped. Default privileges of the live database apply to the restored tables too. A restored table has a
-new number (oid): that tells, after a crash, whether the transaction has happened. Taking it back is one transaction
-too: what the restore has brought is dropped in the one that restores the safety dump.
+Tables that the backup does not know stay. So do extensions that exist already, and schemas with such tables: they
+cannot be dropped. Default privileges of the live database apply to restored tables too. A restored table has a new oid,
+which shows after a crash whether the transaction was committed. The rollback is one transaction too: it drops the
+objects that the restore created, and restores the safety dump.
 
-What is written between the safety dump and the transaction is lost by a rollback: stop the portal meanwhile.
+A rollback loses what is written between the safety dump and the restore's transaction, so stop the portal during the
+restore.
 """
 
 from __future__ import annotations
@@ -66,13 +67,13 @@ _RELATION_KINDS: Final = ("TABLE", "VIEW", "MATERIALIZED VIEW", "FOREIGN TABLE")
 
 @dataclass(frozen=True, kw_only=True)
 class Before:
-    """The live database before a restore in place.
+    """The contents of the live database before a restore in place.
 
     Arguments:
-        restore_id: the restore that it belongs to.
+        restore_id: the restore.
         dump: the safety dump.
-        tables: the server's number of each table.
-        restored: the tables of the backup; empty where its manifest does not name them.
+        tables: the oid of each table.
+        restored: the tables of the backup; empty if its manifest does not list them.
     """
 
     restore_id: str
@@ -82,10 +83,10 @@ class Before:
 
     @classmethod
     def load(cls, dump: Path, restore_id: str) -> Before | None:
-        """The saved state of a restore; nothing if its dump is unfinished, or another restore's.
+        """Load the saved state of a restore, or None if the dump is incomplete or another restore's.
 
         Raises:
-            RepositoryError: it cannot be read.
+            RepositoryError: the state cannot be read.
         """
         if not dump.exists():
             return None
@@ -114,11 +115,11 @@ class Before:
         runner: ProcessRunner,
         bin_dir: Path | None,
     ) -> Before:
-        """Dump the live database; the file is there when all of it is on the disk.
+        """Dump the live database; the file appears only when it is completely on the disk.
 
         Arguments:
-            dump: the file; one of another restore is replaced.
-            restored: the tables of the backup; empty where its manifest does not name them.
+            dump: the path of the dump; another restore's file there is replaced.
+            restored: the tables of the backup; empty if its manifest does not list them.
 
         Raises:
             SourceError: the database cannot be dumped.
@@ -137,17 +138,17 @@ class Before:
         return before
 
     def remove(self) -> None:
-        """Forget it."""
+        """Remove the safety dump and its description."""
         self.dump.unlink(missing_ok=True)
         _record(self.dump).unlink(missing_ok=True)
 
     @property
     def brought(self) -> frozenset[str]:
-        """The tables that were not there before."""
+        """The tables that the restore created."""
         return self.restored - self.tables.keys()
 
     def is_replaced(self, target: DatabaseTarget) -> bool:
-        """True if the live database was restored over since."""
+        """True if the live database was restored over since the safety dump."""
         now = _table_numbers(target)
         if not self.restored:
             return any(now.get(table) != number for table, number in self.tables.items())
@@ -160,14 +161,14 @@ class Before:
 def replace_contents(
     target: DatabaseTarget, dump: Path, *, restorer: Restorer, restore_id: str, brought: frozenset[str] = frozenset()
 ) -> None:
-    """Restore over the live database: all of it, or nothing.
+    """Restore over the live database: everything or nothing.
 
     Arguments:
-        target: the live database; the sessions of the restore have its id for an application's name.
-        brought: tables that the dump does not know, and that go in the same transaction.
+        target: the live database; the restore's sessions have the restore id as application name.
+        brought: tables missing in the dump, to be dropped in the same transaction.
 
     Raises:
-        OpsError: it was not done, and the live database is as it was.
+        OpsError: the restore failed, and the live database is unchanged.
     """
     owner = objects_owner(target)
     role = owner if owner != target.user else None
@@ -179,20 +180,21 @@ def replace_contents(
 
 
 def roll_back(target: DatabaseTarget, before: Before, *, restorer: Restorer, restore_id: str) -> None:
-    """Restore the safety dump in place: all of it, or nothing.
+    """Restore the safety dump in place: everything or nothing.
 
-    Tables that the restore has brought go first, because they may refer to what the safety dump replaces.
+    Tables that the restore created are dropped first, because they may refer to tables that the safety dump replaces.
 
     Raises:
-        OpsError: it was not done, and the live database is as it was; it can be tried again.
+        OpsError: the rollback failed and can be repeated; the live database is unchanged.
     """
     replace_contents(target, before.dump, restorer=restorer, restore_id=restore_id, brought=before.brought)
 
 
 def wanted_entries(target: DatabaseTarget, entries: Sequence[Entry]) -> list[Entry]:
-    """Leave out of a dump what must not be dropped: present extensions, and schemas with newer tables.
+    """Leave out dump entries that must not be dropped: existing extensions, and schemas with newer tables.
 
-    So does what only an administrator creates, for anybody else, and what is in a present extension's own tables.
+    Also left out: for users who are not superusers, whatever only a superuser creates; and the contents of tables that
+    belong to an existing extension.
     """
     with connect(target) as connection, restoring_errors(target):
         extensions = {str(name) for (name,) in connection.execute(_EXTENSIONS)}
@@ -237,7 +239,7 @@ def _write_dump(target: DatabaseTarget, dump: Path, runner: ProcessRunner, bin_d
 
 
 def _content(source: DatabaseDump) -> Iterator[bytes]:
-    """The dumped bytes; the end is reached only if the dump succeeds."""
+    """The dump's bytes; raises an error at the end if the dump failed."""
     yield from iter(lambda: source.stdout.read(_READ_BYTES), b"")
     source.finish()
 

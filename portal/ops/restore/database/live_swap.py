@@ -1,4 +1,4 @@
-"""Swapping the restored database in for the live one, by their names."""
+"""Swaps the restored database with the live one by renaming both."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 class LiveSwap:
-    """The databases of one restore, told apart by their names.
+    """The databases of one restore, identified by their names.
 
     Arguments:
-        newcomer: remembers which database was swapped in where there was none.
-        create_database: there may be no live database.
-        owner: who is to own the database that is swapped in; nothing means who owns the live one.
+        newcomer: records which database was swapped in where there was none.
+        create_database: whether the live database may be missing.
+        owner: the owner of the new live database; None for the owner of the present one.
     """
 
     def __init__(
@@ -36,13 +36,13 @@ class LiveSwap:
         self._owner = owner
 
     def swap_in(self) -> Exchanged:
-        """Make the staged database live, and keep the live one."""
+        """Make the staged database live and keep the previous one."""
         self._note_newcomer()
         done = self._exchange(Role.BEFORE, Role.STAGED, inherits=True)
         return replace(done, warnings=(*done.warnings, *disabled_subscriptions(self._target)))
 
     def swap_back(self) -> Exchanged:
-        """Make the kept database live again, and keep the restored one."""
+        """Make the kept database live again and keep the restored one."""
         is_first = self._newcomer.number() is not None
         return self._exchange(Role.UNDONE, None if is_first else Role.BEFORE, inherits=False)
 
@@ -67,7 +67,7 @@ class LiveSwap:
         )
 
     def _note_newcomer(self) -> None:
-        """If there is no live database, note the one that will become it."""
+        """If there is no live database, record the one that will become it."""
         with maintenance(self._target) as connection:
             if find_database(connection, self._target.name):
                 self._newcomer.forget()

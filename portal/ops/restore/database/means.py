@@ -1,9 +1,8 @@
-"""The server privileges that a restore needs, and the restore modes they permit.
+"""Checks which server privileges a restore needs, and which restore modes they permit.
 
-Each way has its own needs; what is missing is an error with the least that has to be granted. A swap needs a database
-beside the live one: the privilege to create it, a server that lets us into it, and, as a superuser or by trusted
-extensions alone, everything in it that only an administrator creates. In place needs what it replaces to be ours, and
-takes a lock for every object, all of them at once.
+A missing privilege is an error with the smallest grant that helps. A swap needs a database next to the live one: the
+privilege to create it, permission to connect to it, and either a superuser or a dump in which only trusted extensions
+need an administrator. In place, the user must own what is replaced, and one transaction locks every object.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ if TYPE_CHECKING:
 
 _NAMED: Final = 5
 _SOME_RESTORE: Final = "restore_20000101_000000_000000"
-"""The id of a restore that never was: a database that it would make is not there."""
+"""The id of a restore that never existed, so that its database does not exist either."""
 
 _IN_RECOVERY: Final = "SELECT pg_is_in_recovery()"
 _LOCKS: Final = """
@@ -59,7 +58,7 @@ _LOCKS: Final = """
 _INSTALLED: Final = "SELECT extname FROM pg_extension"
 _LARGE_OBJECTS: Final = "SELECT count(*) FROM pg_largeobject_metadata"
 _MAY_CREATE: Final = "SELECT has_database_privilege(current_database(), 'CREATE')"
-# Relations, functions and types that are neither the system's, nor an extension's, nor ours.
+# Relations, functions and types that belong neither to the system, nor to an extension, nor to us.
 _FOREIGN: Final = """
     SELECT n.nspname, o.name, o.owner FROM (
         SELECT relnamespace AS namespace, relname AS name, relowner AS owner, oid, 'pg_class'::regclass AS class
@@ -72,7 +71,7 @@ _FOREIGN: Final = """
       AND NOT EXISTS (SELECT FROM pg_depend AS d WHERE d.classid = o.class AND d.objid = o.oid AND d.deptype = 'e')
     ORDER BY 1, 2
 """
-# What the next dump would hold that only an administrator creates.
+# Objects in the next dump that only an administrator can create.
 _NEEDS: Final = """
     SELECT 'EXTENSION', extname FROM pg_extension WHERE extname <> 'plpgsql'
     UNION ALL SELECT 'EVENT TRIGGER', evtname FROM pg_event_trigger AS t WHERE NOT EXISTS (
@@ -83,11 +82,11 @@ _NEEDS: Final = """
 
 @dataclass(frozen=True, kw_only=True)
 class Inside:
-    """The facts found inside the live database.
+    """Facts found inside the live database.
 
     Arguments:
-        foreign: what belongs to somebody else, by name.
-        extensions: those that are there.
+        foreign: objects of other owners, by name.
+        extensions: installed extensions.
     """
 
     foreign: tuple[str, ...] = ()
@@ -98,13 +97,13 @@ class Inside:
 
 @dataclass(frozen=True, kw_only=True)
 class Means:
-    """The means that a server and its user offer a restore.
+    """The privileges and resources that the server offers for a restore.
 
     Arguments:
-        is_outside: whether we are let into a database beside the live one, to rename it from there.
-        beside: why we are not let into the database that a swap fills; nothing where we are.
-        around: what the dump needs and the server lacks.
-        locks: how many locks all transactions together may have.
+        is_outside: whether we can connect to another database, from which to rename the live one.
+        beside: why we cannot connect to the database that a swap fills; None if we can.
+        around: what the dump needs and the server does not have.
+        locks: the number of locks that all transactions together can hold.
     """
 
     target: DatabaseTarget
@@ -122,24 +121,24 @@ class Means:
 
     @property
     def user(self) -> str:
-        """The user that restores, for SQL."""
+        """The restoring user, quoted for SQL."""
         return Identifier(self.me.name).as_string(None)
 
     @property
     def name(self) -> str:
-        """The live database, for SQL."""
+        """The live database, quoted for SQL."""
         return Identifier(self.target.name).as_string(None)
 
 
 def look_at_means(target: DatabaseTarget, connection: Connection, entries: Iterable[Entry] | None = None) -> Means:
-    """Look at everything that decides which way of restoring works; changes nothing.
+    """Find out everything that decides which modes work; changes nothing.
 
     Arguments:
-        connection: to the maintenance database, or where nobody lets us into that, to the live one.
-        entries: the dump; nothing means what a dump of the live database would hold.
+        connection: a connection to the maintenance database, or to the live one if that is refused.
+        entries: the table of contents of the dump; None for that of a new dump of the live database.
 
     Raises:
-        SourceError: the server cannot be asked.
+        SourceError: the server cannot be queried.
     """
     live = find_database(connection, target.name)
     needed = tuple(_needs_of(target, live) if entries is None else entries)
@@ -166,7 +165,7 @@ def look_at_means(target: DatabaseTarget, connection: Connection, entries: Itera
 def decide(
     wanted: RestoreMode, means: Means, swap: Iterable[OpsError], in_place: Iterable[OpsError]
 ) -> tuple[RestoreMode, str]:
-    """Settle what ``auto`` means: a swap where it works, in place where that works, and why."""
+    """Decide what ``auto`` means: swap if possible, otherwise in place; with the reason."""
     if wanted is not RestoreMode.AUTO:
         return wanted, f"asked for; {MEANING[wanted]}"
     against = list(swap)
@@ -188,12 +187,12 @@ MEANING: Final = {
 
 
 def swap_obstacles(means: Means) -> list[OpsError]:
-    """The obstacles to a swap, each with the smallest remedy."""
+    """The obstacles to a swap, each with the smallest grant that removes it."""
     return [*_everywhere(means), *_creating(means), *_beside(means), *_administrators(means), *_immovable(means)]
 
 
 def drill_obstacles(means: Means) -> list[OpsError]:
-    """The obstacles to a drill, which fills a database beside the live one and drops it again."""
+    """The obstacles to a drill, which fills a database next to the live one and drops it."""
     beside = [means.beside] if means.beside is not None else []
     creating = [error for error in _creating(means) if not means.me.creates_databases]
     return [*_everywhere(means), *creating[:1], *beside, *_administrators(means)]
@@ -205,9 +204,9 @@ def in_place_obstacles(
     """The obstacles to a restore in place.
 
     Arguments:
-        row_counts: the tables of the backup; empty where they are not known.
-        large_objects: how many the backup has.
-        restorer: the pg_restore that would do it.
+        row_counts: the tables of the backup; empty if unknown.
+        large_objects: the number of large objects in the backup.
+        restorer: the pg_restore to use.
     """
     return [
         *_everywhere(means),
@@ -219,7 +218,7 @@ def in_place_obstacles(
 
 
 def database_absent(target: DatabaseTarget) -> DatabaseAbsentError:
-    """The error for a live database that is not there, with the command that creates it."""
+    """The error for a missing live database, with the command that creates it."""
     return DatabaseAbsentError(
         f"the server at {target.host}:{target.port} has no database {target.name}",
         hint=f"restore with --create-database, or create it: {create_command(target)}",
@@ -227,7 +226,7 @@ def database_absent(target: DatabaseTarget) -> DatabaseAbsentError:
 
 
 def least_grants(means: Means) -> str:
-    """The statements by which a user becomes one that can swap: nothing about anybody else changes."""
+    """SQL that lets the user swap, without changing anything for others."""
     statements = []
     if not means.me.creates_databases:
         statements.append(f"ALTER ROLE {means.user} CREATEDB")
@@ -285,7 +284,7 @@ def _beside(means: Means) -> Iterator[OpsError]:
 
 
 def _administrators(means: Means) -> Iterator[OpsError]:
-    """The objects in a new database that only a superuser creates."""
+    """Objects in a new database that only a superuser can create."""
     if means.me.superuser:
         return
     for name in means.around.untrusted:
@@ -330,7 +329,7 @@ def _ownership(means: Means, row_counts: Mapping[str, int]) -> Iterator[OpsError
 
 
 def _missing_inside(means: Means) -> Iterator[OpsError]:
-    """Extensions that only an administrator can bring into the live database."""
+    """Extensions that only an administrator can install in the live database."""
     if means.me.superuser:
         return
     for name in means.around.untrusted:
@@ -365,10 +364,10 @@ def _old_server(restorer: Restorer | None) -> Iterator[OpsError]:
 
 
 def missing_psql(row_counts: Mapping[str, int], tables: Iterable[str], restorer: Restorer | None) -> list[OpsError]:
-    """A rollback in place drops the tables that the restore brings, and only psql does that in the same transaction.
+    """The error if psql is missing: a rollback in place needs it to drop new tables in the same transaction.
 
     Arguments:
-        tables: those of the live database.
+        tables: the tables of the live database.
     """
     if restorer is None or not row_counts.keys() - set(tables):
         return []
@@ -388,7 +387,7 @@ def _membership(means: Means, owner: str) -> str:
 
 
 def _let_in_beside(target: DatabaseTarget) -> OpsError | None:
-    """Ask for a database that is not there: whoever would be let in is told so."""
+    """Try to connect to a database that does not exist: the error shows whether we would be let in."""
     name = Names.of(target.name, _SOME_RESTORE).name(Role.RESTORING)
     try:
         connect(replace(target, name=name)).close()
@@ -424,10 +423,10 @@ def _look_inside(target: DatabaseTarget, live: DatabaseFacts | None) -> Inside:
 
 
 def choose_mode(target: DatabaseTarget) -> RestoreMode:
-    """The way that works, for a restore that was not planned.
+    """Choose the mode that works, for a restore without a plan.
 
     Raises:
-        SourceError: the server cannot be asked.
+        SourceError: the server cannot be queried.
     """
     with maintenance(target) as connection:
         means = look_at_means(target, connection)

@@ -22,7 +22,7 @@ _MOST_LISTED: Final = 8
 class RestoreMode(StrEnum):
     """The ways to replace the live database.
 
-    ``auto`` is ``swap`` where the user may create databases and owns the live one, and ``in-place`` otherwise.
+    ``auto`` is ``swap`` if the server permits a swap, and ``in-place`` otherwise.
     """
 
     AUTO = "auto"
@@ -45,11 +45,11 @@ class DatabaseReport:
     """The report of a database restore.
 
     Arguments:
-        downtime_seconds: how long nobody could use it.
-        kept_database: what holds that which was live before, or after a rollback that which had been restored.
-        safety_dump: what takes a restore in place back.
-        row_counts: rows by table, as they were restored; empty where another process restored them.
-        warnings: what is not quite as it should be.
+        downtime_seconds: seconds during which the database could not be used.
+        kept_database: the database with the previous data or, after a rollback, with the restored data.
+        safety_dump: the file from which a restore in place is rolled back.
+        row_counts: restored rows by table; empty if another process restored them.
+        warnings: differences and doubts.
     """
 
     database: str
@@ -68,18 +68,18 @@ class DatabasePlan:
     Arguments:
         exists: whether there is a live database.
         mode: ``swap`` or ``in-place``.
-        reason: why that.
-        server_version: as the server writes it.
-        pg_restore_version: the same of the program; nothing where none fits.
+        reason: why that mode.
+        server_version: the server's version string.
+        pg_restore_version: the version of pg_restore; None if none fits.
         rows_now: rows of each live table.
-        rows_are_estimated: they are the server's estimate, because counting would take long.
-        rows_in_backup: what the manifest says; empty where it says nothing.
-        needed_bytes: room that the server will need for a second copy, about.
-        free_bytes: room that it has; nothing where that cannot be seen from here, as it is on another machine, or for
-            a user that may not ask for the server's directory.
-        sessions: who is connected to the live database.
-        leftovers: databases that other restores have left.
-        blockers: what makes it impossible.
+        rows_are_estimated: whether these are the server's estimates, because counting would take long.
+        rows_in_backup: rows by table in the manifest; may be empty.
+        needed_bytes: about how many bytes a second copy takes on the server.
+        free_bytes: free bytes on the server; None if they cannot be seen from here, because the server is on another
+            machine or the user may not ask for its directory.
+        sessions: the sessions connected to the live database.
+        leftovers: databases that other restores have left behind.
+        blockers: the errors that make the restore impossible.
     """
 
     database: str

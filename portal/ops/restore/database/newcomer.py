@@ -1,8 +1,8 @@
-"""A database that a restore has made where there was none, known by the server's number of it.
+"""Remembers a database that a restore created where there was none, by its oid.
 
-Elsewhere the names of databases tell how far a restore is, since what was live before is kept under a name of its own.
-Where nothing was live, nothing is kept, and a database of the live name could be anybody's: so its number is noted
-before it gets that name. A database keeps its number when it is renamed, and no other one ever gets it.
+Otherwise the names of databases show how far a restore is, since the previous database is kept under a name of its own.
+Without a previous database nothing is kept, and a database with the live name could be anybody's. So its oid is
+recorded before it gets that name. A database keeps its oid when it is renamed, and no other database ever gets it.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Newcomer:
-    """A note of one.
+    """The record of such a database.
 
     Arguments:
-        path: where it is kept; nothing where nothing can be noted.
-        restore_id: the restore that it belongs to.
+        path: the file; None if nothing can be recorded.
+        restore_id: the restore.
     """
 
     path: Path | None
     restore_id: str
 
     def number(self) -> int | None:
-        """The server's number of the database; nothing where this restore has noted none.
+        """The recorded oid, or None if this restore has recorded none.
 
         Raises:
-            RepositoryError: the note cannot be read.
+            RepositoryError: the file cannot be read.
         """
         if self.path is None or not self.path.exists():
             return None
@@ -48,10 +48,10 @@ class Newcomer:
             ) from error
 
     def note(self, number: int) -> None:
-        """Put the number on the disk.
+        """Record the oid durably.
 
         Raises:
-            RepositoryError: it cannot be written.
+            RepositoryError: the file cannot be written.
         """
         if self.path is None:
             return
@@ -64,6 +64,6 @@ class Newcomer:
             ) from error
 
     def forget(self) -> None:
-        """Remove the note."""
+        """Remove the record."""
         if self.path is not None and self.number() is not None:
             self.path.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
 """Compares indexes, constraints and triggers of a restored database with those of the source.
 
-What the dump lists has to be there, by its name. The numbers that the source had at the time of the backup tell besides
-whether the dump lists all of it. What was invalid in the source may be so here: an index of a partitioned table
-that was never finished is dumped like that, and any other invalid index is in no dump.
+Every object that the dump lists must exist by name. The counts recorded at the time of the backup also show whether the
+dump lists all of them. An index that was invalid in the source may be invalid here: an unfinished index of a
+partitioned table is dumped as such, and other invalid indexes are in no dump.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ _ONE: Final = {"indexes": "index", "constraints": "constraint", "triggers": "tri
 
 @dataclass(frozen=True, kw_only=True)
 class SourceObjects:
-    """The objects of a database, as its backup records them.
+    """The objects of the source database, as recorded by its backup.
 
     Arguments:
-        counts: how many indexes, constraints and triggers there were.
-        invalid_indexes: those that were not used, as `table_name` writes them.
-        unvalidated: constraints that were never validated, with their tables.
-        server_version: of the server that it was on.
+        counts: the numbers of indexes, constraints and triggers.
+        invalid_indexes: the invalid indexes, as `table_name` writes them.
+        unvalidated: constraints that were not validated, with their tables.
+        server_version: the version of the source's server.
     """
 
     counts: Mapping[str, int]
@@ -60,12 +60,12 @@ class SourceObjects:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectCheck:
-    """The findings.
+    """The result of the comparison.
 
     Arguments:
-        indexes: how many indexes were looked at, as `constraints`.
-        wrong: what is not as it was.
-        warnings: what is as it was, and should be known.
+        indexes: the number of indexes that were checked; likewise `constraints`.
+        wrong: differences from the source.
+        warnings: facts that match the source and are worth knowing.
     """
 
     indexes: int
@@ -76,9 +76,9 @@ class ObjectCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """The present objects: indexes with their validity and partitioning, and the unvalidated constraints.
+    """The indexes with their validity and partitioning, and the unvalidated constraints.
 
-    Of these, one that follows from that of a parent has a name which the server chose.
+    The server chose the names of those that follow from an object of a parent table.
     """
 
     indexes: Mapping[str, tuple[bool, bool]]
@@ -88,11 +88,11 @@ class _Found:
 
 
 def check_objects(connection: Connection, entries: Iterable[Entry], source: SourceObjects | None) -> ObjectCheck:
-    """Hold a restored database against its dump, and against what the source had.
+    """Compare a restored database with its dump and with the recorded source.
 
     Arguments:
         entries: the dump's table of contents.
-        source: what the manifest says; nothing where an older release wrote it.
+        source: the manifest's record; None if an older release wrote the archive.
     """
     found = _look(connection)
     invalid = {name: is_root for name, (is_valid, is_root) in found.indexes.items() if not is_valid}
@@ -137,9 +137,9 @@ def _look(connection: Connection) -> _Found:
 
 
 def _missing(entries: Iterable[Entry], found: _Found) -> list[str]:
-    """The missing objects that the dump lists; a constraint or trigger is listed after the name of its table.
+    """Listed objects that are missing; a constraint or trigger is listed after the name of its table.
 
-    Names that are not ASCII are left to the numbers: where the encoding is SQL_ASCII, they have two readings.
+    Names that are not ASCII are only counted: with the encoding SQL_ASCII they can be read in two ways.
     """
     kinds = {"INDEX": "index", "TRIGGER": "trigger", **dict.fromkeys(_CONSTRAINT_KINDS, "constraint")}
     return [
@@ -157,7 +157,7 @@ def _is_of_domain(entry: Entry) -> bool:
 
 
 def _differing(connection: Connection, source: SourceObjects | None) -> list[str]:
-    """Other numbers than the source had; another major version may count otherwise."""
+    """Counts that differ from the source's; another major version may count differently."""
     if source is None or _major(source.server_version) != connection.info.server_version // 10000:
         return []
     now = Counter(count_objects(connection))

@@ -1,4 +1,4 @@
-"""A look at the server before a restore: what it would do, and everything that is in the way. It touches nothing."""
+"""Plans a database restore: what it would do, and every obstacle. It changes nothing."""
 
 from __future__ import annotations
 
@@ -74,13 +74,13 @@ _DEFAULT_PRIVILEGES: Final = "SELECT EXISTS (SELECT FROM pg_default_acl)"
 
 @dataclass(frozen=True, kw_only=True)
 class BackedUp:
-    """The facts about its database in an archive, beside the rows.
+    """Facts about the database in an archive, besides the row counts.
 
     Arguments:
-        entries: the dump's table of contents; empty where it was not read.
-        identity: owner, locale and privileges; nothing where an older release made the archive.
-        database_bytes: size of the database on its server; 0 where that is not known.
-        large_objects: how many it had.
+        entries: the dump's table of contents; empty if it was not read.
+        identity: owner, locale and privileges; None if an older release made the archive.
+        database_bytes: the size of the database on its server; 0 if unknown.
+        large_objects: the number of large objects.
     """
 
     entries: tuple[Entry, ...] = ()
@@ -95,11 +95,12 @@ class Request:
 
     Arguments:
         target: the live database.
-        create_database: whether it may be created.
-        owner: who is to own everything; nothing means who owns the live one, or the owner that the backup names.
-        dump_major: version of the pg_dump that wrote the dump; nothing where it is no dump.
-        dump_bytes: size of the dump, uncompressed.
-        row_counts: the manifest's number of rows by table.
+        create_database: whether the database may be created.
+        owner: the future owner of everything; None for the owner of the live database, or else the one that the backup
+            names.
+        dump_major: the major version of the pg_dump that wrote the dump; None if it is no dump.
+        dump_bytes: the size of the dump, uncompressed.
+        row_counts: rows by table in the manifest.
     """
 
     target: DatabaseTarget
@@ -115,10 +116,10 @@ class Request:
 
 
 def make_plan(request: Request) -> DatabasePlan:
-    """Look at everything a restore needs.
+    """Examine everything that a restore needs.
 
     Raises:
-        SourceError: the server cannot be reached, or does not want the user.
+        SourceError: the server cannot be reached, or refuses the user.
     """
     target, backed_up = request.target, request.backed_up
     with maintenance(target) as connection:
@@ -167,15 +168,15 @@ def make_plan(request: Request) -> DatabasePlan:
 
 
 def is_local(target: DatabaseTarget) -> bool:
-    """True if the server runs on this machine, by its name."""
+    """True if the server's address is this machine."""
     return target.host.startswith("/") or target.host in _LOCAL_HOSTS
 
 
 def free_bytes(connection: Connection, target: DatabaseTarget) -> int | None:
-    """The room on the disk of the server; nothing unless it is certain that this disk can be seen from here.
+    """The free bytes on the server's disk, or None unless it is certain that this machine sees the same disk.
 
-    The server tells its directory to superusers and members of pg_read_all_settings only, and only the account that it
-    runs as may read the file there that proves it.
+    The server tells its directory only to superusers and members of pg_read_all_settings, and only the account that it
+    runs as can read the file that proves the directory is the same.
     """
     if not is_local(target):
         return None
@@ -190,7 +191,7 @@ def free_bytes(connection: Connection, target: DatabaseTarget) -> int | None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Contents:
-    """The contents of the live database; `locked` has the sessions that lock its tables."""
+    """Facts about the contents of the live database; `locked` are the sessions that lock its tables."""
 
     rows: Mapping[str, int]
     estimated: bool = False
@@ -241,7 +242,7 @@ def _restorer(request: Request, server_major: int) -> tuple[Restorer | None, lis
 
 
 def _needed_bytes(request: Request, means: Means) -> int:
-    """About how much a second copy takes: what the source had, or what the live one has, or by the dump."""
+    """About how many bytes a second copy takes: by the source's size, the live database's, or the dump's."""
     by_dump = _EMPTY_DATABASE_BYTES + round(request.dump_bytes * _COPY_PER_DUMP_BYTE)
     if request.backed_up.database_bytes:
         return max(round(request.backed_up.database_bytes * _RESERVE), by_dump)
@@ -312,7 +313,7 @@ def _replication(request: Request, means: Means, mode: RestoreMode) -> Iterator[
 
 
 def _identity(connection: Connection, request: Request, means: Means) -> Iterator[str]:
-    """The treatment of owner and roles if the database is created anew."""
+    """How owner and roles are set if the database is created anew."""
     identity = request.backed_up.identity
     if means.live is not None or identity is None:
         return

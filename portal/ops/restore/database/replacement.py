@@ -1,4 +1,4 @@
-"""Replacing the contents of the live database in one transaction, and taking that back."""
+"""Replaces the contents of the live database in one transaction, and rolls that back."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Replaced:
-    """Contents that were replaced.
+    """The result of a replacement.
 
     Arguments:
-        downtime_seconds: how long the live database could not be used.
-        warnings: what should be known.
+        downtime_seconds: seconds during which the live database could not be used.
+        warnings: warnings for the report.
     """
 
     downtime_seconds: float
@@ -42,15 +42,15 @@ class Replaced:
 
 
 class Replacement:
-    """The contents of a live database, which a restore replaces.
+    """Replaces the contents of a live database for one restore.
 
     Arguments:
-        safety_dump: where the contents before are kept.
-        runner: what starts pg_restore and pg_dump.
-        bin_dir: the only directory to look for them in; nothing looks everywhere.
-        jobs: connections that work at once.
-        create_database: create the database where there is none.
-        owner: who is to own it then.
+        safety_dump: the file for the previous contents.
+        runner: starts pg_restore and pg_dump.
+        bin_dir: the only directory to look for them in; None looks everywhere.
+        jobs: the number of connections.
+        create_database: create the database if there is none.
+        owner: its owner if it is created.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Replacement:
         self._owner = owner
 
     def before(self) -> Before | None:
-        """The contents before this restore, where they are kept."""
+        """The previous contents, if they are kept."""
         return None if self._safety_dump is None else Before.load(self._safety_dump, self.restore_id)
 
     def restorer(self, dump_major: int | None) -> Restorer:
@@ -85,14 +85,14 @@ class Replacement:
         return find_restorer(server_major, dump_major, runner=self._runner, bin_dir=self._bin_dir)
 
     def replace(self, dump: Dump, rows: Mapping[str, int], identity: DatabaseIdentity | None) -> Replaced:
-        """Replace the contents by those of a dump; the contents before are kept.
+        """Replace the contents with those of a dump, and keep the previous ones.
 
         Arguments:
-            rows: the manifest's number of rows by table.
-            identity: what the manifest says of the database itself.
+            rows: rows by table in the manifest.
+            identity: the manifest's facts about the database itself.
 
         Raises:
-            OpsError: the server does not do it; the live database is as it was.
+            OpsError: the server refused; the live database is unchanged.
         """
         if self._safety_dump is None:
             raise ConfigurationError("a restore in place needs a path for its safety dump", hint="give safety_dump")
@@ -119,11 +119,11 @@ class Replacement:
         )
 
     def replace_back(self) -> Replaced:
-        """Restore the contents before.
+        """Restore the previous contents.
 
         Raises:
             RestoreError: they are not kept.
-            OpsError: the server does not do it; the live database is as it was.
+            OpsError: the server refused; the live database is unchanged.
         """
         before = self.before()
         if before is None:
@@ -137,14 +137,14 @@ class Replacement:
         return Replaced(downtime_seconds=downtime)
 
     def _came_through(self, before: Before) -> bool:
-        """True if the server has committed although its client failed: it can be lost between the two."""
+        """True if the server committed although its client failed: the connection may break between the two."""
         with suppress(OpsError):
             end_orphans(self.target, self.restore_id)
             return before.is_replaced(self.target)
         return False
 
     def _create_where_absent(self, identity: DatabaseIdentity | None) -> tuple[str, ...]:
-        """Create the database where there is none; what should be known of that."""
+        """Create the database if there is none; return warnings."""
         with maintenance(self.target) as connection:
             if find_database(connection, self.target.name) is not None:
                 return ()
@@ -159,7 +159,7 @@ class Replacement:
 
 
 def _differences(target: DatabaseTarget, found: Mapping[str, int], rows: Mapping[str, int]) -> tuple[str, ...]:
-    """Rows the portal may have written since, or a table not filled as the manifest says."""
+    """Tables whose counts differ from the manifest: newer rows of the portal, or incomplete loading."""
     known = {table: count for table, count in found.items() if table in rows}
     checked = check(target, known, rows)
     return (*checked.wrong, *checked.warnings())

@@ -1,14 +1,14 @@
-"""Restoring the portal's database, so that it can be rolled back.
+"""Restores the portal's database in a way that can be rolled back.
 
-    plan      look at the server, and say what would be done; touches nothing
-    stage     swap: fill and check a second database beside the live one. In place: decode the dump to its end
-    apply     swap: the two change names in one transaction. In place: a safety dump, then one transaction
-    rollback  swap: the names change back. In place: the safety dump is restored, in one transaction
+    plan      examine the server and say what would be done; changes nothing
+    stage     swap: fill and check a second database next to the live one. In place: read the dump to its end
+    apply     swap: exchange the two names in one transaction. In place: make a safety dump, then restore in one
+    rollback  swap: exchange the names again. In place: restore the safety dump in one transaction
 
-The live name is at every instant either wholly the old or wholly the new database. Killed at any instant, the server
-alone (in place: and the safety dump) tells how far a restore is: `state`; `finish` and `undo` do the rest, and can be
-repeated. A database that is kept, before or undone, is closed to everybody, so that no portal gets into it by accident;
-``ALTER DATABASE … ALLOW_CONNECTIONS true`` opens it for a look.
+At every instant the live name belongs completely to the old or completely to the new database. After a crash at any
+instant, the server (in place: with the safety dump) shows how far a restore is: see `state`. `finish` and `undo` do the
+rest, and can be repeated. A kept database is closed to connections, so that no portal uses it by accident; ``ALTER
+DATABASE … ALLOW_CONNECTIONS true`` opens it for inspection.
 
 The SQL in a dump runs with the rights of the user that restores it.
 """
@@ -74,16 +74,16 @@ class DatabaseRestore:
 
     Arguments:
         target: the configured database.
-        runner: what starts pg_restore and pg_dump.
-        bin_dir: the only directory to look for them in; nothing looks everywhere.
-        jobs: connections that work at once.
-        restore_id: such as ``restore_20260102_030405_ab12cd``; what the restore leaves on the server is named after it.
+        runner: starts pg_restore and pg_dump.
+        bin_dir: the only directory to look for them in; None looks everywhere.
+        jobs: the number of connections.
+        restore_id: such as ``restore_20260102_030405_ab12cd``; it names what the restore leaves on the server.
         mode: how to replace the live database.
         target_database: restore into this database instead of the configured one.
-        create_database: create the database where there is none.
-        safety_dump: where a restore in place puts what it needs to be rolled back: a file, as large as the database.
-        owner: who is to own the database and everything in it; nothing means who owns the live one, or else the owner
-            that the backup names.
+        create_database: create the database if there is none.
+        safety_dump: the file from which a restore in place is rolled back, as large as the database.
+        owner: the owner of the database and everything in it; None for the owner of the live database, or else the
+            owner that the backup names.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class DatabaseRestore:
         safety_dump: Path | None = None,
         owner: str | None = None,
     ) -> None:
-        # By this name what a crash has left on the server can be found, and what stands in the restore's way.
+        # This application name identifies our sessions after a crash, and tells them apart from those that block us.
         options = {**target.options, "application_name": restore_id}
         self.target = replace(target, name=target_database or target.name, options=options)
         self.restore_id = restore_id
@@ -140,16 +140,16 @@ class DatabaseRestore:
         row_counts: Mapping[str, int],
         backed_up: BackedUp | None = None,
     ) -> DatabasePlan:
-        """Say what would be done, and what is in the way; touches nothing.
+        """Say what would be done, and list the obstacles; changes nothing.
 
         Arguments:
-            dump_major: version of the pg_dump that wrote the dump; nothing where it is no dump.
-            dump_bytes: size of the dump, uncompressed.
-            row_counts: the manifest's number of rows by table; empty where it has none.
-            backed_up: what else the archive says of the database.
+            dump_major: the major version of the pg_dump that wrote the dump; None if it is no dump.
+            dump_bytes: the size of the dump, uncompressed.
+            row_counts: rows by table in the manifest; may be empty.
+            backed_up: the archive's other facts about the database.
 
         Raises:
-            SourceError: the server cannot be reached, or does not want the user.
+            SourceError: the server cannot be reached, or refuses the user.
         """
         plan = make_plan(
             Request(
@@ -175,18 +175,18 @@ class DatabaseRestore:
         identity: DatabaseIdentity | None = None,
         objects: SourceObjects | None = None,
     ) -> None:
-        """Prepare all that can be prepared without touching the live database, and read the dump to its end.
+        """Prepare everything possible without changing the live database, and read the dump to its end.
 
         Arguments:
-            dump: the dump; in place, it is put in its file, which has to stay until `apply` has returned.
-            row_counts: the manifest's number of rows by table; empty where it has none.
-            identity: what the manifest says of the database itself.
-            objects: what it says of indexes, constraints and triggers; where they differ, that is a warning.
+            dump: the dump; in place, it is written to its file, which must stay until `apply` has returned.
+            row_counts: rows by table in the manifest; may be empty.
+            identity: the manifest's facts about the database itself.
+            objects: its facts about indexes, constraints and triggers; differences become warnings.
 
         Raises:
-            NotIntactError: the dump is none, cannot be decoded to its end, or (swap only, where it is counted) does not
-                hold what the manifest says.
-            OpsError: the server or pg_restore does not do it. In each case nothing of the stage is left.
+            NotIntactError: it is no dump, cannot be decoded to its end, or (swap only, which counts the rows) differs
+                from the manifest. Nothing of the stage remains.
+            OpsError: the server or pg_restore failed. Nothing of the stage remains.
         """
         mode = self._decide()
         restorer = self._replacement.restorer(dump.major())
@@ -210,12 +210,12 @@ class DatabaseRestore:
             restorer.decode(dump.path)
 
     def apply(self) -> DatabaseReport:
-        """Replace the live database by what was staged; harmless where that was done already.
+        """Replace the live database with the stage; does nothing if that was done already.
 
         Raises:
-            BusyError: a session in the live database cannot be ended.
+            BusyError: a session in the live database cannot be ended; the live database is unchanged.
             RestoreError: nothing was staged.
-            OpsError: the server does not do it. In each case the live database is as it was.
+            OpsError: the server failed; the live database is unchanged.
         """
         found, in_place = self.state(), self._replacement.before() is not None
         if found is DatabaseState.APPLIED:
@@ -231,7 +231,7 @@ class DatabaseRestore:
         """The state of this restore.
 
         Raises:
-            SourceError: the server cannot be asked.
+            SourceError: the server cannot be queried.
         """
         found = state(self.target, self.restore_id)
         if found is DatabaseState.NOTHING and self.replaced_nothing:
@@ -245,15 +245,15 @@ class DatabaseRestore:
         return DatabaseState.APPLIED if before.is_replaced(self.target) else DatabaseState.STAGED
 
     def finish(self) -> DatabaseReport:
-        """Apply what a crash has left staged; harmless where it was applied. Raises what `apply` raises."""
+        """Apply what was staged before a crash; does nothing if it was applied. Raises the same errors as `apply`."""
         end_orphans(self.target, self.restore_id)
         return self.apply()
 
     def undo(self) -> None:
-        """Remove what a crash has left, and take back what was applied; harmless where there is nothing.
+        """Remove what was staged, and roll back what was applied; does nothing if there is neither.
 
         Raises:
-            OpsError: the server does not do it; it can be tried again.
+            OpsError: the server failed; `undo` can be repeated.
         """
         end_orphans(self.target, self.restore_id)
         found = self.state()
@@ -263,13 +263,13 @@ class DatabaseRestore:
             self._drop_stage()
 
     def rollback(self) -> DatabaseReport:
-        """Make live again what was live before; harmless where that was done already.
+        """Make the previous database live again; does nothing if that was done already.
 
-        What the restore had made live is kept: it may hold what was written since.
+        The restored database is kept: it may hold newer data.
 
         Raises:
             RestoreError: there is nothing to go back to.
-            OpsError: the server does not do it; the live database is as it was.
+            OpsError: the server failed; the live database is unchanged.
         """
         end_orphans(self.target, self.restore_id)
         found = self.state()
@@ -283,7 +283,7 @@ class DatabaseRestore:
 
     @property
     def replaced_nothing(self) -> bool:
-        """True if there was no live database, so that none is kept."""
+        """True if there was no live database, so none is kept."""
         return self._newcomer.number() is not None
 
     def _drop_stage(self) -> None:
@@ -294,7 +294,7 @@ class DatabaseRestore:
             before.remove()
 
     def _decide(self) -> RestoreMode:
-        """Settle what ``auto`` means, once."""
+        """Decide once what ``auto`` means."""
         if self._mode is RestoreMode.AUTO:
             self._mode = choose_mode(self.target)
         return self._mode
@@ -327,10 +327,10 @@ class DatabaseRestore:
 
 
 def state(target: DatabaseTarget, restore_id: str) -> DatabaseState:
-    """The state of a restore, by the names of the server's databases; they do not show a restore in place.
+    """The state of a restore by the names of the server's databases, which do not show a restore in place.
 
     Raises:
-        SourceError: the server cannot be asked.
+        SourceError: the server cannot be queried.
     """
     with maintenance(target) as connection:
         roles = {marked.role for marked in list_marked(connection, target.name) if marked.restore_id == restore_id}

@@ -1,8 +1,8 @@
-"""Compares the numbers of restored rows with those of the backup.
+"""Compares the row counts of a restored database with the manifest.
 
-What must be equal is the number of rows of each table as a whole. Which partition a row is in is for the server to
-decide: a collation or a hash of another version may choose another one. So a partitioned table is compared as one, and
-rows that have moved within it are only named.
+The number of rows of each whole table must be equal. The server chooses the partition of a row, and another version of
+a collation or hash may choose a different one. So a partitioned table is compared as a whole; rows that have moved
+within it only cause a warning.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ _NAMED: Final = 5
 
 @dataclass(frozen=True, kw_only=True)
 class RowCheck:
-    """The findings.
+    """The result of the comparison.
 
     Arguments:
-        wrong: tables that do not have the rows that they had.
-        moved: partitioned tables that have them, in other partitions.
+        wrong: tables with another number of rows.
+        moved: partitioned tables with the right number of rows in other partitions.
     """
 
     wrong: tuple[str, ...]
     moved: tuple[str, ...]
 
     def raise_wrong(self) -> None:
-        """Refuse what is not what was backed up.
+        """Raise an error if a table differs.
 
         Raises:
-            NotIntactError: a table is missing, or has another number of rows.
+            NotIntactError: a table is missing or has another number of rows.
         """
         if not self.wrong:
             return
@@ -52,7 +52,7 @@ class RowCheck:
 
 
 def check_rows(found: Mapping[str, int], expected: Mapping[str, int], roots: Mapping[str, str]) -> RowCheck:
-    """Hold the rows that were restored against the manifest; where that names none, nothing is held against it.
+    """Compare restored rows with the manifest; without counts there, nothing is compared.
 
     Arguments:
         roots: the partitioned table that each partition belongs to.

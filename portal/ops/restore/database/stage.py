@@ -1,11 +1,11 @@
-"""Filling the scratch database: created beside the live one, restored into, checked, closed.
+"""Fills the scratch database: creates it next to the live one, restores into it, checks and closes it.
 
-    1 an empty database like the live one, under a name that says it is worthless
-    2 pg_restore: see `database_fill`
-    3 its rows are counted and held against the manifest; beside that the planner's statistics are gathered
-    4 closed to everybody, and renamed: from then on it is whole
+    1 create an empty database like the live one, under a name that marks it as incomplete
+    2 run pg_restore: see `fill`
+    3 count its rows and compare them with the manifest; meanwhile gather the planner's statistics
+    4 close it to connections, and rename it: from then on it is complete
 
-What fails on the way drops the scratch database again.
+If a step fails, the scratch database is dropped.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     _Task = Callable[[Connection], dict[str, int]]
 
 _SIZES: Final = "SELECT oid::bigint, pg_table_size(oid) FROM pg_class WHERE oid = ANY(%s::bigint[]::oid[])"
-# Who owns most of the live tables; only a role that we may become counts.
+# The owner of most live tables, if it is a role that we can become.
 _OWNER: Final = """
     SELECT pg_get_userbyid(c.relowner) FROM pg_class AS c
     WHERE c.oid = ANY(%s::bigint[]::oid[])
@@ -63,11 +63,11 @@ _MAY_BECOME: Final = """
 
 @dataclass(frozen=True, kw_only=True)
 class Staged:
-    """A database that was filled and checked.
+    """A filled and checked database.
 
     Arguments:
         row_counts: the number of rows by table.
-        warnings: what is not quite as it was.
+        warnings: differences from the source.
     """
 
     row_counts: Mapping[str, int]
@@ -86,18 +86,18 @@ def stage(
     owner: str | None = None,
     objects: SourceObjects | None = None,
 ) -> Staged:
-    """Fill the scratch database, and close it.
+    """Fill the scratch database and close it.
 
     Arguments:
-        target: the live database; it need not exist.
-        row_counts: what the manifest says; where it is empty, nothing is held against it.
-        jobs: connections that work at once.
-        identity: what the backup says of its database; it counts where there is no live one to go by.
-        objects: what the backup says of indexes, constraints and triggers.
-        owner: who is to own the objects; nothing means who owns the live ones, or the owner that the backup names.
+        target: the live database, which need not exist.
+        row_counts: rows by table in the manifest; if empty, nothing is compared.
+        jobs: the number of connections.
+        identity: the backup's facts about its database, used if there is no live one.
+        objects: the backup's facts about indexes, constraints and triggers.
+        owner: the owner of the objects; None for the owner of the live ones, or else the one that the backup names.
 
     Raises:
-        OpsError: something went wrong, and the scratch database is gone again.
+        OpsError: a step failed, and the scratch database was dropped.
     """
     owner = owner or objects_owner(target)
     with maintenance(target) as connection:
@@ -127,16 +127,16 @@ def stage(
 
 
 def _differences(scratch: DatabaseTarget, entries: Sequence[Entry], objects: SourceObjects | None) -> tuple[str, ...]:
-    """Differences from the source that a portal can run with until they are corrected."""
+    """Differences from the source that do not stop a portal from running."""
     with connect(scratch) as connection, restoring_errors(scratch):
         found = check_objects(connection, entries, objects)
     return (*(f"the restored database differs from the source: {what}" for what in found.wrong), *found.warnings)
 
 
 def objects_owner(target: DatabaseTarget) -> str | None:
-    """The role that the live tables belong to, so that the restored ones can belong to it too; nothing if unknown.
+    """The role that owns the live tables and should own the restored ones, or None if unknown.
 
-    Without it, what an administrator restores would be the administrator's, and closed to the portal.
+    Otherwise an administrator who restores would own them, and the portal could not use them.
     """
     with maintenance(target) as connection:
         live = find_database(connection, target.name)
@@ -148,7 +148,7 @@ def objects_owner(target: DatabaseTarget) -> str | None:
 
 
 def settle(target: DatabaseTarget, jobs: int) -> dict[str, int]:
-    """Count the rows of every table, and gather the statistics without which the first queries would be slow."""
+    """Count the rows of every table, and gather planner statistics, without which the first queries are slow."""
     with connect(target) as connection, restoring_errors(target):
         tables = _largest_first(connection, list_tables(connection))
     waiting: deque[_Task] = deque(
@@ -160,17 +160,17 @@ def settle(target: DatabaseTarget, jobs: int) -> dict[str, int]:
 
 
 def check(target: DatabaseTarget, found: Mapping[str, int], expected: Mapping[str, int]) -> RowCheck:
-    """Hold the rows of a database that was restored against the manifest.
+    """Compare the row counts of a restored database with the manifest.
 
     Raises:
-        SourceError: the server cannot be asked.
+        SourceError: the server cannot be queried.
     """
     with connect(target) as connection, restoring_errors(target):
         return check_rows(found, expected, partition_roots(connection))
 
 
 def _settle_share(target: DatabaseTarget, waiting: deque[_Task]) -> dict[str, int]:
-    """Take one task after another, as long as there are any."""
+    """Run tasks from the queue until it is empty."""
     counts: dict[str, int] = {}
     with connect(target) as connection, restoring_errors(target):
         while True:
@@ -197,7 +197,7 @@ def _largest_first(connection: Connection, tables: Sequence[Table]) -> list[Tabl
 
 
 def known_owner(connection: Connection, identity: DatabaseIdentity | None) -> str | None:
-    """The owner that a backup names, if the server has that role and we may create something for it."""
+    """The owner that the backup names, if the server has that role and we can create objects for it."""
     if identity is None:
         return None
     row = connection.execute(_MAY_BECOME, [identity.owner]).fetchone()
@@ -205,7 +205,7 @@ def known_owner(connection: Connection, identity: DatabaseIdentity | None) -> st
 
 
 def _close(target: DatabaseTarget, names: Names, identity: DatabaseIdentity | None, owner: str) -> tuple[str, ...]:
-    """Close the database, and give it what the backup says of it; the warnings of that."""
+    """Close the database and set the properties that the backup recorded; return warnings."""
     restoring, staged = names.name(Role.RESTORING), names.name(Role.STAGED)
     said: tuple[str, ...] = ()
     with maintenance(target) as connection, connection.transaction():

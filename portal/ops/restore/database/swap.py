@@ -1,14 +1,14 @@
-"""The exchange of two databases: one transaction, so that the live name means wholly the one or wholly the other.
+"""Exchanges two databases in one transaction: the live name always belongs completely to one of them.
 
-    1 the incoming database gets what belongs to the name and not to the dump: owner, rights, settings, comment
-    2 the incoming database is opened, the outgoing one is closed
-    3 the outgoing one is renamed: the server takes its lock, so that whoever connects from now on waits
-    4 its sessions are ended, over a second connection, until it is empty
-    5 the incoming one is renamed to the live name; commit
+    1 give the incoming database what no dump has: owner, privileges, settings, comment
+    2 open the incoming database to connections, and close the outgoing one
+    3 rename the outgoing one: the server locks it, so new connections wait
+    4 end its sessions over a second connection, until it has none
+    5 rename the incoming one to the live name; commit
 
-Everything is part of the transaction. A crash at any instant leaves nothing to clean up: the server rolls it back when
-it misses the client, and those who were waiting are let in. Whoever waited through the commit is refused once, and
-finds the new database on its next try.
+Everything is part of the transaction. A crash at any instant leaves nothing to clean up: the server rolls back when the
+client is gone, and waiting connections are let in. A connection that waits through the commit is refused once, and
+reaches the new database when it retries.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _PATIENCE_SECONDS: Final = 0.45
 _PAUSES_SECONDS: Final = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 _EVICT_EVERY_SECONDS: Final = 0.01
 
-# The stage did not wait for the disk; this commit does, and with it goes all that the server's log has before it.
+# The stage did not wait for the disk. This commit does, and it flushes all WAL before it.
 _WAIT_FOR_DISK: Final = """
     SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'
 """
-# By number and not by name: after the commit the name is that of the new database, whose sessions are to live.
+# By oid and not by name: after the commit the name is the new database's, whose sessions must survive.
 _EVICT: Final[LiteralString] = f"""
     SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity AS a WHERE a.datid = %s::bigint::oid AND {MAY_END}
 """  # noqa: S608  (both parts are constants)
@@ -50,20 +50,20 @@ _NOT_NOW: Final = (
     psycopg.errors.LockNotAvailable,
     psycopg.errors.QueryCanceled,
     psycopg.errors.DeadlockDetected,
-    psycopg.errors.InternalError_,  # "tuple concurrently updated": somebody else altered the database
+    psycopg.errors.InternalError_,  # "tuple concurrently updated": another session altered the database
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exchange:
-    """Which database takes whose place.
+    """Which database takes the place of which.
 
     Arguments:
-        live: the name that they change hands over.
-        kept_as: the name that the outgoing one gets.
-        incoming: the name of the database that becomes the live one; nothing where there is to be none.
-        inherits: whether the incoming one gets owner, privileges and settings of the outgoing one.
-        owner: its owner; nothing means that of the outgoing one.
+        live: the live name.
+        kept_as: the new name of the outgoing database.
+        incoming: the database that becomes the live one; None if there is to be none.
+        inherits: whether the incoming database gets owner, privileges and settings of the outgoing one.
+        owner: the owner of the incoming database; None for the owner of the outgoing one.
     """
 
     live: str
@@ -78,8 +78,8 @@ class Exchanged:
     """The result of an exchange.
 
     Arguments:
-        downtime_seconds: how long nobody could connect, failed attempts included.
-        warnings: what could not be carried over, with the statement that an administrator can run.
+        downtime_seconds: seconds during which nobody could connect, including failed attempts.
+        warnings: properties that could not be carried over, with the statement that an administrator can run.
     """
 
     downtime_seconds: float
@@ -87,11 +87,11 @@ class Exchanged:
 
 
 def exchange(target: DatabaseTarget, wanted: Exchange) -> Exchanged:
-    """Put a closed database in the place of the live one, which is closed and kept.
+    """Make a closed database the live one; the previous one is closed and kept.
 
     Raises:
-        BusyError: a session in the live database cannot be ended, or comes back faster than it is ended.
-        SourceError: the server does not do it. Nothing has changed then.
+        BusyError: a session in the live database cannot be ended, or new ones appear faster than they are ended.
+        SourceError: the server failed, and nothing has changed.
     """
     downtime = 0.0
     with maintenance(target) as connection, maintenance(target) as second:
@@ -112,7 +112,7 @@ def exchange(target: DatabaseTarget, wanted: Exchange) -> Exchanged:
 
 
 class _Attempt:
-    """One transaction of an exchange; it waits only so long for the live database to be empty."""
+    """One transaction of an exchange, with a limited wait for the live database to be empty."""
 
     def __init__(
         self, connection: Connection, second: Connection, wanted: Exchange, outgoing: DatabaseFacts | None
@@ -125,7 +125,7 @@ class _Attempt:
         self.warnings: tuple[str, ...] = ()
 
     def run(self) -> None:
-        """Do it, or leave everything as it was."""
+        """Perform the exchange, or leave everything unchanged."""
         wanted, started = self._wanted, None
         try:
             with self._connection.transaction():
@@ -163,7 +163,7 @@ class _Attempt:
 
 @contextmanager
 def _evicting(connection: Connection, oid: int) -> Iterator[None]:
-    """End the sessions of a database, again and again, while the context lasts."""
+    """End the sessions of a database repeatedly while the context lasts."""
     enough = threading.Event()
 
     def evict() -> None:
@@ -181,7 +181,7 @@ def _evicting(connection: Connection, oid: int) -> Iterator[None]:
 
 
 def _refuse_immovable(connection: Connection, live: str) -> None:
-    """Look for what we may not end before anybody is disturbed."""
+    """Check for sessions that we may not end, before any other is disturbed."""
     refuse_prepared(connection, live)
     immovable = [session for session in list_sessions(connection, live) if not session.can_be_ended]
     if immovable:

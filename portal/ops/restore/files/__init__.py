@@ -1,5 +1,5 @@
-"""Restoring a tree of files: staged in the tree itself, then put in place by renames.
+"""Restores a tree of files: staged inside the target tree, then put in place by renames.
 
-Promises that nothing outside the tree is touched, whatever the archive holds, and that every rename can be undone. May
-import chains, archive and what these may.
+Promises that an archive, whatever it contains, changes nothing outside the tree, and that every rename can be reversed.
+May import repository, chains, archive, filesystem and the rooms below them, and nothing of restore/database.
 """

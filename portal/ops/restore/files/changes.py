@@ -1,4 +1,4 @@
-"""The changes a restore makes to a tree: stage and live tree compared entry by entry."""
+"""Compares the stage with the live tree, entry by entry, and lists the changes that a restore makes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from portal.ops.filesystem.xattrs import Xattrs
 
 OURS: Final = ".kekkai-"
-"""What starts with this at the top of a tree is never moved."""
+"""Entries at the top of a tree whose name starts with this are never moved."""
 
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _BLOCK: Final = 1 << 20
@@ -28,15 +28,15 @@ _BLOCK: Final = 1 << 20
 
 @dataclass(kw_only=True)
 class Changes:
-    """The steps from a live tree to the staged one, and how many there are of each kind.
+    """The steps from the live tree to the staged one, and counts of each kind.
 
     Arguments:
-        live: the tree as it is.
-        stage: what was staged.
-        attributes: of the staged directories that the archive describes.
-        root: of the live tree's top, before the restore.
+        live: the present tree.
+        stage: the staged tree.
+        attributes: attributes of the staged directories that the archive describes.
+        root: attributes of the live tree's top before the restore.
         exact: move aside what is not staged.
-        partial: only some files are restored; directories that are there keep their attributes.
+        partial: only some files are restored; existing directories keep their attributes.
         protected: paths in the live tree that must not be moved.
     """
 
@@ -57,7 +57,7 @@ class Changes:
     _touched: set[str] = field(default_factory=set)
 
     def steps(self) -> Iterator[Step]:
-        """Every step, in the order in which they are to be taken.
+        """All steps, in the order in which they must be taken.
 
         Raises:
             RestoreError: a protected path is in the way.
@@ -128,10 +128,10 @@ class Changes:
         for path in sorted(self._kept, reverse=True):
             before = self._kept[path]
             said = None if self.partial else self.attributes.get(path)
-            if said and said.xattrs is None:  # an archive of an earlier release does not tell
+            if said and said.xattrs is None:  # an archive of an earlier release does not say
                 said = said._replace(xattrs=before.xattrs)
             if not path and path not in self._touched:
-                said = said or before  # making the restore's own directory has changed its time
+                said = said or before  # creating the restore's own directory has changed its time
             if not path or path in self._touched or said not in (None, before):
                 yield Step(Do.ATTRIBUTES, path, before=before, after=said)
 
@@ -160,7 +160,7 @@ class Changes:
 
 
 def protected_paths(top: str, protected: Iterator[str]) -> frozenset[str]:
-    """Those of some real paths that lie in a tree, relative to it.
+    """Those of `paths` that lie in a tree, relative to it; all paths are real.
 
     Raises:
         RestoreError: the whole tree lies in one of them.
@@ -177,7 +177,7 @@ def protected_paths(top: str, protected: Iterator[str]) -> frozenset[str]:
 
 
 def must_stay(path: str, top: str) -> RestoreError:
-    """The error where something protected is in the way."""
+    """The error for a protected path that is in the way."""
     return RestoreError(
         f"{path} in {top} is in the way, and must not be moved: the backups are there",
         hint="Move BACKUP_LOCAL_PATH out of the directory that is restored, or restore to another one.",

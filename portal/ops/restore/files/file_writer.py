@@ -1,4 +1,4 @@
-"""Makes the files of a stage from the content that an archive gives: each where nothing was, holes as holes."""
+"""Writes the files of a stage from the content in an archive: only new files, with holes as holes."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from portal.ops.runtime.progress import Advance
 
 HOLE_BYTES: Final = 1 << 16
-"""A run of zeros of this length, on a multiple of it, becomes a hole."""
+"""A run of zeros with this length and alignment, in bytes, becomes a hole."""
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _ZEROS: Final = bytes(HOLE_BYTES)
 
 
 class FileMaker:
-    """Makes one file after the other.
+    """Creates files one after the other.
 
     Arguments:
         tree: the stage.
-        writers: who writes the larger ones; they are on the disk when its context has been left.
-        room: what is left of the file system.
-        advance: called with every number of bytes of content, holes included.
+        writers: writes the larger files; they are on the disk when its context has ended.
+        room: the free space of the file system.
+        advance: called with the number of content bytes after each write, holes included.
     """
 
     def __init__(
@@ -53,12 +53,12 @@ class FileMaker:
         self._born: Attributes | None = None
 
     def make(self, path: str, member: Member, content: Iterator[memoryview]) -> None:
-        """Make a file, and the directories above it that are missing.
+        """Create a file, and missing directories above it.
 
         Raises:
-            NotIntactError: there is something at the path, or the content is not what the archive says.
-            DiskFullError: there is no room for it.
-            OSError: the operating system refused, this file or one before it.
+            NotIntactError: the path exists already, or the content does not match the archive's index.
+            DiskFullError: the disk is full.
+            OSError: the operating system refused, for this file or an earlier one.
         """
         is_large = member.size >= HOLE_BYTES
         try:
@@ -66,7 +66,7 @@ class FileMaker:
             descriptor = os.open(name, _CREATE | (self._writers.open_flags if is_large else 0), 0o600, dir_fd=above)
         except (FileExistsError, NotADirectoryError) as error:
             raise twice(member) from error
-        self._born = self._born or Attributes.of(os.fstat(descriptor))  # every file of a stage is made alike
+        self._born = self._born or Attributes.of(os.fstat(descriptor))  # all files of a stage start with the same mode
         attributes = attributes_of(member)
         pieces = self._exactly(member, content)
         if is_large:
@@ -101,7 +101,7 @@ class FileMaker:
         file.finish()
 
     def _exactly(self, member: Member, content: Iterator[memoryview]) -> Iterator[memoryview]:
-        """The content, which must be neither longer nor shorter than the archive says."""
+        """The content, which must be exactly as long as the archive says."""
         size = 0
         for piece in content:
             size += len(piece)
@@ -114,7 +114,7 @@ class FileMaker:
 
 
 def attributes_of(member: Member) -> Attributes:
-    """The attributes that a member is restored with: no file of a portal needs a setuid or setgid bit."""
+    """The attributes to restore for a member: without setuid and setgid bits, which no file of a portal needs."""
     mode = member.mode & ~SPECIAL_BITS if member.type is MemberType.FILE else member.mode
     return Attributes(mode, member.uid, member.gid, member.mtime_ns, member.xattrs or None)
 
@@ -126,7 +126,7 @@ def drain(content: Iterator[memoryview]) -> None:
 
 
 def _parts(piece: memoryview, start: int) -> Iterator[memoryview]:
-    """The piece, cut where holes can begin and end; whole where there can be none."""
+    """The piece, split where holes can begin and end; whole if there can be none."""
     first = -start % HOLE_BYTES
     runs = [piece[at : at + HOLE_BYTES] for at in range(first, len(piece), HOLE_BYTES)]
     if _ZEROS not in runs:
@@ -143,7 +143,7 @@ def _write_all(descriptor: int, data: memoryview) -> None:
 
 
 def twice(member: Member) -> NotIntactError:
-    """The error where something stands in a member's place."""
+    """The error for a path that exists already."""
     return NotIntactError(
         f"{member.path} comes twice, or as a file and as a directory, or in two spellings that this file system "
         "takes for one",
@@ -152,7 +152,7 @@ def twice(member: Member) -> NotIntactError:
 
 
 def no_file(member: Member) -> NotIntactError:
-    """The error where a hard link has nothing to be another name of."""
+    """The error for a hard link whose target is missing."""
     return NotIntactError(
         f"{member.path} is a link to {member.link}, which is no file before it", hint=another_archive()
     )

@@ -1,4 +1,4 @@
-"""The usable space of a file system: its free space less a small reserve."""
+"""The usable space of a file system: its free space minus a small reserve."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from portal.ops.errors import DiskFullError
 
 _RESERVE_BYTES: Final = 64 << 20
 _STEP_BYTES: Final = 4 << 20
-"""After so many bytes the file system is asked again: several processes write to it, and others as well."""
+"""The free space is queried again after so many bytes, since other processes write to the same file system."""
 
 
 def room(directory: str | int) -> int:
-    """The usable bytes of a directory's file system, given by its path or a descriptor."""
+    """The usable bytes in a directory's file system; the directory is given by path or descriptor."""
     found = os.statvfs(directory)
     reserve = min(_RESERVE_BYTES, found.f_blocks * found.f_frsize // 100)
     return max(0, found.f_bavail * found.f_frsize - reserve)
 
 
 class Room:
-    """The room in the file system of a directory, as it is used up.
+    """Tracks the usable space in a directory's file system.
 
     Arguments:
-        descriptor: of the directory.
-        name: what it is called in an error.
+        descriptor: the open directory.
+        name: the name of the directory in errors.
     """
 
     def __init__(self, descriptor: int, name: str) -> None:
@@ -33,10 +33,10 @@ class Room:
         self._left = 0
 
     def take(self, count: int) -> None:
-        """Take room for so many bytes.
+        """Reserve `count` bytes.
 
         Raises:
-            DiskFullError: there is none.
+            DiskFullError: there is not enough room.
         """
         self._left -= count
         if self._left < 0:

@@ -1,4 +1,4 @@
-"""The helper processes that unpack an archive into a stage, as the process sees them that started them."""
+"""Starts and feeds the helper processes that unpack an archive into a stage."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 
 _UNPACKER: Final = "portal.ops.restore.files.unpacker"
 _MOST: Final = 4
-"""More of them would wait for the disk, and each takes memory."""
+"""The most helper processes: more would only wait for the disk, and each takes memory."""
 
 _LOOK_SECONDS: Final = 1.0
 
 
 class Helpers:
-    """Helper processes that make files; when the context has been left, all is written that was asked for.
+    """Helper processes that create files; when the context ends, everything requested has been written.
 
-    What is asked for waits in the pipes to them, so no more waits than these hold. A helper that has failed reads no
-    more, and is asked why.
+    Requests wait in the pipes to the helpers, so the pipes' size limits them. A helper that fails stops reading, and is
+    then asked for its error.
 
     Arguments:
-        archive: what they read.
+        archive: the archive to read.
         tree: the stage.
-        jobs: how many cores there are to work on.
+        jobs: the number of cores to use.
     """
 
     def __init__(self, archive: ArchiveReader, tree: Tree, jobs: int) -> None:
@@ -73,19 +73,19 @@ class Helpers:
             self._end()
 
     def unpack(self, run: Run, uses: Sequence[Use]) -> None:
-        """Have the files of a run made by the helper that has the least to do.
+        """Send a run to the helper with the least pending work.
 
         Arguments:
-            uses: for each member what is done with it.
+            uses: what to do with each member.
 
         Raises:
-            NotIntactError: something that was asked for before is damaged or hostile.
-            OSError: the operating system refused something that was asked for before.
+            NotIntactError: something requested earlier is damaged or hostile.
+            OSError: the operating system refused something requested earlier.
         """
         helper = min(self._helpers, key=_waiting_bytes)
         rest = memoryview(encode_run(run, uses))
         while rest:
-            # A signal that comes just before a wait does not end it, so none is long.
+            # A signal just before a wait does not end the wait, so each wait is short.
             select.select([], [helper.requests], [], _LOOK_SECONDS)
             try:
                 rest = rest[os.write(helper.requests.fileno(), rest) :]
@@ -102,13 +102,13 @@ class Helpers:
 
 
 def _waiting_bytes(helper: Helper) -> int:
-    """The bytes in the pipe to it."""
+    """The number of bytes waiting in a helper's pipe."""
     (count,) = struct.unpack("i", ioctl(helper.requests, FIONREAD, bytes(struct.calcsize("i"))))
     return int(count)
 
 
 def _check_answer(helper: Helper) -> None:
-    """Wait for the answer of a helper that will not be asked for more; raises what it says."""
+    """Wait for the answer of a helper that gets no more requests; raise the error in it."""
     while not select.select([helper.answers], [], [], _LOOK_SECONDS)[0]:
         pass
     try:

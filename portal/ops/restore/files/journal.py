@@ -1,16 +1,16 @@
-"""The journal: every change that a restore makes to a live tree, written down before the first one is made.
+"""The journal: all changes of a restore to a live tree, written before the first of them is made.
 
-A step can be taken and rolled back any number of times: each looks at where things are, and does what is left to do. So
-a restore that was killed goes on from its first step, and one that is rolled back goes back from its last, whatever
-instant it or a rollback before it ended at.
+A step can be taken and rolled back any number of times: each looks at the present state and does what is left. So an
+interrupted restore continues by repeating all steps from the first, and a rollback all steps from the last, whatever
+was done before.
 
-    aside        what is live goes to the rollback, under its own path
-    make         a directory is made: the staged one is moved, with all that is in it, where nothing is there
-    place        what is staged goes to its path
-    attributes   a directory gets its mode, owner and time; these steps come last in both directions
+    aside        move a live entry to the rollback data, under its own path
+    make         create a directory; if there is none yet, move the staged one there with its contents
+    place        move a staged entry to its path
+    attributes   set a directory's mode, owner and time; these steps come last in both directions
 
-What others have written since the restore is never lost: where it is in the way it is moved to `kept/`, otherwise it
-stays where it is.
+Data that others have written since the restore is never lost: if it is in the way, it is moved to `kept/`; otherwise it
+stays.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Do(StrEnum):
 class Step(NamedTuple):
     """One line of the journal.
 
-    `inode` is what is moved; `size` and `mtime_ns` tell later whether somebody has changed what was placed. `before`
-    and `after` are a directory's attributes: nothing where it was not there before, or keeps what it has.
+    `inode` identifies the entry to be moved; `size` and `mtime_ns` show later whether a placed file was changed.
+    `before` and `after` are a directory's attributes: None if it did not exist before, or if its attributes stay.
     """
 
     do: Do
@@ -62,13 +62,13 @@ class Step(NamedTuple):
     after: Attributes | None = None
 
     def encode(self) -> str:
-        """The line, in JSON."""
+        """The step as a line of JSON."""
         before, after = _encode(self.before), _encode(self.after)
         return f'["{self.do}",{quote(self.path)},{self.inode},{self.size},{self.mtime_ns},{before},{after}]\n'
 
     @classmethod
     def decode(cls, line: bytes) -> Step:
-        """The step of a line."""
+        """Decode a line."""
         do, path, inode, size, mtime_ns, before, after = json.loads(line.decode("ascii"))
         known = [values and Attributes.decode(values) for values in (before, after)]
         return cls(Do(do), path, inode, size, mtime_ns, *known)
@@ -76,12 +76,12 @@ class Step(NamedTuple):
 
 @dataclass(kw_only=True)
 class Tally:
-    """The findings while steps were rolled back.
+    """The findings of a rollback.
 
     Arguments:
-        moved: how many files and directories were moved.
-        kept: paths that others have written since, and that are still in the tree, or in `kept/`.
-        changed: paths that the restore had placed, and others have written to since.
+        moved: the number of files and directories moved.
+        kept: paths that others have written since; they are still in the tree, or in `kept/`.
+        changed: paths that the restore had placed and others have changed since.
     """
 
     moved: int = 0
@@ -90,7 +90,7 @@ class Tally:
 
 
 def write_journal(path: Path, steps: Iterable[Step]) -> None:
-    """Write the steps down and put them on the disk. The file is there whole or not at all."""
+    """Write the steps durably; the file appears complete or not at all."""
     unfinished = path.with_name(f"{path.name}.partial")
     with unfinished.open("w", encoding="ascii") as file:
         for step in steps:
@@ -101,7 +101,7 @@ def write_journal(path: Path, steps: Iterable[Step]) -> None:
 
 
 def read_forward(path: Path) -> Iterator[Step]:
-    """The steps in their order.
+    """The steps in order.
 
     Raises:
         RestoreError: the journal is damaged.
@@ -112,7 +112,7 @@ def read_forward(path: Path) -> Iterator[Step]:
 
 
 def read_attributes(path: Path) -> Iterator[Step]:
-    """The steps that set attributes, in their order; the others are not decoded.
+    """The steps that set attributes, in order; other lines are not decoded.
 
     Raises:
         RestoreError: the journal is damaged.
@@ -124,7 +124,7 @@ def read_attributes(path: Path) -> Iterator[Step]:
 
 
 def read_backward(path: Path) -> Iterator[Step]:
-    """The steps from the last to the first; the file is not kept in memory.
+    """The steps in reverse order; the file is not loaded into memory.
 
     Raises:
         RestoreError: the journal is damaged.
@@ -144,13 +144,13 @@ def read_backward(path: Path) -> Iterator[Step]:
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """The trees that steps move things between; all on one file system.
+    """The trees between which steps move entries; all are on one file system.
 
     Arguments:
-        live: the tree that is restored.
-        stage: what is to be put in place, or was rolled back.
-        rollback: what was live before.
-        kept: what others have written, and was in the way.
+        live: the tree to restore.
+        stage: holds what is to be put in place, or was rolled back.
+        rollback: holds the previous data.
+        kept: holds what others have written and was in the way.
     """
 
     live: Tree
@@ -159,7 +159,7 @@ class Places:
     kept: Tree
 
     def take(self, steps: Iterable[Step]) -> None:
-        """Take steps in their order, each or what is left of it."""
+        """Take steps in order; of a step that was begun, only what is left."""
         moved: set[str] = set()
         for step in steps:
             with self._named(step):
@@ -167,7 +167,7 @@ class Places:
 
     @contextmanager
     def _named(self, step: Step) -> Iterator[None]:
-        """Let an error tell the whole path: the system names its last part alone."""
+        """Put the whole path into an error, since the operating system names only its last part."""
         try:
             yield
         except OSError as error:
@@ -178,7 +178,7 @@ class Places:
         """Take one step.
 
         Arguments:
-            moved: directories that were moved with all that is in them.
+            moved: directories that were moved with their contents.
         """
         if step.do is Do.ASIDE:
             self._aside(step)
@@ -186,14 +186,14 @@ class Places:
             if step.after is not None and self._is_directory(step.path):
                 step.after.give_to(self.live.directory(step.path))
         elif _is_in_one_of(moved, step.path):
-            pass  # it came with its directory
+            pass  # moved with its directory
         elif step.do is Do.PLACE:
             self._place(step)
         elif self._make(step.path):
             moved.add(step.path)
 
     def take_back(self, step: Step, tally: Tally) -> None:
-        """Take one step back, or what is left to take back of it."""
+        """Reverse one step, or what is left of it."""
         with self._named(step):
             if step.do is Do.ASIDE:
                 self._put_back(step, tally)
@@ -205,7 +205,7 @@ class Places:
                 step.before.give_to(self.live.directory(step.path))
 
     def open_up(self, step: Step) -> None:
-        """Let the owner write to a directory whose attributes are set later anyway."""
+        """Let the owner write to a directory; its final attributes are set later."""
         found = self.live.look(step.path)
         if found is not None and stat.S_ISDIR(found.st_mode) and found.st_mode & _OWNER_MAY_WRITE != _OWNER_MAY_WRITE:
             name, above = self.live.place(step.path) if step.path else (self.live.top, None)
@@ -216,7 +216,7 @@ class Places:
             self._move(self.live, self.rollback, step.path)
 
     def _make(self, path: str) -> bool:
-        """Make a directory; whether it is the staged one that was moved there, with all that is in it."""
+        """Create a directory; returns True if the staged one was moved there with its contents."""
         if self.live.look(path) is not None:
             return False
         if (staged := self.stage.look(path)) is not None and stat.S_ISDIR(staged.st_mode):
@@ -231,8 +231,8 @@ class Places:
         if self.live.look(step.path) is not None:
             if self.stage.look(step.path) is None:
                 return
-            self._keep(step.path)  # written by somebody between two of our steps
-        with suppress(FileNotFoundError):  # placed before, and removed by somebody since
+            self._keep(step.path)  # another process wrote it between two of our steps
+        with suppress(FileNotFoundError):  # placed earlier, and removed by another process since
             move(self.stage, self.live, step.path, make=True)
 
     def _displace(self, step: Step, tally: Tally) -> None:
@@ -248,7 +248,7 @@ class Places:
         tally.moved += 1
 
     def _pass_over(self, path: str, tally: Tally) -> None:
-        """Handle another entry in the place of a staged file: either it was there before, or is somebody's."""
+        """Handle another entry at the place of a staged file: the previous one, or another process's."""
         if self.stage.look(path) is not None:
             return
         tally.kept.append(path)
@@ -297,7 +297,7 @@ def _encode(attributes: Attributes | None) -> str:
 
 
 def _is_in_one_of(directories: set[str], path: str) -> bool:
-    """True if a path is below one of these directories."""
+    """True if a path is below one of the directories."""
     while directories and (path := path.rpartition("/")[0]):
         if path in directories:
             return True

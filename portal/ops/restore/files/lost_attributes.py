@@ -1,4 +1,4 @@
-"""Attributes in an archive that the file system of a stage did not keep."""
+"""Detects attributes of an archive that the stage's file system did not keep."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ _NAMED: Final = 5
 
 
 class LostAttributes:
-    """Compares files of a stage with what they should have, and counts what is lost."""
+    """Compares staged files with their intended attributes, and counts losses."""
 
     def __init__(self) -> None:
         self._xattrs: list[str] = []
         self._times: list[str] = []
 
     def file(self, descriptor: int, wanted: Attributes, path: str) -> None:
-        """Compare a file that has its attributes."""
+        """Compare a file whose attributes have been set."""
         self._compare(descriptor, wanted, path)
         if os.fstat(descriptor).st_mtime_ns != wanted.mtime_ns:
             self._times.append(path)
 
     def directory(self, descriptor: int, wanted: Attributes, path: str) -> None:
-        """Try whether a directory, which gets its attributes last, can have its extended ones."""
+        """Test whether extended attributes can be set on a directory; its own are set last."""
         write_xattrs(descriptor, wanted.xattrs or (), exactly=False)
         self._compare(descriptor, wanted, path)
-        write_xattrs(descriptor, (), exactly=True)  # what is made in it must inherit nothing
+        write_xattrs(descriptor, (), exactly=True)  # files created in it must inherit nothing
 
     def warnings(self) -> list[str]:
         """The lost attributes, one sentence each."""

@@ -1,4 +1,4 @@
-"""Which names a tree has, and what each is: a table that is small enough for millions of them."""
+"""A compact table of the names in a tree and their kinds, for millions of names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SLOTS: Final = 1 << 10
 
 
 class Kind(IntEnum):
-    """The kinds of entries; `IMPLIED` is a directory that has been seen only as a part of other names."""
+    """The kinds of entries; `IMPLIED` is a directory known only as a part of other names."""
 
     NOTHING = 0
     IMPLIED = 1
@@ -26,10 +26,10 @@ _KIND_OF: Final = tuple(Kind)
 
 
 class Names:
-    """A table of names, with 16 to 32 bytes for each, however long it is.
+    """A table of names that takes 16 to 32 bytes for each, whatever its length.
 
-    Of a name it keeps 61 bits of Python's own hash, which is keyed anew in each process: with a million names, two of
-    them are taken for one in one process of five million, and hardly in the next one.
+    Of each name it keeps 61 bits of Python's hash, whose key differs from process to process. With a million names, two
+    of them collide in about one process of five million, and almost never again when the process is repeated.
     """
 
     def __init__(self) -> None:
@@ -40,11 +40,11 @@ class Names:
         return self._count
 
     def kind(self, name: str) -> Kind:
-        """The present kind of the name."""
+        """The kind of a name."""
         return _KIND_OF[self._slots[self._find(hash(name) << _KIND_BITS & _WORD)] & _KINDS]
 
     def add(self, name: str, kind: Kind) -> Kind:
-        """Let a name stand for something, if it stands for nothing so far; what it stood for before."""
+        """Set the kind of a new name; return the kind that it had before."""
         key = hash(name) << _KIND_BITS & _WORD
         at = self._find(key)
         if there := self._slots[at] & _KINDS:
@@ -56,12 +56,12 @@ class Names:
         return Kind.NOTHING
 
     def change(self, name: str, kind: Kind) -> None:
-        """Let a name that stands for something stand for something else."""
+        """Change the kind of a name that is in the table."""
         key = hash(name) << _KIND_BITS & _WORD
         self._slots[self._find(key)] = key | kind
 
     def _find(self, key: int) -> int:
-        """The slot that has the key, or the free one where it belongs."""
+        """The slot of a key, or the free slot for it."""
         slots, last = self._slots, len(self._slots) - 1
         at = key >> _KIND_BITS & last
         while (found := slots[at]) and (found ^ key) > _KINDS:

@@ -1,4 +1,4 @@
-"""The plan of a restore of files: the members of an archive held against a live tree, without touching anything."""
+"""Plans a restore of files: compares the members of an archive with a live tree, and changes nothing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _EXAMPLES: Final = 3
 _MOST_FAULTS: Final = 5
 _MOST_IN_THE_WAY: Final = 10
 _ENTRY_BYTES: Final = 4096
-"""What a file takes on the disk beside its content, at the most, in whole blocks and an inode."""
+"""The most bytes that a file takes on the disk besides its content: rounding to blocks, and an inode."""
 
 _KINDS: Final = {
     MemberType.FILE: stat.S_IFREG,
@@ -45,16 +45,16 @@ _KINDS: Final = {
 
 @dataclass(kw_only=True)
 class Comparison:
-    """Counts what would happen to a tree, and finds what makes it impossible.
+    """Counts what would happen to a tree, and finds obstacles.
 
     Arguments:
         root: the top of the tree; it need not exist.
-        prefix: the component's name in the archive.
-        top: what stands in its place in the tree: nothing, or a name.
-        exact: what the backup does not have would be moved aside.
-        partial: only a part of the backup is looked at, so what it does not have is not counted.
-        protected: real paths of what must not be moved.
-        allow_outside_links: symlinks that lead out of the tree are a warning only.
+        prefix: the name of the component in the archive.
+        top: replaces the prefix in the tree; empty for none.
+        exact: entries that the backup does not have would be moved aside.
+        partial: only a part of the backup is restored, so other entries are not counted.
+        protected: real paths that must not be moved.
+        allow_outside_links: symlinks that lead out of the tree cause only a warning.
     """
 
     root: str
@@ -79,7 +79,7 @@ class Comparison:
         self._rules = TreeRules(prefix=self.prefix, top=self.top, allow_outside_links=self.allow_outside_links)
 
     def plan(self, members: Iterable[Member], place: Path) -> FilesPlan:
-        """Hold the members against the tree."""
+        """Compare the members with the tree."""
         above = _existing(self.root)
         self._name_bytes = os.pathconf(above, "PC_NAME_MAX")
         present = self._look_at_all(members)
@@ -103,7 +103,7 @@ class Comparison:
         )
 
     def _look_at_all(self, members: Iterable[Member]) -> int:
-        """Look at every member, and at what is in the tree beside them; how many files are there."""
+        """Examine all members and all other entries of the tree; return the number of files in it."""
         with ExitStack() as stack:
             live = stack.enter_context(Tree(self.root)) if os.path.isdir(self.root) else None
             protected = self._protected()
@@ -161,7 +161,7 @@ class Comparison:
             self._examples.append(path)
 
     def _look(self, live: Tree | None, path: str) -> os.stat_result | None:
-        """The present entry. If a directory is absent, so is everything below it, which need not be looked for."""
+        """The present entry. If a directory is missing, nothing below it is looked up."""
         if live is None or is_below(path, self._absent):
             return None
         try:
@@ -173,9 +173,9 @@ class Comparison:
         return found
 
     def _count_files(self, live: Tree, preflight: Preflight) -> int:
-        """Count the files, and note those that would be moved aside."""
+        """Count files, and note those that would be moved aside."""
         count = 0
-        settled: set[str] = set()  # directories whose content goes or stays with them
+        settled: set[str] = set()  # directories whose contents stay or move with them
         for path, found in live.below(""):
             if path.startswith(OURS):
                 continue
@@ -225,14 +225,14 @@ def _named(found: os.stat_result) -> str:
 
 
 def _existing(path: str) -> str:
-    """The path, or the first directory above it that exists."""
+    """The path, or the nearest directory above it that exists."""
     while not os.path.isdir(path):
         path = os.path.dirname(path)
     return path
 
 
 def _no_directory(path: str) -> str | None:
-    """The path, or what is in its way above it, where that exists and is no directory."""
+    """The path, or an entry above it, if it exists and is no directory; otherwise None."""
     while not os.path.lexists(path):
         path = os.path.dirname(path)
     return None if os.path.isdir(path) else path

@@ -1,4 +1,4 @@
-"""Obstacles to changing a live tree: mounts in it, others' directories, entries that must not be moved."""
+"""Finds obstacles to changing a live tree: mounts in it, other users' directories, protected entries."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _MOST_NAMED: Final = 3
 
 
 class Preflight:
-    """Is told of every change that a restore would make to a tree, and says in the end what is in the way.
+    """Receives every change that a restore would make to a tree, and lists the obstacles at the end.
 
     Arguments:
-        live: the tree.
+        live: the live tree.
         protected: paths in it that must not be moved.
-        partial: only some files are restored, and directories that are there keep their attributes.
+        partial: only some files are restored, and existing directories keep their attributes.
     """
 
     def __init__(self, live: Tree, protected: frozenset[str], *, partial: bool) -> None:
@@ -44,11 +44,11 @@ class Preflight:
         self._fixed: dict[str, None] = {}
 
     def change(self, path: str, *, moves: bool = False, makes: bool = False) -> None:
-        """Something would be put at a path, or moved away from it.
+        """Note that an entry would be put at a path or moved away from it.
 
         Arguments:
-            moves: what is there is of another kind, and moved aside with all that is below it.
-            makes: a directory is made, which works across file systems.
+            moves: the present entry is of another kind, and moved aside with everything below it.
+            makes: a directory is created, which works across file systems.
         """
         if moves and self._holds(self._protected, path):
             self._stay.setdefault(path)
@@ -60,11 +60,11 @@ class Preflight:
             self._elsewhere.setdefault(mount)
 
     def replaces(self, path: str) -> None:
-        """Something else would be put in the place of what is at a path."""
+        """Note that the entry at a path would be replaced."""
         try:
             descriptor = self._live.open_file(path)
         except OSError:
-            return  # a link or the like, or nothing that this user may open
+            return  # a link, or a directory that this user may not open
         try:
             if is_fixed(descriptor):
                 self._fixed.setdefault(path)
@@ -72,16 +72,16 @@ class Preflight:
             os.close(descriptor)
 
     def set_attributes(self, path: str, found: os.stat_result, wanted: Attributes) -> None:
-        """A directory that is there would get the attributes of the backup, which only its owner may give it."""
+        """Note that an existing directory would get the attributes of the backup, which only its owner can set."""
         is_changed = Attributes.of(found) != wanted or not path
         if is_changed and not self._partial and self._is_foreign(found):
             self._foreign.setdefault(path)
 
     def strange(self, path: str) -> bool:
-        """Something that the backup does not have would be moved aside, unless it is protected.
+        """Note an entry that the backup does not have; it would be moved aside unless it is protected.
 
         Returns:
-            whether all that is below it goes or stays with it.
+            whether everything below it stays or moves with it.
         """
         if self._holds(self._protected, path):
             return path in self._protected
@@ -119,7 +119,7 @@ class Preflight:
         return found
 
     def _enter(self, parent: str) -> None:
-        """Look at the directory that something would be put into, or at the one that it would be made in."""
+        """Examine the directory in which an entry would be created, or the existing one above it."""
         directory = parent
         while directory and self._device_of(directory) is None:
             directory = directory.rpartition("/")[0]
@@ -131,14 +131,14 @@ class Preflight:
             self._foreign.setdefault(directory)
 
     def _mount_of(self, directory: str) -> str:
-        """The mount that a directory is on; nothing where that is the tree's own."""
+        """The mount that holds a directory, or None if it is the tree's own."""
         for mount in self._mounts:
             if directory == mount or directory.startswith(f"{mount}/"):
                 return mount
         return directory if self._device_of(directory) != self._device else ""
 
     def _mount_at(self, path: str, *, below: bool) -> str:
-        """The mount that a path itself is, or that is below it."""
+        """The mount at a path or below it."""
         inside = f"{path}/"
         return next((one for one in self._mounts if one == path or (below and one.startswith(inside))), "")
 
@@ -160,7 +160,7 @@ class Preflight:
 
 
 def closed(directory: str) -> list[OpsError]:
-    """The obstacle to writing to a directory as the effective user; nothing if there is none."""
+    """The obstacle to writing to a directory as the effective user, or None."""
     if os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
         return []
     return [
@@ -172,12 +172,12 @@ def closed(directory: str) -> list[OpsError]:
 
 
 def obstacles_in(top: str, *, most: int, partial: bool = False) -> list[OpsError]:
-    """The obstacles to restoring a backup of a tree to the tree as it is now.
+    """The obstacles to restoring a backup of a tree to its present state.
 
     Arguments:
-        top: the tree, which is there.
-        most: so many of its entries are looked at.
-        partial: nothing but one more name would be put into its top.
+        top: the tree, which must exist.
+        most: the most entries to examine.
+        partial: only one more name would be put into its top.
 
     Raises:
         OSError: the tree cannot be read.
@@ -195,7 +195,7 @@ def obstacles_in(top: str, *, most: int, partial: bool = False) -> list[OpsError
 
 
 def _few(paths: Collection[str]) -> str:
-    """A few of some paths, in words; the top of the tree has none."""
+    """Some of the paths, in words; the top of the tree needs no name."""
     names = [path or "the directory itself" for path in paths]
     more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
     return f"{', '.join(names[:_MOST_NAMED])}{more}"
@@ -204,16 +204,16 @@ def _few(paths: Collection[str]) -> str:
 _MOUNTS: Final = "/proc/self/mountinfo"
 
 _PLACE: Final = 4
-"""The field of a line that says where the mount is, after two numbers, two more, and its root."""
+"""The field with the mount point: two numbers, a device and a root come before it."""
 
 _ESCAPED: Final = re.compile(rb"\\([0-7]{3})")
 
 
 def mounts_below(top: str) -> tuple[str, ...]:
-    """The mounts below a directory, relative to it; nothing if the kernel does not report them.
+    """The mounts below a directory, relative to it, or None if the kernel does not list them.
 
     Arguments:
-        top: a real path.
+        top: the real path of the directory.
     """
     try:
         with open(_MOUNTS, "rb") as file:

@@ -1,11 +1,11 @@
-"""The record of a file restore, in a directory of its own at the top of the restored tree.
+"""The record of a file restore, kept in a directory at the top of the restored tree.
 
 .kekkai-restore/<restore_id>/
-    restore.json     what it is, and how far
-    stage/           what was staged, until it is in its place; again after a rollback
+    restore.json     the record and its state
+    stage/           staged files, until they are in place; again after a rollback
     journal.jsonl    the steps, from the moment that they are begun
-    rollback/        what was live before, under its own paths
-    kept/            what others had written, and was in the way
+    rollback/        the previous data, under its own paths
+    kept/            what others had written and was in the way
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ class FilesState(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class FilesRecord:
-    """One restore of files.
+    """The record of one file restore.
 
     Arguments:
-        restore_id: its name.
-        component: what is restored.
-        target: where to, as it was asked for.
-        started: when, as the manifest writes it.
-        state: how far it is.
-        created: directories that were made for it, the outermost first.
-        root: the attributes of the tree's top before.
-        attributes: those of the staged directories that the archive describes.
-        figures: what is counted in the report.
-        warnings: what should be known.
+        restore_id: the restore.
+        component: the restored component.
+        target: the target as it was given.
+        started: the start time, in the format of the manifest.
+        state: the state of the restore.
+        created: directories created for it, outermost first.
+        root: attributes of the tree's top before.
+        attributes: attributes of staged directories that the archive describes.
+        figures: counts for the report.
+        warnings: warnings for the report.
     """
 
     restore_id: str
@@ -78,7 +78,7 @@ class FilesRecord:
 
     @classmethod
     def decode(cls, text: str) -> FilesRecord:
-        """A record from its JSON."""
+        """Decode a record from JSON."""
         return decode(cls, json.loads(text))
 
 
@@ -86,8 +86,8 @@ class RestoreDirectory:
     """The directory of one restore.
 
     Arguments:
-        root: the top of the tree that is restored.
-        name: the restore, as its directory is called.
+        root: the top of the restored tree.
+        name: the restore's id, which names its directory.
     """
 
     def __init__(self, root: str, name: str) -> None:
@@ -96,18 +96,18 @@ class RestoreDirectory:
         self.journal = self.path / "journal.jsonl"
 
     def exists(self) -> bool:
-        """True if there is such a restore."""
+        """True if the restore has a directory."""
         return (self.path / _RECORD).exists()
 
     def is_complete(self) -> bool:
-        """True if all that belongs into the directory is there."""
+        """True if the directory has everything that belongs in it."""
         return all((self.path / part).exists() for part in _PARTS)
 
     def read(self) -> FilesRecord:
-        """Its record.
+        """Read the record.
 
         Raises:
-            RestoreError: there is none, or it is damaged.
+            RestoreError: the record is missing or damaged.
         """
         try:
             return FilesRecord.decode((self.path / _RECORD).read_text("ascii"))
@@ -123,25 +123,25 @@ class RestoreDirectory:
             ) from error
 
     def write(self, record: FilesRecord) -> FilesRecord:
-        """Replace its record; the record."""
+        """Replace the record; return it."""
         write_durably(self.path / _RECORD, json.dumps(encode(record), separators=(",", ":")).encode("ascii"))
         return record
 
     def advance(self, record: FilesRecord, state: FilesState, **values: Any) -> FilesRecord:
-        """Replace its record by one in another state; that record."""
+        """Replace the record by one with another state; return that."""
         return self.write(replace(record, state=state, **values))
 
     def make(self) -> None:
-        """Make the directory and what belongs into it, for nobody but us to look into."""
+        """Create the directory and its subdirectories, accessible to us alone."""
         with suppress(FileNotFoundError):
-            remove_tree(self.path)  # without a record: what was interrupted at this very place
+            remove_tree(self.path)  # it has no record: creating it was interrupted
         for path in (self.path.parent, self.path, *(self.path / part for part in _PARTS)):
             path.mkdir(mode=0o700, exist_ok=path == self.path.parent)
             drop_default_list(str(path))
 
     @contextmanager
     def places(self) -> Iterator[Places]:
-        """The trees between which steps move things."""
+        """The trees between which steps move entries."""
         stage, rollback, kept = (str(self.path / part) for part in _PARTS)
         with Tree(self.root) as live, Tree(stage) as staged, Tree(rollback) as old, Tree(kept) as others:
             yield Places(live=live, stage=staged, rollback=old, kept=others)
@@ -150,12 +150,12 @@ class RestoreDirectory:
         """Keep other processes from working on restores of this tree.
 
         Raises:
-            BusyError: one does.
+            BusyError: another process works on one.
         """
         return locked_alone(self.path.parent, f"another process restores files in {self.root}")
 
     def remove(self) -> None:
-        """Remove it with all that is in it, the record last; the top of the tree keeps the time that it has."""
+        """Remove the directory, the record last; the top of the tree keeps its time."""
         before = os.stat(self.root)
         for part in _PARTS:
             with suppress(FileNotFoundError):
@@ -166,7 +166,7 @@ class RestoreDirectory:
         os.utime(self.root, ns=(before.st_atime_ns, before.st_mtime_ns))
 
     def remove_parent(self) -> None:
-        """Remove the directory of all restores of this tree, where nothing is in it."""
+        """Remove the directory of all this tree's restores if it is empty."""
         with suppress(OSError):
             self.path.parent.rmdir()
 

@@ -1,4 +1,4 @@
-"""The errors of this engine for what the operating system refuses in a tree that is restored."""
+"""Translates errors of the operating system in a restored tree into errors of this engine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from portal.ops.units import system_reason
 
 
 def explained(error: OSError, doing: str, top: str) -> OpsError:
-    """The error of this engine for one of the operating system."""
+    """The engine's error for an operating system error."""
     reason = system_reason(error)
     path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
     if error.errno in _FULL:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from portal.ops.errors import OpsError
 
 _MOST_NAMED: Final = 20
-"""So many paths are named to a person; the result has all."""
+"""The most paths shown to a person; the result has all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,18 +25,18 @@ class FilesPlan:
     """The plan of a file restore to a directory.
 
     Arguments:
-        place: where the files go.
-        new: how many would be new, and `new_bytes` of content.
-        replaced: how many would take the place of others, by type, size, time, mode or owner.
-        same: how many are there already, as far as that can be told without reading them.
-        left: how many files are in the directory and not in the backup.
+        place: the target directory.
+        new: the number of new files; `new_bytes` is the size of their content.
+        replaced: the number of files that would replace one of different type, size, time, mode or owner.
+        same: the number of files that seem unchanged, judged without reading them.
+        left: the number of files in the directory that are not in the backup.
         exact: whether those are moved aside instead of left.
-        stage_bytes: what the stage takes; `free_bytes` is what there is.
+        stage_bytes: the bytes that the stage takes; `free_bytes` are available.
         content_bytes: the content of everything that would be staged.
-        examples: a few names of files that would be new or replaced.
-        in_the_way: paths where something of another kind is.
-        warnings: what should be known.
-        blockers: what makes it impossible.
+        examples: some names of new or replaced files.
+        in_the_way: paths where there is something of another kind.
+        warnings: warnings about the restore.
+        blockers: the errors that make it impossible.
     """
 
     place: Path
@@ -77,19 +77,19 @@ class FilesReport:
     """The report of a file restore, or of its rollback.
 
     Arguments:
-        place: where the files went.
-        restore_id: what takes it back.
-        state: how far the restore is now.
-        new: how many files were new.
-        replaced: how many took the place of others.
-        same: how many were there already, compared byte by byte.
-        aside: how many entries that the backup does not have were moved aside.
-        placed_bytes: the content of what was put in its place.
-        taken_back: how many entries a rollback has moved.
+        place: the target directory.
+        restore_id: the id for a rollback.
+        state: the state of the restore now.
+        new: the number of new files.
+        replaced: the number of files that replaced another.
+        same: the number of unchanged files, compared byte by byte.
+        aside: the number of entries missing in the backup that were moved aside.
+        placed_bytes: the size of the content that was put in place.
+        taken_back: the number of entries that a rollback has moved.
         kept: paths that others have written since, and that a rollback has left or put into `kept/`.
-        changed: paths that the restore had placed, others have written to, and a rollback has taken into the stage.
-        warnings: what should be known.
-        chains: for an audit log, what is to be said of its hash chain, file by file.
+        changed: paths that the restore had placed and others have changed; a rollback has moved them to the stage.
+        warnings: warnings about the restore.
+        chains: sentences about the hash chain of each audit log.
     """
 
     place: Path
@@ -120,25 +120,25 @@ class FilesReport:
         return [*lines, *(line for chain in self.chains for line in chain.lines())]
 
     def to_dict(self) -> dict[str, Any]:
-        """The report in the types of JSON."""
+        """The report as types of JSON."""
         found = encode(self)
         return {"path": found.pop("place"), **found}
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> FilesReport:
-        """The report that `to_dict` has put into the types of JSON."""
+        """The report from the output of `to_dict`."""
         return decode(cls, {"place" if name == "path" else name: value for name, value in facts.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilesRestore:
-    """A restore that is remembered in a tree.
+    """A restore whose directory is still in a tree.
 
     Arguments:
-        restore_id: its name.
-        started: when, as the manifest writes it.
-        state: how far it is.
-        held_bytes: what `discard_rollback_data` would free.
+        restore_id: the restore.
+        started: the start time, in the format of the manifest.
+        state: its state.
+        held_bytes: the bytes that `discard_rollback_data` would free.
     """
 
     restore_id: str

@@ -1,13 +1,13 @@
-"""Restores a tree of files: the uploads in their place, the audit log beside its own.
+"""Restores a tree of files: uploads in place, an audit log next to the live one.
 
-    plan       what would be new, replaced, left; nothing is touched
-    stage      the files of the archive, inside the target's own file system
-    apply      a journal, then renames
-    rollback   the journal backwards
+    plan       count what would be new, replaced or left; changes nothing
+    stage      write the archive's files inside the target's own file system
+    apply      write the journal, then rename
+    rollback   go through the journal backwards
 
-Until `apply` is called nothing live has been touched, and `undo` leaves no trace. From then on every instant can be
-gone on from, and gone back from: `file_journal.py` says how. An audit log is never overwritten: it is put beside the
-live one, as `<name>.restored-<restore_id>`.
+Until `apply`, nothing live is changed, and `undo` leaves no trace. From then on, whatever the instant of a crash, the
+restore can be continued or rolled back: see `journal.py`. An audit log is never overwritten: the restored one is put
+next to it as `<name>.restored-<restore_id>`.
 """
 
 from __future__ import annotations
@@ -68,21 +68,21 @@ _BEGUN: Final = (FilesState.APPLYING, FilesState.APPLIED, FilesState.UNDOING)
 
 @dataclass(frozen=True)
 class FileRestore:
-    """One restore of a component that consists of files; any process can go on with what another has begun.
+    """One restore of a component that consists of files; any process can continue what another has begun.
 
     Arguments:
-        target: the directory of the uploads, or the audit log's directory or file. It need not exist; where it is a
-            symlink, what it points to is restored.
-        restore_id: names the restore for ever.
-        component: what of an archive is restored.
-        exact: what the backup does not have is moved aside, into the rollback.
-        patterns: take only the files that fit one of these; see `file_selection.matches`.
-        protected: directories that are never moved, such as the repository, wherever they lie.
-        allow_outside_links: restore symlinks that lead out of the tree. The portal writes none, and what is written
-            through one later lands outside; so they are refused otherwise.
+        target: the directory of the uploads, or the audit log's directory or file. It need not exist; if it is a
+            symlink, its target is restored.
+        restore_id: the id of the restore.
+        component: the component of the archive.
+        exact: move entries that the backup does not have to the rollback data.
+        patterns: restore only matching files; see `selection.matches`.
+        protected: directories that are never moved, such as the repository, wherever they are.
+        allow_outside_links: restore symlinks that lead out of the tree. The portal writes none, and data written
+            through one later would land outside, so they are refused by default.
 
     Raises:
-        ConfigurationError: the arguments contradict one another.
+        ConfigurationError: the arguments contradict each other.
     """
 
     target: Path
@@ -109,14 +109,14 @@ class FileRestore:
     # -- the four verbs ---------------------------------------------------------------------------------------------
 
     def plan(self, members: Iterable[Member]) -> FilesPlan:
-        """Hold the archive against the target; nothing is touched.
+        """Compare the archive with the target; changes nothing.
 
         Arguments:
-            members: those of the archive, all or the component's; with patterns they are gone through twice.
+            members: the archive's members, all or the component's; with patterns they are iterated twice.
 
         Raises:
-            ConfigurationError: the patterns fit nothing.
-            NotIntactError: the archive is damaged; what no tree of a portal can hold is a blocker of the plan.
+            ConfigurationError: the patterns match nothing.
+            NotIntactError: the archive is damaged. Members that no portal's tree can hold are blockers of the plan.
         """
         prefix, (root, top) = self.component.member, self._root()
         comparison = Comparison(
@@ -138,11 +138,11 @@ class FileRestore:
         return comparison.plan(wanted, Path(root, top) if top else self.target)
 
     def stage_from(self, archive: Archive, jobs: int, advance: Advance = lambda _: None) -> StageReport:
-        """Stage what is asked for; with patterns, an archive with an index is read where that lies, and nowhere else.
+        """Stage the selection; with patterns, only its frames are read from an archive with an index.
 
         Arguments:
-            jobs: how many threads decompress, or for many files how many helper processes make them at the most.
-            advance: called with every number of bytes of content that was written, or handed to a helper.
+            jobs: threads that decompress or, for many files, the most helper processes.
+            advance: called with the number of content bytes after each write, or when they are passed to a helper.
 
         Raises:
             OpsError: as `stage`.
@@ -155,23 +155,23 @@ class FileRestore:
     def stage(
         self, contents: Iterator[tuple[Member, Iterator[memoryview]]], advance: Advance = lambda _: None
     ) -> StageReport:
-        """Write the members of the component into the stage; on the disk when this returns.
+        """Write the members of the component to the stage; everything is on the disk when this returns.
 
-        Whatever fails, nothing is left behind.
+        After a failure, the stage is removed.
 
         Raises:
             NotIntactError: the archive is damaged or hostile.
-            DiskFullError: there is no room for it.
-            AccessDeniedError: the target may not be written.
-            RestoreError: the operating system refused for another reason, or there is such a restore already.
+            DiskFullError: the disk is full.
+            AccessDeniedError: the target cannot be written.
+            RestoreError: the operating system refused for another reason, or a restore of that id exists.
         """
         return self._stage(lambda stage: stage.fill(contents), advance)
 
     def apply(self) -> FilesReport:
-        """Put the stage in place, or go on with what was begun; does nothing where that is done.
+        """Put the stage in place, or continue to; does nothing if that is done.
 
         Raises:
-            OpsError: it could not be done; what was there before is there again.
+            OpsError: it failed, and the previous data is in place again.
         """
         directory = self._directory()
         record = directory.read()
@@ -193,16 +193,16 @@ class FileRestore:
         return self._report(record)
 
     def rollback(self) -> FilesReport:
-        """Take the restore back, or go on with taking it back; nothing of ours is left in the tree.
+        """Roll the restore back, or continue to, and remove its directory.
 
-        Only where others have changed what was restored, or stood in the way, the restore's directory stays, since
-        their work is in it. A directory that was made for the restore is removed if it is empty.
+        If others have changed what was restored, or have written what stood in the way, their data stays in the
+        restore's directory. A directory created for the restore is removed if it is empty.
 
         Raises:
-            OpsError: it could not be done; it can be tried again.
+            OpsError: it failed, and can be repeated.
         """
         directory = self._directory()
-        if not directory.exists():  # a rollback before this one was complete, but perhaps for the last removals
+        if not directory.exists():  # an earlier rollback was complete but for some removals
             if directory.path.exists():
                 directory.remove()
             directory.remove_parent()
@@ -218,12 +218,12 @@ class FileRestore:
     # -- after a crash ----------------------------------------------------------------------------------------------
 
     def is_begun(self) -> bool:
-        """True if anything live has been touched."""
+        """True if live data was changed."""
         directory = self._directory()
         return directory.exists() and directory.read().state in _BEGUN
 
     def undo(self) -> None:
-        """Leave no trace of the restore: what was applied of it is rolled back, the stage is removed."""
+        """Leave no trace of the restore: roll back what was applied, and remove the stage."""
         directory = self._directory()
         if not directory.path.exists():
             directory.remove_parent()
@@ -236,14 +236,14 @@ class FileRestore:
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _root(self) -> tuple[str, str]:
-        """The top of the tree that is worked in, and the name in it that is restored; none for the tree itself."""
+        """The top of the tree to work in, and the name in it to restore: empty for the whole tree."""
         real = os.path.realpath(self.target)
         if self.component is Component.AUDIT_LOGS:
             return os.path.dirname(real), f"{os.path.basename(real)}.restored-{self.restore_id}"
         return real, ""
 
     def _directory(self) -> RestoreDirectory:
-        """An audit log may lie in the uploads, so that both have their directories in one place."""
+        """The restore's directory. An audit log may lie in the uploads, and both then have their directories there."""
         suffix = "" if self.component is Component.MEDIA else f".{self.component.value}"
         return RestoreDirectory(self._root()[0], f"{self.restore_id}{suffix}")
 
@@ -251,7 +251,7 @@ class FileRestore:
         return bool(self.patterns) or self.component is not Component.MEDIA
 
     def _begin(self, root: str, created: Sequence[str]) -> FilesRecord:
-        """Make the target where it is missing, and the restore's directory in it."""
+        """Create the target if it is missing, and the restore's directory in it."""
         os.makedirs(root, mode=0o755, exist_ok=True)
         record = FilesRecord(
             restore_id=self.restore_id,
@@ -313,7 +313,7 @@ class FileRestore:
                     "aside": changes.aside,
                     "placed_bytes": changes.bytes_placed,
                 }
-                record = directory.advance(record, FilesState.APPLYING, figures=figures)  # from here on, something live
+                record = directory.advance(record, FilesState.APPLYING, figures=figures)  # live data changes now
             _forward(directory, places)
             places.live.sync()
         return directory.advance(record, FilesState.APPLIED)
@@ -330,7 +330,7 @@ class FileRestore:
         )
 
     def _give_up(self, directory: RestoreDirectory) -> None:
-        """After a failure: everything as before, and no trace."""
+        """After a failure: put everything back, and leave no trace."""
         _take_back(directory, directory.read())
         self._remove(directory)
 
@@ -363,10 +363,10 @@ class FileRestore:
 
 
 def list_restores(target: Path) -> list[FilesRestore]:
-    """The restores that are remembered in the tree of a target, newest first.
+    """The restores whose directories are in the tree of a target, newest first.
 
     Raises:
-        RestoreError: the record of one is damaged.
+        RestoreError: a record is damaged.
     """
     found = [
         FilesRestore(
@@ -381,10 +381,10 @@ def list_restores(target: Path) -> list[FilesRestore]:
 
 
 def discard_rollback_data(target: Path, restore_id: str) -> int:
-    """Remove all that is kept of a restore, which can then not be rolled back; the bytes that are freed.
+    """Remove everything kept for a restore, which can no longer be rolled back; return the number of bytes freed.
 
     Raises:
-        RestoreError: there is no such restore, or it is in the middle of something.
+        RestoreError: there is no such restore, or it is unfinished.
     """
     for directory, record in _remembered(target):
         if record.restore_id != restore_id:
@@ -405,7 +405,7 @@ def discard_rollback_data(target: Path, restore_id: str) -> int:
 
 
 def _remembered(target: Path) -> Iterator[tuple[RestoreDirectory, FilesRecord]]:
-    """The restores of a target: the uploads' are in it, the audit log's beside it."""
+    """The restores of a target: those of uploads are inside it, those of an audit log next to it."""
     real = os.path.realpath(target)
     for root in (real, os.path.dirname(real)):
         with suppress(FileNotFoundError, NotADirectoryError):
@@ -416,8 +416,8 @@ def _remembered(target: Path) -> Iterator[tuple[RestoreDirectory, FilesRecord]]:
 
 
 def _holds_work_of_others(directory: RestoreDirectory) -> bool:
-    """True if a restore that was rolled back keeps what somebody else has written."""
-    if not directory.is_complete():  # its removal was begun, after this was looked at
+    """True if a restore that was rolled back keeps data that others have written."""
+    if not directory.is_complete():  # its removal had begun since it was listed
         return False
     with directory.places() as places:
         if places.kept.names(""):
@@ -430,7 +430,7 @@ def _holds_work_of_others(directory: RestoreDirectory) -> bool:
 
 
 def _take_back(directory: RestoreDirectory, record: FilesRecord) -> tuple[FilesRecord, Tally]:
-    """Everything back to where it was; the record after that, and what was found on the way."""
+    """Move everything back, then update the record; return the findings."""
     tally = Tally()
     if record.state not in _BEGUN:
         return record, tally
@@ -464,7 +464,7 @@ def _open_up(directory: RestoreDirectory, places: Places) -> None:
 
 
 def _flatten(tree: Tree, top: str) -> None:
-    """An audit log that is a single file is restored as one."""
+    """Put a restored audit log that is a single file at the top of the stage."""
     names = tree.names(top)
     found = tree.look(f"{top}/{names[0]}") if len(names) == 1 else None
     if found is None or not stat.S_ISREG(found.st_mode):
@@ -477,7 +477,7 @@ def _flatten(tree: Tree, top: str) -> None:
 
 
 def _missing(path: str) -> tuple[str, ...]:
-    """The directories that have to be made for a path to exist, the outermost first."""
+    """The directories to create for a path, outermost first."""
     if os.path.isdir(path):
         return ()
     return (*_missing(os.path.dirname(path)), path)

@@ -1,4 +1,4 @@
-"""Which members of an archive a restore of files takes, and how they are read: a whole component, or some of it."""
+"""Selects the members that a restore of files takes, whole components or some files, and reads them."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ if TYPE_CHECKING:
     Contents = Iterator[tuple[Member, Iterator[memoryview]]]
 
 LONG_FRAMES: Final = 8
-"""A run of more frames than this is one large file, or a few, which several threads decompress."""
+"""A run of more frames holds one or a few large files, which several threads decompress."""
 
 
 def matches(path: str, patterns: Sequence[str]) -> bool:
-    """True if a path below the component is asked for.
+    """True if a pattern matches a path below the component.
 
-    A pattern is one of the shell's; upper and lower case differ, and `*` also stands for `/`: ``tenant-a/*.sarif``
-    takes files of all directories below ``tenant-a``. A pattern that fits a directory takes everything below it.
+    Patterns are shell patterns; upper and lower case differ, and `*` also matches `/`: ``tenant-a/*.sarif`` matches
+    files in all directories below ``tenant-a``. A pattern that matches a directory takes everything below it.
     """
     return any(fnmatchcase(path, pattern) or fnmatchcase(path, f"{pattern.rstrip('/')}/*") for pattern in patterns)
 
 
 _FEW: Final = 50
-"""So many members are read sooner than a thread is there that reads them ahead."""
+"""Below this number of members, starting threads for reading ahead takes longer than reading."""
 
 
 class Choice(Protocol):
-    """The part of a tree that is restored.
+    """The part of a tree to restore.
 
-    `most` is about how many members that is; a very high number where nobody has counted them.
+    `most` is about how many members that is; a very high number if nobody has counted them.
     """
 
     most: int
 
     def take(self, member: Member) -> Member | None:
-        """A member as it is to be restored, or nothing. They are asked for once, in the order of the tree."""
+        """The member as it is to be restored, or None. Called once for each member, in the order of the tree."""
 
     def contents(self, layer: Layer, jobs: int) -> Contents:
-        """The selected members of one archive as they are restored, with their content.
+        """The selected members of one archive with their content.
 
         Arguments:
             jobs: how many threads decompress.
@@ -60,16 +60,16 @@ class Choice(Protocol):
 
 
 def choose(archive: Archive, prefix: str, patterns: Sequence[str]) -> Choice:
-    """Everything of a component; with patterns, what they fit, and the directories above that.
+    """Select everything of a component or, with patterns, matching entries and the directories above them.
 
-    A hard link that is taken without the file that it is another name of becomes that file.
+    A hard link that is selected without its target becomes a file of its own.
 
     Arguments:
-        prefix: the component's name in the archive.
-        patterns: see `matches`; none takes everything.
+        prefix: the name of the component in the archive.
+        patterns: see `matches`; empty for everything.
 
     Raises:
-        ConfigurationError: the patterns fit nothing.
+        ConfigurationError: the patterns match nothing.
         NotIntactError: the archive is damaged.
     """
     if not patterns:
@@ -80,7 +80,7 @@ def choose(archive: Archive, prefix: str, patterns: Sequence[str]) -> Choice:
 
 
 def selected(archive: Archive, choice: Choice, jobs: int) -> Contents:
-    """The selected members of a tree as they are restored, with their content; only their frames are read.
+    """The selected members of a tree with their content; only their frames are read.
 
     Arguments:
         jobs: how many threads decompress.
@@ -100,7 +100,7 @@ def selected(archive: Archive, choice: Choice, jobs: int) -> Contents:
 
 
 def chosen_runs(layer: Layer, choice: Choice) -> Iterator[tuple[Run, list[Member | None]]]:
-    """The runs of an archive of which something is taken, and what: each member as it is to be restored, or nothing.
+    """The runs of an archive that hold something selected, with each member as it is to be restored, or None.
 
     Raises:
         NotIntactError: the index is invalid.
@@ -135,10 +135,10 @@ def _told(content: Iterator[memoryview], layer: Layer) -> Iterator[memoryview]:
 
 
 class Everything:
-    """Takes all that a component has.
+    """Selects a whole component.
 
     Arguments:
-        prefix: the component's name in the archive.
+        prefix: the name of the component in the archive.
     """
 
     most = sys.maxsize
@@ -147,11 +147,11 @@ class Everything:
         self._prefix = prefix
 
     def take(self, member: Member) -> Member | None:
-        """The member, where it is the component's."""
+        """The member if it belongs to the component."""
         return member if is_below(member.path, self._prefix) else None
 
     def contents(self, layer: Layer, jobs: int) -> Contents:
-        """See `Choice`; the frames are read in a row, and where they are many, ahead of their use."""
+        """See `Choice`; the frames are read in order and, if there are many, ahead."""
         if layer.most <= _FEW:
             yield from _contents_by_runs(layer, self, jobs)
             return
@@ -161,10 +161,10 @@ class Everything:
 
 
 class Selection:
-    """Two passes: the first finds what belongs to what is asked for, the second takes it.
+    """Selects in two passes: the first finds what the patterns need, the second takes it.
 
     Arguments:
-        prefix: the component's name in the archive.
+        prefix: the name of the component in the archive.
         patterns: see `matches`.
     """
 
@@ -180,7 +180,7 @@ class Selection:
         """The first pass.
 
         Raises:
-            ConfigurationError: the patterns fit nothing.
+            ConfigurationError: the patterns match nothing.
         """
         for member in members:
             if self._fits(member.path) and member.path != self._prefix:
@@ -193,11 +193,11 @@ class Selection:
             )
 
     def contents(self, layer: Layer, jobs: int) -> Contents:
-        """See `Choice`; frames that hold nothing of what is taken are not read."""
+        """See `Choice`; only frames that hold something selected are read."""
         return _contents_by_runs(layer, self, jobs)
 
     def take(self, member: Member) -> Member | None:
-        """The next member of the second pass, as it is to be restored; nothing where it is not asked for."""
+        """The next member of the second pass as it is to be restored, or None if it is not selected."""
         if member.path in self._instead:
             link = self._instead[member.path]
             self._first_names[member.path] = link.path

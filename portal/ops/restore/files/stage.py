@@ -1,9 +1,9 @@
-"""The stage: the files of an archive, written where nothing live is, so that renames are all that is left to do.
+"""The stage: the archive's files, written where nothing live is, so that only renames remain to be done.
 
-An archive is hostile until shown otherwise. Every name is created where nothing was, below a directory that was opened
-step by step, and symlinks are made when all else has been written: so no name, link or order of members reaches out of
-the stage. What would be trouble later is refused as well: symlinks that lead out of the tree, a name that comes twice,
-more content than was announced, more than the disk holds.
+An archive counts as hostile. Every entry is created as a new one, below a directory that was opened component by
+component, and symlinks are created last: so no name, link or order of members reaches out of the stage. Also refused
+are symlinks that lead out of the tree, duplicate names, more content than the index announces, and more than the disk
+can hold.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 
 _EARLIEST_NS: Final = -(1 << 31) * 1_000_000_000
 _LATEST_NS: Final = (1 << 31) * 1_000_000_000
-"""Times that every file system can store lie between these."""
+"""All file systems can store times between these."""
 
 _WORTH_HELPERS: Final = 500
-"""Fewer members are written sooner than helper processes are there."""
+"""Fewer members are written faster than helper processes start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +47,10 @@ class StageReport:
     """The contents of a stage.
 
     Arguments:
-        files: how many files and links.
-        directories: how many directories.
+        files: the number of files and links.
+        directories: the number of directories.
         content_bytes: bytes of content, holes included.
-        warnings: what is not as the archive has it, or may be trouble elsewhere.
+        warnings: differences from the archive, and possible problems on other file systems.
     """
 
     files: int
@@ -64,11 +64,11 @@ class Stage:
     """Writes the members of one component into an empty directory.
 
     Arguments:
-        tree: the directory.
-        prefix: the component's name in the archive.
-        top: what stands in its place in the tree: nothing, or a name.
+        tree: the empty directory.
+        prefix: the name of the component in the archive.
+        top: replaces the prefix in the tree; empty for none.
         allow_outside_links: restore symlinks that lead out of the tree.
-        advance: called with every number of bytes of content that was written, or handed to a helper.
+        advance: called with the number of content bytes after each write, or when they are passed to a helper.
     """
 
     tree: Tree
@@ -88,23 +88,23 @@ class Stage:
         self._rules = TreeRules(prefix=self.prefix, top=self.top, allow_outside_links=self.allow_outside_links)
 
     def fill(self, contents: Iterable[tuple[Member, Iterator[memoryview]]]) -> StageReport:
-        """Write everything that belongs to the component, and put it on the disk.
+        """Write everything that belongs to the component, and sync it.
 
         Raises:
             NotIntactError: the archive is damaged or hostile.
-            DiskFullError: there is no room for it.
+            DiskFullError: the disk is full.
             OSError: the operating system refused.
         """
         self._write(contents)
         return self._finish()
 
     def fill_from(self, layers: Iterable[Layer], choice: Choice, jobs: int) -> StageReport:
-        """As `fill`, from archives with an index; where there is much, their frames are shared among helper processes.
+        """Like `fill`, from archives with an index; helper processes share the frames if there are many.
 
         Arguments:
-            layers: the archives that the tree is in, the oldest first.
-            choice: what of it is restored.
-            jobs: how many helper processes there are at the most, and how many threads decompress a long file.
+            layers: the archives that hold the tree, oldest first.
+            choice: the members to restore.
+            jobs: the most helper processes, and the number of threads that decompress a large file.
 
         Raises:
             OpsError, OSError: as `fill`.
@@ -138,7 +138,7 @@ class Stage:
                     maker.make(path, member, content)
 
     def _prepare(self, member: Member | None) -> Use:
-        """Do what has to be done before a helper makes the file of a member; what the helper does with it."""
+        """Prepare a member for the helper that writes its file; return what the helper does with it."""
         if member is None:
             return PASSED
         path = self._place(member)
@@ -152,7 +152,7 @@ class Stage:
         return path
 
     def _place(self, member: Member) -> str | None:
-        """The place of a member's file; nothing for a directory, which is made, or a link, which comes later."""
+        """The path of a member's file; None for a directory, which is created here, or a link, which follows later."""
         path = self._rules.add(member)
         if member.type is MemberType.DIRECTORY:
             self._directory(path, member)
@@ -181,12 +181,12 @@ class Stage:
         )
 
     def _expect(self, path: str, member: Member) -> None:
-        """Note what a file system may be unable to keep of a member."""
+        """Note attributes of a member that the file system may be unable to keep."""
         if member.xattrs or not _EARLIEST_NS <= member.mtime_ns < _LATEST_NS:
             self._uncommon.append((path, attributes_of(member)))
 
     def _check_expected(self) -> None:
-        """Look whether the file system has kept what not every one can."""
+        """Check whether the file system kept those attributes."""
         for path, wanted in self._uncommon:
             found = self.tree.look(path)
             if found is None:

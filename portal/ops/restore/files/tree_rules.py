@@ -1,7 +1,7 @@
-"""The shape of a tree, as the members of an archive describe it one after the other: can there be such a tree?
+"""Checks that the members of an archive, one after the other, describe a possible tree.
 
-What a plan looks at and what a stage writes is judged here alike, by the members alone: so a plan finds what a stage
-would refuse. What only a file system can know, such as two names that it takes for one, is left to the stage.
+Plan and stage use the same rules, which see only the members: so a plan finds what a stage would refuse. What only a
+file system can know, such as two names that it treats as one, the stage finds.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ _DIRECTORIES: Final = (Kind.IMPLIED, Kind.DIRECTORY)
 
 @dataclass(kw_only=True)
 class TreeRules:
-    """Judges the members of one component, in the order of the archive.
+    """Checks the members of one component, in the order of the archive.
 
     Arguments:
-        prefix: the component's name in the archive.
-        top: what stands in its place in the tree: nothing, or a name.
-        allow_outside_links: symlinks that lead out of the tree are a warning only.
-        names: everything in the tree so far.
+        prefix: the name of the component in the archive.
+        top: replaces the prefix in the tree; empty for none.
+        allow_outside_links: symlinks that lead out of the tree cause only a warning.
+        names: all names in the tree so far.
     """
 
     prefix: str
@@ -58,10 +58,10 @@ class TreeRules:
     _warned: int = 0
 
     def add(self, member: Member) -> str:
-        """Take the next member; its path in the tree.
+        """Add the next member; return its path in the tree.
 
         Raises:
-            NotIntactError: no tree of a portal can hold it, beside what is there already.
+            NotIntactError: no portal's tree can hold the member, alone or together with earlier ones.
         """
         path = staged_path(member.path, self.prefix, self.top)
         check_member(member, path, self.top)
@@ -77,12 +77,12 @@ class TreeRules:
         return path
 
     def warnings(self) -> tuple[str, ...]:
-        """Members not restored as they are in the archive, or that may cause problems elsewhere."""
+        """Members that are restored with changes, or that may cause problems on other file systems."""
         more = self._warned - len(self._warnings)
         return (*self._warnings, f"and {more} more of this kind") if more else tuple(self._warnings)
 
     def _enter(self, member: Member, path: str) -> None:
-        """Put the member into the tree, and the directories above it."""
+        """Add the member and the directories above it to the tree."""
         parent = path.rpartition("/")[0]
         if parent != self._parent:
             above = parent
@@ -113,7 +113,7 @@ class TreeRules:
         self._warn(f"{where}: it is restored with --allow-outside-links only")
 
     def _watch_name(self, path: str) -> None:
-        """Warn of names that another file system would take for one; most are written as such a one would have them."""
+        """Warn of names that other file systems treat as one; nearly all names are in the form that those use."""
         parent, _, name = path.rpartition("/")
         folded = (name if name.isascii() else unicodedata.normalize("NFC", name)).casefold()
         if folded == name:
@@ -138,10 +138,10 @@ def staged_path(path: str, prefix: str, top: str) -> str:
 
 
 def check_member(member: Member, path: str, top: str = "") -> None:
-    """Refuse what no tree of a portal can hold.
+    """Refuse a member that no portal's tree can hold.
 
     Raises:
-        NotIntactError: it is such a member.
+        NotIntactError: the member is refused.
     """
     if path == top and member.type is not MemberType.DIRECTORY:
         raise NotIntactError(

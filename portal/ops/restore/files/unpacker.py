@@ -1,10 +1,10 @@
-"""A helper process of a restore: is given runs of an archive, and makes their files in the stage.
+"""A helper process of a restore: receives runs of an archive, and writes their files to the stage.
 
-Decompressing, hashing and writing are shared among a few of these. The process that started them has made the
-directories, and decides which members become files and where; links come last, and are its own as well. Every check of
-an archive's content is made here as it is made there, by the same code.
+Several helpers share the work of decompressing, hashing and writing. The process that started them has created the
+directories, decides where each file goes, and creates links itself at the end. The same code checks an archive's
+content here and there.
 
-It answers once, when its standard input has ended or something went wrong: with nothing, or with what it was.
+It answers once, when its standard input ends or an error occurs: with an empty answer, or with the error.
 """
 
 from __future__ import annotations
@@ -30,42 +30,41 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 REFUSED: Final = "refused"
-"""What an answer starts with where the operating system refused: error number, its text and the file's name follow."""
+"""The start of an answer after an operating system error; its number, text and file name follow."""
 
 KNOWN: Final = {kind.__name__: kind for kind in (NotIntactError, DiskFullError)}
-"""What it may start with otherwise: the name of an error; message and hint follow."""
+"""The start of an answer after another error; the error's name, message and hint follow."""
 
 Use = str | Literal[True, False]
-"""What is done with a member: its file is made at this path in the stage, or it is `CHECKED` or `PASSED`."""
+"""What to do with a member: create its file at this path in the stage, or `CHECKED` or `PASSED`."""
 
 CHECKED: Final = True
-"""Its content is read, and held against the index."""
+"""Read the content and check it against the index."""
 
 PASSED: Final = False
-"""It is not restored, so it need not be intact."""
+"""Skip the member, which need not be intact."""
 
 _PR_SET_PDEATHSIG: Final = 1
 
 
 def encode_run(run: Run, uses: Sequence[Use]) -> bytes:
-    """The message that has a run unpacked.
+    """The message that requests a run.
 
     Arguments:
-        uses: for each member what is done with it.
+        uses: what to do with each member.
     """
     members = [(member.path, member.type.value, *member[2:]) for member in run.members]
     return encode((run.frames.start, run.frames.stop, members, list(uses)))
 
 
 def main() -> None:
-    """Unpack what is asked for, and answer.
+    """Unpack what is requested, and answer.
 
-    Its arguments are the number of the process that started it, the descriptors of archive and stage, and the name of
-    the stage.
+    The arguments are the process id of the parent, the descriptors of archive and stage, and the stage's name.
     """
     parent, archive, stage = map(int, sys.argv[1:4])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one decides
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # nothing may be written once it has gone
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # signals are left to the process that started this one
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # write nothing after the parent
     if os.getppid() == parent:
         files = Path("/proc/self/fd")
         send(sys.stdout.buffer, _answer(files / str(archive), files / str(stage), sys.argv[4]))
@@ -76,7 +75,7 @@ def _answer(archive: Path, stage: Path, name: str) -> tuple[Any, ...]:
         with Tree(str(stage)) as tree, Writers() as writers:
             _unpack(ArchiveReader(archive), FileMaker(tree, writers, Room(tree.fileno(), name)))
     except NotIntactError as error:
-        return NotIntactError.__name__, error.message, ""  # only the other side knows the commands of a hint
+        return NotIntactError.__name__, error.message, ""  # only the parent can show a hint as a command
     except DiskFullError as error:
         return DiskFullError.__name__, error.message, error.hint
     except OSError as error:

@@ -1,8 +1,8 @@
-"""Writes the larger files of a stage: on threads of their own, and past the page cache.
+"""Writes the larger files of a stage in threads, bypassing the page cache.
 
-Nobody reads a stage soon, so its files need no room in the memory of a machine whose portal goes on working; and what
-has gone to the disk by itself is not waited for at the end. A block goes there directly where the file system takes
-that, and through the page cache where it does not. Several threads write, because each waits for its block.
+A stage is not read again soon, so its files should not displace the running portal's data from memory; and data that is
+on the disk already needs no sync at the end. A block is written directly (`O_DIRECT`) if the file system supports it,
+otherwise through the page cache. Several threads write, since each waits for its block.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     _Job = tuple["WrittenFile", memoryview, int, int]
 
 ALIGNMENT: Final = 1 << 12
-"""What goes past the page cache starts at a multiple of this in memory and in the file, and is one long."""
+"""Direct writes must be aligned to this in memory and in the file, and have a multiple of this length."""
 
 BLOCK_BYTES: Final = 1 << 20
 _THREADS: Final = 4
@@ -32,9 +32,9 @@ _BLOCKS: Final = 2 * _THREADS
 
 
 class Writers:
-    """Threads that write, from the first file on, and the memory that they write from; leaving the context ends them.
+    """Threads that write, started with the first file, and their buffers; they end with the context.
 
-    Files are to be opened with `open_flags`, which has `O_DIRECT` once a file has shown that the file system takes it.
+    Open files with `open_flags`, which contains `O_DIRECT` once a file has shown that the file system supports it.
     """
 
     def __init__(self) -> None:
@@ -59,16 +59,16 @@ class Writers:
             self._check()
 
     def file(self, descriptor: int, attributes: Attributes, born: Attributes | None = None) -> WrittenFile:
-        """Write a file, still empty; its descriptor is closed when it has been written.
+        """Write to a new, empty file; its descriptor is closed when everything is written.
 
         Arguments:
-            attributes: what the file has in the end.
-            born: what it was made with.
+            attributes: the final attributes of the file.
+            born: the attributes that it was created with.
         """
         if not self._threads:
             self._start()
         if not self.open_flags:
-            with suppress(OSError):  # not every file system takes it
+            with suppress(OSError):  # not every file system supports it
                 fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_DIRECT)
                 self.open_flags = os.O_DIRECT
         file = WrittenFile(self, descriptor, attributes, born)
@@ -76,16 +76,16 @@ class Writers:
         return file
 
     def block(self) -> memoryview:
-        """Memory to write from; waits until there is some.
+        """A buffer to write from; waits until one is free.
 
         Raises:
-            OSError: something could not be written.
+            OSError: an earlier write failed.
         """
         self._check()
         return self._blocks.get()
 
     def submit(self, job: _Job) -> None:
-        """Have a block written, which is given back then."""
+        """Have a block written; it then becomes free again."""
         self._jobs.put(job)
 
     def _start(self) -> None:
@@ -105,7 +105,7 @@ class Writers:
                     if file.release():
                         self._open.discard(file)
                         file.end()
-            except BaseException as error:  # whoever asks for a block, or waits, raises it
+            except BaseException as error:  # `_check` raises it
                 self._failure = error
             self._blocks.put(block)
 
@@ -115,7 +115,7 @@ class Writers:
 
 
 class WrittenFile:
-    """One file on its way to the disk; made by `Writers.file`. What is passed over is a hole in the end."""
+    """One file that is being written; made by `Writers.file`. Skipped parts become holes."""
 
     def __init__(
         self, writers: Writers, descriptor: int, attributes: Attributes, born: Attributes | None = None
@@ -134,10 +134,10 @@ class WrittenFile:
         self._takes_direct = writers.open_flags == os.O_DIRECT
 
     def write(self, data: memoryview) -> None:
-        """Append.
+        """Append data.
 
         Raises:
-            OSError: something could not be written, of this file or of another.
+            OSError: a write failed, to this file or another.
         """
         while data:
             if self._block is None:
@@ -150,7 +150,7 @@ class WrittenFile:
                 self._submit()
 
     def skip(self, count: int) -> None:
-        """Pass over so many zeros, from one multiple of `ALIGNMENT` to another."""
+        """Skip zeros, from one multiple of `ALIGNMENT` to another."""
         if self._filled:
             self._submit()
         self._offset += count
@@ -171,7 +171,7 @@ class WrittenFile:
     # -- for the threads --------------------------------------------------------------------------------------------
 
     def put(self, data: memoryview, offset: int) -> None:
-        """Write a block: past the page cache, as far as it goes and the file system takes it."""
+        """Write a block, directly as far as length and file system allow."""
         while data:
             aligned = len(data) - len(data) % ALIGNMENT
             if aligned and self._takes_direct:
@@ -182,26 +182,26 @@ class WrittenFile:
                         raise
                     self._takes_direct = False
                     continue
-            else:  # other threads may still write to the file: through the cache as well, from here on
+            else:  # other threads may still be writing: from here on through the page cache
                 fcntl.fcntl(self._descriptor, fcntl.F_SETFL, 0)
                 count = os.pwrite(self._descriptor, data, offset)
             data, offset = data[count:], offset + count
 
     def release(self) -> bool:
-        """Be done with a block; whether it was the last one of the file."""
+        """Count a block as written; return True if it was the file's last."""
         with self._counting:
             self._on_the_way -= 1
             return self._is_whole and not self._on_the_way
 
     def end(self) -> None:
-        """Give the file its length and attributes, and close it."""
+        """Set the file's length and attributes, and close it."""
         try:
             if self._has_holes:
-                os.ftruncate(self._descriptor, self._offset)  # it may end in one
+                os.ftruncate(self._descriptor, self._offset)  # it may end in a hole
             self._attributes.give_to(self._descriptor, self._born)
         finally:
             os.close(self._descriptor)
 
     def give_up(self) -> None:
-        """Close it as it is."""
+        """Close the file as it is."""
         os.close(self._descriptor)
