@@ -137,6 +137,7 @@ class Tool(ABC):
             TimeoutError: it does not come to that.
         """
         with self.server.connect() as connection:
+            connection.execute("SELECT pg_logical_emit_message(true, 'benchmark', 'so that there is a segment to end')")
             (lsn,) = connection.execute(_FLUSHED).fetchone() or ("0/0",)
             connection.execute("SELECT pg_switch_wal()")
             deadline = time.monotonic() + _LEVEL_SECONDS
