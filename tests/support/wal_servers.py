@@ -32,6 +32,7 @@ SETTINGS: Final = {
     "max_wal_senders": "10",
     "max_replication_slots": "10",
     "max_slot_wal_keep_size": "256MB",
+    "synchronous_commit": "on",  # what is committed is in the WAL by the next look, however soon that is
 }
 
 
