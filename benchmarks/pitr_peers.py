@@ -165,7 +165,8 @@ def _started(place: Place, data: Path) -> Iterator[psycopg.Connection]:
             "shared_buffers": "128MB",
             "max_wal_size": "8GB",
         }
-        command = [_PROGRAMS / "postgres", "-D", data, *(f"--{key}={value}" for key, value in settings.items())]
+        command: list[str | Path] = [_PROGRAMS / "postgres", "-D", data]
+        command += [f"--{key}={value}" for key, value in settings.items()]
         log = data.with_name(f"{data.name}.log")
         with log.open("wb") as output:
             process = subprocess.Popen(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
 from benchmarks import pitr_peers
@@ -14,7 +15,7 @@ def test_peers_that_are_not_installed_are_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With what to install; no server is started, and no figure is printed."""
-    monkeypatch.setattr(pitr_peers.shutil, "which", lambda name: None if name == "pgbackrest" else f"/bin/{name}")
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == "pgbackrest" else f"/bin/{name}")
     pitr_peers.compare_with_peers(1000, 1, None)
     said = capsys.readouterr().out
     assert said.count("\n") == 1
