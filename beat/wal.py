@@ -168,4 +168,4 @@ class _Attendant:
 
 
 if __name__ == "__main__":
-    sys.exit(run_service("wal", "Receive the database's WAL.", WAL_NAME, serve))
+    sys.exit(run_service("wal", "Receive the database server's WAL, for recovery to any second.", WAL_NAME, serve))

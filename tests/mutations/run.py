@@ -8,6 +8,7 @@ that fewer than 95 % were noticed; every mutation that was not is shown, to be j
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import shutil
 import subprocess
@@ -111,6 +112,7 @@ def _try(target: Target, count: int, seed: int) -> Tally:
         for (start, _), found in chance.sample(places, min(count, len(places))):
             mutation = chance.choice(found)
             with use_mutation(Path(module), mutation.operator, mutation.occurrence) as (before, after):
+                ast.parse(after)  # what is no program would be noticed by every test
                 outcome, _ = run_tests(command, _SLOWER * seconds + _PATIENCE_SECONDS)
             where = f"{module}:{start[0]} {type(mutation.operator).__name__}"
             if outcome.value == "survived":

@@ -50,10 +50,10 @@ def on_a_terminal(environ: dict[str, str], *arguments: str, columns: int = 80) -
 class TestText:
     @pytest.mark.parametrize("columns", WIDTHS)
     def test_a_backup_ends_with_one_line(self, environ: dict[str, str], columns: int) -> None:
-        """Where the archive is and how large, on one line, and nothing else."""
+        """Where the archive is and how large, in one sentence, and nothing else."""
         session = on_a_terminal(environ, "media", columns=columns)
         assert session.code == 0
-        assert re.fullmatch(r"backup media_\w+ is complete: [\d.]+ k?B in /.*\.tar\.gz", session.text)
+        assert re.fullmatch(r"backup media_\w+ is complete: [\d.]+ k?B in /.*\.tar\.gz", " ".join(session.text.split()))
 
     @pytest.mark.parametrize("columns", WIDTHS)
     def test_the_list_is_a_table_that_fits(self, environ: dict[str, str], columns: int) -> None:
@@ -118,7 +118,7 @@ class TestText:
         session = record([RESTORE, "latest", "--media-only"], environ, keys="yes\n", until="continue: ")
         assert session.code == 0
         assert session.text.count("Type yes to continue:") == 1
-        assert "restored: media from media_" in session.text
+        assert "restored: uploads from media_" in session.text
         assert '"success"' not in session.text
 
 

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
     """Define the command's arguments."""
     parser.add_argument("--verify", action="store_true", help="check that no line was changed, removed or inserted")
-    parser.add_argument("--last", metavar="N", type=int, default=50, help="so many entries (default: 50; 0: all)")
+    parser.add_argument(
+        "--last", metavar="N", type=int, default=50, help="how many entries to show (default: 50; 0: all)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

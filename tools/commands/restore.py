@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import ConfigurationError, NotConfirmedError
+from portal.ops.model import spoken_names
 from portal.ops.units import exact_duration
 from tools import tasks
 from tools.jobs import archive_at_hand, person, restore_job
@@ -314,11 +315,12 @@ def _ending(result: Mapping[str, Any], *, is_rollback: bool) -> list[str]:
     """The result for people."""
     if result.get("dry_run"):
         return ["\nDry run: nothing was changed."]
-    components = ", ".join(result["components_restored"])
+    components = spoken_names(result["components_restored"])
     done = [f"  {line}" for line in _done(result, is_rollback=is_rollback)]
     if not is_rollback:
         roll_back = f"to roll it back: ./tools/restore.sh --rollback {result['restore_id']}"
-        return [f"\nrestored: {components} from {result['backup_id']}", *done, roll_back]
+        source = f"{'as of' if result.get('at') else 'from'} {result['backup_id']}"
+        return [f"\nrestored: {components} {source}", *done, roll_back]
     if components:
         return [f"rolled back: {components}, as before {result['restore_id']}", *done]
     return [f"discarded: the rollback data of {result['restore_id']}"]

@@ -6,7 +6,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.hints import Advice
-from portal.ops.monitoring.status import spoken
 from portal.ops.units import duration, human_bytes, span
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ def _verdict(status: Status) -> Iterator[str]:
         yield f"  - {Advice.BACK_UP_FULL} makes the first one"
         return
     if status.ok:
-        yield f"OK: every target is met ({', '.join(spoken(one.component) for one in status.components)}, drill, space)"
+        yield f"OK: every target is met ({', '.join(one.component.spoken for one in status.components)}, drill, space)"
         return
     yield f"NOT OK: {len(status.misses)} {'target is' if len(status.misses) == 1 else 'targets are'} missed"
     for miss in status.misses:
@@ -59,7 +58,7 @@ def _row(one: ComponentStatus, now: datetime) -> str:
     verified = _verified(one.verified, now)
     state = "MISSED" if one.misses else "ok"
     return (
-        f"{spoken(one.component):<{_LABEL}}{newest:<11}{span(one.rpo):<10}"
+        f"{one.component.spoken:<{_LABEL}}{newest:<11}{span(one.rpo):<10}"
         f"{verified:<22}{span(one.verified_age):<10}{state}"
     )
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from portal.ops.model import SUFFIX, timestamp
+from portal.ops.model import SUFFIX, BackupType, timestamp
 from portal.ops.pitr.look import base_of, look
 from portal.ops.pitr.wal_reader import commits, segments_between
 from portal.ops.repository.catalogue import Catalogue
@@ -26,6 +26,14 @@ if TYPE_CHECKING:
     from portal.ops.repository.entry import Entry
     from portal.ops.repository.repository import Repository
     from portal.ops.runtime.process import ProcessRunner
+
+_KINDS: Final = {
+    BackupType.FULL: "full backup",
+    BackupType.DATABASE: "backup of the database",
+    BackupType.MEDIA: "backup of uploads",
+    BackupType.AUDIT_LOGS: "backup of the audit log",
+    BackupType.BASE: "base backup",
+}
 
 MANY_ROWS: Final = 100
 """A transaction that removes fewer rows of a table is ordinary work and not listed."""
@@ -83,10 +91,13 @@ class Timeline:
     def lines(self) -> list[str]:
         """The timeline for people, oldest first."""
         window = f"recovery window: {self.window}" if self.window else "there is no recovery window"
-        entries = [(entry.moment, f"{entry.type or 'archive'} backup {entry.name}") for entry in self.archives]
+        entries = [
+            (entry.moment, f"{_KINDS[entry.type] if entry.type else 'archive'} {entry.name}") for entry in self.archives
+        ]
         entries += [(removal.moment, f"! {removal}") for removal in self.removals]
         shown = [
-            f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 1000:03d}  {what}" for moment, what in sorted(entries)
+            f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 1000:03d}+00:00  {what}"
+            for moment, what in sorted(entries)
         ]
         return [*shown, window, *map(str, self.replaced)]
 
