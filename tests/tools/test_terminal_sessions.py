@@ -112,6 +112,13 @@ class TestText:
         assert session.text.count("/nowhere/uploads") == 1
         assert session.text.count("hint:") == 1
 
+    def test_the_access_log_is_for_people(self, environ: dict[str, str]) -> None:
+        """Sizes and times have units, and a restore says of what it was in words."""
+        answer(run("media", environ=environ))
+        answer(run("latest", "--media-only", "--force", environ=environ, script=RESTORE))
+        session = on_a_terminal(environ, "audit", columns=200)
+        assert re.search(r"restore +done +media_\w+  restore_id restore_\w+  scope uploads  [0-9.]+ s", session.text)
+
     def test_a_restore_shows_its_plan_and_asks(self, environ: dict[str, str]) -> None:
         """The plan, the question and the result are on the screen once each."""
         run("media", environ=environ)

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.hints import Advice
+from portal.ops.monitoring.failures import name_of
 from portal.ops.units import duration, human_bytes, span
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def _rest(status: Status) -> Iterator[str]:
     yield from _entry(
         "failed",
         [
-            f"{failure.kind}, {span(now - failure.moment)} ago: {failure.error or 'no reason was noted'}"
+            f"{name_of(failure.kind)}, {span(now - failure.moment)} ago: {failure.error or 'no reason was noted'}"
             + (f"\n  {failure.hint}" if failure.hint else "")
             for failure in facts.failures
         ],
