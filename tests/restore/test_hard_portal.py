@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["server_of"]
 
-pytestmark = pytest.mark.xdist_group("hard portal")
+pytestmark = pytest.mark.xdist_group("majors")  # one process starts the servers, for all tests of versions
 
 SUPPORT = Path(__file__).parents[1] / "support"
 KEY = Secret("&91a*agLqesc*0DJ+2*bAbsUZfR*4nLw")
