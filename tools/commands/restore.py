@@ -210,6 +210,7 @@ def _restore_remotely(workers: Workers, person: Person) -> int:
     from worker.operations import RESTORE_ARCHIVE
 
     arguments = workers.arguments
+    _prepare_for_fetch(workers.settings, arguments)
     given = _given_remotely(arguments, workers.settings.schedules.time_zone)
     if arguments.dry_run or not arguments.force:
         plan, exit_code = workers.hand_over(RESTORE_ARCHIVE, replace(given, dry_run=True), authorize=False).result()
@@ -221,6 +222,15 @@ def _restore_remotely(workers: Workers, person: Person) -> int:
         chosen = {"at": plan["at"]} if arguments.at else {"archive": plan["backup_file"]}
         given = replace(given, **chosen, verify=False, moment=tasks.now())
     return finish(workers.hand_over(RESTORE_ARCHIVE, given), person, arguments, is_rollback=False)
+
+
+def _prepare_for_fetch(settings: Settings, arguments: argparse.Namespace) -> None:
+    """Have a repository for the authorization, even on an empty machine, if the worker may fetch from off-site."""
+    from portal.ops.repository.repository import Repository
+
+    is_offsite = bool(arguments.at) or arguments.archive.startswith("offsite:")
+    if is_offsite and settings.offsite.destinations() and not arguments.dry_run:
+        Repository(settings.local_path).prepare_for_restore()
 
 
 def finish(task: RemoteTask, person: Person, arguments: argparse.Namespace, *, is_rollback: bool) -> int:

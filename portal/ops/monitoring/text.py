@@ -74,7 +74,7 @@ def _rest(status: Status) -> Iterator[str]:
     yield f"{'space':<{_LABEL}}{facts.archives} archives, {human_bytes(facts.bytes)}; {_free(status)}"
     yield f"{'':<{_LABEL}}{_outlook(status)}"
     if facts.pitr:
-        yield from _entry("recovery", [_window(facts.pitr, now)])
+        yield from _entry("recovery", [_window(facts.pitr, now), *map(str, facts.pitr.replaced)])
     yield from _entry(
         "failed",
         [

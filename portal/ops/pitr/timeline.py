@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from portal.ops.pitr.look import PitrLook
+    from portal.ops.pitr.replaced import ReplacedCluster
     from portal.ops.pitr.wal_reader import Commit, Relation
     from portal.ops.pitr.window import Window
     from portal.ops.repository.entry import Entry
@@ -67,11 +68,13 @@ class Timeline:
 
     Arguments:
         window: the recovery window; None if there is none.
+        replaced: the WAL of earlier clusters, which is in no window.
     """
 
     window: Window | None
     archives: tuple[Entry, ...]
     removals: tuple[Removal, ...]
+    replaced: tuple[ReplacedCluster, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The timeline in the types of JSON."""
@@ -82,6 +85,7 @@ class Timeline:
                 for entry in self.archives
             ],
             "removals": [removal.to_dict() for removal in self.removals],
+            "replaced_clusters": [one.to_dict() for one in self.replaced],
         }
 
     def lines(self) -> list[str]:
@@ -95,7 +99,7 @@ class Timeline:
             f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 1000:03d}+00:00  {what}"
             for moment, what in sorted(entries)
         ]
-        return [*shown, window]
+        return [*shown, window, *map(str, self.replaced)]
 
 
 def read_timeline(
@@ -132,7 +136,7 @@ def read_timeline(
         for entry in reversed(entries)
         if (start is None or start <= entry.moment) and (end is None or entry.moment <= end)
     )
-    return Timeline(window=found.window, archives=held, removals=tuple(removals))
+    return Timeline(window=found.window, archives=held, removals=tuple(removals), replaced=found.replaced)
 
 
 def _removals(commit: Commit, names: Mapping[Relation, str]) -> Sequence[Removal]:
