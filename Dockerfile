@@ -1,5 +1,5 @@
 # One image for every service (worker, beat, watcher, Flower) and for the commands. Build arguments replace whatever comes
-# from the internet: the base image, the PostgreSQL project's packages and the Python packages. docs/operations.md has
+# from the internet: the base image, the PostgreSQL project's packages and the Python packages. docs/containers.md has
 # examples.
 ARG BASE_IMAGE=python:3.12-slim-trixie
 FROM $BASE_IMAGE
@@ -50,7 +50,7 @@ RUN ln -s tools scripts \
     && chmod -R a+rX portal worker beat tools \
     && .venv/bin/python -m compileall -q portal worker beat tools
 
-# The user that owns the portal's uploads, since nobody else may read them; see docs/operations.md.
+# The user that owns the portal's uploads, since nobody else may read them; see docs/containers.md.
 ARG KEKKAI_UID=10001
 ARG KEKKAI_GID=10001
 RUN groupadd --non-unique --gid "$KEKKAI_GID" kekkai \

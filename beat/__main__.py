@@ -26,4 +26,8 @@ def serve(settings: Settings) -> NoReturn:
 
 
 if __name__ == "__main__":
-    sys.exit(run_service("beat", "Send backups, verifications, prunes and drills when they are due.", BEAT_NAME, serve))
+    sys.exit(
+        run_service(
+            "beat", "Send the tasks of the schedules when they are due, and make up for missed ones.", BEAT_NAME, serve
+        )
+    )

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _FIRST: Final = timedelta(minutes=5)
 _LONGEST: Final = timedelta(hours=1)
-_FIRST_OUTAGE_SECONDS: Final = 10.0
+_FIRST_OUTAGE_SECONDS: Final = 1.0
 _LONGEST_OUTAGE_SECONDS: Final = 60.0
 
 
@@ -76,7 +76,7 @@ class Memory:
 
 @dataclass(kw_only=True)
 class Outage:
-    """A time in which nothing can be sent: retried after 10 s, 20 s, 40 s, then every minute.
+    """A time in which nothing can be sent: retried after 1 s, 2 s, 4 s and so on, then every minute.
 
     Arguments:
         failures: the number of failed attempts.

@@ -31,8 +31,14 @@ def run_service(name: str, meaning: str, heartbeat_name: str, serve: Callable[[S
         heartbeat_name: the file of its heartbeat in the repository.
         serve: runs until the process ends.
     """
-    parser = argparse.ArgumentParser(description=meaning, epilog="Settings are read from the environment.")
-    parser.add_argument("--health", action="store_true", help="say whether it is well: exit code 0, or 1 if not")
+    parser = argparse.ArgumentParser(
+        prog=f"tools/service.sh {name}",
+        description=meaning,
+        epilog="Settings come from the environment and from the settings file.",
+    )
+    parser.add_argument(
+        "--health", action="store_true", help="check the running one: exit code 0, or 1 if it is unhealthy"
+    )
     is_health_asked = parser.parse_args().health
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _end)

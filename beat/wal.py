@@ -106,6 +106,7 @@ def serve(settings: Settings) -> NoReturn:
 def _copy_offsite(settings: Settings, repository: Repository) -> None:
     """Copy WAL to each destination, each in a thread."""
     from portal.ops.offsite.ledger import Ledger
+    from portal.ops.offsite.signing import find_key
     from portal.ops.pitr.offsite_wal import WalCopier
     from portal.ops.storage.objects import ObjectWriter
 
@@ -115,6 +116,7 @@ def _copy_offsite(settings: Settings, repository: Repository) -> None:
             partial(ObjectWriter.of, settings, destination),
             shown=destination.shown,
             tell=partial(_note_copying, Ledger(repository, destination)),
+            find_key=partial(find_key, repository),
         )
         threading.Thread(target=copier.run, args=(threading.Event(),), name="wal-copy", daemon=True).start()
 
@@ -166,4 +168,4 @@ class _Attendant:
 
 
 if __name__ == "__main__":
-    sys.exit(run_service("wal", "Receive the database's WAL.", WAL_NAME, serve))
+    sys.exit(run_service("wal", "Receive the database server's WAL, for recovery to any second.", WAL_NAME, serve))

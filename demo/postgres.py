@@ -72,13 +72,20 @@ class EmbeddedPostgres:
         unsafe_speed: never sync: fast, but the data is lost if the machine goes down. For tests.
         settings: further server settings, by name.
         bin_dir: the directory of another version's programs.
+        segment_mb: the size of a segment of WAL; nothing means PostgreSQL's own default.
     """
 
     def __init__(
-        self, *, unsafe_speed: bool = False, settings: dict[str, str] | None = None, bin_dir: Path | None = None
+        self,
+        *,
+        unsafe_speed: bool = False,
+        settings: dict[str, str] | None = None,
+        bin_dir: Path | None = None,
+        segment_mb: int | None = None,
     ) -> None:
         self._settings = _COMMON_SETTINGS | (_UNSAFE_SETTINGS if unsafe_speed else {}) | (settings or {})
         self._password = secrets.token_urlsafe(12)
+        self._segment_mb = segment_mb
         self._owner = _server_owner()
         self._process: subprocess.Popen[bytes] | None = None
         self.bin_dir = bin_dir or bundled_bin_dir()
@@ -221,6 +228,7 @@ class EmbeddedPostgres:
             "--no-sync",
         ]
         command += ["--auth=scram-sha-256", f"--pwfile={password_file}", "--no-instructions"]
+        command += [] if self._segment_mb is None else [f"--wal-segsize={self._segment_mb}"]
         done = subprocess.run(
             launch_command(command, owner=self._owner), env=self._environment(), capture_output=True, check=False
         )

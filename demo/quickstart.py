@@ -32,6 +32,7 @@ from portal.ops.errors import OpsError, RestoreError
 from portal.ops.settings.load import SETTINGS
 from portal.ops.units import human_bytes
 from tools.terminal import StoppedError, run_command
+from tools.terminal.wrap import wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -357,6 +358,9 @@ def _step(number: int, what: str) -> None:
 
 
 def _tell(text: str) -> None:
+    columns = os.get_terminal_size(1).columns if os.isatty(1) else 0
+    if columns:
+        text = "\n".join(one for line in text.split("\n") for one in wrapped(line, columns))
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 

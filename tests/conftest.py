@@ -53,6 +53,21 @@ __all__ = [
 _FINDINGS = 400
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the tests of a module that share a fixture to one process: each other one would set it up again."""
+    for item in items:
+        if isinstance(item, pytest.Function) and _shares_fixture(item):
+            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+
+
+def _shares_fixture(test: pytest.Function) -> bool:
+    module = test.getparent(pytest.Module)
+    assert module is not None
+    found = (one for name in test.fixturenames for one in test._fixtureinfo.name2fixturedefs.get(name, ()))
+    return any(one.scope == "module" and one.baseid == module.nodeid for one in found)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def usual_signals() -> None:
     """Have the programs that tests start react to signals, however the tests themselves were started.

@@ -7,10 +7,11 @@ from typing import Final
 
 from tools import command_line
 from tools.commands import BACKUP_COMMANDS
+from tools.terminal.output import fitted
 from tools.terminal.run import EXIT_CODES, run_command
 
 _EXAMPLES: Final = f"""examples:
-  backup.sh                         a full backup: database, media and audit log
+  backup.sh                         a full backup: database, uploads and audit log
   backup.sh database                the database only
   backup.sh media --incremental     only uploads that changed since the newest archive that contains them
   backup.sh list                    the archives, newest first
@@ -21,12 +22,12 @@ _EXAMPLES: Final = f"""examples:
   backup.sh prune --dry-run         what would be removed, and why the rest is kept
   backup.sh pin full_2024 --reason 'before the migration'
   backup.sh drill                   restore the newest full backup to a scratch place, and compare
-  backup.sh audit --verify          who did what with the backups?
+  backup.sh audit --verify          who did what, and was the log altered?
 
 'backup.sh COMMAND --help' shows the options of a command.
 Settings come from the environment and from a file: 'backup.sh config' shows them, docs/settings.md explains them.
-On a terminal the output is text. If standard output is not a terminal, it is one JSON object, and text goes to standard
-error.
+On a terminal the output is text; otherwise standard output is one JSON object,
+and text goes to standard error.
 
 {EXIT_CODES}"""
 
@@ -36,13 +37,14 @@ def main() -> int:
     argv = sys.argv[1:]
     commands = command_line.Commands("backup.sh", BACKUP_COMMANDS, default="full")
     if argv[:1] in (["-h"], ["--help"]):
-        sys.stdout.write(
+        text = (
             "usage: backup.sh [COMMAND] [OPTION ...]\n\nBack up Kekkai Portal, and look after the archives.\n\n"
             f"commands:\n{commands.lines()}\n\n"
             "options:\n  --version               show the version\n"
             "  --completion bash|zsh   print a script for tab completion\n"
             f"  --json, --quiet, --no-color   see 'backup.sh list --help'\n\n{_EXAMPLES}\n"
         )
+        sys.stdout.write(fitted(text))
         return 0
     if argv == ["--version"]:
         return command_line.show_version()

@@ -23,11 +23,18 @@ _UNKNOWN: Final = re.compile(r"unrecognized arguments: (.*)")
 _CHOICE: Final = re.compile(r"invalid choice: '(.*?)'")
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Leaves examples as they are, except that a terminal gets no line that is wider than it."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return output.fitted(super()._fill_text(text, width, indent))
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose errors suggest the option or word that was probably meant."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        super().__init__(formatter_class=_HelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
         """Show the usage, the mistake, and a suggestion; exit code 2."""

@@ -1,12 +1,18 @@
 #!/usr/bin/env bash
-# Installs the backup of a portal on this machine: user, directories, settings file, systemd units. Asks before it writes.
+# Installs the backup of a portal on this machine: user, directories, settings
+# file, systemd units. It shows a plan and asks before it writes.
 #
-#   sudo tools/install.sh                   shows what it found and what it will do, asks, does it
-#   sudo tools/install.sh --dry-run         shows it, and changes nothing
-#   sudo tools/install.sh --units service   worker, beat and watcher instead of timers (needs CELERY_BROKER_URL)
-#   sudo tools/install.sh --uninstall       removes what it made; archives stay
+#   sudo tools/install.sh              shows the plan, asks, installs
+#   sudo tools/install.sh --dry-run    shows the plan, changes nothing
+#   sudo tools/install.sh --uninstall  removes what it made; archives stay
 #
-# --from DIR names the directory of the portal's compose file; --yes does not ask; --root DIR installs into another root.
+# options:
+#   --from DIR          the directory of the portal's compose file
+#   --set NAME=VALUE    a setting; can be repeated
+#   --units service     worker, beat and watcher instead of timers; needs a
+#                       queue: --set CELERY_BROKER_URL=redis://localhost:6379/5
+#   --yes               does not ask
+#   --root DIR          installs into another root file system
 set -euo pipefail
 
 self=$(readlink -f -- "${BASH_SOURCE[0]}")

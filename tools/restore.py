@@ -29,8 +29,8 @@ _EXAMPLES: Final = f"""examples:
 
 A restore changes nothing until the archive is verified and everything is staged, and it can be rolled back.
 The SQL in a dump runs as the user of the restore: restore only archives that you trust.
-On a terminal the output is text. If standard output is not a terminal, it is one JSON object, and text goes to standard
-error.
+On a terminal the output is text; otherwise standard output is one JSON object,
+and text goes to standard error.
 
 {EXIT_CODES}"""
 

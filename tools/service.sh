@@ -1,13 +1,20 @@
 #!/usr/bin/env bash
-# Runs a part of the service, in the foreground: what systemd or a person at a terminal starts.
+# Runs one part of the service in the foreground, for systemd or a terminal.
 #
-#   tools/service.sh worker [queue...]    does what backup.sh, restore.sh, beat and the watcher hand over
-#   tools/service.sh beat                holds the schedules, and catches up with what was missed
-#   tools/service.sh watcher             has uploads backed up within seconds
-#   tools/service.sh wal                 receives the database's WAL, for recoveries to any second
-#   tools/service.sh flower              shows the tasks in a browser
-#   tools/service.sh health [queue...]    is the worker well? exit code 0 or 1; beat, watcher and wal take --health
-#   tools/service.sh keys [rotate]        the keys that tasks are signed with; rotate signs with a new one from now on
+#   service.sh worker [QUEUE...]   runs tasks; the queues are backup, restore,
+#                                  maintenance and offsite (default: all)
+#   service.sh beat                sends scheduled tasks, makes up for missed ones
+#   service.sh watcher             requests a backup of uploads within seconds
+#   service.sh wal                 receives WAL, for recovery to any second
+#   service.sh flower              shows the tasks in a browser
+#
+#   service.sh health [QUEUE...]   checks the workers: exit code 0 or 1
+#   service.sh beat --health       the same for beat; also watcher and wal
+#   service.sh keys [rotate]       shows the keys that tasks are signed with;
+#                                  rotate signs with a new one from now on
+#
+# Settings come from the environment and from the settings file
+# (docs/settings.md). SIGTERM ends each of these in good order.
 set -euo pipefail
 
 self=$(readlink -f -- "${BASH_SOURCE[0]}")
@@ -23,8 +30,12 @@ case ${1-} in
         sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' -- "$self"
         exit 0
         ;;
+    '')
+        sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' -- "$self" >&2
+        exit 2
+        ;;
     *)
-        echo 'usage: tools/service.sh worker|beat|watcher|wal|flower|health|keys [option...]; --help says what each is' >&2
+        echo 'usage: tools/service.sh worker|beat|watcher|wal|flower|health|keys [OPTION...]; see --help' >&2
         exit 2
         ;;
 esac

@@ -82,17 +82,15 @@ def _are_up(running: dict[Queue, tuple[subprocess.Popen[bytes], float]], process
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m worker", description="Take backup and restore tasks off the queue."
-    )
+    parser = argparse.ArgumentParser(prog="tools/service.sh worker", description="Run the tasks of the queues.")
     parser.add_argument(
         "queues",
         nargs="*",
         metavar="QUEUE",
         choices=[*map(str, Queue), []],
-        help=f"which queues: {', '.join(Queue)} (default: all)",
+        help=f"a queue: {', '.join(Queue)} (default: all)",
     )
-    parser.add_argument("--processes", type=_number, metavar="N", help="tasks of a queue that are worked on at once")
+    parser.add_argument("--processes", type=_number, metavar="N", help="tasks of each queue that run at the same time")
     return parser
 
 

@@ -14,6 +14,7 @@ from celery import states
 from redis import RedisError
 from tornado.ioloop import PeriodicCallback
 
+from portal.ops.model import Component, spoken_names
 from portal.ops.units import human_bytes, printable
 from worker.errors import OperationFailedError
 from worker.operations import PING
@@ -133,9 +134,16 @@ def result_sentence(result: Mapping[str, Any]) -> str:
     if isinstance(result.get("size_bytes"), int):
         said.append(human_bytes(result["size_bytes"]))
     lists = {name: result[name] for name in _SHOWN_LISTS if isinstance(result.get(name), list)}
-    said += [f"{name.replace('_', ' ')}: {', '.join(map(str, one[:5])) or 'none'}" for name, one in lists.items()]
+    said += [f"{name.replace('_', ' ')}: {_shown_list(name, one)}" for name, one in lists.items()]
     said += [f"{len(result['warnings'])} warnings"] if result.get("warnings") else []
     return printable(", ".join(said) or "done", 1000)
+
+
+def _shown_list(name: str, items: Sequence[Any]) -> str:
+    shown = [str(item) for item in items[:5]]
+    if name.startswith("components") and set(shown) <= set(Component):
+        return spoken_names(shown) or "none"
+    return ", ".join(shown) or "none"
 
 
 def _end(meta: Mapping[str, Any]) -> float:

@@ -118,14 +118,15 @@ def _begun(loads: list[QueueLoad]) -> int:
 def main() -> int:
     """Check the queues; return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m worker.health", description="Do the workers do what they are given?"
+        prog="tools/service.sh health",
+        description="Check that a worker answers on each queue: exit code 0, or 1 if not.",
     )
     parser.add_argument(
         "queues",
         nargs="*",
         metavar="QUEUE",
         choices=[*map(str, Queue), []],
-        help=f"which: {', '.join(Queue)} (all)",
+        help=f"a queue: {', '.join(Queue)} (default: all)",
     )
     queues = [Queue(name) for name in parser.parse_args().queues] or list(Queue)
     try:

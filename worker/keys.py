@@ -193,9 +193,15 @@ def main() -> int:
     from portal.ops.errors import OpsError
     from portal.ops.runtime.environment import current_settings
 
-    parser = argparse.ArgumentParser(prog="tools/service.sh keys", description="The keys that tasks are signed with.")
+    parser = argparse.ArgumentParser(
+        prog="tools/service.sh keys", description="Show or rotate the keys that tasks are signed with."
+    )
     parser.add_argument(
-        "action", nargs="?", choices=["list", "rotate"], default="list", help="list (default) or rotate"
+        "action",
+        nargs="?",
+        choices=["list", "rotate"],
+        default="list",
+        help="list: show them (default); rotate: sign with a new key from now on",
     )
     action = parser.parse_args().action
     try:

@@ -53,7 +53,7 @@ log = engine_log("worker.recovery")
 
 _OURS: Final = (b"celeryev", b"celery.pidbox", b"reply.celery.pidbox", *(queue.value.encode() for queue in Queue))
 _BINDING: Final = b"_kombu.binding."
-_EVERY_SECONDS: Final = 5.0
+_EVERY_SECONDS: Final = 2.0
 _KILLED_SECONDS: Final = 60.0
 """Seconds that the kernel may take to end a killed process."""
 

@@ -33,4 +33,8 @@ def _tell(failure: threading.ExceptHookArgs) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_service("watcher", "Have uploads backed up as they come.", WATCHER_NAME, serve))
+    sys.exit(
+        run_service(
+            "watcher", "Watch the uploads, and request a backup within seconds of a change.", WATCHER_NAME, serve
+        )
+    )

@@ -72,7 +72,7 @@ class Watcher:
     ) -> None:
         if settings.upload_dir is None:
             raise ConfigurationError(
-                "there is no directory of media to watch", hint="Set PORTAL_UPLOAD_DIR to the portal's uploads."
+                "there are no uploads to watch", hint="Set PORTAL_UPLOAD_DIR to the portal's uploads."
             )
         self._uploads = settings.upload_dir
         self._watch = settings.watch

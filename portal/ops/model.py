@@ -8,7 +8,10 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from functools import lru_cache
 from hashlib import sha256
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 FORMAT_VERSION: Final = 1
 INCREMENTAL_VERSION: Final = 2
@@ -54,12 +57,28 @@ class Component(StrEnum):
         """Its path in an archive, relative to the top directory."""
         return _MEMBERS[self]
 
+    @property
+    def spoken(self) -> str:
+        """Its name in text for people."""
+        return _SPOKEN[self]
+
+
+def spoken_names(names: Iterable[str]) -> str:
+    """Components by their names in JSON, as people read them: ``database, uploads``."""
+    return ", ".join(Component(name).spoken for name in names)
+
 
 _MEMBERS: Final = {
     Component.DATABASE: "database.sql",
     Component.MEDIA: "media",
     Component.AUDIT_LOGS: "audit",
     Component.CLUSTER: "data",
+}
+_SPOKEN: Final = {
+    Component.DATABASE: "database",
+    Component.MEDIA: "uploads",
+    Component.AUDIT_LOGS: "audit log",
+    Component.CLUSTER: "database cluster",
 }
 
 

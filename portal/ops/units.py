@@ -33,6 +33,11 @@ def human_bytes(count: float) -> str:
     return f"{size:.0f} {unit}" if size >= 100 or unit == "B" else f"{size:.1f} {unit}"
 
 
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """A number of things: ``1 table``, ``2,000 tables``."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
 def span(time: timedelta) -> str:
     """An age for people: ``90 s``, ``45 min``, ``26 h``, ``3 days``."""
     seconds = max(0, round(time.total_seconds()))

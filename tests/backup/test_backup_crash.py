@@ -15,7 +15,7 @@ from uuid import uuid4
 import pytest
 
 from portal.ops.verify.verify import Verifier
-from tests.support.crashes import LONG, SEED, endless_dump, lock_is_free
+from tests.support.crashes import SEED, endless_dump, lock_is_free, rounds
 from tests.support.portal import BIG_TABLE, Portal, execute, portal_in, succeeded
 from tests.support.servers import no_session_soon
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from portal.ops.settings.load import DatabaseTarget
 
 ROOT = Path(__file__).parents[2]
-KILLS = 100 if LONG else 12
+KILLS = rounds(12, in_long=100)
 SHARES = 4
 """The instants are shared out among so many tests, so that they run side by side."""
 

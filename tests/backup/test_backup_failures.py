@@ -75,7 +75,7 @@ class TestSourcesThatAreNotThere:
         """A directory that is not mounted is a failure that says how to leave it out on purpose."""
         result = portal.job(media_path=tmp_path / "gone").backup_full()
         error = refused(result, portal)
-        assert error.startswith(f"{tmp_path}/gone does not exist, so the media cannot be backed up")
+        assert error.startswith(f"{tmp_path}/gone does not exist, so the uploads cannot be backed up")
         assert "set PORTAL_UPLOAD_DIR to nothing" in error
         assert result.exit_code == 1
 

@@ -50,7 +50,7 @@ class TestResult:
         """The same keys, and the error in words."""
         failed = portal.job(media_path=None).backup_media().to_dict()
         assert failed.keys() == portal.job().backup_media().to_dict().keys()
-        assert json.loads(json.dumps(failed))["error"].startswith("there is no directory of media")
+        assert json.loads(json.dumps(failed))["error"].startswith("no place of the uploads is configured")
 
     def test_archives_are_listed(self, portal: Portal) -> None:
         """The list has what the portal's code asks for, newest first."""

@@ -19,7 +19,7 @@ from portal.ops.errors import DiskFullError
 from portal.ops.repository.repository import Repository
 from portal.ops.verify.verify import Verifier
 from tests.support.archives import tree_on_disk
-from tests.support.crashes import LONG, SEED
+from tests.support.crashes import LONG, SEED, rounds
 from tests.support.incrementals import tree_of_chain, without_ours
 from tests.support.killing import killed_at
 from tests.support.portal import Portal, small_disk, succeeded
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from portal.ops.backup.job import BackupResult
 
-KILLS = 60 if LONG else 2
+KILLS = rounds(2, in_long=60)
 ROOT = Path(__file__).parents[2]
 
 

@@ -273,16 +273,16 @@ def test_the_memory_survives_a_restart_and_garbage_is_no_memory() -> None:
     assert all(Memory.from_dict(bad).times() == {} for bad in garbage)
 
 
-def test_an_outage_is_said_once_and_tried_again_after_ten_seconds_then_twenty() -> None:
+def test_an_outage_is_said_once_and_tried_again_after_a_second_then_two() -> None:
     """And each minute in the end."""
     outage, reading, pauses = Outage(), 100.0, list[float]()
     firsts = []
-    for _ in range(5):
+    for _ in range(8):
         firsts.append(outage.fail(reading))
         pauses.append(outage.again - reading)
         reading = outage.again
-    assert pauses == [10, 20, 40, 60, 60]
-    assert firsts == [True, False, False, False, False]
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert firsts == [True, *[False] * 7]
     assert outage.end(reading) == reading - 100.0
     assert not outage.lasts and outage.end(reading) is None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 
 from demo.redis import EmbeddedRedis
 from portal.ops.settings.load import DatabaseTarget, Secret
+from tests.support.crashes import LONG, SEED, rounds
 from tests.support.incrementals import Uploads
 from tests.support.portal import Portal
 from tests.support.services import ServiceProcess
@@ -22,9 +22,7 @@ from worker.operations import Queue
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LONG = os.environ.get("KEKKAI_LONG_TESTS") == "1"
-SEED = int(os.environ.get("KEKKAI_TEST_SEED", "1"))
-ROUNDS = 30 if LONG else 4
+ROUNDS = rounds(4, in_long=30)
 BURST_DIRECTORIES, BURST_FILES = (1000, 20) if LONG else (100, 20)
 
 QUICK = {"BACKUP_WATCH_QUIET": "1s", "BACKUP_WATCH_LATEST": "4s", "BACKUP_WATCH_MODE": "events"}

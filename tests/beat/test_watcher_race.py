@@ -11,7 +11,7 @@ import pytest
 from demo.redis import EmbeddedRedis
 from portal.ops.settings.load import DatabaseTarget, Secret
 from tests.support.archives import tree_on_disk
-from tests.support.crashes import LONG
+from tests.support.crashes import LONG, rounds
 from tests.support.exchanging import FILES, Ground, assert_harmless, ground
 from tests.support.incrementals import tree_of_chain, without_ours
 from tests.support.portal import Portal
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ground"]
 
-ROUNDS = 40 if LONG else 2
+ROUNDS = rounds(2, in_long=40)
 QUICK = {"BACKUP_WATCH_QUIET": "1s", "BACKUP_WATCH_LATEST": "2s", "BACKUP_WATCH_SCAN": "2s"}
 NO_DATABASE = DatabaseTarget(host="/nowhere", port=5432, name="none", user="none", password=Secret("none"))
 

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT: Final = Path(__file__).parents[2]
-DOCUMENTS: Final = tuple(ROOT / "docs" / name for name in ("operations.md", "disaster-recovery.md"))
+DOCUMENTS: Final = tuple(ROOT / "docs" / name for name in ("messages.md", "operations.md", "disaster-recovery.md"))
 GAP: Final = "\0"
 """Stands in a text of the source for what is only known when it is said."""
 
-_PLACEHOLDER: Final = re.compile(r"…|\b(?:defectdojo|media|pg_restore|work with|permission denied|\d+)\b")
+_PLACEHOLDER: Final = re.compile(r"…|\b(?:defectdojo|uploads|pg_restore|work with|permission denied|\d+)\b")
 """What stands in the documents for what is only known then, the examples with it."""
 
 OBSTACLES: Final = ("restore/database/means.py", "restore/files/preflight.py", "postgres/removal.py", "backup/loss.py")

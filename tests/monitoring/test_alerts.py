@@ -94,7 +94,7 @@ class TestWhen:
         """Title, who, when, the reason and the hint."""
         person.notices().after(entry(error="the disk is full", hint="Make room."), [])
         title, text = person.heard[0]
-        assert title == "Kekkai backup on portal-server: backup full failed"
+        assert title == "Kekkai backup on portal-server: full backup failed"
         assert "the disk is full\nWhat to do: Make room." in text
         assert f"{FULL}, started by kekkai on portal-server, at 2026-11-22 12:30 UTC" in text
 
@@ -116,8 +116,8 @@ class TestWhen:
         for _ in range(2):
             person.notices().after(entry(Outcome.DONE), [])
         assert [title.partition(": ")[2] for title, _ in person.heard] == [
-            "backup full failed",
-            "backup full works again",
+            "full backup failed",
+            "full backup works again",
         ]
 
     def test_a_success_without_a_failure_is_not_told(self, person: Person) -> None:
@@ -134,7 +134,7 @@ class TestWhen:
             "TARGET MISSED: The newest backup is 3 h old, and 2 h are allowed\nWhat to do: Make one."
             in person.heard[0][1]
         )
-        assert "target rpo_database met again" in person.heard[1][1]
+        assert "target met again: age of the newest backup of the database" in person.heard[1][1]
 
     def test_a_status_that_is_not_known_ends_nothing(self, person: Person) -> None:
         """Where the repository cannot be read, a target is not met again by that."""
@@ -149,7 +149,7 @@ class TestWhen:
             person.now = NOW + hours * HOUR
             person.notices().after(None, [])
         assert len(person.heard) == 2
-        assert person.heard[1][1].startswith("STILL: backup full, since 2026-11-22 12:30 UTC\nthe disk is full")
+        assert person.heard[1][1].startswith("STILL FAILING: full backup, since 2026-11-22 12:30 UTC\nthe disk is full")
 
     def test_what_could_not_be_delivered_is_told_again_after_a_while(self, person: Person) -> None:
         """Half an hour later, not at each step."""
@@ -164,8 +164,8 @@ class TestWhen:
     @pytest.mark.parametrize(
         ("begun", "ended", "headline"),
         [
-            ((entry(), None), (entry(Outcome.DONE), None), "backup full works again"),
-            ((None, [LATE]), (None, []), "target rpo_database met again"),
+            ((entry(), None), (entry(Outcome.DONE), None), "full backup works again"),
+            ((None, [LATE]), (None, []), "target met again: age of the newest backup of the database"),
         ],
         ids=["failure", "target"],
     )
@@ -184,8 +184,8 @@ class TestWhen:
             person.now = NOW + timedelta(minutes=minutes)
             person.notices().after(None, None)
         assert person.headlines[1:] == [headline] * 3
-        assert "WELL AGAIN" in person.heard[-1][1]
-        assert ", at 2026-11-22 12:30 UTC. It was not since 2026-11-22 12:30 UTC." in person.heard[-1][1]
+        assert "RESOLVED" in person.heard[-1][1]
+        assert " since 2026-11-22 12:30 UTC." in person.heard[-1][1]
 
     def test_a_failure_after_an_end_that_was_not_heard_of_takes_its_place(self, person: Person) -> None:
         """It is told as a new one, and its end too; that the earlier one is over is of no use any more."""
@@ -196,7 +196,7 @@ class TestWhen:
         for done in (entry(error="another reason"), entry(error="another reason"), entry(Outcome.DONE)):
             person.now += HOUR
             person.notices().after(done, None)
-        assert person.headlines[2:] == ["backup full failed", "backup full works again"]
+        assert person.headlines[2:] == ["full backup failed", "full backup works again"]
 
     def test_an_end_is_told_again_where_its_process_died_while_telling(self, person: Person) -> None:
         """What is over is forgotten when people know of it, not before."""
@@ -206,7 +206,7 @@ class TestWhen:
             dying.after(entry(Outcome.DONE), None)
         person.now = NOW + HOUR
         person.notices().after(None, None)
-        assert person.headlines == ["backup full failed", "backup full works again"]
+        assert person.headlines == ["full backup failed", "full backup works again"]
 
     def test_a_memory_of_an_earlier_release_is_read(self, person: Person) -> None:
         """What goes on by it is not told once more, and its end is."""
@@ -214,13 +214,13 @@ class TestWhen:
         (person.directory / NAME).write_text(json.dumps({"version": 1, "troubles": {"failure backup full": old}}))
         person.notices().after(entry(), None)
         person.notices().after(entry(Outcome.DONE), None)
-        assert person.headlines == ["backup full works again"]
-        assert "It was not since 2026-11-20 02:00 UTC." in person.heard[0][1]
+        assert person.headlines == ["full backup works again"]
+        assert "Failing since 2026-11-20 02:00 UTC." in person.heard[0][1]
 
     def test_several_news_come_as_one_message(self, person: Person) -> None:
         """The title says how many."""
         person.notices().after(entry(), [LATE])
-        assert person.heard[0][0].endswith(": backup full failed, and 1 more")
+        assert person.heard[0][0].endswith(": full backup failed, and 1 more")
 
     @pytest.mark.parametrize("damage", ["", "{}", "[]", '{"troubles": {"a": 1}}', "\x00"])
     def test_a_damaged_memory_breaks_nothing(self, person: Person, damage: str) -> None:
@@ -250,17 +250,17 @@ class TestLockedMemory:
             person.notices().after(entry(error="the disk is full"), [LATE])
             assert time.monotonic() - started < 2
         assert "alert_state_locked" in caplog.text + "".join(capfd.readouterr())
-        assert person.headlines == ["backup full failed"]
+        assert person.headlines == ["full backup failed"]
 
     def test_what_was_not_told_meanwhile_is_told_by_the_next_one(self, person: Person) -> None:
         """An end and a target, each once."""
         person.notices().after(entry(), None)
         with locked(person.directory):
             person.notices().after(entry(Outcome.DONE), [LATE])
-        assert person.headlines == ["backup full failed"]
+        assert person.headlines == ["full backup failed"]
         for _ in range(2):
             person.notices().after(entry(Outcome.DONE), [LATE])
-        assert person.headlines[1:] == ["backup full works again, and 1 more"]
+        assert person.headlines[1:] == ["full backup works again, and 1 more"]
 
     def test_a_process_remembers_what_it_told_meanwhile(self, person: Person) -> None:
         """It tells each failure once, and the end of it when the lock is free."""
@@ -269,7 +269,7 @@ class TestLockedMemory:
             for _ in range(2):
                 notices.after(entry(), None)
         notices.after(entry(Outcome.DONE), None)
-        assert person.headlines == ["backup full failed", "backup full works again"]
+        assert person.headlines == ["full backup failed", "full backup works again"]
 
     def test_a_failure_that_was_not_delivered_meanwhile_is_told_again(self, person: Person) -> None:
         """Half an hour later, as ever."""
@@ -279,7 +279,7 @@ class TestLockedMemory:
             notices.after(entry(), None)
         person.now = NOW + HOUR
         notices.after(None, None)
-        assert person.headlines == ["backup full failed", "backup full still not well"]
+        assert person.headlines == ["full backup failed", "full backup: still failing"]
 
 
 @contextmanager
@@ -316,7 +316,7 @@ class TestDelivery:
         config = BackupConfig(local_path=history.path, media_path="/nowhere/uploads")
         assert not BackupJob(config, observer=observer).backup_media().success
         message = json.loads(web_server.asked[0][1])
-        assert "backup media failed" in message["title"]
+        assert "backup of the uploads failed" in message["title"]
         assert "/nowhere/uploads does not exist" in message["message"]
         assert (history.path / NAME).exists()
 
@@ -326,7 +326,7 @@ class TestDelivery:
         history = History(path=tmp_path / "archives")
         config = BackupConfig(local_path=history.path, media_path=tmp_path)
         assert not BackupJob(config, observer=aftermath(history, web_server)).backup_media().success
-        assert "backup media failed" in web_server.asked[0][1]
+        assert "backup of the uploads failed" in web_server.asked[0][1]
 
     def test_a_server_that_hangs_is_given_up(self, web_server: Server) -> None:
         """In the time that is given; the answer is that it was not delivered."""

@@ -7,10 +7,10 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import parso  # type: ignore[import-not-found]
 from cosmic_ray.ast import ast_nodes, get_ast_from_path  # type: ignore[import-not-found]
 from cosmic_ray.operators.operator import Operator  # type: ignore[import-not-found]
 from cosmic_ray.plugins import get_operator, operator_names  # type: ignore[import-not-found]
+from parso.python.tree import Keyword  # type: ignore[import-not-found]
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,8 +43,9 @@ class RemoveCall(Operator):  # type: ignore[misc]
 
     def mutate(self, node: Any, index: int) -> Any:  # the signature is Cosmic Ray's
         """Put `None` in its place."""
-        prefix = node.children[0].get_first_leaf().prefix
-        node.children[0] = parso.parse(f"{prefix}None").children[0]
+        first = node.children[0].get_first_leaf()
+        node.children[0] = Keyword("None", first.start_pos, first.prefix)
+        node.children[0].parent = node
         return node
 
     @classmethod

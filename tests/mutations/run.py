@@ -8,22 +8,30 @@ that fewer than 95 % were noticed; every mutation that was not is shown, to be j
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from cosmic_ray.mutating import use_mutation  # type: ignore[import-not-found]
+from cosmic_ray.mutating import mutate_code, use_mutation  # type: ignore[import-not-found]
 from cosmic_ray.testing import run_tests  # type: ignore[import-not-found]
 
 from tests.mutations.positions import mutations
 from tests.mutations.targets import TARGETS, Target
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.mutations.positions import Mutation
 
 _ENOUGH: Final = 0.95
 _SLOWER: Final = 3.0
@@ -105,14 +113,11 @@ def _try(target: Target, count: int, seed: int) -> Tally:
         raise SystemExit(f"the tests of {target.name} fail without any mutation:\n{output}")
     _say(f"\n{target.name}: its tests take {seconds:.0f} s")
     tally = Tally(name=target.name)
-    for module in target.modules:
-        chance = Random(f"{seed} {module}")
-        places = list(mutations(Path(module)).items())
-        for (start, _), found in chance.sample(places, min(count, len(places))):
-            mutation = chance.choice(found)
-            with use_mutation(Path(module), mutation.operator, mutation.occurrence) as (before, after):
+    for module in map(Path, target.modules):
+        for place, mutation in islice(_drawn(module, Random(f"{seed} {module}")), count):
+            with use_mutation(module, mutation.operator, mutation.occurrence) as (before, after):
                 outcome, _ = run_tests(command, _SLOWER * seconds + _PATIENCE_SECONDS)
-            where = f"{module}:{start[0]} {type(mutation.operator).__name__}"
+            where = f"{module}:{place} {type(mutation.operator).__name__}"
             if outcome.value == "survived":
                 tally.survivors.append(where)
                 _say(f"SURVIVED  {where}\n{_change(before, after)}")
@@ -120,6 +125,17 @@ def _try(target: Target, count: int, seed: int) -> Tally:
                 tally.killed += 1
                 _say(f"noticed   {where}")
     return tally
+
+
+def _drawn(module: Path, chance: Random) -> Iterator[tuple[int, Mutation]]:
+    """Mutations in a random order, one at each place, with their lines; without those that leave no program at all."""
+    places = list(mutations(module).items())
+    source = module.read_text()
+    for ((line, _), _), found in chance.sample(places, len(places)):
+        mutation = chance.choice(found)
+        with suppress(SyntaxError):
+            ast.parse(mutate_code(source, mutation.operator, mutation.occurrence))
+            yield line, mutation
 
 
 def _change(before: str, after: str) -> str:

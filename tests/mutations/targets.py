@@ -57,7 +57,7 @@ TARGETS: Final = (
         "prune",
         f"{_ENGINE}/retention",
         "prune pin",
-        "retention/test_prune repository/test_sync_order",
+        "repository/test_records retention/test_prune repository/test_sync_order",
     ),
     _of("retention", f"{_ENGINE}/retention", "plan policy", "retention/test_retention retention/test_prune"),
     _of(

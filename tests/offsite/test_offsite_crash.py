@@ -11,7 +11,7 @@ from portal.ops.offsite.listing import list_copies
 from portal.ops.offsite.prune import OffsitePruneJob
 from portal.ops.retention.policy import RetentionRule
 from portal.ops.runtime.progress import utc_now
-from tests.support.crashes import LONG, SEED
+from tests.support.crashes import SEED, rounds
 from tests.support.killing import killed_at
 from tests.support.offsite import policy
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
     from tests.support.offsite import Offsite
 
-_RUNS = 400 if LONG else 6
+_RUNS = 6
 
 
 def steps(most: int) -> Iterator[int]:
     """Instants to be killed at: all of them in the long form, a few otherwise."""
     chosen = random.Random(SEED)
-    return iter(range(1, most)) if LONG else iter(sorted(chosen.sample(range(1, most), _RUNS)))
+    return iter(sorted(chosen.sample(range(1, most), rounds(min(_RUNS, most - 1), in_long=most - 1))))
 
 
 def stored(offsite: Offsite) -> dict[str, bytes]:
@@ -77,7 +77,7 @@ def test_a_prune_that_is_killed_leaves_no_half_copy(offsite: Offsite) -> None:
         job = OffsitePruneJob(offsite.config(), policy(rule), clock=lambda: utc_now() + timedelta(days=40))
         assert job.run().error is None
 
-    for step in range(1, 40 if LONG else 8):
+    for step in range(1, 1 + rounds(7, in_long=39)):
         killed_at(step, prune)
         found = offsite.elsewhere().verify().run()  # the machine that pruned may still expect a copy that is gone
         assert found.intact, found.message

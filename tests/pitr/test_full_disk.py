@@ -29,7 +29,13 @@ def portal(tmp_path: Path) -> Iterator[WalPortal]:
     kept = f"{KEPT_MB}MB"
     with (
         small_disk(tmp_path / "disk", DISK),
-        wal_portal(tmp_path / "disk", max_slot_wal_keep_size=kept, max_wal_size="64MB", min_wal_size="32MB") as made,
+        wal_portal(
+            tmp_path / "disk",
+            segment_mb=None,
+            max_slot_wal_keep_size=kept,
+            max_wal_size="64MB",
+            min_wal_size="32MB",
+        ) as made,
     ):
         with made.postgres.connect() as connection:
             connection.execute("CREATE TABLE stamped (number int)")

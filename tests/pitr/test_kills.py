@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from demo.redis import EmbeddedRedis
+from tests.support.crashes import LONG, rounds
 from tests.support.portal import Portal
 from tests.support.waiting import wait_until
 from tests.support.wal_servers import WalPortal, wal_portal
@@ -30,9 +31,8 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Iterator
 
-LONG: Final = os.environ.get("KEKKAI_LONG_TESTS") == "1"
-ROUNDS: Final = 100 if LONG else 2
-FAULTS: Final = 150 if LONG else 4
+ROUNDS: Final = rounds(2, in_long=100)
+FAULTS: Final = rounds(4, in_long=150)
 SEED: Final = int(os.environ.get("KEKKAI_TEST_SEED", "20261128"))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,7 +21,6 @@ from tests.support.wal_servers import WalPortal, a_moment, wal_portal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from datetime import datetime
     from pathlib import Path
 
 POLICY = RetentionPolicy(rule=RetentionRule(days=30, count=1), pitr_days=3)
@@ -99,7 +98,9 @@ def test_base_goes_with_its_wal_and_a_chain_stays_together(portal: WalPortal, mo
     assert {path.name.removesuffix(SUFFIX) for path in portal.repository.path.glob("base_*.gz")} == {full, child}
     assert result.wal_bytes > 0
     kept = first_segments(portal)
-    begin = min(one.start_lsn for one in portal.look().bases) // (16 << 20)
+    archive = portal.look().archive
+    assert archive is not None
+    begin = min(one.start_lsn for one in portal.look().bases) // archive.cluster.segment_bytes
     assert kept == [number for number in segments if number >= begin]
     assert kept[0] > segments[0]
     window = portal.look().window
@@ -117,7 +118,7 @@ def test_base_that_cannot_be_read_keeps_all_wal(portal: WalPortal) -> None:
     place.write_bytes(b"no archive")
     before = first_segments(portal)
     try:
-        assert prune_wal(portal.repository) == 0
+        assert prune_wal(portal.repository, datetime.now(UTC)) == 0
     finally:
         place.unlink()
     assert first_segments(portal) == before

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize("major", [15, 18])
 def test_moment_before_an_accident(major: int, tmp_path: Path) -> None:
     """The timeline tells of the rows that were removed, and the moment before has them."""
-    with wal_portal(tmp_path, major=major, **({"summarize_wal": "on"} if major >= 17 else {})) as portal:
+    with wal_portal(
+        tmp_path, major=major, segment_mb=None, **({"summarize_wal": "on"} if major >= 17 else {})
+    ) as portal:
         with portal.postgres.connect() as connection:
             connection.execute("CREATE TABLE finding (number int)")
             connection.execute("INSERT INTO finding SELECT generate_series(1, 500)")

@@ -13,16 +13,14 @@ import pytest
 
 from portal.ops.errors import DiskFullError, NotIntactError
 from portal.ops.pitr.lsn import PARTIAL
-from portal.ops.pitr.wal_archive import Cluster, WalArchive
+from portal.ops.pitr.wal_archive import WalArchive
 from portal.ops.pitr.wal_fetch import fetch_wal
-from portal.ops.pitr.wal_objects import deflate, with_comment
 from portal.ops.repository.repository import Repository
-from portal.ops.storage.directory import DirectoryBackend
+from tests.support.wal_stores import CLUSTER, WalStore, segment
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-CLUSTER: Final = Cluster(system_identifier="7000", segment_bytes=1 << 20, major=17, limits={"max_connections": 100})
 NOW: Final = datetime(2026, 11, 28, 12, tzinfo=UTC)
 FIRST, SECOND, THIRD = (f"00000001000000000000000{number}" for number in (1, 2, 3))
 
@@ -35,43 +33,17 @@ def repository(tmp_path: Path) -> Repository:
     return made
 
 
-class Store:
-    """A directory with WAL objects."""
-
-    def __init__(self, directory: Path) -> None:
-        directory.mkdir()
-        self._directory = directory
-        self._number = 0
-        self.backend = DirectoryBackend(directory)
-
-    def put(self, name: str, content: bytes, *, covered: datetime | None = None, cluster: str = "7000") -> Path:
-        """An object of WAL; later ones of the same name come first in a listing."""
-        path = self._directory / "wal" / cluster / f"{name}.{99 - self._number:016x}.gz.age"
-        self._number += 1
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(with_comment(deflate(content), {"covered": covered.isoformat() if covered else None}))
-        return path
-
-    def describe(self, cluster: Cluster, *, under: str = "7000") -> None:
-        """The object that describes a cluster."""
-        self.put("cluster", json.dumps(asdict(cluster)).encode(), cluster=under)
-
-
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
+def store(tmp_path: Path) -> WalStore:
     """A store that knows the cluster."""
-    made = Store(tmp_path / "store")
+    made = WalStore(tmp_path / "store")
     made.describe(CLUSTER)
     return made
 
 
-def segment(filler: bytes = b"x") -> bytes:
-    return filler * CLUSTER.segment_bytes
-
-
 @pytest.mark.parametrize("identifier", ["../../outside", "/tmp/kekkai-outside", "7001"])
 def test_description_does_not_say_where_files_go(
-    repository: Repository, tmp_path: Path, store: Store, identifier: str
+    repository: Repository, tmp_path: Path, store: WalStore, identifier: str
 ) -> None:
     """A forged one is refused, and nothing is written but what belongs to the cluster of that name."""
     store.describe(replace(CLUSTER, system_identifier=identifier), under="8000")
@@ -89,7 +61,7 @@ def test_description_does_not_say_where_files_go(
     "changed", [{"segment_bytes": 1 << 62}, {"segment_bytes": "many"}, {"major": None}, {"limits": 7}]
 )
 def test_description_that_makes_no_sense_is_refused(
-    repository: Repository, store: Store, changed: dict[str, object]
+    repository: Repository, store: WalStore, changed: dict[str, object]
 ) -> None:
     """With the name of the object, and not with a traceback or all of the memory."""
     store.put("cluster", json.dumps({**asdict(CLUSTER), **changed}).encode(), cluster="8000")
@@ -97,7 +69,7 @@ def test_description_that_makes_no_sense_is_refused(
         fetch_wal(repository, store.backend, ())
 
 
-def test_limits_are_those_of_all_descriptions(repository: Repository, store: Store) -> None:
+def test_limits_are_those_of_all_descriptions(repository: Repository, store: WalStore) -> None:
     """They grew, and a server with too low ones would refuse to replay."""
     store.describe(replace(CLUSTER, limits={"max_connections": 300}))
     store.describe(replace(CLUSTER, limits={"max_worker_processes": 9}))
@@ -107,7 +79,7 @@ def test_limits_are_those_of_all_descriptions(repository: Repository, store: Sto
     assert archive.cluster.limits == {"max_connections": 300, "max_worker_processes": 9}
 
 
-def test_damaged_object_keeps_no_other_from_coming(repository: Repository, store: Store) -> None:
+def test_damaged_object_keeps_no_other_from_coming(repository: Repository, store: WalStore) -> None:
     """The segments around it come, it is named, and its second copy is taken where there is one."""
     for name in (FIRST, SECOND, THIRD):
         store.put(name, segment())
@@ -121,7 +93,7 @@ def test_damaged_object_keeps_no_other_from_coming(repository: Repository, store
     assert sorted(archive.files()) == [FIRST, SECOND, THIRD]
 
 
-def test_what_covers_most_is_taken(repository: Repository, store: Store) -> None:
+def test_what_covers_most_is_taken(repository: Repository, store: WalStore) -> None:
     """A segment is stored again when more is known of what it covers; the order of names says nothing."""
     for minutes in (1, 3, 2):
         store.put(FIRST, segment(), covered=NOW + timedelta(minutes=minutes))
@@ -131,7 +103,7 @@ def test_what_covers_most_is_taken(repository: Repository, store: Store) -> None
     assert archive.files()[FIRST].covered == NOW + timedelta(minutes=3)
 
 
-def test_part_that_reaches_farthest_says_what_is_covered(repository: Repository, store: Store) -> None:
+def test_part_that_reaches_farthest_says_what_is_covered(repository: Repository, store: WalStore) -> None:
     """After a restart the service sends a segment from its beginning: that part is the newest, and sorts first."""
     for start, end, minute in ((0, 10_000, 1), (8192, 20_000, 2), (0, 30_000, 3)):
         content = b"".join(bytes([65 + at // 10_000]) for at in range(start, end))
@@ -146,7 +118,7 @@ def test_part_that_reaches_farthest_says_what_is_covered(repository: Repository,
     assert found == (b"A" * 10_000 + b"B" * 10_000 + b"C" * 10_000).ljust(CLUSTER.segment_bytes, b"\0")
 
 
-def test_partial_segment_that_was_stored_as_one_comes_too(repository: Repository, store: Store) -> None:
+def test_partial_segment_that_was_stored_as_one_comes_too(repository: Repository, store: WalStore) -> None:
     """A machine that had itself fetched it has sent it on like that; nothing else of that kind of name comes."""
     store.put(FIRST + PARTIAL, segment(), covered=NOW)
     store.put("stranger", b"x")
@@ -156,7 +128,7 @@ def test_partial_segment_that_was_stored_as_one_comes_too(repository: Repository
     assert list(archive.files()) == [FIRST + PARTIAL]
 
 
-def test_full_disk_is_said_in_words(repository: Repository, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_said_in_words(repository: Repository, store: WalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """With what to do; a restore to a moment meets it on the worst day."""
 
     def full(*_: object, **__: object) -> None:
@@ -169,7 +141,7 @@ def test_full_disk_is_said_in_words(repository: Repository, store: Store, monkey
     assert caught.value.hint
 
 
-def test_cluster_that_is_received_stays_the_current_one(repository: Repository, store: Store) -> None:
+def test_cluster_that_is_received_stays_the_current_one(repository: Repository, store: WalStore) -> None:
     """WAL of another cluster comes too, and the window goes on being that of the own one."""
     WalArchive.prepare(repository, replace(CLUSTER, system_identifier="6000"))
     store.put(FIRST, segment())

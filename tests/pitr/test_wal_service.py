@@ -54,7 +54,9 @@ def _dropped(connection: psycopg.Connection) -> bool:
 
 def test_lost_wal_is_a_gap_until_the_next_base_backup(tmp_path: Path) -> None:
     """While nobody receives, the server lets WAL go as it was told to; that is shown, and a base backup mends it."""
-    with wal_portal(tmp_path, max_slot_wal_keep_size="32MB", max_wal_size="64MB", min_wal_size="32MB") as portal:
+    with wal_portal(
+        tmp_path, segment_mb=None, max_slot_wal_keep_size="32MB", max_wal_size="64MB", min_wal_size="32MB"
+    ) as portal:
         with portal.postgres.connect() as connection:
             connection.execute("CREATE TABLE stamped (number int)")
         with portal.receiving():

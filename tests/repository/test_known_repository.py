@@ -11,28 +11,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from kombu.exceptions import OperationalError
 
 from portal.ops.backup.job import BackupConfig, BackupJob
 from portal.ops.drill.job import DrillJob
 from portal.ops.errors import RepositoryError
-from portal.ops.model import VerifyLevel
+from portal.ops.model import BackupType, VerifyLevel
 from portal.ops.monitoring.doctor.check import State, examine
 from portal.ops.monitoring.doctor.run import engine_checks
 from portal.ops.offsite.signing import own_key
 from portal.ops.repository import known
 from portal.ops.repository.access_log import NAME
 from portal.ops.repository.catalogue import Catalogue
+from portal.ops.repository.identity import STAND_IN_NAME
 from portal.ops.repository.repository import LOCK_NAME, Repository
 from portal.ops.restore.job import RestoreConfig, RestoreJob
 from portal.ops.retention.prune import PruneJob
 from portal.ops.settings.load import load_settings
 from tests.support import commands
+from tests.support.backups import NOON
+from tests.support.kept import put_archive
 from tests.support.portal import succeeded
 from tests.support.repositories import as_nobody
 from tests.support.services import ServiceProcess
 from tests.support.waiting import wait_until
-from worker.celery_internals import Application
+from worker.application import make_app
 from worker.keys import TaskKeys
 from worker.operations import BACKUP_MEDIA, RESTORE_ARCHIVE, Requester
 
@@ -131,18 +133,18 @@ class TestAbsence:
         assert (ended.returncode, ABSENT.format(archives) in ended.stderr) == (1, True)
         assert list(archives.iterdir()) == []
 
-    def test_keys(self, config: BackupConfig) -> None:
+    def test_keys(self, redis: EmbeddedRedis, config: BackupConfig) -> None:
         """None is made, nor rotated, but for what is asked for when the repository is gone for good."""
         keys, repository = TaskKeys(unmount(config)), Repository(Path(config.local_path))
         for make in (keys.current, keys.rotate, lambda: own_key(repository)):
             with pytest.raises(RepositoryError, match="is not there"):
                 make()
         assert list(repository.path.iterdir()) == []
-        app = Application(load_settings(settings_of(config), lambda _: ""), Requester.COMMAND)
+        settings = {**settings_of(config), "CELERY_BROKER_URL": redis.url}
+        app = make_app(load_settings(settings, lambda _: ""), Requester.COMMAND)
         for operation, given in ((RESTORE_ARCHIVE, {}), (BACKUP_MEDIA, {"confirm_loss": True})):
-            with pytest.raises(OperationalError):  # it is signed, and there is no broker
-                app.send_task(operation.name, kwargs={"moment": "2026-11-28T12:00:00Z", **given}, retry=False)
-            shutil.rmtree(repository.path / ".keys")
+            app.send_task(operation.name, kwargs={"moment": "2026-11-28T12:00:00Z", **given})
+            shutil.rmtree(repository.path / ".keys")  # it was made to sign the task
 
     def test_a_look_leaves_nothing(self, config: BackupConfig) -> None:
         """Neither the catalogue's cache nor the report of a drill is put into the empty mount point."""
@@ -165,17 +167,20 @@ class TestAbsence:
 class TestAnother:
     """Another repository at the same path."""
 
-    def test_a_backup_and_a_prune_refuse_it(self, config: BackupConfig, tmp_path: Path) -> None:
-        """Both ids are named; it can be looked at."""
+    @pytest.mark.parametrize("held", [0, 1])
+    def test_a_backup_and_a_prune_refuse_it(self, config: BackupConfig, tmp_path: Path, held: int) -> None:
+        """Both ids are named, whether it has archives or not; it can be looked at."""
         mine = Repository(Path(config.local_path)).id
         other = Repository(tmp_path / "other")
         other.prepare()
+        for _ in range(held):
+            put_archive(other.path, BackupType.FULL, NOON)
         archives = unmount(config, leaves=False)
         other.path.rename(archives)
         result = BackupJob(config).backup_media()
         assert f"has the id {Repository(archives).id}, and the one that was used here has {mine}" in str(result.error)
         assert not PruneJob(Repository(archives), config.retention).run().success
-        assert BackupJob(config).list_backups() == []
+        assert len(BackupJob(config).list_backups()) == held
 
     def test_one_that_was_copied_without_its_hidden_files(self, config: BackupConfig) -> None:
         """Its archives are there, so it is not refused."""
@@ -212,6 +217,16 @@ class TestAnother:
         assert ABSENT.format(archives) in str(BackupJob(config).backup_media().error)
         assert ABSENT.format(archives) in str(PruneJob(repository, config.retention).run().error)
         succeeded(BackupJob(replace(config, confirm_loss=True)).backup_media())
+        succeeded(BackupJob(config).backup_media())
+
+    @pytest.mark.parametrize("has_id", [True, False])
+    def test_a_restore_leaves_no_note_in_the_repository_itself(self, config: BackupConfig, has_id: bool) -> None:
+        """Nor in a copy of it that came without its id: backups go on in both."""
+        archives = Path(config.local_path)
+        if not has_id:
+            (archives / LOCK_NAME).unlink()
+        Repository(archives).prepare_for_restore()
+        assert not (archives / STAND_IN_NAME).exists()
         succeeded(BackupJob(config).backup_media())
 
 

@@ -100,6 +100,33 @@ class TestVerifications:
         assert known.all() == {}
         assert known.record(finding(tmp_path, name, VerifyLevel.CHECKSUM), NOW) == known.of(name)
 
+    def test_a_checksum_that_cannot_be_read_takes_no_result_away(self, tmp_path: Path, name: str) -> None:
+        """One that says nothing any more confirms none; one that cannot be read may be right."""
+        known = Verifications(Repository(tmp_path))
+        record = known.record(finding(tmp_path, name, VerifyLevel.DUMP), NOW)
+        sidecar = tmp_path / f"{name}.tar.gz.sha256"
+        sidecar.write_text("no checksum")
+        assert (known.of(name), known.all()) == (None, {})
+        sidecar.unlink()
+        sidecar.mkdir()
+        assert (known.of(name), known.all()) == (record, {name: record})
+
+    def test_a_record_of_a_later_version_is_not_read(self, tmp_path: Path, name: str) -> None:
+        """What its fields mean then, nobody knows, however familiar they look."""
+        known = Verifications(Repository(tmp_path))
+        known.record(finding(tmp_path, name, VerifyLevel.DUMP), NOW)
+        path = tmp_path / ".verifications" / f"{name}.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "version": 2}))
+        with pytest.raises(RepositoryError, match=name):
+            known.of(name)
+        assert known.all() == {}
+
+    def test_records_that_cannot_be_listed_are_an_error(self, tmp_path: Path, name: str) -> None:
+        """It names their directory, and is not taken for a repository in which nothing was verified."""
+        (tmp_path / ".verifications").write_text("in the way")
+        with pytest.raises(RepositoryError, match=r"cannot read .*\.verifications"):
+            Verifications(Repository(tmp_path)).all()
+
     def test_the_format_is_frozen(self, tmp_path: Path, name: str) -> None:
         """A record as the first release writes it."""
         (tmp_path / ".verifications").mkdir()

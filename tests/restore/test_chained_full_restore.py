@@ -115,7 +115,7 @@ def test_a_dry_run_says_so(history: History) -> None:
     """It looks at the whole chain and touches nothing."""
     before = history.state()
     result = done(history.restore(history.last, dry_run=True))
-    assert "database, media, audit_logs" in result.plan[0]
+    assert "database, uploads, audit log" in result.plan[0]
     assert history.state() == before
 
 

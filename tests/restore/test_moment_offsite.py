@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 
+from demo.redis import EmbeddedRedis
 from portal.ops.backup.config import BackupConfig
 from portal.ops.backup.job import BackupJob
 from portal.ops.errors import BusyError, IdentityError, NotIntactError
@@ -26,12 +27,15 @@ from portal.ops.runtime.progress import read_text, utc_now
 from portal.ops.settings.load import Settings, load_settings
 from portal.ops.storage.age_keys import generate
 from portal.ops.storage.objects import ObjectWriter
+from tests.support.commands import RESTORE, done
 from tests.support.offsite import offsite_at, small_archives
+from tests.support.portal import Portal
 from tests.support.wal_servers import WalPortal, a_moment, wal_portal
+from tests.support.workers import WorkerProcess
+from worker.operations import Queue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from datetime import datetime
     from pathlib import Path
 
 
@@ -111,6 +115,33 @@ def test_whole_portal_comes_back(portal: WalPortal, environ: dict[str, str], mom
     assert (tmp_path / "back" / "one.sarif").read_text() == "one"
     with portal.postgres.connect("back") as connection:
         assert connection.execute("SELECT number FROM finding").fetchall() == [(1,)]
+
+
+def test_worker_does_all_of_it(portal: WalPortal, environ: dict[str, str], moment: datetime, tmp_path: Path) -> None:
+    """Handed over and left alone, it fetches base backup and WAL onto an empty machine, and restores to the moment."""
+    machine = Portal(directory=tmp_path, database=portal.target, bin_dir=portal.bin_dir)
+    own = environ | {"BACKUP_LOCAL_PATH": str(machine.archives)}
+    given = ("--at", moment.isoformat(), "--database-only", "--target-database", "by_worker", "--create-database")
+    with EmbeddedRedis() as redis, WorkerProcess(machine, redis, Queue.RESTORE, **own) as worker:
+        client = machine.environ(CELERY_BROKER_URL=redis.url) | own
+        handed, _ = done(*given, "--force", "--no-wait", environ=client, script=RESTORE)
+        result, said = done("--wait", handed["task_id"], environ=client, script=RESTORE)
+        assert len(worker.events("offsite_fetched")) == 1
+    assert result["components_restored"] == ["database"]
+    assert "restored: database" in said
+    assert datetime.fromisoformat(result["at"]) == moment
+    with portal.postgres.connect("by_worker") as connection:
+        assert connection.execute("SELECT number FROM finding").fetchall() == [(1,)]
+
+
+def test_wal_comes_from_the_destination_that_has_it(environ: dict[str, str], moment: datetime, tmp_path: Path) -> None:
+    """The first one has lost its WAL: that comes from the second, before any base backup is fetched in vain."""
+    disk = copy_of_disk(environ, tmp_path)
+    shutil.rmtree(disk / "wal")
+    urls = f"file://{disk} {environ['BACKUP_OFFSITE_URLS']}"
+    settings = elsewhere(environ, tmp_path, BACKUP_OFFSITE_URLS=urls)
+    fetched = moment_at_hand(settings, moment.isoformat(), RestoreScope.DATABASE)
+    assert [name.partition("_")[0] for name in fetched] == ["WAL", "base"]
 
 
 def test_uploads_alone_need_no_wal(environ: dict[str, str], moment: datetime, tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ class TestWhatArchivesHold:
         """A component without a place is left out of a full restore, and the result says so."""
         result = done(world.job(audit_log_path=None).restore_full("latest"))
         assert result.components_restored == ("database", "media")
-        assert any("audit_logs, which is left out" in warning for warning in result.warnings)
+        assert any("left out: the audit log" in warning for warning in result.warnings)
 
     @pytest.mark.parametrize("with_manifest", [True, False])
     def test_an_archive_of_tar_and_gzip(self, world: World, tmp_path: Path, with_manifest: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.crashes import rounds
 from tests.support.restoring import execute
 from tests.support.world import World, config_of
 
@@ -21,10 +21,9 @@ if TYPE_CHECKING:
     from tests.support.portal import Portal
     from tests.support.world import State
 
-LONG = os.environ.get("KEKKAI_LONG_TESTS") == "1"
-ROUNDS = 100 if LONG else 12
-ROUNDS_IN_PLACE = 100 if LONG else 6
-ROUNDS_BACK = 50 if LONG else 4
+ROUNDS = rounds(12, in_long=100)
+ROUNDS_IN_PLACE = rounds(6, in_long=100)
+ROUNDS_BACK = rounds(4, in_long=50)
 SHORTEST_SECONDS, LONGEST_SECONDS = 0.3, 1.4
 LONGEST_BACK_SECONDS = 0.9
 

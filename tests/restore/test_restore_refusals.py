@@ -67,7 +67,7 @@ class TestNothingChanges:
     def test_nobody_says_yes(self, world: World) -> None:
         """A plan that is not agreed to is not carried out, with exit code 3; it stands in the result."""
         result = refused(world.job(confirm=lambda _: False).restore_full("latest"), 3, "Not confirmed")
-        assert result.plan[0].startswith("Restore database, media, audit_logs from full_")
+        assert result.plan[0].startswith("Restore database, uploads, audit log from full_")
 
     def test_everything_in_the_way_is_told(self, world: World) -> None:
         """What makes a restore impossible is in the plan, and nobody is asked."""
@@ -167,7 +167,7 @@ class TestNothingChanges:
 
     def test_a_component_without_a_place(self, world: World) -> None:
         """Where nothing that is asked for has a place, that is an error of the configuration."""
-        refused(world.job(media_path=None).restore_media("latest"), 2, "no place configured for media")
+        refused(world.job(media_path=None).restore_media("latest"), 2, "no place configured for the uploads")
 
     def test_a_pattern_for_the_database(self, world: World) -> None:
         """A part of a database cannot be restored by a pattern."""
@@ -176,13 +176,13 @@ class TestNothingChanges:
     def test_a_component_that_the_archive_lacks(self, world: World) -> None:
         """What the archive does not hold cannot be restored."""
         archive = Path(world.portal.job().backup_media().destination_path)
-        refused(world.job().restore_database(archive), 2, "holds media, and no database")
+        refused(world.job().restore_database(archive), 2, "holds uploads, and no database")
 
     def test_a_manifest_that_lists_too_much(self, world: World, tmp_path: Path) -> None:
         """A manifest may list what is not there, as the portal's own scripts do: a warning says what is missing."""
         archive = plain(tmp_path, {"components": ["database", "media"]}, dump=dump_of(world))
         result = done(world.job(dry_run=True, allow_unverified=True).restore_full(archive))
-        assert any("media" in warning for warning in result.warnings), result.warnings
+        assert any("lists uploads, but" in warning for warning in result.warnings), result.warnings
 
     def test_row_counts_that_make_no_sense(self, world: World, tmp_path: Path) -> None:
         """A manifest can say anything; it is no reason for a traceback."""

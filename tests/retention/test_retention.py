@@ -20,6 +20,7 @@ from portal.ops.retention.plan import RetentionPlan, plan
 from portal.ops.retention.policy import RetentionPolicy, RetentionRule
 from portal.ops.settings.entry import RULE_WORDS, RULED_TYPES
 from portal.ops.settings.load import load_settings
+from portal.ops.settings.parsers import MOST_KEPT
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 GOLDEN = Path(__file__).parents[1] / "golden" / "plans"
@@ -206,6 +207,12 @@ class TestPolicies:
         with pytest.raises(ConfigurationError) as caught:
             RetentionRule(**numbers)
         assert caught.value.hint
+
+    def test_the_largest_number_is_the_one_that_the_hint_names(self) -> None:
+        """What a setting accepts a rule accepts, and no more."""
+        assert RetentionRule(days=MOST_KEPT).days == MOST_KEPT
+        with pytest.raises(ConfigurationError, match=f"days is {MOST_KEPT + 1}"):
+            RetentionRule(days=MOST_KEPT + 1)
 
     def test_the_environment(self) -> None:
         """The settings become a policy."""

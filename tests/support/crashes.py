@@ -18,6 +18,13 @@ LONG = os.environ.get("KEKKAI_LONG_TESTS") == "1"
 
 SEED = int(os.environ.get("KEKKAI_TEST_SEED", "1"))
 
+_MOST_ROUNDS = int(os.environ.get("KEKKAI_LONG_ROUNDS", "1000"))
+
+
+def rounds(usual: int, *, in_long: int) -> int:
+    """The number of rounds of a test of kills or races; KEKKAI_LONG_ROUNDS sets the most in the long form."""
+    return min(in_long, _MOST_ROUNDS) if LONG else usual
+
 
 def lock_is_free(portal: Portal) -> bool:
     """Whether nobody holds the repository's lock."""

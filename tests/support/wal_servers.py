@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from demo.postgres import EmbeddedPostgres
 from portal.ops.backup.config import BackupConfig
@@ -23,14 +27,58 @@ from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 SETTINGS: Final = {
     "wal_level": "replica",
     "max_wal_senders": "10",
     "max_replication_slots": "10",
     "max_slot_wal_keep_size": "256MB",
+    "synchronous_commit": "on",  # what is committed is in the WAL by the next look, however soon that is
 }
+
+
+WATCH_SECONDS: Final = 0.1
+"""So often the WAL service in a thread looks at the server: what it covers is known so much earlier."""
+
+
+class _Template(NamedTuple):
+    """A cluster that no server has run on.
+
+    Arguments:
+        keeper: removes it with this process.
+    """
+
+    data: Path
+    password: str
+    keeper: tempfile.TemporaryDirectory[str]
+
+
+class CopiedPostgres(EmbeddedPostgres):
+    """A server on a copy of a cluster that initdb has made once for this process: all have one system identifier."""
+
+    _templates: Final[dict[tuple[Path, int | None], _Template]] = {}
+
+    def _initialise(self, initdb: Path) -> None:
+        key = (self.bin_dir, self._segment_mb)
+        if key not in self._templates:
+            super()._initialise(initdb)
+            keeper = tempfile.TemporaryDirectory(prefix="kekkai-template-")
+            kept = Path(keeper.name) / "data"
+            _copy(self._data, kept)
+            self._templates[key] = _Template(kept, self._password, keeper)
+            return
+        template = self._templates[key]
+        self._password = template.password
+        _copy(template.data, self._data)
+
+
+def _copy(source: Path, destination: Path) -> None:
+    """Copy a tree with its owners."""
+    shutil.copytree(source, destination)
+    if os.geteuid() == 0:
+        owner = source.stat()
+        for path in (destination, *destination.rglob("*")):
+            os.chown(path, owner.st_uid, owner.st_gid)
 
 
 @dataclass(kw_only=True)
@@ -99,7 +147,12 @@ class WalPortal:
         """A WAL service in a thread."""
         stop = threading.Event()
         receiver = WalReceiver(
-            self.repository, self.target, runner=SystemRunner(), bin_dir=self.bin_dir, on_gap=self.gaps.append
+            self.repository,
+            self.target,
+            runner=SystemRunner(),
+            bin_dir=self.bin_dir,
+            on_gap=self.gaps.append,
+            watch_seconds=WATCH_SECONDS,
         )
         thread = threading.Thread(target=receiver.run, args=(stop,))
         thread.start()
@@ -126,9 +179,15 @@ class WalPortal:
 
 
 @contextmanager
-def wal_portal(directory: Path, *, major: int = 17, **settings: str) -> Iterator[WalPortal]:
-    """A server whose WAL can be received, and a repository."""
-    with EmbeddedPostgres(unsafe_speed=True, settings=SETTINGS | settings, bin_dir=bin_dir_of(major)) as postgres:
+def wal_portal(directory: Path, *, major: int = 17, segment_mb: int | None = 1, **settings: str) -> Iterator[WalPortal]:
+    """A server whose WAL can be received, and a repository.
+
+    Arguments:
+        segment_mb: small segments are quickly completed; nothing means PostgreSQL's own 16 MB.
+    """
+    with CopiedPostgres(
+        unsafe_speed=True, settings=SETTINGS | settings, bin_dir=bin_dir_of(major), segment_mb=segment_mb
+    ) as postgres:
         yield WalPortal(
             postgres=postgres, repository=Repository(directory / "repository"), bin_dir=postgres.reachable_bin_dir
         )

@@ -67,7 +67,7 @@ def test_what_fails_in_a_worker_reaches_people_and_the_dead_mans_url(
         wait_until(lambda: client_of(redis).look(task_id).is_ended)
     assert "/ping/fail" in [path for path, _ in web_server.asked]
     notes = [json.loads(body) for path, body in web_server.asked if path.startswith("/note")]
-    assert any("backup full failed" in note["title"] for note in notes)
+    assert any("full backup failed" in note["title"] for note in notes)
 
 
 class Detour:

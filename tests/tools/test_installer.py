@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from portal.ops.runtime.environment import read_env_file
 from portal.ops.settings.env_format import parse_env_file
 from tests.support.commands import ROOT
+from tools.installer.needs import missing_programs
 from tools.installer.plan import quoted
 
 if TYPE_CHECKING:
@@ -169,6 +170,17 @@ class TestInstall:
         assert left == {"var/backups/kekkai", "var/backups/kekkai/full.tar.gz"}
         assert "kekkai-backup" not in (root / "etc/passwd").read_text()
 
+    def test_uninstalling_leaves_keys_beside_the_settings(self, root: Path) -> None:
+        """A key or password file that somebody has put beside the settings is not ours to remove, and is named."""
+        install(root, "--yes")
+        key = root / "etc/kekkai-backup/identity"
+        key.write_text("AGE-SECRET-KEY-1")
+        assert "/etc/kekkai-backup stays, for it holds more than the settings: identity" in install(
+            root, "--uninstall", "--yes"
+        )
+        assert key.read_text() == "AGE-SECRET-KEY-1"
+        assert not (root / "etc/kekkai-backup/backup.env").exists()
+
     @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="Debian has it in systemd")
     def test_systemd_takes_the_units(self, root: Path) -> None:
         """What is installed passes systemd's own verification."""
@@ -180,6 +192,16 @@ class TestInstall:
         )
         ours = [line for line in ended.stderr.splitlines() if "kekkai" in line]
         assert ours == [], ended.stderr
+
+
+def test_missing_client_programs_are_told_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without PostgreSQL's client programs the plan says what to install; with them it says nothing."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert any("postgresql-client" in note for note in missing_programs(clients=str(tmp_path)))
+    program = tmp_path / "17" / "bin" / "pg_dump"
+    program.parent.mkdir(parents=True)
+    program.touch()
+    assert not any("postgresql-client" in note for note in missing_programs(clients=str(tmp_path)))
 
 
 class TestLearning:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.commands import RESTORE, done, run
+from tests.support.commands import BACKUP, RESTORE, done, run
 from tests.support.offsite import offsite_at, small_archives
+from tests.support.terminals import record
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,6 +89,14 @@ def test_a_prune_shows_its_plan(world: Offsite) -> None:
     result, said = done("offsite", "prune", "--dry-run", environ=world.environ)
     assert result["removed"] == []
     assert "it is the newest media backup" in said
+
+
+def test_the_list_never_cuts_the_name_of_a_copy(world: Offsite) -> None:
+    """A person copies it from a narrow terminal into the next command."""
+    made = done("media", environ=world.environ)[0]["backup_id"]
+    session = record([BACKUP, "offsite", "list"], world.environ, columns=80)
+    assert made in session.text
+    assert max(map(len, session.screen)) <= 80
 
 
 def test_without_a_destination(world: Offsite) -> None:

@@ -151,9 +151,9 @@ class TestPage:
         text = page(replace(story, windows=windows, copies=[(NOW - DAY, story.archives[2].name)]))
         words = " ".join(parsed(text).words)
         assert "the last 5 s of the database" in words
-        assert "The recovery window has 1 gaps before that." in words
+        assert "The recovery window has 1 gap before that." in words
         assert "Recovery window" in words
-        assert "1 off-site copies; the newest archive among them is 24 h old" in words
+        assert "1 off-site copy; the newest archive among them is 24 h old" in words
 
     def test_copies_are_read_from_the_repositorys_memory(self, history: History, tmp_path: Path) -> None:
         """Without asking the store; a destination without copies yet is a gap."""
@@ -184,6 +184,20 @@ class TestPage:
         assert "full_20240115_120000_abc123" in words
         assert "restored in 2:09 min" in words
         assert "Failures" in words
+
+    def test_base_backups_are_in_the_page_and_in_no_chart_of_ages(self, history: History) -> None:
+        """A base backup in the access log holds no component of the portal; the page is made all the same."""
+        history.entry(Action.BACKUP, "base_20261122_083000_aaaaaa", seconds=3.0)
+        words = " ".join(parsed(text_of(history)).words)
+        assert "Duration: base backups" in words
+
+    def test_nothing_empty_is_drawn(self, tmp_path: Path) -> None:
+        """Where no duration is known, there is no chart of durations."""
+        history = History(path=tmp_path / "archives")
+        history.archive(BackupType.DATABASE, HOUR)
+        for name in list(history.path.glob(".access*")):
+            name.unlink()
+        assert "Durations" not in parsed(text_of(history)).words
 
     def test_an_empty_repository_has_a_page_too(self, tmp_path: Path) -> None:
         """Which says that there is nothing yet."""

@@ -88,7 +88,7 @@ def test_the_answer_decides(changed: Portal, answer: str, code: int) -> None:
     os.close(parent)
     os.close(child)
     assert process.returncode == code, said.decode()
-    assert b"Restore media from full_" in said
+    assert b"Restore uploads from full_" in said
 
 
 def test_a_dry_run_changes_nothing(changed: Portal, postgres: EmbeddedPostgres) -> None:
@@ -110,7 +110,7 @@ def test_one_file(changed: Portal) -> None:
     assert result["facts"]["media"]["new"] == 2
 
 
-@pytest.mark.parametrize(("how", "phase"), [("--dry-run", "verify"), ("--force", "media")])
+@pytest.mark.parametrize(("how", "phase"), [("--dry-run", "verify"), ("--force", "uploads")])
 def test_it_shows_how_far_it_is(portal: Portal, how: str, phase: str) -> None:
     """On a terminal the look beforehand and the stage each have a bar and a rate."""
     (portal.uploads / "large").write_bytes(os.urandom(1 << 20) * 200)

@@ -71,7 +71,7 @@ def test_the_command_prints_a_line_for_each_and_one_json_object(tmp_path: Path) 
     kinds = [line["kind"] for line in found["schedules"]]
     assert {"full", "database", "verify", "prune", "drill", "offsite"} <= set(kinds)
     lines = dict(zip(kinds, done.stderr.splitlines(), strict=False))
-    assert lines["full"].startswith("full      due since ")
-    assert lines["prune"].startswith("prune     next ")
+    assert lines["full"].startswith("full            due since ")
+    assert lines["prune"].startswith("prune           next ")
     assert lines["drill"].split() == ["drill", "off", "never", "done"]
     assert lines["offsite"].split() == ["offsite", "off", "never", "done"]

@@ -50,10 +50,10 @@ def on_a_terminal(environ: dict[str, str], *arguments: str, columns: int = 80) -
 class TestText:
     @pytest.mark.parametrize("columns", WIDTHS)
     def test_a_backup_ends_with_one_line(self, environ: dict[str, str], columns: int) -> None:
-        """Where the archive is and how large, on one line, and nothing else."""
+        """Where the archive is and how large, in one sentence, and nothing else."""
         session = on_a_terminal(environ, "media", columns=columns)
         assert session.code == 0
-        assert re.fullmatch(r"backup media_\w+ is complete: [\d.]+ k?B in /.*\.tar\.gz", session.text)
+        assert re.fullmatch(r"backup media_\w+ is complete: [\d.]+ k?B in /.*\.tar\.gz", " ".join(session.text.split()))
 
     @pytest.mark.parametrize("columns", WIDTHS)
     def test_the_list_is_a_table_that_fits(self, environ: dict[str, str], columns: int) -> None:
@@ -112,13 +112,20 @@ class TestText:
         assert session.text.count("/nowhere/uploads") == 1
         assert session.text.count("hint:") == 1
 
+    def test_the_access_log_is_for_people(self, environ: dict[str, str]) -> None:
+        """Sizes and times have units, and a restore says of what it was in words."""
+        answer(run("media", environ=environ))
+        answer(run("latest", "--media-only", "--force", environ=environ, script=RESTORE))
+        session = on_a_terminal(environ, "audit", columns=200)
+        assert re.search(r"restore +done +media_\w+  restore_id restore_\w+  scope uploads  [0-9.]+ s", session.text)
+
     def test_a_restore_shows_its_plan_and_asks(self, environ: dict[str, str]) -> None:
         """The plan, the question and the result are on the screen once each."""
         run("media", environ=environ)
         session = record([RESTORE, "latest", "--media-only"], environ, keys="yes\n", until="continue: ")
         assert session.code == 0
         assert session.text.count("Type yes to continue:") == 1
-        assert "restored: media from media_" in session.text
+        assert "restored: uploads from media_" in session.text
         assert '"success"' not in session.text
 
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Final
@@ -25,7 +26,8 @@ from demo.redis import EmbeddedRedis
 from portal.ops.repository.access_log import AccessLog, Action, Outcome
 from portal.ops.settings.load import load_settings
 from portal.ops.verify.verify import Verifier
-from tests.support.crashes import LONG, SEED, lock_is_free
+from tests.conftest import portal_database_in
+from tests.support.crashes import SEED, lock_is_free, rounds
 from tests.support.portal import BIG_TABLE, Portal, execute, portal_in
 from tests.support.servers import no_session_soon
 from tests.support.workers import (
@@ -50,9 +52,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from demo.postgres import EmbeddedPostgres
+    from portal.ops.repository.access_entry import AccessEntry
     from portal.ops.settings.load import DatabaseTarget
+    from worker.client import TaskState
 
-ROUNDS: Final = 25 if LONG else 2
+ROUNDS: Final = rounds(2, in_long=25)
 UNATTENDED: Final = 6
 MOST_WAITS: Final = 20
 USUAL_SECONDS: Final = 1.2
@@ -62,7 +66,11 @@ USUAL_SECONDS: Final = 1.2
 @pytest.fixture
 def portal(tmp_path: Path, portal_database: DatabaseTarget, postgres: EmbeddedPostgres) -> Portal:
     """A portal that takes a moment to back up."""
-    found = portal_in(tmp_path, portal_database, postgres)
+    return large_portal(tmp_path, portal_database, postgres)
+
+
+def large_portal(directory: Path, database: DatabaseTarget, postgres: EmbeddedPostgres) -> Portal:
+    found = portal_in(directory, database, postgres)
     execute(found.database, BIG_TABLE)
     noise = Random(SEED)
     for number in range(40):
@@ -70,11 +78,23 @@ def portal(tmp_path: Path, portal_database: DatabaseTarget, postgres: EmbeddedPo
     return found
 
 
-@pytest.fixture(params=[False, True], ids=["forgetful", "persistent"])
-def redis(request: pytest.FixtureRequest) -> Iterator[EmbeddedRedis]:
-    """A broker that loses everything when it is killed, and one that does not."""
-    with EmbeddedRedis(is_persistent=request.param) as server:
-        yield server
+Site = tuple["Portal", EmbeddedRedis, WorkerProcess]
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["forgetful", "persistent"])
+def site(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, postgres: EmbeddedPostgres
+) -> Iterator[Site]:
+    """A worker for all kills, on a broker that loses everything when it is killed, and on one that does not.
+
+    After all of them it ends in good order, and leaves no process.
+    """
+    with portal_database_in(postgres) as database, EmbeddedRedis(is_persistent=request.param) as broker:
+        portal = large_portal(tmp_path_factory.mktemp("site"), database, postgres)
+        with WorkerProcess(portal, broker, "backup", BACKUP_LOCK_TIMEOUT="20") as worker:
+            yield portal, broker, worker
+            assert worker.terminate() == 0
+            assert worker.all_ended_soon()
 
 
 class Command:
@@ -154,30 +174,29 @@ def database_server(worker: WorkerProcess, redis: EmbeddedRedis, portal: Portal)
 
 @pytest.mark.parametrize("kill", [pool_process, whole_worker, broker, database_server])
 def test_a_kill_costs_no_backup(
-    portal: Portal,
-    postgres: EmbeddedPostgres,
-    redis: EmbeddedRedis,
-    kill: Callable[[WorkerProcess, EmbeddedRedis, Portal], None],
+    site: Site, postgres: EmbeddedPostgres, kill: Callable[[WorkerProcess, EmbeddedRedis, Portal], None]
 ) -> None:
     """Whatever is killed, and whenever, whoever waits gets the one archive that there is."""
+    portal, redis, worker = site
     instants = Random(f"{SEED} {kill.__name__}")
-    with WorkerProcess(portal, redis, "backup", BACKUP_LOCK_TIMEOUT="20") as worker:
-        for _ in range(ROUNDS):
-            command = Command(portal, redis)
-            wait_until(lambda: queued(redis, Queue.BACKUP) + unacknowledged(redis) > 0)
-            time.sleep(instants.uniform(0.05, USUAL_SECONDS))
-            kill(worker, redis, portal)
-            backup_id = command.backup_id()
-            wait_until(lambda: unacknowledged(redis) == 0)
-            wait_until(lambda: is_settled(portal))
-            archives = list(portal.archives.glob("*.tar.gz"))
-            assert [path.name for path in archives] == [f"{backup_id}.tar.gz"]
-            assert Verifier().verify(archives[0]).intact
-            assert no_session_soon(postgres, portal.database)
-            for path in archives:
-                path.unlink()
-        assert worker.terminate() == 0
-        assert worker.all_ended_soon()
+    for _ in range(ROUNDS):
+        command = Command(portal, redis)
+        wait_until(lambda: queued(redis, Queue.BACKUP) + unacknowledged(redis) > 0)
+        time.sleep(instants.uniform(0.05, USUAL_SECONDS))
+        kill(worker, redis, portal)
+        backup_id = command.backup_id()
+        wait_until(lambda: is_settled(portal) and is_idle(redis))
+        archives = list(portal.archives.glob("*.tar.gz"))
+        assert [path.name for path in archives] == [f"{backup_id}.tar.gz"]
+        assert Verifier().verify(archives[0]).intact
+        assert no_session_soon(postgres, portal.database)
+        for path in archives:
+            path.unlink()
+
+
+def is_idle(redis: EmbeddedRedis) -> bool:
+    """Whether no message is left, as one is that a worker could not acknowledge: it is delivered again and answered."""
+    return unacknowledged(redis) + queued(redis, Queue.BACKUP) + unacknowledged(redis) == 0
 
 
 def is_settled(portal: Portal) -> bool:
@@ -253,66 +272,78 @@ def test_a_task_that_takes_too_long_is_ended_with_its_children(portal: Portal) -
         assert not [name for name in portal.left() if name.endswith(".partial")]
 
 
-def test_a_task_that_does_not_hear_is_killed_with_its_children(portal: Portal) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Killed:
+    """A backup and a restore that did not hear of the soft time limit, after the hard one has killed them.
+
+    Arguments:
+        backup: the process that did the backup.
+        results: what whoever waits is told, by the id of the task.
+    """
+
+    portal: Portal
+    worker: WorkerProcess
+    backup: int
+    results: dict[str, TaskState]
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory, postgres: EmbeddedPostgres) -> Iterator[Killed]:
+    """Both at once, so that nobody waits for the limit twice."""
+    given = {"archive": "latest", "moment": MOMENT, "scope": "media"}
+    limits = {"BACKUP_LOCK_TIMEOUT": "60", "BACKUP_TASK_TIMEOUT": "10"}
+    with portal_database_in(postgres) as database, EmbeddedRedis() as redis:
+        portal = large_portal(tmp_path_factory.mktemp("killed"), database, postgres)
+        archive = Path(portal.job().backup_full().destination_path or "")
+        queues = ("backup", "restore", "--processes", "1")
+        with WorkerProcess(portal, redis, *queues, **slow(portal), **limits) as worker, archive.open("rb") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            Authorizations(portal.archives).grant(RESTORE_ARCHIVE, "deaf-restore", given)
+            submit(redis, RESTORE_ARCHIVE, "deaf-restore", **given)
+            submit(redis, BACKUP_FULL, "deaf-backup", moment=MOMENT, actor="ada")
+            wait_until(lambda: any(b"sleep" in line for line in worker.processes().values()))
+            wait_until(lambda: list((portal.archives / ".authorizations").glob("*.begun")))
+            (backup,) = [pid for pid in worker.pool() if _has_children(pid)]
+            for pid in worker.pool():
+                os.kill(pid, signal.SIGSTOP)
+            results = {task_id: result_of(redis, task_id) for task_id in ("deaf-backup", "deaf-restore")}
+            wait_until(lambda: is_settled(portal))
+            yield Killed(portal=portal, worker=worker, backup=backup, results=results)
+
+
+def test_a_task_that_does_not_hear_is_killed_with_its_children(killed: Killed) -> None:
     """A process that ignores the soft time limit is killed by the hard one; its programs end too."""
-    with (
-        EmbeddedRedis() as redis,
-        WorkerProcess(portal, redis, "backup", "--processes", "1", **slow(portal), BACKUP_TASK_TIMEOUT="10") as worker,
-    ):
-        task_id = submit(redis, BACKUP_FULL, "deaf", moment=MOMENT)
-        wait_until(lambda: any(b"sleep" in line for line in worker.processes().values()))
-        (deaf,) = [pid for pid in worker.pool() if _has_children(pid)]
-        os.kill(deaf, signal.SIGSTOP)
-        late = result_of(redis, task_id)
-        assert (late.result["success"], late.exit_code) == (False, 1)
-        assert "took longer than a task may" in late.result["error"]
-        assert "BACKUP_TASK_TIMEOUT" in late.result["error"]
-        wait_until(lambda: deaf not in worker.processes())
-        wait_until(lambda: not any(b"sleep" in line or b"pg_dump" in line for line in worker.processes().values()))
-        wait_until(lambda: lock_is_free(portal))
+    late = killed.results["deaf-backup"]
+    assert (late.result["success"], late.exit_code) == (False, 1)
+    assert "took longer than a task may" in late.result["error"]
+    assert "BACKUP_TASK_TIMEOUT" in late.result["error"]
+    wait_until(lambda: killed.backup not in killed.worker.processes())
+    programs = (b"sleep", b"pg_dump")
+    wait_until(lambda: not any(name in line for line in killed.worker.processes().values() for name in programs))
+    assert lock_is_free(killed.portal)
 
 
-def test_what_a_killed_backup_leaves_is_swept_and_told(portal: Portal) -> None:
+def test_what_a_killed_backup_leaves_is_swept_and_told(killed: Killed) -> None:
     """A backup that the hard time limit has killed is in the access log, once; nothing of it stays."""
-    with (
-        EmbeddedRedis() as redis,
-        WorkerProcess(portal, redis, "backup", "--processes", "1", **slow(portal), BACKUP_TASK_TIMEOUT="10") as worker,
-    ):
-        task_id = submit(redis, BACKUP_FULL, "deaf", moment=MOMENT, actor="ada")
-        wait_until(lambda: any(b"sleep" in line for line in worker.processes().values()))
-        (deaf,) = [pid for pid in worker.pool() if _has_children(pid)]
-        os.kill(deaf, signal.SIGSTOP)
-        assert result_of(redis, task_id).is_ended
-        wait_until(lambda: is_settled(portal))
-    (entry,) = AccessLog(portal.job().repository).entries()
+    (entry,) = entries_of(killed.portal, "deaf-backup")
     assert (entry.who, entry.action, entry.outcome) == ("ada", Action.BACKUP, Outcome.FAILED)
     assert entry.subject.startswith(name_of_moment("full"))
-    assert entry.details["task_id"] == task_id
     assert "took longer than a task may" in entry.details["error"]
+    assert len(list(killed.portal.archives.glob("*.tar.gz"))) == 1  # the one to restore
 
 
-def test_a_killed_restore_is_told_and_its_permit_used_up(portal: Portal) -> None:
+def test_a_killed_restore_is_told_and_its_permit_used_up(killed: Killed) -> None:
     """A restore that the hard time limit has killed is in the access log, once, and cannot be done by its permit."""
-    archive = Path(portal.job().backup_full().destination_path or "")
-    permits = portal.archives / ".authorizations"
-    given = {"archive": "latest", "moment": MOMENT, "scope": "media"}
-    environ = {"BACKUP_LOCK_TIMEOUT": "60", "BACKUP_TASK_TIMEOUT": "10"}
-    with (
-        EmbeddedRedis() as redis,
-        WorkerProcess(portal, redis, "restore", **environ) as worker,
-        archive.open("rb") as held,
-    ):
-        fcntl.flock(held, fcntl.LOCK_EX)
-        Authorizations(portal.archives).grant(RESTORE_ARCHIVE, "deaf", given)
-        submit(redis, RESTORE_ARCHIVE, "deaf", **given)
-        wait_until(lambda: list(permits.glob("*.begun")))
-        for pid in worker.pool():
-            os.kill(pid, signal.SIGSTOP)
-        assert not result_of(redis, "deaf").result["success"]
-        wait_until(lambda: is_settled(portal))
-        assert not list(permits.iterdir())
-    (entry,) = (one for one in AccessLog(portal.job().repository).entries() if one.action is Action.RESTORE)
-    assert (entry.outcome, entry.details["task_id"]) == (Outcome.FAILED, "deaf")
+    assert not killed.results["deaf-restore"].result["success"]
+    assert not list((killed.portal.archives / ".authorizations").iterdir())
+    (entry,) = entries_of(killed.portal, "deaf-restore")
+    assert (entry.action, entry.outcome) == (Action.RESTORE, Outcome.FAILED)
+
+
+def entries_of(portal: Portal, task_id: str) -> list[AccessEntry]:
+    """What the access log has of a task."""
+    entries = AccessLog(portal.job().repository).entries()
+    return [entry for entry in entries if entry.details.get("task_id") == task_id]
 
 
 def test_a_late_word_of_progress_does_not_hide_the_end(portal: Portal) -> None:

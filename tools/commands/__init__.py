@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 BACKUP_COMMANDS: Final = {
-    "full": ("backup", "back up database, media and audit log", "starting the backup"),
+    "full": ("backup", "back up database, uploads and audit log", "starting the backup"),
     "database": ("backup", "back up the database only", "starting the backup"),
     "media": ("backup", "back up the uploads, or only those that changed", "starting the backup"),
     "base": ("backup", "back up the database cluster, for recoveries to any later moment", "starting the backup"),

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
     """Define the command's arguments."""
     parser.add_argument("--verify", action="store_true", help="check that no line was changed, removed or inserted")
-    parser.add_argument("--last", metavar="N", type=int, default=50, help="so many entries (default: 50; 0: all)")
+    parser.add_argument(
+        "--last", metavar="N", type=int, default=50, help="how many entries to show (default: 50; 0: all)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -66,8 +68,25 @@ def run(arguments: argparse.Namespace) -> int:
 def _entry_line(entry: AccessEntry) -> str:
     from portal.ops.model import timestamp
 
-    facts = "  ".join(f"{name} {value}" for name, value in entry.details.items() if not isinstance(value, list))
+    facts = "  ".join(_fact(name, value) for name, value in entry.details.items() if not isinstance(value, list))
     line = (
         f"{timestamp(entry.moment)}  {entry.who}@{entry.host}  {entry.action:<8}  {entry.outcome:<7}  {entry.subject}"
     )
     return f"{line}  {facts}".rstrip()
+
+
+def _fact(name: str, value: object) -> str:
+    """A detail of an entry, as people read it."""
+    from portal.ops.model import Component
+    from portal.ops.restore.config import RestoreScope
+    from portal.ops.units import exact_duration, human_bytes
+
+    if name == "bytes" and isinstance(value, int):
+        return human_bytes(value)
+    if name == "seconds" and isinstance(value, int | float):
+        return exact_duration(value)
+    if name == "scope" and value == RestoreScope.FULL:
+        return "scope everything"
+    if name == "scope" and str(value) in set(Component):
+        return f"scope {Component(str(value)).spoken}"
+    return f"{name} {value}"

@@ -35,11 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         parser.add_argument(
             "--confirm-loss",
             action="store_true",
-            help="back up what has lost nearly everything since the last backup, or to another repository than then",
+            help="back up even if nearly all files are gone since the last backup, or if the repository is another one",
         )
     else:
         parser.add_argument(
-            "--confirm-loss", action="store_true", help="back up to another repository than the last backup"
+            "--confirm-loss",
+            action="store_true",
+            help="back up even if the repository is another one than at the last backup",
         )
     tasks.add_options(parser, with_wait=True)
 

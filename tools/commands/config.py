@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
     from portal.ops.settings.load import EffectiveSetting
 
-_NAME: Final = 26
+_NAME: Final = 30
+"""The longest name of a setting: a name that is cut cannot be looked up."""
+
+_ORIGIN: Final = 44
+"""The usual file and a line of it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
@@ -55,8 +59,8 @@ def _tell(settings: list[EffectiveSetting]) -> None:
     room = output.width() if not is_json() else 200
     columns = (
         Column(title="SETTING", width=_NAME),
-        Column(title="VALUE", width=max(36, room - _NAME - 52), least=20),
-        Column(title="ORIGIN", width=12, least=8),
+        Column(title="VALUE", width=max(36, room - _NAME - _ORIGIN - 4), least=20),
+        Column(title="ORIGIN", width=_ORIGIN, least=8),
     )
     table = Table(columns, room)
     with Lines() as lines:

@@ -64,9 +64,9 @@ def _look_at_settings(read: list[Settings]) -> Finding:
 
 
 def _say_finding(finding: Finding) -> None:
-    say(f"{_MARKS[finding.state.value]:<8} {finding.name:<16} {finding.what}")
+    say(f"{_MARKS[finding.state.value]:<8} {finding.name:<17} {finding.what}")
     if finding.mend and finding.state.value != "ok":
-        say(f"{'':<25} fix: {finding.mend}")
+        say(f"{'':<26} fix: {finding.mend}")
 
 
 _MARKS: dict[str, Any] = {"ok": "ok", "warning": "warning", "fault": "FAULT"}

@@ -24,7 +24,8 @@ def run(arguments: argparse.Namespace) -> int:
     made = generate(Path(os.path.abspath(arguments.output)))
     say(f"the secret key is in {made.path}")
     say(f"recipient: {made.recipient}")
-    say("Set BACKUP_ENCRYPTION_RECIPIENTS to the recipient. Move the file to another place than the backups: a safe, a")
-    say("password manager, paper. Without it the copies cannot be read; with it anyone can. Make a second key.")
+    say("Set BACKUP_ENCRYPTION_RECIPIENTS to the recipient, and make a second key.")
+    say("Keep the file apart from the backups: in a safe, in a password manager, on paper.")
+    say("Without it the copies cannot be read; with it anyone can read them.")
     print_result({"success": True, "identity_file": str(made.path), "recipient": made.recipient})
     return 0

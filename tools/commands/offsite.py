@@ -26,9 +26,14 @@ _COLUMNS: Final = (
     Column(title="TIME (UTC)", width=16),
     Column(title="TYPE", width=10),
     Column(title="SIZE", width=8, is_number=True),
-    Column(title="COPY", width=34, least=20),
+    Column(title="COPY", width=34),
     Column(title="DESTINATION", width=20, least=8),
 )
+_SAID_BY_THE_NAME: Final = 2
+"""How many of the columns say what the name of a copy says too, which is never cut: a command takes it."""
+
+_WIDE: Final = 100
+"""From this width on there is room for them."""
 
 
 def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
@@ -158,7 +163,8 @@ def _list(arguments: argparse.Namespace, settings: Settings, _show: Callable[[St
 def _show_copies(copies: list[dict[str, Any]]) -> None:
     from portal.ops.units import human_bytes
 
-    table = Table(_COLUMNS, output.width())
+    left_out = 0 if is_json() or output.width() >= _WIDE else _SAID_BY_THE_NAME
+    table = Table(_COLUMNS[left_out:], output.width())
     with Lines() as lines:
         if copies and not is_json():
             lines.say(table.head(), "head")
@@ -166,7 +172,7 @@ def _show_copies(copies: list[dict[str, Any]]) -> None:
             kind = f"+ {one['type']}" if one["parent"] else str(one["type"])
             size = human_bytes(one["stored_bytes"])
             cells = [one["timestamp"][:16].replace("T", " "), kind, size, one["copy"], one["destination"]]
-            lines.say(f"{'  '.join(cells)}" if is_json() else table.row(cells))
+            lines.say(f"{'  '.join(cells)}" if is_json() else table.row(cells[left_out:]))
 
 
 def _opening(settings: Settings, as_of: str | None) -> Callable[..., Any]:

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     """Define the commands' arguments."""
     parser.add_argument("archive", help="a path, an id or the start of one, or 'latest'")
     if name == "pin":
-        parser.add_argument("--reason", metavar="TEXT", default="", help="why, for those who come later")
+        parser.add_argument("--reason", metavar="TEXT", default="", help="the reason, shown by status")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -6,8 +6,7 @@ import gc
 from typing import TYPE_CHECKING
 
 from tools.jobs import known
-from tools.terminal import output
-from tools.terminal.output import Lines, is_json, print_listing, say, say_error, warn
+from tools.terminal.output import Lines, print_listing, say, say_error, warn
 from tools.terminal.run import watched_log
 
 if TYPE_CHECKING:
@@ -46,8 +45,7 @@ def _tell(job: PruneJob, result: PruneResult) -> None:
     if result.plan:
         with Lines() as lines:
             for decision in result.plan.decisions:
-                line = decision.line()
-                lines.say(line if is_json() else line[: output.width() - 1])
+                lines.say(decision.line())
     for name in result.spared:
         say(f"spared: {name} is in use, or needed by now; the next prune looks again")
     for name in result.swept:
@@ -59,6 +57,6 @@ def _tell(job: PruneJob, result: PruneResult) -> None:
     count = len(result.removed)
     what = f"{count:,} archive{'' if count == 1 else 's'}, {human_bytes(result.freed_bytes)}"
     if result.dry_run:
-        say(f"would be removed: {what} in {job.repository.path}; nothing was")
+        say(f"would be removed: {what} in {job.repository.path}; a dry run removes nothing")
     else:
         say(f"removed: {what} in {job.repository.path}")

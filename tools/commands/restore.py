@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import ConfigurationError, NotConfirmedError
+from portal.ops.model import spoken_names
 from portal.ops.units import exact_duration
 from tools import tasks
 from tools.jobs import archive_at_hand, person, restore_job
@@ -209,6 +210,7 @@ def _restore_remotely(workers: Workers, person: Person) -> int:
     from worker.operations import RESTORE_ARCHIVE
 
     arguments = workers.arguments
+    _prepare_for_fetch(workers.settings, arguments)
     given = _given_remotely(arguments, workers.settings.schedules.time_zone)
     if arguments.dry_run or not arguments.force:
         plan, exit_code = workers.hand_over(RESTORE_ARCHIVE, replace(given, dry_run=True), authorize=False).result()
@@ -220,6 +222,15 @@ def _restore_remotely(workers: Workers, person: Person) -> int:
         chosen = {"at": plan["at"]} if arguments.at else {"archive": plan["backup_file"]}
         given = replace(given, **chosen, verify=False, moment=tasks.now())
     return finish(workers.hand_over(RESTORE_ARCHIVE, given), person, arguments, is_rollback=False)
+
+
+def _prepare_for_fetch(settings: Settings, arguments: argparse.Namespace) -> None:
+    """Have a repository for the authorization, even on an empty machine, if the worker may fetch from off-site."""
+    from portal.ops.repository.repository import Repository
+
+    is_offsite = bool(arguments.at) or arguments.archive.startswith("offsite:")
+    if is_offsite and settings.offsite.destinations() and not arguments.dry_run:
+        Repository(settings.local_path).prepare_for_restore()
 
 
 def finish(task: RemoteTask, person: Person, arguments: argparse.Namespace, *, is_rollback: bool) -> int:
@@ -304,11 +315,12 @@ def _ending(result: Mapping[str, Any], *, is_rollback: bool) -> list[str]:
     """The result for people."""
     if result.get("dry_run"):
         return ["\nDry run: nothing was changed."]
-    components = ", ".join(result["components_restored"])
+    components = spoken_names(result["components_restored"])
     done = [f"  {line}" for line in _done(result, is_rollback=is_rollback)]
     if not is_rollback:
         roll_back = f"to roll it back: ./tools/restore.sh --rollback {result['restore_id']}"
-        return [f"\nrestored: {components} from {result['backup_id']}", *done, roll_back]
+        source = f"{'as of' if result.get('at') else 'from'} {result['backup_id']}"
+        return [f"\nrestored: {components} {source}", *done, roll_back]
     if components:
         return [f"rolled back: {components}, as before {result['restore_id']}", *done]
     return [f"discarded: the rollback data of {result['restore_id']}"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.units import span
 from tools.terminal.output import print_result, say
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from portal.ops.repository.access_log import AccessEntry
     from portal.ops.settings.load import Settings
+
+_KIND: Final = 14
+"""The longest name: ``offsite_verify``."""
 
 
 def add_arguments(_parser: argparse.ArgumentParser, _name: str) -> None:
@@ -83,13 +86,13 @@ def _entry(entry: AccessEntry) -> dict[str, Any]:
 def _line(line: Mapping[str, Any], zone: ZoneInfo, now: datetime) -> str:
     """One kind for a person."""
     last = line["last"]
-    text = f"{line['kind']:<9} "
+    text = f"{line['kind']:<{_KIND}}  "
     if line["expression"] is None:
-        text += f"{'off':<36} "
+        text += f"{'off':<36}  "
     elif line["due_since"]:
-        text += f"{'due since ' + _wall(line['due_since'], zone):<36} "
+        text += f"{'due since ' + _wall(line['due_since'], zone):<36}  "
     else:
-        text += f"{'next ' + _wall(line['next'], zone) + ', in ' + span(line['next'] - now):<36} "
+        text += f"{'next ' + _wall(line['next'], zone) + ', in ' + span(line['next'] - now):<36}  "
     if last is None:
         return text + "never done"
     return text + f"last {_wall(last['moment'], zone)} {last['outcome']}: {last['error'] or last['subject']}"

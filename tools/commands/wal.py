@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from portal.ops.errors import ConfigurationError
+from portal.ops.errors import ConfigurationError, NotIntactError
 from tools.terminal.output import print_result, say
 from tools.terminal.run import watched_settings
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001  (what every command has)
     """Define the command's arguments."""
-    parser.add_argument("--fetch", action="store_true", help="bring the WAL back from the first off-site destination")
+    parser.add_argument("--fetch", action="store_true", help="bring the WAL back from the off-site destinations")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -41,15 +41,19 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _fetch(settings: Settings, repository: Repository) -> int:
-    from portal.ops.pitr.wal_fetch import fetch_wal
-    from portal.ops.storage.objects import identities_of, open_destination
+    from portal.ops.offsite.signing import trusted_signers
+    from portal.ops.pitr.wal_sources import fetch_from_all
 
-    destinations = settings.offsite.destinations()
-    if not destinations:
+    if not settings.offsite.destinations():
         raise ConfigurationError("there is no off-site destination", hint="Set BACKUP_OFFSITE_URLS.")
     repository.prepare()
-    backend = open_destination(destinations[0], settings.offsite, settings.store_variables, is_writing=False)
-    try:
-        return fetch_wal(repository, backend, identities_of(settings.offsite))
-    finally:
-        backend.close()
+    found = fetch_from_all(repository, settings, trusted_signers(repository, settings.offsite.signers))
+    if found.unsigned:
+        first, last = found.unsigned[0], found.unsigned[-1]
+        say(f"warning: {len(found.unsigned)} objects of WAL are not signed, from {first} to {last}")
+    for fault in found.faults:
+        say(f"warning: {fault}")
+    damages = [fault for fault in found.faults if isinstance(fault, NotIntactError)]
+    if damages:
+        raise damages[0]
+    return found.count

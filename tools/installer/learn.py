@@ -30,6 +30,8 @@ _USUAL_PLACES: Final = (
     "/opt/django-DefectDojo",
     "/srv/defectdojo",
 )
+_UPLOADS: Final = "/var/lib/kekkai-portal/uploads"
+_AUDIT: Final = "/var/lib/kekkai-portal/audit"
 _MEDIA_OF_DEFECTDOJO: Final = "/app/media"
 _SECONDS: Final = 20
 
@@ -67,7 +69,17 @@ def learn(directory: Path | None) -> Learned:
         _learn_from_container(container, containers, learned)
     for place in [directory] if directory else map(Path, _USUAL_PLACES):
         _learn_from_env_file(place / ".env", learned)
+    if directory is None:
+        _learn_from_directories(learned)
     return learned
+
+
+def _learn_from_directories(learned: Learned) -> None:
+    """The audit log has no default, and a portal on this machine keeps it beside the uploads."""
+    if Path(_UPLOADS).is_dir() and Path(_AUDIT).is_dir():
+        learned.take("PORTAL_AUDIT_DIR", _AUDIT, "the directories of this machine")
+    if "PORTAL_UPLOAD_DIR" not in learned.values and not Path(_UPLOADS).is_dir():
+        learned.notes.append(f"there are no uploads in {_UPLOADS}: set PORTAL_UPLOAD_DIR, to nothing to leave them out")
 
 
 def _learn_from_env_file(path: Path, learned: Learned) -> None:

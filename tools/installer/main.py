@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from portal.ops.units import printable
 from tools.installer.learn import Learned, learn
+from tools.installer.needs import PYTHON_HINT, missing_programs, missing_python
 from tools.installer.plan import ROOT, Installation
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ def main() -> int:
         return _refuse("the service needs a queue", "--set CELERY_BROKER_URL=redis://localhost:6379/5")
     if not arguments.uninstall:
         _show_settings(installation)
+        if installation.lacks_environment() and (missing := missing_python()) and not arguments.dry_run:
+            return _refuse(missing, PYTHON_HINT, code=1)
     steps = installation.removals() if arguments.uninstall else installation.steps()
     open_steps = _show(steps)
     if arguments.uninstall:
@@ -70,6 +73,8 @@ def _show_settings(installation: Installation) -> None:
         _say(f"note: {note}")
     if "DD_DATABASE_PASSWORD" not in installation.learned.values:
         _say("note: no database password was found; put it into the settings file")
+    for note in missing_programs(is_environment_made=not installation.lacks_environment()):
+        _say(f"note: {note}")
     _say("")
 
 
@@ -97,7 +102,10 @@ def _carry_out(steps: Sequence[Step], installation: Installation, *, is_removal:
     for step in steps:
         try:
             step.do()
-        except (OSError, subprocess.CalledProcessError) as error:
+        except (OSError, subprocess.CalledProcessError) as failure:
+            error = str(failure)
+            if isinstance(failure, subprocess.CalledProcessError):
+                error = f"{failure.cmd[0]} ended with exit code {failure.returncode}"
             return _refuse(f"could not {step.what}: {error}", "Correct that, and start it again: it continues.", code=1)
     if is_removal:
         _say("Uninstalled.")
@@ -107,6 +115,7 @@ def _carry_out(steps: Sequence[Step], installation: Installation, *, is_removal:
     _say("  sudoedit /etc/kekkai-backup/backup.env           # look at the settings")
     _say(f"  sudo -u {_sudo_name(owner)} {ROOT}/tools/backup.sh doctor")
     _say(f"  sudo -u {_sudo_name(owner)} {ROOT}/tools/backup.sh full")
+    _say(f"  sudo -u {_sudo_name(owner)} {ROOT}/tools/backup.sh verify latest --level dump")
     return 0
 
 

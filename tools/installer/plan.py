@@ -59,6 +59,10 @@ class Installation:
     learned: Learned
 
     @property
+    def _stamp(self) -> Path:
+        return ROOT / ".venv" / "stamp"
+
+    @property
     def repository(self) -> str:
         """The destination of archives."""
         return self.learned.values.get("BACKUP_LOCAL_PATH", "/var/backups/kekkai")
@@ -99,6 +103,10 @@ class Installation:
             shown = "********" if name in _SECRETS else value
             yield f"{name}={shown}   ({self.learned.origins.get(name, 'default')})"
 
+    def lacks_environment(self) -> bool:
+        """True if the environment of the commands has to be made."""
+        return self._is_here() and not self._stamp.exists()
+
     def steps(self) -> list[Step]:
         """All steps that install, in order."""
         owner = self.owner()
@@ -124,14 +132,24 @@ class Installation:
             path = self._at(name)
             if path.exists():
                 steps.append(Step(what=f"remove /{name}", is_done=lambda: False, do=path.unlink))
-        for name in ("etc/kekkai-backup", LOGS):
-            path = self._at(name)
-            if path.exists():
-                what = f"remove /{name}"
-                steps.append(Step(what=what, is_done=lambda: False, do=lambda path=path: shutil.rmtree(path)))  # type: ignore[misc]
+        steps += self._removal_of_directories()
         if self._uid(USER) is not None:
             steps.append(Step(what=f"remove the user {USER}", is_done=lambda: False, do=self._remove_user))
         return steps
+
+    def _removal_of_directories(self) -> Iterator[Step]:
+        """The directories, with our logs; files of others beside the settings, such as keys, are kept."""
+        path = self._at("etc/kekkai-backup")
+        if path.exists():
+            kept = sorted(one.name for one in path.iterdir() if one.name != Path(SETTINGS).name)
+            if kept:
+                what = f"/etc/kekkai-backup stays, for it holds more than the settings: {', '.join(kept)}"
+                yield Step(what=what, is_done=lambda: True, do=lambda: None)
+            else:
+                yield Step(what="remove /etc/kekkai-backup", is_done=lambda: False, do=path.rmdir)
+        logs = self._at(LOGS)
+        if logs.exists():
+            yield Step(what=f"remove /{LOGS}", is_done=lambda: False, do=lambda: shutil.rmtree(logs))
 
     # -- steps ------------------------------------------------------------------------------------------------------
 
@@ -193,7 +211,7 @@ class Installation:
     def _environment(self) -> Step:
         return Step(
             what=f"prepare {ROOT}/.venv (tools/setup.sh)",
-            is_done=lambda: (ROOT / ".venv" / "stamp").exists(),
+            is_done=self._stamp.exists,
             do=lambda: _run(["bash", str(ROOT / "tools" / "setup.sh")]),
         )
 

@@ -12,7 +12,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.model import BackupType, timestamp
-from portal.ops.monitoring.status import spoken
 from portal.ops.units import duration, human_bytes, span
 from tools.report.axis import even_top
 from tools.report.story import KIND_NAMES, ages_reached
@@ -29,6 +28,12 @@ MOST_MARKS: Final = 150
 """With more marks than this in a row, slices of time are drawn."""
 
 SLICES: Final = 120
+
+_OVERLAP: Final = 0.06
+"""Percent by which a slice reaches over the next one, so that rounding to pixels leaves no seams."""
+
+_LOW: Final = 35.0
+"""Below this percentage of the height the words on a line stand above it."""
 
 _SIZES: Final = tuple(float(number * 10**zeros) for zeros in range(18) for number in (1, 2, 5))
 _TIMES: Final = tuple(
@@ -123,7 +128,7 @@ def _dense(marks: Iterable[Mark], axis: Axis) -> Iterator[str]:
         said = f"{_when(some[-1].moment)}: {len(some):,}, {good:,} verified" + (
             f", {bad:,} damaged or failed" if bad else ""
         )
-        place = f"left:{number * width:.2f}%;width:{width:.2f}%"
+        place = f"left:{number * width:.2f}%;width:{width + _OVERLAP:.2f}%"
         yield f'<i class="slice {style}" style="{place}" title="{shown(said)}"></i>'
 
 
@@ -151,7 +156,7 @@ def ages(story: Story) -> Iterator[str]:
             (number, 100 * age / top, "bad" if age > allowed else "good", f"{span(timedelta(seconds=age))} old")
             for number, age in reached
         ]
-        title = f"{spoken(one.component).capitalize()}: allowed {span(one.rpo)}, worst {span(timedelta(seconds=worst))}"
+        title = f"{one.component.spoken.capitalize()}: allowed {span(one.rpo)}, worst {span(timedelta(seconds=worst))}"
         yield from _bars(title, bars, story.axis, line=(100 * allowed / top, "allowed"))
 
 
@@ -220,13 +225,16 @@ def _bars(
     width = 100 / SLICES
     yield f'<figure><figcaption>{shown(title)}</figcaption><div class="bars">'
     for number, height, style, said in bars:
+        if not height:
+            continue
         begin = axis.start + axis.length * (number / SLICES)
         yield (
             f'<i class="{style}" style="left:{number * width:.2f}%;width:{width:.2f}%;height:{max(height, 1):.1f}%" '
             f'title="{shown(_when(begin))}: {shown(said)}"></i>'
         )
     if line:
-        yield f'<em style="top:{100 - line[0]:.1f}%"><span>{shown(line[1])}</span></em>'
+        side = ' class="low"' if line[0] < _LOW else ""
+        yield f'<em{side} style="top:{100 - line[0]:.1f}%"><span>{shown(line[1])}</span></em>'
     yield "</div>"
     yield from _ticks(axis)
     yield "</figure>"

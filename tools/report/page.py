@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.model import BackupType, Component
-from portal.ops.monitoring.status import spoken
-from portal.ops.units import duration, human_bytes, span
+from portal.ops.units import counted, duration, human_bytes, span
 from tools.report import charts
 from tools.report.story import ages_reached
 from tools.report.tables import tables, when
@@ -43,7 +42,8 @@ def page(story: Story) -> str:
 
 def _sections(story: Story) -> Iterator[str]:
     yield "<h1>Kekkai Portal backup report</h1>"
-    yield f'<p class="soft">{when(story.now)} &middot; {shown(story.status.facts.repository)}</p>'
+    place = f"{story.host}: {story.status.facts.repository}" if story.host else story.status.facts.repository
+    yield f'<p class="soft place">{when(story.now)} &middot; {shown(place)}</p>'
     yield from _verdict(story)
     yield '<div class="answers">'
     yield from _answer("What could be lost?", _loss(story), any(one.misses for one in story.status.components))
@@ -62,10 +62,11 @@ def _sections(story: Story) -> Iterator[str]:
     yield "</div><h2>Growth</h2><div class=card>"
     yield f"<p>{shown(_space(story))}</p>"
     yield from charts.growth(story)
-    yield "</div><h2>Durations</h2><div class=card>"
-    yield from charts.restore_times(story)
-    yield from charts.durations(story)
     yield "</div>"
+    if drawn := [*charts.restore_times(story), *charts.durations(story)]:
+        yield "<h2>Durations</h2><div class=card>"
+        yield from drawn
+        yield "</div>"
     yield from tables(story)
 
 
@@ -78,13 +79,13 @@ def _verdict(story: Story) -> Iterator[str]:
     many = "1 target is missed" if len(misses) == 1 else f"{len(misses)} targets are missed"
     yield f'<div class="card verdict missed"><strong>{many}.</strong><ul>'
     for miss in misses:
-        yield f'<li>{shown(miss.what)}<div class="soft">{shown(miss.mend)}</div></li>'
+        yield f'<li>{shown(_sentence(miss.what))}<div class="soft">{shown(miss.mend)}</div></li>'
     yield "</ul></div>"
 
 
 def _targets(story: Story) -> str:
     """The targets, in a sentence."""
-    newest = ", ".join(f"{spoken(one.component)} {span(one.rpo)}" for one in story.status.components)
+    newest = ", ".join(f"{one.component.spoken} {span(one.rpo)}" for one in story.status.components)
     verified = (
         span(max(one.verified_age for one in story.status.components)) if story.status.components else "unlimited"
     )
@@ -100,10 +101,8 @@ def _answer(question: str, answer: str, is_bad: bool) -> Iterator[str]:
 
 def _loss(story: Story) -> str:
     """One sentence on what a loss of the portal now would mean."""
-    known = [
-        (spoken(one.component), lost) for one in story.status.components if (lost := _lost(story, one)) is not None
-    ]
-    never = [spoken(one.component) for one in story.status.components if _lost(story, one) is None]
+    known = [(one.component.spoken, lost) for one in story.status.components if (lost := _lost(story, one)) is not None]
+    never = [one.component.spoken for one in story.status.components if _lost(story, one) is None]
     parts = [f"the last {span(lost)} of the {name}" for name, lost in known]
     if never:
         parts.append(f"all of the {_and(never)}, of which there is no backup")
@@ -131,7 +130,7 @@ def _restore(story: Story) -> str:
 def _proof(story: Story) -> Iterator[tuple[str, str]]:
     """The evidence: a state and a sentence each."""
     for one in story.status.components:
-        name, verified = shown(spoken(one.component)), one.verified
+        name, verified = shown(one.component.spoken), one.verified
         if verified is None:
             yield "bad", f"The {name}: no backup has been verified."
         else:
@@ -152,7 +151,7 @@ def _proof(story: Story) -> Iterator[tuple[str, str]]:
     for one in story.status.components:
         worst = max((age for _, age in ages_reached(story, one.component, charts.SLICES)), default=0.0)
         if worst > one.rpo.total_seconds():
-            said = f"the newest backup of the {spoken(one.component)} was once {span(timedelta(seconds=worst))} old"
+            said = f"the newest backup of the {one.component.spoken} was once {span(timedelta(seconds=worst))} old"
             yield "bad", f"A gap: {shown(said)}; {span(one.rpo)} are allowed."
     yield from _elsewhere(story)
 
@@ -175,10 +174,8 @@ def _elsewhere(story: Story) -> Iterator[tuple[str, str]]:
         yield "bad", "Off-site copies are configured, and there is none yet."
     else:
         newest = max(moment for moment, _ in story.copies)
-        yield (
-            "good",
-            f"{len(story.copies):,} off-site copies; the newest archive among them is {span(story.now - newest)} old.",
-        )
+        copies = counted(len(story.copies), "off-site copy", "off-site copies")
+        yield "good", f"{copies}; the newest archive among them is {span(story.now - newest)} old."
     for one in story.status.facts.offsite:
         if one.foreign:
             names = ", ".join(one.foreign)
@@ -187,7 +184,7 @@ def _elsewhere(story: Story) -> Iterator[tuple[str, str]]:
         start, end = story.windows[-1]
         yield "good", f"The database can be recovered to any second from {when(start)} to {when(end)}."
         if len(story.windows) > 1:
-            yield "warm", f"The recovery window has {len(story.windows) - 1} gaps before that."
+            yield "warm", f"The recovery window has {counted(len(story.windows) - 1, 'gap')} before that."
     elif any(archive.type is BackupType.BASE for archive in story.archives):
         yield "bad", "There are base backups, but no moment that the database can be recovered to."
 
@@ -202,6 +199,10 @@ def _space(story: Story) -> str:
         return f"{pace} Retention removes as much, so the disk does not fill."
     day = (story.now + timedelta(days=foreseen.days_left)).date()
     return f"{pace} At this rate the disk is full on about {day.isoformat()}."
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _and(parts: list[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import socket
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -68,6 +69,7 @@ class Story:
         failures: all failures, newest first.
         drilled: the archives that a drill has restored.
         windows: the periods to which the database can be recovered to the second, oldest first.
+        host: the machine that the report was made on.
         copies: off-site copies with the times of their archives; None if none are configured.
     """
 
@@ -80,6 +82,7 @@ class Story:
     removals: Sequence[AccessEntry]
     failures: Sequence[AccessEntry]
     windows: Sequence[tuple[datetime, datetime]] = ()
+    host: str = ""
     copies: Sequence[tuple[datetime, str]] | None = None
 
     @property
@@ -121,6 +124,7 @@ def read_story(settings: Settings, now: datetime) -> Story:
         pins=pins,
         removals=[entry for entry in reversed(entries) if "archives" in entry.details],
         failures=[entry for entry in reversed(entries) if is_failure(entry)][:_MOST_LISTED],
+        host=socket.gethostname(),
         copies=_copies(settings, repository),
         windows=_merged((span.start, span.end) for span in look(repository, list(archives)).spans),
     )
@@ -185,4 +189,7 @@ def ages_reached(story: Story, component: Component, slices: int) -> list[tuple[
 
 
 def _held(kind: BackupType, story: Story) -> tuple[Component, ...]:
-    return story.status.facts.components if kind is BackupType.FULL else (Component(kind.value),)
+    """The components that an archive of a kind holds in the charts; a base backup, of the whole cluster, none."""
+    if kind is BackupType.FULL:
+        return tuple(story.status.facts.components)
+    return () if kind is BackupType.BASE else (Component(kind.value),)

@@ -7,7 +7,7 @@ from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.model import timestamp
-from portal.ops.units import duration, human_bytes
+from portal.ops.units import counted, duration, human_bytes
 from tools.report.text import shown
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ def tables(story: Story) -> Iterator[str]:
     )
     older = story.archives[len(listed) :]
     if older:
-        yield from _table(f"{len(older)} older archives, by day", ("Day", "Size", "Archives"), list(_by_day(older)), "")
+        title = f"{counted(len(older), 'older archive')}, by day"
+        yield from _table(title, ("Day", "Size", "Archives"), list(_by_day(older)), "")
 
 
 def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], nothing: str) -> Iterator[str]:

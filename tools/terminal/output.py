@@ -222,9 +222,10 @@ class Lines:
 def _write_lines(lines: Sequence[str], stream: TextIO, colour: str = "") -> None:
     """Write lines, each of which stays one line, with control characters escaped."""
     shown = [line if line.isprintable() else printable(line, most=None) for line in lines]
+    broken = [_broken(line, _columns(stream)) for line in shown]
     if is_coloured(stream):
-        shown = [_coloured(line, colour, stream) if colour else _highlighted(line) for line in shown]
-    text = "".join(f"{line}\n" for line in shown)
+        broken = [[_coloured(one, colour, stream) for one in some] if colour else _highlighted(some) for some in broken]
+    text = "".join(f"{one}\n" for some in broken for one in some)
     with _writing:
         _clear(stream)
         if stream is sys.stdout:
@@ -245,13 +246,38 @@ def _coloured(text: str, colour: str, stream: TextIO) -> str:
     return f"{_COLOURS[colour]}{text}{_RESET}" if colour and is_coloured(stream) else text
 
 
-def _highlighted(line: str) -> str:
-    """Colour important words."""
+def _highlighted(lines: Sequence[str]) -> list[str]:
+    """Colour important words, in the first of the lines that one line was broken into."""
+    first, *rest = lines
     for pattern, colour in _WORDS:
-        line, count = pattern.subn(lambda found, colour=colour: f"{_COLOURS[colour]}{found[0]}{_RESET}", line)  # type: ignore[misc]
+        first, count = pattern.subn(lambda found, colour=colour: f"{_COLOURS[colour]}{found[0]}{_RESET}", first)  # type: ignore[misc]
         if count:
             break
-    return line
+    return [first, *rest]
+
+
+def _columns(stream: TextIO) -> int:
+    """The columns of the terminal behind a stream; 0 where there is none, or none that says how wide it is."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError):
+        return 0
+
+
+def fitted(text: str) -> str:
+    """Text of several lines with those broken that are wider than the terminal of standard output, if it is one."""
+    columns = _columns(sys.stdout)
+    broken = ((line, _broken(line, columns)) for line in text.split("\n"))
+    return "\n".join(one if line.startswith(" ") else one.lstrip() for line, some in broken for one in some)
+
+
+def _broken(line: str, columns: int) -> list[str]:
+    """A line as the lines of a terminal; the module that breaks it is needed for few."""
+    if not columns or len(line) <= columns:
+        return [line]
+    from tools.terminal.wrap import wrapped
+
+    return wrapped(line, columns)
 
 
 def _tell(text: str) -> None:

@@ -87,9 +87,14 @@ class Bar:
             output.clear_line()
 
     def _draw(self, phase: str, done: int, total: int | None) -> None:
+        from portal.ops.model import Component
         from portal.ops.units import duration, human_bytes
 
-        text = f"{phase:<10} {human_bytes(done):>8}"
+        name = Component(phase).spoken if phase in set(Component) else phase
+        if not done and total is None:  # work that is not counted in bytes
+            output.draw_line(f"{name} ...")
+            return
+        text = f"{name:<10} {human_bytes(done):>8}"
         text += f"  {human_bytes(self._pace.rate)}/s" if self._pace.rate else ""
         if total and done <= total:
             width = max(10, min(40, output.width() - 60))

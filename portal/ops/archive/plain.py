@@ -134,7 +134,7 @@ class PlainArchive:
         held = tuple(component for component in Component if component.member in tops)
         if found is not None:
             lacking = tuple(
-                f"the manifest lists {component.value}, but the archive contains none"
+                f"the manifest lists {component.spoken}, but the archive contains none"
                 for component in found.components
                 if component not in held
             )

@@ -256,7 +256,7 @@ class BackupRun:
         component = Component(kind.value)
         if component is not Component.DATABASE and self.config.source(component) is None:
             raise ConfigurationError(
-                f"there is no directory of {component.value} to back up",
+                f"no place of the {component.spoken} is configured",
                 hint="Set PORTAL_UPLOAD_DIR (or media_path) to the portal's uploads.",
             )
         return (component,)
@@ -272,7 +272,7 @@ class BackupRun:
                 place = Path(os.path.realpath(source, strict=True))
             except (FileNotFoundError, NotADirectoryError) as error:
                 raise SourceError(
-                    f"{source} does not exist, so the {component.value} cannot be backed up",
+                    f"{source} does not exist, so the {component.spoken} cannot be backed up",
                     hint=f"Mount or create it, or correct {name}; set {name} to nothing to leave it out on purpose.",
                 ) from error
             except OSError as error:

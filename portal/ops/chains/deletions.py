@@ -56,7 +56,7 @@ def _decoded(line: bytes) -> str:
     try:
         path = json.loads(line)["path"]
         if not isinstance(path, str) or not is_below(path, _PREFIX):
-            raise ValueError("it is no path in the media")
+            raise ValueError("it is no path in the uploads")
         index.encode_name(path)
         return checked(Member(path, MemberType.FILE)).path
     except (KeyError, TypeError, ValueError, RecursionError) as error:

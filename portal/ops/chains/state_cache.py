@@ -246,7 +246,7 @@ class MediaState:
     def _take(self, content: Content) -> None:
         read_from = content.manifest.details.get(_PREFIX, {}).get("read_from_ns")
         if not isinstance(read_from, int):
-            raise NotIntactError(f"{content.manifest.backup_id} does not say when its media were read")
+            raise NotIntactError(f"{content.manifest.backup_id} does not say when its uploads were read")
         for path in content.deleted:
             self._remove(encode_name(path))
         batch: list[Known] = []

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Final
 
 from portal.ops.archive.damage import Damage
 from portal.ops.drill.compare_files import FileComparison
+from portal.ops.model import Component
 from portal.ops.restore.database.row_check import check_rows
+from portal.ops.units import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,14 +49,16 @@ class Comparison:
         for what in checked.wrong:
             self._damage(f"table {what}")
         self.warnings += checked.warnings()
-        self.checks.append(f"{self.tables:,} tables with {self.rows:,} rows")
+        self.checks.append(f"{counted(self.tables, 'table')} with {counted(self.rows, 'row')}")
 
     def keys_of_tables(self, found: ObjectCheck) -> None:
         """Compare indexes, constraints and triggers with the recorded source."""
         for what in found.wrong:
             self._damage(what)
         self.warnings += found.warnings
-        self.checks.append(f"{found.indexes:,} indexes and {found.constraints:,} constraints")
+        self.checks.append(
+            f"{counted(found.indexes, 'index', 'indexes')} and {counted(found.constraints, 'constraint')}"
+        )
 
     def files_of(self, archive: Archive, prefix: str, place: Path) -> None:
         """Compare every restored file with the archive: content, mode and time, and that there are no others.
@@ -72,7 +76,8 @@ class Comparison:
         self.warnings += found.warnings
         files, content_bytes = found.files, found.content_bytes
         self.files, self.bytes = self.files + files, self.bytes + content_bytes
-        self.checks.append(f"{prefix}: {files:,} file{'' if files == 1 else 's'} with {content_bytes:,} bytes")
+        name = next(one.spoken for one in Component if one.member == prefix)
+        self.checks.append(f"{name}: {counted(files, 'file')} with {counted(content_bytes, 'byte')}")
 
     def _damage(self, what: str, path: str | None = None) -> None:
         if len(self.damages) < MOST_DAMAGES:

@@ -87,7 +87,7 @@ class _ResultBuilder:
     archive: ArchiveFile | None = None
     manifest: Manifest | None = None
     portal: PortalChecks | None = None
-    moments: Shown = field(default_factory=lambda: Shown([], []))
+    moments: Shown = field(default_factory=lambda: Shown([], [], []))
 
     def note(self, **facts: Any) -> None:
         self.report = replace(self.report, **facts)
@@ -188,7 +188,7 @@ class DrillJob:
                     Damage(what=f"its SHA-256 is {builder.report.checksum}, and should be {expected}")
                 )
         self._tell("recover to moments")
-        builder.moments = drill_moments(self.repository, self.config, runner=self._runner)
+        builder.moments = drill_moments(self.repository, self.config, runner=self._runner, clock=self._clock)
         problems = [*(builder.portal.problems if builder.portal else ()), *builder.moments.problems]
         builder.note(success=not builder.found.damages and not problems)
         if problems:
@@ -371,5 +371,5 @@ def _figures(builder: _ResultBuilder) -> dict[str, Any]:
         "command_exit_code": command.exit_code if command else None,
         "command_output": command.output if command else "",
         "damages": tuple(map(str, found.damages)),
-        "warnings": (*found.warnings, *(portal.warnings if portal else ())),
+        "warnings": (*found.warnings, *(portal.warnings if portal else ()), *builder.moments.gaps),
     }

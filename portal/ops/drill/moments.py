@@ -11,26 +11,37 @@ import time
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from portal.ops.errors import OpsError
 from portal.ops.pitr.look import look
-from portal.ops.pitr.plan import plan_recovery
+from portal.ops.pitr.plan import clock_offset, plan_recovery
+from portal.ops.pitr.wal_archive import WalArchive
 from portal.ops.postgres.client_tools import find_client
 from portal.ops.postgres.dump_format import start_decoding
 from portal.ops.restore.scratch_dump import RowCounts, ScratchDump
-from portal.ops.runtime.progress import available_cores
-from portal.ops.units import exact_duration
+from portal.ops.runtime.progress import Clock, available_cores, utc_now
+from portal.ops.units import exact_duration, span
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
+    from portal.ops.pitr.look import PitrLook
     from portal.ops.pitr.scratch_server import ScratchServer
     from portal.ops.repository.repository import Repository
     from portal.ops.restore.config import RestoreConfig
     from portal.ops.runtime.process import ProcessRunner
 
+
+FIRST_BASE_TIME: Final = timedelta(days=1)
+"""So long the first base backup of a cluster may take, with the wait for it."""
+
+BEHIND_BASE_TIME: Final = timedelta(hours=1)
+"""So long after a base backup there is a recovery window, if the WAL after it arrives."""
+
+STALE: Final = timedelta(hours=1)
+"""A latest moment that is older shows nothing of the WAL since."""
 
 _HINT = "Look at the log of the scratch server, and make a new base backup."
 
@@ -40,11 +51,42 @@ class Shown(NamedTuple):
 
     Arguments:
         checks: the successful recoveries, in words.
-        problems: the failed ones.
+        problems: the failed ones, and a recovery window that should be there.
+        gaps: what could not be tried yet.
     """
 
     checks: list[str]
     problems: list[str]
+    gaps: list[str]
+
+
+def window_lacks(found: PitrLook, received_since: datetime | None, now: datetime) -> tuple[str, bool]:
+    """Why there is no recovery window, or none that reaches until now, and whether that is a fault; a pure function.
+
+    Right after WAL was first received there is no base backup yet: that is no fault for a day.
+
+    Arguments:
+        received_since: when WAL of this cluster was first received; nothing means never.
+        now: by the server's clock.
+
+    Returns:
+        An empty text where nothing is lacking.
+    """
+    if found.window is not None:
+        late = now - found.window.end
+        return (f"the latest moment is {span(late)} old: no WAL is received" if late > STALE else ""), False
+    if received_since is None:
+        return "there is no recovery window, and no WAL was ever received: start the WAL service", True
+    newest = max((base.ended for base in found.bases), default=None)
+    if newest is not None and now - newest > BEHIND_BASE_TIME:
+        return (
+            f"there is no recovery window: the WAL after the base backup of {span(now - newest)} ago is missing",
+            True,
+        )
+    age = now - received_since
+    if newest is None and age > FIRST_BASE_TIME:
+        return f"there is no recovery window: WAL is received for {span(age)} now, without a base backup", True
+    return "there is no recovery window yet: the first base backup is to come, or the WAL after it", False
 
 
 def drill_moments(
@@ -53,14 +95,24 @@ def drill_moments(
     *,
     runner: ProcessRunner,
     chance: Callable[[], float] = random.random,
+    clock: Clock = utc_now,
 ) -> Shown:
-    """Recover to the latest moment and to a random one; without a recovery window, do nothing.
+    """Recover to the latest moment and to a random one.
+
+    If WAL is received, a missing recovery window is a problem, or a gap while it cannot exist yet. Otherwise nothing is
+    done without a window.
 
     Arguments:
         chance: returns a number from 0 to 1, by which a moment in the window is chosen.
     """
-    shown = Shown([], [])
-    window = look(repository).window
+    shown = Shown([], [], [])
+    found = look(repository)
+    if config.wal:
+        now = clock() + clock_offset(found.archive)
+        what, is_fault = window_lacks(found, WalArchive.current_since(repository), now)
+        if what:
+            (shown.problems if is_fault else shown.gaps).append(f"recovery to a moment was not shown: {what}")
+    window = found.window
     if window is None:
         return shown
     somewhere = window.start + timedelta(seconds=(window.end - window.start).total_seconds() * chance())

@@ -18,7 +18,8 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from portal.ops.codec import decode, encode
-from portal.ops.monitoring.failures import answered, failure_of, is_failure
+from portal.ops.model import Component
+from portal.ops.monitoring.failures import answered, failure_of, is_failure, name_of
 from portal.ops.repository.durable import open_own, write_whole
 from portal.ops.repository.locks import lock_within
 from portal.ops.runtime.logs import engine_log
@@ -44,6 +45,8 @@ _PATIENCE_SECONDS: Final = 3.0
 
 _FAILURE: Final = "failure "
 _MISS: Final = "target "
+_AGES: Final = {"rpo": "age of the newest backup", "verified": "age of the newest verified backup"}
+"""The first words of targets of a component, and their names for people."""
 
 Teller = Callable[[str, str], bool]
 """Sends a title and a text; returns whether they were delivered."""
@@ -95,8 +98,9 @@ def news_of_entry(troubles: Troubles, entry: AccessEntry, now: datetime) -> list
             troubles[kind] = replace(troubles[kind], what=what)
             return []
         troubles[kind] = Trouble(since=entry.moment, told=now, what=what)
+        name = name_of(failure.kind)
         who = f"{entry.subject}, started by {entry.who} on {entry.host}, {_at(entry.moment)}"
-        return [News(kind=kind, headline=f"{failure.kind} failed", text=f"FAILED: {failure.kind} ({who})\n{what}")]
+        return [News(kind=kind, headline=f"{name} failed", text=f"FAILED: {name} ({who})\n{what}")]
     failing = [
         kind.removeprefix(_FAILURE) for kind in troubles if kind.startswith(_FAILURE) and _goes_on(troubles, kind)
     ]
@@ -113,7 +117,7 @@ def news_of_targets(troubles: Troubles, misses: Sequence[Miss], now: datetime) -
             troubles[kind] = replace(troubles[kind], what=what)
         else:
             troubles[kind] = Trouble(since=now, told=now, what=what)
-            news.append(News(kind=kind, headline=f"{kind} missed", text=f"TARGET MISSED: {what}"))
+            news.append(News(kind=kind, headline=f"target missed: {_name(kind)}", text=f"TARGET MISSED: {what}"))
     over = [kind for kind in troubles if kind.startswith(_MISS) and kind not in missed and _goes_on(troubles, kind)]
     return news + [_ended(troubles, kind, now, now) for kind in sorted(over)]
 
@@ -128,8 +132,9 @@ def reminders(troubles: Troubles, now: datetime) -> list[News]:
         if trouble.over:
             news.append(_over(kind, trouble, trouble.over))
         else:
-            text = f"STILL: {kind.partition(' ')[2]}, {_since(trouble)}\n{trouble.what}"
-            news.append(News(kind=kind, headline=f"{kind.removeprefix(_FAILURE)} still not well", text=text))
+            state = "still missed" if kind.startswith(_MISS) else "still failing"
+            text = f"{state.upper()}: {_name(kind)}, {_since(trouble)}\n{trouble.what}"
+            news.append(News(kind=kind, headline=f"{_name(kind)}: {state}", text=text))
     return news
 
 
@@ -144,9 +149,22 @@ def _ended(troubles: Troubles, kind: str, moment: datetime, now: datetime) -> Ne
 
 
 def _over(kind: str, trouble: Trouble, moment: datetime) -> News:
-    headline = f"{kind} met again" if kind.startswith(_MISS) else f"{kind.removeprefix(_FAILURE)} works again"
-    text = f"WELL AGAIN: {headline}, {_at(moment)}. It was not {_since(trouble)}."
+    is_target = kind.startswith(_MISS)
+    headline = f"target met again: {_name(kind)}" if is_target else f"{_name(kind)} works again"
+    before = "Missed" if is_target else "Failing"
+    text = f"RESOLVED: {headline}, {_at(moment)}. {before} {_since(trouble)}."
     return News(kind=kind, headline=headline, text=text)
+
+
+def _name(kind: str) -> str:
+    """The name of a problem for people."""
+    if kind.startswith(_FAILURE):
+        return name_of(kind.removeprefix(_FAILURE))
+    target = kind.removeprefix(_MISS)
+    what, _, component = target.partition("_")
+    if what in _AGES and component in set(Component):
+        return f"{_AGES[what]} of the {Component(component).spoken}"
+    return target.replace("_", " ")
 
 
 def _encoded(trouble: Trouble) -> dict[str, Any]:

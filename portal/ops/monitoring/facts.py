@@ -112,6 +112,7 @@ def _pitr(repository: Repository, archives: Sequence[Entry]) -> PitrFacts:
         state=found.state,
         wal_bytes=sum(file.size for file in found.archive.files().values()) if found.archive else 0,
         ahead=clock_offset(found.archive),
+        replaced=found.replaced,
     )
 
 

@@ -18,6 +18,14 @@ _STARTED_BY_ITSELF: Final = frozenset({Action.BACKUP, Action.PRUNE, Action.DRILL
 """Actions without a person to read a refusal, so that a refusal counts as a failure."""
 
 
+_BACKUPS: Final = {
+    BackupType.FULL.value: "full backup",
+    BackupType.DATABASE.value: "backup of the database",
+    BackupType.MEDIA.value: "backup of the uploads",
+    BackupType.AUDIT_LOGS.value: "backup of the audit log",
+    BackupType.BASE.value: "base backup",
+}
+
 _OF_A_DESTINATION: Final = frozenset({Action.OFFSITE_COPY, Action.OFFSITE_VERIFY, Action.OFFSITE_PRUNE})
 
 
@@ -32,6 +40,12 @@ def kind_of(entry: AccessEntry) -> str:
         of = f" {entry.subject}" if entry.action is Action.OFFSITE_VERIFY else ""
         return f"{entry.action} {entry.details.get('destination', entry.subject)}{of}"
     return f"verify {entry.subject}" if entry.action is Action.VERIFY else entry.action.value
+
+
+def name_of(kind: str) -> str:
+    """The name of a kind for people: ``full backup``, ``backup of the uploads``."""
+    action, _, what = kind.partition(" ")
+    return _BACKUPS.get(what, kind) if action == Action.BACKUP else kind
 
 
 def is_failure(entry: AccessEntry) -> bool:

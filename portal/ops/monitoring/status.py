@@ -70,17 +70,17 @@ def _component(component: Component, facts: Facts, targets: TargetSettings, now:
         misses.append(
             Miss(
                 target=f"rpo_{component.value}",
-                what=f"the newest backup of the {spoken(component)} is {late}" if newest else _none(component, facts),
+                what=f"the newest backup of the {component.spoken} is {late}" if newest else _none(component, facts),
                 mend=f"{_BACKUPS[component]} makes one now; then see why none was made by itself.",
             )
         )
     due = verified is not None or _is_overdue(facts.first.get(component), targets.verified_age, now)
     if due and (late := _late(verified, targets.verified_age, now)):
-        newest_of = f"the newest backup of the {spoken(component)} that is known to be intact"
+        newest_of = f"the newest backup of the {component.spoken} that is known to be intact"
         misses.append(
             Miss(
                 target=f"verified_{component.value}",
-                what=f"{newest_of} is {late}" if verified else f"no backup of the {spoken(component)} was verified yet",
+                what=f"{newest_of} is {late}" if verified else f"no backup of the {component.spoken} was verified yet",
                 mend=f"{Advice.VERIFY_DUMP.of(newest.backup_id if newest else 'latest')} does it now.",
             )
         )
@@ -150,14 +150,9 @@ def _late(archive: Archive | None, allowed: timedelta, now: datetime) -> str:
 
 
 def _none(component: Component, facts: Facts) -> str:
-    return f"there is no {'complete ' if facts.archives else ''}backup of the {spoken(component)}"
+    return f"there is no {'complete ' if facts.archives else ''}backup of the {component.spoken}"
 
 
 def _is_overdue(first: datetime | None, allowed: timedelta, now: datetime) -> bool:
     """True if there was enough time since the first backup; if there is no backup, that is the problem."""
     return first is not None and now - first > allowed
-
-
-def spoken(component: Component) -> str:
-    """The name for people."""
-    return {Component.DATABASE: "database", Component.MEDIA: "uploads", Component.AUDIT_LOGS: "audit log"}[component]

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.hints import Advice
-from portal.ops.monitoring.status import spoken
+from portal.ops.monitoring.failures import name_of
 from portal.ops.units import duration, human_bytes, span
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def _verdict(status: Status) -> Iterator[str]:
         yield f"  - {Advice.BACK_UP_FULL} makes the first one"
         return
     if status.ok:
-        yield f"OK: every target is met ({', '.join(spoken(one.component) for one in status.components)}, drill, space)"
+        yield f"OK: every target is met ({', '.join(one.component.spoken for one in status.components)}, drill, space)"
         return
     yield f"NOT OK: {len(status.misses)} {'target is' if len(status.misses) == 1 else 'targets are'} missed"
     for miss in status.misses:
@@ -59,7 +59,7 @@ def _row(one: ComponentStatus, now: datetime) -> str:
     verified = _verified(one.verified, now)
     state = "MISSED" if one.misses else "ok"
     return (
-        f"{spoken(one.component):<{_LABEL}}{newest:<11}{span(one.rpo):<10}"
+        f"{one.component.spoken:<{_LABEL}}{newest:<11}{span(one.rpo):<10}"
         f"{verified:<22}{span(one.verified_age):<10}{state}"
     )
 
@@ -74,11 +74,11 @@ def _rest(status: Status) -> Iterator[str]:
     yield f"{'space':<{_LABEL}}{facts.archives} archives, {human_bytes(facts.bytes)}; {_free(status)}"
     yield f"{'':<{_LABEL}}{_outlook(status)}"
     if facts.pitr:
-        yield from _entry("recovery", [_window(facts.pitr, now)])
+        yield from _entry("recovery", [_window(facts.pitr, now), *map(str, facts.pitr.replaced)])
     yield from _entry(
         "failed",
         [
-            f"{failure.kind}, {span(now - failure.moment)} ago: {failure.error or 'no reason was noted'}"
+            f"{name_of(failure.kind)}, {span(now - failure.moment)} ago: {failure.error or 'no reason was noted'}"
             + (f"\n  {failure.hint}" if failure.hint else "")
             for failure in facts.failures
         ],

@@ -12,12 +12,12 @@ from portal.ops.errors import NotIntactError
 from portal.ops.manifest import WRITER
 from portal.ops.model import BackupId
 from portal.ops.offsite.layout import Stem, parse_stem
-from portal.ops.offsite.signature import is_signed
+from portal.ops.storage.signature import is_signed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from portal.ops.offsite.signature import SigningKey
+    from portal.ops.storage.signature import SigningKey
 
 VERSION: Final = 1
 MOST_BYTES: Final = 16 << 20

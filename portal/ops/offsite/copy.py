@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 
     from portal.ops.offsite.commit import Commit
     from portal.ops.offsite.config import OffsiteConfig
-    from portal.ops.offsite.signature import SigningKey
     from portal.ops.repository.entry import Entry
     from portal.ops.retention.policy import RetentionPolicy
     from portal.ops.settings.destination import Destination
     from portal.ops.storage.backend import Backend
+    from portal.ops.storage.signature import SigningKey
 
 log = engine_log("portal.ops.offsite.copy")
 

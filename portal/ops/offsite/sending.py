@@ -41,12 +41,12 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from portal.ops.offsite.ledger import Ledger
-    from portal.ops.offsite.signature import SigningKey
     from portal.ops.offsite.signing import Trust
     from portal.ops.repository.entry import Entry
     from portal.ops.repository.repository import ArchiveFile
     from portal.ops.runtime.progress import Advance, Clock
     from portal.ops.storage.backend import Backend
+    from portal.ops.storage.signature import SigningKey
 
 log = engine_log("portal.ops.offsite.sending")
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import RepositoryError
 from portal.ops.offsite.ledger import Ledger
-from portal.ops.offsite.signature import SigningKey
 from portal.ops.repository.durable import make_hidden, write_durably
 from portal.ops.repository.repository import Repository
+from portal.ops.storage.signature import SigningKey
 from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from portal.ops.offsite.commit import Commit
@@ -90,6 +90,21 @@ def _unusable(path: Path, why: str | None) -> RepositoryError:
     )
 
 
+def trusted_signers(repository: Repository, given: Collection[str]) -> frozenset[str] | None:
+    """Whose copies are taken; nothing where nobody said whose, so that every copy is.
+
+    Arguments:
+        given: the signers of the settings.
+
+    Raises:
+        RepositoryError: the repository's own key cannot be read.
+    """
+    own = find_key(repository)
+    if ANY in given or not (own or given):
+        return None
+    return frozenset((*given, *((own.signer,) if own else ())))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trust:
     """Decides whose copies to accept.
@@ -110,11 +125,8 @@ class Trust:
             RepositoryError: the key or the record of copies cannot be read.
         """
         repository = Repository(config.local_path)
-        own, given = find_key(repository), config.settings.signers
         known = Ledger(repository, destination).copies()
-        if ANY in given or not (own or given):
-            return cls(known=known)
-        return cls(signers=frozenset((*given, *((own.signer,) if own else ()))), known=known)
+        return cls(signers=trusted_signers(repository, config.settings.signers), known=known)
 
     def accepts(self, commit: Commit) -> bool:
         """True if a copy has a trusted signer, or is an older one that the repository knows."""

@@ -12,6 +12,7 @@ from portal.ops.units import human_bytes, span
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from portal.ops.pitr.replaced import ReplacedCluster
     from portal.ops.pitr.window import Window
 
 SILENT: Final = timedelta(seconds=60)
@@ -34,12 +35,14 @@ class PitrFacts:
         state: the last report of the WAL service.
         wal_bytes: the bytes that the WAL takes.
         ahead: how far the server's clock is ahead of ours.
+        replaced: the WAL of clusters that came before.
     """
 
     window: Window | None
     state: Mapping[str, Any]
     wal_bytes: int = 0
     ahead: timedelta = timedelta(0)
+    replaced: tuple[ReplacedCluster, ...] = ()
 
     @property
     def covered(self) -> datetime | None:
@@ -63,6 +66,7 @@ class PitrFacts:
             "lag_bytes": self.lag_bytes,
             "lag_seconds": None if lag is None else round(lag, 1),
             "wal_bytes": self.wal_bytes,
+            "replaced_clusters": [one.to_dict() for one in self.replaced],
             "slot": self.state.get("slot"),
             "problem": self.state.get("problem"),
         }

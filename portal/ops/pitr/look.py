@@ -10,9 +10,11 @@ from portal.ops.chains.lineage import read_manifest
 from portal.ops.errors import OpsError
 from portal.ops.model import SUFFIX, BackupType, Component
 from portal.ops.pitr.lsn import PARTIAL, parse_history_name, parse_lsn
-from portal.ops.pitr.wal_archive import WalArchive
+from portal.ops.pitr.replaced_wal import find_replaced, replaced_identifiers
+from portal.ops.pitr.wal_archive import DIRECTORY, WalArchive
 from portal.ops.pitr.window import Base, Piece, Span, Wal, Window, find_spans, find_window
 from portal.ops.repository.catalogue import Catalogue
+from portal.ops.repository.faults import explain
 from portal.ops.repository.restorability import own_fault
 from portal.ops.runtime.logs import engine_log
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from portal.ops.pitr.replaced import ReplacedCluster
     from portal.ops.repository.entry import Entry
     from portal.ops.repository.repository import Repository
 
@@ -34,6 +37,7 @@ class PitrLook:
         archive: the WAL archive of the current cluster; None if no WAL was ever received.
         bases: its base backups that are complete, as far as known.
         state: the last report of the WAL service.
+        replaced: the WAL of earlier clusters.
     """
 
     archive: WalArchive | None
@@ -42,6 +46,7 @@ class PitrLook:
     spans: tuple[Span, ...]
     window: Window | None
     state: Mapping[str, Any]
+    replaced: tuple[ReplacedCluster, ...] = ()
 
 
 def look(repository: Repository, entries: list[Entry] | None = None) -> PitrLook:
@@ -61,7 +66,15 @@ def look(repository: Repository, entries: list[Entry] | None = None) -> PitrLook
     state = archive.state()
     wal = read_wal(archive, state)
     spans = find_spans(bases, wal)
-    return PitrLook(archive=archive, bases=bases, wal=wal, spans=spans, window=find_window(spans), state=state)
+    return PitrLook(
+        archive=archive,
+        bases=bases,
+        wal=wal,
+        spans=spans,
+        window=find_window(spans),
+        state=state,
+        replaced=_replaced(repository, listed),
+    )
 
 
 def read_wal(archive: WalArchive, state: Mapping[str, Any]) -> Wal:
@@ -117,6 +130,19 @@ def base_of(path: Path) -> tuple[Base, Mapping[str, Any]] | None:
         log.warning("base_unreadable", path=str(path), detail=str(error))
         return None
     return base, facts
+
+
+def _replaced(repository: Repository, entries: list[Entry]) -> tuple[ReplacedCluster, ...]:
+    """The WAL of clusters that came before; a base backup that cannot be read may be of any of them."""
+    if not replaced_identifiers(repository):
+        return ()
+    paths = (repository.path / f"{entry.name}{SUFFIX}" for entry in entries if entry.type is BackupType.BASE)
+    facts = [found[1] if (found := base_of(path)) else None for path in paths]
+    with_base = {str(one.get("system_identifier")) for one in facts if one is not None}
+    try:
+        return find_replaced(repository, None if None in facts else with_base)
+    except OSError as error:
+        raise explain(error, "cannot read the WAL in", repository.path / DIRECTORY) from error
 
 
 def _bases(repository: Repository, entries: list[Entry], system_identifier: str) -> Iterator[Base]:

@@ -5,7 +5,8 @@
     wal/<cluster>/<file>+<from>-<to>.<digest>.gz.age   part of a segment that is not complete yet
 
 Every object is a gzip file inside an age file; gunzip reads it. A comment in the gzip header says, as JSON, which
-moments it covers. Names depend on the content, so nothing is sent twice and nothing is overwritten.
+moments it covers, and once the repository has a key, has a signature of that, the name and the content. Names depend on
+the content, so nothing is sent twice and nothing is overwritten.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from portal.ops.errors import OpsError
 from portal.ops.pitr.lsn import PARTIAL, parse_history_name
 from portal.ops.pitr.wal_archive import DIRECTORY, SUFFIX, WalArchive
-from portal.ops.pitr.wal_objects import CLUSTER, deflate, parse_object, place_in_wal, with_comment
+from portal.ops.pitr.wal_objects import CLUSTER, deflate, parse_object, place_in_wal, with_comment, with_signature
 from portal.ops.runtime.logs import engine_log
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from portal.ops.repository.repository import Repository
     from portal.ops.storage.objects import ObjectWriter
+    from portal.ops.storage.signature import SigningKey
 
 log = engine_log("portal.ops.pitr.offsite_wal")
 
@@ -50,6 +52,7 @@ class WalCopier:
         open_writer: opens the destination; called again after a failure.
         shown: the name of the destination for people.
         tell: called every few seconds and at every change with the present fault and its hint, or None.
+        find_key: returns the repository's signing key, or None if it has none yet; called until there is one.
     """
 
     def __init__(
@@ -59,11 +62,14 @@ class WalCopier:
         *,
         shown: str,
         tell: Callable[[str], None] = lambda _: None,
+        find_key: Callable[[], SigningKey | None] = lambda: None,
     ) -> None:
         self._repository = repository
         self._open_writer = open_writer
         self._shown = shown
         self._tell = tell
+        self._find_key = find_key
+        self._key: SigningKey | None = None
         self._told: tuple[str, float] | None = None
         self._there: dict[str, frozenset[str]] = {}
         self._sent: set[str] = set()
@@ -104,6 +110,7 @@ class WalCopier:
         archive = WalArchive.current(self._repository)
         if archive is None:
             return
+        self._key = self._key or self._find_key()
         self._copy_files(archive, writer)
         if time.monotonic() - self._sent_at >= CURRENT_SECONDS:
             self._copy_current(archive, writer)
@@ -163,15 +170,22 @@ class WalCopier:
     def _store(
         self, archive: WalArchive, writer: ObjectWriter, name: str, content: bytes, told: dict[str, Any]
     ) -> None:
-        commented = with_comment(content, told)
-        digest = sha256(commented).hexdigest()[:_DIGEST_CHARACTERS]
         identifier = archive.cluster.system_identifier
-        place = f"{DIRECTORY}/{identifier}/{name}.{digest}{SUFFIX}.age"
+        commented = with_comment(content, told)
+        place = _place(identifier, name, commented)
+        if self._key and place not in self._there.get(identifier, ()):  # it may be there from before there was a key
+            commented = with_comment(content, with_signature(f"{identifier}/{name}", content, told, self._key))
+            place = _place(identifier, name, commented)
         if place in self._there.get(identifier, ()):
             return
         stored = writer.store(place, commented)
         if stored.is_new:
             log.info("wal_copied", name=name, bytes=stored.size, destination=self._shown)
+
+
+def _place(identifier: str, name: str, commented: bytes) -> str:
+    digest = sha256(commented).hexdigest()[:_DIGEST_CHARACTERS]
+    return f"{DIRECTORY}/{identifier}/{name}.{digest}{SUFFIX}.age"
 
 
 def _json(value: dict[str, Any]) -> bytes:

@@ -8,11 +8,14 @@ from portal.ops.errors import OpsError
 from portal.ops.model import SUFFIX, BackupId, BackupType
 from portal.ops.pitr.look import base_of, read_wal
 from portal.ops.pitr.lsn import parse_history_name
+from portal.ops.pitr.replaced_wal import remove_replaced
 from portal.ops.pitr.wal_archive import DIRECTORY, WalArchive
 from portal.ops.pitr.window import Base, unneeded
 from portal.ops.runtime.logs import engine_log
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from portal.ops.repository.repository import Repository
 
 log = engine_log("portal.ops.pitr.prune_wal")
@@ -20,11 +23,12 @@ log = engine_log("portal.ops.pitr.prune_wal")
 _PATTERN: Final = f"{BackupType.BASE}_*{SUFFIX}"
 
 
-def prune_wal(repository: Repository) -> int:
+def prune_wal(repository: Repository, now: datetime) -> int:
     """Remove segments older than every base backup of their cluster; return the number of bytes freed.
 
-    A base backup that cannot be read keeps all WAL, since its start is unknown. Without any base backup all WAL stays
-    too, since one may be under way. History files are small and stay.
+    A base backup that cannot be read keeps all WAL, since its start is unknown. Without any base backup the WAL of the
+    current cluster stays, since one may be under way; that of a replaced cluster is removed after a week. History files
+    are small and stay with their cluster.
 
     Raises:
         OSError: a file cannot be removed.
@@ -38,7 +42,8 @@ def prune_wal(repository: Repository) -> int:
             log.warning("wal_not_removed", reason=f"{path.name} cannot be read")
             return 0
         found.setdefault(str(described[1].get("system_identifier")), []).append(described[0])
-    return sum(_prune(repository, identifier, bases) for identifier, bases in found.items())
+    freed = sum(_prune(repository, identifier, bases) for identifier, bases in found.items())
+    return freed + remove_replaced(repository, found, now)
 
 
 def _prune(repository: Repository, identifier: str, bases: list[Base]) -> int:

@@ -87,6 +87,7 @@ class WalReceiver:
         slot: the name of the replication slot.
         on_archived: called with every file that is durable in the archive.
         on_gap: called with the reason, in words, if a new base backup is needed.
+        watch_seconds: the interval between two looks at the server.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class WalReceiver:
         slot: str = SLOT,
         on_archived: Callable[[str], None] = lambda _: None,
         on_gap: Callable[[str], None] = lambda _: None,
+        watch_seconds: float = _WATCH_SECONDS,
     ) -> None:
         self._repository = repository
         self._target = named(target, APPLICATION)
@@ -107,6 +109,7 @@ class WalReceiver:
         self._slot = slot
         self._on_archived = on_archived
         self._on_gap = on_gap
+        self._watch_seconds = watch_seconds
         self._covered = Coverage()
         self._archive: WalArchive | None = None
         self._received = 0
@@ -202,7 +205,7 @@ class WalReceiver:
             if _has_ended(process):
                 self._raise_end(archive, connection, process)
             if time.monotonic() >= next_look:
-                next_look = time.monotonic() + _WATCH_SECONDS
+                next_look = time.monotonic() + self._watch_seconds
                 self._check_space(archive)
                 self._look(archive, connection)
             if archive.completed() or len(archive.partials()) > 1:

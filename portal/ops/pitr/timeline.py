@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from portal.ops.model import SUFFIX, timestamp
+from portal.ops.model import SUFFIX, BackupType, timestamp
 from portal.ops.pitr.look import base_of, look
 from portal.ops.pitr.wal_reader import commits, segments_between
 from portal.ops.repository.catalogue import Catalogue
@@ -20,11 +20,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from portal.ops.pitr.look import PitrLook
+    from portal.ops.pitr.replaced import ReplacedCluster
     from portal.ops.pitr.wal_reader import Commit, Relation
     from portal.ops.pitr.window import Window
     from portal.ops.repository.entry import Entry
     from portal.ops.repository.repository import Repository
     from portal.ops.runtime.process import ProcessRunner
+
+_KINDS: Final = {
+    BackupType.FULL: "full backup",
+    BackupType.DATABASE: "backup of the database",
+    BackupType.MEDIA: "backup of uploads",
+    BackupType.AUDIT_LOGS: "backup of the audit log",
+    BackupType.BASE: "base backup",
+}
 
 MANY_ROWS: Final = 100
 """A transaction that removes fewer rows of a table is ordinary work and not listed."""
@@ -59,11 +68,13 @@ class Timeline:
 
     Arguments:
         window: the recovery window; None if there is none.
+        replaced: the WAL of earlier clusters, which is in no window.
     """
 
     window: Window | None
     archives: tuple[Entry, ...]
     removals: tuple[Removal, ...]
+    replaced: tuple[ReplacedCluster, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The timeline in the types of JSON."""
@@ -74,17 +85,21 @@ class Timeline:
                 for entry in self.archives
             ],
             "removals": [removal.to_dict() for removal in self.removals],
+            "replaced_clusters": [one.to_dict() for one in self.replaced],
         }
 
     def lines(self) -> list[str]:
         """The timeline for people, oldest first."""
         window = f"recovery window: {self.window}" if self.window else "there is no recovery window"
-        entries = [(entry.moment, f"{entry.type or 'archive'} backup {entry.name}") for entry in self.archives]
+        entries = [
+            (entry.moment, f"{_KINDS[entry.type] if entry.type else 'archive'} {entry.name}") for entry in self.archives
+        ]
         entries += [(removal.moment, f"! {removal}") for removal in self.removals]
         shown = [
-            f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 1000:03d}  {what}" for moment, what in sorted(entries)
+            f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 1000:03d}+00:00  {what}"
+            for moment, what in sorted(entries)
         ]
-        return [*shown, window]
+        return [*shown, window, *map(str, self.replaced)]
 
 
 def read_timeline(
@@ -121,7 +136,7 @@ def read_timeline(
         for entry in reversed(entries)
         if (start is None or start <= entry.moment) and (end is None or entry.moment <= end)
     )
-    return Timeline(window=found.window, archives=held, removals=tuple(removals))
+    return Timeline(window=found.window, archives=held, removals=tuple(removals), replaced=found.replaced)
 
 
 def _removals(commit: Commit, names: Mapping[Relation, str]) -> Sequence[Removal]:

@@ -17,6 +17,7 @@ import json
 import os
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -33,16 +34,15 @@ from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from datetime import datetime
     from pathlib import Path
 
 DIRECTORY: Final = "wal"
 RECEIVING: Final = "receiving"
 SUFFIX: Final = ".gz"
 
-_CURRENT: Final = "current.json"
-_CLUSTER: Final = "cluster.json"
-_STATE: Final = "state.json"
+CURRENT: Final = "current.json"
+CLUSTER: Final = "cluster.json"
+STATE: Final = "state.json"
 _LEVEL: Final = 1
 _BLOCK_BYTES: Final = 1 << 20
 _GZIP: Final = 31
@@ -89,13 +89,22 @@ class WalArchive:
     @classmethod
     def current(cls, repository: Repository) -> WalArchive | None:
         """The archive of the cluster whose WAL is or was last received; None if there is none."""
-        found = _read_json(repository.path / DIRECTORY / _CURRENT)
+        found = _read_json(repository.path / DIRECTORY / CURRENT)
         return cls.of(repository, str(found["system_identifier"])) if found else None
+
+    @staticmethod
+    def current_since(repository: Repository) -> datetime | None:
+        """When the current cluster became that one; nothing where there is none."""
+        try:
+            written = (repository.path / DIRECTORY / CURRENT).stat().st_mtime
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return datetime.fromtimestamp(written, UTC)
 
     @classmethod
     def of(cls, repository: Repository, system_identifier: str) -> WalArchive | None:
         """The archive of a cluster, or None."""
-        found = _read_json(repository.path / DIRECTORY / system_identifier / _CLUSTER)
+        found = _read_json(repository.path / DIRECTORY / system_identifier / CLUSTER)
         return cls(repository, Cluster(**found)) if found else None
 
     @classmethod
@@ -114,9 +123,9 @@ class WalArchive:
             for directory in (archive.path.parent, archive.path, archive.receiving):
                 make_hidden(directory)
             if known is None or known.cluster != archive.cluster:
-                write_durably(archive.path / _CLUSTER, _json(asdict(archive.cluster)))
+                write_durably(archive.path / CLUSTER, _json(asdict(archive.cluster)))
             current = _json({"system_identifier": cluster.system_identifier})
-            text = archive.path.parent / _CURRENT
+            text = archive.path.parent / CURRENT
             if is_current and (not text.exists() or text.read_bytes() != current):
                 write_durably(text, current)
         except OSError as error:
@@ -214,15 +223,15 @@ class WalArchive:
 
         On a full disk the old state is overwritten, which takes no room: the state has to report the full disk.
         """
-        temporary, content = self.path / f".{_STATE}.{os.getpid()}.tmp", _json(state)
+        temporary, content = self.path / f".{STATE}.{os.getpid()}.tmp", _json(state)
         try:
             temporary.write_bytes(content)
-            temporary.rename(self.path / _STATE)
+            temporary.rename(self.path / STATE)
         except OSError as error:
             temporary.unlink(missing_ok=True)
             if not is_full(error):
                 raise
-            with (self.path / _STATE).open("r+b") as file:
+            with (self.path / STATE).open("r+b") as file:
                 file.write(content)
                 file.truncate()
 
@@ -243,7 +252,7 @@ class WalArchive:
 
     def state(self) -> dict[str, Any]:
         """The last reported state; empty if there is none."""
-        return _read_json(self.path / _STATE) or {}
+        return _read_json(self.path / STATE) or {}
 
     def files(self) -> dict[str, WalFile]:
         """The files in the index that exist."""

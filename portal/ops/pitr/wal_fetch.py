@@ -10,18 +10,21 @@ import json
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import reduce
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from portal.ops.errors import IdentityError, NotIntactError
 from portal.ops.pitr.lsn import PARTIAL, parse_history_name
 from portal.ops.pitr.wal_archive import DIRECTORY, Cluster, WalArchive
 from portal.ops.pitr.wal_objects import CLUSTER, NAME, Told, deflate, inflate, split
+from portal.ops.pitr.wal_trust import WalTrust, in_order
 from portal.ops.repository.faults import explain
 from portal.ops.runtime.logs import engine_log
 from portal.ops.storage.objects import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from collections.abc import Set as AbstractSet
 
     from portal.ops.repository.repository import Repository
     from portal.ops.storage.age_keys import Identity
@@ -44,16 +47,72 @@ class _Part(NamedTuple):
     place: str
 
 
-def fetch_wal(repository: Repository, backend: Backend, identities: Sequence[Identity]) -> int:
-    """Fetch the WAL of every cluster into a repository; return the number of new files.
+class Damage(NamedTuple):
+    """An object that cannot be used.
 
     Arguments:
-        identities: None if copies are not encrypted.
+        cluster: its system identifier.
+        file: what it holds, or holds a part of.
+    """
+
+    cluster: str
+    file: str
+    error: NotIntactError
+
+    def is_mended(self, repository: Repository, taken: AbstractSet[tuple[str, str]]) -> bool:
+        """True if the file is here by now.
+
+        Arguments:
+            taken: cluster and name of the files that came from elsewhere later.
+        """
+        if taken & {(self.cluster, self.file), (self.cluster, self.file + PARTIAL)}:
+            return True
+        archive = WalArchive.of(repository, self.cluster)
+        return archive is not None and (self.file == CLUSTER or self.file in archive.files())
+
+
+class Found(NamedTuple):
+    """The WAL that a destination had.
+
+    Arguments:
+        taken: cluster and name of each file that is new here.
+        unsigned: the objects that were taken although nobody has signed them.
+    """
+
+    taken: AbstractSet[tuple[str, str]]
+    damages: list[Damage]
+    unsigned: list[str]
+
+
+def fetch_wal(repository: Repository, backend: Backend, identities: Sequence[Identity]) -> int:
+    """Fetch the WAL of every cluster from one destination; return the number of new files.
+
+    Raises:
+        NotIntactError: an object is damaged or not ours; all others have been fetched.
+        OpsError: as `find_wal` does.
+    """
+    found = find_wal(repository, backend, identities)
+    if found.damages:
+        raise found.damages[0].error
+    return len(found.taken)
+
+
+def find_wal(
+    repository: Repository,
+    backend: Backend,
+    identities: Sequence[Identity],
+    signers: AbstractSet[str] | None = None,
+) -> Found:
+    """Fetch the WAL of every cluster from one destination, except damaged objects.
+
+    Arguments:
+        identities: empty if copies are not encrypted.
+        signers: the public keys whose WAL is taken; None means any.
 
     Raises:
         StorageError: the store failed.
-        NotIntactError: an object is damaged or not ours; all others have been fetched.
         IdentityError: an object is encrypted for none of the identities.
+        BusyError: the WAL service of a cluster is running.
         RepositoryError: the disk is full, or writing fails.
     """
     clusters: dict[str, list[tuple[str, re.Match[str]]]] = {}
@@ -62,15 +121,13 @@ def fetch_wal(repository: Repository, backend: Backend, identities: Sequence[Ide
         if len(parts) == 3 and _IDENTIFIER.fullmatch(parts[1]) and (name := NAME.fullmatch(parts[2])):
             clusters.setdefault(parts[1], []).append((found.name, name))
     is_first = WalArchive.current(repository) is None
-    fetch = _Fetch(repository=repository, backend=backend, identities=identities)
+    fetch = _Fetch(repository=repository, backend=backend, identities=identities, trust=WalTrust(signers))
     try:
         for identifier in sorted(clusters, key=int):  # newest last
             fetch.cluster(identifier, clusters[identifier], is_current=is_first)
     except OSError as error:
         raise explain(error, "cannot write WAL to", repository.path / DIRECTORY) from error
-    if fetch.faults:
-        raise fetch.faults[0]
-    return fetch.count
+    return Found(fetch.taken, fetch.damages, fetch.trust.unsigned)
 
 
 @dataclass(kw_only=True)
@@ -78,15 +135,16 @@ class _Fetch:
     """Fetches missing WAL; damaged objects are skipped and do not stop the rest.
 
     Arguments:
-        count: the number of new files.
-        faults: the damage found.
+        taken: cluster and name of each new file.
+        damages: the damage found.
     """
 
     repository: Repository
     backend: Backend
     identities: Sequence[Identity]
-    count: int = 0
-    faults: list[NotIntactError] = field(default_factory=list)
+    trust: WalTrust
+    taken: set[tuple[str, str]] = field(default_factory=set)
+    damages: list[Damage] = field(default_factory=list)
 
     def cluster(self, identifier: str, objects: Sequence[tuple[str, re.Match[str]]], *, is_current: bool) -> None:
         """Fetch the WAL of one cluster."""
@@ -106,40 +164,52 @@ class _Fetch:
                     whole.setdefault(file, []).append(place)
                 else:
                     parts.setdefault(file, []).append(_Part(int(name["start"]), int(name["end"]), place))
-            for file, places in sorted(whole.items()):
-                self._whole(archive, file, places)
-            for file, mine in sorted(parts.items()):
-                if file not in whole:
-                    self._current(archive, file, sorted(mine))
+            self.trust.begin()
+            for file in sorted({*whole, *parts}, key=in_order):
+                if file in whole:
+                    self._whole(archive, file, whole[file])
+                else:
+                    self._current(archive, file, sorted(parts[file]))
 
     def _description(self, identifier: str, places: Sequence[str]) -> Cluster | None:
         """The facts about a cluster. They are stored again when limits grow; the latest suit all of its WAL."""
-        found: Cluster | None = None
+        signed: list[Cluster] = []
+        unsigned: list[Cluster] = []
         for place in places:
             try:
-                cluster = _described(inflate(self._read(place), _MOST_DESCRIPTION), place)
+                data = self._read(place)
+                is_signed = self.trust.is_signed(place, data)
+                cluster = _described(inflate(data, _MOST_DESCRIPTION), place)
                 if cluster.system_identifier != identifier:
                     raise _senseless(place)
             except NotIntactError as error:
-                self._damaged(place, error)
+                self._damaged(identifier, CLUSTER, place, error)
                 continue
-            found = found.including(cluster) if found else cluster
-        return found
+            (signed if is_signed else unsigned).append(cluster)
+        return reduce(Cluster.including, signed or unsigned) if signed or unsigned else None
 
     def _whole(self, archive: WalArchive, file: str, places: Sequence[str]) -> None:
         """Fetch a file. If it was stored twice, the second object may know better what it covers."""
-        found: list[tuple[bytes, Told]] = []
+        found: dict[bool, list[tuple[bytes, Told, str]]] = {True: [], False: []}
         for place in places:
             try:
-                content, told = split(self._read(place))
-                data = inflate(content, archive.cluster.segment_bytes) if parse_history_name(file) else content
-                found.append((data, told))
+                content = self._read(place)
+                is_signed = self.trust.is_signed(place, content)
+                data, told = split(content)
+                data = inflate(data, archive.cluster.segment_bytes) if parse_history_name(file) else data
+                found[is_signed].append((data, told, place))
             except NotIntactError as error:
-                self._damaged(place, error)
-        if found:
-            data, told = max(found, key=lambda one: one[1].covered or _LONG_AGO)
-            archive.take(file, data, covered=told.covered, until=told.until)
-            self.count += 1
+                self._damaged(archive.cluster.system_identifier, file, place, error)
+        if not (taken := found[True] or found[False]):
+            return
+        data, told, place = max(taken, key=lambda one: one[1].covered or _LONG_AGO)
+        try:
+            self.trust.take(file, place, is_signed=bool(found[True]))
+        except NotIntactError as error:
+            self._damaged(archive.cluster.system_identifier, file, place, error)
+            return
+        archive.take(file, data, covered=told.covered, until=told.until)
+        self.taken.add((archive.cluster.system_identifier, file))
 
     def _current(self, archive: WalArchive, file: str, parts: Sequence[_Part]) -> None:
         """Join the parts of a segment that was never completed; the part that reaches farthest says what it covers."""
@@ -150,12 +220,15 @@ class _Fetch:
             if part.end <= reached:
                 continue
             try:
-                content, says = split(self._read(part.place))
-                data = inflate(content, len(segment))
+                content = self._read(part.place)
+                is_signed = self.trust.is_signed(part.place, content)
+                stored, says = split(content)
+                data = inflate(stored, len(segment))
                 if part.end > len(segment) or len(data) != part.end - part.start:
                     raise _senseless(part.place)
+                self.trust.take(file, part.place, is_signed=is_signed)
             except NotIntactError as error:
-                self._damaged(part.place, error)
+                self._damaged(archive.cluster.system_identifier, file, part.place, error)
                 continue
             segment[part.start : part.end] = data
             reached, told = part.end, says
@@ -163,7 +236,7 @@ class _Fetch:
         if not reached or (known and (told.covered is None or (known.covered and told.covered <= known.covered))):
             return
         archive.take(file + PARTIAL, deflate(bytes(segment)), covered=told.covered, until=None)
-        self.count += 1
+        self.taken.add((archive.cluster.system_identifier, file + PARTIAL))
 
     def _read(self, place: str) -> bytes:
         """Read and decrypt an object.
@@ -179,10 +252,10 @@ class _Fetch:
             )
         return data
 
-    def _damaged(self, place: str, error: NotIntactError) -> None:
+    def _damaged(self, cluster: str, file: str, place: str, error: NotIntactError) -> None:
         log.warning("wal_object_damaged", name=place, error=error.message)
         fault = NotIntactError(f"{self.backend.shown}/{place} is not usable: {error.message}", hint=error.hint)
-        self.faults.append(fault)
+        self.damages.append(Damage(cluster, file, fault))
 
 
 def _described(content: bytes, place: str) -> Cluster:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import re
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple, cast
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from isal import isal_zlib
 
 from portal.ops.errors import NotIntactError
 from portal.ops.pitr.lsn import PARTIAL
 from portal.ops.pitr.wal_archive import DIRECTORY
+from portal.ops.storage.signature import is_signed
+
+if TYPE_CHECKING:
+    from portal.ops.storage.signature import SigningKey
 
 NAME: Final = re.compile(r"(?P<file>[0-9A-F.a-z]+?)(?:\+(?P<start>\d+)-(?P<end>\d+))?\.[0-9a-f]{16}\.gz(?:\.age)?")
 CLUSTER: Final = "cluster"
@@ -22,6 +27,9 @@ _HEADER: Final = b"\x1f\x8b\x08\x10\x00\x00\x00\x00\x00\xff"
 _HEADER_BYTES: Final = 10
 _COMMENT_FLAG: Final = 0x10
 _GZIP: Final = 31
+_PURPOSE: Final = b"kekkai-backup WAL object"
+"""A signature of ours over something else is none over WAL."""
+
 _LEVEL: Final = 1
 _InflateError = cast("type[Exception]", isal_zlib.error)
 
@@ -102,21 +110,74 @@ def with_comment(content: bytes, told: dict[str, Any]) -> bytes:
     return _HEADER + comment + b"\0" + content[_HEADER_BYTES:]
 
 
+def with_signature(name: str, content: bytes, told: dict[str, Any], key: SigningKey) -> dict[str, Any]:
+    """What an object records, with a signature over that, its name and its content.
+
+    Arguments:
+        name: the object's, up to its digest: ``<cluster>/<file>`` and which part of it.
+        content: a gzip file without a comment.
+    """
+    signed = {**told, "signer": key.signer}
+    return {**signed, "signature": key.sign(_signed_bytes(name, content[_HEADER_BYTES:], signed))}
+
+
+def signer_of(name: str, data: bytes) -> str:
+    """Who signed an object; empty where nobody did.
+
+    Arguments:
+        name: as for `with_signature`.
+        data: the object, a gzip file with a comment.
+
+    Raises:
+        NotIntactError: the signature is not of this object, or the comment is invalid.
+    """
+    content, found = _parted(data)
+    signer, signature = found.pop("signer", ""), found.pop("signature", "")
+    if not signer and not signature:
+        return ""
+    signed = _signed_bytes(name, content[_HEADER_BYTES:], {**found, "signer": signer})
+    if not (isinstance(signer, str) and isinstance(signature, str) and is_signed(signed, signer, signature)):
+        raise NotIntactError("a WAL object has a signature that is not its own", hint="Take another copy.")
+    return signer
+
+
+def _signed_bytes(name: str, body: bytes, told: dict[str, Any]) -> bytes:
+    return b"\n".join((_PURPOSE, name.encode(), json.dumps(told, sort_keys=True).encode(), sha256(body).digest()))
+
+
 def split(data: bytes) -> tuple[bytes, Told]:
     """Split a gzip file into the file without its comment, and the decoded comment.
 
     Raises:
         NotIntactError: the comment is invalid.
     """
+    content, found = _parted(data)
+    try:
+        return content, Told(_moment(found.get("covered")), _moment(found.get("until")))
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
+        raise _bad_comment() from error
+
+
+def _parted(data: bytes) -> tuple[bytes, dict[str, Any]]:
+    """A gzip file without its comment, and the comment.
+
+    Raises:
+        NotIntactError: the comment is invalid.
+    """
     if len(data) < _HEADER_BYTES or not data[3] & _COMMENT_FLAG:
-        return data, Told()
+        return data, {}
     comment, _, rest = data[_HEADER_BYTES:].partition(b"\0")
     try:
         found = json.loads(comment)
-        told = Told(_moment(found.get("covered")), _moment(found.get("until")))
-    except (ArithmeticError, AttributeError, RecursionError, TypeError, ValueError) as error:
-        raise NotIntactError("a WAL object has a comment that is invalid", hint="Take another copy.") from error
-    return _HEADER[:3] + b"\0" + _HEADER[4:] + rest, told
+    except (RecursionError, ValueError) as error:
+        raise _bad_comment() from error
+    if not isinstance(found, dict):
+        raise _bad_comment()
+    return _HEADER[:3] + b"\0" + _HEADER[4:] + rest, found
+
+
+def _bad_comment() -> NotIntactError:
+    return NotIntactError("a WAL object has a comment that is invalid", hint="Take another copy.")
 
 
 def _moment(text: str | None) -> datetime | None:

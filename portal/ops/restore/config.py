@@ -58,6 +58,7 @@ class RestoreConfig(NamesDatabase):
         credential_key: the portal's key for stored credentials; the plan compares it with the backup's.
         commands: the operator's commands before and after live data changes.
         health: the page that shows whether the portal answers after a restore.
+        wal: whether WAL is received, so that a drill also has to recover the database to moments.
 
     Raises:
         ConfigurationError: a value is invalid.
@@ -92,6 +93,7 @@ class RestoreConfig(NamesDatabase):
     credential_key: Secret | None = None
     commands: AroundCommands = field(default_factory=AroundCommands)
     health: HealthCheck = field(default_factory=HealthCheck)
+    wal: bool = False
 
     def __post_init__(self) -> None:
         for name in ("local_path", "media_path", "audit_log_path", "pg_bin_dir"):
@@ -147,6 +149,7 @@ class RestoreConfig(NamesDatabase):
                 "health": HealthCheck(
                     url=settings.portal.health_url, timeout_seconds=settings.portal.health_timeout.total_seconds()
                 ),
+                "wal": settings.pitr.wal,
                 **others,
             }
         )

@@ -1,7 +1,7 @@
 """Fetches from off-site what a restore to a moment needs and the repository lacks.
 
 look      check whether the repository is sufficient
-wal       fetch all missing WAL
+wal       fetch all missing WAL, from every destination
 base      fetch the newest base backup that is old enough, with its parents
 uploads   fetch the newest archive of uploads that is old enough, and the next one
 """
@@ -17,17 +17,16 @@ from portal.ops.model import BackupType
 from portal.ops.offsite.config import OffsiteConfig
 from portal.ops.offsite.fetch import FetchJob
 from portal.ops.offsite.listing import list_copies
-from portal.ops.offsite.signing import Trust
+from portal.ops.offsite.signing import Trust, trusted_signers
 from portal.ops.pitr.moment import parse_moment
 from portal.ops.pitr.plan import OutsideWindowError, clock_offset
 from portal.ops.pitr.wal_archive import WalArchive
-from portal.ops.pitr.wal_fetch import fetch_wal
+from portal.ops.pitr.wal_sources import fetch_from_all
 from portal.ops.repository.repository import Repository
 from portal.ops.restore.config import RestoreConfig, RestoreScope
 from portal.ops.restore.moment import choose_moment
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import utc_now
-from portal.ops.storage.objects import identities_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
     from portal.ops.runtime.progress import Clock, Progress
     from portal.ops.settings.destination import Destination
     from portal.ops.settings.load import Settings
-    from portal.ops.storage.backend import Backend
 
 log = engine_log("portal.ops.restore.moment_offsite")
 
@@ -94,10 +92,31 @@ def moment_at_hand(
     parts = (RestoreScope.DATABASE, RestoreScope.MEDIA) if scope is RestoreScope.FULL else (scope,)
     if scope is RestoreScope.FULL and config.media_path is None:
         parts = (RestoreScope.DATABASE,)
-    bringers = [
-        _Bringer(settings=settings, repository=repository, fetcher=fetcher, destination=one) for one in destinations
-    ]
-    return _brought(bringers, moment, parts, is_here)
+    bringers = [_Bringer(settings=settings, fetcher=fetcher, destination=one) for one in destinations]
+    faults: list[OpsError] = []
+    needs_wal = RestoreScope.DATABASE in parts and not is_here(RestoreScope.DATABASE)
+    fetched = ["WAL"] if needs_wal and _brought_wal(repository, settings, faults) else []
+    return _brought(bringers, moment, parts, is_here, fetched, faults)
+
+
+def _brought_wal(repository: Repository, settings: Settings, faults: list[OpsError]) -> bool:
+    """True if there is WAL that was not here; while the WAL service runs, its own WAL stays as it is.
+
+    Arguments:
+        faults: told of what could not be used.
+    """
+    try:
+        found = fetch_from_all(repository, settings, trusted_signers(repository, settings.offsite.signers))
+    except BusyError as error:
+        fault = BusyError(
+            f"no WAL is fetched from off-site while the WAL service runs: {error.message}",
+            hint="Stop the WAL service and start this again, or name a moment inside the recovery window.",
+        )
+        faults.append(fault)
+        log.warning("wal_not_fetched", error=fault.message)
+        return False
+    faults += found.faults
+    return found.count > 0
 
 
 def _brought(
@@ -105,14 +124,19 @@ def _brought(
     moment: datetime,
     parts: tuple[RestoreScope, ...],
     is_here: Callable[[RestoreScope], bool],
+    fetched: list[str],
+    faults: list[OpsError],
 ) -> tuple[str, ...]:
     """Try one destination after the other until nothing is missing; return what was fetched.
+
+    Arguments:
+        fetched: what was fetched before; likewise the `faults`.
 
     Raises:
         OpsError: something is still missing; this is the first error that occurred.
     """
-    fetched: list[str] = []
-    faults: list[OpsError] = []
+    if all(map(is_here, parts)):
+        return tuple(fetched)
     for bringer in bringers:
         try:
             lacking = [part for part in parts if not is_here(part)]
@@ -133,7 +157,6 @@ class _Bringer:
     """Fetches from one destination."""
 
     settings: Settings
-    repository: Repository
     fetcher: FetchJob
     destination: Destination
 
@@ -154,8 +177,6 @@ class _Bringer:
         backend = config.open(self.destination)
         try:
             listing = list_copies(backend, trust=Trust.of(config, self.destination))
-            if RestoreScope.DATABASE in parts and self._brought_wal(backend, faults):
-                yield "WAL"
         finally:
             backend.close()
         commits = sorted(listing.newest().values(), key=lambda commit: commit.moment, reverse=True)
@@ -170,22 +191,6 @@ class _Bringer:
                     except NotIntactError as error:  # an older one may be intact
                         faults.append(error)
                         log.warning("moment_not_fetched", archive=name, error=error.message)
-
-    def _brought_wal(self, backend: Backend, faults: list[OpsError]) -> bool:
-        """Fetch missing WAL; return whether there was any. While the WAL service runs, its own WAL is not replaced."""
-        try:
-            return fetch_wal(self.repository, backend, identities_of(self.settings.offsite)) > 0
-        except BusyError as error:
-            fault = BusyError(
-                f"no WAL is fetched from {backend.shown} while the WAL service runs: {error.message}",
-                hint="Stop the WAL service and start this again, or name a moment inside the recovery window.",
-            )
-            faults.append(fault)
-            log.warning("wal_not_fetched", error=fault.message)
-            return False
-        except NotIntactError as error:  # unneeded pieces may be damaged
-            faults.append(error)
-            return True
 
 
 def _bases(commits: Sequence[Commit], moment: datetime) -> list[list[str]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from portal.ops.model import spoken_names
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -41,6 +43,7 @@ class RestorePlan:
         blockers: the errors that make it impossible; empty if it can start.
         takes_back: the restore that is rolled back, if this is the plan of a rollback.
         sources: the sources of a restore to a moment, in words.
+        is_moment: whether it is a restore to a moment, which `backup_id` names then.
         discards: the restore whose rollback data is discarded, if that is planned; `kept` describes that data.
     """
 
@@ -55,22 +58,24 @@ class RestorePlan:
     discards: str = ""
     kept: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
+    is_moment: bool = False
 
     def lines(self) -> list[str]:
         """The plan in plain words."""
-        what = ", ".join(self.components)
+        what = spoken_names(self.components)
         if self.takes_back:
-            return [f"Take back {self.takes_back}: {what} will be as before {self.backup_id} was restored."]
+            return [f"Roll back {self.takes_back}: {what} as before {self.backup_id} was restored."]
         if self.discards:
             return [
                 f"Discard the rollback data of {self.discards} ({self.backup_id}): no rollback is possible afterwards. "
                 "Removed for ever:",
                 *(f"  {kept}" for kept in self.kept),
             ]
-        made = f", made {self.timestamp}" if self.timestamp else ""
-        lines = [f"Restore {what} from {self.backup_id}{made}.", *self.sources]
+        made = f", made {self.timestamp.replace('T', ' ').replace('Z', ' UTC')}" if self.timestamp else ""
+        source = f"as of {self.backup_id}" if self.is_moment else f"from {self.backup_id}{made}"
+        lines = [f"Restore {what} {source}.", *self.sources]
         for component, plan in self.parts.items():
-            lines += ["", component.value.replace("_", " ").capitalize(), *(f"  {line}" for line in plan.lines())]
+            lines += ["", component.spoken.capitalize(), *(f"  {line}" for line in plan.lines())]
         if self.warnings:
             lines += ["", *(f"Warning: {warning}" for warning in self.warnings)]
         if self.blockers:

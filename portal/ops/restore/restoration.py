@@ -245,6 +245,7 @@ class Restoration:
             components=components,
             parts=plans,
             sources=tuple(source.choice.lines()) if source.choice else (),
+            is_moment=source.choice is not None,
             warnings=(
                 *builder.result.warnings,
                 *left_out,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import ConfigurationError
 from portal.ops.hints import another_archive
-from portal.ops.model import BackupType, Component
+from portal.ops.model import BackupType, Component, spoken_names
 from portal.ops.restore.config import RestoreScope
 
 if TYPE_CHECKING:
@@ -42,10 +42,12 @@ def choose_archive(repository: Repository, builder: ResultBuilder, path: PathLik
     archive = repository.find(path, latest_of=_LATEST[scope])
     builder.note(backup_id=archive.name, backup_file=str(absolute(archive.path)))
     if os.fspath(path) == "latest" and scope is RestoreScope.FULL:
-        for part, what in ((RestoreScope.DATABASE, "database"), (RestoreScope.MEDIA, "media")):
+        for part, component in ((RestoreScope.DATABASE, Component.DATABASE), (RestoreScope.MEDIA, Component.MEDIA)):
             newest = repository.find("latest", latest_of=_LATEST[part])
             if newest.moment > archive.moment:
-                builder.warn([f"{newest.name} is newer and holds the {what} alone; --{what}-only restores that one"])
+                builder.warn(
+                    [f"{newest.name} is newer and holds the {component.spoken} alone; --{part}-only restores that one"]
+                )
     return archive
 
 
@@ -76,8 +78,9 @@ def choose_components(
     held = [component for component in Component if component in manifest.components]
     wanted = held if scope is RestoreScope.FULL else [Component(scope.value)]
     if not set(wanted) & set(held):
+        contents, asked = spoken_names(held) or "nothing", spoken_names(wanted) or "component"
         raise ConfigurationError(
-            f"{manifest.backup_id} holds {', '.join(held) or 'nothing'}, and no {scope.value}",
+            f"{manifest.backup_id} holds {contents}, and no {asked}",
             hint=another_archive(),
         )
     if config.patterns and Component.DATABASE in wanted:
@@ -85,10 +88,10 @@ def choose_components(
     homeless = [component for component in wanted if not places[component]]
     if len(homeless) == len(wanted):
         raise ConfigurationError(
-            f"there is no place configured for {' and '.join(homeless)}", hint=_SET_PLACE[homeless[0]]
+            f"there is no place configured for the {' and the '.join(one.spoken for one in homeless)}",
+            hint=_SET_PLACE[homeless[0]],
         )
     left_out = [
-        f"the backup holds {component.value}, which is left out: no place for it is configured"
-        for component in homeless
+        f"left out: the {component.spoken} of the backup, for which no place is configured" for component in homeless
     ]
     return tuple(component for component in wanted if places[component]), left_out

@@ -224,7 +224,7 @@ class PruneJob:
                 rest = iter(decided.removals)
                 while group := list(islice(rest, _GROUP)):
                     self._remove(group, crowd, builder)
-                builder.wal_bytes = prune_wal(self.repository)
+                builder.wal_bytes = prune_wal(self.repository, self._clock())
                 builder.swept += (
                     *self.repository.sweep(),
                     *sweep_scratch(self.repository),

@@ -45,7 +45,7 @@ _SIZES: Final = (1 << 20, 8 << 20, 64 << 20, 1 << 30)
 """There is a client with its own time limit for uploads up to each of these sizes, in bytes."""
 
 _LYING_HINT: Final = "Look at the store; its answers cannot be relied on. Copy elsewhere until they can."
-_PERMISSIONS_HINT: Final = "Compare what the credentials permit with docs/operations.md, 'Off-site copies'."
+_PERMISSIONS_HINT: Final = "Compare what the credentials permit with docs/offsite.md."
 _DENIED: Final = ("403 Forbidden", "AccessDenied", "401 Unauthorized", "SignatureDoesNotMatch", "InvalidAccessKeyId")
 _LOCKED: Final = ("ObjectLocked", "WORM", "object lock", "ObjectUnderRetention", "retention")
 _FULL: Final = ("507 ", "InsufficientStorage", "QuotaExceeded", "EntityTooLarge", "No space", "XMinioStorageFull")

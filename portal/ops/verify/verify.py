@@ -249,12 +249,14 @@ class _Look:
             listed = component in manifest.components
             may_be_empty = component is Component.MEDIA and manifest.parent is not None
             if listed and not files + others and not may_be_empty:
-                self._note(Damage(what=f"the manifest lists {component.value}, but the archive holds none"))
+                self._note(Damage(what=f"the manifest lists {component.spoken}, but the archive holds none"))
             if not listed and files + others:
-                self._note(Damage(what=f"the archive holds {component.value}, but the manifest does not list it"))
+                self._note(Damage(what=f"the archive holds {component.spoken}, but the manifest does not list it"))
             expected = manifest.details.get(component.value, {}).get("files", files)
             if expected != files:
-                self._note(Damage(what=f"{component.value} has {files} files, and the manifest says {expected}"))
+                self._note(
+                    Damage(what=f"there are {files} files of the {component.spoken}, and the manifest says {expected}")
+                )
 
     def _hold_cluster(self, archive: Archive) -> None:
         """Compare a cluster's files with the server's own list of them, as pg_verifybackup does."""

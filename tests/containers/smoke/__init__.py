@@ -1,4 +1,4 @@
-"""The smoke test: the compose files on a real container engine, with the commands of docs/operations.md.
+"""The smoke test: the compose files on a real container engine, with the commands of docs/containers.md.
 
     tools/test.sh --containers [--base-image IMAGE] [--redis-image IMAGE] [--postgres-image IMAGE]
                                [--pgdg-mirror URL] [--postgres-majors "17"] [--pip-index-url URL] [--directory DIR]

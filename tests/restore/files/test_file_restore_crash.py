@@ -16,6 +16,7 @@ from portal.ops.archive.open import open_archive
 from portal.ops.model import RESTORE_DIRECTORY, Component
 from portal.ops.restore.files.restore import FileRestore
 from tests.support.archives import tree_on_disk
+from tests.support.crashes import rounds
 from tests.support.hostile import directory, file, hardlink, symlink, write_indexed
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from tests.support.archives import Tree
 
-ROUNDS = 60 if os.environ.get("KEKKAI_LONG_TESTS") else 4
+ROUNDS = rounds(4, in_long=60)
 WATCHED = ("os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.chmod", "os.utime", "os.link", "os.symlink", "open")
 """The events of the interpreter before each of which a child is killed once."""
 

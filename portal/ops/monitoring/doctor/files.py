@@ -14,6 +14,7 @@ from portal.ops.filesystem.tree import GONE, portable
 from portal.ops.monitoring.doctor.check import Check, Finding, fault, ok, warning
 from portal.ops.restore.files.preflight import closed, obstacles_in
 from portal.ops.settings.load import SETTINGS
+from portal.ops.units import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -50,7 +51,7 @@ class FileChecks:
     def all(self) -> list[Check]:
         """All checks."""
         return [
-            Check(name="uploads", look=lambda: _tree(self._uploads, "PORTAL_UPLOAD_DIR", "the media")),
+            Check(name="uploads", look=lambda: _tree(self._uploads, "PORTAL_UPLOAD_DIR", "the uploads")),
             Check(name="audit log", look=lambda: _tree(self._audit, "PORTAL_AUDIT_DIR", "the audit log")),
             Check(name="restore of files", look=self._places),
             Check(name="credential key", look=self._key),
@@ -104,7 +105,7 @@ class FileChecks:
 def _tree(root: Path | None, variable: str, what: str) -> Finding:
     if root is None:
         return ok(
-            f"{what} are left out, as {variable} says" if what == "the media" else f"left out: {variable} is not set"
+            f"{what} are left out, as {variable} says" if what == "the uploads" else f"left out: {variable} is not set"
         )
     if not root.exists():
         return fault(
@@ -118,7 +119,7 @@ def _tree(root: Path | None, variable: str, what: str) -> Finding:
             f"user {os.geteuid()} may not read {', '.join(unreadable[:_NAMED])}",
             "Run backups as the portal's user: a backup with a file missing would not be whole, so it is refused.",
         )
-    return ok(f"{root} can be read ({len(sample)} files tried)")
+    return ok(f"{root} can be read ({counted(len(sample), 'file')} tried)")
 
 
 def _files(root: Path) -> Iterator[tuple[str, bool]]:

@@ -116,5 +116,5 @@ class OffsiteChecks:
             )
         return warning(
             "the bucket has neither versions nor object lock, so this machine's credentials can overwrite copies",
-            "Switch versions on; docs/operations.md, 'Off-site copies', has the commands.",
+            "Switch versions on; docs/offsite.md has the commands.",
         )

@@ -57,19 +57,25 @@ class FilesPlan:
 
     def lines(self) -> list[str]:
         """The plan in plain words."""
-        lines = [
-            f"To {self.place}:",
-            f"{_files(self.new)} would be new ({human_bytes(self.new_bytes)}), {self.replaced:,} replaced "
-            f"({human_bytes(self.replaced_bytes)}); {self.same:,} are the same by size and time.",
-        ]
+        lines = [f"To {self.place}:", f"{self._changes()}."]
         if self.left:
-            what = "would be moved aside, into the rollback" if self.exact else "stay"
+            stay = "stays" if self.left == 1 else "stay"
+            what = "would be moved aside, into the rollback data" if self.exact else stay
             lines.append(f"{_files(self.left)} that the backup does not have {what}.")
         lines.append(f"The stage needs {human_bytes(self.stage_bytes)}; {human_bytes(self.free_bytes)} are free.")
         if self.examples:
             lines.append(f"For example: {', '.join(self.examples)}.")
         lines += [f"In the way: {path}." for path in self.in_the_way]
         return lines
+
+    def _changes(self) -> str:
+        """How many files would be new, replaced and the same, without those of which there is none."""
+        changes = [
+            *([f"{_files(self.new)} would be new ({human_bytes(self.new_bytes)})"] if self.new else []),
+            *([f"{_files(self.replaced)} replaced ({human_bytes(self.replaced_bytes)})"] if self.replaced else []),
+            *([f"{_files(self.same)} as in the backup, by size and time"] if self.same else []),
+        ]
+        return ", ".join(changes) or "There is no file in the backup"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Ed25519 signatures of commits."""
+"""Ed25519 signatures of commits and of WAL."""
 
 from __future__ import annotations
 

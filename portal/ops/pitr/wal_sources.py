@@ -1,0 +1,85 @@
+"""Bringing the WAL back from all destinations: each is asked for what the ones before it did not have.
+
+A destination that cannot be reached, or has lost or damaged a segment, keeps nothing from coming that another one has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from portal.ops.errors import BusyError, DiskFullError, OpsError, RepositoryError
+from portal.ops.pitr.wal_fetch import find_wal
+from portal.ops.runtime.logs import engine_log
+from portal.ops.storage.objects import identities_of, open_destination
+
+if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
+
+    from portal.ops.pitr.wal_fetch import Damage
+    from portal.ops.repository.repository import Repository
+    from portal.ops.settings.load import Settings
+
+log = engine_log("portal.ops.pitr.wal_sources")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchedWal:
+    """The WAL that came back.
+
+    Arguments:
+        count: the files that are new here.
+        faults: what could not be used: a destination, or an object of which no destination has an intact copy.
+        unsigned: the objects that were taken although nobody has signed them, where WAL of certain signers is wanted.
+    """
+
+    count: int
+    faults: tuple[OpsError, ...] = ()
+    unsigned: tuple[str, ...] = ()
+
+
+def fetch_from_all(repository: Repository, settings: Settings, signers: AbstractSet[str] | None) -> FetchedWal:
+    """Bring the WAL of every cluster back, from every destination in the order of the settings.
+
+    Arguments:
+        signers: whose WAL is taken; nothing means anybody's.
+
+    Raises:
+        OpsError: no destination could be used; the first one's fault.
+        BusyError: the WAL service of a cluster that is to be fetched is running.
+        RepositoryError: the disk is full, or does not take it.
+    """
+    identities = identities_of(settings.offsite)
+    count = 0
+    failed: list[OpsError] = []
+    damages: list[Damage] = []
+    unsigned: list[str] = []
+    destinations = settings.offsite.destinations()
+    for destination in destinations:
+        try:
+            backend = open_destination(destination, settings.offsite, settings.store_variables, is_writing=False)
+            try:
+                found = find_wal(repository, backend, identities, signers)
+            finally:
+                backend.close()
+        except (BusyError, DiskFullError, RepositoryError):
+            raise
+        except OpsError as error:
+            failed.append(error)
+            log.warning("wal_not_fetched", destination=destination.shown, error=error.message)
+            continue
+        count += len(found.taken)
+        unsigned += found.unsigned
+        if found.unsigned:
+            log.warning(
+                "wal_unsigned",
+                destination=destination.shown,
+                objects=len(found.unsigned),
+                first=found.unsigned[0],
+                last=found.unsigned[-1],
+            )
+        damages = [one for one in damages if not one.is_mended(repository, found.taken)] + found.damages
+    if failed and len(failed) == len(destinations):
+        raise failed[0]
+    faults = (*failed, *(one.error for one in damages))
+    return FetchedWal(count=count, faults=faults, unsigned=tuple(unsigned))
