@@ -31,8 +31,8 @@ def main() -> int:
     """Run the benchmark and return its exit code."""
     parser = _parser()
     arguments = parser.parse_args()
-    if arguments.only == ["dump"] and arguments.dump is None:
-        parser.error("--only dump needs --dump FILE")
+    if arguments.dump is None and all(name.endswith("dump") for name in arguments.only):
+        parser.error(f"--only {','.join(arguments.only)} needs --dump FILE")
     directory = own_directory(arguments.work_dir)
     with alone_in(directory):
         workshop = Workshop(directory=directory, rounds=arguments.rounds, tell=_tell)

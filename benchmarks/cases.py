@@ -58,7 +58,9 @@ def all_cases(scale: float = 1.0, dump: Path | None = None) -> tuple[Case, ...]:
         _restore_files(sarif),
         _unchanged(SMALL.scaled(scale)),
         _restore_chain(SMALL.scaled(scale), max(1, round(CHAIN_LENGTH * scale))),
-        restore_database_case(findings),
+        restore_database_case("restore-database", findings, most=1.25),
+        restore_database_case("restore-portal", PORTAL.scaled(scale), most=1.05),
+        *(restore_database_case("restore-dump", data, most=1.05) for data in own),
         _memory([data.scaled(scale) for data in MEMORY_INPUTS]),
     )
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from demo.portal import fill
 from demo.postgres import EmbeddedPostgres
@@ -27,6 +29,7 @@ from worker.command_lines import show_commands
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from portal.ops.settings.load import DatabaseTarget
 
@@ -53,19 +56,22 @@ __all__ = [
 _FINDINGS = 400
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give the tests of a module that share a fixture to one process: each other one would set it up again."""
-    for item in items:
-        if isinstance(item, pytest.Function) and _shares_fixture(item):
-            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+class SharedModules(LoadScopeScheduling):  # type: ignore[misc]  # xdist exports it without types
+    """Gives the tests of a module that share a fixture to one process: each other one would set it up again."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file, _, _ = nodeid.partition("::")
+        return file if _has_shared_fixture(self.config.rootpath / file) else nodeid
 
 
-def _shares_fixture(test: pytest.Function) -> bool:
-    module = test.getparent(pytest.Module)
-    assert module is not None
-    found = (one for name in test.fixturenames for one in test._fixtureinfo.name2fixturedefs.get(name, ()))
-    return any(one.scope == "module" and one.baseid == module.nodeid for one in found)
+@cache
+def _has_shared_fixture(file: Path) -> bool:
+    return 'scope="module"' in file.read_text()
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedModules:
+    """Hand out tests one by one, but for those modules."""
+    return SharedModules(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

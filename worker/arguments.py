@@ -93,11 +93,11 @@ class BackupArguments(RequestArguments):
     """The arguments of a backup.
 
     Arguments:
-        confirm_loss: whether a person has confirmed that a source has lost nearly everything, or that the repository is
-            a different one.
+        confirm_loss: the losses that a person has confirmed, or True for all: that a source has lost nearly everything,
+            or that the repository is a different one.
     """
 
-    confirm_loss: bool = False
+    confirm_loss: bool | tuple[str, ...] = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from celery.bootsteps import StartStopStep
 from celery.worker import state
 
 from portal.ops.errors import ConfigurationError
-from portal.ops.model import timestamp
+from portal.ops.model import Loss, timestamp
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import utc_now
 from worker.arguments import RequestArguments
@@ -84,7 +84,9 @@ class Application(Celery):  # type: ignore[misc]  # Celery has no types
         if issubclass(operation.arguments, RequestArguments):  # a person who calls it with Celery's command means now
             arguments.setdefault("moment", timestamp(utc_now()))
         # These are requested when the repository is lost: a restore from elsewhere, and a first backup.
-        is_for_worst_day = operation.queue is Queue.RESTORE or bool(arguments.get("confirm_loss"))
+        confirmed = arguments.get("confirm_loss")
+        is_confirmed = confirmed is True or (isinstance(confirmed, list | tuple) and Loss.REPOSITORY in confirmed)
+        is_for_worst_day = operation.queue is Queue.RESTORE or is_confirmed
         key = self.task_keys.current(may_be_new=is_for_worst_day)
         signature = sign_task(key, operation, task_id, arguments, self.requester, utc_now())
         options["headers"] = {**(options.get("headers") or {}), HEADER: signature}

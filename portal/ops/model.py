@@ -10,8 +10,10 @@ from functools import lru_cache
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
+from portal.ops.errors import ConfigurationError
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
 FORMAT_VERSION: Final = 1
 INCREMENTAL_VERSION: Final = 2
@@ -80,6 +82,31 @@ _SPOKEN: Final = {
     Component.AUDIT_LOGS: "audit log",
     Component.CLUSTER: "database cluster",
 }
+
+
+class Loss(StrEnum):
+    """A loss that stops a backup until a person has confirmed it, each for itself."""
+
+    UPLOADS = "uploads"
+    AUDIT_LOG = "audit-log"
+    REPOSITORY = "repository"
+
+
+def confirmed_losses(confirmed: bool | Collection[str]) -> frozenset[Loss]:
+    """The losses that a person has confirmed.
+
+    Arguments:
+        confirmed: their names, or whether all of them are.
+
+    Raises:
+        ConfigurationError: there is no such loss.
+    """
+    if isinstance(confirmed, bool):
+        return frozenset(Loss) if confirmed else frozenset()
+    names = [confirmed] if isinstance(confirmed, str) else list(confirmed)
+    if wrong := [name for name in names if name not in tuple(Loss)]:
+        raise ConfigurationError(f"{wrong[0]!r} is no loss to confirm", hint=f"Confirm one of {', '.join(Loss)}.")
+    return frozenset(map(Loss, names))
 
 
 class VerifyLevel(StrEnum):

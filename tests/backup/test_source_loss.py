@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from portal.ops.backup.job import BackupConfig, BackupJob, BackupResult
+from portal.ops.errors import ConfigurationError
 from tests.support.portal import succeeded
 from tests.support.restores import mounted
 
@@ -65,6 +66,22 @@ def test_a_loss_is_confirmed_once(uploads: Path, tmp_path: Path, *, incremental:
     succeeded(back_up(tmp_path, incremental=incremental, confirm_loss=True))
     (uploads / "more.json").write_text("{}")
     succeeded(back_up(tmp_path, incremental=incremental))
+
+
+@pytest.mark.parametrize("other", [["audit-log"], ["repository"], ["audit-log", "repository"]])
+def test_another_loss_that_is_confirmed_is_not_this_one(uploads: Path, tmp_path: Path, *, other: list[str]) -> None:
+    """Each danger is confirmed for itself, and the message says by which name."""
+    for number in range(FILES - 1):
+        (uploads / f"{number}.json").unlink()
+    assert "--confirm-loss uploads." in refused(back_up(tmp_path, confirm_loss=other))
+    succeeded(back_up(tmp_path, confirm_loss=["uploads"]))
+
+
+def test_a_loss_that_does_not_exist_is_not_confirmed(tmp_path: Path) -> None:
+    """The names are in the hint."""
+    with pytest.raises(ConfigurationError, match="'media' is no loss to confirm") as caught:
+        back_up(tmp_path, confirm_loss=["media"])
+    assert "uploads, audit-log, repository" in caught.value.hint
 
 
 def test_a_usual_clean_up_is_no_loss(uploads: Path, tmp_path: Path) -> None:

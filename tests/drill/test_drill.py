@@ -347,6 +347,13 @@ class TestComparing:
         found.rows_of_tables({"a": 1, "b": 2, "new": 0}, {"a": 1, "b": 3, "gone": 0})
         assert [str(damage).split()[1] for damage in found.damages] == ["b", "gone", "new"]
 
+    def test_a_database_without_a_table(self) -> None:
+        """It has no rows to compare, and that is no lack of the manifest."""
+        found, unknown = Comparison(), Comparison()
+        found.rows_of_tables({}, {})
+        unknown.rows_of_tables({"a": 1}, {})
+        assert (found.warnings, len(unknown.warnings)) == ([], 1)
+
 
 def _keep_time(path: Path, change: Callable[[], object]) -> None:
     before = path.stat().st_mtime_ns

@@ -80,6 +80,22 @@ class TestAbsence:
         succeeded(BackupJob(config).backup_media())
         assert known.known_id(archives) == Repository(archives).id
 
+    def test_a_lost_source_that_is_confirmed_is_no_new_repository(self, config: BackupConfig) -> None:
+        """Both volumes may be away at once; the message says by which name this one is confirmed."""
+        archives = unmount(config)
+        result = BackupJob(replace(config, confirm_loss=["uploads", "audit-log"])).backup_media()
+        assert ABSENT.format(archives) in str(result.error)
+        assert "--confirm-loss repository." in str(result.error)
+        assert list(archives.iterdir()) == []
+        succeeded(BackupJob(replace(config, confirm_loss=["repository"])).backup_media())
+
+    def test_a_command_confirms_what_it_names(self, config: BackupConfig) -> None:
+        """`--confirm-loss uploads` leaves the repository refused, and the flag alone confirms everything."""
+        unmount(config)
+        environ = {"PATH": os.environ["PATH"], "XDG_STATE_HOME": os.environ["XDG_STATE_HOME"], **settings_of(config)}
+        commands.done("media", "--confirm-loss", "uploads", environ=environ, code=1)
+        commands.done("media", "--confirm-loss", environ=environ)
+
     def test_a_list_is_not_empty_but_wrong(self, config: BackupConfig) -> None:
         """Neither the archives, nor the catalogue, nor the status say that there are none."""
         archives = unmount(config)
@@ -142,7 +158,9 @@ class TestAbsence:
         assert list(repository.path.iterdir()) == []
         settings = {**settings_of(config), "CELERY_BROKER_URL": redis.url}
         app = make_app(load_settings(settings, lambda _: ""), Requester.COMMAND)
-        for operation, given in ((RESTORE_ARCHIVE, {}), (BACKUP_MEDIA, {"confirm_loss": True})):
+        with pytest.raises(RepositoryError, match="is not there"):
+            app.send_task(BACKUP_MEDIA.name, kwargs={"moment": "2026-11-28T12:00:00Z", "confirm_loss": ["uploads"]})
+        for operation, given in ((RESTORE_ARCHIVE, {}), (BACKUP_MEDIA, {"confirm_loss": ["repository"]})):
             app.send_task(operation.name, kwargs={"moment": "2026-11-28T12:00:00Z", **given})
             shutil.rmtree(repository.path / ".keys")  # it was made to sign the task
 

@@ -109,7 +109,7 @@ class TestTerminal:
         code, output, screen = on_a_terminal(portal.environ())
         assert code == 0
         assert json.loads(output)["success"]
-        assert re.search(r"(database|media) +[\d.]+ [kM]?B +[\d.]+ [kM]?B/s", screen)
+        assert re.search(r"(database|uploads) +[\d.]+ [kM]?B +[\d.]+ [kM]?B/s", screen)
         assert re.search(r"\[#*\.*\] +\d+ %", screen)
         assert "component collected" not in screen
         assert '"event"' not in screen

@@ -107,7 +107,7 @@ class TestTheSameAsWithoutAWorker:
         assert upload.read_text() == "changed"
         restored, said = run(portal, redis.url, "restore.sh", "latest", "--media-only", "--force")
         assert restored["rollback"] == f"./tools/restore.sh --rollback {restored['restore_id']}"
-        assert "restored: media from full_" in said
+        assert "restored: uploads from full_" in said
         assert {path: one for path, one in tree_contents(portal.uploads).items() if "kekkai" not in path} == before
         back, said = run(portal, redis.url, "restore.sh", "--rollback", "--force")
         assert back["success"]
@@ -148,7 +148,7 @@ class TestTheSameAsWithoutAWorker:
         os.close(parent)
         os.close(child)
         assert process.returncode == code, said.decode()
-        assert b"Restore media from media_" in said
+        assert b"Restore uploads from media_" in said
         assert (upload.read_text() == "not what was backed up") == (answer == "no")
 
     def test_what_the_worker_may_not_read(self, service: tuple[Portal, EmbeddedRedis, WorkerProcess]) -> None:
@@ -184,7 +184,7 @@ class TestHandingOver:
         handed, _ = run(portal, redis.url, "restore.sh", "latest", "--media-only", "--force", "--no-wait")
         result, said = run(portal, redis.url, "restore.sh", "--wait", handed["task_id"])
         assert result["components_restored"] == ["media"]
-        assert "restored: media" in said
+        assert "restored: uploads" in said
 
     def test_a_task_that_nobody_knows(self, service: tuple[Portal, EmbeddedRedis, WorkerProcess]) -> None:
         """To wait for what was never handed over is a mistake, not a wait for ever."""

@@ -213,7 +213,7 @@ class TestPage:
         text = text_of(history)
         assert len(text.encode()) < 2_000_000
         assert text.count("<i class") < 8 * charts.SLICES
-        assert "1000 older archives, by day" in text
+        assert "1,000 older archives, by day" in text
 
 
 class TestAxis:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from portal.ops.model import Loss
 from tools import tasks
 from tools.jobs import backup_job, known
 from tools.terminal.output import print_result, say, say_error, warn
@@ -15,6 +16,14 @@ if TYPE_CHECKING:
 
     from portal.ops.runtime.progress import Step
     from portal.ops.settings.load import Settings
+
+
+_LOSSES: Final[dict[str, tuple[str, ...]]] = {
+    "full": (Loss.UPLOADS.value, Loss.AUDIT_LOG.value, Loss.REPOSITORY.value),
+    "media": (Loss.UPLOADS.value, Loss.REPOSITORY.value),
+    "database": (Loss.REPOSITORY.value,),
+    "base": (Loss.REPOSITORY.value,),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
@@ -31,18 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
             action="store_true",
             help="all uploads, even if BACKUP_FULL_UPLOADS is chain",
         )
-    if name in ("full", "media"):
-        parser.add_argument(
-            "--confirm-loss",
-            action="store_true",
-            help="back up even if nearly all files are gone since the last backup, or if the repository is another one",
-        )
-    else:
-        parser.add_argument(
-            "--confirm-loss",
-            action="store_true",
-            help="back up even if the repository is another one than at the last backup",
-        )
+    losses = _LOSSES[name]
+    parser.add_argument(
+        "--confirm-loss",
+        nargs="?",
+        action="append",
+        choices=losses,
+        const=True,
+        help=f"back up although a loss was reported ({', '.join(losses)}); without a name, whichever it is",
+    )
     tasks.add_options(parser, with_wait=True)
 
 
@@ -53,7 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
     settings, show = watched_settings()
     incremental = arguments.command == "media" and arguments.incremental
     complete = arguments.command == "full" and arguments.complete
-    told: dict[str, Any] = {"confirm_loss": getattr(arguments, "confirm_loss", False)}
+    losses = getattr(arguments, "confirm_loss", None) or ()
+    told: dict[str, Any] = {"confirm_loss": True in losses or tuple(dict.fromkeys(losses)) or False}
     if tasks.is_remote(settings, arguments):
         if not arguments.wait:  # the worker's environment may request less than this one
             refuse_unbuilt(settings.unbuilt)

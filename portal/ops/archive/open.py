@@ -9,9 +9,8 @@ from isal import isal_zlib
 from portal.ops.archive.frame import DeflateError
 from portal.ops.archive.index import MANIFEST
 from portal.ops.archive.reader import ArchiveReader, is_indexed
-from portal.ops.errors import RepositoryError
+from portal.ops.archive.source import unreadable
 from portal.ops.manifest import Manifest
-from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,10 +49,7 @@ def check_readable(path: Path) -> None:
         with path.open("rb"):
             pass
     except OSError as error:
-        raise RepositoryError(
-            f"cannot read {path}: {system_reason(error)}",
-            hint="Look at its name, its permissions and the disk it is on.",
-        ) from error
+        raise unreadable(path, error) from error
 
 
 def peek_manifest(path: Path) -> Manifest | None:

@@ -29,7 +29,7 @@ from portal.ops.archive.read_ahead import (
     hashed,
     one_thread,
 )
-from portal.ops.archive.source import FileSource
+from portal.ops.archive.source import FileSource, unreadable
 from portal.ops.archive.sparse import NoSuchTableError, expanded
 from portal.ops.errors import NotIntactError
 from portal.ops.units import system_reason
@@ -53,15 +53,20 @@ _MAX_INFLATED: Final = 1 << 20
 
 
 def is_indexed(path: Path) -> bool:
-    """True if an archive has an index, or had one before its end was damaged; archives by tar and gzip have none."""
+    """True if an archive has an index, or had one before its end was damaged; archives by tar and gzip have none.
+
+    Raises:
+        RepositoryError: it cannot be read.
+    """
     try:
         with path.open("rb") as file:
             if frame.is_padded(file.read(frame.HEADER_BYTES)):
                 return True
-            file.seek(-_TRAILER_BYTES, os.SEEK_END)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TRAILER_BYTES))
             return frame.extra_of(file.read(), TRAILER_ID) is not None
-    except OSError:
-        return False
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 class ArchiveReader:
@@ -226,7 +231,10 @@ class ArchiveReader:
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _read_trailer(self) -> int:
-        data = self._source.read_at(_TRAILER_BYTES, max(0, self._size - _TRAILER_BYTES))
+        try:
+            data = self._source.read_at(_TRAILER_BYTES, max(0, self._size - _TRAILER_BYTES))
+        except OSError as error:
+            raise DamagedError(Damage(what=f"its end cannot be read ({system_reason(error)})")) from error
         extra = frame.extra_of(data, TRAILER_ID)
         if extra is None or len(extra) != TRAILER.size:
             raise DamagedError(Damage(what="the archive does not end as it should: it is cut short, or not finished"))
@@ -271,8 +279,10 @@ class ArchiveReader:
                         inflate = self._start_frame(at - len(data))
                     yield inflate.decompress(data, _MAX_INFLATED)
                     data = inflate.unused_data if inflate.eof else inflate.unconsumed_tail
-        except (frame.DeflateError, OSError) as error:
+        except frame.DeflateError as error:
             raise DamagedError(Damage(what=f"the index does not decompress ({error})")) from error
+        except OSError as error:
+            raise DamagedError(Damage(what=f"the index cannot be read ({system_reason(error)})")) from error
         if not inflate.eof:
             raise DamagedError(Damage(what="the index is cut short"))
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Protocol
 
+from portal.ops.errors import RepositoryError
+from portal.ops.units import system_reason
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -18,7 +21,7 @@ class Source(Protocol):
         """Read bytes at an offset; fewer than requested at the end of the archive.
 
         Raises:
-            OSError: they cannot be read.
+            OSError: they cannot be read; it names the file.
         """
 
     def close(self) -> None:
@@ -33,13 +36,17 @@ class FileSource:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._is_open = True
         self.size = os.fstat(self._descriptor).st_size
 
     def read_at(self, length: int, offset: int) -> bytes:
         """Read bytes at an offset; see `Source.read_at`."""
-        return os.pread(self._descriptor, length, offset)
+        try:
+            return os.pread(self._descriptor, length, offset)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
     def fileno(self) -> int:
         """The file's descriptor."""
@@ -50,3 +57,10 @@ class FileSource:
         if self._is_open:
             self._is_open = False
             os.close(self._descriptor)
+
+
+def unreadable(path: Path, error: OSError) -> RepositoryError:
+    """The error for an archive that cannot be read at all."""
+    return RepositoryError(
+        f"cannot read {path}: {system_reason(error)}", hint="Look at its name, its permissions and the disk it is on."
+    )

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from portal.ops.archive.compressor_pool import CompressorPool
 from portal.ops.archive.writer import ArchiveWriter, Tally
-from portal.ops.backup.loss import SourceState, check_loss, last_state, place_of
+from portal.ops.backup.loss import LOSS_OF, SourceState, check_loss, last_state, place_of
 from portal.ops.backup.walk import FileTree, identity, tree_bytes
 from portal.ops.backup.written import Written
 from portal.ops.chains.deletions import encode_deletions
 from portal.ops.chains.state_cache import Totals
 from portal.ops.manifest import Manifest, room_for
-from portal.ops.model import DELETED, Component, timestamp, version_of
+from portal.ops.model import DELETED, Component, Loss, timestamp, version_of
 from portal.ops.postgres.credential_key import credential_detail
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import available_cores
@@ -199,7 +199,7 @@ class Collection:
         read_from = time.time_ns()
         with FileTree(root=source, prefix=component.member, excluded=excluded, tally=tally) as files:
             writer.add_items(files.tree, files.items())
-        if not self.config.confirm_loss:
+        if not self.config.is_confirmed(LOSS_OF[component]):
             check_loss(component, source, last_state(self.repository, component), tally.files)
         self._warnings += _warnings(tally)
         return {
@@ -223,7 +223,7 @@ class Collection:
         files, content_bytes = increment.tree_after(Totals(tally.files, tally.content_bytes))
         source = self.config.source(Component.MEDIA)
         assert source is not None
-        if not self.config.confirm_loss:
+        if not self.config.is_confirmed(Loss.UPLOADS):
             check_loss(Component.MEDIA, source, SourceState.of(increment.parent.manifest, Component.MEDIA), files)
         return {
             "bytes": tally.content_bytes,

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any, Final
 from zoneinfo import ZoneInfo
 
 from portal.ops.errors import ConfigurationError
-from portal.ops.model import BackupType, Component, Compression, FullUploads, timestamp, version_of
+from portal.ops.model import (
+    BackupType,
+    Component,
+    Compression,
+    FullUploads,
+    Loss,
+    confirmed_losses,
+    timestamp,
+    version_of,
+)
 from portal.ops.offsite.config import OffsiteConfig
 from portal.ops.retention.policy import RetentionPolicy, RetentionRule, own_rules
 from portal.ops.runtime.commands import AroundCommands, around_commands
@@ -20,7 +29,7 @@ from portal.ops.settings.load import DatabaseTarget, OffsiteSettings, Secret, Se
 from portal.ops.settings.parsers import why_no_cron
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from datetime import datetime, tzinfo
 
     from portal.ops.runtime.progress import PathLike
@@ -64,8 +73,9 @@ class BackupConfig(NamesDatabase):
         dump_timeout: the time limit of pg_dump, in seconds.
         lock_timeout: seconds to wait for a lock.
         rollback_days: days to keep the rollback data of restores before a cleanup discards it.
-        confirm_loss: permit a backup although a source has lost nearly everything since the last one, or the repository
-            is not the one used before; otherwise that is refused.
+        confirm_loss: the losses that a person has confirmed (``uploads``, ``audit-log``, ``repository``), or True for
+            all. Otherwise a backup is refused where a source has lost nearly everything since the last one, or the
+            repository is not the one used before.
         repository_id: the id that the repository must have; empty for any.
         jobs: how many processes and threads to use; by default one for each core.
         compression: the effort; with ``auto`` as high as possible without slowing the backup down.
@@ -119,7 +129,7 @@ class BackupConfig(NamesDatabase):
     dump_timeout: float = 21600
     lock_timeout: float = 60
     rollback_days: int = 7
-    confirm_loss: bool = False
+    confirm_loss: bool | Collection[str] = False
     repository_id: str = ""
     jobs: int | None = None
     compression: Compression = Compression.AUTO
@@ -142,9 +152,14 @@ class BackupConfig(NamesDatabase):
             value = getattr(self, name)
             if isinstance(value, str):
                 object.__setattr__(self, name, Secret(value) if value else None)
+        object.__setattr__(self, "confirm_loss", confirmed_losses(self.confirm_loss))
         self._refuse_nonsense()
         object.__setattr__(self, "full_uploads", FullUploads(self.full_uploads))
         self._refuse_unbuilt()
+
+    def is_confirmed(self, loss: Loss) -> bool:
+        """True if a person has confirmed a loss."""
+        return loss in confirmed_losses(self.confirm_loss)
 
     def _refuse_nonsense(self) -> None:
         faults = []

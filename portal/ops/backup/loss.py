@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from portal.ops.chains.lineage import read_manifest
 from portal.ops.errors import OpsError, SourceError
-from portal.ops.model import BackupType, Component
+from portal.ops.model import BackupType, Component, Loss
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,6 +25,10 @@ _HOLDING: Final = {
     Component.MEDIA: (BackupType.FULL, BackupType.MEDIA),
     Component.AUDIT_LOGS: (BackupType.FULL, BackupType.AUDIT_LOGS),
 }
+
+
+LOSS_OF: Final = {Component.MEDIA: Loss.UPLOADS, Component.AUDIT_LOGS: Loss.AUDIT_LOG}
+"""The loss of a source."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,5 +107,6 @@ def check_loss(component: Component, source: Path, before: SourceState | None, f
     raise SourceError(
         f"{source} has {files:,} files, and {before.backup_id} had {before.files:,} of it{where}: "
         "nearly everything is gone at once, so nothing was backed up",
-        hint="See that it is mounted. If the files were removed on purpose, confirm that once: --confirm-loss.",
+        hint="See that it is mounted. If the files were removed on purpose, confirm that once: "
+        f"--confirm-loss {LOSS_OF[component]}.",
     )

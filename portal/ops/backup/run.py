@@ -28,7 +28,7 @@ from portal.ops.backup.walk import identity
 from portal.ops.errors import ConfigurationError, DiskFullError, OpsError, SourceError
 from portal.ops.filesystem.refusals import unreadable
 from portal.ops.hints import Advice
-from portal.ops.model import BackupId, BackupType, Component, FullUploads
+from portal.ops.model import BackupId, BackupType, Component, FullUploads, Loss
 from portal.ops.pitr.base_chain import FullBaseNeededError
 from portal.ops.pitr.scratch import sweep_scratch
 from portal.ops.repository.access_log import Action, Outcome
@@ -172,7 +172,8 @@ class BackupRun:
             raise ConfigurationError(
                 "paths that have changed were named for a backup of everything", hint="Ask for an incremental one."
             )
-        self.repository.prepare_for_backup(self.config.repository_id, is_confirmed=self.config.confirm_loss)
+        is_confirmed = self.config.is_confirmed(Loss.REPOSITORY)
+        self.repository.prepare_for_backup(self.config.repository_id, is_confirmed=is_confirmed)
         self._check_sources(components)
         return components
 

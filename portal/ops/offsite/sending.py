@@ -30,6 +30,7 @@ from portal.ops.errors import NotIntactError, ObjectAbsentError, ObjectExistsErr
 from portal.ops.offsite.commit import MOST_BYTES, Commit, Segment
 from portal.ops.offsite.layout import Stem, segment_bytes_for
 from portal.ops.offsite.wal import wal_start
+from portal.ops.repository.faults import explain
 from portal.ops.repository.records import ENVELOPE
 from portal.ops.repository.sidecar import read_sidecar
 from portal.ops.runtime.logs import engine_log
@@ -136,6 +137,8 @@ class Sender:
                         f"{archive.path.name} is damaged: its SHA-256 is not the one of its sidecar",
                         hint="It was not copied. Look at the disk, and make a new backup.",
                     )
+        except OSError as error:
+            raise explain(error, "cannot read", archive.path) from error
         finally:
             os.close(descriptor)
         return self._commit(archive, entry, pending, size)
@@ -327,20 +330,27 @@ class _Plain:
         self._parts[buffer] = start, length
 
     def sealed(self, buffer: int) -> AbstractContextManager[Sealed]:
-        """The part, unchanged."""
-        return self._mapped(*self._parts[buffer])
+        """The part, unchanged.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        return self._read(*self._parts[buffer])
 
     @contextmanager
-    def _mapped(self, start: int, length: int) -> Iterator[Sealed]:
-        offset = start - start % mmap.ALLOCATIONGRANULARITY
-        mapped = mmap.mmap(self._descriptor, length + start - offset, prot=mmap.PROT_READ, offset=offset)
-        view = memoryview(mapped)[start - offset :]
+    def _read(self, start: int, length: int) -> Iterator[Sealed]:
+        # The file itself is not mapped: where a sector is bad, a look at it would end this process with SIGBUS.
+        memory = mmap.mmap(-1, length)
+        view, digest, at = memoryview(memory), hashlib.sha256(), 0
         try:
-            yield Sealed(view, hashlib.sha256(view).hexdigest())
+            while at < length and (count := os.preadv(self._descriptor, [view[at : at + _READ_BYTES]], start + at)):
+                digest.update(view[at : at + count])
+                at += count
+            yield Sealed(view[:at], digest.hexdigest())
         finally:
             with suppress(BufferError):  # an abandoned thread still reads it
                 view.release()
-                mapped.close()
+                memory.close()
 
 
 class _Storing:

@@ -7,6 +7,7 @@ are disabled for our sessions.
 
 from __future__ import annotations
 
+import select
 import time
 from dataclasses import replace
 from traceback import clear_frames
@@ -52,7 +53,8 @@ _APPLY_SETTINGS: Final = """
     SELECT set_config(name, value, false)
     FROM unnest(%s::text[], %s::text[]) AS wanted (name, value) JOIN pg_settings AS known USING (name)
 """
-_OUR_PID: Final = "SELECT pg_backend_pid()"
+_OUR_PID: Final = b"SELECT pg_backend_pid()"
+_FIRST_ANSWER_SECONDS: Final = 30.0
 
 # An encoding without conversion in the server and in Python: every byte is one character.
 _BYTE_FOR_BYTE: Final = "LATIN1"
@@ -149,6 +151,8 @@ def _open(target: DatabaseTarget, options: str) -> Connection:
                 connection = psycopg.connect(plain, password=password, autocommit=True)
         _settle(connection, target)
     except psycopg.OperationalError as error:
+        if connection is not None:
+            connection.close()
         raise explain_refusal(target, error) from error
     except BaseException as error:
         # After a signal, the traceback's frames keep a half-open connection alive. A server waiting for its password
@@ -162,8 +166,7 @@ def _open(target: DatabaseTarget, options: str) -> Connection:
 
 def _settle(connection: Connection, target: DatabaseTarget) -> None:
     """Refuse a pooler before changing any setting; then make this session's settings."""
-    row = connection.execute(_OUR_PID).fetchone()
-    if row is None or row[0] != connection.info.backend_pid:
+    if _process_that_answers(connection, target) != connection.info.backend_pid:
         raise PoolerError(
             f"what answers at {target.host}:{target.port} is a connection pooler, such as pgbouncer, and no server",
             hint=POOLER_HINT,
@@ -172,6 +175,31 @@ def _settle(connection: Connection, target: DatabaseTarget) -> None:
     if connection.info.parameter_status("server_encoding") in _WITHOUT_CONVERSION:
         settings["client_encoding"] = _BYTE_FOR_BYTE
     connection.execute(_APPLY_SETTINGS, [list(settings), list(settings.values())])
+
+
+def _process_that_answers(connection: Connection, target: DatabaseTarget) -> int:
+    """The number of the server's process, asked with a limit: a pooler lets a session wait for a free connection."""
+    session, until = connection.pgconn, time.monotonic() + _FIRST_ANSWER_SECONDS
+    ready = select.poll()
+    ready.register(session.socket, select.POLLIN)
+    session.send_query(_OUR_PID)
+    while session.is_busy():
+        if not ready.poll(max(0.0, until - time.monotonic()) * 1000):
+            raise ConnectionFailedError(
+                f"{target.host}:{target.port} took the connection, and has not answered for "
+                f"{_FIRST_ANSWER_SECONDS:.0f} seconds",
+                hint="the server is stuck: see its log. Or it is a connection pooler without a free connection: "
+                f"{POOLER_HINT}",
+            )
+        session.consume_input()
+    answer, value = session.get_result(), None
+    if answer is not None and answer.status == psycopg.pq.ExecStatus.TUPLES_OK:
+        value = answer.get_value(0, 0)
+    elif answer is not None:
+        raise psycopg.OperationalError(answer.get_error_message())
+    while session.get_result() is not None:
+        pass
+    return int(value or 0)
 
 
 def _conninfo(target: DatabaseTarget, given: Mapping[str, str], options: str) -> str:

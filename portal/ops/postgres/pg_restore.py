@@ -50,7 +50,8 @@ OPTIONS: Final = ("--clean", "--if-exists", "--no-owner", "--exit-on-error")
 """Options that the guide promises for every restore."""
 
 # A scratch database lost in a crash is made again, so it need not be flushed; the commit of the swap flushes all.
-_STAGE_SETTINGS: Final = "-c synchronous_commit=off -c maintenance_work_mem=256MB"
+# Each connection builds its index alone: the number of connections is what the portal's server can spare.
+_STAGE_SETTINGS: Final = "-c synchronous_commit=off -c maintenance_work_mem=256MB -c max_parallel_maintenance_workers=0"
 _LAST_CHARACTERS: Final = 600
 _OLDER_SERVER_NEEDS: Final = 17
 _UNKNOWN_SETTING: Final = 'unrecognized configuration parameter "transaction_timeout"'

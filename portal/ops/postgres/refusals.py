@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 _PASSWORD_SOURCES = "DD_DATABASE_PASSWORD, DD_DATABASE_PASSWORD_FILE or ~/.pgpass"  # noqa: S105
 
 POOLER_HINT = (
-    "set DD_DATABASE_HOST and DD_DATABASE_PORT, for backups and restores, to the PostgreSQL server itself; "
-    "the portal goes on using the pooler"
+    "set DD_DATABASE_HOST and DD_DATABASE_PORT (or DD_DATABASE_URL, or BACKUP_REPLICATION_URL), for backups and "
+    "restores, to the PostgreSQL server itself; the portal goes on using the pooler"
 )
 
 _CREATE_USER = "createuser --host={host} --port={port} --pwprompt {user}"
@@ -51,6 +51,14 @@ def _refusal(phrase: str, error: type[SourceError | ConfigurationError], message
 
 
 _REFUSALS = (
+    _refusal(  # no server says any of this; first, since some of it sounds like one
+        "unsupported startup parameter|pgbouncer cannot connect|no such (database|user)|bouncer config error|"
+        "FATAL: *SASL authentication|max_client_conn|query_wait_timeout|server_login_retry|"
+        "invalid command '.*SHOW HELP",
+        PoolerError,
+        "what answers at {host}:{port} is a connection pooler, and it refused: {reason}",
+        POOLER_HINT,
+    ),
     _refusal(
         "no password supplied",
         AccessDeniedError,
@@ -129,12 +137,6 @@ _REFUSALS = (
         ConnectionFailedError,
         "the server at {host}:{port} is not ready: {reason}",
         "try again in a moment",
-    ),
-    _refusal(
-        "unsupported startup parameter|pgbouncer|no such database|bouncer config error",
-        PoolerError,
-        "what answers at {host}:{port} is a connection pooler, and it refused: {reason}",
-        POOLER_HINT,
     ),
     _refusal(
         "FATAL",

@@ -12,6 +12,7 @@ import uuid
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import RepositoryAbsentError, RepositoryError
+from portal.ops.model import Loss
 from portal.ops.repository.durable import open_own, sync_directory, write_durably
 from portal.ops.repository.locks import try_lock
 
@@ -23,7 +24,8 @@ STAND_IN_NAME: Final = ".not-the-repository"
 
 _MOST_BYTES: Final = 64
 _CONFIRM: Final = (
-    "See that its volume is mounted. If another one is meant, confirm that once, with a backup: --confirm-loss."
+    "See that its volume is mounted. If another one is meant, confirm that once, with a backup: "
+    f"--confirm-loss {Loss.REPOSITORY}."
 )
 _STAND_IN: Final = (
     b"The repository that was used at this path was not there when a restore began to use this directory.\n"

@@ -89,9 +89,8 @@ def moment_at_hand(
     fetcher = FetchJob(OffsiteConfig.from_settings(settings), progress=progress, actor=actor, observer=observer)
     ahead = clock_offset(WalArchive.current(repository))
     moment = (parse_moment(text, now + ahead, config.time_zone) or now.astimezone(UTC) + ahead) - ahead
-    parts = (RestoreScope.DATABASE, RestoreScope.MEDIA) if scope is RestoreScope.FULL else (scope,)
-    if scope is RestoreScope.FULL and config.media_path is None:
-        parts = (RestoreScope.DATABASE,)
+    both = (RestoreScope.DATABASE, *((RestoreScope.MEDIA,) if config.media_path is not None else ()))
+    parts = both if scope is RestoreScope.FULL else (scope,)
     bringers = [_Bringer(settings=settings, fetcher=fetcher, destination=one) for one in destinations]
     faults: list[OpsError] = []
     needs_wal = RestoreScope.DATABASE in parts and not is_here(RestoreScope.DATABASE)

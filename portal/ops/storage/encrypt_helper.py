@@ -26,11 +26,17 @@ class _Part:
         self._left = length
         self._piece = b""
         self._used = 0
+        self.error = 0
+        """The number of the operating system's error, where it could not be read."""
 
     def read(self, size: int = -1) -> bytes:
         """Read up to `size` bytes; `pyrage` asks for 8 KiB at a time."""
         if self._used == len(self._piece):
-            self._piece = os.pread(self._descriptor, min(_READ_BYTES, self._left), self._at)
+            try:
+                self._piece = os.pread(self._descriptor, min(_READ_BYTES, self._left), self._at)
+            except OSError as error:  # `pyrage` makes an error of its own of it
+                self.error = error.errno or 0
+                raise
             self._at += len(self._piece)
             self._left -= len(self._piece)
             self._used = 0
@@ -79,6 +85,7 @@ def main() -> None:
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     recipients: list[Any] | None = None
     source, buffers = -1, ()
+    part: _Part | None = None
     while True:
         try:
             request = receive(requests)
@@ -96,4 +103,5 @@ def main() -> None:
                 raise EOFError("the file is shorter than it was")
             send(answers, (buffer.size, buffer.digest, ""))
         except Exception as error:  # any error must reach the waiting process
-            send(answers, (0, "", f"{type(error).__name__}: {error}"))
+            unread = part.error if part else 0
+            send(answers, (-unread, "", f"{type(error).__name__}: {error}"))

@@ -102,6 +102,8 @@ class Encryptor:
             size, digest, fault = receive(answers)
         except EOFError as error:
             raise _gone() from error
+        if size < 0:
+            raise OSError(-size, os.strerror(-size))
         if fault:
             raise StorageError(f"a part could not be encrypted: {fault}", hint="Verify the archive, then try again.")
         mapped = mmap.mmap(self._buffers[buffer], size, prot=mmap.PROT_READ)
@@ -118,6 +120,7 @@ class Encryptor:
         """The first part requested, encrypted; its buffer is free again when the context ends.
 
         Raises:
+            OSError: the source could not be read.
             StorageError: encryption failed.
         """
         return self._sealed(buffer)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["server_of"]
 
+pytestmark = pytest.mark.xdist_group("majors")
+
 SCHEMA = Path(__file__).parents[2] / "support" / "real_portal.sql"
 PAIRS = [(15, 15), (15, 17), (15, 18), (17, 17), (17, 18), (18, 18)]
 

@@ -153,7 +153,9 @@ class TestDoors:
             assert isinstance(blocker, AccessDeniedError)
             assert f'"/^{live.target.name}"' in blocker.hint
             with maintenance(live.target) as connection:
-                assert drill_obstacles(look_at_means(live.target, connection))
+                (obstacle,) = drill_obstacles(look_at_means(live.target, connection))
+            assert "is not let into a database beside" in obstacle.message
+            assert obstacle.hint.endswith(f'"/^{live.target.name}"')
             assert looked_at(live.target, tmp_path)["drill"].state is State.WARNING
             execute(live.target, "DELETE FROM finding")
             live.restored(mode=AUTO)

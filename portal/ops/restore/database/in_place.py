@@ -24,7 +24,7 @@ from portal.ops.errors import RepositoryError, RestoreError
 from portal.ops.hints import Advice
 from portal.ops.postgres.connection import connect
 from portal.ops.postgres.dump import open_dump
-from portal.ops.postgres.dump_contents import EXTENSION, needs_administrator
+from portal.ops.postgres.dump_contents import EVENT_TRIGGER, EXTENSION, needs_administrator
 from portal.ops.postgres.dump_file import read_file_contents
 from portal.ops.postgres.row_counts import list_tables
 from portal.ops.postgres.server import read_me, restoring_errors
@@ -62,6 +62,14 @@ _EXTENSION_TABLES: Final = """
     JOIN pg_depend AS d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
     WHERE c.relkind IN ('r', 'p')
 """
+# The sequences that the tables of extensions count with go on where they are: these tables are not restored.
+_THEIR_SEQUENCES: Final = """
+    SELECT n.nspname, s.relname FROM pg_class AS s JOIN pg_namespace AS n ON n.oid = s.relnamespace
+    JOIN pg_depend AS d ON d.classid = 'pg_class'::regclass AND d.objid = s.oid AND d.deptype IN ('a', 'i')
+    JOIN pg_depend AS e ON e.classid = 'pg_class'::regclass AND e.objid = d.refobjid AND e.deptype = 'e'
+    WHERE s.relkind = 'S' AND d.refclassid = 'pg_class'::regclass
+"""
+_SEQUENCE_KINDS: Final = ("SEQUENCE", "SEQUENCE OWNED BY", "SEQUENCE SET")
 _RELATION_KINDS: Final = ("TABLE", "VIEW", "MATERIALIZED VIEW", "FOREIGN TABLE")
 
 
@@ -194,13 +202,15 @@ def wanted_entries(target: DatabaseTarget, entries: Sequence[Entry]) -> list[Ent
     """Leave out dump entries that must not be dropped: existing extensions, and schemas with newer tables.
 
     Also left out: for users who are not superusers, whatever only a superuser creates; and the contents of tables that
-    belong to an existing extension.
+    belong to an existing extension, with their sequences. Event triggers come last: where they cannot be silenced, they
+    would note that materialized views are filled.
     """
     with connect(target) as connection, restoring_errors(target):
         extensions = {str(name) for (name,) in connection.execute(_EXTENSIONS)}
         relations = connection.execute(_RELATIONS).fetchall()
         is_superuser = read_me(connection).superuser
         tables = {(str(schema), str(name)) for schema, name in connection.execute(_EXTENSION_TABLES)}
+        sequences = {(str(schema), str(name)) for schema, name in connection.execute(_THEIR_SEQUENCES)}
     known = {(entry.schema, entry.name) for entry in entries if entry.kind in _RELATION_KINDS}
     newer = {schema for schema, name in relations if (schema, name) not in known}
     kept = {
@@ -209,11 +219,14 @@ def wanted_entries(target: DatabaseTarget, entries: Sequence[Entry]) -> list[Ent
         if (entry.kind == EXTENSION and entry.name in extensions)
         or (entry.kind == "SCHEMA" and entry.name in newer)
         or (entry.kind == "TABLE DATA" and (entry.schema, entry.name) in tables)
+        or (entry.kind in _SEQUENCE_KINDS and (entry.schema, entry.name) in sequences)
         or (entry.kind != EXTENSION and not is_superuser and needs_administrator(entry))
     }
-    return [
+    wanted = [
         entry for entry in entries if entry.number not in kept and not (entry.kind == "COMMENT" and entry.needs & kept)
     ]
+    acting = {entry.number for entry in wanted if entry.kind == EVENT_TRIGGER}
+    return sorted(wanted, key=lambda entry: entry.number in acting or bool(entry.needs & acting))
 
 
 def _drop(tables: list[Table]) -> Composed | None:

@@ -193,9 +193,8 @@ def swap_obstacles(means: Means) -> list[OpsError]:
 
 def drill_obstacles(means: Means) -> list[OpsError]:
     """The obstacles to a drill, which fills a database next to the live one and drops it."""
-    beside = [means.beside] if means.beside is not None else []
     creating = [error for error in _creating(means) if not means.me.creates_databases]
-    return [*_everywhere(means), *creating[:1], *beside, *_administrators(means)]
+    return [*_everywhere(means), *creating[:1], *_not_let_in(means), *_administrators(means)]
 
 
 def in_place_obstacles(
@@ -275,11 +274,16 @@ def _beside(means: Means) -> Iterator[OpsError]:
             hint=f"as an administrator: GRANT CONNECT ON DATABASE postgres TO {means.user}, and allow it in "
             "pg_hba.conf; or restore with --mode in-place",
         )
+    yield from _not_let_in(means, "; or restore with --mode in-place")
+
+
+def _not_let_in(means: Means, otherwise: str = "") -> Iterator[OpsError]:
+    """The refusal of a database with another name; there is another way, or none."""
     if means.beside is not None:
         yield AccessDeniedError(
             f"user {means.me.name} is not let into a database beside {means.target.name}: {means.beside.message}",
             hint=f"in pg_hba.conf, allow user {means.me.name} all databases, or from version 16 those whose names "
-            f'begin alike: "/^{means.target.name}"; or restore with --mode in-place',
+            f'begin alike: "/^{means.target.name}"{otherwise}',
         )
 
 
