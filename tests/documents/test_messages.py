@@ -85,6 +85,7 @@ HINT_SUFFICES: Final = {
         "portal/ops/pitr/wal_archive.py",
         "portal/ops/pitr/wal_fetch.py",
         "portal/ops/pitr/wal_objects.py",
+        "portal/ops/pitr/wal_trust.py",
         "portal/ops/postgres/dump_file.py",
         "portal/ops/postgres/identity.py",
         "portal/ops/postgres/toc.py",
