@@ -41,8 +41,8 @@ _PROGRAMS: Final = Path(f"/usr/lib/postgresql/{_MAJOR}/bin")
 _ROUNDS: Final = 2
 _REPLAYED_BYTES: Final = 200_000_000
 _COMMITS: Final = 200
-_LOADED_SECONDS: Final = 10.0
-_PATIENCE_SECONDS: Final = 15.0
+_LOADED_SECONDS: Final = 8.0
+_PATIENCE_SECONDS: Final = 10.0
 _RECOVERY_SECONDS: Final = 300.0
 _COUNTED: Final = "SELECT count(*), sum(length(title)) FROM finding"
 
@@ -126,8 +126,10 @@ def _recoveries(place: Place, tools: Sequence[Tool]) -> None:
         tool.wait_until_level()
         tool.before_recovery()
     own = 0.0
+    parent = place.directory("recovered")
+    parent.chmod(0o755)
     for number, tool in enumerate(tools):
-        data = place.path / f"recovered-{number}"
+        data = parent / str(number)
         started = time.monotonic()
         tool.recover(moment, data)
         restored = time.monotonic() - started

@@ -114,7 +114,7 @@ TARGETS: Final = (
         "beat",
         "beat",
         "due verify_rotation backoff loop heartbeat repository_facts",
-        "beat/test_due beat/test_beat",
+        "beat/test_due beat/test_missing_copies beat/test_beat",
     ),
     _of(
         "watcher",

@@ -30,6 +30,13 @@ def test_what_was_permitted_is_done_once(tmp_path: Path) -> None:
         permits.take(TASK, "one", ASKED)
 
 
+def test_the_order_of_arguments_means_nothing(tmp_path: Path) -> None:
+    """A broker or another release may write them in any."""
+    permits = Authorizations(tmp_path)
+    permits.grant(TASK, "one", ASKED)
+    permits.take(TASK, "one", dict(reversed(ASKED.items())))
+
+
 def test_what_was_cut_off_can_go_on(tmp_path: Path) -> None:
     """A second delivery of a task that was begun has the permit still."""
     permits = Authorizations(tmp_path)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from portal.ops.errors import BusyError
-from worker.delivery import sole_delivery
+from tests.support.repositories import as_nobody
+from worker.delivery import is_abandoned, is_begun, sole_delivery
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,3 +35,14 @@ def test_a_delivery_waits_only_so_long(tmp_path: Path) -> None:
             pytest.fail("two at once")
         assert busy.value.retryable
         assert begun == 1
+
+
+def test_a_task_whose_file_may_not_be_looked_at_is_neither_begun_nor_abandoned(tmp_path: Path) -> None:
+    """As in a repository of another user: nothing is known of it, and nothing fails."""
+    with sole_delivery(tmp_path, "one", 1):
+        assert is_begun(tmp_path, "one")
+        (tmp_path / ".deliveries").chmod(0)
+        with as_nobody():
+            assert not is_begun(tmp_path, "one")
+            assert not is_abandoned(tmp_path, "one")
+        (tmp_path / ".deliveries").chmod(0o700)

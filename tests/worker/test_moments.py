@@ -52,6 +52,15 @@ def test_what_could_not_is_refused(operation: Operation, requester: Requester, m
         check(operation, moment, requester)
 
 
+@pytest.mark.parametrize("requester", [one for one in Requester if one is not Requester.BEAT])
+def test_how_long_a_request_may_wait(requester: Requester) -> None:
+    """The watcher's a week, since it keeps them while the broker is away, and any other a day; not a minute more."""
+    longest = timedelta(days=7 if requester is Requester.WATCHER else 1)
+    check(BACKUP_MEDIA, SIGNED - longest + timedelta(minutes=1), requester)
+    with pytest.raises(RefusedError, match="does not hold"):
+        check(BACKUP_MEDIA, SIGNED - longest - timedelta(minutes=1), requester)
+
+
 def test_the_future_is_refused() -> None:
     """It would be the newest archive until then."""
     with pytest.raises(RefusedError, match="to come"):
