@@ -47,10 +47,13 @@ def service(
     tmp_path_factory: pytest.TempPathFactory, postgres: EmbeddedPostgres
 ) -> Iterator[tuple[EmbeddedRedis, FlowerProcess]]:
     """Flower, for the tests that only look, with a worker and what it has told."""
-    with portal_with_broker(tmp_path_factory.mktemp("service"), postgres) as (found, broker):
-        with WorkerProcess(found, broker, "maintenance"), FlowerProcess(found, broker) as flower:
-            flower.listen()
-            yield broker, flower
+    with (
+        portal_with_broker(tmp_path_factory.mktemp("service"), postgres) as (found, broker),
+        WorkerProcess(found, broker, "maintenance"),
+        FlowerProcess(found, broker) as flower,
+    ):
+        flower.listen()
+        yield broker, flower
 
 
 def test_without_a_password_it_does_not_start(portal: Portal, redis: EmbeddedRedis) -> None:
