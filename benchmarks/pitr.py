@@ -42,10 +42,12 @@ from portal.ops.restore.config import RestoreScope
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
 _COMMITS: Final = 200
 _OFFSITE_COMMITS: Final = 8
 _ROUNDS: Final = 3
+_THROUGHPUT_ROUNDS: Final = 5
 _REPLAYED_BYTES: Final = 200_000_000
 
 
@@ -171,17 +173,23 @@ def _recovery(bench: Bench) -> None:
 
 
 def _throughput(bench: Bench, seconds: float) -> None:
-    """Transactions a second of pgbench, with and without the service, in turns."""
+    """Transactions a second of pgbench: alone, beside the service, and beside a bare synchronous pg_receivewal."""
     bench.program("pgbench", "--initialize", "--quiet", "--scale=10", "portal")
-    rates: dict[bool, list[float]] = {True: [], False: []}
-    for turn in range(2 * _ROUNDS):
-        is_received = turn % 2 == 0
-        with bench.receiving() if is_received else nullcontext():
-            if is_received:
-                wait_until_level(bench)
-            rates[is_received].append(throughput(bench, seconds))
-    ours, theirs = median(rates[True]), median(rates[False])
-    tell(f"pgbench beside the service: {ours / theirs:.2f} of without, {ours:.0f} against {theirs:.0f} transactions/s")
+    beside: dict[str, Callable[[], AbstractContextManager[object]]] = {
+        "nothing": nullcontext,
+        "the service": bench.receiving,
+        "pg_receivewal --synchronous": bench.receiving_bare,
+    }
+    rates: dict[str, list[float]] = {name: [] for name in beside}
+    for _ in range(_THROUGHPUT_ROUNDS):
+        for name, start in beside.items():
+            with start():
+                if name == "the service":
+                    wait_until_level(bench)
+                rates[name].append(throughput(bench, seconds))
+    alone, *others = [(name, median(found)) for name, found in rates.items()]
+    for name, rate in others:
+        tell(f"pgbench beside {name}: {rate / alone[1]:.2f} of alone, {rate:.0f} against {alone[1]:.0f} transactions/s")
 
 
 @contextmanager

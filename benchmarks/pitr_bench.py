@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import contextmanager
@@ -97,6 +98,21 @@ class Bench:
             process.terminate()
             process.wait()
 
+    @contextmanager
+    def receiving_bare(self) -> Iterator[subprocess.Popen[bytes]]:
+        """A running pg_receivewal without a slot: it flushes as soon as the service's does, and does nothing else."""
+        with tempfile.TemporaryDirectory(dir=self.directory) as wal:
+            process = self.started("pg_receivewal", "--synchronous", f"--directory={wal}")
+            try:
+                while not os.listdir(wal):
+                    if process.poll() is not None:
+                        raise RuntimeError(f"pg_receivewal ended with exit code {process.returncode}")
+                    time.sleep(0.05)
+                yield process
+            finally:
+                process.terminate()
+                process.wait()
+
     def offsite_lsn(self) -> int:
         """The position up to which the store has WAL, by the names of objects."""
         segment_bytes, reached = 16 << 20, 0
@@ -106,6 +122,13 @@ class Bench:
                 end = int(span.partition("-")[2]) if span else segment_bytes
                 reached = max(reached, segment.number * segment_bytes + end)
         return reached
+
+    def started(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """One of PostgreSQL's programs, running on the server's behalf; what it says is thrown away."""
+        environ = {**os.environ, "PGPASSWORD": self.server.superuser().password}
+        where = ["--host=127.0.0.1", f"--port={self.server.port}", "--username=postgres"]
+        command = [str(self.server.reachable_bin_dir / name), *where, *arguments]
+        return subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def said(self, name: str, *arguments: str | Path) -> str:
         """The output of one of PostgreSQL's programs."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
@@ -18,11 +16,10 @@ from portal.ops.restore.files import stage as file_stage
 from portal.ops.runtime.event_log import structlog
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.process import SystemRunner
-from portal.ops.settings.load import DatabaseTarget, Secret
 from tests.support.archives import pool
 from tests.support.http_server import web_server
 from tests.support.offsite import offsite, small_segments
-from tests.support.portal import portal
+from tests.support.portal import TEMPLATE, portal, portal_database_in
 from tests.support.previous_release import previous_release
 from tests.support.redis import redis
 from tests.support.servers import server
@@ -34,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from portal.ops.settings.load import DatabaseTarget
+
 show_commands()  # hints are read as an operator sees them
 
 __all__ = [
@@ -44,7 +43,6 @@ __all__ = [
     "pool",
     "portal",
     "portal_database",
-    "portal_database_in",
     "postgres",
     "previous_release",
     "redis",
@@ -55,7 +53,6 @@ __all__ = [
     "world",
 ]
 
-_TEMPLATE = "portal_template"
 _FINDINGS = 400
 
 
@@ -112,22 +109,10 @@ def own_logging() -> Iterator[None]:
 def postgres() -> Iterator[EmbeddedPostgres]:
     """One server for all tests of a process, with a filled portal database to copy."""
     with EmbeddedPostgres(unsafe_speed=True) as server:
-        server.create_database(_TEMPLATE)
-        with server.connect(_TEMPLATE) as connection:
+        server.create_database(TEMPLATE)
+        with server.connect(TEMPLATE) as connection:
             fill(connection, findings=_FINDINGS)
         yield server
-
-
-@contextmanager
-def portal_database_in(postgres: EmbeddedPostgres) -> Iterator[DatabaseTarget]:
-    """A filled portal database, as the superuser sees it."""
-    name = f"portal_{uuid4().hex[:12]}"
-    postgres.create_database(name, template=_TEMPLATE)
-    address = postgres.superuser(name)
-    yield DatabaseTarget(
-        host=address.host, port=address.port, name=name, user=address.user, password=Secret(address.password)
-    )
-    postgres.drop_database(name)
 
 
 @pytest.fixture

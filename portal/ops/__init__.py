@@ -1,5 +1,8 @@
 """The backup and restore engine of Kekkai Portal: a library that knows no Celery, no Redis and no terminal.
 
+Promises that the guide's imports work, and load only what is used. Its rooms import downwards as `pyproject.toml` says;
+none imports a front end (`worker`, `beat`, `tools`).
+
 `portal` itself has no ``__init__.py``: it is a namespace package, so that this engine installs beside the
 portal's own code.
 """

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from portal.ops.archive.index import MemberType
-from tests.support.incrementals import Uploads
+from tests.support.incrementals import Uploads, two_tenants
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +18,4 @@ FILE, DIRECTORY, HARDLINK = MemberType.FILE, MemberType.DIRECTORY, MemberType.HA
 @pytest.fixture
 def uploads(tmp_path: Path) -> Uploads:
     """Two tenants, and no backup yet."""
-    found = Uploads(directory=tmp_path)
-    for path in ("tenant-1/scan.json", "tenant-1/old/report.sarif", "tenant-2/scan.json"):
-        found.write(path, path.encode())
-    return found
+    return two_tenants(tmp_path)

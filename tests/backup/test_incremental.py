@@ -24,7 +24,7 @@ from tests.support.archives import program, tree_on_disk
 from tests.support.incrementals import Uploads, deleted, held, manifest_of, succeeded, tree_of_chain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 FILE, DIRECTORY, HARDLINK = MemberType.FILE, MemberType.DIRECTORY, MemberType.HARDLINK
@@ -231,18 +231,23 @@ def test_the_first_incremental_on_a_base_looks_everywhere(uploads: Uploads) -> N
     assert "tenant-1/unnamed.json" in held(uploads.incremental(["tenant-2/named.json"]))
 
 
+def on_the_way(monkeypatch: pytest.MonkeyPatch, action: Callable[[], None]) -> None:
+    """Do something between the look at the uploads and their reading."""
+    check = BackupRun._check_space
+
+    def act(run: BackupRun, expected: int) -> None:
+        action()
+        check(run, expected)
+
+    monkeypatch.setattr(BackupRun, "_check_space", act)
+
+
 def test_a_file_that_vanishes_on_the_way_is_gone(uploads: Uploads, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was there when it was compared, and not when it was read: the archive does not say that it is as before."""
     uploads.base()
     file = uploads.write("tenant-1/scan.json", b"changed")
     job = uploads.job()
-    check = BackupRun._check_space
-
-    def vanish(run: BackupRun, expected: int) -> None:
-        file.unlink()
-        check(run, expected)
-
-    monkeypatch.setattr(BackupRun, "_check_space", vanish)
+    on_the_way(monkeypatch, file.unlink)
     result = succeeded(job.backup_media(incremental=True))
     assert deleted(result) == ["media/tenant-1/scan.json"]
     assert b"tenant-1/scan.json" not in tree_of_chain(Path(result.destination_path))
@@ -255,13 +260,7 @@ def test_a_directory_that_vanishes_on_the_way_is_gone_with_all_in_it(
     uploads.base()
     uploads.write("tenant-1/old/new.json", b"makes the directory another")
     job = uploads.job()
-    check = BackupRun._check_space
-
-    def vanish(run: BackupRun, expected: int) -> None:
-        shutil.rmtree(uploads.root / "tenant-1" / "old", ignore_errors=True)
-        check(run, expected)
-
-    monkeypatch.setattr(BackupRun, "_check_space", vanish)
+    on_the_way(monkeypatch, lambda: shutil.rmtree(uploads.root / "tenant-1" / "old", ignore_errors=True))
     first = succeeded(job.backup_media(incremental=True))
     assert deleted(first) == ["media/tenant-1/old"]
     assert manifest_of(first).details["media"]["tree"]["files"] == 2
@@ -279,13 +278,7 @@ def test_content_that_vanishes_on_the_way_with_its_directory_is_not_linked_to(
     uploads.base()
     uploads.write("tenant-1/old/new.json", b"makes the directory another")
     job = uploads.job()
-    check = BackupRun._check_space
-
-    def vanish(run: BackupRun, expected: int) -> None:
-        shutil.rmtree(uploads.root / "tenant-1" / "old", ignore_errors=True)
-        check(run, expected)
-
-    monkeypatch.setattr(BackupRun, "_check_space", vanish)
+    on_the_way(monkeypatch, lambda: shutil.rmtree(uploads.root / "tenant-1" / "old", ignore_errors=True))
     result = job.backup_media(incremental=True)
     assert (result.success, result.retryable) == (False, True)
     assert uploads.restored(uploads.incremental().backup_id) == uploads.tree()

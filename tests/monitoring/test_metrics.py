@@ -112,8 +112,10 @@ def test_messages_that_workers_reject_are_counted(history: History, server: WSGI
     """By reason, as the workers have written them down; what is no count is nothing."""
     (history.path / ".rejected.json").write_text('{"unsigned": 3}')
     assert scraped(server)["kekkai_backup_rejected_messages", "unsigned"] == 3
-    (history.path / ".rejected.json").write_text("[")
-    assert not [name for name, _ in scraped(server) if name == "kekkai_backup_rejected_messages"]
+    for invalid in ("[", '{"unsigned": 1e999}', "[" * 60_000):
+        (history.path / ".rejected.json").write_text(invalid)
+        names = {name for name, _ in scraped(server)}
+        assert "kekkai_backup_archives" in names and "kekkai_backup_rejected_messages" not in names
 
 
 def test_a_repository_that_cannot_be_read_is_a_metric(history: History, server: WSGIServer) -> None:

@@ -22,18 +22,16 @@ from portal.ops.pitr.combine import find_combiner
 from portal.ops.pitr.plan import plan_recovery
 from portal.ops.pitr.replication import read_settings
 from portal.ops.repository.catalogue import Catalogue
-from portal.ops.restore.config import RestoreConfig
 from portal.ops.retention.plan import plan as plan_retention
 from portal.ops.retention.policy import RetentionPolicy, RetentionRule
 from portal.ops.runtime.process import SystemRunner
 from portal.ops.runtime.progress import utc_now
 from portal.ops.verify.verify import Verifier
 from tests.support.offsite import offsite_at, policy
-from tests.support.wal_servers import WalPortal, a_moment, wal_portal
+from tests.support.wal_servers import WalPortal, wal_portal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from datetime import datetime
 
     from portal.ops.backup.config import BackupResult
 
@@ -42,25 +40,17 @@ if TYPE_CHECKING:
 def portal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WalPortal]:
     """A server that summarizes its WAL, with a full base backup and two incremental ones."""
     with wal_portal(tmp_path_factory.mktemp("bases"), summarize_wal="on") as made:
-        write(made, "CREATE TABLE stamped (number int, filler text)")
-        write(made, "INSERT INTO stamped SELECT 0, repeat(md5(g::text), 8) FROM generate_series(1, 20000) g")
+        made.write("CREATE TABLE stamped (number int, filler text)")
+        made.write("INSERT INTO stamped SELECT 0, repeat(md5(g::text), 8) FROM generate_series(1, 20000) g")
         with made.receiving():
             base(made)
-            write(made, "INSERT INTO stamped VALUES (1)")
+            made.write("INSERT INTO stamped VALUES (1)")
             base(made)
-            write(made, "INSERT INTO stamped VALUES (2)")
+            made.write("INSERT INTO stamped VALUES (2)")
             base(made)
-            write(made, "INSERT INTO stamped VALUES (3)")
+            made.write("INSERT INTO stamped VALUES (3)")
             made.wait_until_covered()
             yield made
-
-
-def write(portal: WalPortal, *statements: str) -> datetime:
-    """Run statements; a moment after them."""
-    with portal.postgres.connect() as connection:
-        for statement in statements:
-            connection.execute(statement)
-    return a_moment()
 
 
 def base(portal: WalPortal) -> BackupResult:
@@ -139,7 +129,7 @@ def test_chain_whose_copy_has_a_gap_is_not_fetched(portal: WalPortal, tmp_path: 
 
 def test_drill_recovers_from_a_chain(portal: WalPortal) -> None:
     """To the latest moment from all three, and to the first of the window from the full one alone; nothing is left."""
-    config = restore_config(portal)
+    config = portal.restore_config()
     shown = drill_moments(portal.repository, config, runner=SystemRunner(), chance=lambda: 0.0)
     assert shown.problems == []
     latest, first = shown.checks
@@ -151,7 +141,7 @@ def test_drill_recovers_from_a_chain(portal: WalPortal) -> None:
 def test_no_drill_restores_a_base_backup_by_itself(portal: WalPortal) -> None:
     """It would have nothing to compare, and succeed: neither the full one nor one that follows it."""
     for path in (bases(portal)[0], bases(portal)[2]):
-        report = DrillJob(restore_config(portal)).run(path)
+        report = DrillJob(portal.restore_config()).run(path)
         assert not report.success
         assert "base backup" in (report.error or "")
 
@@ -166,19 +156,6 @@ def test_programs_of_another_version_combine_nothing(portal: WalPortal) -> None:
         with pytest.raises(ClientToolError, match=rf"pg_combinebackup.* {other}\b") as caught:
             find_combiner(other, runner=SystemRunner(), bin_dir=portal.bin_dir)
         assert str(other) in (caught.value.hint or "")
-
-
-def restore_config(portal: WalPortal) -> RestoreConfig:
-    target = portal.target
-    return RestoreConfig(
-        local_path=portal.repository.path,
-        db_host=target.host,
-        db_port=target.port,
-        db_name="postgres",
-        db_user=target.user,
-        db_password=target.password,
-        pg_bin_dir=portal.bin_dir,
-    )
 
 
 def test_retention_keeps_a_chain_together(portal: WalPortal) -> None:
@@ -212,7 +189,7 @@ def test_changed_parent_is_refused(portal: WalPortal) -> None:
 
 def test_full_one_is_made_where_little_would_be_saved(portal: WalPortal) -> None:
     """After a rewrite of most blocks an incremental one is given up for a full one, in the same backup."""
-    write(portal, "UPDATE stamped SET filler = filler || '!' WHERE number = 0")
+    portal.write("UPDATE stamped SET filler = filler || '!' WHERE number = 0")
     result = base(portal)
     assert result.parent is None
     assert [ancestor.name for ancestor in find_parent(portal.repository).line] == [result.backup_id]

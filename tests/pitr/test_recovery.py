@@ -40,14 +40,6 @@ def portal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WalPortal]:
             yield made
 
 
-def write(portal: WalPortal, *statements: str) -> datetime:
-    """Run statements, one transaction each; a moment after them."""
-    with portal.postgres.connect() as connection:
-        for statement in statements:
-            connection.execute(statement)
-    return a_moment()
-
-
 def numbers_at(portal: WalPortal, moment: datetime | None) -> list[int] | None:
     """What the table held at a moment; nothing where it was not there."""
 
@@ -66,15 +58,15 @@ def numbers_at(portal: WalPortal, moment: datetime | None) -> list[int] | None:
 
 def test_each_moment_has_what_was_committed_by_then(portal: WalPortal) -> None:
     """Before and after TRUNCATE and DROP, in the middle of a transaction, over the end of a segment, and at last."""
-    write(portal, "TRUNCATE stamped")
-    one = write(portal, "INSERT INTO stamped VALUES (1)")
+    portal.write("TRUNCATE stamped")
+    one = portal.write("INSERT INTO stamped VALUES (1)")
     with portal.postgres.connect() as connection, connection.transaction():
         connection.execute("INSERT INTO stamped VALUES (2)")
         midst = a_moment()
-    two = write(portal, "SELECT pg_switch_wal()")
-    empty = write(portal, "TRUNCATE stamped")
-    gone = write(portal, "INSERT INTO stamped VALUES (3)", "DROP TABLE stamped")
-    write(portal, "CREATE TABLE stamped (number int)", "INSERT INTO stamped VALUES (4)")
+    two = portal.write("SELECT pg_switch_wal()")
+    empty = portal.write("TRUNCATE stamped")
+    gone = portal.write("INSERT INTO stamped VALUES (3)", "DROP TABLE stamped")
+    portal.write("CREATE TABLE stamped (number int)", "INSERT INTO stamped VALUES (4)")
     portal.wait_until_covered()
     found = [numbers_at(portal, moment) for moment in (one, midst, two, empty, gone, None)]
     assert found == [[1], [1], [1, 2], [], None, [4]]
@@ -82,7 +74,7 @@ def test_each_moment_has_what_was_committed_by_then(portal: WalPortal) -> None:
 
 def test_moment_after_the_last_transaction(portal: WalPortal) -> None:
     """Where nothing was committed since, a moment has what was there last; what comes later is not in it."""
-    write(portal, "TRUNCATE stamped", "INSERT INTO stamped VALUES (5)")
+    portal.write("TRUNCATE stamped", "INSERT INTO stamped VALUES (5)")
     quiet = portal.wait_until_covered()
     plan = plan_recovery(portal.repository, quiet)
     recovering = recovered(
@@ -90,7 +82,7 @@ def test_moment_after_the_last_transaction(portal: WalPortal) -> None:
     )
     with recovering as server, connect(server.target("postgres")) as connection:
         assert connection.execute("SELECT number FROM stamped").fetchall() == [(5,)]
-    write(portal, "INSERT INTO stamped VALUES (6)")
+    portal.write("INSERT INTO stamped VALUES (6)")
     assert numbers_at(portal, quiet) == [5]
     assert list((portal.repository.path / DIRECTORY).iterdir()) == []  # nothing is left of a scratch server
 

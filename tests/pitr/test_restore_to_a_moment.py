@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 import pytest
 
 from portal.ops.backup.job import BackupJob
-from portal.ops.restore.config import RestoreConfig, RestoreScope
+from portal.ops.restore.config import RestoreScope
 from portal.ops.restore.job import RestoreJob
 from tests.support.wal_servers import WalPortal, a_moment, wal_portal
 
@@ -47,25 +47,11 @@ def rows(portal: WalPortal) -> list[int]:
 
 
 def write(portal: WalPortal, statement: str) -> datetime:
-    with portal.postgres.connect("portal") as connection:
-        connection.execute(statement)
-    return a_moment()
+    return portal.write(statement, database="portal")
 
 
-def restorer(portal: WalPortal, uploads: Path | None = None, **others: object) -> RestoreJob:
-    target = portal.target
-    config = RestoreConfig(
-        local_path=portal.repository.path,
-        db_host=target.host,
-        db_port=target.port,
-        db_name="portal",
-        db_user=target.user,
-        db_password=target.password,
-        media_path=uploads,
-        pg_bin_dir=portal.bin_dir,
-        **others,  # type: ignore[arg-type]
-    )
-    return RestoreJob(config)
+def restorer(portal: WalPortal, uploads: Path | None = None, **others: Any) -> RestoreJob:
+    return RestoreJob(portal.restore_config("portal", media_path=uploads, **others))
 
 
 def backer(portal: WalPortal, uploads: Path) -> BackupJob:

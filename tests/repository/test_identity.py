@@ -15,16 +15,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> BackupConfig:
-    """Uploads to back up, and a repository that a backup was made to."""
-    (tmp_path / "uploads").mkdir()
-    (tmp_path / "uploads" / "scan.json").write_text("{}")
-    config = BackupConfig(local_path=tmp_path / "archives", media_path=tmp_path / "uploads", jobs=1)
-    succeeded(BackupJob(config).backup_media())
-    return config
-
-
 def test_it_stays_the_same(config: BackupConfig, tmp_path: Path) -> None:
     """The first backup gives it; later ones, also of a repository of an earlier release, keep it."""
     first = Repository(tmp_path / "archives").id

@@ -44,16 +44,6 @@ if TYPE_CHECKING:
 ABSENT = "the repository that was used in {} is not there"
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> BackupConfig:
-    """Uploads to back up, and a repository that a backup was made to."""
-    (tmp_path / "uploads").mkdir()
-    (tmp_path / "uploads" / "scan.json").write_text("{}")
-    config = BackupConfig(local_path=tmp_path / "archives", media_path=tmp_path / "uploads", jobs=1)
-    succeeded(BackupJob(config).backup_media())
-    return config
-
-
 def unmount(config: BackupConfig, *, leaves: bool = True) -> Path:
     """Take the repository's volume away; the empty mount point stays, or nothing does."""
     archives = Path(config.local_path)

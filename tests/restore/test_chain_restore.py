@@ -27,7 +27,7 @@ from portal.ops.restore.job import RestoreConfig, RestoreJob
 from portal.ops.verify.verify import Verifier
 from tests.support.archives import program, seal
 from tests.support.hostile import Piece, directory, file, hardlink, write_chained
-from tests.support.incrementals import Uploads, succeeded, tree_of_chain
+from tests.support.incrementals import Uploads, succeeded, tree_of_chain, two_tenants
 
 if TYPE_CHECKING:
     from portal.ops.archive.index import Member
@@ -38,11 +38,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def uploads(tmp_path: Path) -> Uploads:
-    """A base and three incrementals."""
-    found = Uploads(directory=tmp_path)
-    for path in ("tenant-1/scan.json", "tenant-1/old/report.sarif", "tenant-2/scan.json"):
-        found.write(path, path.encode())
-    return found
+    """Two tenants, and no backup yet."""
+    return two_tenants(tmp_path)
 
 
 class Chain:

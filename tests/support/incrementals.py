@@ -148,3 +148,11 @@ def deleted(result: BackupResult) -> list[str]:
         file = archive.extractfile(f"{result.backup_id}/deleted.jsonl")
         assert file is not None
         return [json.loads(line)["path"] for line in file]
+
+
+def two_tenants(directory: Path) -> Uploads:
+    """Uploads of two tenants in a directory, without a backup."""
+    found = Uploads(directory=directory)
+    for path in ("tenant-1/scan.json", "tenant-1/old/report.sarif", "tenant-2/scan.json"):
+        found.write(path, path.encode())
+    return found

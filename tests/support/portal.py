@@ -8,21 +8,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
 
 from demo.portal_files import write_audit_log, write_uploads
+from demo.redis import EmbeddedRedis
 from portal.ops.backup.job import BackupConfig, BackupJob, BackupResult
 from portal.ops.postgres.connection import connect
 from portal.ops.repository import access_log
 from portal.ops.repository.repository import LOCK_NAME
+from portal.ops.settings.load import DatabaseTarget, Secret
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from demo.postgres import EmbeddedPostgres
-    from portal.ops.settings.load import DatabaseTarget
 
+TEMPLATE = "portal_template"
+"""The database that portals are copied from; the session's server has it."""
 
 BIG_TABLE = "CREATE TABLE big AS SELECT n, repeat(md5(n::text), 30) AS text FROM generate_series(1, 30000) AS n"
 
@@ -98,6 +102,25 @@ class Portal:
         """Everything in the repository but the lock and the access log."""
         found = {path.name for path in self.archives.iterdir()} if self.archives.exists() else set()
         return found - {LOCK_NAME, access_log.NAME, access_log.HEAD_NAME}
+
+
+@contextmanager
+def portal_database_in(postgres: EmbeddedPostgres) -> Iterator[DatabaseTarget]:
+    """A filled portal database, as the superuser sees it."""
+    name = f"portal_{uuid4().hex[:12]}"
+    postgres.create_database(name, template=TEMPLATE)
+    address = postgres.superuser(name)
+    yield DatabaseTarget(
+        host=address.host, port=address.port, name=name, user=address.user, password=Secret(address.password)
+    )
+    postgres.drop_database(name)
+
+
+@contextmanager
+def portal_with_broker(directory: Path, postgres: EmbeddedPostgres) -> Iterator[tuple[Portal, EmbeddedRedis]]:
+    """A small portal with a database and a broker of its own, for several tests."""
+    with portal_database_in(postgres) as database, EmbeddedRedis() as broker:
+        yield portal_in(directory, database, postgres), broker
 
 
 def portal_in(directory: Path, database: DatabaseTarget, postgres: EmbeddedPostgres) -> Portal:

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import traceback
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 NOBODY: Final = 65534
+
+
+def run_as_nobody(command: list[str | Path], environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a command as a user without any rights; this process has to be root's."""
+    return subprocess.run(
+        command,
+        env=environ,
+        cwd="/",
+        user=NOBODY,
+        group=NOBODY,
+        extra_groups=[],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def done_by_nobody(directory: Path, work: Callable[[], Any], *, but: Path | None = None) -> None:

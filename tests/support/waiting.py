@@ -10,11 +10,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def wait_until(is_so: Callable[[], bool], *, seconds: float = 10) -> None:
+def wait_until(is_so: Callable[[], object], *, seconds: float = 10) -> None:
     """Wait until a condition holds; an assertion fails where it does not in time."""
     deadline = time.monotonic() + seconds
     while not is_so():
-        assert time.monotonic() < deadline, f"{is_so.__qualname__} did not come true within {seconds:g} s"
+        assert time.monotonic() < deadline, (
+            f"{getattr(is_so, '__qualname__', is_so)} did not come true within {seconds:g} s"
+        )
         time.sleep(0.02)
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from demo.postgres import EmbeddedPostgres
 from portal.ops.backup.config import BackupConfig
@@ -19,6 +19,7 @@ from portal.ops.backup.job import BackupJob
 from portal.ops.pitr.look import PitrLook, look
 from portal.ops.pitr.receiver import WalReceiver
 from portal.ops.repository.repository import Repository
+from portal.ops.restore.config import RestoreConfig
 from portal.ops.runtime.process import SystemRunner
 from portal.ops.settings.load import DatabaseTarget, Secret
 from tests.support.majors import bin_dir_of
@@ -119,6 +120,27 @@ class WalPortal:
             wal=True,
         )
         return BackupJob(config)
+
+    def restore_config(self, database: str = "postgres", **others: Any) -> RestoreConfig:
+        """What restores to a database of the server."""
+        target = self.target
+        return RestoreConfig(
+            local_path=self.repository.path,
+            db_host=target.host,
+            db_port=target.port,
+            db_name=database,
+            db_user=target.user,
+            db_password=target.password,
+            pg_bin_dir=self.bin_dir,
+            **others,
+        )
+
+    def write(self, *statements: str, database: str = "postgres") -> datetime:
+        """Run statements, one transaction each; a moment after them."""
+        with self.postgres.connect(database) as connection:
+            for statement in statements:
+                connection.execute(statement)
+        return a_moment()
 
     @contextmanager
     def receiving(self) -> Iterator[WalReceiver]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
 
 from portal.ops.settings.load import load_settings
+from tests.support import waiting
 from worker.client import Client, TaskState
 from worker.operations import Queue
 from worker.task_ids import new_task_id
@@ -42,11 +43,8 @@ def name_of_moment(kind: str) -> str:
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
-    """Look until it is so."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    """As that of `waiting`, for as long as a worker may take."""
+    waiting.wait_until(condition, seconds=seconds)
 
 
 class WorkerProcess:

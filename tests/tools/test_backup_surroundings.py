@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.commands import BACKUP, ROOT, Ended, answer, run
+from tests.support.unprivileged import NOBODY, run_as_nobody
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from tests.support.portal import Portal
 
 
-NOBODY = 65534
 SYSTEM_PYTHON = Path("/usr/bin/python3")
 
 
@@ -123,17 +123,7 @@ class TestSurroundings:
 
 
 def as_nobody(portal: Portal, *arguments: str, tool: str = "backup.sh") -> Ended:
-    return subprocess.run(
-        [portal.directory / "kekkai" / "scripts" / tool, *arguments],
-        env=portal.environ(),
-        cwd="/",
-        user=NOBODY,
-        group=NOBODY,
-        extra_groups=[],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return run_as_nobody([portal.directory / "kekkai" / "scripts" / tool, *arguments], portal.environ())
 
 
 @pytest.fixture

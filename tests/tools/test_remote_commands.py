@@ -19,10 +19,9 @@ from redis import Redis
 from demo.compare import tree_contents
 from demo.redis import EmbeddedRedis
 from portal.ops.verify.verify import Verifier
-from tests.conftest import portal_database_in
 from tests.support.commands import ROOT, done
 from tests.support.crashes import endless_dump
-from tests.support.portal import Portal, portal_in
+from tests.support.portal import Portal, portal_with_broker
 from tests.support.workers import WorkerProcess, client_of, queued, result_of, unacknowledged, wait_until
 from worker.operations import Queue
 
@@ -41,10 +40,9 @@ def service(
     tmp_path_factory: pytest.TempPathFactory, postgres: EmbeddedPostgres
 ) -> Iterator[tuple[Portal, EmbeddedRedis, WorkerProcess]]:
     """A portal with all queues of a worker."""
-    with portal_database_in(postgres) as database, EmbeddedRedis() as broker:
-        found = portal_in(tmp_path_factory.mktemp("service"), database, postgres)
-        with WorkerProcess(found, broker) as worker:
-            yield found, broker, worker
+    place = tmp_path_factory.mktemp("service")
+    with portal_with_broker(place, postgres) as (found, broker), WorkerProcess(found, broker) as worker:
+        yield found, broker, worker
 
 
 @pytest.fixture

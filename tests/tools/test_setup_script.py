@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.unprivileged import run_as_nobody
+
 ROOT = Path(__file__).parents[2]
-NOBODY = 65534
 SCRIPTS = sorted([*ROOT.glob("tools/**/*.sh"), ROOT / ".ci" / "run"])
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
@@ -185,16 +186,7 @@ class TestRefused:
         with tempfile.TemporaryDirectory(dir="/tmp") as directory:
             Path(directory).chmod(0o755)
             tree = Tree(Path(directory))
-            ended = subprocess.run(
-                [tree.root / "tools" / "backup.sh", "full"],
-                env={"PATH": "/usr/bin:/bin"},
-                user=NOBODY,
-                group=NOBODY,
-                extra_groups=[],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+            ended = run_as_nobody([tree.root / "tools" / "backup.sh", "full"], {"PATH": "/usr/bin:/bin"})
             assert (ended.returncode, ended.stdout) == (2, "")
             assert f"run once: sudo -u root {tree.root}/tools/setup.sh" in ended.stderr
 

@@ -16,9 +16,8 @@ from urllib.parse import quote
 import pytest
 
 from demo.redis import EmbeddedRedis
-from tests.conftest import portal_database_in
 from tests.support.flower import PASSWORD, FlowerProcess
-from tests.support.portal import portal_in
+from tests.support.portal import portal_with_broker
 from tests.support.services import sent_tasks
 from tests.support.workers import WorkerProcess, client_of, queued, result_of, submit, use_repository, wait_until
 from worker.health import check_queues
@@ -70,8 +69,7 @@ def service(
     tmp_path_factory: pytest.TempPathFactory, postgres: Any
 ) -> Iterator[tuple[Portal, EmbeddedRedis, CeleryWorker]]:
     """Celery's own worker, with one archive and what a killed backup has left."""
-    with portal_database_in(postgres) as database, EmbeddedRedis() as broker:
-        found = portal_in(tmp_path_factory.mktemp("service"), database, postgres)
+    with portal_with_broker(tmp_path_factory.mktemp("service"), postgres) as (found, broker):
         assert found.job().backup_media().success
         (found.archives / ".media_20240115_120000_abcdef.tar.gz.partial").touch()
         with CeleryWorker(found, broker) as worker:

@@ -21,9 +21,8 @@ from demo.compare import table_contents, tree_contents
 from demo.redis import EmbeddedRedis
 from portal.ops.repository.access_log import AccessLog, Action
 from portal.ops.repository.repository import LOCK_NAME
-from tests.conftest import portal_database_in
 from tests.support.flower import PASSWORD, FlowerProcess
-from tests.support.portal import portal_in
+from tests.support.portal import portal_with_broker
 from tests.support.workers import MOMENT, WorkerProcess, client_of, result_of, run_task, submit, wait_until
 from worker.health import check_queues
 from worker.operations import BACKUP_FULL, BACKUP_MEDIA, PING, VERIFY_ARCHIVE, Queue
@@ -48,11 +47,13 @@ def service(
     tmp_path_factory: pytest.TempPathFactory, postgres: EmbeddedPostgres
 ) -> Iterator[tuple[EmbeddedRedis, FlowerProcess]]:
     """Flower, for the tests that only look, with a worker and what it has told."""
-    with portal_database_in(postgres) as database, EmbeddedRedis() as broker:
-        found = portal_in(tmp_path_factory.mktemp("service"), database, postgres)
-        with WorkerProcess(found, broker, "maintenance"), FlowerProcess(found, broker) as flower:
-            flower.listen()
-            yield broker, flower
+    with (
+        portal_with_broker(tmp_path_factory.mktemp("service"), postgres) as (found, broker),
+        WorkerProcess(found, broker, "maintenance"),
+        FlowerProcess(found, broker) as flower,
+    ):
+        flower.listen()
+        yield broker, flower
 
 
 def test_without_a_password_it_does_not_start(portal: Portal, redis: EmbeddedRedis) -> None:

@@ -12,9 +12,9 @@ from celery import Celery
 from redis import Redis
 
 from demo.redis import EmbeddedRedis
+from portal.ops.repository.rejected import rejected_counts
 from portal.ops.settings.load import load_settings
-from tests.conftest import portal_database_in
-from tests.support.portal import portal_in
+from tests.support.portal import portal_with_broker
 from tests.support.workers import (
     MOMENT,
     WorkerProcess,
@@ -27,7 +27,7 @@ from tests.support.workers import (
 )
 from worker.application import make_app
 from worker.operations import BACKUP_MEDIA, PING, PRUNE_REPOSITORY, VERIFY_ARCHIVE
-from worker.rejections import ASIDE, Rejections
+from worker.rejections import ASIDE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,8 +40,7 @@ Service = tuple["Portal", EmbeddedRedis, WorkerProcess]
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, postgres: Any) -> Iterator[Service]:
     """A worker of two queues, with one archive."""
-    with portal_database_in(postgres) as database, EmbeddedRedis() as broker:
-        found = portal_in(tmp_path_factory.mktemp("service"), database, postgres)
+    with portal_with_broker(tmp_path_factory.mktemp("service"), postgres) as (found, broker):
         assert found.job().backup_media().success
         with WorkerProcess(found, broker, "backup", "maintenance") as worker:
             yield found, broker, worker
@@ -96,14 +95,14 @@ MALFORMED = {
 def test_malformed_messages_stop_nothing(service: Service) -> None:
     """They are logged, counted and kept aside, and the next task of the same queue is done."""
     portal, redis, worker = service
-    before = sum(Rejections(portal.archives).counts().values())
+    before = sum(rejected_counts(portal.archives).values())
     with connection(redis) as broker:
         for text in MALFORMED.values():
             broker.lpush("backup", text)
             broker.hset("unacked", f"tag{len(text)}", text)
             broker.publish("/0.celery.pidbox", text or b"x")
         assert run_task(redis, BACKUP_MEDIA, moment=MOMENT).result["success"]
-        wait_until(lambda: sum(Rejections(portal.archives).counts().values()) >= before + len(MALFORMED))
+        wait_until(lambda: sum(rejected_counts(portal.archives).values()) >= before + len(MALFORMED))
         assert broker.llen(ASIDE) >= len(MALFORMED)
     assert {event["reason"] for event in worker.events("message_rejected")} >= {"malformed"}
     assert not worker.events("queue_worker_restarted")
@@ -123,7 +122,7 @@ def test_back_dated_and_unsigned_tasks_are_refused(service: Service) -> None:
         refused = result_of(redis, result.id)
         assert "not signed" in refused.result["error"]
     assert archives(portal) == before
-    assert Rejections(portal.archives).counts()["unsigned"] >= len(sent)
+    assert rejected_counts(portal.archives)["unsigned"] >= len(sent)
 
 
 @pytest.mark.parametrize("change", ["arguments", "callbacks", "queue", "limit", "replay"])

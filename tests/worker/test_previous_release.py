@@ -12,11 +12,11 @@ import pytest
 
 from beat.due import Slot
 from demo.redis import EmbeddedRedis
+from portal.ops.repository.rejected import rejected_counts
 from portal.ops.settings.slots import last_slot
 from portal.ops.verify.verify import Verifier
-from tests.conftest import portal_database_in
 from tests.support.crashes import LONG
-from tests.support.portal import portal_in
+from tests.support.portal import portal_with_broker
 from tests.support.previous_release import PreviousWorker, run_previous
 from tests.support.services import ServiceProcess
 from tests.support.workers import (
@@ -30,7 +30,6 @@ from tests.support.workers import (
     wait_until,
 )
 from worker.operations import BACKUP_FULL, BACKUP_MEDIA, Queue
-from worker.rejections import Rejections
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,8 +45,7 @@ Place = tuple["Portal", EmbeddedRedis]
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, postgres: EmbeddedPostgres) -> Iterator[Place]:
     """A portal and a broker."""
-    with portal_database_in(postgres) as database, EmbeddedRedis() as broker:
-        found = portal_in(tmp_path_factory.mktemp("upgrade"), database, postgres)
+    with portal_with_broker(tmp_path_factory.mktemp("upgrade"), postgres) as (found, broker):
         use_repository(broker, found.archives)
         yield found, broker
 
@@ -192,4 +190,4 @@ class PreviousBeat(ServiceProcess):
 
 def unsigned(portal: Portal) -> int:
     """The number of messages that were rejected for want of a signature."""
-    return Rejections(portal.archives).counts().get("unsigned", 0)
+    return rejected_counts(portal.archives).get("unsigned", 0)

@@ -26,9 +26,8 @@ from demo.redis import EmbeddedRedis
 from portal.ops.repository.access_log import AccessLog, Action, Outcome
 from portal.ops.settings.load import load_settings
 from portal.ops.verify.verify import Verifier
-from tests.conftest import portal_database_in
 from tests.support.crashes import SEED, lock_is_free, rounds
-from tests.support.portal import BIG_TABLE, Portal, execute, portal_in
+from tests.support.portal import BIG_TABLE, Portal, execute, portal_database_in, portal_in
 from tests.support.servers import no_session_soon
 from tests.support.workers import (
     MOMENT,

@@ -15,6 +15,7 @@ from portal.ops.model import BackupType
 from portal.ops.repository.access_log import AccessEntry, AccessLog, Action, Outcome
 from portal.ops.verify.verify import Verifier
 from tests.support.kept import put_archive
+from tests.support.portal import portal_with_broker
 from tests.support.workers import (
     MOMENT,
     WorkerProcess,
@@ -240,11 +241,7 @@ def service(
     tmp_path_factory: pytest.TempPathFactory, postgres: Any
 ) -> Iterator[tuple[Portal, EmbeddedRedis, WorkerProcess]]:
     """A worker for many tests, with one archive."""
-    from tests.conftest import portal_database_in
-    from tests.support.portal import portal_in
-
-    with portal_database_in(postgres) as database, EmbeddedRedis() as broker:
-        found = portal_in(tmp_path_factory.mktemp("service"), database, postgres)
+    with portal_with_broker(tmp_path_factory.mktemp("service"), postgres) as (found, broker):
         assert found.job().backup_full().success
         with WorkerProcess(found, broker) as worker:
             yield found, broker, worker

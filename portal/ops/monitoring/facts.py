@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter, defaultdict
 from datetime import timedelta
@@ -25,6 +24,7 @@ from portal.ops.pitr.plan import clock_offset
 from portal.ops.repository.access_log import AccessLog, Action, brief
 from portal.ops.repository.catalogue import Catalogue
 from portal.ops.repository.pins import Pins
+from portal.ops.repository.rejected import rejected_counts
 from portal.ops.repository.repository import Repository
 from portal.ops.restore.journal import DIRECTORY as RESTORES
 from portal.ops.restore.journal import RestoreRecord, RestoreRecords, RestoreState
@@ -99,18 +99,9 @@ def read_facts(settings: Settings, now: datetime, archives: Sequence[Entry]) -> 
         ),
         cut_off=_cut_off(repository, restores),
         pitr=_pitr(repository, archives) if settings.pitr.wal else None,
-        rejected=_rejected(repository),
+        rejected=rejected_counts(repository.path),
         offsite=_offsite(settings, repository, archives, now),
     )
-
-
-def _rejected(repository: Repository) -> dict[str, int]:
-    """The number of messages rejected by workers, by reason."""
-    try:
-        found = json.loads((repository.path / ".rejected.json").read_bytes())
-        return {str(reason): int(count) for reason, count in found.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
 
 
 def _pitr(repository: Repository, archives: Sequence[Entry]) -> PitrFacts:

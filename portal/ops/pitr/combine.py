@@ -12,9 +12,9 @@ import signal
 import subprocess
 from typing import TYPE_CHECKING, Final
 
-from portal.ops.errors import ClientToolError, RestoreError
+from portal.ops.errors import RestoreError
 from portal.ops.pitr.unpack import unpack_cluster
-from portal.ops.postgres.client_tools import find_client
+from portal.ops.postgres.client_tools import find_same_version
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.process import launch_command
 
@@ -80,13 +80,8 @@ def find_combiner(major: int, *, runner: ProcessRunner, bin_dir: Path | None) ->
     Raises:
         ClientToolError: there is none.
     """
-    tool = find_client("pg_combinebackup", major, runner=runner, bin_dir=bin_dir)
-    if tool.major != major:
-        raise ClientToolError(
-            f"incremental base backups need pg_combinebackup {major}, and there is only {tool.version} ({tool.path})",
-            hint=f"apt-get install postgresql-{major}, or point BACKUP_PG_BIN_DIR at its programs.",
-        )
-    return tool.path.resolve()
+    purpose = "incremental base backups need pg_combinebackup"
+    return find_same_version("pg_combinebackup", major, purpose=purpose, runner=runner, bin_dir=bin_dir)
 
 
 def _combine(program: Path, major: int, places: Sequence[Path], data: Path, owner: Owner | None) -> None:

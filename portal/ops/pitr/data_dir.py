@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import ConfigurationError, RestoreError
-from portal.ops.pitr.combine import unpack_bases
 from portal.ops.pitr.plan import plan_recovery
-from portal.ops.pitr.recovery import lines_locked, scratch_server
+from portal.ops.pitr.recovery import lines_locked, scratch_server, unpacked
 from portal.ops.pitr.scratch import reachable, scratch_directory, server_owner, sweep_scratch
 from portal.ops.pitr.scratch_server import Target
 from portal.ops.pitr.wal_feed import WalFeed
@@ -128,17 +127,7 @@ def deliver(
     ):
         data = place / "data"
         server = scratch_server(plan, side, data, runner=runner, bin_dir=bin_dir, is_durable=True)
-        program = server.find_program()
-        unpack_bases(
-            plan.line,
-            data,
-            major=plan.major,
-            owner=owner,
-            runner=runner,
-            bin_dir=bin_dir,
-            jobs=jobs,
-            advance=advance,
-        )
+        program = unpacked(server, plan, jobs, advance)
         with _alter_system_aside(data):
             _replay(server, plan, side, owner)
         notes = _complete(data, owner, server.limits)

@@ -60,24 +60,14 @@ def recovered(
     ):
         data = directory / "data"
         server = scratch_server(plan, directory, data, runner=runner, bin_dir=bin_dir)
-        server.find_program()  # before the work, not after it
         started = time.monotonic()
-        unpack_bases(
-            plan.line,
-            data,
-            major=plan.major,
-            owner=owner,
-            runner=runner,
-            bin_dir=bin_dir,
-            jobs=jobs,
-            advance=advance,
-        )
+        unpacked(server, plan, jobs, advance)
         _neutralise(data)
-        unpacked = time.monotonic()
+        replaying = time.monotonic()
         try:
             with WalFeed(plan.archive, directory, owner) as feed:
                 server.recover(feed, Target(moment=plan.moment, timeline=plan.span.timeline))
-                _log_ready(plan, unpacked - started, time.monotonic() - unpacked)
+                _log_ready(plan, replaying - started, time.monotonic() - replaying)
                 yield server
         finally:
             server.stop()
@@ -129,6 +119,22 @@ def scratch_server(
         bin_dir=bin_dir,
         is_durable=is_durable,
     )
+
+
+def unpacked(server: ScratchServer, plan: RecoveryPlan, jobs: int, advance: Advance) -> Path:
+    """Unpack the base backup into the server's data directory; return the server's program, which is found first."""
+    program = server.find_program()
+    unpack_bases(
+        plan.line,
+        server.data,
+        major=plan.major,
+        owner=server.owner,
+        runner=server.runner,
+        bin_dir=server.bin_dir,
+        jobs=jobs,
+        advance=advance,
+    )
+    return program
 
 
 def _neutralise(data: Path) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import ClientToolError, RestoreError
 from portal.ops.pitr.scratch import reachable
-from portal.ops.postgres.client_tools import find_client
+from portal.ops.postgres.client_tools import find_same_version
 from portal.ops.postgres.connection import Connection, connect
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.process import launch_command
@@ -339,13 +339,8 @@ def find_server_program(major: int, owner: Owner | None, *, runner: ProcessRunne
     Raises:
         ClientToolError: there is none.
     """
-    tool = find_client("postgres", major, runner=runner, bin_dir=bin_dir)
-    if tool.major != major:
-        raise ClientToolError(
-            f"a recovery needs a server of version {major}, and there is only {tool.version} ({tool.path})",
-            hint=f"apt-get install postgresql-{major}, or point BACKUP_PG_BIN_DIR at its programs.",
-        )
-    path = tool.path.resolve()
+    purpose = "a recovery needs a server of version"
+    path = find_same_version("postgres", major, purpose=purpose, runner=runner, bin_dir=bin_dir)
     if owner and not all(reachable(part, owner) for part in (path, *path.parents)):
         raise ClientToolError(
             f"user {owner.name}, whom a scratch server runs as, may not run {path}",

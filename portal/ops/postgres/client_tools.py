@@ -72,6 +72,25 @@ def find_client(
     return min(newer, key=_by_major)
 
 
+def find_same_version(program: str, major: int, *, purpose: str, runner: ProcessRunner, bin_dir: Path | None) -> Path:
+    """Find a program of exactly a server's major version.
+
+    Arguments:
+        program: such as ``postgres``.
+        purpose: who needs it, as the start of the error: ``a recovery needs a server of version``.
+
+    Raises:
+        ClientToolError: there is none.
+    """
+    tool = find_client(program, major, runner=runner, bin_dir=bin_dir)
+    if tool.major != major:
+        raise ClientToolError(
+            f"{purpose} {major}, and there is only {tool.version} ({tool.path})",
+            hint=f"apt-get install postgresql-{major}, or point BACKUP_PG_BIN_DIR at its programs.",
+        )
+    return tool.path.resolve()
+
+
 def _candidates(
     program: str, server_major: int, bin_dir: Path | None, root: Path, search_path: str | None
 ) -> Iterator[Path]:

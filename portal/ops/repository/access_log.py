@@ -19,7 +19,7 @@ import signal
 import socket
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -99,10 +99,21 @@ class AccessLog:
         **details: Any,
     ) -> AccessEntry | None:
         """Append a line durably; return it, or None if it could not be written, which is only logged."""
+        entry = AccessEntry(
+            number=0,
+            moment=moment,
+            who=who,
+            host=host,
+            action=action,
+            subject=subject,
+            outcome=outcome,
+            details=details,
+            previous="",
+        )
         try:
             self._repository.refuse_absent()
             with self._locked() as descriptor:
-                entry = self._next(descriptor, action, subject, outcome, who, host, moment, details)
+                entry = self._next(descriptor, entry)
                 self._write(descriptor, entry)
         except (OpsError, OSError) as error:
             log.warning("access_unlogged", action=action.value, error=str(error))
@@ -166,18 +177,8 @@ class AccessLog:
         finally:
             os.close(descriptor)
 
-    def _next(
-        self,
-        descriptor: int,
-        action: Action,
-        subject: str,
-        outcome: Outcome,
-        who: str,
-        host: str,
-        moment: datetime,
-        details: Mapping[str, Any],
-    ) -> AccessEntry:
-        """The line after the last one; a truncated or exchanged end is left for the check to find."""
+    def _next(self, descriptor: int, entry: AccessEntry) -> AccessEntry:
+        """The entry as the line after the last one; a truncated or exchanged end is left for the check to find."""
         try:
             head = self._head()
         except ValueError:
@@ -187,20 +188,8 @@ class AccessLog:
         found = _found(end, head)
         if head and (head[0] > number or (head[0] == number and found)):
             number, previous = head
-        entry = AccessEntry(
-            number=number + 1,
-            moment=moment,
-            who=who,
-            host=host,
-            action=action,
-            subject=subject,
-            outcome=outcome,
-            details=details,
-            previous=previous,
-            torn=sha256(torn).hexdigest() if torn else "",
-            found=found,
-        )
-        return sealed(entry)
+        torn_hash = sha256(torn).hexdigest() if torn else ""
+        return sealed(replace(entry, number=number + 1, previous=previous, torn=torn_hash, found=found))
 
     def _write(self, descriptor: int, entry: AccessEntry) -> None:
         size = os.fstat(descriptor).st_size

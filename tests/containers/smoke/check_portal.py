@@ -82,7 +82,8 @@ def first(engine: Engine, shop: Shop) -> Iterator[Stack]:
     stack.write_env(
         COMPOSE_FILE="compose.yaml:compose.portal.yaml", KEKKAI_PORTAL_PROJECT=PORTAL, BACKUP_FILE_COLUMNS="off"
     )
-    yield from _running(stack)
+    with stack.running():
+        yield stack
 
 
 @pytest.fixture(scope="module")
@@ -98,16 +99,8 @@ def second(engine: Engine, shop: Shop) -> Iterator[Stack]:
         BACKUP_SCHEDULE_DATABASE="off",
         BACKUP_RPO_DATABASE="26h",
     )
-    yield from _running(stack)
-
-
-def _running(stack: Stack) -> Iterator[Stack]:
-    stack.make_secrets()
-    try:
-        stack.up("--build")
+    with stack.running():
         yield stack
-    finally:
-        stack.compose("down", "--volumes", "--remove-orphans", check=False)
 
 
 def test_the_portals_uploads_are_backed_up(first: Stack) -> None:

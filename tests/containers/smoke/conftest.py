@@ -53,9 +53,5 @@ def demo(engine: Engine) -> Iterator[Stack]:
     """The stack of somebody who has no portal yet, brought up as the documentation says."""
     stack = Stack(engine, project="kekkai-smoke", env_file=".env", flower_port=5599)
     stack.write_env(COMPOSE_PROFILES="demo", BACKUP_SCHEDULE_DATABASE="*/1 * * * *", KEKKAI_REVISION="0123abcd")
-    stack.make_secrets()
-    try:
-        stack.up("--build")
+    with stack.running():
         yield stack
-    finally:
-        stack.compose("down", "--volumes", "--remove-orphans", check=False)

@@ -6,12 +6,13 @@ import json
 import shutil
 import subprocess
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 ROOT: Final = Path(__file__).parents[3]
 IMAGE: Final = "kekkai-backup:smoke"
@@ -124,6 +125,16 @@ class Stack:
             check=True,
             capture_output=True,
         )
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Bring everything up, built from here; take it down with its data in the end."""
+        self.make_secrets()
+        try:
+            self.up("--build")
+            yield
+        finally:
+            self.compose("down", "--volumes", "--remove-orphans", check=False)
 
     def compose(self, *arguments: str, typed: str = "", check: bool = True) -> str:
         """Run a command of Docker Compose."""
