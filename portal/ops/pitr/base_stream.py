@@ -6,7 +6,6 @@ The tar comes through a pipe and is never stored itself. It has no WAL: the WAL 
 from __future__ import annotations
 
 import tarfile
-import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from portal.ops.pitr.replication import (
 from portal.ops.postgres.client_tools import find_client
 from portal.ops.postgres.connection import conninfo, libpq_environment
 from portal.ops.postgres.server import maintenance
+from portal.ops.runtime.unnamed_file import unnamed_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -177,7 +177,5 @@ def _followed(parent: BaseParent | None) -> Iterator[list[str]]:
     if parent is None:
         yield []
         return
-    with tempfile.NamedTemporaryFile(prefix="kekkai-base-", suffix=".manifest") as file:
-        file.write(parent.server_manifest())
-        file.flush()
-        yield [f"--incremental={file.name}"]
+    with unnamed_file(parent.server_manifest()) as manifest:
+        yield [f"--incremental={manifest}"]

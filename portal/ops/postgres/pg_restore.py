@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 import signal
-import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -34,6 +33,7 @@ from portal.ops.postgres.dump_file import not_a_dump
 from portal.ops.postgres.dump_format import start_decoding
 from portal.ops.postgres.environment import client_environment
 from portal.ops.runtime.process import DEVNULL, PIPE
+from portal.ops.runtime.unnamed_file import unnamed_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -230,11 +230,9 @@ class Restorer:
     def _run_by_psql(self, options: Sequence[str], dump: Path, target: DatabaseTarget, drop: Composed) -> None:
         """Let psql execute one statement and then the script of pg_restore, in one transaction."""
         psql = [str(self.find_psql().path), "--no-psqlrc", "--no-password", "--quiet", "--set=ON_ERROR_STOP=1"]
-        with tempfile.NamedTemporaryFile("w", suffix=".sql", encoding="utf-8") as prologue:
-            prologue.write(_PROLOGUE.format(drop.as_string(None)))
-            prologue.flush()
+        with unnamed_file(_PROLOGUE.format(drop.as_string(None)).encode()) as prologue:
             where = conninfo(target, options=silencing_options(target))
-            psql += [f"--dbname={where}", f"--file={prologue.name}", "--file=-"]
+            psql += [f"--dbname={where}", f"--file={prologue}", "--file=-"]
             command = [str(self.tool.path), "--format=custom", *options, "--file=-", str(dump)]
             writing = self.runner.start(command, environment=client_environment())
             try:
@@ -255,10 +253,8 @@ class Restorer:
 @contextmanager
 def listed(entries: Iterable[Entry]) -> Iterator[str]:
     """A pg_restore option that selects entries."""
-    with tempfile.NamedTemporaryFile("w", suffix=".list") as chosen:
-        chosen.write("".join(f"{entry.number};\n" for entry in entries))
-        chosen.flush()
-        yield f"--use-list={chosen.name}"
+    with unnamed_file(b"".join(b"%d;\n" % entry.number for entry in entries)) as chosen:
+        yield f"--use-list={chosen}"
 
 
 def _lost_its_reader(writing: RunningProcess) -> bool:

@@ -15,10 +15,8 @@ create, and loads the rows, since some are in tables of extensions.
 
 from __future__ import annotations
 
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import psycopg
@@ -31,11 +29,13 @@ from portal.ops.postgres.pg_restore import listed
 from portal.ops.postgres.server import read_me, restoring_errors
 from portal.ops.postgres.surroundings import look_around
 from portal.ops.postgres.table_names import table_name
+from portal.ops.runtime.unnamed_file import unnamed_file
 from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
     from concurrent.futures import Future
+    from pathlib import Path
 
     from portal.ops.postgres.connection import Connection
     from portal.ops.postgres.dump_contents import Division, Run
@@ -75,13 +75,11 @@ def filling(
     with connect(target) as connection, restoring_errors(target):
         me, around = read_me(connection), look_around(connection, contents.entries)
     division = divide(contents.entries, missing_roles=around.missing_roles, trusted=around.trusted, without=without)
-    with tempfile.NamedTemporaryFile(suffix=".dump") as head:
-        head.write(start)
-        head.flush()
+    with unnamed_file(start) as head:
         yield Filling(
             restorer=restorer,
             dump=dump,
-            head=Path(head.name),
+            head=head,
             target=target,
             jobs=jobs,
             role=None if role == me.name else role,
