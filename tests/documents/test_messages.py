@@ -108,6 +108,7 @@ HINT_SUFFICES: Final = {
         "portal/ops/backup/increment.py",
         "portal/ops/backup/search.py",
         "portal/ops/backup/walk.py",
+        "portal/ops/pitr/archiver_watch.py",
         "portal/ops/pitr/base_stream.py",
         "portal/ops/pitr/combine.py",
         "portal/ops/pitr/receiver.py",

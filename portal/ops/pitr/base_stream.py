@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Final, cast
 
 from portal.ops.archive.index import Member, MemberType
 from portal.ops.errors import ConfigurationError, DumpFailedError
+from portal.ops.pitr.archiver_watch import archiver_watched
 from portal.ops.pitr.base_manifest import LABEL, MANIFEST, PREFIX
 from portal.ops.pitr.replication import (
     check,
@@ -74,17 +75,17 @@ class BaseStream:
                     yield self._member(tar, found)
                     tar.members.clear()  # type: ignore[attr-defined]  # or it keeps every one of them
         except tarfile.TarError as error:
-            raise self._failed(f"its output is no tar ({error})") from error
+            raise self.failure(silent=f"its output is no tar ({error})") from error
         while self.process.stdout.read(_READ_BYTES):
             pass
         if self.process.wait() != 0:
-            raise self._failed()
+            raise self.failure()
 
     def _member(self, tar: tarfile.TarFile, found: tarfile.TarInfo) -> tuple[Member, IO[bytes]]:
         name = found.name.removeprefix("./")
         kind = _KINDS.get(found.type)
         if kind is None:
-            raise self._failed(f"{name} is neither file, directory nor link")
+            raise self.failure(f"{name} is neither file, directory nor link")
         member = Member(
             f"{PREFIX}/{name}",
             kind,
@@ -103,12 +104,16 @@ class BaseStream:
         self.kept[name] = content.read()
         return member, BytesIO(self.kept[name])
 
-    def _failed(self, reason: str = "") -> DumpFailedError:
+    def failure(self, reason: str = "", *, silent: str = "it says nothing") -> DumpFailedError:
+        """End the program, and return the error for it.
+
+        Arguments:
+            reason: in place of the program's last words.
+            silent: the reason if the program has said nothing.
+        """
         self.process.kill()
         said = [line for line in self.process.stderr_tail().strip().splitlines() if line]
-        last = next(
-            (line for line in reversed(said) if "error" in line.lower()), said[-1] if said else "it says nothing"
-        )
+        last = next((line for line in reversed(said) if "error" in line.lower()), said[-1] if said else silent)
         hint = "See the server's log. The role needs REPLICATION and a line 'host replication …' in pg_hba.conf."
         return DumpFailedError(f"pg_basebackup failed: {reason or last}", hint=hint)
 
@@ -136,6 +141,7 @@ def open_base(
         FullBaseNeededError: the server cannot continue the parent's chain.
         ConfigurationError: the cluster has tablespaces, or the server's settings do not permit base backups.
         SourceError: the server cannot be reached, or refuses.
+        DumpFailedError: pg_basebackup ended too early, or the server waits for its own archiving (both retryable).
     """
     target = named(target, APPLICATION)
     with maintenance(target) as connection:
@@ -162,10 +168,15 @@ def open_base(
     ]
     with _followed(parent) as following:
         process = runner.start([*command, *following], environment=libpq_environment(target))
+        stream = BaseStream(
+            process=process, settings=settings, superuser=superuser, expected_bytes=size, version=tool.version
+        )
         try:
-            yield BaseStream(
-                process=process, settings=settings, superuser=superuser, expected_bytes=size, version=tool.version
-            )
+            with archiver_watched(target, APPLICATION, process):
+                try:
+                    yield stream
+                except tarfile.TarError as error:  # in the middle of a file: whoever reads its content finds that out
+                    raise stream.failure() from error
         finally:
             process.stdout.close()
             process.kill()
