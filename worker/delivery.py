@@ -130,7 +130,7 @@ def _lock(path: Path, seconds: float) -> int:
     if found is None:
         raise BusyError(
             f"task {path.name} is being worked on by {_holder(path)}, which has not ended within {duration(seconds)}",
-            hint="End that process if it hangs; its work is taken back, and the task can be requested again.",
+            hint="End that process if it hangs: what it began is undone, and the task can be requested again.",
         )
     return found
 

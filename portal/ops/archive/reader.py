@@ -440,7 +440,7 @@ class _Cursor:
                 raise DamagedError(damage) from self._data
             piece = self._data[self._at : self._at + length]
             if not piece:
-                raise self._damage("it starts behind the end of its frame by the index", member)
+                raise self._damage("the index places it behind the end of its frame", member)
             self._at += len(piece)
             self._left -= len(piece)
             length -= len(piece)

@@ -71,7 +71,7 @@ def _component(component: Component, facts: Facts, targets: TargetSettings, now:
             Miss(
                 target=f"rpo_{component.value}",
                 what=f"the newest backup of the {component.spoken} is {late}" if newest else _none(component, facts),
-                mend=f"{_BACKUPS[component]} makes one now; then see why none was made by itself.",
+                mend=f"{_BACKUPS[component]} makes one now; then find out why the schedule made none.",
             )
         )
     due = verified is not None or _is_overdue(facts.first.get(component), targets.verified_age, now)

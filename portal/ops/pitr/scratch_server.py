@@ -343,7 +343,7 @@ def find_server_program(major: int, owner: Owner | None, *, runner: ProcessRunne
     path = find_same_version("postgres", major, purpose=purpose, runner=runner, bin_dir=bin_dir)
     if owner and not all(reachable(part, owner) for part in (path, *path.parents)):
         raise ClientToolError(
-            f"user {owner.name}, whom a scratch server runs as, may not run {path}",
+            f"a scratch server runs as user {owner.name}, who may not run {path}",
             hint=f"apt-get install postgresql-{major}, or set BACKUP_PG_BIN_DIR to programs that it may run.",
         )
     return path

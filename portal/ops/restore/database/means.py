@@ -167,7 +167,7 @@ def decide(
 ) -> tuple[RestoreMode, str]:
     """Decide what ``auto`` means: swap if possible, otherwise in place; with the reason."""
     if wanted is not RestoreMode.AUTO:
-        return wanted, f"asked for; {MEANING[wanted]}"
+        return wanted, f"as requested; {MEANING[wanted]}"
     against = list(swap)
     if not against:
         mode, why = RestoreMode.SWAP, f"user {means.me.name} may create and rename databases"
