@@ -18,7 +18,7 @@ ACTOR: Final = "watcher"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class ChangeSet:
     """Changes that are backed up together.
 
     Arguments:
@@ -49,7 +49,7 @@ class Batch:
         return {"moment": self.moment.isoformat(), "paths": sorted(self.paths), "scan": self.is_scan}
 
     @classmethod
-    def from_dict(cls, facts: Mapping[str, Any]) -> Batch:
+    def from_dict(cls, facts: Mapping[str, Any]) -> ChangeSet:
         """The changes from the output of `to_dict`; KeyError, TypeError or ValueError if it is invalid."""
         moment = datetime.fromisoformat(facts["moment"])
         paths = facts["paths"]

@@ -15,11 +15,11 @@ MOST_PATHS: Final = 5000
 """The most paths in a list; with more, the whole tree is examined."""
 
 
-class Gathering:
-    """The changes since the last batch. Times are seconds of a monotonic clock.
+class Debounce:
+    """The changes that no change set has yet. Times are seconds of a monotonic clock.
 
     Arguments:
-        quiet: seconds without changes before a batch is due.
+        quiet: seconds without changes before a change set is due.
         latest: the most seconds that a change waits.
     """
 
@@ -73,7 +73,7 @@ class Gathering:
         self._begun.clear()
 
     def due_at(self) -> float | None:
-        """When to take the next batch; None without changes."""
+        """When to take the next change set; None without changes."""
         times = []
         if self._paths or self._trees or self._is_all:
             times.append(min(self._last + self._quiet, self._first + self._latest))

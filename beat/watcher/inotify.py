@@ -72,7 +72,7 @@ _FILES: Final = (FileClosedEvent, FileAttribEvent, FileDeletedEvent, FileMovedEv
 _TREES: Final = (DirCreatedEvent, DirAttribEvent, DirDeletedEvent, DirMovedEvent)
 
 
-class Sight:
+class Inotify:
     """Watches a directory and everything below it.
 
     Arguments:

@@ -19,9 +19,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from beat.heartbeat import INTERVAL_SECONDS, WATCHER_NAME, Heartbeat
-from beat.watcher.debounce import Gathering
+from beat.watcher.debounce import Debounce
 from beat.watcher.exclusions import without_repository
-from beat.watcher.inotify import LIMITS, Sight
+from beat.watcher.inotify import LIMITS, Inotify
 from beat.watcher.mounts import silent_mounts
 from beat.watcher.outbox import Outbox
 from portal.ops.errors import ConfigurationError, OpsError
@@ -80,11 +80,11 @@ class Watcher:
         self._repository = Repository(settings.local_path)
         self._clock = clock
         self._steady = steady
-        self._gathering = Gathering(settings.watch.quiet.total_seconds(), settings.watch.latest.total_seconds())
+        self._debounce = Debounce(settings.watch.quiet.total_seconds(), settings.watch.latest.total_seconds())
         self._woken = threading.Condition()
         self._outbox = Outbox(settings.local_path, workers, clock, steady)
         self._heartbeat = Heartbeat(settings.local_path / WATCHER_NAME)
-        self._sight: Sight | None = None
+        self._inotify: Inotify | None = None
         self._mode: WatchMode | None = None
         self._place = ""
         self._identity: tuple[int, int] | None = None
@@ -95,20 +95,20 @@ class Watcher:
         self._shown: dict[str, Any] = {}
         self._told = ""
 
-    # -- told by the sight, in its threads --------------------------------------------------------------------------
+    # -- told by inotify, in its threads ------------------------------------------------------------------------------
 
     def changed(self, path: str, *, is_tree: bool) -> None:
         """An entry has changed, alone or with everything below it."""
-        self._gather(lambda now: self._gathering.add(path, now, is_tree=is_tree))
+        self._note(lambda now: self._debounce.add(path, now, is_tree=is_tree))
 
     def begun(self, path: str) -> None:
         """A name was created."""
-        self._gather(lambda now: self._gathering.begin(path, now))
+        self._note(lambda now: self._debounce.begin(path, now))
 
     def lost(self) -> None:
         """Changes may have been missed."""
         log.warning("changes_lost", detail="the kernel's queue overflowed; the whole tree is looked at")
-        self._gather(self._gathering.add_all)
+        self._note(self._debounce.add_all)
 
     def limited(self, error: OSError) -> None:
         """The kernel cannot watch more directories."""
@@ -116,11 +116,11 @@ class Watcher:
             self._limit = error
             self._woken.notify()
 
-    def _gather(self, note: Callable[[float], None]) -> None:
+    def _note(self, note: Callable[[float], None]) -> None:
         with self._woken:
-            before = self._gathering.due_at()
+            before = self._debounce.due_at()
             note(self._steady())
-            after = self._gathering.due_at()
+            after = self._debounce.due_at()
             if after is not None and (before is None or after < before):
                 self._woken.notify()
 
@@ -139,7 +139,7 @@ class Watcher:
     def _attend(self) -> None:
         """Make sure that the present uploads are being watched."""
         place, identity = _look(self._uploads)
-        is_seen = self._mode is WatchMode.POLLING or (self._sight is not None and self._sight.is_alive())
+        is_seen = self._mode is WatchMode.POLLING or (self._inotify is not None and self._inotify.is_alive())
         if self._mode and identity == self._identity and place == self._place and is_seen and not self._limit:
             return
         if self._mode:
@@ -172,7 +172,7 @@ class Watcher:
     def _open(self) -> None:
         """Start to watch, then have everything scanned that may have changed before."""
         mode = self._choose_mode()
-        if mode is WatchMode.EVENTS and not self._begin_sight():
+        if mode is WatchMode.EVENTS and not self._begin_inotify():
             return
         if self._limit:
             log.error("watch_limit_reached", error=str(self._limit), hint=_LIMIT_HINT)
@@ -183,13 +183,13 @@ class Watcher:
         self._scan_at = self._steady() + self._scan_seconds()
         log.info("watcher_ready", path=self._place, mode=mode.value)
 
-    def _begin_sight(self) -> bool:
+    def _begin_inotify(self) -> bool:
         """Start to watch; return False if it has to be tried again later."""
         try:
-            self._sight = Sight(self._place, self)
-            self._sight.start()
+            self._inotify = Inotify(self._place, self)
+            self._inotify.start()
         except OSError as error:
-            self._sight = None
+            self._inotify = None
             if error.errno not in LIMITS:
                 self._wait_for(
                     "uploads_unwatchable", f"{self._uploads}: {system_reason(error)}", "Look at its disk and mount."
@@ -209,19 +209,19 @@ class Watcher:
         return WatchMode.POLLING if silent else WatchMode.EVENTS
 
     def _close(self) -> None:
-        if self._sight:
-            self._sight.stop()
-        self._sight = None
+        if self._inotify:
+            self._inotify.stop()
+        self._inotify = None
         self._mode = None
 
     def _collect(self) -> None:
         """Put due changes into the outbox."""
         now = self._steady()
         with self._woken:
-            due_at = self._gathering.due_at()
-            paths, is_all = self._gathering.take(now) if due_at is not None and due_at <= now else (frozenset(), False)
-        if self._sight:  # before the task is sent, so that changes during the scan are noticed
-            self._sight.renew([""] if is_all else paths)
+            due_at = self._debounce.due_at()
+            paths, is_all = self._debounce.take(now) if due_at is not None and due_at <= now else (frozenset(), False)
+        if self._inotify:  # before the task is sent, so that changes during the scan are noticed
+            self._inotify.renew([""] if is_all else paths)
         self._outbox.put(without_repository(paths, self._place, self._repository.path))
         if is_all:
             self._outbox.want_scan()
@@ -237,7 +237,7 @@ class Watcher:
     def _wait(self) -> None:
         """Wait until something is due; a first change ends the wait."""
         with self._woken:
-            times = [self._gathering.due_at(), self._outbox.again_at, self._scan_at if self._mode else None]
+            times = [self._debounce.due_at(), self._outbox.again_at, self._scan_at if self._mode else None]
             until = min([self._steady() + _ATTEND_SECONDS, *(time for time in times if time is not None)])
             if (seconds := until - self._steady()) > 0 and not self._limit:
                 self._woken.wait(seconds)

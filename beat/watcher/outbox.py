@@ -1,7 +1,7 @@
-"""The batches to send: known changes first, then a scan. Unsent batches are also kept on the disk.
+"""The change sets to send: known changes first, then a scan. Unsent change sets are also kept on the disk.
 
-A batch that is sent again keeps its id; changes that arrive meanwhile are merged into it, which gives it a new one.
-Sent batches are forgotten: if the broker loses one, the next scan finds its changes.
+A change set that is sent again keeps its id. Changes that arrive meanwhile are merged into it, which gives it a new
+one. Sent change sets are forgotten: if the broker loses one, the next scan finds its changes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from beat.backoff import Outage
-from beat.watcher.change_set import Batch
+from beat.watcher.change_set import ChangeSet
 from beat.watcher.debounce import MOST_PATHS
 from portal.ops.errors import OpsError
 from portal.ops.repository.durable import make_hidden, write_durably
@@ -36,7 +36,7 @@ _MOST_BYTES: Final = 64 << 20
 
 
 class Outbox:
-    """The batches for the workers.
+    """The change sets for the workers.
 
     Arguments:
         repository: the directory for unsent changes.
@@ -51,11 +51,11 @@ class Outbox:
         self._clock = clock
         self._steady = steady
         self._outage = Outage()
-        self._changes: Batch | None = None
-        self._scan: Batch | None = None
-        self._kept: Batch | None = None
+        self._changes: ChangeSet | None = None
+        self._scan: ChangeSet | None = None
+        self._kept: ChangeSet | None = None
         self._told = ""
-        self._last_scan: Batch | None = None
+        self._last_scan: ChangeSet | None = None
 
     @property
     def again_at(self) -> float | None:
@@ -65,7 +65,7 @@ class Outbox:
     @property
     def dirty_since(self) -> datetime | None:
         """Since when changes are waiting to be sent."""
-        return min((batch.moment for batch in (self._changes, self._scan) if batch), default=None)
+        return min((changes.moment for changes in (self._changes, self._scan) if changes), default=None)
 
     def put(self, paths: frozenset[str]) -> None:
         """Add changes to be sent."""
@@ -77,11 +77,11 @@ class Outbox:
             self._changes = None
             self.want_scan()
             return
-        self._changes = replace(self._changes or Batch(moment=self._clock()), paths=paths)
+        self._changes = replace(self._changes or ChangeSet(moment=self._clock()), paths=paths)
 
     def want_scan(self) -> None:
         """Request a scan of the whole tree."""
-        self._scan = self._scan or Batch(moment=self._clock(), is_scan=True)
+        self._scan = self._scan or ChangeSet(moment=self._clock(), is_scan=True)
 
     def is_scan_on_its_way(self, longest: timedelta) -> bool:
         """True if the last scan has not ended, so that no other one is needed.
@@ -102,10 +102,10 @@ class Outbox:
             self._keep()
             return
         try:
-            while batch := self._changes or self._scan:
-                self._workers.submit(BACKUP_MEDIA, batch.arguments, batch.task_id)
-                log.info("changes_sent", task_id=batch.task_id, paths=len(batch.paths), scan=batch.is_scan)
-                self._drop(batch)
+            while changes := self._changes or self._scan:
+                self._workers.submit(BACKUP_MEDIA, changes.arguments, changes.task_id)
+                log.info("changes_sent", task_id=changes.task_id, paths=len(changes.paths), scan=changes.is_scan)
+                self._drop(changes)
         except OpsError as error:
             if self._outage.fail(self._steady()):
                 log.warning("broker_away", error=str(error))
@@ -120,22 +120,22 @@ class Outbox:
         try:
             with self._path.open("rb") as file:
                 facts = json.loads(file.read(_MOST_BYTES))
-            batch = Batch.from_dict(facts)
+            changes = ChangeSet.from_dict(facts)
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             log.warning("unsent_changes_unreadable", path=str(self._path), error=str(error))
             return
-        self._kept = batch
-        self._changes = batch if batch.paths else None
-        self._scan = replace(batch, paths=frozenset()) if batch.is_scan else None
+        self._kept = changes
+        self._changes = changes if changes.paths else None
+        self._scan = replace(changes, paths=frozenset()) if changes.is_scan else None
         if self._changes:
             self._changes = replace(self._changes, is_scan=False)
-        log.info("unsent_changes_recovered", paths=len(batch.paths), scan=batch.is_scan)
+        log.info("unsent_changes_recovered", paths=len(changes.paths), scan=changes.is_scan)
 
-    def _drop(self, batch: Batch) -> None:
-        if batch.is_scan:
-            self._scan, self._last_scan = None, batch
+    def _drop(self, changes: ChangeSet) -> None:
+        if changes.is_scan:
+            self._scan, self._last_scan = None, changes
         else:
             self._changes = None
 
@@ -145,7 +145,7 @@ class Outbox:
         if since is None:
             return
         paths = self._changes.paths if self._changes else frozenset()
-        dirty = Batch(moment=since, paths=paths, is_scan=self._scan is not None)
+        dirty = ChangeSet(moment=since, paths=paths, is_scan=self._scan is not None)
         if dirty == self._kept:
             return
         try:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beat.watcher.change_set import Batch
-from beat.watcher.debounce import MOST_PATHS, Gathering, parents
+from beat.watcher.change_set import ChangeSet
+from beat.watcher.debounce import MOST_PATHS, Debounce, parents
 from beat.watcher.exclusions import is_staged, without_repository
 from beat.watcher.mounts import silent_mounts
 
@@ -23,13 +23,13 @@ QUIET, LATEST = 2.0, 30.0
 NOW = datetime(2026, 11, 22, 9, 10, 5, 123456, tzinfo=UTC)
 
 
-def gathering() -> Gathering:
-    return Gathering(QUIET, LATEST)
+def debounce() -> Debounce:
+    return Debounce(QUIET, LATEST)
 
 
 def test_changes_wait_until_it_is_quiet() -> None:
     """Each one starts the time again."""
-    found = gathering()
+    found = debounce()
     found.add("a", 100.0)
     found.add("b", 101.5)
     assert found.due_at() == 103.5
@@ -39,7 +39,7 @@ def test_changes_wait_until_it_is_quiet() -> None:
 
 def test_a_change_waits_for_so_long_at_the_most() -> None:
     """Where it is never quiet."""
-    found = gathering()
+    found = debounce()
     for second in range(60):
         found.add(f"file-{second}", 100.0 + second)
     assert found.due_at() == 130.0
@@ -47,7 +47,7 @@ def test_a_change_waits_for_so_long_at_the_most() -> None:
 
 def test_a_file_that_is_being_written_is_not_taken_before_it_is_closed() -> None:
     """What is in it until then is worth nothing."""
-    found = gathering()
+    found = debounce()
     found.begin("upload", 100.0)
     found.add("other", 100.0)
     assert found.take(102.0) == (frozenset({"other"}), False)
@@ -58,7 +58,7 @@ def test_a_file_that_is_being_written_is_not_taken_before_it_is_closed() -> None
 
 def test_what_is_never_closed_is_taken_when_it_has_waited_long_enough() -> None:
     """A link, or a file that its writer keeps open."""
-    found = gathering()
+    found = debounce()
     found.begin("link", 100.0)
     assert found.due_at() == 130.0
     assert found.take(130.0) == (frozenset({"link"}), False)
@@ -66,7 +66,7 @@ def test_what_is_never_closed_is_taken_when_it_has_waited_long_enough() -> None:
 
 def test_a_directory_stands_for_all_that_is_below_it() -> None:
     """Whether that was reported before or after it; what only begins with the same letters is not below it."""
-    found = gathering()
+    found = debounce()
     found.add("t/new/a", 100.0)
     found.add("t/new", 100.0, is_tree=True)
     found.add("t/new/deeper", 100.0, is_tree=True)
@@ -78,7 +78,7 @@ def test_a_directory_stands_for_all_that_is_below_it() -> None:
 
 def test_more_than_can_be_listed_is_everything() -> None:
     """The list is never longer than that, whatever happens."""
-    found = gathering()
+    found = debounce()
     for number in range(MOST_PATHS + 10):
         found.add(f"file-{number}", 100.0)
     assert found.take(102.0) == (frozenset(), True)
@@ -92,7 +92,7 @@ steps = st.lists(st.tuples(names, st.sampled_from(["file", "tree", "begin", "all
 @given(steps)
 def test_whatever_is_reported_is_taken_in_time(found: list[tuple[str, str, float]]) -> None:
     """By its own name, by that of a directory above it, or by a look at everything; and never later than the latest."""
-    gathered, now = gathering(), 0.0
+    gathered, now = debounce(), 0.0
     waiting: dict[str, float] = {}
 
     def take() -> None:
@@ -120,27 +120,27 @@ def test_whatever_is_reported_is_taken_in_time(found: list[tuple[str, str, float
     assert not waiting and gathered.is_empty
 
 
-# -- batches --------------------------------------------------------------------------------------------------------
+# -- change sets ------------------------------------------------------------------------------------------------------
 
 
 def test_the_same_batch_has_the_same_task_however_often_it_is_sent() -> None:
     """Also after it was on the disk; another path or another moment is another task."""
-    batch = Batch(moment=NOW, paths=frozenset({"b", "a", "\udcff"}))
-    assert Batch.from_dict(batch.to_dict()) == batch
-    assert batch.task_id.startswith("media-2026-11-22T09:10:05Z-")
+    changes = ChangeSet(moment=NOW, paths=frozenset({"b", "a", "\udcff"}))
+    assert ChangeSet.from_dict(changes.to_dict()) == changes
+    assert changes.task_id.startswith("media-2026-11-22T09:10:05Z-")
     others = [
-        replace(batch, paths=batch.paths | {"c"}),
-        replace(batch, moment=NOW + timedelta(microseconds=1)),
-        replace(batch, paths=frozenset(), is_scan=True),
+        replace(changes, paths=changes.paths | {"c"}),
+        replace(changes, moment=NOW + timedelta(microseconds=1)),
+        replace(changes, paths=frozenset(), is_scan=True),
     ]
-    assert len({one.task_id for one in (batch, *others)}) == 4
+    assert len({one.task_id for one in (changes, *others)}) == 4
 
 
 def test_a_scan_lists_nothing_and_a_batch_lists_what_has_changed() -> None:
     """The task looks at the whole tree where nothing is listed."""
     common = {"actor": "watcher", "moment": "2026-11-22T09:10:05Z", "incremental": True}
-    assert Batch(moment=NOW, is_scan=True).arguments == common
-    assert Batch(moment=NOW, paths=frozenset({"b", "a"})).arguments == {**common, "changed": ["a", "b"]}
+    assert ChangeSet(moment=NOW, is_scan=True).arguments == common
+    assert ChangeSet(moment=NOW, paths=frozenset({"b", "a"})).arguments == {**common, "changed": ["a", "b"]}
 
 
 # -- what is our own, and what cannot be seen -----------------------------------------------------------------------

@@ -62,7 +62,7 @@ def write(path: Path, text: str = "{}") -> None:
     path.write_text(text)
 
 
-def batches(redis: EmbeddedRedis) -> list[Sent]:
+def change_sets(redis: EmbeddedRedis) -> list[Sent]:
     return [one for one in sent_tasks(redis) if "changed" in one.arguments]
 
 
@@ -71,7 +71,7 @@ def scans(redis: EmbeddedRedis) -> list[Sent]:
 
 
 def changed(redis: EmbeddedRedis) -> set[str]:
-    return {path for one in batches(redis) for path in one.arguments["changed"]}
+    return {path for one in change_sets(redis) for path in one.arguments["changed"]}
 
 
 def settle(uploads: Path, redis: EmbeddedRedis) -> None:
@@ -96,9 +96,9 @@ def test_what_is_written_is_one_task_once_it_is_quiet(
     write(uploads / "tenant-a" / "new.json")
     write(uploads / "tenant-a" / "old.json", "other")
     write(uploads / "tenant-b" / os.fsdecode(b"not \xff text"))
-    wait_until(lambda: batches(redis))
-    (batch,) = batches(redis)
-    assert batch.arguments["changed"] == ["tenant-a/new.json", "tenant-a/old.json", "tenant-b/not \udcff text"]
+    wait_until(lambda: change_sets(redis))
+    (changes,) = change_sets(redis)
+    assert changes.arguments["changed"] == ["tenant-a/new.json", "tenant-a/old.json", "tenant-b/not \udcff text"]
     assert len(scans(redis)) == 1
 
 
@@ -110,7 +110,7 @@ def test_a_file_that_is_still_written_to_is_not_sent(
         file.write("half")
         file.flush()
         write(uploads / "tenant-a" / "quick.json")
-        wait_until(lambda: batches(redis))
+        wait_until(lambda: change_sets(redis))
         assert changed(redis) == {"tenant-a/quick.json"}
     wait_until(lambda: "tenant-a/slow.json" in changed(redis))
 
