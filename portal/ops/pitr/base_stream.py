@@ -171,15 +171,22 @@ def open_base(
         stream = BaseStream(
             process=process, settings=settings, superuser=superuser, expected_bytes=size, version=tool.version
         )
-        try:
-            with archiver_watched(target, APPLICATION, process):
-                try:
-                    yield stream
-                except tarfile.TarError as error:  # in the middle of a file: whoever reads its content finds that out
-                    raise stream.failure() from error
-        finally:
-            process.stdout.close()
-            process.kill()
+        with _running(stream, target):
+            yield stream
+
+
+@contextmanager
+def _running(stream: BaseStream, target: DatabaseTarget) -> Iterator[None]:
+    """End the program at the end; explain an end in the middle of a file, which only the reader of its content sees."""
+    try:
+        with archiver_watched(target, APPLICATION, stream.process):
+            try:
+                yield
+            except tarfile.TarError as error:
+                raise stream.failure() from error
+    finally:
+        stream.process.stdout.close()
+        stream.process.kill()
 
 
 @contextmanager
