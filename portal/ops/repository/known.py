@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -70,6 +69,8 @@ def remember(path: Path, repository_id: str) -> str:
 
 
 def _write(note: Path, text: str) -> None:
+    import tempfile  # imported late: every command imports this module
+
     descriptor, temporary = tempfile.mkstemp(dir=note.parent, prefix=".")
     try:
         with os.fdopen(descriptor, "w") as file:
