@@ -105,7 +105,9 @@ def confirmed_losses(confirmed: bool | Collection[str]) -> frozenset[Loss]:
         return frozenset(Loss) if confirmed else frozenset()
     names = [confirmed] if isinstance(confirmed, str) else list(confirmed)
     if wrong := [name for name in names if name not in tuple(Loss)]:
-        raise ConfigurationError(f"{wrong[0]!r} is no loss to confirm", hint=f"Confirm one of {', '.join(Loss)}.")
+        raise ConfigurationError(
+            f"{wrong[0]!r} is not a loss that can be confirmed", hint=f"Confirm one of {', '.join(Loss)}."
+        )
     return frozenset(map(Loss, names))
 
 

@@ -79,7 +79,7 @@ def test_another_loss_that_is_confirmed_is_not_this_one(uploads: Path, tmp_path:
 
 def test_a_loss_that_does_not_exist_is_not_confirmed(tmp_path: Path) -> None:
     """The names are in the hint."""
-    with pytest.raises(ConfigurationError, match="'media' is no loss to confirm") as caught:
+    with pytest.raises(ConfigurationError, match="'media' is not a loss that can be confirmed") as caught:
         back_up(tmp_path, confirm_loss=["media"])
     assert "uploads, audit-log, repository" in caught.value.hint
 

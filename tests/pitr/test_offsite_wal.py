@@ -20,7 +20,6 @@ from portal.ops.pitr.lsn import Segment
 from portal.ops.pitr.offsite_wal import WalCopier
 from portal.ops.pitr.plan import plan_recovery
 from portal.ops.pitr.recovery import recovered
-from portal.ops.pitr.wal_fetch import fetch_wal
 from portal.ops.postgres.connection import connect
 from portal.ops.repository.repository import Repository
 from portal.ops.retention.policy import RetentionPolicy, RetentionRule
@@ -31,6 +30,7 @@ from portal.ops.storage.directory import DirectoryBackend
 from portal.ops.storage.objects import ObjectWriter
 from tests.support.waiting import wait_until
 from tests.support.wal_servers import WalPortal, wal_portal
+from tests.support.wal_stores import fetched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,8 +79,8 @@ def test_another_machine_recovers_what_was_just_committed(portal: WalPortal, tmp
     elsewhere.prepare()
     for path in portal.repository.path.glob("base_*"):
         shutil.copy2(path, elsewhere.path)
-    assert fetch_wal(elsewhere, DirectoryBackend(store), read_identities(tmp_path / "key")) > 0
-    assert fetch_wal(elsewhere, DirectoryBackend(store), read_identities(tmp_path / "key")) <= 1
+    assert fetched(elsewhere, DirectoryBackend(store), read_identities(tmp_path / "key")) > 0
+    assert fetched(elsewhere, DirectoryBackend(store), read_identities(tmp_path / "key")) <= 1
     plan = plan_recovery(elsewhere, None)
     recovering = recovered(elsewhere, plan, runner=SystemRunner(), bin_dir=portal.bin_dir, jobs=2, lock_timeout=5)
     with recovering as server, connect(server.target("postgres")) as connection:

@@ -132,7 +132,7 @@ def test_until_then_it_is_named(repository: Repository) -> None:
     assert (found.system_identifier, found.bytes, found.newest) == ("7000", 4000, NOW - timedelta(days=10))
     timeline = Timeline(window=None, archives=(), removals=(), replaced=(found,))
     assert "replaced cluster 7000" in timeline.lines()[-1]
-    assert f"removes it from {NOW - timedelta(days=3):%Y-%m-%d} on" in timeline.lines()[-1]
+    assert f"removes it after {NOW - timedelta(days=3):%Y-%m-%d}" in timeline.lines()[-1]
     assert timeline.to_dict()["replaced_clusters"] == [found.to_dict()]
     (kept,) = find_replaced(repository, {"7000"})
     assert "as long as its base backups" in str(kept)

@@ -14,9 +14,8 @@ import pytest
 from portal.ops.errors import DiskFullError, NotIntactError
 from portal.ops.pitr.lsn import PARTIAL
 from portal.ops.pitr.wal_archive import WalArchive
-from portal.ops.pitr.wal_fetch import fetch_wal
 from portal.ops.repository.repository import Repository
-from tests.support.wal_stores import CLUSTER, WalStore, segment
+from tests.support.wal_stores import CLUSTER, WalStore, fetched, segment
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,7 +49,7 @@ def test_description_does_not_say_where_files_go(
     store.put(FIRST, segment(), cluster="8000")
     store.put(FIRST, segment())
     with pytest.raises(NotIntactError, match="is invalid"):
-        fetch_wal(repository, store.backend, ())
+        fetched(repository, store.backend)
     assert set((repository.path / "wal").iterdir()) == {
         repository.path / "wal" / name for name in ("7000", "current.json")
     }
@@ -66,14 +65,14 @@ def test_description_that_makes_no_sense_is_refused(
     """With the name of the object, and not with a traceback or all of the memory."""
     store.put("cluster", json.dumps({**asdict(CLUSTER), **changed}).encode(), cluster="8000")
     with pytest.raises(NotIntactError, match="wal/8000/cluster"):
-        fetch_wal(repository, store.backend, ())
+        fetched(repository, store.backend)
 
 
 def test_limits_are_those_of_all_descriptions(repository: Repository, store: WalStore) -> None:
     """They grew, and a server with too low ones would refuse to replay."""
     store.describe(replace(CLUSTER, limits={"max_connections": 300}))
     store.describe(replace(CLUSTER, limits={"max_worker_processes": 9}))
-    fetch_wal(repository, store.backend, ())
+    fetched(repository, store.backend)
     archive = WalArchive.of(repository, "7000")
     assert archive is not None
     assert archive.cluster.limits == {"max_connections": 300, "max_worker_processes": 9}
@@ -89,7 +88,7 @@ def test_damaged_object_keeps_no_other_from_coming(repository: Repository, store
     store.put(f"{THIRD}+0-100", b"x" * 100)
     archive = WalArchive.prepare(repository, CLUSTER)
     with pytest.raises(NotIntactError, match=FIRST):
-        fetch_wal(repository, store.backend, ())
+        fetched(repository, store.backend)
     assert sorted(archive.files()) == [FIRST, SECOND, THIRD]
 
 
@@ -97,7 +96,7 @@ def test_what_covers_most_is_taken(repository: Repository, store: WalStore) -> N
     """A segment is stored again when more is known of what it covers; the order of names says nothing."""
     for minutes in (1, 3, 2):
         store.put(FIRST, segment(), covered=NOW + timedelta(minutes=minutes))
-    assert fetch_wal(repository, store.backend, ()) == 1
+    assert fetched(repository, store.backend) == 1
     archive = WalArchive.of(repository, "7000")
     assert archive is not None
     assert archive.files()[FIRST].covered == NOW + timedelta(minutes=3)
@@ -108,8 +107,8 @@ def test_part_that_reaches_farthest_says_what_is_covered(repository: Repository,
     for start, end, minute in ((0, 10_000, 1), (8192, 20_000, 2), (0, 30_000, 3)):
         content = b"".join(bytes([65 + at // 10_000]) for at in range(start, end))
         store.put(f"{FIRST}+{start}-{end}", content, covered=NOW + timedelta(minutes=minute))
-    assert fetch_wal(repository, store.backend, ()) == 1
-    assert fetch_wal(repository, store.backend, ()) == 0
+    assert fetched(repository, store.backend) == 1
+    assert fetched(repository, store.backend) == 0
     archive = WalArchive.of(repository, "7000")
     assert archive is not None
     assert archive.files()[FIRST + PARTIAL].covered == NOW + timedelta(minutes=3)
@@ -122,7 +121,7 @@ def test_partial_segment_that_was_stored_as_one_comes_too(repository: Repository
     """A machine that had itself fetched it has sent it on like that; nothing else of that kind of name comes."""
     store.put(FIRST + PARTIAL, segment(), covered=NOW)
     store.put("stranger", b"x")
-    assert fetch_wal(repository, store.backend, ()) == 1
+    assert fetched(repository, store.backend) == 1
     archive = WalArchive.of(repository, "7000")
     assert archive is not None
     assert list(archive.files()) == [FIRST + PARTIAL]
@@ -137,7 +136,7 @@ def test_full_disk_is_said_in_words(repository: Repository, store: WalStore, mon
     store.put(FIRST, segment())
     monkeypatch.setattr(WalArchive, "take", full)
     with pytest.raises(DiskFullError, match="cannot write WAL to") as caught:
-        fetch_wal(repository, store.backend, ())
+        fetched(repository, store.backend)
     assert caught.value.hint
 
 
@@ -145,7 +144,7 @@ def test_cluster_that_is_received_stays_the_current_one(repository: Repository, 
     """WAL of another cluster comes too, and the window goes on being that of the own one."""
     WalArchive.prepare(repository, replace(CLUSTER, system_identifier="6000"))
     store.put(FIRST, segment())
-    assert fetch_wal(repository, store.backend, ()) == 1
+    assert fetched(repository, store.backend) == 1
     current = WalArchive.current(repository)
     assert current is not None
     assert current.cluster.system_identifier == "6000"

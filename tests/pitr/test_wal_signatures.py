@@ -10,7 +10,7 @@ import pytest
 
 from portal.ops.pitr.offsite_wal import WalCopier
 from portal.ops.pitr.wal_archive import WalArchive
-from portal.ops.pitr.wal_fetch import Found, find_wal
+from portal.ops.pitr.wal_fetch import Found, fetch_wal
 from portal.ops.pitr.wal_objects import deflate, signer_of
 from portal.ops.repository.repository import Repository
 from portal.ops.storage.directory import DirectoryBackend
@@ -37,7 +37,7 @@ class Machine:
 
     def fetch(self) -> Found:
         """Everything that may be taken."""
-        return find_wal(self.repository, self.store.backend, (), {OURS.signer})
+        return fetch_wal(self.repository, self.store.backend, (), {OURS.signer})
 
     def files(self) -> list[str]:
         """What came."""
@@ -100,7 +100,7 @@ def test_another_signer_is_refused(machine: Machine) -> None:
     assert THEIRS.signer in damage.error.message
     assert "BACKUP_OFFSITE_SIGNERS" in (damage.error.hint or "")
     assert machine.files() == []
-    assert len(find_wal(machine.repository, machine.store.backend, (), None).taken) == 1
+    assert len(fetch_wal(machine.repository, machine.store.backend, (), None).taken) == 1
 
 
 @pytest.mark.parametrize("what", ["name", "moment", "content"])

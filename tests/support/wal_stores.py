@@ -7,13 +7,18 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.pitr.wal_archive import Cluster
+from portal.ops.pitr.wal_fetch import fetch_wal
 from portal.ops.pitr.wal_objects import deflate, with_comment, with_signature
 from portal.ops.storage.directory import DirectoryBackend
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
     from pathlib import Path
 
+    from portal.ops.repository.repository import Repository
+    from portal.ops.storage.age_keys import Identity
+    from portal.ops.storage.backend import Backend
     from portal.ops.storage.signature import SigningKey
 
 CLUSTER: Final = Cluster(system_identifier="7000", segment_bytes=1 << 20, major=17, limits={"max_connections": 100})
@@ -48,6 +53,18 @@ class WalStore:
     def describe(self, cluster: Cluster, *, under: str = "7000") -> None:
         """The object that describes a cluster."""
         self.put("cluster", json.dumps(asdict(cluster)).encode(), cluster=under)
+
+
+def fetched(repository: Repository, backend: Backend, identities: Sequence[Identity] = ()) -> int:
+    """Fetch the WAL of a destination; return the number of new files.
+
+    Raises:
+        NotIntactError: an object is damaged; all others have been fetched.
+    """
+    found = fetch_wal(repository, backend, identities)
+    if found.damages:
+        raise found.damages[0].error
+    return len(found.taken)
 
 
 def segment(filler: bytes = b"x") -> bytes:

@@ -74,7 +74,7 @@ def window_lacks(found: PitrLook, received_since: datetime | None, now: datetime
     """
     if found.window is not None:
         late = now - found.window.end
-        return (f"the latest moment is {span(late)} old: no WAL is received" if late > STALE else ""), False
+        return (f"the latest moment is {span(late)} old: no WAL is being received" if late > STALE else ""), False
     if received_since is None:
         return "there is no recovery window, and no WAL was ever received: start the WAL service", True
     newest = max((base.ended for base in found.bases), default=None)
@@ -85,8 +85,8 @@ def window_lacks(found: PitrLook, received_since: datetime | None, now: datetime
         )
     age = now - received_since
     if newest is None and age > FIRST_BASE_TIME:
-        return f"there is no recovery window: WAL is received for {span(age)} now, without a base backup", True
-    return "there is no recovery window yet: the first base backup is to come, or the WAL after it", False
+        return f"there is no recovery window: WAL has been received for {span(age)} without a base backup", True
+    return "there is no recovery window yet: the first base backup, or the WAL after it, has yet to come", False
 
 
 def drill_moments(
@@ -111,7 +111,7 @@ def drill_moments(
         now = clock() + clock_offset(found.archive)
         what, is_fault = window_lacks(found, WalArchive.current_since(repository), now)
         if what:
-            (shown.problems if is_fault else shown.gaps).append(f"recovery to a moment was not shown: {what}")
+            (shown.problems if is_fault else shown.gaps).append(f"recovery to a moment was not tested: {what}")
     window = found.window
     if window is None:
         return shown

@@ -1,8 +1,7 @@
-"""Clusters whose WAL is in the repository and is not received any more: another one took their place.
+"""Clusters whose WAL is in the repository, and which another cluster has replaced.
 
-A server that was set up anew, or moved by a dump, has a new system identifier. The WAL of the one before is worth
-something for as long as a base backup of that cluster is there. Without one nothing can be recovered from it. Values
-in, values out.
+A server that was set up again, or moved by a dump, has a new system identifier. Its old WAL is useful only with a base
+backup of the old cluster. Pure: reads no clock and no disk.
 """
 
 from __future__ import annotations
@@ -11,21 +10,23 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from portal.ops.units import human_bytes
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
 YOUNG: Final = timedelta(days=7)
-"""The base backup of younger WAL may be still to come: it is fetched from off-site after the WAL, or is being made."""
+"""Younger WAL may still get its base backup: one that is fetched from off-site after the WAL, or is being made."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplacedCluster:
-    """The WAL of a cluster that is not received any more.
+    """The WAL of a replaced cluster.
 
     Arguments:
         newest: when the last of its WAL was written.
-        has_base: whether a base backup of it is there, or may be: one that cannot be read may be of any cluster.
+        has_base: whether the repository has, or may have, a base backup of it: an unreadable one may be of any cluster.
     """
 
     system_identifier: str
@@ -35,7 +36,7 @@ class ReplacedCluster:
 
     @property
     def removable_from(self) -> datetime | None:
-        """From when on a prune removes it; nothing while a base backup needs it."""
+        """The time from which a prune removes it; None while a base backup needs it."""
         return None if self.has_base else self.newest + YOUNG
 
     def to_dict(self) -> dict[str, Any]:
@@ -50,12 +51,12 @@ class ReplacedCluster:
 
     def __str__(self) -> str:
         if (removable := self.removable_from) is None:
-            stays = "it stays as long as its base backups"
+            stays = "kept as long as its base backups"
         else:
-            stays = f"no base backup needs it, and a prune removes it from {removable:%Y-%m-%d} on"
+            stays = f"no base backup needs it; a prune removes it after {removable:%Y-%m-%d}"
         return (
             f"WAL of the replaced cluster {self.system_identifier}, until {self.newest:%Y-%m-%d %H:%M} UTC, "
-            f"{self.bytes >> 20} MB: {stays}"
+            f"{human_bytes(self.bytes)}: {stays}"
         )
 
 

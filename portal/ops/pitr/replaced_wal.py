@@ -86,7 +86,7 @@ def _remove(repository: Repository, cluster: ReplacedCluster) -> bool:
     """Remove a directory at once, if nobody works in it and all of it is ours."""
     path = repository.path / DIRECTORY / cluster.system_identifier
     if strange := sorted(name for name in (*os.listdir(path), *_received(path)) if not _is_ours(name)):
-        log.warning("wal_not_removed", reason=f"{path} has {strange[0]} in it, which is no WAL")
+        log.warning("wal_not_removed", reason=f"{path} has {strange[0]} in it, which is not WAL")
         return False
     aside = path.with_name(f"{_REMOVED}{path.name}")
     try:

@@ -84,20 +84,7 @@ class Found(NamedTuple):
     unsigned: list[str]
 
 
-def fetch_wal(repository: Repository, backend: Backend, identities: Sequence[Identity]) -> int:
-    """Fetch the WAL of every cluster from one destination; return the number of new files.
-
-    Raises:
-        NotIntactError: an object is damaged or not ours; all others have been fetched.
-        OpsError: as `find_wal` does.
-    """
-    found = find_wal(repository, backend, identities)
-    if found.damages:
-        raise found.damages[0].error
-    return len(found.taken)
-
-
-def find_wal(
+def fetch_wal(
     repository: Repository,
     backend: Backend,
     identities: Sequence[Identity],

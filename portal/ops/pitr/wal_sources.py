@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from portal.ops.errors import BusyError, DiskFullError, OpsError, RepositoryError
-from portal.ops.pitr.wal_fetch import find_wal
+from portal.ops.pitr.wal_fetch import fetch_wal
 from portal.ops.runtime.logs import engine_log
 from portal.ops.storage.objects import identities_of, open_destination
 
@@ -59,7 +59,7 @@ def fetch_from_all(repository: Repository, settings: Settings, signers: Abstract
         try:
             backend = open_destination(destination, settings.offsite, settings.store_variables, is_writing=False)
             try:
-                found = find_wal(repository, backend, identities, signers)
+                found = fetch_wal(repository, backend, identities, signers)
             finally:
                 backend.close()
         except (BusyError, DiskFullError, RepositoryError):

@@ -51,7 +51,7 @@ class WalTrust:
         signer = signer_of(_signed_name(place), data)
         if signer and signer not in self._signers:
             raise NotIntactError(
-                f"it is signed by {signer}, whose copies are not taken",
+                f"it is signed by key {signer}, which is not trusted",
                 hint="If that is a repository of yours, add it to BACKUP_OFFSITE_SIGNERS.",
             )
         return bool(signer)
@@ -74,8 +74,8 @@ class WalTrust:
             return
         if self._first_signed and not _is_older(file, self._first_signed):
             raise NotIntactError(
-                "it is not signed, although WAL from before it is",
-                hint="Somebody else has put it there; BACKUP_OFFSITE_SIGNERS=any takes it nevertheless.",
+                "it is not signed, although earlier WAL is",
+                hint="Find out who stored it; to use it all the same, set BACKUP_OFFSITE_SIGNERS=any.",
             )
         self.unsigned.append(place)
 

@@ -99,17 +99,7 @@ class AccessLog:
         **details: Any,
     ) -> AccessEntry | None:
         """Append a line durably; return it, or None if it could not be written, which is only logged."""
-        entry = AccessEntry(
-            number=0,
-            moment=moment,
-            who=who,
-            host=host,
-            action=action,
-            subject=subject,
-            outcome=outcome,
-            details=details,
-            previous="",
-        )
+        entry = _unlogged(action, subject, outcome, who=who, host=host, moment=moment, details=details)
         try:
             self._repository.refuse_absent()
             with self._locked() as descriptor:
@@ -271,18 +261,9 @@ class Witness:
         who, host, moment = self.name, socket.gethostname(), self.clock()
         logged = AccessLog(self.repository).append(action, subject, outcome, who=who, host=host, moment=moment, **known)
         if self.observer is not None:
-            unlogged = AccessEntry(
-                number=0,
-                moment=moment,
-                who=who,
-                host=host,
-                action=action,
-                subject=subject,
-                outcome=outcome,
-                details=known,
-                previous=START,
+            self.observer(
+                logged or _unlogged(action, subject, outcome, who=who, host=host, moment=moment, details=known)
             )
-            self.observer(logged or unlogged)
 
     @contextmanager
     def watching(self, action: Action, subject: str, **details: Any) -> Iterator[Seen]:
@@ -303,6 +284,23 @@ class Witness:
     def name(self) -> str:
         """The requester."""
         return self.who or process_user()
+
+
+def _unlogged(
+    action: Action, subject: str, outcome: Outcome, *, who: str, host: str, moment: datetime, details: Mapping[str, Any]
+) -> AccessEntry:
+    """An entry that has no place in the log yet."""
+    return AccessEntry(
+        number=0,
+        moment=moment,
+        who=who,
+        host=host,
+        action=action,
+        subject=subject,
+        outcome=outcome,
+        details=details,
+        previous=START,
+    )
 
 
 def _why(error: BaseException) -> str:
