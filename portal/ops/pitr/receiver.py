@@ -283,7 +283,12 @@ class WalReceiver:
                 f"the replication slot {self._slot} is {'lost' if found.has_slot else 'gone'}",
                 hint="It is made again, and a new base backup is begun; see who has removed it, and the server's disk.",
             )
-        self._covered.note(found.clock.astimezone(UTC), found.flushed_lsn)
+        self._covered.note(
+            found.clock.astimezone(UTC),
+            flushed=found.flushed_lsn,
+            inserted=found.inserted_lsn,
+            delay=found.longest_delay,
+        )
         self._save(archive, found)
 
     def _report(self, *, problem: str) -> None:

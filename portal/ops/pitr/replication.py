@@ -21,7 +21,7 @@ from portal.ops.postgres.server import maintenance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from portal.ops.postgres.connection import Connection
     from portal.ops.settings.load import DatabaseTarget
@@ -57,6 +57,9 @@ _POSITION: Final = """
     SELECT clock_timestamp() AS clock, %s AS slot,
            (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_flush_lsn() END)::text
                AS flushed,
+           (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_insert_lsn() END)::text
+               AS inserted,
+           current_setting('wal_writer_delay')::interval AS wal_writer_delay,
            s.slot_name IS NOT NULL AS has_slot, coalesce(s.active, false) AS active, s.restart_lsn::text AS restart,
            s.wal_status, s.safe_wal_size
     FROM (SELECT) AS one LEFT JOIN pg_replication_slots AS s ON s.slot_name = %s
@@ -96,6 +99,8 @@ class Position:
     Arguments:
         clock: the time on the server.
         flushed: how far the server has flushed its WAL.
+        inserted: how far it has written WAL in its memory.
+        wal_writer_delay: the pause between two flushes of commits that did not wait for theirs.
         restart: how far the slot's user has confirmed; None if it never connected, or the slot is lost.
         wal_status: ``reserved``, ``extended``, ``unreserved`` or ``lost``.
         safe_wal_size: bytes of WAL that may still be written before the slot is lost.
@@ -104,6 +109,8 @@ class Position:
     clock: datetime
     slot: str
     flushed: str
+    inserted: str
+    wal_writer_delay: timedelta
     has_slot: bool
     active: bool
     restart: str | None
@@ -114,6 +121,16 @@ class Position:
     def flushed_lsn(self) -> int:
         """The position as a number."""
         return parse_lsn(self.flushed)
+
+    @property
+    def inserted_lsn(self) -> int:
+        """The position as a number."""
+        return parse_lsn(self.inserted)
+
+    @property
+    def longest_delay(self) -> timedelta:
+        """How long a commit may wait for its flush, at the most (PostgreSQL's manual, "Asynchronous Commit")."""
+        return 3 * self.wal_writer_delay
 
     @property
     def restart_lsn(self) -> int:

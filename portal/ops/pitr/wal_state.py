@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from portal.ops.pitr.lsn import format_lsn
@@ -18,20 +18,33 @@ class Coverage:
     """Determines which moments of the server's clock a WAL position covers.
 
     A transaction takes its commit time shortly before its record is in the WAL. So a clock reading is only paired with
-    the position read at the next query.
+    a position read at a later query: the next one, if the server has flushed all that was written by then. Otherwise
+    commits without a flush of their own (`synchronous_commit = off`) may be missing from what is flushed, and the
+    reading has to be as old as the server lets them wait.
     """
 
     def __init__(self) -> None:
         self._looks: deque[tuple[int, datetime]] = deque()
-        self._clock: datetime | None = None
+        self._clocks: deque[datetime] = deque()
 
-    def note(self, clock: datetime, flushed: int) -> None:
-        """Add the result of one query: the server's clock and its flushed position."""
-        if self._clock:
+    def note(self, clock: datetime, *, flushed: int, inserted: int, delay: timedelta) -> None:
+        """Add the result of one query.
+
+        Arguments:
+            clock: the server's clock.
+            flushed: the position up to which the server's WAL is on its disk.
+            inserted: the position up to which WAL is written in the server's memory.
+            delay: how long a commit may wait for its flush.
+        """
+        latest = clock if flushed >= inserted else clock - delay
+        covered = None
+        while self._clocks and self._clocks[0] <= latest:
+            covered = self._clocks.popleft()
+        if covered:
             if self._looks and self._looks[-1][0] == flushed:
                 self._looks.pop()
-            self._looks.append((flushed, self._clock))
-        self._clock = clock
+            self._looks.append((flushed, covered))
+        self._clocks.append(clock)
 
     def recall(self, moment: datetime, lsn: int) -> None:
         """Add an earlier result: all commits up to the moment are before the position."""
