@@ -15,6 +15,7 @@ from portal.ops.offsite.commit import WalStart
 from portal.ops.offsite.config import OffsiteConfig
 from portal.ops.offsite.copy import CopyJob
 from portal.ops.offsite.listing import list_copies
+from portal.ops.pitr import archive_index
 from portal.ops.pitr.look import look
 from portal.ops.pitr.lsn import Segment
 from portal.ops.pitr.offsite_wal import WalCopier
@@ -107,6 +108,30 @@ def test_nothing_is_sent_while_nothing_is_written(portal: WalPortal, tmp_path: P
     assert segments
     for path in segments:
         assert len(gzip.decompress(path.read_bytes())) == archive.cluster.segment_bytes
+
+
+def test_index_is_read_again_only_after_a_change(
+    portal: WalPortal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copier looks five times a second, and the index of a week has thousands of lines."""
+    store, read = tmp_path / "store", list[object]()
+    store.mkdir()
+    load = archive_index.load
+    copier = WalCopier(portal.repository, lambda: ObjectWriter(DirectoryBackend(store), ()), shown="file://store")
+    with ObjectWriter(DirectoryBackend(store), ()) as writer:
+        copier.copy(writer)
+        monkeypatch.setattr(archive_index, "load", lambda directory: [read.append(directory), load(directory)][1])
+        copier.copy(writer)
+        assert not read
+        before = {path.name for path in store.rglob("*") if "+" not in path.name}
+        with portal.postgres.connect() as connection:
+            connection.execute("INSERT INTO stamped VALUES (4)")
+            connection.execute("SELECT pg_switch_wal()")
+        portal.wait_until_covered()
+        read.clear()
+        copier.copy(writer)
+        assert read
+        assert {path.name for path in store.rglob("*") if "+" not in path.name} > before
 
 
 def test_a_failing_copy_is_told_and_goes_on(portal: WalPortal, tmp_path: Path) -> None:

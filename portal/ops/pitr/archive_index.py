@@ -7,7 +7,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from portal.ops.repository.durable import sync_directory, write_durably
 from portal.ops.repository.locks import locked_file
@@ -63,6 +63,22 @@ class WalFile:
             )
         except (KeyError, TypeError, ValueError):
             return None
+
+
+class Stamp(NamedTuple):
+    """What changes with every append and every rewrite of an index."""
+
+    inode: int
+    size: int
+
+
+def stamp(directory: Path) -> Stamp | None:
+    """The stamp of the index in a directory; None if there is no index."""
+    try:
+        found = (directory / NAME).stat()
+    except FileNotFoundError:
+        return None
+    return Stamp(found.st_ino, found.st_size)
 
 
 def load(directory: Path) -> dict[str, WalFile]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from threading import Event
 
+    from portal.ops.pitr.archive_index import Stamp
     from portal.ops.repository.repository import Repository
     from portal.ops.storage.objects import ObjectWriter
     from portal.ops.storage.signature import SigningKey
@@ -72,6 +73,7 @@ class WalCopier:
         self._key: SigningKey | None = None
         self._told: tuple[str, float] | None = None
         self._there: dict[str, frozenset[str]] = {}
+        self._seen: tuple[str, Stamp | None] | None = None
         self._sent: set[str] = set()
         self._sent_to: dict[str, int] = {}
         self._sent_at = 0.0
@@ -116,6 +118,12 @@ class WalCopier:
             self._copy_current(archive, writer)
 
     def _copy_files(self, archive: WalArchive, writer: ObjectWriter) -> None:
+        seen = archive.cluster.system_identifier, archive.stamp()
+        if seen != self._seen:
+            self._copy_new_files(archive, writer)
+            self._seen = seen
+
+    def _copy_new_files(self, archive: WalArchive, writer: ObjectWriter) -> None:
         files = [file for name, file in archive.files().items() if name not in self._sent]
         if not files:
             return

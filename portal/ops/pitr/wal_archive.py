@@ -254,14 +254,18 @@ class WalArchive:
         """The last reported state; empty if there is none."""
         return _read_json(self.path / STATE) or {}
 
+    def stamp(self) -> archive_index.Stamp | None:
+        """What differs once `files` may have changed; quick, however many there are."""
+        return archive_index.stamp(self.path)
+
     def files(self) -> dict[str, WalFile]:
         """The files in the index that exist."""
         there = set(os.listdir(self.path)) if self.path.is_dir() else set()
-        return {name: file for name, file in archive_index.load(self.path).items() if self.stored(name).name in there}
+        return {name: file for name, file in archive_index.load(self.path).items() if _stored_name(name) in there}
 
     def stored(self, name: str) -> Path:
         """The path of a stored file, whether it exists or not."""
-        return self.path / (name if parse_history_name(name) else name + SUFFIX)
+        return self.path / _stored_name(name)
 
     def histories(self) -> dict[int, tuple[tuple[int, int], ...]]:
         """The ancestors of each timeline that has a history file."""
@@ -292,9 +296,12 @@ class WalArchive:
     def has_segment_at(self, lsn: int) -> bool:
         """True if we have the segment that contains a position or ends there."""
         numbers = {lsn // self.cluster.segment_bytes, max(0, lsn - 1) // self.cluster.segment_bytes}
-        names = os.listdir(self.receiving) if self.receiving.is_dir() else []
-        held = (self.segment(name.removesuffix(SUFFIX)) for name in (*names, *os.listdir(self.path)))
-        return any(segment is not None and segment.number in numbers for segment in held)
+        for place in (self.receiving, self.path):  # the position moves on in the first one, which has few files
+            names = os.listdir(place) if place.is_dir() else []
+            held = (self.segment(name.removesuffix(SUFFIX)) for name in names)
+            if any(segment is not None and segment.number in numbers for segment in held):
+                return True
+        return False
 
     def segment(self, name: str) -> Segment | None:
         """The segment with that name, partial or not."""
@@ -323,6 +330,10 @@ class WalArchive:
 
     def _is_segment(self, name: str) -> bool:
         return parse_segment(name, self.cluster.segment_bytes) is not None
+
+
+def _stored_name(name: str) -> str:
+    return name if parse_history_name(name) else name + SUFFIX
 
 
 def _copy(source: Path, destination: Path, *, compress: bool) -> tuple[int, str]:
