@@ -114,13 +114,18 @@ def test_index_is_read_again_only_after_a_change(
     portal: WalPortal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The copier looks five times a second, and the index of a week has thousands of lines."""
-    store, read = tmp_path / "store", list[object]()
+    store, read = tmp_path / "store", list["Path"]()
     store.mkdir()
     load = archive_index.load
+
+    def noted(directory: Path) -> dict[str, archive_index.WalFile]:
+        read.append(directory)
+        return load(directory)
+
     copier = WalCopier(portal.repository, lambda: ObjectWriter(DirectoryBackend(store), ()), shown="file://store")
     with ObjectWriter(DirectoryBackend(store), ()) as writer:
         copier.copy(writer)
-        monkeypatch.setattr(archive_index, "load", lambda directory: [read.append(directory), load(directory)][1])
+        monkeypatch.setattr(archive_index, "load", noted)
         copier.copy(writer)
         assert not read
         before = {path.name for path in store.rglob("*") if "+" not in path.name}
