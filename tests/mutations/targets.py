@@ -100,7 +100,8 @@ TARGETS: Final = (
         "worker-gate",
         "worker",
         "signing keys authorization moments arguments delivery rejections gate allowed_paths",
-        "worker/test_signing worker/test_keys worker/test_authorization worker/test_moments worker/test_delivery "
+        "worker/test_gate worker/test_arguments worker/test_allowed_paths worker/test_signing worker/test_authorization "
+        "worker/test_moments worker/test_delivery worker/test_keys repository/test_sync_order "
         "worker/test_hostile_broker worker/test_worker_tasks",
     ),
     _of(

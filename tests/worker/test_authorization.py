@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from portal.ops.errors import RepositoryError
+from tests.support.repositories import as_nobody, public_directory
 from worker.authorization import LIFETIME_SECONDS, Authorizations
 from worker.errors import RefusedError
-from worker.operations import RESTORE_ARCHIVE
+from worker.operations import RESTORE_ARCHIVE, RESTORE_ROLLBACK
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+__all__ = ["public_directory"]
 
 TASK = RESTORE_ARCHIVE
 ASKED = {"archive": "latest", "patterns": ["a"]}
@@ -28,6 +31,17 @@ def test_what_was_permitted_is_done_once(tmp_path: Path) -> None:
     permits.use_up("one")
     with pytest.raises(RefusedError, match="nobody who may read the backups"):
         permits.take(TASK, "one", ASKED)
+    assert not list((tmp_path / ".authorizations").iterdir())
+
+
+def test_a_permit_that_nobody_took_is_used_up_as_well(tmp_path: Path) -> None:
+    """As for a task that is given up before it was begun; where there is none, nothing happens."""
+    permits = Authorizations(tmp_path)
+    permits.use_up("one")
+    permits.grant(TASK, "one", ASKED)
+    permits.grant(TASK, "two", ASKED)
+    permits.use_up("one")
+    assert [path.name for path in (tmp_path / ".authorizations").iterdir()] == ["two.json"]
 
 
 def test_the_order_of_arguments_means_nothing(tmp_path: Path) -> None:
@@ -68,10 +82,53 @@ def test_a_forged_task_costs_the_real_one_nothing(tmp_path: Path) -> None:
     permits.grant(TASK, "one", ASKED)
     with pytest.raises(RefusedError, match="other arguments"):
         permits.take(TASK, "one", {**ASKED, "exact": True})
+    with pytest.raises(RefusedError, match="other arguments"):
+        permits.take(RESTORE_ROLLBACK, "one", ASKED)
     permits.take(TASK, "one", ASKED)
 
 
-@pytest.mark.parametrize("seconds", [LIFETIME_SECONDS + 60, -3600])
+@pytest.mark.parametrize("text", ["", "[]", "{}", "7", "\udcff", '{"digest": null}'])
+def test_a_permit_without_a_digest_is_none(tmp_path: Path, text: str) -> None:
+    """Whatever it holds; and a directory in its place is none either."""
+    permits = Authorizations(tmp_path)
+    permits.grant(TASK, "one", ASKED)
+    (tmp_path / ".authorizations" / "one.json").write_text(text, errors="surrogateescape")
+    (tmp_path / ".authorizations" / "two.begun").mkdir()
+    for task_id in ("one", "two"):
+        with pytest.raises(RefusedError, match=r"nobody who may read the backups|other arguments"):
+            permits.take(TASK, task_id, ASKED)
+
+
+def test_a_permit_of_another_user_is_named_with_what_to_do(public_directory: Path) -> None:
+    """Root has asked, and the worker is the user that the backups belong to."""
+    permits = Authorizations(public_directory)
+    permits.grant(TASK, "one", ASKED)
+    (public_directory / ".authorizations").chmod(0o777)
+    with as_nobody(), pytest.raises(RefusedError, match="belongs to another user") as caught:
+        permits.take(TASK, "one", ASKED)
+    assert caught.value.hint == f"chown -R --reference={public_directory} {public_directory}/.authorizations"
+
+
+def test_a_task_id_leads_to_no_other_directory(tmp_path: Path) -> None:
+    """Neither to grant, nor to withdraw, nor to use up."""
+    permits = Authorizations(tmp_path)
+    permits.grant(TASK, "../../one", ASKED)
+    assert [path.name for path in (tmp_path / ".authorizations").iterdir()] == ["one.json"]
+    permits.take(TASK, "/etc/one", ASKED)
+    assert [path.name for path in (tmp_path / ".authorizations").iterdir()] == ["one.begun"]
+
+
+@pytest.mark.parametrize("seconds", [LIFETIME_SECONDS - 60, -240])
+def test_a_permit_is_valid_for_a_day(tmp_path: Path, seconds: float) -> None:
+    """By clocks that differ by five minutes."""
+    permits = Authorizations(tmp_path)
+    permits.grant(TASK, "one", ASKED)
+    then = time.time() - seconds
+    os.utime(tmp_path / ".authorizations" / "one.json", (then, then))
+    permits.take(TASK, "one", ASKED)
+
+
+@pytest.mark.parametrize("seconds", [LIFETIME_SECONDS + 60, -360])
 def test_an_old_permit_is_void(tmp_path: Path, seconds: float) -> None:
     """After a day, or from a time to come, nobody remembers what was asked for."""
     permits = Authorizations(tmp_path)
@@ -80,6 +137,8 @@ def test_an_old_permit_is_void(tmp_path: Path, seconds: float) -> None:
     os.utime(tmp_path / ".authorizations" / "one.json", (then, then))
     with pytest.raises(RefusedError, match="more than a day old"):
         permits.take(TASK, "one", ASKED)
+    assert permits.withdraw("one")
+    assert not permits.withdraw("one")
 
 
 def test_who_may_not_write_there_may_not_permit(tmp_path: Path) -> None:

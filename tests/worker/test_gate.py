@@ -71,6 +71,7 @@ class Entrance:
         return None if found is None else dict(json.loads(found))
 
     def counts(self) -> dict[str, int]:
+        """How many messages were rejected, by reason."""
         return rejected_counts(self.repository)
 
 

@@ -6,6 +6,8 @@ import fcntl
 import os
 import subprocess
 import threading
+import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +15,10 @@ from celery import Celery
 
 from demo.redis import EmbeddedRedis
 from portal.ops.errors import BusyError, RepositoryError
+from portal.ops.repository.durable import write_durably
+from portal.ops.repository.repository import Repository
 from tests.support.commands import ROOT
+from tests.support.repositories import as_nobody
 from tests.support.workers import (
     MOMENT,
     WorkerProcess,
@@ -25,7 +30,7 @@ from tests.support.workers import (
     wait_until,
 )
 from worker import keys as module
-from worker.keys import LOCK, TaskKeys
+from worker.keys import LOCK, RETIRED_SECONDS, TaskKeys
 from worker.operations import BACKUP_MEDIA
 
 if TYPE_CHECKING:
@@ -96,6 +101,96 @@ def test_damaged_keys_are_named(tmp_path: Path, text: str) -> None:
     for use in (keys.current, keys.all, lambda: keys.named("a")):
         with pytest.raises(RepositoryError, match=r"damaged: .*tasks.json"):
             use()
+
+
+def test_a_key_stays_valid_for_eight_days_after_its_last_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the rotation that has retired it, not from the last one."""
+    now = [1_000_000.0]
+    monkeypatch.setattr("worker.keys.time.time", lambda: now[0])
+    keys = TaskKeys(tmp_path)
+    first = keys.current()
+    second = keys.rotate()
+    retired = 1_000_000.0
+    now[0] += RETIRED_SECONDS
+    keys.rotate()
+    assert [key.retired for key in keys.all()] == [None, now[0], retired]
+    assert [key.name for key in keys.all()][1:] == [second.name, first.name]
+    now[0] += 1
+    keys.rotate()
+    assert first.name not in {key.name for key in keys.all()}
+    assert second.secret in {key.secret for key in keys.all()}
+    assert keys.named(first.name) is None
+    found = keys.named(second.name)
+    assert found is not None and found.secret == second.secret
+
+
+def test_before_the_first_task_there_is_no_key(tmp_path: Path) -> None:
+    """Asking for one by its name creates none; a key has as many bits as its signature."""
+    keys = TaskKeys(tmp_path / "repository")
+    assert keys.all() == ()
+    assert keys.named("one") is None
+    assert not (tmp_path / "repository").exists()
+    assert len(keys.current().secret) == 32
+    assert [path.name for path in (tmp_path / "repository" / ".keys").iterdir()] == ["tasks.json"]
+    assert keys.path.read_bytes().endswith(b"\n")
+
+
+def test_the_first_of_two_new_keys_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes that find none create one each; both then sign with the same, and the other leaves nothing."""
+    keys, others = TaskKeys(tmp_path), list[str]()
+
+    def writing(path: Path, data: bytes) -> None:
+        write_durably(path, data)
+        if not others:
+            others.append("other")
+            others.append(TaskKeys(tmp_path).current().name)
+
+    monkeypatch.setattr(module, "write_durably", writing)
+    assert keys.current().name == others[1]
+    assert [path.name for path in keys.path.parent.iterdir()] == ["tasks.json"]
+
+
+@pytest.mark.parametrize("use", ["current", "all", "rotate", "named"])
+def test_who_may_not_read_the_keys_is_told_what_to_do(tmp_path: Path, use: str) -> None:
+    """Neither may they be replaced."""
+    keys = TaskKeys(tmp_path)
+    keys.current()
+    with as_nobody(), pytest.raises(RepositoryError, match=r"(?s)tasks\.json, which cannot be used: .*--local"):
+        getattr(TaskKeys(tmp_path), use)(*(["one"] if use == "named" else []))
+
+
+def test_a_repository_that_is_away_gets_no_keys(tmp_path: Path) -> None:
+    """A mount that is missing would otherwise have keys that no worker knows; a new repository may have them."""
+    Repository(tmp_path / "archives").prepare()
+    (tmp_path / "archives").rename(tmp_path / "away")
+    keys = TaskKeys(tmp_path / "archives")
+    for use in (keys.current, keys.rotate):
+        with pytest.raises(RepositoryError):
+            use()
+    assert not (tmp_path / "archives").exists()
+    assert keys.current(may_be_new=True).name == keys.current().name
+
+
+def test_the_command_names_a_fault_and_ends_with_its_code(tmp_path: Path) -> None:
+    """Without a traceback; nothing is created by looking."""
+    assert keys_command(tmp_path).stdout == ""
+    TaskKeys(tmp_path).current()
+    TaskKeys(tmp_path).path.write_text("damaged")
+    failed = keys_command(tmp_path)
+    assert failed.returncode == RepositoryError("", hint="").exit_code
+    assert failed.stderr.startswith("error: the keys for tasks are damaged")
+
+
+def test_the_end_of_a_key_is_shown(tmp_path: Path) -> None:
+    """Eight days after it was retired."""
+    keys = TaskKeys(tmp_path)
+    keys.current()
+    before = time.time()
+    keys.rotate()
+    retired = keys.all()[1].retired
+    assert retired is not None and before <= retired <= time.time()
+    until = datetime.fromtimestamp(retired + 8 * 86400, UTC)
+    assert keys_command(tmp_path).stdout.splitlines()[1].endswith(f"is accepted until {until:%Y-%m-%d %H:%M} UTC")
 
 
 def test_tasks_go_on_through_a_rotation_and_an_upgrade(portal: Portal) -> None:
