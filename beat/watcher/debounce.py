@@ -33,11 +33,6 @@ class Debounce:
         self._last = 0.0
         self._is_all = False
 
-    @property
-    def is_empty(self) -> bool:
-        """True without changes."""
-        return not (self._paths or self._trees or self._begun or self._is_all)
-
     def add(self, path: str, now: float, *, is_tree: bool = False) -> None:
         """Add a change.
 

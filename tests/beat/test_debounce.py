@@ -34,7 +34,7 @@ def test_changes_wait_until_it_is_quiet() -> None:
     found.add("b", 101.5)
     assert found.due_at() == 103.5
     assert found.take(103.5) == (frozenset({"a", "b"}), False)
-    assert found.due_at() is None and found.is_empty
+    assert found.due_at() is None
 
 
 def test_a_change_waits_for_so_long_at_the_most() -> None:
@@ -53,7 +53,7 @@ def test_a_file_that_is_being_written_is_not_taken_before_it_is_closed() -> None
     assert found.take(102.0) == (frozenset({"other"}), False)
     found.add("upload", 110.0)
     assert found.take(112.0) == (frozenset({"upload"}), False)
-    assert found.is_empty
+    assert found.due_at() is None
 
 
 def test_what_is_never_closed_is_taken_when_it_has_waited_long_enough() -> None:
@@ -82,7 +82,72 @@ def test_more_than_can_be_listed_is_everything() -> None:
     for number in range(MOST_PATHS + 10):
         found.add(f"file-{number}", 100.0)
     assert found.take(102.0) == (frozenset(), True)
-    assert found.is_empty
+    assert found.due_at() is None
+
+
+def test_what_changed_by_itself_and_as_a_tree_is_taken() -> None:
+    """Once, whichever came first."""
+    found = debounce()
+    found.add("a", 100.0)
+    found.add("a", 100.0, is_tree=True)
+    found.add("b", 100.0, is_tree=True)
+    found.add("b", 100.0)
+    assert found.take(102.0) == (frozenset({"a", "b"}), False)
+
+
+@pytest.mark.parametrize("what", ["file", "tree", "all"])
+def test_every_kind_of_change_is_due_in_time(what: str) -> None:
+    """When it is quiet; where it never is, so long after the first one that was not taken."""
+    found = debounce()
+    for start in (100.0, 500.0):
+        for second in range(60):
+            if what == "all":
+                found.add_all(start + second)
+            else:
+                found.add("a", start + second, is_tree=what == "tree")
+            assert found.due_at() == min(start + second + QUIET, start + LATEST)
+        assert found.take(start + 60) == (frozenset() if what == "all" else frozenset({"a"}), what == "all")
+
+
+@pytest.mark.parametrize("last", ["file", "tree", "begin"])
+def test_the_longest_list(last: str) -> None:
+    """Files, directories and new names count; with one more of any of them, none is listed, then or later."""
+    found = debounce()
+    for number in range(3):
+        found.add(f"tree-{number}", 100.0, is_tree=True)
+        found.begin(f"new-{number}", 100.0)
+    for number in range(MOST_PATHS - 6):
+        found.add(f"file-{number}", 100.0)
+    paths, is_all = found.take(130.0)
+    assert (len(paths), is_all) == (MOST_PATHS, False)
+    for number in range(3):
+        found.add(f"tree-{number}", 200.0, is_tree=True)
+        found.begin(f"new-{number}", 200.0)
+    for number in range(MOST_PATHS - 6):
+        found.add(f"file-{number}", 200.0)
+    if last == "begin":
+        found.begin("last", 201.0)
+    else:
+        found.add("last", 201.0, is_tree=last == "tree")
+    found.begin("later", 202.0)
+    found.add("later", 202.0)
+    assert found.take(231.0) == (frozenset(), True)
+    assert found.due_at() is None
+
+
+def test_a_new_name_that_is_known_or_covered_waits_for_nothing() -> None:
+    """A file that is listed or is below a directory that is, or where everything is looked at."""
+    found = debounce()
+    found.add("a", 100.0)
+    found.add("t", 100.0, is_tree=True)
+    found.begin("a", 101.0)
+    found.begin("t/b", 101.0)
+    assert found.take(102.0) == (frozenset({"a", "t"}), False)
+    assert found.due_at() is None
+    found.add_all(200.0)
+    found.begin("c", 200.0)
+    assert found.take(202.0) == (frozenset(), True)
+    assert found.due_at() is None
 
 
 names = st.lists(st.sampled_from("abc"), min_size=1, max_size=4).map("/".join)
@@ -117,7 +182,7 @@ def test_whatever_is_reported_is_taken_in_time(found: list[tuple[str, str, float
         assert due_at is not None and due_at <= max(min(waiting.values()) + LATEST, now + QUIET)
     now += LATEST
     take()
-    assert not waiting and gathered.is_empty
+    assert not waiting and gathered.due_at() is None
 
 
 # -- change sets ------------------------------------------------------------------------------------------------------
@@ -134,6 +199,32 @@ def test_the_same_batch_has_the_same_task_however_often_it_is_sent() -> None:
         replace(changes, paths=frozenset(), is_scan=True),
     ]
     assert len({one.task_id for one in (changes, *others)}) == 4
+
+
+def test_the_id_of_a_batch_is_that_of_every_release() -> None:
+    """What was kept by the release before is sent as the same task."""
+    assert ChangeSet(moment=NOW, paths=frozenset({"b", "a"})).task_id == "media-2026-11-22T09:10:05Z-82209a9614"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"moment": "2026-11-22T09:10:05"},
+        {"moment": "yesterday"},
+        {"moment": 7},
+        {"paths": "a"},
+        {"paths": {"a": "b"}},
+        {"paths": ["a", 7]},
+        {"paths": None},
+    ],
+)
+def test_a_batch_of_another_form_is_none(change: dict[str, object]) -> None:
+    """Also one without a part of it."""
+    facts = ChangeSet(moment=NOW, paths=frozenset({"a"})).to_dict()
+    (name,) = change
+    for bad in ({**facts, **change}, {one: value for one, value in facts.items() if one != name}):
+        with pytest.raises((ValueError, TypeError, KeyError)):
+            ChangeSet.from_dict(bad)
 
 
 def test_a_scan_lists_nothing_and_a_batch_lists_what_has_changed() -> None:
@@ -154,11 +245,18 @@ def test_what_restores_keep_is_no_change() -> None:
 
 def test_the_repository_is_no_change_whatever_it_is_called_there(tmp_path: Path) -> None:
     """It is known by device and inode, so another way to it, such as a link, does not hide it."""
-    (tmp_path / "uploads" / "a" / "archives").mkdir(parents=True)
+    for name in ("a/before", "a/archives", "a/archives-old"):
+        (tmp_path / "uploads" / name).mkdir(parents=True)
     (tmp_path / "elsewhere").symlink_to(tmp_path / "uploads" / "a" / "archives")
     paths = ["a", "a/archives", "a/archives/.beat.json", "a/archives/x/y", "a/archives-old", "b/gone/file"]
-    left = without_repository(paths, str(tmp_path / "uploads"), tmp_path / "elsewhere")
-    assert left == {"a", "a/archives-old", "b/gone/file"}
+    others = ["a/before/one", "a/archives-old/one"]
+    left = without_repository([*paths, *others], str(tmp_path / "uploads"), tmp_path / "elsewhere")
+    assert left == {"a", "a/archives-old", "b/gone/file", *others}
+
+
+def test_a_repository_that_is_away_hides_nothing(tmp_path: Path) -> None:
+    """It is looked for again at the next change."""
+    assert without_repository(["a", "a/archives"], str(tmp_path), tmp_path / "a" / "archives") == {"a", "a/archives"}
 
 
 def test_names_that_are_not_text_are_looked_at_as_they_are(tmp_path: Path) -> None:
