@@ -130,11 +130,15 @@ class Watcher:
         """Run until the process ends."""
         self._outbox.recover()
         while True:
-            self._attend()
-            self._collect()
-            self._outbox.post()
-            self._show_life()
+            self.tick()
             self._wait()
+
+    def tick(self) -> None:
+        """Do whatever is due."""
+        self._attend()
+        self._collect()
+        self._outbox.post()
+        self._show_life()
 
     def _attend(self) -> None:
         """Make sure that the present uploads are being watched."""
