@@ -12,11 +12,19 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from beat.backoff import Memory, Outage
-from beat.due import Held, RepositoryFacts, ScheduledTask, Slot, due, last_slots, next_slots
+from beat.due import Held, RepositoryFacts, ScheduledTask, Slot, due, expression_of, last_slots, next_slots
 from beat.verify_rotation import day_of, to_verify
 from portal.ops.model import BackupType, FullUploads, VerifyLevel
 from portal.ops.settings.load import ScheduleSettings
-from worker.operations import BACKUP_FULL, DRILL_RESTORE, PRUNE_REPOSITORY, VERIFY_ARCHIVE, Operation
+from worker.operations import (
+    BACKUP_DATABASE,
+    BACKUP_FULL,
+    BACKUP_MEDIA,
+    DRILL_RESTORE,
+    PRUNE_REPOSITORY,
+    VERIFY_ARCHIVE,
+    Operation,
+)
 
 SCHEDULES = ScheduleSettings(
     full="0 2 * * *",
@@ -30,6 +38,7 @@ SCHEDULES = ScheduleSettings(
 NOW = datetime(2026, 11, 22, 9, 10, tzinfo=UTC)
 """A Sunday."""
 
+SECOND = timedelta(seconds=1)
 TODAY_FULL = datetime(2026, 11, 22, 2, tzinfo=UTC)
 THIS_HOUR = datetime(2026, 11, 22, 9, tzinfo=UTC)
 
@@ -90,9 +99,11 @@ def test_only_the_newest_missed_slot_of_each_kind_is_due() -> None:
 
 
 def test_a_slot_whose_archive_is_there_is_not_due() -> None:
-    """Its name is enough."""
+    """Its name is enough, whatever else is known of it."""
     slots = last_slots(ONLY_BACKUPS, NOW)
     assert not due(slots, RepositoryFacts(archives=tuple(own(slot) for slot in slots)), NOW, {})
+    nameless = tuple(replace(own(slot), name="".join(own(slot).name), type=None) for slot in slots)
+    assert not due(slots, RepositoryFacts(archives=nameless), NOW, {})
 
 
 @pytest.mark.parametrize(
@@ -118,8 +129,35 @@ def test_the_database_does_not_wait_for_ever_for_a_full_backup_that_fails() -> N
     """Uploads that are not mounted are no reason to lose the database too."""
     now = TODAY_FULL + timedelta(minutes=20)
     facts = RepositoryFacts(archives=(held(BackupType.FULL, TODAY_FULL - timedelta(days=1)),))
-    found = asked_for(facts, now, ONLY_BACKUPS, **{"full-2026-11-22T02:00Z": 2})
-    assert names(found) == ["full-2026-11-22T02:00Z", "database-2026-11-22T02:00Z"]
+    for times in (2, 3, 7):
+        found = asked_for(facts, now, ONLY_BACKUPS, **{"full-2026-11-22T02:00Z": times})
+        assert names(found) == ["full-2026-11-22T02:00Z", "database-2026-11-22T02:00Z"]
+    assert names(asked_for(facts, now, ONLY_BACKUPS, **{"full-2026-11-22T02:00Z": 1})) == ["full-2026-11-22T02:00Z"]
+
+
+def test_the_database_waits_for_the_full_backup_of_its_own_moment_alone() -> None:
+    """Whether that of another moment comes before or after; and nothing else waits with it."""
+    facts = RepositoryFacts(archives=(held(BackupType.FULL, NOW - timedelta(days=3)),))
+    for full in ("5 9 * * *", "55 8 * * *"):
+        found = asked_for(facts, schedules=replace(ONLY_BACKUPS, full=full))
+        assert [task.slot.schedule.setting for task in found] == ["full", "database"]
+    found = asked_for(facts, schedules=replace(SCHEDULES, full="0 9 * * *"))
+    assert [task.slot.schedule.setting for task in found] == ["full", "verify", "prune", "drill", "offsite_verify"]
+
+
+def test_an_archive_counts_from_the_moment_of_the_slot_until_now() -> None:
+    """Both of them included."""
+    for moment, due_then in ((THIS_HOUR, 0), (NOW, 0), (THIS_HOUR - SECOND, 1), (NOW + SECOND, 1)):
+        (slot,) = (slot for slot in last_slots(ONLY_BACKUPS, NOW) if slot.operation is BACKUP_DATABASE)
+        facts = RepositoryFacts(archives=(held(BackupType.DATABASE, moment),))
+        assert len(due([slot], facts, NOW, {})) == due_then
+
+
+def test_a_schedule_is_that_of_its_operation() -> None:
+    """What has none starts by itself never."""
+    assert expression_of(PRUNE_REPOSITORY, SCHEDULES) == "30 3 * * *"
+    assert expression_of(BACKUP_MEDIA, SCHEDULES) is None
+    assert Slot(operation=BACKUP_FULL, moment=NOW) == Slot(operation=BACKUP_FULL, moment=NOW, is_complete=False)
 
 
 def test_an_archive_from_a_time_to_come_satisfies_no_slot_but_its_own() -> None:
@@ -150,15 +188,17 @@ def test_prune_and_drill_are_due_until_one_has_ended_since_the_slot(operation: O
     old = RepositoryFacts(archives=(held(BackupType.FULL, NOW - timedelta(days=3)),))
     assert names(due([slot], old, NOW, {})) == [slot.task_id]
     assert not due([slot], replace(old, ended={operation: slot.moment + timedelta(minutes=1)}), NOW, {})
-    assert due([slot], replace(old, ended={operation: slot.moment - timedelta(minutes=1)}), NOW, {})
+    for ended, due_then in ((slot.moment - SECOND, 1), (slot.moment, 0), (NOW, 0), (NOW + SECOND, 1)):
+        assert len(due([slot], replace(old, ended={operation: ended}), NOW, {})) == due_then
 
 
 @pytest.mark.parametrize("operation", [PRUNE_REPOSITORY, DRILL_RESTORE])
 def test_prune_and_drill_wait_for_a_slot_after_the_first_archive(operation: Operation) -> None:
     """On the day of the installation there is nothing to remove, and no drill of last Sunday to make up for."""
     (slot,) = (slot for slot in last_slots(SCHEDULES, NOW) if slot.operation is operation)
-    young = RepositoryFacts(archives=(held(BackupType.FULL, slot.moment + timedelta(minutes=1)),))
-    assert not due([slot], young, NOW, {})
+    for late, due_then in ((SECOND, 0), (timedelta(0), 1)):
+        young = RepositoryFacts(archives=(held(BackupType.FULL, slot.moment + late),))
+        assert len(due([slot], young, NOW, {})) == due_then
 
 
 # -- verifications --------------------------------------------------------------------------------------------------
@@ -179,6 +219,47 @@ def test_a_look_at_the_checksum_alone_is_not_enough() -> None:
     archives = [held(BackupType.FULL, SLOT - DAY, "one")]
     found = {"one": Found(moment=SLOT - timedelta(hours=1), level=VerifyLevel.CHECKSUM)}
     assert to_verify(SLOT, archives, found, NOW)
+
+
+TURN = next(name for name in map(str, range(99)) if day_of(name) == SLOT.toordinal() % 7)
+OTHER = next(name for name in map(str, range(99)) if day_of(name) != SLOT.toordinal() % 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "moment", "is_due"),
+    [
+        (OTHER, SLOT - 6 * DAY, True),
+        (OTHER, SLOT - 6 * DAY + SECOND, False),
+        (TURN, SLOT - DAY, True),
+        (TURN, SLOT - DAY + SECOND, False),
+        (TURN, SLOT, False),
+        (OTHER, SLOT, False),
+        (OTHER, NOW, False),
+        (OTHER, NOW + SECOND, True),
+    ],
+)
+def test_when_an_archive_is_verified_again(name: str, moment: datetime, is_due: bool) -> None:
+    """On its day if a day has passed, on any after six; at once if the last time is still to come."""
+    archives = [held(BackupType.FULL, SLOT - 30 * DAY, name)]
+    assert bool(to_verify(SLOT, archives, {name: Found(moment=moment)}, NOW)) is is_due
+    checksum = {name: Found(moment=moment, level=VerifyLevel.CHECKSUM)}
+    assert bool(to_verify(SLOT, archives, checksum, NOW)) is not (SLOT <= moment <= NOW)
+    assert bool(to_verify(SLOT, archives, {name: Found(moment=moment, level=VerifyLevel.DUMP)}, NOW)) is is_due
+
+
+def test_new_archives_come_first_then_those_verified_longest_ago() -> None:
+    """Of two that were verified at one time, by name."""
+    archives = [held(BackupType.FULL, SLOT - 30 * DAY, name) for name in ("c", "b", "a", "new", "old")]
+    found = {name: Found(moment=SLOT - 8 * DAY) for name in "abc"} | {"old": Found(moment=SLOT - 9 * DAY)}
+    assert [one.name for one in to_verify(SLOT, archives, found, NOW)] == ["new", "old", "a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("moment", "is_there"), [(SLOT, True), (SLOT + SECOND, False), (NOW, False), (NOW + SECOND, True)]
+)
+def test_an_archive_waits_for_the_slot_after_it(moment: datetime, is_there: bool) -> None:
+    """One from a time to come, made with a wrong clock, would wait for too long."""
+    assert bool(to_verify(SLOT, [held(BackupType.FULL, moment, "one")], {}, NOW)) is is_there
 
 
 @given(st.integers(0, 60), st.lists(st.booleans(), min_size=21, max_size=21))

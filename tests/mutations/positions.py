@@ -64,7 +64,7 @@ def _is_call(node: Any) -> bool:
 def mutations(path: Path) -> dict[Span, list[Mutation]]:
     """Every mutation of a module, by its place."""
     tree = get_ast_from_path(path)
-    idle = _idle(path)
+    idle = _idle(path) + [(leaf.start_pos, leaf.end_pos) for leaf in ast_nodes(tree) if _is_marker(leaf)]
     found: defaultdict[Span, list[Mutation]] = defaultdict(list)
     for operator in _operators():
         spans = (span for node in ast_nodes(tree) for span in operator.mutation_positions(node))
@@ -72,6 +72,11 @@ def mutations(path: Path) -> dict[Span, list[Mutation]]:
             if not any(first <= start and end <= last for first, last in idle):
                 found[start, end].append(Mutation(operator=operator, occurrence=occurrence))
     return dict(sorted(found.items()))
+
+
+def _is_marker(node: Any) -> bool:
+    """Whether it is the `*` before parameters that are given by name."""
+    return bool(node.type == "operator" and node.value == "*" and node.parent.type == "parameters")
 
 
 def _operators() -> Iterator[Any]:
@@ -97,6 +102,8 @@ def _idle(path: Path) -> list[Span]:
             hints = [node]
         elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("cast", "TypeVar"):
             hints = list(node.args)
+        elif isinstance(node, ast.ClassDef) and any(getattr(base, "id", "") == "Protocol" for base in node.bases):
+            hints = [node]
         elif isinstance(node, ast.ClassDef):
             hints = [one for one in node.decorator_list if isinstance(one, ast.Call)]  # frozen, keyword-only
         found += [_span(hint) for hint in hints if hint is not None]

@@ -100,9 +100,9 @@ TARGETS: Final = (
         "worker-gate",
         "worker",
         "signing keys authorization moments arguments delivery rejections gate allowed_paths",
-        "worker/test_gate worker/test_arguments worker/test_allowed_paths worker/test_signing worker/test_authorization "
-        "worker/test_moments worker/test_delivery worker/test_keys repository/test_sync_order "
-        "worker/test_hostile_broker worker/test_worker_tasks",
+        "worker/test_gate worker/test_arguments worker/test_allowed_paths worker/test_signing "
+        "worker/test_authorization worker/test_moments worker/test_delivery worker/test_keys "
+        "repository/test_sync_order worker/test_hostile_broker worker/test_worker_tasks",
     ),
     _of(
         "worker-tasks",
@@ -115,7 +115,7 @@ TARGETS: Final = (
         "beat",
         "beat",
         "due verify_rotation backoff loop heartbeat repository_facts",
-        "beat/test_due beat/test_missing_copies beat/test_beat",
+        "beat/test_due beat/test_heartbeat beat/test_beat_loop beat/test_missing_copies beat/test_beat",
     ),
     _of(
         "watcher",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -28,7 +29,10 @@ def check(operation: Operation, moment: datetime, requester: Requester) -> None:
         (BACKUP_DATABASE, Requester.BEAT, SIGNED.replace(hour=8, minute=0)),
         (BACKUP_FULL, Requester.COMMAND, SIGNED - timedelta(hours=2)),
         (BACKUP_FULL, Requester.COMMAND, SIGNED + timedelta(minutes=4)),
+        (BACKUP_FULL, Requester.COMMAND, SIGNED - timedelta(hours=23)),
+        (BACKUP_DATABASE, Requester.FLOWER, SIGNED - timedelta(hours=3)),
         (BACKUP_MEDIA, Requester.WATCHER, SIGNED - timedelta(days=6)),
+        (BACKUP_MEDIA, Requester.BEAT, SIGNED - timedelta(days=6)),
     ],
 )
 def test_what_could_have_been_sent_is_done(operation: Operation, requester: Requester, moment: datetime) -> None:
@@ -61,7 +65,17 @@ def test_how_long_a_request_may_wait(requester: Requester) -> None:
         check(BACKUP_MEDIA, SIGNED - longest - timedelta(minutes=1), requester)
 
 
+def test_what_beat_sent_before_its_schedule_was_turned_off_is_done() -> None:
+    """Within a week: there is no slot any more that would say more."""
+    off = replace(SCHEDULES, full=None)
+    check_moment(BACKUP_FULL, SIGNED - timedelta(days=7), Requester.BEAT, SIGNED, off)
+    with pytest.raises(RefusedError, match="does not hold"):
+        check_moment(BACKUP_FULL, SIGNED - timedelta(days=7, seconds=1), Requester.BEAT, SIGNED, off)
+
+
 def test_the_future_is_refused() -> None:
-    """It would be the newest archive until then."""
-    with pytest.raises(RefusedError, match="to come"):
-        check(BACKUP_FULL, SIGNED + timedelta(hours=1), Requester.BEAT)
+    """It would be the newest archive until then; clocks may differ by five minutes."""
+    check(BACKUP_FULL, SIGNED + timedelta(minutes=5), Requester.BEAT)
+    for late in (timedelta(minutes=5, seconds=1), timedelta(hours=1)):
+        with pytest.raises(RefusedError, match="to come"):
+            check(BACKUP_FULL, SIGNED + late, Requester.BEAT)
