@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from portal.ops.model import SUFFIX
+from portal.ops.repository.catalogue import Catalogue
+from portal.ops.repository.repository import Repository
 from tests.support.bad_disk import BLOCK_BYTES, bad_disk
 from tests.support.restores import mounted
 
@@ -33,3 +35,15 @@ def test_the_archive_is_named_and_the_process_lives(offsite: Offsite, settings: 
         result = offsite.copy(archive.name.removesuffix(SUFFIX), again=True, **settings)
     assert f"cannot read {archive}: input/output error" in str(result.error)
     assert commits(offsite) == before
+
+
+def test_the_others_are_copied(offsite: Offsite) -> None:
+    """An archive that cannot be read to its end keeps none of the others on the machine."""
+    other = offsite.uploads.base().backup_id
+    (archive,) = (one for one in offsite.uploads.archives.glob(f"*{SUFFIX}") if not one.name.startswith(other))
+    list(Catalogue(Repository(offsite.uploads.archives)).entries())  # which knows it from now on
+    disk = bad_disk(offsite.directory / "disk-of-it", archive.name, archive.read_bytes(), good_blocks=300)
+    with disk as bad, mounted(archive, bad):
+        result = offsite.copy()
+    assert f"cannot read {archive}: input/output error" in str(result.error)
+    assert [name for _, name in result.copied] == [other]

@@ -14,7 +14,6 @@ import pytest
 
 from portal.ops.errors import BusyError, ConfigurationError, IdentityError, NotIntactError, StoreUnreachableError
 from portal.ops.model import SUFFIX
-from portal.ops.offsite.config import OffsiteConfig
 from portal.ops.offsite.copy import CopyJob
 from portal.ops.offsite.layout import segment_bytes_for
 from portal.ops.offsite.ledger import Ledger
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from demo.object_store import EmbeddedObjectStore
-    from portal.ops.settings.destination import Destination
     from portal.ops.storage.backend import Backend
     from tests.support.offsite import Offsite
 
@@ -41,16 +39,9 @@ def archive_of(offsite: Offsite) -> Path:
     return path
 
 
-def with_store(offsite: Offsite, wrap: object) -> CopyJob:
+def with_store(offsite: Offsite, wrap: Callable[[Backend], Backend]) -> CopyJob:
     """A copy whose store is another one."""
-
-    class Config(OffsiteConfig):
-        def open(self, destination: Destination, *, is_writing: bool = False) -> Backend:
-            return wrap(super().open(destination, is_writing=is_writing))  # type: ignore[operator,no-any-return]
-
-    given = offsite.config()
-    config = Config(**{name: getattr(given, name) for name in given.__dataclass_fields__})
-    return CopyJob(config, policy())
+    return CopyJob(offsite.through(wrap), policy())
 
 
 class TestCopy:

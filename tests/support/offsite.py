@@ -21,8 +21,10 @@ from portal.ops.storage.age_keys import generate
 from tests.support.incrementals import Uploads
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+    from portal.ops.settings.destination import Destination
     from portal.ops.settings.load import Settings
     from portal.ops.storage.backend import Backend
 
@@ -49,6 +51,16 @@ class Offsite:
     def config(self, **changes: str) -> OffsiteConfig:
         """What is copied where."""
         return replace(OffsiteConfig.from_settings(self.settings(**changes)), lock_timeout=0.5)
+
+    def through(self, wrap: Callable[[Backend], Backend], **changes: str) -> OffsiteConfig:
+        """What is copied where, with another store in front of the real one."""
+
+        class Config(OffsiteConfig):
+            def open(self, destination: Destination, *, is_writing: bool = False) -> Backend:
+                return wrap(super().open(destination, is_writing=is_writing))
+
+        given = self.config(**changes)
+        return Config(**{name: getattr(given, name) for name in given.__dataclass_fields__})
 
     def copy(self, archive: str | None = None, *, again: bool = False, **changes: str) -> CopyResult:
         """Copy what is missing; the result, whatever it is."""

@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from demo.object_store import ADMINISTRATOR, Account, EmbeddedObjectStore
-from portal.ops.errors import StoreUnreachableError
+from portal.ops.errors import StoreDeniedError, StoreUnreachableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -203,6 +203,38 @@ class Lying(Unsteady):
         kept = self._keeps(bytes(data)) if self._is_victim(name) else data
         if kept is not None:
             super().put(name, kept, sha256)
+
+
+class Refusing(Unsteady):
+    """A store that refuses some requests and carries out all others.
+
+    Arguments:
+        real: the store behind it.
+        refuses: asked with the request's kind and the object's name.
+    """
+
+    def __init__(self, real: Backend, refuses: Callable[[str, str], bool]) -> None:
+        super().__init__(real, lambda _: False)
+        self._refuses = refuses
+
+    def put(self, name: str, data: Data, sha256: str) -> None:
+        """Store, unless refused."""
+        self._check("put", name)
+        super().put(name, data, sha256)
+
+    def read(self, name: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """Read, unless refused."""
+        self._check("read", name)
+        return super().read(name, start, length)
+
+    def delete(self, name: str) -> None:
+        """Delete, unless refused."""
+        self._check("delete", name)
+        super().delete(name)
+
+    def _check(self, what: str, name: str) -> None:
+        if self._refuses(what, name):
+            raise StoreDeniedError(f"{self.shown}/{name} refused the request", hint="Look at the store.")
 
 
 def _broken() -> StoreUnreachableError:

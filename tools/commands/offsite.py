@@ -108,8 +108,8 @@ def tell(result: Mapping[str, Any]) -> None:
         say(line)
     for warning in result.get("warnings", ()):
         warn(warning)
-    if result.get("error"):
-        say_error(result["error"])
+    for error in result.get("errors") or filter(None, [result.get("error")]):
+        say_error(error)
     print_result(result)
 
 
@@ -137,7 +137,7 @@ def _list(arguments: argparse.Namespace, settings: Settings, _show: Callable[[St
     config = OffsiteConfig.from_settings(settings)
     opening = _opening(settings, arguments.as_of)
     copies: list[dict[str, Any]] = []
-    damaged: list[str] = []
+    damaged: dict[str, str] = {}
     foreign: list[str] = []
     for destination in config.require_destinations():
         backend = opening(destination)
@@ -146,17 +146,17 @@ def _list(arguments: argparse.Namespace, settings: Settings, _show: Callable[[St
         finally:
             backend.close()
         copies += (listed(commit, found.shown) for commit in found.commits)
-        damaged += found.damaged
+        damaged |= found.damaged
         foreign += found.foreign
     copies.sort(key=lambda one: (one["timestamp"], one["copy"]), reverse=True)
     _show_copies(copies)
-    for stem in damaged:
-        warn(f"the commit of {stem} is invalid")
+    for stem, why in damaged.items():
+        warn(f"the copy {stem} cannot be used: {why}")
     for stem in foreign:
         warn(f"the copy {stem} was not made by this repository: its signature is missing or another's")
     if not copies:
         say("there is no copy yet; 'backup.sh offsite copy' makes the first one")
-    print_listing("copies", iter(copies), success=not damaged, damaged=damaged, foreign=foreign)
+    print_listing("copies", iter(copies), success=not damaged, damaged=list(damaged), foreign=foreign)
     return 4 if damaged else 0
 
 
@@ -217,18 +217,20 @@ def verify_copy(settings: Settings, show: Callable[[Step], None], name: str | No
     policy = offsite_policy(BackupConfig.from_settings(settings).retention, settings.offsite.rules)
     job = OffsiteVerifyJob(OffsiteConfig.from_settings(settings), policy, progress=show, **known(settings))
     found = job.run(name, VerifyLevel(level))
-    if found.intact:
+    damages = [f"{one.stem}: {damage}" for one in found.findings for damage in one.damages]
+    if not damages:
         say(found.message)
     else:
-        damages = [f"{one.stem}: {damage}" for one in found.findings for damage in one.damages]
         hint = (
             "Take another copy: 'offsite list' shows them; with versions, 'offsite list --as-of TIME' finds older ones."
         )
         say_error("copies are damaged", damages, hint)
+    for error in dict.fromkeys(map(str, found.faults)):
+        say_error(error)
     if any(one.is_downloaded for one in found.findings) and level == "checksum":
         say("note: a store keeps no SHA-256 of its own, so copies were read for that")
     print_result(found.to_dict())
-    return 0 if found.intact else 4
+    return found.exit_code
 
 
 def _fetch(arguments: argparse.Namespace, settings: Settings, show: Callable[[Step], None]) -> int:
@@ -261,8 +263,8 @@ def _prune(arguments: argparse.Namespace, settings: Settings, _show: Callable[[S
         say(f"spared: {spared}")
     for warning in result.warnings:
         warn(warning)
-    if result.error:
-        say_error(result.error)
+    for error in result.errors:
+        say_error(error)
     what = (
         f"{len(result.removed)} {'copy' if len(result.removed) == 1 else 'copies'}, {human_bytes(result.freed_bytes)}"
     )

@@ -41,7 +41,8 @@ def verify(request: TaskRequest) -> Outcome:
     job = OffsiteVerifyJob(config, policy, progress=request.progress, **request.known(arguments))
     level = word(VerifyLevel, arguments.level)
     found = job.run(arguments.archive, level) if arguments.archive else job.run_rotation(level)
-    return Outcome(result=found.to_dict() | {EXIT_CODE: 0 if found.intact else 4}, success=found.intact)
+    retryable = any(fault.retryable for fault in found.faults)
+    return Outcome(result=found.to_dict() | {EXIT_CODE: found.exit_code}, success=found.intact, retryable=retryable)
 
 
 def prune(request: TaskRequest) -> Outcome:
@@ -50,8 +51,9 @@ def prune(request: TaskRequest) -> Outcome:
     policy = BackupConfig.from_settings(request.settings).retention
     job = OffsitePruneJob(OffsiteConfig.from_settings(request.settings), policy, **request.known(arguments))
     result = job.run(dry_run=arguments.dry_run)
-    retryable = bool(result.faults) and all(fault.retryable for fault in result.faults)
-    return Outcome(result=result.to_dict() | {EXIT_CODE: result.exit_code}, success=result.success, retryable=retryable)
+    return Outcome(
+        result=result.to_dict() | {EXIT_CODE: result.exit_code}, success=result.success, retryable=result.retryable
+    )
 
 
 def archive_at_hand(request: TaskRequest, arguments: Arguments, archive: str) -> str:

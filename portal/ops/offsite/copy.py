@@ -4,7 +4,8 @@
     choose    select complete archives of the configured types that the off-site rules keep, parents first
     send      send each of them (`sending`)
 
-A failure at one destination does not affect the others, or the next attempt.
+A failure at one destination does not affect the others, or the next attempt. Nor does an archive that cannot be copied:
+the others are, except those that need it (ADR 206).
 """
 
 from __future__ import annotations
@@ -14,8 +15,17 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from portal.ops.errors import ArchiveAbsentError, BusyError, ConfigurationError, OpsError
-from portal.ops.model import FORMAT_VERSION
+from portal.ops.errors import (
+    ArchiveAbsentError,
+    BusyError,
+    ConfigurationError,
+    OpsError,
+    StorageError,
+    StoreFullError,
+    StoreUnreachableError,
+)
+from portal.ops.hints import Advice
+from portal.ops.model import FORMAT_VERSION, SUFFIX
 from portal.ops.offsite.absent import Absent, entry_of
 from portal.ops.offsite.beside import archive_beside
 from portal.ops.offsite.layout import Stem, stem_of_commit
@@ -61,16 +71,13 @@ class CopyResult(DestinationsResult):
     Arguments:
         copied: the copies made: destination and archive.
         missing: archives without a copy, by destination.
+        failed: the archives that could not be copied: destination and archive.
     """
 
     copied: tuple[tuple[str, str], ...] = ()
     stored_bytes: int = 0
     missing: dict[str, tuple[str, ...]] = field(default_factory=dict)
-
-    @property
-    def retryable(self) -> bool:
-        """True if a retry can help."""
-        return bool(self.faults) and all(fault.retryable for fault in self.faults)
+    failed: tuple[tuple[str, str], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The result as types of JSON."""
@@ -79,8 +86,10 @@ class CopyResult(DestinationsResult):
             "copied": [{"destination": place, "backup_id": name} for place, name in self.copied],
             "stored_bytes": self.stored_bytes,
             "missing": {place: list(names) for place, names in self.missing.items()},
+            "failed": [{"destination": place, "backup_id": name} for place, name in self.failed],
             "warnings": list(self.warnings),
             "error": self.error,
+            "errors": list(self.errors),
             "duration_seconds": round(self.duration_seconds, 3),
             "format_version": FORMAT_VERSION,
         }
@@ -91,14 +100,47 @@ class _Done:
     """The copies made to one destination so far.
 
     Arguments:
+        failed: the archives that could not be copied, with the reasons.
         is_logged: whether the access log has the failure already.
+        has_store_failed: whether the store refused the last archive.
     """
 
     missing: list[Entry]
     copied: list[CopyRecord] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    failed: dict[str, OpsError] = field(default_factory=dict)
     faults: list[OpsError] = field(default_factory=list)
     is_logged: bool = False
+    has_store_failed: bool = False
+
+    @contextmanager
+    def attempt(self, name: str) -> Iterator[None]:
+        """Note the failure of one archive, so that the others are still copied.
+
+        Raises:
+            StorageError: the store is away or full, or refuses a second archive in a row, so the others would fail too.
+        """
+        self.is_logged = True
+        try:
+            yield
+        except OpsError as error:
+            self.failed[name] = error
+            is_storage = isinstance(error, StorageError)
+            is_over = isinstance(error, StoreUnreachableError | StoreFullError) or self.has_store_failed
+            if is_storage and is_over:
+                raise
+            self.has_store_failed = is_storage
+            self.faults.append(error)
+        else:
+            self.has_store_failed = False
+
+    def refuse_orphan(self, entry: Entry) -> None:
+        """Raise an error for an archive that needs one that could not be copied, of the same class as that error."""
+        if entry.parent is not None and (fault := self.failed.get(entry.parent)):
+            raise type(fault)(
+                f"{entry.name} was not copied: it needs {entry.parent}, which could not be copied",
+                hint=f"If that archive cannot be repaired, make a full backup with {Advice.BACK_UP_FULL}.",
+            )
 
 
 class CopyJob:
@@ -218,6 +260,7 @@ class CopyJob:
             so_far,
             copied=(*so_far.copied, *((destination.shown, record.stem.backup_id) for record in done.copied)),
             stored_bytes=so_far.stored_bytes + sum(record.stored_bytes for record in done.copied),
+            failed=(*so_far.failed, *((destination.shown, name) for name in done.failed)),
             missing={**so_far.missing, destination.shown: tuple(entry.name for entry in done.missing)},
             warnings=(*so_far.warnings, *done.warnings),
             faults=(*so_far.faults, *done.faults),
@@ -235,7 +278,7 @@ class CopyJob:
         *,
         again: bool,
     ) -> None:
-        """Copy archives one after the other and note each; after an error, the rest stays missing."""
+        """Copy archives one after the other and note each; if the store fails, the rest stays missing."""
         with closing(self._config.open(destination, is_writing=True)) as backend:
             known = ledger.copies()
             # Without key and signers, existing copies count as ours; from now on, only signed ones do.
@@ -252,12 +295,17 @@ class CopyJob:
             sizes = [*(entry.size for entry in done.missing), *(2 * commit.archive_size for commit in afar)]
             sender = self._sender(backend, ledger, recipients, sum(sizes), key, trust)
             for entry in list(done.missing):
-                done.is_logged = True
-                done.copied.append(self._copy(sender, entry, destination, again=again))
-                done.missing.remove(entry)
+                if self._is_gone(entry):
+                    done.missing.remove(entry)
+                    continue
+                with done.attempt(entry.name), self._sent(sender, entry.name, destination) as take:
+                    if entry.parent not in there:
+                        done.refuse_orphan(entry)
+                    done.copied.append(take(self._copy(sender, entry, again=again)))
+                    done.missing.remove(entry)
             for commit in afar:
-                done.is_logged = True
-                done.copied.append(self._copy_anew(sender, commit, destination))
+                with done.attempt(commit.backup_id), self._sent(sender, commit.backup_id, destination) as take:
+                    done.copied.append(take(self._copy_anew(sender, commit)))
 
     def _sender(
         self,
@@ -282,22 +330,30 @@ class CopyJob:
             advance=meter.advance,
         )
 
-    def _copy(self, sender: Sender, entry: Entry, destination: Destination, *, again: bool) -> CopyRecord:
-        """Copy one archive, and write a line to the access log."""
-        with self._sent(sender, entry.name, destination) as take:
-            archive = self._repository.find(f"{entry.name}")
-            with archive_lock(archive.path, self._config.lock_timeout):
-                try:
-                    commit = sender.send(archive, entry, again=again)
-                except AlreadyCopiedError as there:
-                    commit = there.commit
-            return take(commit)
+    def _is_gone(self, entry: Entry) -> bool:
+        """True if an archive was removed while others were copied, such as by a prune.
 
-    def _copy_anew(self, sender: Sender, commit: Commit, destination: Destination) -> CopyRecord:
+        Raises:
+            RepositoryAbsentError: the whole repository is gone.
+        """
+        if (self._repository.path / f"{entry.name}{SUFFIX}").exists():
+            return False
+        self._repository.refuse_absent()
+        return True
+
+    def _copy(self, sender: Sender, entry: Entry, *, again: bool) -> Commit:
+        """Copy one archive."""
+        archive = self._repository.find(f"{entry.name}")
+        with archive_lock(archive.path, self._config.lock_timeout):
+            try:
+                return sender.send(archive, entry, again=again)
+            except AlreadyCopiedError as there:
+                return there.commit
+
+    def _copy_anew(self, sender: Sender, commit: Commit) -> Commit:
         """Copy an archive of which only a copy is left, for the present recipients."""
-        beside = archive_beside(self._config, self._repository, sender.backend, commit, sender.advance)
-        with self._sent(sender, commit.backup_id, destination) as take, beside as path:
-            return take(sender.send(self._repository.find(path), entry_of(commit), again=True))
+        with archive_beside(self._config, self._repository, sender.backend, commit, sender.advance) as path:
+            return sender.send(self._repository.find(path), entry_of(commit), again=True)
 
     @contextmanager
     def _sent(self, sender: Sender, name: str, destination: Destination) -> Iterator[Callable[[Commit], CopyRecord]]:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from portal.ops.errors import ConfigurationError, NotIntactError, ObjectAbsentError
+from portal.ops.errors import (
+    ConfigurationError,
+    NotIntactError,
+    ObjectAbsentError,
+    StorageError,
+    StoreUnreachableError,
+)
 from portal.ops.model import BackupId, timestamp
 from portal.ops.offsite.commit import MOST_BYTES, Commit
 from portal.ops.offsite.layout import Stem, parse_stem, stem_of_commit
@@ -39,13 +45,13 @@ class Listing:
     Arguments:
         shown: the destination's name.
         commits: one for each copy; several copies of an archive are sorted newest first.
-        damaged: stems with invalid commits.
+        damaged: stems with commits that are invalid or cannot be read, each with the reason.
         foreign: stems of copies by others, which are not among the commits.
     """
 
     shown: str
     commits: tuple[Commit, ...]
-    damaged: tuple[str, ...] = ()
+    damaged: Mapping[str, str] = field(default_factory=dict)
     foreign: tuple[str, ...] = ()
 
     def newest(self) -> dict[str, Commit]:
@@ -84,9 +90,10 @@ class Listing:
 
     def _refuse_bad(self, name: str) -> None:
         """Raise an error if the only such copies are damaged or foreign."""
-        for stems, what, hint in ((self.foreign, FOREIGN, _SIGNER_HINT), (self.damaged, _CHANGED, _OTHER_HINT)):
+        bad = {**self.damaged, **dict.fromkeys(self.foreign, FOREIGN)}
+        for stems, hint in ((self.foreign, _SIGNER_HINT), (self.damaged, _OTHER_HINT)):
             if found := [stem for stem in stems if name == LATEST or (name and stem.startswith(name))]:
-                raise NotIntactError(f"the copy {found[0]} in {self.shown} is not used: {what}", hint=hint)
+                raise NotIntactError(f"the copy {found[0]} in {self.shown} is not used: {bad[found[0]]}", hint=hint)
 
     def line_of(self, commit: Commit) -> tuple[Commit, ...]:
         """The copies that an archive needs, its base first and its own last.
@@ -131,37 +138,71 @@ def list_copies(backend: Backend, name: str | None = None, trust: Trust | None =
         trust: whose copies to use; by default everyone's.
 
     Raises:
-        StorageError: the store cannot be listed.
+        StorageError: the store cannot be listed, or no commit can be read.
     """
     stems = list(commit_stems(backend))
     wanted = _wanted_ids(stems, name)
-    commits: list[Commit] = []
-    damaged: list[str] = []
-    foreign: list[str] = []
+    commits = _Commits(backend, trust)
     read: set[str] = set()
     while wanted:
         ids, wanted = wanted - read, set()
         for stem in (stem for stem in stems if stem.backup_id in ids):
-            try:
-                commit = _read(backend, stem)
-            except NotIntactError as error:
-                log.warning("offsite_commit_damaged", stem=str(stem), error=error.message)
-                damaged.append(str(stem))
-                continue
-            except ObjectAbsentError:
-                continue  # removed meanwhile
-            if trust is not None and not trust.accepts(commit):
-                log.warning("offsite_copy_foreign", stem=str(stem), signer=commit.signer)
-                foreign.append(str(stem))
-                continue
-            commits.append(commit)
-            if commit.parent and commit.parent not in read | ids:
+            commit = commits.read(stem)
+            if commit and commit.parent and commit.parent not in read | ids:
                 wanted.add(commit.parent)
         read |= ids
-        if name == LATEST and not (commits or damaged or wanted):
+        if name == LATEST and not (commits.found or commits.damaged or wanted):
             wanted = {stem.backup_id for stem in stems} - read  # the newest is foreign: ``latest`` is another one
-    commits.sort(key=lambda commit: (commit.moment, commit.copied, commit.backup_id), reverse=True)
-    return Listing(shown=backend.shown, commits=tuple(commits), damaged=tuple(damaged), foreign=tuple(foreign))
+    return commits.listing()
+
+
+class _Commits:
+    """Reads the commits of a destination, and sorts out those that cannot be used."""
+
+    def __init__(self, backend: Backend, trust: Trust | None) -> None:
+        self._backend = backend
+        self._trust = trust
+        self.found: list[Commit] = []
+        self.damaged: dict[str, str] = {}
+        self._foreign: list[str] = []
+        self._refusals: list[StorageError] = []
+
+    def read(self, stem: Stem) -> Commit | None:
+        """Read a commit; None if it cannot be used, or was removed meanwhile."""
+        try:
+            commit = _read(self._backend, stem)
+        except ObjectAbsentError:
+            return None
+        except NotIntactError as error:
+            log.warning("offsite_commit_damaged", stem=str(stem), error=error.message)
+            self.damaged[str(stem)] = _CHANGED
+            return None
+        except StoreUnreachableError:
+            raise
+        except StorageError as error:  # such as one in a storage class from which it must be restored first
+            log.warning("offsite_commit_unreadable", stem=str(stem), error=error.message)
+            self.damaged[str(stem)] = f"its commit cannot be read: {error.message}"
+            self._refusals.append(error)
+            return None
+        if self._trust is not None and not self._trust.accepts(commit):
+            log.warning("offsite_copy_foreign", stem=str(stem), signer=commit.signer)
+            self._foreign.append(str(stem))
+            return None
+        self.found.append(commit)
+        return commit
+
+    def listing(self) -> Listing:
+        """Everything that was read.
+
+        Raises:
+            StorageError: the store refused every commit.
+        """
+        if self._refusals and not self.found and not self._foreign:
+            raise self._refusals[0]
+        commits = sorted(self.found, key=lambda one: (one.moment, one.copied, one.backup_id), reverse=True)
+        return Listing(
+            shown=self._backend.shown, commits=tuple(commits), damaged=self.damaged, foreign=tuple(self._foreign)
+        )
 
 
 def _wanted_ids(stems: Sequence[Stem], name: str | None) -> set[str]:

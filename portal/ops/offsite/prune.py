@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from portal.ops.errors import OpsError, StoreDeniedError
+from portal.ops.errors import ObjectAbsentError, OpsError, StoreDeniedError
 from portal.ops.model import FORMAT_VERSION
 from portal.ops.offsite.absent import entry_of
 from portal.ops.offsite.layout import parse_stem
@@ -78,6 +78,7 @@ class OffsitePruneResult(DestinationsResult):
             "wal_removed": len(self.wal),
             "warnings": list(self.warnings),
             "error": self.error,
+            "errors": list(self.errors),
             "duration_seconds": round(self.duration_seconds, 3),
             "format_version": FORMAT_VERSION,
         }
@@ -169,7 +170,9 @@ class OffsitePruneJob:
             listing = list_copies(backend, trust=Trust.of(self._config, destination))
             decided = plan([entry_of(commit) for commit in listing.newest().values()], self._policy, self._clock())
             builder.warnings += decided.warnings
-            builder.warnings += (f"the commit {stem} in {destination.shown} is invalid" for stem in listing.damaged)
+            builder.warnings += (
+                f"the copy {stem} in {destination.shown} is left there: {why}" for stem, why in listing.damaged.items()
+            )
             builder.warnings += (
                 f"the copy {stem} in {destination.shown} was not made by this repository; it is left there"
                 for stem in listing.foreign
@@ -227,33 +230,51 @@ class OffsitePruneJob:
         return [*ruled_out, *(commit for commit in replaced if commit not in ruled_out)]
 
     def _remove(self, backend: Backend, destination: Destination, gone: list[Commit], builder: _ResultBuilder) -> None:
+        """Remove copies; one that cannot be removed is spared, with all that it needs.
+
+        Raises:
+            StoreDeniedError: the credentials do not permit any removal.
+            StoreUnreachableError: the store does not answer.
+        """
         needed_by_spared: set[str] = set()
+        denied: list[StoreDeniedError] = []
+        count = 0
         for commit in gone:
             if commit.backup_id in needed_by_spared:
-                builder.spared.append(f"{commit.stem}: a locked copy needs it")
-            elif why := self._removed(backend, commit):
-                builder.spared.append(f"{commit.stem}: {why}")
+                why = "a spared copy needs it"
             else:
+                why = self._removed(backend, commit, denied)
+            if not why:
+                count += 1
                 builder.removed.append((destination.shown, str(commit.stem)))
                 builder.freed_bytes += commit.stored_bytes
                 log.info("offsite_copy_removed", stem=str(commit.stem), destination=destination.shown)
                 continue
+            builder.spared.append(f"{commit.stem}: {why}")
             needed_by_spared |= {name for name in (commit.parent, commit.base) if name}
+        if denied and not count:
+            raise denied[0]
         ledger = Ledger(self._repository, destination)
         if ledger.directory.exists() and ledger.can_be_kept:
             stems = {stem for place, stem in builder.removed if place == destination.shown}
             ledger.replace(one for one in ledger.copies().values() if str(one.stem) not in stems)
 
-    def _removed(self, backend: Backend, commit: Commit) -> str:
-        """Remove a copy; return a reason if it is locked.
+    def _removed(self, backend: Backend, commit: Commit, denied: list[StoreDeniedError]) -> str:
+        """Remove a copy; return a reason if it is locked or the store refuses.
 
-        Raises:
-            StoreDeniedError: the credentials do not permit any removal.
+        Arguments:
+            denied: receives the store's refusal.
         """
-        until = backend.head(commit.stem.commit).locked_until
-        if until is not None and until > self._clock():
-            return f"it is locked until {until:%Y-%m-%d}"
-        backend.delete(commit.stem.commit)  # the copy is gone now; the rest is cleaning up
+        try:
+            until = backend.head(commit.stem.commit).locked_until
+            if until is not None and until > self._clock():
+                return f"it is locked until {until:%Y-%m-%d}"
+            backend.delete(commit.stem.commit)  # the copy is gone now; the rest is cleaning up
+        except ObjectAbsentError:
+            pass  # another prune has removed it
+        except StoreDeniedError as error:
+            denied.append(error)
+            return error.message
         for one in list(backend.list(commit.stem.directory)):
             try:
                 backend.delete(one.name)

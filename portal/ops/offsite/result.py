@@ -28,11 +28,21 @@ class DestinationsResult:
         return not self.faults
 
     @property
+    def retryable(self) -> bool:
+        """True if a retry can help with one of the errors: what has succeeded is not done again."""
+        return any(fault.retryable for fault in self.faults)
+
+    @property
     def exit_code(self) -> int:
         """The exit code for a program."""
         return self.faults[0].exit_code if self.faults else 0
 
     @property
+    def errors(self) -> tuple[str, ...]:
+        """Each error with its hint."""
+        return tuple(dict.fromkeys(map(str, self.faults)))
+
+    @property
     def error(self) -> str | None:
-        """The error with its hint."""
-        return "\n".join(dict.fromkeys(map(str, self.faults))) or None
+        """All errors with their hints."""
+        return "\n".join(self.errors) or None

@@ -8,6 +8,8 @@
     check     compare the archive's digest with its sidecar
     commit    store the commit last, and only if there is none
 
+An archive that turned out to be damaged is hashed before it is sent again, so that no attempt leaves new segments.
+
 Nothing that was sent is overwritten or deleted. If an unknown object has a name of this copy, the copy starts again
 under the next stem, and `prune` removes the remains.
 """
@@ -21,7 +23,7 @@ import queue
 import threading
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Self
 
 from portal.ops.chains.lineage import read_manifest
@@ -32,7 +34,7 @@ from portal.ops.offsite.layout import Stem, segment_bytes_for
 from portal.ops.offsite.wal import wal_start
 from portal.ops.repository.faults import explain
 from portal.ops.repository.records import ENVELOPE
-from portal.ops.repository.sidecar import read_sidecar
+from portal.ops.repository.sidecar import file_digest, read_sidecar
 from portal.ops.runtime.logs import engine_log
 from portal.ops.storage.backend import read_all
 from portal.ops.storage.encryption import BUFFERS, Encryptor, Sealed
@@ -62,7 +64,11 @@ class TakenError(Exception):
 
 @dataclass(kw_only=True)
 class _Pending:
-    """The progress of a copy, in a record that is named after the archive."""
+    """The progress of a copy, in a record that is named after the archive.
+
+    Arguments:
+        is_damaged: whether the archive sent did not match its sidecar.
+    """
 
     backup_id: str
     generation: int
@@ -71,6 +77,7 @@ class _Pending:
     recipients: tuple[str, ...]
     segments: list[Segment] = field(default_factory=list)
     intended: list[Segment] = field(default_factory=list)
+    is_damaged: bool = False
 
     @property
     def stem(self) -> Stem:
@@ -115,6 +122,10 @@ class Sender:
                 hint="Verify it, then make its .sha256 file with sha256sum.",
             )
         pending = self._pending(entry.name, digest)
+        if pending is not None and pending.is_damaged:
+            if file_digest(archive.path) != digest:
+                raise _damaged(archive)
+            pending = None
         while True:
             if pending is None:
                 pending = self._start(entry.name, digest, again=again)
@@ -126,17 +137,17 @@ class Sender:
                 pending = None
 
     def _send(self, archive: ArchiveFile, entry: Entry, pending: _Pending) -> Commit:
-        descriptor = os.open(archive.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            descriptor = os.open(archive.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise explain(error, "cannot read", archive.path) from error
         try:
             size = os.fstat(descriptor).st_size
             with _checksum(descriptor) as checksum:
                 self._send_segments(descriptor, size, pending)
                 if checksum() != pending.archive_sha256:
-                    self.ledger.forget_pending(entry.name)
-                    raise NotIntactError(
-                        f"{archive.path.name} is damaged: its SHA-256 is not the one of its sidecar",
-                        hint="It was not copied. Look at the disk, and make a new backup.",
-                    )
+                    self._save(replace(pending, segments=[], is_damaged=True))
+                    raise _damaged(archive)
         except OSError as error:
             raise explain(error, "cannot read", archive.path) from error
         finally:
@@ -302,6 +313,13 @@ class Sender:
 
     def _sealing(self, descriptor: int) -> Encryptor | _Plain:
         return Encryptor(self.recipients, descriptor) if self.recipients else _Plain(descriptor)
+
+
+def _damaged(archive: ArchiveFile) -> NotIntactError:
+    return NotIntactError(
+        f"{archive.path.name} is damaged: its SHA-256 is not the one of its sidecar",
+        hint="It was not copied. Look at the disk, and make a new backup.",
+    )
 
 
 class AlreadyCopiedError(Exception):

@@ -15,7 +15,13 @@ from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final
 
-from portal.ops.errors import ConfigurationError, NotIntactError, ObjectAbsentError, OpsError
+from portal.ops.errors import (
+    ConfigurationError,
+    NotIntactError,
+    ObjectAbsentError,
+    OpsError,
+    StoreUnreachableError,
+)
 from portal.ops.model import FORMAT_VERSION, VerifyLevel
 from portal.ops.offsite.beside import archive_beside
 from portal.ops.offsite.layout import parse_stem
@@ -82,16 +88,34 @@ class CopyFinding:
 
 @dataclass(frozen=True, kw_only=True)
 class OffsiteVerification:
-    """The results for all verified copies."""
+    """The results for all verified copies.
+
+    Arguments:
+        faults: why copies or destinations could not be verified.
+    """
 
     findings: tuple[CopyFinding, ...]
     level: VerifyLevel
+    faults: tuple[OpsError, ...] = ()
     duration_seconds: float = 0.0
 
     @property
     def intact(self) -> bool:
-        """True if no damage was found."""
-        return not any(one.damages for one in self.findings)
+        """True if everything was verified, and no damage was found."""
+        return not self.faults and not any(one.damages for one in self.findings)
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code for a program: damage counts more than what could not be verified."""
+        if any(one.damages for one in self.findings):
+            return NotIntactError.exit_code
+        return self.faults[0].exit_code if self.faults else 0
+
+    @property
+    def error(self) -> str | None:
+        """The damage, then the errors with their hints."""
+        damage = [self.message] if any(one.damages for one in self.findings) else []
+        return "\n".join(dict.fromkeys((*damage, *map(str, self.faults)))) or None
 
     @property
     def message(self) -> str:
@@ -112,7 +136,7 @@ class OffsiteVerification:
             "level": self.level.value,
             "message": self.message,
             "copies": [one.to_dict() for one in self.findings],
-            "error": None if self.intact else self.message,
+            "error": self.error,
             "duration_seconds": round(self.duration_seconds, 3),
             "format_version": FORMAT_VERSION,
         }
@@ -152,10 +176,12 @@ class OffsiteVerifyJob:
         Arguments:
             name: the archive's id or the start of one, or ``latest``; None for all.
 
+        What cannot be verified is among the result's faults, if anything was verified.
+
         Raises:
             ConfigurationError: no destination has a copy, or the level is ``drill``.
-            IdentityError: the level needs an identity, and none fits.
-            StorageError: a store failed.
+            IdentityError: the level needs an identity, and none fits any copy.
+            StorageError: the store failed.
         """
         if level is VerifyLevel.DRILL:
             raise ConfigurationError(
@@ -178,13 +204,18 @@ class OffsiteVerifyJob:
         faults: list[OpsError] = []
         for destination in self._config.require_destinations():
             try:
-                findings += self._verify_destination(destination, level, choose, absent, is_all=is_all)
+                findings += self._verify_destination(destination, level, choose, absent, faults, is_all=is_all)
             except OpsError as error:  # the other destinations are still verified
                 faults.append(error)
                 log.error("offsite_verify_failed", destination=destination.shown, error=str(error))
-        if faults or (absent and not findings):
+        if not findings and (faults or absent):
             raise [*faults, *absent][0]
-        return OffsiteVerification(findings=tuple(findings), level=level, duration_seconds=time.monotonic() - started)
+        return OffsiteVerification(
+            findings=tuple(findings),
+            level=level,
+            faults=tuple(faults),
+            duration_seconds=time.monotonic() - started,
+        )
 
     def _verify_destination(
         self,
@@ -192,6 +223,7 @@ class OffsiteVerifyJob:
         level: VerifyLevel,
         choose: _Choose,
         absent: list[ConfigurationError],
+        faults: list[OpsError],
         *,
         is_all: bool,
     ) -> list[CopyFinding]:
@@ -199,6 +231,7 @@ class OffsiteVerifyJob:
 
         Arguments:
             absent: receives the error if the destination lacks the copy: another one may have it.
+            faults: receives the errors of copies that cannot be verified.
         """
         with (
             closing(self._config.open(destination)) as backend,
@@ -213,7 +246,12 @@ class OffsiteVerifyJob:
                 absent.append(error)
                 return []
             seen.details["copies"] = len(chosen)
-            return self._verify(destination, backend, listing, chosen, level, is_all=is_all)
+            before = len(faults)
+            found = self._verify(destination, backend, listing, chosen, level, faults, is_all=is_all)
+            if new := faults[before:]:
+                seen.note(Outcome.of(new[0].exit_code), error=str(new[0]))
+                log.error("offsite_verify_failed", destination=destination.shown, error=str(new[0]), faults=len(new))
+            return found
 
     def _chosen(self, name: str | None, _destination: Destination, listing: Listing) -> list[Commit]:
         if name is None:
@@ -234,6 +272,7 @@ class OffsiteVerifyJob:
         listing: Listing,
         chosen: Sequence[Commit],
         level: VerifyLevel,
+        faults: list[OpsError],
         *,
         is_all: bool,
     ) -> list[CopyFinding]:
@@ -243,7 +282,7 @@ class OffsiteVerifyJob:
         meter.expect = lambda: total
         ledger = Ledger(self._repository, destination)
         known, newest = ledger.copies(), listing.newest()
-        findings = [_broken(stem, destination, level, "its commit is invalid") for stem in listing.damaged if is_all]
+        findings = [_broken(stem, destination, level, why) for stem, why in listing.damaged.items() if is_all]
         if is_all:
             findings += [_broken(stem, destination, level, _GONE) for stem in self._gone(known, listing)]
             findings += [_broken(stem, destination, level, FOREIGN) for stem in listing.foreign]
@@ -252,21 +291,49 @@ class OffsiteVerifyJob:
                 for one in set(newest.values()) - set(chosen)
                 if (fault := listing.chain_fault(one, newest))
             ]
+        verified: list[Commit] = []
         for commit in chosen:
-            with self._witness.watching(
-                Action.OFFSITE_VERIFY, commit.backup_id, destination=destination.shown, level=level.value
-            ) as seen:
-                finding = self._look_at(backend, commit, level, meter.advance)
-                if (record := known.get(commit.stem)) and record.archive_sha256 != commit.archive_sha256:
-                    finding = _with(finding, "its commit is not the one that was written from here")
-                if fault := listing.chain_fault(commit, newest):
-                    finding = _with(finding, fault)
-                findings.append(finding)
-                outcome = Outcome.FAILED if finding.damages else Outcome.DONE
-                seen.note(outcome, damages=len(finding.damages), error="; ".join(finding.damages[:3]))
+            chain_fault = listing.chain_fault(commit, newest)
+            try:
+                record = known.get(commit.stem)
+                findings.append(self._verify_copy(backend, commit, level, record, chain_fault, meter.advance))
+            except StoreUnreachableError as error:
+                faults.append(error)
+                break  # the other copies cannot be reached either
+            except OpsError as error:
+                faults.append(error)
+            else:
+                verified.append(commit)
         if findings:
-            self._note(ledger, listing, chosen, findings, level, is_all=is_all)
+            self._note(ledger, listing, verified, findings, level, is_all=is_all)
         return findings
+
+    def _verify_copy(
+        self,
+        backend: Backend,
+        commit: Commit,
+        level: VerifyLevel,
+        record: CopyRecord | None,
+        chain_fault: str,
+        advance: Advance,
+    ) -> CopyFinding:
+        """Verify one copy, and write a line to the access log.
+
+        Arguments:
+            record: what the repository knows about the copy.
+            chain_fault: why the archive could not be restored from copies.
+        """
+        with self._witness.watching(
+            Action.OFFSITE_VERIFY, commit.backup_id, destination=backend.shown, level=level.value
+        ) as seen:
+            finding = self._look_at(backend, commit, level, advance)
+            if record and record.archive_sha256 != commit.archive_sha256:
+                finding = _with(finding, "its commit is not the one that was written from here")
+            if chain_fault:
+                finding = _with(finding, chain_fault)
+            outcome = Outcome.FAILED if finding.damages else Outcome.DONE
+            seen.note(outcome, damages=len(finding.damages), error="; ".join(finding.damages[:3]))
+        return finding
 
     def _gone(self, known: Mapping[Stem, CopyRecord], listing: Listing) -> list[str]:
         """Copies made from here that are gone, and that the rules keep, so that no prune has removed them."""
