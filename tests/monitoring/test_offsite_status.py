@@ -114,7 +114,7 @@ def test_wal_that_is_not_copied_is_a_missed_target_and_an_alert(offsite: Offsite
     (missed,) = wal_misses(now + timedelta(minutes=3))
     assert "for 3 min: file:///disk is full" in missed.what
     assert missed.mend == "Make room there."
-    assert "No WAL has been copied" in told[-1]
+    assert "Not all WAL has been copied" in told[-1]
     ledger.note_wal(now + timedelta(minutes=4), "")
     assert wal_misses(now + timedelta(minutes=4)) == []
     assert "RESOLVED" in told[-1]

@@ -29,6 +29,8 @@ from portal.ops.settings.load import load_settings
 from portal.ops.storage.age_keys import read_identities
 from portal.ops.storage.directory import DirectoryBackend
 from portal.ops.storage.objects import ObjectWriter
+from tests.support.bad_disk import bad_disk
+from tests.support.restores import mounted
 from tests.support.waiting import wait_until
 from tests.support.wal_servers import WalPortal, wal_portal
 from tests.support.wal_stores import fetched
@@ -108,6 +110,47 @@ def test_nothing_is_sent_while_nothing_is_written(portal: WalPortal, tmp_path: P
     assert segments
     for path in segments:
         assert len(gzip.decompress(path.read_bytes())) == archive.cluster.segment_bytes
+
+
+def test_file_that_cannot_be_read_keeps_no_other_back(portal: WalPortal, tmp_path: Path) -> None:
+    """On a bad sector all other WAL is copied, and the fault names the file until it can be read again."""
+    store = tmp_path / "store"
+    store.mkdir()
+    for _ in range(2):
+        with portal.postgres.connect() as connection:
+            connection.execute("INSERT INTO stamped VALUES (3)")
+            connection.execute("SELECT pg_switch_wal()")
+    portal.wait_until_covered()
+    archive = look(portal.repository).archive
+    assert archive is not None
+    name = sorted(archive.files())[0]
+    path, told = archive.stored(name), list[str]()
+    copier = WalCopier(
+        portal.repository,
+        lambda: ObjectWriter(DirectoryBackend(store), ()),
+        shown="file://store",
+        tell=told.append,
+    )
+    stop = threading.Event()
+    thread = threading.Thread(target=copier.run, args=(stop,))
+    with bad_disk(tmp_path / "disk", path.name, path.read_bytes(), good_blocks=2) as bad, mounted(path, bad):
+        thread.start()
+        try:
+            wait_until(lambda: all(_stored(store, other) for other in archive.files() if other != name), seconds=30)
+            wait_until(lambda: bool(told), seconds=30)
+            assert f"cannot read {path}: input/output error" in told[-1]
+            assert not _stored(store, name)
+        finally:
+            stop.set()
+            thread.join()
+    with ObjectWriter(DirectoryBackend(store), ()) as writer:
+        copier._unread[name] = "", 0.0  # the minute is over
+        copier.copy(writer)
+    assert _stored(store, name)
+
+
+def _stored(store: Path, name: str) -> bool:
+    return any(path.name.startswith(f"{name}.") for path in (store / "wal").rglob("*"))
 
 
 def test_index_is_read_again_only_after_a_change(

@@ -73,12 +73,12 @@ class DestinationState:
     wal: WalCopying | None = None
 
     def wal_fault(self, now: datetime) -> tuple[str, str]:
-        """How long WAL has not been copied, with reason and hint; empty if it is being copied."""
+        """How long some or all WAL has not been copied, with reason and hint; empty if it is being copied."""
         if self.wal is None or now - self.wal.worked <= WAL_PATIENCE:
             return "", ""
         problem, _, hint = self.wal.problem.partition("\n  hint: ")
         why = f": {problem}" if problem else ""
-        what = f"no WAL has been copied to {self.shown} for {span(now - self.wal.worked)}{why}"
+        what = f"not all WAL has been copied to {self.shown} for {span(now - self.wal.worked)}{why}"
         return what, hint or "See whether the WAL service runs and the store answers; the service's log says more."
 
     def fault(self, allowed: timedelta, now: datetime) -> str:

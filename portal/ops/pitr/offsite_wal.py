@@ -7,6 +7,8 @@
 Every object is a gzip file inside an age file; gunzip reads it. A comment in the gzip header says, as JSON, which
 moments it covers, and once the repository has a key, has a signature of that, the name and the content. Names depend on
 the content, so nothing is sent twice and nothing is overwritten.
+
+A file that cannot be read keeps no other one on the machine: a base backup after it needs the WAL that follows.
 """
 
 from __future__ import annotations
@@ -21,11 +23,13 @@ from portal.ops.errors import OpsError
 from portal.ops.pitr.lsn import PARTIAL, parse_history_name
 from portal.ops.pitr.wal_archive import DIRECTORY, SUFFIX, WalArchive
 from portal.ops.pitr.wal_objects import CLUSTER, deflate, parse_object, place_in_wal, with_comment, with_signature
+from portal.ops.repository.faults import explain
 from portal.ops.runtime.logs import engine_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
+    from pathlib import Path
     from threading import Event
 
     from portal.ops.pitr.archive_index import Stamp
@@ -44,6 +48,7 @@ _TICK_SECONDS: Final = 0.2
 _FIRST_PAUSE_SECONDS: Final = 1.0
 _LONGEST_PAUSE_SECONDS: Final = 60.0
 _TELL_SECONDS: Final = 10.0
+_READ_AGAIN_SECONDS: Final = 60.0
 
 
 class WalCopier:
@@ -77,6 +82,7 @@ class WalCopier:
         self._sent: set[str] = set()
         self._sent_to: dict[str, int] = {}
         self._sent_at = 0.0
+        self._unread: dict[str, tuple[str, float]] = {}
         self.problem = ""
 
     def run(self, stop: Event) -> None:
@@ -89,7 +95,7 @@ class WalCopier:
                     while not stop.wait(_TICK_SECONDS):
                         self.copy(writer)
                         pause = _FIRST_PAUSE_SECONDS
-                        self._note("")
+                        self._note(self._unread_files())
             except (OpsError, OSError) as error:
                 self._note(str(error))
                 log.error("wal_copy_failed", destination=self._shown, error=str(error), pause_seconds=pause)
@@ -104,7 +110,7 @@ class WalCopier:
             self._tell(problem)
 
     def copy(self, writer: ObjectWriter) -> None:
-        """Send everything new.
+        """Send everything new that can be read.
 
         Raises:
             StorageError: the store failed.
@@ -119,27 +125,51 @@ class WalCopier:
 
     def _copy_files(self, archive: WalArchive, writer: ObjectWriter) -> None:
         seen = archive.cluster.system_identifier, archive.stamp()
-        if seen != self._seen:
+        is_time = any(time.monotonic() >= again_at for _, again_at in self._unread.values())
+        if seen != self._seen or is_time:
             self._copy_new_files(archive, writer)
             self._seen = seen
 
     def _copy_new_files(self, archive: WalArchive, writer: ObjectWriter) -> None:
-        files = [file for name, file in archive.files().items() if name not in self._sent]
+        known, now = archive.files(), time.monotonic()
+        self._unread = {name: unread for name, unread in self._unread.items() if name in known}
+        waiting = {name for name, (_, again_at) in self._unread.items() if now < again_at}
+        files = [file for name, file in known.items() if name not in self._sent and name not in waiting]
         if not files:
             return
         oldest = self._oldest_there(archive, writer)
         self._store(archive, writer, CLUSTER, deflate(_json(asdict(archive.cluster))), {})
         for file in files:
-            if oldest and not parse_history_name(file.name) and place_in_wal(file.name) < oldest:
+            is_old = oldest and not parse_history_name(file.name) and place_in_wal(file.name) < oldest
+            if is_old and file.name not in self._unread:
                 self._sent.add(file.name)  # it was off-site and has been pruned there
                 continue
-            content = archive.stored(file.name).read_bytes()
+            content = self._read(archive.stored(file.name), file.name)
+            if content is None:
+                continue
             if parse_history_name(file.name):
                 content = deflate(content)
             told = {"covered": _text(file.covered), "until": _text(file.until)}
             self._store(archive, writer, file.name, content, told)
             self._sent.add(file.name)
             self._sent_to.pop(file.name, None)
+
+    def _read(self, path: Path, name: str) -> bytes | None:
+        """The content of a file, or None if it cannot be read; it is tried again after a minute."""
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            reason = str(explain(error, "cannot read", path))
+            if name not in self._unread:
+                log.error("wal_copy_failed", name=name, destination=self._shown, error=reason)
+            self._unread[name] = reason, time.monotonic() + _READ_AGAIN_SECONDS
+            return None
+        self._unread.pop(name, None)
+        return content
+
+    def _unread_files(self) -> str:
+        """The fault while files cannot be read; empty if there are none."""
+        return next((reason for reason, _ in self._unread.values()), "")
 
     def _oldest_there(self, archive: WalArchive, writer: ObjectWriter) -> str:
         """The start of the oldest WAL off-site; listed once for each connection."""
