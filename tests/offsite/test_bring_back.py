@@ -84,6 +84,24 @@ class TestDamage:
         assert not list(other.uploads.archives.glob(f"*{SUFFIX}*"))
         assert not list(other.uploads.archives.glob(".*.partial"))
 
+    def test_another_destination_has_it_intact(self, offsite: Offsite) -> None:
+        """A damaged copy does not keep the intact one of another destination from being fetched, nor makes ``latest``
+        an older archive; where all are damaged, the first fault is told."""
+        (offsite.directory / "second").mkdir()
+        both = {"BACKUP_OFFSITE_URLS": f"{offsite.environ['BACKUP_OFFSITE_URLS']} file://{offsite.directory}/second"}
+        offsite.copied(**both)
+        (archive,) = offsite.uploads.archives.glob(f"*{SUFFIX}")
+        flip(segments(offsite)[0], offsite)
+        for name in ("latest", archive.name.removesuffix(SUFFIX)):
+            found = FetchJob(offsite.elsewhere(name, **both).config()).run(name)
+            assert found.path.read_bytes() == archive.read_bytes()
+            assert found.destination == f"file://{offsite.directory}/second"
+            assert "disk was passed over: the off-site segment" in found.warnings[0]
+        (segment,) = (offsite.directory / "second").rglob("00000.age")
+        remove(segment, offsite)
+        with pytest.raises(NotIntactError, match="disk is damaged: "):
+            offsite.elsewhere(**both).fetch("latest")
+
     def test_a_commit_that_makes_no_sense(self, offsite: Offsite) -> None:
         """A damaged commit is no copy, is named, and makes a verification fail."""
         offsite.copied()

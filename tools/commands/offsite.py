@@ -240,6 +240,8 @@ def _fetch(arguments: argparse.Namespace, settings: Settings, show: Callable[[St
     opening = _opening(settings, arguments.as_of)
     job = FetchJob(OffsiteConfig.from_settings(settings), open_store=opening, progress=show, **known(settings))
     fetched = job.run(arguments.archive)
+    for warning in fetched.warnings:
+        warn(warning)
     for name in fetched.fetched:
         say(f"fetched: {name} from {fetched.destination}")
     say(f"the archive is in {fetched.path}")

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from portal.ops.errors import (
@@ -20,6 +20,7 @@ from portal.ops.errors import (
     IdentityError,
     NotIntactError,
     OpsError,
+    StorageError,
 )
 from portal.ops.model import FORMAT_VERSION, SUFFIX, BackupId
 from portal.ops.offsite.listing import LATEST, PREFIX, Listing, list_copies
@@ -35,7 +36,7 @@ from portal.ops.runtime.progress import Clock, Meter, Progress, utc_now
 from portal.ops.storage.objects import identities_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from portal.ops.archive.index import Member
@@ -60,6 +61,7 @@ class Fetched:
         fetched: the archives that were fetched; those that existed are left out.
         signer: the public key of the repository that made the copy; None if it is not signed.
         recipients: the age public keys of the copy.
+        warnings: destinations whose copy could not be used.
     """
 
     backup_id: str
@@ -70,6 +72,7 @@ class Fetched:
     fetched: tuple[str, ...]
     signer: str | None = None
     recipients: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     duration_seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,6 +86,7 @@ class Fetched:
             "size_bytes": self.size,
             "fetched": list(self.fetched),
             "signer": self.signer,
+            "warnings": list(self.warnings),
             "duration_seconds": round(self.duration_seconds, 3),
             "format_version": FORMAT_VERSION,
         }
@@ -123,22 +127,37 @@ class FetchJob:
         Raises:
             ConfigurationError: no destination has a copy.
             IdentityError: it is encrypted, and no identity fits.
-            NotIntactError: the copy is damaged.
+            NotIntactError: the copy is damaged, in every destination that has one.
             StorageError: a store failed.
         """
         started = time.monotonic()
-        with self.found(name) as (backend, listing, commit):
-            line = listing.line_of(commit)
-            identities = self._identities(line)
-            self.repository.prepare_for_restore()
-            missing = [one for one in line if not self._is_here(one)]
-            check_space(self.repository, sum(one.archive_size for one in missing))
-            meter = Meter(self._progress)
-            meter.phase = "fetch"
-            total = sum(one.archive_size for one in missing)
-            meter.expect = lambda: total
-            for one in missing:
-                self._fetch(backend, one, identities, meter.advance)
+        failed: dict[str, OpsError] = {}
+        while True:
+            with self._found(name, failed) as hit:
+                _, listing, commit = hit
+                try:
+                    fetched = self._fetch_line(*hit)
+                except (NotIntactError, StorageError) as error:
+                    failed[listing.shown] = error
+                    name = commit.backup_id  # another destination's ``latest`` may be an older one
+                    log.warning("offsite_destination_passed_over", destination=listing.shown, error=error.message)
+                    continue
+            warnings = tuple(f"{shown} was passed over: {error.message}" for shown, error in failed.items())
+            return replace(fetched, warnings=warnings, duration_seconds=time.monotonic() - started)
+
+    def _fetch_line(self, backend: Backend, listing: Listing, commit: Commit) -> Fetched:
+        """Fetch an archive with everything that it needs from one destination."""
+        line = listing.line_of(commit)
+        identities = self._identities(line)
+        self.repository.prepare_for_restore()
+        missing = [one for one in line if not self._is_here(one)]
+        check_space(self.repository, sum(one.archive_size for one in missing))
+        meter = Meter(self._progress)
+        meter.phase = "fetch"
+        total = sum(one.archive_size for one in missing)
+        meter.expect = lambda: total
+        for one in missing:
+            self._fetch(backend, one, identities, meter.advance)
         return Fetched(
             backup_id=commit.backup_id,
             path=self._path(commit),
@@ -148,12 +167,29 @@ class FetchJob:
             fetched=tuple(one.backup_id for one in missing),
             signer=commit.signer,
             recipients=commit.recipients,
-            duration_seconds=time.monotonic() - started,
         )
 
     @contextmanager
-    def found(self, name: str) -> Iterator[tuple[Backend, Listing, Commit]]:
+    def _found(self, name: str, failed: Mapping[str, OpsError]) -> Iterator[tuple[Backend, Listing, Commit]]:
+        """The next destination with a copy; if there is none, the error of the first one that had a copy is raised."""
+        first = next(iter(failed.values()), None)
+        if first and all(one.shown in failed for one in self._config.destinations):
+            raise first
+        with ExitStack() as opened:
+            try:
+                hit = opened.enter_context(self.found(name, without=failed))
+            except OpsError:
+                if first:
+                    raise first from None
+                raise
+            yield hit
+
+    @contextmanager
+    def found(self, name: str, *, without: Container[str] = ()) -> Iterator[tuple[Backend, Listing, Commit]]:
         """The first destination with a copy, open; for ``latest`` the one with the newest.
+
+        Arguments:
+            without: destinations not to ask.
 
         Raises:
             ConfigurationError: no destination has a copy.
@@ -165,6 +201,8 @@ class FetchJob:
         opened: list[Backend] = []
         try:
             for destination in self._config.require_destinations():
+                if destination.shown in without:
+                    continue
                 try:
                     backend = self._open(destination)
                     opened.append(backend)
