@@ -91,10 +91,10 @@ TARGETS: Final = (
     _of(
         "writer",
         f"{_ENGINE}/archive",
-        "writer packer sparse output_file blocks compressor_pool",
-        "archive/test_frames archive/test_output_file archive/test_compression archive/test_uncommon_members "
-        "archive/test_archive_round_trip "
-        "repository/test_pending_archives",
+        "writer packer sparse output_file blocks compressor_pool tree_members frame_output index_output",
+        "archive/test_frames archive/test_output_file archive/test_writer archive/test_packer archive/test_sparse "
+        "archive/test_compression archive/test_changing_trees archive/test_left_out archive/test_uncommon_members "
+        "archive/test_archive_round_trip repository/test_pending_archives",
     ),
     _of(
         "worker-gate",
