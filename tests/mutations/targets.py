@@ -108,8 +108,8 @@ TARGETS: Final = (
         "worker-tasks",
         "worker",
         "tasks execution recovery progress client",
-        "worker/test_operations worker/test_execution worker/test_task_steps worker/test_progress worker/test_client "
-        "worker/test_health worker/test_hostile_broker worker/test_worker_tasks "
+        "worker/test_operations worker/test_execution worker/test_task_steps worker/test_recovery worker/test_progress "
+        "worker/test_client worker/test_health worker/test_hostile_broker worker/test_worker_tasks "
         "worker/test_worker_crash",
     ),
     _of(
