@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from beat.backoff import Memory, Outage
+from beat.backoff import Asked, Memory, Outage
 from beat.due import Held, RepositoryFacts, ScheduledTask, Slot, due, expression_of, last_slots, next_slots
 from beat.verify_rotation import day_of, to_verify
 from portal.ops.model import BackupType, FullUploads, VerifyLevel
@@ -337,6 +337,36 @@ def test_a_task_that_fails_is_sent_again_with_a_growing_pause() -> None:
     assert pauses == [5, 10, 20, 40, 60, 60, 60]
 
 
+def test_a_pause_is_over_at_its_end_and_ever_after() -> None:
+    """However often it was sent: an hour is the longest."""
+    for times, minutes in ((1, 5), (2, 10), (5, 60), (5000, 60)):
+        asked = Asked(times=times, moment=NOW)
+        end = NOW + timedelta(minutes=minutes)
+        assert not asked.may_be_repeated(NOW) and not asked.may_be_repeated(end - SECOND)
+        assert asked.may_be_repeated(end) and asked.may_be_repeated(end + DAY)
+        assert asked.may_be_repeated(NOW - SECOND)
+
+
+def test_when_a_task_was_sent_is_known() -> None:
+    """At that moment or later; what was not sent was never."""
+    memory = Memory()
+    memory.note("full", NOW)
+    assert memory.was_asked_since("full", NOW) and memory.was_asked_since("full", NOW - SECOND)
+    assert not memory.was_asked_since("full", NOW + SECOND)
+    assert not memory.was_asked_since("other", NOW)
+
+
+def test_what_was_sent_once_is_not_written_down() -> None:
+    """It may be much; what is due no longer is forgotten."""
+    memory = Memory()
+    for task_id in ("one", "two", "two", "gone", "gone", "three", "three", "three"):
+        memory.note(task_id, NOW)
+    memory.keep_only(["one", "two", "three", "never"])
+    assert memory.to_dict().keys() == {"two", "three"}
+    assert Memory.from_dict(memory.to_dict()).times() == {"two": 2, "three": 3}
+    assert memory.times() == {"one": 1, "two": 2, "three": 3}
+
+
 def test_a_clock_that_was_put_back_ends_the_pause() -> None:
     """Or it would last until the time that was wrong has come."""
     memory = Memory()
@@ -366,6 +396,10 @@ def test_an_outage_is_said_once_and_tried_again_after_a_second_then_two() -> Non
     assert firsts == [True, *[False] * 7]
     assert outage.end(reading) == reading - 100.0
     assert not outage.lasts and outage.end(reading) is None
+    assert outage.fail(reading) and outage.lasts
+    for _ in range(2000):
+        outage.fail(reading)
+    assert outage.again == reading + 60
 
 
 CHAINED = replace(ONLY_BACKUPS, database=None, full_uploads=FullUploads.CHAIN, complete="0 2 * * 0")

@@ -116,7 +116,8 @@ TARGETS: Final = (
         "beat",
         "beat",
         "due verify_rotation backoff loop heartbeat repository_facts",
-        "beat/test_due beat/test_heartbeat beat/test_beat_loop beat/test_missing_copies beat/test_beat",
+        "beat/test_due beat/test_heartbeat beat/test_beat_loop beat/test_repository_facts beat/test_missing_copies "
+        "beat/test_beat",
     ),
     _of(
         "watcher",
