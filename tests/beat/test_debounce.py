@@ -240,6 +240,7 @@ def test_a_scan_lists_nothing_and_a_batch_lists_what_has_changed() -> None:
 def test_what_restores_keep_is_no_change() -> None:
     """At the top of the uploads only: elsewhere a tenant may call a directory what it likes."""
     assert is_staged(".kekkai-restore") and is_staged(".kekkai-restore/one/stage/file")
+    assert not is_staged("-first") and not is_staged("last")
     assert not is_staged(".kekkai-restored") and not is_staged("tenant/.kekkai-restore/file")
 
 

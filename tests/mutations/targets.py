@@ -123,6 +123,6 @@ TARGETS: Final = (
         "watcher",
         "beat/watcher",
         "change_set debounce exclusions outbox loop inotify",
-        "beat/test_debounce beat/test_outbox beat/test_watcher_loop beat/test_watcher",
+        "beat/test_debounce beat/test_outbox beat/test_watcher_loop beat/test_inotify beat/test_watcher",
     ),
 )
