@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 from typing import TYPE_CHECKING, Any, Final, Self
 from uuid import uuid4
@@ -49,11 +50,13 @@ class SftpServer:
     Arguments:
         directory: keys go here; what is stored, into `root`.
         hangs_at: a request, such as ``write``, that is never answered, while the connection stays alive.
+        is_terse: whether it says no more of most errors than "Failure", like OpenSSH.
     """
 
-    def __init__(self, directory: Path, *, hangs_at: str = "") -> None:
+    def __init__(self, directory: Path, *, hangs_at: str = "", is_terse: bool = False) -> None:
         self.directory = directory
         self._hangs_at = hangs_at
+        self._is_terse = is_terse
         self.root = directory / "served"
         self.root.mkdir()
         self.port = 0
@@ -110,13 +113,34 @@ class SftpServer:
             def __getattribute__(self, name: str) -> Any:
                 return _never if name == hangs_at else super().__getattribute__(name)
 
+        class Terse(asyncssh.SFTPServer):
+            """Gives the status that OpenSSH gives for errors that version 3 of the protocol has no number for."""
+
+            def __getattribute__(self, name: str) -> Any:
+                found = super().__getattribute__(name)
+                return _tersely(found) if name in ("open", "write", "close", "mkdir", "rename") else found
+
         return await asyncssh.listen(
             "127.0.0.1",
             0,
             server_factory=Doorkeeper,
             server_host_keys=[key],
-            sftp_factory=Hanging if hangs_at else True,
+            sftp_factory=Hanging if hangs_at else Terse if self._is_terse else True,
         )
+
+
+def _tersely(work: Callable[..., Any]) -> Callable[..., Any]:
+    import asyncssh
+
+    def call(*arguments: Any) -> Any:
+        try:
+            return work(*arguments)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.EACCES, errno.EPERM):
+                raise
+            raise asyncssh.SFTPFailure("Failure") from None
+
+    return call
 
 
 async def _never(*_: object) -> None:

@@ -165,27 +165,50 @@ class SftpBackend:
         if await sftp.exists(final):
             raise asyncssh.SFTPFileAlreadyExists(name)
         directory, _, last = final.rpartition("/")
-        if directory != self._root:
-            await sftp.makedirs(directory, exist_ok=True)
         temporary = f"{directory}/.{last}.{os.getpid()}{_TEMPORARY}"
         try:
-            file = _Limited(await sftp.open(temporary, "wb", attrs=asyncssh.SFTPAttrs(permissions=0o600)))
-            try:
-                rest = memoryview(data)
-                while rest:
-                    await file.write(bytes(rest[:_WRITE_BYTES]))
-                    rest = rest[_WRITE_BYTES:]
-                with suppress(asyncssh.SFTPOpUnsupported):
-                    await file.fsync()
-            finally:
-                await file.close()
-            if (await sftp.stat(temporary)).size != len(data):
-                raise asyncssh.SFTPFailure("the server did not keep all that was sent")
+            if directory != self._root:
+                await sftp.makedirs(directory, exist_ok=True)
+            await self._write(sftp, temporary, data)
             await sftp.rename(temporary, final)
-        except BaseException:
+        except BaseException as error:
             with suppress(Exception):
                 await asyncio.wait_for(sftp.remove(temporary), _CONNECT_SECONDS)
+            if isinstance(error, asyncssh.SFTPFailure):
+                await self._find_reason(sftp, final, len(data))
             raise
+
+    async def _write(self, sftp: Any, path: str, data: Data) -> None:
+        """Write a file, and check that the server kept all of it."""
+        import asyncssh
+
+        file = _Limited(await sftp.open(path, "wb", attrs=asyncssh.SFTPAttrs(permissions=0o600)))
+        try:
+            rest = memoryview(data)
+            while rest:
+                await file.write(bytes(rest[:_WRITE_BYTES]))
+                rest = rest[_WRITE_BYTES:]
+            with suppress(asyncssh.SFTPOpUnsupported):
+                await file.fsync()
+        finally:
+            await file.close()
+        if (await sftp.stat(path)).size != len(data):
+            raise asyncssh.SFTPFailure("the server did not keep all that was sent")
+
+    async def _find_reason(self, sftp: Any, final: str, needed: int) -> None:
+        """Raise an error with the reason for a failed write, if it can be found: OpenSSH only says "Failure".
+
+        Arguments:
+            needed: the bytes that were to be written.
+        """
+        import asyncssh
+
+        if await sftp.exists(final):
+            raise asyncssh.SFTPFileAlreadyExists(final)
+        with suppress(asyncssh.SFTPOpUnsupported):
+            found = await sftp.statvfs(self._root)
+            if found.bavail * (found.frsize or found.bsize) < needed or (found.files and not found.favail):
+                raise asyncssh.SFTPNoSpaceOnFilesystem(final)
 
     async def _open(self, name: str) -> Any:
         sftp = await self._client()
@@ -299,6 +322,9 @@ class SftpBackend:
             return StoreUnreachableError(
                 f"{self.shown} does not answer: {reason}", hint="Look at the network and at the server."
             )
+        if isinstance(error, asyncssh.SFTPFailure):
+            hint = "Look at the server: the user's quota may be used up, or the disk may be read-only or faulty."
+            return StorageError(f"{what} cannot be used: {error}", hint=hint)
         return StorageError(f"{what} cannot be used: {error}", hint="Look at the server.")
 
 
