@@ -68,6 +68,26 @@ def test_a_header_does_not_hide_that_data_is_incompressible() -> None:
     assert len(frame.compress(data, frame.Effort.HARD)) == frame.stored_bytes(len(data))
 
 
+@pytest.mark.parametrize("quarter", range(4))
+def test_data_that_shrinks_in_part_is_deflated(quarter: int) -> None:
+    """Wherever the part is that can be compressed: each quarter is looked at, in its middle."""
+    part = frame.INPUT_BYTES // 4
+    parts = [noise(part)] * 4
+    parts[quarter] = bytes(part)
+    data = b"".join(parts)
+    assert len(frame.compress(data)) < frame.stored_bytes(len(data)) - part // 2
+
+
+@pytest.mark.parametrize("size", [16 * 4096 - 1, 16 * 4096])
+def test_little_data_is_deflated_whatever_its_middle_is(size: int) -> None:
+    """Trying costs nothing; from a certain size on it is looked at first."""
+    data = bytearray(noise(size))
+    step = size // 4
+    for at in range(4):
+        data[at * step : at * step + step // 4] = bytes(step // 4)  # what is looked at lies behind that
+    assert (len(frame.compress(bytes(data))) == frame.stored_bytes(size)) is (size == 16 * 4096)
+
+
 @given(data=st.binary(max_size=3000), more=st.integers(0, 3000))
 def test_padded_frame_has_the_length_asked_for(data: bytes, more: int) -> None:
     """A padded frame fills its room to the byte, and holds its data."""

@@ -134,3 +134,30 @@ def test_header_is_whole_blocks(name: bytes, target: bytes, mtime_ns: int) -> No
 def test_padding_fills_the_block(size: int, fill: int) -> None:
     """Content and padding are whole blocks."""
     assert tar.padding(size) == fill
+
+
+@pytest.mark.parametrize("mtime_ns", [0, SECOND, -1, -SECOND, 8**11 * SECOND - 1, 8**11 * SECOND, 5 * SECOND + 7])
+def test_attributes_and_holes_are_records(mtime_ns: int) -> None:
+    """Beside those, the time of a member is what it would be without; names are escaped as GNU tar does."""
+    values = [(b"user.a", b"1"), (b"user.50%=x", b"b\0\n"), (b"user.long", b"z" * 2000)]
+    table = b"1\n0\n0\n".ljust(tar.BLOCK, b"\0")
+    found = header(tar.encode(b"a/b", size=512, real_size=70_000, mtime_ns=mtime_ns, xattrs=values) + table)
+    assert found.pax_headers["SCHILY.xattr.user.a"] == "1"
+    assert found.pax_headers["SCHILY.xattr.user.50%25%3Dx"] == "b\0\n"
+    assert found.pax_headers["SCHILY.xattr.user.long"] == "z" * 2000
+    assert (found.pax_headers["GNU.sparse.name"], found.pax_headers["GNU.sparse.realsize"]) == ("a/b", "70000")
+    assert nanoseconds(found) == mtime_ns
+    assert ("mtime" in found.pax_headers) is (bool(mtime_ns % SECOND) or not 0 <= mtime_ns < 8**11 * SECOND)
+
+
+@pytest.mark.parametrize("seconds", [-1, 8**11])
+def test_a_time_that_fits_no_field_is_1970_there(seconds: int) -> None:
+    """A program that ignores the record gets a time that is plainly none."""
+    block = tar.encode(b"x", mtime_ns=seconds * SECOND)[-tar.BLOCK :]
+    assert int(block[136:147], 8) == 0
+
+
+def test_a_packed_name_lies_beside_the_real_one() -> None:
+    """A program that does not know the format cannot take the packed data for the file."""
+    assert tar.encode(b"top/a/b", real_size=9)[-tar.BLOCK :].startswith(b"top/a/GNUSparseFile.0/b\0")
+    assert len(tar.encode(b"x", xattrs=[(b"user.a", b"1")])) == 3 * tar.BLOCK

@@ -64,14 +64,14 @@ TARGETS: Final = (
         "chains",
         f"{_ENGINE}/chains",
         "deletions reader lineage state_cache graph",
-        "chains/test_chain chains/test_chain_state verify/test_deletion_lists restore/test_chain_restore "
+        "chains/test_chain_state chains/test_chain verify/test_deletion_lists restore/test_chain_restore "
         "backup/test_incremental chains/test_chain_lives",
     ),
     _of(
         "verify",
         f"{_ENGINE}/verify",
         "verify job",
-        "verify/test_deletion_lists verify/test_verify_levels archive/test_archive_damage",
+        "verify/test_verify_job verify/test_deletion_lists verify/test_verify_levels archive/test_archive_damage",
     ),
     _of(
         "journal",
@@ -84,8 +84,9 @@ TARGETS: Final = (
         "reader",
         f"{_ENGINE}/archive",
         "reader index frame tar plain damage read_ahead",
-        "archive/test_frames archive/test_tar_headers archive/test_lying_indexes archive/test_hostile_archives "
-        "archive/test_plain_archives archive/test_archive_damage archive/test_uncommon_members "
+        "archive/test_frames archive/test_tar_headers archive/test_index_lines archive/test_plain_archives "
+        "archive/test_lying_indexes archive/test_hostile_archives "
+        "archive/test_archive_damage archive/test_uncommon_members "
         "archive/test_archive_round_trip",
     ),
     _of(

@@ -13,6 +13,7 @@ import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
 
 from portal.ops.errors import BusyError, NotIntactError, OpsError
+from portal.ops.repository import access_log
 from portal.ops.repository.access_entry import AccessEntry, canonical, sealed
 from portal.ops.repository.access_entry import decode as decoded
 from portal.ops.repository.access_log import HEAD_NAME, NAME, AccessLog, Action, Outcome, Witness, sudo_user
@@ -69,6 +70,30 @@ class TestWriting:
         assert [process.wait() for process in running] == [0, 0, 0]
         report = AccessLog(Repository(tmp_path)).verify()
         assert (report.intact, report.entries, report.notes) == (True, 60, ())
+
+    def test_an_append_reads_the_end_only(self, log: AccessLog, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As much as it takes to find the last line that was noted, and never more than so much."""
+        monkeypatch.setattr(access_log, "_TAIL_BYTES", 1000)
+        monkeypatch.setattr(access_log, "_MOST_TAIL_BYTES", 20_000)
+        first = (log.head_path.read_bytes(), log.path.stat().st_size)
+        for number in range(500):
+            add(log, str(number))
+        read, seen = os.pread, []
+
+        def pread(descriptor: int, length: int, at: int) -> bytes:
+            seen.append(length)
+            return read(descriptor, length, at)
+
+        monkeypatch.setattr(os, "pread", pread)
+        add(log, "usual")
+        assert max(seen) <= 1000
+        seen.clear()
+        log.head_path.write_bytes(first[0])
+        add(log, "behind")
+        assert max(seen) <= 64_000 < log.path.stat().st_size
+        report = log.verify()
+        assert report.entries == 508
+        assert report.intact
 
     def test_what_cannot_be_written_breaks_nothing(self, tmp_path: Path) -> None:
         """Where there is no directory for the log, the work that it logs goes on."""

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from portal.ops.drill.report import DrillReport, DrillReports
-from portal.ops.errors import ArchiveAbsentError, RepositoryError
+from portal.ops.errors import ArchiveAbsentError, BusyError, ConfigurationError, RepositoryError
 from portal.ops.model import BackupType, VerifyLevel
+from portal.ops.repository.access_log import AccessLog, Action
 from portal.ops.repository.catalogue import Catalogue
+from portal.ops.repository.locks import claim
 from portal.ops.repository.pins import Pins
 from portal.ops.repository.repository import Repository
 from portal.ops.repository.verifications import Verifications
@@ -20,6 +22,7 @@ from portal.ops.retention.pin import pin, unpin
 from portal.ops.retention.policy import RetentionPolicy
 from portal.ops.retention.prune import PruneJob
 from tests.support.ages import age
+from tests.support.events import Events
 from tests.support.kept import finding, put_archive
 from tests.support.unprivileged import NOBODY, done_by_nobody
 
@@ -162,6 +165,41 @@ class TestPins:
         assert unpin(repository, name) == (name, True)
         assert unpin(repository, name) == (name, False)
         assert Pins(repository).names() == frozenset()
+
+    def test_both_are_logged(self, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """In the log and in the access log, by the archive's whole name, with the reason and who wanted it."""
+        events = Events(monkeypatch, "portal.ops.retention.pin")
+        repository = Repository(tmp_path)
+        pin(repository, "latest", reason="audit", actor="ada", clock=lambda: NOW)
+        unpin(repository, "latest", actor="bob", clock=lambda: NOW)
+        assert events.all == [
+            ("info", "archive_pinned", {"backup_id": name}),
+            ("info", "archive_unpinned", {"backup_id": name}),
+        ]
+        first, second = AccessLog(repository).entries()
+        assert (first.action, first.subject, first.who, first.moment) == (Action.PIN, name, "ada", NOW)
+        assert first.details["reason"] == "audit"
+        assert (second.action, second.subject, second.who, second.moment) == (Action.UNPIN, name, "bob", NOW)
+
+    def test_only_an_archive_of_the_repository_is_pinned(self, tmp_path: Path, name: str) -> None:
+        """One beside it, which no prune here would remove, is refused; by another way to the directory it is ours."""
+        (tmp_path / "other").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path)
+        elsewhere = put_archive(tmp_path / "other", BackupType.MEDIA, NOW)
+        with pytest.raises(ConfigurationError, match="is not in the repository"):
+            pin(Repository(tmp_path), tmp_path / "other" / f"{elsewhere}.tar.gz")
+        assert Pins(Repository(tmp_path)).names() == frozenset()
+        pin(Repository(tmp_path), tmp_path / "link" / f"{name}.tar.gz")
+        assert Pins(Repository(tmp_path)).names() == {name}
+
+    def test_an_archive_that_is_claimed_is_not_pinned(
+        self, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A prune that is about to remove it is waited for, for a while."""
+        monkeypatch.setattr("portal.ops.retention.pin._HOLD_SECONDS", 0.05)
+        with claim(tmp_path / f"{name}.tar.gz"), pytest.raises(BusyError):
+            pin(Repository(tmp_path), name)
+        assert Pins(Repository(tmp_path)).names() == frozenset()
 
     def test_a_pin_of_an_archive_that_is_gone_can_be_taken_back(self, tmp_path: Path, name: str) -> None:
         """A pin does not need its archive."""

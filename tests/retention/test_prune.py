@@ -20,13 +20,14 @@ from portal.ops.errors import BusyError, ConfigurationError
 from portal.ops.model import BackupId, BackupType, VerifyLevel
 from portal.ops.repository.access_log import AccessLog, Action, Outcome
 from portal.ops.repository.catalogue import Catalogue
-from portal.ops.repository.locks import archive_lock, claim
+from portal.ops.repository.locks import archive_lock, claim, locked_alone
 from portal.ops.repository.pins import Pins
 from portal.ops.repository.repository import Repository
 from portal.ops.repository.verifications import Verifications
 from portal.ops.retention.policy import RetentionPolicy, RetentionRule
 from portal.ops.retention.prune import PruneJob
 from tests.support import ages
+from tests.support.events import Events
 from tests.support.kept import finding, put_archive
 from tests.support.killing import killed_at
 from tests.support.portal import small_disk
@@ -89,6 +90,24 @@ class TestRemoving:
         assert len(list(repository.glob("*.sha256"))) == len(archives(repository)) == 3
         assert set(Verifications(Repository(repository)).names()) <= archives(repository)
         assert_sound(repository)
+
+    def test_each_removal_is_logged(self, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """With its size and the reason, then their sum; a failure and a doubt as well."""
+        events = Events(monkeypatch, "portal.ops.retention.prune")
+        Pins(Repository(repository)).pin("full_20000101_000000_abcdef", reason="", who="ada", moment=NOW)
+        result = job(repository).run()
+        doubt, *removed, finished = events.all
+        assert doubt[:2] == ("warning", "prune_doubtful")
+        assert [facts["backup_id"] for _, _, facts in removed] == [one.entry.name for one in result.removed]
+        assert {(level, event) for level, event, _ in removed} == {("info", "archive_removed")}
+        assert all(facts["bytes"] > 0 and facts["reason"] for _, _, facts in removed)
+        total = sum(facts["bytes"] for _, _, facts in removed)
+        assert finished == ("info", "prune_finished", {"removed": 5, "bytes": total})
+        assert total == result.freed_bytes
+        with locked_alone(repository, "another prune is running"):
+            assert not job(repository).run().success
+        assert events.all[-1] == ("error", "prune_failed", {"error": str(events.all[-1][2]["error"])})
+        assert "is running" in events.all[-1][2]["error"]
 
     def test_a_dry_run_changes_nothing(self, repository: Path) -> None:
         """It says what a prune would do, and does none of it."""
