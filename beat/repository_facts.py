@@ -8,7 +8,7 @@ from beat.due import Held, RepositoryFacts
 from portal.ops.backup.config import BackupConfig
 from portal.ops.model import BackupId
 from portal.ops.offsite.config import OffsiteConfig
-from portal.ops.offsite.missing import missing_copies
+from portal.ops.offsite.missing import is_copy_missing
 from portal.ops.offsite.prune import offsite_policy
 from portal.ops.repository.access_log import AccessLog, Action
 from portal.ops.repository.catalogue import Catalogue
@@ -64,7 +64,7 @@ def read_facts(
 def _is_uncopied(settings: Settings, repository: Repository, entries: Sequence[Entry]) -> bool:
     config = OffsiteConfig.from_settings(settings)
     policy = offsite_policy(BackupConfig.from_settings(settings).retention, settings.offsite.rules)
-    return any(missing_copies(config, policy, repository, entries, utc_now()).values())
+    return is_copy_missing(config, policy, repository, entries, utc_now())
 
 
 def _last_ends(repository: Repository) -> dict[Operation, datetime]:

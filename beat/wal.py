@@ -9,73 +9,27 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from beat.base_keeper import BaseKeeper
 from beat.heartbeat import WAL_NAME, Heartbeat
 from beat.service import run_service
 from portal.ops.errors import ConfigurationError, OpsError
 from portal.ops.monitoring.observer import Observers
-from portal.ops.pitr.look import look
+from portal.ops.pitr.wal_archive import WalArchive
 from portal.ops.repository.repository import Repository
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.process import SystemRunner
 from portal.ops.runtime.progress import utc_now
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from portal.ops.offsite.ledger import Ledger
-    from portal.ops.pitr.look import PitrLook
     from portal.ops.settings.load import Settings
 
 log = engine_log("beat.wal")
 
 _LOOK_SECONDS: Final = 5.0
-_PATIENCE: Final = timedelta(seconds=15)
-"""Seconds that WAL may arrive without a base backup before one is requested: an interruption is no gap."""
-
-_AGAIN_SECONDS: Final = 300.0
-"""Seconds to wait for a requested base backup before it is requested again."""
-
-
-class BaseKeeper:
-    """Requests a base backup if arriving WAL has none.
-
-    Arguments:
-        ask: requests a base backup.
-        steady: returns seconds of a monotonic clock.
-    """
-
-    def __init__(self, ask: Callable[[], None], *, steady: Callable[[], float] = time.monotonic) -> None:
-        self._ask = ask
-        self._steady = steady
-        self._missing_since: float | None = None
-        self._asked_at: float | None = None
-
-    def see(self, found: PitrLook) -> None:
-        """Check, and request a base backup if it is time to."""
-        if not lacks_base(found):
-            self._missing_since = self._asked_at = None
-            return
-        now = self._steady()
-        if self._missing_since is None:
-            self._missing_since = now
-        is_known = bool(found.spans)
-        is_time = now - self._missing_since >= (_PATIENCE.total_seconds() if is_known else 0.0)
-        if is_time and (self._asked_at is None or now - self._asked_at >= _AGAIN_SECONDS):
-            self._asked_at = now
-            log.info("base_requested")
-            self._ask()
-
-
-def lacks_base(found: PitrLook) -> bool:
-    """True if WAL arrives that no base backup leads to."""
-    covered = found.state.get("covered_to")
-    if covered is None or found.state.get("problem"):
-        return False
-    return found.window is None or found.window.end < datetime.fromisoformat(covered).astimezone(UTC)
 
 
 def serve(settings: Settings) -> NoReturn:
@@ -131,7 +85,7 @@ class _Attendant:
     def __init__(self, settings: Settings, repository: Repository) -> None:
         self._settings = settings
         self._repository = repository
-        self._keeper = BaseKeeper(self._ask_for_base)
+        self._keeper = BaseKeeper(repository, self._ask_for_base)
         self._heartbeat = Heartbeat(settings.local_path / WAL_NAME)
         self._observer = Observers(settings)
 
@@ -139,10 +93,12 @@ class _Attendant:
         """Run until the process ends."""
         while True:
             try:
-                found = look(self._repository)
-                problem = str(found.state.get("problem") or "")
+                archive = WalArchive.current(self._repository)
+                state = archive.state() if archive else {}
+                problem = str(state.get("problem") or "")
                 self._heartbeat.beat(utc_now(), ready=not problem, waits_for=problem)
-                self._keeper.see(found)
+                if archive:
+                    self._keeper.check(archive, state)
                 self._observer.refresh()  # at most once a minute, to check the targets of WAL and its copies
             except (OpsError, OSError) as error:
                 log.error("base_check_failed", error=str(error))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from random import Random
 from typing import Final
 
 from portal.ops.pitr.lsn import Segment
@@ -101,3 +104,30 @@ def test_wal_stays_with_its_base() -> None:
     wal = the_wal(*pieces(1, 2, 3, 4))
     assert unneeded([a_base(3, 2.5), a_base(4, 3.5)], wal) == {Segment(1, 1), Segment(1, 2)}
     assert unneeded([], wal) == frozenset()
+
+
+def test_many_bases_are_found_as_each_alone() -> None:
+    """Base backups that share WAL, across timelines and missing segments, have the spans that each has by itself."""
+    found = 0
+    for seed in range(300):
+        choice = Random(seed)
+        numbers = [number for number in range(1, 30) if choice.random() < 0.93]
+        branch = choice.randrange(5, 25)
+        old = [replace(one, is_complete=choice.random() < 0.97) for one in pieces(*numbers)]
+        new = [one for one in pieces(*numbers, timeline=2) if one.segment.number >= branch]
+        histories = {2: ((1, branch * SEGMENT + choice.choice([0, 100])),)}
+        wal = the_wal(*old, *choice.sample(new, choice.randrange(len(new) + 1)), histories=histories)
+        bases = [a_base(number, number - 0.5, choice.choice([1, 1, 2])) for number in choice.sample(range(1, 30), 6)]
+        alone = [span for base in bases for span in find_spans([base], wal)]
+        assert find_spans(bases, wal) == tuple(sorted(alone, key=lambda span: (span.start, span.timeline)))
+        found += len(alone)
+    assert found > 300
+
+
+def test_each_segment_is_looked_at_once() -> None:
+    """However many base backups it follows: a year of WAL with a base backup each day is found in a moment."""
+    wal = the_wal(*pieces(*range(1, 20_000)))
+    bases = [a_base(number, number - 0.5) for number in range(1, 20_000, 40)]
+    started = time.process_time()
+    assert len(find_spans(bases, wal)) == 500
+    assert time.process_time() - started < 3

@@ -10,7 +10,7 @@ from portal.ops.repository.entry import Entry
 from portal.ops.retention.plan import plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Container, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from portal.ops.offsite.config import OffsiteConfig
@@ -37,16 +37,24 @@ def wanted_copies(
     for entry in entries:
         damaged = entry.finding is not None and not entry.finding.intact
         if config.includes(entry.type) and entry.name in kept and not entry.fault and not damaged:
-            chosen |= {one.name: one for one in line_of_entry(entry, by_name)}
+            chosen |= {one.name: one for one in line_of_entry(entry, by_name, without=chosen)}
     return list(chosen.values())
 
 
-def line_of_entry(entry: Entry, by_name: Mapping[str, Entry]) -> Iterable[Entry]:
-    """An archive with everything that it needs, its base first."""
-    line = [entry]
-    while (parent := line[-1].parent) is not None and parent in by_name and by_name[parent] not in line:
-        line.append(by_name[parent])
-    return reversed(line)
+def line_of_entry(
+    entry: Entry, by_name: Mapping[str, Entry], *, without: Container[str] = frozenset()
+) -> Iterable[Entry]:
+    """An archive with everything that it needs, its base first.
+
+    Arguments:
+        without: archives that are known with everything that they need, to be left out with that.
+    """
+    line: dict[str, Entry] = {}
+    name: str | None = entry.name
+    while name is not None and name in by_name and name not in line and name not in without:
+        line[name] = by_name[name]
+        name = line[name].parent
+    return reversed(line.values())
 
 
 def unexpectedly_gone(
@@ -80,17 +88,23 @@ def _as_entries(stems: Iterable[Stem], known: Mapping[Stem, CopyRecord]) -> list
     return sorted(found, key=lambda entry: (entry.moment, entry.name), reverse=True)
 
 
-def missing_copies(
+def is_copy_missing(
     config: OffsiteConfig, policy: RetentionPolicy, repository: Repository, entries: Sequence[Entry], now: datetime
-) -> dict[str, tuple[str, ...]]:
-    """The archives without a copy, by destination, as far as the repository knows.
+) -> bool:
+    """True if an archive has no copy in one of the destinations, as far as the repository knows.
 
     Raises:
         RepositoryError: the record of copies cannot be read.
     """
     wanted = [entry.name for entry in wanted_copies(config, policy, entries, now)] if config.destinations else []
-    found = {}
-    for destination in config.destinations:
-        there = {stem.backup_id for stem in Ledger(repository, destination).copies()}
-        found[destination.identifier] = tuple(name for name in wanted if name not in there)
-    return found
+    return any(without_copy(wanted, Ledger(repository, one).copies()) for one in config.destinations)
+
+
+def without_copy(wanted: Iterable[str], copies: Iterable[Stem]) -> tuple[str, ...]:
+    """The archives that have no copy.
+
+    Arguments:
+        copies: the copies in one destination.
+    """
+    there = {stem.backup_id for stem in copies}
+    return tuple(name for name in wanted if name not in there)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from portal.ops.model import BackupId
 from portal.ops.offsite.health import DestinationState, Proof, WalCopying
 from portal.ops.offsite.ledger import Ledger
-from portal.ops.offsite.missing import missing_copies
+from portal.ops.offsite.missing import wanted_copies, without_copy
 from portal.ops.offsite.prune import offsite_policy
 
 if TYPE_CHECKING:
@@ -43,30 +43,32 @@ def destination_states(
     if not config.destinations:
         return ()
     rules = offsite_policy(policy, config.settings.rules)
-    missing = missing_copies(config, rules, repository, entries, now)
-    moments = {entry.name: entry.moment for entry in entries}
+    wanted = {entry.name: entry.moment for entry in wanted_copies(config, rules, entries, now)}
     return tuple(
-        _state_of(destination, repository, config.settings.recipients, missing, moments, has_wal=has_wal)
+        _state_of(Ledger(repository, destination), destination, config.settings.recipients, wanted, has_wal=has_wal)
         for destination in config.destinations
     )
 
 
 def _state_of(
+    ledger: Ledger,
     destination: Destination,
-    repository: Repository,
     recipients: Sequence[str],
-    missing: Mapping[str, tuple[str, ...]],
-    moments: Mapping[str, datetime],
+    wanted: Mapping[str, datetime],
     *,
     has_wal: bool,
 ) -> DestinationState:
-    ledger = Ledger(repository, destination)
+    """The state of one destination.
+
+    Arguments:
+        wanted: the archives that should have copies, with their moments.
+    """
     copies = ledger.copies()
     ids = (BackupId.parse(stem.backup_id) for stem in copies)
     newest = max((one for one in ids if one), key=lambda one: one.moment, default=None)
     proof = ledger.proof()
     verified, drilled = proof.get("verified"), proof.get("drilled", {})
-    lacking = missing[destination.identifier]
+    lacking = without_copy(wanted, copies)
     return DestinationState(
         shown=destination.shown,
         identifier=destination.identifier,
@@ -74,7 +76,7 @@ def _state_of(
         newest=str(newest) if newest else None,
         moment=newest.moment if newest else None,
         missing=lacking,
-        oldest_missing=min((moments[name] for name in lacking), default=None),
+        oldest_missing=min((wanted[name] for name in lacking), default=None),
         stored_bytes=sum(record.stored_bytes for record in copies.values()),
         verified=_verified(verified),
         drilled=_drilled(drilled),

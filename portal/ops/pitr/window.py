@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from portal.ops.pitr.lsn import Segment
 
@@ -121,11 +121,12 @@ def find_spans(bases: Iterable[Base], wal: Wal) -> tuple[Span, ...]:
     """The span of each base backup on each timeline that its WAL reaches, oldest first."""
     pieces = {(piece.segment, piece.is_complete): piece for piece in wal.pieces}
     timelines = {piece.segment.timeline for piece in wal.pieces} | set(wal.histories)
+    reaches: _Reaches = {}
     spans = []
-    for base in bases:
+    for base in sorted(bases, key=lambda base: base.start_lsn, reverse=True):
         for timeline in sorted(timelines | {base.timeline}):
             path = _path(base, timeline, wal.histories)
-            if path and (span := _span(base, path, pieces, wal)):
+            if path and (span := _span(base, path, _reach(base, path, pieces, wal.segment_bytes, reaches), wal)):
                 spans.append(span)
     return tuple(sorted(spans, key=lambda span: (span.start, span.timeline)))
 
@@ -167,7 +168,7 @@ def segments_to(span: Span, wal: Wal, moment: datetime | None) -> tuple[Segment,
     assert path is not None  # the span was found along this path
     pieces = {(piece.segment, piece.is_complete): piece for piece in wal.pieces}
     found: list[Segment] = []
-    for piece in _run(span.base, path, pieces, wal.segment_bytes):
+    for piece in _run(span.base.start_lsn // wal.segment_bytes, path, pieces, wal.segment_bytes):
         found.append(piece.segment)
         if moment is not None and piece.covered is not None and piece.covered >= moment:
             break
@@ -202,15 +203,51 @@ def _path(
     return None
 
 
-def _span(
-    base: Base, path: Sequence[tuple[int, int]], pieces: Mapping[tuple[Segment, bool], Piece], wal: Wal
-) -> Span | None:
-    covered, count, last = base.ended, 0, base.timeline
-    for piece in _run(base, path, pieces, wal.segment_bytes):
-        covered = max(covered, piece.covered or covered)
-        count, last = count + 1, piece.segment.timeline
-    reached = (base.start_lsn // wal.segment_bytes + count) * wal.segment_bytes
-    if reached < base.end_lsn or last != path[-1][0] or covered == base.ended:
+class _Reach(NamedTuple):
+    """The segments from one of them to the first missing one.
+
+    Arguments:
+        segments: how many they are.
+        timeline: the timeline of the last one; None without any.
+    """
+
+    segments: int
+    covered: datetime | None
+    timeline: int | None
+
+
+_Reaches = dict[tuple[tuple[int, int], ...], dict[int, _Reach]]
+"""By path and number of a segment, the segments from there on."""
+
+
+def _reach(
+    base: Base,
+    path: tuple[tuple[int, int], ...],
+    pieces: Mapping[tuple[Segment, bool], Piece],
+    segment_bytes: int,
+    reaches: _Reaches,
+) -> _Reach:
+    """The segments after a base; those after a later base on the same path are not looked at again."""
+    first = base.start_lsn // segment_bytes
+    known = reaches.setdefault(path, {})
+    later = min((number for number in known if number >= first), default=_NO_END)
+    count, moments, timeline = 0, [], None
+    for piece in _run(first, path, pieces, segment_bytes):
+        if piece.segment.number == later:
+            count, timeline = count + known[later].segments, known[later].timeline
+            moments.append(known[later].covered)
+            break
+        count, timeline = count + 1, piece.segment.timeline
+        moments.append(piece.covered)
+    covered = max((moment for moment in moments if moment is not None), default=None)
+    known[first] = _Reach(count, covered, timeline)
+    return known[first]
+
+
+def _span(base: Base, path: Sequence[tuple[int, int]], reach: _Reach, wal: Wal) -> Span | None:
+    covered = max(base.ended, reach.covered or base.ended)
+    reached = (base.start_lsn // wal.segment_bytes + reach.segments) * wal.segment_bytes
+    if reached < base.end_lsn or (reach.timeline or base.timeline) != path[-1][0] or covered == base.ended:
         return None
     timeline = path[-1][0]
     return Span(
@@ -218,16 +255,15 @@ def _span(
         timeline=timeline,
         start=base.ended,
         end=covered,
-        segments=count,
+        segments=reach.segments,
         live=wal.created.get(timeline) if timeline != base.timeline else None,
     )
 
 
 def _run(
-    base: Base, path: Sequence[tuple[int, int]], pieces: Mapping[tuple[Segment, bool], Piece], segment_bytes: int
+    number: int, path: Sequence[tuple[int, int]], pieces: Mapping[tuple[Segment, bool], Piece], segment_bytes: int
 ) -> Iterator[Piece]:
-    """The segments after a base, up to the first missing one."""
-    number = base.start_lsn // segment_bytes
+    """The segments from a number on, up to the first missing one."""
     while True:
         owner = next(timeline for timeline, end in path if end > number * segment_bytes)
         newest = _newest_in(path, number, segment_bytes)
