@@ -16,7 +16,6 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 from portal.ops.settings.load import load_settings
 from tests.support.services import sent_tasks
 from tests.support.workers import client_environ, queued
-from worker import client as module
 from worker.application import make_app
 from worker.client import Client, QueueLoad, TaskState, _explained, _serving
 from worker.errors import EXIT_CODE, BrokerAwayError, BrokerRefusesError, OperationFailedError, RefusedError
@@ -213,24 +212,18 @@ def test_a_ping_expires_and_can_be_cleared_away(broker: Broker) -> None:
     assert queued(broker.redis, Queue.RESTORE) == 1
 
 
-def test_without_a_broker_each_question_ends_soon(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With one error that says where to look."""
+def test_without_a_broker_a_question_ends_at_once(broker: Broker) -> None:
+    """With one error that says where to look; where a library would try again and again, the broker is asked first."""
     broker.redis.stop()
-    started = time.monotonic()
-    monkeypatch.setattr(module, "_SEND", {"max_retries": 0})
-    client = broker.client
+    client, started = broker.client, time.monotonic()
     for question in (
         lambda: client.look("one"),
         lambda: client.submit(VERIFY_ARCHIVE, {"archive": "latest"}, "one"),
         lambda: client.send_ping(Queue.BACKUP, 1),
-        lambda: client.clear_away(Queue.BACKUP, "one"),
-        lambda: client.is_attended(Queue.BACKUP),
-        lambda: client.loads(Queue.BACKUP),
-        lambda: client.stop("one"),
     ):
         with pytest.raises(BrokerAwayError, match=r"the broker does not answer\n.*CELERY_BROKER_URL"):
             question()
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("kind", [AuthenticationError, NoPermissionError])
