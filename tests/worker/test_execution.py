@@ -67,6 +67,11 @@ class TestOutcomes:
         del result.retryable
         assert not Outcome.of(result).retryable
 
+    def test_an_outcome_is_new_and_final_unless_it_says_otherwise(self) -> None:
+        """What nobody has said to be worth another try is not tried again."""
+        outcome = Outcome(result={"success": False}, success=False)
+        assert (outcome.retryable, outcome.is_new, outcome.fault) == (False, True, None)
+
     def test_an_error_is_an_outcome(self) -> None:
         """With its hint and its exit code; whether another try helps is the error's to say."""
         for error in (BusyError("locked", hint="Wait."), ConfigurationError("odd")):
