@@ -36,14 +36,16 @@ TARGETS: Final = (
         "repository",
         f"{_ENGINE}/repository",
         "repository pending sidecar durable locks identity",
-        "repository/test_durable repository/test_sync_order repository/test_locks repository/test_sidecars "
-        "repository/test_identity repository/test_repository repository/test_pending_archives repository/test_owners",
+        "repository/test_durable repository/test_lock_files repository/test_sidecars repository/test_identity "
+        "repository/test_locks repository/test_sync_order "
+        "repository/test_repository repository/test_pending_archives repository/test_owners "
+        "repository/test_known_repository",
     ),
     _of(
         "records",
         f"{_ENGINE}/repository",
         "records pins verifications restorability catalogue",
-        "repository/test_sync_order repository/test_records repository/test_catalogue "
+        "repository/test_chain_faults repository/test_records repository/test_catalogue repository/test_sync_order "
         "repository/test_portal_archives retention/test_prune",
     ),
     _of("codec", _ENGINE, "codec", "core/test_codec repository/test_records"),

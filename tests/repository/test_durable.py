@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
 from typing import TYPE_CHECKING
 
-from portal.ops.repository.durable import sync_directory, write_durably
+import pytest
+
+from portal.ops.repository.durable import (
+    make_directories,
+    make_hidden,
+    open_own,
+    sync_directory,
+    unfinished,
+    write_durably,
+)
 from tests.support.repositories import python
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -56,3 +67,75 @@ class TestWriteDurably:
         before = len(os.listdir("/proc/self/fd"))
         sync_directory(tmp_path)
         assert len(os.listdir("/proc/self/fd")) == before
+
+    def test_what_is_written_in_pieces_is_for_its_owner_alone(self, tmp_path: Path) -> None:
+        """The file is the pieces one after the other; nothing else is left."""
+        before = os.umask(0)
+        try:
+            write_durably(tmp_path / "file", (piece for piece in (b"one", b"", b"two")))
+        finally:
+            os.umask(before)
+        assert (tmp_path / "file").read_bytes() == b"onetwo"
+        assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o600
+        assert os.listdir(tmp_path) == ["file"]
+
+    def test_a_failure_half_way_names_the_file_and_leaves_nothing(self, tmp_path: Path) -> None:
+        """An error of the system has the name of the file; one that has a name keeps it."""
+
+        def pieces(error: BaseException) -> Iterator[bytes]:
+            yield b"one"
+            raise error
+
+        for error, name in ((OSError(5, "x"), str(tmp_path / "file")), (OSError(5, "x", "other"), "other")):
+            with pytest.raises(OSError, match="x") as caught:
+                write_durably(tmp_path / "file", pieces(error))
+            assert caught.value.filename == name
+        with pytest.raises(KeyboardInterrupt):
+            write_durably(tmp_path / "file", pieces(KeyboardInterrupt()))
+        assert os.listdir(tmp_path) == []
+
+    def test_a_link_in_its_place_is_not_followed(self, tmp_path: Path) -> None:
+        """Neither where the temporary file would be, nor where a file of the repository is opened."""
+        (tmp_path / "target").write_bytes(b"kept")
+        (tmp_path / f".file.{os.getpid()}.tmp").symlink_to("target")
+        (tmp_path / "link").symlink_to("target")
+        with pytest.raises(OSError, match="symbolic link"):
+            write_durably(tmp_path / "file", b"new")
+        with pytest.raises(OSError, match="symbolic link"):
+            open_own(tmp_path / "link")
+        assert (tmp_path / "target").read_bytes() == b"kept"
+
+
+class TestDirectories:
+    """Hidden directories of a repository, and the ones above it."""
+
+    def test_a_hidden_directory_is_made_once(self, tmp_path: Path) -> None:
+        """It is for its owner alone; it may be there already, unless it should be new, and must be a directory."""
+        for _ in range(2):
+            make_hidden(tmp_path / "made")
+            assert stat.S_IMODE((tmp_path / "made").stat().st_mode) == 0o700
+        (tmp_path / "file").touch()
+        for path, is_new in (("made", True), ("file", False), ("file", True)):
+            with pytest.raises(FileExistsError):
+                make_hidden(tmp_path / path, is_new=is_new)
+        make_hidden(tmp_path / "new", is_new=True)
+        with pytest.raises(FileNotFoundError):
+            make_hidden(tmp_path / "absent" / "below")
+
+    def test_all_that_are_missing_are_made(self, tmp_path: Path) -> None:
+        """Each for its owner alone; one that is there keeps its mode."""
+        (tmp_path / "a").mkdir(mode=0o755)
+        make_directories(tmp_path / "a" / "b" / "c")
+        make_directories(tmp_path / "a" / "b" / "c")
+        assert [stat.S_IMODE((tmp_path / path).stat().st_mode) for path in ("a", "a/b", "a/b/c")] == [
+            0o755,
+            0o700,
+            0o700,
+        ]
+
+    def test_unfinished_writes_are_known_by_their_names(self, tmp_path: Path) -> None:
+        """Nothing else is; where nothing can be seen, there are none."""
+        for name in (".b.2.tmp", ".a.json.17.tmp", "a.17.tmp", ".a.tmp", ".a.x.tmp", ".17.tmp", ".a.17.tmp~"):
+            (tmp_path / name).touch()
+        assert [path.name for path in unfinished(tmp_path)] == [".a.json.17.tmp", ".b.2.tmp"]
+        assert unfinished(tmp_path / "absent") == []

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from typing import TYPE_CHECKING
 
 import pytest
 
 from portal.ops.backup.job import BackupConfig, BackupJob
-from portal.ops.errors import RepositoryError
+from portal.ops.errors import RepositoryAbsentError, RepositoryError
+from portal.ops.repository.identity import STAND_IN_NAME, check_id, check_known, give_id, note_stand_in, repository_id
+from portal.ops.repository.locks import locked_file
 from portal.ops.repository.repository import LOCK_NAME, Repository
 from tests.support.portal import succeeded
 
@@ -58,3 +62,96 @@ def test_another_repository_is_refused(config: BackupConfig, tmp_path: Path) -> 
     with pytest.raises(RepositoryError, match=f"its id is {other.id}"):
         other.prepare_for_backup(Repository(tmp_path / "archives").id)
     assert config.repository_id == ""
+
+
+KNOWN, OTHER = "a" * 32, "b" * 32
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (KNOWN.encode() + b"\n", KNOWN),
+        (KNOWN.encode(), KNOWN),
+        (b"", ""),
+        (b"\n", ""),
+        (b"a-b\n", ""),
+        (b"a b\n", ""),
+        (b"\xff" * 32, ""),
+        (b"c" * 1000, "c" * 64),
+        (None, ""),
+    ],
+)
+def test_an_id_is_a_word(tmp_path: Path, content: bytes | None, found: str) -> None:
+    """What else is in the file is none, and no more of it is read than an id has."""
+    if content is not None:
+        (tmp_path / ".lock").write_bytes(content)
+    assert repository_id(tmp_path / ".lock") == found
+
+
+def test_an_id_is_given_once(tmp_path: Path) -> None:
+    """Not while the repository is locked, nor where there is no directory; every one is another."""
+    lock = tmp_path / ".lock"
+    before = len(os.listdir("/proc/self/fd"))
+    with locked_file(lock, fcntl.LOCK_SH, 0, what="it"):
+        give_id(lock)
+    assert repository_id(lock) == ""
+    give_id(lock)
+    first = repository_id(lock)
+    assert len(first) == 32
+    assert lock.read_bytes() == first.encode() + b"\n"
+    give_id(lock)
+    assert repository_id(lock) == first
+    give_id(tmp_path / "absent" / ".lock")
+    give_id(tmp_path / ".other")
+    assert repository_id(tmp_path / ".other") not in ("", first)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(
+    ("known", "found", "is_empty", "error", "said"),
+    [
+        ("", "", True, None, ""),
+        ("", OTHER, False, None, ""),
+        (KNOWN, KNOWN, True, None, ""),
+        (KNOWN, "", False, None, ""),
+        (KNOWN, OTHER, True, RepositoryError, f"has the id {OTHER}, and the one that was used here has {KNOWN}"),
+        (KNOWN, OTHER, False, RepositoryError, "has the id"),
+        (KNOWN, "", True, RepositoryAbsentError, "the directory has no archive and no id"),
+    ],
+)
+def test_which_repository_is_the_known_one(
+    tmp_path: Path, known: str, found: str, is_empty: bool, error: type[RepositoryError] | None, said: str
+) -> None:
+    """By its id; without one, by its archives."""
+    (tmp_path / ".lock").write_text(found)
+    if error is None:
+        check_known(tmp_path / ".lock", known, is_empty=is_empty)
+        return
+    with pytest.raises(RepositoryError, match=said) as caught:
+        check_known(tmp_path / ".lock", known, is_empty=is_empty)
+    assert type(caught.value) is error
+    assert "--confirm-loss" in caught.value.hint
+
+
+def test_what_there_is_instead_is_told(tmp_path: Path) -> None:
+    """No directory, or one that a restore has filled."""
+    with pytest.raises(RepositoryAbsentError, match="there is no such directory"):
+        check_known(tmp_path / "absent" / ".lock", KNOWN, is_empty=True)
+    note_stand_in(tmp_path)
+    assert b"was not there when a restore began" in (tmp_path / STAND_IN_NAME).read_bytes()
+    with pytest.raises(RepositoryAbsentError, match="no archive but what was brought for a restore"):
+        check_known(tmp_path / ".lock", KNOWN, is_empty=True)
+
+
+def test_the_configured_one_is_the_only_one(tmp_path: Path) -> None:
+    """Any is, where none is configured."""
+    lock = tmp_path / ".lock"
+    with pytest.raises(RepositoryError, match=f"is not the repository {KNOWN}: it has no id"):
+        check_id(lock, KNOWN)
+    check_id(lock, "")
+    lock.write_text(KNOWN)
+    check_id(lock, KNOWN)
+    check_id(lock, "")
+    with pytest.raises(RepositoryError, match=f"is not the repository {OTHER}: its id is {KNOWN}") as caught:
+        check_id(lock, OTHER)
+    assert "BACKUP_REPOSITORY_ID" in caught.value.hint
