@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,9 @@ def known(settings: Settings) -> dict[str, Any]:
     """The common arguments of every job: the actor and the observer."""
     from portal.ops.monitoring.observer import Observers
 
-    return {"actor": person(), "observer": Observers(settings)}
+    observer = Observers(settings)
+    atexit.register(observer.settle)
+    return {"actor": person(), "observer": observer}
 
 
 def repository(settings: Settings) -> Repository:

@@ -196,6 +196,7 @@ def _told_at_the_end(settings: Settings) -> Iterator[list[AccessEntry]]:
         tell = Observers(settings)
         for entry in heard:
             tell(entry)
+        tell.settle()
 
 
 def _given_up(operation: Operation, attempts: int) -> OpsError:

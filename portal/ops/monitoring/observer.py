@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from portal.ops.errors import OpsError
 from portal.ops.model import BackupId, BackupType
 from portal.ops.monitoring import send as messenger
-from portal.ops.repository.access_log import Action, Outcome
+from portal.ops.repository.access_log import Action
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import Clock, utc_now
 
@@ -37,6 +37,8 @@ _SHORTEST_SECRET: Final = 4
 """A shorter secret is not masked: it would turn plain words into asterisks."""
 
 _AT_MOST_EVERY: Final = 60.0
+_SERIES: Final = frozenset({Action.VERIFY, Action.OFFSITE_COPY, Action.OFFSITE_VERIFY})
+"""Actions that one operation does with many archives."""
 
 
 class Observers:
@@ -52,16 +54,27 @@ class Observers:
         self._clock = clock
         self._secrets = sorted(secret_words(settings), key=len, reverse=True)
         self._refreshed = -_AT_MOST_EVERY
+        self._is_behind = False
 
     def __call__(self, entry: AccessEntry) -> None:
-        """An operation has ended. In a series (verifications, removals) the status is not read after each."""
-        quiet = entry.outcome is Outcome.DONE and (entry.action is Action.VERIFY or "archives" in entry.details)
+        """An operation has ended.
+
+        In a series (verifications, copies, removals) the status is not read after each; `settle` ends it.
+        """
+        is_part = entry.action in _SERIES or "archives" in entry.details
         try:
             self._ping(entry)
-            status = None
-            if not quiet or self._is_due:
-                status = self._read()
-            self._follow(entry, status)
+            self._is_behind = is_part and not self._is_due
+            self._follow(entry, None if self._is_behind else self._read())
+        except Exception as error:
+            log.warning("observer_failed", reason=type(error).__name__)
+
+    def settle(self) -> None:
+        """A series has ended: show the status after its last part."""
+        try:
+            if self._is_behind:
+                self._is_behind = False
+                self._follow(None, self._read())
         except Exception as error:
             log.warning("observer_failed", reason=type(error).__name__)
 
