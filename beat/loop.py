@@ -118,7 +118,8 @@ class Beat:
         in_question = [slot for slot in slots if slot not in self._settled]
         if not in_question:
             return
-        facts = read_facts(self._repository, {slot.operation for slot in in_question}, self._settings)
+        operations, oldest = {slot.operation for slot in in_question}, min(slot.moment for slot in in_question)
+        facts = read_facts(self._repository, operations, self._settings, since=oldest)
         tasks = due(in_question, facts, now, self._memory.times())
         self._memory.keep_only({task.task_id for task in tasks})
         if facts.archives:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from beat.due import Held, RepositoryFacts
@@ -32,20 +33,28 @@ _PART: Final = "archives"
 """A detail that only a prune's entries for single archives have; its final entry does not."""
 
 
+_CLOCK_DOUBT: Final = timedelta(days=1)
+
+
 def read_facts(
-    repository: Repository, operations: Collection[Operation], settings: Settings | None = None
+    repository: Repository,
+    operations: Collection[Operation],
+    settings: Settings | None = None,
+    *,
+    since: datetime | None = None,
 ) -> RepositoryFacts:
     """Read the facts about the repository.
 
     Arguments:
         settings: destinations and rules of off-site copies; without them no copy is missing.
         operations: the operations whose slots are checked; facts for others are not read.
+        since: the oldest of these slots; of operations that ended before it, the end need not be found.
 
     Raises:
         RepositoryError: the repository cannot be read.
     """
     needs = {type(entry.schedule.done_by) for entry in operations if entry.schedule}
-    ended = _last_ends(repository) if LoggedEnd in needs else {}
+    ended = _last_ends(repository, since) if LoggedEnd in needs else {}
     is_offsite = settings is not None and NothingMissing in needs and bool(settings.offsite.destinations())
     if EachArchive not in needs and not is_offsite:
         found = repository.archives()
@@ -67,8 +76,21 @@ def _is_uncopied(settings: Settings, repository: Repository, entries: Sequence[E
     return is_copy_missing(config, policy, repository, entries, utc_now())
 
 
-def _last_ends(repository: Repository) -> dict[Operation, datetime]:
-    return {operation: entry.moment for operation, entry in logged(repository) if _is_end(operation, entry)}
+def _last_ends(repository: Repository, since: datetime | None) -> dict[Operation, datetime]:
+    """When each operation last ended. The log of years is not read for that, but its end, back to the oldest slot."""
+    wanted = {operation for operation in _BY_ACTION.values() if _is_by_log(operation)}
+    found: dict[Operation, datetime] = {}
+    for entry in AccessLog(repository).newest_first():
+        if len(found) == len(wanted) or (since is not None and entry.moment < since - _CLOCK_DOUBT):
+            break
+        operation = _operation_of(entry)
+        if operation is not None and operation not in found and _is_end(operation, entry):
+            found[operation] = entry.moment
+    return found
+
+
+def _is_by_log(operation: Operation) -> bool:
+    return operation.schedule is not None and isinstance(operation.schedule.done_by, LoggedEnd)
 
 
 def _is_end(operation: Operation, entry: AccessEntry) -> bool:
@@ -85,9 +107,13 @@ def logged(repository: Repository) -> Iterator[tuple[Operation, AccessEntry]]:
         RepositoryError: the log cannot be read.
     """
     for entry in AccessLog(repository).entries():
-        if entry.action is Action.BACKUP:
-            backup_id = BackupId.parse(entry.subject)
-            if backup_id and backup_id.type in _BY_TYPE:
-                yield _BY_TYPE[backup_id.type], entry
-        elif entry.action in _BY_ACTION and _PART not in entry.details:
-            yield _BY_ACTION[entry.action], entry
+        if operation := _operation_of(entry):
+            yield operation, entry
+
+
+def _operation_of(entry: AccessEntry) -> Operation | None:
+    """The scheduled operation that an entry is the end of, or None."""
+    if entry.action is Action.BACKUP:
+        backup_id = BackupId.parse(entry.subject)
+        return _BY_TYPE.get(backup_id.type) if backup_id else None
+    return _BY_ACTION.get(entry.action) if _PART not in entry.details else None

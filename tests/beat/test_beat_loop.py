@@ -219,13 +219,14 @@ def test_what_is_done_is_not_looked_for_again(site: Site, monkeypatch: pytest.Mo
     repository.prepare()
     if is_done:
         put_archive(site.archives, BackupType.FULL, TWO - timedelta(days=9))
-    moment = TWO - timedelta(minutes=1)
+    moment = TWO - timedelta(minutes=30)
     AccessLog(repository).append(Action.PRUNE, "it", Outcome.DONE, who="ann", host="here", moment=moment)
     asked = list[set[str]]()
 
-    def reading(repository: Repository, operations: set[Operation], settings: Any) -> Any:
+    def reading(repository: Repository, operations: set[Operation], settings: Any, *, since: datetime) -> Any:
         asked.append({operation.name for operation in operations})
-        return read_facts(repository, operations, settings)
+        assert since.time() == moment.time()
+        return read_facts(repository, operations, settings, since=since)
 
     monkeypatch.setattr(module, "read_facts", reading)
     beat = site.beat(BACKUP_SCHEDULE_FULL="off", BACKUP_SCHEDULE_OFFSITE="off", BACKUP_SCHEDULE_PRUNE="30 1 * * *")

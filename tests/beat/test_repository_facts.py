@@ -127,3 +127,16 @@ def test_whose_lines_of_the_log_are_those_of_scheduled_operations(repository: Re
         (PRUNE_REPOSITORY, 7),
     ]
     assert BACKUP_MEDIA not in dict(found)
+
+
+def test_the_log_is_read_back_to_the_oldest_slot_only(repository: Repository) -> None:
+    """An operation that has not ended since is not looked for in the log of years."""
+    write(
+        repository,
+        (Action.DRILL, "it", Outcome.DONE, {}),
+        (Action.PRUNE, "it", Outcome.DONE, {}),
+    )
+    day = timedelta(days=1)
+    for since, found in ((NOW + day, {DRILL_RESTORE, PRUNE_REPOSITORY}), (NOW + day + MINUTE, {PRUNE_REPOSITORY})):
+        assert read_facts(repository, {PRUNE_REPOSITORY}, since=since).ended.keys() == found
+    assert read_facts(repository, {PRUNE_REPOSITORY}, since=NOW + 2 * day).ended == {}

@@ -95,6 +95,28 @@ class TestWriting:
         assert report.entries == 508
         assert report.intact
 
+    def test_the_newest_lines_are_read_first_and_no_others(
+        self, log: AccessLog, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whatever block a line begins in; an invalid line is passed over."""
+        monkeypatch.setattr(access_log, "_TAIL_BYTES", 1000)
+        for number in range(100):
+            add(log, "x" * number)
+        with log.path.open("ab") as file:
+            file.write(b"torn\n")
+        add(log, "last")
+        assert list(log.newest_first()) == list(log.entries())[::-1]
+        read, seen = os.pread, []
+
+        def pread(descriptor: int, length: int, at: int) -> bytes:
+            seen.append(length)
+            return read(descriptor, length, at)
+
+        monkeypatch.setattr(os, "pread", pread)
+        assert next(log.newest_first()).subject == "last"
+        assert sum(seen) <= 1000
+        assert list(AccessLog(Repository(log.path.parent / "absent")).newest_first()) == []
+
     def test_what_cannot_be_written_breaks_nothing(self, tmp_path: Path) -> None:
         """Where there is no directory for the log, the work that it logs goes on."""
         log = AccessLog(Repository(tmp_path / "absent"))

@@ -137,6 +137,27 @@ class AccessLog:
             raise explain(error, "cannot read", self.path) from error
         return [entry for line in lines[1 if start else 0 :] if (entry := decode(line))]
 
+    def newest_first(self) -> Iterator[AccessEntry]:
+        """Every valid line, newest first; only as much is read as is asked for.
+
+        Raises:
+            RepositoryError: the log cannot be read.
+        """
+        try:
+            with self.path.open("rb") as file:
+                end, rest = os.fstat(file.fileno()).st_size, b""
+                while end:
+                    start = max(0, end - _TAIL_BYTES)
+                    first, *lines = (os.pread(file.fileno(), end - start, start) + rest).split(b"\n")
+                    yield from (entry for line in reversed(lines) if (entry := decode(line)))
+                    end, rest = start, first
+                if entry := decode(rest):
+                    yield entry
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise explain(error, "cannot read", self.path) from error
+
     def verify(self) -> AccessReport:
         """Check that every line is unchanged and none is missing.
 
