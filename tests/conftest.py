@@ -14,7 +14,7 @@ from demo.portal import fill
 from demo.postgres import EmbeddedPostgres
 from portal.ops.restore.files import stage as file_stage
 from portal.ops.runtime.event_log import structlog
-from portal.ops.runtime.logs import engine_log
+from portal.ops.runtime.logs import configure_with_first_event, engine_log
 from portal.ops.runtime.process import SystemRunner
 from tests.support.archives import pool
 from tests.support.http_server import web_server
@@ -99,9 +99,10 @@ def own_state(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(autouse=True)
 def own_logging() -> Iterator[None]:
     """Have no test's events go to where a command of an earlier test has sent its own."""
-    engine_log("tests")  # configures it where nothing has
+    engine_log("tests").bind()  # configures it where nothing has
     before = structlog.get_config()
     yield
+    configure_with_first_event(lambda: None)
     structlog.configure(**before)
 
 

@@ -79,15 +79,13 @@ def run_command(main: Callable[[], int]) -> NoReturn:
 def watched_log(style: LogFormat, *, line_seconds: float | None = None) -> Callable[[Step], None]:
     """Set up logging to standard error, and a progress display that does not interfere with it."""
     from portal.ops.runtime.environment import merged_environment
-    from portal.ops.runtime.event_log import structlog
-    from portal.ops.runtime.logs import configure_logging
+    from portal.ops.runtime.logs import configure_logging, configure_with_first_event, engine_log
     from portal.ops.settings.load import unbuilt_settings, unknown_settings
 
-    log = structlog.get_logger("tools")
+    log = engine_log("tools")
     bar = Bar(log) if line_seconds is None else Bar(log, line_seconds=line_seconds)
-    configure_logging(style, cast("TextIO", BarAwareStream(bar)))
-    processors = structlog.get_config()["processors"]
-    structlog.configure(processors=[_EventFilter(style), *processors])
+    stream = cast("TextIO", BarAwareStream(bar))
+    configure_with_first_event(lambda: configure_logging(style, stream, before=(_EventFilter(style),)))
     variables = merged_environment()
     for warning in unknown_settings(variables):
         log.warning("setting_unknown", detail=warning)

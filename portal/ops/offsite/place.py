@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -52,6 +51,8 @@ def own_place(directory: Path) -> Iterator[Path]:
 
     It stays locked while in use: process ids mean nothing if several containers use one repository.
     """
+    import tempfile  # imported late: a fetch needs no temporary directory
+
     make_hidden(directory)
     gate = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

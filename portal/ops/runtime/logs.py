@@ -1,16 +1,21 @@
-"""Formats log lines: JSON for programs, a short line for a person at a terminal. Only entry points choose."""
+"""Formats log lines: JSON for programs, a short line for a person at a terminal. Only entry points choose.
+
+structlog is loaded with the first event: it takes a fifth of a command's start, and many commands write none.
+"""
 
 from __future__ import annotations
 
-import logging
 import socket
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from portal.ops.runtime.event_log import structlog
-from portal.ops.settings.load import LogFormat
+from portal.ops.model import LogFormat
 from portal.ops.units import human_bytes, printable
 
 if TYPE_CHECKING:
+    import logging
+    from collections.abc import Callable
+
+    import structlog
     from structlog.typing import EventDict, WrappedLogger
 
 _HOST: Final = socket.gethostname()
@@ -22,12 +27,42 @@ _LINES: Final = ("exception", "stack")
 _UNSAID: Final = ("timestamp", "level", "event", "backup_id", "restore_id")
 
 
-def engine_log(name: str) -> Any:
-    """A logger for the engine.
+class EngineLog:
+    """A logger of the engine, with the methods of structlog's.
 
     Until an entry point calls `configure_logging`, or the calling program has configured structlog, events go to
     Python's logging: by default structlog would print them to standard output, which belongs to the program.
     """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, method: str) -> Any:
+        from portal.ops.runtime.event_log import structlog
+
+        _configure_now()
+        return getattr(structlog.get_logger(self._name), method)
+
+
+def engine_log(name: str) -> Any:
+    """A logger for the engine."""
+    return EngineLog(name)
+
+
+_configure: list[Callable[[], None]] = []
+"""What configures structlog before the first event, if an entry point has left it to that."""
+
+
+def configure_with_first_event(configure: Callable[[], None]) -> None:
+    """Call a function, which calls `configure_logging`, before the first event of an `engine_log`."""
+    _configure[:] = [configure]
+
+
+def _configure_now() -> None:
+    from portal.ops.runtime.event_log import structlog
+
+    if _configure:
+        _configure.pop()()
     if not structlog.is_configured():
         structlog.configure(
             processors=[
@@ -38,18 +73,20 @@ def engine_log(name: str) -> Any:
             logger_factory=structlog.stdlib.LoggerFactory(),
             wrapper_class=structlog.stdlib.BoundLogger,
         )
-    return structlog.get_logger(name)
 
 
-def configure_logging(style: LogFormat, stream: TextIO) -> None:
+def configure_logging(style: LogFormat, stream: TextIO, *, before: tuple[structlog.typing.Processor, ...] = ()) -> None:
     """Write every event to `stream`, one line each.
 
     Arguments:
         style: JSON, console, or by whether the stream is a terminal.
+        before: processors that see an event first, and may drop it.
     """
+    from portal.ops.runtime.event_log import structlog
+
     person = _is_for_a_person(style, stream)
     structlog.configure(
-        processors=[*_facts(person), render_for_a_person if person else structlog.processors.JSONRenderer()],
+        processors=[*before, *_facts(person), render_for_a_person if person else structlog.processors.JSONRenderer()],
         wrapper_class=structlog.make_filtering_bound_logger(0),
         logger_factory=structlog.WriteLoggerFactory(stream),
         cache_logger_on_first_use=False,
@@ -58,6 +95,10 @@ def configure_logging(style: LogFormat, stream: TextIO) -> None:
 
 def foreign_handler(style: LogFormat, stream: TextIO) -> logging.Handler:
     """A handler that writes Python's own log records, by libraries, in the format of our events."""
+    import logging
+
+    from portal.ops.runtime.event_log import structlog
+
     person = _is_for_a_person(style, stream)
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
@@ -79,6 +120,8 @@ def _is_for_a_person(style: LogFormat, stream: TextIO) -> bool:
 
 def _facts(person: bool) -> list[structlog.typing.Processor]:
     """The processor that adds common facts to an event; a person at a terminal does not need the host."""
+    from portal.ops.runtime.event_log import structlog
+
     facts: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,

@@ -244,11 +244,10 @@ def _file_key(header: Header, identities: Sequence[Identity]) -> bytes:
     from cryptography.exceptions import InvalidTag
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
     from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     for identity in identities:
         private = X25519PrivateKey.from_private_bytes(identity.secret)
-        public = private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+        public = private.public_key().public_bytes_raw()
         for share, wrapped in header.stanzas:
             try:
                 shared = private.exchange(X25519PublicKey.from_public_bytes(share))

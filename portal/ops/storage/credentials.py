@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -57,6 +56,8 @@ def _from_shared_file(environ: Mapping[str, str]) -> Credentials | None:
     named = environ.get("AWS_SHARED_CREDENTIALS_FILE")
     path = Path(named or _SHARED.replace("~", environ.get("HOME", "/nonexistent"), 1))
     profile = environ.get("AWS_PROFILE") or "default"
+    import configparser  # imported late: the file is read only if there are no variables
+
     parser = configparser.RawConfigParser()
     try:
         with path.open(encoding="utf-8") as file:

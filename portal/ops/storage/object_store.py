@@ -24,7 +24,6 @@ from portal.ops.errors import (
 from portal.ops.settings.destination import Destination, Scheme
 from portal.ops.storage.backend import READ_BYTES, StoredObject
 from portal.ops.storage.credentials import find_credentials, region_of
-from portal.ops.storage.s3_head import S3Head
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
     from portal.ops.storage.backend import Data
+    from portal.ops.storage.s3_head import Kept, S3Head
 
 _RETRIES: Final = 4
 _RETRY_SECONDS: Final = 60
@@ -87,7 +87,8 @@ class ObjectStoreBackend:
             destination, environ, _options(destination, seconds, self._lock)
         )
         self._writing: dict[int, ObjectStore] = {}
-        self._head = S3Head.of(destination, environ) if self._is_s3 else None
+        self._environ = environ
+        self._heads: list[S3Head | None] = []
 
     @property
     def shown(self) -> str:
@@ -107,14 +108,24 @@ class ObjectStoreBackend:
                 use_multipart=False,
                 attributes=self._attributes,
             )
-        if self._head is not None:
-            kept = self._head.look(name)
-            if kept.is_absent or kept.sha256 not in (None, sha256):
-                has = "has nothing there" if kept.is_absent else f"has the SHA-256 {kept.sha256}"
-                raise StorageError(
-                    f"{self.shown}/{name} differs from the data sent: the store accepted it, and {has}",
-                    hint=_LYING_HINT,
-                )
+        kept = self._metadata(name)
+        if kept is not None and (kept.is_absent or kept.sha256 not in (None, sha256)):
+            has = "has nothing there" if kept.is_absent else f"has the SHA-256 {kept.sha256}"
+            raise StorageError(
+                f"{self.shown}/{name} differs from the data sent: the store accepted it, and {has}",
+                hint=_LYING_HINT,
+            )
+
+    def _metadata(self, name: str) -> Kept | None:
+        """What S3 keeps with an object; None for other stores, or if only the cloud knows the credentials."""
+        if not self._is_s3:
+            return None
+        if not self._heads:
+            from portal.ops.storage.s3_head import S3Head  # imported late: a fetch needs no HTTP client of Python's
+
+            self._heads.append(S3Head.of(self._destination, self._environ))
+        head = self._heads[0]
+        return head.look(name) if head else None
 
     def _writer(self, size: int) -> ObjectStore:
         """The client for uploads of this size."""
@@ -159,7 +170,7 @@ class ObjectStoreBackend:
 
         with self._explained(name):
             found = obstore.head(self._store, name)
-        kept = self._head.look(name) if self._head is not None else None
+        kept = self._metadata(name)
         if kept is not None and kept.sha256:
             return replace(_stored(found, kept.sha256), is_own_digest=True, locked_until=kept.locked_until)
         digest = new_digest()

@@ -13,7 +13,6 @@ from portal.ops.errors import ConfigurationError, NotIntactError, ObjectExistsEr
 from portal.ops.storage.age_format import StreamDecryptor
 from portal.ops.storage.age_keys import read_identities
 from portal.ops.storage.backend import read_all
-from portal.ops.storage.encryption import Encryptor
 from portal.ops.storage.open import open_backend
 
 if TYPE_CHECKING:
@@ -78,6 +77,8 @@ class ObjectWriter:
     """
 
     def __init__(self, backend: Backend, recipients: Sequence[str]) -> None:
+        from portal.ops.storage.encryption import Encryptor  # imported late: reading needs no helper process
+
         self._backend = backend
         self._encryptor = Encryptor(recipients) if recipients else None
 
