@@ -20,6 +20,6 @@ print(Table.__name__)
 
 
 def test_libraries_are_loaded_when_they_are_needed() -> None:
-    """Listing and fetching load no library before its first use; structlog does not load rich, and whatever needs rich afterwards gets it."""
+    """Listing and fetching load no library before its first use; structlog loads no rich, and others get it."""
     ran = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=False, timeout=60)
     assert (ran.returncode, ran.stdout) == (0, "Table\n"), ran.stderr
