@@ -6,19 +6,20 @@ import errno
 import gc
 import os
 import time
+from datetime import timedelta
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import pytest
 
-from portal.ops.errors import StorageError, StoreFullError, StoreUnreachableError
+from portal.ops.errors import StorageError, StoreDeniedError, StoreFullError, StoreUnreachableError
 from portal.ops.settings.database_url import Secret
 from portal.ops.settings.destination import parse_destination
 from portal.ops.storage import directory
 from portal.ops.storage.directory import DirectoryBackend
 from portal.ops.storage.object_store import _put_seconds
 from portal.ops.storage.open import open_backend
-from tests.support.fake_s3 import FakeS3, Manner
+from tests.support.fake_s3 import REFUSALS, FakeS3, Manner
 from tests.support.stores import PASSWORD, SftpServer
 
 if TYPE_CHECKING:
@@ -93,6 +94,40 @@ class TestS3:
             backend = open_backend(parse_destination(server.url), KEYS)
             with pytest.raises(StorageError, match="differs from the data sent"):
                 put(backend)
+
+    @pytest.mark.parametrize("what", ["put", "read", "list_top"])
+    @pytest.mark.parametrize(
+        ("refusal", "kind", "message", "hint"),
+        [
+            ("expired", StoreDeniedError, "the credentials have expired", "Set new ones"),
+            ("skewed", StoreDeniedError, "clocks of this machine and of the store differ", "NTP"),
+            ("cold", StoreDeniedError, "storage class for archives", "Restore it in the bucket"),
+            ("moved", StorageError, "the bucket backup is in another region", "Correct region="),
+            ("other region", StorageError, "the bucket backup is in the region eu-central-1", "Correct region="),
+            ("throttled", StoreUnreachableError, "s3://backup/x asks for fewer requests", "Try again later"),
+        ],
+    )
+    def test_an_answer_with_one_cause(
+        self, impatient: None, what: str, refusal: str, kind: type[StorageError], message: str, hint: str
+    ) -> None:
+        """The cause is named, with what to do; only a store that throttles is worth another attempt."""
+        with FakeS3(Manner.KEEPS_NOTHING, REFUSALS[refusal]) as server:
+            backend = open_backend(parse_destination(server.url), KEYS)
+            with pytest.raises(kind, match=message) as caught:
+                OPERATIONS[what](backend)
+        assert hint in caught.value.hint
+        assert caught.value.retryable == (refusal == "throttled")
+        assert len(caught.value.message) < 200
+
+    def test_a_store_that_throttles_for_a_moment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The request is repeated, with pauses that grow."""
+        monkeypatch.setattr("portal.ops.storage.object_store._FIRST_PAUSE", timedelta(milliseconds=200))
+        with FakeS3(Manner.KEEPS_NOTHING, REFUSALS["throttled"], times=3) as server:
+            backend = open_backend(parse_destination(server.url), KEYS)
+            started = time.monotonic()
+            assert list(backend.list_top()) == []
+        assert server.requests == 4
+        assert time.monotonic() - started > 0.6
 
     def test_time_follows_from_size(self) -> None:
         """A small object may take minutes at most; a segment what it needs at 40 kB a second."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from enum import Enum, auto
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -10,6 +11,37 @@ from typing import Any
 _EMPTY = (
     "<ListBucketResult><Name>backup</Name><KeyCount>0</KeyCount><IsTruncated>false</IsTruncated></ListBucketResult>"
 )
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An error of Amazon's S3: its status, code and message, and headers beside it."""
+
+    status: int
+    code: str
+    message: str
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+REFUSALS = {
+    "expired": Refusal(400, "ExpiredToken", "The provided token has expired."),
+    "skewed": Refusal(
+        403, "RequestTimeTooSkewed", "The difference between the request time and the current time is too large."
+    ),
+    "moved": Refusal(
+        301,
+        "PermanentRedirect",
+        "The bucket you are attempting to access must be addressed using the specified endpoint.",
+        (("x-amz-bucket-region", "eu-central-1"),),
+    ),
+    "other region": Refusal(
+        400,
+        "AuthorizationHeaderMalformed",
+        "The authorization header is malformed; the region 'us-east-1' is wrong; expecting 'eu-central-1'",
+    ),
+    "throttled": Refusal(503, "SlowDown", "Please reduce your request rate."),
+    "cold": Refusal(403, "InvalidObjectState", "The operation is not valid for the object's storage class"),
+}
 
 
 class Manner(Enum):
@@ -27,13 +59,20 @@ class Manner(Enum):
 
 
 class FakeS3(ThreadingHTTPServer):
-    """The server; use it as a context manager."""
+    """The server; use it as a context manager.
+
+    Arguments:
+        refusal: how it answers the first `times` requests that have a body in the answer.
+    """
 
     daemon_threads = True
 
-    def __init__(self, manner: Manner) -> None:
+    def __init__(self, manner: Manner, refusal: Refusal | None = None, *, times: int = 1_000_000) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.manner = manner
+        self.refusal = refusal
+        self.times = times
+        self.requests = 0
         self.over = threading.Event()
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
@@ -57,10 +96,21 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.over.wait(60)
             return
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self._refused():
+            return
         if self.server.manner is Manner.FULL:
             self._answer(507, "<Error><Code>InsufficientStorage</Code></Error>")
         else:
             self._answer(200)
+
+    def _refused(self) -> bool:
+        refusal = self.server.refusal
+        self.server.requests += 1
+        if refusal is None or self.server.requests > self.server.times:
+            return False
+        text = f"<Error><Code>{refusal.code}</Code><Message>{refusal.message}</Message></Error>"
+        self._answer(refusal.status, text, **dict(refusal.headers))
+        return True
 
     def do_HEAD(self) -> None:
         if self.server.manner is Manner.KEEPS_OTHER_BYTES:
@@ -69,6 +119,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404)
 
     def do_GET(self) -> None:
+        if self._refused():
+            return
         self._answer(200, _EMPTY)
 
     def do_DELETE(self) -> None:

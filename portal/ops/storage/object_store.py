@@ -6,6 +6,7 @@ store other digests, so there `head` has to read the bytes.
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 _RETRIES: Final = 4
 _RETRY_SECONDS: Final = 60
+_FIRST_PAUSE: Final = timedelta(milliseconds=500)
+_LONGEST_PAUSE: Final = timedelta(seconds=15)
 _CONNECT_SECONDS: Final = 10
 _READ_SECONDS: Final = 60
 _ANSWER_SECONDS: Final = 60
@@ -46,6 +49,12 @@ _SIZES: Final = (1 << 20, 8 << 20, 64 << 20, 1 << 30)
 
 _LYING_HINT: Final = "Look at the store; its answers cannot be relied on. Copy elsewhere until they can."
 _PERMISSIONS_HINT: Final = "Compare what the credentials permit with docs/offsite.md."
+_EXPIRED: Final = ("ExpiredToken", "TokenRefreshRequired")
+_SKEWED: Final = ("RequestTimeTooSkewed",)
+_COLD: Final = ("InvalidObjectState",)
+_ELSEWHERE: Final = ("PermanentRedirect", "TemporaryRedirect", "BareRedirect", "AuthorizationHeaderMalformed")
+_THROTTLED: Final = ("SlowDown", "429 Too Many Requests", "TooManyRequests")
+_REGION: Final = re.compile(r"expecting \\?'([a-z0-9-]+)")
 _DENIED: Final = ("403 Forbidden", "AccessDenied", "401 Unauthorized", "SignatureDoesNotMatch", "InvalidAccessKeyId")
 _LOCKED: Final = ("ObjectLocked", "WORM", "object lock", "ObjectUnderRetention", "retention")
 _FULL: Final = ("507 ", "InsufficientStorage", "QuotaExceeded", "EntityTooLarge", "No space", "XMinioStorageFull")
@@ -215,6 +224,8 @@ class ObjectStoreBackend:
             )
         if isinstance(error, FileNotFoundError):
             return ObjectAbsentError(f"there is no {what}", hint="List the copies.")
+        if known := self._known(said, what):
+            return known
         refused = isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError)
         if refused or any(word in said for word in _DENIED):
             locked = "it is locked, or " if any(word in said for word in _LOCKED) else ""
@@ -229,6 +240,41 @@ class ObjectStoreBackend:
                 f"{self.shown} does not answer: {_brief(said)}", hint="Look at the network and at the store itself."
             )
         return StorageError(f"{what} cannot be used: {_brief(said)}", hint="Look at the store itself.")
+
+    def _known(self, said: str, what: str) -> StorageError | None:
+        """The error for an answer of S3 that has one cause, or None."""
+
+        def has(codes: tuple[str, ...]) -> bool:
+            return any(code in said for code in codes)
+
+        if has(_EXPIRED):
+            return StoreDeniedError(
+                f"{what} refused the request: the credentials have expired",
+                hint="Set new ones; what was being copied continues with the next segment.",
+            )
+        if has(_SKEWED):
+            return StoreDeniedError(
+                f"{what} refused the request: the clocks of this machine and of the store differ too much",
+                hint="Set this machine's clock, and let NTP keep it.",
+            )
+        if has(_COLD):
+            return StoreDeniedError(
+                f"{what} is in a storage class for archives, and cannot be read from there",
+                hint="Restore it in the bucket first, for some days; then try again.",
+            )
+        if has(_ELSEWHERE):
+            region = _REGION.search(said)
+            where = f"the region {region[1]}" if region else "another region"
+            return StorageError(
+                f"the bucket {self._destination.place} is in {where}, or at another endpoint",
+                hint="Correct region= and endpoint= in BACKUP_OFFSITE_URLS.",
+            )
+        if has(_THROTTLED):
+            return StoreUnreachableError(
+                f"{self.shown} asks for fewer requests, also after {_RETRIES} more attempts",
+                hint="Try again later. If it happens often, set BACKUP_OFFSITE_RATE, or raise the store's limits.",
+            )
+        return None
 
 
 def _put_seconds(size: int) -> int:
@@ -255,7 +301,8 @@ def _options(
         client["read_timeout"] = timedelta(seconds=_READ_SECONDS)
     if headers:
         client["default_headers"] = dict(headers)
-    retry = {"max_retries": _RETRIES, "retry_timeout": timedelta(seconds=_RETRY_SECONDS)}
+    pauses = {"init_backoff": _FIRST_PAUSE, "max_backoff": _LONGEST_PAUSE, "base": 3}
+    retry = {"max_retries": _RETRIES, "retry_timeout": timedelta(seconds=_RETRY_SECONDS), "backoff": pauses}
     return {"client_options": client, "retry_config": retry}
 
 
