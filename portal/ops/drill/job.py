@@ -53,7 +53,7 @@ from portal.ops.repository.verifications import Verification, Verifications
 from portal.ops.restore.database.fill import filling
 from portal.ops.restore.database.means import drill_obstacles, look_at_means
 from portal.ops.restore.database.object_check import check_objects
-from portal.ops.restore.database.stage import settle
+from portal.ops.restore.database.settle import settle
 from portal.ops.restore.dump_source import backed_up, dump_of, identity_of, objects_of, rows_of
 from portal.ops.restore.files.restore import FileRestore
 from portal.ops.runtime.event_log import structlog
@@ -275,7 +275,7 @@ class DrillJob:
         # An enabled subscription would interfere with the live one at its publisher.
         with filling(restorer, dump, target, jobs=jobs, role=None, without=SUBSCRIPTIONS) as work:
             work.fill()
-            rows = settle(target, jobs)
+            rows = settle(target, jobs, work.statistics)
             work.finish()
         builder.found.warnings += work.warnings
         builder.note(database_seconds=time.monotonic() - started, server_version=version)

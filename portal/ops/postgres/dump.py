@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from portal.ops.settings.load import DatabaseTarget
 
 _NAMED = 5
+_STATISTICS_SINCE = 18
 # We hold the locks that pg_dump needs. If pg_dump must wait for one, a session that wants to drop the table is queued
 # between us and waits for our lock in turn; only starting again resolves that.
 _QUEUED_SECONDS = 1.0
@@ -312,7 +313,13 @@ def _command(tool: ClientTool, target: DatabaseTarget, snapshot: str, lock_secon
         f"--snapshot={snapshot}",
         f"--lock-wait-timeout={_milliseconds(lock_seconds)}",
         f"--dbname={conninfo(target, options=silencing_options(target))}",
+        *statistics_options(tool),
     ]
+
+
+def statistics_options(tool: ClientTool) -> list[str]:
+    """The options with which a pg_dump includes the planner's statistics, if it can; by default it does not."""
+    return ["--statistics"] if tool.major >= _STATISTICS_SINCE else []
 
 
 def _milliseconds(seconds: float) -> int:

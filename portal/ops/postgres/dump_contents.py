@@ -7,6 +7,7 @@ This module is pure: it selects from the entries of a table of contents.
     after        indexes, constraints, triggers
     privileges   after the rows, since they may forbid a table's owner to fill it
     views        materialized views, filled one by one
+    statistics   the planner's statistics of the source, which only servers from 18 on accept
     last         entries that act by themselves: event triggers, publications, subscriptions
 """
 
@@ -33,6 +34,7 @@ SUBSCRIPTIONS: Final = ("SUBSCRIPTION", "SUBSCRIPTION TABLE")
 PUBLICATIONS: Final = ("PUBLICATION", "PUBLICATION TABLE", "PUBLICATION TABLES IN SCHEMA")
 EVENT_TRIGGER: Final = "EVENT TRIGGER"
 EXTENSION: Final = "EXTENSION"
+STATISTICS: Final = "STATISTICS DATA"
 
 _WORTH_MOVING: Final = 20
 """A table smaller than one part in this number is not moved to another program."""
@@ -95,6 +97,7 @@ class Division:
     after: tuple[Entry, ...]
     privileges: tuple[Entry, ...]
     views: tuple[Entry, ...]
+    statistics: tuple[Entry, ...]
     last: tuple[Run, ...]
     roleless: tuple[Entry, ...]
 
@@ -125,13 +128,14 @@ def divide(
         return _runs(wanted, administrators)
 
     early = [entry for entry in kept if entry.number not in late]
-    ordinary = [entry for entry in early if entry.kind not in (*_PRIVILEGES, _REFRESH)]
+    ordinary = [entry for entry in early if entry.kind not in (*_PRIVILEGES, _REFRESH, STATISTICS)]
     return Division(
         before=runs(entry for entry in ordinary if entry.section is Section.PRE_DATA),
         rows=tuple(entry for entry in ordinary if entry.section is Section.DATA),
         after=tuple(entry for entry in ordinary if entry.section is Section.POST_DATA),
         privileges=tuple(entry for entry in early if entry.kind in _PRIVILEGES),
         views=tuple(entry for entry in early if entry.kind == _REFRESH),
+        statistics=tuple(entry for entry in early if entry.kind == STATISTICS),
         last=runs(entry for entry in kept if entry.number in late),
         roleless=tuple(entry for entry in chosen if entry.number in roleless),
     )

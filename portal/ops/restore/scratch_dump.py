@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Self
 from portal.ops.errors import DumpFailedError, OpsError
 from portal.ops.postgres.client_tools import find_client
 from portal.ops.postgres.connection import connect, conninfo, libpq_environment
+from portal.ops.postgres.dump import statistics_options
 from portal.ops.postgres.dump_file import Dump
 from portal.ops.postgres.explained import explained_errors
 from portal.ops.postgres.failures import explain_dump_failure
@@ -80,7 +81,7 @@ class ScratchDump:
     def _start(self) -> _Stream:
         assert self._tool is not None
         command = [str(self._tool.path), "--format=custom", "--compress=0", "--no-password"]
-        command.append(f"--dbname={conninfo(self._target)}")
+        command += [*statistics_options(self._tool), f"--dbname={conninfo(self._target)}"]
         return _Stream(self._runner.start(command, environment=libpq_environment(self._target)))
 
 

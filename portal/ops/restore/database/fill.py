@@ -123,6 +123,7 @@ class Filling:
         self._division = division
         self._around = around
         self.entries = entries
+        self.statistics = division.statistics
         self.warnings: list[str] = []
 
     def fill(self) -> None:

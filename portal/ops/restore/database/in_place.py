@@ -24,7 +24,7 @@ from portal.ops.errors import RepositoryError, RestoreError
 from portal.ops.hints import Advice
 from portal.ops.postgres.connection import connect
 from portal.ops.postgres.dump import open_dump
-from portal.ops.postgres.dump_contents import EVENT_TRIGGER, EXTENSION, needs_administrator
+from portal.ops.postgres.dump_contents import EVENT_TRIGGER, EXTENSION, STATISTICS, needs_administrator
 from portal.ops.postgres.dump_file import read_file_contents
 from portal.ops.postgres.row_counts import list_tables
 from portal.ops.postgres.server import read_me, restoring_errors
@@ -201,9 +201,9 @@ def roll_back(target: DatabaseTarget, before: Before, *, restorer: Restorer, res
 def wanted_entries(target: DatabaseTarget, entries: Sequence[Entry]) -> list[Entry]:
     """Leave out dump entries that must not be dropped: existing extensions, and schemas with newer tables.
 
-    Also left out: for users who are not superusers, whatever only a superuser creates; and the contents of tables that
-    belong to an existing extension, with their sequences. Event triggers come last: where they cannot be silenced, they
-    would note that materialized views are filled.
+    Also left out: for users who are not superusers, whatever only a superuser creates; the contents of tables that
+    belong to an existing extension, with their sequences; and the planner's statistics, which are gathered anew. Event
+    triggers come last: where they cannot be silenced, they would note that materialized views are filled.
     """
     with connect(target) as connection, restoring_errors(target):
         extensions = {str(name) for (name,) in connection.execute(_EXTENSIONS)}
@@ -216,7 +216,8 @@ def wanted_entries(target: DatabaseTarget, entries: Sequence[Entry]) -> list[Ent
     kept = {
         entry.number
         for entry in entries
-        if (entry.kind == EXTENSION and entry.name in extensions)
+        if entry.kind == STATISTICS
+        or (entry.kind == EXTENSION and entry.name in extensions)
         or (entry.kind == "SCHEMA" and entry.name in newer)
         or (entry.kind == "TABLE DATA" and (entry.schema, entry.name) in tables)
         or (entry.kind in _SEQUENCE_KINDS and (entry.schema, entry.name) in sequences)

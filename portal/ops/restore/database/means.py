@@ -23,7 +23,7 @@ from portal.ops.errors import (
 )
 from portal.ops.postgres.connection import connect
 from portal.ops.postgres.database_names import Names, Role
-from portal.ops.postgres.dump_contents import EXTENSION, needs_administrator
+from portal.ops.postgres.dump_contents import EXTENSION, STATISTICS, needs_administrator
 from portal.ops.postgres.server import (
     create_command,
     find_database,
@@ -346,9 +346,8 @@ def _missing_inside(means: Means) -> Iterator[OpsError]:
 
 
 def _too_many_locks(means: Means, large_objects: int) -> Iterator[OpsError]:
-    needed = (
-        large_objects + means.inside.large_objects + sum(entry.section is not Section.DATA for entry in means.entries)
-    )
+    objects = sum(entry.section is not Section.DATA and entry.kind != STATISTICS for entry in means.entries)
+    needed = large_objects + means.inside.large_objects + objects
     if means.live is not None and needed > means.locks:
         per_transaction = -(-needed * 64 // means.locks)
         yield UnsupportedError(

@@ -15,7 +15,8 @@ from portal.ops.postgres.removal import disabled_subscriptions
 from portal.ops.postgres.server import create_like, end_orphans, find_database, maintenance, read_me
 from portal.ops.restore.database.in_place import Before, no_safety_dump, replace_contents, roll_back
 from portal.ops.restore.database.means import database_absent
-from portal.ops.restore.database.stage import check, known_owner, settle
+from portal.ops.restore.database.settle import settle
+from portal.ops.restore.database.stage import check, known_owner
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

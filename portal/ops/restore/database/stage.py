@@ -2,7 +2,7 @@
 
     1 create an empty database like the live one, under a name that marks it as incomplete
     2 run pg_restore: see `fill`
-    3 count its rows and compare them with the manifest; meanwhile gather the planner's statistics
+    3 count its rows and compare them with the manifest; meanwhile give the planner its statistics: see `settle`
     4 close it to connections, and rename it: from then on it is complete
 
 If a step fails, the scratch database is dropped.
@@ -10,11 +10,8 @@ If a step fails, the scratch database is dropped.
 
 from __future__ import annotations
 
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from psycopg.sql import SQL, Identifier
@@ -24,29 +21,26 @@ from portal.ops.postgres.connection import connect
 from portal.ops.postgres.database_names import Role
 from portal.ops.postgres.identity import give_identity
 from portal.ops.postgres.removal import remove_database
-from portal.ops.postgres.row_counts import count_rows, list_tables, partition_roots
+from portal.ops.postgres.row_counts import list_tables, partition_roots
 from portal.ops.postgres.server import create_like, find_database, maintenance, read_me, restoring_errors
 from portal.ops.restore.database.carry import carry_rows
 from portal.ops.restore.database.fill import filling
 from portal.ops.restore.database.object_check import check_objects
 from portal.ops.restore.database.row_check import RowCheck, check_rows
+from portal.ops.restore.database.settle import settle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from portal.ops.postgres.connection import Connection
     from portal.ops.postgres.database_names import Names
     from portal.ops.postgres.dump_file import Dump
     from portal.ops.postgres.identity import DatabaseIdentity
     from portal.ops.postgres.pg_restore import Restorer
-    from portal.ops.postgres.row_counts import Table
     from portal.ops.postgres.toc import Entry
     from portal.ops.restore.database.object_check import SourceObjects
     from portal.ops.settings.database_url import DatabaseTarget
 
-    _Task = Callable[[Connection], dict[str, int]]
-
-_SIZES: Final = "SELECT oid::bigint, pg_table_size(oid) FROM pg_class WHERE oid = ANY(%s::bigint[]::oid[])"
 # The owner of most live tables, if it is a role that we can become.
 _OWNER: Final = """
     SELECT pg_get_userbyid(c.relowner) FROM pg_class AS c
@@ -111,7 +105,7 @@ def stage(
     try:
         with filling(restorer, dump, scratch, jobs=jobs, role=owner) as work:
             work.fill()
-            counted = settle(scratch, jobs)
+            counted = settle(scratch, jobs, work.statistics)
             checked = check(scratch, counted, row_counts)
             checked.raise_wrong()
             if live is not None and live.allows_connections:
@@ -147,18 +141,6 @@ def objects_owner(target: DatabaseTarget) -> str | None:
     return None if row is None else str(row[0])
 
 
-def settle(target: DatabaseTarget, jobs: int) -> dict[str, int]:
-    """Count the rows of every table, and gather planner statistics, without which the first queries are slow."""
-    with connect(target) as connection, restoring_errors(target):
-        tables = _largest_first(connection, list_tables(connection))
-    waiting: deque[_Task] = deque(
-        task for table in tables for task in (partial(_analyze, table), partial(_count, table))
-    )
-    with ThreadPoolExecutor(max(1, jobs), thread_name_prefix="settle") as pool:
-        shares = [pool.submit(_settle_share, target, waiting) for _ in range(max(1, jobs))]
-    return {table: rows for share in shares for table, rows in share.result().items()}
-
-
 def check(target: DatabaseTarget, found: Mapping[str, int], expected: Mapping[str, int]) -> RowCheck:
     """Compare the row counts of a restored database with the manifest.
 
@@ -167,33 +149,6 @@ def check(target: DatabaseTarget, found: Mapping[str, int], expected: Mapping[st
     """
     with connect(target) as connection, restoring_errors(target):
         return check_rows(found, expected, partition_roots(connection))
-
-
-def _settle_share(target: DatabaseTarget, waiting: deque[_Task]) -> dict[str, int]:
-    """Run tasks from the queue until it is empty."""
-    counts: dict[str, int] = {}
-    with connect(target) as connection, restoring_errors(target):
-        while True:
-            try:
-                task = waiting.popleft()
-            except IndexError:
-                return counts
-            counts |= task(connection)
-
-
-def _analyze(table: Table, connection: Connection) -> dict[str, int]:
-    connection.execute(SQL("ANALYZE {}").format(table.identifier))
-    return {}
-
-
-def _count(table: Table, connection: Connection) -> dict[str, int]:
-    return count_rows(connection, [table])
-
-
-def _largest_first(connection: Connection, tables: Sequence[Table]) -> list[Table]:
-    found: list[tuple[int, int]] = connection.execute(_SIZES, [[table.oid for table in tables]]).fetchall()
-    sizes = dict(found)
-    return sorted(tables, key=lambda table: -sizes.get(table.oid, 0))
 
 
 def known_owner(connection: Connection, identity: DatabaseIdentity | None) -> str | None:
