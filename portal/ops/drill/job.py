@@ -54,7 +54,7 @@ from portal.ops.restore.database.fill import filling
 from portal.ops.restore.database.means import drill_obstacles, look_at_means
 from portal.ops.restore.database.object_check import check_objects
 from portal.ops.restore.database.settle import settle
-from portal.ops.restore.dump_source import backed_up, dump_of, identity_of, objects_of, rows_of
+from portal.ops.restore.dump_source import dump_of, identity_of, objects_of, rows_of
 from portal.ops.restore.files.restore import FileRestore
 from portal.ops.runtime.event_log import structlog
 from portal.ops.runtime.logs import engine_log
@@ -288,9 +288,9 @@ class DrillJob:
     def _refuse_impossible(self, opened: Archive, manifest: Manifest, scratch: Scratch) -> None:
         """Raise an error before the drill begins if the server cannot support one."""
         database = self.config.database
-        entries = backed_up(opened, manifest, scratch.directory / "database.dump").entries
+        _, contents = dump_of(opened, manifest, scratch.directory / "database.dump", jobs=1).head()
         with maintenance(database) as connection:
-            against = drill_obstacles(look_at_means(database, connection, entries))
+            against = drill_obstacles(look_at_means(database, connection, contents.entries))
         if against:
             raise against[0]
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Self
 from portal.ops.errors import NotIntactError, RestoreError
 from portal.ops.hints import another_archive
 from portal.ops.postgres.dump_format import HEAD_BYTES, dump_major
-from portal.ops.postgres.toc import CutShortError, read_contents
+from portal.ops.postgres.toc import ContentsReader, CutShortError
 from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from portal.ops.runtime.progress import Advance
 
 _AHEAD: Final = 4
-_FIRST_LOOK: Final = 1 << 18
-"""The table of contents of most dumps is within this many bytes; each retry reads twice as many."""
+_PIECE_BYTES: Final = 1 << 18
 
 _LARGEST_FILE: Final = 32 << 30
 _RESERVE: Final = 1 << 30
@@ -48,6 +47,7 @@ class Dump:
         size: its bytes; 0 if unknown.
         weights: the relative size of each table's part, by the table's name in the manifest.
         advance: called with the number of bytes after each read; bytes that are read again do not count.
+        known_head: the result of `head`, if it is known already.
     """
 
     open: Callable[[], AbstractContextManager[Iterator[memoryview]]]
@@ -55,9 +55,12 @@ class Dump:
     size: int = 0
     weights: Mapping[str, int] = field(default_factory=dict)
     advance: Advance = lambda _: None
+    known_head: tuple[bytes, Contents] | None = None
 
     def major(self) -> int | None:
         """The major version of the pg_dump that wrote it, or None if it is no dump in the custom format."""
+        if self.known_head is not None:
+            return self.known_head[1].major
         with self.open() as content:
             return dump_major(bytes(next(content, memoryview(b""))[:HEAD_BYTES]))
 
@@ -67,18 +70,16 @@ class Dump:
         Raises:
             NotIntactError: it is no dump, or its table of contents is invalid.
         """
-        found, enough = bytearray(), _FIRST_LOOK
+        if self.known_head is not None:
+            return self.known_head
+        found = bytearray()
+        reader = ContentsReader(found)
         with self.open() as content:
             for piece in content:
                 found += piece
-                if len(found) >= enough:
-                    enough = 2 * len(found)
-                    with suppress(CutShortError):
-                        return _with_contents(found)
-        try:
-            return _with_contents(found)
-        except CutShortError as error:
-            raise not_a_dump() from error
+                with suppress(CutShortError), _invalid_is_no_dump():
+                    return bytes(found), reader.read()
+        raise not_a_dump()
 
     def fits(self) -> bool:
         """True if its file system has room for the dump twice."""
@@ -112,7 +113,7 @@ def read_file_contents(path: Path) -> Contents:
     @contextmanager
     def content() -> Iterator[Iterator[memoryview]]:
         with path.open("rb") as file:
-            yield (memoryview(piece) for piece in iter(lambda: file.read(_FIRST_LOOK), b""))
+            yield (memoryview(piece) for piece in iter(lambda: file.read(_PIECE_BYTES), b""))
 
     try:
         return Dump(open=content, path=path).head()[1]
@@ -122,10 +123,10 @@ def read_file_contents(path: Path) -> Contents:
         ) from error
 
 
-def _with_contents(data: bytearray) -> tuple[bytes, Contents]:
-    start = bytes(data)
+@contextmanager
+def _invalid_is_no_dump() -> Iterator[None]:
     try:
-        return start, read_contents(start)
+        yield
     except CutShortError:
         raise
     except ValueError as error:

@@ -107,27 +107,58 @@ def read_contents(data: bytes) -> Contents:
         CutShortError: more bytes are needed.
         ValueError: it is no valid dump in the custom format.
     """
-    cursor = _Cursor(data)
-    dump_version = cursor.head()
-    count = cursor.integer()
-    if not 0 <= count <= _MOST_ENTRIES:
-        raise ValueError(f"a table of contents with {count} entries")
-    section, entries = Section.PRE_DATA, []
-    for _ in range(count):
-        entry = cursor.entry(section)
-        section = entry.section
-        entries.append(entry)
+    return ContentsReader(data).read()
+
+
+class ContentsReader:
+    """Parses a table of contents, and continues where it stopped when the data has grown.
+
+    Arguments:
+        data: the start of the dump; a bytearray may be extended between calls.
+    """
+
+    def __init__(self, data: bytes | bytearray) -> None:
+        self._cursor = _Cursor(data)
+        self._entries: list[Entry] = []
+        self._dump_version = ""
+        self._count = -1
+
+    def read(self) -> Contents:
+        """Parse what has not been parsed yet; raises the errors of `read_contents`."""
+        complete_to = self._cursor.at
+        try:
+            if self._count < 0:
+                self._begin()
+            while len(self._entries) < self._count:
+                complete_to = self._cursor.at
+                self._entries.append(self._next())
+        except CutShortError:
+            self._cursor.at = complete_to
+            raise
+        major = int(re.split(r"\D", self._dump_version, maxsplit=1)[0])
+        return Contents(major=major, entries=tuple(self._entries))
+
+    def _begin(self) -> None:
+        self._dump_version = self._cursor.head()
+        count = self._cursor.integer()
+        if not 0 <= count <= _MOST_ENTRIES:
+            raise ValueError(f"a table of contents with {count} entries")
+        self._count = count
+
+    def _next(self) -> Entry:
+        before = self._entries[-1].section if self._entries else Section.PRE_DATA
+        entry = self._cursor.entry(before)
         if entry.kind == "ENCODING" and (found := _ENCODING.search(entry.definition)):
-            cursor.codec = _CODECS.get(found[1], _BYTE_FOR_BYTE)
-    return Contents(major=int(re.split(r"\D", dump_version, maxsplit=1)[0]), entries=tuple(entries))
+            self._cursor.codec = _CODECS.get(found[1], _BYTE_FOR_BYTE)
+        return entry
 
 
 class _Cursor:
     """A position in the bytes of a dump."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes | bytearray) -> None:
         self._data = data
-        self._at = 0
+        self.at = 0
         self._integer_bytes = 4
         self._offset_bytes = 8
         self._version = _OLDEST
@@ -159,20 +190,20 @@ class _Cursor:
         """
         number = self.integer()
         self.integer()  # whether it has data
-        self._text()  # oid of its catalog
-        self._text()  # its oid
+        self._bytes_or_end()  # oid of its catalog
+        self._bytes_or_end()  # its oid
         name, kind = self._text(), self._text()
         section = Section(self.integer())
         definition = self._text()
-        self._text()  # statement that drops it
-        self._text()  # COPY statement
+        self._bytes_or_end()  # statement that drops it
+        self._bytes_or_end()  # COPY statement
         schema, tablespace = self._text(), self._text()
         if self._version >= _TABLE_ACCESS_METHODS:
-            self._text()
+            self._bytes_or_end()
         if self._version >= _RELATION_KINDS:
             self.integer()
         owner = self._text()
-        self._text()  # whether it has OIDs
+        self._bytes_or_end()  # whether it has OIDs
         needs = []
         while (need := self._text_or_end()) is not None:
             needs.append(int(need))
@@ -199,16 +230,28 @@ class _Cursor:
         return self._text_or_end() or ""
 
     def _text_or_end(self) -> str | None:
-        length = self.integer()
-        if length < 0:
+        found = self._bytes_or_end()
+        return None if found is None else found.decode(self.codec, "surrogateescape")
+
+    def _bytes_or_end(self) -> bytes | bytearray | None:
+        """Read the bytes of a text; written out, because a dump has tens of thousands of them."""
+        data, length_at = self._data, self.at + 1
+        start = length_at + self._integer_bytes
+        length = int.from_bytes(data[length_at:start], "little")
+        if len(data) >= start and data[self.at]:  # a negative length
+            self.at = start
             return None
         if length > _LONGEST_TEXT:
             raise ValueError(f"a text of {length} bytes")
-        return self._take(length).decode(self.codec, "surrogateescape")
+        end = start + length
+        if len(data) < end:
+            raise CutShortError("the table of contents goes on")
+        self.at = end
+        return data[start:end]
 
-    def _take(self, count: int) -> bytes:
-        found = self._data[self._at : self._at + count]
+    def _take(self, count: int) -> bytes | bytearray:
+        found = self._data[self.at : self.at + count]
         if len(found) < count:
             raise CutShortError("the table of contents goes on")
-        self._at += count
+        self.at += count
         return found

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from portal.ops.archive.index import Member
     from portal.ops.archive.protocol import Archive
     from portal.ops.manifest import Manifest
+    from portal.ops.postgres.toc import Contents
     from portal.ops.restore.config import RestoreConfig
     from portal.ops.restore.database.model import DatabaseReport
     from portal.ops.restore.database.restore import DatabaseRestore
@@ -134,6 +135,7 @@ class DatabasePart:
         self._mode = mode
         self._create_database = create_database
         self._jobs = jobs
+        self._head: tuple[bytes, Contents] | None = None
 
     def plan(self, archive: Archive, manifest: Manifest) -> PlannedPart:
         """The plan for the database.
@@ -144,11 +146,12 @@ class DatabasePart:
         with dump_content(archive, 1) as (member, content):
             head = bytes(next(content, memoryview(b""))[:HEAD_BYTES])
         major = dump_major(head)
+        self._head = None if major is None else dump_of(archive, manifest, self._dump, jobs=1).head()
         plan = self._restore.plan(
             dump_major=major,
             dump_bytes=member.size,
             row_counts=rows_of(manifest),
-            backed_up=None if major is None else backed_up(archive, manifest, self._dump),
+            backed_up=None if self._head is None else backed_up(manifest, self._head[1]),
         )
         return PlannedPart(
             part=self,
@@ -163,8 +166,8 @@ class DatabasePart:
     def stage(self, planned: PlannedPart, archive: Archive, advance: Advance) -> None:
         """Fill and check a database next to the live one (swap), or read the dump to its end (in place)."""
         self._make_directory()
-        dump = dump_of(archive, planned.manifest, self._dump, jobs=self._jobs, advance=advance)
         manifest = planned.manifest
+        dump = dump_of(archive, manifest, self._dump, jobs=self._jobs, advance=advance, head=self._head)
         self._restore.stage(dump, rows_of(manifest), identity_of(manifest), objects_of(manifest))
 
     def apply(self) -> dict[str, Any]:

@@ -19,18 +19,28 @@ if TYPE_CHECKING:
     from portal.ops.archive.protocol import Archive
     from portal.ops.manifest import Manifest
     from portal.ops.postgres.identity import DatabaseIdentity
+    from portal.ops.postgres.toc import Contents
     from portal.ops.restore.database.object_check import SourceObjects
     from portal.ops.restore.database.plan import BackedUp
     from portal.ops.runtime.progress import Advance
 
 
-def dump_of(archive: Archive, manifest: Manifest, path: Path, *, jobs: int, advance: Advance = lambda _: None) -> Dump:
+def dump_of(
+    archive: Archive,
+    manifest: Manifest,
+    path: Path,
+    *,
+    jobs: int,
+    advance: Advance = lambda _: None,
+    head: tuple[bytes, Contents] | None = None,
+) -> Dump:
     """The dump in an archive; tables are weighted by their bytes, or by rows if the manifest has no bytes.
 
     Arguments:
         path: the file for the dump, if a file is needed.
         jobs: how many threads decompress.
         advance: called with the number of bytes after each read; bytes that are read again do not count.
+        head: the result of `Dump.head`, if it is known already.
     """
 
     @contextmanager
@@ -46,6 +56,7 @@ def dump_of(archive: Archive, manifest: Manifest, path: Path, *, jobs: int, adva
         size=size if isinstance(size, int) else 0,
         weights=weights,
         advance=advance,
+        known_head=head,
     )
 
 
@@ -67,16 +78,15 @@ def dump_content(archive: Archive, jobs: int) -> Iterator[tuple[Member, Iterator
         yield found
 
 
-def backed_up(archive: Archive, manifest: Manifest, path: Path) -> BackedUp:
+def backed_up(manifest: Manifest, contents: Contents) -> BackedUp:
     """The archive's facts about the database, besides the row counts.
 
     Raises:
-        NotIntactError: the dump's table of contents, or the manifest, is invalid.
+        NotIntactError: the manifest is invalid.
     """
     from portal.ops.restore.database.plan import BackedUp
 
     details = manifest.details.get(Component.DATABASE.value, {})
-    _, contents = dump_of(archive, manifest, path, jobs=1).head()
     try:
         size, large_objects = int(details.get("database_bytes", 0)), int(details.get("large_objects", 0))
     except (TypeError, ValueError) as error:
