@@ -163,3 +163,12 @@ def test_what_a_missing_role_takes_along() -> None:
     possible, impossible = statements_without(entry(1, "ACL", "TABLE finding", definition=GRANTS), ["reader"])
     assert [statement.split(" ")[0] for statement in possible] == ["REVOKE", "GRANT"]
     assert len(impossible) == 3
+
+
+def test_statistics_are_apart() -> None:
+    """Older servers refuse them, so no program restores them with rows or indexes."""
+    columns = entry(3440, "STATISTICS DATA", "finding", 217, section=Section.DATA)
+    expression = entry(3441, "STATISTICS DATA", "finding_title", section=Section.POST_DATA)
+    division = divide([*CONTENTS, columns, expression])
+    assert division.statistics == (columns, expression)
+    assert not {3440, 3441} & {*numbers(division.rows), *numbers(division.after)}

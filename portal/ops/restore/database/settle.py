@@ -5,7 +5,7 @@ them if the planner of the source knew the table's size, and if they turn out to
 analyzed, which takes far longer.
 
 Sizes are not taken from the dump, because the source's tables may be bloated: building the indexes has recorded the
-sizes of the restored ones.
+sizes of the restored ones. It does so only if autovacuum is on, so without autovacuum all tables are analyzed.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _IS_COMPLETE: Final = """
           AND NOT EXISTS (
             SELECT FROM pg_stats AS s
             WHERE s.schemaname = n.nspname AND s.tablename = r.relname AND s.attname = a.attname AND NOT s.inherited)
-    ) AND NOT EXISTS (SELECT FROM pg_statistic_ext WHERE stxrelid = c.oid)
+    ) AND NOT c.relhassubclass AND NOT EXISTS (SELECT FROM pg_statistic_ext WHERE stxrelid = c.oid)
     FROM pg_class AS c WHERE c.oid = %s::bigint::oid
 """
 _OF_COLUMNS: Final = "SELECT * FROM pg_catalog.pg_restore_attribute_stats("
