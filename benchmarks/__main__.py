@@ -38,7 +38,9 @@ def main() -> int:
         workshop = Workshop(directory=directory, rounds=arguments.rounds, tell=_tell)
         scale = f"{arguments.scale:g} times the data"
         _print(f"{machine_line()}\n{versions_line()}\n{date.today()}, medians of {workshop.rounds} rounds, {scale}\n")
-        cases = [case for case in all_cases(arguments.scale, arguments.dump) if case.name in arguments.only]
+        cases = [
+            case for case in all_cases(arguments.scale, arguments.dump, arguments.pg_bin) if case.name in arguments.only
+        ]
         played = [_play(case, workshop, arguments) for case in cases]
         if NAME in arguments.only:
             _show(play_queue(workshop), arguments)
@@ -66,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--dump", type=Path, metavar="FILE", help="also measure the database of this file of `pg_dump -Fc`: your own"
+    )
+    parser.add_argument(
+        "--pg-bin", type=Path, metavar="DIR", help="the programs of the PostgreSQL to use (default: the embedded 17)"
     )
     parser.add_argument("--markdown", action="store_true", help="print the README's tables: all cases in one")
     return parser

@@ -38,20 +38,22 @@ CHAIN_LENGTH = 500
 MEMORY_GROWTH = 1.1
 
 
-def all_cases(scale: float = 1.0, dump: Path | None = None) -> tuple[Case, ...]:
+def all_cases(scale: float = 1.0, dump: Path | None = None, pg_bin: Path | None = None) -> tuple[Case, ...]:
     """Return every case over `scale` times the data, in the order in which they run.
 
     Arguments:
         dump: a file of `pg_dump -Fc`; its database becomes a case of its own.
+        pg_bin: the directory of the PostgreSQL that serves the databases; None for the embedded one.
     """
-    sarif, findings = SARIF.scaled(scale), FINDINGS.scaled(scale)
-    own = [Database(dump=dump)] if dump else []
+    sarif = SARIF.scaled(scale)
+    findings, portal = (replace(data.scaled(scale), bin_dir=pg_bin) for data in (FINDINGS, PORTAL))
+    own = [Database(dump=dump, bin_dir=pg_bin)] if dump else []
     return (
         _backup("sarif", sarif, tar=10, careful=1.2, restic=3, borg=1.5),
         _backup("small", SMALL.scaled(scale), tar=4, careful=1, restic=5, borg=3),
         _backup("random", RANDOM.scaled(scale), tar=5, careful=1, restic=1.8, borg=0.8),
         database_case("database", findings, faster(PG_DUMP, 6), at_most(PG_DUMP_RAW, 1.45)),
-        database_case("portal", PORTAL.scaled(scale), at_most(PG_DUMP, 0.75)),
+        database_case("portal", portal, at_most(PG_DUMP, 0.75)),
         *(database_case("dump", data, at_most(PG_DUMP, 0.75)) for data in own),
         _verify(sarif),
         _extract(sarif),
@@ -59,7 +61,7 @@ def all_cases(scale: float = 1.0, dump: Path | None = None) -> tuple[Case, ...]:
         _unchanged(SMALL.scaled(scale)),
         _restore_chain(SMALL.scaled(scale), max(1, round(CHAIN_LENGTH * scale))),
         restore_database_case("restore-database", findings, most=1.25),
-        restore_database_case("restore-portal", PORTAL.scaled(scale), most=1.05),
+        restore_database_case("restore-portal", portal, most=1.05),
         *(restore_database_case("restore-dump", data, most=1.05) for data in own),
         _memory([data.scaled(scale) for data in MEMORY_INPUTS]),
     )

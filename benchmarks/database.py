@@ -39,11 +39,13 @@ class Database:
         megabytes: the size of an uncompressed dump.
         shape: its structure.
         dump: a file of `pg_dump -Fc` to load instead.
+        bin_dir: the programs of the PostgreSQL to use; None for the embedded one.
     """
 
     megabytes: int = 1
     shape: Shape = Shape.FINDINGS
     dump: Path | None = None
+    bin_dir: Path | None = None
 
     def scaled(self, scale: float) -> Database:
         """Return a database of `scale` times the size, at least one megabyte; a dump's size is fixed."""
@@ -64,7 +66,7 @@ def serving(database: Database) -> Iterator[dict[str, str]]:
         ConfigurationError: the embedded PostgreSQL is not installed, or did not start.
         CommandFailedError: the dump could not be loaded.
     """
-    with EmbeddedPostgres() as server:
+    with EmbeddedPostgres(bin_dir=database.bin_dir) as server:
         address = server.superuser(NAME)
         words = {
             "pg_bin": str(server.bin_dir),
