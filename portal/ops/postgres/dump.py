@@ -117,7 +117,7 @@ def _open(
         _lock(connection, tables, lock_seconds)
         sizes = table_sizes(connection, tables)
         facts = read_source_facts(connection)
-        command = _command(tool, target, snapshot, min(lock_seconds, _QUEUED_SECONDS))
+        command = _command(tool, server.major, target, snapshot, min(lock_seconds, _QUEUED_SECONDS))
         process = runner.start(command, environment=libpq_environment(target))
         opened.callback(process.stdout.close)
         opened.callback(process.kill)
@@ -303,7 +303,9 @@ def _locked(connection: Connection, tables: Sequence[Table], timeout_seconds: fl
     )
 
 
-def _command(tool: ClientTool, target: DatabaseTarget, snapshot: str, lock_seconds: float) -> list[str]:
+def _command(
+    tool: ClientTool, server_major: int, target: DatabaseTarget, snapshot: str, lock_seconds: float
+) -> list[str]:
     return [
         str(tool.path),
         "--format=custom",
@@ -313,13 +315,16 @@ def _command(tool: ClientTool, target: DatabaseTarget, snapshot: str, lock_secon
         f"--snapshot={snapshot}",
         f"--lock-wait-timeout={_milliseconds(lock_seconds)}",
         f"--dbname={conninfo(target, options=silencing_options(target))}",
-        *statistics_options(tool),
+        *statistics_options(tool, server_major),
     ]
 
 
-def statistics_options(tool: ClientTool) -> list[str]:
-    """The options with which a pg_dump includes the planner's statistics, if it can; by default it does not."""
-    return ["--statistics"] if tool.major >= _STATISTICS_SINCE else []
+def statistics_options(tool: ClientTool, server_major: int) -> list[str]:
+    """The options with which pg_dump includes the planner's statistics; by default it does not.
+
+    A server that would refuse them gets none in its dumps, so that plain pg_restore can restore these to it.
+    """
+    return ["--statistics"] if min(tool.major, server_major) >= _STATISTICS_SINCE else []
 
 
 def _milliseconds(seconds: float) -> int:

@@ -81,7 +81,7 @@ class ScratchDump:
     def _start(self) -> _Stream:
         assert self._tool is not None
         command = [str(self._tool.path), "--format=custom", "--compress=0", "--no-password"]
-        command += [*statistics_options(self._tool), f"--dbname={conninfo(self._target)}"]
+        command += [*statistics_options(self._tool, self._major), f"--dbname={conninfo(self._target)}"]
         return _Stream(self._runner.start(command, environment=libpq_environment(self._target)))
 
 

@@ -14,7 +14,7 @@ from portal.ops.postgres.dump_contents import STATISTICS
 from portal.ops.settings.database_url import DatabaseTarget, Secret
 from tests.support.database_restores import IN_PLACE, new_database
 from tests.support.majors import bin_dir_of, server_of
-from tests.support.restoring import ask, bench, execute
+from tests.support.restoring import ask, bench, execute, remove
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,6 +63,12 @@ def known(target: DatabaseTarget) -> list[Any]:
     """The planner's statistics of columns and expressions."""
     with connect(target) as connection:
         return connection.execute(KNOWN.encode()).fetchall()
+
+
+def kinds(made: Bench) -> set[str]:
+    """What the dump has."""
+    _, contents = made.source().head()
+    return {entry.kind for entry in contents.entries}
 
 
 def test_statistics_that_fit_are_those_of_the_source(server: EmbeddedPostgres, tmp_path: Path) -> None:
@@ -171,21 +177,36 @@ def test_in_place_they_are_gathered_anew(server: EmbeddedPostgres, tmp_path: Pat
 
 @pytest.mark.parametrize("major", [15, 17])
 def test_an_older_server_is_not_asked_to_accept_them(
-    server_of: Callable[[int], EmbeddedPostgres], tmp_path: Path, major: int
+    server: EmbeddedPostgres, server_of: Callable[[int], EmbeddedPostgres], tmp_path: Path, major: int
 ) -> None:
-    """A new pg_dump takes statistics of old servers too, and a new pg_restore would stumble over them there."""
+    """A new pg_restore would run what an old server refuses."""
     older = server_of(major)
     target = new_database(older)
-    execute(target, TABLE, "ANALYZE")
-    newer_programs = bin_dir_of(18)
+    try:
+        with backed_up(server, tmp_path, "ANALYZE") as made:
+            assert STATISTICS in kinds(made)
+            before = known(made.target)
+            replace(made, target=target).restored()
+            assert [row[:2] for row in known(target)] == [row[:2] for row in before]
+            assert ask(target, ANALYZED) == "finding"
+    finally:
+        remove(target)
+        older.drop_database(target.name)
+
+
+@pytest.mark.parametrize("major", [15, 17])
+def test_a_dump_of_an_older_server_has_none(
+    server_of: Callable[[int], EmbeddedPostgres], tmp_path: Path, major: int
+) -> None:
+    """By hand, the new pg_restore that belongs to the dump restores it to the server that it comes from."""
+    older, newer_programs = server_of(major), bin_dir_of(18)
     assert newer_programs is not None
+    target = new_database(older)
+    execute(target, TABLE, "ANALYZE")
     try:
         with bench(target, newer_programs, tmp_path) as made:
-            _, contents = made.source().head()
-            assert STATISTICS in {entry.kind for entry in contents.entries}
-            before = known(target)
+            assert STATISTICS not in kinds(made)
             made.restored()
-            assert [row[:2] for row in known(target)] == [row[:2] for row in before]
             assert ask(target, ANALYZED) == "finding"
     finally:
         older.drop_database(target.name)
