@@ -6,6 +6,7 @@ structlog is loaded with the first event: it takes a fifth of a command's start,
 from __future__ import annotations
 
 import socket
+import threading
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from portal.ops.model import LogFormat
@@ -52,6 +53,8 @@ def engine_log(name: str) -> Any:
 _configure: list[Callable[[], None]] = []
 """What configures structlog before the first event, if an entry point has left it to that."""
 
+_configuring: Final = threading.RLock()
+
 
 def configure_with_first_event(configure: Callable[[], None]) -> None:
     """Call a function, which calls `configure_logging`, before the first event of an `engine_log`."""
@@ -59,20 +62,22 @@ def configure_with_first_event(configure: Callable[[], None]) -> None:
 
 
 def _configure_now() -> None:
+    """Configure structlog if it is not; the first events of several threads wait for one of them to do it."""
     from portal.ops.runtime.event_log import structlog
 
-    if _configure:
-        _configure.pop()()
-    if not structlog.is_configured():
-        structlog.configure(
-            processors=[
-                structlog.stdlib.filter_by_level,
-                structlog.contextvars.merge_contextvars,
-                structlog.processors.KeyValueRenderer(key_order=["event"]),
-            ],
-            logger_factory=structlog.stdlib.LoggerFactory(),
-            wrapper_class=structlog.stdlib.BoundLogger,
-        )
+    with _configuring:
+        if _configure:
+            _configure.pop()()
+        if not structlog.is_configured():
+            structlog.configure(
+                processors=[
+                    structlog.stdlib.filter_by_level,
+                    structlog.contextvars.merge_contextvars,
+                    structlog.processors.KeyValueRenderer(key_order=["event"]),
+                ],
+                logger_factory=structlog.stdlib.LoggerFactory(),
+                wrapper_class=structlog.stdlib.BoundLogger,
+            )
 
 
 def configure_logging(style: LogFormat, stream: TextIO, *, before: tuple[structlog.typing.Processor, ...] = ()) -> None:
