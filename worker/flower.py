@@ -43,7 +43,7 @@ USER: Final = "kekkai"
 DIRECTORY: Final = ".flower"
 
 _COLUMNS: Final = "name,state,kwargs,result,received,runtime,uuid,worker"
-_SAVE_MILLISECONDS: Final = 10_000
+_SAVE_MILLISECONDS: Final = 60_000
 _MOST_TASKS: Final = 10_000
 _FORGET_WORKER_SECONDS: Final = 3600
 _END_SECONDS: Final = 5

@@ -17,7 +17,7 @@ import json
 import time
 from dataclasses import asdict
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from portal.ops.errors import OpsError
 from portal.ops.pitr.lsn import PARTIAL, parse_history_name
@@ -27,7 +27,7 @@ from portal.ops.repository.faults import explain
 from portal.ops.runtime.logs import engine_log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from datetime import datetime
     from pathlib import Path
     from threading import Event
@@ -49,6 +49,27 @@ _FIRST_PAUSE_SECONDS: Final = 1.0
 _LONGEST_PAUSE_SECONDS: Final = 60.0
 _TELL_SECONDS: Final = 10.0
 _READ_AGAIN_SECONDS: Final = 60.0
+
+
+class _There(NamedTuple):
+    """What a destination had of a cluster when it was listed. Parts of segments, which may be very many, are left out.
+
+    Arguments:
+        oldest: the start of the oldest WAL; empty without any.
+    """
+
+    oldest: str = ""
+    whole: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> _There:
+        oldest, whole = "", set()
+        for name in names:
+            if (found := parse_object(name)) is None or not found.is_part:
+                whole.add(name)
+            if found is not None and found.is_segment:
+                oldest = min(oldest or place_in_wal(found.file), place_in_wal(found.file))
+        return cls(oldest, frozenset(whole))
 
 
 class WalCopier:
@@ -77,7 +98,7 @@ class WalCopier:
         self._find_key = find_key
         self._key: SigningKey | None = None
         self._told: tuple[str, float] | None = None
-        self._there: dict[str, frozenset[str]] = {}
+        self._there: dict[str, _There] = {}
         self._seen: tuple[str, Stamp | None] | None = None
         self._sent: set[str] = set()
         self._sent_to: dict[str, int] = {}
@@ -125,6 +146,10 @@ class WalCopier:
 
     def _copy_files(self, archive: WalArchive, writer: ObjectWriter) -> None:
         seen = archive.cluster.system_identifier, archive.stamp()
+        if self._seen and seen[0] != self._seen[0]:  # another cluster has segments of the same names
+            self._sent.clear()
+            self._sent_to.clear()
+            self._unread.clear()
         is_time = any(time.monotonic() >= again_at for _, again_at in self._unread.values())
         if seen != self._seen or is_time:
             self._copy_new_files(archive, writer)
@@ -132,6 +157,7 @@ class WalCopier:
 
     def _copy_new_files(self, archive: WalArchive, writer: ObjectWriter) -> None:
         known, now = archive.files(), time.monotonic()
+        self._sent &= known.keys()
         self._unread = {name: unread for name, unread in self._unread.items() if name in known}
         waiting = {name for name, (_, again_at) in self._unread.items() if now < again_at}
         files = [file for name, file in known.items() if name not in self._sent and name not in waiting]
@@ -175,9 +201,8 @@ class WalCopier:
         """The start of the oldest WAL off-site; listed once for each connection."""
         identifier = archive.cluster.system_identifier
         if identifier not in self._there:
-            self._there[identifier] = frozenset(writer.names(f"{DIRECTORY}/{identifier}/"))
-        found = (parse_object(name) for name in self._there[identifier])
-        return min((place_in_wal(one.file) for one in found if one and one.is_segment), default="")
+            self._there[identifier] = _There.of(writer.names(f"{DIRECTORY}/{identifier}/"))
+        return self._there[identifier].oldest
 
     def _copy_current(self, archive: WalArchive, writer: ObjectWriter) -> None:
         """Send the unsent bytes of the current segment."""
@@ -211,10 +236,11 @@ class WalCopier:
         identifier = archive.cluster.system_identifier
         commented = with_comment(content, told)
         place = _place(identifier, name, commented)
-        if self._key and place not in self._there.get(identifier, ()):  # it may be there from before there was a key
+        there = self._there.get(identifier, _There()).whole
+        if self._key and place not in there:  # it may be there from before there was a key
             commented = with_comment(content, with_signature(f"{identifier}/{name}", content, told, self._key))
             place = _place(identifier, name, commented)
-        if place in self._there.get(identifier, ()):
+        if place in there:
             return
         stored = writer.store(place, commented)
         if stored.is_new:
