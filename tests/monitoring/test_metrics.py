@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from portal.ops.errors import RepositoryError
 from portal.ops.model import BackupType
 from portal.ops.monitoring.facts import read_status
-from portal.ops.monitoring.metrics import METRICS, READABLE, serve, write_metrics
+from portal.ops.monitoring.metrics import METRICS, READABLE, RecentStatus, serve, write_metrics
 from portal.ops.monitoring.observer import Observers
 from portal.ops.repository.access_log import AccessLog, Action, Outcome
 from portal.ops.restore.journal import RestoreRecord, RestoreRecords, RestoreState
@@ -25,6 +25,8 @@ from tests.support.histories import NOW, History
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from wsgiref.simple_server import WSGIServer
+
+    from portal.ops.monitoring.model import Status
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "monitoring.md"
 HOUR = timedelta(hours=1)
@@ -179,3 +181,27 @@ def test_a_pin_is_in_the_metrics_at_once(history: History, tmp_path: Path) -> No
     for command, pinned in (("pin", 1), ("unpin", 0)):
         text = metrics_after(history, tmp_path / "metrics.prom", command, name)
         assert f"kekkai_backup_archives_pinned {float(pinned)}" in text
+
+
+@pytest.mark.parametrize(("seconds", "again_after"), [(0.1, 0.0), (2.0, 20.0)])
+def test_a_status_that_takes_long_is_used_again(history: History, seconds: float, again_after: float) -> None:
+    """So that requests do not keep a processor busy; what could not be read is read again."""
+    now, reads = [0.0], list[float]()
+
+    def read() -> Status:
+        now[0] += seconds
+        reads.append(now[0])
+        if len(reads) == 1:
+            raise RepositoryError("away", hint="none")
+        return read_status(history.settings(), NOW)
+
+    recent = RecentStatus(read, steady=lambda: now[0])
+    with pytest.raises(RepositoryError):
+        recent()
+    found = recent()
+    now[0] += max(0.0, again_after - 0.01)
+    assert (recent() is found) == bool(again_after)
+    before = len(reads)
+    now[0] += 0.02
+    assert recent() is not found
+    assert len(reads) == before + 1

@@ -9,7 +9,7 @@ from portal.ops.monitoring.model import Failure, LastOutcome
 from portal.ops.repository.access_log import Action, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from portal.ops.repository.access_log import AccessEntry
 
@@ -56,13 +56,14 @@ def is_failure(entry: AccessEntry) -> bool:
     return refused or entry.outcome is Outcome.FAILED
 
 
-def answered(entry: AccessEntry, kinds: Iterable[str]) -> set[str]:
+def answered(entry: AccessEntry, kinds: Collection[str]) -> set[str]:
     """The kinds that a success resolves: its own, and a full backup those of every type."""
     kind = kind_of(entry)
     if entry.outcome is not Outcome.DONE or not kind:
         return set()
-    every = kind == f"backup {BackupType.FULL.value}"
-    return {one for one in kinds if one == kind or (every and one.startswith("backup "))}
+    if kind == f"backup {BackupType.FULL.value}":
+        return {one for one in kinds if one.startswith("backup ")}
+    return {kind} if kind in kinds else set()
 
 
 def failure_of(entry: AccessEntry) -> Failure:
@@ -87,8 +88,9 @@ def unanswered(entries: Iterable[AccessEntry]) -> tuple[Failure, ...]:
     for entry in entries:
         if is_failure(entry):
             open_ones[kind_of(entry)] = failure_of(entry)
-        for kind in answered(entry, tuple(open_ones)):
-            del open_ones[kind]
+        elif open_ones:
+            for kind in answered(entry, open_ones):
+                del open_ones[kind]
     return tuple(sorted(open_ones.values(), key=lambda failure: failure.moment, reverse=True))
 
 

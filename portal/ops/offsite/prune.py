@@ -205,7 +205,8 @@ class OffsitePruneJob:
             backend.close()
 
     def _plan_wal(self, backend: Backend, listing: Listing, gone: list[Commit]) -> WalPlan:
-        kept = [one for one in listing.commits if one not in gone]
+        doomed = {one.stem for one in gone}
+        kept = [one for one in listing.commits if one.stem not in doomed]
         return plan_wal(backend, self._repository, kept, (*listing.damaged, *listing.foreign), self._clock())
 
     def _remove_wal(self, backend: Backend, destination: Destination, planned: WalPlan, builder: _ResultBuilder) -> int:
@@ -227,7 +228,8 @@ class OffsitePruneJob:
         for commit in listing.commits:
             by_archive[commit.backup_id].append(commit)
         ruled_out = [commit for one in decided.removals for commit in by_archive[one.entry.name]]
-        return [*ruled_out, *(commit for commit in replaced if commit not in ruled_out)]
+        stems = {commit.stem for commit in ruled_out}
+        return [*ruled_out, *(commit for commit in replaced if commit.stem not in stems)]
 
     def _remove(self, backend: Backend, destination: Destination, gone: list[Commit], builder: _ResultBuilder) -> None:
         """Remove copies; one that cannot be removed is spared, with all that it needs.
