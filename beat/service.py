@@ -57,7 +57,7 @@ def run_service(name: str, meaning: str, heartbeat_name: str, serve: Callable[[S
 
 
 def _tell_health(name: str, heartbeat: Heartbeat) -> int:
-    health = heartbeat.health(name, utc_now())
+    health = heartbeat.health("WAL service" if name == "wal" else name, utc_now())
     sys.stderr.write(f"{health.message}\n")
     sys.stdout.write(f"{json.dumps({'healthy': health.is_well, 'message': health.message, **health.facts})}\n")
     return 0 if health.is_well else 1

@@ -107,11 +107,7 @@ class _Attendant:
     def _ask_for_base(self) -> None:
         """Let a worker do it if there is a broker; otherwise do it here, while WAL is still being received."""
         if self._settings.worker.broker_url is None:
-            from portal.ops.backup.config import BackupConfig
-            from portal.ops.backup.job import BackupJob
-
-            job = BackupJob(BackupConfig.from_settings(self._settings), actor="wal", observer=self._observer)
-            threading.Thread(target=job.backup_base, name="base-backup", daemon=True).start()
+            threading.Thread(target=self._make_base, name="base-backup", daemon=True).start()
             return
         from beat.task_queue import QueuedWorkers
         from worker.operations import BACKUP_BASE, Requester
@@ -121,6 +117,16 @@ class _Attendant:
         QueuedWorkers(self._settings, Requester.WAL).submit(
             BACKUP_BASE, {"actor": "wal", "moment": moment.isoformat()}, task_id
         )
+
+    def _make_base(self) -> None:
+        """Make a base backup, and copy it off-site: without a worker whoever makes an archive does both."""
+        from portal.ops.backup.aftercare import copy_after_backup
+        from portal.ops.backup.config import BackupConfig
+        from portal.ops.backup.job import BackupJob
+
+        job = BackupJob(BackupConfig.from_settings(self._settings), actor="wal", observer=self._observer)
+        if job.backup_base().success:
+            copy_after_backup(self._settings, actor="wal", observer=self._observer)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,25 @@ def test_a_drill_from_nothing_but_the_copy(portal: Portal, environ: dict[str, st
     assert not recipients({**environ, "BACKUP_ENCRYPTION_RECIPIENTS": more})[0]
 
 
+def test_a_portal_that_would_not_be_complete_is_no_damage_of_the_copy(portal: Portal, environ: dict[str, str]) -> None:
+    """The copy was restored as it was backed up: status calls it intact and its recipients proven; the drill failed."""
+    done("drill", "offsite:latest", environ={**environ, "BACKUP_DRILL_COMMAND": "false"}, code=1)
+    assert recipients(environ)[0]
+    status = read_status(load_settings(environ, read_text), utc_now())
+    (state,) = status.facts.offsite
+    assert state.drilled is not None
+    assert state.drilled.damaged == ()
+    assert "drill" in {miss.target for miss in status.misses}
+
+
+def test_a_drill_that_could_not_begin_says_nothing_of_the_copy(portal: Portal, environ: dict[str, str]) -> None:
+    """Without a server nothing is known: no proof, and no damage."""
+    done("drill", "offsite:latest", environ={**environ, "DD_DATABASE_PORT": "1"}, code=1)
+    (state,) = read_status(load_settings(environ, read_text), utc_now()).facts.offsite
+    assert state.drilled is None
+    assert not state.recipients_proven
+
+
 def test_an_archive_that_is_here_proves_nothing_of_its_copy(portal: Portal, environ: dict[str, str]) -> None:
     """With the archive in the repository, its copy is decrypted all the same: without the key, or where the copy is
     damaged, the drill fails, and the recipients are not proven."""

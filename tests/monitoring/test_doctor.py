@@ -186,6 +186,8 @@ class TestFiles:
             found = restore_of_files()
             assert found.state is State.FAULT
             assert all(f"may not write to {Path(place).absolute()}" in found.what for place in ("uploads", "log"))
+            assert "/log, where a restore puts the audit log" in found.what
+            assert "user nobody can back up" in found.what
             Path("uploads").chmod(0o755)
             Path("log").chmod(0o755)
 

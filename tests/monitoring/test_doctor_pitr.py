@@ -43,10 +43,13 @@ def findings(settings: Settings) -> dict[str, Finding]:
 
 def test_every_statement_that_is_missing_is_told_at_once(server: EmbeddedPostgres, tmp_path: Path) -> None:
     """The role's right and the limit of slots, each with its statement."""
-    found = findings(settings_of(server, tmp_path, "portal"))["WAL settings"]
+    every = findings(settings_of(server, tmp_path, "portal"))
+    found = every["WAL settings"]
     assert found.state is State.FAULT
     assert 'ALTER ROLE "portal" REPLICATION;' in found.mend
     assert "ALTER SYSTEM SET max_slot_wal_keep_size" in found.mend
+    assert "not tried, because role portal lacks REPLICATION" in every["replication"].what
+    assert "pg_hba" not in every["replication"].mend
 
 
 def test_refused_replication_connection_names_the_line_of_pg_hba(server: EmbeddedPostgres, tmp_path: Path) -> None:

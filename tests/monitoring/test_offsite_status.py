@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from portal.ops.model import VerifyLevel
 from portal.ops.monitoring.alerts import AlertSender
+from portal.ops.monitoring.doctor.check import State, examine
 from portal.ops.monitoring.doctor.offsite import OffsiteChecks
 from portal.ops.monitoring.facts import read_status
 from portal.ops.monitoring.metrics import METRICS
@@ -22,6 +24,8 @@ from tests.support.stores import BUCKET
 
 if TYPE_CHECKING:
     from datetime import datetime
+
+    import pytest
 
     from demo.object_store import EmbeddedObjectStore
     from portal.ops.monitoring.model import Miss, Status
@@ -54,7 +58,7 @@ def test_the_status_shows_each_destination(offsite: Offsite) -> None:
     (shown,) = status.to_dict()["offsite"]
     assert (shown["copies"], shown["missing"], shown["verified"]["level"]) == (1, [], "contents")
     text = "\n".join(status_lines(status))
-    assert "1 copies" in text
+    assert "1 copy, " in text
     assert "last proof 0 s ago (contents): intact" in text
     values = {metric.name: dict(metric.values(status)) for metric in METRICS if "offsite" in metric.name}
     assert all(
@@ -143,6 +147,17 @@ def test_the_doctor_looks_at_keys_and_stores(offsite: Offsite) -> None:
     note_drill(offsite.settings(**both), FetchJob(offsite.config(**both)).run("latest"), success=True)
     assert findings(offsite, **both)["off-site recipients"] == "2 recipients, proven by a drill"
     assert "one recipient" in findings(offsite)["off-site recipients"]
+
+
+def test_locks_are_not_looked_at_without_boto3(offsite: Offsite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package is only for administrators: where it is not installed, a warning names it."""
+    for name in ("boto3", "botocore", "botocore.config", "botocore.exceptions"):
+        monkeypatch.setitem(sys.modules, name, None)
+    environ = {"BACKUP_OFFSITE_URLS": "s3://kekkai-copies/portal"}
+    (check,) = [one for one in OffsiteChecks(offsite.settings(**environ)).checks() if "lock" in one.name]
+    (found,) = examine([check])
+    assert found.state is State.WARNING
+    assert "needs boto3" in found.what
 
 
 def test_foreign_copies_are_counted_apart_and_named(offsite: Offsite) -> None:

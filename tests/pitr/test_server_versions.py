@@ -10,13 +10,15 @@ from portal.ops.model import VerifyLevel
 from portal.ops.pitr.plan import plan_recovery
 from portal.ops.pitr.recovery import recovered
 from portal.ops.pitr.relations import by_number, read_relations
-from portal.ops.pitr.timeline import read_timeline
+from portal.ops.pitr.timeline import MANY_ROWS, read_timeline
 from portal.ops.postgres.connection import connect
 from portal.ops.runtime.process import SystemRunner
 from tests.support.wal_servers import a_moment, wal_portal
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.support.wal_servers import WalPortal
 
 
 @pytest.mark.parametrize("major", [15, 18])
@@ -38,19 +40,27 @@ def test_moment_before_an_accident(major: int, tmp_path: Path) -> None:
             before = a_moment()
             with portal.postgres.connect() as connection:
                 connection.execute("DELETE FROM finding WHERE number > 100")
+                connection.execute("DELETE FROM finding WHERE number = 7")
             portal.wait_until_covered()
-        timeline = read_timeline(
-            portal.repository,
-            start=None,
-            end=None,
-            live_names=by_number(read_relations(portal.target)),
-            runner=SystemRunner(),
-            bin_dir=portal.bin_dir,
-        )
-        assert [(removal.table, removal.rows) for removal in timeline.removals] == [("public.finding", 400)]
+        assert removals(portal, MANY_ROWS) == [("public.finding", 400)]
+        assert removals(portal, 1) == [("public.finding", 400), ("public.finding", 1)]
         plan = plan_recovery(portal.repository, before)
         recovering = recovered(
             portal.repository, plan, runner=SystemRunner(), bin_dir=portal.bin_dir, jobs=2, lock_timeout=5
         )
         with recovering as server, connect(server.target("postgres")) as connection:
             assert connection.execute("SELECT count(*) FROM finding").fetchone() == (500,)
+
+
+def removals(portal: WalPortal, least_rows: int) -> list[tuple[str, int | None]]:
+    """The tables and numbers of rows that the timeline shows."""
+    timeline = read_timeline(
+        portal.repository,
+        start=None,
+        end=None,
+        live_names=by_number(read_relations(portal.target)),
+        least_rows=least_rows,
+        runner=SystemRunner(),
+        bin_dir=portal.bin_dir,
+    )
+    return [(removal.table, removal.rows) for removal in timeline.removals]

@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from portal.ops.pitr.replication import SLOT
+from portal.ops.storage.age_keys import generate
 from tests.support.waiting import wait_until
 from tests.support.wal_servers import WalPortal, wal_portal
 from tests.support.wal_services import numbers_at, service, start_service
@@ -84,6 +85,16 @@ def _is_active(portal: WalPortal) -> bool:
     with portal.postgres.connect() as connection:
         row = connection.execute("SELECT active FROM pg_replication_slots WHERE slot_name = %s", [SLOT]).fetchone()
     return row == (True,)
+
+
+def test_base_backup_that_the_service_makes_is_copied_off_site(portal: WalPortal, tmp_path: Path) -> None:
+    """Without a worker nobody else would copy it before the next backup, and WAL alone restores nothing."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    recipient = generate(tmp_path / "identity").recipient
+    with service(portal, BACKUP_OFFSITE_URLS=f"file://{disk}", BACKUP_ENCRYPTION_RECIPIENTS=recipient):
+        wait_until(lambda: any(disk.glob("base_*.json")), seconds=60)
+    assert {path.stem for path in disk.glob("base_*.json")} == {base.name for base in portal.look().bases}
 
 
 def test_second_service_is_refused(portal: WalPortal) -> None:

@@ -24,6 +24,9 @@ class TestGoingBack:
         between = world.state()
         second = done(world.job(clock=noon).restore_full("latest")).restore_id
         assert [one["restore_id"] for one in world.job().list_restores()] == [second, first]
+        assert any(
+            f"  database {world.portal.database.name} on " in line for line in world.job().plan_rollback()[1].lines()
+        )
         refused(world.job().rollback(first), 1, f"{second} was restored over {first}", f"--rollback {second}")
         assert world.state() == world.before
         done(world.job().rollback())

@@ -30,9 +30,9 @@ ROOT: Final = Path(__file__).parents[2]
 
 
 @contextmanager
-def service(portal: WalPortal, broker_url: str = "") -> Iterator[list[subprocess.Popen[bytes]]]:
+def service(portal: WalPortal, broker_url: str = "", **settings: str) -> Iterator[list[subprocess.Popen[bytes]]]:
     """The WAL service as a process; whoever kills it puts another one into the list."""
-    started = [start_service(portal, broker_url)]
+    started = [start_service(portal, broker_url, **settings)]
     try:
         yield started
     finally:
@@ -41,7 +41,7 @@ def service(portal: WalPortal, broker_url: str = "") -> Iterator[list[subprocess
             process.wait()
 
 
-def start_service(portal: WalPortal, broker_url: str = "") -> subprocess.Popen[bytes]:
+def start_service(portal: WalPortal, broker_url: str = "", **settings: str) -> subprocess.Popen[bytes]:
     """Start it; without a broker it makes base backups itself."""
     address = portal.postgres.superuser()
     environ = os.environ | {
@@ -50,6 +50,7 @@ def start_service(portal: WalPortal, broker_url: str = "") -> subprocess.Popen[b
         "BACKUP_WAL": "on",
         "DD_DATABASE_URL": f"postgres://{address.user}:{address.password}@{address.host}:{address.port}/postgres",
         "CELERY_BROKER_URL": broker_url,
+        **settings,
     }
     command = [sys.executable, "-I", "-m", "beat.wal"]
     return subprocess.Popen(command, env=environ, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

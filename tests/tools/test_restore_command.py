@@ -213,6 +213,9 @@ def test_what_is_kept_is_shown_and_forgotten(changed: Portal) -> None:
     assert json.loads(ended.stdout)["restores"] == [listed]
     assert restore_id in ended.stderr
     assert f"keeps {listed['kept'][0]}" in ended.stderr
+    assert listed["targets"][0].startswith("database ")
+    assert all(f"\n    {target}\n" in ended.stderr for target in listed["targets"])
+    assert f"can be rolled back, at least until {listed['kept_until']}" in ended.stderr
     run(changed, "--rollback", "--discard", restore_id, code=3)
     run(changed, "--rollback", "--forget", restore_id, "--force")  # as releases before call it
     assert run(changed, "--rollback", "--list")["restores"] == []

@@ -64,11 +64,13 @@ def _look_at_settings(read: list[Settings]) -> Finding:
 
 
 def _say_finding(finding: Finding) -> None:
-    say(f"{_MARKS[finding.state.value]:<8} {finding.name:<17} {finding.what}")
+    name = f"{finding.name:<{_NAME_WIDTH}}" if len(finding.name) <= _NAME_WIDTH else f"{finding.name}:"
+    say(f"{_MARKS[finding.state.value]:<8} {name} {finding.what}")
     if finding.mend and finding.state.value != "ok":
         say(f"{'':<26} fix: {finding.mend}")
 
 
+_NAME_WIDTH = 17
 _MARKS: dict[str, Any] = {"ok": "ok", "warning": "warning", "fault": "FAULT"}
 
 

@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     checks = PortalCheckConfig.from_settings(settings)
     report = DrillJob(config, checks=checks, progress=show, actor=person(), observer=observer).run(archive)
     if copy:
-        note_drill(settings, copy, success=report.success)
+        note_drill(settings, copy, success=report.is_as_backed_up)
     tell(report.to_dict())
     return report.exit_code
 

@@ -24,8 +24,8 @@ def run(arguments: argparse.Namespace) -> int:
     made = generate(Path(os.path.abspath(arguments.output)))
     say(f"the secret key is in {made.path}")
     say(f"recipient: {made.recipient}")
-    say("Set BACKUP_ENCRYPTION_RECIPIENTS to the recipient, and make a second key.")
-    say("Keep the file apart from the backups: in a safe, in a password manager, on paper.")
-    say("Without it the copies cannot be read; with it anyone can read them.")
+    say("Make two keys, and set BACKUP_ENCRYPTION_RECIPIENTS to both recipients, separated by a space.")
+    say("Keep each file apart from the backups and from the other one: in a safe, in a password manager, on paper.")
+    say("Without any of them the copies cannot be read; with one of them anyone can read them.")
     print_result({"success": True, "identity_file": str(made.path), "recipient": made.recipient})
     return 0

@@ -7,6 +7,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import OpsError
+from portal.ops.hints import Advice
 from portal.ops.units import human_bytes, printable
 from tools.jobs import repository, restore_job
 from tools.terminal import output
@@ -62,7 +63,7 @@ def run(_: argparse.Namespace) -> int:
         "restores": restores,
     }
     if not print_listing("backups", backups, **others):
-        say(f"there is no archive in {place.path}; 'backup.sh full' makes the first one")
+        say(f"there is no archive in {place.path}; {Advice.BACK_UP_FULL} makes the first one")
     for line in window_lines(window) if window else ():
         say(line)
     if restores:

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import ConfigurationError
+from portal.ops.hints import Advice
 from portal.ops.units import exact_duration
 from tools import tasks
 from tools.command_line import Parser, add_output_options
@@ -155,7 +156,7 @@ def _list(arguments: argparse.Namespace, settings: Settings, _show: Callable[[St
     for stem in foreign:
         warn(f"the copy {stem} was not made by this repository: its signature is missing or another's")
     if not copies:
-        say("there is no copy yet; 'backup.sh offsite copy' makes the first one")
+        say(f"there is no copy yet; {Advice.COPY_OFFSITE} makes the first one")
     print_listing("copies", iter(copies), success=not damaged, damaged=list(damaged), foreign=foreign)
     return 4 if damaged else 0
 

@@ -358,6 +358,9 @@ def restore_lines(restores: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = []
     for restore in restores:
         state = _STATES.get(restore["state"], "was interrupted: the next restore or rollback completes or undoes it")
+        if restore["can_be_taken_back"]:
+            state += f", at least until {restore['kept_until']}"
         lines.append(f"{restore['started']}  {restore['restore_id']}  of {restore['backup_id']}: {state}")
+        lines += [f"    {target}" for target in restore["targets"]]
         lines += [f"    keeps {kept}" for kept in restore["kept"]]
     return lines

@@ -22,5 +22,5 @@ def drill(request: TaskRequest) -> Outcome:
     job = DrillJob(config, checks=checks, progress=request.progress, **request.known(arguments))
     report = job.run(archive)
     if copy:
-        note_drill(request.settings, copy, success=report.success)
+        note_drill(request.settings, copy, success=report.is_as_backed_up)
     return Outcome(result=report.to_dict() | {EXIT_CODE: report.exit_code}, success=report.success)

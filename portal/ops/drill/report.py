@@ -12,6 +12,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.codec import decode, encode
+from portal.ops.errors import NotIntactError
 from portal.ops.repository.records import RecordStore
 from portal.ops.units import exact_duration
 
@@ -74,6 +75,13 @@ class DrillReport:
     warnings: tuple[str, ...] = ()
     error: str | None = None
     exit_code: int = 0
+
+    @property
+    def is_as_backed_up(self) -> bool | None:
+        """Whether what was restored equals the backup, whatever a portal would lack; None if that was not found out."""
+        if self.damages or self.exit_code == NotIntactError.exit_code:
+            return False
+        return True if self.success or self.problems else None
 
     def lines(self) -> list[str]:
         """The report in plain words."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from portal.ops.hints import Advice
 from portal.ops.monitoring.failures import name_of
-from portal.ops.units import duration, human_bytes, span
+from portal.ops.units import counted, duration, human_bytes, span
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -71,7 +71,7 @@ def _verified(archive: Archive | None, now: datetime) -> str:
 def _rest(status: Status) -> Iterator[str]:
     facts, now = status.facts, status.moment
     yield from _entry("newest", [one.newest.backup_id for one in status.components if one.newest])
-    yield f"{'space':<{_LABEL}}{facts.archives} archives, {human_bytes(facts.bytes)}; {_free(status)}"
+    yield f"{'space':<{_LABEL}}{counted(facts.archives, 'archive')}, {human_bytes(facts.bytes)}; {_free(status)}"
     yield f"{'':<{_LABEL}}{_outlook(status)}"
     if facts.pitr:
         yield from _entry("recovery", [_window(facts.pitr, now), *map(str, facts.pitr.replaced)])
@@ -97,7 +97,7 @@ def _window(facts: PitrFacts, now: datetime) -> str:
     if facts.window is None:
         return "none yet"
     lag = facts.lag_seconds(now)
-    gaps = f", {len(facts.window.gaps)} gaps" if facts.window.gaps else ""
+    gaps = f", {counted(len(facts.window.gaps), 'gap')}" if facts.window.gaps else ""
     ago = "" if lag is None else f" (up to {duration(lag)} ago)"
     start, end = facts.window.start, facts.window.end
     return f"{start:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S} UTC{ago}{gaps}"
@@ -107,7 +107,7 @@ def _offsite(one: DestinationState, now: datetime) -> Iterator[str]:
     """The copies in a destination, in a line or two."""
     newest = f"newest {span(now - one.moment)} old" if one.moment else "none yet"
     missing = f", {len(one.missing)} missing" if one.missing else ""
-    yield f"{one.shown}: {one.copies} copies, {human_bytes(one.stored_bytes)}, {newest}{missing}"
+    yield f"{one.shown}: {counted(one.copies, 'copy', 'copies')}, {human_bytes(one.stored_bytes)}, {newest}{missing}"
     if one.foreign:
         more = f" and {len(one.foreign) - 1} more" if len(one.foreign) > 1 else ""
         yield f"  not made by this repository: {one.foreign[0]}{more}"

@@ -70,12 +70,16 @@ def copy_for_drill(
     return found
 
 
-def note_drill(settings: Settings, copy: Fetched, *, success: bool, clock: Clock = utc_now) -> None:
+def note_drill(settings: Settings, copy: Fetched, *, success: bool | None, clock: Clock = utc_now) -> None:
     """Record that a drill restored a copy with a real identity, the only proof that its recipients are right.
 
     Arguments:
         copy: what was fetched; it counts for the destination that it came from.
+        success: whether the restored data equals the backup; None if the drill did not find out, so
+            that nothing is known about the copy.
     """
+    if success is None:
+        return
     facts: dict[str, Any] = {
         "moment": clock().isoformat(),
         "success": success,

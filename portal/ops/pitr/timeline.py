@@ -14,6 +14,7 @@ from portal.ops.model import SUFFIX, BackupType, timestamp
 from portal.ops.pitr.look import base_of, look
 from portal.ops.pitr.wal_reader import commits, segments_between
 from portal.ops.repository.catalogue import Catalogue
+from portal.ops.units import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,7 +37,7 @@ _KINDS: Final = {
 }
 
 MANY_ROWS: Final = 100
-"""A transaction that removes fewer rows of a table is ordinary work and not listed."""
+"""A transaction that removes fewer rows of a table is ordinary work and not listed, unless one asks for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +69,14 @@ class Timeline:
 
     Arguments:
         window: the recovery window; None if there is none.
+        least_rows: transactions that removed fewer rows of a table are not listed.
         replaced: the WAL of earlier clusters, which is in no window.
     """
 
     window: Window | None
     archives: tuple[Entry, ...]
     removals: tuple[Removal, ...]
+    least_rows: int = MANY_ROWS
     replaced: tuple[ReplacedCluster, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -85,6 +88,7 @@ class Timeline:
                 for entry in self.archives
             ],
             "removals": [removal.to_dict() for removal in self.removals],
+            "least_rows": self.least_rows,
             "replaced_clusters": [one.to_dict() for one in self.replaced],
         }
 
@@ -99,6 +103,9 @@ class Timeline:
             f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 1000:03d}+00:00  {what}"
             for moment, what in sorted(entries)
         ]
+        if self.window and not self.removals:
+            none = f"no transaction removed {counted(self.least_rows, 'row')} of a table or more"
+            shown.append(none if self.least_rows == 1 else f"{none}; --rows 1 shows smaller ones")
         return [*shown, window, *map(str, self.replaced)]
 
 
@@ -108,6 +115,7 @@ def read_timeline(
     start: datetime | None,
     end: datetime | None,
     live_names: Mapping[Relation, str],
+    least_rows: int = MANY_ROWS,
     runner: ProcessRunner,
     bin_dir: Path | None,
 ) -> Timeline:
@@ -117,6 +125,7 @@ def read_timeline(
         start: the first moment; None for the beginning of the recovery window.
         end: the last moment; None for now.
         live_names: the present names of tables on the server.
+        least_rows: do not list transactions that removed fewer rows of a table.
 
     Raises:
         RepositoryError: the repository cannot be read.
@@ -130,21 +139,28 @@ def read_timeline(
         names = {**_names_of_bases(repository, found), **live_names}
         for commit in commits(found.archive, segments, runner=runner, bin_dir=bin_dir, with_rows=True):
             if (start is None or start <= commit.moment) and (end is None or commit.moment <= end):
-                removals += _removals(commit, names)
+                removals += _removals(commit, names, least_rows)
     held = tuple(
         entry
         for entry in reversed(entries)
         if (start is None or start <= entry.moment) and (end is None or entry.moment <= end)
     )
-    return Timeline(window=found.window, archives=held, removals=tuple(removals), replaced=found.replaced)
+    return Timeline(
+        window=found.window,
+        archives=held,
+        removals=tuple(removals),
+        least_rows=least_rows,
+        replaced=found.replaced,
+    )
 
 
-def _removals(commit: Commit, names: Mapping[Relation, str]) -> Sequence[Removal]:
+def _removals(commit: Commit, names: Mapping[Relation, str], least_rows: int) -> Sequence[Removal]:
+    """What a transaction removed. Few rows of a table without a name are the server's own, or values stored apart."""
     moment = commit.moment.astimezone(UTC)
     many = [
         Removal(moment=moment, table=names.get(relation, f"table {relation[1]}"), rows=rows)
         for relation, rows in commit.deleted.items()
-        if rows >= MANY_ROWS
+        if rows >= (least_rows if relation in names else max(least_rows, MANY_ROWS))
     ]
     whole = {names[relation] for relation in commit.removed if relation in names}
     return [*many, *(Removal(moment=moment, table=name, rows=None) for name in sorted(whole))]

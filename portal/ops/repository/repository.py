@@ -385,7 +385,9 @@ def _absent(text: str, hits: list[ArchiveFile], path: Path) -> ArchiveAbsentErro
         return ArchiveAbsentError(f"{text!r} could be any of {', '.join(hit.name for hit in hits[:5])}", hint=hint)
     if text == "latest":
         return ArchiveAbsentError(
-            f"archive not found: there is none in {path}", hint=f"{Advice.BACK_UP_FULL} makes the first one."
+            f"archive not found: there is none in {path}",
+            hint="If there should be one, BACKUP_LOCAL_PATH names another directory, or its disk is not mounted; "
+            f"'offsite:latest' is a copy elsewhere. {Advice.BACK_UP_FULL} makes the first archive.",
         )
     return ArchiveAbsentError(f"archive not found: {text!r} is neither a path nor in {path}", hint=hint)
 

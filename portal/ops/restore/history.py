@@ -342,6 +342,7 @@ class RestoreHistory:
             "changed": record.changed,
             "state": record.state.value,
             "components": list(record.parts),
+            "targets": list(record.targets()),
             "can_be_taken_back": record.state is RestoreState.APPLIED,
             "kept": list(self.kept(record)),
             "kept_until": timestamp(_moment(record) + timedelta(days=self._days)),

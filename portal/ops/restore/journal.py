@@ -79,6 +79,18 @@ class RestoreRecord:
     state: RestoreState = RestoreState.STAGING
     parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
+    def targets(self) -> tuple[str, ...]:
+        """The places that were restored to, in words."""
+        found = []
+        for name, facts in self.parts.items():
+            component = Component(name)
+            if component is Component.DATABASE:
+                found.append(f"database {facts['database']} on {facts['host']}:{facts['port']}")
+            else:
+                where = "beside" if component is Component.AUDIT_LOGS else "in"
+                found.append(f"{component.spoken} {where} {facts['path']}")
+        return tuple(found)
+
     def overlaps(self, parts: Mapping[str, Mapping[str, Any]]) -> bool:
         """True if a part of this restore has the same target as one of these; audit logs never do."""
         database, media = Component.DATABASE.value, Component.MEDIA.value

@@ -44,6 +44,7 @@ class RestorePlan:
         takes_back: the restore that is rolled back, if this is the plan of a rollback.
         sources: the sources of a restore to a moment, in words.
         is_moment: whether it is a restore to a moment, which `backup_id` names then.
+        targets: the places that this restore went to, in words.
         discards: the restore whose rollback data is discarded, if that is planned; `kept` describes that data.
     """
 
@@ -55,6 +56,7 @@ class RestorePlan:
     warnings: tuple[str, ...] = ()
     blockers: tuple[OpsError, ...] = ()
     takes_back: str = ""
+    targets: tuple[str, ...] = ()
     discards: str = ""
     kept: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
@@ -64,7 +66,8 @@ class RestorePlan:
         """The plan in plain words."""
         what = spoken_names(self.components)
         if self.takes_back:
-            return [f"Roll back {self.takes_back}: {what} as before {self.backup_id} was restored."]
+            before = f"Roll back {self.takes_back}: {what} as before {self.backup_id} was restored."
+            return [before, *(f"  {target}" for target in self.targets)]
         if self.discards:
             return [
                 f"Discard the rollback data of {self.discards} ({self.backup_id}): no rollback is possible afterwards. "

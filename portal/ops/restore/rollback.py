@@ -144,4 +144,5 @@ def _plan_for(record: RestoreRecord) -> RestorePlan:
         backup_file=Path(record.backup_file),
         timestamp="",
         components=tuple(Component(name) for name in record.parts),
+        targets=record.targets(),
     )

@@ -184,9 +184,9 @@ def bucket_protection(destination: Destination, environ: Mapping[str, str]) -> t
         ConfigurationError: `boto3` is not installed.
         StorageError: the store does not answer.
     """
+    client = client_of(destination, environ)
     from botocore.exceptions import BotoCoreError, ClientError
 
-    client = client_of(destination, environ)
     try:
         versions = client.get_bucket_versioning(Bucket=destination.place).get("Status") == "Enabled"
         try:

@@ -18,6 +18,8 @@ from portal.ops.errors import (
     RestoreError,
 )
 from portal.ops.postgres.connection import connect
+from portal.ops.postgres.server import maintenance
+from portal.ops.restore.database.means import drill_obstacles, look_at_means
 from portal.ops.restore.database.restore import RestoreMode, list_old_databases
 from tests.support.database_contents import read_contents
 from tests.support.database_restores import (
@@ -75,6 +77,13 @@ class TestRoles:
         (blocker,) = plan_of(owned, mode=SWAP).blockers
         assert isinstance(blocker, AccessDeniedError)
         assert f'ALTER ROLE "{owned.target.user}" CREATEDB' in blocker.hint
+        assert "--mode in-place" in blocker.hint
+
+    def test_a_drill_without_the_right_to_it_is_not_told_of_the_other_mode(self, owned: Bench) -> None:
+        """A drill has no modes: only the statement is in its hint."""
+        with maintenance(owned.target) as connection:
+            (obstacle,) = drill_obstacles(look_at_means(owned.target, connection))
+        assert obstacle.hint == f'as an administrator: ALTER ROLE "{owned.target.user}" CREATEDB'
 
     def test_a_rollback_that_needs_psql_is_told_beforehand(self, portal: Bench, tmp_path: Path) -> None:
         """Without psql, a restore in place that brings a table could not be rolled back: the plan says so."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from threading import Thread
@@ -71,6 +73,19 @@ def warning(what: str, mend: str) -> Finding:
 def fault(what: str, mend: str) -> Finding:
     """A finding that makes a backup or a restore fail."""
     return Finding(state=State.FAULT, what=what, mend=mend)
+
+
+def this_user() -> str:
+    """The name of the user that this process runs as."""
+    return user_name(os.geteuid())
+
+
+def user_name(number: int) -> str:
+    """The name of a user of this machine, or the number of one that has none."""
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
 
 
 def examine(checks: Iterable[Check], *, seconds: float = LONGEST_SECONDS) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from portal.ops.backup.walk import open_root
 from portal.ops.filesystem.tree import GONE, portable
-from portal.ops.monitoring.doctor.check import Check, Finding, fault, ok, warning
+from portal.ops.monitoring.doctor.check import Check, Finding, fault, ok, this_user, warning
 from portal.ops.restore.files.preflight import closed, obstacles_in
 from portal.ops.settings.load import SETTINGS
 from portal.ops.units import counted
@@ -75,10 +75,11 @@ class FileChecks:
         there = {place: place != uploads for place in (uploads, audit) if place and os.path.isdir(place)}
         obstacles: list[OpsError] = []
         for place, partial in there.items():
-            obstacles += closed(place) or obstacles_in(place, most=_LOOKED_AT, partial=partial)
+            what = "the audit log" if partial else place
+            obstacles += closed(place, what) or obstacles_in(place, most=_LOOKED_AT, partial=partial)
         if obstacles:
             return fault(
-                f"user {os.geteuid()} can back up, and not restore: {'; '.join(one.message for one in obstacles)}",
+                f"user {this_user()} can back up, and not restore: {'; '.join(one.message for one in obstacles)}",
                 " ".join(dict.fromkeys(one.hint for one in obstacles)),
             )
         return ok("this user may write where files are restored to" if there else "there are no files to restore")
@@ -116,7 +117,7 @@ def _tree(root: Path | None, variable: str, what: str) -> Finding:
     unreadable = [path for path, may_read in sample if not may_read]
     if unreadable:
         return fault(
-            f"user {os.geteuid()} may not read {', '.join(unreadable[:_NAMED])}",
+            f"user {this_user()} may not read {', '.join(unreadable[:_NAMED])}",
             "Run backups as the portal's user: a backup with a file missing would not be whole, so it is refused.",
         )
     return ok(f"{root} can be read ({counted(len(sample), 'file')} tried)")

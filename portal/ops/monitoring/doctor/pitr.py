@@ -90,6 +90,11 @@ class PitrChecks:
     def _replication(self) -> Finding:
         """Test pg_receivewal itself over the connection that it will use; this changes nothing."""
         with maintenance(self._target) as connection:
+            if not may_replicate(connection):
+                return warning(
+                    f"not tried, because role {self._target.user} lacks REPLICATION",
+                    f"Run {Advice.RUN_DOCTOR} again when the role has it.",
+                )
             settings = read_settings(connection)
             peer = connection.execute("SELECT host(inet_client_addr())").fetchone()
         tool = find_client("pg_receivewal", settings.cluster.major, runner=self._runner, bin_dir=self._bin_dir)
@@ -103,10 +108,10 @@ class PitrChecks:
         place = f"{address}/{128 if ':' in address else 32}" if address else ""
         line = f"host replication {self._target.user} {place} scram-sha-256" if place else ""
         line = line or f"local replication {self._target.user} scram-sha-256"
-        return fault(
-            f"no replication connection: {said}",
-            f"Add this line to the server's pg_hba.conf, then SELECT pg_reload_conf(): {line}",
-        )
+        add = f"Add this line to the server's pg_hba.conf, then SELECT pg_reload_conf(): {line}"
+        if "pg_hba.conf" not in said:
+            add = f"The reason is the server's own. If it is pg_hba.conf that refuses: {add[0].lower()}{add[1:]}"
+        return fault(f"no replication connection: {said}", add)
 
     def _slot(self) -> Finding:
         with maintenance(self._target) as connection:

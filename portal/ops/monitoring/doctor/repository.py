@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import shlex
 import shutil
 import stat
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from portal.ops.errors import RepositoryError
 from portal.ops.hints import Advice
 from portal.ops.model import SUFFIX, BackupType
-from portal.ops.monitoring.doctor.check import Check, Finding, fault, ok, warning
+from portal.ops.monitoring.doctor.check import Check, Finding, fault, ok, this_user, user_name, warning
 from portal.ops.repository.identity import check_id
 from portal.ops.repository.known import STATE, known_id
 from portal.ops.repository.locks import holders, is_locked_alone
@@ -76,27 +75,27 @@ class RepositoryChecks:
                 self._repository.refuse_another()
         except RepositoryError as error:
             return fault(error.message, error.hint)
-        make = f"Make it once, as root: install -d -m 700 -o {_user(os.geteuid())} {quoted}"
+        make = f"Make it once, as root: install -d -m 700 -o {this_user()} {quoted}"
         if not path.exists():
             parent = next(place for place in path.parents if place.exists())
             if os.access(parent, os.W_OK | os.X_OK):
                 return warning(f"{path} is not there; the first backup makes it", make)
-            return fault(f"{path} is not there, and user {_user(os.geteuid())} may not make it in {parent}", make)
+            return fault(f"{path} is not there, and user {this_user()} may not make it in {parent}", make)
         if not path.is_dir():
             return fault(f"{path} is no directory", "Move it away, or correct BACKUP_LOCAL_PATH.")
-        owner = _user(path.stat().st_uid)
+        owner = user_name(path.stat().st_uid)
         if os.statvfs(path).f_flag & os.ST_RDONLY:
             return fault(
                 f"{path} is on a disk that is mounted read-only", "Look at the disk, and mount it for writing."
             )
         if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
             return fault(
-                f"user {_user(os.geteuid())} may not read and write {path}, which belongs to {owner}",
-                f"Run this as {owner}, or: chown -R {_user(os.geteuid())} {quoted}",
+                f"user {this_user()} may not read and write {path}, which belongs to {owner}",
+                f"Run this as {owner}, or: chown -R {this_user()} {quoted}",
             )
         if path.stat().st_uid != os.geteuid() != 0:  # what root creates there is given to its owner
             return warning(
-                f"{path} belongs to {owner}, and this is {_user(os.geteuid())}: what it writes, {owner} cannot read",
+                f"{path} belongs to {owner}, and this is {this_user()}: what it writes, {owner} cannot read",
                 f"Run backups as {owner}: sudo -u {owner} {Advice.RUN_DOCTOR.line()}",
             )
         known = f"; its id is {identity}" if (identity := self._repository.id) else ""
@@ -195,10 +194,3 @@ class RepositoryChecks:
 
     def _archives(self) -> list[ArchiveFile]:
         return self._repository.archives()
-
-
-def _user(number: int) -> str:
-    try:
-        return pwd.getpwuid(number).pw_name
-    except KeyError:
-        return str(number)

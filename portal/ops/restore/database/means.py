@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 _NAMED: Final = 5
 _SOME_RESTORE: Final = "restore_20000101_000000_000000"
+_IN_PLACE: Final = "; or restore with --mode in-place"
 """The id of a restore that never existed, so that its database does not exist either."""
 
 _IN_RECOVERY: Final = "SELECT pg_is_in_recovery()"
@@ -193,8 +194,12 @@ def swap_obstacles(means: Means) -> list[OpsError]:
 
 def drill_obstacles(means: Means) -> list[OpsError]:
     """The obstacles to a drill, which fills a database next to the live one and drops it."""
-    creating = [error for error in _creating(means) if not means.me.creates_databases]
-    return [*_everywhere(means), *creating[:1], *_not_let_in(means), *_administrators(means)]
+    creating = [error for error in _creating(means, "") if not means.me.creates_databases]
+    administrators = [
+        AccessDeniedError(error.message, hint="drill as the server's administrator (DD_DATABASE_USER)")
+        for error in _administrators(means)
+    ]
+    return [*_everywhere(means), *creating[:1], *_not_let_in(means), *administrators]
 
 
 def in_place_obstacles(
@@ -247,7 +252,7 @@ def _everywhere(means: Means) -> Iterator[OpsError]:
         )
 
 
-def _creating(means: Means) -> Iterator[OpsError]:
+def _creating(means: Means, otherwise: str = _IN_PLACE) -> Iterator[OpsError]:
     if not means.me.creates_databases:
         if means.live is None:
             yield AccessDeniedError(
@@ -257,12 +262,12 @@ def _creating(means: Means) -> Iterator[OpsError]:
         else:
             yield AccessDeniedError(
                 f"user {means.me.name} may not create databases",
-                hint=f"as an administrator: ALTER ROLE {means.user} CREATEDB; or restore with --mode in-place",
+                hint=f"as an administrator: ALTER ROLE {means.user} CREATEDB{otherwise}",
             )
     if means.live is not None and not means.owned:
         yield AccessDeniedError(
             f"user {means.me.name} may not rename database {means.target.name}, {means.live.owner} owns it",
-            hint=f"as an administrator: {_membership(means, means.live.owner)}; or restore with --mode in-place",
+            hint=f"as an administrator: {_membership(means, means.live.owner)}{otherwise}",
         )
 
 
@@ -272,9 +277,9 @@ def _beside(means: Means) -> Iterator[OpsError]:
             f"user {means.me.name} may connect neither to database postgres nor to template1, and a database is "
             "renamed from another one",
             hint=f"as an administrator: GRANT CONNECT ON DATABASE postgres TO {means.user}, and allow it in "
-            "pg_hba.conf; or restore with --mode in-place",
+            f"pg_hba.conf{_IN_PLACE}",
         )
-    yield from _not_let_in(means, "; or restore with --mode in-place")
+    yield from _not_let_in(means, _IN_PLACE)
 
 
 def _not_let_in(means: Means, otherwise: str = "") -> Iterator[OpsError]:

@@ -198,7 +198,7 @@ class Comparison:
                     "PORTAL_AUDIT_DIR.",
                 )
             )
-        blockers += closed(above)
+        blockers += closed(above, self.root)
         if free < self._stage_bytes:
             blockers.append(
                 DiskFullError(

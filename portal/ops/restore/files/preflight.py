@@ -159,13 +159,17 @@ class Preflight:
         return any(inner == path or inner.startswith(f"{path}/") for inner in protected)
 
 
-def closed(directory: str) -> list[OpsError]:
-    """The obstacle to writing to a directory as the effective user, or None."""
+def closed(directory: str, what: str) -> list[OpsError]:
+    """The obstacle to writing to a directory as the effective user, or None.
+
+    Arguments:
+        what: what a restore puts there, for the message.
+    """
     if os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
         return []
     return [
         AccessDeniedError(
-            f"this user may not write to {directory}",
+            f"this user may not write to {directory}{'' if what == directory else f', where a restore puts {what}'}",
             hint="Run the restore as the portal's user or as root, or mount it so that it can be written to.",
         )
     ]
