@@ -111,6 +111,18 @@ def test_log_is_restored_where_there_is_none(tmp_path: Path) -> None:
     assert not target.exists()
 
 
+@pytest.mark.parametrize("is_directory", [True, False])
+def test_where_there_is_no_log_it_is_restored_as_it_was(
+    pool: CompressorPool, tmp_path: Path, log: Path, *, is_directory: bool
+) -> None:
+    """On an empty server a directory of one log is a directory again, and a log that was a file is a file."""
+    source = log.parent if is_directory else log
+    archive = write_archive(tmp_path / NAME, pool, Recipe(audit=source))
+    report = restored(archive, tmp_path / "empty" / source.name)
+    restored_log = report.place / log.name if is_directory else report.place
+    assert restored_log.read_bytes() == log.read_bytes()
+
+
 @pytest.mark.parametrize("key", ["prev_hash", "previous_hash", "prev", "previous"])
 @pytest.mark.parametrize("own", [False, True])
 def test_chain_is_found_by_any_of_its_names(tmp_path: Path, key: str, own: bool) -> None:

@@ -63,7 +63,10 @@ def run(_: argparse.Namespace) -> int:
         "restores": restores,
     }
     if not print_listing("backups", backups, **others):
-        say(f"there is no archive in {place.path}; {Advice.BACK_UP_FULL} makes the first one")
+        if place.path.is_dir():
+            say(f"there is no archive in {place.path}; {Advice.BACK_UP_FULL} makes the first one")
+        else:
+            say(f"{place.path} is not there: BACKUP_LOCAL_PATH names another directory, or its disk is not mounted")
     for line in window_lines(window) if window else ():
         say(line)
     if restores:

@@ -157,7 +157,7 @@ class Comparison:
             preflight.replaces(path)
         self._counts[outcome] += 1
         self._bytes[outcome] += member.size
-        if outcome != "same" and len(self._examples) < _EXAMPLES:
+        if outcome != "same" and not self.top and len(self._examples) < _EXAMPLES:
             self._examples.append(path)
 
     def _look(self, live: Tree | None, path: str) -> os.stat_result | None:
