@@ -255,10 +255,13 @@ class TestList:
     """What there is."""
 
     def test_an_empty_repository(self, files: dict[str, str]) -> None:
-        """Where there is nothing, the list is empty, and a person is told how to begin."""
+        """Where there is nothing, the list is empty, and a person is told how to begin, or that it is not there."""
         ended = run("list", environ=files)
         assert (ended.returncode, answer(ended)["backups"]) == (0, [])
-        assert "'backup.sh full' makes the first one" in ended.stderr
+        place = Path(files["BACKUP_LOCAL_PATH"])
+        assert f"{place} is not there: BACKUP_LOCAL_PATH names another directory" in ended.stderr
+        place.mkdir()
+        assert "backup.sh full' makes the first one" in run("list", environ=files).stderr
 
     def test_archives(self, files: dict[str, str]) -> None:
         """Archives are in the JSON with all their facts, and in a line each for people."""

@@ -336,13 +336,7 @@ class RestoreHistory:
 
     def _listed(self, record: RestoreRecord) -> dict[str, Any]:
         return {
-            "restore_id": record.restore_id,
-            "backup_id": record.backup_id,
-            "started": record.started,
-            "changed": record.changed,
-            "state": record.state.value,
-            "components": list(record.parts),
-            "targets": list(record.targets()),
+            **record.told(),
             "can_be_taken_back": record.state is RestoreState.APPLIED,
             "kept": list(self.kept(record)),
             "kept_until": timestamp(_moment(record) + timedelta(days=self._days)),

@@ -79,6 +79,18 @@ class RestoreRecord:
     state: RestoreState = RestoreState.STAGING
     parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
+    def told(self) -> dict[str, Any]:
+        """What the record says, as types of JSON for a list of restores."""
+        return {
+            "restore_id": self.restore_id,
+            "backup_id": self.backup_id,
+            "started": self.started,
+            "changed": self.changed,
+            "state": self.state.value,
+            "components": list(self.parts),
+            "targets": list(self.targets()),
+        }
+
     def targets(self) -> tuple[str, ...]:
         """The places that were restored to, in words."""
         found = []

@@ -247,15 +247,6 @@ class FileRestore:
         suffix = "" if self.component is Component.MEDIA else f".{self.component.value}"
         return RestoreDirectory(self._root()[0], f"{self.restore_id}{suffix}")
 
-    def _is_file(self, *, has_directory: bool) -> bool:
-        """True if the live log is a file; where there is none, if the one in the archive was.
-
-        Arguments:
-            has_directory: whether the archive has an entry for the directory of the logs.
-        """
-        target = os.path.realpath(self.target)
-        return not os.path.isdir(target) if os.path.lexists(target) else not has_directory
-
     def _is_partial(self) -> bool:
         return bool(self.patterns) or self.component is not Component.MEDIA
 
@@ -305,7 +296,7 @@ class FileRestore:
                 advance=advance,
             )
             report = fill(stage)
-            if top and self._is_file(has_directory=top in stage.attributes):
+            if top and _is_file(os.path.realpath(self.target), has_directory=top in stage.attributes):
                 _flatten(tree, top)
             directory.advance(record, FilesState.STAGED, attributes=stage.attributes, warnings=report.warnings)
         return report
@@ -470,6 +461,15 @@ def _backward(directory: RestoreDirectory, places: Places, tally: Tally) -> None
 def _open_up(directory: RestoreDirectory, places: Places) -> None:
     for step in read_attributes(directory.journal):
         places.open_up(step)
+
+
+def _is_file(log: str, *, has_directory: bool) -> bool:
+    """True if the live log is a file; where there is none, if the one in the archive was.
+
+    Arguments:
+        has_directory: whether the archive has an entry for the directory of the logs.
+    """
+    return not os.path.isdir(log) if os.path.lexists(log) else not has_directory
 
 
 def _flatten(tree: Tree, top: str) -> None:
