@@ -79,6 +79,17 @@ class TestRoles:
         assert f'ALTER ROLE "{owned.target.user}" CREATEDB' in blocker.hint
         assert "--mode in-place" in blocker.hint
 
+    def test_a_database_that_the_user_may_not_create(self, owned: Bench) -> None:
+        """The plan says so itself, with an administrator's statement, whether it was to create the database or not."""
+        target = replace(owned.target, name="new portal")
+        (blocker,) = plan_of(owned, target=target, mode=RestoreMode.AUTO, create_database=True).blockers
+        assert "may not create database new portal" in blocker.message
+        assert 'CREATE DATABASE "new portal" OWNER' in blocker.hint
+        (blocker,) = plan_of(owned, target=target, mode=RestoreMode.AUTO).blockers
+        assert isinstance(blocker, DatabaseAbsentError)
+        assert "--create-database" not in blocker.hint
+        assert "createdb" in blocker.hint
+
     def test_a_drill_without_the_right_to_it_is_not_told_of_the_other_mode(self, owned: Bench) -> None:
         """A drill has no modes: only the statement is in its hint."""
         with maintenance(owned.target) as connection:

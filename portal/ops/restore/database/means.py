@@ -221,11 +221,21 @@ def in_place_obstacles(
     ]
 
 
-def database_absent(target: DatabaseTarget) -> DatabaseAbsentError:
-    """The error for a missing live database, with the command that creates it."""
+def creation_obstacles(means: Means) -> list[OpsError]:
+    """The obstacle to creating a database, with the statement that an administrator creates it with."""
+    return [] if means.me.creates_databases else list(_creating(means))
+
+
+def database_absent(target: DatabaseTarget, *, may_create: bool = True) -> DatabaseAbsentError:
+    """The error for a missing live database, with the command that creates it.
+
+    Arguments:
+        may_create: whether the user of the restore may do so.
+    """
+    ways = "restore with --create-database, or create it" if may_create else "as an administrator create it"
     return DatabaseAbsentError(
         f"the server at {target.host}:{target.port} has no database {target.name}",
-        hint=f"restore with --create-database, or create it: {create_command(target)}",
+        hint=f"{ways}: {create_command(target)}",
     )
 
 

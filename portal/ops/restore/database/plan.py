@@ -26,6 +26,7 @@ from portal.ops.postgres.server import list_marked, maintenance, refuse_prepared
 from portal.ops.postgres.source_facts import extension_tables
 from portal.ops.postgres.surroundings import create_roles
 from portal.ops.restore.database.means import (
+    creation_obstacles,
     database_absent,
     decide,
     in_place_obstacles,
@@ -134,7 +135,6 @@ def make_plan(request: Request) -> DatabasePlan:
         mode, reason = decide(request.mode, means, swap, in_place)
         needed = _needed_bytes(request, means)
         free = free_bytes(connection, target)
-        absent = [database_absent(target)] if means.live is None and not request.create_database else []
         against = swap if mode is RestoreMode.SWAP else in_place
         return DatabasePlan(
             database=target.name,
@@ -153,7 +153,7 @@ def make_plan(request: Request) -> DatabasePlan:
             sessions=means.sessions,
             leftovers=tuple(list_marked(connection, target.name)),
             blockers=(
-                *absent,
+                *_absence(request, means, mode),
                 *against,
                 *misfit,
                 *_short_of_room(needed, free),
@@ -165,6 +165,15 @@ def make_plan(request: Request) -> DatabasePlan:
                 *_warnings_of_versions(request, restorer),
             ),
         )
+
+
+def _absence(request: Request, means: Means, mode: RestoreMode) -> list[OpsError]:
+    """The obstacle if there is no live database and nothing may create it; those to a swap include it."""
+    if means.live is not None:
+        return []
+    if not request.create_database:
+        return [database_absent(request.target, may_create=means.me.creates_databases)]
+    return [] if mode is RestoreMode.SWAP else creation_obstacles(means)
 
 
 def is_local(target: DatabaseTarget) -> bool:
