@@ -45,7 +45,7 @@ class Target:
 
 
 _COPY, _RCLONE, _AGE_PIPE = "offsite copy", "rclone copyto, encrypted before", "age | rclone rcat"
-_FETCH, _CAT = "offsite fetch", "cat segments | age -d"
+_FETCH, _CAT, _RCLONE_BACK = "offsite fetch", "cat segments | age -d", "rclone copy, then cat | age -d"
 _READ = "extract, one file"
 _RESTORE, _DIRECT = "restore, after a fetch", "restore offsite:latest"
 _BACKUP, _RESTIC, _RESTIC_BACK = "backup and copy", "restic backup", "restic restore"
@@ -123,6 +123,10 @@ class _Bench:
         key = self._key.path
         cat = f"for one in {self._segments}/*.age; do cat $one | age -d -i {key}; done > {place}.tar.gz"
         self._measure(_CAT, self._shell(cat))
+        stem = self.archive.name.removesuffix(".tar.gz")
+        back = f"rclone {_RCLONE_FLAGS} copy :s3:{_BUCKET}/copies-{number}/{stem} {place}-segments"
+        there = cat.replace(str(self._segments), f"{place}-segments")
+        self._measure(_RCLONE_BACK, self._shell(f"{back}; {there}"))
         reading = ("backup", "extract", "offsite:latest", self._member, "--output", str(self._directory / place))
         self._measure(_READ, self._ours(*reading, repository=f"{place}-read", url=url))
         self._measure(_RESTORE, self._restoring(self.archive.name, fetched, f"{place}-a", url))
