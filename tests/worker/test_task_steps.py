@@ -85,6 +85,19 @@ class Request:
         return self.headers[name]
 
 
+class Told:
+    """Keeps what observers are told."""
+
+    def __init__(self, told: list[AccessEntry]) -> None:
+        self._told = told
+
+    def __call__(self, entry: AccessEntry) -> None:
+        self._told.append(entry)
+
+    def settle(self) -> None:
+        """There is nothing left to do."""
+
+
 class Delivery:
     """A task that is delivered, with what is around it.
 
@@ -105,7 +118,7 @@ class Delivery:
         self.copies: list[tuple[Any, ...]] = []
         self.use(self.settings)
         monkeypatch.setattr("worker.tasks.time.sleep", self.pauses.append)
-        monkeypatch.setattr(module, "Observers", lambda settings: self.told.append)
+        monkeypatch.setattr(module, "Observers", lambda _: Told(self.told))
 
     def use(self, settings: Settings) -> None:
         """Have other settings."""
