@@ -92,6 +92,7 @@ class Told:
         self._told = told
 
     def __call__(self, entry: AccessEntry) -> None:
+        """Keep an entry."""
         self._told.append(entry)
 
     def settle(self) -> None:
