@@ -21,7 +21,7 @@ from portal.ops.archive.reader import ArchiveReader
 from portal.ops.archive.writer import ArchiveWriter
 from portal.ops.errors import SourceError
 from portal.ops.model import Compression
-from tests.support.archives import BACKUP_ID, MTIME_NS, NAME
+from tests.support.archives import BACKUP_ID, MTIME_NS, NAME, Recipe, tree_in_archive, tree_on_disk, write_archive
 from tests.support.trees import MIB
 
 if TYPE_CHECKING:
@@ -163,6 +163,19 @@ def test_the_index_is_closed_unless_somebody_has_it(tmp_path: Path, is_taken: bo
         assert list(found.members()) == held(tmp_path / NAME)[0]
         found.close()
         assert spool.closed
+
+
+def test_hard_links_behind_their_file_share_a_frame(pool: CompressorPool, tmp_path: Path, media: Path) -> None:
+    """The file is waited for once; the links behind it are packed together."""
+    (media / "a").write_bytes(b"content")
+    for number in range(50):
+        os.link(media / "a", media / f"link-{number:02}")
+    archive = write_archive(tmp_path / NAME, pool, Recipe(media=media))
+    members, _ = held(archive)
+    links = [member.frame for member in members if member.type is MemberType.HARDLINK]
+    assert len(links) == 50
+    assert len(set(links)) <= 2
+    assert tree_in_archive(archive) == tree_on_disk(media)
 
 
 class Trickle(io.BytesIO):

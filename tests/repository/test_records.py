@@ -217,7 +217,9 @@ class TestPins:
         pin(repository, name)
         (tmp_path / ".pins" / f"{name}.json").write_bytes(garbage)
         assert Pins(repository).names() == {name}
-        assert "damaged" in Pins(repository).all()[name].reason
+        pinned = Pins(repository).all()[name]
+        assert (pinned.backup_id, pinned.who, pinned.moment.timestamp()) == (name, "", 0)
+        assert pinned.reason == "(the record of this pin is damaged)"
 
 
 class TestDrillReports:
