@@ -73,6 +73,7 @@ class FakeS3(ThreadingHTTPServer):
         self.refusal = refusal
         self.times = times
         self.requests = 0
+        self.stored_with: list[dict[str, str]] = []
         self.over = threading.Event()
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
@@ -96,6 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.over.wait(60)
             return
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.stored_with.append({name.lower(): value for name, value in self.headers.items()})
         if self._refused():
             return
         if self.server.manner is Manner.FULL:

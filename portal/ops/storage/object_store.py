@@ -47,6 +47,9 @@ _SLOWEST: Final = 40_000
 _SIZES: Final = (1 << 20, 8 << 20, 64 << 20, 1 << 30)
 """There is a client with its own time limit for uploads up to each of these sizes, in bytes."""
 
+_SAME_LOCK: Final = timedelta(hours=1)
+"""The locks of objects that are stored within this time end at the same moment."""
+
 _LYING_HINT: Final = "Look at the store; its answers cannot be relied on. Copy elsewhere until they can."
 _PERMISSIONS_HINT: Final = "Compare what the credentials permit with docs/offsite.md."
 _EXPIRED: Final = ("ExpiredToken", "TokenRefreshRequired")
@@ -77,9 +80,17 @@ class ObjectStoreBackend:
         destination: the bucket and the prefix in it.
         environ: variables with credentials.
         lock_days: days to lock new objects; 0 for the bucket's default.
+        clock: returns the current time.
     """
 
-    def __init__(self, destination: Destination, environ: Mapping[str, str], *, lock_days: int = 0) -> None:
+    def __init__(
+        self,
+        destination: Destination,
+        environ: Mapping[str, str],
+        *,
+        lock_days: int = 0,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
         self._destination = destination
         self._is_s3 = destination.scheme is Scheme.S3
         if lock_days and not self._is_s3:
@@ -91,9 +102,11 @@ class ObjectStoreBackend:
         connect = _s3 if self._is_s3 else _azure if destination.scheme is Scheme.AZ else _google
         with self._explained(""):
             self._store = connect(destination, environ, _options(destination, _put_seconds(64 << 20), is_reading=True))
-        self._lock = _lock(destination, lock_days)
+        self._lock_days = lock_days
+        self._clock = clock
+        self._locks_since = clock()
         self._connect: Callable[[int], ObjectStore] = lambda seconds: connect(
-            destination, environ, _options(destination, seconds, self._lock)
+            destination, environ, _options(destination, seconds, _lock(destination, lock_days, self._locks_since))
         )
         self._writing: dict[int, ObjectStore] = {}
         self._environ = environ
@@ -137,8 +150,11 @@ class ObjectStoreBackend:
         return head.look(name) if head else None
 
     def _writer(self, size: int) -> ObjectStore:
-        """The client for uploads of this size."""
-        seconds = _put_seconds(size)
+        """The client for uploads of this size. Its locks have a fixed end, so it is replaced every hour."""
+        seconds, now = _put_seconds(size), self._clock()
+        if self._lock_days and not timedelta(0) <= now - self._locks_since < _SAME_LOCK:
+            self._locks_since = now
+            self._writing.clear()
         if seconds not in self._writing:
             self._writing[seconds] = self._connect(seconds)
         return self._writing[seconds]
@@ -306,11 +322,15 @@ def _options(
     return {"client_options": client, "retry_config": retry}
 
 
-def _lock(destination: Destination, days: int) -> dict[str, str]:
-    """The headers that lock a new object."""
+def _lock(destination: Destination, days: int, since: datetime) -> dict[str, str]:
+    """The headers that lock a new object, for at least so many days.
+
+    Arguments:
+        since: when the client that sends them was made.
+    """
     if not days:
         return {}
-    until = datetime.now(UTC) + timedelta(days=days)
+    until = since + timedelta(days=days) + _SAME_LOCK
     return {
         "x-amz-object-lock-mode": destination.options.get("lock", "governance").upper(),
         "x-amz-object-lock-retain-until-date": until.strftime("%Y-%m-%dT%H:%M:%SZ"),
