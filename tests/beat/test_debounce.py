@@ -129,6 +129,7 @@ def test_the_longest_list(last: str) -> None:
         found.begin("last", 201.0)
     else:
         found.add("last", 201.0, is_tree=last == "tree")
+    assert found.due_at() == 201.0 + QUIET
     found.begin("later", 202.0)
     found.add("later", 202.0)
     assert found.take(231.0) == (frozenset(), True)
