@@ -207,6 +207,8 @@ def test_a_ping_expires_and_can_be_cleared_away(broker: Broker) -> None:
     assert {task.task_id for task in sent_tasks(broker.redis)} == {"one", second}
     assert broker.client.look(first).is_lost
     assert not broker.client.look(second).is_lost
+    broker.client.clear_away(Queue.MAINTENANCE, second)  # the newest message of the queue
+    assert {task.task_id for task in sent_tasks(broker.redis)} == {"one"}
     broker.client.clear_away(Queue.MAINTENANCE, first)
     broker.client.send_ping(Queue.RESTORE, 7)
     assert queued(broker.redis, Queue.RESTORE) == 1

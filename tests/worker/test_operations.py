@@ -13,6 +13,7 @@ from beat.due import expression_of
 from portal.ops.settings.load import ScheduleSettings, load_settings
 from worker.arguments import Arguments, MediaArguments
 from worker.configuration import configuration
+from worker.errors import OperationFailedError
 from worker.operations import (
     BACKUP_FULL,
     BACKUP_MEDIA,
@@ -93,3 +94,11 @@ def test_naming_an_operation_costs_a_command_little() -> None:
     loaded = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True).stdout
     heavy = {"celery", "kombu", "structlog", "psycopg", "portal.ops.backup.job", "portal.ops.restore.job"}
     assert not heavy & set(loaded.split())
+
+
+@every_operation
+def test_every_task_has_the_form_that_celery_needs(operation: Operation) -> None:
+    """Its errors are expected ones, and only what is shown sends events."""
+    task = TASKS[operation.name]
+    assert (task.throws, task.send_events) == ((OperationFailedError,), operation.is_shown)
+    assert task.__name__ == operation.name.replace(".", "_")
