@@ -86,6 +86,18 @@ def test_accident_is_undone_and_can_be_rolled_back(portal: WalPortal, uploads: P
     assert not [path for path in uploads.iterdir() if path.is_file()]
 
 
+def test_database_of_another_name_is_refused_with_the_names_there_were(portal: WalPortal) -> None:
+    """A new portal's database may have a new name: the error names those of the recovered server, and the option."""
+    moment = write(portal, "TRUNCATE finding")
+    portal.wait_until_covered()
+    result = RestoreJob(portal.restore_config("dojo", create_database=True)).restore_at(
+        moment.isoformat(), scope=RestoreScope.DATABASE
+    )
+    assert not result.success
+    assert "the recovered server has no database dojo, but portal" in (result.error or "")
+    assert "--target-database" in (result.error or "")
+
+
 def test_dry_run_shows_the_plan_and_touches_nothing(portal: WalPortal, uploads: Path) -> None:
     """The plan names everything that leads to the moment, and what it takes; no scratch server is started."""
     (uploads / "one.sarif").write_text("one")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from portal.ops.errors import ConfigurationError, DatabaseAbsentError
 from portal.ops.pitr.recovery import recovered
 from portal.ops.pitr.scratch import scratch_parent, server_owner
+from portal.ops.postgres.connection import connect
 from portal.ops.restore.components import DatabasePart, PlannedPart
 from portal.ops.restore.database.model import RestoreMode
 from portal.ops.restore.database.plan import UNKNOWN_ROWS
@@ -19,11 +21,15 @@ if TYPE_CHECKING:
     from portal.ops.errors import OpsError
     from portal.ops.manifest import Manifest
     from portal.ops.pitr.plan import RecoveryPlan
+    from portal.ops.pitr.scratch_server import ScratchServer
     from portal.ops.repository.repository import Repository
     from portal.ops.restore.database.restore import DatabaseRestore
     from portal.ops.restore.plan import PartPlan
     from portal.ops.runtime.process import ProcessRunner
     from portal.ops.runtime.progress import Advance
+    from portal.ops.settings.load import DatabaseTarget
+
+_DATABASES: Final = "SELECT datname FROM pg_database WHERE NOT datistemplate AND datname <> 'postgres' ORDER BY 1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +117,20 @@ class RecoveredDatabasePart(DatabasePart):
         )
         with recovering as server:
             target = server.target(self._source)
+            _must_be_there(target, server)
             rows = RowCounts(target)
             with ScratchDump(target, self._recovery.major, runner=self._runner, bin_dir=self._bin_dir) as scratch:
                 self._restore.stage(scratch.dump(self._dump, advance), rows)
+
+
+def _must_be_there(target: DatabaseTarget, server: ScratchServer) -> None:
+    """Refuse a name that no recovered database has, such as that of a new portal's database."""
+    try:
+        connect(target).close()
+    except DatabaseAbsentError as error:
+        with connect(server.target("postgres")) as connection:
+            names = ", ".join(name for (name,) in connection.execute(_DATABASES))
+        raise ConfigurationError(
+            f"the recovered server has no database {target.name}, but {names}",
+            hint="Set DD_DATABASE_NAME to the name that it had; --target-database names the one that is restored to.",
+        ) from error

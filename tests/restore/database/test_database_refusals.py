@@ -109,6 +109,17 @@ class TestRoles:
         assert "psql not found" in blocker.message
         assert plan_of(made, mode=SWAP).blockers == ()
 
+    def test_a_safety_dump_that_is_impossible_is_told_beforehand(self, portal: Bench, tmp_path: Path) -> None:
+        """Without a pg_dump that fits, nothing is restored in place: the plan says so; a swap needs none."""
+        (tmp_path / "bin").mkdir()
+        for program in ("psql", "pg_restore"):
+            (tmp_path / "bin" / program).symlink_to(portal.bin_dir / program)
+        made = replace(portal, bin_dir=tmp_path / "bin")
+        (blocker,) = plan_of(made, mode=IN_PLACE).blockers
+        assert isinstance(blocker, ClientToolError)
+        assert "pg_dump not found" in blocker.message
+        assert plan_of(made, mode=SWAP).blockers == ()
+
     def test_tables_of_somebody_else_are_named(self, owned: Bench, postgres: EmbeddedPostgres) -> None:
         """A restore in place over tables of another owner is refused with their names."""
         execute(as_superuser(owned.target, postgres), "ALTER TABLE finding OWNER TO postgres")

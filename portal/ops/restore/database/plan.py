@@ -17,6 +17,7 @@ from portal.ops.errors import (
     OpsError,
 )
 from portal.ops.hints import Advice
+from portal.ops.postgres.client_tools import find_client
 from portal.ops.postgres.connection import connect
 from portal.ops.postgres.dump_contents import PUBLICATIONS, SUBSCRIPTIONS, needs_administrator
 from portal.ops.postgres.locks import lock_holders
@@ -135,7 +136,7 @@ def make_plan(request: Request) -> DatabasePlan:
         mode, reason = decide(request.mode, means, swap, in_place)
         needed = _needed_bytes(request, means)
         free = free_bytes(connection, target)
-        against = swap if mode is RestoreMode.SWAP else in_place
+        against = swap if mode is RestoreMode.SWAP else [*in_place, *_no_safety_dump(request, connection)]
         return DatabasePlan(
             database=target.name,
             host=target.host,
@@ -174,6 +175,15 @@ def _absence(request: Request, means: Means, mode: RestoreMode) -> list[OpsError
     if not request.create_database:
         return [database_absent(request.target, may_create=means.me.creates_databases)]
     return [] if mode is RestoreMode.SWAP else creation_obstacles(means)
+
+
+def _no_safety_dump(request: Request, connection: Connection) -> list[OpsError]:
+    """The error if there is no pg_dump for the dump that a restore in place makes first."""
+    try:
+        find_client("pg_dump", connection.info.server_version // 10000, runner=request.runner, bin_dir=request.bin_dir)
+    except ClientToolError as error:
+        return [error]
+    return []
 
 
 def is_local(target: DatabaseTarget) -> bool:
