@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Prepares <root>/.venv: this project, editable, with the extras asked for, at the versions of uv.lock.
 #
-#   tools/setup.sh [demo] [dev]    prepares it, quietly if nothing is to be done; exit code 2 if it cannot
+#   tools/setup.sh [demo] [dev] [admin]   prepares it, quietly if nothing is to be done; exit code 2 if it cannot
 #   source tools/setup.sh          with $self set: defines $root, $venv and prepare_environment
 #
 # .venv belongs to this script, which makes it again where it is not what it should be. The last thing written is the
@@ -67,11 +67,11 @@ die() {
 choose_extras() {
     local extra
     for extra in "$@"; do
-        [[ $extra == demo || $extra == dev ]] ||
-            die "there is no extra called '$extra'" 'usage: tools/setup.sh [demo] [dev]'
+        [[ $extra == demo || $extra == dev || $extra == admin ]] ||
+            die "there is no extra called '$extra'" 'usage: tools/setup.sh [demo] [dev] [admin]'
     done
     extras=()
-    for extra in demo dev; do
+    for extra in demo dev admin; do
         [[ " $* $made_for " != *" $extra "* ]] || extras+=("$extra")
     done
 }

@@ -67,6 +67,7 @@ HINT_SUFFICES: Final = {
         "portal/ops/restore/files/selection.py",
         "portal/ops/restore/moment.py",
         "portal/ops/restore/moment_offsite.py",
+        "portal/ops/restore/recovered_database.py",
         "portal/ops/restore/select_archive.py",
         "portal/ops/retention/",
         "portal/ops/runtime/",

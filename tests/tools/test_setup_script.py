@@ -165,7 +165,7 @@ class TestRefused:
         ended = tree.setup("develop")
         assert ended.returncode == 2
         assert "no extra called 'develop'" in ended.stderr
-        assert "usage: tools/setup.sh [demo] [dev]" in ended.stderr
+        assert "usage: tools/setup.sh [demo] [dev] [admin]" in ended.stderr
         assert tree.calls == []
 
     def test_no_python(self, tree: Tree, tmp_path: Path) -> None:

@@ -32,7 +32,9 @@ def _verdict(status: Status) -> Iterator[str]:
         yield f"  - {Advice.BACK_UP_FULL} makes the first one"
         return
     if status.ok:
-        yield f"OK: every target is met ({', '.join(one.component.spoken for one in status.components)}, drill, space)"
+        met = f"OK: every target is met ({', '.join(one.component.spoken for one in status.components)}, drill, space)"
+        failed = counted(len(status.facts.failures), "failure")
+        yield f"{met}; {failed} below" if status.facts.failures else met
         return
     yield f"NOT OK: {len(status.misses)} {'target is' if len(status.misses) == 1 else 'targets are'} missed"
     for miss in status.misses:
@@ -107,7 +109,8 @@ def _offsite(one: DestinationState, now: datetime) -> Iterator[str]:
     """The copies in a destination, in a line or two."""
     newest = f"newest {span(now - one.moment)} old" if one.moment else "none yet"
     missing = f", {len(one.missing)} missing" if one.missing else ""
-    yield f"{one.shown}: {counted(one.copies, 'copy', 'copies')}, {human_bytes(one.stored_bytes)}, {newest}{missing}"
+    copies = f"{counted(one.copies, 'copy', 'copies')}, {human_bytes(one.stored_bytes)}, {newest}"
+    yield f"{one.shown}: {copies if one.copies else 'this repository has made no copy yet'}{missing}"
     if one.foreign:
         more = f" and {len(one.foreign) - 1} more" if len(one.foreign) > 1 else ""
         yield f"  not made by this repository: {one.foreign[0]}{more}"

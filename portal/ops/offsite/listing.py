@@ -35,7 +35,10 @@ LATEST = "latest"
 FOREIGN: Final = "it was not made by this repository: its signature is missing or another's"
 _CHANGED: Final = "its commit is invalid, or was changed after it was signed"
 _SIGNER_HINT: Final = "If you know who made it, name the signer in BACKUP_OFFSITE_SIGNERS; otherwise do not use it."
-_OTHER_HINT: Final = "Take another copy; the list shows them. With versions, take one as of a time before."
+_OTHER_HINT: Final = (
+    "Take another copy; the list shows them. If the bucket keeps versions, an administrator can list and fetch copies "
+    "as of a time before, with --as-of."
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -164,7 +164,7 @@ def client_of(destination: Destination, environ: Mapping[str, str]) -> Any:
         from botocore.config import Config
     except ImportError:
         raise ConfigurationError(
-            "looking at versions and locks of a bucket needs boto3", hint="pip install 'kekkai-backup[admin]'"
+            "looking at versions and locks of a bucket needs boto3", hint="Install it: 'tools/setup.sh admin'."
         ) from None
     given: dict[str, Any] = {}
     if found := find_credentials(environ):

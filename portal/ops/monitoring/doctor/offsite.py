@@ -106,7 +106,7 @@ class OffsiteChecks:
         except (ConfigurationError, OpsError) as error:
             return warning(
                 f"versions and lock cannot be looked at: {error.message}",
-                "An administrator can do it.",
+                f"An administrator can do it. {error.hint}",
             )
         if lock:
             return ok(f"the bucket has versions and object lock ({lock})")
