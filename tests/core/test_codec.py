@@ -106,3 +106,12 @@ def test_values_of_another_type_are_refused(wrong: dict[str, Any]) -> None:
     """Nothing is made to fit."""
     with pytest.raises(ValueError, match=r"\w"):
         decode(Sample, encode(SAMPLE) | wrong)
+
+
+@pytest.mark.parametrize("seconds", [3, 0, 2.5])
+def test_a_whole_number_is_a_number(seconds: float) -> None:
+    """JSON has one kind of them; what is true or false is none."""
+    assert decode(Sample, encode(SAMPLE) | {"seconds": seconds}).seconds == seconds
+    for wrong in (True, "3", None):
+        with pytest.raises(ValueError, match="is no float"):
+            decode(Sample, encode(SAMPLE) | {"seconds": wrong})

@@ -343,3 +343,26 @@ class TestWitness:
         """Behind sudo, the person is the one who called it."""
         assert sudo_user({"SUDO_USER": "ada"}) == "ada"
         assert sudo_user({}) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        ("no room\n  hint: Make some.", "no room"),
+        ("no room", "no room"),
+        ("two\nlines", "two\nlines"),
+        ("", ""),
+        (None, ""),
+    ],
+)
+def test_an_error_in_brief_has_no_hint(error: str | None, text: str) -> None:
+    """The hint is for whoever started it."""
+    assert access_log.brief(error) == text
+
+
+def test_what_is_a_refusal() -> None:
+    """Wrong usage, a missing confirmation and somebody else's lock, by their exit codes; all others are failures."""
+    outcomes = {code: Outcome.of(code) for code in (-9, 0, 1, 2, 3, 4, 5, 6, 130)}
+    assert [code for code, outcome in outcomes.items() if outcome is Outcome.DONE] == [0]
+    assert [code for code, outcome in outcomes.items() if outcome is Outcome.REFUSED] == [2, 3, 5]
+    assert {outcomes[code] for code in (-9, 1, 4, 6, 130)} == {Outcome.FAILED}

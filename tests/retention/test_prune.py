@@ -114,6 +114,7 @@ class TestRemoving:
         before = sorted(os.listdir(repository))
         result = job(repository).run(dry_run=True)
         assert (len(result.removed), result.success, result.freed_bytes > 0) == (5, True, True)
+        assert (result.wal_bytes, result.spared, result.swept, result.warnings) == (0, (), (), ())
         assert set(os.listdir(repository)) - {".cache"} == set(before)
 
     def test_a_second_prune_has_nothing_to_do(self, repository: Path) -> None:
