@@ -115,6 +115,7 @@ class TestHistory:
             "changed": "2026-01-02T03:04:05Z",
             "state": "applied",
             "components": ["media"],
+            "targets": ["uploads in /y"],
             "can_be_taken_back": True,
             "kept": ["the old media"],
             "kept_until": "2026-01-09T03:04:05Z",
