@@ -13,12 +13,11 @@ import pytest
 
 from portal.ops.archive import output_file
 from portal.ops.archive.output_file import OutputFile
-from tests.support.waiting import wait_until
+from tests.support.waiting import names_of, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-    from types import FrameType
 
 
 def opened(place: Path) -> OutputFile:
@@ -161,15 +160,6 @@ def test_the_end_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(OSError, match="Input/output error"):
         file.finish()
     file.close()
-
-
-def names_of(frame: FrameType | None) -> list[str]:
-    """The functions that a thread is in."""
-    found = []
-    while frame:
-        found.append(frame.f_code.co_name)
-        frame = frame.f_back
-    return found
 
 
 @pytest.mark.parametrize("is_finished", [True, False])

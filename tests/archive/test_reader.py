@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import os
+import sys
 import threading
+import time
 from contextlib import closing
 from hashlib import sha256
 from random import Random
@@ -20,12 +22,15 @@ from portal.ops.archive.reader import ArchiveReader, is_indexed
 from portal.ops.archive.runs import Run, runs
 from portal.ops.archive.source import FileSource
 from portal.ops.errors import NotIntactError, RepositoryError
-from tests.support.archives import BACKUP_ID, MTIME_NS, NAME
+from tests.support.archives import BACKUP_ID, MTIME_NS, NAME, Recipe, write_archive
 from tests.support.hostile import CONTENT, directory, file, hardlink, symlink, write_indexed
+from tests.support.waiting import names_of, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from portal.ops.archive.compressor_pool import CompressorPool
 
 PIECES = (directory("media"), file("media/a"), symlink("media/l", '"path":"media/x",'), file("media/b", b"b" * 50_000))
 
@@ -146,6 +151,26 @@ def test_what_is_not_read_is_passed_over(tmp_path: Path, jobs: int) -> None:
                     assert b"".join(content) == contents[chosen]
                 elif member.path in contents:
                     next(content)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_shares_a_frame_is_passed_over_as_well(
+    pool: CompressorPool, tmp_path: Path, media: Path, jobs: int
+) -> None:
+    """Files of one frame, each read whole, in part or not at all, in whatever order that happens."""
+    contents = {f"media/{number}": Random(number).randbytes(1 + number * 700) for number in range(9)}
+    for name, content in contents.items():
+        (tmp_path / "uploads" / name.removeprefix("media/")).write_bytes(content)
+    path = write_archive(tmp_path / NAME, pool, Recipe(media=media))
+    with closing(ArchiveReader(path)) as reader:
+        found: dict[str, bytes] = {}
+        for turn in range(3):
+            for number, (member, pieces) in enumerate(reader.contents(jobs)):
+                if (number + turn) % 3 == 0:
+                    found[member.path] = b"".join(pieces)
+                elif (number + turn) % 3 == 1:
+                    next(pieces, None)
+        assert {name: found[name] for name in contents} == contents
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
@@ -313,6 +338,26 @@ def test_frames_are_read_in_order_and_not_too_far_ahead() -> None:
     assert set(read) >= {1, 2}
     with frames_ahead(one, range(3, 9), coming(), 3) as frames:
         assert [loaded.number for loaded in frames] == [3, 4, 5, 6, 7, 8]
+
+
+def test_a_read_that_was_begun_is_waited_for() -> None:
+    """Whoever closes the file afterwards takes it from nobody."""
+    main = threading.current_thread().ident or 0
+    begun, finished = threading.Event(), []
+
+    def one(number: int) -> bytes:
+        if number == 1:
+            begun.set()
+            wait_until(lambda: "wait" in names_of(sys._current_frames()[main]))
+            finished.append(number)
+        return b""
+
+    with frames_ahead(one, range(3), coming(), 1) as frames:
+        next(frames)
+        while not begun.is_set():  # not by its `wait`, which is looked for
+            time.sleep(0.005)
+        assert finished == []
+    assert finished == [1]
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])

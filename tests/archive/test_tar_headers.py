@@ -161,3 +161,12 @@ def test_a_packed_name_lies_beside_the_real_one() -> None:
     """A program that does not know the format cannot take the packed data for the file."""
     assert tar.encode(b"top/a/b", real_size=9)[-tar.BLOCK :].startswith(b"top/a/GNUSparseFile.0/b\0")
     assert len(tar.encode(b"x", xattrs=[(b"user.a", b"1")])) == 3 * tar.BLOCK
+
+
+def test_each_number_that_fits_its_field_is_octal() -> None:
+    """Also beside one that does not: a reader makes the header again and compares it byte for byte."""
+    block = tar.encode(b"x", uid=8**7, gid=1000, size=12345)
+    assert block[108:116] == b"\x80" + (8**7).to_bytes(7, "big")
+    assert block[116:124] == b"0001750\0"
+    assert block[124:136] == b"00000030071\0"
+    assert tar.encode(b"x", uid=7, gid=8**7 - 1, size=8**11)[108:124] == b"0000007\x007777777\0"

@@ -7,7 +7,8 @@ import os
 import signal
 import sqlite3
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -16,7 +17,7 @@ from portal.ops.backup.job import BackupConfig, BackupJob
 from portal.ops.errors import RepositoryError
 from portal.ops.model import BackupType, Component, VerifyLevel
 from portal.ops.repository import bulk_stat
-from portal.ops.repository.catalogue import Catalogue
+from portal.ops.repository.catalogue import Catalogue, _read_at
 from portal.ops.repository.catalogue_cache import CatalogueCache, Memory
 from portal.ops.repository.pins import Pins
 from portal.ops.repository.repository import Repository
@@ -350,3 +351,21 @@ def test_an_archive_says_when_its_data_was_read(tmp_path: Path) -> None:
     (found,) = Catalogue(Repository(tmp_path / "archives")).entries()
     assert found.moment < begun - timedelta(days=19)
     assert begun <= found.read_at <= datetime.now(UTC)
+
+
+@pytest.mark.parametrize(
+    ("moments", "seconds"),
+    [
+        ([], None),
+        ([0], 0.0),
+        ([3_500_000_000, 1_500_000_000], 1.5),
+        ([-1], None),
+        ([1, "1"], None),
+        ([True], None),
+        ([1.0], None),
+    ],
+)
+def test_the_earliest_of_the_components_counts(moments: list[Any], seconds: float | None) -> None:
+    """Where one of them says what cannot be, it is not known when the data was read."""
+    details = {str(number): {"read_from_ns": moment} for number, moment in enumerate(moments)}
+    assert _read_at(cast("Manifest", SimpleNamespace(details={**details, "other": {}}))) == seconds

@@ -133,6 +133,16 @@ class TestNeverRemoved:
         archives += days(FULL, 400, finding=intact(VerifyLevel.DRILL))
         assert kept(plan(archives, rule(count=1), NOW)) == {one.name for one in archives[:3]}
 
+    def test_bases_reach_back_as_far_as_recoveries(self) -> None:
+        """The recent ones, the one before them, the newest and the newest that was verified; no rule counts them."""
+        policy = RetentionPolicy(rule=RetentionRule(days=0, count=1), pitr_days=7)
+        archives = days(BackupType.BASE, 1, 6.9, 7, 8, 60)
+        assert kept(plan(archives, policy, NOW)) == {one.name for one in archives[:3]}
+        archives += days(BackupType.BASE, 70, finding=intact())
+        found = plan(archives, policy, NOW)
+        assert kept(found) == {one.name for one in (*archives[:3], archives[5])}
+        assert {decision.reasons for decision in found.removals} == {("recoveries reach back 7 days without it",)}
+
     def test_pinned_and_strange_ones(self) -> None:
         """A person's word, and names that are none of ours, are left alone."""
         archives = [*days(FULL, 1), *days(FULL, 500, pinned=True), entry(None, timedelta(900))]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
 
 def wait_until(is_so: Callable[[], object], *, seconds: float = 10) -> None:
@@ -32,3 +33,12 @@ def ends_soon(pid: int) -> bool:
             return True
         time.sleep(0.02)
     return False
+
+
+def names_of(frame: FrameType | None) -> list[str]:
+    """The functions that a thread is in."""
+    found = []
+    while frame:
+        found.append(frame.f_code.co_name)
+        frame = frame.f_back
+    return found

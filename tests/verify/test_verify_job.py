@@ -18,6 +18,7 @@ from portal.ops.repository.repository import Repository
 from portal.ops.repository.sidecar import sidecar_of
 from portal.ops.repository.verifications import Verifications
 from portal.ops.verify.job import VerifyJob
+from portal.ops.verify.verify import Expected
 from tests.support.events import Events
 from tests.support.portal import succeeded
 
@@ -164,3 +165,16 @@ def test_progress_is_told_of_all_bytes(job: VerifyJob, archives: list[Path]) -> 
     assert {step.phase for step in steps} == {"verify"}
     assert steps[-1].expect() == sum(one.content_bytes for one in found) >= 2 * len(CONTENT)
     assert steps[-1].done >= 2 * len(CONTENT)
+
+
+def test_what_will_be_read_is_not_known_of_what_cannot_be_opened(archives: list[Path]) -> None:
+    """The verification itself says what is wrong with it; what is known is found out once."""
+    sizes = [Expected([path])() for path in archives]
+    both = Expected(archives)
+    assert both() == sum(sizes)  # type: ignore[arg-type]
+    damage_end = archives[0].read_bytes()[:-1]
+    archives[0].write_bytes(damage_end)
+    assert both() == sum(sizes)  # type: ignore[arg-type]
+    assert Expected(archives)() is None
+    archives[0].unlink()
+    assert Expected(archives)() is None
