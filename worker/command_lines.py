@@ -31,6 +31,7 @@ COMMAND_LINES: Final = {
     Advice.ROLL_BACK: f"{RESTORE} --rollback {{}}",
     Advice.DISCARD_ROLLBACK: f"{RESTORE} --rollback --discard {{}}",
     Advice.RECEIVE_WAL: f"{SERVICE} wal",
+    Advice.INSTALL_ADMIN: "./tools/setup.sh admin",
 }
 
 

@@ -35,6 +35,7 @@ class Advice(Enum):
     ROLL_BACK = "rollback of {}"
     DISCARD_ROLLBACK = "discarding the rollback data of {}"
     RECEIVE_WAL = "WAL service"
+    INSTALL_ADMIN = "installation with the extra admin"
 
     def __str__(self) -> str:
         return self.of()

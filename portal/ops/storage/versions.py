@@ -17,6 +17,7 @@ from portal.ops.errors import (
     StoreDeniedError,
     StoreUnreachableError,
 )
+from portal.ops.hints import Advice
 from portal.ops.settings.destination import Destination, Scheme
 from portal.ops.storage.backend import READ_BYTES, StoredObject
 from portal.ops.storage.credentials import find_credentials, region_of
@@ -164,7 +165,7 @@ def client_of(destination: Destination, environ: Mapping[str, str]) -> Any:
         from botocore.config import Config
     except ImportError:
         raise ConfigurationError(
-            "looking at versions and locks of a bucket needs boto3", hint="Install it: 'tools/setup.sh admin'."
+            "looking at versions and locks of a bucket needs boto3", hint=f"Install it: {Advice.INSTALL_ADMIN}."
         ) from None
     given: dict[str, Any] = {}
     if found := find_credentials(environ):
