@@ -70,7 +70,10 @@ def _parser() -> argparse.ArgumentParser:
         "--dump", type=Path, metavar="FILE", help="also measure the database of this file of `pg_dump -Fc`: your own"
     )
     parser.add_argument(
-        "--pg-bin", type=Path, metavar="DIR", help="the programs of the PostgreSQL to use (default: the embedded 17)"
+        "--pg-bin",
+        type=lambda given: Path(given).absolute(),
+        metavar="DIR",
+        help="the programs of the PostgreSQL to use (default: the embedded 17)",
     )
     parser.add_argument("--markdown", action="store_true", help="print the README's tables: all cases in one")
     return parser
