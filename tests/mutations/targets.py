@@ -79,7 +79,8 @@ TARGETS: Final = (
         "journal",
         f"{_ENGINE}/restore",
         "journal history files/journal files/record files/changes",
-        "restore/test_journal restore/test_restore_history repository/test_sync_order restore/files/test_file_rollback "
+        "restore/test_journal restore/test_restore_history restore/files/test_restore_directory "
+        "repository/test_sync_order restore/files/test_file_rollback "
         "restore/files/test_file_restore restore/test_rollback",
     ),
     _of(
