@@ -112,15 +112,20 @@ def test_nothing_is_sent_while_nothing_is_written(portal: WalPortal, tmp_path: P
         assert len(gzip.decompress(path.read_bytes())) == archive.cluster.segment_bytes
 
 
-def test_file_that_cannot_be_read_keeps_no_other_back(portal: WalPortal, tmp_path: Path) -> None:
-    """On a bad sector all other WAL is copied, and the fault names the file until it can be read again."""
-    store = tmp_path / "store"
-    store.mkdir()
+def _complete_segments(portal: WalPortal) -> None:
+    """Write two segments of WAL to their end, one after the other."""
     for _ in range(2):
         with portal.postgres.connect() as connection:
             connection.execute("INSERT INTO stamped VALUES (3)")
             connection.execute("SELECT pg_switch_wal()")
-    portal.wait_until_covered()
+        portal.wait_until_covered()
+
+
+def test_file_that_cannot_be_read_keeps_no_other_back(portal: WalPortal, tmp_path: Path) -> None:
+    """On a bad sector all other WAL is copied, and the fault names the file until it can be read again."""
+    store = tmp_path / "store"
+    store.mkdir()
+    _complete_segments(portal)
     archive = look(portal.repository).archive
     assert archive is not None
     name = sorted(archive.files())[0]
@@ -210,11 +215,7 @@ def test_wal_that_was_pruned_is_not_sent_again(portal: WalPortal, tmp_path: Path
     """A service that starts anew sends nothing that is there, and nothing from before where the WAL there begins."""
     store = tmp_path / "store"
     store.mkdir()
-    for _ in range(2):
-        with portal.postgres.connect() as connection:
-            connection.execute("INSERT INTO stamped VALUES (3)")
-            connection.execute("SELECT pg_switch_wal()")
-        portal.wait_until_covered()
+    _complete_segments(portal)
 
     def copied() -> list[str]:
         copier = WalCopier(portal.repository, lambda: ObjectWriter(DirectoryBackend(store), ()), shown="file://store")
