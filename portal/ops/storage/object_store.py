@@ -10,6 +10,7 @@ import re
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from hashlib import sha256 as new_digest
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
     from portal.ops.storage.backend import Data
-    from portal.ops.storage.s3_head import Kept, S3Head
+    from portal.ops.storage.s3_head import S3Head
 
 _RETRIES: Final = 4
 _RETRY_SECONDS: Final = 60
@@ -110,7 +111,6 @@ class ObjectStoreBackend:
         )
         self._writing: dict[int, ObjectStore] = {}
         self._environ = environ
-        self._heads: list[S3Head | None] = []
 
     @property
     def shown(self) -> str:
@@ -130,7 +130,7 @@ class ObjectStoreBackend:
                 use_multipart=False,
                 attributes=self._attributes,
             )
-        kept = self._metadata(name)
+        kept = self._head.look(name) if self._head is not None else None
         if kept is not None and (kept.is_absent or kept.sha256 not in (None, sha256)):
             has = "has nothing there" if kept.is_absent else f"has the SHA-256 {kept.sha256}"
             raise StorageError(
@@ -138,16 +138,14 @@ class ObjectStoreBackend:
                 hint=_LYING_HINT,
             )
 
-    def _metadata(self, name: str) -> Kept | None:
-        """What S3 keeps with an object; None for other stores, or if only the cloud knows the credentials."""
+    @cached_property
+    def _head(self) -> S3Head | None:
+        """Asks S3 for the metadata of an object; None for other stores, or if only the cloud knows the credentials."""
         if not self._is_s3:
             return None
-        if not self._heads:
-            from portal.ops.storage.s3_head import S3Head  # imported late: a fetch needs no HTTP client of Python's
+        from portal.ops.storage.s3_head import S3Head  # imported late: a fetch needs no HTTP client of Python's
 
-            self._heads.append(S3Head.of(self._destination, self._environ))
-        head = self._heads[0]
-        return head.look(name) if head else None
+        return S3Head.of(self._destination, self._environ)
 
     def _writer(self, size: int) -> ObjectStore:
         """The client for uploads of this size. Its locks have a fixed end, so it is replaced every hour."""
@@ -195,7 +193,7 @@ class ObjectStoreBackend:
 
         with self._explained(name):
             found = obstore.head(self._store, name)
-        kept = self._metadata(name)
+        kept = self._head.look(name) if self._head is not None else None
         if kept is not None and kept.sha256:
             return replace(_stored(found, kept.sha256), is_own_digest=True, locked_until=kept.locked_until)
         digest = new_digest()
