@@ -375,6 +375,21 @@ def test_pieces_are_hashed_in_order(count: int) -> None:
             assert found == pieces
 
 
+def test_a_thread_that_still_works_is_not_waited_for() -> None:
+    """A reader that is closed in the middle of a large file ends at once."""
+    begun, done = threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        done.wait(60)
+
+    with one_thread("hash") as thread:
+        job = thread.submit(work)
+        assert begun.wait(60)
+    assert not job.done()
+    done.set()
+
+
 def test_a_hard_link_has_no_content(tmp_path: Path) -> None:
     """Nor has a directory or a symlink; their headers are compared all the same."""
     pieces = [directory("media"), file("media/a"), hardlink("media/h", "media/a")]

@@ -170,3 +170,11 @@ def test_each_number_that_fits_its_field_is_octal() -> None:
     assert block[116:124] == b"0001750\0"
     assert block[124:136] == b"00000030071\0"
     assert tar.encode(b"x", uid=7, gid=8**7 - 1, size=8**11)[108:124] == b"0000007\x007777777\0"
+
+
+@pytest.mark.parametrize("xattrs", [(), ((b"user.a", b"x"),)])
+def test_extended_headers_have_no_time_of_their_own(xattrs: tuple[tuple[bytes, bytes], ...]) -> None:
+    """The same member always makes the same bytes; the time of the member is in a record."""
+    first = tar.encode(b"x", mtime_ns=3 * SECOND + 1, xattrs=xattrs)[: tar.BLOCK]
+    assert first[156:157] == b"x"
+    assert int(first[136:147], 8) == 0

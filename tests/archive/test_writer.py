@@ -73,6 +73,16 @@ def held(path: Path) -> tuple[list[Member], dict[str, bytes]]:
     return members, {member.path: content for member, content in found if member.type is MemberType.FILE}
 
 
+def test_room_for_the_manifest_is_reserved_once(tmp_path: Path) -> None:
+    """Whoever adds the first component asks whether that was done."""
+    with CompressorPool(BACKUP_ID, 1, helpers=False, compression=Compression.FAST) as pool:
+        out = OutputFile(os.open(tmp_path / NAME, os.O_RDWR | os.O_CREAT, 0o600))
+        with closing(out), closing(ArchiveWriter(out, BACKUP_ID, pool, spool_directory=tmp_path)) as writer:
+            assert not writer.reserved
+            writer.reserve(1000)
+            assert writer.reserved
+
+
 def test_members_of_every_size_are_counted_and_come_back(tmp_path: Path) -> None:
     """More small files than there are buffers, large ones between them, and what has no content."""
     files = [file(f"{number:02}", 700_000) for number in range(30)]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
 
-from portal.ops.errors import BusyError, NotIntactError, OpsError
+from portal.ops.errors import BusyError, NotIntactError, OpsError, RepositoryError
 from portal.ops.repository import access_log
 from portal.ops.repository.access_entry import AccessEntry, canonical, sealed
 from portal.ops.repository.access_entry import decode as decoded
@@ -116,6 +116,13 @@ class TestWriting:
         assert next(log.newest_first()).subject == "last"
         assert sum(seen) <= 1000
         assert list(AccessLog(Repository(log.path.parent / "absent")).newest_first()) == []
+
+    def test_a_log_that_cannot_be_read_is_an_error_from_its_end_too(self, log: AccessLog) -> None:
+        """Beat would else take every slot for one whose work was never done."""
+        log.path.unlink(missing_ok=True)
+        log.path.mkdir()
+        with pytest.raises(RepositoryError, match="cannot read"):
+            next(log.newest_first())
 
     def test_what_cannot_be_written_breaks_nothing(self, tmp_path: Path) -> None:
         """Where there is no directory for the log, the work that it logs goes on."""

@@ -245,6 +245,12 @@ class TestRecords:
                 pass
         assert not records.are_locked()
 
+    def test_the_first_restore_makes_the_repository(self, tmp_path: Path) -> None:
+        """On a new machine, whose archives come from elsewhere, it has an id before anything is recorded in it."""
+        repository = Repository(tmp_path / "new")
+        with RestoreRecords(repository).locked():
+            assert repository.id
+
 
 class TestOverlaps:
     """Which restores lie on one another."""

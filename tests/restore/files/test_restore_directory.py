@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from portal.ops.errors import RestoreError
 from portal.ops.filesystem.attributes import Attributes
 from portal.ops.model import Component
 from portal.ops.restore.files import record
@@ -86,3 +87,12 @@ def test_what_a_dead_process_had_begun_to_make_is_made_anew(directory: RestoreDi
     assert not other.is_complete()
     directory.remove()
     assert other.path.exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"restore_id": 1}'])
+def test_a_damaged_record_is_told_with_the_place_of_what_was_live(directory: RestoreDirectory, text: str) -> None:
+    """Whatever is wrong with it, the old files are named."""
+    (directory.path / "restore.json").write_text(text)
+    with pytest.raises(RestoreError, match=r"the record of the restore restore_1 in .* is damaged") as caught:
+        directory.read()
+    assert f"{directory.path}/rollback" in (caught.value.hint or "")
