@@ -102,17 +102,20 @@ def _earlier(task: Task, keys: TaskKeys) -> Outcome | None:
     """The result of an earlier delivery, which was interrupted before it could acknowledge its message.
 
     A failure counts only for a redelivery: sending a task a second time means trying it again. Unsigned results do not
-    count, and a success only while the repository has the archive it names.
+    count, and a success only while the repository has the archive it names. What does not count is removed, since
+    Celery never replaces a success.
     """
-    meta = task.backend.get_task_meta(task.request.id)
+    meta = task.backend.get_task_meta(task.request.id, cache=False)
     success = meta["status"] == states.SUCCESS
     result = meta["result"].result if isinstance(meta["result"], OperationFailedError) else meta["result"]
     if not success and not (_is_redelivered(task) and meta["status"] == states.FAILURE):
         return None
     if not is_signed_result(task.request.id, result, keys.named, success=success):
         log.warning("result_rejected", status=meta["status"])
+        task.backend.forget(task.request.id)
         return None
     if success and not _still_holds(result):
+        task.backend.forget(task.request.id)
         return None
     log.info("result_found")
     return Outcome(result=result, success=success, is_new=False)

@@ -30,6 +30,7 @@ from portal.ops.storage.objects import ObjectWriter
 from tests.support.commands import RESTORE, done
 from tests.support.offsite import offsite_at, small_archives
 from tests.support.portal import Portal
+from tests.support.waiting import wait_until
 from tests.support.wal_servers import WalPortal, a_moment, wal_portal
 from tests.support.workers import WorkerProcess
 from worker.operations import Queue
@@ -77,8 +78,10 @@ def moment(portal: WalPortal, environ: dict[str, str]) -> datetime:
     assert settings.upload_dir
     (settings.upload_dir / "one.sarif").write_text("one")
     job = BackupJob(BackupConfig.from_settings(settings))
-    for result in (job.backup_media(), job.backup_base(), job.backup_base()):
+    for make in (job.backup_media, job.backup_base, job.backup_base):
+        result = make()
         assert result.success, result.error
+        wait_until_later_second()
     copied = CopyJob(OffsiteConfig.from_settings(settings), RetentionPolicy()).run()
     assert copied.success, copied.error
     with portal.postgres.connect("portal") as connection:
@@ -88,6 +91,12 @@ def moment(portal: WalPortal, environ: dict[str, str]) -> datetime:
     portal.wait_until_covered()
     copy_wal(portal, settings)
     return found
+
+
+def wait_until_later_second() -> None:
+    """Off-site, archives are in order by the second; of one second's either may be taken first."""
+    before = utc_now().replace(microsecond=0)
+    wait_until(lambda: utc_now().replace(microsecond=0) > before)
 
 
 def copy_wal(portal: WalPortal, settings: Settings) -> None:

@@ -174,6 +174,16 @@ def test_a_forged_result_hides_no_backup(service: Service) -> None:
     assert len(archives(portal)) == len(before) + 1
 
 
+def test_a_forged_result_gives_way_at_once(service: Service) -> None:
+    """A task too short to report progress stores its own result too."""
+    _, redis, _ = service
+    meta = {"status": "SUCCESS", "result": {"success": True}, "traceback": None, "children": [], "task_id": "short"}
+    with connection(redis) as broker:
+        broker.set("celery-task-meta-short", json.dumps(meta))
+    submit(redis, PING, "short")
+    wait_until(lambda: client_of(redis).look("short").is_signed)
+
+
 @pytest.mark.parametrize(
     "text", [b"\xff", b"7", b'{"status": "FAILURE"}', b'{"status": "PROGRESS", "result": "\\u001b"}']
 )
