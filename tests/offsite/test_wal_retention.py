@@ -92,6 +92,21 @@ def test_wal_goes_with_its_base(world: Offsite) -> None:
     assert sorted(prune(world)[0]) == stay
 
 
+def test_parts_of_complete_segments_go(world: Offsite) -> None:
+    """A part stays where it is all there is of its segment, where no base backup follows it, and for a week."""
+    copy_base(world, 18, segment(3))
+    copy_base(world, 25, segment(7))
+    copy_base(world, 26, segment(6))
+    stay = [put_wal(world, segment(number)) for number in (4, 5, 6, 7)]
+    stay += [put_wal(world, f"{segment(number)}+0-100") for number in (3, 7)]
+    stay += [put_wal(world, f"{segment(4, timeline=2)}+0-100"), put_wal(world, f"{segment(4)}+0-9", age=timedelta(6))]
+    gone = [put_wal(world, f"{segment(number)}+0-100") for number in (4, 5, 6)]
+    before = [one.name for one in world.backend().list("wal/")]
+    assert prune(world, days=60, dry_run=True)[0] == before
+    assert sorted(prune(world, days=60)[0]) == sorted(stay)
+    assert {*before} - {*stay} == {*gone}
+
+
 def test_a_kept_base_keeps_its_wal(world: Offsite) -> None:
     """While the rules keep the older base too, everything from its start on stays."""
     copy_base(world, 1, segment(3))

@@ -117,6 +117,22 @@ def test_part_that_reaches_farthest_says_what_is_covered(repository: Repository,
     assert found == (b"A" * 10_000 + b"B" * 10_000 + b"C" * 10_000).ljust(CLUSTER.segment_bytes, b"\0")
 
 
+def test_parts_stand_in_for_a_damaged_segment(repository: Repository, store: WalStore) -> None:
+    """If nothing of it is missing, they are the segment, and what follows it can be used."""
+    content, half = segment(b"w"), CLUSTER.segment_bytes // 2
+    path = store.put(FIRST, content)
+    path.write_bytes(path.read_bytes()[:10] + b"no comment\0")
+    store.put(f"{FIRST}+0-{half}", content[:half], covered=NOW)
+    store.put(f"{FIRST}+{half}-{len(content)}", content[half:], covered=NOW + timedelta(minutes=1))
+    with pytest.raises(NotIntactError, match=FIRST):
+        fetched(repository, store.backend)
+    archive = WalArchive.of(repository, "7000")
+    assert archive is not None
+    assert {name: file.covered for name, file in archive.files().items()} == {FIRST: NOW + timedelta(minutes=1)}
+    archive.read(FIRST, repository.path / "segment")
+    assert (repository.path / "segment").read_bytes() == content
+
+
 def test_partial_segment_that_was_stored_as_one_comes_too(repository: Repository, store: WalStore) -> None:
     """A machine that had itself fetched it has sent it on like that; nothing else of that kind of name comes."""
     store.put(FIRST + PARTIAL, segment(), covered=NOW)

@@ -93,6 +93,15 @@ def test_signed_copy_of_a_segment_is_the_one_that_counts(machine: Machine) -> No
     assert gzip.decompress(archive.stored(FIRST).read_bytes()) == segment(b"g")
 
 
+def test_unsigned_segment_hides_no_signed_parts(machine: Machine) -> None:
+    """What somebody has put there as the whole of the last segment keeps nobody from its genuine parts."""
+    machine.store.put(FIRST, segment(), key=OURS)
+    machine.store.put(SECOND, segment(b"f"))
+    machine.store.put(f"{SECOND}+0-100", b"x" * 100, covered=NOW, key=OURS)
+    assert [damage.file for damage in machine.fetch().damages] == [SECOND]
+    assert machine.files() == [FIRST, f"{SECOND}.partial"]
+
+
 def test_another_signer_is_refused(machine: Machine) -> None:
     """With its key, and what to do where it is one's own."""
     machine.store.put(FIRST, segment(), key=THEIRS)

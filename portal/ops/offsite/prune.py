@@ -4,7 +4,7 @@ plan       decide with a reason about every archive that has a copy; chains stay
 look       skip copies with locked objects
 remove     remove the commit first, so that an incomplete copy never counts as one; then the segments
 sweep      remove copies replaced by a newer one of the same archive, and segments without a commit
-WAL        remove WAL older than every base backup that still has a copy (`wal`)
+WAL        remove WAL older than every base backup that still has a copy, and superseded parts (`wal`)
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ class OffsitePruneJob:
                 builder.swept += remains
                 planned = self._plan_wal(backend, listing, gone)
                 builder.warnings += filter(None, [planned.warning])
-                self._count_wal(builder, [one for some in planned.doomed.values() for one in some])
+                self._count_wal(builder, (one for some in planned.series for one in some))
             else:
                 with self._witness.watching(
                     Action.OFFSITE_PRUNE, destination.shown, destination=destination.shown

@@ -1,16 +1,21 @@
-"""Removes WAL in a destination together with the base backups that need it.
+"""Removes WAL in a destination together with the base backups that need it, and parts of segments that are complete.
 
 A segment is needed if it is not older than the start of a base backup that has a copy. In doubt it is kept: if the copy
 of a base backup does not say where its WAL begins, is damaged or foreign, or if the object is so recent that its base
 backup may still be being copied.
+
+A part of a segment is needed while it is the only trace of the segment. It is not if the whole segment is there, and a
+base backup with a copy begins after it. The second condition is for an attacker who can write to the store: there he
+can put something in place of the last segment, and a signed commit that follows it he cannot.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+from operator import itemgetter
+from typing import TYPE_CHECKING, Final, Self
 
 from portal.ops.chains.lineage import read_manifest
 from portal.ops.errors import OpsError, StoreDeniedError
@@ -23,11 +28,12 @@ from portal.ops.runtime.logs import engine_log
 from portal.ops.settings.destination import Scheme
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from portal.ops.manifest import Manifest
     from portal.ops.offsite.commit import Commit
+    from portal.ops.pitr.wal_objects import WalObject
     from portal.ops.repository.repository import Repository
     from portal.ops.settings.destination import Destination
     from portal.ops.storage.backend import Backend, StoredObject
@@ -44,11 +50,18 @@ class WalPlan:
 
     Arguments:
         doomed: by cluster, the objects to remove, oldest WAL first.
+        superseded: likewise, parts of segments that are there as a whole.
         warning: why nothing is removed, if that needs a warning.
     """
 
     doomed: Mapping[str, Sequence[StoredObject]]
+    superseded: Mapping[str, Sequence[StoredObject]] = field(default_factory=dict)
     warning: str = ""
+
+    @property
+    def series(self) -> list[Sequence[StoredObject]]:
+        """Objects to remove one after the other, until one of them cannot be."""
+        return [*self.doomed.values(), *self.superseded.values()]
 
 
 def wal_start(manifest: Manifest | None) -> WalStart | None:
@@ -67,7 +80,7 @@ def wal_start(manifest: Manifest | None) -> WalStart | None:
 def plan_wal(
     backend: Backend, repository: Repository, kept: Iterable[Commit], unread: Iterable[str], now: datetime
 ) -> WalPlan:
-    """Find the WAL that no base backup needs.
+    """Find the WAL that no base backup needs, and parts that none needs.
 
     Arguments:
         repository: used for base backups whose copies do not say where their WAL starts.
@@ -77,15 +90,14 @@ def plan_wal(
     Raises:
         StorageError: the store failed.
     """
-    starts: dict[str, str] = {}
+    starts: defaultdict[str, list[str]] = defaultdict(list)
     bases = [one for one in kept if one.type == BackupType.BASE.value]
     unknown = [stem for stem in unread if stem.startswith(f"{BackupType.BASE}_")]
     for commit in bases:
         if (start := commit.wal or _start_of(repository, commit)) is None:
             unknown.append(str(commit.stem))
         else:
-            place = place_in_wal(start.first)
-            starts[start.cluster] = min(place, starts.get(start.cluster, place))
+            starts[start.cluster].append(place_in_wal(start.first))
     if not starts and not unknown:
         return WalPlan(doomed={})
     if unknown:
@@ -93,19 +105,47 @@ def plan_wal(
             doomed={},
             warning=f"no WAL is removed from {backend.shown}: it is unknown how much of it {unknown[0]} needs",
         )
-    return WalPlan(doomed=_doomed(backend.list(WAL), starts, now))
+    found = _Found.of(one for one in backend.list(WAL) if now - one.modified > YOUNG)
+    return WalPlan(
+        doomed={cluster: found.before(cluster, min(places)) for cluster, places in starts.items()},
+        superseded={cluster: found.superseded(cluster, min(places), max(places)) for cluster, places in starts.items()},
+    )
 
 
-def _doomed(objects: Iterable[StoredObject], starts: Mapping[str, str], now: datetime) -> dict[str, list[StoredObject]]:
-    found: defaultdict[str, list[tuple[str, StoredObject]]] = defaultdict(list)
-    for one in objects:
-        name = parse_object(one.name)
-        if name is None or not name.is_segment or name.cluster not in starts or now - one.modified <= YOUNG:
-            continue
-        place = place_in_wal(name.file)
-        if place < starts[name.cluster]:
-            found[name.cluster].append((place, one))
-    return {cluster: [one for _, one in sorted(some, key=lambda it: it[0])] for cluster, some in found.items()}
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """Objects of WAL that are old enough to be removed, by cluster.
+
+    Arguments:
+        segments: segments and parts of segments, each with its name.
+    """
+
+    segments: Mapping[str, Sequence[tuple[WalObject, StoredObject]]]
+
+    @classmethod
+    def of(cls, objects: Iterable[StoredObject]) -> Self:
+        """Sort the objects of a destination."""
+        found: defaultdict[str, list[tuple[WalObject, StoredObject]]] = defaultdict(list)
+        for one in objects:
+            if (name := parse_object(one.name)) and name.is_segment:
+                found[name.cluster].append((name, one))
+        return cls(segments=found)
+
+    def before(self, cluster: str, start: str) -> list[StoredObject]:
+        """Everything that lies before a position, oldest first."""
+        return self._in_order(cluster, lambda name: place_in_wal(name.file) < start)
+
+    def superseded(self, cluster: str, start: str, end: str) -> list[StoredObject]:
+        """Parts of whole segments, from one position to before another, oldest first."""
+        whole = {name.file for name, _ in self.segments.get(cluster, ()) if not name.is_part}
+        return self._in_order(
+            cluster,
+            lambda name: name.is_part and name.file in whole and start <= place_in_wal(name.file) < end,
+        )
+
+    def _in_order(self, cluster: str, is_wanted: Callable[[WalObject], bool]) -> list[StoredObject]:
+        found = [(place_in_wal(name.file), one) for name, one in self.segments.get(cluster, ()) if is_wanted(name)]
+        return [one for _, one in sorted(found, key=itemgetter(0))]
 
 
 def remove_wal(
@@ -120,7 +160,7 @@ def remove_wal(
     """
     gone: list[StoredObject] = []
     spared: list[str] = []
-    for objects in planned.doomed.values():
+    for objects in planned.series:
         for number, one in enumerate(objects):
             try:
                 until = backend.head(one.name).locked_until if destination.scheme is Scheme.S3 else None

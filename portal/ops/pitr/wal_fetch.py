@@ -153,10 +153,9 @@ class _Fetch:
                     parts.setdefault(file, []).append(_Part(int(name["start"]), int(name["end"]), place))
             self.trust.begin()
             for file in sorted({*whole, *parts}, key=in_order):
-                if file in whole:
-                    self._whole(archive, file, whole[file])
-                else:
-                    self._current(archive, file, sorted(parts[file]))
+                is_taken = file in whole and self._whole(archive, file, whole[file])
+                if not is_taken and file in parts:
+                    self._joined(archive, file, sorted(parts[file]))
 
     def _description(self, identifier: str, places: Sequence[str]) -> Cluster | None:
         """The facts about a cluster. They are stored again when limits grow; the latest suit all of its WAL."""
@@ -175,8 +174,11 @@ class _Fetch:
             (signed if is_signed else unsigned).append(cluster)
         return reduce(Cluster.including, signed or unsigned) if signed or unsigned else None
 
-    def _whole(self, archive: WalArchive, file: str, places: Sequence[str]) -> None:
-        """Fetch a file. If it was stored twice, the second object may know better what it covers."""
+    def _whole(self, archive: WalArchive, file: str, places: Sequence[str]) -> bool:
+        """Fetch a file; return whether there is one to take. Of two objects, the second may know better what it covers.
+
+        Anyone who may write to the store can put one there that is not to be taken.
+        """
         found: dict[bool, list[tuple[bytes, Told, str]]] = {True: [], False: []}
         for place in places:
             try:
@@ -188,18 +190,22 @@ class _Fetch:
             except NotIntactError as error:
                 self._damaged(archive.cluster.system_identifier, file, place, error)
         if not (taken := found[True] or found[False]):
-            return
+            return False
         data, told, place = max(taken, key=lambda one: one[1].covered or _LONG_AGO)
         try:
             self.trust.take(file, place, is_signed=bool(found[True]))
         except NotIntactError as error:
             self._damaged(archive.cluster.system_identifier, file, place, error)
-            return
+            return False
         archive.take(file, data, covered=told.covered, until=told.until)
         self.taken.add((archive.cluster.system_identifier, file))
+        return True
 
-    def _current(self, archive: WalArchive, file: str, parts: Sequence[_Part]) -> None:
-        """Join the parts of a segment that was never completed; the part that reaches farthest says what it covers."""
+    def _joined(self, archive: WalArchive, file: str, parts: Sequence[_Part]) -> None:
+        """Join the parts of a segment that is not there as a whole; the one that reaches farthest says what it covers.
+
+        If nothing of it is missing, they are the segment.
+        """
         segment, reached, told = bytearray(archive.cluster.segment_bytes), 0, Told()
         for part in parts:
             if part.start > reached:
@@ -222,8 +228,9 @@ class _Fetch:
         known = archive.files().get(file + PARTIAL)
         if not reached or (known and (told.covered is None or (known.covered and told.covered <= known.covered))):
             return
-        archive.take(file + PARTIAL, deflate(bytes(segment)), covered=told.covered, until=None)
-        self.taken.add((archive.cluster.system_identifier, file + PARTIAL))
+        name = file if reached == len(segment) else file + PARTIAL
+        archive.take(name, deflate(bytes(segment)), covered=told.covered, until=None)
+        self.taken.add((archive.cluster.system_identifier, name))
 
     def _read(self, place: str) -> bytes:
         """Read and decrypt an object.
