@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from portal.ops.units import human_bytes
+from portal.ops.units import counted, human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -122,12 +122,13 @@ class DatabasePlan:
         if not self.exists:
             return "Now: there is no such database; it will be created"
         about = "about " if self.rows_are_estimated else ""
-        return f"Now: {len(self.rows_now)} tables, {about}{sum(self.rows_now.values()):,} rows"
+        return f"Now: {counted(len(self.rows_now), 'table')}, {about}{counted(sum(self.rows_now.values()), 'row')}"
 
     def _backup(self) -> str:
         if not self.rows_in_backup:
             return "In the backup: the manifest does not say how many rows"
-        return f"In the backup: {len(self.rows_in_backup)} tables, {sum(self.rows_in_backup.values()):,} rows"
+        rows = counted(sum(self.rows_in_backup.values()), "row")
+        return f"In the backup: {counted(len(self.rows_in_backup), 'table')}, {rows}"
 
     def _room(self) -> str:
         needed = f"Room on the server for a second copy: about {human_bytes(self.needed_bytes)}"
@@ -138,7 +139,7 @@ class DatabasePlan:
     def _sessions(self) -> list[str]:
         if not self.sessions:
             return []
-        return [f"{len(self.sessions)} open sessions will be ended:", *_some(self.sessions)]
+        return [f"{counted(len(self.sessions), 'open session')} will be ended:", *_some(self.sessions)]
 
     def _leftovers(self) -> list[str]:
         if not self.leftovers:
