@@ -195,15 +195,11 @@ class TestDump:
         """Lists that are missing are empty."""
         found = objects_of(of_database(counts={"indexes": "3"}, invalid_indexes=["i"], server_version=17))
         assert found is not None
-        assert (dict(found.counts), found.invalid_indexes, found.unvalidated, found.server_version) == (
-            {"indexes": 3},
-            {"i"},
-            frozenset(),
-            "17",
-        )
+        assert (found.counts, found.server_version) == ({"indexes": 3}, "17")
+        assert (set(found.invalid_indexes), set(found.unvalidated)) == ({"i"}, set())
         found = objects_of(of_database(counts={}, unvalidated_constraints=["c"]))
         assert found is not None
-        assert (found.invalid_indexes, found.unvalidated, found.server_version) == (frozenset(), {"c"}, "")
+        assert (set(found.invalid_indexes), set(found.unvalidated), found.server_version) == (set(), {"c"}, "")
 
     @pytest.mark.parametrize("details", [{"counts": 1}, {"counts": {"a": "b"}}, {"counts": {}, "invalid_indexes": 1}])
     def test_objects_that_make_no_sense(self, details: dict[str, Any]) -> None:

@@ -81,9 +81,10 @@ def test_a_password_may_be_text() -> None:
 def test_the_least_numbers() -> None:
     """One process, and no day; less makes no sense."""
     assert (RestoreConfig(jobs=1).jobs, RestoreConfig(rollback_days=0).rollback_days) == (1, 0)
-    for wrong, says in (({"jobs": 0}, "0 processes"), ({"rollback_days": -1}, "rollback_days is negative")):
-        with pytest.raises(ConfigurationError, match=says):
-            RestoreConfig(**wrong)
+    with pytest.raises(ConfigurationError, match="0 processes"):
+        RestoreConfig(jobs=0)
+    with pytest.raises(ConfigurationError, match="rollback_days is negative"):
+        RestoreConfig(rollback_days=-1)
 
 
 @pytest.mark.parametrize("mode", RestoreMode)

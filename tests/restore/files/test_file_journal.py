@@ -81,7 +81,7 @@ class TestLines:
         def noted(descriptor: int) -> None:
             synced.append((os.fstat(descriptor).st_size, (tmp_path / "journal").exists()))
 
-        monkeypatch.setattr(journal.os, "fsync", noted)
+        monkeypatch.setattr(os, "fsync", noted)
         write_journal(tmp_path / "journal", STEPS)
         assert synced == [((tmp_path / "journal").stat().st_size, False)]
 

@@ -34,7 +34,7 @@ def made(root: Path, content: bytes, pieces: list[bytes], advance: Any = lambda 
     """One file of these pieces."""
     with Tree(str(root)) as tree, Writers() as writers:
         maker = FileMaker(tree, writers, Room(tree.fileno(), str(root)), advance=advance)
-        maker.make("a/file", member("media/a/file", len(content)), iter(map(memoryview, pieces)))
+        maker.make("a/file", member("media/a/file", len(content)), iter([memoryview(piece) for piece in pieces]))
     return root / "a" / "file"
 
 
@@ -141,7 +141,7 @@ def test_the_index_says_how_long_it_is(tmp_path: Path, size: int, more: int, say
     with Tree(str(tmp_path)) as tree, Writers() as writers:
         maker = FileMaker(tree, writers, Room(tree.fileno(), ""))
         with pytest.raises(NotIntactError, match=f"media/f is {says} than the archive says"):
-            maker.make("f", member("media/f", size), iter(map(memoryview, in_pieces(content, 7000))))
+            maker.make("f", member("media/f", size), iter([memoryview(piece) for piece in in_pieces(content, 7000)]))
 
 
 @pytest.mark.parametrize("size", [1, HOLE_BYTES])

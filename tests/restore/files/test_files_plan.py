@@ -20,7 +20,6 @@ from portal.ops.restore.files.preflight import Preflight, closed, mounts_below, 
 from tests.support.repositories import as_nobody, public_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from portal.ops.restore.files.report import FilesPlan
@@ -43,8 +42,8 @@ def put(path: Path, text: str = "abc", moment: int = MOMENT) -> None:
 
 
 def planned(root: Path, *members: Member, **options: Any) -> FilesPlan:
-    comparison = Comparison(root=str(root), prefix="media", **({"top": "", "exact": False} | options))
-    return comparison.plan(members, root)
+    chosen: dict[str, Any] = {"top": "", "exact": False}
+    return Comparison(root=str(root), prefix="media", **(chosen | options)).plan(members, root)
 
 
 class TestCounts:
@@ -197,7 +196,7 @@ class TestMounts:
     """File systems that are mounted in the tree."""
 
     @pytest.fixture
-    def mounts(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    def mounts(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         """A tree with two of them, as the kernel would list them."""
         listed = [
             f"1 2 0:1 / {place} rw - tmpfs tmpfs rw"

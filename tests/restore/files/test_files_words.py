@@ -14,8 +14,9 @@ from portal.ops.errors import AccessDeniedError, DiskFullError, NotIntactError, 
 from portal.ops.restore.audit_chain import Chain, ChainReport, Continuation
 from portal.ops.restore.files import free_space, refusals
 from portal.ops.restore.files.free_space import Room, room
+from portal.ops.restore.files.record import FilesState
 from portal.ops.restore.files.refusals import explained
-from portal.ops.restore.files.report import FilesPlan, FilesReport, FilesState
+from portal.ops.restore.files.report import FilesPlan, FilesReport
 
 MIB = 1 << 20
 
@@ -207,7 +208,7 @@ class TestRoom:
     ) -> None:
         """A hundredth of the disk, or 64 MiB of a large one."""
         disk = SimpleNamespace(f_blocks=blocks, f_frsize=4096, f_bavail=free)
-        monkeypatch.setattr(free_space.os, "statvfs", lambda _: disk)
+        monkeypatch.setattr(os, "statvfs", lambda _: disk)
         assert room("/up") == expected
 
     def test_it_is_asked_for_now_and_then(self, monkeypatch: pytest.MonkeyPatch) -> None:
