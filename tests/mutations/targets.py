@@ -59,9 +59,14 @@ TARGETS: Final = (
         "prune",
         f"{_ENGINE}/retention",
         "prune pin",
-        "repository/test_records retention/test_prune repository/test_sync_order",
+        "repository/test_records retention/test_prune_beside_others retention/test_prune repository/test_sync_order",
     ),
-    _of("retention", f"{_ENGINE}/retention", "plan policy", "retention/test_retention retention/test_prune"),
+    _of(
+        "retention",
+        f"{_ENGINE}/retention",
+        "plan policy",
+        "retention/test_never_removed retention/test_retention retention/test_prune",
+    ),
     _of(
         "chains",
         f"{_ENGINE}/chains",

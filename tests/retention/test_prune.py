@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
-import threading
+import time
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,66 +18,24 @@ import pytest
 
 from portal.ops.backup.job import BackupConfig, BackupJob
 from portal.ops.errors import BusyError, ConfigurationError
-from portal.ops.model import BackupId, BackupType, VerifyLevel
+from portal.ops.model import VerifyLevel
 from portal.ops.repository.access_log import AccessLog, Action, Outcome
-from portal.ops.repository.catalogue import Catalogue
-from portal.ops.repository.locks import archive_lock, claim, locked_alone
+from portal.ops.repository.locks import archive_lock, locked_alone
 from portal.ops.repository.pins import Pins
 from portal.ops.repository.repository import Repository
 from portal.ops.repository.verifications import Verifications
 from portal.ops.retention.policy import RetentionPolicy, RetentionRule
-from portal.ops.retention.prune import PruneJob
-from tests.support import ages
 from tests.support.events import Events
-from tests.support.kept import finding, put_archive
+from tests.support.kept import finding
 from tests.support.killing import killed_at
 from tests.support.portal import small_disk
+from tests.support.pruning import FULL, NOW, archives, assert_sound, job, put
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 
 ROOT = Path(__file__).resolve().parents[2]
-NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
-POLICY = RetentionPolicy(rule=RetentionRule(days=10, count=1))
-FULL, MEDIA = BackupType.FULL, BackupType.MEDIA
-
-
-def job(directory: Path, policy: RetentionPolicy = POLICY) -> PruneJob:
-    return PruneJob(Repository(directory, lock_timeout=0.2), policy, clock=lambda: NOW, actor="ada")
-
-
-def put(directory: Path, kind: BackupType, age: float, *, parent: str | None = None) -> str:
-    directory.mkdir(exist_ok=True)
-    return put_archive(directory, kind, NOW - timedelta(days=age), parent=parent, request=str(age))
-
-
-def archives(directory: Path) -> set[str]:
-    return {path.name.removesuffix(".tar.gz") for path in directory.glob("*.tar.gz")}
-
-
-def assert_sound(directory: Path) -> None:
-    """Every archive has its sidecar, and everything that it needs."""
-    for one in Catalogue(Repository(directory)).entries():
-        assert one.fault == ""
-        assert one.parent is None or one.parent in archives(directory)
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    """Three full backups of which two are old, and an old chain of three beside a young one of two."""
-    place = tmp_path / "repository"
-    for age in (1, 20, 30):
-        put(place, FULL, age)
-    base = put(place, MEDIA, 60)
-    middle = put(place, MEDIA, 50, parent=base)
-    put(place, MEDIA, 40, parent=middle)
-    young = put(place, MEDIA, 30)
-    put(place, MEDIA, 2, parent=young)
-    old = finding(place, base, VerifyLevel.CHECKSUM)
-    Verifications(Repository(place)).record(old, NOW)
-    Verifications(Repository(place)).record(finding(place, young, VerifyLevel.DRILL), NOW)
-    return place
 
 
 class TestRemoving:
@@ -117,6 +76,60 @@ class TestRemoving:
         assert (result.wal_bytes, result.spared, result.swept, result.warnings) == (0, (), (), ())
         assert set(os.listdir(repository)) - {".cache"} == set(before)
 
+    def test_a_pin_is_told_of_in_a_dry_run_too(self, repository: Path) -> None:
+        """What is doubtful can be seen before; a dry run needs neither the lock nor a place in the log."""
+        Pins(Repository(repository)).pin("full_20200101_000000_abcdef", reason="", who="ada", moment=NOW)
+        with locked_alone(repository, "another prune is running"):
+            result = job(repository).run(dry_run=True)
+        assert (result.success, result.dry_run, len(result.removed)) == (True, True, 5)
+        assert "is pinned, but it is not there" in result.warnings[0]
+        assert list(AccessLog(Repository(repository)).entries()) == []
+
+    def test_the_whole_result_as_json(self, repository: Path) -> None:
+        """Every field is there, also of a prune that was refused."""
+        (repository / "full_20260101_000000_abcdef.tar.gz.sha256").write_text("x")
+        tip = next(one for one in archives(repository) if "20260120" in one)
+        started = time.monotonic()
+        with archive_lock(repository / f"{tip}.tar.gz", 1):
+            result = job(repository).run()
+        assert 0 <= result.duration_seconds <= time.monotonic() - started
+        assert result.raise_error() is result
+        assert (result.error, result.exit_code) == (None, 0)
+        assert result.to_dict() == {
+            "success": True,
+            "dry_run": False,
+            "removed": [one.entry.name for one in result.removed],
+            "freed_bytes": sum(one.entry.size for one in result.removed),
+            "wal_bytes": 0,
+            "kept": 6,
+            "spared": list(result.spared),
+            "swept": ["full_20260101_000000_abcdef.tar.gz.sha256"],
+            "warnings": [],
+            "error": None,
+            "duration_seconds": round(result.duration_seconds, 3),
+            "format_version": 1,
+        }
+        with locked_alone(repository, "another prune is running"):
+            refused = job(repository).run()
+        assert (refused.plan, refused.success, refused.to_dict()["kept"]) == (None, False, 0)
+        assert refused.to_dict()["error"] == refused.error == str(refused.fault)
+        with pytest.raises(BusyError):
+            refused.raise_error()
+
+    def test_a_repository_that_is_none(self, tmp_path: Path) -> None:
+        """Where the system refuses, the reason is told with a hint, and that it failed is in the log."""
+        (tmp_path / "file").touch()
+        result = job(tmp_path / "file").run()
+        assert (result.success, result.exit_code) == (False, 1)
+        assert "the archives that are left are complete" in str(result.error)
+
+    def test_a_prune_that_another_one_is_in_the_way_of(self, repository: Path) -> None:
+        """Can be asked before, which changes nothing."""
+        with locked_alone(repository, "another prune is running"), pytest.raises(BusyError, match="is running"):
+            job(repository).raise_if_busy()
+        job(repository).raise_if_busy()
+        assert len(archives(repository)) == 8
+
     def test_a_second_prune_has_nothing_to_do(self, repository: Path) -> None:
         """A prune leaves nothing for the next one."""
         job(repository).run()
@@ -148,197 +161,37 @@ class TestRemoving:
         assert (details.action, details.who, len(details.details["archives"])) == (Action.PRUNE, "ada", 5)
         assert (end.outcome, end.details["removed"]) == (Outcome.DONE, 5)
 
+    def test_what_was_removed_before_a_failure_is_written_down(
+        self, repository: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The end has how many went, and their bytes, and why the rest did not."""
+
+        def refuse(*_: Any) -> int:
+            raise OSError(errno.EIO, "Input/output error", "/the/wal")
+
+        monkeypatch.setattr("portal.ops.retention.prune.prune_wal", refuse)
+        result = job(repository).run()
+        assert (result.success, len(result.removed)) == (False, 5)
+        assert "the archives that are left are complete" in str(result.error)
+        end = list(AccessLog(Repository(repository)).entries())[-1]
+        assert (end.outcome, end.subject) == (Outcome.FAILED, str(repository))
+        assert (end.details["removed"], end.details["bytes"]) == (5, result.freed_bytes)
+
+    def test_where_nothing_goes_the_log_has_the_end_alone(self, repository: Path) -> None:
+        """Removals that did not take place are not in it."""
+        job(repository).run()
+        before = len(list(AccessLog(Repository(repository)).entries()))
+        assert job(repository).run().success
+        held = put(repository, FULL, 15)
+        with archive_lock(repository / f"{held}.tar.gz", 1):
+            assert job(repository).run().spared == (held,)
+        added = list(AccessLog(Repository(repository)).entries())[before:]
+        assert [(one.details["removed"], one.details["bytes"]) for one in added] == [(0, 0), (0, 0)]
+
     def test_a_pin_without_an_archive_is_told(self, repository: Path) -> None:
         """Somebody has removed what was to be kept: that is not passed over in silence."""
         Pins(Repository(repository)).pin("full_20200101_000000_abcdef", reason="", who="ada", moment=NOW)
         assert "is pinned, but it is not there" in job(repository).run().warnings[0]
-
-
-class TestDoubt:
-    def test_a_finding_that_cannot_be_read(self, tmp_path: Path) -> None:
-        """An archive that may have failed its verification does not take the place of a good one."""
-        place = tmp_path / "repository"
-        good, bad = put(place, FULL, 30), put(place, FULL, 20)
-        Verifications(Repository(place)).record(finding(place, bad, VerifyLevel.DUMP, damage="gone bad"), NOW)
-        (place / ".verifications" / f"{bad}.json").write_bytes(b"")
-        assert job(place).run().removed == ()
-        assert archives(place) == {good, bad}
-
-    @pytest.fixture
-    def chain(self, tmp_path: Path) -> tuple[Path, list[str]]:
-        """An old chain of four under a newer base, and the names of the chain in order."""
-        place = tmp_path / "repository"
-        base = put(place, MEDIA, 60)
-        middle = put(place, MEDIA, 50, parent=base)
-        child = put(place, MEDIA, 40, parent=middle)
-        names = [base, middle, child, put(place, MEDIA, 30, parent=child)]
-        put(place, MEDIA, 1)
-        return place, names
-
-    @pytest.mark.parametrize("is_known", [True, False])
-    @pytest.mark.parametrize(
-        "spoil",
-        [
-            lambda path: path.write_bytes(b"garbage"),
-            lambda path: (path.unlink(), path.symlink_to("/nowhere/cold.tar.gz")),
-        ],
-    )
-    def test_the_middle_of_a_chain_that_cannot_be_read(
-        self, chain: tuple[Path, list[str]], spoil: Callable[[Path], object], is_known: bool
-    ) -> None:
-        """What it stands on stays, whether that was known before or not."""
-        place, names = chain
-        if is_known:
-            ages.age(place)
-        spoil(place / f"{names[1]}.tar.gz")
-        result = job(place).run()
-        assert result.removed == ()
-        assert ("cannot be read" in "".join(result.warnings)) is not is_known
-
-    def test_the_end_of_a_chain_that_cannot_be_read(self, chain: tuple[Path, list[str]]) -> None:
-        """Nobody else says what it stands on, so all that it may be stays; what is newer may go."""
-        place, names = chain
-        whole = archives(place)
-        newer, _ = put(place, MEDIA, 25), put(place, MEDIA, 20)
-        (place / f"{names[3]}.tar.gz").write_bytes(b"garbage")
-        gone = {one.entry.name for one in job(place).run().removed}
-        assert newer in gone
-        assert whole <= archives(place)
-
-    def test_a_full_backup_at_the_end_that_cannot_be_read(self, chain: tuple[Path, list[str]]) -> None:
-        """It may have been a link of that chain, so all that it may stand on stays."""
-        place, _ = chain
-        last = put(place, FULL, 20)
-        put(place, FULL, 1)
-        whole = archives(place)
-        (place / f"{last}.tar.gz").write_bytes(b"garbage")
-        result = job(place).run()
-        assert (result.removed, archives(place)) == ((), whole)
-        assert f"{last} cannot be read, so its needs are unknown" in "".join(result.warnings)
-
-    def test_one_that_comes_and_cannot_be_read(self, repository: Path) -> None:
-        """It may need anything, so nothing more is removed, and that is said."""
-
-        class Late(PruneJob):
-            def plan(self) -> Any:
-                found = super().plan()
-                (repository / "media_20260301_110000_abcdef.tar.gz").write_bytes(b"half")
-                (repository / "full_20260301_110000_abcdef.tar.gz").mkdir()
-                return found
-
-        result = Late(Repository(repository), POLICY, clock=lambda: NOW).run()
-        assert (result.success, result.removed, len(result.spared)) == (True, (), 5)
-        assert "media_20260301_110000_abcdef has come, and cannot be read" in result.warnings[0]
-
-
-class TestBesideOthers:
-    def test_what_is_held_is_passed_over(self, repository: Path) -> None:
-        """An archive that somebody reads stays, with all that it needs, and goes the next time."""
-        tip = next(one for one in archives(repository) if "20260120" in one)
-        with archive_lock(repository / f"{tip}.tar.gz", 1):
-            result = job(repository).run()
-        assert result.success
-        assert len(result.spared) == 3
-        assert tip in archives(repository)
-        assert_sound(repository)
-        assert len(job(repository).run().removed) == 3
-
-    def test_a_long_backup_is_no_hindrance(self, repository: Path) -> None:
-        """A prune does not wait for a backup, nor keep one waiting."""
-        with Repository(repository).shared():
-            assert len(job(repository).run().removed) == 5
-
-    def test_two_prunes_at_once(self, repository: Path) -> None:
-        """The second one is refused at once."""
-        other = os.open(repository, os.O_RDONLY)
-        import fcntl
-
-        fcntl.flock(other, fcntl.LOCK_EX)
-        result = job(repository).run()
-        os.close(other)
-        assert isinstance(result.fault, BusyError)
-        assert (result.exit_code, len(archives(repository))) == (5, 8)
-
-    def test_what_comes_after_the_plan_keeps_what_it_needs(self, repository: Path) -> None:
-        """An incremental that was made meanwhile, and a pin that was set, count."""
-        tip = next(one for one in archives(repository) if "20260120" in one)
-        old = next(one for one in archives(repository) if one.startswith("full_20260130"))
-
-        class Late(PruneJob):
-            def plan(self) -> Any:
-                found = super().plan()
-                put(repository, MEDIA, 0.5, parent=tip)
-                Pins(self.repository).pin(old, reason="", who="ada", moment=NOW)
-                return found
-
-        result = Late(Repository(repository), POLICY, clock=lambda: NOW).run()
-        assert result.success
-        assert {tip, old} <= archives(repository)
-        assert len(result.removed) == 1
-        assert_sound(repository)
-
-    def test_a_backup_that_is_made_again(self, repository: Path) -> None:
-        """What belongs to an archive that has come again under the same name stays, with the archive."""
-        (old,) = (name for name in archives(repository) if name.startswith("full_20260130"))
-
-        class Overtaken(PruneJob):
-            def _tidy(self, gone: Any) -> None:
-                put(repository, FULL, 30)
-                super()._tidy(gone)
-
-        assert Overtaken(Repository(repository), POLICY, clock=lambda: NOW).run().success
-        assert old in archives(repository)
-        assert_sound(repository)
-
-    def test_a_backup_that_is_being_made_again(self, repository: Path) -> None:
-        """A sidecar that waits for its archive is not taken for that of the one that is gone."""
-        backup_id = BackupId.of(FULL, NOW - timedelta(days=30), "30")
-        sidecar = repository / f"{backup_id}.tar.gz.sha256"
-        assert sidecar.exists()
-
-        class Overtaken(PruneJob):
-            def _tidy(self, gone: Any) -> None:
-                with Repository(repository).pending(backup_id) as draft:
-                    assert draft
-                    super()._tidy(gone)
-                    assert sidecar.exists()
-                    draft.discard()
-
-        assert Overtaken(Repository(repository), POLICY, clock=lambda: NOW).run().success
-        assert not sidecar.exists()
-
-    def test_a_reader_waits_for_a_claim(self, repository: Path) -> None:
-        """Whoever comes while a prune looks at an archive waits, and then reads it or is told that it is gone."""
-        path = next(repository.glob("*.tar.gz"))
-        held = threading.Event()
-
-        def read() -> None:
-            with archive_lock(path, 5):
-                held.set()
-
-        with claim(path) as is_free:
-            assert is_free
-            reader = threading.Thread(target=read)
-            reader.start()
-            assert not held.wait(0.1)
-        reader.join()
-        assert held.is_set()
-
-    def test_one_that_cannot_be_opened(self, repository: Path) -> None:
-        """It is passed over with a warning, with what it needs, and the others go."""
-        doomed = next(one for one in archives(repository) if "20260120" in one)
-
-        class Late(PruneJob):
-            def plan(self) -> Any:
-                found = super().plan()
-                path = repository / f"{doomed}.tar.gz"
-                path.unlink()
-                path.symlink_to(path)
-                return found
-
-        result = Late(Repository(repository), POLICY, clock=lambda: NOW).run()
-        assert (result.success, len(result.removed), len(result.spared)) == (True, 2, 3)
-        assert f"{doomed} is passed over: cannot read" in result.warnings[0]
 
 
 class TestCutOff:
@@ -370,6 +223,46 @@ class TestCutOff:
         assert sidecar.exists()
         assert job(repository).run().swept == (sidecar.name,)
         assert not sidecar.exists()
+
+    def test_strange_sidecars_stay_and_a_sweep_that_cannot_be_is_postponed(
+        self, repository: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What is beside a file that is none of ours is not ours either."""
+        job(repository).run()
+        other = repository / "notes.tar.gz.sha256"
+        other.write_text("x")
+        name = next(iter(archives(repository)))
+        (repository / ".verifications" / "full_20200101_000000_abcdef.json").write_text("{}")
+        events = Events(monkeypatch, "portal.ops.retention.prune")
+        with Repository(repository).shared():
+            assert job(repository).run().swept == ()
+        assert events.all[0][:2] == ("debug", "sweep_postponed")
+        assert "is locked by process" in events.all[0][2]["detail"]
+        assert Verifications(Repository(repository)).names() != []
+        Verifications(Repository(repository)).record(finding(repository, name, VerifyLevel.CHECKSUM), NOW)
+        assert job(repository).run().swept == ()
+        assert other.exists()
+        assert name in Verifications(Repository(repository)).names()
+        assert "full_20200101_000000_abcdef" not in Verifications(Repository(repository)).names()
+
+    def test_when_a_killed_write_is_given_up(self, repository: Path) -> None:
+        """After a day and not before; what a link leads to elsewhere is left alone."""
+        elsewhere = repository.parent / "elsewhere"
+        elsewhere.mkdir()
+        (repository / ".linked").symlink_to(elsewhere)
+        (repository / "seen").mkdir()
+        day = NOW.timestamp() - 86_400
+        ages = {
+            repository / ".a.7.tmp": day - 1,
+            repository / ".b.7.tmp": day,
+            elsewhere / ".c.7.tmp": day - 100,
+            repository / "seen" / ".d.7.tmp": day - 100,
+        }
+        for path, seconds in ages.items():
+            path.write_text("half")
+            os.utime(path, (seconds, seconds))
+        assert job(repository).run().swept == (".a.7.tmp",)
+        assert [path.exists() for path in ages] == [False, True, True, True]
 
     def test_small_files_of_killed_writes(self, repository: Path) -> None:
         """They are swept a day later; one that may be on its way is left alone, like what only looks like one."""
@@ -465,3 +358,25 @@ def test_whether_a_prune_is_worth_its_while(tmp_path: Path, age: float, expected
     """It is where an archive is older than every rule's days, or from the future."""
     put(tmp_path, FULL, age)
     assert job(tmp_path).may_remove() is expected
+
+
+@pytest.mark.parametrize(
+    ("name", "age", "expected"),
+    [
+        ("base_20260220_120000_abcdef", 9, True),
+        ("base_20260226_120000_abcdef", 3, False),
+        ("base_20260224_120000_abcdef", 5, False),
+        ("media_20260220_120000_abcdef", 9, False),
+        ("media_20260210_120000_abcdef", 9, True),
+        ("copy", 4, False),
+        ("copy", 6, True),
+    ],
+)
+def test_what_a_name_says_of_the_rule(tmp_path: Path, name: str, age: float, expected: bool) -> None:
+    """A base backup has its own days; what has no type is looked at after the fewest days that there are."""
+    path = tmp_path / f"{name}.tar.gz"
+    path.touch()
+    written = (NOW - timedelta(days=age)).timestamp()
+    os.utime(path, (written, written))
+    policy = RetentionPolicy(rule=RetentionRule(days=10, count=1), pitr_days=5)
+    assert job(tmp_path, policy).may_remove() is expected

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -14,15 +13,15 @@ from hypothesis import strategies as st
 
 from portal.ops.backup.config import BackupConfig
 from portal.ops.errors import ConfigurationError
-from portal.ops.model import BackupId, BackupType, VerifyLevel
+from portal.ops.model import BackupType, VerifyLevel
 from portal.ops.repository.entry import Entry, Finding
-from portal.ops.retention.plan import RetentionPlan, plan
+from portal.ops.retention.plan import plan
 from portal.ops.retention.policy import RetentionPolicy, RetentionRule
 from portal.ops.settings.entry import RULE_WORDS, RULED_TYPES
 from portal.ops.settings.load import load_settings
 from portal.ops.settings.parsers import MOST_KEPT
+from tests.support.plans import DATABASE, FULL, MEDIA, NOW, days, entry, intact, kept, rule
 
-NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 GOLDEN = Path(__file__).parents[1] / "golden" / "plans"
 PERIODS = {
     "hourly": "%Y-%m-%d %H",
@@ -31,37 +30,6 @@ PERIODS = {
     "monthly": "%Y-%m",
     "yearly": "%Y",
 }
-
-
-def entry(kind: BackupType | None, age: timedelta, **facts: Any) -> Entry:
-    """An archive of an age."""
-    moment = NOW - age
-    name = f"copy-{age}" if kind is None else str(BackupId.of(kind, moment, str(facts)))
-    facts.pop("request", None)
-    return Entry(
-        **{"name": name, "type": kind, "moment": moment, "modified": moment, "size": 1000, **facts},
-    )
-
-
-def days(kind: BackupType, *ages: float, **facts: Any) -> list[Entry]:
-    """Archives of so many days."""
-    return [entry(kind, timedelta(days=age), **facts) for age in ages]
-
-
-def rule(**numbers: int) -> RetentionPolicy:
-    """A policy of one rule, with 0 for what is left out."""
-    return RetentionPolicy(rule=RetentionRule(**{"days": 0, "count": 0, **numbers}))
-
-
-def kept(found: RetentionPlan) -> set[str]:
-    return {decision.entry.name for decision in found.decisions if decision.keep}
-
-
-def intact(level: VerifyLevel = VerifyLevel.CONTENTS) -> Finding:
-    return Finding(level, NOW, True)
-
-
-FULL, DATABASE, MEDIA = BackupType.FULL, BackupType.DATABASE, BackupType.MEDIA
 
 
 class TestRules:
@@ -122,92 +90,6 @@ class TestRules:
         archives = [entry(FULL, NOW - moment) for moment in moments]
         policy = replace(rule(hourly=2), zone=ZoneInfo("Europe/Berlin"))
         assert len(kept(plan(archives, policy, NOW))) == 2
-
-
-class TestNeverRemoved:
-    def test_the_newest_and_the_newest_verified(self) -> None:
-        """Whatever the age, the newest of each type stays, and the newest that was looked at as closely."""
-        archives = days(FULL, 100)
-        archives += days(FULL, 200, finding=intact(VerifyLevel.CHECKSUM))
-        archives += days(FULL, 300, finding=intact(VerifyLevel.DRILL))
-        archives += days(FULL, 400, finding=intact(VerifyLevel.DRILL))
-        assert kept(plan(archives, rule(count=1), NOW)) == {one.name for one in archives[:3]}
-
-    def test_bases_reach_back_as_far_as_recoveries(self) -> None:
-        """The recent ones, the one before them, the newest and the newest that was verified; no rule counts them."""
-        policy = RetentionPolicy(rule=RetentionRule(days=0, count=1), pitr_days=7)
-        archives = days(BackupType.BASE, 1, 6.9, 7, 8, 60)
-        assert kept(plan(archives, policy, NOW)) == {one.name for one in archives[:3]}
-        archives += days(BackupType.BASE, 70, finding=intact())
-        found = plan(archives, policy, NOW)
-        assert kept(found) == {one.name for one in (*archives[:3], archives[5])}
-        assert {decision.reasons for decision in found.removals} == {("recoveries reach back 7 days without it",)}
-
-    def test_pinned_and_strange_ones(self) -> None:
-        """A person's word, and names that are none of ours, are left alone."""
-        archives = [*days(FULL, 1), *days(FULL, 500, pinned=True), entry(None, timedelta(900))]
-        assert len(kept(plan(archives, rule(count=1), NOW))) == 3
-
-    def test_what_a_kept_one_needs(self) -> None:
-        """The whole chain of a kept one stays, however old."""
-        (base,) = days(MEDIA, 300)
-        (middle,) = days(MEDIA, 200, parent=base.name)
-        (tip,) = days(MEDIA, 1, parent=middle.name)
-        (side,) = days(MEDIA, 150, parent=base.name)
-        found = plan([tip, side, middle, base], rule(count=1), NOW)
-        assert kept(found) == {tip.name, middle.name, base.name}
-
-    def test_a_chain_with_a_gap(self) -> None:
-        """What is missing may be put back, so what it needs stays: the base, and all between."""
-        base, second, third, fourth = days(MEDIA, 90, 80, 70, 60)
-        chain = [
-            base,
-            second._replace(parent=base.name, base=base.name),
-            fourth._replace(parent=third.name, base=base.name),
-        ]
-        found = kept(plan([*chain, *days(MEDIA, 1, 50)], rule(count=1), NOW))
-        assert {one.name for one in chain} <= found
-        assert len(found) == 4
-
-    def test_children_go_before_parents(self) -> None:
-        """The order of removals never leaves an archive without what it needs, even where the clock went back."""
-        (base,) = days(MEDIA, 200)
-        (child,) = days(MEDIA, 250, parent=base.name)
-        (grandchild,) = days(MEDIA, 300, parent=child.name)
-        found = plan([*days(MEDIA, 1), grandchild, base, child], rule(count=1), NOW)
-        assert [one.entry.name for one in found.removals] == [grandchild.name, child.name, base.name]
-
-    @pytest.mark.parametrize(
-        "facts", [{"fault": "no sidecar"}, {"finding": Finding(VerifyLevel.CHECKSUM, NOW, False)}, {"parent": "gone"}]
-    )
-    def test_what_is_not_whole_counts_for_nothing_and_stays(self, facts: dict[str, Any]) -> None:
-        """It takes nobody's place among those that are kept, and a person decides about it."""
-        (broken,) = days(FULL, 50, **facts)
-        archives = [broken, *days(FULL, 100, 200, 300)]
-        found = plan(archives, rule(count=2), NOW)
-        assert kept(found) == {one.name for one in archives[:3]}
-        assert "not complete" in found.decisions[0].reasons[0]
-
-    def test_a_broken_base_breaks_its_chain(self) -> None:
-        """What needs something incomplete is incomplete."""
-        (base,) = days(MEDIA, 3, fault="damaged")
-        (tip,) = days(MEDIA, 1, parent=base.name)
-        archives = [tip, base, *days(MEDIA, 50, 60)]
-        assert kept(plan(archives, rule(count=1), NOW)) == {tip.name, base.name, archives[2].name}
-
-    def test_a_circle_is_not_whole(self) -> None:
-        """Manifests that lie about their parents end nothing but their own worth."""
-        one, other = days(MEDIA, 3, 4)
-        archives = [one._replace(parent=other.name), other._replace(parent=one.name), *days(MEDIA, 50, 60)]
-        assert len(kept(plan(archives, rule(count=1), NOW))) == 3
-
-    def test_nothing_goes_while_the_clock_is_in_doubt(self) -> None:
-        """An archive from the future makes every age worthless."""
-        archives = days(FULL, -1, 100, 200) + days(DATABASE, 300, 400)
-        found = plan(archives, rule(count=1), NOW)
-        assert found.removals == ()
-        assert "from the future" in found.warnings[0]
-        assert plan(days(FULL, -0.001, 100), rule(count=1), NOW).removals
 
 
 class TestPolicies:

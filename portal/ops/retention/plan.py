@@ -162,7 +162,7 @@ class _Family:
         while at is not None and at in self._entries and at not in self._depths and at not in path:
             path[at] = None
             at = self._entries[at].parent
-        depth = self._depths.get(at, -1) if at is not None else -1
+        depth = self._depths.get(at or "", -1)
         self._depths |= {one: above for above, one in enumerate(reversed(path), depth + 1)}
 
 
