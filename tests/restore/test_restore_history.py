@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from datetime import timedelta
 from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from portal.ops.errors import RestoreError
+from portal.ops.errors import RepositoryError, RestoreError
 from portal.ops.model import timestamp
 from portal.ops.repository.repository import Repository
 from portal.ops.restore.journal import RestoreRecord, RestoreRecords, RestoreState
@@ -189,3 +190,125 @@ class TestHistory:
             {"restore_id": RESTORE_ID, "error": events.all[-1][2]["error"]},
         )
         assert "undo database fails" in events.all[-1][2]["error"]
+
+
+class TestInterrupted:
+    """What was interrupted, and is found by the next process."""
+
+    @pytest.mark.parametrize(
+        ("state", "says"),
+        [
+            (RestoreState.STAGING, "its remains will be removed"),
+            (RestoreState.APPLYING, "it will be finished, or undone where nothing was changed yet"),
+            (RestoreState.UNDOING, "it will be undone"),
+            (RestoreState.ROLLING_BACK, "that will be finished"),
+        ],
+    )
+    def test_what_will_be_done_is_told(self, bench: Bench, state: RestoreState, says: str) -> None:
+        """While another process is at it, only that."""
+        assert bench.history().to_recover() == ()
+        records = RestoreRecords(Repository(bench.path))
+        records.save(bench.begin(), state=state)
+        (said,) = bench.history().to_recover()
+        assert (said.startswith(f"{RESTORE_ID} was "), said.endswith(says)) == (state is not RestoreState.UNDOING, True)
+        with records.locked():
+            assert bench.history().to_recover() == (f"{RESTORE_ID} is at work at this moment",)
+        records.save(bench.history().record(RESTORE_ID), state=RestoreState.APPLIED)
+        with records.locked():
+            assert bench.history().to_recover() == ()
+
+    def test_what_cannot_be_finished_is_undone(self, bench: Bench) -> None:
+        """And says why."""
+        RestoreRecords(Repository(bench.path)).save(bench.begin(), state=RestoreState.APPLYING)
+        bench.disk.parts["database"] = "new"
+        bench.disk.failing = {"apply media"}
+        said, stuck = bench.history().recover()
+        assert said == (
+            f"{RESTORE_ID} had been interrupted half way and could not be finished (apply media fails); "
+            "it is undone now",
+        )
+        assert (stuck, bench.live(), bench.states()) == ((), {"old"}, [RestoreState.ROLLED_BACK])
+
+    def test_what_failed_is_undone(self, bench: Bench) -> None:
+        """Each part, whatever it was."""
+        RestoreRecords(Repository(bench.path)).save(bench.begin(), state=RestoreState.UNDOING)
+        bench.disk.parts |= {"database": "new", "media": "new"}
+        assert bench.history().recover() == (
+            (f"{RESTORE_ID} had failed; it is undone now, and everything is as it was before",),
+            (),
+        )
+        assert (bench.live(), bench.states()) == ({"old"}, [RestoreState.ROLLED_BACK])
+
+    def test_every_part_is_undone_even_if_another_fails(self, bench: Bench) -> None:
+        """The first error is told; the record stays until all are."""
+        RestoreRecords(Repository(bench.path)).save(bench.begin(), state=RestoreState.UNDOING)
+        bench.disk.parts = dict.fromkeys(PARTS, "new")
+        bench.disk.failing = {"undo database", "undo media"}
+        (said,), (stuck,) = bench.history().recover()
+        assert said == f"{RESTORE_ID} was interrupted, and cannot be finished or undone now: undo database fails"
+        assert stuck.error().message == (
+            f"{RESTORE_ID} was interrupted and has to be finished or undone first, which fails: undo database fails"
+        )
+        assert bench.disk.parts == {"database": "new", "media": "new", "audit_logs": "old"}
+        assert bench.states() == [RestoreState.UNDOING]
+
+    def test_a_part_that_cannot_be_looked_at_may_be_begun(self, bench: Bench) -> None:
+        """So a restore that fails then is kept as one that was live."""
+        bench.disk.failing = {"apply media", "look at database"}
+        with pytest.raises(RestoreError, match=r"^apply media fails"):
+            bench.apply()
+        assert (bench.live(), bench.states()) == ({"old"}, [RestoreState.ROLLED_BACK])
+
+    def test_a_restore_that_fails_at_once_leaves_no_record(self, bench: Bench) -> None:
+        """Nothing was live."""
+        bench.disk.failing = {"apply database"}
+        with pytest.raises(RestoreError, match=r"^apply database fails"):
+            bench.apply()
+        assert (bench.live(), bench.states()) == ({"old"}, [])
+
+    def test_a_rollback_of_what_cannot_be_looked_at(self, bench: Bench) -> None:
+        """It is gone on with, since nobody knows whether the database went back."""
+        record = bench.apply()
+        bench.disk.failing = {"look at database"}
+        with pytest.raises(RestoreError, match="look at database fails"):
+            bench.history().roll_back(record)
+        assert bench.states() == [RestoreState.ROLLING_BACK]
+
+    def test_a_refusal_of_the_system_is_brief(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        """With its file, and without a hint for another situation."""
+        RestoreRecords(Repository(bench.path)).save(bench.begin(), state=RestoreState.UNDOING)
+
+        def refused(_: FakePart) -> None:
+            raise OSError(errno.EIO, "Input/output error", "/place")
+
+        monkeypatch.setattr(FakePart, "undo", refused)
+        _, (stuck,) = bench.history().recover()
+        assert stuck.reason.casefold() == "input/output error (/place)"
+
+
+def test_records_that_cannot_be_listed_are_an_error(tmp_path: Path) -> None:
+    """A file in the place of their directory is none; one that may not be read is."""
+    records = RestoreRecords(Repository(tmp_path))
+    (tmp_path / ".restores").symlink_to(".restores")
+    with pytest.raises(RepositoryError, match=r"cannot read .*/\.restores"):
+        records.all()
+    (tmp_path / ".restores").unlink()
+    (tmp_path / ".restores").touch()
+    assert records.all() == []
+
+
+def test_only_records_are_read(tmp_path: Path) -> None:
+    """Whatever else lies in their directory; one that is not there is removed without complaint."""
+    (tmp_path / ".restores").mkdir()
+    for name in ("restore_1.json.tmp", "other.json", "restore_2", ".lock"):
+        (tmp_path / ".restores" / name).write_text("x")
+    records = RestoreRecords(Repository(tmp_path))
+    assert records.all() == []
+    record = RestoreRecord(
+        restore_id="restore_1", number=1, backup_id="full_1", backup_file="/a", started="now", changed="now"
+    )
+    records.remove(record)
+    assert [one.restore_id for one in (records.save(record), *records.all())] == ["restore_1", "restore_1"]
+    assert records.directory_of("restore_1") == tmp_path / ".restores" / "restore_1"
+    records.remove(record)
+    assert records.all() == []
