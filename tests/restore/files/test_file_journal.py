@@ -201,6 +201,20 @@ class TestForward:
         assert (stat.S_IMODE(found.st_mode), found.st_mtime_ns) == (0o750, AFTER.mtime_ns)
         assert (tmp_path / "live" / "f").stat() == before
 
+    def test_a_directory_is_the_one_of_that_name_now(self, places: Places, tmp_path: Path) -> None:
+        """Not the one that was moved aside, nor one that somebody has removed, although it was open."""
+        put(tmp_path, live__d__a="old", stage__e__a="new")
+        places.live.directory("d")
+        places.take([Step(Do.ASIDE, "d"), Step(Do.MAKE, "d")])
+        put(tmp_path, stage__d__b="new")
+        places.take([Step(Do.PLACE, "d/b")])
+        assert files(tmp_path)["live/d/b"] == "new"
+        (tmp_path / "live" / "e").mkdir()
+        places.live.directory("e")
+        (tmp_path / "live" / "e").rmdir()
+        places.take([Step(Do.MAKE, "e"), Step(Do.ATTRIBUTES, "e", after=AFTER._replace(xattrs=()))])
+        assert stat.S_IMODE((tmp_path / "live" / "e").stat().st_mode) == AFTER.mode
+
     def test_a_refusal_names_the_whole_path(self, places: Places, tmp_path: Path) -> None:
         """The operating system names the last part alone."""
         put(tmp_path, stage__d__a="new", live__d="a file")
