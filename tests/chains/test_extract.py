@@ -160,7 +160,7 @@ class TestDeletions:
             (b'{"path":"media/a"}\n' + b"x" * (LINE_BYTES + 2), "does not end as it should"),
             (b'{"path":"audit/a"}\n', 'has a line that is invalid: b\'{"path":"audit/a"}\''),
             (b'{"path":"mediax"}\n', "has a line that is invalid"),
-            (b'{"path":"media/../x"}\n', "has a line that is invalid"),
+            (b'{"path":"media/../x"}\n', "media/../x: the archive has a path that leads out of it"),
             (b'{"path":1}\n', "has a line that is invalid"),
             (b"[]\n", "has a line that is invalid"),
             (b"{}\n", "has a line that is invalid"),
@@ -169,10 +169,10 @@ class TestDeletions:
     )
     def test_a_list_that_makes_no_sense(self, tmp_path: Path, text: bytes, says: str) -> None:
         """It is damage, and what is wrong is shown in part."""
-        with closing(ArchiveReader(write_indexed(tmp_path, [file(DELETED, text)]))) as reader:
-            with pytest.raises(NotIntactError) as caught:
-                list(deletions(cast("IndexedArchive", reader)))
-        assert caught.value.message == f"{DELETED} {says}" or says in caught.value.message
+        reader = ArchiveReader(write_indexed(tmp_path, [file(DELETED, text)]))
+        with closing(reader), pytest.raises(NotIntactError) as caught:
+            list(deletions(cast("IndexedArchive", reader)))
+        assert says in caught.value.message
 
 
 class TestLine:
@@ -300,14 +300,14 @@ class TestGraph:
 
     def test_what_is_missing(self) -> None:
         """It is named with the one that needs it."""
-        with pytest.raises(NotIntactError, match="^c needs b, which is not there"):
+        with pytest.raises(NotIntactError, match=r"^c needs b, which is not there"):
             Chains(self.links[2:3]).needed("c")
-        with pytest.raises(NotIntactError, match="^x needs x, which is not there"):
+        with pytest.raises(NotIntactError, match=r"^x needs x, which is not there"):
             Chains(self.links).needed("x")
 
     def test_a_circle(self) -> None:
         """It ends."""
         chains = Chains([Link(backup_id="a", parent="c"), *self.links[1:3]])
-        with pytest.raises(NotIntactError, match="^b has no base: b needs itself"):
+        with pytest.raises(NotIntactError, match=r"^b has no base: b needs itself"):
             chains.needed("b")
         assert chains.dependents("a") == ("b", "c")
