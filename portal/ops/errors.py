@@ -2,6 +2,7 @@
 
     OpsError                       exit 1   something did not work
     ├── ConfigurationError         exit 2   a setting or an argument is invalid
+    │   ├── SettingsError          exit 2   settings are invalid; the message has a line for each
     │   ├── UnsupportedError       exit 2   it is valid, but unsupported by this release
     │   └── IdentityError          exit 2   an age identity is missing, or does not fit
     ├── NotConfirmedError          exit 3   not confirmed
@@ -31,12 +32,15 @@
     └── RestoreError               exit 1   a restore stopped; the live data is unchanged
 
 A message says what happened, a hint what to do next. Only entry points turn an error into an exit. As text, message and
-hint are one line each; control characters in them, for instance from a file name, are escaped.
+hint are one line each, except for settings; control characters in them, for instance from a file name, are escaped.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def _one_line(text: str) -> str:
@@ -69,6 +73,22 @@ class ConfigurationError(OpsError):
     """A setting or an argument is invalid."""
 
     exit_code = 2
+
+
+class SettingsError(ConfigurationError):
+    """Some settings are invalid.
+
+    Arguments:
+        faults: what is wrong, one for each setting.
+    """
+
+    def __init__(self, faults: Sequence[str], *, hint: str) -> None:
+        super().__init__("some settings cannot be used: " + "; ".join(faults), hint=hint)
+        self.faults = tuple(faults)
+
+    def __str__(self) -> str:
+        lines = ["some settings cannot be used:", *map(_one_line, self.faults), f"hint: {_one_line(self.hint)}"]
+        return "\n  ".join(lines)
 
 
 class UnsupportedError(ConfigurationError):

@@ -56,7 +56,7 @@ def database(url: str, **environ: str) -> DatabaseTarget:
 def faults(environ: dict[str, str], files: dict[str, str] | None = None) -> list[str]:
     with pytest.raises(ConfigurationError) as caught:
         load(environ, files)
-    return caught.value.message.splitlines()[1:]
+    return str(caught.value).splitlines()[1:-1]
 
 
 def values_of(group: Any) -> list[Any]:

@@ -200,6 +200,18 @@ class TestMistakes:
         assert ended.returncode == 2
         assert meant in ended.stderr
 
+    @pytest.mark.parametrize("command", ["list", "config"])
+    def test_invalid_settings_have_a_line_each(self, environ: dict[str, str], command: str) -> None:
+        """And nothing in a value begins a line."""
+        wrong = environ | {"BACKUP_RETENTION_DAYS": "many", "BACKUP_JOBS": "two\nthree"}
+        ended = run(command, environ=wrong)
+        assert ended.returncode == 2
+        said = ended.stderr[ended.stderr.index("error:") :].splitlines()
+        assert said[0] == "error: some settings cannot be used:"
+        assert said[1].startswith("  BACKUP_RETENTION_DAYS: 'many' is not a whole number")
+        assert said[2].startswith(r"  BACKUP_JOBS: 'two\nthree' is not a whole number")
+        assert said[3].startswith("  hint: correct them where they are set")
+
     def test_a_mistyped_setting_is_flagged(self, environ: dict[str, str], tmp_path: Path) -> None:
         """config names what is no setting with the nearest one, and --check ends with 2 for scripts."""
         file = tmp_path / "backup.env"

@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         current_settings()
     except ConfigurationError as fault:
         error = str(fault)
-        say_error(error)
+        say_error(fault)
     has_problem = bool(error or (arguments.check and unknown))
     facts: dict[str, Any] = {"success": not has_problem, "file": env_file.path or None, "error": error or None}
     print_result({**facts, "unknown": unknown, "settings": [_facts(one) for one in settings]})

@@ -145,7 +145,8 @@ def say_error(error: OpsError | str, details: Sequence[str] = (), hint: str = ""
     if _style.json:
         return
     last = [f"  hint: {hint}"] if hint else []
-    _write_lines([*_with_hint(f"error: {error}"), *(f"  {one}" for one in details), *last], sys.stderr)
+    first, *more = _with_hint(error) if isinstance(error, str) else str(error).split("\n")
+    _write_lines([f"error: {first}", *more, *(f"  {one}" for one in details), *last], sys.stderr)
 
 
 def _with_hint(text: str) -> list[str]:

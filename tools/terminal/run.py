@@ -55,7 +55,7 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     try:
         code = main()
     except OpsError as error:
-        _fail(str(error))
+        _fail(error)
         code = error.exit_code
     except StoppedError as stopped:
         _fail(f"stopped by {signal.Signals(stopped.number).name}: {stopped.outcome}\n  hint: {stopped.hint}")
@@ -138,9 +138,9 @@ def _open_standard_streams() -> None:
             setattr(sys, name, open(number, "r" if number == 0 else "w"))  # noqa: SIM115  (as long as the process)
 
 
-def _fail(error: str) -> None:
+def _fail(error: OpsError | str) -> None:
     say_error(error)
-    print_result({"success": False, "error": error})
+    print_result({"success": False, "error": str(error)})
 
 
 def _stop(number: int, _frame: object) -> NoReturn:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from portal.ops.errors import ConfigurationError, UnsupportedError
+from portal.ops.errors import SettingsError, UnsupportedError
 from portal.ops.model import LogFormat
 from portal.ops.settings.database_url import DatabaseTarget, Secret
 from portal.ops.settings.destination import DestinationError
@@ -193,16 +193,15 @@ def load_settings(
         env_file: settings from a file, with lower priority than the environment.
 
     Raises:
-        ConfigurationError: it names every invalid variable, and shows nothing of a secret.
+        SettingsError: it names every invalid variable, and shows nothing of a secret.
     """
     read = _Reader(environ, read_text, env_file)
     settings: Settings = _fill(Settings, read)
     _check_rules(settings.retention, read)
     _check_offsite(settings.offsite, read)
     if read.faults:
-        raise ConfigurationError(
-            "\n  ".join(["some settings cannot be used:", *read.faults]),
-            hint="correct them where they are set; docs/settings.md describes the values",
+        raise SettingsError(
+            read.faults, hint="correct them where they are set; docs/settings.md describes the values"
         )
     both = {**env_file.values, **environ}
     of_stores = {name: text for name, text in both.items() if name.startswith(_STORES)}
