@@ -17,6 +17,7 @@ from portal.ops.runtime.event_log import structlog
 from portal.ops.runtime.logs import configure_with_first_event, engine_log
 from portal.ops.runtime.process import SystemRunner
 from tests.support.archives import pool
+from tests.support.azurite import azure_url, azurite_port
 from tests.support.http_server import web_server
 from tests.support.offsite import offsite, small_segments
 from tests.support.portal import TEMPLATE, portal, portal_database_in
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 show_commands()  # hints are read as an operator sees them
 
 __all__ = [
+    "azure_url",
+    "azurite_port",
     "bucket_url",
     "hands",
     "object_store",

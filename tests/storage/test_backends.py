@@ -1,4 +1,4 @@
-"""One suite that every store passes: S3, SFTP, a directory, and one whose connections break."""
+"""One suite that every store passes: S3, Azure, SFTP, a directory, and one whose connections break."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from portal.ops.settings.destination import parse_destination
 from portal.ops.storage.backend import read_all
 from portal.ops.storage.directory import DirectoryBackend
 from portal.ops.storage.open import open_backend
+from tests.support.azurite import CONTAINER, sas_token
 from tests.support.stores import BUCKET, HOST, PASSWORD, SftpServer, Unsteady
 
 if TYPE_CHECKING:
@@ -37,11 +38,12 @@ def put(backend: Backend, name: str, data: bytes = CONTENT) -> None:
     backend.put(name, memoryview(data), sha256(data).hexdigest())
 
 
-@pytest.fixture(params=["s3", "sftp", "directory", "unsteady"])
+@pytest.fixture(params=["s3", "azure", "sftp", "directory", "unsteady"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
     """Each of the stores; the unsteady one holds out for this suite."""
-    if request.param == "s3":
-        opened = open_backend(parse_destination(request.getfixturevalue("bucket_url")), os.environ)
+    if request.param in ("s3", "azure"):
+        url = request.getfixturevalue("bucket_url" if request.param == "s3" else "azure_url")
+        opened = open_backend(parse_destination(url), os.environ)
         yield opened
         opened.close()
     elif request.param == "sftp":
@@ -117,6 +119,40 @@ class TestEveryStore:
         put(backend, "a.json")
         with pytest.raises(NotIntactError):
             read_all(backend, "a.json", 1000)
+
+
+class TestAzure:
+    def test_reads_back_for_a_digest(self, azure_url: str) -> None:
+        """Azure keeps no SHA-256, so the bytes are read, and nobody is told otherwise."""
+        backend = open_backend(parse_destination(azure_url), os.environ)
+        put(backend, "a/00000.age")
+        assert not backend.head("a/00000.age").is_own_digest
+
+    def test_needs_no_more_than_is_documented(self, azure_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A token that can read, create and list is enough for copies; it removes nothing."""
+        monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_KEY")
+        backend = open_backend(parse_destination(azure_url), {"AZURE_STORAGE_SAS_TOKEN": sas_token("rcl")})
+        put(backend, "a/1.age", b"x")
+        assert [one.name for one in backend.list("")] == ["a/1.age"]
+        with pytest.raises(ObjectExistsError):
+            put(backend, "a/1.age", b"y")
+        with pytest.raises(StoreDeniedError):
+            backend.delete("a/1.age")
+        assert read_all(backend, "a/1.age", 10) == b"x"
+
+    @pytest.mark.parametrize("key", ["d3Jvbmc=", "no base64!"])
+    def test_refuses_a_wrong_key(self, azure_url: str, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Its fault is told from one of the store, and it is not repeated."""
+        monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_KEY")
+        with pytest.raises(StoreDeniedError, match="refused the request") as caught:
+            put(open_backend(parse_destination(azure_url), {"AZURE_STORAGE_ACCOUNT_KEY": key}), "a.json", b"x")
+        assert key not in str(caught.value)
+
+    def test_container_that_does_not_exist(self, azure_url: str) -> None:
+        """It is not created, and Azure's own word for it is used."""
+        backend = open_backend(parse_destination(azure_url.replace(f"az://{CONTAINER}", "az://absent")), os.environ)
+        with pytest.raises(StoreDeniedError, match="there is no container absent"):
+            put(backend, "a.json", b"x")
 
 
 class TestS3:

@@ -52,6 +52,7 @@ _SAME_LOCK: Final = timedelta(hours=1)
 """The locks of objects that are stored within this time end at the same moment."""
 
 _LYING_HINT: Final = "Look at the store; its answers cannot be relied on. Copy elsewhere until they can."
+_KEPT_HINT: Final = "Nothing is overwritten off-site."
 _PERMISSIONS_HINT: Final = "Compare what the credentials permit with docs/offsite.md."
 _EXPIRED: Final = ("ExpiredToken", "TokenRefreshRequired")
 _SKEWED: Final = ("RequestTimeTooSkewed",)
@@ -59,8 +60,17 @@ _COLD: Final = ("InvalidObjectState",)
 _ELSEWHERE: Final = ("PermanentRedirect", "TemporaryRedirect", "BareRedirect", "AuthorizationHeaderMalformed")
 _THROTTLED: Final = ("SlowDown", "429 Too Many Requests", "TooManyRequests")
 _REGION: Final = re.compile(r"expecting \\?'([a-z0-9-]+)")
-_DENIED: Final = ("403 Forbidden", "AccessDenied", "401 Unauthorized", "SignatureDoesNotMatch", "InvalidAccessKeyId")
-_LOCKED: Final = ("ObjectLocked", "WORM", "object lock", "ObjectUnderRetention", "retention")
+_DENIED: Final = (
+    "403 Forbidden",
+    "(code: 403)",
+    "AccessDenied",
+    "401 Unauthorized",
+    "SignatureDoesNotMatch",
+    "InvalidAccessKeyId",
+    "Invalid Access Key",
+    "immutable due to",
+)
+_LOCKED: Final = ("ObjectLocked", "WORM", "object lock", "ObjectUnderRetention", "retention", "immutable due to")
 _FULL: Final = ("507 ", "InsufficientStorage", "QuotaExceeded", "EntityTooLarge", "No space", "XMinioStorageFull")
 _AZURE: Final = {
     "AZURE_STORAGE_ACCOUNT_NAME": "account_name",
@@ -119,6 +129,21 @@ class ObjectStoreBackend:
 
     def put(self, name: str, data: Data, sha256: str) -> None:
         """Store an object with one PUT; see `Backend.put`."""
+        try:
+            self._create(name, data)
+        except StoreDeniedError as error:  # the answer to a name that is taken, where credentials may create only
+            if self._has(name):
+                raise ObjectExistsError(f"{self.shown}/{name} is there already", hint=_KEPT_HINT) from error
+            raise
+        kept = self._head.look(name) if self._head is not None else None
+        if kept is not None and (kept.is_absent or kept.sha256 not in (None, sha256)):
+            has = "has nothing there" if kept.is_absent else f"has the SHA-256 {kept.sha256}"
+            raise StorageError(
+                f"{self.shown}/{name} differs from the data sent: the store accepted it, and {has}",
+                hint=_LYING_HINT,
+            )
+
+    def _create(self, name: str, data: Data) -> None:
         import obstore
 
         with self._explained(name):
@@ -130,13 +155,17 @@ class ObjectStoreBackend:
                 use_multipart=False,
                 attributes=self._attributes,
             )
-        kept = self._head.look(name) if self._head is not None else None
-        if kept is not None and (kept.is_absent or kept.sha256 not in (None, sha256)):
-            has = "has nothing there" if kept.is_absent else f"has the SHA-256 {kept.sha256}"
-            raise StorageError(
-                f"{self.shown}/{name} differs from the data sent: the store accepted it, and {has}",
-                hint=_LYING_HINT,
-            )
+
+    def _has(self, name: str) -> bool:
+        """True if an object is known to be there."""
+        import obstore
+
+        try:
+            with self._explained(name):
+                obstore.head(self._store, name)
+        except StorageError:
+            return False
+        return True
 
     @cached_property
     def _head(self) -> S3Head | None:
@@ -230,11 +259,12 @@ class ObjectStoreBackend:
         what = f"{self.shown}/{name}" if name else self.shown
         said = str(error)
         if isinstance(error, exceptions.AlreadyExistsError | exceptions.PreconditionError):
-            return ObjectExistsError(f"{what} is there already", hint="Nothing is overwritten off-site.")
+            return ObjectExistsError(f"{what} is there already", hint=_KEPT_HINT)
         if any(word in said for word in _NO_BUCKET):
+            kind = "container" if self._destination.scheme is Scheme.AZ else "bucket"
             return StoreDeniedError(
-                f"there is no bucket {self._destination.place}",
-                hint="Create it, or correct BACKUP_OFFSITE_URLS; a bucket is never created by a backup.",
+                f"there is no {kind} {self._destination.place}",
+                hint="Create it, or correct BACKUP_OFFSITE_URLS; a backup never creates one.",
             )
         if isinstance(error, FileNotFoundError):
             return ObjectAbsentError(f"there is no {what}", hint="List the copies.")
