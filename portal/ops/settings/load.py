@@ -200,9 +200,7 @@ def load_settings(
     _check_rules(settings.retention, read)
     _check_offsite(settings.offsite, read)
     if read.faults:
-        raise SettingsError(
-            read.faults, hint="correct them where they are set; docs/settings.md describes the values"
-        )
+        raise SettingsError(read.faults, hint="correct them where they are set; docs/settings.md describes the values")
     both = {**env_file.values, **environ}
     of_stores = {name: text for name, text in both.items() if name.startswith(_STORES)}
     schedules = settings.schedules if settings.pitr.wal else replace(settings.schedules, base=None)
