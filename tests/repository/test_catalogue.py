@@ -17,13 +17,14 @@ from portal.ops.backup.job import BackupConfig, BackupJob
 from portal.ops.errors import RepositoryError
 from portal.ops.model import BackupType, Component, VerifyLevel
 from portal.ops.repository import bulk_stat
-from portal.ops.repository.catalogue import Catalogue, _read_at
+from portal.ops.repository.catalogue import Catalogue, _read_at, kin_of
 from portal.ops.repository.catalogue_cache import CatalogueCache, Memory
 from portal.ops.repository.pins import Pins
 from portal.ops.repository.repository import Repository
 from portal.ops.repository.verifications import Verifications
 from tests.support.ages import age
 from tests.support.archives import NAME, Recipe, compressor_pool, write_archive
+from tests.support.events import Events
 from tests.support.kept import finding, packed, put_archive, put_sidecar
 
 if TYPE_CHECKING:
@@ -156,6 +157,34 @@ class TestChains:
             one for one in BackupJob(BackupConfig(local_path=tmp_path)).list_backups() if one["backup_id"] == tip
         ]
         assert "which is damaged" in listed["fault"]
+
+
+KINDS = {
+    "full_20260101_000000_aaaaaa": True,
+    "media_20260101_000000_aaaaaa": True,
+    "base_20260101_000000_aaaaaa": True,
+    "database_20260101_000000_aaaaaa": False,
+    "audit_logs_20260101_000000_aaaaaa": False,
+    "copy": False,
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_may_follow_another_one_is_a_stray(tmp_path: Path, name: str) -> None:
+    """If it cannot be read: other types need nothing, whatever is in them."""
+    path = tmp_path / f"{name}.tar.gz"
+    path.write_bytes(b"garbage")
+    assert one(tmp_path, name).is_stray is KINDS[name]
+    assert kin_of(path) == (None if KINDS[name] else ())
+
+
+def test_what_an_archive_needs_directly(tmp_path: Path, names: list[str]) -> None:
+    """Its parent and its base; nothing, if it is no file."""
+    tip, base, full = names
+    (tmp_path / "full_20260101_000000_aaaaaa.tar.gz").mkdir()
+    found = [kin_of(tmp_path / f"{name}.tar.gz") for name in (tip, base, full, "full_20260101_000000_aaaaaa")]
+    assert found == [(base, base), (), (), ()]
+    assert kin_of(tmp_path / "media_20260101_000000_aaaaaa.tar.gz") is None
 
 
 class TestManyArchives:
@@ -335,6 +364,43 @@ class TestMemory:
         age(tmp_path)
         with sqlite3.connect(tmp_path / ".cache" / "catalogue.sqlite") as database:
             assert database.execute("SELECT name FROM archive").fetchall() == [(names[2].encode(),)]
+
+    def test_an_archive_without_a_checksum_is_remembered(self, tmp_path: Path, names: list[str]) -> None:
+        """That it has none is a fact, and seen as soon as it changes."""
+        (tmp_path / f"{names[1]}.tar.gz.sha256").unlink()
+        age(tmp_path)
+        with sqlite3.connect(tmp_path / ".cache" / "catalogue.sqlite") as database:
+            assert database.execute("SELECT count(*) FROM archive").fetchone() == (3,)
+        put_sidecar(tmp_path / f"{names[1]}.tar.gz")
+        assert one(tmp_path, names[1]).fault == ""
+
+    def test_what_is_new_is_not_remembered(
+        self, tmp_path: Path, names: list[str], cache: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It could change once more and look the same; what has gone is forgotten."""
+        monkeypatch.setattr("portal.ops.repository.catalogue._SETTLED_NS", 3_600_000_000_000)
+        new = put_archive(tmp_path, BackupType.FULL, NOW)
+        (tmp_path / f"{names[0]}.tar.gz").unlink()
+        assert len(entries(tmp_path)) == 3
+        assert [row[0].decode() for row in remembered(cache).rows] == sorted(names[1:])
+        assert new not in names
+
+    def test_a_damaged_memory_is_thrown_away(
+        self, tmp_path: Path, names: list[str], cache: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With what SQLite has put beside it; that is logged, and why a memory cannot be saved."""
+        events = Events(monkeypatch, "portal.ops.repository.catalogue")
+        cache.write_bytes(b"garbage" * 1000)
+        journal = cache.with_name("catalogue.sqlite-journal")
+        journal.mkdir()
+        CatalogueCache(cache).discard()
+        assert (cache.exists(), journal.exists()) == (False, True)
+        journal.rmdir()
+        journal.write_bytes(b"x")
+        cache.write_bytes(b"garbage" * 1000)
+        assert [entry.name for entry in entries(tmp_path)] == names
+        assert not journal.exists()
+        assert [event[:2] for event in events.all] == [("debug", "catalogue_discarded")]
 
     def test_a_repository_that_cannot_be_written(self, tmp_path: Path, names: list[str]) -> None:
         """Who may only read still gets everything."""

@@ -137,6 +137,27 @@ def test_a_finding_in_words(finding: Verification, message: str) -> None:
         assert caught.value.message == f"verification failed: full_1 {message}"
 
 
+def test_a_finding_as_json() -> None:
+    """Every field that a program reads."""
+    finding = found(damages=(Damage("x"),), notes=("y",), files=2, content_bytes=3, duration_seconds=1.23456)
+    assert finding.to_dict() == {
+        "success": False,
+        "path": "/r/full_1.tar.gz",
+        "backup_id": "full_1",
+        "level": "contents",
+        "message": finding.message,
+        "checksum": "ab",
+        "damages": ["x"],
+        "notes": ["y"],
+        "files": 2,
+        "content_bytes": 3,
+        "duration_seconds": 1.235,
+        "format_version": 1,
+    }
+    plain = found()
+    assert (plain.files, plain.content_bytes, plain.has_digests, plain.duration_seconds) == (0, 0, True, 0.0)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "stays"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import time
@@ -17,7 +18,7 @@ from portal.ops.repository.durable import (
     unfinished,
     write_durably,
 )
-from tests.support.repositories import python
+from tests.support.repositories import NOBODY, as_nobody, python
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -94,6 +95,25 @@ class TestWriteDurably:
             write_durably(tmp_path / "file", pieces(KeyboardInterrupt()))
         assert os.listdir(tmp_path) == []
 
+    def test_what_another_write_has_left_is_overwritten(self, tmp_path: Path) -> None:
+        """A killed process may have had the same number, and more to say."""
+        (tmp_path / f".file.{os.getpid()}.tmp").write_bytes(b"something longer")
+        write_durably(tmp_path / "file", b"new")
+        assert (tmp_path / "file").read_bytes() == b"new"
+        assert os.listdir(tmp_path) == ["file"]
+
+    def test_a_file_that_cannot_be_given_away_is_closed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whoever could not open it has no descriptor either."""
+
+        def refuse(*_: object) -> None:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr("portal.ops.repository.durable.give_to_owner", refuse)
+        before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(PermissionError):
+            open_own(tmp_path / "file")
+        assert len(os.listdir("/proc/self/fd")) == before
+
     def test_a_link_in_its_place_is_not_followed(self, tmp_path: Path) -> None:
         """Neither where the temporary file would be, nor where a file of the repository is opened."""
         (tmp_path / "target").write_bytes(b"kept")
@@ -132,6 +152,34 @@ class TestDirectories:
             0o700,
             0o700,
         ]
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+    def test_what_root_makes_is_the_owners(self, tmp_path: Path) -> None:
+        """A directory also where it has others in it; not what is somebody's already, nor what a link leads to."""
+        place = tmp_path / "repository"
+        for path in (place / "made" / "below", place / "root", tmp_path / "elsewhere"):
+            path.mkdir(parents=True)
+        os.chown(place, NOBODY, NOBODY)
+        os.chown(place / "root", 1234, 1234)
+        (place / "link").symlink_to(tmp_path / "elsewhere")
+        before = len(os.listdir("/proc/self/fd"))
+        for name in ("made", "new", "root", "link"):
+            make_hidden(place / name)
+        found = [(path.stat().st_uid, path.stat().st_gid) for path in (place / "made", place / "new", place / "root")]
+        assert found == [(NOBODY, NOBODY), (NOBODY, NOBODY), (1234, 1234)]
+        assert (tmp_path / "elsewhere").stat().st_uid == 0
+        write_durably(place / "file", b"")
+        assert (place / "file").stat().st_uid == NOBODY
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    def test_where_nothing_may_be_looked_at_nothing_is_unfinished(self, public_directory: Path) -> None:
+        """Another user's directory is passed over; what is no directory is an error."""
+        (public_directory / "closed").mkdir(mode=0o700)
+        (public_directory / "closed" / ".a.17.tmp").touch()
+        with as_nobody():
+            assert unfinished(public_directory / "closed") == []
+        with pytest.raises(NotADirectoryError):
+            unfinished(public_directory / "closed" / ".a.17.tmp")
 
     def test_unfinished_writes_are_known_by_their_names(self, tmp_path: Path) -> None:
         """Nothing else is; where nothing can be seen, there are none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -263,6 +264,67 @@ class TestNotes:
         assert known.state_directories({"HOME": "/nonexistent"}) == []
         shared.mkdir()
         assert known.state_directories(home) == [shared, own]
+
+    def test_a_place_of_services_that_this_user_cannot_write(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Is read after the user's own."""
+        with tempfile.TemporaryDirectory() as above:
+            Path(above).chmod(0o755)
+            shared, home = Path(above) / "shared", Path(above) / "home"
+            shared.mkdir(mode=0o755)
+            home.mkdir(mode=0o755)
+            monkeypatch.setattr(known, "STATE", shared)
+            with as_nobody():
+                found = known.state_directories({"HOME": str(home)})
+                assert known.state_directories({"HOME": ""}) == [shared]
+        assert found == [home / ".local" / "state" / "kekkai-backup", shared]
+
+    def test_a_note(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Everybody may read it; it is found by any way to the repository, and is about that one alone."""
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "deep" / "state"))
+        place, link = tmp_path / "one", tmp_path / "link"
+        link.symlink_to(place)
+        assert known.remember(place, "") == known.known_id(place) == ""
+        assert not (tmp_path / "deep").exists()
+        assert known.remember(link, "first") == ""
+        (note,) = (tmp_path / "deep" / "state" / "kekkai-backup").iterdir()
+        assert stat.S_IMODE(note.stat().st_mode) == 0o644
+        assert json.loads(note.read_text()) == {"path": str(place), "id": "first"}
+        assert (known.known_id(place), known.known_id(link), known.known_id(tmp_path)) == ("first", "first", "")
+        before = note.stat()
+        assert known.remember(place, "first") == ""
+        assert note.stat().st_ino == before.st_ino
+        assert known.remember(place, "second") == ""
+        assert known.known_id(place) == "second"
+        note.write_text(json.dumps({"path": "/elsewhere", "id": "second"}))
+        assert known.known_id(place) == ""
+        assert os.listdir(note.parent) == [note.name]
+
+    @pytest.mark.parametrize("text", ["", "[]", "7", '{"id": "x"}', '{"path": "PLACE"}'])
+    def test_a_note_of_something_else(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+        """Counts as none."""
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+        known.remember(tmp_path, "first")
+        (note,) = (tmp_path / "kekkai-backup").iterdir()
+        note.write_text(text.replace("PLACE", str(tmp_path)))
+        assert known.known_id(tmp_path) == ""
+
+    def test_a_note_that_cannot_be_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Why is told; nothing is left of it."""
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+        (tmp_path / "state").write_text("in the way")
+        said = known.remember(tmp_path, "first")
+        assert said == f"{tmp_path}/state/kekkai-backup cannot be written: not a directory"
+        (tmp_path / "state").unlink()
+        known.remember(tmp_path, "first")
+        (note,) = (tmp_path / "state" / "kekkai-backup").iterdir()
+        note.unlink()
+        note.mkdir()
+        assert "cannot be written: is a directory" in known.remember(tmp_path, "first")
+        assert os.listdir(note.parent) == [note.name]
+        monkeypatch.delenv("XDG_STATE_HOME")
+        monkeypatch.setenv("HOME", "/nonexistent")
+        monkeypatch.setattr(known, "STATE", tmp_path / "absent")
+        assert known.remember(tmp_path, "first") == "this user has no home"
 
     def test_a_home_that_may_not_be_looked_at(self) -> None:
         """As under ProtectHome of systemd: there is no place for notes, and no error."""

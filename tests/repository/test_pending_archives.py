@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from portal.ops.errors import BusyError
+from portal.ops.errors import BusyError, RepositoryError
+from portal.ops.repository.pending import _open_locked
 from portal.ops.repository.repository import Repository
 from portal.ops.repository.sidecar import read_sidecar, sidecar_of
 from tests.support.repositories import CONTENT, DIGEST, as_nobody, backup_id, names, publish, python
@@ -23,6 +25,8 @@ from tests.support.waiting import wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from portal.ops.repository.pending import PendingArchive
 
 
 WRITER = """
@@ -191,6 +195,87 @@ class TestSecondWriter:
         assert repository.find("full_20240115_120000_def456").size == len(CONTENT)
 
 
+class TestBetween:
+    """What happens between two looks."""
+
+    def test_an_archive_that_was_just_finished(self, repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is found after the lock was had, and nothing is left of the second attempt."""
+        locked = _open_locked
+
+        def late(partial: Path, **how: bool) -> int | None:
+            monkeypatch.undo()
+            publish(repository)
+            return locked(partial, **how)
+
+        monkeypatch.setattr("portal.ops.repository.repository._open_locked", late)
+        before = len(os.listdir("/proc/self/fd"))
+        with repository.pending(backup_id()) as draft:
+            assert draft is None
+        assert names(repository) == {"full_20240115_120000_abc123.tar.gz", "full_20240115_120000_abc123.tar.gz.sha256"}
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    def test_a_directory_that_is_no_repository(self, tmp_path: Path) -> None:
+        """That it cannot be written to is told."""
+        missing = pytest.raises(RepositoryError, match=f"cannot write to {tmp_path}/absent: no such file")
+        with missing, Repository(tmp_path / "absent").pending(backup_id()):
+            pass
+
+    def test_a_name_is_vacated(self, repository: Repository) -> None:
+        """If nobody writes such an archive and there is none; nothing is left of the look."""
+        name = str(backup_id())
+        before = len(os.listdir("/proc/self/fd"))
+        with repository.vacated(name) as is_gone:
+            assert is_gone
+            assert names(repository) == {f".{name}.tar.gz.partial"}
+            with repository.vacated(name) as is_gone_too:
+                assert not is_gone_too
+        assert names(repository) == set()
+        (repository.path / f"{name}.tar.gz").symlink_to("nowhere")
+        with repository.vacated(name) as is_gone:
+            assert not is_gone
+        assert names(repository) == {f"{name}.tar.gz"}
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    @pytest.mark.parametrize(("number", "expected"), [(errno.ENOSPC, True), (errno.EACCES, False)])
+    def test_a_name_is_vacated_where_there_is_no_room(
+        self, repository: Repository, monkeypatch: pytest.MonkeyPatch, number: int, expected: bool
+    ) -> None:
+        """Nobody else has room for such an archive then; any other error says nothing of others."""
+
+        def refuse(_: Path) -> int | None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr("portal.ops.repository.repository._open_locked", refuse)
+        with repository.vacated(str(backup_id())) as is_gone:
+            assert is_gone is expected
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+    def test_a_signal_does_not_come_between_a_file_and_its_record(
+        self, repository: Repository, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    ) -> None:
+        """What a handler raises while the hidden file is made takes that file with it; the mask is as before."""
+        begin = repository._begin
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+        def interrupted(final: Path) -> PendingArchive | None:
+            pending = begin(final)
+            signal.raise_signal(number)
+            return pending
+
+        def handle(*_: object) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(repository, "_begin", interrupted)
+        handler = signal.signal(number, handle)
+        try:
+            with pytest.raises(ZeroDivisionError), repository.pending(backup_id()):
+                pass
+        finally:
+            signal.signal(number, handler)
+        assert names(repository) == set()
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
+
+
 class TestSweep:
     """What is left of backups that were killed."""
 
@@ -216,6 +301,17 @@ class TestSweep:
             other.die()
         repository.sweep()
         assert names(repository) == set()
+
+    def test_one_that_is_written_or_strange_hides_no_other(self, repository: Repository) -> None:
+        """The rest is swept, whichever comes first; no descriptor stays open."""
+        (repository.path / ".a.tar.gz.partial").touch()
+        remains = repository.path / ".media_20240115_120000_abc123.tar.gz.partial"
+        remains.touch()
+        before = len(os.listdir("/proc/self/fd"))
+        with writer(repository) as other:
+            assert repository.sweep() == [remains.name]
+            other.finish()
+        assert len(os.listdir("/proc/self/fd")) == before
 
     def test_temporary_sidecars_are_removed(self, repository: Repository) -> None:
         """After a crash while the sidecar was written, its temporary file goes too."""

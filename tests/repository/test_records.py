@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from portal.ops.repository.access_log import AccessLog, Action
 from portal.ops.repository.catalogue import Catalogue
 from portal.ops.repository.locks import claim
 from portal.ops.repository.pins import Pins
+from portal.ops.repository.records import RecordStore
 from portal.ops.repository.repository import Repository
 from portal.ops.repository.verifications import Verifications
 from portal.ops.retention.pin import pin, unpin
@@ -123,6 +125,61 @@ class TestVerifications:
         with pytest.raises(RepositoryError, match=name):
             known.of(name)
         assert known.all() == {}
+
+    def test_what_is_told_of_a_damaged_one(self, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Among all, it is logged with its path; no unfinished write is taken for a record."""
+        events = Events(monkeypatch, "portal.ops.repository.records")
+        (tmp_path / ".verifications").mkdir()
+        path = tmp_path / ".verifications" / f"{name}.json"
+        path.write_text("{")
+        for other in (".x.json", "x.json.7.tmp", "notes.txt"):
+            path.with_name(other).write_text("{")
+        known = Verifications(Repository(tmp_path))
+        assert (known.all(), known.names()) == ({}, [name])
+        with pytest.raises(RepositoryError, match=f"the record {path} is invalid") as caught:
+            known.of(name)
+        assert f"{name}.json in {path.parent}" in caught.value.hint
+        assert events.all == [("warning", "record_unreadable", {"path": str(path), "error": str(caught.value)})]
+
+    def test_what_the_system_refuses_is_told(self, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Reading, writing, removing and hashing name the record; only a verification goes on."""
+        events = Events(monkeypatch, "portal.ops.repository.verifications")
+        store = RecordStore(tmp_path / ".verifications")
+        digest = store.write("one", {"a": 1})
+        assert store.digest("one") == digest == sha256((tmp_path / ".verifications/one.json").read_bytes()).hexdigest()
+        assert (store.digest("two"), store.read("two"), store.decoded("two", dict), store.remove("two")) == (
+            None,
+            None,
+            None,
+            False,
+        )
+        assert store.read("one") == {"version": 1, "a": 1}
+        path = tmp_path / ".verifications" / f"{name}.json"
+        path.mkdir()
+        for refused, said in (
+            (store.digest, "cannot read"),
+            (store.read, "cannot read"),
+            (store.remove, "cannot remove"),
+            (lambda one: store.write(one, {}), "cannot write"),
+        ):
+            with pytest.raises(RepositoryError, match=f"{said} {path}: is a directory"):
+                refused(name)
+        assert store.remove("one")
+        assert store.names() == [name]
+        path.rmdir()
+        path.symlink_to(path)
+        found = finding(tmp_path, name, VerifyLevel.DUMP)
+        Verifications(Repository(tmp_path)).note(found, NOW)
+        assert [(level, event, facts["path"]) for level, event, facts in events.all] == [
+            ("warning", "verification_unrecorded", str(found.path))
+        ]
+
+    def test_by_another_way_to_the_repository_it_is_the_same(self, tmp_path: Path, name: str) -> None:
+        """A verification of an archive behind a link is recorded."""
+        (tmp_path / "link").symlink_to(tmp_path)
+        found = finding(tmp_path / "link", name, VerifyLevel.DUMP)
+        Verifications(Repository(tmp_path)).note(found, NOW)
+        assert Verifications(Repository(tmp_path)).names() == [name]
 
     def test_records_that_cannot_be_listed_are_an_error(self, tmp_path: Path, name: str) -> None:
         """It names their directory, and is not taken for a repository in which nothing was verified."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import stat
+import subprocess
 import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -12,7 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from portal.ops.errors import ArchiveAbsentError, RepositoryError
+from portal.ops.model import BackupType
 from portal.ops.repository.repository import Repository
+from tests.support.portal import small_disk
 from tests.support.repositories import CONTENT, as_nobody, publish
 
 if TYPE_CHECKING:
@@ -49,6 +52,17 @@ class TestPrepare:
             Repository(public_directory).prepare()
         assert str(caught.value).startswith(f"cannot write to {public_directory}")
         assert f"chown -R kekkai:kekkai {public_directory}" in caught.value.hint
+
+    def test_a_file_system_that_is_read_only_is_told(self, tmp_path: Path) -> None:
+        """Permissions are not the reason, and no hint says so; one that was used before is not written to either."""
+        with small_disk(tmp_path / "disk", "1m"):
+            repository = Repository(tmp_path / "disk")
+            repository.prepare()
+            subprocess.run(["mount", "-o", "remount,ro", repository.path], check=True)
+            with pytest.raises(RepositoryError, match="read-only file system") as caught:
+                repository.prepare()
+            assert str(caught.value).startswith(f"cannot write to {repository.path}")
+            assert "chown" not in caught.value.hint
 
     def test_a_strange_name_can_be_copied_from_the_hint(self, public_directory: Path) -> None:
         """The command of a hint is quoted where a shell needs it."""
@@ -165,18 +179,46 @@ class TestFind:
         """The latest is the one with the latest moment."""
         assert filled.find("latest").name == "full_20240116_120000_def456"
 
+    def test_the_latest_of_some_types(self, filled: Repository) -> None:
+        """Others are chosen only where there is none of these, and any archive where none has an id."""
+        (filled.path / "later.tar.gz").write_bytes(CONTENT)
+        assert filled.find("latest", latest_of=[BackupType.MEDIA]).name == "media_20240114_120000_abc123"
+        assert filled.find("latest").name == "full_20240116_120000_def456"
+        for path in filled.path.glob("*_*.tar.gz"):
+            path.unlink()
+        assert filled.find("latest").name == "later"
+
+    def test_no_more_than_five_are_named(self, repository: Repository) -> None:
+        """An ambiguous start may be that of very many."""
+        for number in range(7):
+            publish(repository, f"full_20240115_12000{number}_abc123")
+        with pytest.raises(ArchiveAbsentError) as caught:
+            repository.find("full")
+        assert caught.value.message.count("full_20240115_") == 5
+        assert "full_20240115_120002_abc123" in caught.value.message
+
     def test_an_ambiguous_start_is_refused(self, filled: Repository) -> None:
         """A start that several have names them."""
         expected = "'full_2024' could be any of full_20240116_120000_def456, full_20240115_120000_abc123"
         with pytest.raises(ArchiveAbsentError, match=expected):
             filled.find("full_2024")
 
-    @pytest.mark.parametrize("name", ["full_2025", "", "..", "/nowhere/x.tar.gz", "x" * 300, "nul\0", "*"])
+    @pytest.mark.parametrize(
+        "name",
+        ["full_2025", "", "..", "/nowhere/x.tar.gz", "/dev/null/x", "/proc/self/fd/x", "x" * 300, "nul\0", "*"],
+    )
     def test_what_is_not_there_is_refused(self, filled: Repository, name: str) -> None:
         """A name that fits nothing, possible or not, is an error that tells how to see what there is."""
         with pytest.raises(ArchiveAbsentError) as caught:
             filled.find(name)
         assert "list" in caught.value.hint
+
+    def test_links_in_a_circle_are_no_archive(self, filled: Repository) -> None:
+        """Nor do they hide the others."""
+        (filled.path / "full_20240117_120000_abc123.tar.gz").symlink_to("full_20240117_120000_abc123.tar.gz")
+        assert len(filled.archives()) == 3
+        with pytest.raises(ArchiveAbsentError):
+            filled.find("full_20240117_120000_abc123")
 
     def test_no_latest_in_an_empty_repository(self, repository: Repository) -> None:
         """Where there is nothing, the error says how to begin."""

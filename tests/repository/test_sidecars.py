@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import pytest
 
-from portal.ops.errors import NotIntactError
-from portal.ops.repository.sidecar import read_sidecar
+from portal.ops.errors import NotIntactError, RepositoryError
+from portal.ops.repository.sidecar import file_digest, read_sidecar
 from tests.support.repositories import DIGEST
 
 if TYPE_CHECKING:
@@ -51,3 +52,19 @@ class TestSidecar:
         (tmp_path / "x.tar.gz.sha256").write_bytes(content)
         with pytest.raises(NotIntactError, match=r"the checksum file x\.tar\.gz\.sha256 is damaged, or another"):
             read_sidecar(tmp_path / "x.tar.gz")
+
+    def test_one_that_cannot_be_read_is_no_damage(self, tmp_path: Path) -> None:
+        """The system's reason is told, with the name of the sidecar."""
+        (tmp_path / "x.tar.gz.sha256").mkdir()
+        with pytest.raises(RepositoryError, match=r"^cannot read .*/x\.tar\.gz\.sha256: is a directory"):
+            read_sidecar(tmp_path / "x.tar.gz")
+
+
+@pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 3 << 20])
+def test_the_digest_of_a_file(tmp_path: Path, size: int) -> None:
+    """Of every byte, however many blocks they are."""
+    content = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    (tmp_path / "file").write_bytes(content)
+    assert file_digest(tmp_path / "file") == sha256(content).hexdigest()
+    with pytest.raises(RepositoryError, match=f"cannot read {tmp_path}: is a directory"):
+        file_digest(tmp_path)

@@ -79,5 +79,6 @@ def disk_full(path: Path) -> DiskFullError:
 
 def _reason(error: OSError) -> str:
     """The reason; an OSError made from a number alone has no text."""
-    bare = bool(error.errno) and not error.strerror
-    return system_reason(OSError(error.errno, os.strerror(error.errno or 0)) if bare else error)
+    if error.errno and not error.strerror:
+        return system_reason(OSError(error.errno, os.strerror(error.errno)))
+    return system_reason(error)

@@ -75,11 +75,11 @@ class RecordStore:
         except OSError as error:
             raise explain(error, "cannot read", path) from error
         try:
-            found = json.loads(data)
-            version = found["version"]
-        except (ArithmeticError, KeyError, RecursionError, TypeError, ValueError) as error:
+            found: dict[str, Any] = json.loads(data)
+            version = found["version"]  # a TypeError where it is no object
+        except (KeyError, RecursionError, TypeError, ValueError) as error:
             raise self.damaged(name) from error
-        if version != VERSION or not isinstance(found, dict):
+        if version != VERSION:
             raise self.damaged(name)
         return found
 
