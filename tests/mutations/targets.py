@@ -35,7 +35,8 @@ TARGETS: Final = (
     _of(
         "repository",
         f"{_ENGINE}/repository",
-        "repository pending sidecar durable locks identity",
+        "repository pending sidecar durable locks identity known faults rejected",
+        "repository/test_faults repository/test_rejected_counts "
         "repository/test_durable repository/test_lock_files repository/test_sidecars repository/test_identity "
         "repository/test_locks repository/test_sync_order "
         "repository/test_repository repository/test_pending_archives repository/test_owners "
@@ -44,7 +45,7 @@ TARGETS: Final = (
     _of(
         "records",
         f"{_ENGINE}/repository",
-        "records pins verifications restorability catalogue",
+        "records pins verifications restorability catalogue catalogue_cache bulk_stat",
         "repository/test_chain_faults repository/test_records repository/test_catalogue repository/test_sync_order "
         "repository/test_portal_archives retention/test_prune",
     ),
@@ -53,7 +54,7 @@ TARGETS: Final = (
         "access-log",
         f"{_ENGINE}/repository",
         "access_log access_entry access_check",
-        "repository/test_access_log repository/test_sync_order",
+        "repository/test_access_entries repository/test_access_log repository/test_sync_order",
     ),
     _of(
         "prune",
