@@ -7,6 +7,7 @@ import gzip
 import io
 import os
 import socket
+import threading
 from contextlib import closing
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
@@ -251,7 +252,7 @@ def open_descriptors() -> int:
 def test_a_pool_leaves_nothing_behind(media: Path) -> None:
     """No descriptor, no process and no thread, with helpers and without them, and also after an error."""
     (media / "a").write_bytes(b"x")
-    before = open_descriptors()
+    before, threads = open_descriptors(), set(threading.enumerate())
     for helpers in (True, False):
         for fails in (False, True):
             with closing(Tree(str(media))) as tree:
@@ -265,6 +266,7 @@ def test_a_pool_leaves_nothing_behind(media: Path) -> None:
                     assert fails
             assert [process.returncode for process in processes] == [-9 if fails else 0] * (2 if helpers else 0)
             assert open_descriptors() == before
+            assert set(threading.enumerate()) <= threads
 
 
 def test_trees_are_told_apart(tmp_path: Path) -> None:

@@ -79,7 +79,8 @@ TARGETS: Final = (
         "verify",
         f"{_ENGINE}/verify",
         "verify job",
-        "verify/test_verify_job verify/test_deletion_lists verify/test_verify_levels archive/test_archive_damage",
+        "verify/test_held_against_manifest verify/test_verify_job "
+        "verify/test_deletion_lists verify/test_verify_levels archive/test_archive_damage",
     ),
     _of(
         "journal",

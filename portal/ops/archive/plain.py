@@ -256,6 +256,6 @@ def _nanoseconds(found: tarfile.TarInfo) -> int:
 
 
 def _damaged(error: BaseException, path: str | None = None) -> NotIntactError:
-    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, EOFError):
+    if isinstance(error, OSError) and error.errno is not None:
         return NotIntactError(f"the archive cannot be read: {system_reason(error)}", hint=another_archive())
     return DamagedError(Damage(what=f"the archive is damaged from here on ({error})", path=path))
