@@ -6,6 +6,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -16,6 +17,7 @@ from portal.ops.offsite.prune import OffsitePruneJob
 from portal.ops.retention.policy import RetentionRule
 from portal.ops.settings.destination import parse_destination
 from portal.ops.storage.versions import VersionedBackend, bucket_protection, client_of
+from tests.support.commands import done
 from tests.support.offsite import offsite_at, policy, small_archives
 
 if TYPE_CHECKING:
@@ -83,6 +85,10 @@ def test_a_copy_that_was_hidden_is_found_and_read(locked: Offsite) -> None:
         return VersionedBackend(destination, locked.environ, before)
 
     assert [commit.backup_id for commit in list_copies(past(place)).commits] == [name]
+    zone = "Asia/Kathmandu"
+    there = str(before.astimezone(ZoneInfo(zone)).replace(tzinfo=None))
+    listed, _ = done("offsite", "list", "--as-of", there, environ=locked.environ | {"BACKUP_TIMEZONE": zone})
+    assert [copy["backup_id"] for copy in listed["copies"]] == [name]
     other = locked.elsewhere()
     fetched = FetchJob(other.config(), open_store=past).run(name)
     assert fetched.path.read_bytes() == locked.uploads.archive(name).read_bytes()

@@ -104,6 +104,8 @@ class TestS3:
             ("cold", StoreDeniedError, "storage class for archives", "Restore it in the bucket"),
             ("moved", StorageError, "the bucket backup is in another region", "Correct region="),
             ("other region", StorageError, "the bucket backup is in the region eu-central-1", "Correct region="),
+            ("no locks", StorageError, "was created without object lock", "unset BACKUP_OFFSITE_LOCK"),
+            ("other", StorageError, "cannot be used: InvalidStorageClass: The storage", "Look at the store"),
             ("throttled", StoreUnreachableError, "s3://backup/x asks for fewer requests", "Try again later"),
         ],
     )

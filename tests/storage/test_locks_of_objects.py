@@ -40,6 +40,7 @@ def test_each_object_is_locked_from_when_it_is_stored(later: timedelta) -> None:
         locked = datetime.fromisoformat(headers[UNTIL]) - moment
         assert timedelta(days=DAYS) <= locked <= timedelta(days=DAYS, hours=1)
         assert headers["x-amz-object-lock-mode"] == "GOVERNANCE"
+        assert headers["x-amz-sdk-checksum-algorithm"] == "SHA256"  # Amazon's manual: otherwise it is refused
 
 
 def test_without_a_lock_nothing_says_so() -> None:

@@ -40,6 +40,8 @@ REFUSALS = {
         "The authorization header is malformed; the region 'us-east-1' is wrong; expecting 'eu-central-1'",
     ),
     "throttled": Refusal(503, "SlowDown", "Please reduce your request rate."),
+    "no locks": Refusal(400, "InvalidRequest", "Bucket is missing Object Lock Configuration"),
+    "other": Refusal(400, "InvalidStorageClass", "The storage class you specified is not valid"),
     "cold": Refusal(403, "InvalidObjectState", "The operation is not valid for the object's storage class"),
 }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any, Final
 
-from portal.ops.errors import ConfigurationError
 from portal.ops.hints import Advice
 from portal.ops.units import exact_duration
 from tools import tasks
@@ -18,7 +17,6 @@ from tools.terminal.table import Column, Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-    from datetime import datetime
 
     from portal.ops.runtime.progress import Step
     from portal.ops.settings.load import Settings
@@ -46,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
     tasks.add_options(copy)
     listing = commands.add_parser("list", help="list the copies, newest first")
     listing.add_argument(
-        "--as-of", metavar="TIME", help="as they were at that time, by the versions of an S3 bucket (needs boto3)"
+        "--as-of",
+        metavar="TIME",
+        help="as they were then, such as '2 hours ago', by the versions of an S3 bucket (needs boto3)",
     )
     verify = commands.add_parser("verify", help="verify off-site copies; exit code 4 if one is damaged")
     verify.add_argument(
@@ -182,22 +182,13 @@ def _opening(settings: Settings, as_of: str | None) -> Callable[..., Any]:
 
     if as_of is None:
         return OffsiteConfig.from_settings(settings).open
+    from portal.ops.pitr.moment import parse_moment
+    from portal.ops.runtime.progress import utc_now
     from portal.ops.storage.versions import VersionedBackend
 
-    moment = _moment(as_of)
+    now = utc_now()
+    moment = parse_moment(as_of, now, settings.schedules.time_zone) or now
     return lambda destination: VersionedBackend(destination, settings.store_variables, moment)
-
-
-def _moment(text: str) -> datetime:
-    from datetime import UTC, datetime
-
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        raise ConfigurationError(
-            f"{text!r} is not a time", hint="Write it as 2026-11-28T14:00Z, or 2026-11-28T14:00+01:00."
-        ) from None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 # -- verify, fetch, prune ---------------------------------------------------------------------------------------------

@@ -59,6 +59,7 @@ _SKEWED: Final = ("RequestTimeTooSkewed",)
 _COLD: Final = ("InvalidObjectState",)
 _ELSEWHERE: Final = ("PermanentRedirect", "TemporaryRedirect", "BareRedirect", "AuthorizationHeaderMalformed")
 _THROTTLED: Final = ("SlowDown", "429 Too Many Requests", "TooManyRequests")
+_ANSWER: Final = re.compile(r"<Code>(?P<code>[^<]+)</Code>\s*<Message>(?P<message>[^<]+)</Message>")
 _REGION: Final = re.compile(r"expecting \\?'([a-z0-9-]+)")
 _DENIED: Final = (
     "403 Forbidden",
@@ -71,6 +72,7 @@ _DENIED: Final = (
     "immutable due to",
 )
 _LOCKED: Final = ("ObjectLocked", "WORM", "object lock", "ObjectUnderRetention", "retention", "immutable due to")
+_NO_LOCKS: Final = ("missing ObjectLockConfiguration", "missing Object Lock Configuration")
 _FULL: Final = ("507 ", "InsufficientStorage", "QuotaExceeded", "EntityTooLarge", "No space", "XMinioStorageFull")
 _AZURE: Final = {
     "AZURE_STORAGE_ACCOUNT_NAME": "account_name",
@@ -117,7 +119,7 @@ class ObjectStoreBackend:
         self._clock = clock
         self._locks_since = clock()
         self._connect: Callable[[int], ObjectStore] = lambda seconds: connect(
-            destination, environ, _options(destination, seconds, _lock(destination, lock_days, self._locks_since))
+            destination, environ, _options(destination, seconds, self._headers())
         )
         self._writing: dict[int, ObjectStore] = {}
         self._environ = environ
@@ -175,6 +177,17 @@ class ObjectStoreBackend:
         from portal.ops.storage.s3_head import S3Head  # imported late: a fetch needs no HTTP client of Python's
 
         return S3Head.of(self._destination, self._environ)
+
+    def _headers(self) -> dict[str, str]:
+        """The headers of an upload to S3: its checksum is to be kept (objects with a lock need that), and the lock."""
+        if not self._is_s3:
+            return {}
+        headers = {"x-amz-sdk-checksum-algorithm": "SHA256"}
+        if self._lock_days:
+            until = self._locks_since + timedelta(days=self._lock_days) + _SAME_LOCK
+            headers["x-amz-object-lock-mode"] = self._destination.options.get("lock", "governance").upper()
+            headers["x-amz-object-lock-retain-until-date"] = until.strftime("%Y-%m-%dT%H:%M:%SZ")
+        return headers
 
     def _writer(self, size: int) -> ObjectStore:
         """The client for uploads of this size. Its locks have a fixed end, so it is replaced every hour."""
@@ -313,6 +326,11 @@ class ObjectStoreBackend:
                 f"the bucket {self._destination.place} is in {where}, or at another endpoint",
                 hint="Correct region= and endpoint= in BACKUP_OFFSITE_URLS.",
             )
+        if has(_NO_LOCKS):
+            return StorageError(
+                f"the bucket {self._destination.place} was created without object lock",
+                hint="Create one with object lock, or unset BACKUP_OFFSITE_LOCK.",
+            )
         if has(_THROTTLED):
             return StoreUnreachableError(
                 f"{self.shown} asks for fewer requests, also after {_RETRIES} more attempts",
@@ -348,21 +366,6 @@ def _options(
     pauses = {"init_backoff": _FIRST_PAUSE, "max_backoff": _LONGEST_PAUSE, "base": 3}
     retry = {"max_retries": _RETRIES, "retry_timeout": timedelta(seconds=_RETRY_SECONDS), "backoff": pauses}
     return {"client_options": client, "retry_config": retry}
-
-
-def _lock(destination: Destination, days: int, since: datetime) -> dict[str, str]:
-    """The headers that lock a new object, for at least so many days.
-
-    Arguments:
-        since: when the client that sends them was made.
-    """
-    if not days:
-        return {}
-    until = since + timedelta(days=days) + _SAME_LOCK
-    return {
-        "x-amz-object-lock-mode": destination.options.get("lock", "governance").upper(),
-        "x-amz-object-lock-retain-until-date": until.strftime("%Y-%m-%dT%H:%M:%SZ"),
-    }
 
 
 def _s3(destination: Destination, environ: Mapping[str, str], options: dict[str, Any]) -> ObjectStore:
@@ -414,5 +417,7 @@ def _stored(found: Any, digest: str | None = None) -> StoredObject:
 
 
 def _brief(said: str) -> str:
-    """The first line of an `obstore` message; the others are for its developers."""
+    """What the store itself says, or the first line of an `obstore` message; the others are for its developers."""
+    if answer := _ANSWER.search(said):
+        return f"{answer['code']}: {answer['message']}"[:300]
     return said.strip().partition("\n")[0][:300]
