@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 
-from portal.ops.backup.aftercare import clean_up_after_backup, copy_after_backup
+from portal.ops.backup.aftercare import CleanedUp, clean_up_after_backup, copy_after_backup
+from portal.ops.errors import BusyError
 from portal.ops.model import BackupType
-from portal.ops.repository.access_log import Action
+from portal.ops.repository.access_log import AccessLog, Action
+from portal.ops.repository.locks import locked_alone
+from portal.ops.repository.repository import Repository
+from portal.ops.restore.cleanup import CleanupJob
 from portal.ops.settings.load import Settings, load_settings
 from tests.support.kept import put_archive
 
@@ -17,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from portal.ops.repository.access_log import AccessEntry
+    from portal.ops.runtime.progress import Step
 
 SHORT = {"BACKUP_RETENTION_DAYS": "7", "BACKUP_RETENTION_COUNT": "1"}
 
@@ -92,3 +98,117 @@ def test_a_failed_copy_is_a_warning(archives: Path, tmp_path: Path) -> None:
     done = copy_after_backup(settings(archives, BACKUP_OFFSITE_URLS=f"file://{place}", BACKUP_OFFSITE_ENCRYPTION="off"))
     assert done.result is not None
     assert done.warnings[-1].startswith("off-site copies were not made: ")
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [
+        (0, []),
+        (1, ["pruned: 1 old archive, 2.0 kB: a0"]),
+        (3, ["pruned: 3 old archives, 2.0 kB: a0, a1, a2"]),
+        (4, ["pruned: 4 old archives, 2.0 kB: a0, a1, a2 and 1 more"]),
+        (1_004, ["pruned: 1,004 old archives, 2.0 kB: a0, a1, a2 and 1,001 more"]),
+    ],
+)
+def test_what_was_removed_is_one_line(count: int, told: list[str]) -> None:
+    """With three names at most; what was discarded of restores follows."""
+    names = tuple(f"a{number}" for number in range(count))
+    assert CleanedUp(names=names, freed_bytes=2_000).lines() == told
+    assert CleanedUp(names=names, freed_bytes=2_000, discarded=("x", "y")).lines() == [*told, "x", "y"]
+
+
+def test_a_prune_that_another_one_is_in_the_way_of_is_a_warning(archives: Path) -> None:
+    """It says who that is, and no failure is written into the access log."""
+    repository = Repository(archives)
+    with locked_alone(archives, "another prune is running"):
+        done = clean_up_after_backup(settings(archives))
+    assert done.names == ()
+    assert done.warnings[0].startswith("old archives were not removed: another prune of ")
+    assert list(AccessLog(repository).entries()) == []
+    assert len(list(archives.glob("*.tar.gz"))) == 3
+
+
+def test_where_nothing_is_old_nothing_is_locked(archives: Path) -> None:
+    """A look at the names is enough, and a look at the plan where archives are past their days."""
+    for environ in ({"BACKUP_RETENTION_DAYS": "40"}, {"BACKUP_RETENTION_COUNT": "3"}):
+        with locked_alone(archives, "another prune is running"):
+            done = clean_up_after_backup(settings(archives, **environ))
+        assert (done.names, done.freed_bytes, done.warnings) == ((), 0, ())
+
+
+def test_a_prune_that_fails_on_the_way_is_a_warning(archives: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has removed is told all the same."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error", "/the/wal")
+
+    monkeypatch.setattr("portal.ops.retention.prune.prune_wal", refuse)
+    done = clean_up_after_backup(settings(archives))
+    assert (len(done.names), done.freed_bytes > 0) == (2, True)
+    (warning,) = done.warnings
+    assert warning.startswith("old archives were not removed: cannot use /the/wal: input/output error")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (BusyError("it is locked"), "old archives were not removed: it is locked"),
+        (
+            OSError(errno.EIO, "Input/output error", "/there"),
+            "old archives were not removed: cannot use /there: input/output error\n"
+            "  hint: Look at the disk and the permissions of the repository; the backup is complete.",
+        ),
+        (KeyboardInterrupt(), "the prune after this backup was stopped; the next one continues it"),
+    ],
+)
+def test_whatever_ends_a_cleanup_is_a_warning(
+    archives: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, said: str
+) -> None:
+    """After the removal of archives too, which is told."""
+
+    def refuse(_: CleanupJob) -> tuple[str, ...]:
+        raise error
+
+    monkeypatch.setattr(CleanupJob, "discard_old", refuse)
+    done = clean_up_after_backup(settings(archives))
+    assert (len(done.names), done.discarded, done.warnings) == (2, (), (said,))
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (BusyError("it is locked"), "off-site copies were not made: it is locked"),
+        (OSError(errno.EIO, "Input/output error"), "off-site copies were not made: [Errno 5] Input/output error"),
+        (KeyboardInterrupt(), "the off-site copy after this backup was stopped; the next one continues it"),
+    ],
+)
+def test_whatever_ends_a_copy_is_a_warning(
+    archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, said: str
+) -> None:
+    """There is no result then."""
+
+    def refuse(*_: object) -> object:
+        raise error
+
+    monkeypatch.setattr("portal.ops.offsite.copy.CopyJob.run", refuse)
+    place = tmp_path / "copies"
+    done = copy_after_backup(settings(archives, BACKUP_OFFSITE_URLS=f"file://{place}", BACKUP_OFFSITE_ENCRYPTION="off"))
+    assert (done.result, done.warnings) == (None, (said,))
+
+
+def test_a_copy_that_is_made_is_told(archives: Path, tmp_path: Path) -> None:
+    """With what was copied, and in the name of whoever asked."""
+    place = tmp_path / "copies"
+    place.mkdir()
+    seen: list[AccessEntry] = []
+    steps: list[Step] = []
+    done = copy_after_backup(
+        settings(archives, BACKUP_OFFSITE_URLS=f"file://{place}", BACKUP_OFFSITE_ENCRYPTION="off"),
+        actor="ada",
+        observer=seen.append,
+        progress=steps.append,
+    )
+    assert done.result is not None
+    assert done.result.success
+    assert {entry.who for entry in seen} == {"ada"}
+    assert steps

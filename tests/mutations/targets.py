@@ -108,6 +108,14 @@ TARGETS: Final = (
         "archive/test_archive_round_trip repository/test_pending_archives",
     ),
     _of(
+        "backup",
+        f"{_ENGINE}/backup",
+        "aftercare changes config increment job listing loss run search strategy walk written",
+        "backup/test_source_states backup/test_backup_config backup/test_aftercare backup/test_backup_limits "
+        "backup/test_source_loss backup/test_incremental backup/test_incremental_lines backup/test_backup_requests "
+        "backup/test_backup_job backup/test_chained_full backup/test_backup_failures",
+    ),
+    _of(
         "worker-gate",
         "worker",
         "signing keys authorization moments arguments delivery rejections gate allowed_paths",
