@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from beat.heartbeat import INTERVAL_SECONDS, Heartbeat
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 NOW = datetime(2026, 11, 22, 9, 10, tzinfo=UTC)
 
@@ -89,6 +88,17 @@ def test_what_makes_no_sense_is_no_sign_of_life(heart: Heartbeat, text: str) -> 
     heart.path.unlink()
     assert heart.read() == {}
     assert heart.health("beat", NOW).facts == {}
+
+
+def test_one_that_cannot_be_begun_is_told_as_it_is(heart: Heartbeat, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That there is nothing to clean up hides no full disk."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    with pytest.raises(OSError, match="No space left on device"):
+        heart.beat(NOW)
 
 
 def test_one_that_cannot_be_written_leaves_nothing(heart: Heartbeat) -> None:
