@@ -157,6 +157,22 @@ def test_lines_are_what_the_format_says() -> None:
         '{"frame":4,"at":512,"path":"media/a","type":"file","mode":"0600","uid":0,"gid":0,"mtime_ns":1,"ctime_ns":2,'
         f'"inode":3,"size":7,"sha256":"{"ab" * 32}"}}'
     )
+    others = {
+        Member("media", MemberType.DIRECTORY, mode=0o755, frame=4): "directory",
+        Member("media/b", MemberType.SYMLINK, mode=0o755, frame=4, link="a"): "symlink",
+        Member("media/b", MemberType.HARDLINK, mode=0o755, frame=4, link="media/a"): "hardlink",
+    }
+    for member, kind in others.items():
+        link = f',"link":"{member.link}"' if member.link else ""
+        assert line_of(member).decode() == (
+            f'{{"frame":4,"at":0,"path":"{member.path}","type":"{kind}","mode":"0755","uid":0,"gid":0,"mtime_ns":0,'
+            f'"ctime_ns":0,"inode":0{link}}}'
+        )
+    extended = FILE._replace(xattrs=(("user.a", "eA=="), ("user.b", "")), sparse=((0, 512), (1024, 0)))
+    assert (
+        ',"inode":3,"xattrs":{"user.a":"eA==","user.b":""},"sparse":[[0,512],[1024,0]],"size":7,"sha256":"'
+        in line_of(extended).decode()
+    )
     assert encode_member(FILE._replace(sha256=""), "cd" * 32) == encode_member(FILE._replace(sha256="cd" * 32))
     assert index.number([], 7) == ""
     assert index.number(["a\n", "b\n"], 7) == '{"frame":7,a\n{"frame":7,b\n'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import zlib
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -159,6 +160,26 @@ def test_a_manifest_that_fits_is_one_that_can_be_written(tmp_path: Path) -> None
         member = next(reader.members())
         assert (member.path, member.size, member.mtime_ns) == (index.MANIFEST, longest, MTIME_NS)
         assert b"".join(reader.extract(member)) == manifest
+
+
+def test_an_index_is_compressed_as_it_grows(tmp_path: Path) -> None:
+    """Its frames are of the usual size, however many members there are, and whoever takes it gets all of them."""
+    names = [f"{number:04}-{'n' * 600}" for number in range(6_000)]
+    with writing(tmp_path / NAME) as written:
+        written.add([file(name, 0) for name in names])
+        found = written.writer.take_index()
+    with closing(ArchiveReader(tmp_path / NAME)) as reader:
+        data = (tmp_path / NAME).read_bytes()[reader._index_at :]
+        assert [member.path for member in reader.members()][1:] == [f"media/{name}" for name in names]
+    assert [member.path for member in found.members()] == [f"media/{name}" for name in names]
+    found.close()
+    sizes = []
+    while data:
+        inflate = zlib.decompressobj(31)
+        sizes.append(len(inflate.decompress(data)))
+        data = inflate.unused_data
+    assert sum(sizes) > 3 * MIB
+    assert max(sizes) < 2 * MIB
 
 
 @pytest.mark.parametrize("is_taken", [True, False])

@@ -93,8 +93,8 @@ TARGETS: Final = (
     _of(
         "reader",
         f"{_ENGINE}/archive",
-        "reader index frame tar plain damage read_ahead",
-        "archive/test_frames archive/test_tar_headers archive/test_index_lines archive/test_reader "
+        "reader index frame tar plain damage read_ahead open source runs links",
+        "archive/test_frames archive/test_tar_headers archive/test_index_lines archive/test_runs archive/test_reader "
         "archive/test_plain_archives archive/test_lying_indexes archive/test_hostile_archives "
         "archive/test_archive_damage archive/test_uncommon_members "
         "archive/test_archive_round_trip",

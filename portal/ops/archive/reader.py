@@ -332,8 +332,6 @@ class _Cursor:
                     path=member.path,
                 )
             )
-        header = header or index.tar_header(member, self._backup_id)
-        self._left = len(header) + member.payload_bytes + tar.padding(member.payload_bytes)
         return self.content(member, header)
 
     def expect_end(self, number: int) -> None:
