@@ -155,6 +155,18 @@ class TestAzure:
             put(backend, "a.json", b"x")
 
 
+class TestGoogle:
+    @pytest.mark.parametrize(("content", "reason"), [(None, "No such file"), ("{}", "missing field")])
+    def test_credentials_that_cannot_be_read(self, tmp_path: Path, content: str | None, reason: str) -> None:
+        """The variable that names them is the thing to look at, not the store."""
+        path = tmp_path / "account.json"
+        if content is not None:
+            path.write_text(content)
+        with pytest.raises(StoreDeniedError, match=reason) as caught:
+            open_backend(parse_destination("gs://bucket/portal"), {"GOOGLE_APPLICATION_CREDENTIALS": str(path)})
+        assert "GOOGLE_APPLICATION_CREDENTIALS" in caught.value.hint
+
+
 class TestS3:
     def test_keeps_digests_of_its_own(self, bucket_url: str) -> None:
         """The digest comes from the server, which has computed it; nothing is downloaded for it."""

@@ -72,6 +72,7 @@ _DENIED: Final = (
     "immutable due to",
 )
 _LOCKED: Final = ("ObjectLocked", "WORM", "object lock", "ObjectUnderRetention", "retention", "immutable due to")
+_NO_KEY_FILE: Final = ("service account file", "application credentials")
 _NO_LOCKS: Final = ("missing ObjectLockConfiguration", "missing Object Lock Configuration")
 _FULL: Final = ("507 ", "InsufficientStorage", "QuotaExceeded", "EntityTooLarge", "No space", "XMinioStorageFull")
 _AZURE: Final = {
@@ -299,7 +300,7 @@ class ObjectStoreBackend:
         return StorageError(f"{what} cannot be used: {_brief(said)}", hint="Look at the store itself.")
 
     def _known(self, said: str, what: str) -> StorageError | None:
-        """The error for an answer of S3 that has one cause, or None."""
+        """The error for an answer that has one cause, or None."""
 
         def has(codes: tuple[str, ...]) -> bool:
             return any(code in said for code in codes)
@@ -325,6 +326,11 @@ class ObjectStoreBackend:
             return StorageError(
                 f"the bucket {self._destination.place} is in {where}, or at another endpoint",
                 hint="Correct region= and endpoint= in BACKUP_OFFSITE_URLS.",
+            )
+        if has(_NO_KEY_FILE):
+            return StoreDeniedError(
+                f"the credentials of {self.shown} cannot be read: {_brief(said).rpartition(' error: ')[2]}",
+                hint="Look at the file that GOOGLE_APPLICATION_CREDENTIALS names.",
             )
         if has(_NO_LOCKS):
             return StorageError(
