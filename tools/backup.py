@@ -18,6 +18,7 @@ _EXAMPLES: Final = f"""examples:
   backup.sh verify latest           is the newest archive intact?
   backup.sh verify full_2024 --level dump
   backup.sh schedule                next and last run of everything that is scheduled
+  backup.sh versions scan.sarif     which versions of this file are there, and where?
   backup.sh extract latest media/tenant-a/scan.sarif --output scan.sarif
   backup.sh prune --dry-run         what would be removed, and why the rest is kept
   backup.sh pin full_2024 --reason 'before the migration'

@@ -42,7 +42,6 @@ class TestSidecar:
             DIGEST.encode(),
             f"{DIGEST[:-1]}  x.tar.gz\n".encode(),
             f"{DIGEST}0  x.tar.gz\n".encode(),
-            f"{DIGEST}  y.tar.gz\n".encode(),
             f"{DIGEST}  x.tar.gz\n{DIGEST}  x.tar.gz\n".encode(),
             DIGEST.replace(DIGEST[0], "\xff").encode("latin-1") + b"  x.tar.gz\n",
         ],
@@ -50,8 +49,15 @@ class TestSidecar:
     def test_a_damaged_one_is_refused(self, tmp_path: Path, content: bytes) -> None:
         """Whatever is not one digest and the archive's name is no sidecar of it."""
         (tmp_path / "x.tar.gz.sha256").write_bytes(content)
-        with pytest.raises(NotIntactError, match=r"the checksum file x\.tar\.gz\.sha256 is damaged, or another"):
+        with pytest.raises(NotIntactError, match=r"the checksum file x\.tar\.gz\.sha256 is damaged"):
             read_sidecar(tmp_path / "x.tar.gz")
+
+    def test_one_for_another_name_is_refused(self, tmp_path: Path) -> None:
+        """It may be another archive's; if the archive was only renamed, the hint says what its name was."""
+        (tmp_path / "x.tar.gz.sha256").write_text(f"{DIGEST}  y.tar.gz\n")
+        with pytest.raises(NotIntactError, match=r"x\.tar\.gz\.sha256 is for another name: y\.tar\.gz") as refused:
+            read_sidecar(tmp_path / "x.tar.gz")
+        assert "give both files that name again: y.tar.gz and y.tar.gz.sha256" in refused.value.hint
 
     def test_one_that_cannot_be_read_is_no_damage(self, tmp_path: Path) -> None:
         """The system's reason is told, with the name of the sidecar."""

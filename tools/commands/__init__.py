@@ -18,6 +18,7 @@ BACKUP_COMMANDS: Final = {
     "list": ("list", "list the archives, newest first", "reading the archives"),
     "status": ("status", "show the backup status; exit code 1 if a target is missed", "reading the archives"),
     "verify": ("verify", "check that an archive is intact", "reading the archive"),
+    "versions": ("versions", "show the versions of a file, and which archives have them", "searching the archives"),
     "extract": ("extract", "take one file out of an archive", "reading the archive"),
     "drill": ("drill", "test a restore: restore, compare everything, remove it", "preparing the drill"),
     "prune": ("prune", "remove the archives that the retention policy does not keep", "deciding what to keep"),

@@ -34,10 +34,16 @@ def read_sidecar(archive: Path) -> str | None:
     except OSError as error:
         raise explain(error, "cannot read", sidecar_of(archive)) from error
     found = _SIDECAR.fullmatch(text)
-    if not found or Path(found[2]).name != archive.name:
+    if not found:
         raise NotIntactError(
-            f"the checksum file {sidecar_of(archive).name} is damaged, or another archive's",
+            f"the checksum file {sidecar_of(archive).name} is damaged",
             hint="Transfer the archive and its .sha256 file again from where they were made.",
+        )
+    if (named := Path(found[2]).name) != archive.name:
+        raise NotIntactError(
+            f"the checksum file {sidecar_of(archive).name} is for another name: {named}",
+            hint=f"If the archive was renamed, give both files that name again: {named} and {named}{SIDECAR_SUFFIX}. "
+            "Otherwise transfer them again from where they were made.",
         )
     return found[1]
 
