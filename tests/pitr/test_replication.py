@@ -10,7 +10,7 @@ import pytest
 
 from portal.ops.errors import BusyError
 from portal.ops.pitr import replication
-from portal.ops.pitr.replication import drop_slot, ensure_slot, position
+from portal.ops.pitr.replication import allow_replication, drop_slot, ensure_slot, hba_name, position
 from tests.support.wal_servers import WalPortal, wal_portal
 
 if TYPE_CHECKING:
@@ -75,3 +75,24 @@ def test_lost_slot_that_stays_in_use_is_named(portal: WalPortal, monkeypatch: py
         with pytest.raises(BusyError, match="another session holds it") as caught:
             ensure_slot(connection, "held")
         assert "pg_terminate_backend" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("role", "written"),
+    [
+        ("receiver", "receiver"),
+        ("kekkai-wal.1", "kekkai-wal.1"),
+        ("wal receiver", '"wal receiver"'),
+        ("all", '"all"'),
+        ("+wal", '"+wal"'),
+        ('o"dd', '"o""dd"'),
+    ],
+)
+def test_a_role_as_pg_hba_has_it(role: str, written: str) -> None:
+    """A name that means something else there, or ends early, is quoted."""
+    assert hba_name(role) == written
+
+
+def test_the_statement_for_a_role_that_has_to_be_quoted() -> None:
+    """A quote in the name does not end it."""
+    assert allow_replication('o"dd') == 'ALTER ROLE "o""dd" REPLICATION;'

@@ -10,8 +10,10 @@ from portal.ops.postgres.dump_contents import (
     MOST_SHARES,
     divide,
     needs_administrator,
+    partitions_first,
     roles_of,
     share_out,
+    split_after,
     statements_without,
 )
 from portal.ops.postgres.toc import Entry, Section
@@ -172,3 +174,47 @@ def test_statistics_are_apart() -> None:
     division = divide([*CONTENTS, columns, expression])
     assert division.statistics == (columns, expression)
     assert not {3440, 3441} & {*numbers(division.rows), *numbers(division.after)}
+
+
+def test_what_acts_on_rows_of_other_tables_waits_for_all_rows() -> None:
+    """Unvalidated constraints, triggers, rules and statistics come last, each with its comments."""
+    after = [
+        entry(1, "INDEX", "by_name", definition="CREATE INDEX by_name ON finding (name);\n"),
+        entry(2, "CHECK CONSTRAINT", "amount positive"),
+        entry(3, "COMMENT", "CONSTRAINT positive ON amount", 2),
+        entry(4, "CONSTRAINT", "p nn", definition="ALTER TABLE p\n    ADD CONSTRAINT nn NOT NULL a NOT VALID;\n\n\n"),
+        entry(5, "FK CONSTRAINT", "p fk", definition="ALTER TABLE p\n    ADD FOREIGN KEY (a) REFERENCES q(a);\n"),
+        entry(6, "FK CONSTRAINT", "p late", definition="ALTER TABLE p\n    ADD FOREIGN KEY (a) NOT VALID;\n"),
+        entry(7, "TRIGGER", "p noted"),
+        entry(8, "RULE", "p kept"),
+        entry(9, "COMMENT", "RULE kept ON p", 8),
+        entry(10, "STATISTICS", "both"),
+    ]
+    at_once, waiting = split_after(after)
+    assert numbers(at_once) == [1, 5]
+    assert numbers(waiting) == [2, 3, 4, 6, 7, 8, 9, 10]
+
+
+def test_constraints_of_partitions_come_before_those_of_their_tables() -> None:
+    """Only these change places with each other: a dump drops in reverse, and a partition's cannot be dropped first."""
+    entries = [
+        entry(1, "CONSTRAINT", "m m_pkey"),
+        entry(2, "INDEX", "by_name"),
+        entry(3, "CONSTRAINT", "z z_pkey"),
+        entry(4, "CONSTRAINT", "free free_pkey"),
+        entry(5, "CONSTRAINT", "a a_pkey"),
+        entry(6, "INDEX ATTACH", "z_pkey", 3, 1),
+        entry(7, "INDEX ATTACH", "a_pkey", 5, 3),
+        entry(8, "INDEX ATTACH", "i_1", 2),
+    ]
+    assert numbers(partitions_first(entries)) == [5, 2, 3, 4, 1, 6, 7, 8]
+
+
+def test_constraints_with_the_same_name_in_two_schemas() -> None:
+    """A partition in another schema than its table may have a constraint of the same name."""
+    entries = [
+        entry(1, "CONSTRAINT", "m key", schema="public"),
+        entry(2, "CONSTRAINT", "m key", schema="archive"),
+        entry(3, "INDEX ATTACH", "key", 2, 1, schema="archive"),
+    ]
+    assert numbers(partitions_first(entries)) == [2, 1, 3]

@@ -17,10 +17,12 @@ from portal.ops.postgres.dump import open_dump
 from portal.ops.postgres.failures import explain_dump_failure
 from portal.ops.postgres.pg_restore import explain_failure
 from portal.ops.postgres.table_names import normal_name, split_name, table_name
+from portal.ops.restore.scratch_dump import ScratchDump
 from tests.support.restoring import ask, execute
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from demo.postgres import EmbeddedPostgres
     from portal.ops.runtime.process import SystemRunner
@@ -107,6 +109,29 @@ def test_a_function_that_needs_a_path_is_named(
         (warning,) = [one for one in source.facts.warnings if "fails in a restore" in one]
     assert "constraint looks of public.named" in warning
     assert "ALTER FUNCTION public.look(text) SET search_path" in warning
+
+
+def test_a_dump_has_the_encoding_of_the_database(
+    portal_database: DatabaseTarget, postgres: EmbeddedPostgres, runner: SystemRunner, tmp_path: Path
+) -> None:
+    """A client encoding that is set for the database or the user, and has fewer characters, does not stop a dump."""
+    execute(
+        portal_database,
+        "CREATE TABLE snow (man text)",
+        "INSERT INTO snow VALUES ('\u2603')",
+        f"ALTER DATABASE {portal_database.name} SET client_encoding = 'latin1'",
+    )
+    with open_dump(portal_database, runner=runner, bin_dir=postgres.bin_dir, timeout_seconds=60) as source:
+        content = source.stdout.read()
+        assert source.finish().row_counts["public.snow"] == 1
+    with (
+        ScratchDump(portal_database, 17, runner=runner, bin_dir=postgres.bin_dir) as scratch,
+        scratch.dump(tmp_path / "unused", lambda _: None).open() as pieces,
+    ):
+        recovered = b"".join(pieces)
+    for dump in (content, recovered):
+        assert "\u2603".encode() in dump
+        assert b"SET client_encoding = 'UTF8'" in dump
 
 
 @pytest.mark.parametrize(

@@ -445,6 +445,18 @@ class TestConnection:
         assert "hides rows" in text
         assert "BYPASSRLS" in text
 
+    def test_a_role_that_the_session_is_given(self, visitor: DatabaseTarget, portal_database: DatabaseTarget) -> None:
+        """The role whose privileges count is named, and is the one that needs them."""
+        execute(
+            portal_database,
+            f"GRANT pg_read_all_data TO {visitor.user}",
+            f"GRANT pg_monitor TO {visitor.user}",
+            f"ALTER ROLE {visitor.user} IN DATABASE {visitor.name} SET role = pg_monitor",
+        )
+        text = self.refused(visitor, AccessDeniedError)
+        assert f"user {visitor.user}, who acts as role pg_monitor, may not read" in text
+        assert 'GRANT pg_read_all_data TO "pg_monitor"' in text
+
     def test_a_reader_of_all_data_is_enough(self, visitor: DatabaseTarget, portal_database: DatabaseTarget) -> None:
         """The privilege that the hint names is enough."""
         execute(portal_database, f"GRANT pg_read_all_data TO {visitor.user}")

@@ -5,6 +5,7 @@ The role needs REPLICATION; nothing here needs a superuser.
 
 from __future__ import annotations
 
+import re
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import psycopg
 from psycopg.rows import class_row
+from psycopg.sql import Identifier
 
 from portal.ops.errors import AccessDeniedError, BusyError, ConfigurationError
 from portal.ops.pitr.lsn import parse_lsn
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 SLOT: Final = "kekkai_backup"
 LOST: Final = "lost"
+
+_PLAIN_NAME: Final = re.compile(r"(?!all$|replication$|sameuser$|samerole$)\w[\w.-]*", re.ASCII)
 
 _SLOT_LOOKS: Final = 20
 _SLOT_PAUSE_SECONDS: Final = 0.05
@@ -195,6 +199,19 @@ def may_replicate(connection: Connection) -> bool:
     return bool(may)
 
 
+def allow_replication(role: str) -> str:
+    """The statement that lets a role receive WAL."""
+    return f"ALTER ROLE {Identifier(role).as_string(None)} REPLICATION;"
+
+
+def hba_name(role: str) -> str:
+    """A role's name as it is written in ``pg_hba.conf``."""
+    if _PLAIN_NAME.fullmatch(role):
+        return role
+    doubled = role.replace('"', '""')
+    return f'"{doubled}"'
+
+
 def check(connection: Connection, target: DatabaseTarget) -> ServerSettings:
     """Return the settings if they permit receiving WAL safely.
 
@@ -205,7 +222,7 @@ def check(connection: Connection, target: DatabaseTarget) -> ServerSettings:
     if not may_replicate(connection):
         raise AccessDeniedError(
             f"role {target.user} may not receive WAL",
-            hint=f'As an administrator: ALTER ROLE "{target.user}" REPLICATION; or set BACKUP_REPLICATION_URL.',
+            hint=f"As an administrator: {allow_replication(target.user)} or set BACKUP_REPLICATION_URL.",
         )
     settings = read_settings(connection)
     wrong = list(faults(settings))

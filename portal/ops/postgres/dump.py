@@ -118,6 +118,7 @@ def _open(
         sizes = table_sizes(connection, tables)
         facts = read_source_facts(connection)
         command = _command(tool, server.major, target, snapshot, min(lock_seconds, _QUEUED_SECONDS))
+        command += encoding_options(connection)
         process = runner.start(command, environment=libpq_environment(target))
         opened.callback(process.stdout.close)
         opened.callback(process.kill)
@@ -325,6 +326,11 @@ def statistics_options(tool: ClientTool, server_major: int) -> list[str]:
     A server that would refuse them gets none in its dumps, so that plain pg_restore can restore these to it.
     """
     return ["--statistics"] if min(tool.major, server_major) >= _STATISTICS_SINCE else []
+
+
+def encoding_options(connection: Connection) -> list[str]:
+    """The option with which pg_dump writes the database's own encoding, whatever `client_encoding` is set for it."""
+    return [f"--encoding={connection.info.parameter_status('server_encoding')}"]
 
 
 def _milliseconds(seconds: float) -> int:

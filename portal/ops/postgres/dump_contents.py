@@ -63,6 +63,9 @@ _ADMINISTRATORS_CODE: Final = re.compile(r'\bLANGUAGE "?(c|internal)\b')
 _BASE_TYPE: Final = re.compile(r"^CREATE TYPE .* \(\s+INTERNALLENGTH", re.DOTALL)
 _EVERY_TABLE: Final = re.compile(r"\bFOR ALL TABLES\b")
 
+_BEHIND_ALL_ROWS: Final = ("STATISTICS", "RULE", "TRIGGER", "CHECK CONSTRAINT")
+_NOT_VALID: Final = re.compile(r"\bNOT VALID;\s*\Z")
+
 _ROLE: Final = r'"(?:[^"]|"")+"|[^\s",;]+'
 _GRANTEE: Final = re.compile(rf"\b(?:TO|FROM) ({_ROLE})(?: WITH GRANT OPTION)?(?: GRANTED BY (?:{_ROLE}))?;?$")
 _OTHER_ROLES: Final = re.compile(rf"^SET SESSION AUTHORIZATION ({_ROLE});?$|\bDEFAULT PRIVILEGES FOR ROLE ({_ROLE})")
@@ -139,6 +142,49 @@ def divide(
         last=runs(entry for entry in kept if entry.number in late),
         roleless=tuple(entry for entry in chosen if entry.number in roleless),
     )
+
+
+def split_after(after: Iterable[Entry]) -> tuple[list[Entry], list[Entry]]:
+    """Split what follows the rows: what may be made while other tables are loaded, and what has to wait for all rows.
+
+    pg_restore waits for the rows of the table that an entry names. But constraints and triggers of a domain or a
+    partitioned table act on rows of other tables: unvalidated constraints would refuse them, triggers would fire.
+    Statistics and rules wait too, since the future owner makes them.
+    """
+    entries = list(after)
+    waiting = _with_followers(
+        entries, lambda entry: entry.kind in _BEHIND_ALL_ROWS or _NOT_VALID.search(entry.definition) is not None
+    )
+    return (
+        [entry for entry in entries if entry.number not in waiting],
+        [entry for entry in entries if entry.number in waiting],
+    )
+
+
+def partitions_first(entries: Sequence[Entry]) -> list[Entry]:
+    """Put constraints of partitions before those of their tables, in the places that these constraints have together.
+
+    pg_restore drops in reverse order, and a partition's constraint can only be dropped with that of its table.
+    """
+    by_number = {entry.number: entry for entry in entries if entry.kind == "CONSTRAINT"}
+    parents: dict[int, int] = {}
+    for attach in entries:
+        if attach.kind == "INDEX ATTACH":
+            # The constraint's name is preceded by its table's.
+            bound = attach.needs & by_number.keys()
+            own = {number for number in bound if _is_on(attach, by_number[number])}
+            if len(own) == 1:
+                parents |= {child: parent for child in own for parent in bound - own}
+    bound_ones = parents.keys() | set(parents.values())
+
+    def depth(entry: Entry) -> int:
+        number, found = entry.number, 0
+        while number in parents:
+            number, found = parents[number], found + 1
+        return found
+
+    ordered = iter(sorted((entry for entry in entries if entry.number in bound_ones), key=depth, reverse=True))
+    return [next(ordered) if entry.number in bound_ones else entry for entry in entries]
 
 
 def needs_administrator(entry: Entry, trusted: Collection[str] = ()) -> bool:
@@ -233,6 +279,10 @@ def _movable(entries: Sequence[Entry], large: Mapping[str, int]) -> dict[int, in
     bound |= {number for number, entry in rows.items() if entry.needs & rows.keys()}
     names = {number: table_name(entry.schema, entry.name) for number, entry in rows.items() if number not in bound}
     return {number: large[name] for number, name in names.items() if name in large}
+
+
+def _is_on(attach: Entry, constraint: Entry) -> bool:
+    return constraint.schema == attach.schema and constraint.name.endswith(f" {attach.name}")
 
 
 def _with_followers(entries: Sequence[Entry], is_wanted: _Predicate) -> set[int]:

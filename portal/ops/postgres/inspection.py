@@ -81,17 +81,22 @@ def check_readable(connection: Connection) -> None:
     Raises:
         AccessDeniedError: it names some unreadable objects, and the statement that grants access.
     """
-    user = Identifier(connection.info.user).as_string(connection)
+    row = connection.execute("SELECT current_user").fetchone()
+    assert row is not None
+    role = row[0]
+    user = Identifier(role).as_string(connection)
+    # ALTER ROLE … SET role and ALTER DATABASE … SET role make a session another role's.
+    who = role if role == connection.info.user else f"{connection.info.user}, who acts as role {role},"
     unreadable = [name for (name,) in connection.execute(_UNREADABLE)]
     if unreadable:
         raise AccessDeniedError(
-            f"user {connection.info.user} may not read {_some(unreadable)}",
+            f"user {who} may not read {_some(unreadable)}",
             hint=f"as an administrator: {_grant(user, connection.info.server_version // 10000)}",
         )
     hidden = [name for (name,) in connection.execute(_HIDDEN_BY_POLICY)]
     if hidden:
         raise AccessDeniedError(
-            f"row security hides rows from user {connection.info.user} in {_some(hidden)}",
+            f"row security hides rows from user {who} in {_some(hidden)}",
             hint=f"as an administrator: ALTER ROLE {user} BYPASSRLS",
         )
 

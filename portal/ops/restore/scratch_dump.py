@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Self
 from portal.ops.errors import DumpFailedError, OpsError
 from portal.ops.postgres.client_tools import find_client
 from portal.ops.postgres.connection import connect, conninfo, libpq_environment
-from portal.ops.postgres.dump import statistics_options
+from portal.ops.postgres.dump import encoding_options, statistics_options
 from portal.ops.postgres.dump_file import Dump
 from portal.ops.postgres.explained import explained_errors
 from portal.ops.postgres.failures import explain_dump_failure
@@ -82,6 +82,8 @@ class ScratchDump:
         assert self._tool is not None
         command = [str(self._tool.path), "--format=custom", "--compress=0", "--no-password"]
         command += [*statistics_options(self._tool, self._major), f"--dbname={conninfo(self._target)}"]
+        with connect(self._target) as connection:
+            command += encoding_options(connection)
         return _Stream(self._runner.start(command, environment=libpq_environment(self._target)))
 
 

@@ -19,8 +19,10 @@ from portal.ops.pitr.look import look
 from portal.ops.pitr.replication import (
     SLOT,
     ServerSettings,
+    allow_replication,
     cluster_bytes,
     faults,
+    hba_name,
     may_replicate,
     named,
     position,
@@ -79,7 +81,7 @@ class PitrChecks:
             settings = read_settings(connection)
             wrong = list(faults(settings))
             if not may_replicate(connection):
-                statement = f'ALTER ROLE "{self._target.user}" REPLICATION;'
+                statement = allow_replication(self._target.user)
                 wrong.insert(0, (f"role {self._target.user} lacks REPLICATION", statement))
         if wrong:
             what = "; ".join(what for what, _ in wrong)
@@ -106,8 +108,8 @@ class PitrChecks:
         said = (asked.stderr.strip().splitlines() or ["it says nothing"])[-1]
         address = peer[0] if peer and peer[0] else ""
         place = f"{address}/{128 if ':' in address else 32}" if address else ""
-        line = f"host replication {self._target.user} {place} scram-sha-256" if place else ""
-        line = line or f"local replication {self._target.user} scram-sha-256"
+        role = hba_name(self._target.user)
+        line = f"host replication {role} {place} scram-sha-256" if place else f"local replication {role} scram-sha-256"
         add = f"Add this line to the server's pg_hba.conf, then SELECT pg_reload_conf(): {line}"
         if "pg_hba.conf" not in said:
             add = f"The reason is the server's own. If it is pg_hba.conf that refuses: {add[0].lower()}{add[1:]}"

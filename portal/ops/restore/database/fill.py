@@ -24,7 +24,7 @@ from psycopg.sql import SQL, Identifier
 
 from portal.ops.errors import RestoreError
 from portal.ops.postgres.connection import connect
-from portal.ops.postgres.dump_contents import divide, share_out, statements_without
+from portal.ops.postgres.dump_contents import divide, share_out, split_after, statements_without
 from portal.ops.postgres.pg_restore import listed
 from portal.ops.postgres.server import read_me, restoring_errors
 from portal.ops.postgres.surroundings import look_around
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from portal.ops.settings.database_url import DatabaseTarget
 
 _NAMED: Final = 3
-_HAVE_OWNERS: Final = ("STATISTICS", "RULE")
 
 
 @contextmanager
@@ -158,10 +157,9 @@ class Filling:
         self.warnings += self._around.warnings()
 
     def _fill_from_file(self) -> None:
-        """Load rows and build indexes together; objects with an owner of their own follow."""
+        """Load rows and build indexes together; then make what has to wait for all rows."""
         division = self._division
-        owned = [entry for entry in division.after if entry.kind in _HAVE_OWNERS]
-        others = [entry for entry in division.after if entry.kind not in _HAVE_OWNERS]
+        at_once, waiting = split_after(division.after)
         try:
             with ThreadPoolExecutor(1, thread_name_prefix="save-dump") as thread:
                 saving = thread.submit(self._dump.save)  # this thread starts programs: they end with it
@@ -173,11 +171,11 @@ class Filling:
                         f"cannot write the dump to {self._dump.path}: {system_reason(error)}",
                         hint="make room in the repository, and start the restore again",
                     ) from error
-            at_once = f"--jobs={self._jobs}"
-            self._run([*division.rows, *others], at_once, as_administrator=True, file=self._dump.path)
+            jobs = f"--jobs={self._jobs}"
+            self._run([*division.rows, *at_once], jobs, as_administrator=True, file=self._dump.path)
         finally:
             self._dump.path.unlink(missing_ok=True)
-        self._run(owned)
+        self._run(waiting)
 
     def _run_each(self, runs: Iterable[Run]) -> None:
         for run in runs:

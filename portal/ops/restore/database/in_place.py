@@ -3,10 +3,10 @@
     1 make a safety dump of the live database, and record the oids of its tables
     2 run pg_restore in one transaction; end sessions that block it
 
-Tables that the backup does not know stay. So do extensions that exist already, and schemas with such tables: they
-cannot be dropped. Default privileges of the live database apply to restored tables too. A restored table has a new oid,
-which shows after a crash whether the transaction was committed. The rollback is one transaction too: it drops the
-objects that the restore created, and restores the safety dump.
+Tables that the backup does not know stay. So do extensions that exist already, and schemas with any of these or with
+other objects that the backup does not know: they cannot be dropped. Default privileges of the live database apply to
+restored tables too. A restored table has a new oid, which shows after a crash whether the transaction was committed.
+The rollback is one transaction too: it drops the objects that the restore created, and restores the safety dump.
 
 A rollback loses what is written between the safety dump and the restore's transaction, so stop the portal during the
 restore.
@@ -24,7 +24,13 @@ from portal.ops.errors import RepositoryError, RestoreError
 from portal.ops.hints import Advice
 from portal.ops.postgres.connection import connect
 from portal.ops.postgres.dump import open_dump
-from portal.ops.postgres.dump_contents import EVENT_TRIGGER, EXTENSION, STATISTICS, needs_administrator
+from portal.ops.postgres.dump_contents import (
+    EVENT_TRIGGER,
+    EXTENSION,
+    STATISTICS,
+    needs_administrator,
+    partitions_first,
+)
 from portal.ops.postgres.dump_file import read_file_contents
 from portal.ops.postgres.row_counts import list_tables
 from portal.ops.postgres.server import read_me, restoring_errors
@@ -40,6 +46,7 @@ if TYPE_CHECKING:
 
     from psycopg.sql import Composed
 
+    from portal.ops.postgres.connection import Connection
     from portal.ops.postgres.dump import DatabaseDump
     from portal.ops.postgres.pg_restore import Restorer
     from portal.ops.postgres.row_counts import Table
@@ -51,11 +58,21 @@ _DUMP_SECONDS: Final = 6 * 3600.0
 _READ_BYTES: Final = 1 << 20
 
 _EXTENSIONS: Final = "SELECT extname FROM pg_extension"
-_RELATIONS: Final = """
-    SELECT n.nspname, c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-    WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
-      AND NOT EXISTS (
-        SELECT FROM pg_depend AS d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+_EXTENSION_SCHEMAS: Final = """
+    SELECT n.nspname FROM pg_extension AS e JOIN pg_namespace AS n ON n.oid = e.extnamespace
+"""
+# Relations, functions and types of users; not what belongs to an extension or follows from a type.
+_OBJECTS: Final = """
+    SELECT n.nspname, o.name
+    FROM (SELECT 'pg_class'::regclass::oid, oid, relnamespace, relname FROM pg_class
+          WHERE relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
+          UNION ALL SELECT 'pg_proc'::regclass, oid, pronamespace, proname FROM pg_proc
+          UNION ALL SELECT 'pg_type'::regclass, oid, typnamespace, typname FROM pg_type
+          WHERE (typtype IN ('b', 'd', 'e', 'r') AND typelem = 0)
+          OR (SELECT relkind FROM pg_class WHERE oid = typrelid) = 'c') AS o (catalog, oid, namespace, name)
+    JOIN pg_namespace AS n ON n.oid = o.namespace
+    WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND NOT EXISTS (
+        SELECT FROM pg_depend AS d WHERE d.classid = o.catalog AND d.objid = o.oid AND d.deptype IN ('e', 'i'))
 """
 _EXTENSION_TABLES: Final = """
     SELECT n.nspname, c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -70,7 +87,11 @@ _THEIR_SEQUENCES: Final = """
     WHERE s.relkind = 'S' AND d.refclassid = 'pg_class'::regclass
 """
 _SEQUENCE_KINDS: Final = ("SEQUENCE", "SEQUENCE OWNED BY", "SEQUENCE SET")
-_RELATION_KINDS: Final = ("TABLE", "VIEW", "MATERIALIZED VIEW", "FOREIGN TABLE")
+_FUNCTION_KINDS: Final = ("FUNCTION", "PROCEDURE", "AGGREGATE")
+_OBJECT_KINDS: Final = (
+    *("TABLE", "VIEW", "MATERIALIZED VIEW", "FOREIGN TABLE", "SEQUENCE", "TYPE", "SHELL TYPE", "DOMAIN"),
+    *_FUNCTION_KINDS,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +220,7 @@ def roll_back(target: DatabaseTarget, before: Before, *, restorer: Restorer, res
 
 
 def wanted_entries(target: DatabaseTarget, entries: Sequence[Entry]) -> list[Entry]:
-    """Leave out dump entries that must not be dropped: existing extensions, and schemas with newer tables.
+    """Leave out dump entries that must not be dropped: existing extensions, their schemas, schemas with newer objects.
 
     Also left out: for users who are not superusers, whatever only a superuser creates; the contents of tables that
     belong to an existing extension, with their sequences; and the planner's statistics, which are gathered anew. Event
@@ -207,18 +228,16 @@ def wanted_entries(target: DatabaseTarget, entries: Sequence[Entry]) -> list[Ent
     """
     with connect(target) as connection, restoring_errors(target):
         extensions = {str(name) for (name,) in connection.execute(_EXTENSIONS)}
-        relations = connection.execute(_RELATIONS).fetchall()
+        kept_schemas = _kept_schemas(connection, entries)
         is_superuser = read_me(connection).superuser
         tables = {(str(schema), str(name)) for schema, name in connection.execute(_EXTENSION_TABLES)}
         sequences = {(str(schema), str(name)) for schema, name in connection.execute(_THEIR_SEQUENCES)}
-    known = {(entry.schema, entry.name) for entry in entries if entry.kind in _RELATION_KINDS}
-    newer = {schema for schema, name in relations if (schema, name) not in known}
     kept = {
         entry.number
         for entry in entries
         if entry.kind == STATISTICS
         or (entry.kind == EXTENSION and entry.name in extensions)
-        or (entry.kind == "SCHEMA" and entry.name in newer)
+        or (entry.kind == "SCHEMA" and entry.name in kept_schemas)
         or (entry.kind == "TABLE DATA" and (entry.schema, entry.name) in tables)
         or (entry.kind in _SEQUENCE_KINDS and (entry.schema, entry.name) in sequences)
         or (entry.kind != EXTENSION and not is_superuser and needs_administrator(entry))
@@ -227,7 +246,19 @@ def wanted_entries(target: DatabaseTarget, entries: Sequence[Entry]) -> list[Ent
         entry for entry in entries if entry.number not in kept and not (entry.kind == "COMMENT" and entry.needs & kept)
     ]
     acting = {entry.number for entry in wanted if entry.kind == EVENT_TRIGGER}
-    return sorted(wanted, key=lambda entry: entry.number in acting or bool(entry.needs & acting))
+    wanted.sort(key=lambda entry: entry.number in acting or bool(entry.needs & acting))
+    return partitions_first(wanted)
+
+
+def _kept_schemas(connection: Connection, entries: Sequence[Entry]) -> set[str]:
+    """The schemas that contain extensions, or objects that the dump does not know."""
+    known = {
+        (entry.schema, entry.name.partition("(")[0] if entry.kind in _FUNCTION_KINDS else entry.name)
+        for entry in entries
+        if entry.kind in _OBJECT_KINDS
+    }
+    kept = {str(schema) for (schema,) in connection.execute(_EXTENSION_SCHEMAS)}
+    return kept | {str(schema) for schema, name in connection.execute(_OBJECTS) if (schema, name) not in known}
 
 
 def _drop(tables: list[Table]) -> Composed | None:
