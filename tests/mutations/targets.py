@@ -110,8 +110,9 @@ TARGETS: Final = (
     _of(
         "backup",
         f"{_ENGINE}/backup",
-        "aftercare changes config increment job listing loss run search strategy walk written",
-        "backup/test_source_states backup/test_backup_config backup/test_aftercare backup/test_backup_limits "
+        "aftercare changes collect config increment job listing loss run search strategy walk written",
+        "backup/test_source_states backup/test_backup_config backup/test_manifest_facts backup/test_aftercare "
+        "backup/test_backup_limits "
         "backup/test_source_loss backup/test_incremental backup/test_incremental_lines backup/test_backup_requests "
         "backup/test_backup_job backup/test_chained_full backup/test_backup_failures",
     ),
