@@ -172,3 +172,45 @@ def test_how_much_is_in_a_plain_archive_is_not_known(tmp_path: Path) -> None:
     """It would have to be read for that."""
     repacked(tmp_path, replace(FULL, details={"media": {"bytes": 7}}), "media/a")
     assert Expected([tmp_path / NAME])() is None
+
+
+def dump_by(version: bytes, size: int) -> bytes:
+    """The head of a dump in the custom format by that pg_dump, and zeros up to a size."""
+    texts = (b"defectdojo", b"17.2", version)
+    head = b"PGDMP" + bytes([1, 15, 0, 4, 8, 1, 0]) + 7 * bytes(5)
+    head += b"".join(b"\0" + len(text).to_bytes(4, "little") + text for text in texts)
+    return head.ljust(size, b"\0")
+
+
+@pytest.mark.parametrize(
+    ("ending", "size", "damages"),
+    [
+        ("cat > /dev/null", 3_000_000, []),
+        ("cat > /dev/null; exit 1", 3_000_000, ["database.sql: pg_restore cannot decode it (it says nothing)"]),
+        (
+            "exec 0<&-; printf 'one\\ntwo\\n\\n' >&2; exit 1",
+            3_000_000,
+            ["database.sql: pg_restore cannot decode it (two)"],
+        ),
+        ("exec 0<&-; exit 0", 3_000_000, []),
+        ("cat > /dev/null; exit 1", 100, ["database.sql: pg_restore cannot decode it (it says nothing)"]),
+    ],
+)
+def test_what_pg_restore_says_of_a_dump(tmp_path: Path, ending: str, size: int, damages: list[str]) -> None:
+    """Its last words are the reason; the rest of the content is read even if it does not listen any more."""
+    program = tmp_path / "bin" / "pg_restore"
+    program.parent.mkdir()
+    program.write_text(
+        f'#!/bin/sh\nif [ "$1" = --version ]; then echo "pg_restore (PostgreSQL) 17.2"; exit; fi\n{ending}\n'
+    )
+    program.chmod(0o755)
+    (tmp_path / "dump").write_bytes(dump_by(b"17.2 (Debian)", size))
+    with compressor_pool() as pool:
+        path = write_archive(tmp_path / NAME, pool, Recipe(dump=tmp_path / "dump"))
+    told: list[int] = []
+    found = Verifier(pg_bin_dir=program.parent, advance=told.append).verify(path, VerifyLevel.DUMP)
+    assert said(found) == damages
+    assert (found.level, found.files, found.content_bytes) == (VerifyLevel.DUMP, 1, size)
+    assert found.manifest is not None
+    assert sum(told) == size + len(found.manifest.encode())
+    assert Verifier(pg_bin_dir=tmp_path).verify(path, VerifyLevel.CONTENTS).intact
