@@ -14,6 +14,7 @@ from portal.ops.errors import ConfigurationError, SourceError
 from portal.ops.manifest import Manifest
 from portal.ops.model import RESTORE_DIRECTORY, Component
 from portal.ops.repository.repository import Repository
+from tests.support.kept import packed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -117,6 +118,10 @@ def test_the_last_state_is_that_of_the_newest_archive_that_can_be_read(uploads: 
     assert (found.files, found.backup_id) == (4, second.backup_id)
     assert {"device": found.device, "is_mount": found.is_mount} == place_of(uploads.root)
     assert last_state(repository, AUDIT_LOGS) is None
+    broken = "media_20300101_000000_abcdef"
+    uploads.archive(broken).write_bytes(packed(broken, b"[]"))
+    uploads.archive("copy").write_bytes(b"garbage")
+    assert last_state(repository, MEDIA) == found
     uploads.archive(second.backup_id).write_bytes(b"garbage")
     found = last_state(repository, MEDIA)
     assert found is not None

@@ -128,12 +128,15 @@ def _try(target: Target, count: int, seed: int) -> Tally:
 
 
 def _drawn(module: Path, chance: Random) -> Iterator[tuple[int, Mutation]]:
-    """Mutations in a random order, one at each place, with their lines; without those that leave no program at all."""
+    """Mutations in a random order, one at each place, with their lines; without those that leave no program at all.
+
+    Cosmic Ray cannot replace an exception that is named with its module: that is an AttributeError.
+    """
     places = list(mutations(module).items())
     source = module.read_text()
     for ((line, _), _), found in chance.sample(places, len(places)):
         mutation = chance.choice(found)
-        with suppress(SyntaxError):
+        with suppress(SyntaxError, AttributeError):
             ast.parse(mutate_code(source, mutation.operator, mutation.occurrence))
             yield line, mutation
 
