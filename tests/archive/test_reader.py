@@ -388,6 +388,8 @@ def test_a_thread_that_still_works_is_not_waited_for() -> None:
         assert begun.wait(60)
     assert not job.done()
     done.set()
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        thread.submit(work)
 
 
 def test_a_hard_link_has_no_content(tmp_path: Path) -> None:

@@ -9,21 +9,24 @@ import time
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from portal.ops.archive.reader import ArchiveReader
 from portal.ops.backup.job import BackupConfig, BackupJob
 from portal.ops.backup.loss import place_of
 from portal.ops.backup.run import BackupRequest
+from portal.ops.backup.strategy import ChainedFull
 from portal.ops.manifest import WARNING_BYTES
 from portal.ops.model import DELETED, BackupType, Component
 from tests.support.events import Events
 from tests.support.incrementals import Uploads, deleted, held, manifest_of, succeeded
+from tests.support.kept import put_archive
 
 if TYPE_CHECKING:
     import pytest
 
     from portal.ops.archive.index import Member
+    from portal.ops.repository.pending import PendingArchive
 
 NOON = datetime(2026, 1, 2, 12, 0, 0, 654_321, tzinfo=UTC)
 SECOND = 1_000_000_000
@@ -126,6 +129,24 @@ def test_a_base_is_remembered_where_others_follow(uploads: Uploads) -> None:
     assert request.backup_id.type is BackupType.AUDIT_LOGS
     assert succeeded(BackupJob(config)._run(BackupType.AUDIT_LOGS, NOON, None)).components == ("audit_logs",)
     assert head(uploads) == [(second.backup_id,)]
+
+
+def test_the_first_full_backup_expects_nothing(uploads: Uploads) -> None:
+    """Nobody knows how much its database has; complete ones are no measure of one that follows another."""
+    job = uploads.job()
+    job.repository.prepare()
+    strategy = ChainedFull(
+        repository=job.repository,
+        config=job.config,
+        components=(Component.MEDIA,),
+        moment=NOON,
+        pending=cast("PendingArchive", None),
+        check_space=lambda _: None,
+        advance=lambda _: None,
+    )
+    assert strategy.expected_bytes == 0
+    put_archive(uploads.archives, BackupType.FULL, NOON)
+    assert (strategy.expected_bytes, strategy.is_settled, strategy.warnings) == (0, False, ())
 
 
 def test_a_request_is_known_by_its_moment_and_id(uploads: Uploads) -> None:

@@ -68,6 +68,9 @@ class TestWriteDurably:
         before = len(os.listdir("/proc/self/fd"))
         sync_directory(tmp_path)
         assert len(os.listdir("/proc/self/fd")) == before
+        (tmp_path / "file").touch()
+        with pytest.raises(NotADirectoryError):
+            sync_directory(tmp_path / "file")
 
     def test_what_is_written_in_pieces_is_for_its_owner_alone(self, tmp_path: Path) -> None:
         """The file is the pieces one after the other; nothing else is left."""

@@ -157,6 +157,18 @@ def test_one_outside_the_repository_is_looked_at_too(job: VerifyJob, archives: l
     assert (found.intact, found.level, found.path.parent.name) == (True, VerifyLevel.CHECKSUM, "elsewhere")
 
 
+def test_only_what_lies_in_the_repository_waits_for_its_lock(
+    job: VerifyJob, archives: list[Path], tmp_path: Path
+) -> None:
+    """An archive of another disk is nobody's who works here."""
+    os.link(archives[0], tmp_path / archives[0].name)
+    quick = replace(job, repository=Repository(job.repository.path, lock_timeout=0.1))
+    with job.repository.exclusive():
+        assert quick.run(tmp_path / archives[0].name).intact
+        with pytest.raises(BusyError, match=r"the repository .* is locked"):
+            quick.run(archives[0])
+
+
 def test_progress_is_told_of_all_bytes(job: VerifyJob, archives: list[Path]) -> None:
     """Of what is read, and what will have been read in the end."""
     steps: list[Step] = []
