@@ -207,6 +207,19 @@ class TestManyArchives:
         assert len(wanted) == 4
         assert entries(tmp_path) == wanted
 
+    def test_the_helper_does_its_part(self, tmp_path: Path, names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        """What it has found out, nobody else finds out again."""
+        parent, state, own = os.getpid(), bulk_stat._state, []
+
+        def noted(directory: int, name: bytes) -> bulk_stat.State:
+            if os.getpid() == parent:
+                own.append(name)
+            return state(directory, name)
+
+        monkeypatch.setattr(bulk_stat, "_state", noted)
+        assert [entry.name for entry in entries(tmp_path)] == names
+        assert own == []
+
     def test_a_helper_that_ends_early(self, tmp_path: Path, names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         """What it has not said is found out without it, and no process is left behind."""
         wanted = entries(tmp_path)
