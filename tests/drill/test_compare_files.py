@@ -80,6 +80,12 @@ def grow(root: Path) -> None:
     os.utime(root / "b", ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
+def shrink(root: Path) -> None:
+    before = (root / "b").stat()
+    os.truncate(root / "b", 2 * MIB)
+    os.utime(root / "b", ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
 def replace_by_directory(root: Path) -> None:
     (root / "b").unlink()
     (root / "b").mkdir()
@@ -117,9 +123,12 @@ def test_a_tree_is_as_it_was(archive: Path, source: Path) -> None:
     [
         (rewrite, "media/b: its SHA-256 is "),
         (grow, f"media/b: it has {2 * MIB + 6} bytes, and had {2 * MIB + 5}"),
+        (shrink, f"media/b: it has {2 * MIB} bytes, and had {2 * MIB + 5}"),
+        (lambda root: os.utime(root / "b"), "media/b: its time of change is another one"),
         (lambda root: os.utime(root / "b", ns=(0, 0)), "media/b: its time of change is another one"),
         (lambda root: (root / "b").chmod(0o604), "media/b: its mode is 604, and was "),
         (lambda root: (root / "empty").chmod(0o700), "media/empty: its mode is 700, and was 750"),
+        (lambda root: (root / "empty").chmod(0o755), "media/empty: its mode is 755, and was 750"),
         (lambda root: (root / "b").unlink(), "media/b: it was not restored"),
         (replace_by_directory, "media/b: it is something else than in the backup"),
         (replace_by_file, "media/empty: it is something else than in the backup"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from base64 import b64encode
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -211,6 +212,35 @@ def test_what_is_the_same_keeps_its_inode(archive: Path, target: Path) -> None:
     report = run(restore_of(target, restore_id="restore_2"), archive)
     assert (report.new, report.replaced, report.same) == (0, 0, 9)
     assert {path: path.stat().st_ino for path in inodes} == inodes
+
+
+@pytest.mark.parametrize(
+    ("backed_up", "live", "is_same"),
+    [
+        ({}, {}, True),
+        ({}, {"user.a": b"x"}, True),
+        ({"user.a": b"x"}, {"user.a": b"x"}, True),
+        ({"user.a": b"x"}, {"user.a": b"y"}, False),
+        ({"user.a": b"x"}, {"user.a": b"x", "user.b": b"x"}, False),
+        ({"user.a": b"x"}, {}, False),
+    ],
+)
+def test_file_with_other_attributes_is_replaced(
+    target: Path, tmp_path: Path, backed_up: dict[str, bytes], live: dict[str, bytes], is_same: bool
+) -> None:
+    """If the backup has any: a backup without them says nothing of them."""
+    xattrs = tuple((name, b64encode(value).decode()) for name, value in backed_up.items())
+    archive = write_indexed(tmp_path, [directory("media"), file("media/a", xattrs=xattrs)])
+    run(restore_of(target), archive)
+    for name in os.listxattr(target / "a"):
+        os.removexattr(target / "a", name)
+    try:
+        for name, value in live.items():
+            os.setxattr(target / "a", name, value)
+    except OSError:
+        pytest.skip("this file system has no extended attributes")
+    report = run(restore_of(target, restore_id="restore_2"), archive)
+    assert (report.same, report.replaced) == (is_same, not is_same)
 
 
 def test_file_that_rotted_is_replaced(archive: Path, target: Path) -> None:

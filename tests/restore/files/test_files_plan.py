@@ -71,6 +71,13 @@ class TestCounts:
         assert (found.blockers, found.exact, found.place) == ((), False, tmp_path)
         assert found.free_bytes > 0
 
+    @pytest.mark.parametrize("facts", [{"size": 2}, {"size": 4}, {"mtime_ns": MOMENT - 1}, {"mtime_ns": MOMENT + 1}])
+    def test_of_one_difference(self, tmp_path: Path, facts: dict[str, int]) -> None:
+        """Either way, it is another file."""
+        put(tmp_path / "a")
+        found = planned(tmp_path, member("a", **facts))
+        assert (found.replaced, found.same) == (1, 0)
+
     def test_of_links(self, tmp_path: Path) -> None:
         """A symlink is not judged by its size, a hard link by its time alone; a directory is no file."""
         put(tmp_path / "hard", "other")
@@ -84,9 +91,10 @@ class TestCounts:
         target = member("f", mtime_ns=MOMENT)
         found = planned(tmp_path, target, member("hard", MemberType.HARDLINK, link="media/f", size=0), *members)
         assert (found.new, found.replaced, found.same, found.left) == (1, 0, 2, 0)
-        os.utime(tmp_path / "hard", ns=(MOMENT + 1, MOMENT + 1))
-        found = planned(tmp_path, target, member("hard", MemberType.HARDLINK, link="media/f", size=0), *members)
-        assert (found.replaced, found.same) == (1, 1)
+        for moment in (MOMENT - 1, MOMENT + 1):
+            os.utime(tmp_path / "hard", ns=(moment, moment))
+            found = planned(tmp_path, target, member("hard", MemberType.HARDLINK, link="media/f", size=0), *members)
+            assert (found.replaced, found.same) == (1, 1)
 
     @pytest.mark.parametrize(
         ("kind", "says"),
