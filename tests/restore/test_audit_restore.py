@@ -14,7 +14,7 @@ from portal.ops.model import Component
 from portal.ops.restore.audit_chain import Chain, Continuation, check_log, check_logs
 from portal.ops.restore.files.restore import FileRestore, FilesReport, discard_rollback_data, list_restores
 from tests.support.archives import NAME, Recipe, tree_on_disk, write_archive
-from tests.support.hostile import file, write_plain
+from tests.support.hostile import directory, file, write_plain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -109,6 +109,20 @@ def test_log_is_restored_where_there_is_none(tmp_path: Path) -> None:
     assert report.place.read_bytes() == b"{}\n"
     assert report.chains[0].continuation is Continuation.NO_LIVE_LOG
     assert not target.exists()
+
+
+@pytest.mark.parametrize("names", [[], ["a"], ["a", "b"]])
+def test_only_a_single_log_becomes_a_file(tmp_path: Path, log: Path, names: list[str]) -> None:
+    """Where the live one is a file, and the archive has none or several, they are in a directory beside it."""
+    archive = write_plain(
+        tmp_path, [directory("audit"), *(file(f"audit/{name}", b"{}\n") for name in names)], lambda _: None
+    )
+    report = restored(archive, log)
+    if len(names) == 1:
+        assert report.place.read_bytes() == b"{}\n"
+    else:
+        assert sorted(path.name for path in report.place.iterdir()) == names
+    assert [path.name for path in log.parent.glob("*.directory")] == []
 
 
 @pytest.mark.parametrize("is_directory", [True, False])

@@ -16,13 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from portal.ops.archive.index import MemberType
 from portal.ops.archive.open import open_archive
 from portal.ops.backup.walk import FileTree, tree_bytes
-from portal.ops.errors import BusyError, RestoreError
+from portal.ops.errors import BusyError, ConfigurationError, RestoreError
 from portal.ops.filesystem import tree as file_tree
 from portal.ops.model import RESTORE_DIRECTORY, Component
 from portal.ops.restore.files import journal as file_journal
 from portal.ops.restore.files.record import RestoreDirectory
 from portal.ops.restore.files.restore import FileRestore, FilesState, discard_rollback_data, list_restores
-from tests.support.archives import NAME, Recipe, Tree, tree_on_disk, write_archive
+from tests.support.archives import MTIME_NS, NAME, Recipe, Tree, tree_on_disk, write_archive
 from tests.support.file_restores import live_tree, put, restore_of, run
 from tests.support.hostile import directory, file, hardlink, write_indexed, write_plain
 from tests.support.trees import grow, trees
@@ -367,3 +367,72 @@ def test_backup_passes_over_what_restores_keep(archive: Path, target: Path) -> N
     ours.write_bytes(bytes(MIB))
     assert not [item for item, _ in FileTree(root=target, prefix="media").items() if RESTORE_DIRECTORY in item[0]]
     assert tree_bytes(target) < MIB
+
+
+class TestByName:
+    """What is done with a restore of a name."""
+
+    @pytest.fixture
+    def two(self, archive: Path, target: Path) -> Path:
+        """Uploads with two restores."""
+        run(restore_of(target), archive)
+        run(restore_of(target, restore_id="restore_2"), archive)
+        return target
+
+    def test_one_of_several_is_discarded(self, two: Path) -> None:
+        """The one of that name, whichever comes first; the newest is listed first."""
+        assert [one.restore_id for one in list_restores(two)] == ["restore_2", "restore_1"]
+        assert discard_rollback_data(two, "restore_2") > 0
+        assert [one.restore_id for one in list_restores(two)] == ["restore_1"]
+        for name in ("restore_2", "restore_3"):
+            with pytest.raises(RestoreError, match=f"there is no restore {name} in {two}"):
+                discard_rollback_data(two, name)
+
+    @pytest.mark.parametrize("state", FilesState)
+    def test_what_is_unfinished_is_not_discarded(self, two: Path, state: FilesState) -> None:
+        """It has to be finished or undone first."""
+        made = RestoreDirectory(str(two), "restore_1")
+        made.advance(made.read(), state)
+        if state in (FilesState.APPLYING, FilesState.UNDOING):
+            with pytest.raises(RestoreError, match="the restore restore_1 was interrupted"):
+                discard_rollback_data(two, "restore_1")
+        else:
+            discard_rollback_data(two, "restore_1")
+        assert made.exists() is (state in (FilesState.APPLYING, FilesState.UNDOING))
+
+    @pytest.mark.parametrize("state", [FilesState.STAGING, FilesState.UNDOING, FilesState.ROLLED_BACK])
+    def test_what_cannot_be_applied(self, two: Path, state: FilesState) -> None:
+        """Its state says why, and nothing is changed."""
+        made = RestoreDirectory(str(two), "restore_1")
+        made.advance(made.read(), state)
+        before = live_tree(two)
+        with pytest.raises(RestoreError, match=f"restore_1 is {state.value.replace('_', ' ')}, and cannot be applied"):
+            restore_of(two).apply()
+        assert live_tree(two) == before
+
+    @pytest.mark.parametrize("state", FilesState)
+    def test_whether_live_data_was_changed(self, two: Path, state: FilesState) -> None:
+        """By its state; a restore that is not there has changed nothing."""
+        made = RestoreDirectory(str(two), "restore_1")
+        made.advance(made.read(), state)
+        is_begun = state in (FilesState.APPLYING, FilesState.APPLIED, FilesState.UNDOING)
+        assert restore_of(two).is_begun() is is_begun
+        assert not restore_of(two, restore_id="restore_3").is_begun()
+
+    @pytest.mark.parametrize("name", ["", ".", "..", "a/b"])
+    def test_names_that_are_none(self, tmp_path: Path, name: str) -> None:
+        """They would be paths; nor is a database a tree of files."""
+        with pytest.raises(ConfigurationError, match="cannot be restored as files under the name"):
+            restore_of(tmp_path, restore_id=name)
+        with pytest.raises(ConfigurationError, match="database cannot be restored as files"):
+            FileRestore(tmp_path, restore_id="r", component=Component.DATABASE)
+
+
+def test_undo_of_what_was_not_begun(target: Path) -> None:
+    """It leaves the tree as it is."""
+    before = tree_on_disk(target)
+    restore_of(target).undo()
+    (target / RESTORE_DIRECTORY).mkdir()
+    os.utime(target, ns=(MTIME_NS, before[b""].mtime_ns))
+    restore_of(target).undo()
+    assert tree_on_disk(target).keys() == before.keys()
