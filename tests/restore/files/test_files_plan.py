@@ -72,7 +72,7 @@ class TestCounts:
         assert found.free_bytes > 0
 
     @pytest.mark.parametrize("facts", [{"size": 2}, {"size": 4}, {"mtime_ns": MOMENT - 1}, {"mtime_ns": MOMENT + 1}])
-    def test_of_one_difference(self, tmp_path: Path, facts: dict[str, int]) -> None:
+    def test_of_one_difference(self, tmp_path: Path, facts: dict[str, Any]) -> None:
         """Either way, it is another file."""
         put(tmp_path / "a")
         found = planned(tmp_path, member("a", **facts))
