@@ -71,8 +71,9 @@ TARGETS: Final = (
     _of(
         "chains",
         f"{_ENGINE}/chains",
-        "deletions reader lineage state_cache graph",
-        "chains/test_chain_state chains/test_chain verify/test_deletion_lists restore/test_chain_restore "
+        "deletions reader lineage state_cache graph extract",
+        "chains/test_extract chains/test_chain_state chains/test_chain verify/test_deletion_lists "
+        "restore/test_chain_restore "
         "backup/test_incremental chains/test_chain_lives",
     ),
     _of(
@@ -86,9 +87,48 @@ TARGETS: Final = (
         "journal",
         f"{_ENGINE}/restore",
         "journal history files/journal files/record files/changes",
-        "restore/test_journal restore/test_restore_history restore/files/test_restore_directory "
+        "restore/files/test_file_journal restore/test_restore_words restore/test_journal restore/test_restore_history "
+        "restore/files/test_restore_directory "
         "repository/test_sync_order restore/files/test_file_rollback "
         "restore/files/test_file_restore restore/test_rollback",
+    ),
+    _of(
+        "files",
+        f"{_ENGINE}/restore/files",
+        "plan preflight tree_rules file_writer free_space report refusals lost_attributes name_set selection stage "
+        "restore writers helpers unpacker",
+        "restore/files/test_tree_rules restore/files/test_files_words restore/files/test_files_plan "
+        "restore/files/test_file_maker restore/files/test_file_writers restore/files/test_file_patterns "
+        "restore/files/test_file_rollback restore/test_audit_restore archive/test_hostile_archives "
+        "restore/files/test_file_helpers restore/files/test_file_restore",
+    ),
+    _of(
+        "restores",
+        f"{_ENGINE}/restore",
+        "plan outcome config select_archive components dump_source background_checksum rollback restoration cleanup "
+        "live_change context job moment portal_health audit_chain scratch_dump",
+        "restore/test_restore_words restore/test_restore_config restore/test_select_archive restore/test_components "
+        "restore/test_portal_health restore/test_scratch_dump restore/test_moment_archive restore/test_audit_restore "
+        "restore/test_media_alone restore/test_live_change restore/test_rollback restore/test_restore_job "
+        "restore/test_restore_refusals",
+    ),
+    _of(
+        "database",
+        f"{_ENGINE}/restore/database",
+        "means model row_check newcomer plan swap live_swap in_place replacement restore stage settle object_check "
+        "fill",
+        "restore/database/test_means restore/database/test_plan_in_words restore/test_components "
+        "restore/database/test_object_check restore/database/test_small_parts "
+        "restore/database/test_database_refusals "
+        "restore/database/test_database_restore restore/database/test_database_restore_state "
+        "restore/database/test_real_portals restore/database/test_statistics",
+    ),
+    _of(
+        "drill",
+        f"{_ENGINE}/drill",
+        "report compare compare_files scratch job portal_checks moments references credentials",
+        "drill/test_drill_words drill/test_compare_files drill/test_media_drill drill/test_moments "
+        "drill/test_credentials drill/test_references drill/test_portal_drill drill/test_drill",
     ),
     _of(
         "reader",

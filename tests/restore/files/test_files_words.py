@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 
 from portal.ops.errors import AccessDeniedError, DiskFullError, NotIntactError, OpsError, RestoreError
+from portal.ops.filesystem.attributes import Attributes
+from portal.ops.filesystem.tree import Tree
 from portal.ops.restore.audit_chain import Chain, ChainReport, Continuation
 from portal.ops.restore.files import free_space, refusals
 from portal.ops.restore.files.free_space import Room, room
+from portal.ops.restore.files.lost_attributes import LostAttributes
 from portal.ops.restore.files.record import FilesState
 from portal.ops.restore.files.refusals import explained
 from portal.ops.restore.files.report import FilesPlan, FilesReport
@@ -233,3 +236,46 @@ class TestRoom:
         with pytest.raises(DiskFullError, match="no space left for the stage in /up"):
             one.take(10 * MIB + 1)
         assert len(asked) == 4
+
+
+class TestLost:
+    """Attributes that a file system has not kept."""
+
+    def test_they_are_told(self, tmp_path: Path) -> None:
+        """Five of each kind by name, and the others counted; nothing where all were kept."""
+        path = tmp_path / "file"
+        path.touch()
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            kept = Attributes(0o600, 0, 0, path.stat().st_mtime_ns)
+            wanted = kept._replace(xattrs=(("user.a", "eA=="),))
+            lost = LostAttributes()
+            lost.file(descriptor, kept, "kept")
+            lost.file(descriptor, kept._replace(xattrs=()), "kept")
+            assert lost.warnings() == []
+            for number in range(5):
+                lost.file(descriptor, wanted, f"x{number}")
+            assert lost.warnings() == [
+                f"x{number} has extended attributes that this file system or user does not allow: restored without"
+                for number in range(5)
+            ]
+            for offset in (-1, 1):
+                lost.file(descriptor, kept._replace(mtime_ns=kept.mtime_ns + offset), f"t{offset}")
+            for number in range(1001):
+                lost.file(descriptor, wanted, f"y{number}")
+        finally:
+            os.close(descriptor)
+        assert lost.warnings()[5:] == [
+            "1,001 more have extended attributes that this file system or user does not allow",
+            *(f"t{offset} has a time that this file system cannot store: restored without" for offset in (-1, 1)),
+        ]
+
+    def test_directories_are_tried(self, tmp_path: Path) -> None:
+        """Whether they could have them; they keep none of it for what is made in them."""
+        with Tree(str(tmp_path)) as tree:
+            lost = LostAttributes()
+            wanted = Attributes(0o700, 0, 0, 0, (("user.a", "eA=="), ("system.impossible", "eA==")))
+            lost.directory(tree.fileno(), wanted, "")
+            lost.directory(tree.fileno(), wanted._replace(xattrs=None), "d")
+            assert [said.split(" has ")[0] for said in lost.warnings()] == ["the directory itself"]
+            assert [name for name in os.listxattr(tmp_path) if name.startswith("user.")] == []
