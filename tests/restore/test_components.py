@@ -304,6 +304,11 @@ class TestChecksum:
         with Checksum(expected):
             pass
 
+    def test_whoever_leaves_does_not_wait(self) -> None:
+        """Not even for the end of what has none."""
+        with Checksum({Path("/dev/zero"): "0" * 64}):
+            pass
+
     def test_one_that_is_not_there(self, tmp_path: Path) -> None:
         """That is an error of the repository."""
         with pytest.raises(RepositoryError, match="cannot read"), Checksum({tmp_path / "x": ""}) as checksum:

@@ -73,6 +73,7 @@ class TestRequests:
         moment = datetime(2026, 3, 4, 7, 6, 7, tzinfo=UTC)
         result = done(job(place).restore_media(BACKUP_ID, moment=moment, request_id="r"))
         assert result.restore_id.startswith("restore_20260304_070607_")
+        assert result.plan[0] == f"Restore uploads from {BACKUP_ID}, made 2024-01-15 12:00:00 UTC."
         assert restored(place).restore_id.startswith("restore_20260102_120000_")
         one, other = restored(place), restored(place)
         assert one.restore_id != other.restore_id

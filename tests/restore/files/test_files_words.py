@@ -189,6 +189,7 @@ class TestRefusals:
         monkeypatch.setattr(refusals, "IS_ROOT", is_root)
         error = explained(OSError(errno.EPERM, "no", "/top/a"), "to do it", "/top")
         assert isinstance(error, AccessDeniedError)
+        assert error.message.startswith("/top/a may not be changed to do it")
         assert says in error.message
         assert ("lsattr" in error.hint) is is_root
         assert "not even by root" not in explained(OSError(errno.EACCES, "no"), "to do it", "/top").message
@@ -225,7 +226,8 @@ class TestRoom:
         monkeypatch.setattr(free_space, "room", left)
         one = Room(7, "/up")
         one.take(10)
-        one.take(4 * MIB)
+        one.take(1)
+        one.take(4 * MIB - 1)
         assert asked == [7]
         one.take(1)
         assert asked == [7, 7]
