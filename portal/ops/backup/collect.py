@@ -42,6 +42,7 @@ log = engine_log("portal.ops.backup.collect")
 
 _SECOND: Final = 1_000_000_000
 _MOST_LINKS: Final = 5
+_MOST_ROTATIONS: Final = 5
 _WORTH_TELLING: Final = 100
 """The manifest has the sizes of tables that are at least one part in this number of the database."""
 
@@ -199,6 +200,8 @@ class Collection:
         read_from = time.time_ns()
         with FileTree(root=source, prefix=component.member, excluded=excluded, tally=tally) as files:
             writer.add_items(files.tree, files.items())
+            if component is Component.AUDIT_LOGS:
+                _add_rotated(writer, files)
         if not self.config.is_confirmed(LOSS_OF[component]):
             check_loss(component, source, last_state(self.repository, component), tally.files)
         self._warnings += _warnings(tally)
@@ -275,6 +278,14 @@ def _phase(event: str, component: Component | None = None) -> Iterator[dict[str,
     facts: dict[str, Any] = {"component": component.value} if component else {}
     yield facts
     log.info(event, **facts, seconds=round(time.monotonic() - started, 3))
+
+
+def _add_rotated(writer: ArchiveWriter, files: FileTree) -> None:
+    """Add logs that got another name while they were read: under the old one was what followed them."""
+    for _ in range(_MOST_ROTATIONS):
+        if not (found := list(files.appeared())):
+            return
+        writer.add_items(files.tree, found)
 
 
 def _warnings(tally: Tally) -> list[str]:

@@ -55,6 +55,7 @@ class FileTree:
         self.excluded = excluded
         self.tally = tally or Tally()
         self.tree, self._file = open_root(root)
+        self._at_top: set[str] = set()
         self._names: dict[Identity, Item] = {}
 
     def __enter__(self) -> Self:
@@ -74,6 +75,28 @@ class FileTree:
             return
         found = self.tree.look(self._file)
         yield (f"{self.prefix}/{self._file}", "file", ""), found.st_size if found else 0
+
+    def appeared(self) -> Iterator[tuple[Item, int]]:
+        """Files at the top with a name that was not there before, such as logs that were rotated while they were read.
+
+        Raises:
+            SourceError: the directory cannot be read.
+        """
+        if self._file is not None:
+            return
+        before = frozenset(self._at_top)
+        try:
+            names = [portable(entry.name) for entry in self._entries(self.prefix) if entry.name not in before]
+        except OSError as error:
+            if error.errno not in GONE:
+                raise unreadable(self.tree.name(source_of(self.prefix)), error.errno or 0) from error
+            return
+        for name in names:
+            path = f"{self.prefix}/{name}"
+            found = self.tree.look(source_of(path))
+            if found is not None and stat.S_ISREG(found.st_mode):
+                item = (path, "file", "")
+                yield (item if found.st_nlink == 1 else self._linked(item, found)), found.st_size
 
     def _below(self) -> Iterator[tuple[Item, int]]:
         todo = [self.prefix]
@@ -110,6 +133,8 @@ class FileTree:
         check_length(path)
         with self.tree.entries(source_of(path)) as found:
             found.sort(key=lambda entry: os.fsencode(entry.name))
+            if path == self.prefix:
+                self._at_top.update(entry.name for entry in found)
             yield from found
 
     def _is_passed_over(self, path: str, found: os.stat_result) -> bool:
