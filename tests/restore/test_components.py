@@ -146,6 +146,8 @@ class TestFiles:
         place = tmp_path.resolve() / "place"
         media, audit = self.part(place), self.part(place, Component.AUDIT_LOGS)
         assert media.kept(rolled_back=False) == f"what was replaced of {place}, in {place / RESTORE_DIRECTORY}"
+        assert (media.kept(rolled_back=True), audit.kept(rolled_back=True)) == ("", "")
+        (place.parent / RESTORE_DIRECTORY / "restore_1").mkdir(parents=True)
         assert audit.kept(rolled_back=True) == f"what was restored of {place}, in {place.parent / RESTORE_DIRECTORY}"
         assert media.discard() == ()  # nothing is kept of a restore that was never begun
 

@@ -107,7 +107,7 @@ class Part(Protocol):
         """The facts from which `PartMaker.from_record` recreates the part."""
 
     def kept(self, *, rolled_back: bool) -> str:
-        """A description of the rollback data, if any; from the record, without looking for it."""
+        """A description of the rollback data, if any; from the record, without asking a server."""
 
     def discard(self) -> tuple[str, ...]:
         """Remove the rollback data, if any; return warnings about data of others that goes with it."""
@@ -305,9 +305,11 @@ class FilesPart:
         }
 
     def kept(self, *, rolled_back: bool) -> str:
-        """The restore's directory in the tree."""
+        """The restore's directory in the tree; a rollback removes it unless it holds work of others."""
         target = Path(os.path.realpath(self._restore.target))
         root = target.parent if self.component is Component.AUDIT_LOGS else target
+        if rolled_back and not os.path.lexists(root / RESTORE_DIRECTORY / self._restore.restore_id):
+            return ""
         what = "what was restored" if rolled_back else "what was replaced"
         return f"{what} of {target}, in {root / RESTORE_DIRECTORY}"
 
