@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
+from demo.ports import ReservedPort
 from demo.server_process import end, wait_until_ready
 from portal.ops.errors import ConfigurationError
 from portal.ops.runtime.process import launch_command
@@ -63,7 +63,7 @@ class EmbeddedObjectStore:
         self._limits = (volume_mb, volumes)
         self._process: subprocess.Popen[bytes] | None = None
         self.directory = Path()
-        self._ports: dict[str, int] = {}
+        self._ports: dict[str, ReservedPort] = {}
 
     def __enter__(self) -> Self:
         self.directory = Path(tempfile.mkdtemp(prefix="kekkai-s3-"))
@@ -82,12 +82,13 @@ class EmbeddedObjectStore:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+        self._release_ports()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     @property
     def endpoint(self) -> str:
         """Its address."""
-        return f"http://127.0.0.1:{self._ports['s3']}"
+        return f"http://127.0.0.1:{self._ports['s3'].number}"
 
     def url(self, bucket: str, prefix: str = "", **options: str) -> str:
         """The off-site destination for a bucket."""
@@ -101,7 +102,7 @@ class EmbeddedObjectStore:
             ConfigurationError: it did not start.
         """
         if not self._ports:
-            self._ports = _free_ports(*_SERVICES, *(f"{name}.grpc" for name in _SERVICES))
+            self._ports = {name: ReservedPort() for name in (*_SERVICES, *(f"{name}.grpc" for name in _SERVICES))}
         identities = [
             {
                 "name": one.name,
@@ -128,7 +129,7 @@ class EmbeddedObjectStore:
             wait_until_ready(self._process, self._answers, name="the S3 server", log=log_file, seconds=_START_SECONDS)
         except ConfigurationError:
             self.stop()
-            self._ports = {}
+            self._release_ports()
             raise
 
     def stop(self, number: signal.Signals = signal.SIGKILL) -> None:
@@ -138,16 +139,21 @@ class EmbeddedObjectStore:
         end(self._process, number)
         self._process = None
 
+    def _release_ports(self) -> None:
+        for port in self._ports.values():
+            port.release()
+        self._ports = {}
+
     def create_bucket(self, name: str) -> None:
         """Create a bucket, which on this server is a directory."""
-        place = f"http://127.0.0.1:{self._ports['filer']}/buckets/{name}/"
+        place = f"http://127.0.0.1:{self._ports['filer'].number}/buckets/{name}/"
         request = urllib.request.Request(place, method="POST")
         with urllib.request.urlopen(request, timeout=_START_SECONDS):  # noqa: S310
             pass
 
     def _command(self, configuration: Path, data: Path) -> list[str]:
         volume_mb, volumes = self._limits
-        ports = {name: str(self._ports[name]) for name in self._ports}
+        ports = {name: str(self._ports[name].number) for name in self._ports}
         named = [f"-{name.partition('.')[0]}.port{'.grpc' if '.' in name else ''}={ports[name]}" for name in ports]
         return [
             _binary(),
@@ -170,24 +176,13 @@ class EmbeddedObjectStore:
         """True if the server answers a request that involves all of its parts."""
         for service in ("s3", "filer"):
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self._ports[service]}/", timeout=2):
+                with urllib.request.urlopen(f"http://127.0.0.1:{self._ports[service].number}/", timeout=2):
                     pass
             except urllib.error.HTTPError:
                 continue  # it asks who we are
             except OSError:
                 return False
         return True
-
-
-def _free_ports(*names: str) -> dict[str, int]:
-    probes = [socket.socket() for _ in names]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return {name: int(probe.getsockname()[1]) for name, probe in zip(names, probes, strict=True)}
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 def _binary() -> str:

@@ -11,7 +11,6 @@ import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from demo.ports import ReservedPort
 from demo.server_process import end
 from portal.ops.errors import ConfigurationError
 from portal.ops.runtime.process import launch_command
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from psycopg.sql import SQL, Composed
 
 _SUPERUSER = "postgres"
-_START_SECONDS = 30.0
+_START_SECONDS = 60.0
 _POLL_SECONDS = 0.01
 _PORT_ATTEMPTS = 5
 
@@ -93,6 +93,7 @@ class EmbeddedPostgres:
         """The programs, at a path that the server's user can access; valid while the server runs."""
         self.directory = Path()
         self.port = 0
+        self._reserved: ReservedPort | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -122,6 +123,8 @@ class EmbeddedPostgres:
             # SIGQUIT: the server ends its processes, frees shared memory, and skips the final checkpoint.
             end(self._process, signal.SIGQUIT)
             self._process = None
+        if self._reserved is not None:
+            self._reserved.release()
         if self.directory != Path():
             shutil.rmtree(self.directory, ignore_errors=True)
             self.directory = Path()
@@ -237,9 +240,9 @@ class EmbeddedPostgres:
             raise ConfigurationError(f"initdb failed: {done.stderr.decode(errors='replace').strip()}")
 
     def _launch(self, postgres: Path, port: int = 0) -> None:
-        """Start the server; another process may take the chosen port first, so try several."""
+        """Start the server; a process that does not ask for just any port may have the chosen one, so try several."""
         for _ in range(_PORT_ATTEMPTS):
-            self.port = port or _free_port()
+            self.port = port or self._reserve_port()
             settings = self._settings | {"listen_addresses": "127.0.0.1", "port": str(self.port)}
             settings["unix_socket_directories"] = str(self.directory)
             command: list[str | Path] = [
@@ -260,6 +263,12 @@ class EmbeddedPostgres:
             if self._becomes_ready():
                 return
         raise ConfigurationError(f"PostgreSQL did not start: {self._log.read_text(errors='replace')[-2000:].strip()}")
+
+    def _reserve_port(self) -> int:
+        if self._reserved is not None:
+            self._reserved.release()
+        self._reserved = ReservedPort()
+        return self._reserved.number
 
     def _becomes_ready(self) -> bool:
         """Wait for the status in its pid file, like pg_ctl."""
@@ -324,10 +333,3 @@ def _make_directory(owner: tuple[int, int] | None) -> Path:
 def _reachable(path: Path) -> bool:
     """Return whether everyone may pass through every directory of `path`, and read and execute it."""
     return path.stat().st_mode & 0o005 == 0o005 and all(parent.stat().st_mode & 0o001 for parent in path.parents)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -19,7 +19,7 @@ from demo.server_process import end, wait_until_ready
 from portal.ops.errors import ConfigurationError
 from portal.ops.runtime.process import launch_command
 
-_START_SECONDS = 10.0
+_START_SECONDS = 60.0
 
 
 class EmbeddedRedis:

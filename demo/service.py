@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
+from demo.ports import ReservedPort
 from demo.redis import EmbeddedRedis
 from portal.ops.errors import OpsError
 from portal.ops.runtime.process import launch_command
@@ -40,6 +40,7 @@ class Service:
     redis: EmbeddedRedis = field(default_factory=EmbeddedRedis)
     flower_password: str = field(default_factory=lambda: secrets.token_urlsafe(9))
     flower_port: int = 0
+    _reserved: ReservedPort = field(default_factory=ReservedPort)
     _running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
@@ -57,6 +58,7 @@ class Service:
                 process.kill()
                 process.wait()
         self.redis.__exit__()
+        self._reserved.release()
 
     def start_worker(self) -> float:
         """Start a worker for all queues, and wait until it takes tasks; return the seconds that took."""
@@ -85,7 +87,7 @@ class Service:
 
     def start_flower(self) -> str:
         """Start Flower; return its address."""
-        self.flower_port = _free_port()
+        self.flower_port = self._reserved.number
         self._start("worker.flower", lambda said: "flower_ready" in said)
         return f"http://127.0.0.1:{self.flower_port}"
 
@@ -118,13 +120,6 @@ class Service:
                 raise OpsError(f"{module} did not start: {said}", hint="This is a fault of ours; please report it.")
             time.sleep(_POLL_SECONDS)
         return time.monotonic() - started
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def own_environment() -> dict[str, str]:

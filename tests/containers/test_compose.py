@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import tomllib
@@ -22,6 +21,7 @@ import jsonschema
 import pytest
 from redis import AuthenticationError, Redis
 
+from demo.ports import ReservedPort
 from portal.ops.settings.load import SETTINGS
 from tests.support.compose_file import ROOT, Service, make_secrets, read_compose, seconds_of, variables_of
 from tests.support.compose_schema import SCHEMA
@@ -291,7 +291,8 @@ class Stack:
         self.portal = portal
         self.directory = directory
         self.secrets = directory / "secrets"
-        self.port = _free_port()
+        self._reserved = ReservedPort(), ReservedPort()
+        self.port, flower_port = (one.number for one in self._reserved)
         self.places = {
             REPOSITORY: str(portal.archives),
             f"{HOME}/uploads": str(portal.uploads),
@@ -299,7 +300,7 @@ class Stack:
             "/var/lib/flower": str(directory / "flower"),
             "/data": str(directory / "redis"),
             "6379": str(self.port),
-            "5555": str(_free_port()),
+            "5555": str(flower_port),
         }
         self._make()
 
@@ -407,15 +408,9 @@ def test_flower_answers(stack: Stack, redis: Service) -> None:
 @pytest.mark.parametrize("name", ["beat", "watcher"])
 def test_what_starts_work_is_healthy(stack: Stack, redis: Service, name: str) -> None:
     """Beat and watcher become healthy beside Redis alone, and end when they are asked to."""
-    with stack.service(name) as service:
-        assert not service.is_healthy()
+    service = stack.service(name)
+    assert not service.is_healthy()
+    with service:
         wait_until(service.is_healthy)
         assert service.stop() == 0
     assert all(json.loads(line)["event"] for line in service.text.splitlines())
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -6,7 +6,6 @@ import base64
 import hmac
 import http.client
 import shutil
-import socket
 import subprocess
 import tempfile
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from uuid import uuid4
 
 import pytest
 
+from demo.ports import ReservedPort
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ def _signature(fields: list[str]) -> str:
 
 @contextmanager
 def _served(program: str, directory: str) -> Iterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    reserved = ReservedPort()
+    port = reserved.number
     command = [program, "--silent", "--disableTelemetry", "--skipApiVersionCheck", f"--blobPort={port}"]
     process = subprocess.Popen(
         [*command, f"--location={directory}"],
@@ -77,6 +77,7 @@ def _served(program: str, directory: str) -> Iterator[int]:
     finally:
         process.terminate()
         process.wait()
+        reserved.release()
 
 
 def _has_container(port: int) -> bool:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import yaml
 
+from tests.support.waiting import LONG_SECONDS
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -109,21 +111,24 @@ class Service:
         """What its health check says."""
         kind, *words = self._declared["healthcheck"]["test"]
         words = ["sh", "-c", *words] if kind == "CMD-SHELL" else words
-        checked = subprocess.run(
-            [self._here(word) for word in words],
-            env=self.environment,
-            cwd=ROOT,
-            capture_output=True,
-            timeout=seconds_of(self._declared["healthcheck"]["timeout"]),
-            check=False,
-        )
+        try:
+            checked = subprocess.run(
+                [self._here(word) for word in words],
+                env=self.environment,
+                cwd=ROOT,
+                capture_output=True,
+                timeout=seconds_of(self._declared["healthcheck"]["timeout"]),
+                check=False,
+            )
+        except subprocess.TimeoutExpired:  # which an engine takes for a failure, too
+            return False
         return checked.returncode == 0
 
     def stop(self) -> int:
-        """Ask it to end, as `docker compose stop` does; its exit code, unless it takes longer than it may."""
+        """Ask it to end, as `docker compose stop` does; its exit code. A busy machine has more time than its grace."""
         assert self._popen is not None
         self._popen.send_signal(signal.SIGTERM)
-        return self._popen.wait(self.grace)
+        return self._popen.wait(max(self.grace, LONG_SECONDS))
 
     def kill(self) -> None:
         """End it and all that it started."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import signal
-import socket
 import subprocess
 import sys
 from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from demo.ports import ReservedPort
+from tests.support.waiting import LONG_SECONDS
 from tests.support.workers import wait_until
 
 if TYPE_CHECKING:
@@ -28,9 +29,8 @@ class FlowerProcess:
 
     def __init__(self, portal: Portal, redis: EmbeddedRedis, **environ: str) -> None:
         self._log = portal.directory / "flower.log"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self._reserved = ReservedPort()
+        self.port = self._reserved.number
         own = {"CELERY_BROKER_URL": redis.url, "BACKUP_FLOWER_PASSWORD": PASSWORD, "FLOWER_PORT": str(self.port)}
         self._environ = portal.environ(**(own | environ))
         self._popen: subprocess.Popen[bytes] | None = None
@@ -41,6 +41,7 @@ class FlowerProcess:
 
     def __exit__(self, *_: object) -> None:
         self.end(signal.SIGKILL)
+        self._reserved.release()
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
@@ -57,7 +58,7 @@ class FlowerProcess:
         """Ask it to end, or make it; its exit code."""
         assert self._popen is not None
         self._popen.send_signal(number)
-        return self._popen.wait(20)
+        return self._popen.wait(LONG_SECONDS)
 
     @property
     def pid(self) -> int:
@@ -73,7 +74,7 @@ class FlowerProcess:
         """Status and body of an answer."""
         body = None if data is None else json.dumps(data)
         headers = {} if user is None else {"Authorization": f"Basic {base64.b64encode(user.encode()).decode()}"}
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=LONG_SECONDS)
         try:
             connection.request("GET" if body is None else "POST", path, body, headers)
             answer = connection.getresponse()

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 import pytest
 
+from demo.ports import ReservedPort
 from demo.server_process import end, wait_until_ready
 from portal.ops.runtime.process import launch_command
 from tests.support.unprivileged import NOBODY
+from tests.support.waiting import LONG_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,8 +47,8 @@ def pgbouncer(target: DatabaseTarget, **settings: str) -> Iterator[DatabaseTarge
     if program is None:
         pytest.skip("there is no pgbouncer: apt-get install pgbouncer")
     assert target.password is not None
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    reserved = ReservedPort()
+    port = reserved.number
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         directory = Path(name)
         directory.chmod(0o755)
@@ -73,10 +75,11 @@ def pgbouncer(target: DatabaseTarget, **settings: str) -> Iterator[DatabaseTarge
                 stderr=output,
             )
         try:
-            wait_until_ready(process, lambda: _listens(port), name="pgbouncer", log=log, seconds=10)
+            wait_until_ready(process, lambda: _listens(port), name="pgbouncer", log=log, seconds=LONG_SECONDS)
             yield replace(target, host="127.0.0.1", port=port)
         finally:
             end(process, signal.SIGTERM)
+            reserved.release()
 
 
 @contextmanager

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Self
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from demo.ports import ReservedPort
 from tests.support.commands import answer, run
+from tests.support.waiting import LONG_SECONDS
 from tests.support.workers import MOMENT, WorkerProcess, client_of, result_of, submit, wait_until
 from worker.operations import BACKUP_FULL
 
@@ -127,9 +129,8 @@ def test_beat_serves_metrics_and_tells_of_missed_targets(
     portal: Portal, redis: EmbeddedRedis, web_server: Server
 ) -> None:
     """Nothing has run at all, and somebody notices."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    reserved = ReservedPort()
+    port = reserved.number
     environ = portal.environ(
         CELERY_BROKER_URL=redis.url,
         BACKUP_METRICS_PORT=str(port),
@@ -141,12 +142,13 @@ def test_beat_serves_metrics_and_tells_of_missed_targets(
         wait_until(lambda: any("TARGET MISSED" in body for _, body in web_server.asked))
     finally:
         beat.terminate()
-        assert beat.wait(30) == 0
+        assert beat.wait(LONG_SECONDS) == 0
+        reserved.release()
 
 
 def _scraped(port: int) -> str:
     try:
-        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answered:
+        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=LONG_SECONDS) as answered:
             text: str = answered.read().decode()
             return text
     except (URLError, OSError):
